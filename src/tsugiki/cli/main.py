@@ -1,0 +1,4 @@
+"""The `tsugiki` command: finds the subcommand, prints errors for people."""
+
+def main() -> None:
+    """Run the command line."""
