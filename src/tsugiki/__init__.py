@@ -1,1 +1,50 @@
-"""Tsugiki: LoRA fine-tuning that can be read, whose files work everywhere, fast on the machine you have."""
+"""Tsugiki: LoRA fine-tuning that can be read, whose files work everywhere, fast on the machine you have.
+
+from tsugiki import LoraConfig, graft, save_adapter
+graft(model, LoraConfig(r=8, lora_alpha=32))
+...                                             # train as usual
+save_adapter(model, "my-adapter")               # a folder that Hugging Face PEFT loads
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tsugiki.adapters.files import load_adapter, save_adapter
+    from tsugiki.errors import TsugikiError
+    from tsugiki.lora.config import LoraConfig
+    from tsugiki.lora.graft import disable_adapter, graft, set_adapter, trainable_parameters, ungraft
+    from tsugiki.lora.merge import merge, unmerge
+
+__version__ = version("tsugiki")
+
+__all__ = [
+    "LoraConfig",
+    "TsugikiError",
+    "disable_adapter",
+    "graft",
+    "load_adapter",
+    "merge",
+    "save_adapter",
+    "set_adapter",
+    "trainable_parameters",
+    "ungraft",
+    "unmerge",
+]
+
+_HOMES = {
+    "LoraConfig": "tsugiki.lora.config",
+    "TsugikiError": "tsugiki.errors",
+    "load_adapter": "tsugiki.adapters.files",
+    "save_adapter": "tsugiki.adapters.files",
+    "merge": "tsugiki.lora.merge",
+    "unmerge": "tsugiki.lora.merge",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import tsugiki` alone does not load torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'tsugiki' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "tsugiki.lora.graft")), name)

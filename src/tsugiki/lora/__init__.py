@@ -1,0 +1,4 @@
+"""LoRA, from scratch: the layer (`layer`), its settings (`config`), grafting (`graft`) and merging (`merge`).
+
+Read `layer.py` first: it holds the whole method.
+"""

@@ -1,0 +1,61 @@
+"""Which base an adapter belongs to: a digest of the base's stored tensors.
+
+An adapter loads without complaint into any model of the same shape and then writes nonsense. The digest is
+taken from the files, before any casting, tensor by tensor, so that resharding does not change it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+from torch import nn
+
+from tsugiki.models import local_folder
+
+_CHUNK = 1 << 22
+
+
+def base_fingerprint(model: nn.Module) -> str | None:
+    """The fingerprint of the files that `model` was loaded from; None where they cannot be found."""
+    name = getattr(model, "name_or_path", "")
+    folder = local_folder(name) if name else None
+    return folder_fingerprint(folder) if folder else None
+
+
+def folder_fingerprint(folder: Path) -> str | None:
+    """`sha256:` and 64 digits over name, dtype, shape and bytes of every tensor in the folder's safetensors.
+
+    None where the folder has no safetensors.
+    """
+    tensors: dict[str, str] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with path.open("rb") as file:
+            tensors.update(_digest_tensors(file))
+    if not tensors:
+        return None
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(f"{name}\0{tensors[name]}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _digest_tensors(file: BinaryIO) -> dict[str, str]:
+    """Digest of each tensor in one safetensors file: 8 bytes of header length, a JSON header, the data."""
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    digests = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        digest = hashlib.sha256(f"{entry['dtype']} {entry['shape']} ".encode())
+        file.seek(8 + length + begin)
+        while begin < end:
+            chunk = file.read(min(_CHUNK, end - begin))
+            if not chunk:
+                raise EOFError(f"{file.name} is cut short")
+            digest.update(chunk)
+            begin += len(chunk)
+        digests[name] = digest.hexdigest()
+    return digests

@@ -1,0 +1,150 @@
+"""The method itself: a frozen layer with a low-rank branch beside it.
+
+            ┌──────────────── W (frozen) ───────────────┐
+        x ──┤                                           ├──(+)── W x + scaling · B A x
+            └── dropout ── A [r, in] ── B [out, r] ── · scaling ──┘
+
+Only A and B train: r (in + out) numbers instead of in · out. B starts at zero, so the grafted layer is the
+frozen one to the last bit until the first step. `scaling` is alpha / r, PEFT's convention; the paper's
+text calls the same factor alpha / r, the chapter's code multiplies by alpha alone.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LowRank(nn.Module):
+    """The pair of one layer: A [r, in], B [out, r], and the factor on their product.
+
+    For an embedding, `in` is the number of entries: A [r, entries], B [width, r].
+    Kept in float32 (float64 for a float64 layer) whatever the frozen weight's dtype.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, r: int, scaling: float, dropout: float, like: Tensor
+    ) -> None:
+        super().__init__()
+        dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
+        self.A = nn.Parameter(torch.empty(r, in_features, dtype=dtype, device=like.device))
+        self.B = nn.Parameter(torch.empty(out_features, r, dtype=dtype, device=like.device))
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout)
+
+    def delta(self) -> Tensor:
+        """ΔW = scaling · B A, [out, in]."""
+        return self.scaling * (self.B @ self.A)
+
+
+class LoraLinear(nn.Module):
+    """`nn.Linear` or transformers' `Conv1D` (the same product, weight stored as [in, out]) with a branch.
+
+    `lora` is None while no adapter is active here: then the layer is its frozen base.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora: LowRank | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W x + b + scaling · B A dropout(x); x is [..., in]."""
+        y: Tensor = self.base_layer(x)
+        if self.lora is None:
+            return y
+        low = F.linear(self.lora.dropout(x.to(self.lora.A.dtype)), self.lora.A)
+        return (y + F.linear(low, self.lora.B) * self.lora.scaling).to(y.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for code that reads `layer.weight`."""
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias, for code that reads `layer.bias`."""
+        return self.base_layer.bias  # type: ignore[return-value]
+
+
+class LoraEmbedding(nn.Module):
+    """`nn.Embedding` with a branch: row i of the table gains scaling · B A[:, i]."""
+
+    def __init__(self, base_layer: nn.Embedding) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora: LowRank | None = None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Table rows of `ids` [...] with their low-rank part, [..., width]."""
+        y: Tensor = self.base_layer(ids)
+        if self.lora is None:
+            return y
+        low = F.embedding(ids, self.lora.A.T, padding_idx=self.base_layer.padding_idx)
+        update = F.linear(low, self.lora.B) * self.lora.scaling
+        # Gemma's embedding multiplies what it looks up; the low-rank part is looked up too.
+        scale = getattr(self.base_layer, "embed_scale", None)
+        if scale is not None:
+            update = update * torch.as_tensor(scale, dtype=self.base_layer.weight.dtype)
+        return (y + update).to(y.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen table, for code that reads `layer.weight`."""
+        return self.base_layer.weight
+
+
+Grafted = LoraLinear | LoraEmbedding
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether this is transformers' `Conv1D`, known by name so that this room needs torch alone."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
+
+
+def is_graftable(layer: nn.Module) -> bool:
+    """Whether a low-rank branch can be put beside this layer."""
+    return isinstance(layer, nn.Linear | nn.Embedding) or is_conv1d(layer)
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """(in, out) of a layer that can be grafted; (entries, width) of an embedding."""
+    match layer:
+        case nn.Linear():
+            return layer.in_features, layer.out_features
+        case nn.Embedding():
+            return layer.num_embeddings, layer.embedding_dim
+        case _:
+            rows, columns = layer.weight.shape  # type: ignore[misc]
+            return int(rows), int(columns)
+
+
+def wrap(layer: nn.Module) -> Grafted:
+    """The grafted form of a layer, with no adapter in it yet."""
+    return LoraEmbedding(layer) if isinstance(layer, nn.Embedding) else LoraLinear(layer)
+
+
+def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: bool | Literal["gaussian"]) -> LowRank:
+    """A fresh pair for `layer`, initialised as PEFT does (see `LoraConfig.init_lora_weights`)."""
+    in_features, out_features = features(layer)
+    like: Tensor = layer.weight  # type: ignore[assignment]
+    pair = LowRank(in_features, out_features, r, scaling, dropout, like)
+    if isinstance(layer, nn.Embedding):
+        nn.init.normal_(pair.B)
+        nn.init.zeros_(pair.A) if init else nn.init.normal_(pair.A)
+    elif init == "gaussian":
+        nn.init.normal_(pair.A, std=1 / r)
+        nn.init.zeros_(pair.B)
+    else:
+        nn.init.kaiming_uniform_(pair.A, a=math.sqrt(5))
+        nn.init.zeros_(pair.B) if init else nn.init.kaiming_uniform_(pair.B, a=math.sqrt(5))
+    return pair
+
+
+def merged_weight(layer: nn.Module, pair: LowRank) -> Tensor:
+    """W + ΔW in the layer's own layout and dtype, summed in the pair's precision; a new tensor."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    delta = pair.delta() if isinstance(layer, nn.Linear) else pair.delta().T
+    return (weight.to(delta.dtype) + delta).to(weight.dtype)

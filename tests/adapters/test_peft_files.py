@@ -1,0 +1,287 @@
+"""PEFT as the oracle: our files in PEFT, PEFT's files here, one training step, merged weights."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import ids, logits, relative_error, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, merge, save_adapter, ungraft
+from tsugiki.lora.graft import is_grafted
+
+SHAPES = ["gpt2", "llama", "gemma3_text"]
+ATTENTION = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "gemma3_text": ["q_proj", "down_proj"]}
+BLOCKS = {
+    "gpt2": r"transformer\.h\.1\..*c_proj",
+    "llama": r".*layers\.1\..*_proj",
+    "gemma3_text": r".*layers\.1\.mlp\..*_proj",
+}
+EMBEDDING = {"gpt2": "wte", "llama": "embed_tokens", "gemma3_text": "embed_tokens"}
+
+VARIANTS: dict[str, Any] = {
+    "plain": lambda kind: {"target_modules": ATTENTION[kind]},
+    "all-linear": lambda kind: {"target_modules": "all-linear"},
+    "rslora": lambda kind: {"target_modules": ATTENTION[kind], "use_rslora": True},
+    "patterns": lambda kind: {
+        "target_modules": ATTENTION[kind],
+        "rank_pattern": {ATTENTION[kind][0]: 2},
+        "alpha_pattern": {rf".*\.1\..*{ATTENTION[kind][1]}": 5},
+    },
+    "bias lora_only": lambda kind: {"target_modules": ATTENTION["gpt2"], "bias": "lora_only"},
+    "bias all": lambda kind: {"target_modules": ATTENTION["gpt2"], "bias": "all"},
+    "saved head": lambda kind: {"target_modules": ATTENTION[kind], "modules_to_save": ["lm_head"]},
+    "embedding": lambda kind: {"target_modules": [*ATTENTION[kind], EMBEDDING[kind]]},
+    "head": lambda kind: {"target_modules": [*ATTENTION[kind], "lm_head"]},
+    "one layer": lambda kind: {"target_modules": ATTENTION[kind], "layers_to_transform": [1]},
+    "regex": lambda kind: {"target_modules": BLOCKS[kind]},
+    "exclude": lambda kind: {"target_modules": ATTENTION[kind], "exclude_modules": [ATTENTION[kind][1]]},
+}
+CASES = [(kind, variant) for kind in SHAPES for variant in VARIANTS if kind == "gpt2" or "bias" not in variant]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def settings(kind: str, variant: str) -> dict[str, Any]:
+    return {"r": 4, "lora_alpha": 12, **VARIANTS[variant](kind)}
+
+
+def peft_model(kind: str, fields: dict[str, Any]) -> Any:
+    return peft.get_peft_model(tiny_model(kind), peft.LoraConfig(task_type="CAUSAL_LM", **fields)).eval()
+
+
+@pytest.mark.parametrize(("kind", "variant"), CASES)
+def test_ours_loads_in_peft(kind: str, variant: str, tmp_path: Path):
+    model = tiny_model(kind)
+    base = logits(model)
+    graft(model, LoraConfig(**settings(kind, variant)))
+    adapted = logits(shake(model))
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
+    assert relative_error(adapted, base) > 1e-2
+    assert relative_error(logits(theirs), adapted) < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "variant"), CASES)
+def test_pefts_loads_here(kind: str, variant: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, settings(kind, variant)))
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model(kind)
+    base = logits(model)
+    load_adapter(model, tmp_path)
+    assert relative_error(logits(theirs), base) > 1e-2
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize(("kind", "variant"), [c for c in CASES if c[1] not in ("embedding", "head", "saved head")])
+def test_merged_weights_are_pefts(kind: str, variant: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, settings(kind, variant)))
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model(kind)
+    load_adapter(model, tmp_path)
+    ours = dict(ungraft(merge(model)).named_parameters())
+    expected = dict(theirs.merge_and_unload().named_parameters())
+    assert ours.keys() == expected.keys()
+    for name, weight in ours.items():
+        assert relative_error(weight, expected[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("variant", ["embedding", "head", "saved head"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_merged_shared_weights_give_the_adapted_logits(kind: str, variant: str, tmp_path: Path):
+    # PEFT's merge_and_unload moves these (it merges into the weight that both ends share), so the
+    # oracle is PEFT's adapted model.
+    theirs = shake(peft_model(kind, settings(kind, variant)))
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model(kind)
+    load_adapter(model, tmp_path)
+    ungraft(merge(model))
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_training_step_is_pefts(kind: str, tmp_path: Path):
+    fields = {"r": 4, "lora_alpha": 12, "target_modules": [*ATTENTION[kind], EMBEDDING[kind]]}
+    theirs = shake(peft_model(kind, fields))
+    theirs.save_pretrained(tmp_path / "start")
+    ours = tiny_model(kind)
+    load_adapter(ours, tmp_path / "start")
+    theirs.eval()  # the same as Tsugiki's training: dropout inside the base off
+    ours.train()
+    for model in (theirs, ours):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for seed in range(3):
+            model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
+            optimizer.step()
+            if seed < 2:
+                optimizer.zero_grad()
+    gradients = {
+        name.replace("base_model.model.", "").replace(".default", ""): p.grad
+        for name, p in theirs.named_parameters()
+        if p.requires_grad
+    }
+    theirs.save_pretrained(tmp_path / "theirs")
+    save_adapter(ours, tmp_path / "ours")
+    for name, p in ours.named_parameters():
+        if p.requires_grad:
+            path, letter = name.split(".lora.")
+            key = next(k for k in (f"{path}.lora_{letter}.weight", f"{path}.lora_embedding_{letter}") if k in gradients)
+            assert relative_error(p.grad, gradients[key]) < 1e-4, name
+    mine, other = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
+    for key, tensor in mine.items():
+        assert relative_error(tensor, other[key]) < 1e-4, key
+    assert {key for key in other if key not in mine} <= {key for key in other if key.endswith("base_layer.weight")}
+
+
+def test_initial_values_are_pefts():
+    torch.manual_seed(5)
+    theirs = peft.get_peft_model(tiny_model(), peft.LoraConfig(r=64, target_modules=["c_attn", "wte"]))
+    torch.manual_seed(5)
+    model = tiny_model()
+    adapter = graft(model, LoraConfig(r=64, target_modules=["c_attn", "wte"]))
+    for path, pair in adapter.pairs.items():
+        layer = theirs.base_model.model.get_submodule(path)
+        a, b = (
+            (layer.lora_embedding_A.default, layer.lora_embedding_B.default)
+            if "wte" in path
+            else (layer.lora_A.default.weight, layer.lora_B.default.weight)
+        )
+        for ours, his in ((pair.A, a), (pair.B, b)):
+            assert ours.shape == his.shape
+            assert abs(float(ours.std()) - float(his.std())) < 0.05 * max(float(his.std()), 1e-9)
+
+
+def test_embeddings_that_did_not_change_are_not_stored(tmp_path: Path):
+    model = tiny_model("llama")
+    graft(model, LoraConfig(target_modules=["embed_tokens", "q_proj"]))
+    save_adapter(model, tmp_path)
+    assert all("lora_" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+
+
+def test_config_holds_pefts_field_names(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig(r=4, lora_alpha=16))
+    save_adapter(model, tmp_path)
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert not set(fields) - set(peft.LoraConfig().to_dict())
+    assert fields["target_modules"] == ["c_attn", "c_proj"]
+    assert fields["fan_in_fan_out"] is True
+    assert peft.LoraConfig.from_pretrained(tmp_path).r == 4
+
+
+def saved(tmp_path: Path, **fields: Any) -> Path:
+    model = tiny_model()
+    graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
+    save_adapter(shake(model), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"use_dora": True}, "use_dora=True would change the result"),
+        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices="),
+        ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"r": 0}, "r is 0"),
+        ({"r": 8}, "is [4, 32], here [8, 32]"),
+        ({"target_modules": ["q_proj"]}, "does not fit this model"),
+        ({"target_modules": ["c_attn", "c_fc"]}, "is missing"),
+        ({"target_modules": ["c_attn"], "layers_to_transform": [0]}, "belongs nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_model_is_as_before(fields: dict[str, Any], said: str, tmp_path: Path):
+    folder = saved(tmp_path, **fields)
+    model = tiny_model()
+    with pytest.raises(TsugikiError) as caught:
+        load_adapter(model, folder)
+    assert said in str(caught.value)
+    assert not is_grafted(model)
+    assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def test_harmless_fields_of_peft_are_accepted(tmp_path: Path):
+    folder = saved(
+        tmp_path, peft_version="0.99", eva_config={"rho": 2.0}, init_lora_weights="eva", qalora_group_size=16
+    )
+    load_adapter(tiny_model(), folder)
+
+
+def test_broken_files_are_named(tmp_path: Path):
+    folder = saved(tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    key = next(iter(tensors))
+    save_file({**tensors, key: torch.full_like(tensors[key], torch.nan)}, weights)
+    with pytest.raises(TsugikiError, match="is not finite"):
+        load_adapter(tiny_model(), folder)
+    weights.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    with pytest.raises(TsugikiError, match="is broken"):
+        load_adapter(tiny_model(), folder)
+    weights.unlink()
+    (folder / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(TsugikiError, match="adapter_model.bin is pickled"):
+        load_adapter(tiny_model(), folder)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(TsugikiError, match="cannot be read as JSON"):
+        load_adapter(tiny_model(), folder)
+    with pytest.raises(TsugikiError, match="no adapter in"):
+        load_adapter(tiny_model(), tmp_path / "nowhere")
+
+
+def test_an_adapter_that_changes_nothing_is_reported(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig())
+    save_adapter(model, tmp_path)
+    with pytest.warns(UserWarning, match="changes nothing"):
+        load_adapter(tiny_model(), tmp_path)
+
+
+def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
+    from transformers import AutoModelForCausalLM
+
+    for seed in (0, 1):
+        tiny_model(seed=seed).save_pretrained(tmp_path / f"base{seed}")
+    base, other = (AutoModelForCausalLM.from_pretrained(tmp_path / f"base{seed}") for seed in (0, 1))
+    graft(base, LoraConfig())
+    save_adapter(shake(base), tmp_path / "adapter")
+    load_adapter(AutoModelForCausalLM.from_pretrained(tmp_path / "base0"), tmp_path / "adapter")
+    with pytest.raises(TsugikiError, match="trained on another base"):
+        load_adapter(other, tmp_path / "adapter")
+    assert not is_grafted(other)
+    load_adapter(other, tmp_path / "adapter", allow_other_base=True)
+
+
+def test_the_fingerprint_is_of_the_tensors_not_of_the_files(tmp_path: Path):
+    from tsugiki.adapters.fingerprint import folder_fingerprint
+
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="20KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    one = folder_fingerprint(tmp_path / "one")
+    assert one == folder_fingerprint(tmp_path / "many")
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] += 1e-3
+    model.save_pretrained(tmp_path / "changed")
+    assert folder_fingerprint(tmp_path / "changed") != one
+    assert folder_fingerprint(tmp_path) is None
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig())
+    for name in ("a", "b"):
+        with warnings.catch_warnings():
+            save_adapter(model, tmp_path / name)
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

@@ -1,0 +1,41 @@
+"""Settings that cannot be meant are refused with the field's name."""
+
+import math
+
+import pytest
+
+from tsugiki import LoraConfig, TsugikiError
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"r": 0}, "r is 0"),
+        ({"r": -1}, "r is -1"),
+        ({"r": 2.5}, "r is 2.5"),
+        ({"r": True}, "r is True"),
+        ({"lora_alpha": math.nan}, "lora_alpha is nan"),
+        ({"lora_alpha": 0}, "lora_alpha is 0"),
+        ({"lora_alpha": math.inf}, "lora_alpha is inf"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
+        ({"lora_dropout": math.nan}, "lora_dropout is nan"),
+        ({"bias": "some"}, "bias is 'some'"),
+        ({"rank_pattern": {"c_fc": 0}}, "rank_pattern['c_fc'] is 0"),
+        ({"target_modules": "("}, "'(' is not a regular expression"),
+        ({"target_modules": ".*", "layers_to_transform": [1]}, "layers_to_transform"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+    ],
+)
+def test_refused(fields: dict[str, object], named: str):
+    with pytest.raises(TsugikiError) as caught:
+        LoraConfig(**fields)  # type: ignore[arg-type]
+    assert named in str(caught.value)
+
+
+def test_scaling_follows_the_patterns_and_rslora():
+    config = LoraConfig(r=4, lora_alpha=8, rank_pattern={"c_fc": 2}, alpha_pattern={r"h\.1\.mlp\.c_fc": 16})
+    assert config.scaling_of("h.0.attn.c_attn") == 2
+    assert config.scaling_of("h.0.mlp.c_fc") == 4
+    assert config.scaling_of("h.1.mlp.c_fc") == 8
+    assert config.scaling_of("h.1.mlp.xc_fc") == 2, "a pattern matches whole names, not the tail of one"
+    assert LoraConfig(r=4, lora_alpha=8, use_rslora=True).scaling_of("x") == 4

@@ -1,0 +1,272 @@
+"""Grafting in place: what trains, what stays, and that the base always comes back."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import CONFIGS, ids, logits, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    merge,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+    unmerge,
+)
+from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora.targets import DEFAULT_TARGETS
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_grafted_equals_base_to_the_bit_until_something_trains(kind: str):
+    model = tiny_model(kind)
+    base = logits(model)
+    graft(model, LoraConfig(r=4, lora_dropout=0.5))
+    assert torch.equal(logits(model), base)
+    with torch.no_grad():
+        assert torch.equal(model.train()(input_ids=ids()).logits, base), "base dropout is off while training"
+    assert not torch.equal(logits(shake(model)), base), "a dead adapter"
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_table_knows_the_architecture(kind: str):
+    model = tiny_model(kind)
+    graft(model, LoraConfig(r=2))
+    wrapped = {name.split(".lora.")[0].rpartition(".")[2] for name in trainable_parameters(model)}
+    assert wrapped == set(DEFAULT_TARGETS[kind])
+
+
+def test_embeddings_too_start_equal_to_the_base():
+    model = tiny_model("gemma3_text")
+    base = logits(model)
+    graft(model, LoraConfig(r=2, target_modules=["embed_tokens", "lm_head"]))
+    assert torch.equal(logits(model), base)
+    assert not torch.equal(logits(shake(model)), base)
+
+
+def test_exactly_the_pairs_train():
+    model = tiny_model()
+    graft(model, LoraConfig(r=8, target_modules=["c_attn", "c_proj"]))
+    shapes = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
+    expected = {}
+    for i in range(2):
+        for layer, (rows, columns) in {
+            "attn.c_attn": (96, 32),
+            "attn.c_proj": (32, 32),
+            "mlp.c_proj": (32, 128),
+        }.items():
+            expected[f"transformer.h.{i}.{layer}.lora.A"] = (8, columns)
+            expected[f"transformer.h.{i}.{layer}.lora.B"] = (rows, 8)
+    assert shapes == expected
+
+
+def test_the_chapters_count_on_the_shape_of_rinna_medium():
+    # 24 layers of width 1024: c_attn 1024 -> 3072, attention c_proj 1024 -> 1024, feed-forward c_proj 4096 -> 1024.
+    with torch.device("meta"):
+        model = tiny_model(n_embd=1024, n_layer=24, n_head=16, vocab_size=32000, n_positions=1024)
+        graft(model, LoraConfig(r=8, target_modules=["c_attn", "c_proj"]))
+    assert sum(p.numel() for p in trainable_parameters(model).values()) == 24 * 8 * (
+        1024 + 3072 + 1024 + 1024 + 4096 + 1024
+    )
+    assert sum(p.numel() for p in model.parameters()) == 336_128_000 + 2_162_688
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (LoraConfig(target_modules=["attn.c_proj"]), {"0.attn.c_proj", "1.attn.c_proj"}),
+        (LoraConfig(target_modules=r".*\.1\..*c_proj"), {"1.attn.c_proj", "1.mlp.c_proj"}),
+        (LoraConfig(target_modules=["c_proj"], layers_to_transform=[1]), {"1.attn.c_proj", "1.mlp.c_proj"}),
+        (
+            LoraConfig(target_modules=["c_proj"], layers_to_transform=0, layers_pattern="h"),
+            {"0.attn.c_proj", "0.mlp.c_proj"},
+        ),
+        (LoraConfig(target_modules=["c_proj"], exclude_modules=["mlp.c_proj"]), {"0.attn.c_proj", "1.attn.c_proj"}),
+        (LoraConfig(target_modules=["c_proj"], exclude_modules=r".*\.0\..*"), {"1.attn.c_proj", "1.mlp.c_proj"}),
+        (
+            LoraConfig(target_modules="all-linear"),
+            {f"{i}.{name}" for i in (0, 1) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")},
+        ),
+    ],
+)
+def test_targets(config: LoraConfig, layers: set[str]):
+    adapter = graft(tiny_model(), config)
+    assert set(adapter.pairs) == {f"transformer.h.{name}" for name in layers}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            LoraConfig(target_modules=["q_proj"]),
+            "target_modules=q_proj matches no layer; these can be grafted: c_attn, c_fc",
+        ),
+        (LoraConfig(target_modules=["ln_1"]), "a LayerNorm, where no low-rank pair fits"),
+        (LoraConfig(target_modules=["c_attn"], layers_to_transform=[9]), "in layers [9] matches no layer"),
+        (LoraConfig(target_modules=["c_attn"], modules_to_save=["head"]), "modules_to_save names 'head'"),
+        (LoraConfig(target_modules=["lm_head"], bias="lora_only"), "have no bias"),
+    ],
+)
+def test_a_refused_graft_leaves_the_model_as_it_was(config: LoraConfig, said: str):
+    model = tiny_model()
+    before = dict(model.named_modules())
+    with pytest.raises(TsugikiError, match=said.replace("[", r"\[").replace("]", r"\]")):
+        graft(model, config)
+    assert dict(model.named_modules()) == before
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_unknown_architecture_asks_for_targets():
+    with pytest.raises(TsugikiError, match="no default target_modules for 'Sequential'.*can be grafted: 0, 2"):
+        graft(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), LoraConfig())
+
+
+def test_any_module_can_be_grafted():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    graft(model, LoraConfig(r=1, target_modules=["0", "2"]))
+    assert len(trainable_parameters(model)) == 4
+
+
+def test_a_rank_above_the_matrix_is_allowed_and_said():
+    with pytest.warns(UserWarning, match="rank 33 is above what transformer.h.0.attn.c_attn can hold"):
+        graft(tiny_model(), LoraConfig(r=33))
+
+
+def test_dropout_of_the_base_goes_and_comes_back_in_both_its_forms():
+    model = tiny_model("opt", dropout=0.3, attention_dropout=0.2, layerdrop=0.1)
+    was = {(name, key): value for name, m in model.named_modules() for key, value in vars(m).items() if "drop" in key}
+    assert {0.3, 0.2, 0.1} <= {value for value in was.values() if isinstance(value, float)}
+    graft(model, LoraConfig())
+    assert not [m for m in model.modules() for k, v in vars(m).items() if "drop" in k and isinstance(v, float) and v]
+    ungraft(model)
+    assert {(n, k): v for n, m in model.named_modules() for k, v in vars(m).items() if "drop" in k} == was
+    graft(model, LoraConfig(), base_dropout=True)
+    assert model.model.decoder.layers[0].dropout == 0.3
+
+
+@pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
+def test_biases_train_on_copies(bias: str):
+    model = tiny_model()
+    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+    base = logits(model)
+    adapter = graft(model, LoraConfig(target_modules=["c_attn"], bias=bias))  # type: ignore[arg-type]
+    expected = {"none": 0, "lora_only": 2, "all": sum(name.endswith("bias") for name in own)}
+    assert len(adapter.biases) == expected[bias]
+    assert torch.equal(logits(model), base)
+    shake(model)
+    ungraft(model)
+    assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
+
+
+def test_several_adapters_one_active():
+    model = tiny_model()
+    base = logits(model)
+    graft(model, LoraConfig(r=2, target_modules=["c_attn"], bias="all", modules_to_save=["ln_f"]), "one")
+    one = logits(shake(model))
+    graft(model, LoraConfig(r=3, target_modules=["c_proj"]), "two")
+    assert torch.equal(logits(model), base), "a fresh adapter is active now"
+    two = logits(shake(model))
+    assert {name.rsplit(".lora.")[0].rpartition(".")[2] for name in trainable_parameters(model)} == {"c_proj"}
+    for _ in range(2):
+        set_adapter(model, "one")
+        assert torch.equal(logits(model), one)
+        set_adapter(model, "two")
+        assert torch.equal(logits(model), two)
+    with pytest.raises(TsugikiError, match=r"no adapter is called 'three'; this model holds 'one', 'two'"):
+        set_adapter(model, "three")
+    with pytest.raises(TsugikiError, match="already holds an adapter called 'one'"):
+        graft(model, LoraConfig(), "one")
+    remove_adapter(model, "two")
+    assert torch.equal(logits(model), base)
+    set_adapter(model, "one")
+    assert torch.equal(logits(model), one)
+    remove_adapter(model, "one")
+    assert torch.equal(logits(model), base)
+    assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def test_the_whole_life():
+    model = tiny_model("llama")
+    names = [name for name, _ in model.named_parameters()]
+    base = logits(model)
+    graft(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj", "embed_tokens"]))
+    adapted = logits(shake(model))
+    merge(model)
+    merged = logits(model)
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits(merge(model)), merged), "merging twice equals once"
+    with pytest.raises(TsugikiError, match="unmerge"), disable_adapter(model):
+        pass
+    unmerge(model)
+    assert torch.equal(logits(model), adapted)
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base), "unmerge brings the base back to the bit"
+    ungraft(merge(model))
+    assert torch.equal(logits(model), merged)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_merging_into_a_shared_weight_unties_it_aloud(tmp_path):
+    import transformers
+
+    for targets in (["lm_head"], ["wte"]):
+        model = tiny_model()
+        graft(model, LoraConfig(r=4, target_modules=targets))
+        adapted = logits(shake(model))
+        with pytest.warns(UserWarning, match="two weights"):
+            merge(model)
+        torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=1e-4)
+        unmerge(model)
+        assert model.config.tie_word_embeddings
+        assert model.lm_head.weight is model.transformer.wte.weight
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ungraft(merge(model)).save_pretrained(tmp_path / targets[0])
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / targets[0])
+        assert again.config.tie_word_embeddings is False
+        torch.testing.assert_close(logits(again), adapted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_elsewhere_leaves_shared_weights_shared():
+    model = tiny_model()
+    graft(model, LoraConfig(r=4))
+    ungraft(merge(shake(model)))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.config.tie_word_embeddings
+
+
+def test_training_a_copy_of_a_shared_module_is_said():
+    model = tiny_model()
+    with pytest.warns(UserWarning, match="lm_head shares its weight with transformer.wte.weight"):
+        graft(model, LoraConfig(r=2, modules_to_save=["lm_head"]))
+    assert model.lm_head.weight is not model.transformer.wte.weight
+    ungraft(model)
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_save_pretrained_of_a_grafted_model_is_refused(tmp_path):
+    model = tiny_model()
+    graft(model, LoraConfig())
+    with pytest.raises(TsugikiError, match="save_adapter"):
+        model.save_pretrained(tmp_path)
+    ungraft(model).save_pretrained(tmp_path)
+
+
+def test_a_deep_copy_is_a_model_of_its_own():
+    model = tiny_model()
+    graft(model, LoraConfig())
+    twin = copy.deepcopy(model)
+    before = logits(model)
+    assert not torch.equal(logits(shake(twin)), before)
+    assert torch.equal(logits(model), before)
+    with disable_adapter(twin):
+        assert torch.equal(logits(twin), before)

@@ -1,0 +1,98 @@
+"""The grafted layer against the formula, written out in float64."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from tsugiki.lora.layer import LoraEmbedding, LoraLinear, features, merged_weight, new_pair, wrap
+
+
+def _grafted(layer: nn.Module, r: int = 3, scaling: float = 2.0, seed: int = 0):
+    torch.manual_seed(seed)
+    grafted = wrap(layer)
+    grafted.lora = new_pair(layer, r, scaling, 0.0, False)
+    return grafted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_is_the_formula_and_so_are_its_gradients(dtype: torch.dtype, shape: tuple[int, ...], bias: bool):
+    torch.manual_seed(1)
+    layer = nn.Linear(5, 4, bias=bias).to(dtype).requires_grad_(False)
+    grafted = _grafted(layer)
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    grafted(x).sum().backward()
+
+    w, pair = layer.weight.double(), grafted.lora
+    a, b = (p.detach().double().requires_grad_() for p in (pair.A, pair.B))
+    y = x.detach().double().requires_grad_()
+    expected = y @ w.T + 2.0 * (y @ a.T @ b.T) + (layer.bias.double() if bias else 0)
+    expected.sum().backward()
+
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    assert grafted(x).dtype == dtype
+    torch.testing.assert_close(grafted(x).double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(x.grad.double(), y.grad, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(pair.A.grad.double(), a.grad, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(pair.B.grad.double(), b.grad, rtol=tolerance, atol=tolerance)
+    assert layer.weight.grad is None
+
+
+def test_gradients_pass_gradcheck():
+    grafted = _grafted(nn.Linear(5, 4).double())
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, a, b: _with(grafted, a, b)(x), (x, grafted.lora.A, grafted.lora.B))
+
+
+def _with(grafted, a, b):
+    return lambda x: grafted.base_layer(x) + F.linear(F.linear(x, a), b) * grafted.lora.scaling
+
+
+def test_conv1d_is_the_linear_with_the_transposed_weight():
+    conv, linear = Conv1D(4, 5), nn.Linear(5, 4)
+    with torch.no_grad():
+        linear.weight.copy_(conv.weight.T)
+        linear.bias.copy_(conv.bias)
+    x = torch.randn(2, 3, 5)
+    torch.testing.assert_close(_grafted(conv)(x), _grafted(linear)(x))
+    assert features(conv) == features(linear) == (5, 4)
+
+
+def test_embedding_row_is_looked_up_with_its_update():
+    layer = nn.Embedding(11, 4)
+    grafted = _grafted(layer)
+    table = layer.weight + 2.0 * (grafted.lora.B @ grafted.lora.A).T
+    tokens = torch.tensor([[1, 0, 10], [4, 4, 2]])
+    torch.testing.assert_close(grafted(tokens), table[tokens])
+    assert isinstance(grafted, LoraEmbedding)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(5, 4), Conv1D(4, 5), nn.Embedding(11, 4)], ids=["linear", "conv1d", "emb"])
+def test_merged_weight_computes_the_same(layer: nn.Module):
+    grafted = _grafted(layer)
+    x = torch.tensor([3, 7]) if isinstance(layer, nn.Embedding) else torch.randn(6, 5)
+    adapted = grafted(x)
+    weight = merged_weight(layer, grafted.lora)
+    assert weight.shape == layer.weight.shape
+    layer.weight.data = weight
+    torch.testing.assert_close(layer(x), adapted)
+
+
+def test_dropout_acts_on_the_low_rank_path_alone_and_only_in_training():
+    grafted = _grafted(nn.Linear(5, 4))
+    grafted.lora.dropout.p = 0.5
+    x = torch.randn(64, 5)
+    assert not torch.equal(grafted.train()(x), grafted(x))
+    assert torch.equal(grafted.eval()(x), grafted(x))
+    grafted.lora.B.data.zero_()
+    assert torch.equal(grafted.train()(x), grafted.base_layer(x))
+
+
+def test_the_layer_shows_the_weight_and_bias_of_its_base():
+    layer = nn.Linear(5, 4)
+    grafted = LoraLinear(layer)
+    assert grafted.weight is layer.weight
+    assert grafted.bias is layer.bias

@@ -1,0 +1,82 @@
+"""Tiny random models of the architectures that users bring."""
+
+from typing import Any
+
+import torch
+import transformers
+
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": {**_LLAMA, "head_dim": 8},
+    "mistral": _LLAMA,
+    "gemma": {**_LLAMA, "head_dim": 8},
+    "gemma2": {**_LLAMA, "head_dim": 8},
+    "gemma3_text": {**_LLAMA, "head_dim": 8, "sliding_window": 8},
+    "phi": {**_LLAMA, "num_key_value_heads": 4, "pad_token_id": 0, "eos_token_id": 0},
+    "gpt_neox": {**_LLAMA, "num_key_value_heads": 4},
+    "opt": {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+        "max_position_embeddings": 64,
+    },
+    "bloom": {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+}
+
+
+def tiny_model(kind: str = "gpt2", seed: int = 0, **overrides: Any) -> Any:
+    """A two-layer random model; one seed always gives the same weights, biases away from zero."""
+    config = transformers.AutoConfig.for_model(kind, **{**CONFIGS[kind], **overrides})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif "gpt2" in kind and "c_" in name:
+                parameter.mul_(4)  # GPT-2's small initial weights would hide errors
+    return model.eval()
+
+
+def ids(rows: int = 2, length: int = 12, vocabulary: int = 96, seed: int = 1) -> torch.Tensor:
+    """Random token ids, [rows, length]."""
+    return torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(model: Any, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    """The model's logits, evaluation mode."""
+    was = model.training
+    model.eval()
+    out: torch.Tensor = model(input_ids=ids() if tokens is None else tokens).logits
+    model.train(was)
+    return out
+
+
+def shake(model: Any, seed: int = 3) -> Any:
+    """Move every trainable parameter by noise, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
