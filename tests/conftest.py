@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+# The models here are tiny: threads that wait for each other cost more than they bring.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -80,3 +80,27 @@ def shake(model: Any, seed: int = 3) -> Any:
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest difference over the largest value."""
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer of single bytes with one special token, 257 ids: a character of Japanese is three tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|endoftext|>": 0} | {symbol: i + 1 for i, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end)
+
+
+def save_tiny(folder: Any, kind: str = "gpt2", seed: int = 0, **overrides: Any) -> str:
+    """A tiny model with the byte tokenizer as an ordinary model folder; returns its path."""
+    tiny_model(kind, seed, **{"vocab_size": 257, **overrides}).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+TEXT = "".join(f"第{i}の朝、庭師は枝を{i * 7 % 10}本切り、{'雨' if i % 3 else '風'}の音を聞いた。\n" for i in range(60))
+"""Text of our own to train on."""

@@ -123,6 +123,15 @@ def load_adapter(
     return adapter
 
 
+def refill_adapter(model: nn.Module, folder: Path) -> None:
+    """Put the values stored in `folder` into the active adapter, which must have the same tensors.
+
+    Raises:
+        TsugikiError: no weights there, or tensors that do not fit.
+    """
+    _fill(model, active_adapter(model), _read_weights(folder / WEIGHTS_FILE), folder)
+
+
 def read_config(folder: Path) -> LoraConfig:
     """The settings in the folder's adapter_config.json.
 

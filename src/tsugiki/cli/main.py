@@ -1,4 +1,64 @@
-"""The `tsugiki` command: finds the subcommand, prints errors for people."""
+"""The `tsugiki` command: finds the subcommand, and says errors and warnings in one line each."""
+
+import sys
+import traceback
+import warnings
+
+import typer
+
+from tsugiki.cli.aozora import aozora_command
+from tsugiki.cli.evaluate import evaluate_command
+from tsugiki.cli.generate import generate_command
+from tsugiki.cli.merge import merge_command
+from tsugiki.cli.quickstart import quickstart_command
+from tsugiki.cli.train import train_command
+from tsugiki.errors import TsugikiError
+
+app = typer.Typer(
+    help="LoRA fine-tuning on the machine you have. `tsugiki quickstart` shows all of it in two minutes.",
+    epilog="An error is one line and exit status 2; --debug, anywhere, shows the traceback as well.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("quickstart")(quickstart_command)
+app.command("aozora")(aozora_command)
+app.command("train")(train_command)
+app.command("eval")(evaluate_command)
+app.command("generate")(generate_command)
+app.command("merge")(merge_command)
+
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; exits 2 for what the user can put right, 1 for what we must, 130 when interrupted."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    warnings.showwarning = _say_warning
+    try:
+        app(arguments)
+    except TsugikiError as error:
+        _stop(str(error), 2, debug)
+    except KeyboardInterrupt:
+        _stop("interrupted; a training run goes on with --resume", 130, debug)
+    except Exception as error:
+        _stop(f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)", 1, debug)
+
+
+def _stop(message: str, status: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print("tsugiki: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings are notes for the user; those of libraries are for their developers."""
+    if issubclass(category, UserWarning) and "tsugiki" in filename:
+        print(f"note: {message}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""One run: its settings (`config`), the run itself (`run`), and what it is made of."""

@@ -1,0 +1,19 @@
+"""`tsugiki quickstart`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def quickstart_command(
+    out: Annotated[Path | None, typer.Option(help="Where the adapter goes; tsugiki-quickstart if unset.")] = None,
+) -> None:
+    """Teach the embedded model an old orthography, offline, in two minutes."""
+    from tsugiki.cli.summary import print_summary
+    from tsugiki.train.quickstart import quickstart
+
+    record = quickstart(out)
+    print_summary(record)
+    folder = record.config["out"]
+    typer.echo(f"next: tsugiki generate --model embedded --adapter {folder} --prompt '{record.config['prompts'][0]}'")

@@ -1,0 +1,70 @@
+"""`tsugiki train`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def train_command(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file of settings; flags win over it.")] = None,
+    model: Annotated[str | None, typer.Option(help="'embedded', a model folder, or a hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="A .txt or .jsonl file, or a folder of these.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run's folder, loadable as an adapter afterwards.")] = None,
+    method: Annotated[str | None, typer.Option(help="How to adapt: lora.")] = None,
+    rank: Annotated[int | None, typer.Option(help="r of the adapter (8).")] = None,
+    alpha: Annotated[float | None, typer.Option(help="lora_alpha (32); the update is scaled by alpha / r.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="lora_dropout (0.1).")] = None,
+    target_modules: Annotated[
+        str | None, typer.Option(help="Layers to graft: name endings 'a,b', or 'all-linear'; by architecture if unset.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data (3).")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows at once (4).")] = None,
+    grad_accum: Annotated[int | None, typer.Option(help="Batches an optimiser step (4).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (1e-4).")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens a row (512, or the model's context).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the split, the start and the order (42).")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="What is measured, never learned: a share of the documents (0.1), or a file.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Continued at start, middle and end; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+) -> None:
+    """Train an adapter on texts: one command, one folder."""
+    from tsugiki.train.config import load_config
+
+    given: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "out": out,
+        "method": method,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "grad_accum": grad_accum,
+        "learning_rate": learning_rate,
+        "block_size": block_size,
+        "seed": seed,
+        "held_out": _number_or_path(held_out),
+        "prompts": prompt or None,
+    }
+    lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": _names(target_modules)}
+    given["lora"] = {name: value for name, value in lora.items() if value is not None}
+    settings = load_config(config, {name: value for name, value in given.items() if value is not None})
+
+    from tsugiki.cli.summary import print_summary
+    from tsugiki.train.run import train
+
+    print_summary(train(settings, resume=resume))
+
+
+def _number_or_path(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _names(text: str | None) -> list[str] | str | None:
+    return text if text is None or text == "all-linear" else [name.strip() for name in text.split(",")]

@@ -1,0 +1,250 @@
+"""Aozora Bunko's notation (青空文庫注記形式) read into the text that a reader reads.
+
+`read_work` takes the bytes of one zip as the library distributes it, `plain_text` a fragment of notation.
+Both are pure. What becomes of each mark:
+
+    ｜停車場《ステーション》の灯      停車場の灯    ruby: the base stays, the reading goes
+    駅［＃「駅」に傍点］              駅            annotations go, with every annotation inside them
+    ※［＃歌記号、1-3-28］             〽            men-ku-ten (面区点) of JIS X 0213, or U+XXXX
+    ※［＃「口＋世」、12-3］           〓            no code, only page and line: a geta, counted
+    〔cafe'〕                        café          accents decomposed into ASCII; other 〔…〕 stay
+    だん／＼、ほの／″＼               だん〳〵、ほの〴〵
+
+The header (title, author, legend) and the footer (from 底本：) are cut off; title and author are kept aside.
+The notation: https://www.aozora.gr.jp/annotation/
+"""
+
+import io
+import lzma
+import re
+import unicodedata
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+from tsugiki.errors import TsugikiError
+
+GETA = "〓"
+
+
+@dataclass(frozen=True)
+class CleanText:
+    """One work without its notation; `unresolved` counts the characters that became 〓."""
+
+    title: str
+    author: str
+    text: str
+    unresolved: int
+
+
+def read_work(data: bytes, name: str = "the zip") -> CleanText:
+    """Clean text, title and author of one work.
+
+    Args:
+        data: a zip with one text in it, UTF-8 or Shift_JIS (cp932 where the text needs it).
+        name: what error messages call the zip.
+
+    Raises:
+        TsugikiError: not a zip, damaged, no text inside or not exactly one, or an unreadable encoding.
+    """
+    header, body = _split(_decode(_unzip(data, name), name))
+    title, author = title_and_author(header)
+    text, unresolved = plain_text(body)
+    if not text:
+        raise TsugikiError(f"{name}: no text is left between the header and the footer; leave this work out")
+    return CleanText(title, author, text, unresolved)
+
+
+def plain_text(source: str) -> tuple[str, int]:
+    """The text without notation, and how many characters became 〓 for want of a code."""
+    unresolved = 0
+
+    def read(match: re.Match[str]) -> str:
+        nonlocal unresolved
+        marks, inside = match.groups()
+        if not marks:
+            return ""
+        character = _character(inside)
+        if character is None:
+            unresolved += len(marks)  # ※※［＃…］ describes two characters at once
+            return GETA * len(marks)
+        return character
+
+    # Ruby first: 《》 that are part of the text are written as references, which come later.
+    text = source
+    if "キャプション］" in text:  # rare, and slow to look for
+        text = _NAMED_CAPTION.sub("", _CAPTION.sub("", text))
+    text = _LAYOUT_LINE.sub("", text)
+    text = _BASE.sub(r"\1", text)
+    text = _RUBY.sub("", text)
+    text = _ANNOTATION.sub(read, text)
+    text = _NOTE_MARK.sub("", text)
+    text = _ACCENTED.sub(_without_brackets, text)
+    text = text.replace("／＼", "〳〵").replace("／″＼", "〴〵").replace("／゛＼", "〴〵")
+    text = re.sub(r"[ \t　]+$", "", text, flags=re.M)
+    text = re.sub(r"\n{4,}", "\n\n", text)
+    return text.strip("\n"), unresolved
+
+
+def guess_kana(text: str) -> Literal["modern", "old"]:
+    """Kana orthography by a vote of frequent spellings that only one of the two has (だった against だつた)."""
+    sample = text[:20_000]
+    return "old" if len(_OLD_KANA.findall(sample)) > len(_MODERN_KANA.findall(sample)) else "modern"
+
+
+_OLD_KANA = re.compile("[ゐゑ]|[だなかあ]つ[たて]|やう|さう|せう|[いふ思言]ふ|だらう|へる|かへ")
+_MODERN_KANA = re.compile("いる|[だなかあ]っ[たて]|よう|そう|しょう|[い思言]う|だろう|える|かえ")
+
+
+# Marks ---------------------------------------------------------------------------------------------------
+
+# Annotations nest: 「…」 in one may hold a reference to a character, which is an annotation again.
+_INSIDE = r"[^［］\n]*+"
+for _ in range(3):
+    _INSIDE = rf"(?:[^［］\n]++|［{_INSIDE}］)*+"
+# Behind ※ it is the reference to a character.
+_ANNOTATION = re.compile(rf"(※*)［＃({_INSIDE})］")
+# A line of nothing but layout is no line to a reader.
+_LAYOUT_LINE = re.compile(rf"^[ 　]*(?:［＃{_INSIDE}］)+[ 　]*\n", re.M)
+_CAPTION = re.compile(r"［＃(?:ここから)?キャプション］.*?［＃(?:ここで)?キャプション終わり］", re.S)
+_NAMED_CAPTION = re.compile(r"([^\n［］]+)［＃「\1」はキャプション］")
+_BASE = re.compile(r"｜([^｜《》\n]*)《[^《》\n]*》")
+# At the start of a line or after an opening bracket there is no base: those are quotation marks.
+_RUBY = re.compile(r"(?<=[^\n　「『（])《[^《》\n]*》")
+# Where the volunteer who typed a text explains a word behind it.
+_NOTE_MARK = re.compile(r"［※\d+］")
+_MEN_KU_TEN = re.compile(r"(?:第[34]水準 ?)?([12])-(\d{1,2})-(\d{1,2})")
+_UNICODE = re.compile(r"U[+-]([0-9A-Fa-f]{4,6})")
+
+
+def _character(reference: str) -> str | None:
+    """The character whose code the inside of ※［＃…］ gives, if it gives one."""
+    for part in reversed(reference.split("、")):
+        if code := _MEN_KU_TEN.fullmatch(part):
+            plane, row, cell = map(int, code.groups())
+            try:
+                # EUC writes row and cell as 0xA0 + n, plane 2 behind a single shift.
+                return (b"\x8f" * (plane - 1) + bytes((0xA0 + row, 0xA0 + cell))).decode("euc_jis_2004")
+            except ValueError:  # no such cell, or none assigned
+                return None
+        if code := _UNICODE.fullmatch(part):
+            point = int(code[1], 16)
+            return chr(point) if point <= 0x10FFFF and not 0xD800 <= point < 0xE000 else None
+    return None
+
+
+def _accents() -> dict[str, str]:
+    """Pairs such as e' and the letters that they stand for."""
+    marks = {
+        "`": ("\u0300", "aeiou"),
+        # After a consonant an apostrophe is French elision (l'e'tude) far more often than Polish (n').
+        "'": ("\u0301", "aeiouy"),
+        "^": ("\u0302", "aeioucghjsw"),
+        "~": ("\u0303", "aeinou"),
+        ":": ("\u0308", "aeiouy"),
+        "_": ("\u0304", "aeiou"),
+        "&": ("\u030a", "au"),
+        ",": ("\u0327", "cst"),
+    }
+    table = {"ae&": "æ", "AE&": "Æ", "oe&": "œ", "OE&": "Œ", "s&": "ß"}
+    table |= {"o/": "ø", "O/": "Ø", "d/": "đ", "D/": "Đ", "l/": "ł", "L/": "Ł", "h/": "ħ", "H/": "Ħ"}
+    table |= {"!@": "¡", "?@": "¿"}
+    for mark, (combining, letters) in marks.items():
+        for letter in letters + letters.upper():
+            table[letter + mark] = unicodedata.normalize("NFC", letter + combining)
+    return table
+
+
+_ACCENTS = _accents()
+# A comma is a cedilla only inside a word: "mots, puis" is a list, "franc,ais" is français.
+_PAIR = re.compile(r"(?:[aoAO][eE]&|[A-Za-z][`'^~:_&/]|[!?]@|[cstCST],(?=[a-z]))")
+_ACCENTED = re.compile(r"〔([^〔〕\n]*)〕")
+
+
+def _without_brackets(match: re.Match[str]) -> str:
+    """The inside of 〔…〕 with its accents, or the whole unchanged where there are none."""
+    composed = _PAIR.sub(lambda pair: _ACCENTS.get(pair[0], pair[0]), match[1])
+    return match[0] if composed == match[1] else composed
+
+
+# The file ------------------------------------------------------------------------------------------------
+
+_RULE = r"-{9,}[ 　]*\n"
+_LEGEND = re.compile(rf"^(?:{_RULE}【テキスト中に現れる記号について】|［表記について］).*?^{_RULE}", re.M | re.S)
+_FOOTER = re.compile(rf"^(?:{_RULE})?(?:［＃本文終わり］|[ 　]*(?:翻訳の)?底本[：:]|●?入力者注$)", re.M)
+# Their vendor code points, as the characters that Shift_JIS means.
+_VENDOR = str.maketrans("～∥－￠￡￢", "〜‖−¢£¬")
+
+
+# What zipfile raises, depending on the byte that is wrong.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def _unzip(data: bytes, name: str) -> bytes:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            texts = [info for info in archive.infolist() if info.filename.lower().endswith(".txt")]
+            if len(texts) != 1:
+                raise TsugikiError(f"{name}: {len(texts)} texts (.txt) in the zip, expected one; leave it out")
+            return archive.read(texts[0])
+    except DAMAGE as error:
+        raise TsugikiError(f"{name}: a broken zip ({error}); fetch it again or delete it") from error
+
+
+def _decode(data: bytes, name: str) -> str:
+    for encoding in ("utf-8-sig", "shift_jis", "cp932"):  # UTF-8 fails at the first kanji of the others
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding == "cp932":
+            text = text.translate(_VENDOR)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+    raise TsugikiError(f"{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them")
+
+
+def _split(source: str) -> tuple[list[str], str]:
+    """The lines of title and author, and the body."""
+    source = source.lstrip("\n")
+    footer = _FOOTER.search(source)
+    end = footer.start() if footer else len(source)
+    legend = _LEGEND.search(source, 0, end)
+    if legend:
+        return source[: legend.start()].split("\n"), source[legend.end() : end]
+    # Without a legend the header is the first paragraph, or two lone lines.
+    blocks = re.split(r"\n{2,}", source[:end], maxsplit=2)
+    taken = 2 if len(blocks) == 3 and "\n" not in blocks[0] + blocks[1] else 1
+    return "\n".join(blocks[:taken]).split("\n"), "\n\n".join(blocks[taken:])
+
+
+def title_and_author(header: list[str]) -> tuple[str, str]:
+    """Title with its subtitle, and author, from the header's lines.
+
+    The author's is the last line before the translator's; a title in the original's letters is left out.
+    """
+    lines = [line for raw in header if (line := plain_text(raw)[0].strip())]
+    if not lines:
+        return "", ""
+    title, *rest = lines
+    rest = [line for line in rest if not _TRANSLATOR.search(line)]
+    if not rest:
+        return title, ""
+    *subtitles, author = rest
+    if _JAPANESE.search(title):
+        subtitles = [line for line in subtitles if _JAPANESE.search(line)]
+    return "　".join([title, *subtitles]), _EDITOR.sub("", author)
+
+
+_TRANSLATOR = re.compile(r"(?<!編)訳$|校訂$|^Translated by ")
+_EDITOR = re.compile(r"(?:編訳?|著)$")
+_JAPANESE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")

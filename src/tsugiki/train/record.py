@@ -1,0 +1,88 @@
+"""`run.json`: everything that a run was and showed, written as it goes."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tsugiki.adapters.files import read_json, write_json
+
+RECORD_FILE = "run.json"
+_LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
+
+
+@dataclass
+class RunRecord:
+    """The record of one run. Losses are in nats a token, times in seconds, memory in bytes."""
+
+    config: dict[str, Any]
+    status: str = "running"
+    """"running", or "finished"."""
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _LIBRARIES})
+    machine: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
+    """What Tsugiki chose where nothing was said."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+    loss_curve: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json`, whole or not at all."""
+        write_json(folder / RECORD_FILE, {"format": 1, **vars(self)})
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was measured after a step, when a run goes on from an earlier checkpoint."""
+        self.evaluations = [entry for entry in self.evaluations if entry["step"] <= step]
+        self.samples = [entry for entry in self.samples if entry["step"] <= step]
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record in a run's folder.
+
+    Raises:
+        TsugikiError: there is none, or it cannot be read.
+    """
+    fields = read_json(folder / RECORD_FILE, missing=f"{folder} holds no run: it has no {RECORD_FILE}")
+    fields.pop("format", None)
+    return RunRecord(**fields)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, threads and accelerator of this machine."""
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

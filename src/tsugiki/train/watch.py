@@ -1,0 +1,98 @@
+"""Looks at a run from outside at chosen steps: measures the held-out text, lets the model write, keeps the record."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tsugiki.train.config import RunConfig
+from tsugiki.train.evaluate import Evaluation, evaluate
+from tsugiki.train.progress import RunProgress
+from tsugiki.train.record import RunRecord, peak_memory
+from tsugiki.train.sample import Sampling, generate_text
+from tsugiki.train.trainer import AdapterTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_EVALUATIONS = 5
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Evaluates and samples before the first step, at chosen steps, and at the end."""
+
+    def __init__(
+        self,
+        trainer: AdapterTrainer,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        windows: list[str],
+        config: RunConfig,
+        record: RunRecord,
+        progress: RunProgress,
+    ) -> None:
+        self.trainer, self.model, self.tokenizer = trainer, model, tokenizer
+        self.windows, self.config, self.record, self.progress = windows, config, record, progress
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Measure the base: a fresh adapter changes nothing, to the bit."""
+        if state.global_step == 0:
+            self._evaluate(0)
+            self._sample(0)
+        self.progress.begin(state.max_steps, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Show the step; measure and sample where it is time."""
+        step, total = state.global_step, state.max_steps
+        self.progress.step(step, total, self.trainer.step_loss, self.trainer.meters.tokens_per_second)
+        every = self.config.eval_steps or max(1, total // _EVALUATIONS)
+        # The last steps of an uneven run are not measured twice in a row.
+        if step == total or (step % every == 0 and total - step >= every // 2):
+            self._evaluate(step)
+        if step in (total // 2, total):
+            self._sample(step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Keep the loss curve."""
+        self.record.loss_curve = [
+            {name: entry[name] for name in ("step", "loss", "learning_rate")}
+            for entry in state.log_history
+            if "loss" in entry
+        ]
+        self._keep()
+
+    def _evaluate(self, step: int) -> None:
+        result: Evaluation = evaluate(self.model, self.tokenizer, self.windows)
+        entry = {"step": step, **result.to_json()}
+        self.record.evaluations.append(entry)
+        self.progress.evaluation(entry)
+        self._keep()
+
+    def _sample(self, step: int) -> None:
+        sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
+        for prompt in self.config.prompts:
+            entry = {"step": step, "prompt": prompt, "text": ""}
+            entry["text"] = generate_text(self.model, self.tokenizer, prompt, sampling)
+            self.record.samples.append(entry)
+            self.progress.sample(entry)
+        self._keep()
+
+    def _keep(self) -> None:
+        meters = self.trainer.meters
+        self.record.training |= {
+            "steps": self.trainer.state.global_step,
+            "loss": meters.loss,
+            "tokens": meters.tokens,
+            "seconds": meters.seconds,
+            "tokens_per_second": meters.tokens_per_second,
+            "peak_memory": peak_memory(),
+        }
+        self.record.write(Path(self.config.out))

@@ -1,0 +1,84 @@
+"""The command: what it prints and where it stops."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tests.data.test_aozora_source import FILES
+from tsugiki.cli.aozora import aozora_command
+from tsugiki.errors import TsugikiError
+
+app = typer.Typer()
+app.command()(aozora_command)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    root = tmp_path / "mirror"
+    for name, data in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_writes_the_chosen_works_and_one_summary_line(mirror, tmp_path):
+    out = tmp_path / "works.jsonl"
+    result = run("--source", mirror, "--kana", "old", "--out", out)
+    assert result.exit_code == 0, result.output
+    (line,) = out.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["title"] == "海の底"
+    assert result.stdout == ""
+    (summary,) = result.stderr.splitlines()
+    assert summary.startswith("1 works, 8 characters, 0 characters without a code (〓), 0 skipped, ")
+    assert "works/s" in summary
+
+
+def test_author_and_title_choose(mirror, tmp_path):
+    out = tmp_path / "works.jsonl"
+    assert run("--source", mirror, "--author", "山田一", "--title", "の", "--out", out).exit_code == 0
+    assert [json.loads(line)["title"] for line in out.read_text(encoding="utf-8").splitlines()] == ["坂の上", "海の底"]
+    out.unlink()
+    assert run("--source", mirror, "--author", "山田一", "--title", "海", "--out", out).exit_code == 0
+    assert [json.loads(line)["title"] for line in out.read_text(encoding="utf-8").splitlines()] == ["海の底"]
+
+
+def test_names_what_it_skips(mirror, tmp_path):
+    (mirror / "cards/000001/files/1_ruby.zip").write_bytes(b"PK nonsense")
+    result = run("--source", mirror, "--out", tmp_path / "works.jsonl")
+    assert result.exit_code == 0
+    warning, summary = result.stderr.splitlines()
+    assert warning.startswith("skipped cards/000001/files/1_ruby.zip: a broken zip")
+    assert "2 works" in summary
+    assert "1 characters without a code (〓), 1 skipped" in summary
+
+
+def test_refuses_an_existing_target_before_anything_else(tmp_path):
+    out = tmp_path / "works.jsonl"
+    out.write_text("mine")
+    result = run("--source", "http://127.0.0.1:9", "--out", out)
+    assert isinstance(result.exception, TsugikiError)
+    assert "exists already" in str(result.exception)
+    assert out.read_text() == "mine"
+
+
+def test_leaves_nothing_behind_when_nothing_matches(mirror, tmp_path):
+    result = run("--source", mirror, "--author", "川田", "--out", tmp_path / "works.jsonl")
+    assert isinstance(result.exception, TsugikiError)
+    assert "did you mean 川田二葉" in str(result.exception)
+    assert list(tmp_path.glob("works*")) == []
+
+
+def test_is_imported_without_torch():
+    code = (
+        "import sys, tsugiki.cli.aozora; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'httpx2')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

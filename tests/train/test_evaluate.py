@@ -1,0 +1,89 @@
+"""Evaluation against a plain float64 loop, one token at a time."""
+
+import math
+
+import pytest
+import torch
+
+from tests.tiny import TEXT, byte_tokenizer, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.data.texts import Document
+from tsugiki.train.evaluate import WINDOW, cut_windows, evaluate
+
+
+def naive_nll(model, windows: list[str]) -> float:
+    """Σ -log p(token | <end>, the window's tokens before it), each from a forward pass of its own."""
+    total, tokenizer = 0.0, byte_tokenizer()
+    for window in windows:
+        ids = [0, *tokenizer(window, add_special_tokens=False).input_ids]
+        for i in range(1, len(ids)):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids[:i]])).logits[0, -1].double()
+            total -= float(logits.log_softmax(-1)[ids[i]])
+    return total
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt", "bloom"])
+def test_every_token_counts_given_what_stands_before_it(kind: str):
+    model = tiny_model(kind, vocab_size=257)
+    windows = ["庭の枝。", "a", "接ぎ木は春に", "雨"]  # lengths differ: padding must not be seen
+    result = evaluate(model, byte_tokenizer(), windows)
+    expected = naive_nll(model, windows)
+    assert result.nll == pytest.approx(expected, rel=1e-5)
+    assert result.tokens == len("".join(windows).encode())
+    assert result.characters == len("".join(windows))
+    assert result.loss == pytest.approx(expected / result.tokens)
+    assert result.perplexity == pytest.approx(math.exp(expected / result.tokens))
+    assert result.bits_per_char == pytest.approx(expected / math.log(2) / result.characters)
+    assert result.round_trips
+
+
+def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_a_token():
+    model = tiny_model(vocab_size=257)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    result = evaluate(model, byte_tokenizer(), ["abcd", "猫"])
+    assert result.perplexity == pytest.approx(257, rel=1e-4)
+    assert result.bits_per_char == pytest.approx(math.log2(257) * 7 / 5, rel=1e-4)
+
+
+def test_batching_and_mode_do_not_matter(monkeypatch: pytest.MonkeyPatch):
+    model = tiny_model(vocab_size=257).train()
+    windows = [TEXT[i : i + 5 + i % 9] for i in range(0, 200, 10)]
+    together = evaluate(model, byte_tokenizer(), windows)
+    assert model.training
+    monkeypatch.setattr("tsugiki.train.evaluate._LOGIT_BUDGET", 1)
+    apart = evaluate(model, byte_tokenizer(), windows)
+    assert together.nll == pytest.approx(apart.nll, rel=1e-6)
+
+
+def test_a_window_beyond_the_context_is_scored_in_pieces():
+    model = tiny_model(vocab_size=257)  # a context of 64 tokens, 21 characters
+    result = evaluate(model, byte_tokenizer(), ["雨" * 30])
+    assert (result.windows, result.cut_windows, result.tokens) == (1, 1, 90)
+    assert result.nll == pytest.approx(naive_nll(model, ["雨" * 21]) + naive_nll(model, ["雨" * 9]), rel=1e-5)
+
+
+def test_unknowns_and_lost_text_are_counted():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "</s>": 1, "a": 2}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    result = evaluate(tiny_model(), tokenizer, ["aabc"])
+    assert result.unknown_tokens == 2
+    assert not result.round_trips
+
+
+def test_windows_are_of_equal_characters_and_spread_over_all():
+    documents = [Document("あ" * (2 * WINDOW + 1), "a"), Document("い" * WINDOW, "b"), Document(" ", "c")]
+    windows = cut_windows(documents)
+    assert [len(window) for window in windows] == [WINDOW, WINDOW, 1, WINDOW]
+    assert cut_windows(documents, limit=2 * WINDOW) == [windows[0], windows[2]]
+    assert cut_windows(documents, limit=1) == windows[:1]
+
+
+def test_no_text():
+    with pytest.raises(TsugikiError, match="no text"):
+        evaluate(tiny_model(), byte_tokenizer(), [])

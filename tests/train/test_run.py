@@ -1,0 +1,316 @@
+"""Runs from end to end on a tiny model: against a plain loop, resumed, repeated, and against bad input."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter
+from tsugiki.data.blocks import IGNORED, Blocks, pack, token_stream
+from tsugiki.data.texts import Document
+from tsugiki.lora.graft import active_adapter
+from tsugiki.train import run as run_module
+from tsugiki.train.checkpoint import checkpoints
+from tsugiki.train.config import RunConfig
+from tsugiki.train.run import CHECKPOINTS, train
+from tsugiki.train.trainer import AdapterTrainer
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return save_tiny(tmp_path / "base")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
+    return str(folder)
+
+
+def settings(base: str, texts: str, out: Path, **changes: Any) -> RunConfig:
+    fields: dict[str, Any] = {
+        "model": base,
+        "data": texts,
+        "out": str(out),
+        "max_steps": 6,
+        "batch_size": 2,
+        "grad_accum": 2,
+        "block_size": 32,
+        "learning_rate": 1e-2,
+        "held_out": 0.2,
+        "save_steps": 2,
+        "prompts": ["枝を"],
+        "sample_tokens": 8,
+    }
+    return RunConfig.model_validate(fields | changes)
+
+
+def uneven_blocks() -> Blocks:
+    """Sixteen rows that hold different numbers of learned tokens."""
+    blocks = pack(token_stream(byte_tokenizer(), [Document(TEXT, "")])[:300], 20)
+    labels = blocks.labels[:16].clone()
+    for row in range(16):
+        labels[row, 2 : 2 + row] = IGNORED
+    return Blocks(blocks.input_ids[:16], labels)
+
+
+def train_blocks(kind: str, blocks: Blocks, out: Path, batch_size: int, grad_accum: int, seed: int = 0) -> Any:
+    model = tiny_model(kind, vocab_size=257)
+    torch.manual_seed(seed)
+    graft(model, LoraConfig(r=4, lora_alpha=8))
+    config = RunConfig(
+        model="-", data="-", out=str(out), epochs=2, batch_size=batch_size, grad_accum=grad_accum, learning_rate=1e-2
+    )
+    trainer = AdapterTrainer(model, run_module._arguments(config, out, len(blocks)), blocks)
+    trainer.train()
+    return model, trainer
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "opt", "bloom"])
+def test_batch_8_is_accumulation_8_also_with_uneven_rows(kind: str, tmp_path: Path):
+    blocks = uneven_blocks()
+    wide, together = train_blocks(kind, blocks, tmp_path / "a", 8, 1)
+    narrow, apart = train_blocks(kind, blocks, tmp_path / "b", 1, 8)
+    assert together.meters.tokens == apart.meters.tokens == 2 * blocks.learned_tokens
+    assert together.meters.nll == pytest.approx(apart.meters.nll, rel=1e-5)
+    for (name, a), (_, b) in zip(wide.named_parameters(), narrow.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_the_run_is_a_plain_loop_with_adamw_and_token_weighted_loss(tmp_path: Path):
+    blocks = uneven_blocks()
+    ours, trainer = train_blocks("gpt2", blocks, tmp_path / "run", 2, 2, seed=7)
+
+    order: list[int] = []
+    probe = Blocks(torch.arange(16)[:, None].repeat(1, 20), torch.arange(16)[:, None].repeat(1, 20))
+    for epoch in range(2):
+        loader = trainer._get_dataloader(probe, "order", 2, sampler_fn=trainer._get_train_sampler, is_training=True)
+        loader.set_epoch(epoch)
+        order += [int(row[0]) for batch in loader for row in batch["input_ids"]]
+    assert sorted(order) == sorted([*range(16), *range(16)])
+
+    # PEFT's layer, one loop, no Trainer: mean over the learned tokens of the step, AdamW, linear decay.
+    theirs = tiny_model("gpt2", vocab_size=257)
+    torch.manual_seed(7)
+    plain = graft(theirs, LoraConfig(r=4, lora_alpha=8))
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
+    for step in range(8):
+        rows = order[step * 4 : step * 4 + 4]
+        ids, labels = blocks.input_ids[rows].long(), blocks.labels[rows].long()
+        loss = F.cross_entropy(
+            theirs(input_ids=ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (8 - step) / 8
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_a_run_leaves_an_adapter_that_peft_loads_and_a_record(base: str, texts: str, tmp_path: Path):
+    out = tmp_path / "run"
+    record = train(settings(base, texts, out))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    before = logits(model)
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out).eval()
+    load_adapter(model, out)
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits(model), before, atol=1e-3)
+
+    stored = json.loads((out / "run.json").read_text())
+    assert stored["status"] == record.status == "finished"
+    assert stored["evaluations"][0]["step"] == 0
+    assert stored["evaluations"][-1]["step"] == 6
+    assert stored["evaluations"][-1]["loss"] < stored["evaluations"][0]["loss"]
+    assert [sample["step"] for sample in stored["samples"]] == [0, 3, 6]
+    assert 6 * 4 * 31 - 31 < stored["training"]["tokens"] <= 6 * 4 * 31  # the last row may be among them
+    assert stored["training"]["loss"] == pytest.approx(
+        sum(entry["loss"] for entry in stored["loss_curve"]) / 6, rel=1e-3
+    )
+    assert stored["base"]["fingerprint"].startswith("sha256:")
+    assert stored["data"]["train"]["documents"] == 3
+    assert stored["parameters"]["trainable"] == sum(t.numel() for t in load_file(out / WEIGHTS).values())
+    assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not list(out.rglob("*.part"))
+
+
+def test_the_same_seed_gives_the_same_bytes(base: str, texts: str, tmp_path: Path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(settings(base, texts, tmp_path / name, seed=seed))
+    one, two, other = ((tmp_path / name / WEIGHTS).read_bytes() for name in "abc")
+    assert one == two
+    assert one != other
+
+
+def test_looking_at_a_run_does_not_change_it(base: str, texts: str, tmp_path: Path):
+    train(settings(base, texts, tmp_path / "watched", eval_steps=1))
+    train(settings(base, texts, tmp_path / "unwatched", eval_steps=6, prompts=[]))
+    assert (tmp_path / "watched" / WEIGHTS).read_bytes() == (tmp_path / "unwatched" / WEIGHTS).read_bytes()
+
+
+class _PowerCut(TrainerCallback):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_a_run_that_was_cut_goes_on_to_the_same_bytes(
+    cut: int, base: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # An epoch is 5 steps or so: the run crosses into a second one, and checkpoints stand at 2, 4 and 6.
+    whole = train(settings(base, texts, tmp_path / "whole", max_steps=8))
+    config = settings(base, texts, tmp_path / "cut", max_steps=8)
+
+    class CutTrainer(AdapterTrainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.add_callback(_PowerCut(cut))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "AdapterTrainer", CutTrainer)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert [p.name for p in checkpoints(tmp_path / "cut" / CHECKPOINTS)] == [
+        f"checkpoint-{n}" for n in (2, 4) if n <= cut
+    ]
+    with pytest.raises(TsugikiError, match="already holds a run"):
+        train(config)
+    resumed = train(config, resume=True)
+    assert (tmp_path / "cut" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert resumed.samples == whole.samples
+    assert resumed.evaluations == whole.evaluations
+    assert resumed.loss_curve == whole.loss_curve
+    assert (resumed.training["loss"], resumed.training["tokens"]) == (whole.training["loss"], whole.training["tokens"])
+    with pytest.raises(TsugikiError, match="is finished"):
+        train(config, resume=True)
+
+
+def test_a_checkpoint_is_an_adapter_folder(base: str, texts: str, tmp_path: Path):
+    train(settings(base, texts, tmp_path / "run"))
+    last = checkpoints(tmp_path / "run" / CHECKPOINTS)[-1]
+    model = AutoModelForCausalLM.from_pretrained(base)
+    load_adapter(model, last)
+    assert (last / WEIGHTS).read_bytes() == (tmp_path / "run" / WEIGHTS).read_bytes()
+
+
+def test_other_settings_are_not_resumed(base: str, texts: str, tmp_path: Path):
+    config = settings(base, texts, tmp_path / "run")
+    train(config)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    with pytest.raises(TsugikiError, match=r"other settings: learning_rate .was 0.01, now 0.1"):
+        train(config.model_copy(update={"learning_rate": 0.1}), resume=True)
+    with pytest.raises(TsugikiError, match="holds no run"):
+        train(settings(base, texts, tmp_path / "new"), resume=True)
+
+
+def test_another_base_under_the_adapter_is_refused(base: str, texts: str, tmp_path: Path):
+    train(settings(base, texts, tmp_path / "run"))
+    other = AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "other", seed=1))
+    with pytest.raises(TsugikiError, match="another base"):
+        load_adapter(other, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(base: str, texts: str, tmp_path: Path):
+    with pytest.raises(TsugikiError, match=r"the loss is (nan|inf) at step \d+: lower the learning rate"):
+        train(settings(base, texts, tmp_path / "run", learning_rate=1e30, max_grad_norm=0, save_steps=100))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"held_out": "nowhere.txt"}, "no data at nowhere.txt"),
+        ({"data": "nowhere"}, "no data at nowhere"),
+        ({"block_size": 65}, "block_size is 65, but the model's context is 64"),
+        ({"model": "./nowhere"}, "no model at './nowhere'"),
+        ({"lora": {"target_modules": ["q_proj"]}}, "matches no layer; these can be grafted"),
+        ({"lr_scheduler_type": "sideways"}, "sideways"),
+        ({"report_to": ["no-such-logger"]}, "no-such-logger"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(changes: dict[str, Any], said: str, base: str, texts: str, tmp_path: Path):
+    with pytest.raises(TsugikiError, match=said):
+        train(settings(base, texts, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_text(base: str, tmp_path: Path):
+    path = tmp_path / "short.txt"
+    path.write_text("雨。\n風。\n")
+    with pytest.raises(TsugikiError, match="too short to hold a part out"):
+        train(settings(base, str(path), tmp_path / "run"))
+    path.write_text("雨。\n" * 3)
+    with pytest.raises(TsugikiError, match="less than one block"):
+        train(settings(base, str(path), tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate: input should be greater than 0"),
+        ({"learning_rate": math.nan}, "learning_rate: input should be a finite number"),
+        ({"learning_rate": math.inf}, "learning_rate: input should be a finite number"),
+        ({"epochs": 0}, "epochs: input should be greater than 0"),
+        ({"lora": {"r": 0}}, "r is 0"),
+        ({"lora": {"rank": 4}}, "rank: no such setting"),
+        ({"method": "lola"}, "method: input should be 'lora'"),
+        ({"banana": 1}, "banana: extra inputs are not permitted"),
+        ({"batch_size": "many"}, "batch_size"),
+    ],
+)
+def test_settings_that_cannot_be(fields: dict[str, Any], said: str, tmp_path: Path):
+    from tsugiki.train.config import load_config
+
+    with pytest.raises(TsugikiError) as caught:
+        load_config(None, {"model": "m", "data": "d", "out": "o", **fields})
+    assert said in str(caught.value)
+
+
+def test_yaml_and_flags(tmp_path: Path):
+    from tsugiki.train.config import load_config
+
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\ndata: d\nout: o\nlora: {r: 4}\nepochs: 2\n")
+    config = load_config(path, {"epochs": 5, "lora": {"lora_alpha": 16}})
+    assert (config.epochs, config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (5, 4, 16, 0.1)
+    chapter = load_config(None, {"model": "m", "data": "d", "out": "o"})
+    assert (chapter.epochs, chapter.batch_size, chapter.grad_accum, chapter.learning_rate) == (3, 4, 4, 1e-4)
+    assert (chapter.lora.r, chapter.lora.lora_alpha, chapter.lora.lora_dropout) == (8, 32, 0.1)
+    for content, said in (("[1]", "holds no settings"), ("a: [", "is not YAML"), ("model: m", "data: field required")):
+        path.write_text(content)
+        with pytest.raises(TsugikiError, match=said):
+            load_config(path, {})
+
+
+def test_the_learning_starts_from_the_base(base: str):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    before = logits(model)
+    graft(model, LoraConfig())
+    assert torch.equal(logits(model), before)
+    shake(model)
+    assert active_adapter(model).pairs
