@@ -148,7 +148,8 @@ def _rank(text: str, seed: int) -> bytes:
 
 def _split_one(document: Document, fraction: float) -> tuple[list[Document], list[Document]]:
     text = document.text
-    cut = text.find("\n", int(len(text) * (1 - fraction))) + 1 or int(len(text) * (1 - fraction))
+    middle = int(len(text) * (1 - fraction))
+    cut = text.find("\n", middle, len(text) - 1) + 1 or text.rfind("\n", 0, middle) + 1 or middle
     parts = text[:cut], text[cut:]
     if not all(part.strip() for part in parts):
         raise TsugikiError(f"{document.source} is too short to hold a part out; add text or name a held-out file")
