@@ -1,6 +1,6 @@
 """Base models by name: the embedded one, a folder, or a Hugging Face hub id."""
 
-import logging
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +23,25 @@ def load_model(name: str) -> "PreTrainedModel":
         TsugikiError: no such model, a folder that holds none, or the hub cannot be reached.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
-    where = _where(name)
+    where, local_only = _where(name)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, use_safetensors=True, local_files_only=local_only, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _not_loaded(name, error) from error
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers fills these with random numbers and goes on
+        raise TsugikiError(f"{name} is not a whole model: {missing[0]} is missing ({len(missing)} such weights)")
     model.eval()
-    if name == EMBEDDED:
-        # The path of an installed package is of no use to anyone who reads an adapter's files.
-        model.name_or_path = model.config._name_or_path = EMBEDDED
+    # The path of an installed package, say, is of no use to anyone who reads an adapter's files.
+    model.name_or_path = model.config._name_or_path = name
     return model
 
 
@@ -45,8 +53,9 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    where, local_only = _where(name)
     try:
-        return AutoTokenizer.from_pretrained(_where(name))
+        return AutoTokenizer.from_pretrained(where, local_files_only=local_only)
     except (OSError, ValueError, KeyError) as error:
         raise _not_loaded(name, error) from error
 
@@ -70,23 +79,53 @@ def _embedded_folder() -> Path:
     return Path(str(files("tsugiki") / "assets" / "base"))
 
 
-def _where(name: str) -> str:
-    """What `from_pretrained` is to be given; folders are checked here, since its own message is long."""
+def _where(name: str) -> tuple[str, bool]:
+    """What `from_pretrained` is to be given, and whether it is to keep off the network."""
     if name == EMBEDDED:
-        return str(_embedded_folder())
+        return str(_embedded_folder()), True
+    if not name.strip():
+        raise TsugikiError(f"the model's name is empty; give {EMBEDDED!r}, a folder or a hub id")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             hint = "it is an adapter: name its base as --model and this as --adapter"
             is_adapter = (folder / "adapter_config.json").is_file()
             raise TsugikiError(f"{name} is no model folder: {hint if is_adapter else 'it has no config.json'}")
-        return str(folder)
+        return str(folder), True
     if folder.exists():
         raise TsugikiError(f"{name} is a file; a model is a folder with config.json, or a hub id")
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name.strip():
+    if name.startswith(("/", ".", "~")):
         raise TsugikiError(f"no model at {name!r}: there is no such folder")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # one line of ours instead of its retries
-    return name
+    return name, not _hub_has(name)
+
+
+def _hub_has(name: str) -> bool:
+    """Ask the hub once, so that nobody waits through every retry of every file; False: use what is cached.
+
+    Raises:
+        TsugikiError: the hub has no such model, or it cannot be reached and nothing is cached.
+    """
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except GatedRepoError as error:
+        raise TsugikiError(
+            f"{name} asks for consent: accept its terms on the hub and log in (hf auth login)"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise TsugikiError(
+            f"no model called {name!r}: neither {EMBEDDED!r}, nor a folder here, nor on the hub"
+        ) from error
+    except (httpx2.HTTPError, OSError) as error:
+        if local_folder(name):
+            return False
+        raise TsugikiError(
+            f"no folder {name!r} here, the hub cannot be reached and nothing is cached; check the name and the network"
+        ) from error
+    return True
 
 
 def _not_loaded(name: str, error: Exception) -> TsugikiError:
@@ -96,10 +135,4 @@ def _not_loaded(name: str, error: Exception) -> TsugikiError:
         return TsugikiError(f"{name} brings code of its own, which Tsugiki does not run; use a model that needs none")
     if "safetensors" in text and "does not appear" in text:
         return TsugikiError(f"{name} has no safetensors weights; convert it, since pickled weights are not loaded")
-    if any(word in text for word in ("couldn't connect", "resolve", "offline", "cached files", "Connection")):
-        return TsugikiError(
-            f"cannot reach the hub for {name!r}, and it is not cached here; give a folder, or check name and network"
-        )
-    if "not a local folder and is not a valid model identifier" in text or "404" in text:
-        return TsugikiError(f"no model called {name!r}: neither a folder here nor on the hub")
     return TsugikiError(f"{name} cannot be loaded: {' '.join(text.split())[:300]}")

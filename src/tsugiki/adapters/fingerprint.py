@@ -4,6 +4,7 @@ An adapter loads without complaint into any model of the same shape and then wri
 taken from the files, before any casting, tensor by tensor, so that resharding does not change it.
 """
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -28,8 +29,15 @@ def folder_fingerprint(folder: Path) -> str | None:
 
     None where the folder has no safetensors.
     """
+    files = sorted(folder.resolve().glob("model*.safetensors"))
+    return _digest_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_files(files: tuple[tuple[Path, int, int], ...]) -> str | None:
+    """Digest of all tensors in the files; size and time are there so that a file that changed is read again."""
     tensors: dict[str, str] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
+    for path, _, _ in files:
         with path.open("rb") as file:
             tensors.update(_digest_tensors(file))
     if not tensors:

@@ -2,19 +2,17 @@
 
 import logging
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments, set_seed
-from transformers.utils import logging as transformers_logging
 
 from tsugiki.adapters.files import WEIGHTS_FILE, save_adapter
 from tsugiki.adapters.fingerprint import base_fingerprint
 from tsugiki.data.blocks import Blocks, default_cache, pack, token_stream
 from tsugiki.data.texts import Document, fingerprint, read_documents, refuse_overlap, split_documents
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.graft import graft, trainable_parameters
+from tsugiki.lora.graft import active_adapter, graft, trainable_parameters
 from tsugiki.models import load_model, load_tokenizer
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
@@ -50,7 +48,6 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
     out = Path(config.out)
     record, checkpoint = _take_up(config, out) if resume else (_new_record(config, out), None)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
     with progress or RunProgress() as shown:
         train_documents, held_out = _documents(config)
         model, tokenizer = load_model(config.model), load_tokenizer(config.model)
@@ -174,7 +171,7 @@ def _describe(
     record.parameters = {"trainable": trainable, "total": total, "share": trainable / total}
     record.choices = {
         "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
-        "lora": asdict(config.lora),
+        "target_modules": sorted({path.rpartition(".")[2] for path in active_adapter(model).pairs}),
         "steps": config.max_steps or total_steps(config, len(blocks)),
     }
 

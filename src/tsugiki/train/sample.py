@@ -75,6 +75,7 @@ def generate_text(
                 max_new_tokens=min(sampling.max_new_tokens, room),
                 eos_token_id=document_end(tokenizer),
                 pad_token_id=document_end(tokenizer),
+                use_cache=True,  # Trainer turns it off in the model's config
                 streamer=streamer,
                 **draw,
             )

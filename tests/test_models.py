@@ -1,0 +1,101 @@
+"""Base models by name, and what is said where there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.models import load_model, load_tokenizer, local_folder
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_a_folder_loads_in_float32_and_keeps_its_name(tmp_path: Path):
+    folder = save_tiny(tmp_path / "base")
+    tiny_model(vocab_size=257).half().save_pretrained(folder)
+    model = load_model(folder)
+    assert model.dtype == torch.float32
+    assert not model.training
+    assert model.name_or_path == folder
+    assert logits(model).isfinite().all()
+    assert load_tokenizer(folder).eos_token_id == 0
+    assert local_folder(folder) == Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "name is empty"),
+        ("./nowhere", "no model at './nowhere': there is no such folder"),
+        ("rinna/japanese-gpt2-medium", "the hub cannot be reached and nothing is cached"),
+        ("not a name/at all", "no model called 'not a name/at all'"),
+        ("a/b/c", "no model called 'a/b/c'"),
+    ],
+)
+def test_names_that_lead_nowhere(name: str, said: str):
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(TsugikiError, match=said):
+            load(name)
+
+
+def test_folders_that_hold_no_model(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TsugikiError, match="is a file"):
+        load_model(str(tmp_path / "file"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TsugikiError, match="it has no config.json"):
+        load_model(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    with pytest.raises(TsugikiError, match="it is an adapter: name its base as --model"):
+        load_model(str(tmp_path / "empty"))
+
+
+def test_broken_models_are_one_sentence(tmp_path: Path):
+    folder = Path(save_tiny(tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "model.safetensors").rename(folder / "kept")
+    with pytest.raises(TsugikiError, match="no safetensors|cannot be loaded"):
+        load_model(str(folder))
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(TsugikiError, match="no safetensors|cannot be loaded"):
+        load_model(str(folder))
+    (folder / "model.safetensors").write_bytes(b"\x01")
+    with pytest.raises(TsugikiError, match="cannot be loaded"):
+        load_model(str(folder))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "of the future"}))
+    with pytest.raises(TsugikiError, match="cannot be loaded"):
+        load_model(str(folder))
+
+
+def test_code_in_a_model_folder_is_not_run(tmp_path: Path):
+    folder = Path(save_tiny(tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(TsugikiError, match="code of its own"):
+        load_model(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_with_a_weight_missing_is_refused(tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(save_tiny(tmp_path / "base"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TsugikiError, match=r"h.1.mlp.c_fc.weight is missing \(1 such"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_whole_models_are_whole(kind: str, tmp_path: Path):
+    load_model(save_tiny(tmp_path / kind, kind))
