@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
@@ -58,6 +59,15 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(where, local_files_only=local_only)
     except (OSError, ValueError, KeyError) as error:
         raise _not_loaded(name, error) from error
+
+
+def default_device() -> "torch.device":
+    """The accelerator of this machine, or its processor."""
+    import torch
+
+    return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
+        "cpu"
+    )
 
 
 def local_folder(name: str) -> Path | None:

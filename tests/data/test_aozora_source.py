@@ -17,9 +17,8 @@ import pytest
 
 from tests.data.test_aozora import FOOTER, zipped
 from tsugiki.data import aozora_source
+from tsugiki.data.aozora_index import INDEX, Entry, read_index
 from tsugiki.data.aozora_source import (
-    INDEX,
-    Entry,
     Folder,
     Query,
     Site,
@@ -29,7 +28,6 @@ from tsugiki.data.aozora_source import (
     iter_works,
     open_source,
     read_entries,
-    read_index,
     select,
     write_works,
 )

@@ -81,8 +81,8 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
         os.replace(part, folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, _config_to_json(model, adapter.config))
         write_json(folder / BASE_FILE, {"format": 1, "base": base})
-    except OSError as error:
-        raise TsugikiError(f"cannot write the adapter to {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise TsugikiError(f"cannot write the adapter to {folder}: {error}") from error
 
 
 def load_adapter(

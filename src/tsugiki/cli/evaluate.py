@@ -24,11 +24,11 @@ def evaluate_command(
 
     from tsugiki.adapters.files import load_adapter
     from tsugiki.data.texts import read_documents
-    from tsugiki.models import load_model, load_tokenizer
+    from tsugiki.models import default_device, load_model, load_tokenizer
     from tsugiki.train.evaluate import cut_windows, evaluate
 
     windows = cut_windows(read_documents(data))
-    base, tokenizer = load_model(model), load_tokenizer(model)
+    base, tokenizer = load_model(model).to(default_device()), load_tokenizer(model)
     if adapter is not None:
         load_adapter(base, adapter, allow_other_base=allow_other_base)
     with Progress(

@@ -20,10 +20,10 @@ def generate_command(
 ) -> None:
     """Let a model go on from a prompt; the text comes as it is written."""
     from tsugiki.adapters.files import load_adapter
-    from tsugiki.models import load_model, load_tokenizer
+    from tsugiki.models import default_device, load_model, load_tokenizer
     from tsugiki.train.sample import Sampling, generate_text
 
-    base, tokenizer = load_model(model), load_tokenizer(model)
+    base, tokenizer = load_model(model).to(default_device()), load_tokenizer(model)
     if adapter is not None:
         load_adapter(base, adapter, allow_other_base=allow_other_base)
     begun = False

@@ -1,5 +1,6 @@
 """The `tsugiki` command: finds the subcommand, and says errors and warnings in one line each."""
 
+import os
 import sys
 import traceback
 import warnings
@@ -34,6 +35,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     warnings.showwarning = _say_warning
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
     try:
         app(arguments)
     except TsugikiError as error:

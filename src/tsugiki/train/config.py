@@ -65,7 +65,9 @@ class RunConfig(BaseModel):
     save_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints; a tenth of the run."""
     prompts: tuple[str, ...] = ()
-    """Continued before the first step, at the middle, and at the end."""
+    """Continued before the first step, every `sample_steps`, and at the end."""
+    sample_steps: int | None = Field(default=None, ge=1)
+    """Steps between samples; half the run."""
     sample_tokens: int = Field(default=80, ge=1)
     report_to: tuple[str, ...] = ()
     """Logging integrations of transformers, such as `tensorboard`."""

@@ -1,5 +1,7 @@
 """What a run shows while it goes: a live line in a terminal, a few plain lines elsewhere. All on standard error."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -29,13 +31,20 @@ class RunProgress:
         self._task = self._progress.add_task("train", total=None, loss="–", perplexity="–", speed="–", visible=False)
 
     def __enter__(self) -> "RunProgress":
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    @contextmanager
+    def stage(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar for one stage; yields what is to be called with each amount done. Silent while steps are shown."""
+        hidden = self._progress.live.is_started or not self.console.is_terminal
+        with Progress(console=self.console, transient=True, disable=hidden) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda done: progress.advance(task, done)
 
     def say(self, line: str) -> None:
         """One line above the live display."""
@@ -44,6 +53,7 @@ class RunProgress:
     def begin(self, total: int, done: int) -> None:
         """Steps of the whole run, and those already done when it goes on from a checkpoint."""
         self._progress.update(self._task, total=total, completed=done, visible=True)
+        self._progress.start()
 
     def step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
         """An optimiser step is done."""

@@ -23,7 +23,7 @@ from tsugiki.train.trainer import AdapterTrainer
 from tsugiki.train.watch import Watch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 CHECKPOINTS = "checkpoints"
 _BLOCK_SIZE = 512
@@ -53,7 +53,9 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
         model, tokenizer = load_model(config.model), load_tokenizer(config.model)
         set_seed(config.seed)
         graft(model, config.lora, base_dropout=config.base_dropout)
-        blocks = _blocks(config, model, tokenizer, train_documents)
+        size = _block_size(config, model)
+        with shown.stage("tokenising", len(train_documents)) as advance:
+            blocks = pack(token_stream(tokenizer, train_documents, default_cache(), advance), size)
         windows = cut_windows(held_out, config.held_out_characters)
         _describe(record, config, model, train_documents, held_out, blocks, sum(map(len, windows)))
         trainer = _trainer(config, out, model, blocks)
@@ -100,14 +102,11 @@ def _documents(config: RunConfig) -> tuple[list[Document], list[Document]]:
     return split_documents(documents, config.held_out, config.seed)
 
 
-def _blocks(
-    config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", documents: list[Document]
-) -> Blocks:
+def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
     context = context_length(model)
-    size = config.block_size or min(_BLOCK_SIZE, context)
-    if size > context:
-        raise TsugikiError(f"block_size is {size}, but the model's context is {context} tokens")
-    return pack(token_stream(tokenizer, documents, default_cache()), size)
+    if config.block_size and config.block_size > context:
+        raise TsugikiError(f"block_size is {config.block_size}, but the model's context is {context} tokens")
+    return config.block_size or min(_BLOCK_SIZE, context)
 
 
 def _trainer(config: RunConfig, out: Path, model: "PreTrainedModel", blocks: Blocks) -> AdapterTrainer:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluate import Evaluation, evaluate
+from tsugiki.train.evaluate import evaluate
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, peak_memory
 from tsugiki.train.sample import Sampling, generate_text
@@ -46,11 +46,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """Show the step; measure and sample where it is time."""
         step, total = state.global_step, state.max_steps
         self.progress.step(step, total, self.trainer.step_loss, self.trainer.meters.tokens_per_second)
-        every = self.config.eval_steps or max(1, total // _EVALUATIONS)
-        # The last steps of an uneven run are not measured twice in a row.
-        if step == total or (step % every == 0 and total - step >= every // 2):
+        if _due(step, total, self.config.eval_steps or max(1, total // _EVALUATIONS)):
             self._evaluate(step)
-        if step in (total // 2, total):
+        if _due(step, total, self.config.sample_steps or max(1, total // 2)):
             self._sample(step)
 
     def on_log(
@@ -70,7 +68,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._keep()
 
     def _evaluate(self, step: int) -> None:
-        result: Evaluation = evaluate(self.model, self.tokenizer, self.windows)
+        with self.progress.stage("measuring the held-out text", len(self.windows)) as advance:
+            result = evaluate(self.model, self.tokenizer, self.windows, advance)
         entry = {"step": step, **result.to_json()}
         self.record.evaluations.append(entry)
         self.progress.evaluation(entry)
@@ -96,3 +95,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             "peak_memory": peak_memory(),
         }
         self.record.write(Path(self.config.out))
+
+
+def _due(step: int, total: int, every: int) -> bool:
+    """At the end, and at each multiple of `every` that is not just before it."""
+    return step == total or (step % every == 0 and total - step > every // 2)
