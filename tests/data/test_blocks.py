@@ -46,7 +46,7 @@ def test_a_begin_token_that_the_tokenizer_sets_stands_before_each_document():
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     bos = tokenizer.bos_token_id
-    assert document_start(tokenizer) == [0], "a begin token that is not used is not set"
+    assert document_start(tokenizer) == 0, "a begin token that is not used is not set"
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
     a, b = encode(tokenizer, ["ab", "c"])
     assert token_stream(tokenizer, [Document("ab", ""), Document("c", "")]).tolist() == [bos, *a, 0, bos, *b, 0]

@@ -51,8 +51,8 @@ class Blocks(Dataset[dict[str, Tensor]]):
         return int((self.labels[:, 1:] != IGNORED).sum())
 
 
-def document_start(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """What stands before a document: the begin token if the tokenizer sets one itself, else the end token.
+def document_start(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that stands before a document: the begin token if the tokenizer sets one itself, else the end token.
 
     The same token is the context of a text's first token in training, in evaluation and in generation.
 
@@ -61,8 +61,8 @@ def document_start(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """
     begin = tokenizer.bos_token_id
     if begin is not None and tokenizer("a").input_ids[:1] == [begin]:
-        return [begin]
-    return [document_end(tokenizer)]
+        return int(begin)
+    return document_end(tokenizer)
 
 
 def document_end(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -107,7 +107,7 @@ def token_stream(
     for first in range(0, len(documents), _AT_ONCE):
         batch = documents[first : first + _AT_ONCE]
         for ids in encode(tokenizer, [document.text for document in batch]):
-            opening = start if not pieces or start != [end] else []
+            opening = [start] if not pieces or start != end else []
             pieces.append(torch.tensor([*opening, *ids, end], dtype=torch.int32))
         advance(len(batch))
     stream = torch.cat(pieces)

@@ -110,14 +110,14 @@ def evaluate(
         raise TsugikiError("there is no text to evaluate on")
     start = document_start(tokenizer)
     encoded = encode(tokenizer, windows)
-    room = context_length(model) - len(start)
-    rows = [torch.tensor([*start, *ids[first : first + room]]) for ids in encoded for first in range(0, len(ids), room)]
+    room = context_length(model) - 1
+    rows = [torch.tensor([start, *ids[first : first + room]]) for ids in encoded for first in range(0, len(ids), room)]
     training = model.training
     model.eval()
     try:
         nll = 0.0
         for batch in _batches(rows, model.config.get_text_config().vocab_size):
-            nll += _nll(model, batch, len(start))
+            nll += _nll(model, batch)
             advance(len(batch))
     finally:
         model.train(training)
@@ -153,13 +153,12 @@ def _batches(rows: Sequence[Tensor], vocabulary: int) -> list[list[Tensor]]:
     return batches
 
 
-def _nll(model: "PreTrainedModel", rows: Sequence[Tensor], given: int) -> float:
-    """Summed NLL of the rows' tokens after the first `given`. Rows are padded on the right, which a causal model
-    never sees."""
+def _nll(model: "PreTrainedModel", rows: Sequence[Tensor]) -> float:
+    """Summed NLL of the rows' tokens after the first. Rows are padded on the right, which a causal model never sees."""
     ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(model.device)
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     position = torch.arange(ids.shape[1], device=model.device)
-    labels = ids.masked_fill((position < given) | (position >= lengths[:, None]), IGNORED)
+    labels = ids.masked_fill(position >= lengths[:, None], IGNORED)
     logits = model(input_ids=ids, attention_mask=(position < lengths[:, None]).long(), use_cache=False).logits
     total = 0.0
     for row, label in zip(logits[:, :-1], labels[:, 1:], strict=True):

@@ -50,7 +50,7 @@ def generate_text(
     Raises:
         TsugikiError: the prompt leaves no room in the model's context.
     """
-    ids = [*document_start(tokenizer), *encode(tokenizer, [prompt])[0]]
+    ids = [document_start(tokenizer), *encode(tokenizer, [prompt])[0]]
     room = context_length(model) - len(ids)
     if room < 1:
         raise TsugikiError(
