@@ -99,3 +99,14 @@ def test_a_model_with_a_weight_missing_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_whole_models_are_whole(kind: str, tmp_path: Path):
     load_model(save_tiny(tmp_path / kind, kind))
+
+
+def test_the_embedded_base_is_whole_and_its_tokenizer_loses_nothing():
+    model, tokenizer = load_model("embedded"), load_tokenizer("embedded")
+    assert model.name_or_path == "embedded"
+    assert local_folder("embedded") is not None
+    assert sum(file.stat().st_size for file in local_folder("embedded").iterdir()) <= 16_000_000
+    for text in ("\u3000舊い國の\n\n 書物、emoji 🐈 と\t<0x41> & café", "  ", "𠮷野家", "ﾊﾝｶｸ\r\n"):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+        assert max(ids) < model.config.vocab_size

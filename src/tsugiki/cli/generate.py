@@ -11,8 +11,8 @@ def generate_command(
     prompt: Annotated[str, typer.Option(help="The text to go on from.")],
     adapter: Annotated[Path | None, typer.Option(help="An adapter folder, such as a run's.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Draw from the likeliest tokens of this share.")] = 0.95,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Draw from the likeliest tokens of this share.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="Load an adapter that was trained on another base.")

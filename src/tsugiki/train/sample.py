@@ -23,8 +23,8 @@ class Sampling:
     """How to draw tokens. `temperature` 0 takes the likeliest each time."""
 
     max_new_tokens: int = 80
-    temperature: float = 0.8
-    top_p: float = 0.95
+    temperature: float = 0.7
+    top_p: float = 0.9
     seed: int = 0
 
 
