@@ -152,6 +152,32 @@ def test_a_rank_above_the_matrix_is_a_note(base: str, run):
     assert "note: rank 40 is above what" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nosuch",), "No such command 'nosuch'"),
+        (("train", "--ranc", "8"), "No such option: --ranc"),
+        (("train", "--rank", "many"), "Invalid value for '--rank'"),
+        (("merge", "--out", "x"), "Missing option '--model'"),
+        (("generate", "--model", "embedded", "--prompt", "a", "--max-new-tokens", "0"), "greater than or equal to 1"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: tuple[str, ...], said: str, run):
+    status, out, err = run(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_an_interrupted_run_says_how_to_go_on(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tsugiki.train.run.train", interrupt)
+    status, _, err = run("train", "--model", base, *TRAIN)
+    assert status == 130
+    assert "--resume" in err
+
+
 def test_debug_shows_the_traceback(run):
     assert "Traceback" not in run("eval", "--model", "./nowhere", "--data", "x")[2]
     assert "Traceback" in run("eval", "--model", "./nowhere", "--data", "x", "--debug")[2]

@@ -227,6 +227,16 @@ def test_other_settings_are_not_resumed(base: str, texts: str, tmp_path: Path):
         train(config.model_copy(update={"learning_rate": 0.1}), resume=True)
     with pytest.raises(TsugikiError, match="holds no run"):
         train(settings(base, texts, tmp_path / "new"), resume=True)
+    (Path(texts) / "4.txt").write_text(TEXT[:300])
+    with pytest.raises(TsugikiError, match="another state of"):
+        train(config, resume=True)
+
+
+def test_the_number_of_steps_is_foretold(base: str, texts: str, tmp_path: Path):
+    for epochs in (0.3, 2):
+        record = train(settings(base, texts, tmp_path / str(epochs), max_steps=None, epochs=epochs, prompts=[]))
+        assert record.choices["steps"] == record.training["steps"] == record.loss_curve[-1]["step"]
+    assert record.training["tokens"] == 2 * record.data["learned_tokens_per_epoch"]
 
 
 def test_another_base_under_the_adapter_is_refused(base: str, texts: str, tmp_path: Path):
@@ -301,7 +311,12 @@ def test_yaml_and_flags(tmp_path: Path):
     chapter = load_config(None, {"model": "m", "data": "d", "out": "o"})
     assert (chapter.epochs, chapter.batch_size, chapter.grad_accum, chapter.learning_rate) == (3, 4, 4, 1e-4)
     assert (chapter.lora.r, chapter.lora.lora_alpha, chapter.lora.lora_dropout) == (8, 32, 0.1)
-    for content, said in (("[1]", "holds no settings"), ("a: [", "is not YAML"), ("model: m", "data: field required")):
+    for content, said in (
+        ("[1]", "holds no settings"),
+        ("a: [", "is not YAML"),
+        ("lora: 5", "lora is 5"),
+        ("model: m", "data: field required"),
+    ):
         path.write_text(content)
         with pytest.raises(TsugikiError, match=said):
             load_config(path, {})

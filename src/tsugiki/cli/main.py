@@ -6,6 +6,7 @@ import traceback
 import warnings
 
 import typer
+from typer.exceptions import TyperException
 
 from tsugiki.cli.aozora import aozora_command
 from tsugiki.cli.evaluate import evaluate_command
@@ -14,6 +15,8 @@ from tsugiki.cli.merge import merge_command
 from tsugiki.cli.quickstart import quickstart_command
 from tsugiki.cli.train import train_command
 from tsugiki.errors import TsugikiError
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     help="LoRA fine-tuning on the machine you have. `tsugiki quickstart` shows all of it in two minutes.",
@@ -37,13 +40,16 @@ def main() -> None:
     warnings.showwarning = _say_warning
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
     try:
-        app(arguments)
+        status = app(arguments, standalone_mode=False)
     except TsugikiError as error:
         _stop(str(error), 2, debug)
-    except KeyboardInterrupt:
-        _stop("interrupted; a training run goes on with --resume", 130, debug)
+    except TyperException as error:
+        _stop(f"{error.format_message()} (tsugiki --help lists commands and options)", 2, debug)
     except Exception as error:
         _stop(f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)", 1, debug)
+    if status == _INTERRUPTED:
+        _stop("interrupted; a training run goes on with --resume", status, debug=False)
+    raise SystemExit(status)
 
 
 def _stop(message: str, status: int, debug: bool) -> None:

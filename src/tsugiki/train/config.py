@@ -56,7 +56,7 @@ class RunConfig(BaseModel):
     base_dropout: bool = False
     """Leave dropout inside the frozen base on."""
 
-    held_out: float | str = 0.1
+    held_out: float | Annotated[str, Field(min_length=1)] = 0.1
     """What is measured and never learned: a share of the documents, or a file."""
     held_out_characters: int = Field(default=20_000, ge=1)
     """At most about so many held-out characters are scored, in windows spread evenly."""
@@ -90,7 +90,10 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
         if not isinstance(loaded, dict):
             raise TsugikiError(f"{path} holds no settings; it should say model, data and out at least")
         given = loaded
-    lora = {**(given.get("lora") or {}), **overrides.pop("lora", {})}
+    lora = given.get("lora") or {}
+    if not isinstance(lora, dict):
+        raise TsugikiError(f"{path}: lora is {lora!r}; it should hold settings such as r and lora_alpha")
+    lora = {**lora, **overrides.pop("lora", {})}
     merged = {**given, **overrides, **({"lora": lora} if lora else {})}
     try:
         return RunConfig.model_validate(merged)

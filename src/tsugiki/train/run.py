@@ -157,6 +157,7 @@ def _describe(
     measured_characters: int,
 ) -> None:
     record.machine = describe_machine()
+    began_with = record.base, record.data
     record.base = {"name": config.model, "fingerprint": base_fingerprint(model), "dtype": str(model.dtype)}
     record.data = {
         "train": _summary(train_documents),
@@ -165,6 +166,11 @@ def _describe(
         "block_size": blocks.input_ids.shape[1],
         "learned_tokens_per_epoch": blocks.learned_tokens,
     }
+    if any(began_with) and began_with != (record.base, record.data):
+        raise TsugikiError(
+            f"the run in {config.out} was begun on another state of {config.data} or of {config.model}; "
+            "bring that back, or start anew with another --out"
+        )
     trainable = sum(p.numel() for p in trainable_parameters(model).values())
     total = sum(p.numel() for p in model.parameters())
     record.parameters = {"trainable": trainable, "total": total, "share": trainable / total}
