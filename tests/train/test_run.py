@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, shake, tiny_model
+from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter
 from tsugiki.data.blocks import IGNORED, Blocks, pack, token_stream
 from tsugiki.data.texts import Document
-from tsugiki.lora.graft import active_adapter
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
@@ -320,12 +319,3 @@ def test_yaml_and_flags(tmp_path: Path):
         path.write_text(content)
         with pytest.raises(TsugikiError, match=said):
             load_config(path, {})
-
-
-def test_the_learning_starts_from_the_base(base: str):
-    model = AutoModelForCausalLM.from_pretrained(base)
-    before = logits(model)
-    graft(model, LoraConfig())
-    assert torch.equal(logits(model), before)
-    shake(model)
-    assert active_adapter(model).pairs

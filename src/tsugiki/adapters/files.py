@@ -157,9 +157,7 @@ def read_config(folder: Path) -> LoraConfig:
         known["init_lora_weights"] = True
     try:
         return LoraConfig(**known)
-    except (TypeError, ValueError) as error:
-        raise TsugikiError(f"{path}: {error}") from error
-    except TsugikiError as error:
+    except (TypeError, ValueError, TsugikiError) as error:
         raise TsugikiError(f"{path}: {error}") from error
 
 

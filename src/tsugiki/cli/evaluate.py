@@ -19,23 +19,20 @@ def evaluate_command(
     import json
 
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     from tsugiki.adapters.files import load_adapter
     from tsugiki.data.texts import read_documents
     from tsugiki.models import default_device, load_model, load_tokenizer
     from tsugiki.train.evaluate import cut_windows, evaluate
+    from tsugiki.train.progress import RunProgress
 
     windows = cut_windows(read_documents(data))
     base, tokenizer = load_model(model).to(default_device()), load_tokenizer(model)
     if adapter is not None:
         load_adapter(base, adapter, allow_other_base=allow_other_base)
-    with Progress(
-        console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal
-    ) as progress:
-        task = progress.add_task("evaluating", total=len(windows))
-        result = evaluate(base, tokenizer, windows, lambda rows: progress.advance(task, rows))
+    with RunProgress().stage("evaluating", len(windows)) as advance:
+        result = evaluate(base, tokenizer, windows, advance)
     figures = result.to_json()
     if as_json:
         typer.echo(json.dumps({"model": model, "adapter": str(adapter) if adapter else None, **figures}))

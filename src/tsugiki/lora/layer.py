@@ -5,8 +5,8 @@
             └── dropout ── A [r, in] ── B [out, r] ── · scaling ──┘
 
 Only A and B train: r (in + out) numbers instead of in · out. B starts at zero, so the grafted layer is the
-frozen one to the last bit until the first step. `scaling` is alpha / r, PEFT's convention; the paper's
-text calls the same factor alpha / r, the chapter's code multiplies by alpha alone.
+frozen one to the last bit until the first step. `scaling` is alpha / r, as in the paper and in PEFT; some
+texts that build LoRA from scratch multiply by alpha alone.
 """
 
 import math

@@ -17,7 +17,7 @@ _FUSED_QKV = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
 DEFAULT_TARGETS: Mapping[str, Sequence[str]] = MappingProxyType(
     {
-        # GPT-2: the chapter's choice. `c_proj` is the output of the attention and of the feed-forward.
+        # `c_proj` is the output of the attention and of the feed-forward alike.
         "gpt2": ("c_attn", "c_proj"),
         "gpt_bigcode": ("c_attn", "c_proj"),
         "gpt_neo": ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"),

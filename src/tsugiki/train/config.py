@@ -1,4 +1,7 @@
-"""The settings of one run: a YAML file, flags, or both; the defaults are the chapter's."""
+"""The settings of one run: a YAML file, flags, or both.
+
+The defaults are those of the textbook chapter on LoRA that the project implements, called "the chapter" here.
+"""
 
 from dataclasses import fields
 from pathlib import Path
