@@ -36,6 +36,7 @@ def test_every_token_counts_given_what_stands_before_it(kind: str):
     assert result.perplexity == pytest.approx(math.exp(expected / result.tokens))
     assert result.bits_per_char == pytest.approx(expected / math.log(2) / result.characters)
     assert result.round_trips
+    assert result.caveat is None
 
 
 def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_a_token():
@@ -74,6 +75,8 @@ def test_unknowns_and_lost_text_are_counted():
     result = evaluate(tiny_model(), tokenizer, ["aabc"])
     assert result.unknown_tokens == 2
     assert not result.round_trips
+    assert result.caveat is not None
+    assert "2 unknown tokens" in result.caveat
 
 
 def test_windows_are_of_equal_characters_and_spread_over_all():

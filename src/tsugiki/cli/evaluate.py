@@ -39,7 +39,5 @@ def evaluate_command(
         return
     table = Table(show_header=False)
     for name, value in figures.items():
-        table.add_row(
-            name, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if value is not True else "yes"
-        )
+        table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
     Console(highlight=False).print(table)

@@ -25,8 +25,5 @@ def print_summary(record: RunRecord) -> None:
     )
     size = (out / WEIGHTS_FILE).stat().st_size
     console.print(f"adapter: {out} ({size / 1e6:.2f} MB); record: {out / 'run.json'}", soft_wrap=True)
-    if after["unknown_tokens"] or not after["round_trips"]:
-        console.print(
-            f"bits per character flatter this tokenizer: {after['unknown_tokens']:,} unknown tokens"
-            + ("" if after["round_trips"] else "; decoding does not give the text back")
-        )
+    if after["caveat"]:
+        console.print(after["caveat"])

@@ -63,10 +63,19 @@ class Evaluation:
         """Bits needed for a character of the text."""
         return self.nll / math.log(2) / self.characters
 
+    @property
+    def caveat(self) -> str | None:
+        """Why bits per character flatter this tokenizer on this text, if they do."""
+        if self.unknown_tokens:
+            return f"{self.unknown_tokens:,} unknown tokens: bits per character are lower than the text deserves"
+        if not self.round_trips:
+            return "decoding does not give the text back: bits per character may be lower than the text deserves"
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """The figures and the counts behind them."""
         figures = {"loss": self.loss, "perplexity": self.perplexity, "bits_per_char": self.bits_per_char}
-        return {**figures, **asdict(self)}
+        return {**figures, **asdict(self), "caveat": self.caveat}
 
 
 def cut_windows(documents: Sequence[Document], limit: int | None = None) -> list[str]:
