@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, ungraft
 from tsugiki.data.blocks import IGNORED, Blocks, pack, token_stream
 from tsugiki.data.texts import Document
 from tsugiki.train import run as run_module
@@ -125,6 +125,19 @@ def test_the_run_is_a_plain_loop_with_adamw_and_token_weighted_loss(tmp_path: Pa
         optimizer.step()
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_stock_trainer_trains_a_grafted_model_in_place(tmp_path: Path):
+    from transformers import Trainer, TrainingArguments
+
+    model = tiny_model(vocab_size=257)
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adapter = graft(model, LoraConfig(r=4))
+    arguments = TrainingArguments(str(tmp_path), max_steps=3, learning_rate=1e-2, save_strategy="no", report_to=[])
+    Trainer(model=model, args=arguments, train_dataset=uneven_blocks()).train()
+    assert all(pair.B.any() for pair in adapter.pairs.values())
+    ungraft(model)
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters())
 
 
 def test_a_run_leaves_an_adapter_that_peft_loads_and_a_record(base: str, texts: str, tmp_path: Path):
