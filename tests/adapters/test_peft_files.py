@@ -213,6 +213,15 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_before(fields: dict[st
     assert not any("lora" in name for name, _ in model.named_modules())
 
 
+def test_a_refused_adapter_leaves_the_others_as_they_were(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig(r=2), "mine")
+    before = logits(shake(model))
+    with pytest.raises(TsugikiError, match="is missing"):
+        load_adapter(model, saved(tmp_path, target_modules=["c_attn", "c_fc"]), "theirs")
+    assert torch.equal(logits(model), before)
+
+
 def test_harmless_fields_of_peft_are_accepted(tmp_path: Path):
     folder = saved(
         tmp_path, peft_version="0.99", eva_config={"rho": 2.0}, init_lora_weights="eva", qalora_group_size=16

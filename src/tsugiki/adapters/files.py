@@ -36,7 +36,10 @@ from tsugiki.lora.graft import (
     active_adapter,
     find_adapter,
     graft,
+    is_grafted,
     remove_adapter,
+    require_state,
+    set_adapter,
 )
 from tsugiki.lora.layer import is_conv1d
 from tsugiki.lora.targets import base_modules, find_targets
@@ -112,11 +115,14 @@ def load_adapter(
         find_targets(model, config)
     except TsugikiError as error:
         raise TsugikiError(f"{folder} does not fit this model: {error}") from error
+    active = require_state(model).active if is_grafted(model) else None
     adapter = graft(model, config, name or DEFAULT_NAME)
     try:
         _fill(model, adapter, stored, folder)
     except TsugikiError:
         remove_adapter(model, name or DEFAULT_NAME)
+        if active is not None:
+            set_adapter(model, active)
         raise
     if logit_shift(model) == 0:
         warnings.warn(f"the adapter in {folder} changes nothing: the model's logits are the base's", stacklevel=2)

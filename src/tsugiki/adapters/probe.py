@@ -22,7 +22,7 @@ def probe_logits(model: nn.Module) -> Tensor | None:
     training = model.training
     model.eval()
     try:
-        output = model(input_ids=ids)
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
         model.train(training)
     logits: Tensor | None = getattr(output, "logits", None)
