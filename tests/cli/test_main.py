@@ -51,6 +51,7 @@ def test_the_whole_way(base: str, run, tmp_path: Path):
     assert "perplexity" in out
     assert "adapter: run" in out
     assert "枝を" in err
+    assert "one document: its last 10% is held out" in err
 
     figures = {}
     for adapter in ([], ["--adapter", "run"]):

@@ -49,7 +49,7 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
     record, checkpoint = _take_up(config, out) if resume else (_new_record(config, out), None)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     with progress or RunProgress() as shown:
-        train_documents, held_out = _documents(config)
+        train_documents, held_out = _documents(config, shown)
         model, tokenizer = load_model(config.model), load_tokenizer(config.model)
         set_seed(config.seed)
         graft(model, config.lora, base_dropout=config.base_dropout)
@@ -93,12 +93,14 @@ def _take_up(config: RunConfig, out: Path) -> tuple[RunRecord, Path | None]:
     return record, found[-1] if found else None
 
 
-def _documents(config: RunConfig) -> tuple[list[Document], list[Document]]:
+def _documents(config: RunConfig, progress: RunProgress) -> tuple[list[Document], list[Document]]:
     documents = read_documents(config.data)
     if isinstance(config.held_out, str):
         held_out = read_documents(config.held_out)
         refuse_overlap(documents, held_out)
         return documents, held_out
+    if len(documents) == 1:
+        progress.say(f"one document: its last {config.held_out:.0%} is held out")
     return split_documents(documents, config.held_out, config.seed)
 
 
