@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests.data.test_aozora import FOOTER, zipped
-from tsugiki.data import aozora_source
 from tsugiki.data.aozora_index import INDEX, Entry, read_index
 from tsugiki.data.aozora_source import (
     Folder,
@@ -31,6 +30,7 @@ from tsugiki.data.aozora_source import (
     select,
     write_works,
 )
+from tsugiki.data.cache import cache_folder
 from tsugiki.errors import TsugikiError
 
 COLUMNS = [
@@ -427,10 +427,10 @@ def test_requests_keep_their_distance(stub, tmp_path, monkeypatch):
 
 def test_the_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert aozora_source.default_cache() == tmp_path / "tsugiki" / "aozora"
+    assert cache_folder("aozora") == tmp_path / "tsugiki" / "aozora"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert aozora_source.default_cache() == tmp_path / "home" / ".cache" / "tsugiki" / "aozora"
+    assert cache_folder("aozora") == tmp_path / "home" / ".cache" / "tsugiki" / "aozora"
 
 
 # Writing -------------------------------------------------------------------------------------------------

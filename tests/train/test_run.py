@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, ungraft
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, trainable_parameters, ungraft
 from tsugiki.data.blocks import IGNORED, Blocks, pack, token_stream
 from tsugiki.data.texts import Document
 from tsugiki.train import run as run_module
@@ -109,8 +109,9 @@ def test_the_run_is_a_plain_loop_with_adamw_and_token_weighted_loss(tmp_path: Pa
     # PEFT's layer, one loop, no Trainer: mean over the learned tokens of the step, AdamW, linear decay.
     theirs = tiny_model("gpt2", vocab_size=257)
     torch.manual_seed(7)
-    plain = graft(theirs, LoraConfig(r=4, lora_alpha=8))
-    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
+    graft(theirs, LoraConfig(r=4, lora_alpha=8))
+    trained = list(trainable_parameters(theirs).values())
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
     for step in range(8):
         rows = order[step * 4 : step * 4 + 4]
         ids, labels = blocks.input_ids[rows].long(), blocks.labels[rows].long()
@@ -121,7 +122,7 @@ def test_the_run_is_a_plain_loop_with_adamw_and_token_weighted_loss(tmp_path: Pa
             group["lr"] = 1e-2 * (8 - step) / 8
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from tsugiki.data.aozora import guess_kana, read_work
 from tsugiki.data.aozora_index import INDEX, Entry, Kana, read_index, read_manifest
+from tsugiki.data.cache import cache_folder
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:
@@ -79,13 +80,8 @@ def open_source(source: str, cache: Path | None = None) -> Source:
         cache: where a site's files are kept (default: tsugiki/aozora in the user's cache folder).
     """
     if urlsplit(source).scheme in ("http", "https"):
-        return Site(source, cache or default_cache())
+        return Site(source, cache or cache_folder("aozora"))
     return Folder(Path(source))
-
-
-def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/tsugiki/aozora`, by default below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tsugiki" / "aozora"
 
 
 def select(entries: list[Entry], query: Query) -> list[Entry]:

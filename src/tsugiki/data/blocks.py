@@ -144,12 +144,6 @@ def pack(stream: Tensor, block_size: int) -> Blocks:
     return Blocks(torch.stack(rows), torch.stack(labels))
 
 
-def default_cache() -> Path:
-    """Where tokenised texts are kept: `tsugiki/tokens` in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "tsugiki" / "tokens"
-
-
 def _content_key(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[Document]) -> str:
     digest = hashlib.sha256(b"1")
     backend = getattr(tokenizer, "backend_tokenizer", None)

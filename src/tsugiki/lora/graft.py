@@ -37,11 +37,6 @@ class Adapter:
     modules: dict[str, nn.Module]
     biases: dict[str, nn.Parameter]
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Everything that trains."""
-        owners = [*self.pairs.values(), *self.modules.values()]
-        return [p for owner in owners for p in owner.parameters()] + list(self.biases.values())
-
 
 @dataclass
 class Graft:

@@ -9,7 +9,8 @@ from transformers import TrainingArguments, set_seed
 
 from tsugiki.adapters.files import WEIGHTS_FILE, save_adapter
 from tsugiki.adapters.fingerprint import base_fingerprint
-from tsugiki.data.blocks import Blocks, default_cache, pack, token_stream
+from tsugiki.data.blocks import Blocks, pack, token_stream
+from tsugiki.data.cache import cache_folder
 from tsugiki.data.texts import Document, fingerprint, read_documents, refuse_overlap, split_documents
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import active_adapter, graft, trainable_parameters
@@ -55,7 +56,7 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
         graft(model, config.lora, base_dropout=config.base_dropout)
         size = _block_size(config, model)
         with shown.stage("tokenising", len(train_documents)) as advance:
-            blocks = pack(token_stream(tokenizer, train_documents, default_cache(), advance), size)
+            blocks = pack(token_stream(tokenizer, train_documents, cache_folder("tokens"), advance), size)
         windows = cut_windows(held_out, config.held_out_characters)
         _describe(record, config, model, train_documents, held_out, blocks, sum(map(len, windows)))
         trainer = _trainer(config, out, model, blocks)
