@@ -9,8 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tests.data.test_aozora_source import FILES
+from tests.data.aozora_samples import ROWS, index_csv, make_mirror, work_zip
 from tsugiki.cli.aozora import aozora_command
+from tsugiki.data.aozora_index import INDEX
 from tsugiki.errors import TsugikiError
 
 app = typer.Typer()
@@ -19,11 +20,7 @@ app.command()(aozora_command)
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Path:
-    root = tmp_path / "mirror"
-    for name, data in FILES.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
+    return make_mirror(tmp_path / "mirror")
 
 
 def run(*arguments: object):
@@ -38,7 +35,7 @@ def test_writes_the_chosen_works_and_one_summary_line(mirror, tmp_path):
     assert json.loads(line)["title"] == "海の底"
     assert result.stdout == ""
     (summary,) = result.stderr.splitlines()
-    assert summary.startswith("1 works, 8 characters, 0 characters without a code (〓), 0 skipped, ")
+    assert summary.startswith("1 works, 8 characters, 0 characters without a code (〓), 0 skipped, 0 missing, ")
     assert "works/s" in summary
 
 
@@ -58,7 +55,45 @@ def test_names_what_it_skips(mirror, tmp_path):
     warning, summary = result.stderr.splitlines()
     assert warning.startswith("skipped cards/000001/files/1_ruby.zip: a broken zip")
     assert "2 works" in summary
-    assert "1 characters without a code (〓), 1 skipped" in summary
+    assert "1 characters without a code (〓), 1 skipped, 0 missing" in summary
+
+
+def test_a_missing_file_is_one_line_with_status_2_and_no_output(mirror, tmp_path):
+    index = mirror / f"{INDEX}.csv"
+    index.write_bytes(index_csv(ROWS[:4]))
+    (mirror / "cards/000002/files/3_ruby.zip").unlink()
+    out = tmp_path / "works.jsonl"
+    command = [sys.executable, "-c", "from tsugiki.cli.main import main; main()", "aozora"]
+    result = subprocess.run(
+        [*command, "--source", mirror, "--out", out], capture_output=True, encoding="utf-8", check=False
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert f"{index}: line 4: " in line
+    assert line.endswith("complete the mirror, or leave such works out with --skip-missing")
+    assert list(tmp_path.glob("works*")) == []
+    counted = run("--source", mirror, "--out", out, "--skip-missing")
+    assert counted.exit_code == 0
+    missing, summary = counted.stderr.splitlines()
+    assert missing.startswith(f"missing {index}: line 4: ")
+    assert "2 works" in summary
+    assert "0 skipped, 1 missing" in summary
+
+
+@pytest.mark.parametrize("role", ["translator", "翻訳者"])
+def test_a_role_chooses(mirror, tmp_path, role):
+    (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
+    (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
+    out = tmp_path / "works.jsonl"
+    result = run("--source", mirror, "--author", "川田二葉", "--role", role, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert json.loads(out.read_text(encoding="utf-8"))["translator"] == "川田二葉"
+
+
+def test_an_unknown_role_is_refused_with_the_known_ones(mirror, tmp_path):
+    result = run("--source", mirror, "--role", "poet", "--out", tmp_path / "works.jsonl")
+    assert isinstance(result.exception, TsugikiError)
+    assert "no such role; known are author (著者), translator (翻訳者)" in str(result.exception)
 
 
 def test_refuses_an_existing_target_before_anything_else(tmp_path):

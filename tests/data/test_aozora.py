@@ -197,6 +197,17 @@ def test_encodings():
     assert read_work(zipped(vendor, encoding="cp932")).text == "　波線は〜、棒は−、丸は①。"
 
 
+def test_an_encoding_that_is_named_must_be_the_texts():
+    text = f"坂\n山田一\n\n　上る。{FOOTER}"
+    assert read_work(zipped(text), encoding="shift_jis") == read_work(zipped(text))
+    assert read_work(zipped(text, encoding="utf-8"), encoding="utf-8") == read_work(zipped(text))
+    assert read_work(zipped("a\nb\n\nc"), encoding="utf-8").text == "c"  # ASCII is both
+    with pytest.raises(TsugikiError, match="1.zip: the index says utf-8, the text is shift_jis; fetch both again"):
+        read_work(zipped(text), "1.zip", "utf-8")
+    with pytest.raises(TsugikiError, match="1.zip: the index says shift_jis, the text is utf-8; fetch both again"):
+        read_work(zipped(text, encoding="utf-8"), "1.zip", "shift_jis")
+
+
 def two_texts() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

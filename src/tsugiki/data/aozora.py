@@ -27,6 +27,8 @@ from tsugiki.errors import TsugikiError
 
 GETA = "〓"
 
+Encoding = Literal["shift_jis", "utf-8"]
+
 
 @dataclass(frozen=True)
 class CleanText:
@@ -38,17 +40,18 @@ class CleanText:
     unresolved: int
 
 
-def read_work(data: bytes, name: str = "the zip") -> CleanText:
+def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = None) -> CleanText:
     """Clean text, title and author of one work.
 
     Args:
         data: a zip with one text in it, UTF-8 or Shift_JIS (cp932 where the text needs it).
         name: what error messages call the zip.
+        encoding: the text's encoding as the index names it; None tells the two apart.
 
     Raises:
-        TsugikiError: not a zip, damaged, no text inside or not exactly one, or an unreadable encoding.
+        TsugikiError: not a zip, damaged, no text inside or not exactly one, or not in that encoding.
     """
-    header, body = _split(_decode(_unzip(data, name), name))
+    header, body = _split(_decode(_unzip(data, name), name, encoding))
     title, author = title_and_author(header)
     text, unresolved = plain_text(body)
     if not text:
@@ -201,13 +204,16 @@ def _unzip(data: bytes, name: str) -> bytes:
         raise TsugikiError(f"{name}: a broken zip ({error}); fetch it again or delete it") from error
 
 
-def _decode(data: bytes, name: str) -> str:
-    for encoding in ("utf-8-sig", "shift_jis", "cp932"):  # UTF-8 fails at the first kanji of the others
+def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
+    for codec in ("utf-8-sig", "shift_jis", "cp932"):  # UTF-8 fails at the first kanji of the others
         try:
-            text = data.decode(encoding)
+            text = data.decode(codec)
         except UnicodeDecodeError:
             continue
-        if encoding == "cp932":
+        found: Encoding = "utf-8" if codec == "utf-8-sig" else "shift_jis"
+        if encoding not in (None, found) and not data.isascii():
+            raise TsugikiError(f"{name}: the index says {encoding}, the text is {found}; fetch both again")
+        if codec == "cp932":
             text = text.translate(_VENDOR)
         return text.replace("\r\n", "\n").replace("\r", "\n")
     raise TsugikiError(f"{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them")
