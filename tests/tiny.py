@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+
+from tsugiki.data.store import Index, TokenStore
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 96,
@@ -19,10 +22,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": {**_LLAMA, "head_dim": 8},
-    "mistral": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 8},
     "gemma": {**_LLAMA, "head_dim": 8},
-    "gemma2": {**_LLAMA, "head_dim": 8},
-    "gemma3_text": {**_LLAMA, "head_dim": 8, "sliding_window": 8},
+    "gemma2": {
+        **_LLAMA,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gemma3_text": {
+        **_LLAMA,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "phi": {**_LLAMA, "num_key_value_heads": 4, "pad_token_id": 0, "eos_token_id": 0},
     "gpt_neox": {**_LLAMA, "num_key_value_heads": 4},
     "opt": {
@@ -35,6 +48,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
     },
     "bloom": {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "gpt_bigcode": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gpt_neo": {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "max_position_embeddings": 64,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 8,
+    },
+    "gptj": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+    "falcon": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "phi3": {**_LLAMA, "pad_token_id": 0},
+    "ministral": {**_LLAMA, "head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": _LLAMA,
+    "cohere": _LLAMA,
+    "olmo2": _LLAMA,
+    "smollm3": {**_LLAMA, "pad_token_id": 0},
 }
 
 
@@ -100,6 +131,29 @@ def save_tiny(folder: Any, kind: str = "gpt2", seed: int = 0, **overrides: Any) 
     tiny_model(kind, seed, **{"vocab_size": 257, **overrides}).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def store_of(records: list[list[int]], prompts: dict[int, int] | None = None) -> Any:
+    """A token store in memory: a record for each list of ids.
+
+    `prompts` makes records examples that are cut off, not documents that go on: number -> tokens not learned.
+    """
+    prompts = prompts or {}
+    learned = [[position >= prompts.get(i, 1) for position in range(len(ids))] for i, ids in enumerate(records)]
+    index = Index(
+        characters=np.array([len(ids) for ids in records]),
+        digests=np.zeros((len(records), 16), np.uint8),
+        signatures=np.zeros((len(records), 1), np.uint32),
+        cuttable=np.array([i not in prompts for i in range(len(records))]),
+        sources=[f"data:{i + 1}" for i in range(len(records))],
+        fields=[{} for _ in records],
+    )
+    return TokenStore(
+        index=index,
+        ids=np.array([token for ids in records for token in ids], np.uint16),
+        learned=np.array([one for row in learned for one in row]),
+        offsets=np.cumsum([0, *map(len, records)]),
+    )
 
 
 TEXT = "".join(f"第{i}の朝、庭師は枝を{i * 7 % 10}本切り、{'雨' if i % 3 else '風'}の音を聞いた。\n" for i in range(60))

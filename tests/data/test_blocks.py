@@ -1,73 +1,113 @@
-"""Blocks: nothing lost, nothing learned twice, no padding."""
+"""Blocks: every token learned once, nothing but padding lost, what is cut is counted, the same on every run."""
 
-from pathlib import Path
+import hashlib
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from tests.tiny import byte_tokenizer
+from tests.tiny import store_of
 from tsugiki import TsugikiError
-from tsugiki.data.blocks import IGNORED, document_start, encode, pack, token_stream
-from tsugiki.data.texts import Document
+from tsugiki.data.blocks import IGNORED, Blocks, best_fit, pack
 
 
-@pytest.mark.parametrize("length", [8, 9, 14, 15, 16, 22, 100, 101])
-@pytest.mark.parametrize("block", [2, 5, 8])
-def test_every_token_but_the_first_is_learned_once_in_its_own_context(length: int, block: int):
-    stream = torch.arange(1000, 1000 + length, dtype=torch.int32)
-    blocks = pack(stream, block)
-    learned = []
-    for row in range(len(blocks)):
-        item = blocks[row]
-        assert item["input_ids"].dtype == item["labels"].dtype == torch.int64
-        assert item["input_ids"].diff().eq(1).all(), "a row is a stretch of the stream"
-        targets = item["labels"][1:]
-        assert torch.equal(targets[targets != IGNORED], item["input_ids"][1:][targets != IGNORED])
-        learned += targets[targets != IGNORED].tolist()
-    assert sorted(learned) == stream[1:].tolist()
-    assert blocks.learned_tokens == length - 1
+def numbered(lengths: list[int]) -> list[list[int]]:
+    """Documents whose tokens are all different."""
+    firsts = np.cumsum([1, *lengths]).tolist()
+    return [list(range(first, first + length)) for first, length in zip(firsts, lengths, strict=False)]
 
 
-def test_too_little_text_for_a_block():
-    with pytest.raises(TsugikiError, match="has 7 tokens, less than one block of 8"):
-        pack(torch.arange(7, dtype=torch.int32), 8)
+LENGTHS = [5, 2, 9, 40, 8, 3, 16, 2, 15, 7, 22]
 
 
-def test_the_end_token_stands_between_documents_and_in_front():
-    tokenizer = byte_tokenizer()
-    stream = token_stream(tokenizer, [Document("ab", ""), Document("猫", "")])
-    a, b = encode(tokenizer, ["ab", "猫"])
-    assert stream.tolist() == [0, *a, 0, *b, 0]
+@pytest.mark.parametrize("share_rows", [True, False])
+@pytest.mark.parametrize("block", [2, 5, 8, 64])
+def test_every_token_but_a_documents_first_is_learned_once_in_its_own_context(block: int, share_rows: bool):
+    records = numbered(LENGTHS)
+    blocks = pack(store_of(records), np.arange(len(records)), block, pad=0, share_rows=share_rows)
+    learned: list[int] = []
+    for row in blocks:
+        ids, labels, positions = row["input_ids"], row["labels"], row["position_ids"]
+        assert ids.shape == labels.shape == positions.shape == (block,)
+        assert {tensor.dtype for tensor in row.values()} == {torch.int64}
+        assert positions[0] == 0
+        for i in range(1, block):
+            assert positions[i] in (0, positions[i - 1] + 1)
+            if labels[i] != IGNORED:
+                assert labels[i] == ids[i]
+                assert ids[i - 1] == ids[i] - 1, "its own document stands before it"
+                assert positions[i] == positions[i - 1] + 1
+                learned.append(int(ids[i]))
+        assert labels[0] == IGNORED
+    assert sorted(learned) == sorted(token for record in records for token in record[1:])
+    assert blocks.learned_tokens == len(learned)
+    assert blocks.split_records == sum(length > block for length in LENGTHS)
+    if not share_rows:
+        assert all(len(blocks.row(i)) == 1 for i in range(len(blocks)))
 
 
-def test_a_begin_token_that_the_tokenizer_sets_stands_before_each_document():
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<bos>"})
-    bos = tokenizer.bos_token_id
-    assert document_start(tokenizer) == 0, "a begin token that is not used is not set"
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
-    a, b = encode(tokenizer, ["ab", "c"])
-    assert token_stream(tokenizer, [Document("ab", ""), Document("c", "")]).tolist() == [bos, *a, 0, bos, *b, 0]
+def test_an_example_is_cut_at_its_end_and_counted():
+    store = store_of(numbered([6, 12, 4]), prompts={0: 2, 1: 3})
+    blocks = pack(store, np.arange(3), 8, pad=0)
+    assert (blocks.cut_records, blocks.cut_tokens, blocks.split_records) == (1, 4, 0)
+    rows = [row for row in blocks if 7 in row["input_ids"]]
+    assert rows[0]["input_ids"].tolist() == list(range(7, 15))
+    assert rows[0]["labels"].tolist() == [IGNORED] * 3 + list(range(10, 15))
+    assert blocks.learned_tokens == 4 + 5 + 3
 
 
-def test_the_cache_is_by_content(tmp_path: Path):
-    tokenizer = byte_tokenizer()
-    one, two = [Document("あいう", "a")], [Document("あいえ", "a")]
-    first = token_stream(tokenizer, one, tmp_path)
-    files = list(tmp_path.iterdir())
-    assert len(files) == 1
-    assert torch.equal(token_stream(tokenizer, [Document("あいう", "moved")], tmp_path), first)
-    assert list(tmp_path.iterdir()) == files, "the same text from elsewhere is not tokenised again"
-    assert not torch.equal(token_stream(tokenizer, two, tmp_path), first)
-    files[0].write_bytes(b"cut short")
-    assert torch.equal(token_stream(tokenizer, one, tmp_path), first)
+def test_an_example_whose_prompt_fills_the_block_is_named():
+    store = store_of(numbered([6, 12, 40, 4]), prompts={0: 2, 1: 8, 2: 39})
+    with pytest.raises(TsugikiError, match=r"data:2, data:3: the prompt alone fills a block of 8 tokens.*--block-size"):
+        pack(store, np.arange(4), 8, pad=0)
+    with pytest.raises(TsugikiError, match=r"^data:3: "):
+        pack(store, np.arange(4), 9, pad=0)
 
 
-def test_no_end_token():
-    tokenizer = byte_tokenizer()
-    tokenizer.eos_token = None
-    tokenizer.bos_token = None
-    with pytest.raises(TsugikiError, match="no end token"):
-        token_stream(tokenizer, [Document("a", "")])
+@pytest.mark.parametrize("seed", range(20))
+def test_best_fit_fills_bins_and_loses_nothing(seed: int):
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, 65, size=200).tolist()
+    bins = best_fit(lengths, 64)
+    assert sorted(item for one in bins for item in one) == list(range(200))
+    fills = [sum(lengths[item] for item in one) for one in bins]
+    assert max(fills) <= 64
+    assert len(bins) <= sum(lengths) / 64 * 1.1 + 1, "within a tenth of what the tokens alone need"
+
+
+def test_an_item_goes_where_it_leaves_the_least_room():
+    assert best_fit([6, 5, 4, 3], 9) == [[0, 3], [1, 2]]
+
+
+def digest(rows: Any) -> str:
+    total = hashlib.sha256()
+    for row in rows:
+        for name in ("input_ids", "labels", "position_ids"):
+            total.update(row[name].numpy().tobytes())
+    return total.hexdigest()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_blocks_are_the_same_on_any_number_of_workers(workers: int):
+    def make() -> Blocks:
+        return pack(store_of(numbered(LENGTHS), prompts={2: 3}), np.arange(len(LENGTHS)), 16, pad=0)
+
+    plain = make()
+    assert digest(DataLoader(make(), batch_size=None, num_workers=workers)) == digest(plain)
+    assert make().fingerprint() == plain.fingerprint()
+
+
+def test_the_fingerprint_is_of_the_rows():
+    records, everything = numbered(LENGTHS), np.arange(len(LENGTHS))
+    found = {
+        pack(store_of(records), everything, 16, pad=0).fingerprint(),
+        pack(store_of(records), everything, 17, pad=0).fingerprint(),
+        pack(store_of(records), everything, 16, pad=1).fingerprint(),
+        pack(store_of(records), everything[:-1], 16, pad=0).fingerprint(),
+        pack(store_of(records), everything[::-1], 16, pad=0).fingerprint(),
+        pack(store_of(records, prompts={0: 2}), everything, 16, pad=0).fingerprint(),
+        pack(store_of([[900, *records[0][1:]], *records[1:]]), everything, 16, pad=0).fingerprint(),
+    }
+    assert len(found) == 7

@@ -167,6 +167,16 @@ def read_config(folder: Path) -> LoraConfig:
         raise TsugikiError(f"{path}: {error}") from error
 
 
+def read_base(folder: Path) -> str | None:
+    """The name of the base that an adapter was trained on, where its files say so.
+
+    Raises:
+        TsugikiError: no such file, or no JSON.
+    """
+    base = read_json(folder / CONFIG_FILE, missing=f"no adapter in {folder}: it has no {CONFIG_FILE}")
+    return base.get("base_model_name_or_path") or None
+
+
 def read_json(path: Path, missing: str) -> dict[str, Any]:
     """A JSON object from a file.
 

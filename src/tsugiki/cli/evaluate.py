@@ -1,43 +1,51 @@
 """`tsugiki eval`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
+class AssistantTurns(StrEnum):
+    """Which turns of a conversation's assistant count."""
+
+    all = "all"
+    last = "last"
+
+
 def evaluate_command(
-    model: Annotated[str, typer.Option(help="'embedded', a model folder, or a hub id.")],
-    data: Annotated[str, typer.Option(help="A .txt or .jsonl file, or a folder of these.")],
-    adapter: Annotated[Path | None, typer.Option(help="An adapter folder, such as a run's.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    data: Annotated[str, typer.Option(help="A .txt, .jsonl, .csv or .parquet file, a folder, or a dataset's id.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="'embedded', a model folder, or a hub id; repeatable.")
+    ] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(help="An adapter folder, on the one --model or on the base that it names; repeatable."),
+    ] = None,
+    characters: Annotated[
+        int | None, typer.Option(min=1, help="Score about so many characters, spread evenly; all if unset.")
+    ] = None,
+    assistant_turns: Annotated[
+        AssistantTurns, typer.Option(help="Which answers of a conversation are scored.")
+    ] = AssistantTurns.all,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")] = False,
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="Load an adapter that was trained on another base.")
     ] = False,
 ) -> None:
-    """Loss, perplexity and bits per character of a model on texts."""
+    """Loss, perplexity and bits per character of models and adapters on the same text, in one table."""
     import json
 
-    from rich.console import Console
-    from rich.table import Table
-
-    from tsugiki.adapters.files import load_adapter
-    from tsugiki.data.texts import read_documents
-    from tsugiki.models import default_device, load_model, load_tokenizer
-    from tsugiki.train.evaluate import cut_windows, evaluate
+    from tsugiki.cli.summary import print_evaluations
     from tsugiki.train.progress import RunProgress
+    from tsugiki.train.subjects import evaluate_subjects, subjects
 
-    windows = cut_windows(read_documents(data))
-    base, tokenizer = load_model(model).to(default_device()), load_tokenizer(model)
-    if adapter is not None:
-        load_adapter(base, adapter, allow_other_base=allow_other_base)
-    with RunProgress().stage("evaluating", len(windows)) as advance:
-        result = evaluate(base, tokenizer, windows, advance)
-    figures = result.to_json()
+    chosen = subjects(model or [], adapter or [])
+    results = evaluate_subjects(chosen, data, assistant_turns.value, characters, allow_other_base, RunProgress())
     if as_json:
-        typer.echo(json.dumps({"model": model, "adapter": str(adapter) if adapter else None, **figures}))
+        for subject, result in zip(chosen, results, strict=True):
+            names = {"model": subject.model, "adapter": str(subject.adapter) if subject.adapter else None}
+            typer.echo(json.dumps(names | result.to_json()))
         return
-    table = Table(show_header=False)
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
-    Console(highlight=False).print(table)
+    print_evaluations([str(subject) for subject in chosen], list(results))

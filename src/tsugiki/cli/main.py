@@ -12,6 +12,7 @@ from tsugiki.cli.aozora import aozora_command
 from tsugiki.cli.evaluate import evaluate_command
 from tsugiki.cli.generate import generate_command
 from tsugiki.cli.merge import merge_command
+from tsugiki.cli.preview import preview_command
 from tsugiki.cli.quickstart import quickstart_command
 from tsugiki.cli.train import train_command
 from tsugiki.errors import TsugikiError
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command("quickstart")(quickstart_command)
 app.command("aozora")(aozora_command)
+app.command("preview")(preview_command)
 app.command("train")(train_command)
 app.command("eval")(evaluate_command)
 app.command("generate")(generate_command)

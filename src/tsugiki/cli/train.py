@@ -9,7 +9,9 @@ import typer
 def train_command(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of settings; flags win over it.")] = None,
     model: Annotated[str | None, typer.Option(help="'embedded', a model folder, or a hub id.")] = None,
-    data: Annotated[str | None, typer.Option(help="A .txt or .jsonl file, or a folder of these.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A .txt, .jsonl, .csv or .parquet file, a folder, or a dataset's id.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="The run's folder, loadable as an adapter afterwards.")] = None,
     method: Annotated[str | None, typer.Option(help="How to adapt: lora.")] = None,
     rank: Annotated[int | None, typer.Option(help="r of the adapter (8).")] = None,
@@ -26,7 +28,11 @@ def train_command(
     block_size: Annotated[int | None, typer.Option(help="Tokens a row (512, or the model's context).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the start and the order (42).")] = None,
     held_out: Annotated[
-        str | None, typer.Option(help="What is measured, never learned: a share of the documents (0.1), or a file.")
+        str | None,
+        typer.Option(help="What is measured, never learned: a share (0.1), a file, or a condition such as author=…."),
+    ] = None,
+    assistant_turns: Annotated[
+        str | None, typer.Option(help="Answers of a conversation that are learned: all, or last.")
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Continued at start, middle and end; repeatable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
@@ -46,7 +52,8 @@ def train_command(
         "learning_rate": learning_rate,
         "block_size": block_size,
         "seed": seed,
-        "held_out": _number_or_path(held_out),
+        "held_out": number_or_text(held_out),
+        "assistant_turns": assistant_turns,
         "prompts": prompt or None,
     }
     lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": _names(target_modules)}
@@ -59,7 +66,8 @@ def train_command(
     print_summary(train(settings, resume=resume))
 
 
-def _number_or_path(text: str | None) -> float | str | None:
+def number_or_text(text: str | None) -> float | str | None:
+    """A flag that may be a number."""
     try:
         return None if text is None else float(text)
     except ValueError:

@@ -1,154 +1,190 @@
-"""Tokens: documents become one stream, the stream is cut into blocks of equal length.
+"""Rows of equal length to train on, made of documents that do not see each other.
 
-    <end> document <end> document <end> …      (or <begin> document <end>, where the tokenizer sets a begin)
+    row 0   <start> a document that fills the row and goes on … ─┐ the last token of a piece is the first
+    row 1 ┌─ … of the next, so that every token is learned once; │ of the next
+    row 1 └ here it ends <end> │ <start> a short one <end> │ <start> another <end> │ padding
 
-No padding, and every token but the very first is learned exactly once an epoch: blocks share one token (the
-last of one is the first of the next, and a block's first token is never predicted), and the last block reaches
-back for context without learning that again.
+A document longer than a row goes on in the next; what is left of it shares a row with others. A prompt with its
+completion, or a conversation, is never spread: what does not fit is cut off at the end, and counted. Rows are filled
+by best fit, longest first, so that little is padding. Each piece counts its positions from 0, by which the model
+is told them apart (`train.isolation`).
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from bisect import bisect_left, insort
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tsugiki.data.texts import Document
-from tsugiki.errors import TsugikiError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tsugiki.data.store import TokenStore
+from tsugiki.errors import TsugikiError, listed
 
 IGNORED = -100
 """The label of a token that is not learned, as in transformers."""
 
-_AT_ONCE = 64  # documents a call of the tokenizer: enough to use every core, little enough to show progress
+Integers: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one record's tokens in a row: from `start` in the store, `length` of them."""
+
+    start: int
+    length: int
+    record: int
+    first: bool
+    """Whether the record begins here."""
+    last: bool
+    """Whether it ends here."""
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks(Dataset[dict[str, Tensor]]):
-    """Rows of tokens to train on: `input_ids` and `labels`, both [rows, block size], int64 when read."""
+    """Rows to train on: `input_ids`, `labels`, `position_ids`, each int64 [block_size] when read."""
 
-    input_ids: Tensor
-    labels: Tensor
+    store: TokenStore
+    block_size: int
+    pad: int
+    """The token that fills up a row; never learned."""
+    pieces: Integers
+    """[pieces, 5]: the fields of `Piece`, in the order of the rows."""
+    rows: Integers
+    """[rows + 1]: row i has the pieces from rows[i] to rows[i + 1]."""
+    learned_tokens: int
+    """Tokens learned in one pass."""
+    cut_tokens: int
+    """Tokens of prompts and conversations that did not fit and are left out."""
+    cut_records: int
+    """Prompts and conversations that lost tokens."""
+    split_records: int
+    """Documents that go on in another row."""
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.rows) - 1
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.input_ids[index].long(), "labels": self.labels[index].long()}
+        ids = torch.full((self.block_size,), self.pad)
+        labels = torch.full((self.block_size,), IGNORED)
+        positions = torch.zeros(self.block_size, dtype=torch.int64)
+        filled = 0
+        for piece in self.row(index):
+            here = slice(filled, filled + piece.length)
+            there = slice(piece.start, piece.start + piece.length)
+            ids[here] = torch.from_numpy(self.store.ids[there].astype(np.int64))
+            learned = torch.from_numpy(self.store.learned[there].copy())
+            learned[0] = False  # what stands before it is another document's, or nothing
+            labels[here] = torch.where(learned, ids[here], IGNORED)
+            positions[here] = torch.arange(piece.length)
+            filled += piece.length
+        positions[filled:] = torch.arange(self.block_size - filled)
+        return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+    def row(self, index: int) -> list[Piece]:
+        """What row `index` is made of."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        fields = self.pieces[self.rows[index] : self.rows[index + 1]].tolist()
+        return [Piece(start, length, record, bool(first), bool(last)) for start, length, record, first, last in fields]
 
     @property
-    def learned_tokens(self) -> int:
-        """How many tokens are learned in one pass."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+    def tokens(self) -> int:
+        """All tokens but padding."""
+        return int(self.pieces[:, 1].sum())
+
+    def fingerprint(self) -> str:
+        """`sha256:` and 64 digits over everything that `__getitem__` can give, in order."""
+        digest = hashlib.sha256(repr((self.block_size, self.pad)).encode())
+        digest.update(self.rows.tobytes())
+        for start, length in self.pieces[:, :2].tolist():
+            digest.update(self.store.ids[start : start + length].astype("<i4").tobytes())
+            digest.update(self.store.learned[start : start + length].tobytes())
+        return f"sha256:{digest.hexdigest()}"
 
 
-def document_start(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The token that stands before a document: the begin token if the tokenizer sets one itself, else the end token.
-
-    The same token is the context of a text's first token in training, in evaluation and in generation.
-
-    Raises:
-        TsugikiError: the tokenizer has no end token.
-    """
-    begin = tokenizer.bos_token_id
-    if begin is not None and tokenizer("a").input_ids[:1] == [begin]:
-        return int(begin)
-    return document_end(tokenizer)
-
-
-def document_end(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The token that ends a document.
-
-    Raises:
-        TsugikiError: the tokenizer has none.
-    """
-    if tokenizer.eos_token_id is None:
-        raise TsugikiError("the tokenizer has no end token (eos_token); set one in its tokenizer_config.json")
-    return int(tokenizer.eos_token_id)
-
-
-def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without any special token."""
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-    return ids
-
-
-def token_stream(
-    tokenizer: "PreTrainedTokenizerBase",
-    documents: Sequence[Document],
-    cache: Path | None = None,
-    advance: Callable[[int], None] = lambda done: None,
-) -> Tensor:
-    """All documents as one row of ids, int32, with begin and end tokens set.
+def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_rows: bool = True) -> Blocks:
+    """Rows of `block_size` tokens that hold these records (see the module's text).
 
     Args:
-        tokenizer: of the base model.
-        documents: in order.
-        cache: a folder where the result is kept, by the content of texts and tokenizer.
-        advance: called with the number of documents done since the last call.
-    """
-    path = cache / f"{_content_key(tokenizer, documents)}.safetensors" if cache else None
-    if path and path.is_file():
-        try:
-            return load_file(path)["ids"]
-        except (SafetensorError, KeyError):
-            path.unlink()  # cut short by a full disk, say: made anew
-    start, end = document_start(tokenizer), document_end(tokenizer)
-    pieces: list[Tensor] = []
-    for first in range(0, len(documents), _AT_ONCE):
-        batch = documents[first : first + _AT_ONCE]
-        for ids in encode(tokenizer, [document.text for document in batch]):
-            opening = [start] if not pieces or start != end else []
-            pieces.append(torch.tensor([*opening, *ids, end], dtype=torch.int32))
-        advance(len(batch))
-    stream = torch.cat(pieces)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"ids": stream}, part)
-        os.replace(part, path)
-    return stream
-
-
-def pack(stream: Tensor, block_size: int) -> Blocks:
-    """Cut a row of ids into blocks of `block_size` (see the module's text).
+        store: the tokens.
+        records: numbers of the records to take.
+        block_size: tokens a row, 2 or more.
+        pad: the token that fills up a row.
+        share_rows: put several records into a row; else each piece has its own.
 
     Raises:
-        TsugikiError: the stream does not fill one block.
+        TsugikiError: prompts so long that nothing of their answers is left in a row; the message names them.
     """
-    if len(stream) < block_size:
+    flat = array("q")  # the fields of `Piece`, one after another: objects would take too much memory
+    cut_tokens = cut_records = split_records = learned_tokens = 0
+    unlearnable: list[str] = []
+    for record in records.tolist():
+        start, end = store.offsets[record].item(), store.offsets[record + 1].item()
+        if store.index.cuttable[record]:
+            for first in range(start, max(end - 1, start + 1), block_size - 1):
+                last = first + block_size >= end
+                flat.extend((first, min(block_size, end - first), record, first == start, last))
+            split_records += end - start > block_size
+            learned_tokens += end - start - 1
+        else:
+            length = min(end - start, block_size)
+            flat.extend((start, length, record, True, length == end - start))
+            cut_records += length < end - start
+            cut_tokens += end - start - length
+            learned = int(store.learned[start + 1 : start + length].sum())
+            learned_tokens += learned
+            if not learned:
+                unlearnable.append(store.index.sources[record])
+    if unlearnable:
         raise TsugikiError(
-            f"the training text has {len(stream)} tokens, less than one block of {block_size}; "
-            "add text, or choose a smaller --block-size"
+            f"{listed(unlearnable)}: the prompt alone fills a block of {block_size} tokens, nothing is left to learn; "
+            "choose a larger --block-size, or shorten or remove it"
         )
-    stride = block_size - 1
-    starts = list(range(0, len(stream) - block_size + 1, stride))
-    rows = [stream[start : start + block_size] for start in starts]
-    labels = [row.clone() for row in rows]
-    learned = starts[-1] + block_size
-    if learned < len(stream):
-        row = stream[-block_size:]
-        rows.append(row)
-        label = row.clone()
-        label[: block_size - (len(stream) - learned)] = IGNORED
-        labels.append(label)
-    return Blocks(torch.stack(rows), torch.stack(labels))
+    pieces = np.array(flat, np.int64).reshape(-1, 5)
+    rows = best_fit(pieces[:, 1].tolist(), block_size) if share_rows else [[number] for number in range(len(pieces))]
+    return Blocks(
+        store=store,
+        block_size=block_size,
+        pad=pad,
+        pieces=pieces[[number for row in rows for number in row]],
+        rows=np.cumsum([0, *map(len, rows)], dtype=np.int64),
+        learned_tokens=learned_tokens,
+        cut_tokens=cut_tokens,
+        cut_records=cut_records,
+        split_records=split_records,
+    )
 
 
-def _content_key(tokenizer: "PreTrainedTokenizerBase", documents: Iterable[Document]) -> str:
-    digest = hashlib.sha256(b"1")
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))).encode())
-    digest.update(repr((document_start(tokenizer), document_end(tokenizer))).encode())
-    for document in documents:
-        digest.update(hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).digest())
-    return digest.hexdigest()
+def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Numbers of the items in each bin, by best fit, longest first: an item goes where it leaves the least room.
+
+    Args:
+        lengths: of the items, each at most `capacity`.
+        capacity: of a bin.
+    """
+    bins: list[list[int]] = []
+    open_bins: dict[int, list[int]] = {}  # room left -> bins
+    rooms: list[int] = []  # the keys of open_bins, sorted
+    for item in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        place = bisect_left(rooms, lengths[item])
+        if place == len(rooms):
+            room, chosen = capacity, len(bins)
+            bins.append([])
+        else:
+            room = rooms[place]
+            chosen = open_bins[room].pop()
+            if not open_bins[room]:
+                del open_bins[room], rooms[place]
+        bins[chosen].append(item)
+        room -= lengths[item]
+        if room:
+            if room not in open_bins:
+                open_bins[room] = []
+                insort(rooms, room)
+            open_bins[room].append(chosen)
+    return bins

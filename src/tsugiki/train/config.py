@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 
@@ -35,7 +36,7 @@ class RunConfig(BaseModel):
     model: str = Field(min_length=1)
     """`embedded`, a folder, or a hub id."""
     data: str = Field(min_length=1)
-    """A `.txt` or `.jsonl` file, or a folder of these."""
+    """A `.txt`, `.jsonl`, `.csv` or `.parquet` file, a folder of these, or the hub id of a dataset."""
     out: str = Field(min_length=1)
     """The run's folder; it becomes an adapter folder."""
     method: Literal["lora"] = "lora"
@@ -60,7 +61,9 @@ class RunConfig(BaseModel):
     """Leave dropout inside the frozen base on."""
 
     held_out: float | Annotated[str, Field(min_length=1)] = 0.1
-    """What is measured and never learned: a share of the documents, or a file."""
+    """What is measured and never learned: a share of the text, `field=value` of the records, or a file."""
+    assistant_turns: AssistantTurns = "all"
+    """Which turns of a conversation's assistant are learned: all, or the last."""
     held_out_characters: int = Field(default=20_000, ge=1)
     """At most about so many held-out characters are scored, in windows spread evenly."""
     eval_steps: int | None = Field(default=None, ge=1)

@@ -39,8 +39,11 @@ class RunProgress:
         self._progress.stop()
 
     @contextmanager
-    def stage(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar for one stage; yields what is to be called with each amount done. Silent while steps are shown."""
+    def stage(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A bar for one stage, of `total` things (or it is not known); yields what to call with each amount done.
+
+        Silent while steps are shown.
+        """
         hidden = self._progress.live.is_started or not self.console.is_terminal
         with Progress(console=self.console, transient=True, disable=hidden) as progress:
             task = progress.add_task(label, total=total)

@@ -3,21 +3,20 @@
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments, set_seed
 
 from tsugiki.adapters.files import WEIGHTS_FILE, save_adapter
 from tsugiki.adapters.fingerprint import base_fingerprint
-from tsugiki.data.blocks import Blocks, pack, token_stream
-from tsugiki.data.cache import cache_folder
-from tsugiki.data.texts import Document, fingerprint, read_documents, refuse_overlap, split_documents
+from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import active_adapter, graft, trainable_parameters
 from tsugiki.models import load_model, load_tokenizer
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluate import context_length, cut_windows
+from tsugiki.train.isolation import Isolation
+from tsugiki.train.preparation import Prepared, pack_data, read_data
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RECORD_FILE, RunRecord, describe_machine, read_record
 from tsugiki.train.trainer import AdapterTrainer
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHECKPOINTS = "checkpoints"
-_BLOCK_SIZE = 512
 _SAVES = 10
 _LOGGED = 500
 
@@ -50,19 +48,17 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
     record, checkpoint = _take_up(config, out) if resume else (_new_record(config, out), None)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     with progress or RunProgress() as shown:
-        train_documents, held_out = _documents(config, shown)
-        model, tokenizer = load_model(config.model), load_tokenizer(config.model)
+        tokenizer = load_tokenizer(config.model)
+        data = read_data(config, tokenizer, shown)
+        model = load_model(config.model)
+        prepared = pack_data(config, data, model, tokenizer)
         set_seed(config.seed)
         graft(model, config.lora, base_dropout=config.base_dropout)
-        size = _block_size(config, model)
-        with shown.stage("tokenising", len(train_documents)) as advance:
-            blocks = pack(token_stream(tokenizer, train_documents, cache_folder("tokens"), advance), size)
-        windows = cut_windows(held_out, config.held_out_characters)
-        _describe(record, config, model, train_documents, held_out, blocks, sum(map(len, windows)))
-        trainer = _trainer(config, out, model, blocks)
-        _introduce(record, shown)
+        _describe(record, config, model, prepared)
+        trainer = new_trainer(config, model, prepared.blocks, prepared.isolation)
+        _introduce(record, prepared, shown)
         record.write(out)
-        trainer.add_callback(Watch(trainer, model, tokenizer, windows, config, record, shown))
+        trainer.add_callback(Watch(trainer, model, tokenizer, prepared.windows, config, record, shown))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         save_adapter(model, out)
         record.status = "finished"
@@ -94,35 +90,22 @@ def _take_up(config: RunConfig, out: Path) -> tuple[RunRecord, Path | None]:
     return record, found[-1] if found else None
 
 
-def _documents(config: RunConfig, progress: RunProgress) -> tuple[list[Document], list[Document]]:
-    documents = read_documents(config.data)
-    if isinstance(config.held_out, str):
-        held_out = read_documents(config.held_out)
-        refuse_overlap(documents, held_out)
-        return documents, held_out
-    if len(documents) == 1:
-        progress.say(f"one document: its last {config.held_out:.0%} is held out")
-    return split_documents(documents, config.held_out, config.seed)
+def new_trainer(config: RunConfig, model: "PreTrainedModel", blocks: Blocks, isolation: Isolation) -> AdapterTrainer:
+    """The trainer of a run.
 
-
-def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
-    context = context_length(model)
-    if config.block_size and config.block_size > context:
-        raise TsugikiError(f"block_size is {config.block_size}, but the model's context is {context} tokens")
-    return config.block_size or min(_BLOCK_SIZE, context)
-
-
-def _trainer(config: RunConfig, out: Path, model: "PreTrainedModel", blocks: Blocks) -> AdapterTrainer:
+    Raises:
+        TsugikiError: a setting that transformers does not take.
+    """
     try:
-        return AdapterTrainer(model, _arguments(config, out, len(blocks)), blocks)
+        return AdapterTrainer(model, _arguments(config, len(blocks)), blocks, isolation)
     except (ValueError, RuntimeError, ImportError) as error:  # an unknown schedule, a logger not installed
         raise TsugikiError(f"settings: {' '.join(str(error).split())[:300]}") from error
 
 
-def _arguments(config: RunConfig, out: Path, rows: int) -> TrainingArguments:
+def _arguments(config: RunConfig, rows: int) -> TrainingArguments:
     steps = config.max_steps or total_steps(config, rows)
     return TrainingArguments(
-        output_dir=str(out / CHECKPOINTS),
+        output_dir=str(Path(config.out) / CHECKPOINTS),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         per_device_train_batch_size=config.batch_size,
@@ -150,25 +133,11 @@ def total_steps(config: RunConfig, rows: int) -> int:
     return math.ceil(config.epochs * max(1, math.ceil(batches / config.grad_accum)))
 
 
-def _describe(
-    record: RunRecord,
-    config: RunConfig,
-    model: "PreTrainedModel",
-    train_documents: list[Document],
-    held_out: list[Document],
-    blocks: Blocks,
-    measured_characters: int,
-) -> None:
+def _describe(record: RunRecord, config: RunConfig, model: "PreTrainedModel", prepared: Prepared) -> None:
     record.machine = describe_machine()
     began_with = record.base, record.data
     record.base = {"name": config.model, "fingerprint": base_fingerprint(model), "dtype": str(model.dtype)}
-    record.data = {
-        "train": _summary(train_documents),
-        "held_out": {**_summary(held_out), "measured_characters": measured_characters},
-        "blocks": len(blocks),
-        "block_size": blocks.input_ids.shape[1],
-        "learned_tokens_per_epoch": blocks.learned_tokens,
-    }
+    record.data = prepared.summary
     if any(began_with) and began_with != (record.base, record.data):
         raise TsugikiError(
             f"the run in {config.out} was begun on another state of {config.data} or of {config.model}; "
@@ -180,19 +149,11 @@ def _describe(
     record.choices = {
         "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
         "target_modules": sorted({path.rpartition(".")[2] for path in active_adapter(model).pairs}),
-        "steps": config.max_steps or total_steps(config, len(blocks)),
+        "steps": config.max_steps or total_steps(config, len(prepared.blocks)),
     }
 
 
-def _summary(documents: list[Document]) -> dict[str, Any]:
-    return {
-        "documents": len(documents),
-        "characters": sum(len(document.text) for document in documents),
-        "fingerprint": fingerprint(documents),
-    }
-
-
-def _introduce(record: RunRecord, progress: RunProgress) -> None:
+def _introduce(record: RunRecord, prepared: Prepared, progress: RunProgress) -> None:
     parameters, data = record.parameters, record.data
     progress.say(
         f"{record.base['name']}: {parameters['trainable']:,} of {parameters['total']:,} parameters train "
@@ -203,3 +164,5 @@ def _introduce(record: RunRecord, progress: RunProgress) -> None:
         f"{data['learned_tokens_per_epoch']:,} tokens in {data['blocks']:,} blocks of {data['block_size']}), "
         f"{data['held_out']['documents']:,} held out ({data['held_out']['characters']:,} characters)"
     )
+    for note in prepared.notes:
+        progress.say(note)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from tsugiki.data.blocks import document_end, document_start, encode
+from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.train.evaluate import context_length
 

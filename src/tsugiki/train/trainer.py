@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.data import default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
 from tsugiki.adapters.files import refill_adapter, save_adapter
@@ -26,6 +25,7 @@ from tsugiki.train.checkpoint import (
     restore_random_states,
     save_training_state,
 )
+from tsugiki.train.isolation import Collator, Isolation
 
 _KEPT = 2
 
@@ -68,12 +68,12 @@ def token_weighted_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor
 class AdapterTrainer(Trainer):  # type: ignore[misc]
     """Trains the active adapter of a grafted model on blocks of tokens."""
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, blocks: Blocks) -> None:
+    def __init__(self, model: nn.Module, args: TrainingArguments, blocks: Blocks, isolation: Isolation) -> None:
         super().__init__(
             model=model,
             args=args,
             train_dataset=blocks,
-            data_collator=default_data_collator,
+            data_collator=Collator(isolation, next(model.parameters()).dtype),
             compute_loss_func=token_weighted_loss,
         )
         # Causal models of transformers predict the next token, whatever name their loss goes by.

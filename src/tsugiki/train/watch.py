@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluate import evaluate
+from tsugiki.train.evaluate import Window, evaluate
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, peak_memory
 from tsugiki.train.sample import Sampling, generate_text
@@ -27,7 +27,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         trainer: AdapterTrainer,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
-        windows: list[str],
+        windows: list[Window],
         config: RunConfig,
         record: RunRecord,
         progress: RunProgress,
@@ -69,7 +69,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def _evaluate(self, step: int) -> None:
         with self.progress.stage("measuring the held-out text", len(self.windows)) as advance:
-            result = evaluate(self.model, self.tokenizer, self.windows, advance)
+            result = evaluate(self.model, self.tokenizer, self.windows, self.config.assistant_turns, advance)
         entry = {"step": step, **result.to_json()}
         self.record.evaluations.append(entry)
         self.progress.evaluation(entry)

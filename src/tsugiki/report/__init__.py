@@ -1,0 +1,1 @@
+"""What a person looks at: previews of data, in the terminal and as a page."""

@@ -1,0 +1,176 @@
+"""What a run would learn: its first rows as training sees them, counts, and the time that it would take here."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from transformers import set_seed
+
+from tsugiki.data.blocks import IGNORED, Blocks, Piece
+from tsugiki.lora.graft import graft
+from tsugiki.models import load_model, load_tokenizer
+from tsugiki.train.config import RunConfig
+from tsugiki.train.preparation import Prepared, pack_data, read_data
+from tsugiki.train.progress import RunProgress
+from tsugiki.train.run import new_trainer, total_steps
+from tsugiki.train.trainer import AdapterTrainer, token_weighted_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Kind: TypeAlias = Literal["learned", "masked", "learned special", "masked special"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring tokens of one kind, as text."""
+
+    text: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class PieceView:
+    """A piece of a record in a row; `tokens` of it."""
+
+    source: str
+    tokens: int
+    first: bool
+    """Whether the record begins here, or goes on from another row."""
+    last: bool
+    """Whether it ends here; else it goes on in another row, or is cut off."""
+    goes_on: bool
+    """Of one that does not end here: whether another row has the rest."""
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class RowView:
+    """A row of a batch."""
+
+    number: int
+    """In the order of training, from 1."""
+    pieces: tuple[PieceView, ...]
+    padding: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The first rows, and what there is to know about all of them."""
+
+    model: str
+    data: str
+    rows: tuple[RowView, ...]
+    counts: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def preview(config: RunConfig, rows: int, progress: RunProgress) -> Preview:
+    """Prepare a run as `train` would, and look at it; nothing is trained and nothing written but the token cache.
+
+    Args:
+        config: of the run.
+        rows: how many rows to show.
+        progress: where to show how far it is.
+
+    Raises:
+        TsugikiError: whatever would stop the run before its first step.
+    """
+    tokenizer = load_tokenizer(config.model)
+    data = read_data(config, tokenizer, progress)
+    model = load_model(config.model)
+    prepared = pack_data(config, data, model, tokenizer)
+    set_seed(config.seed)
+    graft(model, config.lora, base_dropout=config.base_dropout)
+    trainer = new_trainer(config, model, prepared.blocks, prepared.isolation)
+    order = rows_in_order(trainer, rows)
+    with progress.stage("timing two batches", 2) as advance:
+        seconds = _seconds_a_batch(trainer, prepared.blocks, advance)
+    views = tuple(view_row(prepared.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
+    return Preview(config.model, config.data, views, _counts(config, prepared, seconds), tuple(prepared.notes))
+
+
+def rows_in_order(trainer: AdapterTrainer, count: int) -> list[int]:
+    """Numbers of the first rows that training takes, in its order."""
+    dataset, collator = trainer.train_dataset, trainer.data_collator
+    trainer.train_dataset, trainer.data_collator = range(len(dataset)), list
+    try:
+        loader = trainer.get_train_dataloader()
+        found: list[int] = []
+        for batch in loader:
+            found += batch
+            if len(found) >= count:
+                break
+    finally:
+        trainer.train_dataset, trainer.data_collator = dataset, collator
+    return found[:count]
+
+
+def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:
+    """Row `row` of the blocks as text; `number` is what it is called."""
+    pieces = blocks.row(row)
+    item = blocks[row]
+    views, filled = [], 0
+    for piece in pieces:
+        here = slice(filled, filled + piece.length)
+        spans = tuple(_spans(item["input_ids"][here].tolist(), item["labels"][here].tolist(), tokenizer))
+        views.append(_view(blocks, piece, spans))
+        filled += piece.length
+    return RowView(number, tuple(views), blocks.block_size - filled)
+
+
+def _view(blocks: Blocks, piece: Piece, spans: tuple[Span, ...]) -> PieceView:
+    index = blocks.store.index
+    goes_on = bool(index.cuttable[piece.record])
+    return PieceView(index.sources[piece.record], piece.length, piece.first, piece.last, goes_on, spans)
+
+
+def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Span]:
+    special = set(tokenizer.all_special_ids) | {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+
+    def kind(pair: tuple[int, int]) -> Kind:
+        token, label = pair
+        if token in special:
+            return "masked special" if label == IGNORED else "learned special"
+        return "masked" if label == IGNORED else "learned"
+
+    for found, pairs in groupby(zip(ids, labels, strict=True), key=kind):
+        yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), found)
+
+
+def _seconds_a_batch(trainer: AdapterTrainer, blocks: Blocks, advance: Any) -> float:
+    """Seconds of a batch forward and backward: the second of two, since the first warms up."""
+    model = trainer.model
+    batch = trainer.data_collator([blocks[i % len(blocks)] for i in range(trainer.args.per_device_train_batch_size)])
+    labels = batch.pop("labels").to(model.device)
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    model.train()
+    began = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        loss = token_weighted_loss(model(**inputs, use_cache=False), labels, torch.tensor(1.0))
+        loss.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad()
+        seconds = time.perf_counter() - began
+        advance(1)
+    return seconds
+
+
+def _counts(config: RunConfig, prepared: Prepared, seconds_a_batch: float) -> dict[str, Any]:
+    blocks, summary = prepared.blocks, prepared.summary
+    index, lengths = blocks.store.index, blocks.store.offsets[1:] - blocks.store.offsets[:-1]
+    longest = int(lengths.argmax())
+    steps = config.max_steps or total_steps(config, len(blocks))
+    return {
+        **summary,
+        "characters_per_token": float(index.characters.sum() / lengths.sum()),
+        "learned_share": blocks.learned_tokens / blocks.tokens,
+        "longest": {"source": index.sources[longest], "tokens": int(lengths[longest])},
+        "steps": steps,
+        "seconds": steps * config.grad_accum * seconds_a_batch,
+    }

@@ -1,0 +1,159 @@
+"""Tokenizers with chat templates of the shapes that real models have, written by us."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tests.tiny import byte_tokenizer
+
+_DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou answer briefly.<|im_end|>\n{% endif %}"
+)
+_CHATML_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def _chatml_marked(answer: str) -> str:
+    return (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n"
+        + answer
+        + "{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+        + _CHATML_PROMPT
+    )
+
+
+def _thinking(answer: str, shown: str) -> str:
+    """As Qwen3: the reasoning of turns before the last question is dropped, the last answer always has some."""
+    return (
+        "{% set ns = namespace(last=-1) %}"
+        "{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        "{% set c = m['content'] %}{% set r = '' %}"
+        "{% if '</think>' in c %}{% set r = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+        "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+        "<|im_start|>assistant\n"
+        f"{answer.replace('ANSWER', shown)}"
+        "{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}" + _CHATML_PROMPT
+    )
+
+
+_SHOWN = "{% if loop.index0 > ns.last %}<think>\n{{ r }}\n</think>\n\n{% endif %}{{ c }}<|im_end|>"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A template, the special tokens of its tokenizer, the token that ends a turn, and what a model writes in one.
+
+    `{}` in `written` stands for the answer. `turns` says whether earlier turns can be learned beside the last.
+    """
+
+    template: str
+    special: tuple[str, ...]
+    end: str
+    written: str
+    turns: tuple[str, ...] = ("all", "last")
+    roles: tuple[str, ...] = ("system", "user", "assistant")
+
+
+_CHATML = ("<|im_start|>", "<|im_end|>")
+
+SHAPES: dict[str, Shape] = {
+    "chatml": Shape(
+        _DEFAULT_SYSTEM
+        + "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        + _CHATML_PROMPT,
+        _CHATML,
+        "<|im_end|>",
+        "{}<|im_end|>",
+    ),
+    "chatml, marks with the end": Shape(
+        _chatml_marked("{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"),
+        _CHATML,
+        "<|im_end|>",
+        "{}<|im_end|>",
+    ),
+    "chatml, marks with the line after the end": Shape(
+        _chatml_marked("{% generation %}{{ m['content'] }}<|im_end|>\n{% endgeneration %}"),
+        _CHATML,
+        "<|im_end|>",
+        "{}<|im_end|>",
+    ),
+    "chatml, marks without the end": Shape(
+        _chatml_marked("{% generation %}{{ m['content'] }}{% endgeneration %}<|im_end|>\n"),
+        _CHATML,
+        "<|im_end|>",
+        "{}<|im_end|>",
+    ),
+    "llama 3": Shape(
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+        "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "<|eot_id|>",
+        "{}<|eot_id|>",
+    ),
+    "gemma": Shape(
+        "{{ bos_token }}{% for m in messages %}"
+        "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+        "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        ("<start_of_turn>", "<end_of_turn>"),
+        "<end_of_turn>",
+        "{}<end_of_turn>",
+        roles=("user", "assistant"),
+    ),
+    "llama 2": Shape(
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'] | trim }} [/INST]"
+        "{% elif m['role'] == 'assistant' %} {{ m['content'] | trim }} {{ eos_token }}{% endif %}{% endfor %}",
+        (),
+        "<|endoftext|>",
+        " {} <|endoftext|>",
+        roles=("user", "assistant"),
+    ),
+    "zephyr": Shape(
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        (),
+        "<|endoftext|>",
+        "{}<|endoftext|>",
+    ),
+    "phi 3, an end of all after the last turn": Shape(
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+        ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
+        "<|end|>",
+        "{}<|end|>",
+    ),
+    "channels before the content": Shape(
+        "{% for m in messages %}<|start|>{{ m['role'] }}{% if m['role'] == 'assistant' %}<|channel|>final{% endif %}"
+        "<|message|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"),
+        "<|end|>",
+        "<|channel|>final<|message|>{}<|end|>",
+    ),
+    "plain text": Shape(
+        "{% for m in messages %}{% if m['role'] == 'user' %}### Instruction:\n{{ m['content'] }}\n\n"
+        "{% elif m['role'] == 'assistant' %}### Response:\n{{ m['content'] }}\n\n"
+        "{% else %}{{ m['content'] }}\n\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}### Response:\n{% endif %}",
+        (),
+        "<|endoftext|>",
+        "{}<|endoftext|>",
+        turns=("last",),
+    ),
+    "qwen 3": Shape(
+        _thinking("ANSWER\n", _SHOWN), _CHATML, "<|im_end|>", "<think>\n\n</think>\n\n{}<|im_end|>", turns=("last",)
+    ),
+}
+
+MARKED_THINKING = _thinking("{% generation %}ANSWER{% endgeneration %}\n", _SHOWN)
+
+
+def tokenizer_of(shape: Shape, pad: bool = False) -> Any:
+    """A tokenizer of bytes with the shape's template; `pad` makes the token that ends a turn the padding token too."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(shape.special)})
+    if pad:
+        tokenizer.eos_token = tokenizer.pad_token = shape.end
+    tokenizer.chat_template = shape.template
+    return tokenizer

@@ -1,0 +1,252 @@
+"""What is learned of a conversation is what a model would have to write, in every shape of template."""
+
+from itertools import groupby
+from typing import Any
+
+import pytest
+
+from tests.data.chat_templates import MARKED_THINKING, SHAPES, Shape, tokenizer_of
+from tsugiki import TsugikiError
+from tsugiki.data.chat import read_template, render
+from tsugiki.data.encoding import Encoded, encode_records
+from tsugiki.data.records import AssistantTurns, Conversation, Message
+
+TALK = (
+    ("system", "Answer in one line."),
+    ("user", "What is an answer?"),
+    ("assistant", "An answer: what is said back."),
+    ("user", "花の名は?"),
+    ("assistant", "梅です。\nuser"),
+    ("user", "And?"),
+    ("assistant", "a"),
+)
+
+
+def conversation(*turns: tuple[str, str]) -> Conversation:
+    return Conversation(tuple(Message(role, content) for role, content in turns), "talk.jsonl:1")
+
+
+def talk(shape: Shape) -> Conversation:
+    return conversation(*(turn for turn in TALK if turn[0] in shape.roles))
+
+
+def learned_runs(encoded: Encoded) -> list[tuple[int, list[int]]]:
+    """(where it begins, its ids) of each learned stretch."""
+    runs = []
+    for learned, group in groupby(range(len(encoded.ids)), key=lambda index: encoded.learned[index]):
+        indices = list(group)
+        if learned:
+            runs.append((indices[0], [encoded.ids[index] for index in indices]))
+    return runs
+
+
+def prompt_ids(tokenizer: Any, record: Conversation, index: int) -> list[int]:
+    """What generation would begin from."""
+    turns = [{"role": message.role, "content": message.content} for message in record.messages[:index]]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+CASES = [(name, turns) for name, shape in SHAPES.items() for turns in shape.turns]
+
+
+@pytest.mark.parametrize("pad", [False, True], ids=["", "pad is end"])
+@pytest.mark.parametrize(("name", "turns"), CASES)
+def test_learned_is_what_a_model_has_to_write_after_what_it_was_given(name: str, turns: AssistantTurns, pad: bool):
+    shape = SHAPES[name]
+    tokenizer = tokenizer_of(shape, pad)
+    record = talk(shape)
+    (encoded,) = encode_records(tokenizer, [record], turns)
+    answers = [index for index, message in enumerate(record.messages) if message.role == "assistant"]
+    answers = answers if turns == "all" else answers[-1:]
+    runs = learned_runs(encoded)
+    assert len(runs) == len(answers)
+    end = tokenizer.convert_tokens_to_ids(shape.end)
+    for (start, ids), index in zip(runs, answers, strict=True):
+        assert tokenizer.decode(ids) == shape.written.replace("{}", record.messages[index].content)
+        assert [place for place, token in enumerate(ids) if token == end] == [len(ids) - 1]
+        assert encoded.ids[:start] == prompt_ids(tokenizer, record, index)
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if "marks" in name])
+def test_marks_of_the_template_are_followed_as_transformers_follows_them(name: str):
+    shape = SHAPES[name]
+    tokenizer = tokenizer_of(shape)
+    record = talk(shape)
+    (encoded,) = encode_records(tokenizer, [record], "all")
+    theirs = tokenizer.apply_chat_template(
+        [{"role": message.role, "content": message.content} for message in record.messages],
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    assert encoded.ids == theirs["input_ids"]
+    end, line = tokenizer.convert_tokens_to_ids(shape.end), tokenizer("\n").input_ids[0]
+    differing = {encoded.ids[i] for i, mask in enumerate(theirs["assistant_masks"]) if bool(mask) != encoded.learned[i]}
+    assert differing <= {end, line}, "only where the turn ends"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_turn_of_weight_zero_and_what_follows_the_last_answer_are_not_learned(name: str):
+    shape = SHAPES[name]
+    template = read_template(tokenizer_of(shape), "")
+    unlearned = Conversation((Message("user", "a"), Message("assistant", "b", learned=False)), "talk.jsonl:1")
+    assert render(template, unlearned, "all").spans == ()
+    assert render(template, unlearned, "last").spans == ()
+    whole = render(template, conversation(("user", "a"), ("assistant", "b"), ("user", "c")), "all")
+    assert whole == render(template, conversation(("user", "a"), ("assistant", "b")), "all")
+
+
+def test_one_of_two_answers_has_weight_zero():
+    shape = SHAPES["chatml"]
+    tokenizer = tokenizer_of(shape)
+    first, second = Message("assistant", "one", learned=False), Message("assistant", "two")
+    record = Conversation((Message("user", "a"), first, Message("user", "b"), second), "talk.jsonl:1")
+    (encoded,) = encode_records(tokenizer, [record], "all")
+    assert [tokenizer.decode(ids) for _, ids in learned_runs(encoded)] == ["two<|im_end|>"]
+    assert "one" in tokenizer.decode(encoded.ids)
+
+
+@pytest.mark.parametrize("content", ["a ", " a", "\na\n", "a\n\n", "abc", "b", "c"])
+@pytest.mark.parametrize("name", ["chatml", "llama 3", "chatml, marks without the end", "plain text"])
+def test_white_space_at_the_edges_of_an_answer(name: str, content: str):
+    shape = SHAPES[name]
+    tokenizer = tokenizer_of(shape)
+    (encoded,) = encode_records(tokenizer, [conversation(("user", "x"), ("assistant", content))], "all")
+    ((_, ids),) = learned_runs(encoded)
+    shown = content.strip() if name == "llama 3" else content
+    assert tokenizer.decode(ids) == shape.written.replace("{}", shown)
+
+
+def test_reasoning_of_the_last_turn_is_learned_and_an_earlier_one_is_refused():
+    shape = SHAPES["qwen 3"]
+    tokenizer = tokenizer_of(shape)
+    thoughtful = conversation(("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"))
+    (encoded,) = encode_records(tokenizer, [thoughtful], "all")
+    ((_, ids),) = learned_runs(encoded)
+    assert tokenizer.decode(ids) == "<think>\nhm\n</think>\n\nb<|im_end|>"
+    with pytest.raises(TsugikiError, match=r"talk.jsonl:1: turn 2 is written otherwise .* \(assistant_turns: last\)"):
+        encode_records(tokenizer, [conversation(*thoughtful_turns())], "all")
+    tokenizer.chat_template = MARKED_THINKING
+    (encoded,) = encode_records(tokenizer, [conversation(*thoughtful_turns())], "all")
+    written = ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
+    assert [tokenizer.decode(ids) for _, ids in learned_runs(encoded)] == written
+
+
+def thoughtful_turns() -> list[tuple[str, str]]:
+    return [("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), ("user", "c"), ("assistant", "d")]
+
+
+def test_a_tail_that_only_looks_like_more_content_is_not_learned():
+    """The template's own words after an answer may be those of the answer."""
+    shape = Shape(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %} end end"
+        "{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        (),
+        "<|endoftext|>",
+        "{} end end<|endoftext|>",
+    )
+    tokenizer = tokenizer_of(shape)
+    (encoded,) = encode_records(tokenizer, [conversation(("user", "end end"), ("assistant", "the end"))], "all")
+    ((_, ids),) = learned_runs(encoded)
+    assert tokenizer.decode(ids) == "the end end end<|endoftext|>"
+
+
+def test_of_two_tokens_that_begin_alike_the_longer_ends_the_turn():
+    template = SHAPES["zephyr"].template.replace("{{ eos_token }}", "<end><of turn>")
+    tokenizer = tokenizer_of(Shape(template, ("<end>", "<end><of turn>"), "", ""))
+    rendering = render(read_template(tokenizer, ""), conversation(("user", "a"), ("assistant", "b")), "all")
+    ((start, stop),) = rendering.spans
+    assert rendering.text[start:stop] == "b<end><of turn>"
+
+
+def test_an_end_that_is_added_but_not_special_ends_the_turn():
+    tokenizer = tokenizer_of(Shape(SHAPES["chatml"].template, (), "", ""))
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "\n"])
+    record = conversation(("user", "a"), ("assistant", "b"))
+    ((_, ids),) = learned_runs(encode_records(tokenizer, [record], "all")[0])
+    assert tokenizer.decode(ids) == "b<|im_end|>"
+    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 holds <\|im_end\|>, the token that ends an answer"):
+        encode_records(tokenizer, [conversation(("user", "a"), ("assistant", "b<|im_end|>c"))], "all")
+
+
+REFUSED = {
+    "a special token in an answer": (
+        SHAPES["chatml"].template,
+        [("user", "a"), ("assistant", "b<|im_end|>")],
+        r"turn 2 \(assistant\) holds <\|im_end\|>, which is a special token",
+    ),
+    "a special token in a question": (
+        SHAPES["chatml"].template,
+        [("user", "a<|im_end|>"), ("assistant", "b")],
+        r"turn 1 \(user\) holds <\|im_end\|>, which is a special token",
+    ),
+    "roles that the template refuses": (
+        SHAPES["gemma"].template,
+        [("system", "a"), ("user", "a"), ("assistant", "b")],
+        r"the chat template refuses the conversation: roles must alternate",
+    ),
+    "a template that is broken": (
+        "{% for m in messages %}",
+        [("user", "a"), ("assistant", "b")],
+        r"the chat template refuses the conversation: .*endfor",
+    ),
+    "a template that fails in its own way": (
+        "{{ messages[0]['content'] + 1 }}",
+        [("user", "a"), ("assistant", "b")],
+        r"the chat template refuses the conversation: ",
+    ),
+    "an earlier turn without end": (
+        SHAPES["plain text"].template,
+        [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+        r"turn 2 is not ended by a special token .* \(assistant_turns: last\)",
+    ),
+    "an earlier turn without end, in marks": (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}A:"
+        "{% generation %}{{ m['content'] }}{% endgeneration %}"
+        "\n{% else %}<|im_start|>{{ m['content'] }}\n{% endif %}{% endfor %}",
+        [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+        r"turn 2 is not ended by a special token .* \(assistant_turns: last\)",
+    ),
+    "an end that only the last turn has, in marks": (
+        "{% for m in messages %}{{ m['role'] }}:{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] }}{% if loop.last %}<|im_end|>{% endif %}{% endgeneration %}"
+        "{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}",
+        [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+        r"turn 2 is written otherwise by this chat template once more turns follow",
+    ),
+    "a prompt that is not how an answer begins": (
+        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:<think>{% endif %}",
+        [("user", "a"), ("assistant", "b")],
+        r"turn 2: this chat template writes the answer otherwise than after its own prompt",
+    ),
+    "a template that does not show answers": (
+        "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
+        [("user", "a"), ("assistant", "b")],
+        r"turn 2: this chat template writes the answer otherwise",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_learned_as_it_is_written_is_refused(case: str):
+    template, turns, said = REFUSED[case]
+    tokenizer = tokenizer_of(Shape(template, ("<|im_start|>", "<|im_end|>"), "", ""))
+    with pytest.raises(TsugikiError, match=r"^talk.jsonl:1: " + said) as caught:
+        encode_records(tokenizer, [conversation(*turns)], "all")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_template_or_without_end():
+    tokenizer = tokenizer_of(SHAPES["plain text"])
+    record = conversation(("user", "a"), ("assistant", "b"))
+    tokenizer.chat_template = None
+    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 is a conversation, but the tokenizer has no chat template"):
+        encode_records(tokenizer, [record], "all")
+    tokenizer.chat_template = {"tool_use": "x"}
+    with pytest.raises(TsugikiError, match=r"no chat template"):
+        encode_records(tokenizer, [record], "all")
+    tokenizer.chat_template = SHAPES["plain text"].template
+    tokenizer.eos_token = None
+    with pytest.raises(TsugikiError, match=r"talk.jsonl:1: turn 2 has no end"):
+        encode_records(tokenizer, [record], "all")

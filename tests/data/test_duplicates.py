@@ -1,0 +1,237 @@
+"""Near-duplicates of invented texts, against plain loops, and in the Aozora corpus."""
+
+import hashlib
+import random
+import time
+import unicodedata
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsugiki.data import duplicates
+from tsugiki.data.aozora_source import iter_works
+from tsugiki.data.duplicates import SHINGLE, fold, near_duplicates, signature, similarity
+
+MODERN = (
+    "庭の奥に古い井戸があって、そこの水は夏でも氷のように冷たかった。祖母は毎朝そこへ行って、「今日はよい"
+    "天気でしょう」と言いながら桶に水を汲んだ。私はその声を聞くと目をさまし、学校へ行く支度をしたものだ。"
+    "帰りには弟と一緒に団栗を拾い、机の引き出しへしまっておいた。"
+)
+OLD = (
+    "庭の奧に古い井戸があつて、そこの水は夏でも氷のやうに冷たかつた。祖母は毎朝そこへ行つて、『今日はよい"
+    "天氣でせう』と言ひながら桶に水を汲んだ。私はその聲を聞くと目をさまし、學校へ行く支度をしたものだ。歸"
+    "りには弟と一緖に團栗を拾ひ、机の引き出しへしまつておいた。"
+)
+OTHER = (
+    "港の外れに小さな時計屋があり、店の主人は一日じゅう窓の下で歯車を磨いていた。客はめったに来なかったが"
+    "、鐘の鳴る頃になると子供たちが集まって、彼の手もとをじっと眺めた。壊れた時計はみな、直ったとたんに同"
+    "じ時を打つのである。"
+)
+
+
+def groups(*texts: str) -> list[list[int]]:
+    return near_duplicates([signature(text) for text in texts])
+
+
+def shingles(text: str) -> set[tuple[int, ...]]:
+    padding = [0] * (SHINGLE - 1)
+    folded = [*padding, *fold(text).tolist(), *padding]
+    return {tuple(folded[start : start + SHINGLE]) for start in range(len(folded) - SHINGLE + 1)}
+
+
+def jaccard(one: str, other: str) -> float:
+    return len(shingles(one) & shingles(other)) / len(shingles(one) | shingles(other))
+
+
+def random_text(rng: random.Random, length: int) -> str:
+    return "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(length))
+
+
+def edited(rng: random.Random, text: str, edits: int) -> str:
+    characters = list(text)
+    for place in rng.sample(range(len(text)), edits):
+        characters[place] = "鱧"
+    return "".join(characters)
+
+
+# Orthography
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (MODERN, OLD),
+        ("さう云ふ話をしませう", "そう云う話をしましょう"),
+        ("きやうだい、てふてふ、けふ", "きょうだい、ちょうちょう、きょう"),
+        ("ゐる、をとこ、こゑ、いはゆる", "いる。おとこ。こえ。いわゆる。"),
+        ("ぢしん、みづ", "じしん みず"),
+        ("だつたらう", "だったろう"),
+        ("人々のこゝろ", "人人のこころ"),
+        ("ハンカチとＡＢＣ１２", "はんかちとabc12"),
+        ("ｶﾀﾝ", "カタン"),
+        ("神", "神"),
+        (unicodedata.normalize("NFD", "がんばる"), "がんばる"),
+        ("改行\nと　空白", "改行と空白"),
+    ],
+)
+def test_fold_makes_one_of_two_spellings(one: str, other: str) -> None:
+    assert fold(one).tolist() == fold(other).tolist()
+
+
+@pytest.mark.parametrize(("one", "other"), [("はい", "いいえ"), ("三人", "二人"), ("かく", "がく"), ("1+1", "1-1")])
+def test_fold_keeps_what_differs_apart(one: str, other: str) -> None:
+    assert fold(one).tolist() != fold(other).tolist()
+
+
+# Signatures
+
+
+def test_signature_is_the_same_everywhere() -> None:
+    made = signature(MODERN)
+    assert (made.dtype, made.shape, made.nbytes) == (np.uint32, (126,), 504)
+    assert hashlib.sha256(made.astype("<u4").tobytes()).hexdigest()[:16] == "db4f53e232e914b0"
+
+
+@pytest.mark.parametrize(("length", "tolerance"), [(20, 0.12), (100, 0.16), (3000, 0.18)])
+def test_similarity_estimates_the_jaccard_index_of_the_shingles(length: int, tolerance: float) -> None:
+    rng = random.Random(length)
+    errors = []
+    for share in (0.0, 0.002, 0.01, 0.05, 0.1, 0.2, 0.3) * 6:
+        one = random_text(rng, length)
+        other = edited(rng, one, round(share * length))
+        errors.append(float(similarity(signature(one), signature(other))) - jaccard(one, other))
+    assert max(map(abs, errors)) < tolerance
+    assert abs(sum(errors) / len(errors)) < 0.02
+
+
+def test_a_text_hashed_in_pieces_keeps_nearly_all_its_shingles(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = random_text(random.Random(0), 20_000)
+    whole = signature(text)
+    monkeypatch.setattr(duplicates, "_PIECE", 1000)
+    assert similarity(whole, signature(text)) > 0.95
+
+
+# Groups
+
+
+def test_old_and_modern_orthography_are_one_group() -> None:
+    assert groups(MODERN, OTHER, OLD) == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("明日の朝は何時に起きればよいですか。", "明日の朝は何時に起きればよいですか？"),
+        ("さういふことは知らなかつたと思ふ。", "そういうことは知らなかったと思う。"),
+        ("はい", "はい。"),
+        ("……", "……"),
+        ("", ""),
+        (OTHER, OTHER.replace("一日じゅう", "朝から晩まで").replace("小さな", "古い")),
+        (OTHER, f"問い：この話を要約してください。\n{OTHER}"),
+    ],
+)
+def test_small_changes_make_near_duplicates(one: str, other: str) -> None:
+    assert groups(one, other) == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("日本の首都はどこですか。", "フランスの首都はどこですか。", "ブラジルの首都はどこですか。"),
+        ("「犬」を英語で何と言いますか。", "「鉛筆」を英語で何と言いますか。", "「図書館」を英語で何と言いますか。"),
+        ("はい、そうです。", "いいえ、そうではありません。"),
+        ("……", "？！"),
+        (MODERN, OTHER),
+    ],
+)
+def test_a_shared_template_makes_no_near_duplicates(texts: tuple[str, ...]) -> None:
+    assert groups(*texts) == []
+
+
+def test_likeness_is_passed_on() -> None:
+    rng = random.Random(3)
+    first = random_text(rng, 400)
+    second = edited(rng, first, 25)
+    third = edited(rng, second, 25)
+    assert groups(third, OTHER, first, second) == [[0, 2, 3]]
+
+
+def test_groups_are_those_that_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_PAIRS", 1)
+    rng = random.Random(4)
+    texts, made = [], []
+    for label in range(150):
+        text = random_text(rng, rng.choice((20, 60, 300, 2000)))
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            texts.append(edited(rng, text, len(text) // 60))
+            made.append(label)
+    order = rng.sample(range(len(texts)), len(texts))
+    expected = defaultdict(list)
+    for place, index in enumerate(order):
+        expected[made[index]].append(place)
+    found = groups(*(texts[index] for index in order))
+    assert found == sorted(members for members in expected.values() if len(members) > 1)
+
+
+def test_of_long_texts_half_alike_nearly_all_pairs_are_found() -> None:
+    rng = random.Random(6)
+    pairs = []
+    for _ in range(200):
+        common = random_text(rng, 2000)
+        pairs.append((common + random_text(rng, 1000), common + random_text(rng, 1000)))
+    assert 0.49 < jaccard(*pairs[0]) < 0.51
+    found = groups(*(text for pair in pairs for text in pair))
+    assert all(group[0] % 2 == 0 and group[1:] == [group[0] + 1] for group in found)
+    assert len(found) >= 190
+
+
+def test_a_crowd_with_one_template_takes_linear_time_and_loses_no_pair() -> None:
+    rng = random.Random(5)
+    template = "次の文を読んで、その要点を一つだけ短くまとめてください。"
+    texts = [template + random_text(rng, 60) for _ in range(2000)]
+    signatures = [signature(text) for text in [*texts, *(edited(rng, text, 1) for text in texts)]]
+    started = time.perf_counter()
+    assert near_duplicates(signatures) == [[index, index + 2000] for index in range(2000)]
+    assert time.perf_counter() - started < 10
+
+
+def test_nothing_and_one_text_have_no_groups() -> None:
+    assert near_duplicates([]) == []
+    assert groups(MODERN) == []
+
+
+def test_many_copies_are_one_group() -> None:
+    assert near_duplicates(np.repeat(signature(MODERN)[None], 5000, axis=0)) == [list(range(5000))]
+
+
+# The corpus
+
+
+@pytest.mark.slow
+def test_the_corpus_has_its_works_in_two_orthographies_and_no_absurd_groups(aozora_mirror: Path) -> None:
+    works, signatures = [], []
+    for work in iter_works(str(aozora_mirror)):
+        works.append((work.person_id, bytes(fold(work.title)), len(work.text)))
+        signatures.append(signature(work.text))
+    found = near_duplicates(signatures)
+    files = sum(map(len, found))
+    pairs = [(a, b) for group in found for place, a in enumerate(group) for b in group[place + 1 :]]
+    assert (len(found), files, len(pairs)) == (255, 549, 346)
+    assert max(map(len, found)) == 6
+
+    # Of pairs alike in author, title and length only two stay apart: two letters, and a story beside its play.
+    by_title = defaultdict(list)
+    for index, (person, title, _) in enumerate(works):
+        by_title[person, title].append(index)
+    same = {
+        (a, b)
+        for indices in by_title.values()
+        for place, a in enumerate(indices)
+        for b in indices[place + 1 :]
+        if 0.95 < works[a][2] / works[b][2] < 1 / 0.95
+    }
+    assert (len(same), len(same - set(pairs))) == (305, 2)
+    # The others were read: one work under two titles, or one that holds the other.
+    assert sum(works[a][:2] != works[b][:2] for a, b in pairs) == 29

@@ -1,0 +1,165 @@
+"""Ids and what is learned of them: documents, prompts with completions, conversations, mixed in one batch."""
+
+import itertools
+from typing import Any
+
+import pytest
+import transformers
+
+from tests.data.chat_templates import SHAPES, Shape, tokenizer_of
+from tests.tiny import byte_tokenizer
+from tsugiki import TsugikiError
+from tsugiki.data.encoding import document_end, document_start, encode, encode_records
+from tsugiki.data.records import Completion, Conversation, Document, Message, Record
+
+TALK = Conversation((Message("user", "Say:"), Message("assistant", " Tea")), "talk.jsonl:1")
+
+
+def merging_tokenizer(trim_offsets: bool = False, eos: str = "<|endoftext|>") -> Any:
+    """Bytes with a few merges over borders: ` T`, `e `, two line feeds, `:` with a line feed, and the last byte of 花
+    with the first of 梅."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    merges = [("e", "Ġ"), ("Ġ", "T"), ("Ċ", "Ċ"), (":", "Ċ"), ("±", "æ")]
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    vocabulary = {"<|endoftext|>": 0} | {symbol: i + 1 for i, symbol in enumerate(symbols)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=trim_offsets)
+    tokenizer.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token=eos)
+
+
+def spaced_tokenizer() -> Any:
+    """As Llama 2's: a space is put before a text's beginning, and ` a` and `a` are two tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    symbols = ["<unk>", "</s>", "▁", "\n", *"abcTea:", "▁a", "▁T", "▁b"]
+    merges = [("▁", "a"), ("▁", "T"), ("▁", "b")]
+    tokenizer = Tokenizer(models.BPE({s: i for i, s in enumerate(dict.fromkeys(symbols))}, merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+def test_a_document_is_learned_whole_with_its_end():
+    tokenizer = byte_tokenizer()
+    first, second = encode_records(tokenizer, [Document("ab", ""), Document("猫", "")])
+    a, b = encode(tokenizer, ["ab", "猫"])
+    assert (first.ids, second.ids) == ([0, *a, 0], [0, *b, 0])
+    assert first.learned == [False, True, True, True]
+    assert second.learned_tokens == 4
+
+
+def test_a_begin_token_that_the_tokenizer_sets_is_the_start():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    bos = tokenizer.bos_token_id
+    assert document_start(tokenizer) == document_end(tokenizer) == 0, "a begin token that is not used is not set"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    rows = encode_records(tokenizer, [Document("a", ""), Completion("a", "b", "")])
+    assert [(row.ids[0], row.ids[-1]) for row in rows] == [(bos, 0), (bos, 0)]
+    assert [row.learned_tokens for row in rows] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    list(
+        itertools.product(
+            ["", "Tea: ", "Tea:", "Tea:\n", "Tea \n\n", "花: ", "花", "Te", " "],
+            ["Tea", " Tea", "\nTea", "\n\nT", "梅 T"],
+        )
+    ),
+)
+@pytest.mark.parametrize("trim", [False, True], ids=["", "trimmed offsets"])
+def test_no_token_is_of_the_prompt_and_learned(prompt: str, completion: str, trim: bool):
+    tokenizer = merging_tokenizer(trim)
+    (row,) = encode_records(tokenizer, [Completion(prompt, completion, "a.jsonl:1")])
+    asked = encode(tokenizer, [prompt])[0]
+    assert row.ids[: len(asked) + 1] == [0, *asked], "as generation would begin"
+    assert row.learned == [False] * (len(asked) + 1) + [True] * (len(row.ids) - len(asked) - 1)
+    assert tokenizer.decode(row.ids[len(asked) + 1 :]) == completion + "<|endoftext|>"
+    whole = encode(tokenizer, [prompt + completion])[0]
+    if whole[: len(asked)] == asked:
+        assert row.ids == [0, *whole, 0], "not cut where it need not be"
+
+
+@pytest.mark.parametrize("trim", [False, True], ids=["", "trimmed offsets"])
+@pytest.mark.parametrize("answer", ["Tea", "\nTea", "Tea\n\n", "T T"])
+@pytest.mark.parametrize("header", ["A: ", "A:\n", "A:", "A:\n\n"])
+def test_no_token_is_of_the_template_and_learned(header: str, answer: str, trim: bool):
+    tokenizer = merging_tokenizer(trim)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}\n{% else %}"
+        f"{header}{{{{ m['content'] }}}}{{{{ eos_token }}}}\n{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{header}{{% endif %}}"
+    )
+    turns = (Message("user", "x"), Message("assistant", answer), Message("user", "y"), Message("assistant", answer))
+    (row,) = encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)["input_ids"]
+    assert row.ids[: len(asked)] == asked
+    assert row.learned[: len(asked)] == [False] * len(asked)
+    learned = [token for token, is_learned in zip(row.ids, row.learned, strict=True) if is_learned]
+    assert tokenizer.decode(learned) == (answer + "<|endoftext|>") * 2
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_adds_none_where_texts_are_cut():
+    tokenizer = spaced_tokenizer()
+    (row,) = encode_records(tokenizer, [Completion("b: ", "a b", "a.jsonl:1")])
+    tokens = tokenizer.convert_ids_to_tokens(row.ids)
+    assert tokens == ["</s>", "▁b", ":", "▁", "a", "▁b", "</s>"]
+    assert row.learned == [False] * 4 + [True] * 3
+
+
+def test_an_end_that_swallows_the_line_after_it_is_learned_once():
+    from tokenizers import AddedToken
+
+    shape = SHAPES["phi 3, an end of all after the last turn"]
+    tokenizer = tokenizer_of(Shape(shape.template, (), shape.end, shape.written))
+    tokenizer.add_tokens([AddedToken(text, rstrip=True, special=True) for text in shape.special])
+    (row,) = encode_records(tokenizer, [TALK])
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Say:"}], add_generation_prompt=True)[
+        "input_ids"
+    ]
+    assert row.ids[: row.learned.index(True)] == asked
+    learned = [token for token, is_learned in zip(row.ids, row.learned, strict=True) if is_learned]
+    assert tokenizer.convert_ids_to_tokens(learned) == ["Ġ", "T", "e", "a", "<|end|>"]
+
+
+def test_a_mixed_batch_keeps_its_order():
+    tokenizer = tokenizer_of(SHAPES["zephyr"])
+    records: list[Record] = [Document("a", ""), TALK, Completion("p", "c", ""), Document("b", "")]
+    rows = encode_records(tokenizer, records)
+    assert rows == [encode_records(tokenizer, [record])[0] for record in records]
+    assert encode_records(tokenizer, []) == []
+
+
+def test_a_record_without_anything_to_learn_says_so():
+    tokenizer = tokenizer_of(SHAPES["chatml"])
+    unlearned = Conversation((Message("user", "a"), Message("assistant", "b", learned=False)), "")
+    assert encode_records(tokenizer, [unlearned])[0].learned_tokens == 0
+
+
+def test_a_completion_with_the_end_token_in_it_is_refused():
+    with pytest.raises(TsugikiError, match=r"a.jsonl:4 holds <\|endoftext\|>, the token that ends an answer"):
+        encode_records(byte_tokenizer(), [Completion("a", "b<|endoftext|>", "a.jsonl:4")])
+    (row,) = encode_records(byte_tokenizer(), [Completion("a<|endoftext|>", "b", "a.jsonl:4")])
+    assert row.learned_tokens == 2, "a prompt may"
+
+
+def test_tokenizers_that_do_not_serve():
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(TsugikiError, match="no end token"):
+        encode_records(tokenizer, [Document("a", "")])
+
+    class Slow(transformers.PreTrainedTokenizer):
+        vocab_size = 1
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"a": 0}
+
+    with pytest.raises(TsugikiError, match="cannot tell which characters"):
+        encode_records(Slow(eos_token="a"), [Completion("a", "b", "")])

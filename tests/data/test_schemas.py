@@ -1,0 +1,157 @@
+"""Rows of known kinds become records; every other row is refused in one sentence that names its place."""
+
+from typing import Any
+
+import pytest
+
+from tsugiki import TsugikiError
+from tsugiki.data.records import Completion, Conversation, Document, Message
+from tsugiki.data.schemas import read_row, schema_of
+
+ASK, SAY = Message("user", "ask"), Message("assistant", "say")
+USER, ASSISTANT = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}
+
+
+def talk(*turns: Message) -> Conversation:
+    return Conversation(turns, "f:1")
+
+
+@pytest.mark.parametrize(
+    ("row", "record"),
+    [
+        ({"text": "a\n"}, Document("a\n", "f:1")),
+        ({"text": " \n", "title": "x"}, None),
+        ({"prompt": "a", "completion": " b"}, Completion("a", " b", "f:1")),
+        ({"prompt": "", "completion": "b", "messages": None}, Completion("", "b", "f:1")),
+        ({"messages": [USER, ASSISTANT]}, talk(ASK, SAY)),
+        ({"messages": [USER, {**ASSISTANT, "tool_calls": None, "name": "x"}], "tools": []}, talk(ASK, SAY)),
+        ({"messages": [USER, {**ASSISTANT, "weight": 1}]}, talk(ASK, SAY)),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, talk(ASK, Message("assistant", "say", learned=False))),
+        ({"messages": [{**USER, "weight": 0}, ASSISTANT]}, talk(ASK, SAY)),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "as"}, "k"]}, ASSISTANT]},
+            talk(ASK, SAY),
+        ),
+        (
+            {"messages": [{"role": role, "content": "x"} for role in ("system", "developer", "tool", "assistant")]},
+            talk(*(Message(role, "x") for role in ("system", "developer", "tool", "assistant"))),
+        ),
+        ({"messages": [USER, ASSISTANT], "prompt": "ask", "prompt_id": "x", "text": "kept beside"}, talk(ASK, SAY)),
+        (
+            {"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]},
+            talk(ASK, Message("assistant", "say", learned=False), ASK, SAY),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "say"}]},
+            talk(ASK, SAY),
+        ),
+        ({"conversations": [USER, ASSISTANT], "system": "be"}, talk(Message("system", "be"), ASK, SAY)),
+        (
+            {"conversations": [{"from": "system", "value": "is"}, USER, ASSISTANT], "system": "be"},
+            talk(Message("system", "is"), ASK, SAY),
+        ),
+        ({"instruction": "ask", "output": "say"}, talk(ASK, SAY)),
+        ({"instruction": "ask", "input": "", "output": "say", "text": "rendered"}, talk(ASK, SAY)),
+        ({"instruction": "ask", "input": None, "output": "say", "history": []}, talk(ASK, SAY)),
+        ({"instruction": "ask", "input": "this", "output": "say"}, talk(Message("user", "ask\n\nthis"), SAY)),
+        ({"instruction": "ask", "output": "say", "system": "be"}, talk(Message("system", "be"), ASK, SAY)),
+    ],
+)
+def test_known_rows(row: dict[str, Any], record: Any):
+    assert read_row(row, "f:1") == record
+
+
+@pytest.mark.parametrize("row", [{"text": "t"}, {"prompt": "p", "completion": "c"}, {"messages": [USER, ASSISTANT]}])
+def test_other_short_texts_are_the_fields(row: dict[str, Any]):
+    beside = {"author": "A", "title": "t" * 200, "note": "n" * 201, "year": 1900, "empty": "", "none": None}
+    record = read_row({**beside, **row}, "f:1")
+    assert record is not None
+    assert record.fields == {"author": "A", "title": "t" * 200}
+
+
+@pytest.mark.parametrize(
+    ("row", "schema"),
+    [
+        ({"text": "a"}, "text"),
+        ({"text": "a", "prompt": "p"}, "text"),
+        ({"text": "a", "prompt": "p", "completion": ""}, "prompt and completion"),
+        ({"text": "a", "instruction": "p", "output": ""}, "instruction and output"),
+        ({"messages": [], "prompt": "p", "completion": "c"}, "messages"),
+        ({"messages": None, "text": "a"}, "text"),
+    ],
+)
+def test_a_row_is_of_one_kind(row: dict[str, Any], schema: str):
+    assert schema_of(row, "f:1") == schema
+
+
+def messages(*turns: Any) -> dict[str, Any]:
+    return {"messages": list(turns)}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {},
+            "f:1 has none of text, instruction and output, prompt and completion, conversations, messages, but",
+        ),
+        ({"content": "x", "id": 5}, "messages, but content, id; rename its fields"),
+        ({"text": 5}, "f:1 has a number as text; it must be a text"),
+        ({"text": ["x"]}, "f:1 has a list as text"),
+        ({"text": None}, "f:1 has null for text; fill it"),
+        ({"messages": None}, "f:1 has null for messages"),
+        ({"prompt": "x"}, "f:1 has prompt but no completion; give both"),
+        ({"completion": "x"}, "f:1 has completion but no prompt"),
+        ({"prompt": "x", "completion": None}, "f:1 has null for completion"),
+        ({"prompt": "x", "completion": " \n"}, "f:1 has an empty completion"),
+        ({"prompt": "x", "completion": [ASSISTANT]}, "f:1 has a list as completion; it must be a text"),
+        ({"prompt": [USER], "completion": "x"}, "f:1: completion is a text; it must be a list of"),
+        ({"prompt": 5, "completion": "x"}, "f:1: prompt is a number; it must be a list of"),
+        ({"instruction": "x"}, "f:1 has instruction but no output"),
+        ({"instruction": "", "output": "x"}, "f:1 has an empty instruction"),
+        ({"instruction": "x", "output": ""}, "f:1 has an empty output"),
+        ({"instruction": "x", "output": "y", "input": 5}, "f:1 has a number as input"),
+        ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "f:1 has a history, which is not read"),
+        ({"messages": [USER, ASSISTANT], "tools": [{"type": "function"}]}, "f:1 has tools, which are not learned"),
+        ({"messages": "user: x"}, "f:1: messages is a text; it must be a list of"),
+        ({"messages": USER}, "f:1: messages is an object; it must be a list"),
+        (messages(), "f:1 has no assistant turn"),
+        (messages(USER), "f:1 has no assistant turn, so there is nothing to learn; add the answer"),
+        (messages(ASSISTANT, USER), "f:1 begins with the assistant; put the user's turn before it"),
+        (messages(USER, ASSISTANT, ASSISTANT), "f:1: turn 3 is the assistant's again; join"),
+        ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "f:1: turn 3 is the assistant's again"),
+        (messages(USER, {"role": "bot", "content": "x"}), "f:1: turn 2 has the role 'bot'; the roles are system, "),
+        (messages(USER, {"content": "x"}), "f:1: turn 2 has the role null; the roles are"),
+        (messages(USER, {"role": ["x"], "content": "x"}), r"f:1: turn 2 has the role \['x'\]"),
+        (messages(USER, "hello"), "f:1: turn 2 is a text; it must be an object like"),
+        (messages({**USER, "content": ""}, ASSISTANT), r"f:1: turn 1 \(user\) is empty; fill it"),
+        (messages(USER, {**ASSISTANT, "content": " \n"}), r"f:1: turn 2 \(assistant\) is empty"),
+        (messages(USER, {**ASSISTANT, "content": None}), r"f:1: turn 2 \(assistant\) is empty"),
+        (messages(USER, {"role": "assistant"}), r"f:1: turn 2 \(assistant\) is empty"),
+        (messages(USER, {**ASSISTANT, "content": []}), r"f:1: turn 2 \(assistant\) is empty"),
+        (messages(USER, {**ASSISTANT, "content": 5}), r"f:1: turn 2 \(assistant\) has a number as content"),
+        (messages(USER, {**ASSISTANT, "content": True}), r"f:1: turn 2 \(assistant\) has true or false as content"),
+        (
+            messages(USER, {**ASSISTANT, "tool_calls": [{}]}),
+            r"turn 2 \(assistant\) has tool_calls, which is not learned",
+        ),
+        (messages(USER, {**ASSISTANT, "reasoning_content": "hm"}), "has reasoning_content, which is not learned"),
+        (messages(USER, {**ASSISTANT, "weight": 0.5}), r"turn 2 \(assistant\) has the weight 0.5; it must be 0 or 1"),
+        (
+            messages({**USER, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT),
+            r"f:1: turn 1 \(user\) has a part of the type 'image_url'; only text is learned",
+        ),
+        (messages({**USER, "content": [{"type": "text"}]}, ASSISTANT), r"turn 1 \(user\) has a part without text"),
+        (messages({**USER, "content": [5]}, ASSISTANT), r"turn 1 \(user\) has a part without text"),
+        ({"conversations": [{"from": "observation", "value": "x"}]}, "f:1: turn 1 has the role 'observation'"),
+        ({"text": "a\ud800"}, r"f:1 holds half a character \(\\ud800\)"),
+        (messages(USER, {**ASSISTANT, "content": "\udc00"}), r"f:1 holds half a character"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_place(row: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError, match=said) as caught:
+        read_row(row, "f:1")
+    message = str(caught.value)
+    assert message.startswith("f:1")
+    assert "\n" not in message
+    assert "; " in message, "what to do"

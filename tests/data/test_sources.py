@@ -1,0 +1,299 @@
+"""Records in: encodings told apart, files read in order and as they are needed, errors that name file and line."""
+
+import json
+import sys
+import tracemalloc
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsugiki import TsugikiError
+from tsugiki.data.records import Completion, Conversation, Document, Message
+from tsugiki.data.sources import content_key, read_records
+
+SENTENCE = "庭の梅が咲いた。\r\nまだ寒い。ABC\r\n"
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp932", "euc_jp"]
+
+
+def read(data: str | Path) -> list[Any]:
+    return list(read_records(data))
+
+
+def turns(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("text", [SENTENCE, "あ", "カタカナと①", "plain ascii"])
+def test_encodings_are_told_apart(encoding: str, text: str, tmp_path: Path):
+    if encoding == "euc_jp":
+        text = text.replace("①", "一")
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode(encoding))
+    assert read(path) == [Document(text.replace("\r\n", "\n"), str(path))]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
+    lines = ["朝の庭", "", "ABC", *(f"{i}番目の石、{'水' * (i % 50)}" for i in range(1000)), "終"]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        end.join(line and json.dumps({"text": line}, ensure_ascii=False) for line in lines).encode(encoding)
+    )
+    assert read(path) == [Document(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
+    path = tmp_path / "a.csv"
+    path.write_bytes(end.join(["text", *lines]).encode(encoding))
+    assert read(path) == [Document(line, f"{path}:{number}") for number, line in enumerate(lines, 2) if line]
+
+
+@pytest.mark.parametrize("data", [b"\xff\x00\x81", b"GIF89a\x00\x00\xff\xfe\x80", "字".encode("utf-32-le")])
+def test_what_is_no_text_is_named(data: bytes, tmp_path: Path):
+    (tmp_path / "bad.txt").write_bytes(data)
+    with pytest.raises(TsugikiError, match=r"bad.txt is not text in UTF-8"):
+        read(tmp_path)
+    for name in ("bad.jsonl", "bad.csv"):
+        (tmp_path / name).write_bytes(b"text\na\n" + data)
+        with pytest.raises(TsugikiError, match=rf"{name}:3 is not text in UTF-8.*convert"):
+            read(tmp_path / name)
+    (tmp_path / "bad.csv").write_bytes("text\n字\n".encode("utf-16")[:-1])
+    with pytest.raises(TsugikiError, match=r"bad.csv:2 is not text"):
+        read(tmp_path / "bad.csv")
+
+
+def test_a_folder_is_read_in_order_of_names(tmp_path: Path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("二")
+    (tmp_path / "sub" / "c.jsonl").write_text('{"text": "三"}\n\n{"text": "四", "title": "x"}\n')
+    (tmp_path / "sub" / "D.CSV").write_text("prompt,completion\na,b\n")
+    (tmp_path / "a.txt").write_text("一")
+    (tmp_path / "notes.md").write_text("not read")
+    (tmp_path / "blank.txt").write_text(" \n")
+    records = read(tmp_path)
+    assert [record.text for record in records] == ["一", "二", "ab", "三", "四"]
+    assert records[-1].source.endswith("c.jsonl:3")
+    assert records[-1].fields == {"title": "x"}
+
+
+def test_csv_cells_of_many_lines(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    rows = ["\ufefftitle, prompt ,completion", 'x,"a ""b"", c\r\nd",e', "", ",,", 'y,f,"g', "", 'h"', "z,i,j"]
+    path.write_bytes("\r\n".join(rows).encode())
+    assert read(path) == [
+        Completion('a "b", c\nd', "e", f"{path}:2"),
+        Completion("f", "g\n\nh", f"{path}:6"),
+        Completion("i", "j", f"{path}:9"),
+    ]
+    assert [record.fields for record in read(path)] == [{"title": title} for title in "xyz"]
+
+
+def test_a_cell_may_hold_a_book(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text\n" + "b" * 300_000)
+    assert len(read(tmp_path)[0].text) == 300_000
+
+
+BAD = {
+    "broken line": ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2 is not JSON: Expecting value at character 11"),
+    "json array": ("a.jsonl", '[\n{"text": "x"}\n]\n', "a.jsonl:1 is not JSON"),
+    "deep": ("a.jsonl", "[" * 100_000, "a.jsonl:1 cannot be read"),
+    "list": ("a.jsonl", '{"text": "x"}\n["x"]\n', "a.jsonl:2 is no object"),
+    "number as text": ("a.jsonl", '{"text": 5}\n', "a.jsonl:1 has a number as text"),
+    "mixed": (
+        "a.jsonl",
+        json.dumps(turns("a", "b")) + '\n\n{"prompt": "a", "completion": "b"}\n',
+        "a.jsonl:3 has prompt and completion where line 1 has messages; keep one kind to a file",
+    ),
+    "blank, then mixed": ("a.jsonl", '{"text": ""}\n' + json.dumps(turns("a", "b")), "a.jsonl:2 has messages where"),
+    "ragged, too many": ("a.csv", "text\na\nb, c\n", "a.csv:3 has 2 cells where the first line names 1 columns"),
+    "ragged, too few": ("a.csv", 'prompt,completion\n"a\n",b\nc\n', "a.csv:4 has 1 cells where"),
+    "header twice": ("a.csv", "text,author,text\na,b,c\n", "a.csv:1 names the column 'text' twice"),
+    "no header": ("a.csv", "It rained, today\nfoo,bar\n", "a.csv:1 names none of the columns text,"),
+    "semicolons": ("a.csv", "prompt;completion\na;b\n", "a.csv:1 names none of .* with commas between"),
+    "open quote": ("a.csv", 'text\nok\n"a\nb\n', "a.csv:3 is no CSV row: unexpected end of data"),
+    "quote within": ("a.csv", 'text\n"a"b\n', "a.csv:2 is no CSV row"),
+    "empty completion": ("a.csv", "prompt,completion\na,b\nc,\n", "a.csv:3 has an empty completion"),
+    "messages in csv": ("a.csv", "messages\nhello\n", "a.csv:2: messages is a text; it must be a list"),
+    "empty": ("a.txt", "", "is empty"),
+    "empty lines": ("a.jsonl", "\n\n", "is empty"),
+    "header alone": ("a.csv", "text\n", "is empty"),
+    "blank": ("a.txt", " \n\u3000", "is empty"),
+    "other kind": ("a.pdf", "x", ".pdf is not read; use .txt, .jsonl, .csv or .parquet"),
+    "no kind": ("a", "x", "a file without an ending is not read"),
+    "no parquet": ("a.parquet", "x", "a.parquet cannot be read as Parquet"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named_with_their_line(case: str, tmp_path: Path):
+    name, content, said = BAD[case]
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TsugikiError, match=said) as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_there(tmp_path: Path):
+    for name in (
+        tmp_path / "nowhere",
+        str(tmp_path / "nowhere"),
+        "./nowhere",
+        "no/such/folder",
+        "nowhere.jsonl",
+        "~/no",
+        "csv",
+        "texts",
+    ):
+        with pytest.raises(TsugikiError, match="there is no such file"):
+            read_records(name)
+    with pytest.raises(TsugikiError, match="holds no .txt, .jsonl, .csv or .parquet file"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_files_are_not_held_in_memory(kind: str, tmp_path: Path):
+    path = tmp_path / f"big.{kind}"
+    texts = [f"{i} " + "字" * 1000 for i in range(5000)]
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    elif kind == "csv":
+        path.write_text("text\n" + "\n".join(texts))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet")
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    list(islice(read_records(path), 3))
+    tracemalloc.start()
+    count = sum(len(record.text) > 1000 for record in read_records(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 5000
+    assert peak < 3_000_000, "the file has 15 MB"
+
+
+def test_parquet(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def write(name: str, table: Any) -> Path:
+        parquet.write_table(pyarrow.table(table), tmp_path / name)
+        return tmp_path / name
+
+    path = write(
+        "a.parquet", {**{"messages": [turns("a", "b")["messages"]] * 2}, "source": ["x", None], "image": [b"", b""]}
+    )
+    expected = (Message("user", "a"), Message("assistant", "b"))
+    assert read(path) == [Conversation(expected, f"{path}:{row}") for row in (1, 2)]
+    assert [record.fields for record in read(path)] == [{"source": "x"}, {}]
+    path = write("many.parquet", {"text": [str(i) for i in range(1000)]})
+    assert [record.text for record in read(path)] == [str(i) for i in range(1000)]
+    assert read(path)[-1].source == f"{path}:1000"
+    for table, said in (
+        ({"id": [1], "content": ["a"]}, "x.parquet:1 has none of text, .* but content; rename"),
+        ({"id": [1]}, "x.parquet has none of the columns text, .* but id; rename"),
+        ({"text": ["a", None]}, "x.parquet:2 has null for text"),
+        ({"text": [1]}, "x.parquet:1 has a number as text"),
+        ({"text": pyarrow.array([], pyarrow.string())}, "x.parquet is empty"),
+        (
+            {"text": ["a", None], "prompt": [None, "b"], "completion": [None, "c"]},
+            "x.parquet:2 has prompt and completion",
+        ),
+    ):
+        with pytest.raises(TsugikiError, match=said):
+            read(write("x.parquet", table))
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(TsugikiError, match=r"needs pyarrow; pip install 'tsugiki\[datasets\]'"):
+        read(tmp_path)
+
+
+def test_the_key_is_of_names_and_bytes(tmp_path: Path):
+    def key(**files: str) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / f"{name}.txt").write_text(content)
+        (folder / "notes.md").write_text(folder.name)
+        return content_key(folder)
+
+    assert key(a="x", b="y") == key(b="y", a="x")
+    different = [key(a="x", b="y"), key(a="y", b="x"), key(a="xy"), key(a="x", c="y"), key(a="x", b="y", c="")]
+    assert len(set(different)) == len(different)
+    assert all(len(digits) == 64 for digits in different)
+    with pytest.raises(TsugikiError, match="there is no such file"):
+        content_key(tmp_path / "nowhere")
+
+
+# The hub -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Any]:
+    """A hub in memory in place of `datasets.load_dataset`: (name, split) to a data set or an error."""
+    datasets = pytest.importorskip("datasets")
+    held: dict[tuple[str, str], Any] = {}
+
+    def load_dataset(name: str, split: str) -> Any:
+        found = held.get((name, split), datasets.exceptions.DatasetNotFoundError(f"'{name}' doesn't exist"))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return held
+
+
+def test_a_data_set_by_name(hub: dict[tuple[str, str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    rows = [turns("a", "b") | {"topic": "x", "score": 1}, turns("c", "d") | {"topic": "y", "score": 2}]
+    hub["someone/talks", "train"] = datasets.Dataset.from_list(rows)
+    hub["some/talks", "test"] = datasets.Dataset.from_list([{"text": "a"}])
+    hub["someone/numbers", "train"] = datasets.Dataset.from_list([{"id": 1}])
+    records = read("someone/talks")
+    assert [record.source for record in records] == ["someone/talks:1", "someone/talks:2"]
+    assert records[0].messages == (Message("user", "a"), Message("assistant", "b"))
+    assert records[1].fields == {"topic": "y"}
+    assert read("some/talks:test") == [Document("a", "some/talks:test:1")]
+    with pytest.raises(TsugikiError, match=r"someone/numbers has none of the columns text, .* but id"):
+        read("someone/numbers")
+    key = content_key("someone/talks")
+    assert key == content_key("someone/talks")
+    hub["someone/talks", "train"] = datasets.Dataset.from_list([*rows, turns("e", "f")])
+    assert key != content_key("someone/talks")
+    (tmp_path / "someone" / "talks").mkdir(parents=True)
+    (tmp_path / "someone" / "talks" / "a.txt").write_text("here")
+    monkeypatch.chdir(tmp_path)
+    assert [record.text for record in read("someone/talks")] == ["here"], "a folder of that name goes first"
+
+
+def test_errors_of_the_hub_are_one_sentence(hub: dict[tuple[str, str], Any]):
+    hub["far/away", "train"] = ConnectionError("Couldn't reach 'away' on the Hub")
+    generation = RuntimeError("An error occurred while generating")
+    generation.__cause__ = ValueError("line 3 is broken")
+    hub["a/c", "train"] = generation
+    hub["a/b", "dev"] = ValueError("Unknown split \"dev\". Should be one of ['train'].\nmore")
+    for name, said in (
+        ("nobody/nothing", "there is no file or folder nobody/nothing, and no data set of that name on the hub"),
+        ("far/away", "there is no file or folder far/away, and the hub cannot be reached"),
+        (
+            "a/b:dev",
+            r"the data set a/b:dev cannot be read: Unknown split \"dev\". Should be one of \['train'\]; choose another",
+        ),
+        ("a/c", "the data set a/c cannot be read: line 3 is broken; choose another"),
+    ):
+        for function in (read, content_key):
+            with pytest.raises(TsugikiError, match=said):
+                function(name)
+
+
+def test_a_name_without_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TsugikiError, match=r"no file or folder some/talks; .* pip install 'tsugiki\[datasets\]'"):
+        read_records("some/talks")

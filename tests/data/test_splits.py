@@ -1,0 +1,141 @@
+"""Splits: whole records, by the seed, near-duplicates together, and nothing on both sides."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsugiki import TsugikiError
+from tsugiki.data.records import Document
+from tsugiki.data.splits import (
+    Condition,
+    learned_and_measured,
+    near_groups,
+    parse_held_out,
+    split_one,
+    split_records,
+)
+from tsugiki.data.store import Index, read_index
+from tsugiki.errors import listed
+
+
+def sentence(seed: int, length: int = 60) -> str:
+    """Characters without any sense, different for each seed."""
+    return "".join(chr(0x4E00 + i) for i in np.random.default_rng(seed).integers(0, 3000, length))
+
+
+def documents(count: int) -> list[Document]:
+    return [
+        Document(sentence(i, 60 + 13 * i % 40), f"f:{i}", {"author": "AB"[i % 2], "title": str(i)})
+        for i in range(count)
+    ]
+
+
+def held(index: Index, fraction: float, seed: int, groups: list[list[int]] | None = None) -> set[int]:
+    return set(split_records(index, fraction, seed, groups or []).tolist())
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
+def test_a_share_is_of_characters_and_of_the_seed(fraction: float):
+    index = read_index(documents(40))
+    chosen = held(index, fraction, 1)
+    assert 0 < len(chosen) < 40
+    share = sum(int(index.characters[i]) for i in chosen) / int(index.characters.sum())
+    assert share <= max(fraction, 0.03)
+    assert held(index, fraction, 1) == chosen
+    assert fraction == 0.01 or held(index, fraction, 2) != chosen
+
+
+def test_a_record_more_moves_no_other_by_much():
+    assert len(held(read_index(documents(40)), 0.5, 1) ^ held(read_index(documents(41)), 0.5, 1)) <= 4
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_near_duplicates_stay_together(seed: int):
+    records = documents(30)
+    near = records[3].text[:-2] + "変更"
+    index = read_index([*records, Document(records[5].text, "copy"), Document(near, "near")])
+    groups = near_groups(index)
+    assert groups == [[3, 31], [5, 30]]
+    chosen = held(index, 0.3, seed, groups)
+    assert (3 in chosen) == (31 in chosen)
+    assert (5 in chosen) == (30 in chosen)
+
+
+def test_all_alike_is_refused():
+    index = read_index([Document(sentence(0), str(i)) for i in range(3)])
+    with pytest.raises(TsugikiError, match="nearly the same text"):
+        split_records(index, 0.5, 0, near_groups(index))
+
+
+def test_a_condition_takes_the_records_that_fulfil_it_and_what_is_like_them():
+    records = [*documents(6), Document(documents(6)[1].text, "f:copy", {"author": "C"})]
+    index = read_index(records)
+    assert split_records(index, Condition("author", "B"), 0, []).tolist() == [1, 3, 5]
+    assert split_records(index, Condition("author", "B"), 0, near_groups(index)).tolist() == [1, 3, 5, 6]
+    assert split_records(index, Condition("title", "2"), 0, []).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        (Condition("author", "X"), "no record has author=X; there are A, B"),
+        (Condition("year", "1900"), "no record has a field year; the data has author, title"),
+    ],
+)
+def test_a_condition_that_nothing_fulfils(condition: Condition, said: str):
+    with pytest.raises(TsugikiError, match=said):
+        split_records(read_index(documents(4)), condition, 0, [])
+    with pytest.raises(TsugikiError, match="holds all of it out"):
+        split_records(read_index(documents(4)[::2]), Condition("author", "A"), 0, [])
+    with pytest.raises(TsugikiError, match="the data has none"):
+        split_records(read_index([Document(sentence(1), "a")]), Condition("author", "A"), 0, [])
+
+
+def test_what_held_out_can_be(tmp_path: Path):
+    assert parse_held_out(0.1) == 0.1
+    assert parse_held_out("author=泉鏡花") == Condition("author", "泉鏡花")
+    assert parse_held_out("other.jsonl") == Path("other.jsonl")
+    strange = tmp_path / "a=b.txt"
+    strange.write_text("x")
+    assert parse_held_out(str(strange)) == strange
+    for bad in ("author=", "=x"):
+        with pytest.raises(TsugikiError, match="author=… or title=…"):
+            parse_held_out(bad)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_fractions_that_cannot_be(fraction: float):
+    with pytest.raises(TsugikiError, match="held-out fraction"):
+        parse_held_out(fraction)
+
+
+def test_training_records_in_a_held_out_file_are_named():
+    train = read_index(documents(5))
+    near = Document(documents(5)[3].text[:-2] + "変更", "h:2")
+    other = read_index([Document(documents(5)[1].text, "h:1"), near, Document(sentence(99), "h:3")])
+    same, alike = learned_and_measured(train, other)
+    assert same == ["f:1 (held out: h:1)"]
+    assert alike == ["f:3 (held out: h:2)"]
+
+
+def test_a_single_document_gives_its_end_at_a_line():
+    text = "".join(f"{i}行目\n" for i in range(100))
+    train, held_out = split_one(Document(text, "novel.txt"), 0.1)
+    assert train.text + held_out.text == text
+    assert train.text.endswith("\n")
+    assert 0.05 < len(held_out.text) / len(text) < 0.15
+    with pytest.raises(TsugikiError, match="too short"):
+        split_one(Document("字", "a"), 0.1)
+
+
+def test_fingerprints_are_of_texts_in_order():
+    index = read_index(documents(3))
+    moved = read_index([Document(d.text, "elsewhere") for d in documents(3)])
+    assert index.fingerprint(np.arange(3)) == moved.fingerprint(np.arange(3))
+    assert index.fingerprint(np.array([0, 1])) != index.fingerprint(np.array([1, 0]))
+
+
+def test_many_places_are_shortened():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed([str(i) for i in range(12)]) == "0, 1, 2, 3, 4 and 7 more"
