@@ -57,6 +57,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def name(self, record: int) -> str:
+        """Where a record came from, and its title if it has one."""
+        return " ".join(filter(None, (self.sources[record], self.fields[record].get("title"))))
+
     def fingerprint(self, records: Array) -> str:
         """`sha256:` and 64 digits over the texts of the records with these numbers, in order."""
         return f"sha256:{hashlib.sha256(np.ascontiguousarray(self.digests[records]).tobytes()).hexdigest()}"

@@ -120,7 +120,7 @@ def pack_data(
         "near_duplicates": {
             "groups": len(data.groups),
             "records": sum(map(len, data.groups)),
-            "first": [[index.sources[number] for number in group] for group in data.groups[:5]],
+            "first": [[index.name(number) for number in group] for group in data.groups[:5]],
         },
         "blocks": len(blocks),
         "block_size": size,

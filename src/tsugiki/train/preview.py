@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -85,7 +86,9 @@ def preview(config: RunConfig, rows: int, progress: RunProgress) -> Preview:
     prepared = pack_data(config, data, model, tokenizer)
     set_seed(config.seed)
     graft(model, config.lora, base_dropout=config.base_dropout)
-    trainer = new_trainer(config, model, prepared.blocks, prepared.isolation)
+    with TemporaryDirectory() as out:  # Trainer makes its folder at once
+        here = config.model_copy(update={"out": out})
+        trainer = new_trainer(here, model, prepared.blocks, prepared.isolation)
     order = rows_in_order(trainer, rows)
     with progress.stage("timing two batches", 2) as advance:
         seconds = _seconds_a_batch(trainer, prepared.blocks, advance)
@@ -125,7 +128,7 @@ def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokeni
 def _view(blocks: Blocks, piece: Piece, spans: tuple[Span, ...]) -> PieceView:
     index = blocks.store.index
     goes_on = bool(index.cuttable[piece.record])
-    return PieceView(index.sources[piece.record], piece.length, piece.first, piece.last, goes_on, spans)
+    return PieceView(index.name(piece.record), piece.length, piece.first, piece.last, goes_on, spans)
 
 
 def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Span]:
@@ -170,7 +173,7 @@ def _counts(config: RunConfig, prepared: Prepared, seconds_a_batch: float) -> di
         **summary,
         "characters_per_token": float(index.characters.sum() / lengths.sum()),
         "learned_share": blocks.learned_tokens / blocks.tokens,
-        "longest": {"source": index.sources[longest], "tokens": int(lengths[longest])},
+        "longest": {"source": index.name(longest), "tokens": int(lengths[longest])},
         "steps": steps,
         "seconds": steps * config.grad_accum * seconds_a_batch,
     }

@@ -1,0 +1,135 @@
+"""From data to rows and windows: what is held out, what is refused, and that two runs prepare the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.test_splits import sentence
+from tests.tiny import TEXT, byte_tokenizer, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.train.config import RunConfig
+from tsugiki.train.preparation import Prepared, pack_data, read_data
+from tsugiki.train.progress import RunProgress
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def lines(name: str, records: list[dict[str, Any]]) -> str:
+    Path(name).write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return name
+
+
+def works(count: int = 20) -> list[dict[str, Any]]:
+    return [{"text": sentence(i, 200 + i), "author": "AB"[i % 2], "title": f"t{i}"} for i in range(count)]
+
+
+def prepare(data: str, kind: str = "gpt2", template: str | None = None, **changes: Any) -> Prepared:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64, **changes})
+    prepared = read_data(config, tokenizer, RunProgress())
+    return pack_data(config, prepared, tiny_model(kind, vocab_size=257), tokenizer)
+
+
+def learned_sources(prepared: Prepared) -> set[str]:
+    store = prepared.blocks.store
+    return {store.index.sources[record] for record in prepared.blocks.pieces[:, 2].tolist()}
+
+
+def test_a_share_is_held_out_and_everything_counted():
+    prepared = prepare(lines("w.jsonl", works()), held_out=0.2)
+    summary = prepared.summary
+    assert summary["train"]["documents"] + summary["held_out"]["documents"] == 20
+    measured = {window.record.source for window in prepared.windows}
+    assert measured
+    assert not measured & learned_sources(prepared)
+    texts = [work["text"] for work in works()]
+    assert summary["learned_tokens_per_epoch"] == sum(
+        len(text.encode()) + 1 for i, text in enumerate(texts, 1) if f"w.jsonl:{i}" in learned_sources(prepared)
+    )
+    assert summary["blocks"] * 64 == summary["tokens_per_epoch"] + summary["padding"]
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_a_condition_holds_an_author_out():
+    prepared = prepare(lines("w.jsonl", works()), held_out="author=B")
+    assert learned_sources(prepared) == {f"w.jsonl:{i}" for i in range(1, 21, 2)}
+    assert {window.record.source for window in prepared.windows} == {f"w.jsonl:{i}" for i in range(2, 21, 2)}
+
+
+def test_near_duplicates_are_on_one_side_and_told():
+    records = works()
+    records += [{**records[i], "text": records[i]["text"][:-3] + "変更済", "title": "copy"} for i in range(5)]
+    prepared = prepare(lines("w.jsonl", records), held_out=0.3)
+    learned = learned_sources(prepared)
+    for i in range(5):
+        assert (f"w.jsonl:{i + 1}" in learned) == (f"w.jsonl:{i + 21}" in learned)
+    assert prepared.summary["near_duplicates"]["groups"] == 5
+    assert any("10 records are near-duplicates" in note for note in prepared.notes)
+
+
+def test_a_held_out_file_that_holds_training_records_is_refused_and_near_ones_are_named():
+    train = lines("w.jsonl", works())
+    with pytest.raises(TsugikiError, match=r"20 records .* as well: w.jsonl:1 \(held out: w.jsonl:1\), .* and 15 more"):
+        prepare(train, held_out=train)
+    near = works()[3]["text"][:-3] + "変更済"
+    prepared = prepare(train, held_out=lines("h.jsonl", [{"text": near}, {"text": sentence(99, 200)}]))
+    assert any("w.jsonl:4 (held out: h.jsonl:1)" in note for note in prepared.notes)
+    assert len(learned_sources(prepared)) == 20
+
+
+def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    data = lines("w.jsonl", works())
+    one = prepare(data).summary
+    assert prepare(data).summary == one
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    assert prepare(data).summary == one, "with or without a cache"
+    assert prepare(data, seed=43).summary["blocks_fingerprint"] != one["blocks_fingerprint"]
+    lines("w.jsonl", works(21))
+    assert prepare(data).summary["blocks_fingerprint"] != one["blocks_fingerprint"]
+
+
+def test_a_model_that_cannot_isolate_says_so():
+    prepared = prepare(lines("w.jsonl", works()), kind="bloom")
+    assert prepared.isolation == "rows"
+    assert any("cannot keep documents in one row apart" in note for note in prepared.notes)
+    assert all(len(prepared.blocks.row(i)) == 1 for i in range(len(prepared.blocks)))
+
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_conversations_are_cut_counted_and_refused_by_line():
+    talks = [
+        {"messages": [{"role": "user", "content": "問"}, {"role": "assistant", "content": sentence(i, 1 + i)}]}
+        for i in range(12)
+    ]
+    data = lines("t.jsonl", talks)
+    whole = prepare(data, template=CHATML, held_out=0.3)
+    assert whole.summary["cut_records"] == 0
+    assert {window.record.source for window in whole.windows}.isdisjoint(learned_sources(whole))
+    cut = prepare(data, template=CHATML, held_out=0.3, block_size=56)
+    assert cut.summary["cut_records"] > 0
+    assert any("cut off at their ends" in note for note in cut.notes)
+    with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.*the prompt alone fills a block of 20 tokens"):
+        prepare(data, template=CHATML, block_size=20)
+    with pytest.raises(TsugikiError, match=r"t.jsonl:1 is a conversation, but the tokenizer has no chat template"):
+        prepare(data)
+
+
+def test_a_single_document_gives_its_end():
+    Path("novel.txt").write_text(TEXT)
+    prepared = prepare("novel.txt")
+    assert any("its last 10% is held out" in note for note in prepared.notes)
+    held_out = "".join(window.record.text for window in prepared.windows)
+    assert TEXT.endswith(held_out)
+    assert prepared.summary["learned_tokens_per_epoch"] == len(TEXT[: -len(held_out)].encode()) + 1
