@@ -68,6 +68,11 @@ def test_all_alike_is_refused():
         split_records(index, 0.5, 0, near_groups(index))
 
 
+def test_a_single_record_cannot_be_split():
+    with pytest.raises(TsugikiError, match="f:0 is the only record"):
+        split_records(read_index(documents(1)), 0.5, 0, [])
+
+
 def test_a_condition_takes_the_records_that_fulfil_it_and_what_is_like_them():
     records = [*documents(6), Document(documents(6)[1].text, "f:copy", {"author": "C"})]
     index = read_index(records)
@@ -89,7 +94,7 @@ def test_a_condition_that_nothing_fulfils(condition: Condition, said: str):
     with pytest.raises(TsugikiError, match="holds all of it out"):
         split_records(read_index(documents(4)[::2]), Condition("author", "A"), 0, [])
     with pytest.raises(TsugikiError, match="the data has none"):
-        split_records(read_index([Document(sentence(1), "a")]), Condition("author", "A"), 0, [])
+        split_records(read_index([Document(sentence(i), "a") for i in range(2)]), Condition("author", "A"), 0, [])
 
 
 def test_what_held_out_can_be(tmp_path: Path):

@@ -1,1 +1,1 @@
-"""Texts in: Aozora Bunko (`aozora`), files of text (`texts`), tokens and packed blocks out (`blocks`)."""
+"""Records in (`sources`, `schemas`, `aozora`), tokens (`encoding`, `chat`, `store`), splits and rows (`blocks`) out."""

@@ -56,6 +56,8 @@ def split_records(index: Index, held_out: float | Condition, seed: int, groups: 
     Raises:
         TsugikiError: nothing is left to learn or to measure, or no record has the field or the value.
     """
+    if len(index) == 1:
+        raise TsugikiError(f"{index.sources[0]} is the only record, so none can be held out; add more, or name a file")
     belongs = np.arange(len(index))
     for group in groups:
         belongs[list(group)] = group[0]

@@ -86,7 +86,8 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
     if single:
         notes = [f"one document: its last {held_out:.0%} is held out"]
         return Data(store, everything[:1], store.index, everything[1:], list(records)[1:], [], notes)
-    groups = near_groups(store.index)
+    with progress.stage("looking for near-duplicates", None):
+        groups = near_groups(store.index)
     if isinstance(held_out, float | Condition):
         measured = split_records(store.index, held_out, config.seed, groups)
         train = np.setdiff1d(everything, measured)
