@@ -26,10 +26,11 @@ def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):  #
         (("--data", "text.txt", "--assistant-turns", "some"), "assistant_turns: input should be 'all' or 'last'"),
         (("--data", "text.txt", "--rows", "0"), "greater than or equal to 1"),
         (("--data", "roles.jsonl"), "roles.jsonl:1"),
-        (("--data", "text.txt", "--held-out", "author=x"), "no record has a field author"),
+        (("--data", "texts.jsonl", "--held-out", "author=x"), "no record has a field author"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):  # noqa: F811
+    Path("texts.jsonl").write_text('{"text": "一つの庭"}\n{"text": "二つの枝"}\n')
     Path("roles.jsonl").write_text(json.dumps({"messages": [{"role": "wizard", "content": "x"}]}))
     status, out, err = run("preview", "--model", base, *arguments)
     assert (status, out) == (2, "")
@@ -55,7 +56,7 @@ def test_eval_puts_models_and_adapters_in_one_table(base: str, run, tmp_path: Pa
     status, out, _ = run("eval", "--data", "texts", "--adapter", "run")
     assert status == 0, "an adapter names its base"
     status, out, _ = run("eval", "--data", "texts", "--model", base, "--adapter", "run")
-    assert out.count("[") >= 7, "intervals stand beside the figures"
+    assert out.count("[") >= 5, "intervals stand beside the figures"
     status, out, err = run("eval", "--data", "texts")
     assert (status, out) == (2, "")
     assert "nothing to evaluate" in err

@@ -13,6 +13,9 @@ from tsugiki.train.evaluate import Evaluation
 from tsugiki.train.record import RunRecord
 from tsugiki.train.subjects import change_against
 
+_PLAIN_WIDTH = 120  # of a table that no terminal bounds
+_FEW = 10  # documents, below which an interval says too little
+
 
 def print_summary(record: RunRecord) -> None:
     """Held-out figures before and after, what it cost, and where the adapter is."""
@@ -29,8 +32,9 @@ def print_summary(record: RunRecord) -> None:
         f"{training['steps']:,} steps, {training['tokens']:,} tokens in {training['seconds']:,.0f} s "
         f"({training['tokens_per_second']:,.0f} tokens/s), peak memory {training['peak_memory'] / 1e9:.2f} GB"
     )
-    size = (out / WEIGHTS_FILE).stat().st_size
-    console.print(f"adapter: {out} ({size / 1e6:.2f} MB); record: {out / 'run.json'}", soft_wrap=True)
+    kind = "adapter" if (out / WEIGHTS_FILE).exists() else "model"
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    console.print(f"{kind}: {out} ({size / 1e6:.2f} MB); record: {out / 'run.json'}", soft_wrap=True)
     if after["caveat"]:
         console.print(after["caveat"])
 
@@ -38,23 +42,29 @@ def print_summary(record: RunRecord) -> None:
 def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> None:
     """A table with a line for each model, the first one being what the others are compared with."""
     console = Console(highlight=False)
-    table = Table("model", "loss", "perplexity", "bits/char", "tokens", "bits/char, change")
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    table = Table("model", "loss", "perplexity", "bits/char", "change of bits", "tokens")
     for name, result in zip(names, results, strict=True):
         figures = result.to_json()
         change, interval = change_against(results[0], result)
         table.add_row(
             name,
             _with_interval(figures, "loss"),
-            _with_interval(figures, "perplexity"),
+            f"{result.perplexity:,.4g}",
             _with_interval(figures, "bits_per_char"),
-            f"{result.tokens:,}",
             "–" if result is results[0] else f"{change:+.1%}" + _percent(interval),
+            f"{result.tokens:,}",
         )
     console.print(table)
     first = results[0]
     console.print(
         f"{first.characters:,} characters of {len(first.documents):,} documents in {first.windows:,} windows; "
-        "in brackets 95 % intervals over documents; loss and perplexity are this tokenizer's: compare bits"
+        "in brackets 95 % intervals over documents",
+        soft_wrap=True,
+    )
+    console.print(
+        "compare bits per character between models: loss and perplexity are each tokenizer's own", soft_wrap=True
     )
     for name, result in zip(names, results, strict=True):
         if result.caveat:
@@ -83,4 +93,5 @@ def _luck(before: dict[str, Any], after: dict[str, Any]) -> str:
     return (
         f"change of the loss over {documents:,} documents, 95 % interval: {interval[0]:+.1%} to {interval[1]:+.1%}"
         + ("; it may be luck" if interval[0] < 0 < interval[1] else "")
+        + ("; so few make it too narrow" if documents < _FEW else "")
     )
