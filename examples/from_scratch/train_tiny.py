@@ -1,0 +1,71 @@
+"""Fifth step: A and B are trained, and nothing else, in a plain loop.
+
+The embedded base, a small Japanese GPT-2, learns the historical orthography of the quickstart's texts.
+
+    python examples/from_scratch/train_tiny.py
+"""
+
+from importlib.resources import files
+
+import torch
+from gpt2 import apply_lora_to_gpt2, count_parameters
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from tsugiki.models import load_model, load_tokenizer
+
+STEPS, BATCH, LENGTH = 100, 8, 64
+
+
+def windows() -> Tensor:
+    """The quickstart's twenty texts as token ids, cut into windows [number, LENGTH]."""
+    folder = files("tsugiki") / "assets" / "quickstart"
+    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".txt")), key=lambda path: path.name)
+    text = "".join(path.read_text(encoding="utf-8") for path in paths)
+    ids = torch.tensor(load_tokenizer("embedded")(text, verbose=False).input_ids)
+    return ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+
+
+def loss_of(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """Mean negative log-likelihood of a token after those before it, in nats, over windows [batch, LENGTH]."""
+    logits = model(input_ids=rows).logits  # [batch, LENGTH, vocabulary]; place i tells of token i + 1
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
+
+
+@torch.no_grad()
+def report(step: int, model: PreTrainedModel, held_out: Tensor) -> None:
+    """Print a line."""
+    print(f"step {step:3}  loss of held-out windows {loss_of(model, held_out):.2f}")
+
+
+def main() -> None:
+    """Train, and say what moved."""
+    torch.manual_seed(0)
+    model = load_model("embedded")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    apply_lora_to_gpt2(model, rank=8, alpha=32, targets=("c_attn", "c_proj"))
+    trainable, total = count_parameters(model)
+    print(f"{trainable:,} of {total:,} parameters train")
+
+    rows = windows()
+    rows = rows[torch.randperm(len(rows))]
+    held_out, rows = rows[:20], rows[20:]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for step in range(STEPS):
+        if step % 25 == 0:
+            report(step, model, held_out)
+        batch = rows[torch.randint(len(rows), (BATCH,))]
+        loss_of(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    report(STEPS, model, held_out)
+
+    after = {name.replace(".linear.", "."): p for name, p in model.named_parameters() if ".lora." not in name}
+    print("frozen weights as they were, to the bit:", all(torch.equal(after[name], p) for name, p in before.items()))
+    moved = [bool(p.any()) for name, p in model.named_parameters() if name.endswith(".lora.B")]
+    print("every B has moved from zero:", all(moved))
+
+
+if __name__ == "__main__":
+    main()

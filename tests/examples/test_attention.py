@@ -1,0 +1,93 @@
+"""The attention beside transformers' own: equal before training, equal after it, causal throughout."""
+
+from typing import Any
+
+import pytest
+import torch
+from attention import SelfAttentionWithLoRA
+from torch import Tensor, nn
+from transformers import GPT2Config
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+from tests.tiny import logits, tiny_model
+
+TOKENS, WIDTH = 9, 32
+
+
+def pretrained(implementation: str = "eager", seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    config = GPT2Config(n_embd=WIDTH, n_head=4, attn_implementation=implementation)
+    attention = GPT2Attention(config, layer_idx=0).eval()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.3)  # GPT-2's small initial weights would hide errors
+    return attention
+
+
+def theirs(attention: Any, x: Tensor) -> Tensor:
+    """What transformers computes, given the mask that its model would give."""
+    mask = torch.full((TOKENS, TOKENS), -torch.inf).triu(1).expand(len(x), 1, TOKENS, TOKENS)
+    out: Tensor = attention(x, attention_mask=mask)[0]
+    return out
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equals_transformers_before_training(implementation: str, seed: int, x: Tensor):
+    attention = pretrained(implementation, seed)
+    expected = theirs(attention, x)
+    torch.testing.assert_close(SelfAttentionWithLoRA(attention, rank=4, alpha=8)(x), expected)
+
+
+def test_equals_transformers_on_merged_projections_after_training(x: Tensor):
+    attention = pretrained()
+    before = theirs(attention, x)
+    ours = SelfAttentionWithLoRA(attention, rank=4, alpha=8)
+    for part in (ours.c_attn, ours.c_proj):
+        nn.init.normal_(part.lora.B, std=0.3)
+    other = pretrained()
+    other.c_attn, other.c_proj = ours.c_attn.merged(), ours.c_proj.merged()
+    torch.testing.assert_close(ours(x), theirs(other, x))
+    assert not torch.isclose(ours(x), before).any()
+
+
+def test_a_later_token_changes_no_earlier_output(x: Tensor):
+    ours = SelfAttentionWithLoRA(pretrained(), rank=4, alpha=8)
+    nn.init.normal_(ours.c_attn.lora.B)
+    for changed in range(TOKENS):
+        other = x.clone()
+        other[:, changed] += 1
+        moved = (ours(other) - ours(x)).abs().amax(dim=(0, 2)) > 1e-4  # [tokens]
+        assert moved.tolist() == [i >= changed for i in range(TOKENS)]
+
+
+def test_keeps_the_pretrained_projections_themselves_and_freezes_them():
+    attention = pretrained()
+    ours = SelfAttentionWithLoRA(attention, rank=4, alpha=8)
+    assert ours.c_attn.linear is attention.c_attn
+    assert ours.c_proj.linear is attention.c_proj
+    trains = {name for name, p in ours.named_parameters() if p.requires_grad}
+    assert trains == {"c_attn.lora.A", "c_attn.lora.B", "c_proj.lora.A", "c_proj.lora.B"}
+
+
+class InABlock(nn.Module):
+    """Called as GPT-2's block calls its attention."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.inner = SelfAttentionWithLoRA(attention, rank=4, alpha=8)
+
+    def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, None]:
+        return self.inner(x), None
+
+
+def test_a_gpt2_whose_attentions_are_ours_gives_the_same_logits():
+    model = tiny_model()
+    expected = logits(model)
+    for block in model.transformer.h:
+        block.attn = InABlock(block.attn)
+    torch.testing.assert_close(logits(model), expected)

@@ -1,0 +1,104 @@
+"""The audit's figures one by one, each against a sum by hand and, where there is one, against PEFT."""
+
+import warnings
+from collections import Counter
+
+import audit
+import peft
+import pytest
+import torch
+from audit import CHAPTERS_TARGETS, MEDIUM, SMALL
+from gpt2 import ATTENTION, count_parameters
+from safetensors.torch import save
+
+
+def parameters_of_gpt2(vocabulary: int, width: int, blocks: int) -> int:
+    """Tables of tokens and 1,024 positions, blocks, and the last norm; the head is the token table."""
+    norm = 2 * width
+    attention = (width * 3 * width + 3 * width) + (width * width + width)
+    feed_forward = (width * 4 * width + 4 * width) + (4 * width * width + width)
+    return (vocabulary + 1024) * width + blocks * (2 * norm + attention + feed_forward) + norm
+
+
+def test_gpt2_small_has_124_439_808_parameters():
+    assert count_parameters(audit.shape_only(SMALL))[1] == parameters_of_gpt2(50257, 768, 12) == 124_439_808
+
+
+def test_rinna_medium_has_336_128_000_parameters():
+    assert count_parameters(audit.shape_only(MEDIUM))[1] == parameters_of_gpt2(32000, 1024, 24) == 336_128_000
+
+
+def test_the_chapters_29_346_440_are_new_attentions_and_a_pair_on_the_head():
+    attention, head = audit.chapters_attention(SMALL), audit.chapters_head(SMALL)
+    assert attention == 12 * 4 * (768 * 768 + 768 + 8 * (768 + 768)) == 28_938_240
+    assert head == 8 * (768 + 50257) == 408_200
+    assert attention + head == 29_346_440
+
+
+def test_the_attention_alone_has_1_179_648_and_the_chapters_targets_2_162_688():
+    narrow, wide = audit.lora_parameters(MEDIUM, ATTENTION), audit.lora_parameters(MEDIUM, CHAPTERS_TARGETS)
+    assert narrow == 24 * 8 * ((1024 + 3072) + (1024 + 1024)) == 1_179_648
+    assert wide == narrow + 24 * 8 * (4096 + 1024) == 2_162_688
+
+
+def with_peft(targets: list[str]) -> peft.PeftModel:
+    """PEFT on the same shape with the chapter's other settings, on the meta device."""
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.1, target_modules=targets)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it sets fan_in_fan_out for Conv1D itself, and says so
+        return peft.get_peft_model(audit.shape_only(MEDIUM), config)
+
+
+def test_peft_counts_the_same():
+    as_configured, attention_alone = with_peft(["c_attn", "c_proj"]), with_peft(["c_attn", "attn.c_proj"])
+    assert as_configured.get_nb_trainable_parameters() == (2_162_688, 338_290_688)
+    assert Counter(name.split(".")[-2] for name in as_configured.targeted_module_names) == {"attn": 48, "mlp": 24}
+    assert attention_alone.get_nb_trainable_parameters() == (1_179_648, 337_307_648)
+
+
+def test_pefts_default_is_a_factor_of_one_as_the_chapters_alpha_of_one():
+    assert peft.LoraConfig().lora_alpha / peft.LoraConfig().r == 1
+
+
+def test_the_file_is_as_long_as_pefts_to_the_byte():
+    tensors = peft.get_peft_model_state_dict(with_peft(["c_attn", "c_proj"]))
+    stored = {name: torch.zeros(tensor.shape) for name, tensor in tensors.items()}
+    assert audit.adapter_file(MEDIUM, CHAPTERS_TARGETS) == len(save(stored, metadata={"format": "pt"}))
+
+
+@pytest.mark.parametrize(
+    ("chapter", "recomputed"),
+    [
+        ("3,000", "3,000"),
+        ("124,439,808", "124,439,808"),
+        ("29,346,440", "28,938,240 + 408,200 = 29,346,440"),
+        ("23.58 %", "23.58 %"),
+        ("about 340 million", "336,128,000"),
+        ("1,179,648", "1,179,648"),
+        ("1,179,648", "2,162,688"),
+        ("337,668,096", "336,128,000 + 1,179,648 = 337,307,648"),
+        ("337,668,096", "336,128,000 + 2,162,688 = 338,290,688"),
+        ("0.35 %", "0.35 %"),
+        ("0.35 %", "0.64 %"),
+        ("about 5 MB", "4.72 MB"),
+        ("about 8.3 MB", "8.65 MB"),
+        ("about 1.3 GB", "1.34 GB"),
+        ("850 steps", "6,875 steps"),
+        ("2,550 steps", "20,625 steps"),
+    ],
+)
+def test_the_audit_says(chapter: str, recomputed: str, figures: list[audit.Figure]):
+    assert [f for f in figures if (f.chapter, f.recomputed) == (chapter, recomputed)]
+
+
+def test_the_audit_says_nothing_else(figures: list[audit.Figure]):
+    assert len(figures) == 16
+    said = {figure.chapter: figure.how for figure in figures}
+    assert "the reduction is 76.42 %" in said["23.58 %"]
+    assert "8.27 MiB" in said["about 8.3 MB"]
+    assert "129 each" in said["850 steps"]
+
+
+@pytest.fixture(scope="module")
+def figures() -> list[audit.Figure]:
+    return audit.audit()

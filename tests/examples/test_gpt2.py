@@ -1,0 +1,132 @@
+"""A whole GPT-2 with pairs: what trains, what stays, and that the library computes the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gpt2 import ATTENTION, apply_lora_to_gpt2, count_parameters
+from linear import LinearWithLoRA
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from tests.tiny import ids, logits, shake, tiny_model
+from tsugiki import LoraConfig, graft
+
+WIDER = ("c_attn", "c_proj")
+
+
+def wrapped(model: Any) -> dict[str, LinearWithLoRA]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LinearWithLoRA)}
+
+
+@pytest.mark.parametrize("targets", [ATTENTION, WIDER, ("lm_head",)])
+def test_logits_stay_to_the_bit_until_something_trains(targets: tuple[str, ...]):
+    model = tiny_model()
+    expected = logits(model)
+    assert apply_lora_to_gpt2(model, rank=4, alpha=8, targets=targets) is model
+    assert torch.equal(logits(model), expected)
+    assert not torch.isclose(logits(shake(model)), expected).all(), "a dead adapter"
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [
+        (ATTENTION, {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32)}),
+        (WIDER, {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_proj": (128, 32)}),
+    ],
+)
+def test_a_and_b_train_and_nothing_else(targets: tuple[str, ...], layers: dict[str, tuple[int, int]]):
+    model = apply_lora_to_gpt2(tiny_model(), rank=4, alpha=8, targets=targets)
+    expected = {}
+    for block in range(2):
+        for layer, (rows, columns) in layers.items():
+            expected[f"transformer.h.{block}.{layer}.lora.A"] = (4, rows)
+            expected[f"transformer.h.{block}.{layer}.lora.B"] = (columns, 4)
+    assert {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad} == expected
+    assert count_parameters(model)[0] == sum(rows * columns for rows, columns in expected.values())
+
+
+def test_generate_uses_its_cache_and_gives_the_same_tokens():
+    model = shake(apply_lora_to_gpt2(tiny_model(), rank=4, alpha=8))
+    arguments = {"inputs": ids(), "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    cached = model.generate(**arguments, use_cache=True)
+    assert cached.shape == (2, 20)
+    assert torch.equal(cached, model.generate(**arguments, use_cache=False))
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_as_it_was():
+    model = tiny_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    apply_lora_to_gpt2(model, rank=4, alpha=8, targets=WIDER).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = model(input_ids=ids(), labels=ids()).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 0.2
+    after = {name.replace(".linear.", "."): p for name, p in model.named_parameters() if ".lora." not in name}
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_transformers_trainer_trains_it(tmp_path: Path):
+    model = apply_lora_to_gpt2(tiny_model(), rank=4, alpha=8)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    rows = [{"input_ids": row, "labels": row} for row in ids(8)]
+    quiet = {"save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True}
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, learning_rate=1e-2, **quiet)
+    Trainer(model, arguments, train_dataset=rows).train()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if ".lora." in name}
+
+
+@pytest.mark.parametrize("targets", [ATTENTION, WIDER])
+def test_the_library_computes_the_same_with_the_same_a_and_b(targets: tuple[str, ...]):
+    ours = shake(apply_lora_to_gpt2(tiny_model(), rank=4, alpha=8, targets=targets))
+    theirs = tiny_model()
+    adapter = graft(theirs, LoraConfig(r=4, lora_alpha=8, target_modules=list(targets)))
+    assert set(adapter.pairs) == set(wrapped(ours))
+    for name, layer in wrapped(ours).items():
+        with torch.no_grad():
+            adapter.pairs[name].A.copy_(layer.lora.A)
+            adapter.pairs[name].B.copy_(layer.lora.B)
+    torch.testing.assert_close(logits(ours), logits(theirs))
+
+    for model in (ours, theirs):
+        model(input_ids=ids(), labels=ids()).loss.backward()
+    for name, layer in wrapped(ours).items():
+        torch.testing.assert_close(layer.lora.A.grad, adapter.pairs[name].A.grad)
+        torch.testing.assert_close(layer.lora.B.grad, adapter.pairs[name].B.grad)
+
+
+def test_merged_layers_make_a_plain_gpt2_with_the_same_logits():
+    model = shake(apply_lora_to_gpt2(tiny_model(), rank=4, alpha=8, targets=WIDER))
+    expected = logits(model)
+    for name, layer in wrapped(model).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.merged())
+    assert not wrapped(model)
+    assert {name: p.shape for name, p in model.named_parameters()} == {
+        name: p.shape for name, p in tiny_model().named_parameters()
+    }
+    torch.testing.assert_close(logits(model), expected)
+
+
+def test_nothing_to_wrap_is_an_error_and_freezes_nothing():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="no layer's name ends in q_proj"):
+        apply_lora_to_gpt2(model, rank=4, alpha=8, targets=("q_proj",))
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_other_models_of_plain_linear_layers_work_too():
+    model = tiny_model("llama")
+    expected = logits(model)
+    apply_lora_to_gpt2(model, rank=4, alpha=8, targets=("q_proj", "v_proj"))
+    assert torch.equal(logits(model), expected)
+    assert {name.rpartition(".")[2] for name in wrapped(model)} == {"q_proj", "v_proj"}
+    assert isinstance(model.model.layers[0].self_attn.q_proj.linear, nn.Linear)

@@ -1,0 +1,59 @@
+"""The guides show what the scripts print, and the two languages say the same."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import train_tiny
+
+from tests.examples.conftest import FOLDER
+
+DOCS = FOLDER.parents[1] / "docs"
+GUIDES = [DOCS / "from-scratch.md", DOCS / "from-scratch.ja.md"]
+
+
+@pytest.mark.parametrize("script", ["lora", "linear", "attention", "gpt2", "audit"])
+def test_the_guides_show_the_output_as_it_is_printed(script: str, capsys: pytest.CaptureFixture[str]):
+    import_module(script).main()
+    printed = capsys.readouterr().out
+    for guide in GUIDES:
+        assert f"```\n$ python examples/from_scratch/{script}.py\n{printed}```" in guide.read_text(encoding="utf-8")
+
+
+def test_the_short_training_moves_a_and_b_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(train_tiny, "STEPS", 2)
+    train_tiny.main()
+    count, first, last, *ends = capsys.readouterr().out.splitlines()
+    assert float(last.split()[-1]) < float(first.split()[-1])
+    assert ends == ["frozen weights as they were, to the bit: True", "every B has moved from zero: True"]
+    for guide in GUIDES:
+        assert "\n".join(["train_tiny.py", count, first]) in guide.read_text(encoding="utf-8")
+
+
+def test_the_scripts_run_from_anywhere(tmp_path: Path):
+    command = [sys.executable, FOLDER / "audit.py"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True).stdout
+    assert "= 338,290,688" in printed
+
+
+def test_both_guides_have_the_same_blocks_the_same_rows_and_the_same_figures():
+    one, other = (guide.read_text(encoding="utf-8") for guide in GUIDES)
+    other = other.replace(".ja.md", ".md")
+    for pattern in (r"(?ms)^```.*?^```", r"\]\((?!from-scratch)[^)]+\)"):
+        assert re.findall(pattern, one) == re.findall(pattern, other)
+    figures = [[sorted(re.findall(r"\d[\d,.]*\d{2}", row)) for row in rows_of(text)] for text in (one, other)]
+    assert figures[0] == figures[1]
+
+
+def rows_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_every_link_leads_to_a_file(guide: Path):
+    links = re.findall(r"\]\(([^)#:]+)\)", guide.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (guide.parent / link).exists()] == []

@@ -1,0 +1,61 @@
+"""One wrapped layer, in both of the layouts that a weight is stored in."""
+
+import pytest
+import torch
+from linear import LinearWithLoRA, features
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+KINDS = ["Linear", "Conv1D"]
+
+
+def layer_of(kind: str, in_features: int = 6, out_features: int = 10) -> nn.Module:
+    torch.manual_seed(0)
+    layer = nn.Linear(in_features, out_features) if kind == "Linear" else Conv1D(out_features, in_features)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_b_at_zero_is_the_frozen_layer_to_the_bit_and_a_moved_b_is_not(kind: str):
+    base, x = layer_of(kind), torch.randn(3, 5, 6)
+    expected = base(x)
+    wrapped = LinearWithLoRA(base, rank=2, alpha=4)
+    assert torch.equal(wrapped(x), expected)
+    nn.init.normal_(wrapped.lora.B)
+    assert not torch.isclose(wrapped(x), expected).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_and_b_train_and_nothing_else(kind: str):
+    wrapped = LinearWithLoRA(layer_of(kind), rank=2, alpha=4)
+    trains = {name: tuple(p.shape) for name, p in wrapped.named_parameters() if p.requires_grad}
+    assert trains == {"lora.A": (2, 6), "lora.B": (10, 2)}
+
+
+def test_both_layouts_compute_the_same():
+    linear, conv1d = layer_of("Linear"), layer_of("Conv1D")
+    with torch.no_grad():
+        conv1d.weight.copy_(linear.weight.T)
+        conv1d.bias.copy_(linear.bias)
+    assert features(linear) == features(conv1d) == (6, 10)
+    one, other = LinearWithLoRA(linear, rank=2, alpha=4), LinearWithLoRA(conv1d, rank=2, alpha=4)
+    nn.init.normal_(one.lora.B)
+    other.lora.load_state_dict(one.lora.state_dict())
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(one(x), other(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("in_features", "out_features"), [(6, 10), (6, 6)])
+def test_merged_is_a_plain_layer_of_the_same_size_that_gives_the_same(kind: str, in_features: int, out_features: int):
+    base = layer_of(kind, in_features, out_features)
+    wrapped = LinearWithLoRA(base, rank=2, alpha=4)
+    nn.init.normal_(wrapped.lora.B)
+    before = base.weight.clone()
+    merged, x = wrapped.merged(), torch.randn(3, in_features)
+    assert type(merged) is type(base)
+    assert {name: p.shape for name, p in merged.named_parameters()} == {n: p.shape for n, p in base.named_parameters()}
+    torch.testing.assert_close(merged(x), wrapped(x))
+    assert torch.equal(base.weight, before), "the pretrained weight stays"
