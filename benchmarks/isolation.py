@@ -1,20 +1,16 @@
 """Packed against unpacked, for every architecture of the target table: `python -m benchmarks.isolation`.
 
 Tiny random models, nine documents in rows of 40 tokens, attention windows of 8. For each way of isolation that a model
-could be given: the largest difference between a token's loss in a packed row and its loss where its document stands alone.
+could be given: the largest difference between a token's loss in a packed row and where its document stands alone.
 """
-
-import os
-
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 from typing import get_args
 
 import numpy as np
 import torch
-
 from tests.tiny import store_of, tiny_model
 from tests.train.test_isolation import documents, lone_losses, packed_losses
+
 from tsugiki.data.blocks import pack
 from tsugiki.lora.targets import DEFAULT_TARGETS
 from tsugiki.train.isolation import Isolation, find_isolation
