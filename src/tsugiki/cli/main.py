@@ -9,11 +9,14 @@ import typer
 from typer.exceptions import TyperException
 
 from tsugiki.cli.aozora import aozora_command
+from tsugiki.cli.compare import compare_command
 from tsugiki.cli.evaluate import evaluate_command
 from tsugiki.cli.generate import generate_command
 from tsugiki.cli.merge import merge_command
+from tsugiki.cli.pretrain import pretrain_command
 from tsugiki.cli.preview import preview_command
 from tsugiki.cli.quickstart import quickstart_command
+from tsugiki.cli.sweep import sweep_command
 from tsugiki.cli.train import train_command
 from tsugiki.errors import TsugikiError
 
@@ -30,6 +33,9 @@ app.command("quickstart")(quickstart_command)
 app.command("aozora")(aozora_command)
 app.command("preview")(preview_command)
 app.command("train")(train_command)
+app.command("pretrain")(pretrain_command)
+app.command("compare")(compare_command)
+app.command("sweep")(sweep_command)
 app.command("eval")(evaluate_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)

@@ -12,8 +12,8 @@ def train_command(
     data: Annotated[
         str | None, typer.Option(help="A .txt, .jsonl, .csv or .parquet file, a folder, or a dataset's id.")
     ] = None,
-    out: Annotated[str | None, typer.Option(help="The run's folder, loadable as an adapter afterwards.")] = None,
-    method: Annotated[str | None, typer.Option(help="How to adapt: lora.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run's folder, loadable as an adapter (or a model) then.")] = None,
+    method: Annotated[str | None, typer.Option(help="How to adapt: lora, or full (every weight).")] = None,
     rank: Annotated[int | None, typer.Option(help="r of the adapter (8).")] = None,
     alpha: Annotated[float | None, typer.Option(help="lora_alpha (32); the update is scaled by alpha / r.")] = None,
     dropout: Annotated[float | None, typer.Option(help="lora_dropout (0.1).")] = None,
@@ -37,7 +37,7 @@ def train_command(
     prompt: Annotated[list[str] | None, typer.Option(help="Continued at start, middle and end; repeatable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
 ) -> None:
-    """Train an adapter on texts: one command, one folder."""
+    """Train an adapter, or a whole model, on texts: one command, one folder."""
     from tsugiki.train.config import load_config
 
     given: dict[str, Any] = {

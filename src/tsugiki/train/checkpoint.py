@@ -1,7 +1,8 @@
 """A checkpoint: everything that a run needs to go on as if it had not stopped, and nothing pickled.
 
 checkpoint-N/
-    adapter_model.safetensors, adapter_config.json, tsugiki.json    the adapter, loadable as it is
+    adapter_model.safetensors, adapter_config.json, tsugiki.json    the adapter, loadable as it is,
+    or model.safetensors, config.json, tokenizer.json, …            or the model, where every weight trains
     optimizer.safetensors       tensors of the optimiser's state, named <parameter index>.<name>
     random.safetensors          torch's random states
     training.json               the rest of the optimiser, schedule, Python's and NumPy's random states, meters

@@ -1,14 +1,14 @@
-"""The settings of one run: a YAML file, flags, or both.
+"""The settings of a run: a YAML file, flags, or both.
 
 The defaults are those of the textbook chapter on LoRA that the project implements, called "the chapter" here.
 """
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
@@ -28,19 +28,15 @@ def _with_chapter_defaults(given: Any) -> Any:
     return {**CHAPTER_LORA, **given}
 
 
-class RunConfig(BaseModel):
-    """What `tsugiki train` does. Names are those of transformers' `TrainingArguments` where it has them."""
+class TrainingSettings(BaseModel):
+    """What every kind of training is told. Names are those of transformers' `TrainingArguments` where it has them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(min_length=1)
-    """`embedded`, a folder, or a hub id."""
     data: str = Field(min_length=1)
     """A `.txt`, `.jsonl`, `.csv` or `.parquet` file, a folder of these, or the hub id of a dataset."""
     out: str = Field(min_length=1)
-    """The run's folder; it becomes an adapter folder."""
-    method: Literal["lora"] = "lora"
-    lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)  # type: ignore[arg-type]
+    """The run's folder; what was trained is in it afterwards."""
 
     epochs: float = Field(default=3, gt=0, le=10_000, allow_inf_nan=False)
     max_steps: int | None = Field(default=None, ge=1)
@@ -51,14 +47,26 @@ class RunConfig(BaseModel):
     """Batches an optimiser step."""
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     lr_scheduler_type: str = "linear"
-    warmup_steps: int = Field(default=0, ge=0)
+    """The name of a schedule of transformers, such as `linear`, `cosine` or `warmup_stable_decay`."""
+    warmup_steps: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Steps of rising learning rate; below 1, a share of all steps."""
+    decay_steps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Steps of falling learning rate at the end of `warmup_stable_decay`, which falls linearly; below 1, a share."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon takes the matrices inside the layers, AdamW the rest."""
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     weight_decay: float = Field(default=0, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(default=1, ge=0, allow_inf_nan=False)
     block_size: int | None = Field(default=None, ge=2)
     """Tokens a row; 512, or the model's context where that is shorter."""
     seed: int = Field(default=42, ge=0)
     base_dropout: bool = False
-    """Leave dropout inside the frozen base on."""
+    """Leave dropout inside the model on."""
+    arithmetic: Literal["bf16", "fp32"] | None = None
+    """Where every weight trains: what products are computed in; unsaid, bf16 where the processor multiplies it.
+    Weights and optimiser are float32 either way."""
+    stored: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Where every weight trains: the type of the model's file at the end; checkpoints are float32."""
 
     held_out: float | Annotated[str, Field(min_length=1)] = 0.1
     """What is measured and never learned: a share of the text, `field=value` of the records, or a file."""
@@ -66,6 +74,8 @@ class RunConfig(BaseModel):
     """Which turns of a conversation's assistant are learned: all, or the last."""
     held_out_characters: int = Field(default=20_000, ge=1)
     """At most about so many held-out characters are scored, in windows spread evenly."""
+    own_text: str | None = Field(default=None, min_length=1)
+    """Text of the kind that the base was made from, as files: measured before and after, for what training forgets."""
     eval_steps: int | None = Field(default=None, ge=1)
     """Steps between measurements; a fifth of the run."""
     save_steps: int | None = Field(default=None, ge=1)
@@ -78,6 +88,39 @@ class RunConfig(BaseModel):
     report_to: tuple[str, ...] = ()
     """Logging integrations of transformers, such as `tensorboard`."""
 
+    @model_validator(mode="after")
+    def _decay_fits_the_schedule(self) -> Self:
+        if (self.lr_scheduler_type == "warmup_stable_decay") != (self.decay_steps is not None):
+            raise ValueError("decay_steps goes with lr_scheduler_type warmup_stable_decay, and it with decay_steps")
+        return self
+
+
+class RunConfig(TrainingSettings):
+    """What `tsugiki train` does."""
+
+    model: str = Field(min_length=1)
+    """`embedded`, a folder, or a hub id."""
+    method: Literal["lora", "full"] = "lora"
+    """An adapter, or every weight."""
+    lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)  # type: ignore[arg-type]
+    """Of method lora."""
+
+    @model_validator(mode="after")
+    def _settings_fit_the_method(self) -> Self:
+        # What each method has no use for; said of the one, it would be ignored by the other.
+        useless = ("lora",) if self.method == "full" else ("arithmetic", "stored")
+        given = [name for name in useless if name in self.model_fields_set and getattr(self, name) is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
+        return self
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that the run follows, as JSON has them."""
+        return self.model_dump(mode="json", exclude={"lora"} if self.method == "full" else {"arithmetic", "stored"})
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
     """The settings from a YAML file (or none), with `overrides` (nested as in the file) on top.
@@ -85,24 +128,39 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
     Raises:
         TsugikiError: no such file, no YAML, an unknown setting, or a value that cannot be.
     """
-    given: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise TsugikiError(f"cannot read {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise TsugikiError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(loaded, dict):
-            raise TsugikiError(f"{path} holds no settings; it should say model, data and out at least")
-        given = loaded
+    given = read_yaml(path) if path is not None else {}
     lora = given.get("lora") or {}
     if not isinstance(lora, dict):
         raise TsugikiError(f"{path}: lora is {lora!r}; it should hold settings such as r and lora_alpha")
     lora = {**lora, **overrides.pop("lora", {})}
-    merged = {**given, **overrides, **({"lora": lora} if lora else {})}
+    return validated(RunConfig, {**given, **overrides, **({"lora": lora} if lora else {})}, path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a file, not yet looked at.
+
+    Raises:
+        TsugikiError: no such file, no YAML, or no settings in it.
+    """
     try:
-        return RunConfig.model_validate(merged)
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TsugikiError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TsugikiError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise TsugikiError(f"{path} holds no settings; it should say model, data and out at least")
+    return loaded
+
+
+def validated(kind: type[Settings], given: dict[str, Any], path: Path | None) -> Settings:
+    """Settings of a kind; `path` is for the error.
+
+    Raises:
+        TsugikiError: an unknown setting, one that is missing, or a value that cannot be.
+    """
+    try:
+        return kind.model_validate(given)
     except ValidationError as error:
         raise TsugikiError(_one_line(error, path)) from error
 
@@ -111,6 +169,8 @@ def _one_line(error: ValidationError, path: Path | None) -> str:
     problems = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
-        given = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
-        problems.append(f"{where}: {problem['msg'].removeprefix('Value error, ').lower()}{given}")
+        whole = problem["type"] in ("missing", "extra_forbidden") or not where
+        given = "" if whole else f" (got {problem['input']!r})"
+        message = problem["msg"].removeprefix("Value error, ")
+        problems.append(f"{where}: {message.lower()}{given}" if where else message)
     return f"{path or 'settings'}: {'; '.join(problems)}"

@@ -39,6 +39,9 @@ class Prepared:
 
     blocks: Blocks
     windows: list[Window]
+    """Of the held-out text."""
+    own_windows: list[Window]
+    """Of the base's own kind of text, if there is any."""
     isolation: Isolation
     summary: dict[str, Any]
     """Counts and fingerprints, for the record."""
@@ -111,6 +114,7 @@ def pack_data(
     blocks = pack(data.store, data.train, size, document_end(tokenizer), share_rows=isolation != "rows")
     characters = data.held_out.characters[data.measured].tolist()
     windows = cut_windows(data.records, characters, config.held_out_characters)
+    own_windows = _own_windows(config)
     index = data.store.index
     summary = {
         "train": _summary(index, data.train),
@@ -145,7 +149,7 @@ def pack_data(
     if data.groups:
         count = sum(map(len, data.groups))
         notes.append(f"{count:,} records are near-duplicates of others ({len(data.groups):,} groups, kept together)")
-    return Prepared(blocks, windows, isolation, summary, notes)
+    return Prepared(blocks, windows, own_windows, isolation, summary, notes)
 
 
 def _overlap(train: Index, held_out: Index) -> list[str]:
@@ -158,6 +162,13 @@ def _overlap(train: Index, held_out: Index) -> list[str]:
     if not near:
         return []
     return [f"{len(near):,} training records are nearly the same as held-out ones: {listed(near)}"]
+
+
+def _own_windows(config: RunConfig) -> list[Window]:
+    if config.own_text is None:
+        return []
+    characters = [len(record.text) for record in read_records(config.own_text)]
+    return cut_windows(read_records(config.own_text), characters, config.held_out_characters)
 
 
 def _single_document(data: str) -> Document | None:

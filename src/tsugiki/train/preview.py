@@ -8,16 +8,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from transformers import set_seed
 
 from tsugiki.data.blocks import IGNORED, Blocks, Piece
-from tsugiki.lora.graft import graft
-from tsugiki.models import load_model, load_tokenizer
 from tsugiki.train.config import RunConfig
-from tsugiki.train.preparation import Prepared, pack_data, read_data
+from tsugiki.train.preparation import Prepared
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.run import new_trainer, total_steps
-from tsugiki.train.trainer import AdapterTrainer, token_weighted_loss
+from tsugiki.train.record import RunRecord
+from tsugiki.train.run import begin_training, prepare, total_steps
+from tsugiki.train.trainer import AdapterTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,19 +78,15 @@ def preview(config: RunConfig, rows: int, progress: RunProgress) -> Preview:
     Raises:
         TsugikiError: whatever would stop the run before its first step.
     """
-    tokenizer = load_tokenizer(config.model)
-    data = read_data(config, tokenizer, progress)
-    model = load_model(config.model)
-    prepared = pack_data(config, data, model, tokenizer)
-    set_seed(config.seed)
-    graft(model, config.lora, base_dropout=config.base_dropout)
+    ready = prepare(config, progress)
+    prepared = ready.data
     with TemporaryDirectory() as out:  # Trainer makes its folder at once
         here = config.model_copy(update={"out": out})
-        trainer = new_trainer(here, model, prepared.blocks, prepared.isolation)
+        trainer = begin_training(here, ready, RunRecord(config.recorded()))
     order = rows_in_order(trainer, rows)
     with progress.stage("timing two batches", 2) as advance:
         seconds = _seconds_a_batch(trainer, prepared.blocks, advance)
-    views = tuple(view_row(prepared.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
+    views = tuple(view_row(prepared.blocks, row, number, ready.tokenizer) for number, row in enumerate(order, 1))
     return Preview(config.model, config.data, views, _counts(config, prepared, seconds), tuple(prepared.notes))
 
 
@@ -148,17 +142,12 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
 
 def _seconds_a_batch(trainer: AdapterTrainer, blocks: Blocks, advance: Any) -> float:
     """Seconds of a batch forward and backward: the second of two, since the first warms up."""
-    model = trainer.model
     batch = trainer.data_collator([blocks[i % len(blocks)] for i in range(trainer.args.per_device_train_batch_size)])
-    labels = batch.pop("labels").to(model.device)
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    model.train()
     began = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        loss = token_weighted_loss(model(**inputs, use_cache=False), labels, torch.tensor(1.0))
-        loss.backward()  # type: ignore[no-untyped-call]
-        model.zero_grad()
+        trainer.training_step(trainer.model, dict(batch), torch.tensor(1.0))
+        trainer.model.zero_grad()
         seconds = time.perf_counter() - began
         advance(1)
     return seconds

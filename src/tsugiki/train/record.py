@@ -29,6 +29,8 @@ class RunRecord:
     choices: dict[str, Any] = field(default_factory=dict)
     """What Tsugiki chose where nothing was said."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    own_evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """On the base's own kind of text, before and after."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
     loss_curve: list[dict[str, Any]] = field(default_factory=list)
@@ -40,6 +42,7 @@ class RunRecord:
     def forget_after(self, step: int) -> None:
         """Drop what was measured after a step, when a run goes on from an earlier checkpoint."""
         self.evaluations = [entry for entry in self.evaluations if entry["step"] <= step]
+        self.own_evaluations = [entry for entry in self.own_evaluations if entry["step"] <= step]
         self.samples = [entry for entry in self.samples if entry["step"] <= step]
 
 

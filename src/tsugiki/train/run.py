@@ -1,29 +1,34 @@
-"""One run, from texts and a base to an adapter in a folder."""
+"""One run, from texts and a base to an adapter, or a model, in a folder."""
 
 import logging
 import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments, set_seed
 
-from tsugiki.adapters.files import WEIGHTS_FILE, save_adapter
+from tsugiki.adapters.files import WEIGHTS_FILE
 from tsugiki.adapters.fingerprint import base_fingerprint
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.graft import active_adapter, graft, trainable_parameters
 from tsugiki.models import load_model, load_tokenizer
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.isolation import Isolation
+from tsugiki.train.methods import METHODS, Method
+from tsugiki.train.model_files import MODEL_FILE
+from tsugiki.train.muon import muon
 from tsugiki.train.preparation import Prepared, pack_data, read_data
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RECORD_FILE, RunRecord, describe_machine, read_record
-from tsugiki.train.trainer import AdapterTrainer
+from tsugiki.train.trainer import AdapterTrainer, Parts
 from tsugiki.train.watch import Watch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINTS = "checkpoints"
 _SAVES = 10
@@ -31,7 +36,7 @@ _LOGGED = 500
 
 
 def train(config: RunConfig, resume: bool = False, progress: RunProgress | None = None) -> RunRecord:
-    """Train an adapter as `config` says; the folder `config.out` then holds it, and `run.json`.
+    """Train as `config` says; the folder `config.out` then holds the adapter, or the model, and `run.json`.
 
     Args:
         config: the settings.
@@ -44,62 +49,147 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
     Raises:
         TsugikiError: anything that a person can put right; what the folder held is still there.
     """
-    out = Path(config.out)
-    record, checkpoint = _take_up(config, out) if resume else (_new_record(config, out), None)
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    record, checkpoint = begin(config.recorded(), Path(config.out), resume)
     with progress or RunProgress() as shown:
-        tokenizer = load_tokenizer(config.model)
-        data = read_data(config, tokenizer, shown)
-        model = load_model(config.model)
-        prepared = pack_data(config, data, model, tokenizer)
-        set_seed(config.seed)
-        graft(model, config.lora, base_dropout=config.base_dropout)
-        _describe(record, config, model, prepared)
-        trainer = new_trainer(config, model, prepared.blocks, prepared.isolation)
-        _introduce(record, prepared, shown)
-        record.write(out)
-        trainer.add_callback(Watch(trainer, model, tokenizer, prepared.windows, config, record, shown))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        save_adapter(model, out)
-        record.status = "finished"
-        record.write(out)
+        carry_out(config, record, checkpoint, shown)
     return record
 
 
-def _new_record(config: RunConfig, out: Path) -> RunRecord:
-    for name in (RECORD_FILE, WEIGHTS_FILE):
-        if (out / name).exists():
-            raise TsugikiError(f"{out} already holds a run; choose another --out, or go on with it by --resume")
-    if out.is_file():
-        raise TsugikiError(f"{out} is a file; --out names a folder")
-    return RunRecord(config=config.model_dump(mode="json"))
+def begin(settings: dict[str, Any], out: Path, resume: bool) -> tuple[RunRecord, Path | None]:
+    """The record of a run that begins, or that goes on, and the checkpoint that it goes on from, if any.
+
+    Raises:
+        TsugikiError: the folder holds another run, or none to go on with, or it cannot be written.
+    """
+    return _take_up(settings, out) if resume else (_new_record(settings, out), None)
 
 
-def _take_up(config: RunConfig, out: Path) -> tuple[RunRecord, Path | None]:
-    """The record of a run that stopped, and its newest checkpoint (None: it had not come to the first)."""
-    record = read_record(out)
-    if record.status == "finished":
-        raise TsugikiError(f"the run in {out} is finished; there is nothing to resume")
-    now = config.model_dump(mode="json")
-    changed = [name for name in now if now[name] != record.config.get(name) and name != "out"]
-    if changed:
-        details = ", ".join(f"{name} (was {record.config.get(name)!r}, now {now[name]!r})" for name in changed)
-        raise TsugikiError(f"the run in {out} was begun with other settings: {details}")
-    found = checkpoints(out / CHECKPOINTS)
-    record.forget_after(int(found[-1].name.rpartition("-")[2]) if found else -1)
-    return record, found[-1] if found else None
+def carry_out(config: RunConfig, record: RunRecord, checkpoint: Path | None, shown: RunProgress) -> None:
+    """Train, and write what was trained, and the record, to `config.out`.
+
+    Raises:
+        TsugikiError: as for `train`.
+    """
+    train_prepared(config, record, checkpoint, prepare(config, shown), shown)
 
 
-def new_trainer(config: RunConfig, model: "PreTrainedModel", blocks: Blocks, isolation: Isolation) -> AdapterTrainer:
+@dataclass(frozen=True)
+class Ready:
+    """What a run needs before it begins."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    data: Prepared
+
+
+def prepare(config: RunConfig, shown: RunProgress) -> Ready:
+    """Read the data, load the model, and pack the one for the other.
+
+    Raises:
+        TsugikiError: data or a model that cannot be read, or that do not go together.
+    """
+    tokenizer = load_tokenizer(config.model)
+    data = read_data(config, tokenizer, shown)
+    model = load_model(config.model)
+    return Ready(model, tokenizer, pack_data(config, data, model, tokenizer))
+
+
+def train_prepared(
+    config: RunConfig, record: RunRecord, checkpoint: Path | None, ready: Ready, shown: RunProgress
+) -> None:
+    """Train the model that stands ready, in place, and write what was trained, and the record, to `config.out`.
+
+    Raises:
+        TsugikiError: as for `train`.
+    """
+    out, method, model = Path(config.out), METHODS[config.method], ready.model
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    trainer = begin_training(config, ready, record)
+    _introduce(record, ready.data, shown)
+    record.write(out)
+    trainer.add_callback(Watch(trainer, model, ready.tokenizer, ready.data, config, record, shown))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    method.save(model, ready.tokenizer, out, config.stored)
+    record.status = "finished"
+    record.write(out)
+
+
+def begin_training(config: RunConfig, ready: Ready, record: RunRecord) -> AdapterTrainer:
+    """Make the model ready for its method, describe the run in `record`, and return its trainer.
+
+    Raises:
+        TsugikiError: settings that do not fit the model, or a record that was begun on another base or text.
+    """
+    method = METHODS[config.method]
+    set_seed(config.seed)
+    choices = method.begin(ready.model, config)
+    _describe(record, config, ready.model, ready.data, choices)
+    parts = _parts(method, ready.model, ready.tokenizer, config)
+    return new_trainer(config, ready.model, ready.data.blocks, ready.data.isolation, parts)
+
+
+def new_trainer(
+    config: RunConfig, model: "PreTrainedModel", blocks: Blocks, isolation: Isolation, parts: Parts
+) -> AdapterTrainer:
     """The trainer of a run.
 
     Raises:
         TsugikiError: a setting that transformers does not take.
     """
     try:
-        return AdapterTrainer(model, _arguments(config, len(blocks)), blocks, isolation)
+        return AdapterTrainer(model, _arguments(config, len(blocks)), blocks, isolation, parts)
     except (ValueError, RuntimeError, ImportError) as error:  # an unknown schedule, a logger not installed
         raise TsugikiError(f"settings: {' '.join(str(error).split())[:300]}") from error
+
+
+def _new_record(settings: dict[str, Any], out: Path) -> RunRecord:
+    for name in (RECORD_FILE, WEIGHTS_FILE, MODEL_FILE):
+        if (out / name).exists():
+            raise TsugikiError(f"{out} already holds a run; choose another --out, or go on with it by --resume")
+    if out.is_file():
+        raise TsugikiError(f"{out} is a file; --out names a folder")
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise TsugikiError(f"{out} cannot be written: {there} is no folder that you may write to; choose another --out")
+    return RunRecord(config=settings)
+
+
+def _take_up(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
+    """The record of a run that stopped, and its newest checkpoint (None: it had not come to the first)."""
+    record = read_record(out)
+    if record.status == "finished":
+        raise TsugikiError(f"the run in {out} is finished; there is nothing to resume")
+    changed = changed_settings(record.config, settings)
+    if changed:
+        raise TsugikiError(f"the run in {out} was begun with other settings: {changed}")
+    found = checkpoints(out / CHECKPOINTS)
+    record.forget_after(int(found[-1].name.rpartition("-")[2]) if found else -1)
+    return record, found[-1] if found else None
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two runs' recorded settings, told in one line; empty where nothing but the folder does."""
+    old, new = _flat(before), _flat(now)
+    changed = [name for name in {**new, **old} if new.get(name) != old.get(name) and name != "out"]
+    return ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in changed)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their whole names, such as lora.r."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = _flat(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{key}": entry for key, entry in inner.items()} or {name: value}
+    return flat
+
+
+def _parts(method: Method, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: RunConfig) -> Parts:
+    return Parts(
+        save=lambda module, folder: method.save(module, tokenizer, folder, "float32"),
+        refill=method.refill,
+        gradients=method.gradients(model, config),
+        optimizer=muon(model, config) if config.optimizer == "muon" else None,
+    )
 
 
 def _arguments(config: RunConfig, rows: int) -> TrainingArguments:
@@ -112,6 +202,8 @@ def _arguments(config: RunConfig, rows: int) -> TrainingArguments:
         gradient_accumulation_steps=config.grad_accum,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
+        lr_scheduler_kwargs=_decay(config.decay_steps, steps),
+        adam_beta2=config.adam_beta2,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
@@ -133,7 +225,16 @@ def total_steps(config: RunConfig, rows: int) -> int:
     return math.ceil(config.epochs * max(1, math.ceil(batches / config.grad_accum)))
 
 
-def _describe(record: RunRecord, config: RunConfig, model: "PreTrainedModel", prepared: Prepared) -> None:
+def _decay(length: float | None, steps: int) -> dict[str, Any] | None:
+    """What `warmup_stable_decay` is told: the steps of its end."""
+    if length is None:
+        return None
+    return {"num_decay_steps": int(length) if length >= 1 else math.ceil(length * steps), "decay_type": "linear"}
+
+
+def _describe(
+    record: RunRecord, config: RunConfig, model: "PreTrainedModel", prepared: Prepared, choices: dict[str, Any]
+) -> None:
     record.machine = describe_machine()
     began_with = record.base, record.data
     record.base = {"name": config.model, "fingerprint": base_fingerprint(model), "dtype": str(model.dtype)}
@@ -143,14 +244,17 @@ def _describe(record: RunRecord, config: RunConfig, model: "PreTrainedModel", pr
             f"the run in {config.out} was begun on another state of {config.data} or of {config.model}; "
             "bring that back, or start anew with another --out"
         )
-    trainable = sum(p.numel() for p in trainable_parameters(model).values())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     record.parameters = {"trainable": trainable, "total": total, "share": trainable / total}
-    record.choices = {
-        "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
-        "target_modules": sorted({path.rpartition(".")[2] for path in active_adapter(model).pairs}),
-        "steps": config.max_steps or total_steps(config, len(prepared.blocks)),
-    }
+    steps = config.max_steps or total_steps(config, len(prepared.blocks))
+    began, record.choices = record.choices, {**choices, "steps": steps}
+    for name, choice in began.items():
+        now = record.choices.get(name)
+        if choice != now:
+            raise TsugikiError(
+                f"the run in {config.out} was begun elsewhere: {name} was {choice} and would be {now} here"
+            )
 
 
 def _introduce(record: RunRecord, prepared: Prepared, progress: RunProgress) -> None:

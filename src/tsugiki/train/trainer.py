@@ -1,11 +1,13 @@
 """transformers' Trainer, with three things of ours: the loss's weighting, the meters, and the checkpoints.
 
 Stock Trainer saves the whole grafted base, under names that `from_pretrained` then re-initialises without an
-error, and pickles the optimiser. Everything that it saves or loads is replaced here (see `checkpoint`).
+error, and pickles the optimiser. Everything that it saves or loads is replaced here (see `checkpoint`). What of a
+model is saved, and how gradients are found where not by Trainer, its `Parts` say.
 """
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from tsugiki.train.checkpoint import (
     restore_random_states,
     save_training_state,
 )
+from tsugiki.train.gradients import Gradients
 from tsugiki.train.isolation import Collator, Isolation
 
 _KEPT = 2
@@ -65,17 +68,40 @@ def token_weighted_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum") / num_items_in_batch
 
 
-class AdapterTrainer(Trainer):  # type: ignore[misc]
-    """Trains the active adapter of a grafted model on blocks of tokens."""
+@dataclass(frozen=True)
+class Parts:
+    """What the trainer leaves to others; by default, an adapter is stored and Trainer finds its gradients."""
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, blocks: Blocks, isolation: Isolation) -> None:
+    save: Callable[[nn.Module, Path], None] = save_adapter
+    refill: Callable[[nn.Module, Path], None] = refill_adapter
+    gradients: Gradients | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    """Trainer's AdamW where there is none."""
+
+
+_ADAPTER = Parts()
+
+
+class AdapterTrainer(Trainer):  # type: ignore[misc]
+    """Trains what of a model has `requires_grad`, such as the active adapter, on blocks of tokens."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        blocks: Blocks,
+        isolation: Isolation,
+        parts: Parts = _ADAPTER,
+    ) -> None:
         super().__init__(
             model=model,
             args=args,
             train_dataset=blocks,
             data_collator=Collator(isolation, next(model.parameters()).dtype),
             compute_loss_func=token_weighted_loss,
+            optimizers=(parts.optimizer, None),
         )
+        self.parts = parts
         # Causal models of transformers predict the next token, whatever name their loss goes by.
         self._loss_shifts_labels = True
         self.meters = Meters()
@@ -90,7 +116,13 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
         Raises:
             TsugikiError: the loss is not finite.
         """
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        # Several processes, or several devices in one, leave their gradients to torch to gather.
+        alone = self.accelerator.num_processes == 1 and self.args.n_gpu <= 1
+        loss: Tensor = (
+            self.parts.gradients.add(self._prepare_inputs(inputs), num_items_in_batch)
+            if self.parts.gradients and alone
+            else super().training_step(model, inputs, num_items_in_batch)
+        )
         value = float(loss)
         if not torch.isfinite(loss):
             raise TsugikiError(
@@ -103,9 +135,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter, not the base."""
+        """Write what trains: of a grafted model the adapter, not the base."""
         if self.args.should_save:
-            save_adapter(self.accelerator.unwrap_model(self.model), output_dir or str(self.args.output_dir))
+            self.parts.save(self.accelerator.unwrap_model(self.model), Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not self.args.should_save:
@@ -120,7 +152,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
         keep_newest(root, _KEPT)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        refill_adapter(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+        self.parts.refill(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

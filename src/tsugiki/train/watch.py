@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluate import Window, evaluate
+from tsugiki.train.preparation import Prepared
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, peak_memory
 from tsugiki.train.sample import Sampling, generate_text
@@ -27,18 +28,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         trainer: AdapterTrainer,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
-        windows: list[Window],
+        data: Prepared,
         config: RunConfig,
         record: RunRecord,
         progress: RunProgress,
     ) -> None:
         self.trainer, self.model, self.tokenizer = trainer, model, tokenizer
-        self.windows, self.config, self.record, self.progress = windows, config, record, progress
+        self.data, self.config, self.record, self.progress = data, config, record, progress
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Measure the base: a fresh adapter changes nothing, to the bit."""
         if state.global_step == 0:
             self._evaluate(0)
+            self._evaluate_own(0)
             self._sample(0)
         self.progress.begin(state.max_steps, state.global_step)
 
@@ -48,6 +50,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.progress.step(step, total, self.trainer.step_loss, self.trainer.meters.tokens_per_second)
         if _due(step, total, self.config.eval_steps or max(1, total // _EVALUATIONS)):
             self._evaluate(step)
+        if step == total:
+            self._evaluate_own(step)
         if _due(step, total, self.config.sample_steps or max(1, total // 2)):
             self._sample(step)
 
@@ -68,12 +72,22 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._keep()
 
     def _evaluate(self, step: int) -> None:
-        with self.progress.stage("measuring the held-out text", len(self.windows)) as advance:
-            result = evaluate(self.model, self.tokenizer, self.windows, self.config.assistant_turns, advance)
-        entry = {"step": step, **result.to_json()}
+        entry = self._measure(step, self.data.windows)
         self.record.evaluations.append(entry)
         self.progress.evaluation(entry)
         self._keep()
+
+    def _evaluate_own(self, step: int) -> None:
+        if self.data.own_windows:
+            entry = self._measure(step, self.data.own_windows)
+            self.record.own_evaluations.append(entry)
+            self.progress.say(f"step {step}  loss on the base's own text {entry['loss']:.4f}")
+            self._keep()
+
+    def _measure(self, step: int, windows: list[Window]) -> dict[str, Any]:
+        with self.progress.stage("measuring", len(windows)) as advance:
+            result = evaluate(self.model, self.tokenizer, windows, self.config.assistant_turns, advance)
+        return {"step": step, **result.to_json()}
 
     def _sample(self, step: int) -> None:
         sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)

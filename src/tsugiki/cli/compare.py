@@ -1,0 +1,22 @@
+"""`tsugiki compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare_command(
+    config: Annotated[Path, typer.Argument(help="A YAML file: model, data, out, settings, methods.")],
+    out: Annotated[str | None, typer.Option(help="A folder for the runs; wins over the file's.")] = None,
+) -> None:
+    """Run several methods on one budget and one held-out text, and put them into one table.
+
+    Runs that are finished are taken as they are; an interrupted comparison goes on where it was.
+    """
+    from tsugiki.cli.tables import print_comparison
+    from tsugiki.train.comparison import compare, rows
+    from tsugiki.train.comparison_config import load_comparison
+
+    settings = load_comparison(config, out)
+    print_comparison(rows(compare(settings)), Path(settings.out))

@@ -1,0 +1,63 @@
+"""A whole model as an ordinary Transformers folder: written in pieces that appear whole, and read back into place."""
+
+import copy
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tsugiki.errors import TsugikiError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MODEL_FILE = "model.safetensors"
+
+
+def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: str = "float32") -> None:
+    """Write model and tokenizer into `folder`, which may hold other files.
+
+    Everything is written beside first and then moved, the weights last.
+
+    Args:
+        model: a model of transformers; it stays as it is.
+        tokenizer: its own.
+        folder: made where it is not there.
+        dtype: the name of a torch dtype, of the stored weights.
+
+    Raises:
+        TsugikiError: the folder cannot be written.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # one file is no progress to show
+    part = folder / ".model.part"
+    stored = getattr(torch, dtype)
+    written = model if stored == next(model.parameters()).dtype else copy.deepcopy(model).to(stored)
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        written.save_pretrained(part)  # type: ignore[operator]
+        tokenizer.save_pretrained(part)
+        for path in sorted(part.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise TsugikiError(f"cannot write the model to {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def refill_model(model: nn.Module, folder: Path) -> None:
+    """Put the weights stored in `folder`, a model folder of the same architecture, into `model`.
+
+    Raises:
+        TsugikiError: no model there, or another one.
+    """
+    from tsugiki.models import load_model
+
+    try:
+        model.load_state_dict(load_model(str(folder)).state_dict())
+    except RuntimeError as error:
+        raise TsugikiError(f"{folder} holds another model: {' '.join(str(error).split())[:300]}") from error

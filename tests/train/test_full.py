@@ -1,0 +1,219 @@
+"""Runs of method full: against a plain loop, resumed, what they leave, and against bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from tests.tiny import TEXT, byte_tokenizer, ids, logits, save_tiny, store_of, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.data.blocks import IGNORED, pack
+from tsugiki.models import load_model, load_tokenizer
+from tsugiki.train import run as run_module
+from tsugiki.train.checkpoint import checkpoints
+from tsugiki.train.config import RunConfig, load_config
+from tsugiki.train.methods import METHODS
+from tsugiki.train.model_files import MODEL_FILE, refill_model, save_model
+from tsugiki.train.preview import rows_in_order
+from tsugiki.train.run import CHECKPOINTS, train
+from tsugiki.train.trainer import AdapterTrainer
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT)
+
+
+def settings(tmp_path: Path, out: str = "run", kind: str = "gpt2", **changes: Any) -> RunConfig:
+    base = tmp_path / f"base-{kind}"
+    if not base.exists():
+        save_tiny(base, kind)
+    fields: dict[str, Any] = {
+        "model": str(base),
+        "data": str(tmp_path / "text.txt"),
+        "out": str(tmp_path / out),
+        "method": "full",
+        "max_steps": 5,
+        "batch_size": 2,
+        "grad_accum": 2,
+        "block_size": 32,
+        "learning_rate": 1e-3,
+        "save_steps": 2,
+        "prompts": ["枝を"],
+        "sample_tokens": 4,
+        "arithmetic": "fp32",
+    }
+    return RunConfig.model_validate(fields | changes)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
+    config = settings(tmp_path, kind=kind, arithmetic="bf16")
+    record = train(config)
+    before, after = load_model(config.model), load_model(config.out)
+    assert not torch.allclose(logits(before), logits(after), atol=1e-3)
+    assert {p.dtype for p in after.parameters()} == {torch.float32}
+    tied = before.get_input_embeddings().weight is before.get_output_embeddings().weight
+    assert (after.get_input_embeddings().weight is after.get_output_embeddings().weight) == tied == (kind == "gpt2")
+    moved = [
+        n for (n, a), b in zip(before.named_parameters(), after.parameters(), strict=True) if not torch.equal(a, b)
+    ]
+    assert moved == [name for name, _ in before.named_parameters()]
+    assert load_tokenizer(config.out)(TEXT).input_ids == byte_tokenizer()(TEXT).input_ids
+
+    total = sum(p.numel() for p in before.parameters())
+    assert record.parameters == {"trainable": total, "total": total, "share": 1.0}
+    assert record.choices == {"base_dropout": "off while the model trains", "arithmetic": "bf16", "steps": 5}
+    assert record.evaluations[-1]["loss"] < record.evaluations[0]["loss"]
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stored["status"] == "finished"
+    assert "lora" not in stored["config"]
+    last = checkpoints(tmp_path / "run" / CHECKPOINTS)[-1]
+    assert (last / MODEL_FILE).read_bytes() == (tmp_path / "run" / MODEL_FILE).read_bytes()
+    assert torch.equal(logits(load_model(str(last))), logits(after))
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix in (".bin", ".pt", ".part")]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_run_that_was_cut_goes_on_to_the_same_bytes(
+    cut: int, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    changes = {"optimizer": optimizer, "arithmetic": "bf16", "lr_scheduler_type": "cosine", "warmup_steps": 0.2}
+    whole = train(settings(tmp_path, "whole", **changes))
+    config = settings(tmp_path, "cut", **changes)
+
+    class PowerCut(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == cut:
+                raise KeyboardInterrupt
+
+    class CutTrainer(AdapterTrainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.add_callback(PowerCut())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "AdapterTrainer", CutTrainer)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert not (tmp_path / "cut" / MODEL_FILE).exists()
+    resumed = train(config, resume=True)
+    assert (tmp_path / "cut" / MODEL_FILE).read_bytes() == (tmp_path / "whole" / MODEL_FILE).read_bytes()
+    assert resumed.samples == whole.samples
+    assert resumed.evaluations == whole.evaluations
+    assert resumed.loss_curve == whole.loss_curve
+
+
+def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
+    text = byte_tokenizer()(TEXT, add_special_tokens=False).input_ids
+    rows = [text[row * 20 : row * 20 + 20] for row in range(16)]
+    blocks = pack(store_of(rows, prompts={row: 2 + row for row in range(16)}), np.arange(16), 20, pad=0)
+    config = RunConfig(
+        model="-", data="-", out=str(tmp_path), method="full", epochs=1, batch_size=2, grad_accum=2,
+        learning_rate=1e-2, weight_decay=0.1, adam_beta2=0.9, lr_scheduler_type="warmup_stable_decay",
+        warmup_steps=1, decay_steps=0.5, arithmetic="fp32",
+    )  # fmt: skip
+    ours = tiny_model("llama", vocab_size=257)
+    METHODS["full"].begin(ours, config)
+    parts = run_module._parts(METHODS["full"], ours, byte_tokenizer(), config)
+    trainer = run_module.new_trainer(config, ours, blocks, "positions", parts)
+    order = rows_in_order(trainer, 16)
+    trainer.train()
+
+    theirs = tiny_model("llama", vocab_size=257)
+    named = dict(theirs.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in named.values() if p.ndim == 2], "weight_decay": 0.1},
+            {"params": [p for p in named.values() if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.9),
+    )
+    for step, factor in enumerate((0.0, 1.0, 1.0, 0.5)):  # a step up, one level, two down
+        chosen = order[step * 4 : step * 4 + 4]
+        tokens, labels = (torch.stack([blocks[row][name] for row in chosen]) for name in ("input_ids", "labels"))
+        scores = theirs(input_ids=tokens).logits[:, :-1].flatten(0, 1)
+        F.cross_entropy(scores, labels[:, 1:].flatten(), ignore_index=IGNORED).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * factor
+        optimizer.step()
+        optimizer.zero_grad()
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_dropout_is_off_unless_it_is_asked_for_and_then_draws_in_order(on: bool):
+    config = RunConfig(model="-", data="-", out="-", method="full", base_dropout=on)
+    model = tiny_model("gpt2")
+    chosen = METHODS["full"].begin(model, config)
+    model.train()
+    assert chosen["base_dropout"].startswith("on" if on else "off")
+    assert torch.equal(model(ids()).logits, model(ids()).logits) is not on
+    found = METHODS["full"].gradients(model, config)
+    assert found is not None
+    assert found.side_by_side is not on
+
+
+def test_the_file_is_stored_in_the_type_that_is_asked_for(tmp_path: Path):
+    train(settings(tmp_path, stored="float16"))
+    stored = load_file(tmp_path / "run" / MODEL_FILE)
+    exact = load_file(checkpoints(tmp_path / "run" / CHECKPOINTS)[-1] / MODEL_FILE)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert all(torch.equal(tensor, exact[name].half()) for name, tensor in stored.items())
+    assert load_model(str(tmp_path / "run")).dtype == torch.float32
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
+    save_model(tiny_model("gpt2", n_embd=16, vocab_size=257), byte_tokenizer(), tmp_path / "other")
+    with pytest.raises(TsugikiError, match="other holds another model"):
+        refill_model(tiny_model("gpt2", vocab_size=257), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "full", "lora": {"r": 4}}, "lora: no setting of method full"),
+        ({"arithmetic": "bf16"}, "arithmetic: no setting of method lora"),
+        ({"stored": "float16"}, "stored: no setting of method lora"),
+        ({"method": "full", "decay_steps": 0.1}, "decay_steps goes with lr_scheduler_type warmup_stable_decay"),
+        ({"method": "full", "optimizer": "sgd"}, "optimizer: input should be 'adamw' or 'muon'"),
+    ],
+)
+def test_settings_that_do_not_go_together(fields: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError) as caught:
+        load_config(None, {"model": "m", "data": "d", "out": "o", **fields})
+    assert said in str(caught.value)
+
+
+def test_a_folder_that_holds_a_model_or_cannot_be_is_refused(tmp_path: Path):
+    config = settings(tmp_path)
+    with pytest.raises(TsugikiError, match="already holds a run"):
+        train(config.model_copy(update={"out": config.model}))
+    with pytest.raises(TsugikiError, match="cannot be written: .*text.txt is no folder"):
+        train(config.model_copy(update={"out": str(tmp_path / "text.txt" / "run")}))
+
+
+def test_what_changed_is_named_to_the_last_part(tmp_path: Path):
+    config = settings(tmp_path)
+    train(config)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    other = RunConfig.model_validate({**config.recorded(), "epochs": 2, "max_steps": None})
+    with pytest.raises(
+        TsugikiError, match=r"other settings: .*epochs \(was 3.0, now 2.0\), max_steps \(was 5, now None\)"
+    ):
+        train(other, resume=True)
+    with pytest.raises(TsugikiError, match="begun elsewhere: arithmetic was fp32 and would be bf16 here"):
+        record["config"]["arithmetic"] = "bf16"
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
+        train(config.model_copy(update={"arithmetic": "bf16"}), resume=True)
