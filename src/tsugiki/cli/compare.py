@@ -14,9 +14,13 @@ def compare_command(
 
     Runs that are finished are taken as they are; an interrupted comparison goes on where it was.
     """
-    from tsugiki.cli.tables import print_comparison
+    from tsugiki.cli.tables import print_table
+    from tsugiki.report.methods import comparison_table, write_comparison_page
     from tsugiki.train.comparison import compare, rows
     from tsugiki.train.comparison_config import load_comparison
 
     settings = load_comparison(config, out)
-    print_comparison(rows(compare(settings)), Path(settings.out))
+    records = compare(settings)
+    table = rows(records)
+    page = write_comparison_page(Path(settings.out), table, records)
+    print_table(comparison_table(table), "in brackets 95 % intervals over documents", f"page: {page}")

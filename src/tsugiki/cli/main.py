@@ -16,6 +16,7 @@ from tsugiki.cli.merge import merge_command
 from tsugiki.cli.pretrain import pretrain_command
 from tsugiki.cli.preview import preview_command
 from tsugiki.cli.quickstart import quickstart_command
+from tsugiki.cli.report import report_command
 from tsugiki.cli.sweep import sweep_command
 from tsugiki.cli.train import train_command
 from tsugiki.errors import TsugikiError
@@ -36,6 +37,7 @@ app.command("train")(train_command)
 app.command("pretrain")(pretrain_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
+app.command("report")(report_command)
 app.command("eval")(evaluate_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)

@@ -40,6 +40,8 @@ def pretrain_command(
     settings = load_pretrain_config(config, {name: value for name, value in given.items() if value is not None})
 
     from tsugiki.cli.summary import print_summary
+    from tsugiki.report.run import write_report
     from tsugiki.train.pretrain import pretrain
 
-    print_summary(pretrain(settings, resume=resume))
+    record = pretrain(settings, resume=resume)
+    print_summary(record, write_report(Path(settings.out)))

@@ -11,9 +11,10 @@ def quickstart_command(
 ) -> None:
     """Teach the embedded model an old orthography, offline, in two minutes."""
     from tsugiki.cli.summary import print_summary
+    from tsugiki.report.run import write_report
     from tsugiki.train.quickstart import quickstart
 
     record = quickstart(out)
-    print_summary(record)
     folder = record.config["out"]
+    print_summary(record, write_report(Path(folder)))
     typer.echo(f"next: tsugiki generate --model embedded --adapter {folder} --prompt '{record.config['prompts'][0]}'")

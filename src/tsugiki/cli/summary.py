@@ -2,31 +2,30 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tsugiki.adapters.files import WEIGHTS_FILE
-from tsugiki.train.bootstrap import Interval, change_interval
+from tsugiki.report.wording import interval_of_change, luck, with_interval
+from tsugiki.train.bootstrap import Interval
 from tsugiki.train.evaluate import Evaluation
 from tsugiki.train.record import RunRecord
 from tsugiki.train.subjects import change_against
 
 _PLAIN_WIDTH = 120  # of a table that no terminal bounds
-_FEW = 10  # documents, below which an interval says too little
 
 
-def print_summary(record: RunRecord) -> None:
-    """Held-out figures before and after, what it cost, and where the adapter is."""
+def print_summary(record: RunRecord, page: Path) -> None:
+    """Held-out figures before and after, what it cost, and where the adapter and the run's page are."""
     console = Console(highlight=False)
     before, after = record.evaluations[0], record.evaluations[-1]
     table = Table("held-out text", "before", "after", "change")
     for name, label in (("loss", "loss"), ("perplexity", "perplexity"), ("bits_per_char", "bits per character")):
         change = after[name] / before[name] - 1
-        table.add_row(label, _with_interval(before, name), _with_interval(after, name), f"{change:+.1%}")
+        table.add_row(label, with_interval(before, name), with_interval(after, name), f"{change:+.1%}")
     console.print(table)
-    console.print(_luck(before, after))
+    console.print(f"change: {luck(interval_of_change(before, after), len(after['documents']))}")
     training, out = record.training, Path(record.config["out"])
     console.print(
         f"{training['steps']:,} steps, {training['tokens']:,} tokens in {training['seconds']:,.0f} s "
@@ -34,7 +33,7 @@ def print_summary(record: RunRecord) -> None:
     )
     kind = "adapter" if (out / WEIGHTS_FILE).exists() else "model"
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    console.print(f"{kind}: {out} ({size / 1e6:.2f} MB); record: {out / 'run.json'}", soft_wrap=True)
+    console.print(f"{kind}: {out} ({size / 1e6:.2f} MB); page: {page}", soft_wrap=True)
     if after["caveat"]:
         console.print(after["caveat"])
 
@@ -50,9 +49,9 @@ def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> No
         change, interval = change_against(results[0], result)
         table.add_row(
             name,
-            _with_interval(figures, "loss"),
+            with_interval(figures, "loss"),
             f"{result.perplexity:,.4g}",
-            _with_interval(figures, "bits_per_char"),
+            with_interval(figures, "bits_per_char"),
             "–" if result is results[0] else f"{change:+.1%}" + _percent(interval),
             f"{result.tokens:,}",
         )
@@ -75,23 +74,5 @@ def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> No
             console.print(f"{name}: {result.cut_windows:,} windows are longer than its context and scored in pieces")
 
 
-def _with_interval(figures: dict[str, Any], name: str) -> str:
-    interval = figures[f"{name}_interval"]
-    return f"{figures[name]:,.4g}" + (f"\n[{interval[0]:,.4g}, {interval[1]:,.4g}]" if interval else "")
-
-
 def _percent(interval: Interval | None) -> str:
     return f"\n[{interval[0]:+.1%}, {interval[1]:+.1%}]" if interval else ""
-
-
-def _luck(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """How sure the change of the loss is."""
-    interval = change_interval(before["documents"], after["documents"])
-    documents = len(after["documents"])
-    if interval is None:
-        return "one held-out document: how far its figures hold for others cannot be told"
-    return (
-        f"change of the loss over {documents:,} documents, 95 % interval: {interval[0]:+.1%} to {interval[1]:+.1%}"
-        + ("; it may be luck" if interval[0] < 0 < interval[1] else "")
-        + ("; so few make it too narrow" if documents < _FEW else "")
-    )

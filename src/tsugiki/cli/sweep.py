@@ -14,9 +14,12 @@ def sweep_command(
 
     Runs that are finished are taken as they are; an interrupted sweep goes on where it was.
     """
-    from tsugiki.cli.tables import print_sweep
+    from tsugiki.cli.tables import print_table
+    from tsugiki.report.methods import sweep_sentence, sweep_table, write_sweep_page
     from tsugiki.train.comparison_config import load_sweep
     from tsugiki.train.sweep import sweep
 
     settings = load_sweep(config, out)
-    print_sweep(sweep(settings), Path(settings.out))
+    points = sweep(settings)
+    page = write_sweep_page(Path(settings.out), points)
+    print_table(sweep_table(points), sweep_sentence(points), f"page: {page}")

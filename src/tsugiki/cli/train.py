@@ -61,9 +61,11 @@ def train_command(
     settings = load_config(config, {name: value for name, value in given.items() if value is not None})
 
     from tsugiki.cli.summary import print_summary
+    from tsugiki.report.run import write_report
     from tsugiki.train.run import train
 
-    print_summary(train(settings, resume=resume))
+    record = train(settings, resume=resume)
+    print_summary(record, write_report(Path(settings.out)))
 
 
 def number_or_text(text: str | None) -> float | str | None:

@@ -1,1 +1,1 @@
-"""What a person looks at: previews of data, in the terminal and as a page."""
+"""What a person looks at: data before a run, in the terminal and as a page, and pages of runs and comparisons."""

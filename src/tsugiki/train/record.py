@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.adapters.files import read_json, write_json
+from tsugiki.errors import TsugikiError
 
 RECORD_FILE = "run.json"
 _LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
@@ -53,8 +54,10 @@ def read_record(folder: Path) -> RunRecord:
         TsugikiError: there is none, or it cannot be read.
     """
     fields = read_json(folder / RECORD_FILE, missing=f"{folder} holds no run: it has no {RECORD_FILE}")
-    fields.pop("format", None)
-    return RunRecord(**fields)
+    known = {name: value for name, value in fields.items() if name in RunRecord.__dataclass_fields__}
+    if "config" not in known:
+        raise TsugikiError(f"{folder / RECORD_FILE} is no run's record: it has no config")
+    return RunRecord(**{"versions": {}, **known})
 
 
 def describe_machine() -> dict[str, Any]:

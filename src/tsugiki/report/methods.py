@@ -1,0 +1,129 @@
+"""The tables of a comparison and of a sweep as text, and their pages."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tsugiki.report.comparison import write_comparison
+from tsugiki.report.plots import Series, over_ranks
+from tsugiki.report.wording import duration
+from tsugiki.train.bootstrap import Interval
+from tsugiki.train.comparison import Row
+from tsugiki.train.record import RunRecord
+from tsugiki.train.sweep import Point, change, enough_rank
+
+Table = tuple[list[str], list[list[str]]]
+"""Headers, and rows of cells; a cell may hold a line break."""
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """The chapter's table in 4.4.6, a row for each method, with what each forgets where that was measured."""
+    own = any(row.own_loss_before is not None for row in rows)
+    headers = ["method", "trains", "file", "rate", "time", "tokens/s", "memory", "perplexity", "held-out loss"]
+    return headers + (["loss on the base's own text"] if own else []), [
+        [
+            row.name,
+            f"{row.trainable:,}\n{row.share:.2%}",
+            f"{row.file_size / 1e6:.2f} MB",
+            f"{row.learning_rate:g}",
+            duration(row.seconds),
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.peak_memory / 1e9:.2f} GB",
+            f"{row.perplexity_before:,.1f}\n→ {row.perplexity_after:,.1f}",
+            f"{row.loss_before:.3f} → {row.loss_after:.3f}\n{_interval(row.loss_interval, '.3f')}",
+            *([_own(row)] if own else []),
+        ]
+        for row in rows
+    ]
+
+
+def write_comparison_page(folder: Path, rows: Sequence[Row], records: Mapping[str, RunRecord]) -> Path:
+    """`report.html` of a comparison.
+
+    Raises:
+        TsugikiError: it cannot be written.
+    """
+    best = min(rows, key=lambda row: row.loss_after)
+    lead = f"On the same text and the same {_budget(records)}, the held-out loss is lowest with {best.name}: "
+    lead += f"{best.loss_before:.3f} → {best.loss_after:.3f}."
+    kept = [row for row in rows if row.own_loss_before is not None and row.own_loss_after is not None]
+    if kept:
+        least = min(kept, key=lambda row: row.own_loss_after or 0.0)
+        lead += f" The base's own kind of text suffers least with {least.name}."
+    headers, cells = comparison_table(rows)
+    return write_comparison(folder, f"Comparison · {folder.name}", lead, headers, cells, list(records.items()))
+
+
+def sweep_table(points: Sequence[Point]) -> Table:
+    """A row for each point of the grid, compared with the best one."""
+    best = min(points, key=lambda point: point.loss)
+    headers = [*points[0].values, "trains", "held-out loss", "bits/char", "against the best", "time"]
+    return headers, [
+        [
+            *(_plain(value) for value in point.values.values()),
+            f"{point.record.parameters['trainable']:,}",
+            f"{point.loss:.4f}",
+            f"{point.record.evaluations[-1]['bits_per_char']:.4f}",
+            "best" if point is best else _change(*change(best, point)),
+            duration(point.record.training["seconds"]),
+        ]
+        for point in points
+    ]
+
+
+def sweep_sentence(points: Sequence[Point]) -> str:
+    """What came out of a sweep: the best point, and from which rank on nothing is gained."""
+    best = min(points, key=lambda point: point.loss)
+    sentence = f"Best of {len(points)}: {best.name}, held-out loss {best.loss:.4f}."
+    enough = enough_rank(list(points))
+    if enough is not None:
+        sentence += f" Rank {enough.values['r']} is enough: no higher one is surely better on this text (95 %)."
+    return sentence
+
+
+def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
+    """`report.html` of a sweep.
+
+    Raises:
+        TsugikiError: it cannot be written.
+    """
+    headers, cells = sweep_table(points)
+    lines = _over_ranks(points)
+    figures = [over_ranks(lines, "Held-out loss at the end by rank, nats a token")] if lines else []
+    runs = [(point.name, point.record) for point in points]
+    title = f"Sweep · {folder.name}"
+    return write_comparison(folder, title, sweep_sentence(points), headers, cells, runs, figures)
+
+
+def _over_ranks(points: Sequence[Point]) -> list[Series]:
+    """Loss over rank, a line for each setting of the other axes; none where rank was not swept."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        if "r" in point.values:
+            rest = " ".join(f"{axis}={_plain(value)}" for axis, value in point.values.items() if axis != "r")
+            lines.setdefault(rest or "held-out loss", []).append((point.values["r"], point.loss))
+    return [Series(name, sorted(line)) for name, line in lines.items() if len(line) > 1]
+
+
+def _budget(records: Mapping[str, RunRecord]) -> str:
+    tokens = next(iter(records.values())).training["tokens"]
+    return f"{tokens:,} tokens"
+
+
+def _own(row: Row) -> str:
+    if row.own_loss_before is None or row.own_loss_after is None:
+        return "–"
+    changed = _change(row.own_loss_after / row.own_loss_before - 1, row.own_change_interval, digits=1)
+    return f"{row.own_loss_before:.3f} → {row.own_loss_after:.3f}\n{changed}"
+
+
+def _change(relative: float, interval: Interval | None, digits: int = 2) -> str:
+    return f"{relative:+.{digits}%} {_interval(interval, f'+.{digits}%')}".strip()
+
+
+def _interval(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,86 @@
+"""One page that needs nothing else: its style, its parts, and how it gets into a file.
+
+Text that is given to a part is escaped; what a part returns is HTML, and is not escaped again.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tsugiki.errors import TsugikiError
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    heading: str
+    body: Markup
+
+
+def page(title: str, lead: str, sections: Sequence[Section], notes: Sequence[str] = ()) -> str:
+    """A whole page, in light and dark.
+
+    Args:
+        title: of the page.
+        lead: the sentence that says it all.
+        sections: in order.
+        notes: what one should know before reading on.
+    """
+    return render("page.html", title=title, lead=lead, sections=sections, notes=notes)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A table with a heading for each column; a line break in a cell is kept."""
+    return part("table", headers, rows)
+
+
+def pairs(lines: Sequence[tuple[str, str]]) -> Markup:
+    """A table of labels and values."""
+    return part("pairs", lines)
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder as text; a name that it uses and is not given is an error."""
+    return _environment().get_template(template).render(values)
+
+
+def part(name: str, *values: object) -> Markup:
+    """A part of a page: the macro `name` of `parts.html`."""
+    macro = getattr(_environment().get_template("parts.html").module, name)
+    return Markup(macro(*values))
+
+
+def write_page(path: Path, content: str) -> None:
+    """Write a page so that it is there whole or not at all; one that was there stays until then.
+
+    Raises:
+        TsugikiError: the file cannot be written.
+    """
+    part_file = path.with_name(f".{path.name}.part")
+    try:
+        # Half a surrogate pair, which JSON can hold, is no character of UTF-8.
+        part_file.write_text(content, encoding="utf-8", errors="replace")
+        os.replace(part_file, path)
+    except OSError as error:
+        with suppress(OSError):  # the folder lets nothing be removed either
+            part_file.unlink(missing_ok=True)
+        raise TsugikiError(f"cannot write {path}: {error.strerror or error}; nothing else was changed") from error
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("tsugiki", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,49 @@
+"""What the model wrote, side by side: at the start, in the middle, and at the end."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from tsugiki.report.page import part
+from tsugiki.train.record import RunRecord
+
+
+def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
+    """For each prompt a row of samples for each run; nothing where nothing was written.
+
+    Args:
+        runs: their names, and their records. A name of nothing is not shown.
+    """
+    prompts = dict.fromkeys(str(sample.get("prompt", "")) for _, record in runs for sample in record.samples)
+    shown = Markup()
+    for prompt in prompts:
+        shown += part("prompt_heading", prompt)
+        for name, record in runs:
+            written = [sample for sample in record.samples if sample.get("prompt", "") == prompt]
+            if written:
+                cells = [(_label(name, sample, record), prompt, sample.get("text", "")) for sample in _three(written)]
+                shown += part("sample_row", cells)
+    return shown
+
+
+def all_samples(record: RunRecord) -> Markup:
+    """Every sample, folded; nothing where the three of each prompt are all."""
+    prompts = {sample.get("prompt", "") for sample in record.samples}
+    if len(record.samples) <= 3 * len(prompts):
+        return Markup()
+    cells = [(_label("", one, record), one.get("prompt", ""), one.get("text", "")) for one in record.samples]
+    return part("folded", f"all {len(cells):,} samples", part("sample_row", cells))
+
+
+def _three(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first, the middle one, and the last; fewer where there are fewer."""
+    places = sorted({0, len(samples) // 2, len(samples) - 1})
+    return [samples[place] for place in places]
+
+
+def _label(name: str, sample: Mapping[str, Any], record: RunRecord) -> str:
+    step = sample.get("step")
+    ended = record.status == "finished" and step == record.training.get("steps")
+    when = "before the first step" if step == 0 else f"step {step}" + (", the end" if ended else "")
+    return f"{name} · {when}" if name else when

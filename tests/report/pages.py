@@ -1,0 +1,150 @@
+"""Invented records, and a reader of pages that sees what a browser would."""
+
+import math
+from html.parser import HTMLParser
+from typing import Any
+
+from tsugiki.train.record import RunRecord
+
+_VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags balance, and keeps texts, tables, ids and addresses."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(content)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._seen(tag, attrs)
+        if tag not in _VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._seen(tag, attrs)
+
+    def _seen(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("href", "src", "xlink:href", "srcset", "data", "action"):
+                self.addresses.append(str(value))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes another"
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.texts.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def table(self, header: str) -> list[list[str]]:
+        """The rows of the table whose first heading this is."""
+        return next(rows for rows in self.tables if rows[0][0] == header)
+
+
+def assert_whole(content: str) -> Page:
+    """The page is balanced, its ids are its own, all that it points to is in it, and nothing is fetched."""
+    page = Page(content)
+    assert len(set(page.ids)) == len(page.ids)
+    assert set(page.addresses) <= {f"#{name}" for name in page.ids}
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    for fetched in ("http:", "https:", "@import", "url(//", "file:"):
+        assert fetched not in content.replace("http://www.w3.org", ""), fetched
+    assert set(page.tags) >= {"html", "head", "title", "body"}
+    return page
+
+
+def evaluation(step: int, loss: float, documents: int = 12) -> dict[str, Any]:
+    """A measurement as `evaluate` writes it, of documents of 100 tokens and 160 characters that differ a little."""
+    scores = [[loss * 100 * (1 + 0.01 * (i - (documents - 1) / 2)), 100, 160] for i in range(documents)]
+    bits = loss * 100 / math.log(2) / 160
+    return {
+        "step": step,
+        "loss": loss,
+        "loss_interval": [loss - 0.1, loss + 0.1] if documents > 1 else None,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "perplexity_interval": None,
+        "bits_per_char": bits,
+        "bits_per_char_interval": [bits - 0.1, bits + 0.1] if documents > 1 else None,
+        "nll": sum(score[0] for score in scores),
+        "tokens": 100 * documents,
+        "characters": 160 * documents,
+        "windows": documents,
+        "cut_windows": 0,
+        "left_out": 0,
+        "unknown_tokens": 0,
+        "round_trips": True,
+        "caveat": None,
+        "documents": scores,
+    }
+
+
+def record(**changes: Any) -> RunRecord:
+    """A finished run of an adapter, with some of its fields replaced."""
+    fields: dict[str, Any] = {
+        "config": {
+            "model": "embedded",
+            "data": "庭.txt",
+            "method": "lora",
+            "lora": {"r": 8, "lora_alpha": 32.0, "lora_dropout": 0.1},
+            "learning_rate": 0.001,
+            "prompts": ["庭の梅は"],
+        },
+        "status": "finished",
+        "machine": {"processor": "Abacus 9", "cores": 2, "accelerator": None},
+        "base": {"name": "embedded", "fingerprint": "sha256:ab", "dtype": "torch.float32"},
+        "data": {
+            "train": {"documents": 90, "characters": 66491, "fingerprint": "sha256:cd"},
+            "held_out": {"documents": 12, "characters": 7374, "fingerprint": "sha256:ef", "measured_characters": 1920},
+            "near_duplicates": {"groups": 1, "records": 2, "first": [["庭.txt:3 <梅>", "庭.txt:4 梅"]]},
+            "blocks": 194,
+            "block_size": 256,
+            "blocks_fingerprint": "sha256:01",
+            "isolation": "positions",
+            "learned_tokens_per_epoch": 49494,
+            "tokens_per_epoch": 49692,
+            "padding": 74,
+            "split_records": 9,
+            "cut_records": 0,
+            "cut_tokens": 0,
+        },
+        "parameters": {"trainable": 393216, "total": 7360512, "share": 393216 / 7360512},
+        "choices": {"base_dropout": "off while the adapter trains", "target_modules": ["c_attn", "c_fc"], "steps": 40},
+        "evaluations": [evaluation(0, 5.6), evaluation(20, 5.1), evaluation(40, 4.9)],
+        "samples": [
+            {"step": step, "prompt": "庭の梅は", "text": f"{step}輪咲いた。\n　\ufffd散った。"} for step in (0, 20, 40)
+        ],
+        "training": {
+            "steps": 40,
+            "loss": 5.2,
+            "tokens": 49494,
+            "seconds": 283.7,
+            "tokens_per_second": 174.46,
+            "peak_memory": 1155526656,
+        },
+        "loss_curve": [{"step": i, "loss": 6 - i / 40, "learning_rate": 1e-3 * (1 - i / 40)} for i in range(1, 41)],
+    }
+    return RunRecord(**{**fields, **changes})

@@ -1,0 +1,86 @@
+"""Plots show the numbers that they are given, in the page's own colours and fonts."""
+
+import math
+import re
+from itertools import pairwise
+
+import pytest
+
+from tests.report.pages import Page
+from tsugiki.report.plots import Series, curves, over_ranks, smoothed
+
+VALUES = [5.735, 5.196, 5.044, 4.985, 4.955]
+LINE = Series("held-out", [(24 * i, value) for i, value in enumerate(VALUES)], [(v - 0.3, v + 0.2) for v in VALUES])
+
+
+def scale(svg: str) -> tuple[float, float]:
+    """What a pixel is worth, and the value at the top: from the grid's lines and their labels."""
+    heights = re.findall(r'<path d="M [\d.]+ ([\d.]+)\s+L [\d.]+ \1\s+" clip-path[^>]*var\(--line\)', svg)
+    labels = re.findall(r"text-anchor: end[^>]*>([\d.]+)</text>", svg)
+    pairs = [(float(height), float(label)) for height, label in zip(heights, labels, strict=True)]
+    (low_y, low), (high_y, high) = pairs[0], pairs[-1]
+    each = (high - low) / (high_y - low_y)
+    return each, low - each * low_y
+
+
+def test_points_lie_where_their_values_are():
+    svg = curves([LINE], "Bits")
+    each, top = scale(svg)
+    marks = re.findall(r'<use href="#[^"]*" x="[\d.]+" y="([\d.]+)" style="fill: var\(--s1\)', svg)
+    marks = [float(y) for y in marks if float(y) < 289]  # the band is placed as a whole, at the bottom
+    assert [top + each * y for y in marks] == pytest.approx(VALUES, abs=0.003)
+
+
+def test_ranks_are_spaced_by_doublings():
+    svg = over_ranks([Series("alpha 32", [(rank, 5 - rank / 100) for rank in (1, 2, 4, 16)])], "Loss by rank")
+    marks = [float(x) for x in re.findall(r'<use href="#[^"]*" x="([\d.]+)" y="[\d.]+" style="fill: var\(--s1\)', svg)]
+    assert len(marks) == 4
+    steps = [(b - a) / (marks[1] - marks[0]) for a, b in pairwise(marks)]
+    assert steps == pytest.approx([1, 1, 2], abs=0.01)
+    assert re.findall(r"text-anchor: middle[^>]*>([^<]+)</text>", svg) == ["1", "2", "4", "16"]
+
+
+def test_colours_are_the_pages_and_names_stand_outside_the_drawing():
+    names = [f"実行{i}" for i in range(20)]
+    figure = curves([Series(name, [(0, i), (1, i + 1.0)]) for i, name in enumerate(names)], "損失 by step")
+    page = Page(figure)
+    drawing = figure[figure.index("<svg") :]
+    assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a colour that dark pages do not change"
+    assert all(name in page.text for name in names)
+    assert not re.search(r"[^\x00-\x7f−]", drawing.partition(">")[2]), "numbers only"
+    legend = re.findall(r'style="(border-color[^"]*)"', figure)
+    assert len(set(legend)) == len(names), "no two lines look alike"
+
+
+def test_the_rate_is_a_strip_with_its_peak_in_full():
+    svg = curves([LINE], "Loss", below=Series("learning rate", [(i, 1.5e-4 * (1 - i / 100)) for i in range(97)]))
+    assert ">0.00015</text>" in svg
+    assert ">learning rate</text>" in svg
+    assert curves([LINE], "Loss", below=Series("learning rate", [(0, math.nan)])).count("<text") < svg.count("<text")
+
+
+def test_what_is_not_finite_is_left_out():
+    holes = [(0, 5.0), (1, math.nan), (2, math.inf), (3, 4.0), (math.nan, 3.0)]
+    assert curves([Series("x", holes)], "c").count("<use href") >= 2
+    assert curves([Series("x", [(0, math.nan)])], "c") == ""
+    assert curves([], "c") == ""
+    assert over_ranks([Series("x", [(0, math.inf)])], "c") == ""
+    svg = curves([Series("x", [(0, 5.0)])], "one point")
+    assert "nan" not in svg
+
+
+def test_one_plot_is_the_same_each_time():
+    assert curves([LINE], "Bits") == curves([LINE], "Bits")
+
+
+def test_smoothing_is_the_mean_around_each_point():
+    points = [(float(i), math.sin(i) * 3) for i in range(40)]
+    for window in (1, 3, 7, 99):
+        half = window // 2
+        expected = []
+        for i in range(40):
+            around = [y for _, y in points[max(0, i - half) : i + half + 1]]
+            expected.append(sum(around) / len(around))
+        assert [y for _, y in smoothed(points, window)] == pytest.approx(expected)
+        assert [x for x, _ in smoothed(points, window)] == [x for x, _ in points]
+    assert smoothed([(0, math.nan)], 3) == []

@@ -1,0 +1,204 @@
+"""The page of a run says what its record says, whatever the record holds."""
+
+import math
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.report.pages import Page, assert_whole, evaluation, record
+from tsugiki.errors import TsugikiError
+from tsugiki.report.run import report_page, write_report
+from tsugiki.train.bootstrap import change_interval
+from tsugiki.train.record import RunRecord
+
+HERE = Path("runs/庭")
+
+
+def of(run: RunRecord) -> Page:
+    return assert_whole(report_page(run, HERE))
+
+
+def test_the_figures_are_those_of_the_record():
+    run = record()
+    page = of(run)
+    rows = page.table("step")[1:]
+    assert len(rows) == 3
+    first = run.evaluations[0]
+    for row, entry in zip(rows, run.evaluations, strict=True):
+        assert row[0] == str(entry["step"])
+        for cell, name in ((row[1], "loss"), (row[3], "bits_per_char")):
+            shown = [float(figure) for figure in re.findall(r"[\d.]+", cell)]
+            assert shown == pytest.approx([entry[name], *entry[f"{name}_interval"]], rel=1e-3)
+        assert float(row[2]) == pytest.approx(entry["perplexity"], rel=1e-3)
+        if entry is not first:
+            low, high = change_interval(first["documents"], entry["documents"])
+            shown = [float(figure) / 100 for figure in re.findall(r"[-+][\d.]+", row[4])]
+            assert shown == pytest.approx([entry["loss"] / first["loss"] - 1, low, high], abs=6e-4)
+    assert "After 40 steps" in page.text
+    assert "-12.5% (95 % interval -12.5% to -12.5%, over 12 documents)" in page.text
+    for said in (
+        "393,216 of 7,360,512",
+        "1.16 GB",
+        "174 tokens/s",
+        "Abacus 9",
+        "90 records",
+        "庭.txt:3 <梅> · 庭.txt:4",
+    ):
+        assert said in page.text, said
+
+
+def test_the_settings_come_back_from_the_page():
+    page = of(record())
+    block = next(text for text in page.texts if text.startswith("model: embedded"))
+    assert yaml.safe_load(block) == record().config
+
+
+def test_text_is_text():
+    evil = '</pre><script>alert("x")</script>&amp;'
+    run = record(samples=[{"step": 0, "prompt": evil, "text": evil}], config={"data": evil, "prompts": [evil]})
+    run.machine["processor"] = evil
+    run.base["name"] = evil
+    run.evaluations[-1]["caveat"] = evil
+    content = report_page(run, Path(f"runs/{evil.replace('/', '')}"))
+    page = assert_whole(content)
+    assert "<script" not in content
+    assert page.text.count(evil) >= 5
+
+
+def test_samples_stand_side_by_side_with_their_lines_and_half_characters():
+    page = of(record())
+    assert "庭の梅は" in page.text
+    for step in (0, 20, 40):
+        assert f"{step}輪咲いた。\n　\ufffd散った。" in page.text
+    labels = [text for text in page.texts if text in ("before the first step", "step 20", "step 40, the end")]
+    assert labels == ["before the first step", "step 20", "step 40, the end"]
+
+
+def test_of_many_samples_the_start_the_middle_and_the_end_stand_first():
+    many = [{"step": step, "prompt": "庭", "text": f"本文{step}。"} for step in range(0, 101, 10)]
+    content = report_page(record(samples=many), HERE)
+    assert_whole(content)
+    assert re.findall(r"本文(\d+)。", content.partition("<details>")[0]) == ["0", "50", "100"]
+    assert re.findall(r"本文(\d+)。", content.partition("<details>")[2]) == [str(step) for step in range(0, 101, 10)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluations": []}, "Nothing was measured yet"),
+        ({"evaluations": [evaluation(0, 5.6)]}, "nothing was measured after that yet"),
+        ({"evaluations": [evaluation(0, 5.6, 1), evaluation(9, 5.0, 1)]}, "for other documents cannot be told"),
+        ({"evaluations": [evaluation(0, 5.6, 3), evaluation(9, 5.0, 3)]}, "so few make it too narrow"),
+        ({"evaluations": [evaluation(0, 800.0), evaluation(9, 5.0)]}, "inf"),
+        ({"evaluations": [evaluation(0, 5.6), evaluation(9, math.nan)]}, "how that changed cannot be told"),
+        ({"evaluations": [{"step": 0, "loss": 5.6}, {"step": 9, "loss": 5.0}]}, "5.000"),
+        ({"samples": []}, "After 40 steps"),
+        ({"loss_curve": []}, "After 40 steps"),
+        ({"loss_curve": [{"step": 1, "loss": math.nan}, {"step": 2, "loss": math.inf}]}, "After 40 steps"),
+        ({"loss_curve": [{"step": 1}]}, "After 40 steps"),
+        ({"training": {}, "parameters": {}, "choices": {}, "data": {}, "base": {}, "machine": {}}, "After 40 steps"),
+        ({"config": {}}, "After 40 steps"),
+        ({"data": {"train": None, "held_out": {"documents": 2}, "near_duplicates": {}}}, "After 40 steps"),
+        ({"status": "running", "training": {"steps": 17}}, "Not finished: step 17 of 40"),
+        ({"status": "running", "training": {}, "choices": {}, "evaluations": []}, "Not finished: step 0."),
+    ],
+)
+def test_what_a_record_lacks_is_left_out(changes: dict, said: str):
+    text = of(record(**changes)).text
+    assert said in text
+    assert "nan" not in text
+    assert "None" not in text
+
+
+def test_a_change_that_may_be_luck_is_called_so():
+    before, after = evaluation(0, 5.0), evaluation(9, 5.0)
+    after["documents"] = [[nll * (1.1 if i % 2 else 0.91), *rest] for i, (nll, *rest) in enumerate(before["documents"])]
+    assert "it may be luck" in of(record(evaluations=[before, after])).text
+    assert "it may be luck" not in of(record()).text
+
+
+def test_each_method_is_used_in_its_own_way():
+    assert "tsugiki generate --model embedded --adapter runs/庭" in of(record()).text.replace("'", "")
+    for method in ("full", "pretrain"):
+        page = of(record(config={"method": method}))
+        assert "tsugiki generate --model runs/庭" in page.text.replace("'", "")
+        assert "--adapter" not in page.text
+    assert "tsugiki generate" not in of(record(status="running")).text, "there may be nothing to use yet"
+
+
+def test_a_long_run_makes_a_small_page():
+    noise = random.Random(0)
+    curve = [{"step": i, "loss": 6 + noise.gauss(0, 0.3), "learning_rate": 1e-3} for i in range(5000)]
+    curve[2718]["loss"] = 9.0
+    content = report_page(record(loss_curve=curve), HERE)
+    page = assert_whole(content)
+    assert len(content) < 60_000
+    assert "training, mean of 417" in page.text
+    labels = re.findall(r"text-anchor: end[^>]*>([\d.]+)</text>", content)
+    assert max(map(float, labels)) >= 8, "a peak is not thinned away"
+
+
+def test_the_page_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    record().write(tmp_path)
+    (tmp_path / "report.html").write_text("what was there")
+
+    def fail(self: Path, *_: object, **__: object) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", fail)
+        with pytest.raises(TsugikiError, match=r"report\.html: No space left"):
+            write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "what was there"
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "report.html"}
+    assert write_report(tmp_path) == tmp_path / "report.html"
+    assert_whole((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "report.html"}
+
+
+def test_a_folder_that_is_not_writable(tmp_path: Path):
+    record().write(tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(TsugikiError, match="cannot write"):
+        write_report(tmp_path)
+    (tmp_path / "report.html").rmdir()
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        with pytest.raises(TsugikiError, match=r"report\.html: Permission denied"):
+            write_report(tmp_path)
+        tmp_path.chmod(0o700)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_fail(tmp_path: Path):
+    run = record(samples=[{"step": 0, "prompt": "庭", "text": "\ud83c咲"}])
+    (tmp_path / "report.html").write_text("")
+    from tsugiki.report.page import write_page
+
+    write_page(tmp_path / "report.html", report_page(run, tmp_path))
+    assert "?咲" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_command_says_where_the_page_is(tmp_path: Path):
+    import typer
+
+    from tsugiki.cli.report import report_command
+
+    app = typer.Typer()
+    app.command()(report_command)
+    record(status="running").write(tmp_path)
+    result = CliRunner().invoke(app, [str(tmp_path)])
+    assert result.exit_code == 0, result.exception
+    assert result.output.strip() == str(tmp_path / "report.html")
+    assert (tmp_path / "report.html").is_file()
+    nothing = CliRunner().invoke(app, [str(tmp_path / "nothing")])
+    assert isinstance(nothing.exception, TsugikiError)
+    assert "holds no run" in str(nothing.exception)
