@@ -43,7 +43,18 @@ def test_the_recipe_of_the_embedded_base_runs(run):
     recipe["tokenizer"] = {**recipe["tokenizer"], "vocab_size": 760, "data": "text.txt"}
     recipe |= {"block_size": 32, "batch_size": 2, "sample_tokens": 4}
     Path("small.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
-    arguments = ("pretrain", "small.yaml", "--data", "text.txt", "--held-out", "0.1", "--out", "run", "--max-steps", "2")
+    arguments = (
+        "pretrain",
+        "small.yaml",
+        "--data",
+        "text.txt",
+        "--held-out",
+        "0.1",
+        "--out",
+        "run",
+        "--max-steps",
+        "2",
+    )
     status, out, err = run(*arguments)
     assert status == 0, err
     assert "model: run (" in out

@@ -31,7 +31,9 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(name: str, **fields: Any) -> Path:
     path = Path(name)
-    path.write_text(yaml.safe_dump({"model": "base", "data": "d.jsonl", "out": "c", **fields}, allow_unicode=True, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump({"model": "base", "data": "d.jsonl", "out": "c", **fields}, allow_unicode=True, sort_keys=False)
+    )
     return path
 
 

@@ -22,7 +22,7 @@ from tsugiki.train.methods import METHODS
 from tsugiki.train.model_files import MODEL_FILE, refill_model, save_model
 from tsugiki.train.preview import rows_in_order
 from tsugiki.train.run import CHECKPOINTS, train
-from tsugiki.train.trainer import AdapterTrainer
+from tsugiki.train.trainer import RunTrainer
 
 
 @pytest.fixture(autouse=True)
@@ -95,13 +95,13 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(
             if state.global_step == cut:
                 raise KeyboardInterrupt
 
-    class CutTrainer(AdapterTrainer):
+    class CutTrainer(RunTrainer):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             self.add_callback(PowerCut())
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "AdapterTrainer", CutTrainer)
+        patch.setattr(run_module, "RunTrainer", CutTrainer)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert not (tmp_path / "cut" / MODEL_FILE).exists()
@@ -213,7 +213,7 @@ def test_what_changed_is_named_to_the_last_part(tmp_path: Path):
         TsugikiError, match=r"other settings: .*epochs \(was 3.0, now 2.0\), max_steps \(was 5, now None\)"
     ):
         train(other, resume=True)
+    record["config"]["arithmetic"] = "bf16"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
     with pytest.raises(TsugikiError, match="begun elsewhere: arithmetic was fp32 and would be bf16 here"):
-        record["config"]["arithmetic"] = "bf16"
-        (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
         train(config.model_copy(update={"arithmetic": "bf16"}), resume=True)

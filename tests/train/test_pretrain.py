@@ -19,7 +19,7 @@ from tsugiki.train import run as run_module
 from tsugiki.train.pretrain import START, build_model, pretrain
 from tsugiki.train.pretrain_config import PretrainConfig, load_pretrain_config
 from tsugiki.train.run import CHECKPOINTS
-from tsugiki.train.trainer import AdapterTrainer
+from tsugiki.train.trainer import RunTrainer
 
 MODEL = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
 
@@ -91,14 +91,14 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(cut: int, tmp_path: Path, 
             if state.global_step == cut:
                 raise KeyboardInterrupt
 
-    class CutTrainer(AdapterTrainer):
+    class CutTrainer(RunTrainer):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             self.add_callback(PowerCut())
 
     config = settings(tmp_path, "cut", optimizer="muon")
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "AdapterTrainer", CutTrainer)
+        patch.setattr(run_module, "RunTrainer", CutTrainer)
         with pytest.raises(KeyboardInterrupt):
             pretrain(config)
     with pytest.raises(TsugikiError, match=r"other settings: model.n_layer \(was 1, now 2\)$"):
@@ -218,12 +218,12 @@ def test_settings_from_yaml(tmp_path: Path):
 def test_a_row_holds_documents_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Blocks] = []
 
-    class Watched(AdapterTrainer):
+    class Watched(RunTrainer):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             seen.append(self.train_dataset)
 
-    monkeypatch.setattr(run_module, "AdapterTrainer", Watched)
+    monkeypatch.setattr(run_module, "RunTrainer", Watched)
     pretrain(settings(tmp_path, max_steps=1))
     begins = sum(int((seen[0][row]["position_ids"] == 0).sum()) for row in range(len(seen[0])))
     assert begins > len(seen[0])

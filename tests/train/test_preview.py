@@ -13,7 +13,7 @@ from tsugiki.train.config import RunConfig
 from tsugiki.train.preview import Preview, preview
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.run import train
-from tsugiki.train.trainer import AdapterTrainer
+from tsugiki.train.trainer import RunTrainer
 
 
 @pytest.fixture
@@ -45,12 +45,12 @@ def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: 
     rows = shown(config, 4).rows
     taken: list[Any] = []
 
-    class Watched(AdapterTrainer):
+    class Watched(RunTrainer):
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             taken.extend(inputs["input_ids"].tolist())
             return super().training_step(model, inputs, num_items_in_batch)
 
-    monkeypatch.setattr(run_module, "AdapterTrainer", Watched)
+    monkeypatch.setattr(run_module, "RunTrainer", Watched)
     train(config)
     from tests.tiny import byte_tokenizer
 

@@ -22,7 +22,7 @@ from tsugiki.train.config import RunConfig
 from tsugiki.train.isolation import find_isolation
 from tsugiki.train.preview import rows_in_order
 from tsugiki.train.run import CHECKPOINTS, train
-from tsugiki.train.trainer import AdapterTrainer
+from tsugiki.train.trainer import RunTrainer
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -78,7 +78,7 @@ def train_blocks(kind: str, blocks: Blocks, out: Path, batch_size: int, grad_acc
     config = RunConfig(
         model="-", data="-", out=str(out), epochs=2, batch_size=batch_size, grad_accum=grad_accum, learning_rate=1e-2
     )
-    trainer = AdapterTrainer(model, run_module._arguments(config, len(blocks)), blocks, find_isolation(model))
+    trainer = RunTrainer(model, run_module._arguments(config, len(blocks)), blocks, find_isolation(model))
     trainer.train()
     return model, trainer
 
@@ -200,13 +200,13 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(
     whole = train(settings(base, texts, tmp_path / "whole", max_steps=8))
     config = settings(base, texts, tmp_path / "cut", max_steps=8)
 
-    class CutTrainer(AdapterTrainer):
+    class CutTrainer(RunTrainer):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             self.add_callback(_PowerCut(cut))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "AdapterTrainer", CutTrainer)
+        patch.setattr(run_module, "RunTrainer", CutTrainer)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert [p.name for p in checkpoints(tmp_path / "cut" / CHECKPOINTS)] == [

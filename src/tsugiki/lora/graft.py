@@ -303,7 +303,7 @@ def _names_by_parameter(model: nn.Module) -> dict[int, list[str]]:
 def _refuse_to_save(*_: object, **__: object) -> None:
     raise TsugikiError(
         "save_pretrained would store the grafted layers under names that no loader knows; save_adapter(model, path) "
-        "stores the adapter (Trainer: save_strategy='no', or tsugiki's AdapterTrainer), and "
+        "stores the adapter (Trainer: save_strategy='no', or tsugiki's RunTrainer), and "
         "ungraft(merge(model)).save_pretrained(path) the whole model"
     )
 

@@ -15,7 +15,7 @@ from tsugiki.train.preparation import Prepared
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import begin_training, prepare, total_steps
-from tsugiki.train.trainer import AdapterTrainer
+from tsugiki.train.trainer import RunTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,7 +90,7 @@ def preview(config: RunConfig, rows: int, progress: RunProgress) -> Preview:
     return Preview(config.model, config.data, views, _counts(config, prepared, seconds), tuple(prepared.notes))
 
 
-def rows_in_order(trainer: AdapterTrainer, count: int) -> list[int]:
+def rows_in_order(trainer: RunTrainer, count: int) -> list[int]:
     """Numbers of the first rows that training takes, in its order."""
     dataset, collator = trainer.train_dataset, trainer.data_collator
     trainer.train_dataset, trainer.data_collator = range(len(dataset)), list
@@ -140,7 +140,7 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
         yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), found)
 
 
-def _seconds_a_batch(trainer: AdapterTrainer, blocks: Blocks, advance: Any) -> float:
+def _seconds_a_batch(trainer: RunTrainer, blocks: Blocks, advance: Any) -> float:
     """Seconds of a batch forward and backward: the second of two, since the first warms up."""
     batch = trainer.data_collator([blocks[i % len(blocks)] for i in range(trainer.args.per_device_train_batch_size)])
     began = 0.0

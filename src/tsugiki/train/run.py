@@ -24,7 +24,7 @@ from tsugiki.train.muon import muon
 from tsugiki.train.preparation import Prepared, pack_data, read_data
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RECORD_FILE, RunRecord, describe_machine, read_record
-from tsugiki.train.trainer import AdapterTrainer, Parts
+from tsugiki.train.trainer import RunTrainer, Parts
 from tsugiki.train.watch import Watch
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def train_prepared(
     record.write(out)
 
 
-def begin_training(config: RunConfig, ready: Ready, record: RunRecord) -> AdapterTrainer:
+def begin_training(config: RunConfig, ready: Ready, record: RunRecord) -> RunTrainer:
     """Make the model ready for its method, describe the run in `record`, and return its trainer.
 
     Raises:
@@ -130,14 +130,14 @@ def begin_training(config: RunConfig, ready: Ready, record: RunRecord) -> Adapte
 
 def new_trainer(
     config: RunConfig, model: "PreTrainedModel", blocks: Blocks, isolation: Isolation, parts: Parts
-) -> AdapterTrainer:
+) -> RunTrainer:
     """The trainer of a run.
 
     Raises:
         TsugikiError: a setting that transformers does not take.
     """
     try:
-        return AdapterTrainer(model, _arguments(config, len(blocks)), blocks, isolation, parts)
+        return RunTrainer(model, _arguments(config, len(blocks)), blocks, isolation, parts)
     except (ValueError, RuntimeError, ImportError) as error:  # an unknown schedule, a logger not installed
         raise TsugikiError(f"settings: {' '.join(str(error).split())[:300]}") from error
 

@@ -82,7 +82,7 @@ class Parts:
 _ADAPTER = Parts()
 
 
-class AdapterTrainer(Trainer):  # type: ignore[misc]
+class RunTrainer(Trainer):  # type: ignore[misc]
     """Trains what of a model has `requires_grad`, such as the active adapter, on blocks of tokens."""
 
     def __init__(
@@ -170,7 +170,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
 class _StepClock(TrainerCallback):  # type: ignore[misc]
     """Times the steps alone; registered first, so that what others do after a step is not counted."""
 
-    def __init__(self, trainer: AdapterTrainer) -> None:
+    def __init__(self, trainer: RunTrainer) -> None:
         self.trainer = trainer
         self.began = 0.0
 

@@ -12,7 +12,7 @@ from tsugiki.train.preparation import Prepared
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, peak_memory
 from tsugiki.train.sample import Sampling, generate_text
-from tsugiki.train.trainer import AdapterTrainer
+from tsugiki.train.trainer import RunTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        trainer: AdapterTrainer,
+        trainer: RunTrainer,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         data: Prepared,
