@@ -24,7 +24,7 @@ from tsugiki.train.muon import muon
 from tsugiki.train.preparation import Prepared, pack_data, read_data
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RECORD_FILE, RunRecord, describe_machine, read_record
-from tsugiki.train.trainer import RunTrainer, Parts
+from tsugiki.train.trainer import Parts, RunTrainer
 from tsugiki.train.watch import Watch
 
 if TYPE_CHECKING:
