@@ -58,7 +58,11 @@ def main() -> None:
     except Exception as error:
         _stop(f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)", 1, debug)
     if status == _INTERRUPTED:
-        _stop("interrupted; what is done is kept: train and pretrain go on with --resume, others when run again", status, debug=False)
+        _stop(
+            "interrupted; what is done is kept: train and pretrain go on with --resume, others when run again",
+            status,
+            debug=False,
+        )
     raise SystemExit(status)
 
 

@@ -10,7 +10,7 @@ from tsugiki.report.wording import duration
 from tsugiki.train.bootstrap import Interval
 from tsugiki.train.comparison import Row
 from tsugiki.train.record import RunRecord
-from tsugiki.train.sweep import Point, change, enough_rank
+from tsugiki.train.sweep import WORTH, Point, change, enough_rank
 
 Table = tuple[list[str], list[list[str]]]
 """Headers, and rows of cells; a cell may hold a line break."""
@@ -20,7 +20,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     """The chapter's table in 4.4.6, a row for each method, with what each forgets where that was measured."""
     own = any(row.own_loss_before is not None for row in rows)
     headers = ["method", "trains", "file", "rate", "time", "tokens/s", "memory", "perplexity", "held-out loss"]
-    return headers + (["loss on the base's own text"] if own else []), [
+    return headers + (["loss, own text"] if own else []), [
         [
             row.name,
             f"{row.trainable:,}\n{row.share:.2%}",
@@ -76,8 +76,13 @@ def sweep_sentence(points: Sequence[Point]) -> str:
     best = min(points, key=lambda point: point.loss)
     sentence = f"Best of {len(points)}: {best.name}, held-out loss {best.loss:.4f}."
     enough = enough_rank(list(points))
-    if enough is not None:
-        sentence += f" Rank {enough.values['r']} is enough: no higher one is surely better on this text (95 %)."
+    if enough is not None and enough.values["r"] == max(point.values["r"] for point in points):
+        sentence += f" Rank still pays at {enough.values['r']}, the highest tried."
+    elif enough is not None:
+        sentence += (
+            f" Rank {enough.values['r']} is enough: no higher one lowers the loss by {WORTH:.1%}, or not surely so "
+            "(95 % over documents)."
+        )
     return sentence
 
 

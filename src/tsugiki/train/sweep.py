@@ -15,6 +15,8 @@ from tsugiki.train.record import RECORD_FILE, RunRecord, read_record
 from tsugiki.train.run import begin, changed_settings, prepare, train_prepared
 
 SWEEP_FILE = "sweep.json"
+WORTH = 0.005
+"""Share of the loss, below which a difference is not worth more parameters."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ def change(best: Point, other: Point) -> tuple[float, Interval | None]:
 
 
 def enough_rank(points: list[Point]) -> Point | None:
-    """The point of the smallest rank that is not surely worse than the best one; None where rank was not swept.
+    """The point of the smallest rank from which on nothing is gained; None where rank was not swept.
 
-    Of each rank its best point counts. Not surely worse: the interval of the change begins at zero or below.
+    Of each rank its best point counts. Nothing is gained where the best of all has a loss lower by less than
+    `WORTH`, or where its lead may be luck: the interval of the change begins at zero or below.
     """
     ranked = [point for point in points if "r" in point.values]
     if len({point.values["r"] for point in ranked}) < 2:
@@ -81,8 +84,8 @@ def enough_rank(points: list[Point]) -> Point | None:
     best = min(ranked, key=lambda point: point.loss)
     for rank in sorted({point.values["r"] for point in ranked}):
         own = min((point for point in ranked if point.values["r"] == rank), key=lambda point: point.loss)
-        _, interval = change(best, own)
-        if own is best or (interval is not None and interval[0] <= 0):
+        worse, interval = change(best, own)
+        if worse < WORTH or (interval is not None and interval[0] <= 0):
             return own
     return best
 
