@@ -10,37 +10,6 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import TEXT, logits, save_tiny
 from tsugiki import load_adapter
-from tsugiki.cli.main import main
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run `tsugiki …` in this process: (status, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tsugiki", *arguments])
-        capsys.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> str:
-    (tmp_path / "text.txt").write_text(TEXT)
-    return save_tiny(tmp_path / "base")
-
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
 

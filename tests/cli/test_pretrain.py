@@ -1,40 +1,19 @@
 """`tsugiki pretrain` and `tsugiki train --method full` from the command line."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.tiny import TEXT, save_tiny
-from tsugiki.cli.main import main
 
 RECIPE = Path(__file__).resolve().parents[2] / "examples" / "embedded_base" / "pretrain.yaml"
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+def _text(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run `tsugiki …` in this process: (status, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tsugiki", *arguments])
-        capsys.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def test_the_recipe_of_the_embedded_base_runs(run):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import TRAIN, _own_cache, base, run  # noqa: F401
+from tests.cli.test_main import TRAIN
 from tests.tiny import TEXT, save_tiny
 
 
-def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):  # noqa: F811
+def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):
     before = set(tmp_path.iterdir())
     status, out, _ = run("preview", "--model", base, "--data", "text.txt", "--block-size", "32", "--html", "p.html")
     assert status == 0
@@ -29,7 +29,7 @@ def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):  #
         (("--data", "texts.jsonl", "--held-out", "author=x"), "no record has a field author"),
     ],
 )
-def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):  # noqa: F811
+def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):
     Path("texts.jsonl").write_text('{"text": "一つの庭"}\n{"text": "二つの枝"}\n')
     Path("roles.jsonl").write_text(json.dumps({"messages": [{"role": "wizard", "content": "x"}]}))
     status, out, err = run("preview", "--model", base, *arguments)
@@ -37,7 +37,7 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str,
     assert said in err.splitlines()[-1]
 
 
-def test_eval_puts_models_and_adapters_in_one_table(base: str, run, tmp_path: Path):  # noqa: F811
+def test_eval_puts_models_and_adapters_in_one_table(base: str, run, tmp_path: Path):
     other = save_tiny(tmp_path / "other", seed=1)
     assert run("train", "--model", base, *TRAIN)[0] == 0
     for i in range(3):
@@ -65,7 +65,7 @@ def test_eval_puts_models_and_adapters_in_one_table(base: str, run, tmp_path: Pa
     assert "another base" in err
 
 
-def test_eval_of_fewer_characters(base: str, run):  # noqa: F811
+def test_eval_of_fewer_characters(base: str, run):
     Path("long.txt").write_text(TEXT * 5)
     status, out, _ = run("eval", "--data", "long.txt", "--model", base, "--characters", "1000", "--json")
     assert status == 0

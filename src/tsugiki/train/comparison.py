@@ -19,8 +19,8 @@ from tsugiki.train.bootstrap import Interval, change_interval
 from tsugiki.train.comparison_config import ComparisonConfig
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model_files import MODEL_FILE
-from tsugiki.train.record import RECORD_FILE, RunRecord, read_record
-from tsugiki.train.run import changed_settings
+from tsugiki.train.record import RunRecord, read_record
+from tsugiki.train.run import earlier_run
 
 COMPARISON_FILE = "comparison.json"
 
@@ -60,10 +60,9 @@ def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
     """
     runs = config.runs()
     out = Path(config.out)
-    for name, run in runs.items():
-        _refuse_other_run(name, run)
+    earlier = {name: earlier_run(name, run) for name, run in runs.items()}
     _make_folder(out)
-    records = {name: _carried_out(name, run) for name, run in runs.items()}
+    records = {name: _carried_out(name, run, earlier[name]) for name, run in runs.items()}
     _refuse_other_data(records)
     write_json(out / COMPARISON_FILE, {"format": 1, "rows": [asdict(row) for row in rows(records)]})
     return records
@@ -103,16 +102,15 @@ def _file_size(folder: Path) -> int:
     return found[0].stat().st_size if found else 0
 
 
-def _carried_out(name: str, run: RunConfig) -> RunRecord:
+def _carried_out(name: str, run: RunConfig, earlier: RunRecord | None) -> RunRecord:
     out = Path(run.out)
-    begun = (out / RECORD_FILE).is_file()
-    if begun and read_record(out).status == "finished":
+    if earlier and earlier.status == "finished":
         print(f"{name}: already done, taken from {out}", file=sys.stderr)
-        return read_record(out)
+        return earlier
     settings = out.with_name(f"{out.name}.yaml")
     settings.write_text(yaml.safe_dump(_given(run), allow_unicode=True, sort_keys=False), encoding="utf-8")
-    print(f"{name}: {'going on' if begun else 'beginning'}", file=sys.stderr)
-    command = [sys.executable, "-m", "tsugiki", "train", str(settings), *(["--resume"] if begun else [])]
+    print(f"{name}: {'going on' if earlier else 'beginning'}", file=sys.stderr)
+    command = [sys.executable, "-m", "tsugiki", "train", str(settings), *(["--resume"] if earlier else [])]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise TsugikiError(f"{name} did not finish (its own message stands above); what is done is kept, run again")
@@ -122,16 +120,6 @@ def _carried_out(name: str, run: RunConfig) -> RunRecord:
 def _given(run: RunConfig) -> dict[str, Any]:
     """The settings of a run as a file has them: what is the default is left out."""
     return run.model_dump(mode="json", exclude_unset=True)
-
-
-def _refuse_other_run(name: str, run: RunConfig) -> None:
-    out = Path(run.out)
-    if (out / RECORD_FILE).is_file():
-        changed = changed_settings(read_record(out).config, run.recorded())
-        if changed:
-            raise TsugikiError(
-                f"{name}: {out} holds a run with other settings: {changed}; delete it or rename this one"
-            )
 
 
 def _refuse_other_data(records: Mapping[str, RunRecord]) -> None:

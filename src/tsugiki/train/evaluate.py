@@ -167,23 +167,23 @@ def evaluate(
     if not windows:
         raise TsugikiError("there is no text to evaluate on")
     context = context_length(model)
+    texts = [learned_text(window.record, turns) for window in windows]
+    encoded = encode(tokenizer, texts)
     rows: list[_Row] = []
     counts: dict[int, list[int]] = {}  # document -> tokens, characters
     cut = left_out = 0
-    for window in windows:
-        own = _rows(tokenizer, window, turns, context)
+    for window, text, ids in zip(windows, texts, encoded, strict=True):
+        own = _rows(tokenizer, window, ids, turns, context)
         rows += own
         cut += len(own) > 1
         left_out += not own
         if own:
             count = counts.setdefault(window.document, [0, 0])
             count[0] += sum(int(row.learned[1:].sum()) for row in own)
-            count[1] += len(learned_text(window.record, turns))
+            count[1] += len(text)
     if not rows:
         raise TsugikiError(f"everything to evaluate on is longer than the model's context of {context} tokens")
     nll = _score(model, rows, advance)
-    texts = [learned_text(window.record, turns) for window in windows]
-    encoded = encode(tokenizer, texts)
     unknown = tokenizer.unk_token_id
     return Evaluation(
         documents=tuple((nll[number], tokens, characters) for number, (tokens, characters) in counts.items()),
@@ -225,10 +225,12 @@ class _Row:
     document: int
 
 
-def _rows(tokenizer: "PreTrainedTokenizerBase", window: Window, turns: AssistantTurns, context: int) -> list[_Row]:
-    """The rows of a window; none where a record that cannot be cut does not fit."""
+def _rows(
+    tokenizer: "PreTrainedTokenizerBase", window: Window, ids: list[int], turns: AssistantTurns, context: int
+) -> list[_Row]:
+    """The rows of a window, of whose learned text `ids` are the tokens; none where a record cannot be cut to fit."""
     if isinstance(window.record, Document):
-        start, ids = document_start(tokenizer), encode(tokenizer, [window.record.text])[0]
+        start = document_start(tokenizer)
         pieces = [torch.tensor([start, *ids[first : first + context - 1]]) for first in range(0, len(ids), context - 1)]
         return [_Row(piece, torch.ones(len(piece), dtype=torch.bool), window.document) for piece in pieces]
     encoded = encode_records(tokenizer, [window.record], turns)[0]

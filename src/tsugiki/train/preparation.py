@@ -73,7 +73,7 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
         TsugikiError: data that cannot be read, learned or split as the config says.
     """
     held_out = parse_held_out(config.held_out)
-    single = _single_document(config.data) if isinstance(held_out, float) else None
+    single = single_document(config.data) if isinstance(held_out, float) else None
     records: Iterable[Record] = split_one(single, held_out) if single and isinstance(held_out, float) else ()
     key = content_key(config.data) + (f"\0{held_out}" if single else "")
     with progress.stage("tokenising", None) as advance:
@@ -171,7 +171,8 @@ def _own_windows(config: RunConfig) -> list[Window]:
     return cut_windows(read_records(config.own_text), characters, config.held_out_characters)
 
 
-def _single_document(data: str) -> Document | None:
+def single_document(data: str) -> Document | None:
+    """The document that is all there is in the data, if so: its end is held out then."""
     first = list(islice(read_records(data), 2))
     return first[0] if len(first) == 1 and isinstance(first[0], Document) else None
 

@@ -7,7 +7,7 @@ What the run begins from is an ordinary model folder, `checkpoints/start` in the
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.records import Document
 from tsugiki.data.sources import read_records
 from tsugiki.data.splits import Condition, near_groups, parse_held_out, split_one, split_records
 from tsugiki.data.store import Array, read_index
@@ -24,6 +23,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.models import load_tokenizer
 from tsugiki.train.evaluate import context_length
 from tsugiki.train.model_files import save_model
+from tsugiki.train.preparation import single_document
 from tsugiki.train.pretrain_config import PretrainConfig, TokenizerSettings
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord
@@ -149,9 +149,9 @@ def _train_tokenizer(config: PretrainConfig, settings: TokenizerSettings) -> "Pr
 def _split(config: PretrainConfig) -> tuple[Texts, Array]:
     """The texts that the run will learn, and the signatures of those that it will be measured by."""
     held_out = parse_held_out(config.held_out)
-    first = list(islice(read_records(config.data), 2))
-    if len(first) == 1 and isinstance(first[0], Document) and isinstance(held_out, float):
-        learned, end = split_one(first[0], held_out)
+    single = single_document(config.data) if isinstance(held_out, float) else None
+    if single and isinstance(held_out, float):
+        learned, end = split_one(single, held_out)
         return lambda: iter([learned.text]), read_index([end]).signatures
     index = read_index(read_records(config.data))
     if isinstance(held_out, Path):

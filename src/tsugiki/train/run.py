@@ -174,6 +174,22 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in changed)
 
 
+def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
+    """The record of a run with these settings that is in `config.out` already, if any; `name` is for the error.
+
+    Raises:
+        TsugikiError: it holds a run with other settings.
+    """
+    out = Path(config.out)
+    if not (out / RECORD_FILE).is_file():
+        return None
+    record = read_record(out)
+    changed = changed_settings(record.config, config.recorded())
+    if changed:
+        raise TsugikiError(f"{name}: {out} holds a run with other settings: {changed}; delete it or rename this one")
+    return record
+
+
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by their whole names, such as lora.r."""
     flat: dict[str, Any] = {}

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.adapters.files import write_json
-from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.bootstrap import Interval, change_interval
 from tsugiki.train.comparison_config import SweepConfig
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import RECORD_FILE, RunRecord, read_record
-from tsugiki.train.run import begin, changed_settings, prepare, train_prepared
+from tsugiki.train.record import RunRecord
+from tsugiki.train.run import begin, earlier_run, prepare, train_prepared
 
 SWEEP_FILE = "sweep.json"
 WORTH = 0.005
@@ -40,24 +39,18 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
         TsugikiError: settings that cannot be, a folder with another run, or whatever stops a run.
     """
     runs = config.runs()
-    for name, (_, run) in runs.items():
-        out = Path(run.out)
-        if (out / RECORD_FILE).is_file():
-            changed = changed_settings(read_record(out).config, run.recorded())
-            if changed:
-                raise TsugikiError(f"{name}: {out} holds a run with other settings: {changed}; delete it first")
+    earlier = {name: earlier_run(name, run) for name, (_, run) in runs.items()}
     points = []
     prepared = None
     for number, (name, (values, run)) in enumerate(runs.items(), 1):
-        out = Path(run.out)
-        begun = (out / RECORD_FILE).is_file()
-        if begun and read_record(out).status == "finished":
-            points.append(Point(name, values, read_record(out)))
+        done = earlier[name]
+        if done and done.status == "finished":
+            points.append(Point(name, values, done))
             continue
         with progress or RunProgress() as shown:
             shown.say(f"{number} of {len(runs)}: {name}")
             prepared = prepared or prepare(run, shown)
-            record, checkpoint = begin(run.recorded(), out, resume=begun)
+            record, checkpoint = begin(run.recorded(), Path(run.out), resume=done is not None)
             train_prepared(run, record, checkpoint, prepared, shown)
             ungraft(prepared.model)
         points.append(Point(name, values, record))
