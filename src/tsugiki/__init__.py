@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tsugiki.adapters.files import load_adapter, save_adapter
     from tsugiki.errors import TsugikiError
+    from tsugiki.fast.paths import use_fast_paths
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import disable_adapter, graft, set_adapter, trainable_parameters, ungraft
     from tsugiki.lora.merge import merge, unmerge
@@ -31,6 +32,7 @@ __all__ = [
     "trainable_parameters",
     "ungraft",
     "unmerge",
+    "use_fast_paths",
 ]
 
 _HOMES = {
@@ -40,6 +42,7 @@ _HOMES = {
     "save_adapter": "tsugiki.adapters.files",
     "merge": "tsugiki.lora.merge",
     "unmerge": "tsugiki.lora.merge",
+    "use_fast_paths": "tsugiki.fast.paths",
 }
 
 

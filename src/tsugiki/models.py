@@ -3,7 +3,7 @@
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsugiki.errors import TsugikiError
 
@@ -15,8 +15,14 @@ EMBEDDED = "embedded"
 """The name of the small Japanese GPT-2 that comes with the package."""
 
 
-def load_model(name: str) -> "PreTrainedModel":
-    """The causal language model called `name`, in float32, in evaluation mode.
+Arithmetic: TypeAlias = Literal["bf16", "fp32"]
+"""What products are computed in."""
+Precision: TypeAlias = Literal["bf16", "fp32", "int8"]
+"""What weights are held and multiplied in; with int8, the rest is in what the processor multiplies fastest."""
+
+
+def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
+    """The causal language model called `name`, its weights in `precision`, in evaluation mode.
 
     Weights are read from safetensors alone (nothing is unpickled), and no code of the model's is run.
 
@@ -29,17 +35,22 @@ def load_model(name: str) -> "PreTrainedModel":
     from transformers.utils import logging as transformers_logging
 
     where, local_only = _where(name)
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": "auto"}  # auto: as stored, pages of the file
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.float32, use_safetensors=True, local_files_only=local_only, output_loading_info=True
+            where, dtype=dtypes[precision], use_safetensors=True, local_files_only=local_only, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _not_loaded(name, error) from error
     missing = sorted(found["missing_keys"])
     if missing:  # transformers fills these with random numbers and goes on
         raise TsugikiError(f"{name} is not a whole model: {missing[0]} is missing ({len(missing)} such weights)")
+    if precision == "int8":
+        from tsugiki.frozen.quantise import quantise
+
+        quantise(model, torch.bfloat16 if native_arithmetic() == "bf16" else torch.float32)
     model.eval()
     # The path of an installed package, say, is of no use to anyone who reads an adapter's files.
     model.name_or_path = model.config._name_or_path = name
@@ -68,6 +79,15 @@ def default_device() -> "torch.device":
     return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
         "cpu"
     )
+
+
+def native_arithmetic() -> Arithmetic:
+    """bf16 where this machine's processor or accelerator multiplies it natively, else fp32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def local_folder(name: str) -> Path | None:

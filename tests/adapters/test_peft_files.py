@@ -139,7 +139,8 @@ def test_a_training_step_is_pefts(kind: str, tmp_path: Path):
             assert relative_error(p.grad, gradients[key]) < 1e-5, name
     mine, other = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
     for key, tensor in mine.items():
-        assert relative_error(tensor, other[key]) < 1e-5, key
+        # Adam divides by the gradient's size, and so makes much of the rounding of small ones.
+        assert relative_error(tensor, other[key]) < 1e-4, key
     assert {key for key in other if key not in mine} <= {key for key in other if key.endswith("base_layer.weight")}
 
 

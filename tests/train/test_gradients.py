@@ -1,5 +1,6 @@
 """Loss and gradients of a whole model against autograd on the whole logits."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,29 +10,12 @@ from torch.nn import functional as F
 
 from tests.tiny import store_of, tiny_model
 from tsugiki.data.blocks import IGNORED, pack
+from tsugiki.fast.loss import find_head
+from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.dropout import silence_dropout
-from tsugiki.train import gradients
-from tsugiki.train.gradients import Gradients, chunked_loss, find_head
+from tsugiki.train.gradients import Gradients
 from tsugiki.train.isolation import Collator, find_isolation
 from tsugiki.train.trainer import token_weighted_loss
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
-)
-@pytest.mark.parametrize("rows", [1, 3, 40])
-def test_the_loss_in_chunks_is_cross_entropy(dtype: torch.dtype, tolerance: float, rows: int):
-    torch.manual_seed(0)
-    hidden, head = torch.randn(rows, 7, 16, dtype=dtype), torch.randn(50, 16, dtype=dtype)
-    labels = torch.randint(0, 50, (rows, 7))
-    labels[0, 2:4] = IGNORED
-    loss, d_hidden, d_head = chunked_loss(hidden, head, labels, 11.0)
-    h, w = hidden.double().requires_grad_(), head.double().requires_grad_()
-    plain = F.cross_entropy((h @ w.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum") / 11
-    plain.backward()
-    for ours, theirs in ((loss, plain.detach()), (d_hidden, h.grad), (d_head, w.grad)):
-        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
-    assert not d_hidden[0, 2:4].any()
 
 
 def model_of(kind: str = "gpt2") -> Any:
@@ -49,15 +33,22 @@ def batch(model: Any, size: int = 24) -> dict[str, torch.Tensor]:
     return Collator(isolation, model.dtype)([blocks[row] for row in range(4)])
 
 
-HEADS = {"gpt2": True, "llama": True, "gemma3_text": True, "opt": True, "gemma2": False, "phi": False, "bloom": True}
+def exact(model: Any) -> Gradients:
+    """Groups of one row."""
+    return Gradients(model, model, 24, ordered=False)
 
 
-@pytest.mark.parametrize("kind", HEADS)
-def test_gradients_are_those_of_the_whole_logits(kind: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gradients, "_GROUP", 24)
+def replica(model: Any) -> Any:
+    short = copy.deepcopy(model).bfloat16()
+    use_fast_paths(short)
+    return short
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt", "gemma2", "phi", "bloom", "cohere"])
+def test_gradients_are_those_of_the_whole_logits(kind: str):
     model = model_of(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert (find_head(model) is not None) == HEADS[kind]
+    assert find_head(model) is not None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     inputs = batch(model)
     count = (inputs["labels"][:, 1:] != IGNORED).sum()
@@ -68,7 +59,7 @@ def test_gradients_are_those_of_the_whole_logits(kind: str, monkeypatch: pytest.
     plain.backward()
     wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    found = Gradients(model, "fp32")
+    found = exact(model)
     for times in (1, 2):  # they are added
         loss = found.add(inputs, count)
         torch.testing.assert_close(loss, plain.detach())
@@ -79,9 +70,9 @@ def test_gradients_are_those_of_the_whole_logits(kind: str, monkeypatch: pytest.
 def test_bf16_computes_on_a_copy_that_follows_the_weights():
     model = model_of()
     inputs = batch(model)
-    exact, short = Gradients(model, "fp32"), Gradients(model, "bf16")
+    whole, short = exact(model), Gradients(model, replica(model), 24, ordered=False)
     for _ in range(2):
-        wanted, loss = {}, exact.add(inputs, 80)
+        wanted, loss = {}, whole.add(inputs, 80)
         for name, parameter in model.named_parameters():
             wanted[name], parameter.grad = parameter.grad, None
         torch.testing.assert_close(short.add(inputs, 80), loss, rtol=2e-2, atol=0)
@@ -96,20 +87,17 @@ def test_bf16_computes_on_a_copy_that_follows_the_weights():
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
 def test_the_copy_keeps_documents_apart_as_the_model_does(kind: str):
     model = model_of(kind)
-    replica = Gradients(model, "bf16").replica
-    assert next(replica.parameters()).dtype == torch.bfloat16
-    assert find_isolation(replica) == find_isolation(model)
+    assert find_isolation(replica(model)) == find_isolation(model)
 
 
-def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gradients, "_GROUP", 24)
+def test_the_number_of_threads_changes_no_bit():
     found = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             model = model_of()
-            loss = Gradients(model, "fp32").add(batch(model), 80)
+            loss = exact(model).add(batch(model), 80)
             assert torch.get_num_threads() == threads
             found.append([loss, *(p.grad for p in model.parameters())])
     finally:
@@ -118,8 +106,7 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_dropout_draws_the_same_numbers_however_many_threads(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gradients, "_GROUP", 24)
+def test_dropout_draws_the_same_numbers_however_many_threads():
     found = []
     before = torch.get_num_threads()
     try:
@@ -128,8 +115,8 @@ def test_dropout_draws_the_same_numbers_however_many_threads(monkeypatch: pytest
             model = tiny_model()
             inputs = batch(model)
             torch.manual_seed(0)
-            found.append(Gradients(model, "fp32", side_by_side=False).add(inputs, 80))
+            found.append(Gradients(model, model, 24, ordered=True).add(inputs, 80))
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1]
-    assert found[0] != Gradients(model_of(), "fp32").add(inputs, 80)
+    assert found[0] != exact(model_of()).add(inputs, 80)

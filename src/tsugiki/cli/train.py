@@ -20,6 +20,9 @@ def train_command(
     target_modules: Annotated[
         str | None, typer.Option(help="Layers to graft: name endings 'a,b', or 'all-linear'; by architecture if unset.")
     ] = None,
+    frozen: Annotated[
+        str | None, typer.Option(help="Of method lora: the frozen base in bf16, fp32 or int8; the fastest if unset.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data (3).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows at once (4).")] = None,
@@ -45,6 +48,7 @@ def train_command(
         "data": data,
         "out": out,
         "method": method,
+        "frozen": frozen,
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_size": batch_size,

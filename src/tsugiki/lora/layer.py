@@ -10,11 +10,14 @@ texts that build LoRA from scratch multiply by alpha alone.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tsugiki.errors import TsugikiError
+from tsugiki.lora.product import grafted_product, has_product
 
 
 class LowRank(nn.Module):
@@ -49,9 +52,19 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.lora: LowRank | None = None
+        self.fused = True
+        """Compute by `grafted_product`; False: by the definition."""
 
     def forward(self, x: Tensor) -> Tensor:
         """W x + b + scaling · B A dropout(x); x is [..., in]."""
+        pair = self.lora
+        if pair is None or not self.fused or not _fits(x, self.base_layer):
+            return self.plain(x)
+        p = pair.dropout.p if self.training else 0.0
+        return grafted_product(self.base_layer, x, pair.A, pair.B, pair.scaling, p)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same, as the definition: what `grafted_product` is held to, and what runs where it does not apply."""
         y: Tensor = self.base_layer(x)
         if self.lora is None:
             return y
@@ -60,13 +73,45 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, for code that reads `layer.weight`."""
-        return self.base_layer.weight  # type: ignore[return-value]
+        """The frozen weight, for code that reads `layer.weight`; while a pair is active, nothing learns through it.
+
+        Raises:
+            TsugikiError: in the backward pass, where a loss was computed from it: the pair has no part in that.
+        """
+        frozen: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        if self.lora is None or not torch.is_grad_enabled():
+            return frozen
+        passed_by: Tensor = _PassedBy.apply(frozen, self.lora.A, self.lora.B)  # type: ignore[no-untyped-call]
+        return passed_by
 
     @property
     def bias(self) -> Tensor | None:
         """The base's bias, for code that reads `layer.bias`."""
         return self.base_layer.bias  # type: ignore[return-value]
+
+
+class _PassedBy(torch.autograd.Function):
+    """The frozen weight as if it depended on the pair, so that a use of it instead of the layer's is seen."""
+
+    @staticmethod
+    def forward(ctx: Any, frozen: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return frozen.view_as(frozen)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        raise TsugikiError(
+            "the loss was computed from the weight of a grafted layer, past its adapter, which would not be trained: "
+            "TRL's trainers and Liger's loss do so with the output head; leave it (lm_head, embed_out) out of "
+            "target_modules, or train with transformers' Trainer"
+        )
+
+
+def _fits(x: Tensor, layer: nn.Module) -> bool:
+    """Whether `grafted_product` computes what calling the layer would."""
+    # A compiler fuses the definition itself; autocast chooses types for each operation of it.
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return False
+    return (hasattr(layer, "input_gradient") or x.dtype == layer.weight.dtype) and has_product(layer)
 
 
 class LoraEmbedding(nn.Module):
@@ -106,19 +151,22 @@ def is_conv1d(layer: nn.Module) -> bool:
 
 def is_graftable(layer: nn.Module) -> bool:
     """Whether a low-rank branch can be put beside this layer."""
-    return isinstance(layer, nn.Linear | nn.Embedding) or is_conv1d(layer)
+    return isinstance(layer, nn.Embedding) or is_linear(layer)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether this is a linear layer: torch's, transformers' `Conv1D`, or one that offers its product itself."""
+    return isinstance(layer, nn.Linear) or is_conv1d(layer) or hasattr(layer, "input_gradient")
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
     """(in, out) of a layer that can be grafted; (entries, width) of an embedding."""
-    match layer:
-        case nn.Linear():
-            return layer.in_features, layer.out_features
-        case nn.Embedding():
-            return layer.num_embeddings, layer.embedding_dim
-        case _:
-            rows, columns = layer.weight.shape  # type: ignore[misc]
-            return int(rows), int(columns)
+    if isinstance(layer, nn.Embedding):
+        return layer.num_embeddings, layer.embedding_dim
+    if is_conv1d(layer):
+        rows, columns = layer.weight.shape  # type: ignore[misc]
+        return int(rows), int(columns)
+    return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
 
 
 def wrap(layer: nn.Module) -> Grafted:

@@ -26,13 +26,18 @@ def merge(model: nn.Module) -> nn.Module:
         The same model; `ungraft(merge(model))` is a plain model with the adapter in its weights.
 
     Raises:
-        TsugikiError: no adapter is active, or a merged weight is not finite.
+        TsugikiError: no adapter is active, a merged weight is not finite, or the base is quantised.
     """
     state = require_state(model)
     if state.merged:
         return model
     pairs = active_adapter(model).pairs
     layers = {path: layer for path, layer in grafted_layers(model).items() if path in pairs}
+    for path, layer in layers.items():
+        if "weight" not in layer.base_layer._parameters:
+            raise TsugikiError(
+                f"{path} is held in few bits, where a merge would be lost; load the base as it is stored"
+            )
     weights = {path: merged_weight(layer.base_layer, pairs[path]) for path, layer in layers.items()}
     broken = [path for path, weight in weights.items() if not torch.isfinite(weight).all()]
     if broken:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import LoraEmbedding, LoraLinear, features, is_conv1d, is_graftable
+from tsugiki.lora.layer import LoraEmbedding, LoraLinear, features, is_graftable, is_linear
 
 _LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _FUSED_QKV = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
@@ -102,7 +102,7 @@ def _is_target(model: nn.Module, name: str, layer: nn.Module, config: LoraConfig
         return False
     targets = config.target_modules
     if targets == "all-linear":
-        return (isinstance(layer, nn.Linear) or is_conv1d(layer)) and layer is not _output_head(model)
+        return is_linear(layer) and layer is not _output_head(model)
     if targets is None:
         targets = _from_table(model)
     return _matches(name, targets) and (isinstance(targets, str) or _in_chosen_layers(name, config))

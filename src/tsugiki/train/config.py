@@ -95,6 +95,9 @@ class TrainingSettings(BaseModel):
         return self
 
 
+_USELESS = {"full": ("lora", "frozen"), "lora": ("arithmetic", "stored")}
+
+
 class RunConfig(TrainingSettings):
     """What `tsugiki train` does."""
 
@@ -102,21 +105,29 @@ class RunConfig(TrainingSettings):
     """`embedded`, a folder, or a hub id."""
     method: Literal["lora", "full"] = "lora"
     """An adapter, or every weight."""
+    frozen: Literal["bf16", "fp32", "int8"] | None = None
+    """Of method lora: what the frozen base is held and multiplied in; unsaid, bf16 where the processor multiplies it.
+    A and B, and what else trains, are float32 in any case."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)  # type: ignore[arg-type]
     """Of method lora."""
 
     @model_validator(mode="after")
     def _settings_fit_the_method(self) -> Self:
-        # What each method has no use for; said of the one, it would be ignored by the other.
-        useless = ("lora",) if self.method == "full" else ("arithmetic", "stored")
+        # What a method has no use for would be ignored.
+        useless = _USELESS[self.method]
         given = [name for name in useless if name in self.model_fields_set and getattr(self, name) is not None]
         if given:
             raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
+        if self.frozen not in (None, "fp32") and (self.lora.modules_to_save or self.lora.bias != "none"):
+            raise ValueError(
+                f"frozen {self.frozen} goes with pairs alone: with modules_to_save or bias, parts of the base train, "
+                "in float32; say frozen fp32, or nothing"
+            )
         return self
 
     def recorded(self) -> dict[str, Any]:
         """The settings that the run follows, as JSON has them."""
-        return self.model_dump(mode="json", exclude={"lora"} if self.method == "full" else {"arithmetic", "stored"})
+        return self.model_dump(mode="json", exclude=set(_USELESS[self.method]))
 
 
 Settings = TypeVar("Settings", bound=BaseModel)

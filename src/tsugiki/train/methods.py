@@ -3,6 +3,7 @@
 A method is four functions and a file name; a new one is a new row of `METHODS`.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tsugiki.adapters.files import WEIGHTS_FILE, refill_adapter, save_adapter
+from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.dropout import silence_dropout
 from tsugiki.lora.graft import active_adapter, graft
+from tsugiki.models import Precision, load_model, native_arithmetic
 from tsugiki.train.config import RunConfig
-from tsugiki.train.gradients import Gradients, native_arithmetic
+from tsugiki.train.gradients import Gradients
 from tsugiki.train.model_files import MODEL_FILE, refill_model, save_model
 
 if TYPE_CHECKING:
@@ -27,22 +30,42 @@ class Method:
 
     weights: str
     """The file by which a folder is known to hold what this method makes."""
+    load: Callable[[RunConfig], "PreTrainedModel"]
+    """The base, in the type that the method computes with."""
     begin: Callable[["PreTrainedModel", RunConfig], dict[str, Any]]
     """Make the model ready and leave `requires_grad` on what trains; returns what was chosen, for the record."""
-    gradients: Callable[["PreTrainedModel", RunConfig], Gradients | None]
-    """What computes loss and gradients of a batch; None leaves it to Trainer."""
+    gradients: Callable[["PreTrainedModel", RunConfig], Gradients]
+    """What computes loss and gradients of a batch."""
     save: Callable[[nn.Module, "PreTrainedTokenizerBase", Path, str], None]
     """Write what trains to a folder, in the type of this name where the method stores a whole model."""
     refill: Callable[[nn.Module, Path], None]
     """Put the values stored in a folder back into the model."""
 
 
+_ADAPTER_GROUP = 512  # tokens: enough for efficient products, and their activations stay small
+_MODEL_GROUP = 1024  # a group's gradients are as large as the model, so fewer groups
+
+
+def _frozen(config: RunConfig) -> Precision:
+    """What the base of an adapter is held in."""
+    if config.frozen is not None:
+        return config.frozen
+    part_of_it_trains = config.lora.modules_to_save or config.lora.bias != "none"
+    return "fp32" if part_of_it_trains else native_arithmetic()
+
+
 def _begin_lora(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
     graft(model, config.lora, base_dropout=config.base_dropout)
+    use_fast_paths(model)
     return {
         "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
         "target_modules": sorted({path.rpartition(".")[2] for path in active_adapter(model).pairs}),
+        "frozen": _frozen(config),
     }
+
+
+def _lora_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
+    return Gradients(model, model, _ADAPTER_GROUP, ordered=config.base_dropout)
 
 
 def _begin_full(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
@@ -56,19 +79,27 @@ def _begin_full(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
 
 
 def _full_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
-    # Dropout draws from one generator, so that batches side by side would draw by turns of luck.
-    return Gradients(model, config.arithmetic or native_arithmetic(), side_by_side=not config.base_dropout)
+    short = (config.arithmetic or native_arithmetic()) == "bf16"
+    computing = copy.deepcopy(model).bfloat16() if short else model
+    use_fast_paths(computing)
+    return Gradients(model, computing, _MODEL_GROUP, ordered=config.base_dropout)
 
 
 METHODS: Mapping[str, Method] = {
     "lora": Method(
         weights=WEIGHTS_FILE,
+        load=lambda config: load_model(config.model, _frozen(config)),
         begin=_begin_lora,
-        gradients=lambda model, config: None,
+        gradients=_lora_gradients,
         save=lambda model, tokenizer, folder, dtype: save_adapter(model, folder),
         refill=refill_adapter,
     ),
     "full": Method(
-        weights=MODEL_FILE, begin=_begin_full, gradients=_full_gradients, save=save_model, refill=refill_model
+        weights=MODEL_FILE,
+        load=lambda config: load_model(config.model),
+        begin=_begin_full,
+        gradients=_full_gradients,
+        save=save_model,
+        refill=refill_model,
     ),
 }

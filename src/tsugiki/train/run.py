@@ -14,7 +14,7 @@ from tsugiki.adapters.files import WEIGHTS_FILE
 from tsugiki.adapters.fingerprint import base_fingerprint
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError
-from tsugiki.models import load_model, load_tokenizer
+from tsugiki.models import load_tokenizer
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.isolation import Isolation
@@ -90,7 +90,7 @@ def prepare(config: RunConfig, shown: RunProgress) -> Ready:
     """
     tokenizer = load_tokenizer(config.model)
     data = read_data(config, tokenizer, shown)
-    model = load_model(config.model)
+    model = METHODS[config.method].load(config)
     return Ready(model, tokenizer, pack_data(config, data, model, tokenizer))
 
 

@@ -1,0 +1,227 @@
+"""Cross-entropy from hidden states, a few rows at a time: the logits never stand as a whole.
+
+For rows h [width] and their targets t, with logits z = h Wᵀ (+ b) and p = softmax(z):
+
+    loss = -Σ log p[t]         dz = p - onehot(t)         dh = dz W        dW = dzᵀ h
+
+A chunk's logits are turned into p and into dz where they lie, and its dh comes out at once, so a chunk of 128 rows of
+a vocabulary of 262,144 takes 64 MiB in bfloat16 where the logits of a step take gigabytes. A grafted head brings
+low = dropout(h) Aᵀ [rows, r] and s · B [vocabulary, r] along: z = h Wᵀ + low (sB)ᵀ; torch does the rest of its chain.
+Logits that are scaled (Cohere, Granite) or capped (Gemma 2: cap · tanh(z / cap)) are, here too.
+
+The definition is `plain_loss`. Horace He's fused linear cross-entropy and Liger-Kernel do the same on a GPU.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from tsugiki.lora.layer import LoraLinear, LowRank
+from tsugiki.lora.product import frozen_product, has_product
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+IGNORED = -100
+"""The label of a token that is not learned, as everywhere in transformers."""
+
+_SCRATCH = 56 << 20  # bytes of logits at once
+_ROWS = (16, 256)  # fewer make products slow, more gain nothing
+_LOST = 60.0  # nats: below this a probability is a normal number in every type
+_LOUD = 64  # a cap on logits shows only where they are large
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a model gets from its last hidden states to its logits: cap(scale · layer(hidden))."""
+
+    layer: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., vocabulary] for hidden states [..., width]."""
+        logits: Tensor = self.layer(hidden) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+    """Summed cross-entropy of all learned tokens, in nats: the definition.
+
+    Args:
+        hidden: [..., width].
+        head: what makes logits of it.
+        labels: [...], the token that each row is to say; `IGNORED` where nothing is learned.
+    """
+    logits = head.logits(hidden).flatten(0, -2)
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(exact), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+    """`plain_loss` without whole logits; differentiable in the hidden states and in whatever of the head trains."""
+    layer: Any = head.layer
+    pair: LowRank | None = None
+    if isinstance(layer, LoraLinear):
+        layer, pair = layer.base_layer, layer.lora
+    scaled_bias = head.scale != 1 and layer.bias is not None  # no model has both
+    if (
+        not _has_chunks(layer)
+        or scaled_bias
+        or torch.is_autocast_enabled(hidden.device.type)
+        or torch.compiler.is_compiling()
+    ):
+        return plain_loss(hidden, head, labels)
+    learned = labels.flatten() != IGNORED
+    rows, targets = hidden.flatten(0, -2)[learned], labels.flatten()[learned]
+    if head.scale != 1.0:
+        rows = rows * head.scale
+    low = up = None
+    if pair is not None:
+        low = F.linear(pair.dropout(rows), pair.A.to(rows.dtype))
+        up = (pair.scaling * pair.B).to(rows.dtype)
+    weight = layer.weight if type(layer) is nn.Linear and layer.weight.requires_grad else None
+    loss: Tensor = _ChunkedLoss.apply(rows, weight, layer.bias, low, up, targets, layer, head.softcap)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        low: Tensor | None,
+        up: Tensor | None,
+        targets: Tensor,
+        layer: nn.Module,
+        softcap: float | None,
+    ) -> Tensor:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        loss = torch.zeros((), dtype=exact, device=hidden.device)
+        needs = ctx.needs_input_grad[:5]
+        sources = (hidden, weight, bias, low, up)
+        grads = [
+            None if not needed or source is None else torch.zeros_like(source, dtype=exact if at in (1, 2, 4) else None)
+            for at, (source, needed) in enumerate(zip(sources, needs, strict=True))
+        ]
+        d_hidden, d_weight, d_bias, d_low, d_up = grads
+        size = _rows_at_once(layer, hidden.element_size() * (1 if softcap is None else 2))
+        for at in range(0, len(hidden), size):
+            rows, target = hidden[at : at + size], targets[at : at + size, None]
+            logits = _logits(layer, rows, low, up, at, softcap)
+            slope = None if softcap is None else logits / softcap
+            # The kernel reads an element before it writes it, so that its output may take the input's place.
+            torch.ops.aten._softmax.out(logits, -1, False, out=logits)
+            chosen = logits.gather(1, target)
+            surprise = -chosen.to(exact).log()
+            for lost in (surprise > _LOST).nonzero()[:, 0]:  # too unlikely for a probability to tell
+                again = _logits(layer, rows[lost : lost + 1], low, up, at + int(lost), softcap).to(exact)
+                surprise[lost] = again.logsumexp(1) - again[0, target[lost]]
+            loss += surprise.sum()
+            if not any(needs):
+                continue
+            logits.scatter_(1, target, chosen - 1)
+            if slope is not None:
+                logits.mul_(slope.square_().neg_().add_(1))
+            if d_hidden is not None:
+                d_hidden[at : at + size] = _input_gradient(layer, logits)
+            if d_weight is not None:
+                d_weight += logits.T @ rows
+            if d_bias is not None:
+                d_bias += logits.sum(0, dtype=exact)
+            if d_low is not None and d_up is not None and low is not None and up is not None:
+                torch.mm(logits, up, out=d_low[at : at + size])
+                d_up += (low[at : at + size].T @ logits).T
+        ctx.grads = grads
+        ctx.dtypes = [None if source is None else source.dtype for source in sources]
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            None if grad is None else (grad * d_loss.to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None)
+
+
+def _logits(
+    layer: nn.Module, rows: Tensor, low: Tensor | None, up: Tensor | None, at: int, softcap: float | None
+) -> Tensor:
+    """Logits of some rows, of which the first is row `at` of `low`."""
+    logits = frozen_product(layer, rows)
+    if low is not None and up is not None:
+        logits.addmm_(low[at : at + len(rows)], up.T)
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _input_gradient(layer: Any, d_logits: Tensor) -> Tensor:
+    return layer.input_gradient(d_logits) if hasattr(layer, "input_gradient") else d_logits @ layer.weight  # type: ignore[no-any-return]
+
+
+def _has_chunks(layer: nn.Module) -> bool:
+    """Whether the head is a plain linear layer (its weight may train), or offers its product itself."""
+    if has_product(layer):
+        return True
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return type(layer) is nn.Linear and not hooked
+
+
+def _rows_at_once(layer: Any, bytes_a_logit: int) -> int:
+    vocabulary = layer.out_features if hasattr(layer, "out_features") else layer.weight.shape[1]
+    fit = _SCRATCH // (int(vocabulary) * bytes_a_logit) // 16 * 16
+    return max(_ROWS[0], min(_ROWS[1], fit))
+
+
+@torch.no_grad()
+def find_head(model: "PreTrainedModel") -> Head | None:
+    """How the model makes logits of hidden states, found out by trying the forms that there are; None: none of them.
+
+    A mixture of experts adds a loss of its own in its forward, which a head knows nothing of: None too.
+    """
+    layer = model.get_output_embeddings()
+    plain = layer.base_layer if isinstance(layer, LoraLinear) else layer
+    config = model.config.get_text_config()
+    if (
+        plain is None
+        or not _has_chunks(plain)
+        or model.base_model is model
+        or getattr(config, "output_router_logits", False)
+    ):
+        return None
+    ids = torch.arange(1, 9, device=model.device)[None] % config.vocab_size
+    training = model.training
+    model.eval()
+    hook = layer.register_forward_pre_hook(lambda module, given: (given[0] * _LOUD,))
+    try:
+        hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        if hidden is None:
+            return None
+        logits = model(input_ids=ids, use_cache=False).logits
+        tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+        for head in _forms(layer, config):
+            try:
+                tried = head.logits(hidden)
+            except RuntimeError:  # another width: the model projects in between
+                return None
+            if (tried - logits).abs().max() <= tolerance * logits.abs().max():
+                return head
+        return None
+    finally:
+        hook.remove()
+        model.train(training)
+
+
+def _forms(layer: nn.Module, config: Any) -> list[Head]:
+    """The heads that this config may mean."""
+    softcap = getattr(config, "final_logit_softcapping", None)
+    by, over = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    scales = [1.0, *([float(by)] if by else []), *([1 / float(over)] if over else [])]
+    return [Head(layer, scale, cap) for scale in scales for cap in ([None, float(softcap)] if softcap else [None])]

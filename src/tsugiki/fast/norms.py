@@ -1,0 +1,57 @@
+"""RMSNorm (arXiv:1910.07467) whose weight is frozen.
+
+    y = x q s,   q = 1 / √(mean x² + eps) a row,   s = offset + weight
+    dx = q (dy s) - x q³ mean(x dy s)
+
+Only x and q, one number a row, are kept: autograd keeps x in float32, or more than one such.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tsugiki.fast.activations import eager_on_cpu
+
+
+def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """The definition, computed in float32 at least."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    inverse = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)
+    return (exact * inverse * (offset + weight)).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """`plain_rms_norm` with one rounding; the definition itself where the weight trains.
+
+    Args:
+        x: [..., width].
+        weight: [width], in the dtype of x.
+        eps: added to the mean square.
+        offset: added to the weight: 0 for Llama, 1 for Gemma.
+    """
+    if weight.requires_grad or not eager_on_cpu(x, weight):
+        return plain_rms_norm(x, weight, eps, offset)
+    return _RmsNorm.apply(x, weight, eps, offset)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        inverse = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+        inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, inverse, weight)
+        ctx.offset = offset
+        y: Tensor = (exact * inverse).mul_(offset + weight.to(exact.dtype)).to(x.dtype)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        x, inverse, weight = ctx.saved_tensors
+        exact = x.to(inverse.dtype)
+        scaled = grad.to(inverse.dtype) * (ctx.offset + weight.to(inverse.dtype))
+        along = (scaled * exact).mean(-1, keepdim=True).mul_(inverse.pow(3))
+        return scaled.mul_(inverse).addcmul_(exact, along, value=-1).to(x.dtype), None, None, None

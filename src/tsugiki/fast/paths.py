@@ -1,0 +1,84 @@
+"""The fast paths of a model, put in and taken out.
+
+Which of them fit is found out by trying: the model's logits must stay what they were. What does not fit is left as it
+is, in silence, since it changes no result.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tsugiki.fast.attention import NAME, register
+from tsugiki.fast.forward import chunk_the_loss, unchunk_the_loss
+from tsugiki.fast.modules import restore_modules, speed_up_modules
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_TOKENS = 96
+_BEFORE = "_tsugiki_attention"
+_SPED_UP = "_tsugiki_sped_up"
+
+
+def use_fast_paths(
+    model: "PreTrainedModel", *, attention: bool = True, modules: bool = True, loss: bool = True
+) -> None:
+    """Let the model compute the same more quickly, in place; `use_plain_paths` undoes it.
+
+    Args:
+        model: a causal language model, grafted or not.
+        attention: in blocks (see `fast.attention`).
+        modules: activations, gated feed-forward parts and RMSNorm (see `fast.modules`).
+        loss: of `model(…, labels=…)`, without whole logits (see `fast.forward`).
+    """
+    if attention and not hasattr(model, _BEFORE):
+        _use_block_attention(model)
+    if modules:
+        setattr(model, _SPED_UP, [*getattr(model, _SPED_UP, []), *speed_up_modules(model)])
+    if loss:
+        chunk_the_loss(model)
+
+
+def use_plain_paths(model: "PreTrainedModel") -> None:
+    """Bring back what `use_fast_paths` replaced."""
+    if hasattr(model, _BEFORE):
+        model.set_attn_implementation(getattr(model, _BEFORE))
+        delattr(model, _BEFORE)
+    restore_modules(vars(model).pop(_SPED_UP, []))
+    unchunk_the_loss(model)
+
+
+def _use_block_attention(model: "PreTrainedModel") -> None:
+    register()
+    before = model.config._attn_implementation
+    wanted = _logits(model)
+    try:
+        model.set_attn_implementation(NAME)
+        fits = _close(_logits(model), wanted)
+    except (ValueError, RuntimeError, TypeError, KeyError):  # an architecture with attention of its own
+        fits = False
+    if fits:
+        setattr(model, _BEFORE, before)
+    else:
+        model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def _logits(model: "PreTrainedModel") -> Tensor:
+    """Of one fixed row, in evaluation mode."""
+    config = model.config.get_text_config()
+    length = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+    ids = torch.linspace(1, config.vocab_size - 1, length, device=model.device).long()[None]
+    training = model.training
+    model.eval()
+    try:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    finally:
+        model.train(training)
+    return logits
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    tolerance = 1e-3 if a.dtype in (torch.float32, torch.float64) else 3e-2
+    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
