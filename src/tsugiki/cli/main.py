@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from tsugiki.cli.aozora import aozora_command
+from tsugiki.cli.bench import bench_command
 from tsugiki.cli.compare import compare_command
 from tsugiki.cli.evaluate import evaluate_command
 from tsugiki.cli.generate import generate_command
@@ -38,6 +39,7 @@ app.command("pretrain")(pretrain_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("report")(report_command)
+app.command("bench")(bench_command)
 app.command("eval")(evaluate_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)

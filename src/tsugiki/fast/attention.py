@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tsugiki.fast.activations import eager_on_cpu
+
 NAME = "tsugiki"
 """As transformers' `attn_implementation`."""
 
@@ -69,9 +71,8 @@ def attention_forward(
     if (
         not dropout
         and softcap is None
-        and query.device.type == "cpu"
         and query.shape[2] == key.shape[2] > _SHORT
-        and not torch.compiler.is_compiling()
+        and eager_on_cpu(query, key, value)
     ):
         spans = _known_spans(attention_mask)
     if spans is None:

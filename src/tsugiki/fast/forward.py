@@ -33,8 +33,8 @@ def chunk_the_loss(model: "PreTrainedModel") -> None:
     """Let `model(…, labels=…)` compute its loss a few rows at a time, in place; `unchunk_the_loss` undoes it.
 
     Where gradients are on, its output then holds the loss, the mean over the learned tokens or their sum over
-    `num_items_in_batch`, and no logits; nor a cache, unless `use_cache=True` asks for one. A model stays as it is where
-    its loss on a probe is another, or where something else has replaced its forward already.
+    `num_items_in_batch`, and no logits. A model stays as it is where its loss on a probe is another, or where something
+    else has replaced its forward already.
     """
     head = None if "forward" in vars(model) else find_head(model)
     if head is not None and _same_loss(model, head):
@@ -53,7 +53,7 @@ def unchunk_the_loss(model: "PreTrainedModel") -> None:
 def _forward(model: "PreTrainedModel", form: _Form, /, *args: Any, **given: Any) -> Any:
     if not _applies(model, args, given):
         return type(model).forward(model, *args, **given)
-    inputs = {"use_cache": False} | {name: value for name, value in given.items() if name not in _LOSS}
+    inputs = {name: value for name, value in given.items() if name not in _LOSS}
     asked = {name: value for name, value in given.items() if name in _LOSS}
     outputs = model.base_model(*args, **inputs)
     loss = _loss(outputs.last_hidden_state, Head(model.get_output_embeddings(), *form), **asked)

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tsugiki.lora.layer import LoraLinear, LowRank
+from tsugiki.lora.masks import dropout
 from tsugiki.lora.product import frozen_product, has_product
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
         rows = rows * head.scale
     low = up = None
     if pair is not None:
-        low = F.linear(pair.dropout(rows), pair.A.to(rows.dtype))
+        seen = dropout(rows, pair.dropout.p if pair.training else 0.0)
+        low = F.linear(seen, pair.A.to(rows.dtype))
         up = (pair.scaling * pair.B).to(rows.dtype)
     weight = layer.weight if type(layer) is nn.Linear and layer.weight.requires_grad else None
     loss: Tensor = _ChunkedLoss.apply(rows, weight, layer.bias, low, up, targets, layer, head.softcap)  # type: ignore[no-untyped-call]
@@ -126,7 +128,7 @@ class _ChunkedLoss(torch.autograd.Function):
             loss += surprise.sum()
             if not any(needs):
                 continue
-            logits.scatter_(1, target, chosen - 1)
+            logits[torch.arange(len(target)), target[:, 0]] -= 1  # `scatter_` copies all of it on the way
             if slope is not None:
                 logits.mul_(slope.square_().neg_().add_(1))
             if d_hidden is not None:
@@ -135,8 +137,9 @@ class _ChunkedLoss(torch.autograd.Function):
                 d_weight += logits.T @ rows
             if d_bias is not None:
                 d_bias += logits.sum(0, dtype=exact)
-            if d_low is not None and d_up is not None and low is not None and up is not None:
+            if d_low is not None and up is not None:
                 torch.mm(logits, up, out=d_low[at : at + size])
+            if d_up is not None and low is not None:
                 d_up += (low[at : at + size].T @ logits).T
         ctx.grads = grads
         ctx.dtypes = [None if source is None else source.dtype for source in sources]

@@ -42,12 +42,12 @@ def speed_up_modules(model: nn.Module) -> SpedUp:
     inside: set[nn.Module] = set()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a dropout that is tried draws numbers
         for module in model.modules():
-            if module in inside or not _takes_one_tensor(module):
-                continue
-            found = _find_gated(module) or _find_norm(module) or _find_activation(module)
-            if found is not None:
-                name, module.forward = found
-                sped_up.append((module, name))
+            if module not in inside and _takes_one_tensor(module):
+                found = _find_gated(module) or _find_norm(module) or _find_activation(module)
+                if found is not None:
+                    name, module.forward = found
+                    sped_up.append((module, name))
+            if _is_sped_up(module):
                 inside |= {child for child in module.children() if _is_activation(child)}
     return sped_up
 
@@ -55,7 +55,7 @@ def speed_up_modules(model: nn.Module) -> SpedUp:
 def restore_modules(sped_up: SpedUp) -> None:
     """Give the modules their own forward back; one that was wrapped again since keeps what wraps it."""
     for module, _ in sped_up:
-        if isinstance(ours := vars(module).get("forward"), partial) and ours.func in _FORWARDS:
+        if _is_sped_up(module):
             del module.forward
 
 
@@ -85,6 +85,11 @@ _FORWARDS = (_activation_forward, _norm_forward, _gated_forward)
 
 def _own(module: nn.Module, x: Tensor) -> Tensor:
     return type(module).forward(module, x)  # type: ignore[no-any-return]
+
+
+def _is_sped_up(module: nn.Module) -> bool:
+    forward = vars(module).get("forward")
+    return isinstance(forward, partial) and forward.func in _FORWARDS
 
 
 def _find_activation(module: nn.Module) -> _Found:

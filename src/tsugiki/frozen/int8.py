@@ -176,7 +176,8 @@ def _round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
     x is float32 and is written over. Not finite in, not finite out: then s is not.
     """
-    s = x.abs().amax(1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
+    s = largest.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
     return x.div_(s).round_().to(torch.int8), s
 
 
@@ -188,7 +189,7 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
 
 def _own_float(x: Tensor) -> Tensor:
     """A contiguous float32 copy, to be written over."""
-    return torch.empty(x.shape, dtype=torch.float32, device=x.device).copy_(x)
+    return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _split(t: Tensor, most: int, dim: int = 0) -> tuple[Tensor, ...]:
@@ -197,4 +198,5 @@ def _split(t: Tensor, most: int, dim: int = 0) -> tuple[Tensor, ...]:
 
 
 def _exact_integers_on(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and exact_integers()
+    """Whether rows like these go through the integer product (of single numbers torch's reads past its matrices)."""
+    return x.device.type == "cpu" and x.shape[1] > 1 and not torch.compiler.is_compiling() and exact_integers()

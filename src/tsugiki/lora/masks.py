@@ -45,7 +45,8 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     words = np.random.SFC64(seed).random_raw((like.numel() + 3) // 4)
     drawn = torch.from_numpy(words.view(np.int16))[: like.numel()].view(like.shape)
     kept = torch.empty(like.shape, dtype=bits)
-    return torch.ge(drawn, round(p * _LEVELS) - _LEVELS // 2, out=kept).neg_()
+    threshold = min(round(p * _LEVELS), _LEVELS - 1)  # beyond, 16 bits would wrap and keep all
+    return torch.ge(drawn, threshold - _LEVELS // 2, out=kept).neg_()
 
 
 def apply_mask(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
@@ -53,3 +54,8 @@ def apply_mask(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
     result = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
     torch.bitwise_and(x.view(mask.dtype), mask, out=result.view(mask.dtype))
     return result
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """`x` with elements dropped by such a mask and the rest divided by 1 - p; differentiable in `x`."""
+    return x * (keep_mask(x, p) != 0) / (1 - p) if p else x

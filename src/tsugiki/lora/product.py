@@ -32,7 +32,7 @@ def has_product(layer: nn.Module) -> bool:
         return False
     if hasattr(layer, "input_gradient"):
         return True
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight = layer._parameters.get("weight")
     return type(layer).__name__ in ("Linear", "Conv1D") and type(weight) is nn.Parameter and not weight.requires_grad
 
 

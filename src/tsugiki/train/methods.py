@@ -46,7 +46,7 @@ _ADAPTER_GROUP = 512  # tokens: enough for efficient products, and their activat
 _MODEL_GROUP = 1024  # a group's gradients are as large as the model, so fewer groups
 
 
-def _frozen(config: RunConfig) -> Precision:
+def frozen_precision(config: RunConfig) -> Precision:
     """What the base of an adapter is held in."""
     if config.frozen is not None:
         return config.frozen
@@ -60,7 +60,7 @@ def _begin_lora(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
     return {
         "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
         "target_modules": sorted({path.rpartition(".")[2] for path in active_adapter(model).pairs}),
-        "frozen": _frozen(config),
+        "frozen": frozen_precision(config),
     }
 
 
@@ -88,7 +88,7 @@ def _full_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
 METHODS: Mapping[str, Method] = {
     "lora": Method(
         weights=WEIGHTS_FILE,
-        load=lambda config: load_model(config.model, _frozen(config)),
+        load=lambda config: load_model(config.model, frozen_precision(config)),
         begin=_begin_lora,
         gradients=_lora_gradients,
         save=lambda model, tokenizer, folder, dtype: save_adapter(model, folder),

@@ -1,0 +1,92 @@
+"""What a step of LoRA keeps for its backward pass, in bytes a token, and its peak: `python -m benchmarks.memory`.
+
+For GPT-2 small with random weights (r 8 on c_attn and c_proj, dropout 0.1), in the types asked for. Kept tensors are
+counted at the function that keeps them; one that several keep counts once, and weights do not count. The prediction of the peak is
+
+    threads · tokens of a group · bytes a token  +  threads · (logits of a chunk + hidden states and their gradient)
+
+and the measurement is the process's peak during a step above what it held before.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tsugiki import LoraConfig, graft, use_fast_paths
+from tsugiki.bench.memory import peak, reset_peak, resident
+from tsugiki.fast.loss import _rows_at_once
+from tsugiki.train.gradients import Gradients
+
+_GROUP = 512
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--plain", action="store_true", help="the definitions instead of the fast paths")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config()).to(getattr(torch, options.dtype))
+    config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=["c_attn", "c_proj"])
+    layers = graft(model, config).pairs
+    if options.plain:
+        for path in layers:
+            model.get_submodule(path).fused = False
+    else:
+        use_fast_paths(model)
+    ids = torch.randint(0, 50_000, (4, _GROUP))
+    batch = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(_GROUP).expand(4, -1)}
+    kept = _kept(model, {name: tensor[:1] for name, tensor in batch.items()})
+    print("| kept by | bytes a token and layer |\n| --- | ---: |")
+    for name, size in kept.most_common():
+        print(f"| {name} | {size / _GROUP / 12:,.0f} |")
+    print(f"| all | {kept.total() / _GROUP / 12:,.0f} |\n")
+    gradients = Gradients(model, model, _GROUP, ordered=False)
+    gradients.add(batch, ids.numel())
+    threads = min(torch.get_num_threads(), len(ids))
+    width = model.dtype.itemsize
+    chunk = _rows_at_once(model.lm_head, width) * 50_257 * width
+    predicted = threads * (kept.total() + chunk + 4 * _GROUP * 768 * width)
+    reset_peak()
+    before = resident() or 0
+    gradients.add(batch, ids.numel())
+    print(
+        f"{threads} threads, predicted {predicted / 2**20:,.0f} MiB, measured {((peak() or 0) - before) / 2**20:,.0f} MiB"
+    )
+
+
+def _kept(model: GPT2LMHeadModel, inputs: Mapping[str, Tensor]) -> Counter[str]:
+    """Bytes that the functions below the last hidden states keep, by the name of the function."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    found: Counter[str] = Counter()
+    seen: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights and place not in seen:
+            seen[place] = tensor
+            found[_asking()] += tensor.untyped_storage().nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.base_model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
+    return found
+
+
+def _asking() -> str:
+    """The module's line that keeps a tensor, as file and function."""
+    frame = sys._getframe(2)
+    while frame.f_back and "/torch/" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.rpartition('/')[2]}: {frame.f_code.co_name}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Time to the chapter's quality: `python -m benchmarks.quality kyoka.jsonl`.
+
+The chapter's script (PEFT and Trainer in float32, dropout of the base on, batches of 4, four of them a step, 1e-4,
+three epochs, rank 8 on c_attn and c_proj) learns an author's texts, and its held-out loss at the end is measured. Then
+Tsugiki's own run with its defaults begins, is measured every few steps, and ends where it is as good. Both learn the
+same rows and are measured on the same windows; the time is that of the steps alone.
+
+The texts: `tsugiki aozora --source FOLDER --author 泉鏡花 --out kyoka.jsonl`.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments, default_data_collator
+
+from tsugiki.bench.figures import Figures
+from tsugiki.bench.hugging_face import GateCallback, with_peft
+from tsugiki.bench.table import markdown
+from tsugiki.bench.work import Gate
+from tsugiki.models import load_model
+from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.evaluate import evaluate
+from tsugiki.train.progress import RunProgress
+from tsugiki.train.record import RunRecord
+from tsugiki.train.run import Ready, begin_training, prepare, total_steps
+
+HEADERS = {
+    "en": ["run", "steps", "seconds", "held-out loss", "times as fast"],
+    "ja": ["実行", "ステップ", "秒", "評価用の損失", "速さの倍率"],
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="texts of one author, as `tsugiki aozora` writes them")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--max-steps", type=int, help="instead of three epochs")
+    parser.add_argument("--every", type=int, default=10, help="steps between measurements of Tsugiki's run")
+    parser.add_argument("--block-size", type=int)
+    parser.add_argument("--out", type=Path, help="a JSON file for the table")
+    options = parser.parse_args()
+    with TemporaryDirectory() as folder, RunProgress() as shown:
+        given = {"model": options.model, "data": options.data, "out": folder, "block_size": options.block_size}
+        config = validated(RunConfig, {**given, "max_steps": options.max_steps}, None)
+        ready = prepare(config, shown)
+        target, theirs = _chapter(config, ready, folder)
+        shown.say(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
+        curve = _ours(config, ready, target, options.every, shown)
+    step, seconds, loss = curve[-1]
+    steps = config.max_steps or total_steps(config, len(ready.data.blocks))
+    reached = f"{theirs / seconds:.2f}" if loss <= target else "not as good"
+    rows = [
+        ["the chapter's script", f"{steps:,}", f"{theirs:,.0f}", f"{target:.4f}", "1"],
+        ["Tsugiki", f"{step:,}", f"{seconds:,.0f}", f"{loss:.4f}", reached],
+    ]
+    print(markdown((HEADERS["en"], rows)))
+    if options.out:
+        Figures(HEADERS, rows, f"python -m benchmarks.quality {shlex.join(sys.argv[1:])}").write(options.out)
+
+
+def _chapter(config: RunConfig, ready: Ready, folder: str) -> tuple[float, float]:
+    """Held-out loss at the end of the chapter's script, and the seconds of its steps."""
+    model = with_peft(load_model(config.model))
+    clock = Clock()
+    settings = TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=3,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=4,
+        learning_rate=1e-4,
+        logging_steps=100,
+        save_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = Trainer(
+        model=model,
+        args=settings,
+        train_dataset=ready.data.blocks,
+        data_collator=default_data_collator,
+        callbacks=[GateCallback(clock)],
+    )
+    trainer.train()
+    return evaluate(model.get_base_model(), ready.tokenizer, ready.data.windows).loss, clock.seconds
+
+
+def _ours(
+    config: RunConfig, ready: Ready, target: float, every: int, shown: RunProgress
+) -> list[tuple[int, float, float]]:
+    """Step, seconds and held-out loss at each measurement, up to the one that is as good."""
+    trainer = begin_training(config, ready, RunRecord(config.recorded()))
+    curve: list[tuple[int, float, float]] = []
+
+    def look(step: int, last: bool) -> bool:
+        if step % every and not last:
+            return False
+        loss = evaluate(ready.model, ready.tokenizer, ready.data.windows).loss
+        curve.append((step, trainer.meters.seconds, loss))
+        shown.say(f"step {step}  {trainer.meters.seconds:,.0f} s  held-out loss {loss:.4f}")
+        return loss <= target
+
+    trainer.add_callback(Look(look))
+    trainer.train()
+    return curve
+
+
+class Clock(Gate):
+    """A gate that is always open and sums up the seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: "step", self._take)
+        self.seconds = 0.0
+
+    def _take(self, message: dict[str, Any]) -> None:
+        self.seconds += message.get("seconds", 0.0)
+
+
+class Look(TrainerCallback):  # type: ignore[misc]
+    """Asks after each step whether it was enough."""
+
+    def __init__(self, enough: Callable[[int, bool], bool]) -> None:
+        self.enough = enough
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> TrainerControl:
+        """Stop where it was."""
+        control.should_training_stop |= self.enough(state.global_step, state.global_step == state.max_steps)
+        return control
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Every contender does the work that it says, on the same layers, and stops when it is told."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import save_tiny
+from tsugiki.bench import hugging_face
+from tsugiki.bench.contenders import CONTENDERS, DEFAULT, GENERATORS, LIMIT
+from tsugiki.bench.models import SHAPES, build, read_config
+from tsugiki.bench.process import Failed, Process
+from tsugiki.bench.work import Gate, Stopped, Work
+from tsugiki.errors import TsugikiError
+
+
+class Script:
+    """A parent that asks for two steps."""
+
+    def __init__(self) -> None:
+        self.asked = iter(["step\n", "step\n"])
+        self.messages: list[dict[str, Any]] = []
+        self.gate = Gate(lambda: next(self.asked, ""), self.messages.append)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("base"), n_positions=128)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """The models that trainers train."""
+    found: list[torch.nn.Module] = []
+    begin = hugging_face.GateCallback.on_step_begin
+
+    def keep(self: Any, *arguments: Any, **given: Any) -> None:
+        found.append(given["model"])
+        begin(self, *arguments, **given)
+
+    monkeypatch.setattr(hugging_face.GateCallback, "on_step_begin", keep)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name, one in CONTENDERS.items() if not one.missing])
+def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
+    script, contender = Script(), CONTENDERS[name]
+    with pytest.raises(Stopped):
+        contender.run(Work(folder, batch=2, length=16), script.gate)
+    ready, *steps = script.messages
+    assert set(ready) == {"ready", "loaded"}
+    assert len(steps) == 2
+    assert all(step["seconds"] > 0 for step in steps)
+    if not trained:
+        return
+    weights = list(trained[0].parameters())
+    numbers = sum(weight.numel() for weight in weights if weight.requires_grad)
+    everything = sum(weight.numel() for weight in weights)
+    # A and B of c_attn [32, 96], c_proj [32, 32] and c_proj [128, 32], two layers of each.
+    pairs = 2 * 8 * (32 + 96 + 32 + 32 + 128 + 32)
+    assert numbers == (everything if contender.trains_all else pairs)
+    if contender.arithmetic == "bf16" and "tsugiki" not in name and not contender.trains_all:
+        assert {weight.dtype for weight in weights} == {torch.bfloat16, torch.float32}
+    dropouts = {layer.p for path, layer in trained[0].named_modules() if "lora" not in path and hasattr(layer, "p")}
+    assert dropouts == ({0.1} if name == "chapter" else {0.0})
+
+
+@pytest.mark.parametrize("name", [name for name, one in GENERATORS.items() if not one.missing])
+def test_generation(name: str, folder: str):
+    script = Script()
+    with pytest.raises(Stopped):
+        GENERATORS[name].run(Work(folder, batch=1, length=32), script.gate)
+    assert len(script.messages) == 3
+
+
+def test_the_limit_is_a_job_too(folder: str):
+    script = Script()
+    script.asked = iter(["step\n"] * 4)
+    with pytest.raises(Stopped):
+        LIMIT.run(Work(folder, batch=2, length=8), script.gate)
+    assert [set(message.get("limits", ())) >= {"fp32"} for message in script.messages] == [False] * 3 + [True] * 2
+
+
+def test_every_row_of_the_table_is_a_function():
+    assert set(DEFAULT) <= set(CONTENDERS)
+    for contender in [*CONTENDERS.values(), *GENERATORS.values(), LIMIT]:
+        if not contender.missing:
+            assert callable(contender.run)
+
+
+def test_everyone_gets_the_same_rows():
+    work = Work("any", batch=2, length=8)
+    assert torch.equal(work.rows(50), work.rows(50))
+    assert not torch.equal(work.rows(50), Work("any", batch=2, length=8, seed=1).rows(50))
+
+
+def test_shapes_are_those_of_the_models_that_they_are_named_for(monkeypatch: pytest.MonkeyPatch):
+    counts = {}
+    for name in SHAPES:
+        monkeypatch.setattr(torch.Tensor, "add_", lambda tensor, other: tensor)  # no page of a meta tensor to touch
+        with torch.device("meta"):
+            counts[name] = sum(weight.numel() for weight in build(name, torch.bfloat16).parameters())
+    # As published; the chapter's base as docs/from-scratch.md counts it.
+    assert counts == {
+        "gpt2-small": 124_439_808,
+        "rinna-medium": 336_128_000,
+        "smollm2-135m": 134_515_008,
+        "qwen3-1.7b": 1_720_574_976,
+    }
+
+
+def test_an_unknown_model_is_told_the_shapes_that_there_are():
+    with pytest.raises(TsugikiError, match=r"no such folder; shapes by name are gpt2-small, rinna-medium"):
+        read_config("./nowhere")
+
+
+def test_a_process_speaks_json_alone(folder: str):
+    process = Process("tsugiki-fp32", Work(folder, batch=2, length=16))
+    try:
+        step = process.step()
+    finally:
+        process.close()
+    assert step["seconds"] > 0
+    if sys.platform == "linux":
+        assert process.loaded is not None
+        assert 10e6 < process.loaded <= step["peak"] < 4e9
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(Failed, match="KeyError: 'nobody'"):
+        Process("nobody", Work("any"))

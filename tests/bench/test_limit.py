@@ -1,0 +1,100 @@
+"""The limit counts exactly the products that a step of LoRA needs."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.tiny import ids, tiny_model
+from tsugiki.bench.limit import WAYS, Product, Timings, arranged, products
+from tsugiki.lora.targets import DEFAULT_TARGETS
+
+ROWS, LENGTH, RANK = 3, 12, 4
+
+
+def flops(product: Product) -> int:
+    return 2 * product.batch * product.m * product.k * product.n
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma3_text", "gpt_neox", "opt", "falcon", "phi"])
+def test_as_many_operations_as_torch_counts_in_a_step_of_pefts(kind: str):
+    model = tiny_model(kind)
+    model.set_attn_implementation("eager")
+    found = products(model.config, ROWS, LENGTH, RANK)
+    config = LoraConfig(r=RANK, lora_dropout=0.0, target_modules=list(DEFAULT_TARGETS[kind]), task_type="CAUSAL_LM")
+    grafted = get_peft_model(model, config)
+    tokens = ids(ROWS, LENGTH)
+    grafted(input_ids=tokens, labels=tokens).loss.backward()  # what is made once, such as rotary tables, is made
+    with FlopCounterMode(display=False) as counter:
+        grafted(input_ids=tokens, labels=tokens).loss.backward()
+    ours = sum(count * flops(product) for product, count in found.items() if product.part != "causal attention")
+    rotary = 2 * ROWS * LENGTH * 16 * 4  # the angles, at most: a product too, but of constants
+    assert 0 <= counter.get_total_flops() - ours <= rotary * (kind not in ("gpt2", "opt"))
+
+
+def test_causal_attention_is_the_blocks_below_the_diagonal():
+    model = tiny_model("gpt2", n_positions=512)
+    found = products(model.config, 1, 300)
+    layers, heads, width = 2, 4, 8
+    blocks = 128 * 128 + 128 * 256 + 44 * 300
+    causal = sum(count * flops(product) for product, count in found.items() if product.part == "causal attention")
+    assert causal == 2 * layers * heads * width * blocks * 6
+    whole = sum(count * flops(product) for product, count in found.items() if product.part == "attention")
+    assert whole == 2 * layers * heads * width * 300 * 300 * 6
+
+
+def test_nothing_below_the_first_layer_wants_a_gradient():
+    found = products(tiny_model("llama").config, 1, 8)
+    into_queries = found[Product("frozen layers", 8, 32, 32)], found[Product("frozen layers", 8, 16, 32)]
+    # Two layers: q and o each way, but for the first q backward; and k, v backward in the second alone.
+    assert into_queries == (2 + 2 + 1 + 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("product", "dtype"),
+    [
+        (Product("frozen layers", 1100, 24, 40), torch.int8),
+        (Product("low rank", 1100, 24, 8), torch.bfloat16),
+        (Product("low rank", 8, 1100, 40, sliced="k"), torch.float32),
+        (Product("attention", 32, 24, 40, 6, "batch"), torch.bfloat16),
+    ],
+)
+def test_every_way_is_the_same_product(product: Product, dtype: torch.dtype):
+    layouts = set()
+    for way in WAYS:
+        pairs, threads = arranged(product, dtype, way)
+        assert threads == (torch.get_num_threads() if way.sliced else 1)
+        assert sum(2 * a.numel() * b.shape[-1] for a, b in pairs) == flops(product)
+        assert all(a.dtype == b.dtype == dtype and a.shape[-1] == b.shape[-2] for a, b in pairs)
+        layouts.add(pairs[0][1].stride())
+    assert len(layouts) == 2
+
+
+def test_the_sum_takes_each_product_in_the_type_that_serves_it_best():
+    frozen, pair = Product("frozen layers", 4, 4, 4), Product("low rank", 4, 4, 2)
+    whole, causal = Product("attention", 4, 4, 4, 2, "batch"), Product("causal attention", 2, 4, 4, 2, "batch")
+    timings = Timings({frozen: 2, pair: 3, whole: 1, causal: 1}, ["fp32", "bf16", "int8"])
+    assert (pair, "int8") not in timings.seconds
+    timings.seconds = {
+        (frozen, "fp32"): 8.0, (frozen, "bf16"): 4.0, (frozen, "int8"): 1.0,
+        (pair, "fp32"): 1.0, (pair, "bf16"): 2.0,
+        (whole, "fp32"): 6.0, (whole, "bf16"): 3.0,
+        (causal, "fp32"): 4.0, (causal, "bf16"): 2.0,
+    }  # fmt: skip
+    limits = timings.limits(tokens=100)
+    assert {dtype: 100 / limit["tokens_per_second"] for dtype, limit in limits.items()} == pytest.approx(
+        {"fp32": 16 + 3 + 6, "bf16": 8 + 3 + 3, "int8": 2 + 3 + 3}
+    )
+    assert 100 / limits["int8"]["causal_tokens_per_second"] == pytest.approx(2 + 3 + 2)
+
+
+def test_measuring_fills_in_every_product():
+    timings = Timings(products(tiny_model("gpt2").config, 2, 8), ["fp32", "int8"])
+    timings.look_for_ways()
+    timings.measure()
+    assert all(0 < seconds < math.inf for seconds in timings.seconds.values())
+    before = dict(timings.seconds)
+    timings.measure()
+    assert all(timings.seconds[pair] <= before[pair] for pair in before)

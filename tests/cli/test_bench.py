@@ -1,0 +1,92 @@
+"""`tsugiki bench`: what it prints and writes, and one line for what cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tsugiki.bench import bench
+from tsugiki.bench.runner import Measured
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contenders that took a second each."""
+
+    def measure(contenders, work, rounds, say):
+        say("round 1 of 1")
+        limit = {"fp32": {"tokens_per_second": 500.0, "causal_tokens_per_second": 600.0, "seconds": {}}}
+        return [
+            Measured(name, {}, [1.0] * rounds, 10, 30, 20, [limit] if name == "limit" else []) for name in contenders
+        ]
+
+    monkeypatch.setattr(bench, "measure", measure)
+
+
+def test_the_list_names_models_and_contenders(run):
+    status, out, _ = run("bench", "--list")
+    assert status == 0
+    for name in ("gpt2-small", "qwen3-1.7b", "embedded", "chapter", "peft-bf16", "tsugiki-int8", "grafted-off"):
+        assert name in out
+    assert "mlx-lm[cpu]" in out, "brackets are no markup"
+
+
+def test_a_measurement(base: str, run, fast, tmp_path: Path):
+    status, out, err = run(
+        "bench", "--model", base, "--batch", "2", "--length", "64", "--rounds", "3", "--out", "figures"
+    )
+    assert status == 0
+    assert "round 1 of 1" in err
+    assert "128" in out
+    assert "limit, fp32" in out
+    results = json.loads((tmp_path / "figures" / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["chapter", "peft-fp32", "peft-bf16", "trl", "tsugiki"]
+    assert results["rows"][0]["tokens_per_second"] == 128
+    assert results["command"].startswith("tsugiki bench --model ")
+    assert results["limits"]["fp32"]["tokens_per_second"] == 500
+    assert {"processor", "threads"} <= set(results["machine"])
+    assert (tmp_path / "figures" / "table.md").read_text().count("| chapter |") == 1
+    assert (tmp_path / "figures" / "plot.svg").read_text().startswith("<?xml")
+
+
+def test_generation_and_names(base: str, run, fast, tmp_path: Path):
+    status, out, _ = run("bench", "--model", base, "--generate", "--contenders", "merged, peft-merged")
+    assert status == 0
+    assert out.index("merged") < out.index("peft-merged")
+    assert "limit" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--contenders", "chaptre"), "no contender called 'chaptre'; there are chapter, peft-fp32"),
+        (("--generate", "--contenders", "chapter"), "no contender called 'chapter'; there are peft-grafted"),
+        (("--model", "./nowhere"), "shapes by name are gpt2-small, rinna-medium, smollm2-135m"),
+        (("--batch", "0"), "Invalid value for '--batch'"),
+        (("--rounds", "0"), "Invalid value for '--rounds'"),
+        (("--length", "2000"), "--length is 2000, but the context of"),
+        (("--out", "text.txt"), "text.txt is a file; --out names a folder"),
+        (("--model", "qwen3-1.7b", "--contenders", "chapter"), "measured in bfloat16 and int8 alone"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run, fast):
+    status, out, err = run("bench", "--model", base, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_too_little_memory_is_said_before_anything_is_loaded(run, fast, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tsugiki.bench.memory.available", lambda: 300_000_000)
+    status, _, err = run("bench", "--contenders", "chapter")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "not enough memory: 0.5 GB for the weights, 0.3 GB free" in err
+    status, out, _ = run("bench", "--contenders", "chapter,peft-bf16")
+    assert status == 0
+    assert "not enough memory" in out
+
+
+def test_nothing_measured_is_an_error_that_says_why(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench, "measure", lambda contenders, *_: [Measured(n, problem="no luck") for n in contenders])
+    status, _, err = run("bench", "--model", base, "--length", "64", "--contenders", "chapter")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "nothing was measured: chapter: no luck" in err

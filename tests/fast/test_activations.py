@@ -1,0 +1,110 @@
+"""The activations against the formula in float64, against torch's own, and against transformers' modules."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.fast.kept import kept_bytes
+from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, plain_swish, swish, value_and_slope
+
+FORMS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""One rounding of the value; of the gradient two, that of the slope and that of the product."""
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("shape", [(), (7,), (5, 3), (2, 5, 3), (3, 0), (3, 100_000)])
+def test_value_and_gradient_are_the_definitions(form: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
+    torch.manual_seed(0)
+    x = (3 * torch.randn(shape)).to(dtype).requires_grad_()
+    grad = torch.randn(shape).to(dtype)
+    y = swish(x, form)
+    y.backward(grad)
+    exact = x.detach().double().requires_grad_()
+    plain = plain_swish(exact, form)
+    plain.backward(grad.double())
+    assert y.dtype == x.grad.dtype == dtype
+    assert y.shape == x.grad.shape == x.shape
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(y.double(), plain, rtol=tolerance / 2, atol=tolerance * 1e-2)
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=tolerance, atol=tolerance * 1e-1)
+    with torch.no_grad():
+        assert torch.equal(swish(x, form), y)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_each_value_that_16_bits_can_have_is_rounded_once(form: Swish, dtype: torch.dtype):
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = x[x.isfinite() & (x.abs() < 1e18)].requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    plain_swish(exact, form).sum().backward()
+    swish(x, form).sum().backward()
+    if form != SILU:  # torch's own, in float32
+        assert torch.equal(swish(x, form), plain_swish(exact, form).to(dtype))
+        assert torch.equal(x.grad, exact.grad.to(dtype))
+    assert not swish(x, form).isnan().any()
+    assert not x.grad.isnan().any()
+
+
+def test_the_tanh_form_is_torchs():
+    x = torch.linspace(-12, 12, 4801).requires_grad_()
+    (ours,) = torch.autograd.grad(swish(x, GELU_TANH).sum(), x)
+    (theirs,) = torch.autograd.grad(F.gelu(x, approximate="tanh").sum(), x)
+    torch.testing.assert_close(swish(x, GELU_TANH), F.gelu(x, approximate="tanh"), rtol=0, atol=2e-6)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_gradients_pass_gradcheck(form: Swish):
+    x = (2 * torch.randn(4, 5, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: swish(x, form), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_strides_of_the_input_and_of_the_gradient_do_not_matter(dtype: torch.dtype):
+    wide = torch.randn(6, 10).to(dtype)
+    for x in (wide[:, :5], wide[:, ::2], wide.T, wide[:1].expand(4, 10)):
+        whole, other = x.clone().requires_grad_(), x.detach().requires_grad_()
+        grad = torch.randn(x.shape[::-1]).to(dtype).T
+        swish(whole, GELU_TANH).backward(grad.contiguous())
+        swish(other, GELU_TANH).backward(grad)
+        assert torch.equal(swish(other, GELU_TANH), swish(whole, GELU_TANH))
+        assert torch.equal(other.grad, whole.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_large_values_stay_themselves(dtype: torch.dtype, form: Swish):
+    x = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4]).to(dtype).requires_grad_()
+    y = swish(x, form)
+    y.sum().backward()
+    assert torch.equal(y, x.clamp_min(0))
+    assert torch.equal(x.grad, torch.tensor([0, 0, 0.5, 1, 1], dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_slope_can_come_multiplied(dtype: torch.dtype):
+    x, times = torch.randn(2, 40, 9).to(dtype)
+    for form in FORMS.values():
+        value, slope = value_and_slope(x, form)
+        again, product = value_and_slope(x, form, times.T.contiguous().T)
+        assert torch.equal(value, again)
+        torch.testing.assert_close(product, slope * times, rtol=8e-3 if dtype == torch.bfloat16 else 1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_tensor_is_kept(dtype: torch.dtype):
+    x = torch.randn(32, 48).to(dtype).requires_grad_()
+    for form in FORMS.values():
+        assert kept_bytes(lambda form=form: swish(x, form)) == x.nbytes
+
+
+def test_a_compiler_and_autocast_see_the_definition():
+    x = torch.randn(3, 4, requires_grad=True)
+    compiled = torch.compile(lambda x: swish(x, GELU_TANH), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), plain_swish(x, GELU_TANH))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "_Swish" not in type(swish(x, GELU_TANH).grad_fn).__name__
+    assert "_Swish" in type(swish(x, GELU_TANH).grad_fn).__name__

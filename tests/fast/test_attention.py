@@ -1,0 +1,337 @@
+"""Attention in blocks beside its plain twin, and which masks it knows."""
+
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tests.tiny import relative_error
+from tsugiki.fast import attention
+from tsugiki.fast.attention import attention_forward, causal_spans, plain_attention
+
+# What the difference from float64 may be beside twice that of the plain path: they round scores in different places.
+FLOOR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3}
+NAMES = ("out", "query", "key", "value")
+
+
+def causal(length: int) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+
+
+def window(length: int, size: int) -> Tensor:
+    return causal(length) & torch.ones(length, length, dtype=torch.bool).triu(1 - size)
+
+
+def packed(*lengths: int) -> Tensor:
+    return torch.block_diag(*[torch.ones(n, n) for n in lengths]).bool()[None, None] & causal(sum(lengths))
+
+
+def added(mask: Tensor, dtype: torch.dtype = torch.float32, lowest: float = -torch.inf) -> Tensor:
+    """The mask as numbers to be added to the scores."""
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, lowest)
+
+
+MASKS = {
+    "65": causal(65),
+    "127": causal(127),
+    "128": causal(128),
+    "129": causal(129),
+    "two blocks": causal(256),
+    "documents": packed(3, 130, 1, 66, 100),
+    "documents end with blocks": packed(128, 128, 20),
+    "window": window(300, 9),
+    "window beyond a block": window(300, 200),
+    "window in documents": packed(40, 150, 10) & window(200, 9),
+    "another mask each row": torch.cat([causal(200), packed(90, 110), window(200, 7), packed(*[10] * 20)]),
+}
+OTHERS = {
+    "all see all": torch.ones(1, 1, 100, 100, dtype=torch.bool),
+    "padding on the left": causal(100) & (torch.arange(100) >= 10),
+    "padding on the right": causal(100) & (torch.arange(100) < 90),
+    "a prefix that sees itself": causal(100) | ((torch.arange(100) < 7) & (torch.arange(100) < 7)[:, None]),
+    "a hole": causal(100) & ((torch.arange(100) != 5) | (torch.arange(100) < 6)[:, None]),
+    "one row of another kind": torch.cat([causal(100), torch.ones(1, 1, 100, 100, dtype=torch.bool)]),
+    "a mask a head": causal(100).repeat(1, 4, 1, 1),
+}
+
+
+def tensors(mask: Tensor, dtype: torch.dtype = torch.float64, key_heads: int = 2, batch: int = 2) -> list[Tensor]:
+    """Query of four heads, key, value of another; in transformers' layout, [batch, length, heads, width]."""
+    batch, length = max(batch, mask.shape[0]), mask.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((batch, length, 4, 8), (batch, length, key_heads, 8), (batch, length, key_heads, 6))
+    return [
+        (1.5 * torch.randn(shape, generator=generator)).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes
+    ]
+
+
+def quick(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None = None, **rest: Any
+) -> Tensor:
+    """`attention_forward`, [batch, heads, length, width]."""
+    out, probabilities = attention_forward(nn.Module(), query, key, value, mask, scaling=scale, **rest)
+    assert probabilities is None
+    return out.transpose(1, 2)
+
+
+def results(forward: Any, given: list[Tensor], *rest: Any) -> list[Tensor]:
+    """The output, and the gradients of query, key and value for a gradient of the output that is random."""
+    out = forward(*given, *rest)
+    for tensor in given:
+        tensor.grad = None
+        tensor.retain_grad()
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype))
+    return [out.detach(), *(tensor.grad for tensor in given if tensor.grad is not None)]
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of the queries that the blocks, not the plain definition, computed."""
+    made: list[torch.Size] = []
+    function = attention._BlockAttention
+
+    def apply(*given: Any) -> Tensor:
+        made.append(given[0].shape)
+        return function.apply(*given)
+
+    monkeypatch.setattr(attention, "_BlockAttention", SimpleNamespace(apply=apply))
+    return made
+
+
+@pytest.mark.parametrize("dtype", FLOOR)
+@pytest.mark.parametrize("name", MASKS)
+def test_values_and_gradients_are_those_of_the_definition(name: str, dtype: torch.dtype, blocks: list[torch.Size]):
+    mask = MASKS[name]
+    given = tensors(mask, dtype)
+    found, plain = results(quick, given, mask, 0.3), results(plain_attention, given, mask, 0.3)
+    exact = results(plain_attention, [t.detach().double().requires_grad_() for t in given], mask, 0.3)
+    assert len(blocks) == 1
+    for what, ours, theirs, true in zip(NAMES, found, plain, exact, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert relative_error(ours, true) <= FLOOR[dtype] + 2 * relative_error(theirs, true), what
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("form", ["bool", "-inf", "lowest"])
+def test_key_heads_are_shared_and_masks_may_be_numbers(key_heads: int, form: str, blocks: list[torch.Size]):
+    mask = MASKS["another mask each row"]
+    given = tensors(mask, key_heads=key_heads)
+    low = {"-inf": -torch.inf, "lowest": torch.finfo(torch.float64).min}
+    said = mask if form == "bool" else added(mask, torch.float64, low[form])
+    for name, ours, theirs in zip(
+        NAMES, results(quick, given, said), results(plain_attention, given, mask, 8**-0.5), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert len(blocks) == 1
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_the_definition_is_torchs(scale: float | None):
+    mask = MASKS["another mask each row"]
+    given = tensors(mask)
+
+    def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+
+    definition = results(plain_attention, given, mask, 8**-0.5 if scale is None else scale)
+    for name, ours, wanted in zip(NAMES, definition, results(theirs, given), strict=True):
+        torch.testing.assert_close(ours, wanted, msg=name)
+
+
+def test_a_document_sees_nothing_of_the_one_before(blocks: list[torch.Size]):
+    mask = packed(70, 90, 140)
+    query, key, value = tensors(mask)
+    whole = quick(query, key, value, mask)
+    torch.testing.assert_close(
+        whole[:, :, 70:160], quick(*(t[:, :, 70:160] for t in (query, key, value)), causal(90)), rtol=1e-12, atol=1e-12
+    )
+    noise = torch.zeros_like(key)
+    noise[:, :, :70] = torch.randn(70, 8, dtype=torch.float64) * 100
+    assert torch.equal(quick(query, key + noise, value, mask)[:, :, 70:], whole[:, :, 70:])
+    assert len(blocks) == 3
+
+
+def test_gradcheck(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "_BLOCK", 3)
+    monkeypatch.setattr(attention, "_SHORT", 0)
+    mask = torch.cat([packed(2, 5), window(7, 3)])
+    first = causal_spans(mask)
+    assert first is not None
+    assert torch.autograd.gradcheck(lambda *given: attention._BlockAttention.apply(*given, 0.3, first), tensors(mask))
+
+
+@pytest.mark.parametrize("length", [1, 5, 64])
+def test_short_rows_are_left_to_the_definition(length: int, blocks: list[torch.Size]):
+    mask = causal(length)
+    given = tensors(mask)
+    for ours, theirs in zip(results(quick, given, mask), results(plain_attention, given, mask, 8**-0.5), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not blocks
+
+
+@pytest.mark.parametrize("form", ["bool", "-inf"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_masks_are_left_to_the_definition(name: str, form: str, blocks: list[torch.Size]):
+    mask = OTHERS[name]
+    assert causal_spans(mask) is None
+    given = tensors(mask)
+    said = mask if form == "bool" else added(mask, torch.float64)
+    blind = ~mask.any(-1, keepdim=True)  # there is no right answer where nothing is seen
+    ours, theirs = quick(*given, said), plain_attention(*given, mask, 8**-0.5)
+    torch.testing.assert_close(ours.masked_fill(blind, 0), theirs.masked_fill(blind, 0))
+    assert not blocks
+
+
+def test_without_a_mask_all_is_seen(blocks: list[torch.Size]):
+    given = tensors(causal(100))
+    torch.testing.assert_close(quick(*given, None), F.scaled_dot_product_attention(*given, enable_gqa=True))
+    assert not blocks
+
+
+def test_keys_of_earlier_steps_are_left_to_the_definition(blocks: list[torch.Size]):
+    mask = causal(100)
+    query, key, value = tensors(mask)
+    torch.testing.assert_close(
+        quick(query[:, :, -70:], key, value, mask[:, :, -70:]), quick(query, key, value, mask)[:, :, -70:]
+    )
+    assert len(blocks) == 1, "the whole"
+
+
+def test_a_cap_on_scores_is_left_to_the_definition(blocks: list[torch.Size]):
+    mask = causal(100)
+    given = tensors(mask)
+    capped = quick(*given, mask, softcap=0.5)
+    scores = given[0] @ given[1].repeat_interleave(2, 1).transpose(2, 3) * 8**-0.5
+    probabilities = (0.5 * torch.tanh(scores / 0.5)).masked_fill(~mask, -torch.inf).softmax(-1)
+    torch.testing.assert_close(capped, probabilities @ given[2].repeat_interleave(2, 1))
+    assert not torch.allclose(capped, quick(*given, mask))
+    assert len(blocks) == 1, "the one without"
+
+
+def test_dropout_is_left_to_the_definition(blocks: list[torch.Size]):
+    mask = causal(100)
+    given = tensors(mask)
+    torch.manual_seed(0)
+    dropped = quick(*given, mask, dropout=0.5)
+    assert not torch.allclose(dropped, quick(*given, mask, dropout=0.0))
+    torch.manual_seed(0)
+    assert torch.equal(dropped, plain_attention(*given, mask, 8**-0.5, None, 0.5))
+    assert len(blocks) == 1
+
+
+@pytest.mark.parametrize("form", ["bool", "-inf", "lowest"])
+def test_the_spans_of_masks(form: str):
+    def first(mask: Tensor) -> list[list[int]]:
+        low = {"-inf": -torch.inf, "lowest": torch.finfo(torch.float32).min}
+        spans = causal_spans(mask if form == "bool" else added(mask, torch.float32, low[form]))
+        assert spans is not None
+        return spans.tolist()
+
+    assert first(causal(4)) == [[0, 0, 0, 0]]
+    assert first(packed(2, 1, 3)) == [[0, 0, 2, 3, 3, 3]]
+    assert first(window(5, 3)) == [[0, 0, 0, 1, 2]]
+    assert first(packed(1, 4) & window(5, 2)) == [[0, 1, 1, 2, 3]]
+    assert first(torch.cat([causal(3), packed(1, 2)])) == [[0, 0, 0], [0, 1, 1]]
+    assert first(causal(1)) == [[0]]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        None,
+        causal(4)[0],
+        causal(4)[:, :, :3],
+        causal(4).repeat(1, 2, 1, 1),
+        ~causal(4),
+        causal(4) & (torch.arange(4) > 0),
+        torch.zeros(1, 1, 4, 4, dtype=torch.bool),
+        torch.ones(1, 1, 4, 4, dtype=torch.bool),
+        causal(4).transpose(2, 3),
+    ],
+    ids=["none", "3-d", "not square", "heads", "the rest", "left padding", "nothing", "all", "the future"],
+)
+def test_masks_that_have_no_spans(mask: Tensor | None):
+    assert causal_spans(mask) is None
+
+
+def test_spans_are_worked_out_once_a_mask(monkeypatch: pytest.MonkeyPatch):
+    looked: list[Tensor] = []
+    monkeypatch.setattr(attention, "causal_spans", lambda mask: looked.append(mask) or causal_spans(mask))
+    for mask in (causal(100), OTHERS["all see all"].clone()):
+        given = tensors(mask)
+        for _ in range(3):
+            quick(*given, mask)
+    assert len(looked) == 2
+
+
+def test_gradients_of_two_batches_add_up():
+    mask = packed(50, 100)
+    given = tensors(mask)
+    once = torch.autograd.grad(quick(*given, mask).sum(), given)
+    leaves = [t.detach().requires_grad_() for t in given]
+    for times in (1, 2):
+        (times * quick(*leaves, mask).sum()).backward()
+    for leaf, wanted in zip(leaves, once, strict=True):
+        torch.testing.assert_close(leaf.grad, 3 * wanted)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_under_checkpointing(reentrant: bool, blocks: list[torch.Size]):
+    mask = packed(50, 100)
+    given = tensors(mask)
+    run = functools.partial(checkpoint, quick, use_reentrant=reentrant)
+    for ours, theirs in zip(results(run, given, mask), results(quick, given, mask), strict=True):
+        assert torch.equal(ours, theirs)
+    assert len(blocks) == 3
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32,) * 3, (torch.bfloat16,) * 3, (torch.float32, torch.float32, torch.bfloat16)]
+)
+def test_under_autocast(dtypes: tuple[torch.dtype, ...], blocks: list[torch.Size]):
+    mask = causal(100)
+    given = [t.detach().to(dtype).requires_grad_() for t, dtype in zip(tensors(mask), dtypes, strict=True)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = quick(*given, mask)
+    grads = torch.autograd.grad(out.float().square().sum(), given)
+    exact = [t.detach().double().requires_grad_() for t in given]
+    wanted = plain_attention(*exact, mask, 8**-0.5)
+    assert relative_error(out.detach(), wanted.detach()) < 2e-2
+    for grad, true in zip(grads, torch.autograd.grad(wanted.square().sum(), exact), strict=True):
+        assert relative_error(grad, true) < 4e-2
+    assert not blocks
+
+
+def test_compiled_it_is_the_definition(blocks: list[torch.Size]):
+    mask = causal(100)
+    given = tensors(mask)
+    compiled = torch.compile(quick, backend="aot_eager")
+    for ours, theirs in zip(
+        results(compiled, given, mask), results(plain_attention, given, mask, 8**-0.5), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert not blocks
+
+
+def test_probabilities_are_kept_of_what_is_seen_alone():
+    length, kept = 512, []
+    given = tensors(causal(length), batch=1)
+    for mask in (causal(length), packed(*[64] * 8)):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            quick(*given, mask)
+        kept.append(sum(sizes) - sum(t.numel() for t in given) - length)
+    # Of four blocks of 128 queries each sees the keys up to its end, or those of its own two documents.
+    assert kept == [4 * 128 * (128 + 256 + 384 + 512), 4 * 128 * (4 * 128)]
+
+
+def test_without_gradients():
+    mask = causal(100)
+    with torch.inference_mode():
+        given = tensors(mask)
+        torch.testing.assert_close(quick(*given, mask), plain_attention(*given, mask, 8**-0.5))

@@ -1,0 +1,222 @@
+"""A model's loss in chunks against its class's own forward: the loss, every gradient, and what stays as it was."""
+
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from tests.tiny import CONFIGS, ids, shake, tiny_model
+from tsugiki import LoraConfig, disable_adapter, graft, merge, set_adapter, ungraft
+from tsugiki.fast import loss as loss_module
+from tsugiki.fast.forward import chunk_the_loss, unchunk_the_loss
+
+KINDS = ["gpt2", "llama", "gemma2", "cohere", "phi"]  # tied head, untied, capped, scaled, with a bias
+SETUPS: dict[str, Any] = {
+    "frozen head": {},
+    "grafted head": {"target_modules": ["c_attn", "q_proj", "lm_head"]},
+    "head trained whole": {"modules_to_save": ["lm_head"]},
+    "every weight": None,
+}
+IDS = ids(rows=3)
+LABELS = IDS.clone()
+LABELS[0, 3:7] = LABELS[2, :9] = -100
+
+
+def trained(kind: str, setup: str = "grafted head") -> Any:
+    model = tiny_model(kind)
+    settings = SETUPS[setup]
+    if settings is not None:
+        graft(model, LoraConfig(r=2, **settings))
+        shake(model)
+    return model
+
+
+def own(model: Any, **given: Any) -> Any:
+    return type(model).forward(model, **given)
+
+
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_learns_the_same(model: Any, **given: Any) -> None:
+    given = {"input_ids": IDS, "labels": LABELS, **given}
+    wanted = own(model, **given)
+    expected = gradients(model, wanted.loss)
+    found = model(**given)
+    assert found.logits is None
+    assert wanted.logits is not None
+    torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-5, atol=1e-6)
+    grads = gradients(model, found.loss)
+    assert grads.keys() == expected.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, grad in grads.items():
+        largest = float(expected[name].abs().max())
+        torch.testing.assert_close(grad, expected[name], rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:lm_head shares its weight")
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_those_of_the_models_own_forward(kind: str, setup: str, monkeypatch: pytest.MonkeyPatch):
+    model = trained(kind, setup)
+    chunk_the_loss(model)
+    monkeypatch.delattr(loss_module, "plain_loss")  # whole logits
+    assert_learns_the_same(model)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_items_in_batch": 50},
+        {"num_items_in_batch": torch.tensor(50)},
+        {"shift_labels": IDS.flip(1)},
+        {"shift_labels": IDS.flip(1), "num_items_in_batch": 7},
+        {"labels": LABELS.masked_fill(LABELS == -100, -1), "ignore_index": -1},
+        {"attention_mask": (torch.arange(12) < 8).long().expand(3, 12), "use_cache": True},
+        {"position_ids": torch.tensor([[*range(7), *range(5)]] * 3)},
+        {"position_ids": torch.tensor([[*range(7), *range(5)]] * 3), "use_cache": False},  # two documents apart
+        {"return_dict": True},
+    ],
+    ids=lambda given: " ".join(given),
+)
+def test_arguments_mean_what_they_mean_to_the_model(given: dict[str, Any]):
+    model = trained("gpt2")
+    chunk_the_loss(model)
+    if "return_dict" in given:  # nothing that the chunks know of: the model's own forward serves
+        assert model(input_ids=IDS, labels=LABELS, **given).logits is not None
+    else:
+        assert_learns_the_same(model, **given)
+
+
+def test_ids_may_be_given_by_position_and_everything_but_the_logits_comes_back():
+    model = trained("llama")
+    chunk_the_loss(model)
+    found, wanted = model(IDS, labels=LABELS), own(model, input_ids=IDS, labels=LABELS)
+    torch.testing.assert_close(found.loss, wanted.loss)
+    assert found.keys() == wanted.keys() - {"logits"}
+    assert model(IDS, labels=LABELS, use_cache=False).keys() == {"loss"}
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"logits_to_keep": 2}, {"output_hidden_states": True}, {"labels": LABELS, "return_dict": False}]
+)
+def test_other_calls_are_the_models_own(given: dict[str, Any]):
+    model = trained("llama")
+    chunk_the_loss(model)
+    found, wanted = model(input_ids=IDS, **given), own(model, input_ids=IDS, **given)
+    assert type(found) is type(wanted)
+    assert len(found) == len(wanted)
+    at = 1 if "labels" in given else 0
+    assert torch.equal(found[at], wanted[at])
+
+
+def test_logits_are_there_without_gradients():
+    model = trained("gemma2")
+    chunk_the_loss(model)
+    with torch.no_grad():
+        found = model(input_ids=IDS, labels=LABELS)
+    assert found.logits.shape == (3, 12, 96)
+
+
+def test_a_loss_of_the_users_own_wins():
+    model = trained("llama")
+    chunk_the_loss(model)
+    model.loss_function = lambda logits, labels, **_: logits.sum()
+    torch.testing.assert_close(model(input_ids=IDS, labels=LABELS).loss, own(model, input_ids=IDS).logits.sum())
+    other = trained("llama")
+    other.loss_function = model.loss_function
+    chunk_the_loss(other)
+    assert "forward" not in vars(other)
+
+
+def test_the_head_is_the_one_that_is_there_at_the_call():
+    model = tiny_model("llama")
+    chunk_the_loss(model)
+    assert_learns_the_same(model)
+    graft(model, LoraConfig(r=2))
+    assert_learns_the_same(shake(model))
+    graft(model, LoraConfig(r=2, target_modules=["lm_head", "q_proj"]), "head")
+    assert_learns_the_same(shake(model))
+    set_adapter(model, "default")
+    assert_learns_the_same(model)
+    with disable_adapter(model):
+        torch.testing.assert_close(
+            model(input_ids=IDS, labels=LABELS).loss, own(model, input_ids=IDS, labels=LABELS).loss
+        )
+    set_adapter(model, "head")
+    ungraft(merge(model))
+    assert_learns_the_same(model)
+
+
+def test_the_model_stays_what_it_was():
+    model, plain = trained("llama"), trained("llama")
+    chunk_the_loss(model)
+    assert inspect.signature(model.forward) == inspect.signature(plain.forward)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    generated = [each.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=0) for each in (model, plain)]
+    assert torch.equal(*generated)
+    unchunk_the_loss(model)
+    assert "forward" not in vars(model)
+    unchunk_the_loss(model)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_computes_with_its_own_weights(copied: Any):
+    model = tiny_model("llama")
+    chunk_the_loss(model)
+    other = copied(model)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2)
+    assert_learns_the_same(other)
+    assert all(p.grad is None for p in model.parameters())
+    assert_learns_the_same(model)
+
+
+def test_gradient_checkpointing_goes_on():
+    model = trained("llama").train()
+    chunk_the_loss(model)
+    model.gradient_checkpointing_enable()
+    assert_learns_the_same(model)
+
+
+def test_a_compiler_sees_the_models_own_forward():
+    model = trained("llama")
+    chunk_the_loss(model)
+    compiled = torch.compile(model, backend="eager")
+    found = compiled(input_ids=IDS, labels=LABELS)
+    torch.testing.assert_close(found.loss, own(model, input_ids=IDS, labels=LABELS).loss)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate_may_wrap_it(precision: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # one process has one precision otherwise
+    model, plain = trained("llama"), trained("llama")
+    chunk_the_loss(model)
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    found, wanted = (accelerator.prepare(each)(input_ids=IDS, labels=LABELS) for each in (model, plain))
+    assert found.logits is None
+    tolerance = 1e-5 if precision == "no" else 1e-2
+    torch.testing.assert_close(found.loss, wanted.loss, rtol=tolerance, atol=tolerance)
+
+
+def test_a_forward_that_somebody_replaced_stays():
+    model = tiny_model("llama")
+    model.forward = theirs = lambda **given: None
+    chunk_the_loss(model)
+    unchunk_the_loss(model)
+    assert vars(model)["forward"] is theirs
+
+
+def test_a_mixture_of_experts_keeps_the_loss_of_its_router():
+    config = MixtralConfig(**CONFIGS["llama"], num_local_experts=2, output_router_logits=True)
+    model = MixtralForCausalLM(config)
+    chunk_the_loss(model)
+    assert "forward" not in vars(model)

@@ -1,0 +1,458 @@
+"""The loss in chunks beside its plain twin, and the heads of the architectures that users bring."""
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from tests.tiny import CONFIGS, ids, logits, relative_error, tiny_model
+from tsugiki import LoraConfig, graft
+from tsugiki.fast import loss as loss_module
+from tsugiki.fast.loss import IGNORED, Head, chunked_loss, find_head, plain_loss
+from tsugiki.lora.graft import trainable_parameters
+from tsugiki.lora.layer import LoraLinear, new_pair
+from tsugiki.lora.masks import keep_mask
+
+# What the difference from float64 may be beside twice that of the plain path.
+FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3}
+WIDTH, VOCABULARY = 16, 50
+LAYERS = ("frozen", "trained", "frozen with bias", "trained with bias", "trained bias", "grafted", "grafted with bias")
+FORMS = {"plain": (1.0, None), "scaled": (0.25, None), "capped": (1.0, 3.0), "scaled and capped": (2.0, 3.0)}
+
+
+def head_of(kind: str, form: str = "plain", dtype: torch.dtype = torch.float64, vocabulary: int = VOCABULARY) -> Head:
+    torch.manual_seed(0)
+    layer: Any = nn.Linear(WIDTH, vocabulary, bias="bias" in kind).to(dtype).requires_grad_(kind.startswith("trained"))
+    layer.weight.requires_grad_(layer.weight.requires_grad and kind != "trained bias")
+    if kind.startswith("grafted"):
+        base, layer = layer, LoraLinear(layer).train()
+        layer.lora = new_pair(base, 3, 0.7, 0.0, False)
+    return Head(layer, *FORMS[form])
+
+
+def batch(dtype: torch.dtype = torch.float64, rows: int = 3, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor]:
+    """Hidden states [rows, 7, width] that are part of a longer tensor, and labels with some that are not learned."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(rows, 8, WIDTH, generator=generator).to(dtype)[:, :-1].requires_grad_()
+    labels = torch.randint(0, vocabulary, (rows, 7), generator=generator)
+    labels[0, 2:4] = IGNORED
+    return hidden, labels
+
+
+def results(loss: Any, hidden: Tensor, head: Head, labels: Tensor, factor: float = 1.0) -> dict[str, Tensor]:
+    """The loss, and the gradients that `factor` times it leaves."""
+    parameters = dict(head.layer.named_parameters())
+    hidden = hidden.detach().requires_grad_()
+    for parameter in parameters.values():
+        parameter.grad = None
+    value = loss(hidden, head, labels)
+    if value.requires_grad:
+        (factor * value).backward()
+    named = {"hidden": hidden} | parameters
+    return {"loss": value.detach()} | {name: t.grad for name, t in named.items() if t.grad is not None}
+
+
+def exact(hidden: Tensor, head: Head, labels: Tensor, factor: float = 1.0) -> dict[str, Tensor]:
+    """The same in float64, from the whole logits."""
+    double = copy.deepcopy(head.layer).double()
+    return results(plain_loss, hidden.detach().double(), Head(double, head.scale, head.softcap), labels, factor)
+
+
+@pytest.fixture
+def no_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows is not computed by the definition."""
+
+    def refuse(*_: Any) -> Tensor:
+        raise AssertionError("the definition was asked")
+
+    monkeypatch.setattr(loss_module, "plain_loss", refuse)
+
+
+@pytest.fixture(params=[1, 5, 64])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows at once: one; a number that does not divide that of the rows; more than there are."""
+    monkeypatch.setattr(loss_module, "_ROWS", (1, request.param))
+    return request.param
+
+
+@pytest.mark.usefixtures("no_plain", "chunk")
+@pytest.mark.parametrize("dtype", FLOOR)
+@pytest.mark.parametrize(
+    ("kind", "form"), [(kind, form) for kind in LAYERS for form in FORMS if not ("bias" in kind and "scaled" in form)]
+)
+def test_loss_and_gradients_are_those_of_the_definition(kind: str, form: str, dtype: torch.dtype):
+    head, (hidden, labels) = head_of(kind, form, dtype), batch(dtype)
+    found, plain = results(chunked_loss, hidden, head, labels), results(plain_loss, hidden, head, labels)
+    true = exact(hidden, head, labels)
+    assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in plain.items()}
+    assert found["loss"].dtype == torch.promote_types(dtype, torch.float32)
+    for name in plain:
+        allowed = FLOOR[dtype] + 2 * relative_error(plain[name], true[name])
+        assert relative_error(found[name], true[name]) <= allowed, name
+
+
+def test_the_definition_is_the_mean_surprise_of_the_tokens():
+    head, (hidden, labels) = head_of("frozen with bias", "scaled and capped"), batch()
+    layer: Any = head.layer
+    z = 3 * torch.tanh(2 * (hidden @ layer.weight.T + layer.bias) / 3)
+    wanted = sum(
+        -torch.log(torch.exp(row)[token] / torch.exp(row).sum())
+        for row, token in zip(z.flatten(0, 1), labels.flatten().tolist(), strict=True)
+        if token != IGNORED
+    )
+    torch.testing.assert_close(plain_loss(hidden, head, labels), wanted)
+
+
+@pytest.mark.usefixtures("no_plain", "chunk")
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_follow_the_one_that_comes_in(kind: str):
+    head, (hidden, labels) = head_of(kind), batch()
+    for factor in (1.0, -0.3, 0.0):
+        true = exact(hidden, head, labels, factor)
+        for name, ours in results(chunked_loss, hidden, head, labels, factor).items():
+            torch.testing.assert_close(ours, true[name], msg=name)
+
+
+def test_gradients_of_two_batches_add_up():
+    head, (hidden, labels) = head_of("trained with bias"), batch()
+    once = results(chunked_loss, hidden, head, labels)
+    results(chunked_loss, hidden, head, labels)
+    (2 * chunked_loss(hidden, head, labels)).backward()
+    for name, parameter in head.layer.named_parameters():
+        torch.testing.assert_close(parameter.grad, 3 * once[name])
+
+
+@pytest.mark.parametrize("form", ["plain", "capped"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradcheck(kind: str, form: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loss_module, "_ROWS", (1, 4))
+    head = head_of(kind, form, vocabulary=5)
+    hidden, labels = batch(rows=1, vocabulary=5)
+    moved = [hidden, *(p for p in head.layer.parameters() if p.requires_grad)]
+    assert torch.autograd.gradcheck(lambda *_: chunked_loss(hidden, head, labels), moved)
+
+
+@pytest.mark.usefixtures("no_plain", "chunk")
+@pytest.mark.parametrize("kind", LAYERS)
+def test_where_nothing_is_learned_nothing_is_lost(kind: str):
+    head, (hidden, labels) = head_of(kind), batch()
+    found = results(chunked_loss, hidden, head, torch.full_like(labels, IGNORED))
+    assert found["loss"] == 0
+    assert found.keys() == results(chunked_loss, hidden, head, labels).keys()
+    assert not any(gradient.any() for name, gradient in found.items() if name != "loss")
+
+
+def test_what_is_not_learned_is_not_looked_at():
+    head, (hidden, labels) = head_of("trained"), batch()
+    spoiled = hidden.detach().clone()
+    spoiled[0, 2:4] = torch.nan
+    found, wanted = (results(chunked_loss, h, head, labels) for h in (spoiled, hidden))
+    assert not found["hidden"][0, 2:4].any()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.usefixtures("no_plain")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("nats", [30.0, 59.0, 61.0, 100.0, 500.0, 5000.0])
+def test_the_loss_of_what_seemed_impossible(nats: float, dtype: torch.dtype):
+    """Logits of 0 and -nats: exp(-nats) is no number of its own from 104 nats on in float32."""
+    layer = nn.Linear(1, 3, bias=False).to(dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.0], [-1.0], [-1.0]]))
+    hidden = torch.tensor([[nats], [nats]]).to(dtype)
+    found = results(chunked_loss, hidden, Head(layer), torch.tensor([1, 0]))
+    assert float(found["loss"]) == pytest.approx(
+        float(hidden[0]), rel=8e-3 if nats < 60 and dtype.itemsize == 2 else 1e-6
+    )
+    # p = (1, 0, 0) in both rows; the first row's token is the second entry.
+    torch.testing.assert_close(found["hidden"], torch.tensor([[1.0], [0.0]], dtype=dtype), atol=1e-9, rtol=0)
+    torch.testing.assert_close(found["weight"], torch.tensor([[nats], [-nats], [0]]).to(dtype), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("no_plain")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_may_be_huge(sign: int):
+    head, (hidden, labels) = head_of("grafted"), batch()
+    true = exact(1e5 * sign * hidden, head, labels)
+    found = results(chunked_loss, 1e5 * sign * hidden, head, labels)
+    assert found["loss"] > 1e5
+    for name, tensor in true.items():
+        torch.testing.assert_close(found[name], tensor, msg=name)
+
+
+def test_a_loss_that_is_no_number_stays_none():
+    head, (hidden, labels) = head_of("frozen"), batch()
+    spoiled = hidden.detach().clone()
+    spoiled[1, 1] = torch.nan
+    assert chunked_loss(spoiled, head, labels).isnan()
+
+
+@pytest.mark.usefixtures("no_plain")
+@pytest.mark.parametrize("kind", ["trained with bias", "grafted"])
+def test_a_vocabulary_of_one(kind: str):
+    head, (hidden, labels) = head_of(kind, vocabulary=1), batch(vocabulary=1)
+    for name, tensor in results(chunked_loss, hidden, head, labels).items():
+        assert not tensor.any(), name
+
+
+@pytest.mark.usefixtures("no_plain")
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4), (0,), (2, 0)])
+def test_hidden_states_of_any_shape(shape: tuple[int, ...]):
+    head = head_of("trained")
+    hidden, labels = torch.randn(*shape, WIDTH, dtype=torch.float64), torch.randint(0, VOCABULARY, shape)
+    if not shape:
+        hidden, labels = hidden[None], labels[None]
+    wanted = exact(hidden, head, labels)
+    for name, ours in results(chunked_loss, hidden, head, labels).items():
+        torch.testing.assert_close(ours, wanted[name], msg=name)
+
+
+@pytest.mark.usefixtures("no_plain")
+def test_only_what_trains_gets_a_gradient():
+    head, (hidden, labels) = head_of("trained"), batch()
+    (grad,) = torch.autograd.grad(chunked_loss(hidden.detach(), head, labels), [head.layer.weight])
+    torch.testing.assert_close(grad, exact(hidden, head, labels)["weight"])
+    assert not chunked_loss(hidden.detach(), head_of("frozen"), labels).requires_grad
+    with torch.no_grad():
+        assert not chunked_loss(hidden, head, labels).requires_grad
+
+
+@pytest.mark.usefixtures("no_plain")
+@pytest.mark.parametrize("frozen", ["A", "B"])
+def test_half_a_pair_may_be_frozen(frozen: str):
+    head, (hidden, labels) = head_of("grafted"), batch()
+    getattr(head.layer.lora, frozen).requires_grad_(False)
+    true = exact(hidden, head, labels)
+    found = results(chunked_loss, hidden, head, labels)
+    assert found.keys() == true.keys()
+    for name, tensor in true.items():
+        torch.testing.assert_close(found[name], tensor, msg=name)
+
+
+@pytest.mark.usefixtures("no_plain")
+def test_a_tied_weight_learns_from_both_ends():
+    torch.manual_seed(0)
+    table = nn.Embedding(VOCABULARY, WIDTH).double()
+    head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+    head.weight = table.weight
+    tokens = ids(2, 9, VOCABULARY)
+    found = []
+    for loss in (chunked_loss, plain_loss):
+        found.append(
+            torch.autograd.grad(loss(torch.sin(table(tokens[:, :-1])), Head(head), tokens[:, 1:]), [table.weight])
+        )
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.usefixtures("no_plain")
+def test_dropout_of_a_grafted_head_is_drawn_once():
+    head, (hidden, labels) = head_of("grafted"), batch()
+    layer: Any = head.layer
+    layer.lora.dropout.p = 0.5
+    torch.manual_seed(5)
+    found = results(chunked_loss, hidden, head, labels)
+    torch.manual_seed(5)
+    learned = labels != IGNORED
+    kept = keep_mask(hidden[learned], 0.5) != 0
+    h, a, b = (t.detach().requires_grad_() for t in (hidden, layer.lora.A, layer.lora.B))
+    z = h[learned] @ layer.base_layer.weight.T + 0.7 * (h[learned] * kept / 0.5) @ a.T @ b.T
+    loss = F.cross_entropy(z, labels[learned], reduction="sum")
+    wanted = [loss.detach(), *torch.autograd.grad(loss, [h, a, b])]
+    for ours, theirs in zip((found[n] for n in ("loss", "hidden", "lora.A", "lora.B")), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.usefixtures("no_plain")
+def test_under_checkpointing(reentrant: bool):
+    head, (hidden, labels) = head_of("grafted"), batch()
+    found = results(functools.partial(checkpoint, chunked_loss, use_reentrant=reentrant), hidden, head, labels)
+    for name, wanted in results(chunked_loss, hidden, head, labels).items():
+        assert torch.equal(found[name], wanted), name
+
+
+@pytest.mark.parametrize("kind", ["trained with bias", "grafted"])
+def test_under_autocast_it_is_the_definition(kind: str):
+    head, (hidden, labels) = head_of(kind, dtype=torch.float32), batch(torch.float32)
+
+    def under(loss: Any) -> Any:
+        return torch.autocast("cpu", dtype=torch.bfloat16)(loss)
+
+    found = results(under(chunked_loss), hidden, head, labels)
+    for name, wanted in results(under(plain_loss), hidden, head, labels).items():
+        assert torch.equal(found[name], wanted), name
+
+
+def test_compiled_it_is_the_definition():
+    head, (hidden, labels) = head_of("trained with bias"), batch()
+    compiled = torch.compile(lambda hidden: chunked_loss(hidden, head, labels), backend="aot_eager")
+    found = results(lambda hidden, *_: compiled(hidden), hidden, head, labels)
+    for name, wanted in results(plain_loss, hidden, head, labels).items():
+        torch.testing.assert_close(found[name], wanted, msg=name)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def _hooked() -> nn.Module:
+    layer = nn.Linear(WIDTH, VOCABULARY).double()
+    layer.register_forward_hook(lambda module, given, y: 2 * y)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [Head(Doubled(WIDTH, VOCABULARY).double()), Head(_hooked()), head_of("trained with bias", "scaled")],
+    ids=["subclass", "hook", "scaled bias"],
+)
+def test_other_heads_are_left_to_the_definition(head: Head):
+    hidden, labels = batch()
+    wanted = exact(hidden, head, labels)
+    for name, ours in results(chunked_loss, hidden, head, labels).items():
+        torch.testing.assert_close(ours, wanted[name], msg=name)
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation makes, and how often products were computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and id(tensor) not in given and tensor._base is None:
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return out
+
+
+@pytest.mark.parametrize("form", ["plain", "capped"])
+def test_logits_never_stand_as_a_whole(form: str):
+    head = head_of("grafted", form, torch.float32, 50_000)
+    hidden, labels = batch(torch.float32, 293, 50_000)  # 2,051 rows, of which 2,049 are learned
+    with Largest() as largest:
+        results(chunked_loss, hidden, head, labels)
+    assert largest.bytes <= 56 << 20
+    assert largest.bytes >= 25 << 20, "chunks as large as they may be"
+    small, few = head_of("grafted", form, torch.float32), labels.clamp(max=VOCABULARY - 1)
+    with Largest() as whole:
+        results(plain_loss, hidden[:3], small, few[:3])
+    assert whole.bytes >= 21 * VOCABULARY * 4, "the definition's logits are seen by this measure"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "size", "rows"),
+    [(50_257, 4, 256), (50_257, 2, 256), (262_144, 2, 112), (262_144, 4, 48), (10**8, 4, 16), (1, 2, 256)],
+)
+def test_rows_at_once(vocabulary: int, size: int, rows: int):
+    assert loss_module._rows_at_once(nn.Linear(1, vocabulary, device="meta"), size) == rows
+
+
+HEADS = dict.fromkeys(CONFIGS, (1.0, None)) | {"gemma2": (1.0, 30.0), "cohere": (0.0625, None)}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_head_of_the_architecture_is_found(kind: str, training: bool):
+    model = tiny_model(kind).train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    head = find_head(model)
+    assert head is not None
+    assert (head.scale, head.softcap) == HEADS[kind]
+    assert head.layer is model.get_output_embeddings()
+    assert model.training == training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    with torch.no_grad():
+        hidden = model.eval().base_model(input_ids=ids(), use_cache=False).last_hidden_state
+        torch.testing.assert_close(head.logits(hidden), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "form"),
+    [
+        ("granite", {"logits_scaling": 8.0}, (0.125, None)),
+        ("cohere", {"logit_scale": 3.0}, (3.0, None)),
+        ("gemma2", {"final_logit_softcapping": 0.5}, (1.0, 0.5)),
+        ("gemma2", {"final_logit_softcapping": None}, (1.0, None)),
+        ("gemma3_text", {"final_logit_softcapping": 2.0}, (1.0, 2.0)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scales_and_caps_of_the_config_are_found(kind: str, settings: dict[str, Any], form: Any, dtype: torch.dtype):
+    head = find_head(tiny_model(kind, **settings).to(dtype))
+    assert head is not None
+    assert (head.scale, head.softcap) == form
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "cohere", "gemma2", "gptj"])
+def test_a_grafted_head_is_found(kind: str):
+    model = tiny_model(kind)
+    name = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    graft(model, LoraConfig(r=2, target_modules=[name], init_lora_weights=False))
+    head = find_head(model)
+    assert head is not None
+    assert isinstance(head.layer, LoraLinear)
+    assert (head.scale, head.softcap) == HEADS[kind]
+    tokens = ids()
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    logs = model(input_ids=tokens).logits[:, :-1].flatten(0, 1)
+    wanted = F.cross_entropy(logs, tokens[:, 1:].flatten(), reduction="sum")
+    loss = chunked_loss(hidden, head, tokens[:, 1:])
+    torch.testing.assert_close(loss, wanted)
+    trained = list(trainable_parameters(model).values())
+    for ours, theirs in zip(torch.autograd.grad(loss, trained), torch.autograd.grad(wanted, trained), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_that_are_none_of_these():
+    assert find_head(tiny_model().transformer) is None, "no head"
+    model = tiny_model()
+    model.lm_head.register_forward_hook(lambda module, given, y: y)
+    assert find_head(model) is None, "a hook may do anything"
+    model = tiny_model()
+    model.lm_head = nn.Sequential(model.lm_head, nn.Tanh())
+    assert find_head(model) is None, "no linear layer"
+
+
+def test_logits_that_the_config_does_not_tell_of():
+    model = tiny_model()
+    forward = type(model).forward
+
+    class Other(type(model)):  # type: ignore[misc]
+        def forward(self, *given: Any, **named: Any) -> Any:
+            out = forward(self, *given, **named)
+            out.logits = out.logits * 1.01
+            return out
+
+    model.__class__ = Other
+    assert find_head(model) is None
+
+
+def test_a_mixture_of_experts_that_learns_to_share_its_work_keeps_its_own_loss():
+    config = dict(CONFIGS["llama"], num_local_experts=2, num_experts_per_tok=1)
+    for asked in (False, True):
+        made = transformers.MixtralConfig(**config, output_router_logits=asked)
+        assert (find_head(transformers.MixtralForCausalLM(made)) is None) == asked
+
+
+def test_a_model_that_fails_is_left_as_it_was():
+    model = tiny_model().train()
+    model.transformer.forward = lambda **_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        find_head(model)
+    assert model.training
+    assert not model.lm_head._forward_pre_hooks

@@ -1,0 +1,227 @@
+"""Models of all kinds with and without the quicker parts, and what such a model still is."""
+
+import copy
+import io
+import pickle
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from tests.fast.kept import kept_bytes
+from tests.tiny import CONFIGS, ids, logits, shake, tiny_model
+from tsugiki import LoraConfig, disable_adapter, graft, trainable_parameters, ungraft
+from tsugiki.fast.modules import SpedUp, restore_modules, speed_up_modules
+
+GOT = {
+    "gpt2": {"gelu_tanh": 2},
+    "llama": {"gated_silu": 2, "rms_norm": 5},
+    "gemma3_text": {"gated_gelu_tanh": 2, "rms_norm": 13},
+    "qwen3": {"gated_silu": 2, "rms_norm": 9},
+    "phi3": {"gated_silu": 2, "rms_norm": 5},
+    "bloom": {"gelu_tanh": 2},
+    "olmo2": {"gated_silu": 2, "rms_norm": 9},
+    "cohere": {"gated_silu": 2},  # its norms subtract the mean
+    "opt": {},
+}
+
+
+def names(sped_up: SpedUp) -> dict[str, int]:
+    return dict(Counter(name for _, name in sped_up))
+
+
+def grafted(model: Any, config: LoraConfig) -> Any:
+    torch.manual_seed(0)
+    graft(model, config)
+    return shake(model)
+
+
+def gradients(model: Any) -> list[torch.Tensor]:
+    """Logits, and the gradients of what the model reads and of what trains."""
+    embedded = model.get_input_embeddings()(ids()).detach().requires_grad_()
+    out = model(inputs_embeds=embedded, use_cache=False).logits
+    wanted = [embedded, *(p for p in model.parameters() if p.requires_grad)]
+    loss = F.cross_entropy(out[:, :-1].flatten(0, 1).float(), ids()[:, 1:].flatten())
+    found = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return [out.detach(), *(grad for grad in found if grad is not None)]
+
+
+def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance: float = 1e-5) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("kind", GOT)
+def test_what_has_a_quicker_equal_gets_it(kind: str):
+    assert names(speed_up_modules(tiny_model(kind))) == GOT[kind]
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen", "all_trains"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_model_computes_what_it_did_and_can_be_restored(kind: str, trains: bool):
+    model = tiny_model(kind).requires_grad_(trains)
+    plain, state = gradients(model), {name: value.clone() for name, value in model.state_dict().items()}
+    described, keys = repr(model), [set(vars(module)) for module in model.modules()]
+    sped_up = speed_up_modules(model)
+    assert_equal(gradients(model), plain)
+    assert repr(model) == described
+    assert list(model.state_dict()) == list(state)
+    restore_modules(sped_up)
+    assert [set(vars(module)) for module in model.modules()] == keys
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients(model), plain, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "phi3"])
+def test_in_bf16_it_is_as_near_to_the_exact_model(kind: str):
+    exact = gradients(tiny_model(kind).double().requires_grad_(False))
+    model = tiny_model(kind).bfloat16().requires_grad_(False)
+    plain = gradients(model)
+    speed_up_modules(model)
+    for ours, theirs, true in zip(gradients(model), plain, exact, strict=True):
+        assert (ours.double() - true).norm() < 1.1 * (theirs.double() - true).norm() + 1e-3 * true.norm()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "qwen3"])
+def test_less_is_kept(kind: str):
+    model = tiny_model(kind).requires_grad_(False)
+    embedded = model.get_input_embeddings()(ids()).detach().requires_grad_()
+
+    def kept() -> int:
+        return kept_bytes(lambda: model(inputs_embeds=embedded, use_cache=False).logits, model.parameters())
+
+    before = kept()
+    speed_up_modules(model)
+    print(before, kept())
+    assert kept() < 0.9 * before
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "phi3"])
+def test_grafting_and_speeding_up_come_in_any_order(kind: str):
+    config = LoraConfig(r=2, target_modules="all-linear")
+    first, then = tiny_model(kind), tiny_model(kind)
+    speed_up_modules(first)
+    grafted(first, config)
+    sped_up = speed_up_modules(grafted(then, config))
+    assert names(sped_up) == GOT[kind]
+    plain = grafted(tiny_model(kind), config)
+    assert len(trainable_parameters(then)) > 2
+    assert_equal(gradients(first), gradients(plain))
+    assert_equal(gradients(then), gradients(plain))
+    with disable_adapter(then):
+        torch.testing.assert_close(logits(then), logits(tiny_model(kind)), rtol=1e-4, atol=1e-5)
+    restore_modules(sped_up)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(then), gradients(plain), strict=True))
+    torch.testing.assert_close(logits(ungraft(first)), logits(tiny_model(kind)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_that_trains_gets_its_gradient():
+    model, plain = tiny_model("llama"), tiny_model("llama")
+    speed_up_modules(model)
+    for each in (model, plain):
+        grafted(each, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
+    assert "model.norm.weight" in trainable_parameters(model)
+    assert_equal(gradients(model), gradients(plain))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "phi3"])
+def test_copies_and_pickles_stand_on_their_own(kind: str):
+    model = tiny_model(kind).requires_grad_(False)
+    speed_up_modules(model)
+    before, replaced = gradients(model), ["forward" in vars(module) for module in model.modules()]
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    torch.save(model, file := io.BytesIO())
+    file.seek(0)
+    copies.append(torch.load(file, weights_only=False))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for other in copies:
+        assert ["forward" in vars(module) for module in other.modules()] == replaced
+        assert_equal(gradients(other), before)
+
+
+def test_a_compiler_sees_the_models_own_forward():
+    model = tiny_model("llama").requires_grad_(False)
+    plain = gradients(model)
+    speed_up_modules(model)
+    seen: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch._dynamo.reset()
+    assert_equal(gradients(torch.compile(model, backend=look)), plain)
+    assert any("rsqrt" in target for target in seen)
+    assert not any("autograd_function" in target for target in seen)
+
+
+def test_a_forward_that_is_not_the_classs_own_is_left_alone():
+    model = tiny_model("llama")
+    norm = model.model.norm
+    own = norm.forward
+    norm.forward = lambda x: own(x)
+    sped_up = speed_up_modules(model)
+    assert names(sped_up) == {"gated_silu": 2, "rms_norm": 4}
+    assert speed_up_modules(model) == []
+    wrapped = model.model.layers[0].mlp
+    inner = wrapped.forward
+    wrapped.forward = hooked = lambda x: inner(x)
+    restore_modules(sped_up)
+    assert vars(wrapped)["forward"] is hooked
+    assert "forward" not in vars(model.model.layers[1].mlp)
+
+
+@pytest.mark.parametrize(
+    ("name", "got"),
+    [
+        ("gelu_new", "gelu_tanh"),
+        ("gelu_fast", "gelu_tanh"),
+        ("gelu_accurate", "gelu_tanh"),
+        ("gelu_pytorch_tanh", "gelu_tanh"),
+        ("gelu_python_tanh", "gelu_tanh"),
+        ("gelu", "gelu"),
+        ("gelu_python", "gelu"),
+        ("quick_gelu", "quick_gelu"),
+        ("silu", "silu"),
+        ("swish", "silu"),
+        *((name, None) for name in ("gelu_10", "hardswish", "laplace", "linear", "mish", "prelu", "relu", "tanh")),
+    ],
+)
+def test_transformers_activations_are_recognised(name: str, got: str | None):
+    module = ACT2FN[name]
+    assert names(speed_up_modules(module)) == ({got: 1} if got else {})
+
+
+class Doubled(nn.Module):
+    """A gated part that is nearly one of ours."""
+
+    def __init__(self, act: nn.Module, factor: float = 1.0) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(5, 7), nn.Linear(5, 7), nn.Linear(7, 5)
+        self.act = act
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x) * self.factor)
+
+
+def test_what_only_looks_like_one_is_left_alone():
+    assert names(speed_up_modules(Doubled(nn.SiLU()))) == {"gated_silu": 1}
+    assert names(speed_up_modules(Doubled(nn.SiLU(), 1.001))) == {"silu": 1}
+    assert names(speed_up_modules(Doubled(nn.Tanh()))) == {}
+    assert names(speed_up_modules(nn.LayerNorm(8, bias=False))) == {}
+    assert names(speed_up_modules(nn.Dropout(0.1))) == {}
+
+
+def test_trying_draws_no_random_numbers_and_changes_nothing_else():
+    model = tiny_model("gpt2").train()
+    state = torch.get_rng_state()
+    speed_up_modules(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())

@@ -1,0 +1,103 @@
+"""RMSNorm against the formula in float64 and against transformers' modules."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from tests.fast.kept import kept_bytes
+from tsugiki.fast.norms import plain_rms_norm, rms_norm
+
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3}
+EPS = 1e-6
+
+
+def tensors(dtype: torch.dtype, shape: tuple[int, ...] = (5, 6)) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn((2, *shape), generator=generator).to(dtype)
+    return [x, torch.randn(shape[-1], generator=generator).to(dtype), grad]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6), (2, 3, 5, 6), (0, 6)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_value_and_gradient_are_the_definitions(dtype: torch.dtype, shape: tuple[int, ...], offset: float, size: float):
+    x, weight, grad = tensors(dtype, shape)
+    x = (size * x).requires_grad_()
+    y = rms_norm(x, weight, EPS, offset)
+    y.backward(grad)
+    exact = x.detach().double().requires_grad_()
+    plain = plain_rms_norm(exact, weight.double(), EPS, offset)
+    plain.backward(grad.double())
+    assert y.dtype == x.grad.dtype == dtype
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(y.double(), plain, rtol=tolerance / 2, atol=tolerance * 1e-3)
+    scale = float(exact.grad.abs().max()) if x.numel() else 1.0
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=tolerance / 2, atol=tolerance * scale)
+    with torch.no_grad():
+        assert torch.equal(rms_norm(x, weight, EPS, offset), y)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_gradients_pass_gradcheck(offset: float):
+    x, weight, _ = tensors(torch.float64)
+    assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, EPS, offset), x.requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "offset"), [(LlamaRMSNorm, 0.0), (Gemma3RMSNorm, 1.0)])
+def test_it_is_that_of_transformers_up_to_rounding(dtype: torch.dtype, kind: Any, offset: float):
+    x, weight, grad = tensors(dtype, (4, 64))
+    module = kind(64, eps=1e-3).to(dtype).requires_grad_(False)
+    module.weight.copy_(weight)
+    (theirs,) = torch.autograd.grad(module(x.requires_grad_()), x, grad)
+    (ours,) = torch.autograd.grad(rms_norm(x, weight, 1e-3, offset), x, grad)
+    tolerance = 2 * TOLERANCES[dtype]
+    torch.testing.assert_close(rms_norm(x, weight, 1e-3, offset), module(x), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_a_row_of_zeros_has_a_gradient():
+    x = torch.zeros(2, 6, requires_grad=True)
+    rms_norm(x, torch.ones(6), EPS).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((2, 6), EPS**-0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_strides_of_the_input_and_of_the_gradient_do_not_matter(dtype: torch.dtype):
+    heads, weight, grads = tensors(dtype, (3, 4, 6))
+    for x, grad in ((heads.transpose(0, 1), grads.transpose(0, 1)), (heads[:, :1].expand(3, 4, 6), grads)):
+        whole, other = x.clone(memory_format=torch.contiguous_format).requires_grad_(), x.detach().requires_grad_()
+        rms_norm(whole, weight, EPS).backward(grad.contiguous())
+        rms_norm(other, weight, EPS).backward(grad)
+        torch.testing.assert_close(rms_norm(other, weight, EPS), rms_norm(whole, weight, EPS))
+        torch.testing.assert_close(other.grad, whole.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_input_and_a_number_a_row_are_kept(dtype: torch.dtype):
+    x, weight, _ = tensors(dtype)
+    x.requires_grad_()
+    assert kept_bytes(lambda: rms_norm(x, weight, EPS)) == x.nbytes + 4 * len(x) + weight.nbytes
+    assert kept_bytes(lambda: plain_rms_norm(x, weight, EPS)) > 4 * x.numel() + 4 * len(x) + weight.nbytes
+
+
+def test_a_weight_that_trains_gets_its_gradient():
+    x, weight, grad = tensors(torch.float32)
+    weight.requires_grad_()
+    rms_norm(x, weight, EPS, 1.0).backward(grad)
+    torch.testing.assert_close(weight.grad, (grad * F.rms_norm(x, (6,), eps=EPS)).sum(0))
+
+
+def test_a_compiler_and_autocast_see_the_definition():
+    x, weight, _ = tensors(torch.float32)
+    x.requires_grad_()
+    compiled = torch.compile(rms_norm, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, weight, EPS), plain_rms_norm(x, weight, EPS))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "_RmsNorm" not in type(rms_norm(x, weight, EPS).grad_fn).__name__
+    assert "_RmsNorm" in type(rms_norm(x, weight, EPS).grad_fn).__name__

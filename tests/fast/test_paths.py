@@ -1,0 +1,216 @@
+"""The fast paths of whole models: what a model computes stays what it was."""
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import CONFIGS, ids, logits, relative_error, shake, store_of, tiny_model
+from tsugiki import LoraConfig, graft
+from tsugiki.data.blocks import pack
+from tsugiki.fast import attention, paths
+from tsugiki.fast.attention import NAME
+from tsugiki.fast.paths import use_fast_paths, use_plain_paths
+from tsugiki.lora.dropout import silence_dropout
+from tsugiki.train.isolation import Collator, find_isolation
+from tsugiki.train.trainer import token_weighted_loss
+
+OWN = ("bloom", "gpt_neo", "falcon")
+"""Architectures with an attention of their own."""
+CAPPED = ("gemma2",)
+"""Those whose scores are capped, which the blocks leave to the definition."""
+
+
+def model_of(kind: str, **settings: Any) -> Any:
+    """A model for rows of 256 tokens, in float64, without dropout."""
+    longer = {name: 256 for name in ("max_position_embeddings", "n_positions") if name in CONFIGS[kind]}
+    model = tiny_model(kind, **{**longer, **settings}).double()
+    silence_dropout(model)
+    return model
+
+
+def batch(model: Any) -> dict[str, Tensor]:
+    """Two rows of 150 tokens with several documents each, longer and shorter than a block of queries."""
+    generator = torch.Generator().manual_seed(5)
+    records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 140, 30, 65, 14, 20, 7)]
+    isolation = find_isolation(model)
+    blocks = pack(store_of(records), np.arange(7), 150, pad=0, share_rows=isolation != "rows")
+    return Collator(isolation, model.dtype)([blocks[row] for row in range(2)])
+
+
+def results(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Logits and the gradient of every parameter that trains."""
+    model.zero_grad()
+    out = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}, use_cache=False)
+    token_weighted_loss(out, inputs["labels"], torch.tensor(1)).backward()
+    trained = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert trained
+    return {"logits": out.logits.detach(), **trained}
+
+
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        # Some architectures compute in float32 here and there. A bias of keys has no part in what softmax gives.
+        allowed = 1e-5 * float(tensor.abs().max()) + 1e-12
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=allowed, msg=name)
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of the queries that were computed in blocks."""
+    made: list[torch.Size] = []
+    function = attention._BlockAttention
+
+    def apply(*given: Any) -> Tensor:
+        made.append(given[0].shape)
+        return function.apply(*given)
+
+    monkeypatch.setattr(attention, "_BlockAttention", SimpleNamespace(apply=apply))
+    return made
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_logits_and_gradients_stay_and_documents_stay_apart(kind: str, blocks: list[torch.Size]):
+    model = model_of(kind)
+    before, isolation, inputs = model.config._attn_implementation, find_isolation(model), batch(model)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    wanted = results(model, inputs)
+
+    use_fast_paths(model)
+    assert model.config._attn_implementation == (before if kind in OWN else NAME)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    blocks.clear()
+    found = results(model, inputs)
+    assert len(blocks) == (0 if kind in (*OWN, *CAPPED) else 2), "one a layer"
+    assert_equal(found, wanted)
+    assert find_isolation(model) == isolation
+
+    use_plain_paths(model)
+    assert model.config._attn_implementation == before
+    blocks.clear()
+    for name, tensor in results(model, inputs).items():
+        assert torch.equal(tensor, wanted[name]), name
+    assert not blocks
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
+def test_a_grafted_model(kind: str, blocks: list[torch.Size]):
+    model = model_of(kind)
+    graft(model, LoraConfig(r=3))
+    shake(model)
+    inputs = batch(model)
+    wanted = results(model, inputs)
+    use_fast_paths(model)
+    blocks.clear()
+    found = results(model, inputs)
+    assert len(blocks) == 2
+    assert all(".lora." in name for name in found if name != "logits")
+    assert_equal(found, wanted)
+
+
+def test_half_precision_is_no_worse(blocks: list[torch.Size]):
+    model = model_of("llama")
+    short = copy.deepcopy(model).bfloat16()
+    inputs = batch(model)
+    exact, plain = results(model, inputs), results(short, inputs)
+    use_fast_paths(short)
+    assert short.config._attn_implementation == NAME
+    blocks.clear()
+    found = results(short, inputs)
+    assert len(blocks) == 2
+    for name, tensor in exact.items():
+        assert relative_error(found[name], tensor) < 2e-3 + 2 * relative_error(plain[name], tensor), name
+
+
+def test_twice_is_once(blocks: list[torch.Size]):
+    model = model_of("llama")
+    before = model.config._attn_implementation
+    use_fast_paths(model)
+    use_fast_paths(model)
+    use_plain_paths(model)
+    assert model.config._attn_implementation == before
+    use_plain_paths(model)
+    assert model.config._attn_implementation == before
+
+
+def test_the_mode_stays():
+    for training in (True, False):
+        model = model_of("gpt2").train(training)
+        state = torch.get_rng_state()
+        use_fast_paths(model)
+        assert all(module.training == training for module in model.modules())
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_copy_can_be_brought_back_alone():
+    model = model_of("llama")
+    before = model.config._attn_implementation
+    use_fast_paths(model)
+    other = copy.deepcopy(model)
+    use_plain_paths(other)
+    assert (model.config._attn_implementation, other.config._attn_implementation) == (NAME, before)
+
+
+@pytest.mark.parametrize("left_out", ["attention", "modules", "loss"])
+def test_each_can_be_left_out(left_out: str):
+    model = model_of("llama")
+    before = model.config._attn_implementation
+    use_fast_paths(model, **{left_out: False})
+    used = {
+        "attention": model.config._attn_implementation == NAME,
+        "modules": any("forward" in vars(module) for module in model.modules() if module is not model),
+        "loss": "forward" in vars(model),
+    }
+    assert used == {name: name != left_out for name in used}
+    use_plain_paths(model)
+    assert model.config._attn_implementation == before
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def _wrong(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **rest: Any) -> tuple[Tensor, None]:
+    return attention.attention_forward(module, query, key, value, mask, **{**rest, "scaling": 0.1})
+
+
+def _failing(*_: Any, **__: Any) -> tuple[Tensor, None]:
+    raise RuntimeError("no such attention")
+
+
+@pytest.mark.parametrize("forward", [_wrong, _failing])
+def test_what_does_not_compute_the_same_is_not_used(forward: Any, monkeypatch: pytest.MonkeyPatch):
+    from transformers import AttentionInterface
+
+    def register() -> None:
+        attention.register()
+        AttentionInterface.register(NAME, forward)
+
+    monkeypatch.setattr(paths, "register", register)
+    model = model_of("llama")
+    before, wanted = model.config._attn_implementation, logits(model)
+    try:
+        use_fast_paths(model, modules=False, loss=False)
+    finally:
+        attention.register()
+    assert model.config._attn_implementation == before
+    assert torch.equal(logits(model), wanted)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral"])
+def test_texts_of_several_lengths_go_on_as_before(kind: str):
+    """Left padding, and keys of earlier steps."""
+    model = model_of(kind)
+    prompts = ids(2, 80)
+    seen = torch.ones_like(prompts)
+    seen[0, :30] = 0
+    said = []
+    for change in (use_plain_paths, use_fast_paths):
+        change(model)
+        said.append(
+            model.generate(input_ids=prompts, attention_mask=seen, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        )
+    assert torch.equal(*said)
+    assert said[0].shape == (2, 86)

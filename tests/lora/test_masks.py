@@ -1,0 +1,136 @@
+"""Dropout masks: how many elements they drop, who decides which, and what is left of those kept."""
+
+from concurrent.futures import ThreadPoolExecutor
+from math import sqrt
+
+import pytest
+import torch
+
+from tsugiki.lora.masks import apply_mask, keep_mask, masks_from
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def kept(p: float, count: int = 200_000, dtype: torch.dtype = torch.float32) -> int:
+    return int(keep_mask(torch.empty(count, dtype=dtype), p).count_nonzero())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.001, 0.05, 0.1, 0.5, 0.9, 0.999])
+def test_an_element_is_dropped_with_probability_p(p: float, dtype: torch.dtype):
+    torch.manual_seed(0)
+    count = 200_000
+    # Five standard deviations of a binomial: one run in two million falls outside by chance, and the seed is fixed.
+    assert abs(kept(p, count, dtype) - count * (1 - p)) < 5 * sqrt(count * p * (1 - p))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.05, 0.1, 0.9])
+def test_p_is_honoured_in_steps_of_a_ten_thousandth(p: float):
+    masks = []
+    for probability in (p, p + 1e-4):
+        torch.manual_seed(0)
+        masks.append(keep_mask(torch.empty(2_000_000, dtype=torch.float16), probability))
+    fewer, more = masks
+    assert not (more & ~fewer).any(), "one seed drops what it dropped with a smaller p, and more"
+    # 200 are due; p is rounded to 1/65536, which is 15 either way, and five standard deviations are 71.
+    assert abs(int((fewer & ~more).count_nonzero()) - 200) < 31 + 71
+
+
+@pytest.mark.parametrize(("p", "dropped"), [(1e-6, 0), (1 - 1e-6, 10_000)])
+def test_the_ends_are_not_passed(p: float, dropped: int):
+    torch.manual_seed(0)
+    assert abs(10_000 - kept(p, 10_000) - dropped) <= 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (5,), (3, 7), (2, 3, 5)])
+def test_mask_has_the_shape_and_the_width_of_the_elements(shape: tuple[int, ...], dtype: torch.dtype):
+    mask = keep_mask(torch.empty(shape, dtype=dtype), 0.5)
+    assert mask.shape == shape
+    assert mask.element_size() == dtype.itemsize
+    assert ((mask == 0) | (mask == -1)).all(), "all bits or none"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_kept_stays_to_the_bit_and_the_rest_is_zero(dtype: torch.dtype):
+    torch.manual_seed(0)
+    x = torch.randn(33, 7).to(dtype)
+    before = x.clone()
+    mask = keep_mask(x, 0.3)
+    dropped = mask == 0
+    assert 0 < dropped.sum() < x.numel()
+    y = apply_mask(x, mask)
+    assert torch.equal(y, before.masked_fill(dropped, 0))
+    assert torch.equal(x, before)
+    assert y.data_ptr() != x.data_ptr()
+
+
+def test_a_mask_is_applied_in_place():
+    x = torch.randn(33, 7)
+    mask = keep_mask(x, 0.3)
+    wanted = x.masked_fill(mask == 0, 0)
+    assert apply_mask(x, mask, out=x) is x
+    assert torch.equal(x, wanted)
+
+
+@pytest.mark.parametrize("of", [lambda x: x.T, lambda x: x[:, ::2], lambda x: x[1:2].expand(4, -1)])
+def test_a_mask_falls_on_the_elements_and_not_on_their_order_in_memory(of):
+    x = of(torch.randn(6, 8))
+    mask = keep_mask(x, 0.4)
+    assert torch.equal(apply_mask(x, mask), x.masked_fill(mask == 0, 0))
+
+
+def test_rows_and_columns_are_dropped_independently():
+    torch.manual_seed(0)
+    dropped = (keep_mask(torch.empty(512, 512), 0.5) == 0).double() - 0.5
+    for other in (dropped.roll(1, 0), dropped.roll(1, 1), dropped.T):
+        assert abs(float((dropped * other).mean())) < 0.25 * 5 / 512
+
+
+def test_the_seed_of_torch_decides():
+    like = torch.empty(100)
+    torch.manual_seed(7)
+    first, second = keep_mask(like, 0.5), keep_mask(like, 0.5)
+    assert not torch.equal(first, second)
+    torch.manual_seed(7)
+    assert torch.equal(keep_mask(like, 0.5), first)
+    state = torch.get_rng_state()
+    third = keep_mask(like, 0.5)
+    torch.set_rng_state(state)
+    assert torch.equal(keep_mask(like, 0.5), third)
+
+
+def test_each_thread_draws_from_the_generator_that_it_was_given():
+    def draw(seed: int) -> list[torch.Tensor]:
+        with masks_from(torch.Generator().manual_seed(seed)):
+            return [keep_mask(torch.empty(1000), 0.5) for _ in range(20)]
+
+    wanted = [draw(seed) for seed in range(4)]
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        for masks, others in zip(pool.map(draw, range(4)), wanted, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(masks, others, strict=True))
+    assert torch.equal(torch.get_rng_state(), state), "torch's own generator is left alone"
+    assert not torch.equal(wanted[0][0], wanted[1][0])
+
+
+def test_after_the_block_what_was_before_decides_again():
+    like, outer, inner = torch.empty(100), torch.Generator(), torch.Generator()
+    outer.manual_seed(1)
+    wanted = [_with(outer, like), _with(outer, like)]
+    outer.manual_seed(1)
+    with masks_from(outer):
+        first = keep_mask(like, 0.5)
+        with pytest.raises(ZeroDivisionError), masks_from(inner):
+            keep_mask(like, 1 / 0)
+        second = keep_mask(like, 0.5)
+    assert torch.equal(first, wanted[0])
+    assert torch.equal(second, wanted[1])
+    state = torch.get_rng_state()
+    keep_mask(like, 0.5)
+    assert not torch.equal(torch.get_rng_state(), state), "torch's own, outside"
+
+
+def _with(generator: torch.Generator, like: torch.Tensor) -> torch.Tensor:
+    with masks_from(generator):
+        return keep_mask(like, 0.5)
