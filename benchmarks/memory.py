@@ -56,9 +56,8 @@ def main() -> None:
     reset_peak()
     before = resident() or 0
     gradients.add(batch, ids.numel())
-    print(
-        f"{threads} threads, predicted {predicted / 2**20:,.0f} MiB, measured {((peak() or 0) - before) / 2**20:,.0f} MiB"
-    )
+    measured = (peak() or 0) - before
+    print(f"{threads} threads, predicted {predicted / 2**20:,.0f} MiB, measured {measured / 2**20:,.0f} MiB")
 
 
 def _kept(model: GPT2LMHeadModel, inputs: Mapping[str, Tensor]) -> Counter[str]:

@@ -52,7 +52,7 @@ def gradients(model: Any) -> list[torch.Tensor]:
 
 def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance: float = 1e-5) -> None:
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * float(other.abs().max()))
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-8 + tolerance * float(other.abs().max()))
 
 
 @pytest.mark.parametrize("kind", GOT)
@@ -96,7 +96,6 @@ def test_less_is_kept(kind: str):
 
     before = kept()
     speed_up_modules(model)
-    print(before, kept())
     assert kept() < 0.9 * before
 
 

@@ -17,8 +17,7 @@ EPS = 1e-6
 
 def tensors(dtype: torch.dtype, shape: tuple[int, ...] = (5, 6)) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x, grad = torch.randn((2, *shape), generator=generator).to(dtype)
-    return [x, torch.randn(shape[-1], generator=generator).to(dtype), grad]
+    return [torch.randn(size, generator=generator).to(dtype) for size in (shape, shape[-1:], shape)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -83,7 +82,7 @@ def test_the_input_and_a_number_a_row_are_kept(dtype: torch.dtype):
     x, weight, _ = tensors(dtype)
     x.requires_grad_()
     assert kept_bytes(lambda: rms_norm(x, weight, EPS)) == x.nbytes + 4 * len(x) + weight.nbytes
-    assert kept_bytes(lambda: plain_rms_norm(x, weight, EPS)) > 4 * x.numel() + 4 * len(x) + weight.nbytes
+    assert kept_bytes(lambda: plain_rms_norm(x, weight, EPS)) >= 4 * x.numel() + 4 * len(x) + weight.nbytes
 
 
 def test_a_weight_that_trains_gets_its_gradient():

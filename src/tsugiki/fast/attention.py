@@ -68,12 +68,7 @@ def attention_forward(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     spans = None
-    if (
-        not dropout
-        and softcap is None
-        and query.shape[2] == key.shape[2] > _SHORT
-        and eager_on_cpu(query, key, value)
-    ):
+    if not dropout and softcap is None and query.shape[2] == key.shape[2] > _SHORT and eager_on_cpu(query, key, value):
         spans = _known_spans(attention_mask)
     if spans is None:
         return plain_attention(query, key, value, attention_mask, scale, softcap, dropout).transpose(1, 2), None
