@@ -1,7 +1,8 @@
 """What a step of LoRA keeps for its backward pass, in bytes a token, and its peak: `python -m benchmarks.memory`.
 
 For GPT-2 small with random weights (r 8 on c_attn and c_proj, dropout 0.1), in the types asked for. Kept tensors are
-counted at the function that keeps them; one that several keep counts once, and weights do not count. The peak is predicted as
+counted at the function that keeps them; one that several keep counts once, and weights do not count.
+The peak is predicted as
 
     threads · tokens of a group · bytes a token  +  threads · (logits of a chunk + hidden states and their gradient)
 
