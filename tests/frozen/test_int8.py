@@ -96,11 +96,14 @@ def test_rows_are_rounded_to_255_levels_each_by_its_own_largest():
     layer = Int8Linear(torch.eye(64), None, torch.float32)  # the product is x, rounded
     x = torch.randn(9, 64) * torch.logspace(-20, 20, 9)[:, None]
     largest = x.abs().amax(1, keepdim=True)
-    for rounded in (layer.product(x), layer.input_gradient(x)):
-        assert ((rounded - x).abs() <= largest / 127 * 0.5001).all()
-        torch.testing.assert_close(rounded.abs().amax(1, keepdim=True), largest)
-        levels = rounded * 127 / largest
-        torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    rounded = layer.product(x)
+    assert ((rounded - x).abs() <= largest / 127 * 0.5001).all()
+    torch.testing.assert_close(rounded.abs().amax(1, keepdim=True), largest)
+    levels = rounded * 127 / largest
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    # On the way back what a row loses in the sum is given to all alike, as the mean of the codes says.
+    given_back = (x - rounded).sum(1, keepdim=True) / 64
+    assert ((layer.input_gradient(x) - (rounded + given_back)).abs() <= largest * 1e-5).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -139,6 +142,17 @@ def test_gaussian_values_lose_less_than_1_5_percent(kind: type[nn.Module], dtype
     assert 0.001 < _error(layer.product(x.to(dtype)), plain(x)) < 0.015
     assert 0.001 < _error(layer.input_gradient(dy.to(dtype)), dy @ weight) < 0.015
     assert _error(layer.weight, weight) < 0.01
+
+
+def test_what_a_softmax_says_of_thousands_of_others_is_not_lost():
+    """Its gradient is near -1 for one channel and rounds to nothing for most, who together weigh as much."""
+    torch.manual_seed(1)
+    weight, targets = torch.randn(8192, 64) + 2, torch.arange(0, 8192, 512)
+    dz = torch.softmax(torch.randn(16, 8192) * 2.5, -1)
+    dz[torch.arange(16), targets] -= 1
+    layer = Int8Linear(weight, None, torch.float32)
+    assert _error(layer.input_gradient(dz), dz @ weight) < 0.03
+    _assert_is_plain(layer, torch.randn(16, 64), dz)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -191,7 +205,7 @@ def test_it_reads_as_the_layer_it_stands_for():
     assert layer.weight.shape == (40, 48)
     assert layer.weight.dtype == torch.bfloat16
     assert layer.bias is plain.bias
-    assert set(layer.state_dict()) == {"codes", "scale", "bias"}
+    assert set(layer.state_dict()) == {"codes", "scale", "means", "bias"}
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
     assert layer.codes.abs().amax(1).eq(127).all()  # each channel uses the whole range
     assert str(layer) == "Int8Linear(in_features=48, out_features=40, bias=True)"
@@ -199,9 +213,9 @@ def test_it_reads_as_the_layer_it_stands_for():
 
 def test_to_changes_the_dtype_and_never_the_precision_of_the_scales():
     layer = _layer()
-    scale = layer.scale.clone()
     moved = copy.deepcopy(layer).to(torch.float16)
-    assert torch.equal(moved.scale, scale)
+    assert torch.equal(moved.scale, layer.scale)
+    assert torch.equal(moved.means, layer.means)
     assert moved.codes.dtype == torch.int8
     assert moved.weight.dtype == moved.bias.dtype == torch.float16
     assert layer.weight.dtype == torch.bfloat16

@@ -9,6 +9,10 @@ need not be kept a second time for the way back. The products q codes are exact 
 rounding. Rounding rows and channels on their own is the vector-wise quantisation of LLM.int8()
 (https://arxiv.org/abs/2208.07339), without its separate columns for outliers.
 
+A softmax's gradient is near -1 for the target and tiny for thousands of others, which all round to nothing although
+their sum is 1, and a vocabulary's rows have much in common: dx would be wrong by a multiple of it. So what a row of dy
+loses in the sum, Σ (dy · scale - s · q), is given back times the mean of the codes.
+
 `plain_product` and `plain_input_gradient` say the same in floats, for devices without the integer product.
 """
 
@@ -35,12 +39,14 @@ class Int8Linear(nn.Module):
     Attributes:
         codes: int8, [out, in].
         scale: float32, [out].
+        means: float32, [groups, in], the mean of the codes of each group of channels that dy is rounded in.
         bias: the layer's own, [out], or None.
         dtype: in which `weight` is given.
     """
 
     codes: Tensor
     scale: Tensor
+    means: Tensor
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
         """`weight` is [out, in], of any float dtype and any strides; it is not kept."""
@@ -55,6 +61,7 @@ class Int8Linear(nn.Module):
                 c.copy_(rounded)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
+        self.register_buffer("means", torch.stack([c.float().mean(0) for c in _split(codes, _CHANNELS)]))
         self.bias = bias
 
     @classmethod
@@ -74,7 +81,9 @@ class Int8Linear(nn.Module):
 
     def input_gradient(self, dy: Tensor) -> Tensor:
         """The gradient of `product` in x: dy [rows, out] of any float dtype -> [rows, in] of the same."""
-        return (_input_gradient if _exact_integers_on(dy) else plain_input_gradient)(dy, self.codes, self.scale)
+        if _exact_integers_on(dy):
+            return _input_gradient(dy, self.codes, self.scale, self.means)
+        return plain_input_gradient(dy, self.codes, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """W x + bias, differentiable in x and bias; x is [..., in]. No activation is kept for the way back."""
@@ -87,9 +96,9 @@ class Int8Linear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
         """`.to(dtype)` says in which dtype to work, not how precisely to keep the scales."""
-        scale = self.scale
+        scale, means = self.scale, self.means
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.scale = scale.to(self.codes.device)
+        self.scale, self.means = scale.to(self.codes.device), means.to(self.codes.device)
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
         return self
 
@@ -116,11 +125,11 @@ def plain_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) 
 
 
 def plain_input_gradient(dy: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """What `Int8Linear.input_gradient` computes, in float32, channels rounded in the same groups."""
+    """What `Int8Linear.input_gradient` computes, in float32: dy · scale rounded row by row in groups of channels."""
     dx = torch.zeros(len(dy), codes.shape[1], device=dy.device)
-    for part, c in zip(_split(dy * scale, _CHANNELS, 1), _split(codes, _CHANNELS), strict=True):
-        rounded, s = _round_rows(_own_float(part))
-        dx += rounded * s @ c.float()
+    for part, c in zip(_split(dy.float() * scale, _CHANNELS, 1), _split(codes.float(), _CHANNELS), strict=True):
+        q, s = _round_rows(_own_float(part))
+        dx += q * s @ c + (part - q * s).sum(1, keepdim=True) * c.mean(0)
     return dx.to(dy.dtype)
 
 
@@ -154,18 +163,18 @@ def _product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Te
 
 
 @torch.no_grad()
-def _input_gradient(dy: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """`plain_input_gradient` with the products in integers.
-
-    A softmax's gradient is large for the target and small elsewhere: rounded in one piece the small would vanish.
-    """
+def _input_gradient(dy: Tensor, codes: Tensor, scale: Tensor, means: Tensor) -> Tensor:
+    """`plain_input_gradient` with the products in integers."""
     dx = dy.new_empty(len(dy), codes.shape[1])
     channels, scales = _split(codes, _CHANNELS), _split(scale, _CHANNELS)
     for dy_rows, dx_rows in zip(_split(dy, _ROWS), _split(dx, _ROWS), strict=True):
         total: Tensor | None = None
-        for c, k, part in zip(channels, scales, _split(dy_rows, _CHANNELS, 1), strict=True):
-            q, s = _round_rows(_own_float(part).mul_(k))
-            result = _times(q, c).mul_(s)
+        for c, k, mean, part in zip(channels, scales, means, _split(dy_rows, _CHANNELS, 1), strict=True):
+            scaled = _own_float(part).mul_(k)
+            lost = scaled.sum(1, keepdim=True)
+            q, s = _round_rows(scaled)
+            lost.addcmul_(s, scaled.sum(1, keepdim=True), value=-1)
+            result = _times(q, c).mul_(s).addmm_(lost, mean[None])
             total = result if total is None else total.add_(result)
         dx_rows.copy_(total)  # type: ignore[arg-type]
     return dx
@@ -174,7 +183,7 @@ def _input_gradient(dy: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 def _round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes q int8 [rows, n] and scales s float32 [rows, 1], x ≈ s · q with the largest of a row at ±127.
 
-    x is float32 and is written over. Not finite in, not finite out: then s is not.
+    x is float32 and is written over with q. Not finite in, not finite out: then s is not.
     """
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
     s = largest.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
