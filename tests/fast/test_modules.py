@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.fast.kept import kept_bytes
 from tests.tiny import CONFIGS, ids, logits, shake, tiny_model
@@ -125,6 +126,17 @@ def test_a_norm_that_trains_gets_its_gradient():
         grafted(each, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
     assert "model.norm.weight" in trainable_parameters(model)
     assert_equal(gradients(model), gradients(plain))
+
+
+def test_a_norm_computes_by_its_own_forward_while_it_trains():
+    norm, x = LlamaRMSNorm(64).bfloat16(), torch.randn(32, 64).bfloat16().requires_grad_()
+    nn.init.normal_(norm.weight)
+    own = norm(x)
+    speed_up_modules(norm)
+    assert torch.equal(norm(x), own)
+    norm.requires_grad_(False)
+    assert not torch.equal(norm(x), own)  # rounded once, not twice
+    torch.testing.assert_close(norm(x), own, rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "phi3"])
