@@ -1,7 +1,6 @@
 """Attention in blocks beside its plain twin, and which masks it knows."""
 
 import functools
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,20 +86,6 @@ def results(forward: Any, given: list[Tensor], *rest: Any) -> list[Tensor]:
         tensor.retain_grad()
     out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype))
     return [out.detach(), *(tensor.grad for tensor in given if tensor.grad is not None)]
-
-
-@pytest.fixture
-def blocks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The shapes of the queries that the blocks, not the plain definition, computed."""
-    made: list[torch.Size] = []
-    function = attention._BlockAttention
-
-    def apply(*given: Any) -> Tensor:
-        made.append(given[0].shape)
-        return function.apply(*given)
-
-    monkeypatch.setattr(attention, "_BlockAttention", SimpleNamespace(apply=apply))
-    return made
 
 
 @pytest.mark.parametrize("dtype", FLOOR)
@@ -335,3 +320,18 @@ def test_without_gradients():
     with torch.inference_mode():
         given = tensors(mask)
         torch.testing.assert_close(quick(*given, mask), plain_attention(*given, mask, 8**-0.5))
+
+
+def test_scores_that_are_shifted_and_not_hidden_are_left_to_the_definition():
+    distance = torch.arange(100) - torch.arange(100)[:, None]
+    shifted = torch.where(distance > 0, -torch.inf, distance.float())  # as ALiBi: 0 on the diagonal alone
+    assert causal_spans(shifted[None, None]) is None
+
+
+def test_a_batch_of_nothing():
+    given = [torch.empty(0, 2, 100, 8, requires_grad=True) for _ in range(3)]
+    mask = torch.ones(100, 100, dtype=torch.bool).tril()[None, None]
+    out = attention.attention_forward(nn.Module(), *given, mask)[0]
+    assert out.shape == (0, 100, 2, 8)
+    out.sum().backward()
+    assert given[0].grad.shape == (0, 2, 100, 8)

@@ -1,7 +1,6 @@
 """The fast paths of whole models: what a model computes stays what it was."""
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,20 +57,6 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         # Some architectures compute in float32 here and there. A bias of keys has no part in what softmax gives.
         allowed = 1e-5 * float(tensor.abs().max()) + 1e-12
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=allowed, msg=name)
-
-
-@pytest.fixture
-def blocks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The shapes of the queries that were computed in blocks."""
-    made: list[torch.Size] = []
-    function = attention._BlockAttention
-
-    def apply(*given: Any) -> Tensor:
-        made.append(given[0].shape)
-        return function.apply(*given)
-
-    monkeypatch.setattr(attention, "_BlockAttention", SimpleNamespace(apply=apply))
-    return made
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

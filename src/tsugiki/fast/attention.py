@@ -24,6 +24,7 @@ NAME = "tsugiki"
 """As transformers' `attn_implementation`."""
 
 _BLOCK = 128  # queries: large enough for efficient products, small enough to leave out most of what is masked
+_HIDDEN = -1e4  # added to a score, leaves nothing of it
 _SHORT = 64  # a row of fewer tokens is one block in any case
 
 
@@ -109,6 +110,8 @@ def causal_spans(mask: Tensor | None) -> Tensor | None:
     """
     if mask is None or mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] != mask.shape[3]:
         return None
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask <= _HIDDEN)).all()):
+        return None  # scores are shifted, not hidden
     seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
     places = torch.arange(mask.shape[-1])
     first = places + 1 - seen.sum(-1)
@@ -135,19 +138,20 @@ class _BlockAttention(torch.autograd.Function):
         for start, end, low in _blocks(first):
             block = q[:, :, start:end].flatten(1, 2)
             scores = block @ k[:, low:end].transpose(1, 2)
-            _hide(scores.view(batch, -1, end - start, end - low), first[:, start:end], start, low)
+            _hide(scores.view(batch, heads, end - start, end - low), first[:, start:end], start, low)
             probabilities = torch.softmax(scores, -1)
-            out[:, :, start:end] = (probabilities @ v[:, low:end]).view(*q.shape[:2], end - start, -1)
-            kept.append(probabilities)
+            out[:, :, start:end] = (probabilities @ v[:, low:end]).view(*q.shape[:2], end - start, v.shape[-1])
+            if any(ctx.needs_input_grad):
+                kept.append(probabilities)
         ctx.save_for_backward(q, k, v, first, *kept)
-        ctx.scale, ctx.batch = scale, batch
-        return out.view(batch, heads, length, -1)
+        ctx.scale, ctx.shapes = scale, (query.shape, key.shape, value.shape)
+        return out.view(batch, heads, length, v.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, first, *kept = ctx.saved_tensors
-        d_out = d_out.reshape(*q.shape[:3], -1)
+        d_out = d_out.reshape(*q.shape[:3], v.shape[-1])
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for (start, end, low), probabilities in zip(_blocks(first), kept, strict=True):
             d_block = d_out[:, :, start:end].flatten(1, 2)
@@ -155,11 +159,10 @@ class _BlockAttention(torch.autograd.Function):
             dv[:, low:end] += probabilities.transpose(1, 2) @ d_block
             d_scores = d_block @ v[:, low:end].transpose(1, 2)
             d_scores = torch._softmax_backward_data(d_scores, probabilities, -1, q.dtype)
-            dq[:, :, start:end] = (d_scores @ k[:, low:end]).view(*q.shape[:2], end - start, -1)
+            dq[:, :, start:end] = (d_scores @ k[:, low:end]).view(*q.shape[:2], end - start, k.shape[-1])
             dk[:, low:end] += d_scores.transpose(1, 2) @ block
-        shape = (ctx.batch, -1, q.shape[2])
         dq *= ctx.scale
-        return dq.view(*shape, q.shape[-1]), dk.view(*shape, k.shape[-1]), dv.view(*shape, v.shape[-1]), None, None
+        return dq.view(ctx.shapes[0]), dk.view(ctx.shapes[1]), dv.view(ctx.shapes[2]), None, None
 
 
 def _by_key_head(query: Tensor, key: Tensor) -> Tensor:

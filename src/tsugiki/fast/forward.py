@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from tsugiki.fast.loss import IGNORED, Head, chunked_loss, find_head
+from tsugiki.data.blocks import IGNORED
+from tsugiki.fast.loss import Head, chunked_loss, find_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

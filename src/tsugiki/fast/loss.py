@@ -4,14 +4,16 @@ For rows h [width] and their targets t, with logits z = h Wᵀ (+ b) and p = sof
 
     loss = -Σ log p[t]         dz = p - onehot(t)         dh = dz W        dW = dzᵀ h
 
-A chunk's logits are turned into p and into dz where they lie, and its dh comes out at once, so a chunk of 128 rows of
-a vocabulary of 262,144 takes 64 MiB in bfloat16 where the logits of a step take gigabytes. A grafted head brings
+A chunk's logits are turned into p and into dz where they lie, and its dh comes out at once, so a chunk of 112 rows of
+a vocabulary of 262,144 takes 56 MiB in bfloat16 where the logits of a step take gigabytes. Where p[t] is near 1, what
+is missing to it is taken from the sum of the others: rounded to 16 bits, p[t] itself would be 1. A grafted head brings
 low = dropout(h) Aᵀ [rows, r] and s · B [vocabulary, r] along: z = h Wᵀ + low (sB)ᵀ; torch does the rest of its chain.
 Logits that are scaled (Cohere, Granite) or capped (Gemma 2: cap · tanh(z / cap)) are, here too.
 
 The definition is `plain_loss`. Horace He's fused linear cross-entropy and Liger-Kernel do the same on a GPU.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +22,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tsugiki.data.blocks import IGNORED
 from tsugiki.lora.layer import LoraLinear, LowRank
 from tsugiki.lora.masks import dropout
-from tsugiki.lora.product import frozen_product, has_product
+from tsugiki.lora.product import frozen_input_gradient, frozen_product, has_product, is_hooked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-IGNORED = -100
-"""The label of a token that is not learned, as everywhere in transformers."""
-
 _SCRATCH = 56 << 20  # bytes of logits at once
 _ROWS = (16, 256)  # fewer make products slow, more gain nothing
-_LOST = 60.0  # nats: below this a probability is a normal number in every type
+_UNHEARD_OF = 60.0  # nats, beyond which a probability is too coarse to take the logarithm of
 _LOUD = 64  # a cap on logits shows only where they are large
 
 
@@ -67,7 +67,7 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     """`plain_loss` without whole logits; differentiable in the hidden states and in whatever of the head trains."""
     layer: Any = head.layer
     pair: LowRank | None = None
-    if isinstance(layer, LoraLinear):
+    if isinstance(layer, LoraLinear) and not is_hooked(layer):
         layer, pair = layer.base_layer, layer.lora
     scaled_bias = head.scale != 1 and layer.bias is not None  # no model has both
     if (
@@ -86,7 +86,9 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
         seen = dropout(rows, pair.dropout.p if pair.training else 0.0)
         low = F.linear(seen, pair.A.to(rows.dtype))
         up = (pair.scaling * pair.B).to(rows.dtype)
-    weight = layer.weight if type(layer) is nn.Linear and layer.weight.requires_grad else None
+    weight = (
+        layer.weight if torch.is_grad_enabled() and type(layer) is nn.Linear and layer.weight.requires_grad else None
+    )
     loss: Tensor = _ChunkedLoss.apply(rows, weight, layer.bias, low, up, targets, layer, head.softcap)  # type: ignore[no-untyped-call]
     return loss
 
@@ -113,6 +115,7 @@ class _ChunkedLoss(torch.autograd.Function):
             for at, (source, needed) in enumerate(zip(sources, needs, strict=True))
         ]
         d_hidden, d_weight, d_bias, d_low, d_up = grads
+        unheard_of = min(_UNHEARD_OF, -math.log(torch.finfo(hidden.dtype).tiny))
         size = _rows_at_once(layer, hidden.element_size() * (1 if softcap is None else 2))
         for at in range(0, len(hidden), size):
             rows, target = hidden[at : at + size], targets[at : at + size, None]
@@ -120,19 +123,23 @@ class _ChunkedLoss(torch.autograd.Function):
             slope = None if softcap is None else logits / softcap
             # The kernel reads an element before it writes it, so that its output may take the input's place.
             torch.ops.aten._softmax.out(logits, -1, False, out=logits)
-            chosen = logits.gather(1, target)
-            surprise = -chosen.to(exact).log()
-            for lost in (surprise > _LOST).nonzero()[:, 0]:  # too unlikely for a probability to tell
+            place = torch.arange(len(target), device=target.device), target[:, 0]  # `scatter_` copies all of it
+            chosen = logits[place].to(exact)
+            logits[place] = 0
+            others = logits.sum(1, dtype=exact)
+            likely = chosen > 0.5
+            surprise = torch.where(likely, -torch.log1p(-others), -chosen.log())
+            for lost in (surprise > unheard_of).nonzero()[:, 0]:  # too unlikely for a probability to tell
                 again = _logits(layer, rows[lost : lost + 1], low, up, at + int(lost), softcap).to(exact)
-                surprise[lost] = again.logsumexp(1) - again[0, target[lost]]
+                surprise[lost] = again.logsumexp(1)[0] - again[0, target[lost, 0]]
             loss += surprise.sum()
             if not any(needs):
                 continue
-            logits[torch.arange(len(target)), target[:, 0]] -= 1  # `scatter_` copies all of it on the way
+            logits[place] = torch.where(likely, -others, chosen - 1).to(logits.dtype)
             if slope is not None:
                 logits.mul_(slope.square_().neg_().add_(1))
             if d_hidden is not None:
-                d_hidden[at : at + size] = _input_gradient(layer, logits)
+                d_hidden[at : at + size] = frozen_input_gradient(layer, logits)
             if d_weight is not None:
                 d_weight += logits.T @ rows
             if d_bias is not None:
@@ -165,16 +172,9 @@ def _logits(
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
-def _input_gradient(layer: Any, d_logits: Tensor) -> Tensor:
-    return layer.input_gradient(d_logits) if hasattr(layer, "input_gradient") else d_logits @ layer.weight  # type: ignore[no-any-return]
-
-
 def _has_chunks(layer: nn.Module) -> bool:
     """Whether the head is a plain linear layer (its weight may train), or offers its product itself."""
-    if has_product(layer):
-        return True
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return type(layer) is nn.Linear and not hooked
+    return has_product(layer) or (type(layer) is nn.Linear and not is_hooked(layer))
 
 
 def _rows_at_once(layer: Any, bytes_a_logit: int) -> int:

@@ -1,7 +1,7 @@
 """The fast paths of a model, put in and taken out.
 
 Which of them fit is found out by trying: the model's logits must stay what they were. What does not fit is left as it
-is, in silence, since it changes no result.
+is, without an error, since it changes no result.
 """
 
 from typing import TYPE_CHECKING

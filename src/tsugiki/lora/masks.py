@@ -6,7 +6,7 @@ The mask is an integer tensor of the elements' own width, all bits set where an 
 dropped. The factor 1 / (1 - p) is left to the caller, who has a scale to put it into.
 
 The seed of each mask comes from torch's generator, so `torch.manual_seed` decides it, and activation checkpointing,
-which restores that generator, draws the same mask again.
+which restores that generator, draws the same mask again; but not within `masks_from`, whose generator it does not know.
 """
 
 import threading

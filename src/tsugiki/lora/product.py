@@ -28,12 +28,17 @@ def has_product(layer: nn.Module) -> bool:
     Layers of other precisions offer `product(x)` and `input_gradient(dy)` on [rows, features] themselves. Subclasses
     and hooks may do anything; such a layer is called as it is.
     """
-    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+    if is_hooked(layer):
         return False
     if hasattr(layer, "input_gradient"):
         return True
     weight = layer._parameters.get("weight")
     return type(layer).__name__ in ("Linear", "Conv1D") and type(weight) is nn.Parameter and not weight.requires_grad
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether calling this module does more than its class says."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks) or "forward" in vars(layer)
 
 
 def frozen_product(layer: nn.Module, x: Tensor) -> Tensor:

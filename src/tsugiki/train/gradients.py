@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.fast.loss import IGNORED, chunked_loss, find_head
+from tsugiki.data.blocks import IGNORED
+from tsugiki.fast.loss import chunked_loss, find_head
 from tsugiki.lora.masks import masks_from
 from tsugiki.train.parallel import side_by_side
 

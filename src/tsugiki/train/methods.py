@@ -56,7 +56,7 @@ def frozen_precision(config: RunConfig) -> Precision:
 
 def _begin_lora(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
     graft(model, config.lora, base_dropout=config.base_dropout)
-    use_fast_paths(model)
+    use_fast_paths(model, loss=False)  # `Gradients` calls the loss itself
     return {
         "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
         "target_modules": sorted({path.rpartition(".")[2] for path in active_adapter(model).pairs}),
@@ -81,7 +81,7 @@ def _begin_full(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
 def _full_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
     short = (config.arithmetic or native_arithmetic()) == "bf16"
     computing = copy.deepcopy(model).bfloat16() if short else model
-    use_fast_paths(computing)
+    use_fast_paths(computing, loss=False)
     return Gradients(model, computing, _MODEL_GROUP, ordered=config.base_dropout)
 
 
