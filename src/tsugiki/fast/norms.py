@@ -3,7 +3,7 @@
     y = x q s,   q = 1 / √(mean x² + eps) a row,   s = offset + weight
     dx = q (dy s) - x q³ mean(x dy s)
 
-Only x and q, one number a row, are kept: autograd keeps x in float32, or more than one such.
+Only x and q, one number a row, are kept: autograd keeps x in float32.
 """
 
 from typing import Any
