@@ -89,6 +89,22 @@ def test_every_row_of_the_table_is_a_function():
             assert callable(contender.run)
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator computes in float16")
+def test_the_chapters_fp16_changes_nothing_on_a_processor(folder: str, trained: list[torch.nn.Module]):
+    script, seen = Script(), set()
+    receive = script.gate._receive
+
+    def go() -> str:
+        trained[-1].register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+        return receive()
+
+    script.gate._receive = go
+    with pytest.raises(Stopped):
+        CONTENDERS["chapter"].run(Work(folder, batch=2, length=16), script.gate)
+    assert seen == {False}
+    assert {weight.dtype for weight in trained[0].parameters()} == {torch.float32}
+
+
 def test_everyone_gets_the_same_rows():
     work = Work("any", batch=2, length=8)
     assert torch.equal(work.rows(50), work.rows(50))

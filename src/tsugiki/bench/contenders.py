@@ -39,7 +39,7 @@ class Contender:
         return [package for package in self.needs if find_spec(package) is None]
 
 
-_LITGPT = "pip install --no-deps litgpt lightning torchmetrics lightning-utilities jsonargparse"
+_LITGPT = "pip install --no-deps litgpt lightning torchmetrics lightning-utilities jsonargparse docstring-parser"
 _PEFT, _TRL = ("peft",), ("peft", "trl", "datasets")
 
 CONTENDERS: Mapping[str, Contender] = MappingProxyType(
@@ -58,6 +58,13 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
         ),
         "peft-bf16": Contender(
             "the same with the base in bfloat16", "hugging_face:peft_bf16", "bf16", bytes_per_weight=2, needs=_PEFT
+        ),
+        "peft-bf16-autocast": Contender(
+            "the same with bf16=True (autocast): A and B multiply in bfloat16 as well",
+            "hugging_face:peft_bf16_autocast",
+            "bf16",
+            bytes_per_weight=2,
+            needs=_PEFT,
         ),
         "trl": Contender(
             "TRL's SFTTrainer with its fused head, the base in bfloat16, the faster attention",

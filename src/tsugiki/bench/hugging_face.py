@@ -54,7 +54,7 @@ class Rows(Dataset[dict[str, Tensor]]):
 
 
 def chapter(work: Work, gate: Gate) -> None:
-    """The chapter's script, but for accumulation, and for fp16=True, which is for GPUs."""
+    """The chapter's script, but for accumulation. Without an accelerator its fp16=True is taken, and float32 stays."""
     model = build(work.model, torch.float32)
     rows = Rows(work.rows(model.config.vocab_size), mask=True)
     with TemporaryDirectory() as folder:
@@ -65,19 +65,22 @@ def chapter(work: Work, gate: Gate) -> None:
             learning_rate=LEARNING_RATE,
             logging_steps=100,
             save_strategy="epoch",
+            fp16=True,
             **_QUIET,
         )
         _train(Trainer(model=with_peft(model), args=settings, train_dataset=rows, **_COLLATED), gate)
 
 
-def peft(work: Work, gate: Gate, dtype: torch.dtype) -> None:
+def peft(work: Work, gate: Gate, dtype: torch.dtype, autocast: bool = False) -> None:
     """An adapter by PEFT on a base without dropout; A and B are float32, as PEFT keeps them."""
     model = _without_dropout(work, dtype)
     rows = work.rows(model.config.vocab_size)
     grafted = with_peft(model)
-    gate.note(attention=_faster_attention(model, rows[: work.batch]))
+    with _autocast(autocast):
+        gate.note(attention=_faster_attention(model, rows[: work.batch]))
     with TemporaryDirectory() as folder:
-        _train(Trainer(model=grafted, args=_settings(work, folder), train_dataset=Rows(rows), **_COLLATED), gate)
+        settings = _settings(work, folder, **_bf16(autocast))
+        _train(Trainer(model=grafted, args=settings, train_dataset=Rows(rows), **_COLLATED), gate)
 
 
 def sft(work: Work, gate: Gate, checkpointing: bool) -> None:
@@ -90,7 +93,8 @@ def sft(work: Work, gate: Gate, checkpointing: bool) -> None:
     model = _without_dropout(work, torch.bfloat16)
     rows = work.rows(model.config.vocab_size)
     model.requires_grad_(False).enable_input_require_grads()
-    gate.note(attention=_faster_attention(model, rows[: work.batch]))
+    with _autocast(True):
+        gate.note(attention=_faster_attention(model, rows[: work.batch]))
     model.disable_input_require_grads()
     with TemporaryDirectory() as folder:
         settings = SFTConfig(
@@ -99,7 +103,7 @@ def sft(work: Work, gate: Gate, checkpointing: bool) -> None:
             per_device_train_batch_size=work.batch,
             learning_rate=LEARNING_RATE,
             max_length=work.length,
-            bf16=False,  # the weights are bfloat16 already
+            **_bf16(True),  # TRL's default, and with it the float32 pairs multiply in bfloat16 too
             gradient_checkpointing=checkpointing,
             save_strategy="no",
             **_QUIET,
@@ -118,15 +122,16 @@ def full(work: Work, gate: Gate, autocast: bool) -> None:
     """Trainer on every weight, without dropout."""
     model = _without_dropout(work, torch.float32)
     rows = work.rows(model.config.vocab_size)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with _autocast(autocast):
         gate.note(attention=_faster_attention(model, rows[: work.batch]))
     with TemporaryDirectory() as folder:
-        settings = _settings(work, folder, bf16=autocast, use_cpu=autocast and model.device.type == "cpu")
+        settings = _settings(work, folder, **_bf16(autocast))
         _train(Trainer(model=model, args=settings, train_dataset=Rows(rows), **_COLLATED), gate)
 
 
 peft_fp32 = partial(peft, dtype=torch.float32)
 peft_bf16 = partial(peft, dtype=torch.bfloat16)
+peft_bf16_autocast = partial(peft, dtype=torch.bfloat16, autocast=True)
 trl = partial(sft, checkpointing=False)
 trl_checkpointed = partial(sft, checkpointing=True)
 trainer_full_fp32 = partial(full, autocast=False)
@@ -147,6 +152,15 @@ def with_peft(model: "PreTrainedModel") -> Any:
 
 _QUIET: dict[str, Any] = {"disable_tqdm": True, "report_to": "none", "dataloader_pin_memory": False}
 _COLLATED: dict[str, Any] = {"data_collator": default_data_collator}
+
+
+def _autocast(enabled: bool) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+def _bf16(enabled: bool) -> dict[str, bool]:
+    """Trainer's settings for autocast, which on a processor it wants to be told twice."""
+    return {"bf16": enabled, "use_cpu": enabled and not torch.accelerator.is_available()}
 
 
 def _peft_config(model: "PreTrainedModel") -> Any:
