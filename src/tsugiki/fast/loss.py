@@ -126,7 +126,7 @@ class _ChunkedLoss(torch.autograd.Function):
             place = torch.arange(len(target), device=target.device), target[:, 0]  # `scatter_` copies all of it
             chosen = logits[place].to(exact)
             logits[place] = 0
-            others = logits.sum(1, dtype=exact)
+            others = logits.sum(1).to(exact)  # with `dtype` it would copy the logits
             likely = chosen > 0.5
             surprise = torch.where(likely, -torch.log1p(-others), -chosen.log())
             for lost in (surprise > unheard_of).nonzero()[:, 0]:  # too unlikely for a probability to tell
