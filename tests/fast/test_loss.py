@@ -79,7 +79,8 @@ def no_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[1, 5, 64])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Rows at once: one; a number that does not divide that of the rows; more than there are."""
+    """Rows at once: one; a number that does not divide that of the rows; more than there are. And tiles of 16 words."""
+    monkeypatch.setattr(loss_module, "_TILE", 16)
     monkeypatch.setattr(loss_module, "_ROWS", (1, request.param))
     return request.param
 
@@ -356,7 +357,7 @@ def test_logits_never_stand_as_a_whole(form: str):
 
 @pytest.mark.parametrize(
     ("vocabulary", "size", "rows"),
-    [(50_257, 4, 256), (50_257, 2, 256), (262_144, 2, 112), (262_144, 4, 48), (10**8, 4, 16), (1, 2, 256)],
+    [(50_257, 4, 288), (50_257, 2, 512), (262_144, 2, 112), (262_144, 4, 48), (10**8, 4, 16), (1, 2, 512)],
 )
 def test_rows_at_once(vocabulary: int, size: int, rows: int):
     assert loss_module._rows_at_once(nn.Linear(1, vocabulary, device="meta"), size) == rows

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SCRATCH = 56 << 20  # bytes of logits at once
-_ROWS = (16, 256)  # fewer make products slow, more gain nothing
+_ROWS = (16, 512)  # fewer make products slow, more gain nothing
+_TILE = 4096  # words of the vocabulary in one product: a whole one is slow where their number is odd, as GPT-2's
 _UNHEARD_OF = 60.0  # nats, beyond which a probability is too coarse to take the logarithm of
 _LOUD = 64  # a cap on logits shows only where they are large
 
@@ -166,10 +167,18 @@ def _logits(
     layer: nn.Module, rows: Tensor, low: Tensor | None, up: Tensor | None, at: int, softcap: float | None
 ) -> Tensor:
     """Logits of some rows, of which the first is row `at` of `low`."""
-    logits = frozen_product(layer, rows)
+    logits = _tiled(layer, rows) if type(layer) is nn.Linear else frozen_product(layer, rows)
     if low is not None and up is not None:
         logits.addmm_(low[at : at + len(rows)], up.T)
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _tiled(layer: nn.Linear, rows: Tensor) -> Tensor:
+    """The layer's product, a part of its vocabulary at a time."""
+    logits = rows.new_empty(len(rows), len(layer.weight))
+    for weight, tile in zip(torch.split(layer.weight, _TILE), torch.split(logits, _TILE, 1), strict=True):
+        torch.mm(rows, weight.T, out=tile)
+    return logits if layer.bias is None else logits.add_(layer.bias)
 
 
 def _has_chunks(layer: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from tsugiki.adapters.fingerprint import base_fingerprint
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError
 from tsugiki.models import load_tokenizer
+from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.isolation import Isolation
@@ -136,6 +137,8 @@ def new_trainer(
     Raises:
         TsugikiError: a setting that transformers does not take.
     """
+    if model.device.type == "cpu":
+        keep_freed_memory()
     try:
         return RunTrainer(model, _arguments(config, len(blocks)), blocks, isolation, parts)
     except (ValueError, RuntimeError, ImportError) as error:  # an unknown schedule, a logger not installed
