@@ -75,7 +75,7 @@ def test_a_yaml_file_and_resume(base: str, run, tmp_path: Path):
         (("--model", "./nowhere"), "there is no such folder"),
         (("--model", "text.txt"), "is a file"),
         (("--prompt", "雨" * 40), "leaves no room"),
-        (("--method", "lola"), "method: input should be 'lora'"),
+        (("--method", "lola"), "method: no such method; did you mean lora?"),
         (("--out", "text.txt"), "is a file"),
         (("--block-size", "1000"), "context is 64"),
         (("missing.yaml",), "cannot read missing.yaml"),

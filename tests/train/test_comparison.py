@@ -92,7 +92,7 @@ def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyP
         ({"methods": {}}, "methods"),
         ({"methods": {"a/b": {}}}, "'a/b' is no name for a folder"),
         ({"methods": {"a": {"rank": 5}}}, "rank: extra inputs"),
-        ({"methods": {"a": {"method": "lola"}}}, "method: input should be"),
+        ({"methods": {"a": {"method": "lola"}}}, "method: no such method; did you mean lora?"),
         ({"methods": {"a": {}}, "settings": {"bananas": 1}}, "bananas: extra inputs"),
         ({"methods": {"a": {}}, "banana": 1}, "banana: extra inputs"),
         ({"methods": {"a": {"lora": {"r": 0}}}}, "r is 0"),

@@ -18,11 +18,11 @@ from tsugiki.models import load_model, load_tokenizer
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
-from tsugiki.train.methods import METHODS
 from tsugiki.train.model_files import MODEL_FILE, refill_model, save_model
 from tsugiki.train.preview import rows_in_order
 from tsugiki.train.run import CHECKPOINTS, train
 from tsugiki.train.trainer import RunTrainer
+from tsugiki.train.ways import MODEL
 
 
 @pytest.fixture(autouse=True)
@@ -122,8 +122,8 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
         warmup_steps=1, decay_steps=0.5, arithmetic="fp32",
     )  # fmt: skip
     ours = tiny_model("llama", vocab_size=257)
-    METHODS["full"].begin(ours, config)
-    parts = run_module._parts(METHODS["full"], ours, byte_tokenizer(), config)
+    MODEL.begin(ours, config)
+    parts = run_module._parts(MODEL, ours, byte_tokenizer(), config)
     trainer = run_module.new_trainer(config, ours, blocks, "positions", parts)
     order = rows_in_order(trainer, 16)
     trainer.train()
@@ -155,11 +155,11 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
 def test_dropout_is_off_unless_it_is_asked_for_and_then_draws_in_order(on: bool):
     config = RunConfig(model="-", data="-", out="-", method="full", base_dropout=on)
     model = tiny_model("gpt2")
-    chosen = METHODS["full"].begin(model, config)
+    chosen = MODEL.begin(model, config)
     model.train()
     assert chosen["base_dropout"].startswith("on" if on else "off")
     assert torch.equal(model(ids()).logits, model(ids()).logits) is not on
-    found = METHODS["full"].gradients(model, config)
+    found = MODEL.gradients(model, config)
     assert found.ordered is on
 
 

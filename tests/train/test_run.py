@@ -299,7 +299,7 @@ def test_too_little_text(base: str, tmp_path: Path):
         ({"epochs": 0}, "epochs: input should be greater than 0"),
         ({"lora": {"r": 0}}, "r is 0"),
         ({"lora": {"rank": 4}}, "rank: no such setting"),
-        ({"method": "lola"}, "method: input should be 'lora'"),
+        ({"method": "lola"}, "method: no such method; did you mean lora?"),
         ({"banana": 1}, "banana: extra inputs are not permitted"),
         ({"batch_size": "many"}, "batch_size"),
     ],

@@ -1,23 +1,18 @@
 """An adapter as two files, in the format of Hugging Face PEFT.
 
-    adapter_model.safetensors   base_model.model.<module path>.lora_A.weight       [r, in]
-                                base_model.model.<module path>.lora_B.weight       [out, r]
-                                base_model.model.<module path>.lora_embedding_A    [r, entries]   (embeddings)
-                                base_model.model.<module path>.lora_embedding_B    [width, r]
-                                base_model.model.<module path>.base_layer.bias     (a trained bias of a grafted layer)
-                                base_model.model.<parameter path>                  (other biases, modules_to_save)
-    adapter_config.json         the fields of `LoraConfig`, under PEFT's names
+    adapter_model.safetensors   what trains, under the names of its form (see `tsugiki.methods`)
+    adapter_config.json         `peft_type`, and the settings of the form under PEFT's names
     tsugiki.json                which base it was trained on; PEFT does not read it
 
-What is written here, `PeftModel.from_pretrained` loads; what PEFT writes, `load_adapter` loads, and gives the
-same logits. A field of the config that would change the result and is not known here is refused by name.
+What is written here, `PeftModel.from_pretrained` loads, where PEFT has the method; what PEFT writes, `load_adapter`
+loads, and gives the same logits. A field of the config that would change the result and is not known here is refused
+by name.
 """
 
-import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +24,19 @@ from torch import Tensor, nn
 from tsugiki.adapters.fingerprint import base_fingerprint
 from tsugiki.adapters.probe import logit_shift
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft import (
-    DEFAULT_NAME,
-    Adapter,
-    active_adapter,
-    find_adapter,
-    graft,
-    is_grafted,
-    remove_adapter,
-    require_state,
-    set_adapter,
-)
-from tsugiki.lora.layer import is_conv1d
-from tsugiki.lora.targets import base_modules, find_targets
+from tsugiki.lora.graft import DEFAULT_NAME, active_adapter, add_adapter, find_adapter
+from tsugiki.lora.targets import base_modules
+from tsugiki.methods.method import PREFIX
+from tsugiki.methods.table import FORMS, form_of
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "tsugiki.json"
 
-_PREFIX = "base_model.model."
-_CONFIG_FIELDS = frozenset(field.name for field in dataclasses.fields(LoraConfig))
-_HARMLESS_FIELDS = frozenset(
-    {
-        # who wrote it, for what, and settings of parallel engines: none of them changes what is computed
-        *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
-        *("megatron_config", "megatron_core"),
-        # how A and B began: the file holds what became of them
-        *("eva_config", "loftq_config"),
-        # a size that only means something with `use_qalora`
-        "qalora_group_size",
-    }
+# Who wrote it, and for what.
+_COMMON_FIELDS = frozenset(
+    {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 )
-# Starts that leave the frozen weights alone; the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base.
-_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) -> None:
@@ -75,22 +49,21 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     """
     folder = Path(path)
     adapter = find_adapter(model, name) if name is not None else active_adapter(model)
-    tensors = {key: t.detach().cpu().contiguous() for key, t in _tensors(model, adapter).items()}
+    form = form_of(adapter.config)
+    tensors = {key: t.detach().cpu().contiguous() for key, t in form.tensors(model, adapter).items()}
     base = {"name": getattr(model, "name_or_path", None) or None, "fingerprint": base_fingerprint(model)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".{WEIGHTS_FILE}.part"
         save_file(tensors, part, metadata={"format": "pt"})
         os.replace(part, folder / WEIGHTS_FILE)
-        write_json(folder / CONFIG_FILE, _config_to_json(model, adapter.config))
+        write_json(folder / CONFIG_FILE, _common_fields(model, form.peft_type) | form.to_json(model, adapter))
         write_json(folder / BASE_FILE, {"format": 1, "base": base})
     except (OSError, SafetensorError) as error:
         raise TsugikiError(f"cannot write the adapter to {folder}: {error}") from error
 
 
-def load_adapter(
-    model: nn.Module, path: str | Path, name: str | None = None, *, allow_other_base: bool = False
-) -> Adapter:
+def load_adapter(model: nn.Module, path: str | Path, name: str | None = None, *, allow_other_base: bool = False) -> Any:
     """Graft the adapter stored in the folder `path`, written by Tsugiki or by PEFT, and make it active.
 
     Every tensor of the file is used, or the load fails and names the rest; the model is then as before. An
@@ -111,19 +84,12 @@ def load_adapter(
     if not allow_other_base:
         _refuse_another_base(model, folder)
     try:
-        # A target that matches nothing is a sign of another base here, not of a slip in the config.
-        find_targets(model, config)
+        adapter = config.new_adapter(model)
     except TsugikiError as error:
+        # A target that matches nothing is a sign of another base here, not of a slip in the config.
         raise TsugikiError(f"{folder} does not fit this model: {error}") from error
-    active = require_state(model).active if is_grafted(model) else None
-    adapter = graft(model, config, name or DEFAULT_NAME)
-    try:
-        _fill(model, adapter, stored, folder)
-    except TsugikiError:
-        remove_adapter(model, name or DEFAULT_NAME)
-        if active is not None:
-            set_adapter(model, active)
-        raise
+    _fill(model, adapter, stored, folder)
+    add_adapter(model, adapter, name or DEFAULT_NAME)
     if logit_shift(model) == 0:
         warnings.warn(f"the adapter in {folder} changes nothing: the model's logits are the base's", stacklevel=2)
     return adapter
@@ -138,32 +104,23 @@ def refill_adapter(model: nn.Module, folder: Path) -> None:
     _fill(model, active_adapter(model), _read_weights(folder / WEIGHTS_FILE), folder)
 
 
-def read_config(folder: Path) -> LoraConfig:
-    """The settings in the folder's adapter_config.json.
+def read_config(folder: Path) -> Any:
+    """The settings in the folder's adapter_config.json, of the class that its method's form has.
 
     Raises:
-        TsugikiError: no such file, no JSON, another method than LoRA, or a field that is not known here and
-            would change the result.
+        TsugikiError: no such file, no JSON, a method that is not known here, or a field that is not and would change
+            the result.
     """
     path = folder / CONFIG_FILE
     fields = read_json(path, missing=f"no adapter in {folder}: it has no {CONFIG_FILE}")
-    if fields.get("peft_type") != "LORA":
-        raise TsugikiError(f"{path}: peft_type is {fields.get('peft_type')!r}; only LORA adapters are loaded here")
-    unknown = [
-        f"{key}={value!r}"
-        for key, value in fields.items()
-        if key not in _CONFIG_FIELDS | _HARMLESS_FIELDS | {"peft_type"} and value not in (None, False, {}, [])
-    ]
-    if fields.get("init_lora_weights", True) not in _INITIALISATIONS:
-        unknown.append(f"init_lora_weights={fields['init_lora_weights']!r}")
-    if unknown:
-        raise TsugikiError(f"{path}: {', '.join(unknown)} would change the result and is not supported")
-    known = {key: value for key, value in fields.items() if key in _CONFIG_FIELDS and value is not None}
-    if known.get("init_lora_weights") not in (True, False, "gaussian"):
-        known["init_lora_weights"] = True
+    form = FORMS.get(str(fields.get("peft_type")))
+    if form is None:
+        raise TsugikiError(
+            f"{path}: peft_type is {fields.get('peft_type')!r}; those that are loaded here are {', '.join(FORMS)}"
+        )
     try:
-        return LoraConfig(**known)
-    except (TypeError, ValueError, TsugikiError) as error:
+        return form.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
+    except TsugikiError as error:
         raise TsugikiError(f"{path}: {error}") from error
 
 
@@ -201,26 +158,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(part, path)
 
 
-def _tensors(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
-    """The adapter's own parameters under their names in the file; loading fills what saving writes."""
-    layers = dict(base_modules(model))
-    tensors: dict[str, Tensor] = {}
-    for path, pair in adapter.pairs.items():
-        form = "{}.lora_embedding_{}" if isinstance(layers[path], nn.Embedding) else "{}.lora_{}.weight"
-        tensors[_PREFIX + form.format(path, "A")] = pair.A
-        tensors[_PREFIX + form.format(path, "B")] = pair.B
-    for path, module in adapter.modules.items():
-        tensors |= {f"{_PREFIX}{path}.{name}": tensor for name, tensor in module.state_dict().items()}
-    for path, bias in adapter.biases.items():
-        owner, _, attribute = path.rpartition(".")
-        tensors[f"{_PREFIX}{owner}.base_layer.{attribute}" if owner in adapter.pairs else f"{_PREFIX}{path}"] = bias
-    return tensors
-
-
 @torch.no_grad()
-def _fill(model: nn.Module, adapter: Adapter, stored: Mapping[str, Tensor], folder: Path) -> None:
+def _fill(model: nn.Module, adapter: Any, stored: Mapping[str, Tensor], folder: Path) -> None:
     """Copy the stored tensors into the adapter, or say everything that is wrong with them at once."""
-    wanted = _tensors(model, adapter)
+    wanted = form_of(adapter.config).tensors(model, adapter)
     surplus = [key for key in stored if key not in wanted and not _is_copy_of_base(model, key, stored[key])]
     problems = [f"{key} is missing" for key in wanted if key not in stored]
     problems += [f"{key} belongs nowhere" for key in surplus]
@@ -242,7 +183,7 @@ def _fill(model: nn.Module, adapter: Adapter, stored: Mapping[str, Tensor], fold
 
 def _is_copy_of_base(model: nn.Module, key: str, tensor: Tensor) -> bool:
     """Whether this is a weight of the base that PEFT stored unchanged, as it does beside a grafted embedding."""
-    path, _, attribute = key.removeprefix(_PREFIX).replace(".base_layer.", ".").rpartition(".")
+    path, _, attribute = key.removeprefix(PREFIX).replace(".base_layer.", ".").rpartition(".")
     owner = dict(base_modules(model)).get(path)
     base = owner._parameters.get(attribute) if owner is not None else None
     return base is not None and base.shape == tensor.shape and torch.equal(base.to(tensor.dtype), tensor)
@@ -271,23 +212,10 @@ def _refuse_another_base(model: nn.Module, folder: Path) -> None:
         )
 
 
-def _config_to_json(model: nn.Module, config: LoraConfig) -> dict[str, Any]:
-    fields = dataclasses.asdict(config)
-    targets = find_targets(model, config)
-    if config.target_modules is None or config.target_modules == "all-linear":
-        fields["target_modules"] = _shortest_names(model, config, targets)
-    fields["fan_in_fan_out"] = any(is_conv1d(layer) for layer in targets.values())
+def _common_fields(model: nn.Module, peft_type: str) -> dict[str, Any]:
     return {
-        "peft_type": "LORA",
+        "peft_type": peft_type,
         "task_type": "CAUSAL_LM" if hasattr(model, "generate") else None,
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
         "inference_mode": True,
-        **fields,
     }
-
-
-def _shortest_names(model: nn.Module, config: LoraConfig, targets: Mapping[str, nn.Module]) -> Sequence[str]:
-    """Name endings that find just these targets, or else their full names."""
-    endings = sorted({name.rpartition(".")[2] for name in targets})
-    found = find_targets(model, dataclasses.replace(config, target_modules=endings))
-    return endings if set(found) == set(targets) else sorted(targets)

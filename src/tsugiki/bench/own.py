@@ -14,12 +14,12 @@ from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import Index, TokenStore
 from tsugiki.frozen.quantise import quantise
 from tsugiki.models import EMBEDDED, load_tokenizer
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.config import FULL, RunConfig, validated
 from tsugiki.train.isolation import find_isolation
-from tsugiki.train.methods import frozen_precision
 from tsugiki.train.preparation import Prepared
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import Ready, begin_training
+from tsugiki.train.ways import frozen_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ def run(work: Work, gate: Gate, **settings: Any) -> None:
 
 def _base(config: RunConfig) -> "PreTrainedModel":
     """The base as the run would load it, were it stored somewhere."""
-    precision = frozen_precision(config) if config.method == "lora" else "fp32"
+    precision = frozen_precision(config) if config.method != FULL else "fp32"
     if precision == "fp32":
         return build(config.model, torch.float32)
     model = build(config.model, torch.bfloat16)

@@ -13,15 +13,19 @@ def train_command(
         str | None, typer.Option(help="A .txt, .jsonl, .csv or .parquet file, a folder, or a dataset's id.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="The run's folder, loadable as an adapter (or a model) then.")] = None,
-    method: Annotated[str | None, typer.Option(help="How to adapt: lora, or full (every weight).")] = None,
+    method: Annotated[str | None, typer.Option(help="lora, another of `tsugiki methods`, or full.")] = None,
     rank: Annotated[int | None, typer.Option(help="r of the adapter (8).")] = None,
     alpha: Annotated[float | None, typer.Option(help="lora_alpha (32); the update is scaled by alpha / r.")] = None,
     dropout: Annotated[float | None, typer.Option(help="lora_dropout (0.1).")] = None,
     target_modules: Annotated[
         str | None, typer.Option(help="Layers to graft: name endings 'a,b', or 'all-linear'; by architecture if unset.")
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the method, NAME=VALUE; repeatable (`tsugiki methods NAME`)."),
+    ] = None,
     frozen: Annotated[
-        str | None, typer.Option(help="Of method lora: the frozen base in bf16, fp32 or int8; the fastest if unset.")
+        str | None, typer.Option(help="Of an adapter: the frozen base in bf16, fp32 or int8; the fastest if unset.")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data (3).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
@@ -62,7 +66,9 @@ def train_command(
     }
     lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": _names(target_modules)}
     given["lora"] = {name: value for name, value in lora.items() if value is not None}
-    settings = load_config(config, {name: value for name, value in given.items() if value is not None})
+    settings = load_config(
+        config, {name: value for name, value in given.items() if value is not None}, dict(map(_setting, set_ or []))
+    )
 
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
@@ -78,6 +84,21 @@ def number_or_text(text: str | None) -> float | str | None:
         return None if text is None else float(text)
     except ValueError:
         return text
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as YAML has it."""
+    import yaml
+
+    from tsugiki.errors import TsugikiError
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise TsugikiError(f"--set {text}: write NAME=VALUE, such as num_virtual_tokens=16")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise TsugikiError(f"--set {text}: {value!r} is no value") from error
 
 
 def _names(text: str | None) -> list[str] | str | None:

@@ -144,6 +144,11 @@ class LoraEmbedding(nn.Module):
 Grafted = LoraLinear | LoraEmbedding
 
 
+def grafted_layers(model: nn.Module) -> dict[str, Grafted]:
+    """The grafted layers of the model by name, active or not."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLinear | LoraEmbedding)}
+
+
 def is_conv1d(layer: nn.Module) -> bool:
     """Whether this is transformers' `Conv1D`, known by name so that this room needs torch alone."""
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")

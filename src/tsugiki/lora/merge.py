@@ -1,18 +1,20 @@
-"""Merging: ΔW folded into the frozen weights, so that the adapter costs nothing while it computes.
+"""Merging: an adapter folded into the frozen weights, so that it costs nothing while it computes.
 
-A merged layer gets a new weight W + scaling · B A; the old one is kept for `unmerge`, which brings it back to
+A layer gets a new weight, such as W + scaling · B A; the old one is kept for `unmerge`, which brings it back to
 the last bit. Since the new weight belongs to that layer alone, a weight that was shared (GPT-2's head and
 embedding) is no longer shared afterwards: the model's config then says so.
 """
 
 import warnings
+from collections.abc import Collection, Mapping
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.graft import active_adapter, grafted_layers, require_state
-from tsugiki.lora.layer import merged_weight
+from tsugiki.lora.graft import active_adapter, require_state
+from tsugiki.lora.replace import Undo, replace_parameter
 
 
 @torch.no_grad()
@@ -26,36 +28,12 @@ def merge(model: nn.Module) -> nn.Module:
         The same model; `ungraft(merge(model))` is a plain model with the adapter in its weights.
 
     Raises:
-        TsugikiError: no adapter is active, a merged weight is not finite, or the base is quantised.
+        TsugikiError: no adapter is active, its method cannot be merged, a merged weight is not finite, or the base is
+            quantised.
     """
     state = require_state(model)
-    if state.merged:
-        return model
-    pairs = active_adapter(model).pairs
-    layers = {path: layer for path, layer in grafted_layers(model).items() if path in pairs}
-    for path, layer in layers.items():
-        if "weight" not in layer.base_layer._parameters:
-            raise TsugikiError(
-                f"{path} is held in few bits, where a merge would be lost; load the base as it is stored"
-            )
-    weights = {path: merged_weight(layer.base_layer, pairs[path]) for path, layer in layers.items()}
-    broken = [path for path, weight in weights.items() if not torch.isfinite(weight).all()]
-    if broken:
-        raise TsugikiError(f"merging gives values that are not finite in {broken[0]} ({len(broken)} such layers)")
-    untied = _shared_elsewhere(model, set(layers)) | set(state.base_modules)
-    for path, layer in layers.items():
-        state.merged[path] = layer.base_layer.weight  # type: ignore[assignment]
-        layer.base_layer.weight = nn.Parameter(weights[path], requires_grad=False)
-        layer.lora = None
-    config = getattr(model, "config", None)
-    if getattr(config, "tie_word_embeddings", False) and untied & _embedding_paths(model):
-        state.tied = True
-        config.tie_word_embeddings = False  # type: ignore[union-attr]
-        warnings.warn(
-            "the adapter changes one side of the shared embedding and head; merged, they are two weights "
-            "(tie_word_embeddings=False)",
-            stacklevel=2,
-        )
+    if state.merged is None:
+        state.merged = active_adapter(model).merge(model)
     return model
 
 
@@ -66,22 +44,47 @@ def unmerge(model: nn.Module) -> nn.Module:
         TsugikiError: nothing is merged.
     """
     state = require_state(model)
-    if not state.merged:
+    if state.merged is None:
         raise TsugikiError("nothing is merged into this model")
-    pairs = active_adapter(model).pairs
-    layers = grafted_layers(model)
-    for path, weight in state.merged.items():
-        layers[path].base_layer.weight = weight
-        layers[path].lora = pairs[path]
-    state.merged = {}
-    if state.tied:
-        model.config.tie_word_embeddings = True  # type: ignore[union-attr]
-        state.tied = None
+    for undo in reversed(state.merged):
+        undo()
+    state.merged = None
     return model
 
 
+def fold(model: nn.Module, weights: Mapping[str, Tensor], also_untied: Collection[str] = ()) -> list[Undo]:
+    """Give layers these weights of their own; what was shared is so no longer, and the config says it.
+
+    Args:
+        model: whose layers they are.
+        weights: layer's name before any graft -> its new weight.
+        also_untied: other modules that the adapter has given weights of their own.
+
+    Raises:
+        TsugikiError: a weight is not finite.
+    """
+    broken = [path for path, weight in weights.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise TsugikiError(f"merging gives values that are not finite in {broken[0]} ({len(broken)} such layers)")
+    untied = _shared_elsewhere(model, set(weights)) | set(also_untied)
+    undo = [
+        replace_parameter(model, f"{path}.weight", nn.Parameter(weight, requires_grad=False))
+        for path, weight in weights.items()
+    ]
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config, "tie_word_embeddings", False) and untied & _embedding_paths(model):
+        config.tie_word_embeddings = False
+        undo.append(partial(setattr, config, "tie_word_embeddings", True))
+        warnings.warn(
+            "the adapter changes one side of the shared embedding and head; merged, they are two weights "
+            "(tie_word_embeddings=False)",
+            stacklevel=3,
+        )
+    return undo
+
+
 def _shared_elsewhere(model: nn.Module, paths: set[str]) -> set[str]:
-    """Those of the grafted layers whose weight some other module holds too."""
+    """Those of the layers whose weight some other module holds too."""
     holders: dict[int, set[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         weight = module._parameters.get("weight")

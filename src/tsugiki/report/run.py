@@ -23,6 +23,7 @@ from tsugiki.report.wording import (
     number,
     with_interval,
 )
+from tsugiki.train.config import FULL
 from tsugiki.train.record import RunRecord, read_record
 
 REPORT_FILE = "report.html"
@@ -260,7 +261,7 @@ def _use(record: RunRecord, folder: Path) -> Markup:
     if record.status != "finished":
         return Markup()
     here, prompt = shlex.quote(str(folder)), shlex.quote((record.config.get("prompts") or ["…"])[0])
-    if record.config.get("method", "lora") != "lora":
+    if record.config.get("method") in (FULL, "pretrain"):
         commands = (
             f"tsugiki generate --model {here} --prompt {prompt}\n"
             f"tsugiki eval --model {here} --data other.txt\n"

@@ -11,7 +11,10 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import RunConfig, read_yaml, validated
 
-_OWN = ("method", "lora", "learning_rate", "optimizer", "weight_decay", "base_dropout", "arithmetic", "stored")
+_OWN = (
+    *("method", "lora", "adapter", "learning_rate", "optimizer"),
+    *("weight_decay", "base_dropout", "arithmetic", "stored"),
+)
 """What may differ from method to method; all else is the budget and the text, which they share."""
 
 _LORA_FIELDS = frozenset(LoraConfig.__dataclass_fields__)

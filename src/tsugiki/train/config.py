@@ -3,16 +3,21 @@
 The defaults are those of the textbook chapter on LoRA that the project implements, called "the chapter" here.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
+from tsugiki.methods.lora import LORA
+from tsugiki.methods.table import METHODS
 
 CHAPTER_LORA = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1}
 """The chapter's adapter; what a config does not say of `lora` comes from here."""
@@ -95,7 +100,17 @@ class TrainingSettings(BaseModel):
         return self
 
 
-_USELESS = {"full": ("lora", "frozen"), "lora": ("arithmetic", "stored")}
+FULL = "full"
+"""The method that trains every weight."""
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_ADAPTERS_HAVE_NO = ("arithmetic", "stored")
+
+
+def _known_method(name: str) -> str:
+    if name in METHODS or name == FULL:
+        return name
+    near = get_close_matches(name, [*METHODS, FULL], n=1, cutoff=0.5)
+    raise ValueError(f"no such method{f'; did you mean {near[0]}?' if near else ''} (`tsugiki methods` lists them)")
 
 
 class RunConfig(TrainingSettings):
@@ -103,48 +118,91 @@ class RunConfig(TrainingSettings):
 
     model: str = Field(min_length=1)
     """`embedded`, a folder, or a hub id."""
-    method: Literal["lora", "full"] = "lora"
-    """An adapter, or every weight."""
+    method: Annotated[str, AfterValidator(_known_method)] = "lora"
+    """An adapter, by a name of `tsugiki methods`; or `full`, every weight."""
     frozen: Literal["bf16", "fp32", "int8"] | None = None
-    """Of method lora: what the frozen base is held and multiplied in; unsaid, bf16 where the processor multiplies it.
-    A and B, and what else trains, are float32 in any case."""
+    """Of an adapter: what the frozen base is held and multiplied in; unsaid, bf16 where the processor multiplies it.
+    What trains is float32 in any case."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)  # type: ignore[arg-type]
-    """Of method lora."""
+    """Of the methods that are LoRA's."""
+    adapter: dict[str, Any] = {}
+    """Settings of any other method, as `tsugiki methods NAME` lists them."""
 
     @model_validator(mode="after")
     def _settings_fit_the_method(self) -> Self:
         # What a method has no use for would be ignored.
-        useless = _USELESS[self.method]
-        given = [name for name in useless if name in self.model_fields_set and getattr(self, name) is not None]
+        given = [name for name in self._useless() if name in self.model_fields_set and getattr(self, name)]
         if given:
             raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
-        if self.frozen not in (None, "fp32") and (self.lora.modules_to_save or self.lora.bias != "none"):
+        if self.method == FULL:
+            return self
+        self.adapter_config()
+        if self.frozen not in (None, "fp32") and self.part_of_the_base_trains():
             raise ValueError(
-                f"frozen {self.frozen} goes with pairs alone: with modules_to_save or bias, parts of the base train, "
-                "in float32; say frozen fp32, or nothing"
+                f"frozen {self.frozen} goes with an adapter beside the base alone: here parts of the base train, in "
+                "float32; say frozen fp32, or nothing"
             )
         return self
 
+    def adapter_config(self) -> Any:
+        """The config of the adapter that the method trains.
+
+        Raises:
+            ValueError: no such method, or settings that it does not have.
+        """
+        method = METHODS[self.method]
+        try:
+            return method.configure(_said(self.lora) if method.form is LORA else self.adapter)
+        except TsugikiError as error:
+            raise ValueError(str(error)) from error
+
+    def part_of_the_base_trains(self) -> bool:
+        """Whether the adapter trains copies of weights of the base, and not only what it adds."""
+        config = self.adapter_config()
+        return bool(METHODS[self.method].family == "selective" or getattr(config, "modules_to_save", None)) or (
+            getattr(config, "bias", "none") != "none"
+        )
+
     def recorded(self) -> dict[str, Any]:
         """The settings that the run follows, as JSON has them."""
-        return self.model_dump(mode="json", exclude=set(_USELESS[self.method]))
+        return self.model_dump(mode="json", exclude=set(self._useless()))
+
+    def _useless(self) -> tuple[str, ...]:
+        if self.method == FULL:
+            return ("lora", "adapter", "frozen")
+        return (*_ADAPTERS_HAVE_NO, "adapter" if METHODS[self.method].form is LORA else "lora")
+
+
+def _said(lora: LoraConfig) -> dict[str, Any]:
+    """What differs from the defaults, which a method may decide otherwise."""
+    return {name: value for name, value in vars(lora).items() if value != getattr(LoraConfig(), name)}
 
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
-    """The settings from a YAML file (or none), with `overrides` (nested as in the file) on top.
+def load_config(path: Path | None, overrides: dict[str, Any], of_the_method: Mapping[str, Any] = _NOTHING) -> RunConfig:
+    """The settings from a YAML file (or none), with others on top.
+
+    Args:
+        path: the file.
+        overrides: settings, nested as in the file.
+        of_the_method: settings of whatever method it is, which are `lora`'s or `adapter`'s.
 
     Raises:
         TsugikiError: no such file, no YAML, an unknown setting, or a value that cannot be.
     """
     given = read_yaml(path) if path is not None else {}
-    lora = given.get("lora") or {}
-    if not isinstance(lora, dict):
-        raise TsugikiError(f"{path}: lora is {lora!r}; it should hold settings such as r and lora_alpha")
-    lora = {**lora, **overrides.pop("lora", {})}
-    return validated(RunConfig, {**given, **overrides, **({"lora": lora} if lora else {})}, path)
+    method = METHODS.get(str(overrides.get("method", given.get("method", "lora"))))
+    own = "lora" if method is not None and method.form is LORA else "adapter"
+    overrides[own] = {**overrides.get(own, {}), **of_the_method}
+    for section in ("lora", "adapter"):
+        inner = given.pop(section, None) or {}
+        if not isinstance(inner, dict):
+            raise TsugikiError(f"{path}: {section} is {inner!r}; it should hold settings, such as r of lora")
+        inner = {**inner, **overrides.pop(section, {})}
+        given |= {section: inner} if inner else {}
+    return validated(RunConfig, {**given, **overrides}, path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

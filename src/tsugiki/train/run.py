@@ -19,7 +19,6 @@ from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.isolation import Isolation
-from tsugiki.train.methods import METHODS, Method
 from tsugiki.train.model_files import MODEL_FILE
 from tsugiki.train.muon import muon
 from tsugiki.train.preparation import Prepared, pack_data, read_data
@@ -27,6 +26,7 @@ from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RECORD_FILE, RunRecord, describe_machine, read_record
 from tsugiki.train.trainer import Parts, RunTrainer
 from tsugiki.train.watch import Watch
+from tsugiki.train.ways import Way, way_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,7 +91,7 @@ def prepare(config: RunConfig, shown: RunProgress) -> Ready:
     """
     tokenizer = load_tokenizer(config.model)
     data = read_data(config, tokenizer, shown)
-    model = METHODS[config.method].load(config)
+    model = way_of(config).load(config)
     return Ready(model, tokenizer, pack_data(config, data, model, tokenizer))
 
 
@@ -103,14 +103,14 @@ def train_prepared(
     Raises:
         TsugikiError: as for `train`.
     """
-    out, method, model = Path(config.out), METHODS[config.method], ready.model
+    out, way, model = Path(config.out), way_of(config), ready.model
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     trainer = begin_training(config, ready, record)
     _introduce(record, ready.data, shown)
     record.write(out)
     trainer.add_callback(Watch(trainer, model, ready.tokenizer, ready.data, config, record, shown))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    method.save(model, ready.tokenizer, out, config.stored)
+    way.save(model, ready.tokenizer, out, config.stored)
     record.status = "finished"
     record.write(out)
 
@@ -121,11 +121,11 @@ def begin_training(config: RunConfig, ready: Ready, record: RunRecord) -> RunTra
     Raises:
         TsugikiError: settings that do not fit the model, or a record that was begun on another base or text.
     """
-    method = METHODS[config.method]
+    way = way_of(config)
     set_seed(config.seed)
-    choices = method.begin(ready.model, config)
+    choices = way.begin(ready.model, config)
     _describe(record, config, ready.model, ready.data, choices)
-    parts = _parts(method, ready.model, ready.tokenizer, config)
+    parts = _parts(way, ready.model, ready.tokenizer, config)
     return new_trainer(config, ready.model, ready.data.blocks, ready.data.isolation, parts)
 
 
@@ -202,11 +202,11 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _parts(method: Method, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: RunConfig) -> Parts:
+def _parts(way: Way, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: RunConfig) -> Parts:
     return Parts(
-        save=lambda module, folder: method.save(module, tokenizer, folder, "float32"),
-        refill=method.refill,
-        gradients=method.gradients(model, config),
+        save=lambda module, folder: way.save(module, tokenizer, folder, "float32"),
+        refill=way.refill,
+        gradients=way.gradients(model, config),
         optimizer=muon(model, config) if config.optimizer == "muon" else None,
     )
 

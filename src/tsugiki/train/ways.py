@@ -1,10 +1,7 @@
-"""What differs between the methods of training: what trains, how it is stored, and how its gradients are found.
-
-A method is four functions and a file name; a new one is a new row of `METHODS`.
-"""
+"""The two ways of a run, an adapter or the whole model: what trains, how it is stored, how its gradients are found."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +11,9 @@ from torch import nn
 from tsugiki.adapters.files import WEIGHTS_FILE, refill_adapter, save_adapter
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.dropout import silence_dropout
-from tsugiki.lora.graft import active_adapter, graft
+from tsugiki.lora.graft import graft
 from tsugiki.models import Precision, load_model, native_arithmetic
-from tsugiki.train.config import RunConfig
+from tsugiki.train.config import FULL, RunConfig
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.model_files import MODEL_FILE, refill_model, save_model
 
@@ -25,19 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to train a model."""
+class Way:
+    """What differs between the two."""
 
     weights: str
-    """The file by which a folder is known to hold what this method makes."""
+    """The file by which a folder is known to hold what comes of it."""
     load: Callable[[RunConfig], "PreTrainedModel"]
-    """The base, in the type that the method computes with."""
+    """The base, in the type that is computed with."""
     begin: Callable[["PreTrainedModel", RunConfig], dict[str, Any]]
     """Make the model ready and leave `requires_grad` on what trains; returns what was chosen, for the record."""
     gradients: Callable[["PreTrainedModel", RunConfig], Gradients]
     """What computes loss and gradients of a batch."""
     save: Callable[[nn.Module, "PreTrainedTokenizerBase", Path, str], None]
-    """Write what trains to a folder, in the type of this name where the method stores a whole model."""
+    """Write what trains to a folder, in the type of this name where that is a whole model."""
     refill: Callable[[nn.Module, Path], None]
     """Put the values stored in a folder back into the model."""
 
@@ -50,21 +47,26 @@ def frozen_precision(config: RunConfig) -> Precision:
     """What the base of an adapter is held in."""
     if config.frozen is not None:
         return config.frozen
-    part_of_it_trains = config.lora.modules_to_save or config.lora.bias != "none"
-    return "fp32" if part_of_it_trains else native_arithmetic()
+    return "fp32" if config.part_of_the_base_trains() else native_arithmetic()
 
 
-def _begin_lora(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
-    graft(model, config.lora, base_dropout=config.base_dropout)
+def way_of(config: RunConfig) -> Way:
+    """The way that a run with these settings takes."""
+    return MODEL if config.method == FULL else ADAPTER
+
+
+def _begin_adapter(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
+    adapter = graft(model, config.adapter_config(), base_dropout=config.base_dropout)
     use_fast_paths(model, loss=False)  # `Gradients` calls the loss itself
+    targets = sorted({path.rpartition(".")[2] for path in adapter.wrapped})
     return {
         "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
-        "target_modules": sorted({path.rpartition(".")[2] for path in active_adapter(model).pairs}),
+        **({"target_modules": targets} if targets else {}),
         "frozen": frozen_precision(config),
     }
 
 
-def _lora_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
+def _adapter_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
     return Gradients(model, model, _ADAPTER_GROUP, ordered=config.base_dropout)
 
 
@@ -85,21 +87,19 @@ def _full_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
     return Gradients(model, computing, _MODEL_GROUP, ordered=config.base_dropout)
 
 
-METHODS: Mapping[str, Method] = {
-    "lora": Method(
-        weights=WEIGHTS_FILE,
-        load=lambda config: load_model(config.model, frozen_precision(config)),
-        begin=_begin_lora,
-        gradients=_lora_gradients,
-        save=lambda model, tokenizer, folder, dtype: save_adapter(model, folder),
-        refill=refill_adapter,
-    ),
-    "full": Method(
-        weights=MODEL_FILE,
-        load=lambda config: load_model(config.model),
-        begin=_begin_full,
-        gradients=_full_gradients,
-        save=save_model,
-        refill=refill_model,
-    ),
-}
+ADAPTER = Way(
+    weights=WEIGHTS_FILE,
+    load=lambda config: load_model(config.model, frozen_precision(config)),
+    begin=_begin_adapter,
+    gradients=_adapter_gradients,
+    save=lambda model, tokenizer, folder, dtype: save_adapter(model, folder),
+    refill=refill_adapter,
+)
+MODEL = Way(
+    weights=MODEL_FILE,
+    load=lambda config: load_model(config.model),
+    begin=_begin_full,
+    gradients=_full_gradients,
+    save=save_model,
+    refill=refill_model,
+)

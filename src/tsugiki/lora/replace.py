@@ -1,0 +1,64 @@
+"""Putting modules and parameters into a model in place of others, so that the others can come back."""
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import TypeAlias
+
+from torch import nn
+
+from tsugiki.lora.layer import LoraEmbedding, LoraLinear
+
+Undo: TypeAlias = "partial[None]"
+"""Brings back what something replaced. A closure would be shared by deep copies of the model, and act on the first."""
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> Undo:
+    """Let `module` stand at `path`, in the mode of what stood there."""
+    parent, _, child = path.rpartition(".")
+    owner, before = model.get_submodule(parent), model.get_submodule(path)
+    owner.register_module(child, module.train(before.training))
+    return partial(_bring_back, owner, child, before)
+
+
+def replace_parameter(model: nn.Module, path: str, parameter: nn.Parameter) -> Undo:
+    """Let `parameter` stand at `path`, a name in the model before any graft."""
+    owner, attribute = parameter_owner(model, path)
+    before = owner._parameters[attribute]
+    owner._parameters[attribute] = parameter
+    return partial(_set_parameter, owner, attribute, before)
+
+
+def parameter_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module, below any graft, whose parameter `path` names, and the parameter's name in it."""
+    owner_path, _, attribute = path.rpartition(".")
+    owner = model.get_submodule(owner_path)
+    return (owner.base_layer if isinstance(owner, LoraLinear | LoraEmbedding) else owner), attribute
+
+
+def say_what_unties(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
+    """A parameter trained on a copy no longer shares its values; that is never done in silence.
+
+    Args:
+        model: as it stands before.
+        copies: name in the model before any graft -> the base's parameter that a copy is to stand for.
+    """
+    shared: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
+    for path, parameter in copies.items():
+        others = [name for name in shared[id(parameter)] if name not in copies]
+        if others:
+            warnings.warn(
+                f"{path.rpartition('.')[0]} shares its weight with {others[0]}; the adapter trains a copy for "
+                f"{path.rpartition('.')[0]}, and {others[0]} keeps the base's",
+                stacklevel=3,
+            )
+
+
+def _bring_back(owner: nn.Module, child: str, module: nn.Module) -> None:
+    owner.register_module(child, module.train(owner.get_submodule(child).training))
+
+
+def _set_parameter(owner: nn.Module, attribute: str, parameter: nn.Parameter | None) -> None:
+    owner._parameters[attribute] = parameter

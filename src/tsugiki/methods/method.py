@@ -1,0 +1,96 @@
+"""What every method is here: a form of adapter, and a name under which it is trained.
+
+A form is three things in one file: a config (a frozen dataclass under PEFT's names, with `new_adapter`), an adapter
+(what trains, how it takes its place in a model, how it is merged: `lora.graft.Adapter`), and a `Form`, which says how
+both are written in a PEFT folder. A `Method` is a form with some of its settings decided; `methods.table` lists them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from tsugiki.errors import TsugikiError
+
+PREFIX = "base_model.model."
+"""Before the name of a module of the base, in PEFT's files."""
+
+Family: TypeAlias = Literal["additive", "reparametrised", "selective"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of adapter as it is stored."""
+
+    peft_type: str
+    """Of `adapter_config.json`. One of ours begins with TSUGIKI_, and PEFT refuses it by that name."""
+    config: type[Any]
+    """The class of its settings."""
+    tensors: Callable[[nn.Module, Any], dict[str, Tensor]]
+    """Model and adapter -> the adapter's own parameters under their names in the file; loading fills what saving
+    writes."""
+    to_json: Callable[[nn.Module, Any], dict[str, Any]]
+    """Model and adapter -> the fields of `adapter_config.json` that the form has of its own."""
+    from_json: Callable[[Mapping[str, Any]], Any]
+    """The form's own fields -> its config. Raises TsugikiError for a field that would change the result and that is not
+    known; the message need not name the file."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to adapt a model, by the name that `--method` takes."""
+
+    family: Family
+    about: str
+    """The idea, in a few words."""
+    form: Form
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What of the form's settings makes it this method."""
+    peft: bool = True
+    """Whether PEFT reads the file."""
+    merges: bool = True
+    """Whether it can be folded into the base's weights."""
+    slow: str = ""
+    """Which fast paths it cannot use; empty: it uses all."""
+
+    def configure(self, given: Mapping[str, Any]) -> Any:
+        """The config of an adapter, from the settings that somebody gave.
+
+        Raises:
+            TsugikiError: a setting that the form does not have, that the method decides, or a value that cannot be.
+        """
+        known = [one.name for one in dataclasses.fields(self.form.config)]
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise TsugikiError(f"{', '.join(unknown)}: no such setting; known are {', '.join(sorted(known))}")
+        decided = [name for name, value in self.settings.items() if given.get(name, value) != value]
+        if decided:
+            raise TsugikiError(f"{decided[0]} is {self.settings[decided[0]]!r} in this method; leave it out")
+        return self.form.config(**{**given, **self.settings})
+
+
+def read_fields(config: type[Any], fields: Mapping[str, Any], harmless: frozenset[str] = frozenset()) -> Any:
+    """A config from the fields of a file, all of which it must know.
+
+    Args:
+        config: its class.
+        fields: the form's own, by name.
+        harmless: names of fields that change nothing of what is computed.
+
+    Raises:
+        TsugikiError: a field that is not known and says something, or a value that cannot be.
+    """
+    known = {one.name for one in dataclasses.fields(config)}
+    unknown = [
+        f"{name}={value!r}"
+        for name, value in fields.items()
+        if name not in known | harmless and value not in (None, False, {}, [])
+    ]
+    if unknown:
+        raise TsugikiError(f"{', '.join(unknown)} would change the result and is not supported")
+    try:
+        return config(**{name: value for name, value in fields.items() if name in known and value is not None})
+    except (TypeError, ValueError) as error:
+        raise TsugikiError(str(error)) from error

@@ -1,0 +1,23 @@
+"""Every method by its name, and the forms of adapter by what they are called in a file."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tsugiki.methods.lora import LORA
+from tsugiki.methods.method import Form, Method
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
+        "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
+    }
+)
+"""In the order in which they are shown."""
+
+FORMS: Mapping[str, Form] = MappingProxyType({method.form.peft_type: method.form for method in METHODS.values()})
+"""`peft_type` -> form."""
+
+
+def form_of(config: object) -> Form:
+    """The form of adapter that has this config."""
+    return next(form for form in FORMS.values() if type(config) is form.config)
