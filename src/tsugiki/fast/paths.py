@@ -12,6 +12,7 @@ from torch import Tensor
 from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.forward import chunk_the_loss, unchunk_the_loss
 from tsugiki.fast.modules import restore_modules, speed_up_modules
+from tsugiki.fast.rounding import same_to_rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ def _use_block_attention(model: "PreTrainedModel") -> None:
     wanted = _logits(model)
     try:
         model.set_attn_implementation(NAME)
-        fits = _close(_logits(model), wanted)
+        fits = same_to_rounding(_logits(model), wanted)
     except (ValueError, RuntimeError, TypeError, KeyError):  # an architecture with attention of its own
         fits = False
     if fits:
@@ -77,8 +78,3 @@ def _logits(model: "PreTrainedModel") -> Tensor:
     finally:
         model.train(training)
     return logits
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    tolerance = 1e-3 if a.dtype in (torch.float32, torch.float64) else 3e-2
-    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())

@@ -7,9 +7,10 @@ gradient taken as they are:
     low = x̃ Aᵀ             dA = dlowᵀ x̃        dB = s · dyᵀ low
     y = W x + b + s · low Bᵀ       dx = Wᵀ dy + m ∘ (dlow A)
 
-The low-rank parts are added in place; kept for the backward pass are x̃, m and low [rows, r], and nothing of the
-output's size. dx is left out where nothing below asks for it. A and B are cast to the activations' dtype for the
-products (they are small), and their gradients come back in their own.
+The low-rank parts are added in place; kept for the backward pass are x (which layers that read the same one share),
+m (a byte for each element) and low [rows, r], and nothing of the output's size. dx is left out where nothing below asks
+for it. A and B are cast to the activations' dtype for the products (they are small), and their gradients come back in
+their own.
 """
 
 from typing import Any
@@ -85,14 +86,14 @@ class _GraftedProduct(torch.autograd.Function):
         low = seen @ A.to(x.dtype).T
         y = frozen_product(layer, x)
         y.addmm_(low, B.to(x.dtype).T, alpha=scale)
-        ctx.save_for_backward(seen, mask, low, A, B)
+        ctx.save_for_backward(x, mask, low, A, B)
         ctx.layer, ctx.scale = layer, scale
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        seen, mask, low, A, B = ctx.saved_tensors
+        x, mask, low, A, B = ctx.saved_tensors
         needs_x, needs_A, needs_B, needs_bias = ctx.needs_input_grad[:4]
         dy = dy.contiguous()
         d_low = (dy @ B.to(dy.dtype)).mul_(ctx.scale)
@@ -106,7 +107,7 @@ class _GraftedProduct(torch.autograd.Function):
                 dx += apply_mask(d_seen, mask, out=d_seen)
         return (
             dx,
-            (d_low.T @ seen).to(A.dtype) if needs_A else None,
+            (d_low.T @ (x if mask is None else apply_mask(x, mask))).to(A.dtype) if needs_A else None,
             # As [r, out], which is several times quicker than [out, r].
             (low.T @ dy).mul_(ctx.scale).T.to(B.dtype) if needs_B else None,
             dy.sum(0) if needs_bias else None,

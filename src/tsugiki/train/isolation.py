@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from tsugiki.fast.rounding import same_to_rounding
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -19,8 +21,6 @@ Isolation: TypeAlias = Literal["positions", "mask", "rows"]
 """By `position_ids`, by a 4-d mask, or not at all: each document has a row of its own."""
 
 _FIRST, _SECOND = 9, 14  # tokens of the two documents
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_COARSE = 3e-2  # of the largest logit, for the shorter types
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def find_isolation(model: "PreTrainedModel") -> Isolation:
         for way in ways:
             try:
                 packed = _after(model, first, second, way)
-                if torch.equal(packed, _after(model, other, second, way)) and _close(packed, alone):
+                if torch.equal(packed, _after(model, other, second, way)) and same_to_rounding(packed, alone):
                     return way
             except (ValueError, RuntimeError, TypeError):  # a model that does not take such a mask
                 continue
@@ -76,11 +76,6 @@ def _after(model: "PreTrainedModel", first: Tensor, second: Tensor, way: Isolati
     batch = {"input_ids": torch.cat([first, second])[None], "position_ids": positions[None]}
     logits: Tensor = model(**isolated(batch, way, model.dtype), use_cache=False).logits
     return logits[0, len(first) :]
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    tolerance = _TOLERANCE.get(a.dtype, _COARSE)
-    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
 
 
 def _mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
