@@ -76,8 +76,8 @@ class IA3Config:
     Args:
         target_modules: which linear layers are scaled, named as in `LoraConfig`. None: the table here decides.
         exclude_modules: layers left out although `target_modules` finds them; matched the same way.
-        feedforward_modules: those of them that are scaled on their input, not their output: name endings, of which each
-            is in `target_modules` too, or a regular expression. None: the table decides; an empty list: none.
+        feedforward_modules: those of them that are scaled on their input, not their output: name endings, each of
+            which `target_modules` has too, or a regular expression. None: the table decides; an empty list: none.
         fan_in_fan_out: whether weights lie as [in, out]. Kept for the file: the layer itself tells.
         modules_to_save: modules trained whole, on a copy, and stored in the adapter (names or endings).
         init_ia3_weights: begin at one. False: at random, which changes the model at once; for tests only.
@@ -99,11 +99,9 @@ class IA3Config:
         targets, inner = self.target_modules, self.feedforward_modules
         if inner is None or targets is None or isinstance(inner, str) or isinstance(targets, str):
             return
-        elsewhere = set(inner) - set(targets)
-        if elsewhere:
-            raise TsugikiError(
-                f"feedforward_modules names {min(elsewhere)}, which target_modules does not; name it in both"
-            )
+        for name in inner:
+            if not any(target.endswith(name) for target in targets):
+                raise TsugikiError(f"feedforward_modules names {name}, which target_modules does not; name it in both")
 
     def new_adapter(self, model: nn.Module) -> "IA3Adapter":
         """Fresh factors with these settings for `model`, which stays as it is.
@@ -251,15 +249,12 @@ def _tensors(model: nn.Module, adapter: IA3Adapter) -> dict[str, Tensor]:
 
 def _to_json(model: nn.Module, adapter: IA3Adapter) -> dict[str, Any]:
     config, layers = adapter.config, dict(base_modules(model))
-    names: dict[str, Any] = {
-        "target_modules": _target_names(model, config),
-        "feedforward_modules": _feedforward_names(model, config),
-    }
-    if config.target_modules == "all-linear":  # PEFT wants the one list to be part of the other
-        names = {
-            "target_modules": sorted(adapter.scalings),
-            "feedforward_modules": sorted(path for path, s in adapter.scalings.items() if s.on_input),
-        }
+    targets, inner = _target_names(model, config), _feedforward_names(model, config)
+    listed = not isinstance(targets, str) and not isinstance(inner, str)
+    if targets == "all-linear" or (listed and set(inner) - set(targets)):  # PEFT wants one list to be part of the other
+        targets = sorted(adapter.scalings)
+        inner = sorted(path for path, scaling in adapter.scalings.items() if scaling.on_input)
+    names = {"target_modules": targets, "feedforward_modules": inner}
     fan_in_fan_out = any(is_conv1d(layers[path]) for path in adapter.scalings)
     return {**dataclasses.asdict(config), **names, "fan_in_fan_out": fan_in_fan_out}
 
