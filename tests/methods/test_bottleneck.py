@@ -313,6 +313,7 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_before(fields: dict[st
         ({"dropout": 1}, "dropout is 1"),
         ({"dropout": "much"}, "dropout is 'much'"),
         ({"leave_out": "0"}, "leave_out is '0'"),
+        ({"leave_out": None}, "leave_out is None"),
         ({"attention_modules": "("}, "is not a regular expression"),
         ({"feedforward_modules": [3]}, r"feedforward_modules is \[3\]"),
     ],
@@ -335,6 +336,13 @@ def test_settings_that_do_not_fit_the_model_are_refused(given: dict[str, Any], s
     with pytest.raises(TsugikiError, match=said):
         graft(model, config_of("pfeiffer", **given))
     assert not is_grafted(model)
+
+
+def test_a_module_of_another_width_is_named_when_it_runs():
+    model = tiny_model("llama")
+    graft(model, BottleneckConfig(mh_adapter=False, feedforward_modules=["act_fn"]))
+    with pytest.raises(TsugikiError, match="a bottleneck 32 wide stands after a module whose output is 48 wide"):
+        logits(model)
 
 
 def test_what_the_method_decides_is_not_set():
@@ -395,6 +403,28 @@ def test_a_lora_after_it_finds_only_the_base():
     model = grafted("llama")
     with pytest.raises(TsugikiError, match="matches no layer"):
         graft(model, LoraConfig(r=2, target_modules=["adapter_down"]), "lora")
+
+
+def test_another_adapter_is_saved_without_a_trace_of_it(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig(r=2, target_modules="all-linear"), "lora")
+    save_adapter(shake(model), tmp_path / "alone", "lora")
+    graft(model, config_of("houlsby", reduction_factor=4), "houlsby")
+    save_adapter(model, tmp_path / "beside", "lora")
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "beside" / file).read_bytes()
+
+
+def test_it_is_in_the_mode_of_the_model():
+    model = tiny_model().train()
+    adapter = graft(model, config_of("houlsby"))
+    graft(model.eval(), LoraConfig(r=2), "lora")
+    set_adapter(model, "default")
+    assert not any(part.training for part in adapter.bottlenecks.values())
+    set_adapter(model, "lora")
+    model.train()
+    set_adapter(model, "default")
+    assert all(part.training for part in adapter.bottlenecks.values())
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)

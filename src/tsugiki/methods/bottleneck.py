@@ -154,7 +154,7 @@ class BottleneckConfig:
             raise TsugikiError(f"scaling is {self.scaling!r}; it is a finite number")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise TsugikiError(f"dropout is {self.dropout!r}; it is a number of at least 0 and below 1")
-        if isinstance(self.leave_out, str) or not all(type(number) is int for number in self.leave_out):
+        if not isinstance(self.leave_out, Sequence) or not all(type(number) is int for number in self.leave_out):
             raise TsugikiError(f"leave_out is {self.leave_out!r}; it is a list of the numbers of blocks")
         check_names("attention_modules", self.attention_modules)
         check_names("feedforward_modules", self.feedforward_modules)
@@ -196,7 +196,16 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(self.adapter_up.weight)
 
     def forward(self, h: Tensor) -> Tensor:
-        """[..., width] for h [..., width], in its dtype, in which the products are too: the weights are small."""
+        """[..., width] for h [..., width], in its dtype, in which the products are too: the weights are small.
+
+        Raises:
+            TsugikiError: h is of another width.
+        """
+        if h.shape[-1] != self.adapter_down.in_features:
+            raise TsugikiError(
+                f"a bottleneck {self.adapter_down.in_features} wide stands after a module whose output is "
+                f"{h.shape[-1]} wide; name the modules that put out what is added to the residual"
+            )
         inner = NON_LINEARITIES[self.act](_product(self.adapter_down, h))
         added = dropout(_product(self.adapter_up, inner), self.p if self.training else 0.0)
         return (h + self.scaling * added).to(h.dtype)
@@ -283,7 +292,7 @@ def _block(path: str) -> tuple[str | None, int | None]:
 
 def _new_bottleneck(model: nn.Module, path: str, config: BottleneckConfig) -> Bottleneck:
     module = _below(model.get_submodule(path))
-    like = next(chain(module.parameters(), module.buffers()))
+    like = next(chain(module.parameters(), module.buffers(), model.parameters()))
     width = features(module)[1] if is_linear(module) else _width(model, path)
     return Bottleneck(width, max(1, int(width // _reduction(config, path))), config, like)
 

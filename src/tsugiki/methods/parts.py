@@ -31,8 +31,8 @@ def take_out(layer: nn.Module) -> None:
 
 
 def _put_under(layer: nn.Module, part: nn.Module) -> Undo:
-    device = next(chain(layer.parameters(), layer.buffers())).device
-    layer.register_module(CHILD, part.to(device).train(layer.training))
+    near = next(chain(layer.parameters(), layer.buffers()), None)
+    layer.register_module(CHILD, part.to(None if near is None else near.device).train(layer.training))
     return partial(take_out, layer)
 
 
