@@ -109,7 +109,7 @@ def test_targets(config: LoraConfig, layers: set[str]):
             LoraConfig(target_modules=["q_proj"]),
             "target_modules=q_proj matches no layer; these can be grafted: c_attn, c_fc",
         ),
-        (LoraConfig(target_modules=["ln_1"]), "a LayerNorm, where no low-rank pair fits"),
+        (LoraConfig(target_modules=["ln_1"]), "a LayerNorm, which cannot be grafted"),
         (LoraConfig(target_modules=["c_attn"], layers_to_transform=[9]), "in layers [9] matches no layer"),
         (LoraConfig(target_modules=["c_attn"], modules_to_save=["head"]), "modules_to_save names 'head'"),
         (LoraConfig(target_modules=["lm_head"], bias="lora_only"), "have no bias"),

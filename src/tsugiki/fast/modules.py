@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, eager_on_cpu, swish
 from tsugiki.fast.gated import gated
 from tsugiki.fast.norms import rms_norm
+from tsugiki.lora.replace import CHILD
 
 SpedUp = list[tuple[nn.Module, str]]
 """Modules whose forward was replaced, and by what."""
@@ -117,9 +118,12 @@ def _find_norm(module: nn.Module) -> _Found:
 
 
 def _find_gated(module: nn.Module) -> _Found:
-    """Tried with small layers in the place of its own, which may be large, grafted or packed."""
+    """Tried with small layers in the place of its own, which may be large, grafted or packed.
+
+    What an adapter adds to it is called by a hook, and so after any forward.
+    """
     acts = [name for name, child in module._modules.items() if child is not None and _is_activation(child)]
-    if len(acts) != 1 or module._modules.keys() - set(acts) not in _PARTS:
+    if len(acts) != 1 or module._modules.keys() - {*acts, CHILD} not in _PARTS:
         return None
     act = _find_activation(module._modules[acts[0]])  # type: ignore[arg-type]
     form = _FORMS.get(act[0]) if act else None

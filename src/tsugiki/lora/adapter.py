@@ -13,7 +13,7 @@ from torch import nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import LoraEmbedding, LoraLinear, LowRank, grafted_layers, merged_weight, new_pair, wrap
-from tsugiki.lora.merge import fold
+from tsugiki.lora.merge import fold, refuse_few_bits
 from tsugiki.lora.replace import Undo, replace_module, replace_parameter, say_what_unties
 from tsugiki.lora.targets import base_modules, find_modules_to_save, find_targets
 
@@ -51,11 +51,7 @@ class LoraAdapter:
     def merge(self, model: nn.Module) -> list[Undo]:
         """Fold the pairs into the weights of their layers; modules and biases are in their places already."""
         layers = {path: layer for path, layer in grafted_layers(model).items() if path in self.pairs}
-        for path, layer in layers.items():
-            if "weight" not in layer.base_layer._parameters:
-                raise TsugikiError(
-                    f"{path} is held in few bits, where a merge would be lost; load the base as it is stored"
-                )
+        refuse_few_bits({path: layer.base_layer for path, layer in layers.items()})
         weights = {path: merged_weight(layer.base_layer, self.pairs[path]) for path, layer in layers.items()}
         undo = fold(model, weights, also_untied=self.modules)
         for path, layer in layers.items():
@@ -71,7 +67,7 @@ def new_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
         TsugikiError: the settings match nothing in the model, or something that cannot be.
     """
     targets = find_targets(model, config)
-    modules = find_modules_to_save(model, config)
+    modules = copies_to_save(model, config)
     pairs = {
         path: new_pair(
             layer,
@@ -82,18 +78,25 @@ def new_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
         )
         for path, layer in targets.items()
     }
+    biases = _trained_biases(model, config, targets)
+    return LoraAdapter(
+        config, pairs, modules, {path: nn.Parameter(bias.detach().clone()) for path, bias in biases.items()}
+    )
+
+
+def copies_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+    """Copies of the modules that `modules_to_save` names, to be trained: name before any graft -> copy.
+
+    Raises:
+        TsugikiError: a name that matches nothing, or a module in which another adapter has grafted layers.
+    """
+    modules = find_modules_to_save(model, config)
     for path in modules:
         if any(inner.startswith(f"{path}.") for inner in grafted_layers(model)):
             raise TsugikiError(f"modules_to_save names {path}, inside which another adapter has grafted layers")
-    biases = _trained_biases(model, config, targets)
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
     say_what_unties(model, inside)
-    return LoraAdapter(
-        config,
-        pairs,
-        {path: copy.deepcopy(module).requires_grad_(True) for path, module in modules.items()},
-        {path: nn.Parameter(bias.detach().clone()) for path, bias in biases.items()},
-    )
+    return {path: copy.deepcopy(module).requires_grad_(True) for path, module in modules.items()}
 
 
 def _trained_biases(model: nn.Module, config: LoraConfig, targets: dict[str, nn.Module]) -> dict[str, nn.Parameter]:

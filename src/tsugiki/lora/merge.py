@@ -83,6 +83,19 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor], also_untied: Collectio
     return undo
 
 
+def refuse_few_bits(layers: Mapping[str, nn.Module]) -> None:
+    """Ask that each of these layers of the base, by name, has a weight that can be merged into.
+
+    Raises:
+        TsugikiError: one has none.
+    """
+    for path, layer in layers.items():
+        if "weight" not in layer._parameters:
+            raise TsugikiError(
+                f"{path} is held in few bits, where a merge would be lost; load the base as it is stored"
+            )
+
+
 def _shared_elsewhere(model: nn.Module, paths: set[str]) -> set[str]:
     """Those of the layers whose weight some other module holds too."""
     holders: dict[int, set[str]] = {}

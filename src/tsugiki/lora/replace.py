@@ -12,6 +12,9 @@ from tsugiki.lora.layer import LoraEmbedding, LoraLinear
 Undo: TypeAlias = "partial[None]"
 """Brings back what something replaced. A closure would be shared by deep copies of the model, and act on the first."""
 
+CHILD = "tsugiki"
+"""Under a module of the base, the name of what an adapter adds to it: no part of the base."""
+
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> Undo:
     """Let `module` stand at `path`, in the mode of what stood there."""

@@ -11,6 +11,7 @@ from torch import nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import LoraEmbedding, LoraLinear, features, is_graftable, is_linear
+from tsugiki.lora.replace import CHILD
 
 _LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _FUSED_QKV = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
@@ -60,7 +61,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     if wrong:
         kinds = sorted({type(layers[name]).__name__ for name in wrong})
         raise TsugikiError(
-            f"{_described(config)} matches {wrong[0]}, a {kinds[0]}, where no low-rank pair fits "
+            f"{_described(config)} matches {wrong[0]}, a {kinds[0]}, which cannot be grafted "
             f"({len(wrong)} such); {_would_match(layers)}"
         )
     targets = {name: layers[name] for name in matched}
@@ -84,13 +85,19 @@ def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.M
     return found
 
 
+def find_modules(model: nn.Module, wanted: Sequence[str] | str) -> dict[str, nn.Module]:
+    """Modules of any kind by names or name endings, or by one regular expression for the whole name: name -> module."""
+    return {name: module for name, module in base_modules(model) if _matches(name, wanted)}
+
+
 def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every module of the model as it was before any graft: grafted layers stand for their base."""
+    """Every module of the model as it was before any graft: grafted layers stand for their base, what is added is not
+    there."""
     found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LoraLinear | LoraEmbedding):
             found.append((name, module.base_layer))
-        elif not re.search(r"(^|\.)(base_layer|lora)(\.|$)", name) and name:
+        elif not re.search(rf"(^|\.)(base_layer|lora|{CHILD})(\.|$)", name) and name:
             found.append((name, module))
     return found
 

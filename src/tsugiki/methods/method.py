@@ -6,7 +6,8 @@ both are written in a PEFT folder. A `Method` is a form with some of its setting
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -69,6 +70,21 @@ class Method:
         if decided:
             raise TsugikiError(f"{decided[0]} is {self.settings[decided[0]]!r} in this method; leave it out")
         return self.form.config(**{**given, **self.settings})
+
+
+def check_names(field: str, value: object) -> None:
+    """Ask that a setting names modules: a list of names or name endings, a regular expression, or None.
+
+    Raises:
+        TsugikiError: it does not.
+    """
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise TsugikiError(f"{field}: {value!r} is not a regular expression: {error}") from error
+    elif value is not None and not (isinstance(value, Sequence) and all(isinstance(name, str) for name in value)):
+        raise TsugikiError(f"{field} is {value!r}; it is a list of names, or a pattern")
 
 
 def read_fields(config: type[Any], fields: Mapping[str, Any], harmless: frozenset[str] = frozenset()) -> Any:

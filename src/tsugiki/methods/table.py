@@ -3,11 +3,30 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from tsugiki.methods.bottleneck import BOTTLENECK
+from tsugiki.methods.ia3 import IA3
 from tsugiki.methods.lora import LORA
 from tsugiki.methods.method import Form, Method
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
+        "houlsby": Method(
+            "additive",
+            "a bottleneck after attention and after feed-forward",
+            BOTTLENECK,
+            {"mh_adapter": True, "output_adapter": True, "original_ln_before": False},
+            peft=False,
+            merges=False,
+        ),
+        "pfeiffer": Method(
+            "additive",
+            "a bottleneck after each block's feed-forward",
+            BOTTLENECK,
+            {"mh_adapter": False, "output_adapter": True, "original_ln_before": True},
+            peft=False,
+            merges=False,
+        ),
+        "ia3": Method("additive", "a factor for each key, value and inner feature", IA3),
         "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
         "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
     }

@@ -1,0 +1,266 @@
+"""(IA)³: a learned factor for every feature of keys, values and the feed-forward's inner activations.
+
+    keys, values        y = l ∘ (W x + b)       l [out]      (of a fused projection, its queries too)
+    feed-forward        y = W (l ∘ x) + b       l [in]       its last layer, so that what it is given is scaled
+
+"Infused adapter by inhibiting and amplifying inner activations", Liu et al. 2022 (arXiv:2205.05638). All l begin at
+one, which is the base to the bit. It has the fewest parameters of all here, a number for each feature, and costs
+nothing once it is merged, as rows or columns of W (and b) times l. It can only strengthen and weaken what the base
+computes already, and wants a high learning rate (the paper's is 3e-3).
+
+A file of PEFT's: `base_model.model.<module path>.ia3_l`, [out, 1], or [1, in] in the feed-forward; and modules_to_save
+under their own names.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.errors import TsugikiError
+from tsugiki.lora.adapter import copies_to_save
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.layer import LoraLinear, features, is_conv1d, is_linear
+from tsugiki.lora.merge import fold, refuse_few_bits
+from tsugiki.lora.replace import Undo, replace_module, replace_parameter
+from tsugiki.lora.targets import base_modules, find_targets
+from tsugiki.methods.method import PREFIX, Form, check_names, read_fields
+from tsugiki.methods.parts import put_after, put_before, take_out
+
+Names = Sequence[str] | str
+
+_KEYS_VALUES = (("k_proj", "v_proj", "down_proj"), ("down_proj",))
+_QUERIES_VALUES = (("q_proj", "v_proj", "down_proj"), ("down_proj",))
+
+DEFAULT_TARGETS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = MappingProxyType(
+    {
+        # As in PEFT, which takes the queries for the keys in some.
+        "gpt2": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
+        "gpt_bigcode": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
+        "gpt_neo": (("q_proj", "v_proj", "c_proj"), ("c_proj",)),
+        "gptj": (("q_proj", "v_proj", "fc_out"), ("fc_out",)),
+        "gpt_neox": (("query_key_value", "dense_4h_to_h"), ("dense_4h_to_h",)),
+        "bloom": (("query_key_value", "mlp.dense_4h_to_h"), ("mlp.dense_4h_to_h",)),
+        "falcon": (("query_key_value", "dense_4h_to_h"), ("dense_4h_to_h",)),
+        "opt": (("q_proj", "k_proj", "fc2"), ("fc2",)),
+        "phi": (("q_proj", "v_proj", "fc2"), ("fc2",)),
+        "llama": _KEYS_VALUES,
+        "mistral": _KEYS_VALUES,
+        "qwen2": _QUERIES_VALUES,
+        "qwen3": _QUERIES_VALUES,
+        "gemma": _QUERIES_VALUES,
+        "gemma2": _QUERIES_VALUES,
+        "gemma3_text": _QUERIES_VALUES,
+        # Those that PEFT has none for, as in the paper.
+        "phi3": (("qkv_proj", "down_proj"), ("down_proj",)),
+        "ministral": _KEYS_VALUES,
+        "granite": _KEYS_VALUES,
+        "cohere": _KEYS_VALUES,
+        "olmo2": _KEYS_VALUES,
+        "smollm3": _KEYS_VALUES,
+    }
+)
+"""For each `model_type` of transformers, `target_modules` and `feedforward_modules` when nothing is named."""
+
+
+@dataclass(frozen=True)
+class IA3Config:
+    """Settings of (IA)³, named as in PEFT's `IA3Config`.
+
+    Args:
+        target_modules: which linear layers are scaled, named as in `LoraConfig`. None: the table here decides.
+        exclude_modules: layers left out although `target_modules` finds them; matched the same way.
+        feedforward_modules: those of them that are scaled on their input, not their output: name endings, each of
+            which `target_modules` has too, or a regular expression. None: the table decides; an empty list: none.
+        fan_in_fan_out: whether weights lie as [in, out]. Kept for the file: the layer itself tells.
+        modules_to_save: modules trained whole, on a copy, and stored in the adapter (names or endings).
+        init_ia3_weights: begin at one. False: at random, which changes the model at once; for tests only.
+
+    Raises:
+        TsugikiError: a value that cannot be meant.
+    """
+
+    target_modules: Names | None = None
+    exclude_modules: Names | None = None
+    feedforward_modules: Names | None = None
+    fan_in_fan_out: bool = False
+    modules_to_save: Sequence[str] | None = None
+    init_ia3_weights: bool = True
+
+    def __post_init__(self) -> None:
+        for field in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):
+            check_names(field, getattr(self, field))
+        targets, inner = self.target_modules, self.feedforward_modules
+        if inner is None or targets is None or isinstance(inner, str) or isinstance(targets, str):
+            return
+        for name in inner:
+            if not any(target.endswith(name) for target in targets):
+                raise TsugikiError(f"feedforward_modules names {name}, which target_modules does not; name it in both")
+
+    def new_adapter(self, model: nn.Module) -> "IA3Adapter":
+        """Fresh factors with these settings for `model`, which stays as it is.
+
+        Raises:
+            TsugikiError: the settings match nothing in the model, or something that cannot be scaled.
+        """
+        named = _named_as_in_lora(self, _target_names(model, self))
+        targets, inner = find_targets(model, named), _feedforward_names(model, self)
+        for path, layer in targets.items():
+            if not is_linear(layer):
+                raise TsugikiError(f"target_modules finds {path}, a {type(layer).__name__}; (IA)³ scales linear layers")
+        scalings = {
+            path: Scaling(layer, _is_feedforward(path, inner), self.init_ia3_weights) for path, layer in targets.items()
+        }
+        return IA3Adapter(self, scalings, copies_to_save(model, named))
+
+
+class Scaling(nn.Module):
+    """The factors l of one layer, in PEFT's shape: [out, 1], or [1, in] where `on_input`.
+
+    Kept in float32 (float64 for a float64 layer) whatever the frozen weight's dtype.
+    """
+
+    def __init__(self, layer: nn.Module, on_input: bool, ones: bool) -> None:
+        super().__init__()
+        in_features, out_features = features(layer)
+        like: Tensor = layer.weight  # type: ignore[assignment]
+        shape = (1, in_features) if on_input else (out_features, 1)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.ia3_l = nn.Parameter((torch.ones if ones else torch.randn)(shape, dtype=dtype, device=like.device))
+        self.on_input = on_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        """l ∘ x, [..., features], in the dtype of x."""
+        return (x * self.ia3_l.flatten()).to(x.dtype)
+
+    def merged_weight(self, layer: nn.Module) -> Tensor:
+        """W with its rows (its columns, where `on_input`) times l, in the layer's layout and dtype; a new tensor."""
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        return (weight * (self.ia3_l.T if is_conv1d(layer) else self.ia3_l)).to(weight.dtype)
+
+
+@dataclass
+class IA3Adapter:
+    """What one (IA)³ adapter brings. Names are those of the model before any graft."""
+
+    config: IA3Config
+    scalings: dict[str, Scaling]
+    modules: dict[str, nn.Module]
+
+    @property
+    def wrapped(self) -> set[str]:
+        """No layer is: each stays what it is, with a part beside it."""
+        return set()
+
+    def attach(self, model: nn.Module) -> list[Undo]:
+        """Put factors and modules into the model."""
+        layers = _own_layers(model, self.scalings)
+        undo = [_put(layers[path], scaling) for path, scaling in self.scalings.items()]
+        return undo + [replace_module(model, path, module) for path, module in self.modules.items()]
+
+    def merge(self, model: nn.Module) -> list[Undo]:
+        """Fold the factors into weights and biases; modules are in their places already."""
+        layers = _own_layers(model, self.scalings)
+        refuse_few_bits(layers)
+        biases = {
+            path: (bias * scaling.ia3_l.flatten()).to(bias.dtype)
+            for path, scaling in self.scalings.items()
+            if not scaling.on_input and (bias := layers[path]._parameters.get("bias")) is not None
+        }
+        broken = [path for path, bias in biases.items() if not torch.isfinite(bias).all()]
+        if broken:
+            raise TsugikiError(f"merging gives values that are not finite in the bias of {broken[0]}")
+        weights = {path: scaling.merged_weight(layers[path]) for path, scaling in self.scalings.items()}
+        undo = fold(model, weights, also_untied=self.modules)
+        undo += [
+            replace_parameter(model, f"{path}.bias", nn.Parameter(bias, requires_grad=False))
+            for path, bias in biases.items()
+        ]
+        for path, scaling in self.scalings.items():
+            take_out(layers[path])
+            undo.append(partial(_put_back, layers[path], scaling))
+        return undo
+
+
+def _own_layers(model: nn.Module, paths: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The layers of the base itself, below what another adapter may have put around them."""
+    layers = {path: model.get_submodule(path) for path in paths}
+    return {path: layer.base_layer if isinstance(layer, LoraLinear) else layer for path, layer in layers.items()}
+
+
+def _put(layer: nn.Module, scaling: Scaling) -> Undo:
+    return (put_before if scaling.on_input else put_after)(layer, scaling)
+
+
+def _put_back(layer: nn.Module, scaling: Scaling) -> None:
+    _put(layer, scaling)
+
+
+def _named_as_in_lora(config: IA3Config, targets: Names | None) -> LoraConfig:
+    """The LoRA that would be grafted on these layers: (IA)³ names its layers in the same way."""
+    return LoraConfig(
+        r=1,
+        target_modules=targets,
+        exclude_modules=config.exclude_modules,
+        modules_to_save=config.modules_to_save,
+    )
+
+
+def _target_names(model: nn.Module, config: IA3Config) -> Names:
+    return _from_table(model, 0, "target_modules") if config.target_modules is None else config.target_modules
+
+
+def _feedforward_names(model: nn.Module, config: IA3Config) -> Names:
+    """Those that go with the targets."""
+    if config.feedforward_modules is not None:
+        return config.feedforward_modules
+    names, targets = _from_table(model, 1, "feedforward_modules"), config.target_modules
+    return names if targets is None or isinstance(targets, str) else [name for name in names if name in targets]
+
+
+def _from_table(model: nn.Module, which: int, field: str) -> Sequence[str]:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    found = DEFAULT_TARGETS.get(str(model_type))
+    if found is None:
+        raise TsugikiError(
+            f"no default {field} of (IA)³ for {model_type or type(model).__name__!r}; name the layers: keys, values "
+            "and the last of the feed-forward as target_modules, the last of the feed-forward as feedforward_modules"
+        )
+    return found[which]
+
+
+def _is_feedforward(path: str, names: Names) -> bool:
+    """As PEFT has it: any ending of the name, not only after a dot."""
+    return re.fullmatch(names, path) is not None if isinstance(names, str) else path.endswith(tuple(names))
+
+
+def _tensors(model: nn.Module, adapter: IA3Adapter) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {f"{PREFIX}{path}.ia3_l": s.ia3_l for path, s in adapter.scalings.items()}
+    for path, module in adapter.modules.items():
+        tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in module.state_dict().items()}
+    return tensors
+
+
+def _to_json(model: nn.Module, adapter: IA3Adapter) -> dict[str, Any]:
+    config, layers = adapter.config, dict(base_modules(model))
+    targets, inner = _target_names(model, config), _feedforward_names(model, config)
+    listed = not isinstance(targets, str) and not isinstance(inner, str)
+    if targets == "all-linear" or (listed and set(inner) - set(targets)):  # PEFT wants one list to be part of the other
+        targets = sorted(adapter.scalings)
+        inner = sorted(path for path, scaling in adapter.scalings.items() if scaling.on_input)
+    names = {"target_modules": targets, "feedforward_modules": inner}
+    fan_in_fan_out = any(is_conv1d(layers[path]) for path in adapter.scalings)
+    return {**dataclasses.asdict(config), **names, "fan_in_fan_out": fan_in_fan_out}
+
+
+def _from_json(fields: Mapping[str, Any]) -> IA3Config:
+    return cast(IA3Config, read_fields(IA3Config, fields))
+
+
+IA3 = Form("IA3", IA3Config, _tensors, _to_json, _from_json)

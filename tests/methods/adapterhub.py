@@ -1,0 +1,112 @@
+"""What AdapterHub's `adapters` computes, kept in `fixtures/adapterhub.safetensors`: the oracle of `test_bottleneck`.
+
+`adapters` 1.3.0, the newest, pins transformers ~= 4.57.6 and cannot be imported beside transformers 5: its `utils.py`
+imports `HfFolder` from huggingface_hub, which has it no more. So this file is also the script that writes the fixture,
+in an environment of its own, from the repository root:
+
+    pip install adapters==1.3.0 transformers==4.57.6 torch
+    python -m tests.methods.adapterhub
+
+Every parameter is made from its own name, so that both sides have the same model without a file of weights. All is in
+float64, where the two agree to rounding.
+"""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FIXTURE = Path(__file__).parent / "fixtures" / "adapterhub.safetensors"
+REDUCTION = 4
+NAMES = {"houlsby": "double_seq_bn", "pfeiffer": "seq_bn"}
+_WIDTH = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 24}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": _WIDTH,
+    "gptj": {**_WIDTH, "rotary_dim": 4},
+    "llama": {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 16,
+        "vocab_size": 24,
+    },
+}
+# Where the bottlenecks stand here, and what AdapterHub calls them inside of a block.
+BLOCKS = {"gpt2": "transformer.h", "gptj": "transformer.h", "llama": "model.layers"}
+SUBLAYERS = {"gpt2": ("attn", "mlp"), "gptj": ("attn", "mlp"), "llama": ("self_attn", "mlp")}
+IDS = torch.arange(20).view(2, 10) * 7 % 24
+
+
+def value(name: str, like: Tensor) -> Tensor:
+    """The values of the parameter called `name`, in the shape and dtype of `like`."""
+    wave = torch.sin(torch.arange(like.numel(), dtype=torch.float64) * 0.7 + zlib.crc32(name.encode()) % 1000)
+    is_norm = like.dim() == 1 and name.endswith("weight")
+    return (wave * 0.3 + is_norm).view(like.shape).to(like.dtype)
+
+
+@torch.no_grad()
+def fill(model: Any) -> None:
+    """Give each parameter of a base its values."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(value(name, parameter))
+
+
+def names_there(kind: str, method: str) -> dict[str, str]:
+    """Names of the adapter's parameters here -> in AdapterHub's model."""
+    attention, feedforward = SUBLAYERS[kind]
+    places = {attention: "attention_adapters", feedforward: "output_adapters"}
+    if method == "pfeiffer":
+        places = {"": "output_adapters"}
+    return {
+        f"{BLOCKS[kind]}.{i}{'.' if ours else ''}{ours}.adapter_{side}.{attribute}": (
+            f"{BLOCKS[kind]}.{i}.{theirs}.adapters.a.adapter_{side}{'.0' if side == 'down' else ''}.{attribute}"
+        )
+        for i in range(2)
+        for ours, theirs in places.items()
+        for side in ("down", "up")
+        for attribute in ("weight", "bias")
+    }
+
+
+def computed(kind: str, method: str) -> dict[str, Tensor]:
+    """Logits and gradients as AdapterHub computes them."""
+    import transformers
+
+    import adapters
+
+    config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind], attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    fill(model)
+    adapters.init(model)
+    settings = adapters.AdapterConfig.load(NAMES[method], reduction_factor=REDUCTION)
+    model.add_adapter("a", config=settings)
+    model.train_adapter("a")
+    model.double().eval()
+    parameters = dict(model.named_parameters())
+    names = names_there(kind, method)
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    assert trained == set(names.values()), sorted(trained)
+    with torch.no_grad():
+        for ours, theirs in names.items():
+            parameters[theirs].copy_(value(ours, parameters[theirs]))
+    logits = model(input_ids=IDS).logits
+    logits.pow(2).mean().backward()
+    return {
+        f"{kind}.{method}.logits": logits.detach(),
+        **{f"{kind}.{method}.gradient.{ours}": parameters[theirs].grad for ours, theirs in names.items()},
+    }
+
+
+if __name__ == "__main__":
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for kind in CONFIGS:
+        for method in NAMES:
+            tensors |= computed(kind, method)
+    FIXTURE.parent.mkdir(exist_ok=True)
+    save_file(tensors, FIXTURE)

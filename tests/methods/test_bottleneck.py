@@ -1,0 +1,541 @@
+"""Bottleneck adapters: AdapterHub's arithmetic, where they stand in every architecture, and their life in a model."""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.methods import adapterhub
+from tests.tiny import CONFIGS, TEXT, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    save_adapter,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+)
+from tsugiki.fast.modules import speed_up_modules
+from tsugiki.fast.paths import use_fast_paths
+from tsugiki.frozen.quantise import quantise
+from tsugiki.lora.graft import is_grafted, remove_adapter
+from tsugiki.methods.bottleneck import NON_LINEARITIES, SUBLAYERS, Bottleneck, BottleneckConfig
+from tsugiki.methods.table import METHODS
+from tsugiki.train.checkpoint import checkpoints
+from tsugiki.train.config import RunConfig
+from tsugiki.train.run import CHECKPOINTS, train
+
+METHOD_NAMES = ["houlsby", "pfeiffer"]
+POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm between the sub-layer and the residual
+
+
+def config_of(method: str, **given: Any) -> BottleneckConfig:
+    config: BottleneckConfig = METHODS[method].configure(given)
+    return config
+
+
+def grafted(kind: str = "gpt2", method: str = "houlsby", **given: Any) -> Any:
+    torch.manual_seed(0)
+    model = tiny_model(kind)
+    graft(model, config_of(method, **{"reduction_factor": 4, **given}))
+    return shake(model)
+
+
+# --- against AdapterHub -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("kind", adapterhub.CONFIGS)
+def test_logits_and_gradients_are_adapterhubs(kind: str, method: str):
+    stored = load_file(adapterhub.FIXTURE)
+    config = AutoConfig.for_model(kind, **adapterhub.CONFIGS[kind], attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    adapterhub.fill(model)
+    base = logits(model, adapterhub.IDS)
+    adapter = graft(model, config_of(method, reduction_factor=adapterhub.REDUCTION))
+    parameters = {
+        f"{path}.{name}": p for path, part in adapter.bottlenecks.items() for name, p in part.named_parameters()
+    }
+    assert set(parameters) == set(adapterhub.names_there(kind, method))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            assert parameter.dtype == torch.float64
+            parameter.copy_(adapterhub.value(name, parameter))
+    logits_here = model(input_ids=adapterhub.IDS).logits
+    logits_here.pow(2).mean().backward()
+    ours = logits_here.detach()
+    assert relative_error(ours, base) > 1e-2
+    tolerance = 1e-12 if kind == "gpt2" else 1e-6  # the others have parts in float32 whatever the model is in
+    assert relative_error(ours, stored[f"{kind}.{method}.logits"]) < tolerance
+    for name, parameter in parameters.items():
+        assert relative_error(parameter.grad, stored[f"{kind}.{method}.gradient.{name}"]) < 10 * tolerance, name
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_adapterhub_itself_says_so(method: str):
+    # Runs only in an environment of AdapterHub's own (see `adapterhub.py`): its releases import no transformers 5.
+    try:
+        pytest.importorskip("adapters")
+    except ImportError as error:
+        pytest.skip(f"adapters is there and cannot be imported: {error}")
+    stored = load_file(adapterhub.FIXTURE)
+    for name, tensor in adapterhub.computed("gpt2", method).items():
+        assert relative_error(tensor, stored[name]) < 1e-10
+
+
+# --- the formula and the places -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", NON_LINEARITIES)
+def test_a_bottleneck_is_its_formula(act: str):
+    acts: dict[str, Any] = {
+        "relu": lambda z: z.clamp(min=0),
+        "gelu": lambda z: z * (1 + torch.erf(z / 2**0.5)) / 2,
+        "gelu_new": lambda z: z / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3))),
+        "swish": lambda z: z / (1 + torch.exp(-z)),
+        "silu": lambda z: z / (1 + torch.exp(-z)),
+        "tanh": lambda z: 1 - 2 / (torch.exp(2 * z) + 1),
+        "leakyrelu": lambda z: torch.where(z > 0, z, z / 100),
+    }
+    config = BottleneckConfig(non_linearity=act, scaling=0.5, init_weights="bert")
+    part = Bottleneck(6, 3, config, torch.zeros(1, dtype=torch.float64))
+    h = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    down, up = part.adapter_down, part.adapter_up
+    with torch.no_grad():
+        for p in part.parameters():
+            p.copy_(torch.randn(p.shape))
+    by_hand = h + 0.5 * (acts[act](h @ down.weight.T + down.bias) @ up.weight.T + up.bias)
+    torch.testing.assert_close(part(h), by_hand, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(part, h)
+
+
+def test_dropout_is_of_what_is_added_and_only_in_training():
+    part = Bottleneck(6, 4, BottleneckConfig(dropout=0.5, init_weights="bert"), torch.zeros(1))
+    h = torch.randn(400, 6)
+    whole = part.eval()(h) - h
+    dropped = part.train()(h) - h
+    kept = dropped != 0
+    assert 0.4 < float(kept.float().mean()) < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_each_stands_where_its_output_goes_into_the_residual(kind: str):
+    """y = x + a(attention) + a'(feed-forward), whether these come one after the other or side by side."""
+    model = grafted(kind)
+    for parameters in model.parameters():
+        parameters.data = parameters.data.double()
+    seen: dict[str, Any] = {}
+    block = model.get_submodule(next(iter(model._tsugiki.adapters["default"].bottlenecks)).split(".0.")[0])[0]
+    names = SUBLAYERS[kind]
+    parts = [block.get_submodule(name)._modules["tsugiki"] for name in names]
+    block.register_forward_hook(lambda _, args, out: seen.update(x=args[0], y=out if torch.is_tensor(out) else out[0]))
+    for name, part in zip(names, parts, strict=True):
+        part.register_forward_hook(lambda _, args, out, name=name: seen.update({name: args[0]}))
+    with torch.no_grad():
+        model(input_ids=ids())
+
+    def changed(name: str, part: Any) -> torch.Tensor:
+        h, down, up = seen[name], part.adapter_down, part.adapter_up
+        inner = h @ down.weight.T + down.bias
+        return h + (inner / (1 + torch.exp(-inner))) @ up.weight.T + up.bias
+
+    attention, feedforward = (changed(name, part) for name, part in zip(names, parts, strict=True))
+    if kind in POST_NORM:
+        attention = block.post_attention_layernorm(attention)
+        feedforward = block.post_feedforward_layernorm(feedforward)
+    expected = (seen["x"] + attention + feedforward.view(attention.shape)).detach()
+    assert relative_error(expected, seen["x"]) > 1e-2
+    assert relative_error(seen["y"], expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_grafted_equals_base_to_the_bit_until_something_trains(kind: str, method: str):
+    model = tiny_model(kind)
+    base = logits(model)
+    adapter = graft(model, config_of(method, reduction_factor=4))
+    assert len(adapter.bottlenecks) == (4 if method == "houlsby" else 2)
+    assert torch.equal(logits(model), base)
+    with torch.no_grad():
+        assert torch.equal(model.train()(input_ids=ids()).logits, base)
+    assert relative_error(logits(shake(model)), base) > 1e-3, "a dead adapter"
+    model(input_ids=ids()).logits.float().pow(2).mean().backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in trainable_parameters(model).values())
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+    ungraft(model)
+    assert torch.equal(logits(model), base)
+    assert not [name for name, module in model.named_modules() if "tsugiki" in name or module._forward_hooks]
+
+
+def test_exactly_the_bottlenecks_train():
+    model = tiny_model()
+    graft(model, config_of("houlsby", reduction_factor=4))
+    shapes = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
+    assert shapes == {
+        f"transformer.h.{i}.{place}.tsugiki.adapter_{side}.{attribute}": shape
+        for i in range(2)
+        for place in ("attn", "mlp")
+        for side, attribute, shape in (
+            ("down", "weight", (8, 32)),
+            ("down", "bias", (8,)),
+            ("up", "weight", (32, 8)),
+            ("up", "bias", (32,)),
+        )
+    }
+    ungraft(model)
+    graft(model, config_of("pfeiffer", reduction_factor=4))
+    assert {name.split(".tsugiki")[0] for name in trainable_parameters(model)} == {"transformer.h.0", "transformer.h.1"}
+    ungraft(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("method", "an_adapter"), [("houlsby", 2), ("pfeiffer", 1)])
+def test_the_count_is_that_of_the_papers(method: str, an_adapter: int):
+    with torch.device("meta"):
+        model = tiny_model(n_embd=768, n_layer=12, n_head=12, vocab_size=50257, n_positions=1024)
+        graft(model, config_of(method))  # reduced by 16: 48 wide
+    assert sum(p.numel() for p in trainable_parameters(model).values()) == 12 * an_adapter * (2 * 768 * 48 + 48 + 768)
+
+
+def test_chosen_blocks_widths_and_modules():
+    model = tiny_model("llama")
+    adapter = graft(model, config_of("houlsby", reduction_factor={"1": 2, "default": 16}))
+    widths = {path: part.adapter_down.out_features for path, part in adapter.bottlenecks.items()}
+    assert widths == {
+        f"model.layers.{i}.{place}": width for i, width in ((0, 2), (1, 16)) for place in ("self_attn", "mlp")
+    }
+    ungraft(model)
+    adapter = graft(model, config_of("pfeiffer", leave_out=[0], reduction_factor=64))
+    assert {path: p.adapter_down.out_features for path, p in adapter.bottlenecks.items()} == {"model.layers.1": 1}
+    ungraft(model)
+    own = BottleneckConfig(mh_adapter=False, feedforward_modules=r".*\.1\.mlp\.up_proj", reduction_factor=4)
+    adapter = graft(model, own)
+    assert adapter.bottlenecks["model.layers.1.mlp.up_proj"].adapter_up.out_features == 48
+
+
+def test_a_module_that_transformers_does_not_know():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.feed = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.mix(x)
+            return x + self.feed(x)
+
+    model = nn.ModuleDict({"blocks": nn.Sequential(Block(), Block())})
+    with pytest.raises(TsugikiError, match="sub-layers of 'ModuleDict' are is not known.*attention_modules"):
+        graft(model, config_of("houlsby"))
+    with pytest.raises(TsugikiError, match="no config.hidden_size"):
+        graft(model, config_of("pfeiffer", feedforward_modules=["feed"]))
+    adapter = graft(model, config_of("houlsby", attention_modules=["mix"], feedforward_modules=["feed.2"]))
+    assert set(adapter.bottlenecks) == {f"blocks.{i}.{name}" for i in (0, 1) for name in ("mix", "feed.2")}
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
+def test_a_file_gives_the_same_model_again(kind: str, method: str, tmp_path: Path):
+    model = grafted(kind, method)
+    save_adapter(model, tmp_path)
+    again = tiny_model(kind)
+    loaded = load_adapter(again, tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    assert (loaded.config.mh_adapter, loaded.config.non_linearity) == (
+        (True, "swish") if method == "houlsby" else (False, "relu")
+    )
+    place = SUBLAYERS[kind][0] + "." if method == "houlsby" else ""
+    keys = load_file(tmp_path / "adapter_model.safetensors").keys()
+    assert any(key.endswith(f".0.{place}adapter_down.weight") for key in keys)
+    assert all(key.startswith("base_model.model.") for key in keys)
+
+
+def test_peft_refuses_the_file_by_its_type(tmp_path: Path):
+    save_adapter(grafted(), tmp_path)
+    for load in (
+        lambda: peft.PeftConfig.from_pretrained(tmp_path),
+        lambda: peft.PeftModel.from_pretrained(tiny_model(), tmp_path),
+    ):
+        with pytest.raises(Exception, match="TSUGIKI_BOTTLENECK"):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"peft_type": "LORA"}, "would change the result"),
+        ({"peft_type": "TSUGIKI_OTHER"}, "peft_type is 'TSUGIKI_OTHER'"),
+        ({"ln_after": True}, "ln_after=True would change the result"),
+        ({"reduction_factor": 8}, "is [8, 32], here [4, 32]"),
+        ({"mh_adapter": False}, "belongs nowhere"),
+        ({"leave_out": [0, 1]}, "outside of blocks [0, 1]"),
+        ({"non_linearity": "sine"}, "non_linearity is 'sine'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_model_is_as_before(fields: dict[str, Any], said: str, tmp_path: Path):
+    save_adapter(grafted(), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    model = tiny_model()
+    with pytest.raises(TsugikiError) as caught:
+        load_adapter(model, tmp_path)
+    assert said in str(caught.value)
+    assert not is_grafted(model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mh_adapter": False, "output_adapter": False}, "no adapter at all"),
+        ({"original_ln_before": True}, "goes with output_adapter alone"),
+        ({"reduction_factor": 0}, "reduction_factor is 0"),
+        ({"reduction_factor": "8"}, "reduction_factor is '8'"),
+        ({"reduction_factor": {"default": -1}}, r"reduction_factor\['default'\] is -1"),
+        ({"non_linearity": "sine"}, "non_linearity is 'sine'; choose one of relu"),
+        ({"init_weights": "houlsby"}, "init_weights is 'houlsby'; choose one of mam_adapter, bert"),
+        ({"scaling": "learned"}, "scaling is 'learned'"),
+        ({"dropout": 1}, "dropout is 1"),
+        ({"dropout": "much"}, "dropout is 'much'"),
+        ({"leave_out": "0"}, "leave_out is '0'"),
+        ({"leave_out": None}, "leave_out is None"),
+        ({"attention_modules": "("}, "is not a regular expression"),
+        ({"feedforward_modules": [3]}, r"feedforward_modules is \[3\]"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        BottleneckConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"feedforward_modules": ["feed"]}, r"feedforward_modules=\['feed'\] matches no module"),
+        ({"reduction_factor": {"0": 4}}, "reduction_factor says nothing of transformer.h.1"),
+        ({"feedforward_modules": ["lm_head"]}, "lm_head is in no numbered block"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused(given: dict[str, Any], said: str):
+    model = tiny_model()
+    with pytest.raises(TsugikiError, match=said):
+        graft(model, config_of("pfeiffer", **given))
+    assert not is_grafted(model)
+
+
+def test_a_module_of_another_width_is_named_when_it_runs():
+    model = tiny_model("llama")
+    graft(model, BottleneckConfig(mh_adapter=False, feedforward_modules=["act_fn"]))
+    with pytest.raises(TsugikiError, match="a bottleneck 32 wide stands after a module whose output is 48 wide"):
+        logits(model)
+
+
+def test_what_the_method_decides_is_not_set():
+    with pytest.raises(TsugikiError, match="mh_adapter is False in this method"):
+        config_of("pfeiffer", mh_adapter=True)
+    with pytest.raises(TsugikiError, match="lora_alpha: no such setting"):
+        config_of("pfeiffer", lora_alpha=8)
+
+
+# --- in a model ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_it_cannot_be_merged_and_stays(method: str):
+    model = grafted(method=method)
+    before = logits(model)
+    with pytest.raises(TsugikiError, match="cannot be merged"):
+        merge(model)
+    assert torch.equal(logits(model), before)
+    with disable_adapter(model):
+        assert not torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])
+def test_several_on_one_model_and_a_lora(kind: str):
+    model = tiny_model(kind)
+    base = logits(model)
+    adapters: dict[str, Any] = {
+        "lora": LoraConfig(r=2, target_modules="all-linear"),
+        "houlsby": config_of("houlsby", reduction_factor=4),
+        "pfeiffer": config_of("pfeiffer", reduction_factor=4),
+    }
+    found: dict[str, torch.Tensor] = {}
+    for name, config in adapters.items():
+        graft(model, config, name)
+        assert torch.equal(logits(model), base), "a fresh adapter is active now"
+        found[name] = logits(shake(model))
+    assert len(model._tsugiki.adapters["lora"].pairs) == len([p for p in model.modules() if hasattr(p, "base_layer")])
+    for _ in range(2):
+        for name in adapters:
+            set_adapter(model, name)
+            assert torch.equal(logits(model), found[name])
+            with disable_adapter(model):
+                assert torch.equal(logits(model), base)
+    set_adapter(model, "houlsby")
+    remove_adapter(model, "lora")  # unwraps the layers, of which OPT's fc2 is a sub-layer's end
+    assert torch.equal(logits(model), found["houlsby"])
+    remove_adapter(model, "houlsby")
+    assert torch.equal(logits(model), base)
+    ungraft(model)
+    assert torch.equal(logits(model), base)
+
+
+def test_a_lora_after_it_finds_only_the_base():
+    model = grafted("llama")
+    adapter = graft(model, LoraConfig(r=2, target_modules=r".*_proj|.*adapter_down"), "lora")
+    assert not [path for path in adapter.pairs if "tsugiki" in path]
+    model = grafted("llama")
+    with pytest.raises(TsugikiError, match="matches no layer"):
+        graft(model, LoraConfig(r=2, target_modules=["adapter_down"]), "lora")
+
+
+def test_another_adapter_is_saved_without_a_trace_of_it(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig(r=2, target_modules="all-linear"), "lora")
+    save_adapter(shake(model), tmp_path / "alone", "lora")
+    graft(model, config_of("houlsby", reduction_factor=4), "houlsby")
+    save_adapter(model, tmp_path / "beside", "lora")
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "beside" / file).read_bytes()
+
+
+def test_it_is_in_the_mode_of_the_model():
+    model = tiny_model().train()
+    adapter = graft(model, config_of("houlsby"))
+    graft(model.eval(), LoraConfig(r=2), "lora")
+    set_adapter(model, "default")
+    assert not any(part.training for part in adapter.bottlenecks.values())
+    set_adapter(model, "lora")
+    model.train()
+    set_adapter(model, "default")
+    assert all(part.training for part in adapter.bottlenecks.values())
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_deep_copy_is_a_model_of_its_own(method: str):
+    model = grafted(method=method)
+    twin, before = copy.deepcopy(model), logits(model)
+    assert torch.equal(logits(twin), before)
+    assert not torch.equal(logits(shake(twin, seed=9)), before)
+    assert torch.equal(logits(model), before)
+    with disable_adapter(twin):
+        assert torch.equal(logits(twin), logits(tiny_model()))
+        assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
+def test_the_fast_paths_serve_it(kind: str, method: str):
+    plain, quick, bare = grafted(kind, method), grafted(kind, method), tiny_model(kind)
+    assert [name for _, name in speed_up_modules(quick)] == [name for _, name in speed_up_modules(bare)]
+    use_fast_paths(quick)
+    losses = []
+    for model in (plain, quick):
+        loss = model(input_ids=ids(), labels=ids()).loss
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(*losses)
+    for (name, a), (_, b) in zip(trainable_parameters(quick).items(), trainable_parameters(plain).items(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("few_bits", [False, True], ids=["bf16", "int8"])
+def test_a_base_in_fewer_bits(few_bits: bool, method: str):
+    exact = grafted("llama", method)
+    model = tiny_model("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a processor without VNNI
+        model = quantise(model) if few_bits else model.bfloat16()
+    base = logits(model)
+    torch.manual_seed(0)
+    graft(model, config_of(method, reduction_factor=4))
+    assert torch.equal(logits(model), base)
+    with torch.no_grad():
+        for a, b in zip(trainable_parameters(model).values(), trainable_parameters(exact).values(), strict=True):
+            a.copy_(b)
+    assert all(p.dtype == torch.float32 for p in trainable_parameters(model).values())
+    assert logits(model).dtype == torch.bfloat16
+    assert relative_error(logits(model), logits(exact)) < 0.1 < relative_error(logits(model), base)
+    model(input_ids=ids()).logits.float().pow(2).mean().backward()
+    exact(input_ids=ids()).logits.pow(2).mean().backward()
+    for a, b in zip(trainable_parameters(model).values(), trainable_parameters(exact).values(), strict=True):
+        assert a.grad.dtype == torch.float32
+        assert float(torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0)) > 0.9
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gptj"])
+def test_generation_in_a_padded_batch_is_that_of_single_rows(kind: str, method: str):
+    model = grafted(kind, method)
+    rows = [ids(1, n, seed=n)[0].clamp(min=1) for n in (3, 7)]
+    padded = torch.stack([nn.functional.pad(row, (7 - len(row), 0)) for row in rows])
+    seen = torch.stack([nn.functional.pad(torch.ones_like(row), (7 - len(row), 0)) for row in rows])
+    settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    together = model.generate(input_ids=padded, attention_mask=seen, **settings)
+    for row, out in zip(rows, together, strict=True):
+        alone = model.generate(input_ids=row[None], attention_mask=torch.ones_like(row)[None], **settings)
+        assert torch.equal(alone[0, len(row) :], out[7:])
+        tokens = row
+        for _ in range(5):  # without a cache
+            tokens = torch.cat([tokens, logits(model, tokens[None])[0, -1].argmax()[None]])
+        assert torch.equal(tokens, alone[0])
+
+
+def test_gradients_come_through_checkpointed_blocks():
+    plain, saving = grafted("llama", "pfeiffer"), grafted("llama", "pfeiffer").train()
+    saving.activation_checkpointing_enable({"use_reentrant": False})
+    for model in (plain, saving):
+        model(input_ids=ids(), labels=ids()).loss.backward()
+    for a, b in zip(trainable_parameters(saving).values(), trainable_parameters(plain).values(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_run_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "texts").mkdir()
+    for i in range(4):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
+    fields: dict[str, Any] = {
+        "model": save_tiny(tmp_path / "base"),
+        "data": str(tmp_path / "texts"),
+        "max_steps": 4,
+        "batch_size": 2,
+        "grad_accum": 1,
+        "block_size": 32,
+        "learning_rate": 1e-2,
+        "held_out": 0.2,
+        "save_steps": 2,
+        "method": "houlsby",
+        "adapter": {"reduction_factor": 4, "dropout": 0.1},
+    }
+    whole = train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}))
+    stored = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert whole.loss_curve[-1]["loss"] < whole.loss_curve[0]["loss"]
+    assert all(bool(t.any()) for t in stored.values()), "all of it moved"
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    (tmp_path / "run" / "adapter_model.safetensors").unlink()
+    _, last = checkpoints(tmp_path / "run" / CHECKPOINTS)
+    last.rename(tmp_path / last.name)
+    resumed = train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}), resume=True)
+    again = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert resumed.loss_curve == whole.loss_curve
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(stored[key], again[key]) for key in stored)

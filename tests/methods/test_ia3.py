@@ -1,0 +1,511 @@
+"""(IA)³ with PEFT as the oracle, its merge, and its life in a model."""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import CONFIGS, TEXT, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    save_adapter,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+    unmerge,
+)
+from tsugiki.fast.modules import speed_up_modules
+from tsugiki.fast.paths import use_fast_paths
+from tsugiki.frozen.quantise import quantise
+from tsugiki.lora.graft import is_grafted, remove_adapter
+from tsugiki.methods.ia3 import DEFAULT_TARGETS, IA3Config
+from tsugiki.train.checkpoint import checkpoints
+from tsugiki.train.config import RunConfig
+from tsugiki.train.run import CHECKPOINTS, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+
+SHAPES = ["gpt2", "llama", "gemma3_text", "opt"]
+KEYS = {"gpt2": "c_attn", "llama": "k_proj", "gemma3_text": "k_proj", "opt": "k_proj"}
+INNER = {"gpt2": "mlp.c_proj", "llama": "down_proj", "gemma3_text": "down_proj", "opt": "fc2"}
+VARIANTS: dict[str, Any] = {
+    "default": lambda kind: {},
+    "outputs alone": lambda kind: {"target_modules": [KEYS[kind]], "feedforward_modules": []},
+    "inputs alone": lambda kind: {"target_modules": [INNER[kind]], "feedforward_modules": [INNER[kind]]},
+    "regex": lambda kind: {
+        "target_modules": rf".*\.1\..*({KEYS[kind]}|{INNER[kind]})",
+        "feedforward_modules": r".*(c_proj|down_proj|fc2)",
+    },
+    "exclude": lambda kind: {
+        "target_modules": [KEYS[kind], INNER[kind]],
+        "feedforward_modules": [INNER[kind]],
+        "exclude_modules": r".*\.0\..*",
+    },
+    "all-linear": lambda kind: {"target_modules": "all-linear"},
+    "saved head": lambda kind: {"modules_to_save": ["lm_head"]},
+    "head": lambda kind: {"target_modules": [KEYS[kind], "lm_head"], "feedforward_modules": []},
+    "saved norms": lambda kind: {
+        "modules_to_save": ["ln_f" if kind == "gpt2" else "final_layer_norm" if kind == "opt" else "model.norm"]
+    },
+}
+CASES = [(kind, variant) for kind in SHAPES for variant in VARIANTS]
+
+
+def peft_model(kind: str, variant: str) -> Any:
+    config = peft.IA3Config(task_type="CAUSAL_LM", **VARIANTS[variant](kind))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(tiny_model(kind), config).eval()
+
+
+def grafted(kind: str = "gpt2", **given: Any) -> Any:
+    model = tiny_model(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graft(model, IA3Config(**given))
+    return shake(model)
+
+
+# --- against PEFT -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("kind", "variant"), CASES)
+def test_ours_loads_in_peft(kind: str, variant: str, tmp_path: Path):
+    model = grafted(kind, **VARIANTS[variant](kind))
+    base = logits(tiny_model(kind))
+    adapted = logits(model)
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
+    assert relative_error(adapted, base) > 1e-5  # keys alone move little
+    assert relative_error(logits(theirs), adapted) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("kind", "variant"), CASES)
+def test_pefts_loads_here(kind: str, variant: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, variant))
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model(kind)
+    base = logits(model)
+    load_adapter(model, tmp_path)
+    assert relative_error(logits(theirs), base) > 1e-5
+    assert relative_error(logits(model), logits(theirs)) < 1e-6
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("kind", "variant"), [case for case in CASES if "head" not in case[1]])
+def test_merged_weights_are_pefts(kind: str, variant: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, variant))
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model(kind)
+    load_adapter(model, tmp_path)
+    adapted = logits(model)
+    ours = dict(ungraft(merge(model)).named_parameters())
+    assert relative_error(logits(model), adapted) < 1e-5
+    expected = dict(theirs.merge_and_unload().named_parameters())
+    assert ours.keys() == expected.keys()
+    for name, weight in ours.items():
+        assert relative_error(weight, expected[name]) < 1e-6, name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_merged_head_gives_the_adapted_logits(kind: str, tmp_path: Path):
+    # PEFT scales the weight that head and embedding share, and so the embedding too: the oracle is its adapted model.
+    theirs = shake(peft_model(kind, "head"))
+    theirs.save_pretrained(tmp_path / "adapter")
+    model = tiny_model(kind)
+    load_adapter(model, tmp_path / "adapter")
+    ungraft(merge(model)).save_pretrained(tmp_path / "merged")
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert relative_error(logits(again), logits(theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_gradients_and_steps_are_pefts(kind: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, "default"))
+    theirs.save_pretrained(tmp_path / "start")
+    ours = tiny_model(kind)
+    load_adapter(ours, tmp_path / "start")
+    ours.train()  # dropout inside the base is off; theirs is in evaluation mode for that
+    for model in (theirs, ours):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for seed in range(3):
+            optimizer.zero_grad()
+            model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
+            optimizer.step()
+    gradients = {
+        name.replace("base_model.model.", "").replace(".ia3_l.default", ""): p.grad
+        for name, p in theirs.named_parameters()
+        if p.requires_grad
+    }
+    trained = trainable_parameters(ours)
+    assert {name.replace(".tsugiki.ia3_l", "") for name in trained} == set(gradients)
+    for name, p in trained.items():
+        assert relative_error(p.grad, gradients[name.replace(".tsugiki.ia3_l", "")]) < 1e-5, name
+    theirs.save_pretrained(tmp_path / "theirs")
+    save_adapter(ours, tmp_path / "ours")
+    mine, other = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
+    assert mine.keys() == other.keys()
+    for key, tensor in mine.items():
+        assert tensor.shape == other[key].shape
+        assert relative_error(tensor, other[key]) < 1e-5, key
+
+
+def test_a_file_that_peft_writes_and_does_not_read(tmp_path: Path):
+    # "all-linear" becomes whole names there, of which the feed-forward's ending is no part; ours are whole names too.
+    peft_model("gpt2", "all-linear").save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="subset"):
+        peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "theirs")
+    model = tiny_model()
+    with pytest.warns(UserWarning, match="changes nothing"):
+        load_adapter(model, tmp_path / "theirs")
+    save_adapter(model, tmp_path / "ours")
+    peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in CONFIGS if kind in peft.utils.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING]
+)
+def test_the_default_layers_are_pefts(kind: str):
+    theirs = peft_model(kind, "default")
+    expected = {
+        name.replace("base_model.model.", "").replace(".ia3_l.default", ""): tuple(p.shape)
+        for name, p in theirs.named_parameters()
+        if p.requires_grad
+    }
+    adapter = graft(tiny_model(kind), IA3Config())
+    assert {path: tuple(s.ia3_l.shape) for path, s in adapter.scalings.items()} == expected
+
+
+def test_the_table_has_what_peft_has_and_every_architecture_here():
+    assert set(CONFIGS) == set(DEFAULT_TARGETS)
+
+
+def test_config_holds_pefts_field_names(tmp_path: Path):
+    for kind, fan_in in (("gpt2", True), ("llama", False)):
+        save_adapter(grafted(kind), tmp_path)
+        fields = json.loads((tmp_path / "adapter_config.json").read_text())
+        assert not set(fields) - set(peft.IA3Config().to_dict())
+        assert fields["peft_type"] == "IA3"
+        assert fields["fan_in_fan_out"] is fan_in
+        assert peft.IA3Config.from_pretrained(tmp_path).feedforward_modules == {INNER[kind]}
+
+
+def test_random_factors_begin_as_pefts():
+    adapter = graft(tiny_model(n_embd=256), IA3Config(init_ia3_weights=False))
+    values = torch.cat([s.ia3_l.detach().flatten() for s in adapter.scalings.values()])
+    assert abs(float(values.mean())) < 0.05
+    assert abs(float(values.std()) - 1) < 0.05
+
+
+# --- in a model ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_grafted_equals_base_to_the_bit_until_something_trains(kind: str):
+    model = tiny_model(kind)
+    base = logits(model)
+    graft(model, IA3Config())
+    assert torch.equal(logits(model), base)
+    with torch.no_grad():
+        assert torch.equal(model.train()(input_ids=ids()).logits, base)
+    assert relative_error(logits(shake(model)), base) > 1e-4, "a dead adapter"
+    model(input_ids=ids()).logits.float().pow(2).mean().backward()
+    dead = [name for name, p in trainable_parameters(model).items() if not p.grad.abs().sum() > 0]
+    assert not dead
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+    ungraft(model)
+    assert torch.equal(logits(model), base)
+    assert not [n for n, m in model.named_modules() if "tsugiki" in n or m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_merged_is_adapted_and_unmerged_is_the_base(kind: str):
+    model = grafted(kind)
+    base, adapted = logits(tiny_model(kind)), logits(model)
+    merge(model)
+    assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    merged = logits(model)
+    assert relative_error(merged, adapted) < 1e-5
+    assert torch.equal(logits(merge(model)), merged), "merging twice equals once"
+    with pytest.raises(TsugikiError, match="unmerge"), disable_adapter(model):
+        pass
+    unmerge(model)
+    assert torch.equal(logits(model), adapted)
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+    set_adapter(model, "default")
+    assert torch.equal(logits(model), adapted)
+    ungraft(merge(model))
+    assert torch.equal(logits(model), merged)
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in tiny_model(kind).named_parameters()]
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_exactly_the_factors_train():
+    model = tiny_model()
+    graft(model, IA3Config())
+    assert {name: tuple(p.shape) for name, p in trainable_parameters(model).items()} == {
+        f"transformer.h.{i}.{layer}.tsugiki.ia3_l": shape
+        for i in range(2)
+        for layer, shape in (("attn.c_attn", (96, 1)), ("mlp.c_proj", (1, 128)))
+    }
+    with torch.device("meta"):
+        model = tiny_model("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=3)
+        graft(model, IA3Config())  # four heads of width 16, two of them for keys and values
+    assert sum(p.numel() for p in trainable_parameters(model).values()) == 3 * (32 + 32 + 160)
+
+
+def test_switched_with_others_and_a_lora_on_the_same_layers():
+    model = tiny_model()
+    base = logits(model)
+    adapters: dict[str, Any] = {
+        "lora": LoraConfig(r=2, target_modules=["c_attn", "c_proj"], bias="lora_only"),
+        "one": IA3Config(),
+        "two": IA3Config(target_modules=["c_attn", "c_fc"], feedforward_modules=["c_fc"]),
+    }
+    found: dict[str, torch.Tensor] = {}
+    for name, config in adapters.items():
+        graft(model, config, name)
+        assert torch.equal(logits(model), base), "a fresh adapter is active now"
+        found[name] = logits(shake(model))
+    for _ in range(2):
+        for name in adapters:
+            set_adapter(model, name)
+            assert torch.equal(logits(model), found[name])
+            with disable_adapter(model):
+                assert torch.equal(logits(model), base)
+    set_adapter(model, "one")
+    merge(model)
+    assert relative_error(logits(model), found["one"]) < 1e-5, "merged below the layers of the LoRA"
+    unmerge(model)
+    assert torch.equal(logits(model), found["one"])
+    remove_adapter(model, "lora")
+    assert torch.equal(logits(model), found["one"])
+    assert not any(hasattr(module, "base_layer") for module in model.modules())
+    remove_adapter(model, "one")
+    assert torch.equal(logits(model), base)
+    set_adapter(model, "two")
+    assert torch.equal(logits(model), found["two"])
+
+
+def test_a_fresh_adapter_copies_modules_of_the_base():
+    model = grafted(modules_to_save=["ln_f", "ln_1"])
+    base = logits(tiny_model())
+    for name, config in {
+        "ia3": IA3Config(modules_to_save=["ln_f"]),
+        "lora": LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["mlp"], bias="all"),
+    }.items():
+        set_adapter(model, "default")
+        graft(model, config, name)
+        assert torch.equal(logits(model), base), name
+        assert not [m for m in model._tsugiki.adapters[name].modules.values() if hasattr(m, "tsugiki")]
+
+
+def test_a_deep_copy_is_a_model_of_its_own():
+    model = grafted()
+    twin, before = copy.deepcopy(model), logits(model)
+    assert not torch.equal(logits(shake(twin, seed=9)), before)
+    assert torch.equal(logits(model), before)
+    with disable_adapter(twin):
+        assert torch.equal(logits(twin), logits(tiny_model()))
+        assert torch.equal(logits(model), before)
+    merge(twin)
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "phi3", "gpt2"])
+@pytest.mark.parametrize("targets", [None, "all-linear", ["lm_head"]], ids=["default", "all", "head"])
+def test_the_fast_paths_do_not_pass_by_it(kind: str, targets: Any):
+    given = {} if targets is None else {"target_modules": targets, "feedforward_modules": r".*(c_proj|down_proj)"}
+    plain, quick, bare = grafted(kind, **given), grafted(kind, **given), tiny_model(kind)
+    assert [name for _, name in speed_up_modules(quick)] == [name for _, name in speed_up_modules(bare)]
+    use_fast_paths(quick)
+    losses = []
+    for model in (plain, quick):
+        loss = model(input_ids=ids(), labels=ids()).loss
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(*losses)
+    assert relative_error(logits(quick), logits(plain)) < 1e-5
+    for (name, a), (_, b) in zip(trainable_parameters(quick).items(), trainable_parameters(plain).items(), strict=True):
+        assert relative_error(a.grad, b.grad) < 1e-4, name
+
+
+@pytest.mark.parametrize("few_bits", [False, True], ids=["bf16", "int8"])
+def test_a_base_in_fewer_bits(few_bits: bool):
+    exact = grafted("opt")
+    model = tiny_model("opt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a processor without VNNI
+        model = quantise(model) if few_bits else model.bfloat16()
+    base = logits(model)
+    graft(model, IA3Config())
+    assert torch.equal(logits(model), base)
+    trained, wanted = trainable_parameters(model), trainable_parameters(exact)
+    with torch.no_grad():
+        for a, b in zip(trained.values(), wanted.values(), strict=True):
+            a.copy_(b)
+    assert all(p.dtype == torch.float32 for p in trained.values())
+    assert relative_error(logits(model), logits(exact)) < 0.05
+    assert not torch.equal(logits(model), base)
+    for each in (model, exact):
+        each(input_ids=ids(), labels=ids()).loss.backward()
+    for a, b in zip(trained.values(), wanted.values(), strict=True):
+        assert a.grad.dtype == torch.float32
+        assert float(torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0)) > 0.9
+    adapted = logits(model)
+    if few_bits:
+        with pytest.raises(TsugikiError, match="held in few bits"):
+            merge(model)
+        assert torch.equal(logits(model), adapted)
+    else:
+        merge(model)
+        assert relative_error(logits(model), adapted) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+def test_generation_in_a_padded_batch_is_that_of_single_rows(kind: str):
+    model = grafted(kind)
+    rows = [ids(1, n, seed=n)[0].clamp(min=1) for n in (3, 7)]
+    padded = torch.stack([nn.functional.pad(row, (7 - len(row), 0)) for row in rows])
+    seen = torch.stack([nn.functional.pad(torch.ones_like(row), (7 - len(row), 0)) for row in rows])
+    settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    together = model.generate(input_ids=padded, attention_mask=seen, **settings)
+    for row, out in zip(rows, together, strict=True):
+        alone = model.generate(input_ids=row[None], attention_mask=torch.ones_like(row)[None], **settings)
+        assert torch.equal(alone[0, len(row) :], out[7:])
+
+
+def test_a_run_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "texts").mkdir()
+    for i in range(4):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
+    fields: dict[str, Any] = {
+        "model": save_tiny(tmp_path / "base"),
+        "data": str(tmp_path / "texts"),
+        "max_steps": 4,
+        "batch_size": 2,
+        "grad_accum": 1,
+        "block_size": 32,
+        "learning_rate": 3e-2,
+        "held_out": 0.2,
+        "save_steps": 2,
+        "method": "ia3",
+        "adapter": {"target_modules": ["c_attn", "mlp.c_proj"]},
+    }
+    whole = train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}))
+    stored = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert whole.loss_curve[-1]["loss"] < whole.loss_curve[0]["loss"]
+    assert all(bool((t != 1).any()) for t in stored.values()), "all of it moved"
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    _, last = checkpoints(tmp_path / "run" / CHECKPOINTS)
+    last.rename(tmp_path / last.name)
+    train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}), resume=True)
+    again = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(stored[key], again[key]) for key in stored)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"target_modules": ["q_proj"]}, "target_modules=q_proj matches no layer; these can be grafted: c_attn"),
+        ({"target_modules": ["ln_1"]}, "a LayerNorm, which cannot be grafted"),
+        ({"target_modules": ["wte"]}, "finds transformer.wte, a Embedding"),
+        ({"target_modules": ["c_attn"], "modules_to_save": ["head"]}, "modules_to_save names 'head'"),
+    ],
+)
+def test_a_refused_graft_leaves_the_model_as_it_was(given: dict[str, Any], said: str):
+    model = tiny_model()
+    with pytest.raises(TsugikiError, match=said):
+        graft(model, IA3Config(**given))
+    assert not is_grafted(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"target_modules": "("}, "target_modules: '\\(' is not a regular expression"),
+        ({"target_modules": 3}, "target_modules is 3; it is a list of names"),
+        (
+            {"target_modules": ["c_attn"], "feedforward_modules": ["c_attn", "c_proj"]},
+            "feedforward_modules names c_proj, which target_modules does not",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(given: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        IA3Config(**given)
+
+
+def test_an_unknown_architecture_asks_for_both_names():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.raises(TsugikiError, match=r"no default target_modules of \(IA\)³ for 'Sequential'"):
+        graft(model, IA3Config())
+    with pytest.raises(TsugikiError, match="no default feedforward_modules"):
+        graft(model, IA3Config(target_modules=["0"]))
+    adapter = graft(model, IA3Config(target_modules=["0", "2"], feedforward_modules=["2"]))
+    assert {path: tuple(s.ia3_l.shape) for path, s in adapter.scalings.items()} == {"0": (3, 1), "2": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"a_field_of_the_future": 3}, "a_field_of_the_future=3 would change the result"),
+        ({"peft_type": "LORA"}, "feedforward_modules="),
+        ({"peft_type": "TSUGIKI_BOTTLENECK"}, "would change the result"),
+        ({"feedforward_modules": []}, "is [1, 128], here [32, 1]"),
+        ({"target_modules": ["c_attn", "mlp.c_proj", "c_fc"]}, "is missing"),
+        ({"target_modules": ["mlp.c_proj"]}, "belongs nowhere"),
+        ({"target_modules": ["k_proj", "mlp.c_proj"], "exclude_modules": ["c_proj"]}, "does not fit this model"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(fields: dict[str, Any], said: str, tmp_path: Path):
+    save_adapter(grafted(), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    model = tiny_model()
+    with pytest.raises(TsugikiError) as caught:
+        load_adapter(model, tmp_path)
+    assert said in str(caught.value)
+    assert not is_grafted(model)
+
+
+def test_a_merge_that_is_not_finite_is_refused_and_changes_nothing():
+    for attribute in ("weight", "bias"):
+        model = tiny_model()
+        getattr(model.transformer.h[0].attn.c_attn, attribute).data.mul_(1e30)
+        graft(model, IA3Config())
+        with torch.no_grad():
+            for p in trainable_parameters(model).values():
+                p.mul_(1e20)
+        before = dict(model.named_parameters())
+        with pytest.raises(TsugikiError, match="not finite in"):
+            merge(model)
+        assert all(p is before[name] for name, p in model.named_parameters())
