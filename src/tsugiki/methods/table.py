@@ -5,11 +5,24 @@ from types import MappingProxyType
 
 from tsugiki.methods.lora import LORA
 from tsugiki.methods.method import Form, Method
+from tsugiki.methods.selective import HEAD, LN_TUNING, SELECTIVE
+
+_IN_FLOAT32 = "a base in bf16 or int8"  # of which parts train
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
         "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
+        "bitfit": Method(
+            "selective", "the biases alone", SELECTIVE, {"target_parameters": ["bias"]}, peft=False, slow=_IN_FLOAT32
+        ),
+        "norms": Method(
+            "selective", "the normalisation layers alone", LN_TUNING, slow=f"{_IN_FLOAT32}; RMSNorm in one step"
+        ),
+        "head": Method(
+            "selective", "the output head alone", SELECTIVE, {"target_parameters": HEAD}, peft=False, slow=_IN_FLOAT32
+        ),
+        "select": Method("selective", "the parameters that a pattern names", SELECTIVE, peft=False, slow=_IN_FLOAT32),
     }
 )
 """In the order in which they are shown."""
