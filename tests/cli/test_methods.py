@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from tests.tiny import save_tiny
 from tsugiki import graft, trainable_parameters
 from tsugiki.methods.selective import SelectiveConfig
-from tsugiki.methods.table import METHODS
+from tsugiki.methods.table import METHODS, family_of
 from tsugiki.models import empty_model
 from tsugiki.report import families
-from tsugiki.report.families import describe_method, family_of, methods_table
+from tsugiki.report.families import describe_method, methods_table
 from tsugiki.train.config import RunConfig
 
 NEEDS_SETTINGS = {"select"}

@@ -31,6 +31,15 @@ FORMS: Mapping[str, Form] = MappingProxyType({method.form.peft_type: method.form
 """`peft_type` -> form."""
 
 
+ALL = "all"
+"""In place of a family, where every weight trains."""
+
+
+def family_of(method: str) -> str:
+    """The family of a run's method."""
+    return METHODS[method].family if method in METHODS else ALL
+
+
 def form_of(config: object) -> Form:
     """The form of adapter that has this config."""
     return next(form for form in FORMS.values() if type(config) is form.config)

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pydantic import ValidationError
+
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import add_adapter
 from tsugiki.methods.lora import LORA
 from tsugiki.methods.method import Method
-from tsugiki.methods.table import METHODS
+from tsugiki.methods.table import ALL, METHODS
 from tsugiki.models import EMBEDDED, empty_model, load_model
 from tsugiki.train.config import FULL, RunConfig, known_method
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 Table: TypeAlias = tuple[list[str], list[list[str]]]
 """Headers, and rows of cells."""
 
-ALL = "all"
-"""The family of full fine-tuning, which is none of the three."""
 _FULL_IDEA = "every weight"
 _FULL_TEXT = """Full fine-tuning: every weight trains, and the whole model is the file.
 
@@ -33,11 +33,6 @@ _FULL_TEXT = """Full fine-tuning: every weight trains, and the whole model is th
 The trade-off: nothing bounds what it can learn, but weights, gradients and the two moments of the optimiser take 16
 bytes a parameter, every task is a model of its own, and it wants a lower learning rate than an adapter."""
 _LONG = 60  # characters of a reason in a cell
-
-
-def family_of(method: str) -> str:
-    """The family of a run's method; "all" for full fine-tuning."""
-    return METHODS[method].family if method in METHODS else ALL
 
 
 def methods_table(model: str) -> Table:
@@ -126,9 +121,8 @@ def _default_config(name: str) -> Any:
     """
     try:
         return RunConfig(model="-", data="-", out="-", method=name).adapter_config()
-    except ValueError as error:  # pydantic's, with a heading of its own
-        errors = getattr(error, "errors", list)()
-        raise ValueError(errors[0]["msg"].removeprefix("Value error, ") if errors else str(error)) from error
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
 def _idea(method: Method) -> str:

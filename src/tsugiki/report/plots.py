@@ -25,6 +25,7 @@ _TEXT = 12.5  # pixels
 _POINTS = 200  # a line of more is thinned
 _MARKED = 40  # points, up to which each is marked
 _COLOURS = 8
+_NARROW = 20  # times; a logarithmic axis of less wants more than its powers of ten
 _LINES = (("solid", "-"), ("dashed", "--"), ("dotted", ":"))  # for CSS, for matplotlib
 # Colours that nobody would choose, to be found again in what matplotlib writes.
 _INK, _FAINT_INK, _RULE = "#00fe01", "#00fe02", "#00fe03"
@@ -98,6 +99,52 @@ def over_ranks(series: Sequence[Series], caption: str) -> Markup:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return part("figure", caption, _legend(series), _svg(drawn, caption))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One point of a plot, told apart by its number."""
+
+    name: str
+    x: float
+    y: float
+    colour: int
+    """Which of the page's colours, from 0; marks of one kind share it."""
+
+
+def over_parameters(marks: Sequence[Mark], caption: str) -> Markup:
+    """Numbered points over parameters, on an axis where each tenfold is as wide as the next.
+
+    Args:
+        marks: x is a number of parameters; in the order of their numbers, from 1.
+        caption: what it shows, with its unit.
+
+    Returns:
+        A figure with its legend, which names the numbers; nothing where there is no point to draw.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    drawn_marks = [(number, mark) for number, mark in enumerate(marks, 1) if _can_be_drawn(mark)]
+    if not drawn_marks:
+        return Markup()
+    drawn, axes, _ = _axes(None)
+    axes.set_xscale("log")
+    for number, mark in drawn_marks:
+        colour = f"#00ff{mark.colour % _COLOURS + 1:02x}"
+        axes.plot(mark.x, mark.y, color=colour, linestyle="none", marker="o", markersize=6)
+        place, offset = (mark.x, mark.y), (5.0, 4.0)
+        axes.annotate(str(number), place, offset, textcoords="offset points", color=colour, fontsize=_TEXT)
+    axes.margins(0.08)
+    few = max(mark.x for _, mark in drawn_marks) / min(mark.x for _, mark in drawn_marks) < _NARROW
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=6))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    legend = [Series(f"{number} {mark.name}", [], colour=mark.colour % _COLOURS) for number, mark in drawn_marks]
+    return part("figure", caption, _legend(legend), _svg(drawn, caption))
+
+
+def _can_be_drawn(mark: Mark) -> bool:
+    return mark.x > 0 and math.isfinite(mark.x) and math.isfinite(mark.y)
 
 
 def smoothed(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
