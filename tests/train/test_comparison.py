@@ -83,7 +83,7 @@ def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: py
         "norms": {"method": "norms", "learning_rate": 1e-2},
         "last": {"method": "select", "adapter": {"target_parameters": r".*\.h\.1\..*"}, "learning_rate": 1e-3},
     }
-    monkeypatch.setattr(comparison_module, "subprocess", SimpleNamespace(run=in_this_process))
+    monkeypatch.setattr(comparison_module, "subprocess", SimpleNamespace(run=in_this_process, DEVNULL=None))
     path = write("c.yaml", data="nowhere", settings={**SETTINGS, "max_steps": 1}, methods=methods)
     monkeypatch.setattr(sys, "argv", ["tsugiki", "compare", str(path), "--data", "d.jsonl"])
     with pytest.raises(SystemExit) as stop:
