@@ -2,7 +2,7 @@
 
 import math
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 
@@ -59,6 +59,15 @@ def test_methods_are_numbered_points_over_tenfolds_of_parameters():
     assert over_parameters([], "c") == ""
     near = over_parameters([Mark("a", 20_000, 5, 0), Mark("b", 70_000, 6, 0)], "c")
     assert {"20,000", "50,000"} <= set(re.findall(r">([^<>]+)</text>", near))
+
+
+def test_numbers_of_points_that_lie_together_can_be_read():
+    marks = [Mark("a", 1e5, 400 + i / 10, 1) for i in range(8)] + [Mark("b", 1e6, 200, 0)]
+    svg = over_parameters(marks, "c")
+    texts = re.findall(r'<text style="[^"]*text-anchor: middle[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)</text>', svg)
+    assert sorted(number for *_, number in texts) == list("123456789")
+    places = [(float(x), float(y)) for x, y, _ in texts]
+    assert min(math.dist(a, b) for a, b in combinations(places, 2)) > 8
 
 
 def test_colours_are_the_pages_and_names_stand_outside_the_drawing():
