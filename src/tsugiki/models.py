@@ -57,6 +57,25 @@ def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
     return model
 
 
+def empty_model(name: str) -> "PreTrainedModel":
+    """The shape of the model called `name`, on torch's meta device: no weights are read, and it computes nothing.
+
+    Raises:
+        TsugikiError: as for `load_model`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    where, local_only = _where(name)
+    try:
+        config = AutoConfig.from_pretrained(where, local_files_only=local_only)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(name, error) from error
+    return model.eval()
+
+
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """The tokenizer that belongs to the model called `name`.
 

@@ -161,5 +161,5 @@ def test_help_answers_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("quickstart", "aozora", "preview", "train", "eval", "generate", "merge"):
+    for command in ("quickstart", "aozora", "preview", "train", "methods", "eval", "generate", "merge"):
         assert command in done.stdout

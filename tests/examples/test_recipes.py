@@ -9,7 +9,11 @@ import pytest
 import yaml
 
 from tests.tiny import TEXT, save_tiny
+from tsugiki import graft
 from tsugiki.cli.main import main
+from tsugiki.methods.table import METHODS
+from tsugiki.models import empty_model
+from tsugiki.train.comparison_config import load_comparison
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(EXAMPLES.rglob("*.yaml"))
@@ -50,6 +54,17 @@ def test_there_are_recipes():
         "compare",
         "sweep",
     }
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
+    path = EXAMPLES / "recipes" / "families.yaml"
+    runs = load_comparison(path, None).runs()
+    assert {run.method for run in runs.values()} == {*METHODS, "full"}
+    for run in runs.values():
+        if run.method != "full":
+            graft(empty_model(run.model), run.adapter_config())
+    assert Path(EXAMPLES.parent / runs["full"].data).is_dir()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(EXAMPLES)))

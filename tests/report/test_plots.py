@@ -2,12 +2,12 @@
 
 import math
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 
 from tests.report.pages import Page
-from tsugiki.report.plots import Series, curves, over_ranks, smoothed
+from tsugiki.report.plots import Mark, Series, curves, over_parameters, over_ranks, smoothed
 
 VALUES = [5.735, 5.196, 5.044, 4.985, 4.955]
 LINE = Series("held-out", [(24 * i, value) for i, value in enumerate(VALUES)], [(v - 0.3, v + 0.2) for v in VALUES])
@@ -38,6 +38,36 @@ def test_ranks_are_spaced_by_doublings():
     steps = [(b - a) / (marks[1] - marks[0]) for a, b in pairwise(marks)]
     assert steps == pytest.approx([1, 1, 2], abs=0.01)
     assert re.findall(r"text-anchor: middle[^>]*>([^<]+)</text>", svg) == ["1", "2", "4", "16"]
+
+
+def test_methods_are_numbered_points_over_tenfolds_of_parameters():
+    marks = [Mark(f"手法{i}", 10.0**i, 300 - 10 * i, colour=i % 2) for i in (3, 4, 6)]
+    figure = over_parameters([*marks, Mark("lost", 10, math.inf, 0), Mark("nothing", 0, 5, 0)], "Perplexity")
+    svg = figure[figure.index("<svg") :]
+    found = re.findall(r'<use href="#[^"]*" x="([\d.]+)" y="[\d.]+" style="fill: var\((--s\d)\)', svg)
+    assert [colour for _, colour in found] == ["--s2", "--s1", "--s1"]
+    steps = [float(b[0]) - float(a[0]) for a, b in pairwise(found)]
+    assert steps[1] == pytest.approx(2 * steps[0], abs=0.1)
+    labels = re.findall(r">([^<>]+)</text>", svg)
+    assert {"1", "2", "3", "1,000", "1,000,000"} <= set(labels)
+    assert "4" not in labels
+    page = Page(figure)
+    assert all(f"{i} {mark.name}" in page.text for i, mark in enumerate(marks, 1))
+    assert "lost" not in page.text
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    assert not re.search(r"[^\x00-\x7f−]", svg.partition(">")[2]), "numbers only"
+    assert over_parameters([], "c") == ""
+    near = over_parameters([Mark("a", 20_000, 5, 0), Mark("b", 70_000, 6, 0)], "c")
+    assert {"20,000", "50,000"} <= set(re.findall(r">([^<>]+)</text>", near))
+
+
+def test_numbers_of_points_that_lie_together_can_be_read():
+    marks = [Mark("a", 1e5, 400 + i / 10, 1) for i in range(8)] + [Mark("b", 1e6, 200, 0)]
+    svg = over_parameters(marks, "c")
+    texts = re.findall(r'<text style="[^"]*text-anchor: middle[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)</text>', svg)
+    assert sorted(number for *_, number in texts) == list("123456789")
+    places = [(float(x), float(y)) for x, y, _ in texts]
+    assert min(math.dist(a, b) for a, b in combinations(places, 2)) > 8
 
 
 def test_colours_are_the_pages_and_names_stand_outside_the_drawing():

@@ -1,19 +1,27 @@
 """Comparisons and sweeps: one budget, runs reused and taken up again, and what cannot be compared."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
+from tests.report.pages import Page
 from tests.tiny import TEXT, save_tiny
 from tsugiki import TsugikiError
+from tsugiki.cli.main import main
 from tsugiki.train import comparison as comparison_module
 from tsugiki.train import sweep as sweep_module
 from tsugiki.train.comparison import compare, rows
 from tsugiki.train.comparison_config import load_comparison, load_sweep
+from tsugiki.train.config import load_config
 from tsugiki.train.record import read_record
+from tsugiki.train.run import train
 from tsugiki.train.sweep import change, enough_rank, sweep
 
 SETTINGS = {"max_steps": 3, "batch_size": 2, "grad_accum": 1, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
@@ -61,6 +69,48 @@ def test_methods_share_budget_and_text_and_are_put_into_one_table():
     tokens = {record.training["tokens"] for record in records.values()}
     assert len(tokens) == 1
     assert json.loads(Path("c/comparison.json").read_text())["rows"][1]["name"] == "lora r=2"
+
+
+def in_this_process(command: list[str], **_: Any) -> Any:
+    """What `tsugiki train SETTINGS` does, without a process of its own."""
+    train(load_config(Path(command[-1]), {}))
+    return subprocess.CompletedProcess(command, 0)
+
+
+def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    methods = {
+        **METHODS,
+        "norms": {"method": "norms", "learning_rate": 1e-2},
+        "last": {"method": "select", "adapter": {"target_parameters": r".*\.h\.1\..*"}, "learning_rate": 1e-3},
+    }
+    monkeypatch.setattr(comparison_module, "subprocess", SimpleNamespace(run=in_this_process, DEVNULL=None))
+    path = write("c.yaml", data="nowhere", settings={**SETTINGS, "max_steps": 1}, methods=methods)
+    monkeypatch.setattr(sys, "argv", ["tsugiki", "compare", str(path), "--data", "d.jsonl"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "selective" in capsys.readouterr().out
+    table = {row["name"]: row for row in json.loads(Path("c/comparison.json").read_text())["rows"]}
+    families = {"full": "all", "lora r=2": "reparametrised", "norms": "selective", "last": "selective"}
+    assert {name: row["family"] for name, row in table.items()} == families
+    for name, row in table.items():
+        (weights,) = Path("c", name).glob("*.safetensors")
+        assert row["file_size"] == weights.stat().st_size
+        assert row["trainable"] == sum(t.numel() for t in load_file(weights).values())
+    page = Page(Path("c/report.html").read_text(encoding="utf-8"))
+    cells = [row[0] for row in page.table("method")[1:]]
+    assert cells == [f"{name}\n{family}" for name, family in families.items()]
+    assert "Held-out perplexity at the end by parameters that train" in page.text
+    for i, (name, family) in enumerate(families.items(), 1):
+        assert f"{i} {name} ({family})" in page.text
+
+
+def test_a_model_in_several_files_is_as_large_as_all_of_them(tmp_path: Path):
+    for i, size in enumerate((100, 40)):
+        (tmp_path / f"model-0000{i + 1}-of-00002.safetensors").write_bytes(b"x" * size)
+    assert comparison_module._file_size(tmp_path) == 140
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x" * 7)
+    assert comparison_module._file_size(tmp_path) == 7
 
 
 def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyPatch):

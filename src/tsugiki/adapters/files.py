@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tsugiki.adapters.fingerprint import base_fingerprint
 from tsugiki.adapters.probe import logit_shift
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.graft import DEFAULT_NAME, active_adapter, add_adapter, find_adapter, new_adapter
+from tsugiki.lora.graft import DEFAULT_NAME, active_adapter, add_adapter, base_alone, find_adapter
 from tsugiki.lora.targets import base_modules
 from tsugiki.methods.method import PREFIX
 from tsugiki.methods.table import FORMS, form_of
@@ -83,12 +83,13 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None, *,
     stored = _read_weights(folder / WEIGHTS_FILE)
     if not allow_other_base:
         _refuse_another_base(model, folder)
-    try:
-        adapter = new_adapter(model, config)
-    except TsugikiError as error:
-        # A target that matches nothing is a sign of another base here, not of a slip in the config.
-        raise TsugikiError(f"{folder} does not fit this model: {error}") from error
-    _fill(model, adapter, stored, folder)
+    with base_alone(model):
+        try:
+            adapter = config.new_adapter(model)
+        except TsugikiError as error:
+            # A target that matches nothing is a sign of another base here, not of a slip in the config.
+            raise TsugikiError(f"{folder} does not fit this model: {error}") from error
+        _fill(model, adapter, stored, folder)
     add_adapter(model, adapter, name or DEFAULT_NAME)
     if logit_shift(model) == 0:
         warnings.warn(f"the adapter in {folder} changes nothing: the model's logits are the base's", stacklevel=2)

@@ -8,6 +8,9 @@ import typer
 
 def compare_command(
     config: Annotated[Path, typer.Argument(help="A YAML file: model, data, out, settings, methods.")],
+    data: Annotated[
+        str | None, typer.Option(help="A .txt, .jsonl, .csv or .parquet file, a folder, or a dataset's id; wins too.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="A folder for the runs; wins over the file's.")] = None,
 ) -> None:
     """Run several methods on one budget and one held-out text, and put them into one table.
@@ -19,7 +22,7 @@ def compare_command(
     from tsugiki.train.comparison import compare, rows
     from tsugiki.train.comparison_config import load_comparison
 
-    settings = load_comparison(config, out)
+    settings = load_comparison(config, out, data)
     records = compare(settings)
     table = rows(records)
     page = write_comparison_page(Path(settings.out), table, records)

@@ -14,6 +14,7 @@ from tsugiki.cli.compare import compare_command
 from tsugiki.cli.evaluate import evaluate_command
 from tsugiki.cli.generate import generate_command
 from tsugiki.cli.merge import merge_command
+from tsugiki.cli.methods import methods_command
 from tsugiki.cli.pretrain import pretrain_command
 from tsugiki.cli.preview import preview_command
 from tsugiki.cli.quickstart import quickstart_command
@@ -36,6 +37,7 @@ app.command("aozora")(aozora_command)
 app.command("preview")(preview_command)
 app.command("train")(train_command)
 app.command("pretrain")(pretrain_command)
+app.command("methods")(methods_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("report")(report_command)

@@ -10,7 +10,7 @@ _PLAIN_WIDTH = 150  # where no terminal bounds it
 
 def print_table(cells: Cells, *lines: str) -> None:
     """A table, and lines below it."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # brackets in a cell are meant
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     headers, rows = cells

@@ -49,7 +49,7 @@ class Config(Protocol):
     """The settings of an adapter."""
 
     def new_adapter(self, model: nn.Module) -> Adapter:
-        """A fresh adapter for this model, whose other adapters rest; it stays as it is.
+        """A fresh adapter for this model, in which no other is active, and which stays as it is.
 
         Raises:
             TsugikiError: it does not fit the model.
@@ -85,21 +85,10 @@ def graft(model: nn.Module, config: Config, name: str = DEFAULT_NAME, *, base_dr
     Raises:
         TsugikiError: it does not fit the model, the name is taken, or an adapter is merged.
     """
-    adapter = new_adapter(model, config)
+    with base_alone(model):
+        adapter = config.new_adapter(model)
     add_adapter(model, adapter, name, base_dropout=base_dropout)
     return adapter
-
-
-def new_adapter(model: nn.Module, config: Config) -> Any:
-    """A fresh adapter for the base, whatever adapter is active in the model, which stays as it is.
-
-    Raises:
-        TsugikiError: it does not fit the model, or an adapter is merged.
-    """
-    if not is_grafted(model):
-        return config.new_adapter(model)
-    with disable_adapter(model):  # copies of modules and biases are of the base's own
-        return config.new_adapter(model)
 
 
 def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: bool = False) -> None:
@@ -191,6 +180,20 @@ def disable_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         if active is not None:
             set_adapter(model, active)
+
+
+@contextmanager
+def base_alone(model: nn.Module) -> Iterator[None]:
+    """`disable_adapter`, of a model on which something may be grafted: what a new adapter is to be made from.
+
+    Raises:
+        TsugikiError: an adapter is merged into the base.
+    """
+    if not is_grafted(model):
+        yield
+        return
+    with disable_adapter(model):
+        yield
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -71,16 +71,22 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor], also_untied: Collectio
         replace_parameter(model, f"{path}.weight", nn.Parameter(weight, requires_grad=False))
         for path, weight in weights.items()
     ]
+    return undo + untie(model, untied)
+
+
+def untie(model: nn.Module, layers: Collection[str]) -> list[Undo]:
+    """Say in the model's config that embedding and head are two weights, where one of these layers is either."""
     config = getattr(model, "config", None)
-    if config is not None and getattr(config, "tie_word_embeddings", False) and untied & _embedding_paths(model):
-        config.tie_word_embeddings = False
-        undo.append(partial(setattr, config, "tie_word_embeddings", True))
-        warnings.warn(
-            "the adapter changes one side of the shared embedding and head; merged, they are two weights "
-            "(tie_word_embeddings=False)",
-            stacklevel=3,
-        )
-    return undo
+    tied = config is not None and getattr(config, "tie_word_embeddings", False)
+    if not tied or not _embedding_paths(model) & set(layers):
+        return []
+    config.tie_word_embeddings = False  # type: ignore[union-attr]
+    warnings.warn(
+        "the adapter changes one side of the shared embedding and head; merged, they are two weights "
+        "(tie_word_embeddings=False)",
+        stacklevel=4,
+    )
+    return [partial(setattr, config, "tie_word_embeddings", True)]
 
 
 def refuse_few_bits(layers: Mapping[str, nn.Module]) -> None:

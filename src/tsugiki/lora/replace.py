@@ -1,10 +1,12 @@
 """Putting modules and parameters into a model in place of others, so that the others can come back."""
 
+import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from tsugiki.lora.layer import LoraEmbedding, LoraLinear
@@ -28,7 +30,7 @@ def replace_parameter(model: nn.Module, path: str, parameter: nn.Parameter) -> U
     """Let `parameter` stand at `path`, a name in the model before any graft."""
     owner, attribute = parameter_owner(model, path)
     before = owner._parameters[attribute]
-    owner._parameters[attribute] = parameter
+    _set_parameter(owner, attribute, parameter)
     return partial(_set_parameter, owner, attribute, before)
 
 
@@ -37,6 +39,16 @@ def parameter_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     owner_path, _, attribute = path.rpartition(".")
     owner = model.get_submodule(owner_path)
     return (owner.base_layer if isinstance(owner, LoraLinear | LoraEmbedding) else owner), attribute
+
+
+def cast_parameters(owner: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Undo:
+    """Let `owner` compute with its own parameters in these types, by name; their gradients come back in theirs.
+
+    So a layer of a base in 16 bits can hold a parameter in 32. What is called is the class's own forward.
+    """
+    before = vars(owner).get("forward")
+    owner.forward = partial(_cast_forward, owner, dtypes)
+    return partial(_restore_forward, owner, before)
 
 
 def say_what_unties(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
@@ -64,4 +76,25 @@ def _bring_back(owner: nn.Module, child: str, module: nn.Module) -> None:
 
 
 def _set_parameter(owner: nn.Module, attribute: str, parameter: nn.Parameter | None) -> None:
+    """Put it in; it follows what stood there, should the model have gone to another device meanwhile."""
+    now = owner._parameters[attribute]
+    if now is not None and parameter is not None and parameter.device != now.device:
+        parameter.data = parameter.data.to(now.device)
     owner._parameters[attribute] = parameter
+
+
+def _cast_forward(owner: nn.Module, dtypes: Mapping[str, torch.dtype], *args: Any, **kwargs: Any) -> Any:
+    """On a shallow copy that has the cast parameters: other threads may be in the same module."""
+    seen = copy.copy(owner)
+    vars(seen)["_parameters"] = {
+        name: None if parameter is None else parameter.to(dtypes.get(name, parameter.dtype))
+        for name, parameter in owner._parameters.items()
+    }
+    return type(owner).forward(seen, *args, **kwargs)
+
+
+def _restore_forward(owner: nn.Module, before: Callable[..., Any] | None) -> None:
+    if before is None:
+        del owner.forward
+    else:
+        owner.forward = before

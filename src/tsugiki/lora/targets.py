@@ -87,7 +87,7 @@ def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.M
 
 def find_modules(model: nn.Module, wanted: Sequence[str] | str) -> dict[str, nn.Module]:
     """Modules of any kind by names or name endings, or by one regular expression for the whole name: name -> module."""
-    return {name: module for name, module in base_modules(model) if _matches(name, wanted)}
+    return {name: module for name, module in base_modules(model) if matches(name, wanted)}
 
 
 def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -103,19 +103,20 @@ def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _is_target(model: nn.Module, name: str, layer: nn.Module, config: LoraConfig) -> bool:
-    if config.exclude_modules and _matches(name, config.exclude_modules):
+    if config.exclude_modules and matches(name, config.exclude_modules):
         return False
     if any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ()):
         return False
     targets = config.target_modules
     if targets == "all-linear":
-        return is_linear(layer) and layer is not _output_head(model)
+        return is_linear(layer) and layer is not output_head(model)
     if targets is None:
         targets = _from_table(model)
-    return _matches(name, targets) and (isinstance(targets, str) or _in_chosen_layers(name, config))
+    return matches(name, targets) and (isinstance(targets, str) or _in_chosen_layers(name, config))
 
 
-def _matches(name: str, wanted: Sequence[str] | str) -> bool:
+def matches(name: str, wanted: Sequence[str] | str) -> bool:
+    """Whether a pattern is the whole name, or one of a list is the name or its end after a dot."""
     return re.fullmatch(wanted, name) is not None if isinstance(wanted, str) else _ends_in(name, wanted)
 
 
@@ -145,7 +146,8 @@ def _from_table(model: nn.Module) -> Sequence[str]:
     return targets
 
 
-def _output_head(model: Any) -> nn.Module | None:
+def output_head(model: Any) -> nn.Module | None:
+    """The layer that makes logits, below any graft; None where the model names none."""
     head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return head.base_layer if isinstance(head, LoraLinear) else head
 

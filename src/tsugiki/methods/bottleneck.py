@@ -15,9 +15,9 @@ Cohere), each sub-layer's output is changed in the first case and the block's in
 a norm follows a sub-layer before the residual (Gemma 2 and 3, OLMo 2), the adapter comes before that norm; where one
 ends the block (OPT-350m), Pfeiffer's comes after it. Norms stay frozen, which the paper of 2019 trained.
 
-up begins at zero, so that the model is its base to the bit. Unlike a low-rank pair, an adapter has a non-linearity:
-it can learn what no change of the weights could. That is why it cannot be merged, and costs two small products a
-sub-layer for good.
+up begins at zero, so that the model is its base to the bit. The trade-off: unlike a low-rank pair, an adapter has a
+non-linearity, and can learn what no change of the weights could. That is why it cannot be merged, and costs two small
+products a sub-layer for good.
 
 The file is not one of PEFT's, which refuses it by its `peft_type`:
 `base_model.model.<sub-layer or block>.adapter_down.weight`, `….adapter_down.bias`, and `adapter_up` likewise.

@@ -4,9 +4,9 @@
     feed-forward        y = W (l ∘ x) + b       l [in]       its last layer, so that what it is given is scaled
 
 "Infused adapter by inhibiting and amplifying inner activations", Liu et al. 2022 (arXiv:2205.05638). All l begin at
-one, which is the base to the bit. It has the fewest parameters of all here, a number for each feature, and costs
-nothing once it is merged, as rows or columns of W (and b) times l. It can only strengthen and weaken what the base
-computes already, and wants a high learning rate (the paper's is 3e-3).
+one, which is the base to the bit. The trade-off: it has the fewest parameters of all here, a number for each feature,
+and costs nothing once it is merged, as rows or columns of W (and b) times l; but it can only strengthen and weaken what
+the base computes already, and wants a high learning rate (the paper's is 3e-3).
 
 A file of PEFT's: `base_model.model.<module path>.ia3_l`, [out, 1], or [1, in] in the feed-forward; and modules_to_save
 under their own names.

@@ -1,4 +1,14 @@
-"""LoRA as a file of PEFT's, and the methods that differ from it by a setting.
+"""LoRA: a low-rank pair beside each target layer, whose own weight is frozen.
+
+    y = W x + b + s · B A dropout(x)        A [r, in],  B [out, r],  s = alpha / r
+
+    lora      B starts at zero, so nothing changes before training      Hu et al. 2021, arXiv:2106.09685
+    rslora    s = alpha / √r, so that high ranks learn as fast          Kalajdzievski 2023, arXiv:2312.03732
+
+r (in + out) numbers train instead of in · out, and merged, W + s · B A costs nothing. The trade-off: the update of a
+layer has rank r at most, and which layers have a pair matters more than r. The layer itself is `tsugiki.lora.layer`.
+
+In the file, which is PEFT's:
 
     base_model.model.<module path>.lora_A.weight       [r, in]
     base_model.model.<module path>.lora_B.weight       [out, r]
@@ -6,8 +16,6 @@
     base_model.model.<module path>.lora_embedding_B    [width, r]
     base_model.model.<module path>.base_layer.bias     (a trained bias of a grafted layer)
     base_model.model.<parameter path>                  (other biases, modules_to_save)
-
-The method itself is `tsugiki.lora`.
 """
 
 import dataclasses

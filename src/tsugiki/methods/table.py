@@ -7,6 +7,9 @@ from tsugiki.methods.bottleneck import BOTTLENECK
 from tsugiki.methods.ia3 import IA3
 from tsugiki.methods.lora import LORA
 from tsugiki.methods.method import Form, Method
+from tsugiki.methods.selective import HEAD, LN_TUNING, SELECTIVE
+
+_IN_FLOAT32 = "a base in bf16 or int8"  # of which parts train
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -29,12 +32,31 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ia3": Method("additive", "a factor for each key, value and inner feature", IA3),
         "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
         "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
+        "bitfit": Method(
+            "selective", "the biases alone", SELECTIVE, {"target_parameters": ["bias"]}, peft=False, slow=_IN_FLOAT32
+        ),
+        "norms": Method(
+            "selective", "the normalisation layers alone", LN_TUNING, slow=f"{_IN_FLOAT32}; RMSNorm in one step"
+        ),
+        "head": Method(
+            "selective", "the output head alone", SELECTIVE, {"target_parameters": HEAD}, peft=False, slow=_IN_FLOAT32
+        ),
+        "select": Method("selective", "the parameters that a pattern names", SELECTIVE, peft=False, slow=_IN_FLOAT32),
     }
 )
 """In the order in which they are shown."""
 
 FORMS: Mapping[str, Form] = MappingProxyType({method.form.peft_type: method.form for method in METHODS.values()})
 """`peft_type` -> form."""
+
+
+ALL = "all"
+"""In place of a family, where every weight trains."""
+
+
+def family_of(method: str) -> str:
+    """The family of a run's method."""
+    return METHODS[method].family if method in METHODS else ALL
 
 
 def form_of(config: object) -> Form:

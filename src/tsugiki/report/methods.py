@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from markupsafe import Markup
+
+from tsugiki.methods.method import Family
+from tsugiki.methods.table import ALL
 from tsugiki.report.comparison import write_comparison
-from tsugiki.report.plots import Series, over_ranks
+from tsugiki.report.plots import Mark, Series, over_parameters, over_ranks
 from tsugiki.report.wording import duration
 from tsugiki.train.bootstrap import Interval
 from tsugiki.train.comparison import Row
@@ -15,14 +19,20 @@ from tsugiki.train.sweep import WORTH, Point, change, enough_rank
 Table = tuple[list[str], list[list[str]]]
 """Headers, and rows of cells; a cell may hold a line break."""
 
+_FAMILIES = (*get_args(Family), ALL)
+
 
 def comparison_table(rows: Sequence[Row]) -> Table:
-    """The chapter's table in 4.4.6, a row for each method, with what each forgets where that was measured."""
+    """The chapter's table in 4.4.6, a row for each method.
+
+    Families are told where adapters of several are compared, and what each forgets where that was measured.
+    """
+    several = len({row.family for row in rows} - {ALL}) > 1
     own = any(row.own_loss_before is not None for row in rows)
     headers = ["method", "trains", "file", "rate", "time", "tokens/s", "memory", "perplexity", "held-out loss"]
     return headers + (["loss, own text"] if own else []), [
         [
-            row.name,
+            f"{row.name}\n{row.family}" if several else row.name,
             f"{row.trainable:,}\n{row.share:.2%}",
             f"{row.file_size / 1e6:.2f} MB",
             f"{row.learning_rate:g}",
@@ -51,7 +61,18 @@ def write_comparison_page(folder: Path, rows: Sequence[Row], records: Mapping[st
         least = min(kept, key=lambda row: row.own_loss_after or 0.0)
         lead += f" The base's own kind of text suffers least with {least.name}."
     headers, cells = comparison_table(rows)
-    return write_comparison(folder, f"Comparison · {folder.name}", lead, headers, cells, list(records.items()))
+    title, runs = f"Comparison · {folder.name}", list(records.items())
+    return write_comparison(folder, title, lead, headers, cells, runs, _over_parameters(rows))
+
+
+def _over_parameters(rows: Sequence[Row]) -> list[Markup]:
+    """Perplexity over what trains, coloured by family; nothing of a single method."""
+    marks = [
+        Mark(f"{row.name} ({row.family})", row.trainable, row.perplexity_after, _FAMILIES.index(row.family))
+        for row in rows
+    ]
+    caption = "Held-out perplexity at the end by parameters that train"
+    return [over_parameters(marks, caption)] if len(marks) > 1 else []
 
 
 def sweep_table(points: Sequence[Point]) -> Table:

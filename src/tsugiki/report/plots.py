@@ -25,6 +25,8 @@ _TEXT = 12.5  # pixels
 _POINTS = 200  # a line of more is thinned
 _MARKED = 40  # points, up to which each is marked
 _COLOURS = 8
+_PLACES = [(r * x, r * y) for r in (14.0, 28.0, 42.0) for x, y in ((0.8, 0.6), (-0.8, 0.6), (0.8, -0.6), (-0.8, -0.6))]
+_NARROW = 20  # times; a logarithmic axis of less wants more than its powers of ten
 _LINES = (("solid", "-"), ("dashed", "--"), ("dotted", ":"))  # for CSS, for matplotlib
 # Colours that nobody would choose, to be found again in what matplotlib writes.
 _INK, _FAINT_INK, _RULE = "#00fe01", "#00fe02", "#00fe03"
@@ -98,6 +100,70 @@ def over_ranks(series: Sequence[Series], caption: str) -> Markup:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return part("figure", caption, _legend(series), _svg(drawn, caption))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One point of a plot, told apart by its number."""
+
+    name: str
+    x: float
+    y: float
+    colour: int
+    """Which of the page's colours, from 0; marks of one kind share it."""
+
+
+def over_parameters(marks: Sequence[Mark], caption: str) -> Markup:
+    """Numbered points over parameters, on an axis where each tenfold is as wide as the next.
+
+    Args:
+        marks: x is a number of parameters; in the order of their numbers, from 1.
+        caption: what it shows, with its unit.
+
+    Returns:
+        A figure with its legend, which names the numbers; nothing where there is no point to draw.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    drawn_marks = [(number, mark) for number, mark in enumerate(marks, 1) if _can_be_drawn(mark)]
+    if not drawn_marks:
+        return Markup()
+    drawn, axes, _ = _axes(None)
+    axes.set_xscale("log")
+    for _, mark in drawn_marks:
+        axes.plot(mark.x, mark.y, color=_of_mark(mark), linestyle="none", marker="o", markersize=6)
+    axes.margins(0.08)
+    axes.autoscale_view()  # places are asked for before anything is drawn
+    centres = axes.transData.transform([(mark.x, mark.y) for _, mark in drawn_marks]) * 72 / drawn.dpi
+    taken = [(float(x), float(y)) for x, y in centres]
+    for (number, mark), centre in zip(drawn_marks, tuple(taken), strict=True):
+        place = _free_place(centre, taken)
+        taken.append((centre[0] + place[0], centre[1] + place[1]))
+        number_text = axes.annotate(str(number), (mark.x, mark.y), place, textcoords="offset points", fontsize=_TEXT)
+        number_text.set(color=_of_mark(mark), ha="center", va="center")
+    few = max(mark.x for _, mark in drawn_marks) / min(mark.x for _, mark in drawn_marks) < _NARROW
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=6))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    legend = [Series(f"{number} {mark.name}", [], colour=mark.colour % _COLOURS) for number, mark in drawn_marks]
+    return part("figure", caption, _legend(legend), _svg(drawn, caption))
+
+
+def _of_mark(mark: Mark) -> str:
+    return f"#00ff{mark.colour % _COLOURS + 1:02x}"
+
+
+def _free_place(centre: tuple[float, float], taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Where beside a point, in points, there is room for its number: the place farthest from all else, if none is."""
+
+    def room(place: tuple[float, float]) -> float:
+        return min(math.dist((centre[0] + place[0], centre[1] + place[1]), other) for other in taken)
+
+    return next((place for place in _PLACES if room(place) >= _TEXT * 1.1), max(_PLACES, key=room))
+
+
+def _can_be_drawn(mark: Mark) -> bool:
+    return mark.x > 0 and math.isfinite(mark.x) and math.isfinite(mark.y)
 
 
 def smoothed(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:

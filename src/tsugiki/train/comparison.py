@@ -15,10 +15,10 @@ import yaml
 
 from tsugiki.adapters.files import WEIGHTS_FILE, write_json
 from tsugiki.errors import TsugikiError
+from tsugiki.methods.table import family_of
 from tsugiki.train.bootstrap import Interval, change_interval
 from tsugiki.train.comparison_config import ComparisonConfig
 from tsugiki.train.config import RunConfig
-from tsugiki.train.model_files import MODEL_FILE
 from tsugiki.train.record import RunRecord, read_record
 from tsugiki.train.run import earlier_run
 
@@ -30,6 +30,8 @@ class Row:
     """One method's line. Times in seconds, sizes in bytes, losses in nats a token."""
 
     name: str
+    family: str
+    """Of its method (`methods.table.family_of`)."""
     trainable: int
     share: float
     file_size: int
@@ -79,6 +81,7 @@ def _row(name: str, record: RunRecord) -> Row:
     training = record.training
     return Row(
         name=name,
+        family=family_of(record.config.get("method", "")),
         trainable=record.parameters["trainable"],
         share=record.parameters["share"],
         file_size=_file_size(Path(record.config["out"])),
@@ -98,8 +101,10 @@ def _row(name: str, record: RunRecord) -> Row:
 
 
 def _file_size(folder: Path) -> int:
-    found = [folder / name for name in (WEIGHTS_FILE, MODEL_FILE) if (folder / name).is_file()]
-    return found[0].stat().st_size if found else 0
+    """Of the adapter's weights, or of the model's, which may be in several files."""
+    adapter = folder / WEIGHTS_FILE
+    found = [adapter] if adapter.is_file() else folder.glob("model*.safetensors")
+    return sum(path.stat().st_size for path in found)
 
 
 def _carried_out(name: str, run: RunConfig, earlier: RunRecord | None) -> RunRecord:

@@ -97,13 +97,14 @@ class SweepConfig(BaseModel):
         return validated(RunConfig, {**given, "out": str(Path(self.out) / name)}, Path(f"grid, {name}"))
 
 
-def load_comparison(path: Path, out: str | None) -> ComparisonConfig:
-    """The comparison in a YAML file; `out` wins over the file's.
+def load_comparison(path: Path, out: str | None, data: str | None = None) -> ComparisonConfig:
+    """The comparison in a YAML file; `out` and `data` win over the file's.
 
     Raises:
         TsugikiError: no such file, no YAML, an unknown setting, or a value that cannot be.
     """
-    return validated(ComparisonConfig, read_yaml(path) | ({"out": out} if out else {}), path)
+    given = {name: value for name, value in (("out", out), ("data", data)) if value}
+    return validated(ComparisonConfig, read_yaml(path) | given, path)
 
 
 def load_sweep(path: Path, out: str | None) -> SweepConfig:

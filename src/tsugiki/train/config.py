@@ -106,7 +106,12 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ADAPTERS_HAVE_NO = ("arithmetic", "stored")
 
 
-def _known_method(name: str) -> str:
+def known_method(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: it is no method's; the message says the nearest.
+    """
     if name in METHODS or name == FULL:
         return name
     near = get_close_matches(name, [*METHODS, FULL], n=1, cutoff=0.5)
@@ -118,7 +123,7 @@ class RunConfig(TrainingSettings):
 
     model: str = Field(min_length=1)
     """`embedded`, a folder, or a hub id."""
-    method: Annotated[str, AfterValidator(_known_method)] = "lora"
+    method: Annotated[str, AfterValidator(known_method)] = "lora"
     """An adapter, by a name of `tsugiki methods`; or `full`, every weight."""
     frozen: Literal["bf16", "fp32", "int8"] | None = None
     """Of an adapter: what the frozen base is held and multiplied in; unsaid, bf16 where the processor multiplies it.

@@ -1,0 +1,153 @@
+"""`tsugiki methods`: every row of the table, counted without weights, and each method's own page."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import save_tiny
+from tsugiki import graft, trainable_parameters
+from tsugiki.methods.selective import SelectiveConfig
+from tsugiki.methods.table import METHODS, family_of
+from tsugiki.models import empty_model
+from tsugiki.report import families
+from tsugiki.report.families import describe_method, methods_table
+from tsugiki.train.config import RunConfig
+
+NEEDS_SETTINGS = {"select"}
+
+
+@pytest.mark.filterwarnings("ignore:lm_head shares")
+def test_the_table_has_every_method_with_the_parameters_that_a_run_trains(base: str, run):
+    headers, rows = methods_table(base)
+    table = {row[0]: dict(zip(headers, row, strict=True)) for row in rows}
+    assert list(table) == [*METHODS, "full"]
+    for name in set(METHODS) - NEEDS_SETTINGS:
+        model: Any = AutoModelForCausalLM.from_pretrained(base)
+        graft(model, RunConfig(model=base, data="-", out="-", method=name).adapter_config())
+        trained = sum(p.numel() for p in trainable_parameters(model).values())
+        share = trained / sum(p.numel() for p in model.parameters())
+        assert table[name]["parameters"] == f"{trained:,} ({share:.2%})", name
+    assert table["select"]["parameters"] == "needs settings: target_parameters is empty"
+    assert table["norms"]["PEFT reads it"] == "yes"
+    assert table["bitfit"]["PEFT reads it"] == "no"
+    assert table["bitfit"]["family"] == family_of("bitfit") == "selective"
+    assert family_of("full") == "all"
+
+    status, out, _ = run("methods", "--model", base)
+    assert status == 0
+    for row in rows:
+        assert f" {row[0]} " in out
+
+
+def test_a_method_that_does_not_fit_says_so_in_its_cell(tmp_path: Path):
+    headers, rows = methods_table(save_tiny(tmp_path / "llama", "llama"))
+    cell = next(row for row in rows if row[0] == "bitfit")[headers.index("parameters")]
+    assert cell.startswith("does not fit: target_parameters=bias matches no parameter")
+    assert len(cell) <= 60
+
+
+def test_no_weights_are_read(base: str):
+    (weights,) = Path(base).glob("*.safetensors")
+    before = methods_table(base)
+    weights.unlink()
+    assert methods_table(base) == before
+
+
+def test_a_start_that_needs_weights_is_counted_on_the_embedded_base_alone(base: str, monkeypatch: pytest.MonkeyPatch):
+    plain = SelectiveConfig.new_adapter
+
+    def needing_weights(self: SelectiveConfig, model: Any) -> Any:
+        if next(model.parameters()).is_meta:
+            raise RuntimeError("meta tensors have no values")
+        return plain(self, model)
+
+    shapes = {name: empty_model(name) for name in ("embedded", base)}
+    monkeypatch.setattr(SelectiveConfig, "new_adapter", needing_weights)
+    assert families._count("bitfit", "embedded", shapes["embedded"]) == "17,152 (0.25%)"
+    assert families._count("bitfit", base, shapes[base]) == "known once it is loaded"
+
+
+@pytest.mark.parametrize("name", [*METHODS, "full"])
+def test_each_method_tells_its_idea_its_paper_and_its_settings(name: str, base: str, run):
+    status, out, _ = run("methods", name, "--model", base)
+    assert status == 0
+    said = " ".join(out.split())
+    assert said.startswith(f"{name} · ")
+    assert "trade-off" in said
+    if name != "full":
+        assert "arXiv:" in said
+        for one in dataclasses.fields(METHODS[name].form.config):
+            assert one.name in said
+
+
+def test_defaults_and_meanings_stand_beside_the_settings(base: str):
+    _, (headers, rows), notes = describe_method("rslora", base)
+    settings = {row[0]: row for row in rows}
+    assert headers[0] == "--set NAME=VALUE, or lora: in a file"
+    assert settings["lora_alpha"][1] == "32", "what a run takes, not what the class says"
+    assert settings["r"][2] == "rank of the update; A is [r, in], B is [out, r]."
+    assert "use_rslora" not in settings
+    assert "use_rslora is True in this method" in notes
+    assert describe_method("norms", base)[1][0][0] == "--set NAME=VALUE, or adapter: in a file"
+
+
+def test_brackets_are_printed(base: str, run):
+    assert "A is [r, in]" in " ".join(run("methods", "lora", "--model", base)[1].replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nroms",), "nroms: no such method; did you mean norms?"),
+        (("--model", "./nowhere"), "there is no such folder"),
+        (("lora", "--model", "./nowhere"), "there is no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, run):
+    status, out, err = run("methods", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_settings_given_by_flag_reach_the_method(base: str, run, tmp_path: Path):
+    common = ("--model", base, "--data", "text.txt", "--max-steps", "1", "--block-size", "32", "--method", "select")
+    status, _, err = run("train", *common, "--out", "none")
+    assert (status, "target_parameters is empty" in err) == (2, True)
+    status, _, err = run("train", *common, "--out", "none", "--set", "target_parameters=[h.9.bias]")
+    assert (status, "matches no parameter of this model" in err) == (2, True)
+    status, _, err = run("train", *common, "--out", "none", "--set", "target_parameters=.*")
+    assert (status, "that is method full" in err) == (2, True)
+    assert run("train", *common, "--out", "run", "--set", "target_parameters=[ln_f.weight, c_fc.bias]")[0] == 0
+
+    prompt = ("--adapter", "run", "--prompt", "枝", "--max-new-tokens", "3")
+    assert run("generate", "--model", base, *prompt)[0] == 0
+    assert run("eval", "--model", base, "--adapter", "run", "--data", "text.txt")[0] == 0
+    assert run("merge", "--model", base, "--adapter", "run", "--out", "merged")[0] == 0
+    merged = AutoModelForCausalLM.from_pretrained("merged")
+    assert not torch.equal(
+        merged.transformer.ln_f.weight, AutoModelForCausalLM.from_pretrained(base).transformer.ln_f.weight
+    )
+    llama = save_tiny(tmp_path / "llama", "llama")
+    for more, what in (((), "another base"), (("--allow-other-base",), "does not fit this model")):
+        status, out, err = run("generate", "--model", llama, *prompt, *more)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert what in err
+
+
+def test_an_adapter_that_cannot_be_merged_is_one_line(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    from tsugiki.errors import TsugikiError
+    from tsugiki.methods.selective import SelectiveAdapter
+
+    def refuse(*_: Any) -> Any:
+        raise TsugikiError("a method of this kind cannot be merged")
+
+    common = ("--model", base, "--data", "text.txt", "--max-steps", "1", "--block-size", "32", "--method", "bitfit")
+    assert run("train", *common, "--out", "run")[0] == 0
+    monkeypatch.setattr(SelectiveAdapter, "merge", refuse)
+    status, out, err = run("merge", "--model", base, "--adapter", "run", "--out", "merged")
+    assert (status, out, err) == (2, "", "tsugiki: a method of this kind cannot be merged\n")
+    assert not Path("merged").exists()

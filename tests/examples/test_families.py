@@ -1,0 +1,33 @@
+"""The example that switches adapters of all families on one model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsugiki.methods.table import METHODS
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "families"
+
+
+def test_adapters_of_all_families_take_turns_on_one_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(sys.modules, "one_of_each", raising=False)
+    import one_of_each  # type: ignore[import-not-found]
+
+    monkeypatch.setattr(one_of_each, "STEPS", 4)
+    one_of_each.main()
+    lines = capsys.readouterr().out.splitlines()
+    losses = [
+        (name.strip(), float(rest.split()[0]))
+        for name, is_one, rest in (x.partition(" loss ") for x in lines)
+        if is_one
+    ]
+    assert [name for name, _ in losses] == ["base", *one_of_each.CHOSEN, "base again"]
+    (_, before), *adapted, (_, after) = losses
+    assert all(loss < before for _, loss in adapted)
+    assert after == before
+    assert lines[-1] == "to the last bit: True"
+    assert {METHODS[name].family for name in one_of_each.CHOSEN} >= {"reparametrised", "selective"}

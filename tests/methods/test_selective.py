@@ -1,0 +1,489 @@
+"""Selective methods: PEFT is the oracle of the norms, plain training of the chosen weights that of the others."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import TEXT, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    save_adapter,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+    unmerge,
+    use_fast_paths,
+)
+from tsugiki.frozen.quantise import quantise
+from tsugiki.lora.graft import is_grafted
+from tsugiki.methods.selective import LNTuningConfig, SelectiveConfig
+from tsugiki.methods.table import METHODS
+from tsugiki.train.config import RunConfig
+from tsugiki.train.run import train
+
+NORMS = {
+    "gpt2": ["ln_1", "ln_2", "ln_f"],
+    "llama": ["input_layernorm", "post_attention_layernorm", "norm"],
+    "gemma3_text": [
+        *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        *("q_norm", "k_norm", "norm"),
+    ],
+}
+BITFIT, HEAD = METHODS["bitfit"].configure({}), METHODS["head"].configure({})
+LAST_BLOCK = SelectiveConfig(r".*\.(h|layers)\.1\..*")
+CONFIGS: dict[str, Any] = {"bitfit": BITFIT, "norms": LNTuningConfig(), "head": HEAD, "select": LAST_BLOCK}
+CASES = [(kind, name) for kind in NORMS for name in CONFIGS if kind == "gpt2" or name != "bitfit"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_the_base_until_something_trains_and_again_after(kind: str, name: str):
+    model = tiny_model(kind)
+    base = logits(model)
+    own = {path: (p, p.detach().clone()) for path, p in model.named_parameters(remove_duplicate=False)}
+    adapter = graft(model, CONFIGS[name])
+    assert torch.equal(logits(model), base)
+    assert not torch.equal(logits(shake(model)), base), "a dead adapter"
+    assert set(adapter.wrapped) == set()
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+        assert not trainable_parameters(model)
+    ungraft(model)
+    for path, p in model.named_parameters(remove_duplicate=False):
+        assert p is own[path][0]
+        assert torch.equal(p, own[path][1])
+
+
+def test_exactly_the_chosen_parameters_train():
+    names = {name for name, _ in tiny_model().named_parameters()}
+    wanted = {
+        "bitfit": {name for name in names if name.endswith("bias")},
+        "norms": {name for name in names if ".ln_" in name},
+        "head": {"lm_head.weight"},
+        "select": {name for name in names if ".h.1." in name},
+    }
+    # Two blocks of width 32: c_attn 96, two c_proj 32, c_fc 128, two norms 32; and the last norm.
+    counts = {"bitfit": 2 * (96 + 32 + 32 + 128 + 64) + 32, "norms": 2 * 128 + 64, "head": 96 * 32}
+    for name, config in CONFIGS.items():
+        model = tiny_model()
+        graft(model, config)
+        trained = trainable_parameters(model)
+        assert set(trained) == wanted[name]
+        assert sum(p.numel() for p in trained.values()) == counts.get(name, sum(p.numel() for p in trained.values()))
+        assert all(p.dtype == torch.float32 for p in trained.values())
+        ungraft(model)
+        assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        (SelectiveConfig(["ln_f.weight"]), {"transformer.ln_f.weight"}),
+        (SelectiveConfig(["c_attn.bias"]), {f"transformer.h.{i}.attn.c_attn.bias" for i in (0, 1)}),
+        (SelectiveConfig(r".*h\.0\.ln_1\..*"), {"transformer.h.0.ln_1.weight", "transformer.h.0.ln_1.bias"}),
+        (LNTuningConfig(["ln_f"]), {"transformer.ln_f.weight", "transformer.ln_f.bias"}),
+        (LNTuningConfig(exclude_modules=r".*\.h\..*"), {"transformer.ln_f.weight", "transformer.ln_f.bias"}),
+    ],
+)
+def test_patterns(config: Any, found: set[str]):
+    assert set(graft(tiny_model(), config).copies) == found
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_norms_are_files_of_pefts_both_ways(kind: str, tmp_path: Path):
+    ours = tiny_model(kind)
+    base = logits(ours)
+    graft(ours, LNTuningConfig())
+    adapted = logits(shake(ours))
+    save_adapter(ours, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path / "ours").eval()
+    assert relative_error(adapted, base) > 1e-2
+    assert relative_error(logits(theirs), adapted) < 1e-5
+
+    config = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=NORMS[kind])
+    theirs = shake(peft.get_peft_model(tiny_model(kind), config).eval(), seed=5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = tiny_model(kind)
+    load_adapter(model, tmp_path / "theirs")
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+    stored = [set(load_file(tmp_path / who / "adapter_model.safetensors")) for who in ("ours", "theirs")]
+    assert stored[0] == stored[1]
+    fields = [json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs")]
+    assert set(fields[0]["target_modules"]) == set(NORMS[kind])
+    assert set(fields[0]) <= set(fields[1])
+    merged = dict(ungraft(merge(model)).named_parameters())
+    for name, p in theirs.merge_and_unload().named_parameters():
+        assert torch.equal(p, merged[name]), name
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_training_step_of_norms_is_pefts(kind: str, tmp_path: Path):
+    config = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=NORMS[kind])
+    theirs, ours = peft.get_peft_model(tiny_model(kind), config).eval(), tiny_model(kind)
+    graft(ours, LNTuningConfig())
+    gradients = [one_step(model) for model in (ours, theirs)]
+    assert len(gradients[0]) == len(gradients[1])
+    for name, gradient in gradients[0].items():
+        layer, _, attribute = name.rpartition(".")
+        other = gradients[1][f"base_model.model.{layer}.ln_tuning_layers.default.{attribute}"]
+        assert relative_error(gradient, other) < 1e-5, name
+    save_adapter(ours, tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    mine, other = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
+    for key, tensor in mine.items():
+        assert relative_error(tensor, other[key]) < 1e-5, key
+
+
+def one_step(model: Any) -> dict[str, torch.Tensor]:
+    """One of AdamW on what trains; returns the gradients."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    model(input_ids=ids(), labels=ids()).loss.backward()
+    torch.optim.AdamW(trained.values(), lr=1e-2).step()
+    return {name: p.grad for name, p in trained.items()}
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[1] != "norms"])
+def test_a_training_step_is_that_of_the_weights_themselves(kind: str, name: str):
+    ours, plain = tiny_model(kind), tiny_model(kind)
+    if name == "head":
+        for model in (ours, plain):
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    adapter = graft(ours, CONFIGS[name])
+    for path, p in plain.named_parameters():
+        p.requires_grad_(path in adapter.copies)
+    mine, theirs = one_step(ours.eval()), one_step(plain.eval())
+    assert set(mine) == set(theirs)
+    for path, gradient in mine.items():
+        assert relative_error(gradient, theirs[path]) < 1e-5, path
+    after = dict(plain.named_parameters())
+    for path, p in ours.named_parameters():
+        assert relative_error(p, after[path]) < 1e-5, path
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "norms"])
+def test_the_file_is_read_here_and_refused_by_peft_by_name(name: str, tmp_path: Path):
+    model = tiny_model()
+    graft(model, CONFIGS[name])
+    adapted = logits(shake(model))
+    save_adapter(model, tmp_path)
+    again = tiny_model()
+    load_adapter(again, tmp_path)
+    assert torch.equal(logits(again), adapted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tsugiki.json",
+    ]
+    with pytest.raises((KeyError, ValueError), match="TSUGIKI_SELECTIVE"):
+        peft.PeftModel.from_pretrained(tiny_model(), tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_merged_is_adapted_and_unmerged_is_the_base(kind: str, name: str, tmp_path: Path):
+    model = tiny_model(kind)
+    base = logits(model)
+    graft(model, CONFIGS[name])
+    adapted = logits(shake(model))
+    for _ in range(2):
+        assert torch.equal(logits(merge(model)), adapted)
+    assert not trainable_parameters(model)
+    assert torch.equal(logits(unmerge(model)), adapted)
+    assert trainable_parameters(model)
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+    ungraft(merge(model)).save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert relative_error(logits(again), adapted) < 1e-6
+    tied = kind != "llama" and name != "head"
+    assert again.config.tie_word_embeddings is tied
+    assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) is tied
+
+
+def test_a_head_that_is_the_embedding_trains_as_a_copy_and_it_is_said():
+    model = tiny_model()
+    with pytest.warns(UserWarning, match="lm_head shares its weight with transformer.wte.weight"):
+        graft(model, HEAD)
+    assert model.lm_head.weight is not model.transformer.wte.weight
+    shake(model)
+    with pytest.warns(UserWarning, match="they are two weights"):
+        merge(model)
+    assert model.config.tie_word_embeddings is False
+    unmerge(model)
+    assert model.config.tie_word_embeddings is True
+
+
+def test_a_shared_weight_that_is_chosen_whole_stays_shared(tmp_path: Path):
+    model = tiny_model()
+    graft(model, SelectiveConfig(["wte.weight", "lm_head.weight"]))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    adapted = logits(shake(model))
+    save_adapter(model, tmp_path / "adapter")
+    assert list(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) == [
+        "base_model.model.transformer.wte.weight"
+    ]
+    again = tiny_model()
+    load_adapter(again, tmp_path / "adapter")
+    assert torch.equal(logits(again), adapted)
+    ungraft(merge(again))
+    assert again.lm_head.weight is again.transformer.wte.weight
+    assert again.config.tie_word_embeddings is True
+
+
+def test_adapters_of_several_methods_take_turns():
+    model = tiny_model()
+    base = logits(model)
+    states = {}
+    for name, config in {**CONFIGS, "lora": LoraConfig(r=2, bias="all"), "bitfit again": BITFIT}.items():
+        graft(model, config, name)
+        assert torch.equal(logits(model), base), f"{name} begins from the base, whatever is active"
+        states[name] = logits(shake(model, seed=len(states)))
+    for name in [*states, *reversed(states)]:
+        set_adapter(model, name)
+        assert torch.equal(logits(model), states[name]), name
+    set_adapter(model, "lora")
+    assert "transformer.ln_f.bias" in trainable_parameters(model)
+    assert torch.equal(logits(merge(model)), logits(model))
+    unmerge(model)
+    assert torch.equal(logits(ungraft(model)), base)
+
+
+def test_an_adapter_loaded_beside_another_begins_from_the_base(tmp_path: Path):
+    model = tiny_model()
+    graft(model, SelectiveConfig(["ln_f.weight"]))
+    one = logits(shake(model))
+    save_adapter(model, tmp_path)
+    other = tiny_model()
+    graft(other, BITFIT, "bitfit")
+    two = logits(shake(other))
+    load_adapter(other, tmp_path, "loaded")
+    assert torch.equal(logits(other), one)
+    set_adapter(other, "bitfit")
+    assert torch.equal(logits(other), two)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_deep_copy_is_a_model_of_its_own(kind: str):
+    model = tiny_model().to(getattr(torch, kind))
+    base = logits(model)
+    graft(model, CONFIGS["norms"])
+    twin = copy.deepcopy(model)
+    assert not torch.equal(logits(shake(twin)), base)
+    assert torch.equal(logits(model), base)
+    with disable_adapter(twin):
+        assert torch.equal(logits(twin), base)
+    ungraft(model)
+    assert trainable_parameters(twin)
+    assert not torch.equal(logits(twin), base)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_a_base_in_16_bits_computes_with_copies_in_32(kind: str, name: str, tmp_path: Path):
+    model = tiny_model(kind).bfloat16()
+    base = logits(model)
+    graft(model, CONFIGS[name])
+    assert torch.equal(logits(model), base), "to the bit"
+    assert all(p.dtype == torch.float32 for p in trainable_parameters(model).values())
+    model.train()
+    gradients = one_step(model)
+    assert all(gradient.dtype == torch.float32 and gradient.any() for gradient in gradients.values())
+    adapted = logits(shake(model))
+    assert adapted.dtype == torch.bfloat16
+    assert relative_error(adapted, base) > 1e-2
+    save_adapter(model, tmp_path)
+    assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "adapter_model.safetensors").values())
+    assert torch.equal(logits(merge(model)), adapted)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(unmerge(model)), adapted)
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+    merged = ungraft(merge(model))
+    assert not [name for name, module in merged.named_modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("name", ["bitfit", "norms"])
+def test_a_base_in_8_bits(name: str):
+    model = quantise(tiny_model())
+    base = logits(model)
+    graft(model, CONFIGS[name])
+    assert torch.equal(logits(model), base)
+    one_step(model)
+    assert not torch.equal(logits(model), base)
+    assert torch.equal(logits(merge(model)), logits(unmerge(model)))
+    assert torch.equal(logits(ungraft(model)), base)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_fast_paths_compute_the_same(kind: str, name: str):
+    plain, fast = tiny_model(kind), tiny_model(kind)
+    use_fast_paths(fast)
+    for model in (plain, fast):
+        graft(model, CONFIGS[name])
+        shake(model)
+    found, expected = one_step(fast), one_step(plain)
+    for path, gradient in expected.items():
+        assert relative_error(found[path], gradient) < 1e-4, path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_generation_in_a_batch_is_that_of_single_rows(name: str):
+    model = tiny_model()
+    graft(model, CONFIGS[name])
+    shake(model)
+    prompts = [ids(1, length, seed=length) for length in (4, 7)]
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    single = [
+        model.generate(input_ids=p, attention_mask=torch.ones_like(p), **options)[0, p.shape[1] :] for p in prompts
+    ]
+    padded = torch.cat([torch.nn.functional.pad(p, (7 - p.shape[1], 0)) for p in prompts])
+    mask = torch.stack([torch.arange(7) >= 7 - p.shape[1] for p in prompts]).long()
+    together = model.generate(input_ids=padded, attention_mask=mask, **options)[:, 7:]
+    assert torch.equal(together, torch.stack(single))
+
+
+def test_any_module_takes_one():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    x = torch.randn(2, 3, 5, 5)
+    before = model.eval()(x)
+    graft(model, LNTuningConfig())
+    assert set(trainable_parameters(model)) == {"1.weight", "1.bias"}
+    assert torch.equal(model(x), before)
+    assert not torch.equal(shake(model)(x), before)
+    assert torch.equal(ungraft(model)(x), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "said"),
+    [
+        ("llama", BITFIT, r"target_parameters=bias matches no parameter of this model; it has down_proj.weight, embed"),
+        ("gpt2", SelectiveConfig(["h.9.ln_1.bias"]), "h.9.ln_1.bias matches no parameter of this model; it has c_attn"),
+        ("gpt2", SelectiveConfig("ln_f.bias"), "a string is a regular expression for a whole name"),
+        ("gpt2", SelectiveConfig(".*"), r"target_parameters=\.\* matches every parameter: that is method full"),
+        ("gpt2", SelectiveConfig(["weight", "bias"]), "every parameter: that is method full"),
+        ("gpt2", LNTuningConfig(["norm"]), "target_modules=norm matches no layer .* end in ln_1, ln_2, ln_f"),
+        ("gpt2", LNTuningConfig(["attn"]), "matches transformer.h.0.attn, a GPT2Attention, which is no single layer"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_model_is_as_before(kind: str, config: Any, said: str):
+    model = tiny_model(kind)
+    with pytest.raises(TsugikiError, match=said):
+        graft(model, config)
+    assert not is_grafted(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_models_without_what_is_meant():
+    plain = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
+    for config, said in (
+        (HEAD, "a Sequential names no output head"),
+        (LNTuningConfig(), "nothing to train in this model: it has no normalisation layer"),
+        (BITFIT, "matches no parameter of this model; it has 0.weight, 1.weight"),
+    ):
+        with pytest.raises(TsugikiError, match=said):
+            graft(plain, config)
+    with pytest.raises(TsugikiError, match="the output head is held in few bits and cannot train"):
+        graft(quantise(tiny_model()), HEAD)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: SelectiveConfig(), "target_parameters is empty"),
+        (lambda: SelectiveConfig([]), "target_parameters is empty"),
+        (lambda: SelectiveConfig("("), "no regular expression"),
+        (lambda: SelectiveConfig(7), "target_parameters is 7"),  # type: ignore[arg-type]
+        (lambda: LNTuningConfig([1]), r"target_modules is \[1\]"),  # type: ignore[list-item]
+        (lambda: METHODS["bitfit"].configure({"target_parameters": ["weight"]}), "is \\['bias'\\] in this method"),
+        (lambda: METHODS["select"].configure({"r": 8}), "r: no such setting; known are target_parameters"),
+    ],
+)
+def test_settings_that_cannot_be(make: Any, said: str):
+    with pytest.raises(TsugikiError, match=said):
+        make()
+
+
+def test_a_file_of_one_method_is_not_read_as_another(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LNTuningConfig())
+    save_adapter(model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    for change, said in (
+        ({"peft_type": "LORA"}, "does not fit this model"),
+        ({"peft_type": "TSUGIKI_SELECTIVE"}, "target_modules=.*would change the result and is not supported"),
+        ({"modules_to_save": ["wte"]}, "modules_to_save=.*would change the result"),
+    ):
+        path.write_text(json.dumps(fields | change))
+        fresh = tiny_model()
+        with pytest.raises(TsugikiError, match=said):
+            load_adapter(fresh, tmp_path)
+        assert not is_grafted(fresh)
+
+
+def test_values_that_are_not_finite_are_not_merged():
+    model = tiny_model()
+    graft(model, CONFIGS["norms"])
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = torch.inf
+    with pytest.raises(TsugikiError, match="transformer.ln_f.weight holds values that are not finite"):
+        merge(model)
+
+
+@pytest.mark.parametrize("method", ["bitfit", "norms", "head"])
+def test_a_run_and_its_continuation(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = save_tiny(tmp_path / "base")
+    (tmp_path / "text.txt").write_text(TEXT)
+    fields = {"model": base, "data": str(tmp_path / "text.txt"), "method": method, "learning_rate": 1e-2}
+    fields |= {"max_steps": 4, "batch_size": 2, "grad_accum": 1, "block_size": 32, "save_steps": 2}
+    record = train(RunConfig.model_validate({**fields, "out": str(tmp_path / "whole")}))
+    assert record.evaluations[-1]["loss"] < record.evaluations[0]["loss"]
+    assert record.choices["frozen"] == "fp32"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    before = logits(model)
+    load_adapter(model, tmp_path / "whole")
+    assert not torch.equal(logits(model), before)
+    assert record.parameters["trainable"] == sum(p.numel() for p in trainable_parameters(model).values())
+
+    cut = RunConfig.model_validate({**fields, "out": str(tmp_path / "cut")})
+    stop_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(cut)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    train(cut, resume=True)
+    weights = [tmp_path / folder / "adapter_model.safetensors" for folder in ("whole", "cut")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Interrupt a run when it has come to this step."""
+    from tsugiki.train.watch import Watch
+
+    plain = Watch.on_step_end
+
+    def interrupted(self: Any, args: Any, state: Any, control: Any, **given: Any) -> Any:
+        if state.global_step >= step:
+            raise KeyboardInterrupt
+        return plain(self, args, state, control, **given)
+
+    monkeypatch.setattr(Watch, "on_step_end", interrupted)
+
+
+@pytest.mark.parametrize("frozen", ["bf16", "int8"])
+def test_a_run_on_a_base_in_few_bits_is_refused(frozen: str):
+    with pytest.raises(ValueError, match="parts of the base train"):
+        RunConfig(model="-", data="-", out="-", method="bitfit", frozen=frozen)  # type: ignore[arg-type]
