@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from tsugiki.lora.layer import LoraEmbedding, LoraLinear
+from tsugiki.lora.layer import Grafted
 
 Undo: TypeAlias = "partial[None]"
 """Brings back what something replaced. A closure would be shared by deep copies of the model, and act on the first."""
@@ -33,7 +33,7 @@ def parameter_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     """The module, below any graft, whose parameter `path` names, and the parameter's name in it."""
     owner_path, _, attribute = path.rpartition(".")
     owner = model.get_submodule(owner_path)
-    return (owner.base_layer if isinstance(owner, LoraLinear | LoraEmbedding) else owner), attribute
+    return (owner.base_layer if isinstance(owner, Grafted) else owner), attribute
 
 
 def say_what_unties(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:

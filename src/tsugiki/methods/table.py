@@ -10,6 +10,27 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
         "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
+        "dora": Method(
+            "reparametrised",
+            "LoRA that turns each row of the weight, whose length trains apart",
+            LORA,
+            {"use_dora": True},
+            slow="with lora_dropout a second product with the frozen weight; a head's loss takes whole logits",
+        ),
+        "lora+": Method("reparametrised", "LoRA whose B learns faster than A, by loraplus_lr_ratio", LORA),
+        "pissa": Method(
+            "reparametrised",
+            "LoRA that begins with the principal part of each weight",
+            LORA,
+            {"init_lora_weights": "pissa"},
+        ),
+        "orthogonal": Method(
+            "reparametrised",
+            "LoRA that begins with factors at right angles",
+            LORA,
+            {"init_lora_weights": "orthogonal"},
+        ),
+        "lora-fa": Method("reparametrised", "LoRA with A frozen: no layer keeps its input", LORA, {"freeze_A": True}),
     }
 )
 """In the order in which they are shown."""
