@@ -49,8 +49,11 @@ def plus(**changes: Any) -> RunConfig:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("more", [{}, {"bias": "lora_only"}, {"use_dora": True}])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("decay", "more"),
+    # PEFT lets DoRA's magnitudes decay too, so DoRA is without.
+    [(0.0, {}), (0.1, {}), (0.1, {"bias": "lora_only"}), (0.0, {"use_dora": True})],
+)
 def test_a_step_is_pefts(decay: float, more: dict[str, Any], tmp_path: Path):
     fields = {"r": 4, "lora_alpha": 12, "target_modules": ["c_attn", "c_proj"], **more}
     theirs = shake(peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="CAUSAL_LM", **fields)).eval())
@@ -58,16 +61,10 @@ def test_a_step_is_pefts(decay: float, more: dict[str, Any], tmp_path: Path):
     ours = tiny_model()
     load_adapter(ours, tmp_path / "start")
     config = plus(learning_rate=2e-3, loraplus_lr_ratio=8, weight_decay=decay, adam_beta2=0.99)
+    rates: dict[str, Any] = {"lr": 2e-3, "loraplus_lr_ratio": 8, "loraplus_weight_decay": decay}
     optimizers = [
-        create_loraplus_optimizer(
-            theirs,
-            torch.optim.AdamW,
-            lr=2e-3,
-            loraplus_lr_ratio=8,
-            betas=(0.9, 0.99),
-            loraplus_weight_decay=decay if not more.get("use_dora") else 0.0,
-        ),
-        loraplus(ours, config if not more.get("use_dora") else config.model_copy(update={"weight_decay": 0.0})),
+        create_loraplus_optimizer(theirs, torch.optim.AdamW, betas=(0.9, 0.99), **rates),
+        loraplus(ours, config),
     ]
     for model, optimizer in zip((theirs, ours), optimizers, strict=True):
         for seed in range(2):
@@ -78,7 +75,9 @@ def test_a_step_is_pefts(decay: float, more: dict[str, Any], tmp_path: Path):
     save_adapter(ours, tmp_path / "ours")
     mine, other = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
     for key, tensor in mine.items():
-        assert relative_error(tensor, other[key]) < 1e-4, key
+        # A bias of the attention's keys has no gradient but rounding, of which Adam makes a step.
+        parts = [slice(0, 32), slice(64, 96)] if key.endswith("c_attn.base_layer.bias") else [slice(None)]
+        assert all(relative_error(tensor[part], other[key][part]) < 1e-4 for part in parts), key
     start = load_file(tmp_path / "start" / WEIGHTS)
     moved = {
         letter: max(float((t - start[k]).abs().max()) for k, t in mine.items() if f"lora_{letter}" in k)
@@ -153,17 +152,13 @@ def test_the_ratio_changes_the_run_and_is_recorded(tmp_path: Path):
         ({"method": "full", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: no setting of method full"),
         ({"method": "lora+", "loraplus_lr_ratio": 0}, "loraplus_lr_ratio: input should be greater than 0"),
         ({"method": "lora+", "optimizer": "muon"}, "method lora+ goes with optimizer adamw; leave muon out"),
-        ({"method": "lora*"}, "no such method; did you mean lora+?"),
-        ({"method": "dora", "lora": {"use_dora": False}}, ""),
+        ({"method": "lorafa"}, "no such method; did you mean lora-fa?"),
         ({"method": "orthogonal", "lora": {"r": 3}}, "asks for even ranks, and one is 3"),
         ({"method": "pissa", "lora": {"init_lora_weights": "gaussian"}}, "init_lora_weights is 'pissa' in this method"),
     ],
 )
 def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
     given = {"model": "m", "data": "d", "out": "o", **fields}
-    if not said:
-        load_config(None, given)  # what is the default already is not said
-        return
     with pytest.raises(TsugikiError) as caught:
         load_config(None, given)
     assert said in str(caught.value)
