@@ -66,7 +66,7 @@ def whole_life(make: Any, config: LoraConfig, folder: Path, size: int = 16, star
     graft(model, config)
     assert relative_error(outputs(model, x), base) <= start
     losses = train(model, x, steps)
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     adapted = outputs(model, x)
     assert relative_error(adapted, base) > 1e-2
     save_adapter(model, folder)

@@ -45,7 +45,8 @@ def add_magnitude(pair: "LowRank", weight: Tensor) -> None:
 
 def row_norms(weight: Tensor) -> Tensor:
     """Length of each row of a weight [out, …]."""
-    return torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norms
 
 
 def rescale(whole: Tensor, magnitude: Tensor) -> Tensor:
@@ -89,9 +90,10 @@ def plain_dora(layer: nn.Module, weight: Tensor, pair: "LowRank", x: Tensor, y: 
     factor = plain_factor(weight, pair)
     p = pair.dropout.p if pair.training else 0.0
     seen = dropout(x, p)
-    turned = layer(seen) if p else y
-    if layer.bias is not None:
-        turned = turned - layer.bias
+    turned: Tensor = layer(seen) if p else y
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    if bias is not None:
+        turned = turned - bias
     low = F.linear(F.linear(seen.to(A.dtype), A), B) * pair.scaling
     return (y + (factor - 1) * turned + factor * low).to(y.dtype)
 
@@ -104,8 +106,8 @@ def dora_product(layer: nn.Module, weight: Tensor, pair: "LowRank", x: Tensor) -
     z = grafted_product(layer, x, A, B, pair.scaling, 0.0)
     # g is near 1, where 16 bits are coarse; g - 1 they can hold.
     more = (dora_factor(weight, pair) - 1).to(z.dtype)
-    turned = z if layer.bias is None else z - layer.bias
-    return torch.addcmul(z, turned, more)
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    return torch.addcmul(z, z if bias is None else z - bias, more)
 
 
 def _above_zero(norms: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ def hold_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
             module.eval()
-            module.train = partial(_stay, module)  # type: ignore[method-assign]
+            module.train = partial(_stay, module)  # type: ignore[method-assign, assignment]
 
 
 def release_statistics(model: nn.Module) -> None:
