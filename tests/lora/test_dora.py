@@ -144,3 +144,24 @@ def test_what_is_kept_is_one_of_the_outputs_size():
     # z, low, and g's [out]; the definition keeps more.
     assert 64 * 40 * 4 <= kept <= 64 * (40 + 3) * 4 + 8 * 40 * 4
     assert kept < kept_bytes(lambda: module.plain(x), [x, *module.parameters(), *module.buffers()])
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "embedding"])
+def test_under_autocast_it_begins_as_its_base_too(kind: str):
+    torch.manual_seed(0)
+    layer = (nn.Embedding(24, 40) if kind == "embedding" else LAYERS[kind](24, 40)).requires_grad_(False)
+    module: Any = wrap(layer).train()
+    module.lora = new_pair(layer, 3, 0.7, 0.0, True)
+    add_magnitude(module.lora, oriented(layer))
+    x = torch.arange(7) if kind == "embedding" else torch.randn(7, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(x), layer(x))
+
+
+def test_compiled_it_is_the_definition():
+    module = grafted()
+    x = torch.randn(4, 24, requires_grad=True)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    plain = results(module, module.plain, x)
+    for name, value in results(module, compiled, x).items():
+        torch.testing.assert_close(value, plain[name], msg=name)

@@ -141,6 +141,15 @@ def test_torchvisions_vit(tmp_path: Path):
     whole_life(vit_b_16, config, tmp_path, size=32)
 
 
+def test_the_count_on_the_shape_of_vit_b_16():
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        model = torchvision.models.vit_b_16()
+        graft(model, LoraConfig(r=8, target_modules=["conv_proj", "mlp.0", "mlp.3"]))
+    trained = sum(p.numel() for p in trainable_parameters(model).values())
+    assert trained == 8 * (3 * 16 * 16 + 768) + 12 * 8 * 2 * (768 + 3072)
+
+
 def test_what_multihead_attention_does_not_call_is_refused():
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     with pytest.raises(

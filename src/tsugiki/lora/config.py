@@ -38,8 +38,8 @@ class LoraConfig:
             "pissa_niter_" and a number, "orthogonal": see `tsugiki.lora.starts`; of linear layers only.
             False: both random, which changes the model at once; for tests only.
         use_dora: train the lengths of the weight's rows too, and apart (see `tsugiki.lora.dora`).
-        freeze_A: train B alone, so that no layer keeps its input for a gradient (LoRA-FA, Zhang et al. 2023,
-            arXiv:2308.03303); an embedding, which keeps none, trains both. PEFT has no such field: its file is a LoRA.
+        freeze_A: train B alone (LoRA-FA, Zhang et al. 2023, arXiv:2308.03303); an embedding, which has no input to
+            keep, trains both. PEFT has no such field: the file is a LoRA.
         layers_to_transform: graft only in blocks with these indices.
         layers_pattern: name of the list that holds the blocks, where the first index in a name is not theirs.
         rank_pattern: another rank for layers whose name ends in a match of the key.

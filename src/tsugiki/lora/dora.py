@@ -58,7 +58,7 @@ def rescale(whole: Tensor, magnitude: Tensor) -> Tensor:
 def plain_factor(weight: Tensor, pair: "LowRank") -> Tensor:
     """g [out], by the definition."""
     assert pair.magnitude is not None
-    with torch.no_grad():
+    with torch.no_grad(), _exactly(weight):
         delta = pair.delta()
         norms = _above_zero(row_norms(weight.to(delta.dtype) + delta))
     return pair.magnitude.flatten() / norms
@@ -68,7 +68,7 @@ def dora_factor(weight: Tensor, pair: "LowRank") -> Tensor:
     """g [out] for a weight [out, in], without a weight of full size."""
     assert pair.magnitude is not None
     assert pair.norms is not None
-    with torch.no_grad():
+    with torch.no_grad(), _exactly(weight):
         A, B = pair.factors()
         crossed = (weight @ A.to(weight.dtype).T).to(B.dtype)
         change = (B * (2 * pair.scaling * crossed + pair.scaling**2 * (B @ (A @ A.T)))).sum(1)
@@ -108,6 +108,11 @@ def dora_product(layer: nn.Module, weight: Tensor, pair: "LowRank", x: Tensor) -
     more = (dora_factor(weight, pair) - 1).to(z.dtype)
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     return torch.addcmul(z, z if bias is None else z - bias, more)
+
+
+def _exactly(weight: Tensor) -> torch.autocast:
+    """Without autocast, whose 16 bits would make a factor of 1 another number."""
+    return torch.autocast(weight.device.type, enabled=False)
 
 
 def _above_zero(norms: Tensor) -> Tensor:

@@ -13,7 +13,12 @@ A pair with a start (PiSSA) is written as the LoRA of rank 2r that it computes: 
 version, reads an ordinary LoRA. That the halves belong apart is said by `tsugiki.json`, so that the adapter is loaded
 as it was, to train on; a run that is resumed knows it by its own settings.
 
-The method itself is `tsugiki.lora`.
+The method itself is `tsugiki.lora`; its relatives are its settings, and explained there: DoRA (`lora.dora`), PiSSA and
+orthogonal factors (`lora.starts`), a rate of its own for B (`train.loraplus`). **LoRA-FA** (Zhang et al. 2023,
+arXiv:2308.03303) is y = W x + s B A x with A [r, in] frozen as it was drawn, and B [out, r] alone trained: the gradient
+of B needs A x [tokens, r], so no layer keeps its input x [tokens, in] (under dropout its mask, for the way back). The
+update is confined to the r directions of x that A happens to see. PEFT's optimiser of that name corrects B's gradient
+by (A Aᵀ)⁻¹ besides; here it is the run's own.
 """
 
 import dataclasses
