@@ -99,15 +99,19 @@ def plain_dora(layer: nn.Module, weight: Tensor, pair: "LowRank", x: Tensor, y: 
 
 
 def dora_product(layer: nn.Module, weight: Tensor, pair: "LowRank", x: Tensor) -> Tensor:
-    """The same by `grafted_product`, which must know the layer; dropout asks for the definition's two products."""
-    if pair.training and pair.dropout.p:
-        return plain_dora(layer, weight, pair, x, layer(x))
+    """The same by `grafted_product`, which must know the layer; under dropout with a second product, as defined."""
     A, B = pair.factors()
-    z = grafted_product(layer, x, A, B, pair.scaling, 0.0)
+    p = pair.dropout.p if pair.training else 0.0
+    seen = dropout(x, p)
+    z = grafted_product(layer, seen, A, B, pair.scaling, 0.0)
     # g is near 1, where 16 bits are coarse; g - 1 they can hold.
     more = (dora_factor(weight, pair) - 1).to(z.dtype)
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
-    return torch.addcmul(z, z if bias is None else z - bias, more)
+    turned = z if bias is None else z - bias
+    if not p:
+        return torch.addcmul(z, turned, more)
+    low = F.linear(F.linear(seen, A.to(z.dtype)), (B * pair.scaling).to(z.dtype))
+    return torch.addcmul(layer(x) + low, turned, more)
 
 
 def _exactly(weight: Tensor) -> torch.autocast:

@@ -15,7 +15,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "LoRA that turns each row of the weight, whose length trains apart",
             LORA,
             {"use_dora": True},
-            slow="with lora_dropout a second product with the frozen weight; a head's loss takes whole logits",
+            slow="keeps each layer's product, and takes two under lora_dropout; a grafted head makes whole logits",
         ),
         "lora+": Method("reparametrised", "LoRA whose B learns faster than A, by loraplus_lr_ratio", LORA),
         "pissa": Method(
