@@ -330,16 +330,23 @@ def test_merged_dora_is_pefts(kind: str, tmp_path: Path):
         assert relative_error(weight, expected[name]) < 1e-5, name
 
 
-def test_a_grafted_head_under_dora_gives_its_loss():
+@pytest.mark.parametrize("name", NAMES)
+def test_a_grafted_head_gives_its_loss_and_gradients(name: str):
     from tsugiki.fast.loss import chunked_loss, find_head, plain_loss
 
     model = tiny_model("llama")
-    graft(model, config_of("dora", "llama", target_modules=["lm_head"]))
+    graft(model, config_of(name, "llama", target_modules=["lm_head"]))
     shake(model)
     head = find_head(model)
     assert head is not None
     hidden = model.base_model(input_ids=ids()).last_hidden_state
-    assert torch.equal(chunked_loss(hidden, head, ids()), plain_loss(hidden, head, ids()))
+    trained = trainable_parameters(model)
+    found = []
+    for loss_of in (chunked_loss, plain_loss):
+        loss = loss_of(hidden, head, ids())
+        found.append([loss, *torch.autograd.grad(loss, list(trained.values()))])
+    for quick, plain, what in zip(*found, ["loss", *trained], strict=True):
+        assert relative_error(quick, plain) < 1e-5, what
 
 
 # PiSSA in PEFT changes the base; converted to a LoRA of the base as it was, it is ours.
