@@ -192,7 +192,8 @@ def saved(tmp_path: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"use_dora": True}, "use_dora=True would change the result"),
+        ({"use_dora": True}, "lora_magnitude_vector is missing"),
+        ({"use_qalora": True}, "use_qalora=True would change the result"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices="),
         ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),

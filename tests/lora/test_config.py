@@ -23,7 +23,7 @@ from tsugiki import LoraConfig, TsugikiError
         ({"rank_pattern": {"c_fc": 0}}, "rank_pattern['c_fc'] is 0"),
         ({"target_modules": "("}, "'(' is not a regular expression"),
         ({"target_modules": ".*", "layers_to_transform": [1]}, "layers_to_transform"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
     ],
 )
 def test_refused(fields: dict[str, object], named: str):

@@ -2,13 +2,14 @@
 
     adapter_model.safetensors   what trains, under the names of its form (see `tsugiki.methods`)
     adapter_config.json         `peft_type`, and the settings of the form under PEFT's names
-    tsugiki.json                which base it was trained on; PEFT does not read it
+    tsugiki.json                which base it was trained on, and settings that PEFT has none for; it does not read it
 
 What is written here, `PeftModel.from_pretrained` loads, where PEFT has the method; what PEFT writes, `load_adapter`
 loads, and gives the same logits. A field of the config that would change the result and is not known here is refused
 by name.
 """
 
+import dataclasses
 import json
 import os
 import warnings
@@ -58,7 +59,8 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
         save_file(tensors, part, metadata={"format": "pt"})
         os.replace(part, folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, _common_fields(model, form.peft_type) | form.to_json(model, adapter))
-        write_json(folder / BASE_FILE, {"format": 1, "base": base})
+        beside = form.beside(adapter.config) if form.beside is not None else {}
+        write_json(folder / BASE_FILE, {"format": 1, "base": base} | ({"adapter": beside} if beside else {}))
     except (OSError, SafetensorError) as error:
         raise TsugikiError(f"cannot write the adapter to {folder}: {error}") from error
 
@@ -106,7 +108,7 @@ def refill_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> Any:
-    """The settings in the folder's adapter_config.json, of the class that its method's form has.
+    """The settings in the folder's adapter_config.json and tsugiki.json, of the class that its method's form has.
 
     Raises:
         TsugikiError: no such file, no JSON, a method that is not known here, or a field that is not and would change
@@ -120,9 +122,15 @@ def read_config(folder: Path) -> Any:
             f"{path}: peft_type is {fields.get('peft_type')!r}; those that are loaded here are {', '.join(FORMS)}"
         )
     try:
-        return form.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
+        config = form.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
     except TsugikiError as error:
         raise TsugikiError(f"{path}: {error}") from error
+    if form.beside is None or not (folder / BASE_FILE).is_file():
+        return config
+    try:
+        return dataclasses.replace(config, **(read_json(folder / BASE_FILE, missing="").get("adapter") or {}))
+    except (TsugikiError, TypeError) as error:
+        raise TsugikiError(f"{folder / BASE_FILE}: {error}") from error
 
 
 def read_base(folder: Path) -> str | None:
@@ -162,7 +170,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def _fill(model: nn.Module, adapter: Any, stored: Mapping[str, Tensor], folder: Path) -> None:
     """Copy the stored tensors into the adapter, or say everything that is wrong with them at once."""
-    wanted = form_of(adapter.config).tensors(model, adapter)
+    form = form_of(adapter.config)
+    wanted = form.tensors(model, adapter)
     surplus = [key for key in stored if key not in wanted and not _is_copy_of_base(model, key, stored[key])]
     problems = [f"{key} is missing" for key in wanted if key not in stored]
     problems += [f"{key} belongs nowhere" for key in surplus]
@@ -178,6 +187,9 @@ def _fill(model: nn.Module, adapter: Any, stored: Mapping[str, Tensor], folder: 
             f"{folder / WEIGHTS_FILE} does not fit this model: {'; '.join(problems[:3])}{more}; "
             "was it trained on another base?"
         )
+    if form.fill is not None:
+        form.fill(model, adapter, stored)
+        return
     for key, tensor in wanted.items():
         tensor.copy_(stored[key])
 

@@ -74,6 +74,7 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     if (
         not _has_chunks(layer)
         or scaled_bias
+        or (pair is not None and pair.magnitude is not None)  # DoRA's is no low-rank update
         or torch.is_autocast_enabled(hidden.device.type)
         or torch.compiler.is_compiling()
     ):
@@ -84,9 +85,10 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
         rows = rows * head.scale
     low = up = None
     if pair is not None:
+        A, B = pair.factors()
         seen = dropout(rows, pair.dropout.p if pair.training else 0.0)
-        low = F.linear(seen, pair.A.to(rows.dtype))
-        up = (pair.scaling * pair.B).to(rows.dtype)
+        low = F.linear(seen, A.to(rows.dtype))
+        up = (pair.scaling * B).to(rows.dtype)
     weight = (
         layer.weight if torch.is_grad_enabled() and type(layer) is nn.Linear and layer.weight.requires_grad else None
     )

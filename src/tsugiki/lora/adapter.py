@@ -1,7 +1,8 @@
 """A LoRA adapter: the pairs of all its layers, and what else it trains, as one thing that a model can hold.
 
-Each target `layer` becomes `LoraLinear(layer)` or `LoraEmbedding(layer)` and stays it while the model holds the
-adapter; the pair is in it while the adapter is active. A trained bias or module is a copy that stands in its place.
+Each target `layer` becomes `LoraLinear(layer)`, `LoraEmbedding(layer)` or `LoraConv2d(layer)` and stays it while the
+model holds the adapter; the pair is in it while the adapter is active. A trained bias or module is a copy that stands
+in its place.
 """
 
 import copy
@@ -12,9 +13,21 @@ from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import LoraEmbedding, LoraLinear, LowRank, grafted_layers, merged_weight, new_pair, wrap
+from tsugiki.lora.dora import add_magnitude
+from tsugiki.lora.layer import (
+    Grafted,
+    LowRank,
+    features,
+    grafted_layers,
+    is_linear,
+    merged_weight,
+    new_pair,
+    oriented,
+    wrap,
+)
 from tsugiki.lora.merge import fold, refuse_few_bits
 from tsugiki.lora.replace import Undo, replace_module, replace_parameter, say_what_unties
+from tsugiki.lora.statistics import release_statistics
 from tsugiki.lora.targets import base_modules, find_modules_to_save, find_targets
 
 
@@ -37,7 +50,7 @@ class LoraAdapter:
         undo: list[Undo] = []
         for path, pair in self.pairs.items():
             layer = model.get_submodule(path)
-            if not isinstance(layer, LoraLinear | LoraEmbedding):
+            if not isinstance(layer, Grafted):
                 base = layer
                 layer = wrap(base)
                 layer.training = base.training
@@ -52,6 +65,12 @@ class LoraAdapter:
         """Fold the pairs into the weights of their layers; modules and biases are in their places already."""
         layers = {path: layer for path, layer in grafted_layers(model).items() if path in self.pairs}
         refuse_few_bits({path: layer.base_layer for path, layer in layers.items()})
+        for path, layer in layers.items():
+            if isinstance(layer.base_layer, nn.Conv2d) and layer.base_layer.groups > 1:
+                raise TsugikiError(
+                    f"{path} is a convolution in {layer.base_layer.groups} groups, into whose kernel no pair can be "
+                    "merged; keep the adapter beside it"
+                )
         weights = {path: merged_weight(layer.base_layer, self.pairs[path]) for path, layer in layers.items()}
         undo = fold(model, weights, also_untied=self.modules)
         for path, layer in layers.items():
@@ -67,17 +86,10 @@ def new_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
         TsugikiError: the settings match nothing in the model, or something that cannot be.
     """
     targets = find_targets(model, config)
+    for path, layer in targets.items():
+        _refuse_what_does_not_fit(path, layer, config)
     modules = copies_to_save(model, config)
-    pairs = {
-        path: new_pair(
-            layer,
-            config.rank_of(path),
-            config.scaling_of(path),
-            config.lora_dropout,
-            config.init_lora_weights,
-        )
-        for path, layer in targets.items()
-    }
+    pairs = {path: _pair(path, layer, config) for path, layer in targets.items()}
     biases = _trained_biases(model, config, targets)
     return LoraAdapter(
         config, pairs, modules, {path: nn.Parameter(bias.detach().clone()) for path, bias in biases.items()}
@@ -96,7 +108,43 @@ def copies_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]
             raise TsugikiError(f"modules_to_save names {path}, inside which another adapter has grafted layers")
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
     say_what_unties(model, inside)
-    return {path: copy.deepcopy(module).requires_grad_(True) for path, module in modules.items()}
+    return {path: _trained_copy(module) for path, module in modules.items()}
+
+
+def _pair(path: str, layer: nn.Module, config: LoraConfig) -> LowRank:
+    """The pair of the layer called `path`."""
+    pair = new_pair(layer, config.rank_of(path), config.scaling_of(path), config.lora_dropout, config.init_lora_weights)
+    if config.use_dora:
+        add_magnitude(pair, oriented(layer))
+    if config.freeze_A and not isinstance(layer, nn.Embedding):
+        pair.A.requires_grad_(False)
+    return pair
+
+
+def _refuse_what_does_not_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
+    rank, start = config.rank_of(path), config.init_lora_weights
+    kind = type(layer).__name__
+    if isinstance(start, str) and start != "gaussian" and not is_linear(layer):
+        raise TsugikiError(f"init_lora_weights {start!r} is of linear layers, and {path} is a {kind}; leave it out")
+    if str(start).startswith("pissa") and rank > min(features(layer)):
+        raise TsugikiError(
+            f"init_lora_weights {start!r}: {path} has no {rank} principal directions, only {min(features(layer))}; "
+            "lower the rank"
+        )
+    if not isinstance(layer, nn.Conv2d):
+        return
+    if rank % layer.groups:
+        raise TsugikiError(f"{path} is a {kind} in {layer.groups} groups, and rank {rank} is no multiple of that")
+    if config.use_dora and layer.groups > 1:
+        raise TsugikiError(f"use_dora: {path} is a {kind} in {layer.groups} groups, where no row has one length")
+    if layer.padding_mode != "zeros":
+        raise TsugikiError(f"{path} is a {kind} that pads with {layer.padding_mode}; only zeros are known here")
+
+
+def _trained_copy(module: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(module).requires_grad_(True)
+    release_statistics(copied)  # another adapter may hold those of the base
+    return copied
 
 
 def _trained_biases(model: nn.Module, config: LoraConfig, targets: dict[str, nn.Module]) -> dict[str, nn.Parameter]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tsugiki.lora.adapter import LoraAdapter
 
 Bias = Literal["none", "lora_only", "all"]
+_STARTS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
 T = TypeVar("T")
 
 
@@ -33,8 +34,12 @@ class LoraConfig:
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023, arXiv:2312.03732).
         modules_to_save: modules trained whole, on a copy, and stored in the adapter (names or endings).
         init_lora_weights: True: A Kaiming-uniform, B zero (embeddings: A zero, B normal), so that nothing
-            changes before training. "gaussian": A normal with standard deviation 1/r. False: both random,
-            which changes the model at once; for tests only.
+            changes before training. "gaussian": A normal with standard deviation 1/r. "pissa",
+            "pissa_niter_" and a number, "orthogonal": see `tsugiki.lora.starts`; of linear layers only.
+            False: both random, which changes the model at once; for tests only.
+        use_dora: train the lengths of the weight's rows too, and apart (see `tsugiki.lora.dora`).
+        freeze_A: train B alone (LoRA-FA, Zhang et al. 2023, arXiv:2308.03303); an embedding, which has no input to
+            keep, trains both. PEFT has no such field: the file is a LoRA.
         layers_to_transform: graft only in blocks with these indices.
         layers_pattern: name of the list that holds the blocks, where the first index in a name is not theirs.
         rank_pattern: another rank for layers whose name ends in a match of the key.
@@ -53,7 +58,9 @@ class LoraConfig:
     bias: Bias = "none"
     use_rslora: bool = False
     modules_to_save: Sequence[str] | None = None
-    init_lora_weights: bool | Literal["gaussian"] = True
+    init_lora_weights: bool | str = True
+    use_dora: bool = False
+    freeze_A: bool = False
     layers_to_transform: Sequence[int] | int | None = None
     layers_pattern: Sequence[str] | str | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
@@ -77,10 +84,15 @@ class LoraConfig:
             raise TsugikiError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
         if self.bias not in get_args(Bias):
             raise TsugikiError(f"bias is {self.bias!r}; choose one of {', '.join(get_args(Bias))}")
-        if self.init_lora_weights not in (True, False, "gaussian"):
+        start = self.init_lora_weights
+        if not isinstance(start, bool) and re.fullmatch(_STARTS, str(start)) is None:
             raise TsugikiError(
-                f"init_lora_weights is {self.init_lora_weights!r}; only True, False and 'gaussian' are known here"
+                f"init_lora_weights is {start!r}; known are True, False, 'gaussian', 'orthogonal', 'pissa' and "
+                "'pissa_niter_[number]'"
             )
+        odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
+        if start == "orthogonal" and odd:
+            raise TsugikiError(f"init_lora_weights 'orthogonal' asks for even ranks, and one is {odd[0]}")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise TsugikiError(
                 "layers_to_transform goes with a list of target_modules; "

@@ -1,8 +1,8 @@
 """Grafting: adapters put into a model in place, switched, taken out again.
 
 The model stays the class that it was. What an adapter brings belongs to the adapter; activating it puts that into the
-model, and the base's own parameters are never edited. For LoRA, each target `layer` becomes `LoraLinear(layer)` or
-`LoraEmbedding(layer)` (see `lora.adapter`); the other methods are in `tsugiki.methods`.
+model, and the base's own parameters are never edited. For LoRA, each target `layer` becomes `LoraLinear(layer)`,
+`LoraEmbedding(layer)` or `LoraConv2d(layer)` (see `lora.adapter`); the other methods are in `tsugiki.methods`.
 
     graft(model, LoraConfig(r=8, lora_alpha=32))     # one trainable adapter called "default"
     with disable_adapter(model): ...                  # the base, to the last bit
@@ -20,6 +20,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.dropout import Silenced, restore_dropout, silence_dropout
 from tsugiki.lora.layer import grafted_layers
 from tsugiki.lora.replace import Undo, replace_module
+from tsugiki.lora.statistics import hold_statistics, release_statistics
 
 DEFAULT_NAME = "default"
 _ATTRIBUTE = "_tsugiki"
@@ -72,6 +73,8 @@ class Graft:
 def graft(model: nn.Module, config: Config, name: str = DEFAULT_NAME, *, base_dropout: bool = False) -> Any:
     """Add an adapter to `model` in place, make it the active one, and freeze everything else.
 
+    That includes running statistics (BatchNorm's): they are used, in training too, and not moved.
+
     Args:
         model: any module; what of it can be grafted, the method says.
         config: what to graft; `LoraConfig`, or that of another method.
@@ -106,6 +109,7 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
         model.requires_grad_(False)
         if not base_dropout:
             state.silenced = silence_dropout(model)
+        hold_statistics(model)
         setattr(model, _ATTRIBUTE, state)
         if hasattr(model, "save_pretrained"):
             model.save_pretrained = _refuse_to_save  # type: ignore[assignment]
@@ -127,6 +131,7 @@ def ungraft(model: nn.Module) -> nn.Module:
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(state.required_grad.get(path, True))
     restore_dropout(state.silenced)
+    release_statistics(model)
     delattr(model, _ATTRIBUTE)
     model.__dict__.pop("save_pretrained", None)
     return model

@@ -7,39 +7,63 @@
 Only A and B train: r (in + out) numbers instead of in · out. B starts at zero, so the grafted layer is the
 frozen one to the last bit until the first step. `scaling` is alpha / r, as in the paper and in PEFT; some
 texts that build LoRA from scratch multiply by alpha alone.
+
+Its relatives are beside: other starts of A and B (`starts`), a trained length of W's rows (`dora`), convolutions
+(`conv`).
 """
 
 import math
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.conv import LoraConv2d
+from tsugiki.lora.dora import dora_factor, dora_product, plain_dora, rescale
 from tsugiki.lora.product import grafted_product, has_product
+from tsugiki.lora.starts import orthogonal_start, pissa_start
 
 
 class LowRank(nn.Module):
     """The pair of one layer: A [r, in], B [out, r], and the factor on their product.
 
-    For an embedding, `in` is the number of entries: A [r, entries], B [width, r].
+    For an embedding, `in` is the number of entries: A [r, entries], B [width, r]; for a convolution see `conv`.
     Kept in float32 (float64 for a float64 layer) whatever the frozen weight's dtype.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, r: int, scaling: float, dropout: float, like: Tensor
-    ) -> None:
+    magnitude: nn.Parameter | None
+    """DoRA's: the trained length of each row of the weight; None elsewhere."""
+    norms: Tensor | None
+    """DoRA's: the lengths of the frozen weight's rows, [out]."""
+    A0: Tensor | None
+    """PiSSA's: where A began; None where B A begins at zero."""
+    B0: Tensor | None
+
+    def __init__(self, A: Tensor, B: Tensor, scaling: float, dropout: float) -> None:
         super().__init__()
-        dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
-        self.A = nn.Parameter(torch.empty(r, in_features, dtype=dtype, device=like.device))
-        self.B = nn.Parameter(torch.empty(out_features, r, dtype=dtype, device=like.device))
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
+        self.register_parameter("magnitude", None)
+        for name in ("norms", "A0", "B0"):
+            self.register_buffer(name, None)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The A and B of the update.
+
+        With a start they are of rank 2r, for B A - B0 A0 = B (A - A0) + (B - B0) A0: zero to the bit before training,
+        and no small difference of large products, which 16 bits would lose.
+        """
+        if self.A0 is None or self.B0 is None:
+            return self.A, self.B
+        return torch.cat([self.A - self.A0, self.A0]), torch.cat([self.B, self.B - self.B0], 1)
 
     def delta(self) -> Tensor:
-        """ΔW = scaling · B A, [out, in]."""
-        return self.scaling * (self.B @ self.A)
+        """ΔW = scaling · B A, of the weight's shape [out, in]."""
+        A, B = self.factors()
+        return self.scaling * (B.flatten(1) @ A.flatten(1)).view(len(B), *A.shape[1:])
 
 
 class LoraLinear(nn.Module):
@@ -60,16 +84,21 @@ class LoraLinear(nn.Module):
         pair = self.lora
         if pair is None or not self.fused or not _fits(x, self.base_layer):
             return self.plain(x)
+        if pair.magnitude is not None:
+            return dora_product(self.base_layer, oriented(self.base_layer), pair, x)
         p = pair.dropout.p if self.training else 0.0
-        return grafted_product(self.base_layer, x, pair.A, pair.B, pair.scaling, p)
+        return grafted_product(self.base_layer, x, *pair.factors(), pair.scaling, p)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same, as the definition: what `grafted_product` is held to, and what runs where it does not apply."""
         y: Tensor = self.base_layer(x)
         if self.lora is None:
             return y
-        low = F.linear(self.lora.dropout(x.to(self.lora.A.dtype)), self.lora.A)
-        return (y + F.linear(low, self.lora.B) * self.lora.scaling).to(y.dtype)
+        if self.lora.magnitude is not None:
+            return plain_dora(self.base_layer, oriented(self.base_layer), self.lora, x, y)
+        A, B = self.lora.factors()
+        low = F.linear(self.lora.dropout(x.to(A.dtype)), A)
+        return (y + F.linear(low, B) * self.lora.scaling).to(y.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -127,13 +156,17 @@ class LoraEmbedding(nn.Module):
         y: Tensor = self.base_layer(ids)
         if self.lora is None:
             return y
-        low = F.embedding(ids, self.lora.A.T, padding_idx=self.base_layer.padding_idx)
-        update = F.linear(low, self.lora.B) * self.lora.scaling
+        A, B = self.lora.factors()
+        low = F.embedding(ids, A.T, padding_idx=self.base_layer.padding_idx)
+        update = F.linear(low, B) * self.lora.scaling
         # Gemma's embedding multiplies what it looks up; the low-rank part is looked up too.
         scale = getattr(self.base_layer, "embed_scale", None)
         if scale is not None:
             update = update * torch.as_tensor(scale, dtype=self.base_layer.weight.dtype)
-        return (y + update).to(y.dtype)
+        adapted = y + update
+        if self.lora.magnitude is not None:
+            adapted = adapted * dora_factor(self.base_layer.weight.T, self.lora)
+        return adapted.to(y.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -141,12 +174,12 @@ class LoraEmbedding(nn.Module):
         return self.base_layer.weight
 
 
-Grafted = LoraLinear | LoraEmbedding
+Grafted = LoraLinear | LoraEmbedding | LoraConv2d
 
 
 def grafted_layers(model: nn.Module) -> dict[str, Grafted]:
     """The grafted layers of the model by name, active or not."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLinear | LoraEmbedding)}
+    return {path: module for path, module in model.named_modules() if isinstance(module, Grafted)}
 
 
 def is_conv1d(layer: nn.Module) -> bool:
@@ -156,40 +189,65 @@ def is_conv1d(layer: nn.Module) -> bool:
 
 def is_graftable(layer: nn.Module) -> bool:
     """Whether a low-rank branch can be put beside this layer."""
-    return isinstance(layer, nn.Embedding) or is_linear(layer)
+    return isinstance(layer, nn.Embedding | nn.Conv2d) or is_linear(layer)
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether this is a linear layer: torch's, transformers' `Conv1D`, or one that offers its product itself."""
+    """Whether this is a linear layer: torch's, transformers' `Conv1D`, or one that offers its product itself.
+
+    The output layer of `nn.MultiheadAttention` is none: its weight is used without calling it.
+    """
+    if type(layer).__name__ == "NonDynamicallyQuantizableLinear":
+        return False
     return isinstance(layer, nn.Linear) or is_conv1d(layer) or hasattr(layer, "input_gradient")
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
-    """(in, out) of a layer that can be grafted; (entries, width) of an embedding."""
+    """(in, out) of a layer that can be grafted; (entries, width) of an embedding, (channels · kernel, channels)."""
     if isinstance(layer, nn.Embedding):
         return layer.num_embeddings, layer.embedding_dim
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels * math.prod(layer.kernel_size), layer.out_channels
     if is_conv1d(layer):
         rows, columns = layer.weight.shape  # type: ignore[misc]
         return int(rows), int(columns)
     return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
 
 
+def oriented(layer: nn.Module) -> Tensor:
+    """The frozen weight as [out, in], of a convolution as [out, in / groups, height, width]."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.T if _stored_as_in_out(layer) else weight
+
+
 def wrap(layer: nn.Module) -> Grafted:
     """The grafted form of a layer, with no adapter in it yet."""
+    if isinstance(layer, nn.Conv2d):
+        return LoraConv2d(layer)
     return LoraEmbedding(layer) if isinstance(layer, nn.Embedding) else LoraLinear(layer)
 
 
-def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: bool | Literal["gaussian"]) -> LowRank:
+def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: bool | str) -> LowRank:
     """A fresh pair for `layer`, initialised as PEFT does (see `LoraConfig.init_lora_weights`)."""
-    in_features, out_features = features(layer)
     like: Tensor = layer.weight  # type: ignore[assignment]
-    pair = LowRank(in_features, out_features, r, scaling, dropout, like)
+    dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
+    if isinstance(layer, nn.Conv2d):
+        shapes = LoraConv2d.shapes(layer, r)
+    else:
+        in_features, out_features = features(layer)
+        shapes = (r, in_features), (out_features, r)
+    A, B = (torch.empty(shape, dtype=dtype, device=like.device) for shape in shapes)
+    pair = LowRank(A, B, scaling, dropout)
     if isinstance(layer, nn.Embedding):
         nn.init.normal_(pair.B)
         nn.init.zeros_(pair.A) if init else nn.init.normal_(pair.A)
     elif init == "gaussian":
         nn.init.normal_(pair.A, std=1 / r)
         nn.init.zeros_(pair.B)
+    elif init == "orthogonal":
+        orthogonal_start(pair)
+    elif isinstance(init, str):
+        pissa_start(pair, oriented(layer), init)
     else:
         nn.init.kaiming_uniform_(pair.A, a=math.sqrt(5))
         nn.init.zeros_(pair.B) if init else nn.init.kaiming_uniform_(pair.B, a=math.sqrt(5))
@@ -198,6 +256,12 @@ def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: boo
 
 def merged_weight(layer: nn.Module, pair: LowRank) -> Tensor:
     """W + ΔW in the layer's own layout and dtype, summed in the pair's precision; a new tensor."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    delta = pair.delta() if isinstance(layer, nn.Linear) else pair.delta().T
-    return (weight.to(delta.dtype) + delta).to(weight.dtype)
+    weight, delta = oriented(layer), pair.delta()
+    whole = weight.to(delta.dtype) + delta
+    if pair.magnitude is not None:
+        whole = rescale(whole, pair.magnitude)
+    return (whole.T if _stored_as_in_out(layer) else whole).to(weight.dtype).contiguous()
+
+
+def _stored_as_in_out(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Embedding) or is_conv1d(layer)

@@ -9,8 +9,8 @@ gradient taken as they are:
 
 The low-rank parts are added in place; kept for the backward pass are x (which layers that read the same one share),
 m (a byte for each element) and low [rows, r], and nothing of the output's size. dx is left out where nothing below asks
-for it. A and B are cast to the activations' dtype for the products (they are small), and their gradients come back in
-their own.
+for it; where A is frozen (LoRA-FA), dA is, and x is not kept. A and B are cast to the activations' dtype for the
+products (they are small), and their gradients come back in their own.
 """
 
 from typing import Any
@@ -86,7 +86,8 @@ class _GraftedProduct(torch.autograd.Function):
         low = seen @ A.to(x.dtype).T
         y = frozen_product(layer, x)
         y.addmm_(low, B.to(x.dtype).T, alpha=scale)
-        ctx.save_for_backward(x, mask, low, A, B)
+        needs_x, needs_A = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if needs_A else None, mask if needs_x or needs_A else None, low, A, B)
         ctx.layer, ctx.scale = layer, scale
         return y
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from tsugiki.lora.layer import LoraEmbedding, LoraLinear
+from tsugiki.lora.layer import Grafted
 
 Undo: TypeAlias = "partial[None]"
 """Brings back what something replaced. A closure would be shared by deep copies of the model, and act on the first."""
@@ -38,7 +38,7 @@ def parameter_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     """The module, below any graft, whose parameter `path` names, and the parameter's name in it."""
     owner_path, _, attribute = path.rpartition(".")
     owner = model.get_submodule(owner_path)
-    return (owner.base_layer if isinstance(owner, LoraLinear | LoraEmbedding) else owner), attribute
+    return (owner.base_layer if isinstance(owner, Grafted) else owner), attribute
 
 
 def cast_parameters(owner: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Undo:

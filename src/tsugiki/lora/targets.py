@@ -10,7 +10,7 @@ from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import LoraEmbedding, LoraLinear, features, is_graftable, is_linear
+from tsugiki.lora.layer import Grafted, LoraLinear, features, is_graftable, is_linear
 from tsugiki.lora.replace import CHILD
 
 _LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -51,7 +51,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
 
     Raises:
         TsugikiError: nothing matches (the message lists what would), or something matches that is no
-            linear layer and no embedding.
+            linear layer, no embedding and no convolution.
     """
     layers = dict(base_modules(model))
     matched = [name for name in layers if _is_target(model, name, layers[name], config)]
@@ -95,7 +95,7 @@ def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     there."""
     found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, LoraLinear | LoraEmbedding):
+        if isinstance(module, Grafted):
             found.append((name, module.base_layer))
         elif not re.search(rf"(^|\.)(base_layer|lora|{CHILD})(\.|$)", name) and name:
             found.append((name, module))

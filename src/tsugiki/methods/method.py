@@ -37,6 +37,12 @@ class Form:
     from_json: Callable[[Mapping[str, Any]], Any]
     """The form's own fields -> its config. Raises TsugikiError for a field that would change the result and that is not
     known; the message need not name the file."""
+    fill: Callable[[nn.Module, Any, Mapping[str, Tensor]], None] | None = None
+    """Puts stored tensors, which have the names and shapes of `tensors`, into an adapter; None where `tensors` gives
+    the parameters themselves, to be copied into."""
+    beside: Callable[[Any], dict[str, Any]] | None = None
+    """Config -> those of its settings that PEFT has no field for; they are kept in a file that PEFT does not read, and
+    replace what `from_json` makes of PEFT's fields."""
 
 
 @dataclass(frozen=True)

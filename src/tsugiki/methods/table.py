@@ -32,6 +32,27 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ia3": Method("additive", "a factor for each key, value and inner feature", IA3),
         "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
         "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
+        "dora": Method(
+            "reparametrised",
+            "LoRA that turns each row of the weight, whose length trains apart",
+            LORA,
+            {"use_dora": True},
+            slow="keeps each layer's product, and takes two under lora_dropout; a grafted head makes whole logits",
+        ),
+        "lora+": Method("reparametrised", "LoRA whose B learns faster than A, by loraplus_lr_ratio", LORA),
+        "pissa": Method(
+            "reparametrised",
+            "LoRA that begins with the principal part of each weight",
+            LORA,
+            {"init_lora_weights": "pissa"},
+        ),
+        "orthogonal": Method(
+            "reparametrised",
+            "LoRA that begins with factors at right angles",
+            LORA,
+            {"init_lora_weights": "orthogonal"},
+        ),
+        "lora-fa": Method("reparametrised", "LoRA with A frozen: no layer keeps its input", LORA, {"freeze_A": True}),
         "bitfit": Method(
             "selective", "the biases alone", SELECTIVE, {"target_parameters": ["bias"]}, peft=False, slow=_IN_FLOAT32
         ),

@@ -12,7 +12,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import RunConfig, read_yaml, validated
 
 _OWN = (
-    *("method", "lora", "adapter", "learning_rate", "optimizer"),
+    *("method", "lora", "adapter", "learning_rate", "loraplus_lr_ratio", "optimizer"),
     *("weight_decay", "base_dropout", "arithmetic", "stored"),
 )
 """What may differ from method to method; all else is the budget and the text, which they share."""

@@ -102,6 +102,8 @@ class TrainingSettings(BaseModel):
 
 FULL = "full"
 """The method that trains every weight."""
+LORA_PLUS = "lora+"
+"""The method that is LoRA with a learning rate of its own for B."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ADAPTERS_HAVE_NO = ("arithmetic", "stored")
 
@@ -130,6 +132,8 @@ class RunConfig(TrainingSettings):
     What trains is float32 in any case."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)  # type: ignore[arg-type]
     """Of the methods that are LoRA's."""
+    loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)
+    """Of method lora+: the learning rate of B over that of A, which is `learning_rate`."""
     adapter: dict[str, Any] = {}
     """Settings of any other method, as `tsugiki methods NAME` lists them."""
 
@@ -141,6 +145,8 @@ class RunConfig(TrainingSettings):
             raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
         if self.method == FULL:
             return self
+        if self.method == LORA_PLUS and self.optimizer != "adamw":
+            raise ValueError(f"method {LORA_PLUS} goes with optimizer adamw; leave {self.optimizer} out")
         self.adapter_config()
         if self.frozen not in (None, "fp32") and self.part_of_the_base_trains():
             raise ValueError(
@@ -173,9 +179,10 @@ class RunConfig(TrainingSettings):
         return self.model_dump(mode="json", exclude=set(self._useless()))
 
     def _useless(self) -> tuple[str, ...]:
+        ratio = () if self.method == LORA_PLUS else ("loraplus_lr_ratio",)
         if self.method == FULL:
-            return ("lora", "adapter", "frozen")
-        return (*_ADAPTERS_HAVE_NO, "adapter" if METHODS[self.method].form is LORA else "lora")
+            return ("lora", "adapter", "frozen", *ratio)
+        return (*_ADAPTERS_HAVE_NO, "adapter" if METHODS[self.method].form is LORA else "lora", *ratio)
 
 
 def _said(lora: LoraConfig) -> dict[str, Any]:

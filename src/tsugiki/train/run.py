@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainingArguments, set_seed
 
 from tsugiki.adapters.files import WEIGHTS_FILE
@@ -17,8 +18,9 @@ from tsugiki.errors import TsugikiError
 from tsugiki.models import load_tokenizer
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import checkpoints
-from tsugiki.train.config import RunConfig
+from tsugiki.train.config import LORA_PLUS, RunConfig
 from tsugiki.train.isolation import Isolation
+from tsugiki.train.loraplus import loraplus
 from tsugiki.train.model_files import MODEL_FILE
 from tsugiki.train.muon import muon
 from tsugiki.train.preparation import Prepared, pack_data, read_data
@@ -207,8 +209,14 @@ def _parts(way: Way, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
         save=lambda module, folder: way.save(module, tokenizer, folder, "float32"),
         refill=way.refill,
         gradients=way.gradients(model, config),
-        optimizer=muon(model, config) if config.optimizer == "muon" else None,
+        optimizer=_optimizer(model, config),
     )
+
+
+def _optimizer(model: "PreTrainedModel", config: RunConfig) -> torch.optim.Optimizer | None:
+    if config.method == LORA_PLUS:
+        return loraplus(model, config)
+    return muon(model, config) if config.optimizer == "muon" else None
 
 
 def _arguments(config: RunConfig, rows: int) -> TrainingArguments:

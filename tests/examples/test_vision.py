@@ -1,0 +1,59 @@
+"""The example beyond language models, in short and as it stands."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tsugiki import LoraConfig
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "vision" / "train_vision.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("train_vision", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "trained"),
+    # a pair of rank 2: in · kernel + out, of the stem, the two steps of a block; of the patches, queries, feed-forward
+    [
+        ("small_resnet", r"0|2\.conv\d", 2 * (9 + 16 + 2 * (16 * 9 + 16))),
+        ("small_vit", ["projection", "q_proj", "fc1"], 2 * (16 + 64 + 2 * (64 + 64) + 2 * (64 + 128))),
+    ],
+)
+def test_a_few_steps_of_it(
+    script: Any, name: str, targets: Any, trained: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=targets)
+    script.adapt("a model", getattr(script, name), config, 4, tmp_path)
+    said = capsys.readouterr().out
+    assert f"  {trained:,} parameters train" in said
+    assert "the logits agree" in said
+    assert {path.name for path in tmp_path.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_the_images_are_of_four_kinds_and_can_be_inverted(script: Any):
+    plain, labels = script.draw(64, False, torch.Generator().manual_seed(0))
+    inverted, again = script.draw(64, True, torch.Generator().manual_seed(0))
+    assert torch.equal(labels, again)
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+    assert float(plain.mean()) < 0.3 < 0.7 < float(inverted.mean())
+
+
+@pytest.mark.slow
+def test_the_adapters_learn_what_the_script_says(script: Any, capsys: pytest.CaptureFixture[str]):
+    script.main()
+    said = capsys.readouterr().out
+    found = [int(line.split()[5].rstrip("%")) for line in said.splitlines() if "with the adapter it tells" in line]
+    assert len(found) == 2
+    assert min(found) >= 85

@@ -1,0 +1,304 @@
+"""LoRA on convolutions, with PEFT as the oracle, and running statistics that stay the base's."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.tiny import relative_error, shake
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    save_adapter,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+    unmerge,
+)
+from tsugiki.lora.conv import LoraConv2d
+from tsugiki.lora.graft import is_grafted
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Net(nn.Module):
+    """Convolutions of several kinds, with normalisation, and a linear head."""
+
+    def __init__(self, groups: int = 1, norm: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.second = nn.Conv2d(8, 12, (3, 5), padding=(0, 2), bias=False, groups=groups)
+        self.one = nn.Conv2d(12, 6, 1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        x = F.relu(self.one(F.relu(self.second(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def net(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    return Net(**settings).eval()
+
+
+def images(rows: int = 5, seed: int = 1) -> Tensor:
+    return torch.randn(rows, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+
+
+FIELDS: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": ["first", "second", "one", "fc"]}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "biases": {"bias": "lora_only"},
+    "ranks": {"rank_pattern": {"first": 2}, "alpha_pattern": {"one": 3}},
+    "saved": {"target_modules": ["first", "second"], "modules_to_save": ["fc"]},
+}
+
+
+def theirs_like(model: Any, variant: str) -> Any:
+    return peft.get_peft_model(model, peft.LoraConfig(**{**FIELDS, **VARIANTS[variant]})).eval()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_files_go_both_ways(groups: int, variant: str, tmp_path: Path):
+    if variant == "dora" and groups > 1:
+        pytest.skip("refused")
+    model, x = net(groups=groups), images()
+    base = model(x)
+    graft(model, LoraConfig(**{**FIELDS, **VARIANTS[variant]}))
+    assert torch.equal(model(x), base)
+    assert torch.equal(model.train()(x), base)
+    adapted = shake(model.eval())(x)
+    assert relative_error(adapted, base) > 1e-2
+    save_adapter(model, tmp_path / "ours")
+    other = peft.PeftModel.from_pretrained(net(groups=groups), tmp_path / "ours").eval()
+    assert relative_error(other(x), adapted) < 1e-5
+    again = net(groups=groups)
+    load_adapter(again, tmp_path / "ours")
+    assert torch.equal(again(x), adapted)
+
+    theirs = shake(theirs_like(net(groups=groups), variant), seed=4)
+    theirs.save_pretrained(tmp_path / "theirs")
+    mine = net(groups=groups)
+    load_adapter(mine, tmp_path / "theirs")
+    assert relative_error(mine(x), theirs(x)) < 1e-5
+    stored, given = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
+    assert {key: t.shape for key, t in stored.items()} == {key: t.shape for key, t in given.items()}
+    with disable_adapter(mine):
+        assert torch.equal(mine(x), base)
+
+
+@pytest.mark.parametrize("variant", ["plain", "dora"])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_steps_are_pefts(p: float, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def same(x: Tensor, p: float = 0.5) -> Tensor:  # one mask for both
+        return x * (torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(x.shape[1])) >= p) / (1 - p)
+
+    monkeypatch.setitem(
+        VARIANTS, "here", {**VARIANTS[variant], "lora_dropout": p, "target_modules": ["first", "second"]}
+    )
+    theirs = shake(theirs_like(net(), "here"))
+    theirs.save_pretrained(tmp_path / "start")
+    ours = net()
+    load_adapter(ours, tmp_path / "start")
+    monkeypatch.setattr("tsugiki.lora.conv.dropout", lambda x, p: same(x, p) if p else x)
+    if p:
+        theirs.train()
+        for module in theirs.modules():
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout.default.forward = same
+    ours.train()
+    for model in (theirs, ours):
+        optimizer = torch.optim.AdamW([q for q in model.parameters() if q.requires_grad], lr=1e-2)
+        for seed in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images(seed=seed)), torch.tensor([0, 1, 2, 3, 0])).backward()
+            optimizer.step()
+    for module in theirs.modules():
+        vars(module).pop("forward", None)
+    assert relative_error(ours.eval()(images()), theirs.eval()(images())) < 1e-4
+    theirs.save_pretrained(tmp_path / "theirs")
+    save_adapter(ours, tmp_path / "ours")
+    mine, other = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
+    for key, tensor in mine.items():
+        assert relative_error(tensor, other[key]) < 1e-4, key
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merged_it_is_peft_merged(variant: str, tmp_path: Path):
+    theirs = shake(theirs_like(net(), variant))
+    theirs.save_pretrained(tmp_path)
+    model, x = net(), images()
+    base = model(x)
+    load_adapter(model, tmp_path)
+    adapted = model(x)
+    assert relative_error(merge(model)(x), adapted) < 1e-5
+    assert torch.equal(unmerge(model)(x), adapted)
+    with disable_adapter(model):
+        assert torch.equal(model(x), base)
+    ours = dict(ungraft(merge(model)).named_parameters())
+    assert type(model.first) is nn.Conv2d
+    for name, weight in theirs.merge_and_unload().named_parameters():
+        assert relative_error(ours[name], weight) < 1e-5, name
+
+
+def test_exactly_the_pairs_train():
+    model = net(groups=2)
+    graft(model, LoraConfig(r=4, target_modules=["first", "second", "one"]))
+    assert {name: tuple(p.shape) for name, p in trainable_parameters(model).items()} == {
+        "first.lora.A": (4, 3, 3, 3),
+        "first.lora.B": (8, 4, 1, 1),
+        "second.lora.A": (4, 8, 3, 5),
+        "second.lora.B": (12, 2, 1, 1),
+        "one.lora.A": (4, 12, 1, 1),
+        "one.lora.B": (6, 4, 1, 1),
+    }
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 6, 3, padding=2, dilation=2),
+        nn.Conv2d(3, 6, (2, 3), stride=(2, 1), padding="valid"),
+        nn.Conv2d(3, 6, 3, padding="same", dilation=3, bias=False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_it_is_the_convolution_with_the_merged_kernel(layer: nn.Conv2d, dtype: torch.dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(copy.deepcopy(layer)).to(dtype)
+    graft(model, LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    assert isinstance(model[0], LoraConv2d)
+    x = torch.randn(2, 3, 9, 9).to(dtype)
+    adapted = model(x)
+    assert adapted.dtype == dtype
+    assert model[0].lora.A.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    assert relative_error(merge(model)(x), adapted) < tolerance
+    assert model[0].weight is model[0].base_layer.weight
+
+
+def test_dropout_is_of_the_low_rank_way_and_of_training_alone():
+    model = net()
+    graft(model, LoraConfig(r=4, target_modules=["second"], lora_dropout=0.5))
+    x = images()
+    shake(model)
+    assert torch.equal(model(x), model(x))
+    assert not torch.equal(model.train()(x), model(x))
+    ungraft(model)
+    assert torch.equal(model(x), net()(x))
+
+
+def test_switched_and_copied():
+    model, x = net(norm=True), images()
+    base = model(x)
+    found = {}
+    for name, fields in {"one": {"r": 2}, "two": {"r": 4, "use_dora": True}, "fa": {"freeze_A": True}}.items():
+        graft(model, LoraConfig(target_modules=["first", "one"], **fields), name)
+        found[name] = shake(model)(x)
+    assert set(trainable_parameters(model)) == {"first.lora.B", "one.lora.B"}
+    twin = copy.deepcopy(model)
+    for name, wanted in found.items():
+        set_adapter(model, name)
+        assert torch.equal(model(x), wanted)
+        shake(model, seed=5)
+    for name, wanted in found.items():
+        set_adapter(twin, name)
+        assert torch.equal(twin(x), wanted)
+    with disable_adapter(model):
+        assert torch.equal(model(x), base)
+
+
+def test_running_statistics_are_used_and_not_moved():
+    model, x = net(norm=True), images()
+    with torch.no_grad():
+        model.train()(3 * x + 1)  # statistics that are not the first ones
+    base, state = model.eval()(x), copy.deepcopy(model.state_dict())
+    graft(model, LoraConfig(r=2, target_modules=["first"], modules_to_save=["fc"]))
+    assert torch.equal(model.train()(x), base)
+    twin = copy.deepcopy(model).train()
+    twin(x)
+    assert not twin.norm.training
+    assert model.norm.training is False
+    shake(model)
+    model(5 * x)
+    ungraft(model)
+    assert model.norm.training, "the mode of the model again"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    model(x)
+    assert not torch.equal(model.norm.running_mean, state["norm.running_mean"])
+
+
+def test_a_module_that_trains_whole_has_statistics_of_its_own(tmp_path: Path):
+    def block() -> Any:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"body": nn.Conv2d(3, 4, 3), "head": nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))})
+
+    def forward(model: Any, x: Tensor) -> Tensor:
+        return model["head"](model["body"](x))
+
+    model, x = block().eval(), images()
+    base = forward(model, x)
+    for name in ("one", "two"):
+        graft(model, LoraConfig(r=2, target_modules=["body"], modules_to_save=["head"]), name)
+        before = model["head"][0].running_mean.clone()
+        forward(model.train(), x)
+        assert not torch.equal(model["head"][0].running_mean, before)
+    adapted = forward(shake(model.eval()), x)
+    save_adapter(model, tmp_path)
+    other = block().eval()
+    load_adapter(other, tmp_path)
+    assert torch.equal(forward(other, x), adapted)
+    with disable_adapter(model):
+        assert torch.equal(forward(model, x), base)
+
+
+@pytest.mark.parametrize(
+    ("layer", "fields", "said"),
+    [
+        (nn.Conv2d(4, 4, 3, groups=4), {"r": 6}, "0 is a Conv2d in 4 groups, and rank 6 is no multiple of that"),
+        (nn.Conv2d(4, 4, 3, groups=2), {"use_dora": True}, "use_dora: 0 is a Conv2d in 2 groups"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), {}, "0 is a Conv2d that pads with circular"),
+        (nn.Conv2d(4, 4, 3), {"init_lora_weights": "pissa"}, "'pissa' is of linear layers, and 0 is a Conv2d"),
+        (nn.Conv2d(4, 4, 3), {"init_lora_weights": "orthogonal"}, "'orthogonal' is of linear layers"),
+        (nn.ConvTranspose2d(4, 4, 3), {}, "matches 0, a ConvTranspose2d, which cannot be grafted"),
+    ],
+)
+def test_what_does_not_fit_is_refused(layer: nn.Module, fields: dict[str, Any], said: str):
+    model = nn.Sequential(layer)
+    with pytest.raises(TsugikiError, match=said):
+        graft(model, LoraConfig(target_modules=["0"], **fields))
+    assert not is_grafted(model)
+
+
+def test_a_convolution_in_groups_is_not_merged():
+    model = net(groups=2)
+    graft(model, LoraConfig(**FIELDS))
+    adapted = shake(model)(images())
+    with pytest.raises(TsugikiError, match="second is a convolution in 2 groups, into whose kernel no pair"):
+        merge(model)
+    assert torch.equal(model(images()), adapted)
+
+
+def test_a_model_without_a_config_asks_for_names():
+    with pytest.raises(
+        TsugikiError, match="no default target_modules for 'Net'.*can be grafted: fc, first, one, second"
+    ):
+        graft(net(), LoraConfig())

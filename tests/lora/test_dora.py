@@ -1,0 +1,171 @@
+"""DoRA's layer: the quick way beside the definition, and the edges of both."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tests.fast.kept import kept_bytes
+from tests.tiny import relative_error
+from tsugiki.frozen.int8 import Int8Linear
+from tsugiki.lora.dora import add_magnitude, dora_factor, plain_factor
+from tsugiki.lora.layer import LoraLinear, new_pair, oriented, wrap
+
+LAYERS = {
+    "linear": nn.Linear,
+    "no bias": functools.partial(nn.Linear, bias=False),
+    "conv1d": lambda wide, out: Conv1D(out, wide),
+}
+
+
+def grafted(
+    kind: str = "linear", dtype: torch.dtype = torch.float32, p: float = 0.0, shape: tuple[int, int] = (24, 40)
+) -> Any:
+    """A frozen layer with a DoRA pair of rank 3 that has been moved, in training mode."""
+    torch.manual_seed(0)
+    base = LAYERS[kind](*shape).to(dtype).requires_grad_(False)
+    if base.bias is not None:
+        nn.init.normal_(base.bias)
+    module: Any = LoraLinear(base).train()
+    module.lora = new_pair(base, 3, 0.7, p, False)
+    add_magnitude(module.lora, oriented(base))
+    with torch.no_grad():
+        for parameter in module.lora.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return module
+
+
+def results(module: Any, forward: Any, x: Tensor) -> dict[str, Tensor]:
+    for tensor in (x, *module.parameters()):
+        tensor.grad = None
+    y = forward(x)
+    (y * torch.arange(1.0, y.numel() + 1).view(y.shape).sin()).sum().backward()
+    pair = module.lora
+    return {"y": y.detach(), "x": x.grad, "A": pair.A.grad, "B": pair.B.grad, "magnitude": pair.magnitude.grad}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_quick_way_is_the_definition(kind: str, dtype: torch.dtype):
+    module = grafted(kind, dtype)
+    x = torch.randn(2, 7, 24).to(dtype).requires_grad_()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    plain = results(module, module.plain, x)
+    for name, value in results(module, module, x).items():
+        assert value.dtype == plain[name].dtype
+        assert relative_error(value, plain[name]) < tolerance, name
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_definition_is_the_formula(kind: str):
+    module = grafted(kind, torch.float64)
+    pair, layer = module.lora, module.base_layer
+    whole = oriented(layer) + 0.7 * pair.B @ pair.A
+    factor = pair.magnitude / whole.detach().norm(dim=1)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    expected = factor * (x @ whole.T) + (0 if layer.bias is None else layer.bias)
+    torch.testing.assert_close(module.plain(x), expected)
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_gradcheck_but_for_the_norm_which_is_a_constant(monkeypatch: pytest.MonkeyPatch):
+    module = grafted(dtype=torch.float64, shape=(5, 4))
+    pair = module.lora
+    factor = dora_factor(module.base_layer.weight, pair).detach() / pair.magnitude.detach()
+    monkeypatch.setattr("tsugiki.lora.dora.dora_factor", lambda weight, pair: pair.magnitude * factor)
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: module(x), (x, pair.A, pair.B, pair.magnitude))
+
+
+def test_the_norm_gets_no_gradient():
+    module = grafted(dtype=torch.float64)
+    for factor in (dora_factor, plain_factor):
+        module.zero_grad()
+        factor(module.base_layer.weight, module.lora).sum().backward()
+        assert module.lora.A.grad is None
+        assert module.lora.B.grad is None
+        assert module.lora.magnitude.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_with_dropout_too_and_it_rests_in_evaluation(kind: str, dtype: torch.dtype):
+    module = grafted(kind, dtype, p=0.5)
+    x = torch.randn(16, 24).to(dtype).requires_grad_()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    torch.manual_seed(3)
+    plain = results(module, module.plain, x)
+    torch.manual_seed(3)
+    for name, value in results(module, module, x).items():
+        assert relative_error(value, plain[name]) < tolerance, name
+    assert not torch.equal(module(x), module(x))
+    module.eval()
+    assert relative_error(module(x), module.plain(x)) < tolerance
+    assert torch.equal(module(x), module(x))
+
+
+def test_a_row_of_zeros_stays_finite():
+    layer = nn.Linear(6, 4)
+    with torch.no_grad():
+        layer.weight[1] = 0
+    layer.requires_grad_(False)
+    module: Any = wrap(layer).train()
+    module.lora = new_pair(layer, 2, 1.0, 0.0, True)
+    add_magnitude(module.lora, layer.weight)
+    x = torch.randn(3, 6)
+    for forward in (module, module.plain):
+        assert torch.equal(forward(x), layer(x))
+        forward(x).sum().backward()
+        for parameter in module.lora.parameters():
+            assert torch.isfinite(parameter.grad).all()
+    with torch.no_grad():
+        module.lora.B.add_(0.1)
+    torch.testing.assert_close(module(x), module.plain(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_begins_as_its_base_and_is_near_the_layer_that_it_stands_for(dtype: torch.dtype):
+    exact = grafted(dtype=dtype, shape=(64, 96))
+    layer = Int8Linear.from_layer(exact.base_layer, dtype)
+    module: Any = LoraLinear(layer).train()
+    module.lora = new_pair(layer, 3, 0.7, 0.0, True)
+    add_magnitude(module.lora, layer.weight)
+    x = torch.randn(16, 64).to(dtype)
+    assert torch.equal(module(x), layer(x))
+    with torch.no_grad():
+        for mine, other in zip(module.lora.parameters(), exact.lora.parameters(), strict=True):
+            mine.copy_(other)
+    assert relative_error(module(x), exact(x)) < 2e-2
+
+
+def test_what_is_kept_is_one_of_the_outputs_size():
+    module = grafted("no bias")
+    x = torch.randn(64, 24)
+    kept = kept_bytes(lambda: module(x), [x, *module.parameters(), *module.buffers()])
+    # z, low, and g's [out]; the definition keeps more.
+    assert 64 * 40 * 4 <= kept <= 64 * (40 + 3) * 4 + 8 * 40 * 4
+    assert kept < kept_bytes(lambda: module.plain(x), [x, *module.parameters(), *module.buffers()])
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "embedding"])
+def test_under_autocast_it_begins_as_its_base_too(kind: str):
+    torch.manual_seed(0)
+    layer = (nn.Embedding(24, 40) if kind == "embedding" else LAYERS[kind](24, 40)).requires_grad_(False)
+    module: Any = wrap(layer).train()
+    module.lora = new_pair(layer, 3, 0.7, 0.0, True)
+    add_magnitude(module.lora, oriented(layer))
+    x = torch.arange(7) if kind == "embedding" else torch.randn(7, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(x), layer(x))
+
+
+def test_compiled_it_is_the_definition():
+    module = grafted()
+    x = torch.randn(4, 24, requires_grad=True)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    plain = results(module, module.plain, x)
+    for name, value in results(module, compiled, x).items():
+        torch.testing.assert_close(value, plain[name], msg=name)

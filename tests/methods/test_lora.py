@@ -1,0 +1,641 @@
+"""LoRA's relatives (DoRA, PiSSA, orthogonal factors, LoRA-FA) on whole models, with PEFT as the oracle."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.fast.kept import kept_bytes
+from tests.tiny import ids, logits, relative_error, save_tiny, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    save_adapter,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+    unmerge,
+)
+from tsugiki.adapters.files import refill_adapter
+from tsugiki.lora.graft import is_grafted
+from tsugiki.methods.table import METHODS
+from tsugiki.models import load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+SHAPES = ["gpt2", "llama", "gemma3_text"]
+TARGETS = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "gemma3_text": ["q_proj", "down_proj"]}
+EMBEDDING = {"gpt2": "wte", "llama": "embed_tokens", "gemma3_text": "embed_tokens"}
+NAMES = ["dora", "lora+", "pissa", "orthogonal", "lora-fa"]
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def config_of(name: str, kind: str = "gpt2", **more: Any) -> Any:
+    return METHODS[name].configure({"r": 4, "lora_alpha": 12, "target_modules": TARGETS[kind], **more})
+
+
+def peft_model(kind: str, **fields: Any) -> Any:
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": TARGETS[kind], "task_type": "CAUSAL_LM", **fields}
+    return peft.get_peft_model(tiny_model(kind), peft.LoraConfig(**settings)).eval()
+
+
+def file_name(name: str) -> str:
+    """Under what PEFT stores one of its parameters."""
+    return (
+        name.replace("base_model.model.", "")
+        .replace(".default", "")
+        .replace("magnitude_vector.weight", "magnitude_vector")
+    )
+
+
+def our_name(name: str) -> str:
+    """The file's name of one of our parameters; of an embedding's too."""
+    path, _, part = name.partition(".lora.")
+    form = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}[part]
+    embedding = path.endswith(("wte", "embed_tokens")) and part != "magnitude"
+    return f"{path}.lora_embedding_{part}" if embedding else f"{path}.{form}"
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_before_training_it_is_the_base(name: str, kind: str):
+    model = tiny_model(kind)
+    base = logits(model)
+    graft(model, config_of(name, kind, lora_dropout=0.5))
+    for mode in (False, True):
+        with torch.no_grad():
+            found = model.train(mode)(input_ids=ids()).logits
+        if name == "orthogonal":
+            assert relative_error(found, base) < 1e-5
+            assert mode or not torch.equal(found, base), "both factors are there"
+        else:
+            assert torch.equal(found, base)
+    assert relative_error(logits(shake(model)), base) > 1e-2, "a dead adapter"
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+    ungraft(model)
+    assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exactly_what_trains(name: str):
+    model = tiny_model()
+    graft(
+        model,
+        config_of(
+            name, target_modules=["attn.c_attn", "wte"] if name != "pissa" and name != "orthogonal" else ["attn.c_attn"]
+        ),
+    )
+    shapes = {path: tuple(p.shape) for path, p in trainable_parameters(model).items()}
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, wide, out in [
+        *((f"transformer.h.{i}.attn.c_attn.lora", 32, 96) for i in range(2)),
+        *([] if name in ("pissa", "orthogonal") else [("transformer.wte.lora", 96, 32)]),
+    ]:
+        if name != "lora-fa" or "wte" in path:
+            expected[f"{path}.A"] = (4, wide)
+        expected[f"{path}.B"] = (out, 4)
+        if name == "dora":
+            expected[f"{path}.magnitude"] = (out,)
+    assert shapes == expected
+    assert all(p.dtype == torch.float32 for p in trainable_parameters(model).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_frozen_weights_are_never_touched(name: str):
+    model = tiny_model("llama")
+    before = {path: p.detach().clone() for path, p in model.named_parameters()}
+    graft(model, config_of(name, "llama"))
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-1)
+    for _ in range(2):
+        model(input_ids=ids(), labels=ids()).loss.backward()
+        optimizer.step()
+    set_adapter_and_back(model)
+    for path, p in ungraft(model).named_parameters():
+        assert torch.equal(p, before[path]), path
+
+
+def set_adapter_and_back(model: Any) -> None:
+    graft(model, LoraConfig(r=2, target_modules="all-linear"), "other")
+    set_adapter(model, "default")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_switched_with_a_lora_on_the_same_layers(name: str):
+    model = tiny_model()
+    base = logits(model)
+    graft(model, LoraConfig(r=2), "lora")
+    lora = logits(shake(model))
+    graft(model, config_of(name), "other")
+    other = logits(shake(model))
+    assert relative_error(other, lora) > 1e-2
+    for _ in range(2):
+        set_adapter(model, "lora")
+        assert torch.equal(logits(model), lora)
+        set_adapter(model, "other")
+        assert torch.equal(logits(model), other)
+    twin = copy.deepcopy(model)
+    set_adapter(twin, "lora")
+    assert torch.equal(logits(twin), lora)
+    assert torch.equal(logits(model), other)
+    set_adapter(twin, "other")
+    shake(twin)
+    assert torch.equal(logits(model), other)
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_and_loaded_it_is_the_same_here_and_in_peft(name: str, kind: str, tmp_path: Path):
+    model = tiny_model(kind)
+    base = logits(model)
+    graft(model, config_of(name, kind, rank_pattern={TARGETS[kind][0]: 2}, alpha_pattern={TARGETS[kind][1]: 5}))
+    adapted = logits(shake(model))
+    assert relative_error(adapted, base) > 1e-2
+    save_adapter(model, tmp_path)
+    again = tiny_model(kind)
+    adapter = load_adapter(again, tmp_path)
+    assert torch.equal(logits(again), adapted)
+    assert set(trainable_parameters(again)) == set(trainable_parameters(model)), "it trains on as it was"
+    assert adapter.config.rank_of(f"x.{TARGETS[kind][0]}") == 2
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
+    assert relative_error(logits(theirs), adapted) < 1e-5
+    fields = json.loads((tmp_path / CONFIG).read_text())
+    assert not set(fields) - set(peft.LoraConfig().to_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_merging(name: str):
+    model = tiny_model("llama")
+    base = logits(model)
+    graft(model, config_of(name, "llama"))
+    adapted = logits(shake(model))
+    merged = logits(merge(model))
+    assert relative_error(merged, adapted) < 1e-5
+    assert torch.equal(logits(unmerge(model)), adapted)
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+    ungraft(merge(model))
+    assert torch.equal(logits(model), merged)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_generating_in_a_padded_batch_is_generating_alone(name: str):
+    model = tiny_model("llama")
+    graft(model, config_of(name, "llama"))
+    shake(model)
+    rows = [ids(1, length, seed=length)[0] for length in (5, 9)]
+    alone = [
+        model.generate(row[None], max_new_tokens=6, do_sample=False, pad_token_id=0)[0, len(row) :] for row in rows
+    ]
+    padded = torch.stack([torch.cat([torch.zeros(9 - len(row), dtype=torch.long), row]) for row in rows])
+    mask = torch.stack([torch.cat([torch.zeros(9 - len(row)), torch.ones(len(row))]) for row in rows]).long()
+    together = model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)[:, 9:]
+    for one, row in zip(alone, together, strict=True):
+        assert torch.equal(one, row)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_base_in_few_bits(name: str, precision: Any, tmp_path: Path):
+    folder = save_tiny(tmp_path / "base", "llama")
+    model = load_model(folder, precision)
+    base = logits(model)
+    graft(model, config_of(name, "llama"))
+    # int8 rounds what it multiplies, and with another rounding of the hidden states before it differs by that.
+    assert relative_error(logits(model), base) < (2e-2 if name == "orthogonal" else 1e-9)
+    assert all(p.dtype == torch.float32 for p in trainable_parameters(model).values())
+    model(input_ids=ids(), labels=ids()).loss.backward()
+    shake(model)
+    exact = load_model(folder, "fp32")
+    save_adapter(model, tmp_path / "adapter")
+    load_adapter(exact, tmp_path / "adapter")
+    assert relative_error(logits(model).float(), logits(exact)) < 5e-2
+    trained = {path: p.grad for path, p in trainable_parameters(model).items() if p.grad is not None}
+    assert set(trained) == set(trainable_parameters(model))
+
+
+# DoRA in PEFT: the same files, values, gradients, steps and merged weights.
+
+
+def dora_fields(kind: str, **more: Any) -> dict[str, Any]:
+    return {"use_dora": True, "target_modules": [*TARGETS[kind], EMBEDDING[kind]], **more}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_dora_of_peft_loads_here(kind: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, **dora_fields(kind, use_rslora=True)))
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model(kind)
+    base = logits(model)
+    load_adapter(model, tmp_path)
+    assert relative_error(logits(theirs), base) > 1e-2
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_dora_of_ours_loads_in_peft_under_its_keys(kind: str, tmp_path: Path):
+    model = tiny_model(kind)
+    graft(model, config_of("dora", kind, target_modules=[*TARGETS[kind], EMBEDDING[kind]]))
+    adapted = logits(shake(model))
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
+    assert relative_error(logits(theirs), adapted) < 1e-5
+    theirs.save_pretrained(tmp_path / "theirs")
+    mine, other = load_file(tmp_path / WEIGHTS), load_file(tmp_path / "theirs" / WEIGHTS)
+    assert {key: t.shape for key, t in mine.items()} == {
+        key: t.shape for key, t in other.items() if "base_layer" not in key
+    }
+
+
+def test_dora_begins_as_long_as_the_rows_are():
+    model = tiny_model("llama")
+    adapter = graft(model, config_of("dora", "llama", target_modules=["q_proj", "embed_tokens"]))
+    theirs = peft_model("llama", use_dora=True, target_modules=["q_proj", "embed_tokens"])
+    for path, pair in adapter.pairs.items():
+        wanted = theirs.base_model.model.get_submodule(path).lora_magnitude_vector.default.weight
+        torch.testing.assert_close(pair.magnitude.detach(), wanted.detach())
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_step_of_dora_is_pefts(kind: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, **dora_fields(kind)))
+    theirs.save_pretrained(tmp_path / "start")
+    ours = tiny_model(kind)
+    load_adapter(ours, tmp_path / "start")
+    steps_agree(ours.train(), theirs, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_dora_with_dropout_is_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # One mask for both, in the place of each one's own.
+    def same(x: torch.Tensor, p: float = 0.5, *_: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(x.shape[-1])
+        return x * (torch.rand(x.shape[-1], generator=generator) >= p) / (1 - p)
+
+    theirs = shake(peft_model(kind, use_dora=True, lora_dropout=0.5))
+    theirs.save_pretrained(tmp_path / "start")
+    ours = tiny_model(kind)
+    load_adapter(ours, tmp_path / "start")
+    monkeypatch.setattr("tsugiki.lora.dora.dropout", lambda x, p: same(x, p) if p else x)
+    for module in theirs.modules():
+        if type(module).__name__ == "Linear" and hasattr(module, "lora_dropout"):
+            module.train()
+            module.lora_dropout.default.forward = same
+    steps_agree(ours.train(), theirs, tmp_path)
+
+
+def steps_agree(ours: Any, theirs: Any, folder: Path) -> None:
+    """Gradients and two steps of AdamW are the same in both, and so is what is then stored."""
+    for model in (theirs, ours):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for seed in range(2):
+            optimizer.zero_grad()
+            model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
+            optimizer.step()
+    gradients = {file_name(name): p.grad for name, p in theirs.named_parameters() if p.requires_grad}
+    mine = {our_name(name): p.grad for name, p in trainable_parameters(ours).items()}
+    assert mine.keys() == gradients.keys()
+    for name, gradient in mine.items():
+        assert relative_error(gradient, gradients[name]) < 2e-5, name
+    theirs.save_pretrained(folder / "theirs")
+    save_adapter(ours, folder / "ours")
+    stored, other = (load_file(folder / who / WEIGHTS) for who in ("ours", "theirs"))
+    for key, tensor in stored.items():
+        assert relative_error(tensor, other[key]) < 1e-4, key
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_merged_dora_is_pefts(kind: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, use_dora=True))
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model(kind)
+    load_adapter(model, tmp_path)
+    ours = dict(ungraft(merge(model)).named_parameters())
+    expected = dict(theirs.merge_and_unload().named_parameters())
+    assert ours.keys() == expected.keys()
+    for name, weight in ours.items():
+        assert relative_error(weight, expected[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_grafted_head_gives_its_loss_and_gradients(name: str):
+    from tsugiki.fast.loss import chunked_loss, find_head, plain_loss
+
+    model = tiny_model("llama")
+    graft(model, config_of(name, "llama", target_modules=["lm_head"]))
+    shake(model)
+    head = find_head(model)
+    assert head is not None
+    hidden = model.base_model(input_ids=ids()).last_hidden_state
+    trained = trainable_parameters(model)
+    found = []
+    for loss_of in (chunked_loss, plain_loss):
+        loss = loss_of(hidden, head, ids())
+        found.append([loss, *torch.autograd.grad(loss, list(trained.values()))])
+    for quick, plain, what in zip(*found, ["loss", *trained], strict=True):
+        assert relative_error(quick, plain) < 1e-5, what
+
+
+# PiSSA in PEFT changes the base; converted to a LoRA of the base as it was, it is ours.
+
+
+def pissa_pair(kind: str, how: str, **more: Any) -> tuple[Any, Any]:
+    """Ours and PEFT's, begun on one base."""
+    torch.manual_seed(5)
+    theirs = peft_model(kind, init_lora_weights=how, **more)
+    torch.manual_seed(5)
+    ours = tiny_model(kind)
+    torch.manual_seed(5)
+    graft(ours, LoraConfig(r=4, lora_alpha=12, target_modules=TARGETS[kind], init_lora_weights=how, **more))
+    return ours, theirs
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_pissa_begins_and_steps_as_in_peft(kind: str, use_rslora: bool, tmp_path: Path):
+    ours, theirs = pissa_pair(kind, "pissa", use_rslora=use_rslora)
+    base = logits(tiny_model(kind))
+    assert torch.equal(logits(ours), base)
+    assert relative_error(logits(theirs), base) < 1e-4
+    for name, p in theirs.named_parameters():
+        if p.requires_grad:
+            path, _, part = file_name(name).partition(".lora_")
+            mine = getattr(ours.get_submodule(path).lora, part[0])
+            assert relative_error(mine, p) < 1e-5, name
+    theirs.peft_config["default"].init_lora_weights = True  # the factors as they begin, for the conversion
+    theirs.save_pretrained(tmp_path / "begun")
+    theirs.peft_config["default"].init_lora_weights = "pissa"
+    for model in (theirs, ours.train()):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        for seed in range(2):
+            optimizer.zero_grad()
+            model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
+            optimizer.step()
+    gradients = {file_name(name): p.grad for name, p in theirs.named_parameters() if p.requires_grad}
+    for name, p in trainable_parameters(ours).items():
+        assert relative_error(p.grad, gradients[our_name(name)]) < 1e-3, name
+    assert relative_error(logits(ours), logits(theirs)) < 1e-4
+    assert relative_error(logits(ours), base) > 1e-3, "two steps move it"
+
+    theirs.save_pretrained(tmp_path / "theirs", path_initial_model_for_weight_conversion=str(tmp_path / "begun"))
+    save_adapter(ours, tmp_path / "ours")
+    mine, other = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
+    assert mine.keys() == other.keys()
+    for key, tensor in mine.items():
+        assert relative_error(tensor, other[key]) < 1e-3, key
+    configs = [peft.LoraConfig.from_pretrained(tmp_path / who) for who in ("ours", "theirs")]
+    assert configs[0].r == configs[1].r == 8
+    assert configs[0].lora_alpha == pytest.approx(configs[1].lora_alpha)
+    assert configs[0].init_lora_weights is True
+    again = tiny_model(kind)
+    load_adapter(again, tmp_path / "theirs")
+    assert relative_error(logits(again), logits(ours)) < 1e-4
+
+
+def test_pissa_by_a_random_projection_begins_as_in_peft():
+    torch.manual_seed(0)
+    planted = 4 * torch.linalg.qr(torch.randn(32, 4))[0] @ torch.randn(4, 32) + 0.01 * torch.randn(32, 32)
+    models = [tiny_model("llama"), tiny_model("llama"), tiny_model("llama")]
+    for model in models:
+        model.model.layers[0].self_attn.q_proj.weight.data = planted.clone()
+    base = logits(models[0])
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj"]}
+    quick, exact = (
+        graft(model, LoraConfig(**settings, init_lora_weights=how)).pairs["model.layers.0.self_attn.q_proj"]
+        for model, how in zip(models, ["pissa_niter_3", "pissa"], strict=False)
+    )
+    theirs = peft.get_peft_model(models[2], peft.LoraConfig(**settings, init_lora_weights="pissa_niter_3"))
+    layer = theirs.base_model.model.model.layers[0].self_attn.q_proj
+    assert relative_error(quick.scaling * quick.B @ quick.A, layer.get_delta_weight("default")) < 1e-3
+    assert relative_error(quick.B @ quick.A, exact.B @ exact.A) < 1e-3
+    assert torch.equal(logits(models[0]), base)
+
+
+def test_pissa_is_the_best_approximation_of_its_rank():
+    model = tiny_model("llama")
+    pair = graft(model, config_of("pissa", "llama")).pairs["model.layers.0.mlp.down_proj"]
+    weight = model.model.layers[0].mlp.down_proj.base_layer.weight
+    rest = torch.linalg.svdvals((weight - pair.scaling * pair.B @ pair.A).detach())
+    torch.testing.assert_close(rest[:8], torch.linalg.svdvals(weight)[4:12], rtol=1e-4, atol=1e-6)
+
+
+def test_a_small_step_of_pissa_is_not_lost_in_16_bits():
+    # B A - B0 A0 as it stands would be a difference of products a thousand times larger.
+    model = tiny_model("llama").bfloat16()
+    exact = tiny_model("llama")
+    for one in (model, exact):
+        graft(one, config_of("pissa", "llama"))
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for _, p in sorted(trainable_parameters(one).items()):
+                p.add_(torch.randn(p.shape, generator=generator) * 2e-4)
+    layers = [one.model.layers[0].self_attn.q_proj for one in (model, exact)]
+    x = torch.randn(5, 32)
+    with torch.no_grad():
+        A, B = (t.bfloat16() for t in layers[0].lora.factors())
+        change = (x.bfloat16() @ A.T @ B.T).float()
+        wanted = x @ layers[1].lora.delta().T / layers[1].lora.scaling
+    assert relative_error(change, wanted) < 0.05
+
+
+def test_pissa_is_refilled_to_the_bit_from_a_file_that_any_peft_reads(tmp_path: Path):
+    model = tiny_model()
+    adapter = graft(model, config_of("pissa"))
+    shake(model)
+    save_adapter(model, tmp_path)
+    fields = json.loads((tmp_path / CONFIG).read_text())
+    assert (fields["r"], fields["lora_alpha"], fields["init_lora_weights"], fields["use_dora"]) == (8, 24, True, False)
+    other = tiny_model()
+    torch.manual_seed(9)
+    refilled = graft(other, config_of("pissa"))
+    shake(other, seed=8)
+    refill_adapter(other, tmp_path)
+    for path, pair in adapter.pairs.items():
+        for name in ("A", "B", "A0", "B0"):
+            assert torch.equal(getattr(pair, name), getattr(refilled.pairs[path], name)), (path, name)
+    save_adapter(other, tmp_path / "again")
+    for file in (WEIGHTS, CONFIG, "tsugiki.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_without_our_own_file_pissa_is_a_lora_of_twice_the_rank(tmp_path: Path):
+    model = tiny_model()
+    graft(model, config_of("pissa", use_rslora=True, rank_pattern={"c_attn": 3}))
+    adapted = logits(shake(model))
+    save_adapter(model, tmp_path)
+    (tmp_path / "tsugiki.json").unlink()
+    plain = tiny_model()
+    adapter = load_adapter(plain, tmp_path)
+    assert relative_error(logits(plain), adapted) < 1e-5
+    assert {pair.A.shape[0] for pair in adapter.pairs.values()} == {6, 8}
+    assert all(pair.A0 is None for pair in adapter.pairs.values())
+
+
+def test_dora_and_pissa_together(tmp_path: Path):
+    model = tiny_model("llama")
+    base = logits(model)
+    graft(model, config_of("pissa", "llama", use_dora=True))
+    assert torch.equal(logits(model), base)
+    adapted = logits(shake(model))
+    save_adapter(model, tmp_path)
+    again = tiny_model("llama")
+    load_adapter(again, tmp_path)
+    assert torch.equal(logits(again), adapted)
+    theirs = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path).eval()
+    assert relative_error(logits(theirs), adapted) < 1e-5
+    assert relative_error(logits(merge(model)), adapted) < 1e-5
+
+
+# Orthogonal factors.
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_orthogonal_factors_are_drawn_as_in_peft(kind: str):
+    torch.manual_seed(5)
+    ours = graft(tiny_model(kind), config_of("orthogonal", kind, r=8))
+    theirs = peft_model(kind, r=8, init_lora_weights="orthogonal")
+    for path, pair in ours.pairs.items():
+        layer = theirs.base_model.model.get_submodule(path)
+        for mine, other in ((pair.A, layer.lora_A.default.weight), (pair.B, layer.lora_B.default.weight)):
+            assert mine.shape == other.shape
+            assert float(mine.std()) == pytest.approx(float(other.std()), rel=0.5)
+        assert float((pair.B @ pair.A).abs().max()) < 1e-6
+        assert float(pair.A.abs().max()) > 1e-2
+        assert float(pair.B.abs().max()) > 1e-2
+
+
+def test_orthogonal_of_peft_loads_here(tmp_path: Path):
+    theirs = shake(peft_model("llama", init_lora_weights="orthogonal"))
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model("llama")
+    load_adapter(model, tmp_path)
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+
+
+# LoRA-FA.
+
+
+def test_lora_fa_keeps_no_inputs():
+    model = tiny_model("llama", num_hidden_layers=1)
+    targets = ["q_proj", "o_proj", "down_proj"]
+    kept = {}
+    for name in ("lora", "lora-fa"):
+        graft(model, METHODS[name].configure({"r": 2, "target_modules": targets}), name)
+        kept[name] = kept_bytes(lambda: model(input_ids=ids()).logits, model.parameters())
+    rows, float32 = 2 * 12, 4
+    # What o_proj and down_proj read is kept by nothing else; RMSNorm keeps what q_proj reads, or what makes it.
+    assert kept["lora"] - kept["lora-fa"] >= rows * (32 + 48) * float32
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_a_grafted_layer_of_lora_fa_keeps_no_input(p: float):
+    model = nn.Sequential(nn.Linear(24, 40))
+    x = torch.randn(64, 24)
+    sizes = {}
+    for name in ("lora", "lora-fa"):
+        graft(model, METHODS[name].configure({"r": 3, "target_modules": ["0"], "lora_dropout": p}), name)
+        sizes[name] = kept_bytes(lambda: model.train()(x), model.parameters())
+    assert sizes["lora-fa"] == 64 * 3 * 4, "low alone"
+    assert sizes["lora"] == 64 * 3 * 4 + 64 * 24 * (5 if p else 4), "x, and a byte for each element of the mask"
+
+
+def test_a_step_of_lora_fa_is_loras_with_a_left_out(tmp_path: Path):
+    theirs = shake(peft_model("llama"))
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "tsugiki.json").write_text(json.dumps({"format": 1, "base": {}, "adapter": {"freeze_A": True}}))
+    ours = tiny_model("llama")
+    load_adapter(ours, tmp_path)
+    for name, p in theirs.named_parameters():
+        p.requires_grad_("lora_B" in name)
+    steps_agree(ours, theirs, tmp_path)
+
+
+def test_lora_fa_is_stored_as_a_lora(tmp_path: Path):
+    model = tiny_model()
+    graft(model, config_of("lora-fa"))
+    save_adapter(shake(model), tmp_path)
+    fields = json.loads((tmp_path / CONFIG).read_text())
+    assert "freeze_A" not in fields
+    assert json.loads((tmp_path / "tsugiki.json").read_text())["adapter"] == {"freeze_A": True}
+
+
+# What cannot be.
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"init_lora_weights": "pizza"},
+            "init_lora_weights is 'pizza'; known are True, False, 'gaussian', 'orthogonal'",
+        ),
+        ({"init_lora_weights": "pissa_niter_"}, "init_lora_weights is 'pissa_niter_'"),
+        ({"init_lora_weights": "orthogonal", "r": 3}, "asks for even ranks, and one is 3"),
+        ({"init_lora_weights": "orthogonal", "rank_pattern": {"a": 5}}, "asks for even ranks, and one is 5"),
+    ],
+)
+def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError) as caught:
+        LoraConfig(**fields)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            LoraConfig(init_lora_weights="pissa", target_modules=["wte"]),
+            "'pissa' is of linear layers, and transformer.wte is a Embedding",
+        ),
+        (
+            LoraConfig(init_lora_weights="orthogonal", target_modules=["wte"]),
+            "'orthogonal' is of linear layers, and transformer.wte is a Embedding",
+        ),
+        (
+            LoraConfig(init_lora_weights="pissa", r=33, target_modules=["attn.c_attn"]),
+            "transformer.h.0.attn.c_attn has no 33 principal directions, only 32",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(config: LoraConfig, said: str):
+    model = tiny_model()
+    with pytest.raises(TsugikiError, match=said):
+        graft(model, config)
+    assert not is_grafted(model)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_a_file_of_peft_whose_base_was_changed_is_refused(start: str, tmp_path: Path):
+    theirs = peft_model("llama", init_lora_weights=start)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(TsugikiError, match=f"init_lora_weights='{start}' would change the result"):
+        load_adapter(tiny_model("llama"), tmp_path)
+
+
+def test_our_own_file_with_a_setting_that_is_none_is_refused(tmp_path: Path):
+    model = tiny_model()
+    graft(model, config_of("lora-fa"))
+    save_adapter(shake(model), tmp_path)
+    path = tmp_path / "tsugiki.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"adapter": {"of_the_future": 1}}))
+    with pytest.raises(TsugikiError, match=r"tsugiki\.json.*of_the_future"):
+        load_adapter(tiny_model(), tmp_path)
+
+
+def test_a_method_decides_its_setting():
+    with pytest.raises(TsugikiError, match="use_dora is True in this method; leave it out"):
+        METHODS["dora"].configure({"use_dora": False})
+    assert dataclasses.asdict(config_of("dora"))["use_dora"] is True
