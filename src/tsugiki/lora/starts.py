@@ -7,9 +7,10 @@ then trains, instead of with noise:
 
 In the paper and in PEFT the frozen weight becomes the rest, W - s B0 A0. Here no frozen weight changes: A0 and B0 stay
 beside the pair, and the layer computes W x + s (B A - B0 A0) x, the same function with the same gradients. So adapters
-can be switched, and a file is an ordinary LoRA of rank 2r (A on A0, B beside -B0, alpha such that s stays). It learns
-faster than LoRA from the first step; the price is a decomposition of each weight to begin with and, in computing, a
-pair twice as wide. `pissa` decomposes exactly, `pissa_niter_4` nearly, by a random projection with 4 power iterations.
+can be switched, and a file is an ordinary LoRA of rank 2r (A on A0, B beside -B0, alpha such that s stays). The
+trade-off: it learns faster than LoRA from the first step, for a decomposition of each weight to begin with and a pair
+that is twice as wide to compute. `pissa` decomposes exactly, `pissa_niter_4` nearly, by a random projection with 4
+power iterations.
 Dropout is of the whole update here, so that the layer begins as its base in training too; in PEFT, of B A alone.
 
 **Orthogonal** (as PEFT has it): with Q [r, r] orthogonal, X and Y random,

@@ -59,6 +59,8 @@ class Method:
     """Whether PEFT reads the file."""
     merges: bool = True
     """Whether it can be folded into the base's weights."""
+    explained: str = ""
+    """The module whose docstring tells the idea; empty: the form's own."""
     slow: str = ""
     """Which fast paths it cannot use; empty: it uses all."""
 

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ValidationError
@@ -126,7 +127,9 @@ def _default_config(name: str) -> Any:
 
 
 def _idea(method: Method) -> str:
-    """What the file of the method's form says of itself."""
+    """What its file says of the method, or that of its form."""
+    if method.explained:
+        return inspect.cleandoc(import_module(method.explained).__doc__ or method.about)
     form = method.form
     homes = [part.__module__ for part in (form.tensors, form.to_json, form.from_json, form.config)]
     own = [home for home in homes if home.startswith("tsugiki.methods.") and home != Method.__module__]

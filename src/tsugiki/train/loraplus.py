@@ -1,8 +1,8 @@
 """LoRA+: AdamW whose learning rate for B is a multiple of that for A (Hayou et al. 2024, arXiv:2402.12354).
 
 A [r, in] begins random and B [out, r] at zero, and what each has to move differs with the width: with one rate for
-both, wide layers learn too slowly or not stably. About 16 is the paper's ratio. The pairs, and the file, are LoRA's;
-the price is one more number to choose, and a rate of B that is soon too high: begin with half the `learning_rate`.
+both, wide layers learn too slowly or not stably. About 16 is the paper's ratio. The pairs, and the file, are LoRA's.
+The trade-off: one more number to choose, and a rate of B that is soon too high; begin with half the `learning_rate`.
 
 As in PEFT, whatever has one axis (biases, DoRA's magnitudes) learns at B's rate. An embedding's pair, where A begins at
 zero, learns at the run's own rate (in PEFT at a fixed 1e-6).
