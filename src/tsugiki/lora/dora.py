@@ -9,8 +9,8 @@ way, x̃ of x, what the factor changes is of x̃ too:
     y = W x + b + (g - 1) ∘ W x̃ + g ∘ s B A x̃
 
 Full fine-tuning mostly turns rows and changes lengths little; LoRA couples the two, and this sets them free, mostly to
-the good of small ranks. The trade-off: out more numbers to train, the norms at every step, and W x̃ [tokens, out] kept for
-the gradient of m.
+the good of small ranks. The trade-off: out more numbers to train, the norms at every step, and W x̃ [tokens, out] kept
+for the gradient of m.
 
 The norms need no weight of full size: ‖w + s A'b‖² = ‖w‖² + 2s b·(A w) + s² b·(A A')b for a row w and its row b of B.
 """
