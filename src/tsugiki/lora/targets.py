@@ -90,7 +90,7 @@ def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LoraLinear | LoraEmbedding):
             found.append((name, module.base_layer))
-        elif not re.search(r"(^|\.)(base_layer|lora)(\.|$)", name) and name:
+        elif not re.search(r"(^|\.)(base_layer|lora|tsugiki)(\.|$)", name) and name:
             found.append((name, module))
     return found
 

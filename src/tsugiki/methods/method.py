@@ -6,7 +6,7 @@ both are written in a PEFT folder. A `Method` is a form with some of its setting
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +18,10 @@ PREFIX = "base_model.model."
 """Before the name of a module of the base, in PEFT's files."""
 
 Family: TypeAlias = Literal["additive", "reparametrised", "selective"]
+
+
+def _fresh(model: nn.Module, config: Any, stored: Collection[str]) -> Any:
+    return config.new_adapter(model)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class Form:
     from_json: Callable[[Mapping[str, Any]], Any]
     """The form's own fields -> its config. Raises TsugikiError for a field that would change the result and that is not
     known; the message need not name the file."""
+    empty: Callable[[nn.Module, Any, Collection[str]], Any] = _fresh
+    """Model, config and the names of a file's tensors -> an adapter for these to be filled into: a fresh one, unless
+    the file holds less than a fresh one trains."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,21 @@ from types import MappingProxyType
 
 from tsugiki.methods.lora import LORA
 from tsugiki.methods.method import Form, Method
+from tsugiki.methods.p_tuning import P_TUNING
+from tsugiki.methods.prefix_tuning import PREFIX_TUNING
+from tsugiki.methods.prompt_tuning import PROMPT_TUNING
+
+_PROMPTED = "attention in blocks"
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
+        "prompt-tuning": Method(
+            "additive", "embeddings of virtual tokens before the text", PROMPT_TUNING, merges=False, slow=_PROMPTED
+        ),
+        "prefix-tuning": Method(
+            "additive", "keys and values before the text's, in every layer", PREFIX_TUNING, merges=False, slow=_PROMPTED
+        ),
+        "p-tuning": Method("additive", "a prompt that a small network writes", P_TUNING, merges=False, slow=_PROMPTED),
         "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
         "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
     }

@@ -1,0 +1,373 @@
+"""Soft prompts: trained vectors in front of every text, before a base that stays as it is.
+
+    keys, values of a layer   [ virtual tokens | text ]     every token of the text sees the whole prompt,
+                                ^                           and the text before it as always
+                                └── of trained embeddings, run through the base    (prompt tuning, P-tuning)
+                                    or trained themselves                          (prefix tuning)
+
+A causal layer knows what stands before a text by its keys and values alone, and a prompt does not see the text. So a
+prompt of any kind is the beginning of the KV cache, computed once for all rows of a batch: hidden states, logits and
+labels are those of the text, and losses, evaluation and generation need not know of it. Positions of the text go on
+behind the prompt. Packed documents each see the prompt, and not each other.
+
+An untrained prompt is not nothing: unlike the other methods, these change the model before the first step.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache as remembered
+from functools import partial
+from typing import Any, NoReturn, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.errors import TsugikiError
+from tsugiki.lora.layer import LoraEmbedding
+from tsugiki.lora.replace import Undo
+from tsugiki.methods.method import read_fields
+
+KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, [1, key heads, virtual tokens, width]."""
+
+CHILD = "tsugiki"
+_STORED = "prompt_embeddings"
+"""PEFT's name of the prompt as it is used; what computes it, PEFT does not store."""
+_NETWORK = "tsugiki."
+"""Before the names of ours, of what computes it: training goes on from there, and PEFT passes over them."""
+_ADDITIVE_MASKS = ("eager", "sdpa", CHILD)  # attention that takes a mask of numbers
+_OF_THE_MODEL = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"})
+
+
+class SoftPrompt(nn.Module):
+    """The prompt of one adapter: `embedding` [virtual tokens, width], and what computes the prompt of it, if anything.
+
+    In float32 (float64 for a float64 base) whatever the base's dtype.
+    """
+
+    def __init__(self, embedding: Tensor, network: nn.Module | None = None) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(embedding)
+        self.network = network
+
+    def forward(self) -> Tensor:
+        """[virtual tokens, columns], what PEFT stores."""
+        prompt: Tensor = self.embedding if self.network is None else self.network(self.embedding)
+        return prompt
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What a model's KV cache holds of a token."""
+
+    layers: int
+    heads: int
+    width: int
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a token: keys and values of all layers."""
+        return self.layers * 2 * self.heads * self.width
+
+
+@dataclass
+class SoftPromptAdapter:
+    """One soft prompt, and what makes keys and values of it: a function of the base and of the prompt."""
+
+    config: Any
+    prompt: SoftPrompt
+    key_values: Callable[[Any, Tensor], KeyValues]
+    shape: CacheShape
+
+    @property
+    def wrapped(self) -> Collection[str]:
+        """No layer is grafted."""
+        return ()
+
+    def attach(self, model: nn.Module) -> list[Undo]:
+        """Hang the prompt into the base below the head, where every call passes."""
+        base: Any = model.base_model
+        base.add_module(CHILD, self.prompt.to(base.device).train(base.training))
+        before = base.register_forward_pre_hook(partial(_put_in_front, self.key_values), with_kwargs=True)
+        after = base.register_forward_hook(_keep_unasked_cache, with_kwargs=True)
+        return [partial(_take_out, base, [before, after])]
+
+    def merge(self, model: nn.Module) -> NoReturn:
+        """Never.
+
+        Raises:
+            TsugikiError: a soft prompt has no place in the base's weights.
+        """
+        raise TsugikiError("a soft prompt is no change of weights and cannot be merged; keep it as an adapter")
+
+
+def prompt_of_embeddings(model: nn.Module, config: Any, prompt: SoftPrompt) -> SoftPromptAdapter:
+    """An adapter whose prompt is embeddings, [virtual tokens, width of an embedded token].
+
+    Raises:
+        TsugikiError: a model without a KV cache, or too long a prompt for its context.
+    """
+    return SoftPromptAdapter(config, prompt, _run_through, cache_shape(model, len(prompt.embedding)))
+
+
+def prompt_of_key_values(config: Any, prompt: SoftPrompt, shape: CacheShape) -> SoftPromptAdapter:
+    """An adapter whose prompt is keys and values, [virtual tokens, shape.columns]."""
+    return SoftPromptAdapter(config, prompt, partial(_as_key_values, shape), shape)
+
+
+def check_length(virtual_tokens: int) -> None:
+    """Refuse what is no number of tokens.
+
+    Raises:
+        TsugikiError: it is none.
+    """
+    if isinstance(virtual_tokens, bool) or not isinstance(virtual_tokens, int) or virtual_tokens < 1:
+        raise TsugikiError(f"num_virtual_tokens is {virtual_tokens!r}; it is a whole number of at least 1")
+
+
+@torch.no_grad()
+def cache_shape(model: Any, virtual_tokens: int) -> CacheShape:
+    """What the model's KV cache holds, found out by trying, where a prompt of this length has room.
+
+    Raises:
+        TsugikiError: a model without such a cache, or too long a prompt for its context.
+    """
+    base: Any = getattr(model, "base_model", None)
+    no_cache = f"{type(model).__name__} has no KV cache that a soft prompt could begin; use a decoder language model"
+    if not hasattr(base, "get_input_embeddings"):
+        raise TsugikiError(no_cache)
+    training = base.training
+    base.eval()
+    try:
+        tried = _run_through(base, torch.zeros(2, embedding_width(model), device=base.device))
+        keys, values = (torch.stack(one) for one in zip(*tried, strict=True))
+    except Exception as error:  # whatever it is, it is no such model
+        raise TsugikiError(no_cache) from error
+    finally:
+        base.train(training)
+    if keys.shape != values.shape or keys.dim() != 5 or keys.shape[3] != 2:
+        raise TsugikiError(no_cache)
+    context = _positions(model)
+    if context is not None and virtual_tokens >= context:
+        raise TsugikiError(
+            f"num_virtual_tokens is {virtual_tokens}, but the model's context is {context} tokens: no room is left for "
+            "text; choose fewer"
+        )
+    return CacheShape(layers=keys.shape[0], heads=keys.shape[2], width=keys.shape[4])
+
+
+def embedding_of(model: Any) -> nn.Module:
+    """The base's embedding of tokens; what it gives is what enters the first layer."""
+    embedding: nn.Module = model.get_input_embeddings()
+    return embedding.base_layer if isinstance(embedding, LoraEmbedding) else embedding
+
+
+def embedding_width(model: Any) -> int:
+    """Width of an embedded token."""
+    return int(embedding_of(model).weight.shape[1])  # type: ignore[index]
+
+
+def random_rows(model: Any, rows: int, columns: int) -> Tensor:
+    """Rows drawn from the standard normal distribution, as `nn.Embedding` begins."""
+    return torch.randn(rows, columns, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
+
+
+def virtual_tokens(model: Any) -> int:
+    """Length of the soft prompt that is active in the model; 0 where there is none."""
+    prompt = getattr(getattr(model, "base_model", None), CHILD, None)
+    return len(prompt.embedding) if isinstance(prompt, SoftPrompt) else 0
+
+
+def context_length(model: Any) -> int:
+    """The most tokens of text that the model takes at once, behind a soft prompt if one is active.
+
+    Without a prompt 2,048 where its config does not say (BLOOM).
+    """
+    return (_positions(model) or 2048) - virtual_tokens(model)
+
+
+def tensors(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Tensor]:
+    """A prompt in a file (see `Form.tensors`): as PEFT uses it, and what computes it."""
+    network = dict(adapter.prompt.named_parameters()) if adapter.prompt.network is not None else {}
+    return {_STORED: adapter.prompt(), **{_NETWORK + name: weight for name, weight in network.items()}}
+
+
+def holds_network(stored: Collection[str]) -> bool:
+    """Whether these tensors of a file hold what computes the prompt, and not the prompt alone, as PEFT's do."""
+    return any(name.startswith(_NETWORK) for name in stored)
+
+
+def to_json(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Any]:
+    """The config's fields, and those in which PEFT keeps the model's sizes."""
+    fields = {
+        **asdict(adapter.config),
+        "token_dim": embedding_width(model),
+        "num_layers": adapter.shape.layers,
+        "num_transformer_submodules": 1,
+    }
+    if "encoder_hidden_size" in fields:
+        fields["encoder_hidden_size"] = fields["encoder_hidden_size"] or fields["token_dim"]
+    return fields
+
+
+def from_json(config: type[Any], fields: Mapping[str, Any], harmless: Collection[str] = ()) -> Any:
+    """A config from a file's fields; the model's own sizes show in the shape of what is stored."""
+    return read_fields(config, fields, _OF_THE_MODEL | frozenset(harmless))
+
+
+def _positions(model: Any) -> int | None:
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def _take_out(base: nn.Module, hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
+    del base._modules[CHILD]
+
+
+def _run_through(base: Any, prompt: Tensor) -> KeyValues:
+    """What the base's layers keep of embeddings [virtual tokens, width] that stand at the beginning."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()  # not the model's own kind, which may forget what leaves a sliding window
+    # Past the hooks, which would put the prompt before itself.
+    base.forward(inputs_embeds=prompt[None].to(base.dtype), use_cache=True, **{_cache_name(base): cache})
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _as_key_values(shape: CacheShape, base: Any, prompt: Tensor) -> KeyValues:
+    """Rows of [layers, keys and values, heads, width] taken apart."""
+    parts = prompt.to(base.dtype).view(len(prompt), shape.layers, 2, shape.heads, shape.width).permute(1, 2, 3, 0, 4)
+    return [(keys[None], values[None]) for keys, values in parts]
+
+
+def _put_in_front(
+    key_values: Callable[[Any, Tensor], KeyValues], base: Any, args: tuple[Any, ...], given: dict[str, Any]
+) -> tuple[tuple[()], dict[str, Any]]:
+    """The base's arguments with the prompt in front of the text; a hook."""
+    names = _names(type(base).forward)
+    given = {**dict(zip(names, args, strict=False)), **given}
+    text = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+    if base.training and torch.is_grad_enabled() and _checkpoints(base):
+        raise TsugikiError(
+            "gradient checkpointing drops the KV cache, which a soft prompt begins; call "
+            "model.gradient_checkpointing_disable()"
+        )
+    cache = given.pop("past_key_values", None) if given.get("cache") is None else given["cache"]
+    begins = cache is None or not cache.get_seq_length()
+    if begins:
+        cache = _begin(cache, key_values(base, base.tsugiki()), text.shape[0])
+    given[_cache_name(base)] = cache
+    length, positions = len(base.tsugiki.embedding), given.get("position_ids")
+    if given.get("attention_mask") is not None:
+        given["attention_mask"] = _widened(given["attention_mask"], length)
+    elif begins and positions is not None:
+        given["attention_mask"] = _packed_masks(base, positions, length)
+    if positions is not None:
+        given["position_ids"] = positions + length
+    if "use_cache" in names and given.get("use_cache") is None:
+        given["use_cache"] = getattr(base.config, "use_cache", True)
+    return (), given
+
+
+def _checkpoints(base: nn.Module) -> bool:
+    """Whether activations are computed anew in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
+
+
+def _begin(cache: Any, prompt: KeyValues, rows: int) -> Any:
+    """The cache that was given, or a new one, with the prompt in it."""
+    from transformers import DynamicCache
+
+    if cache is None:
+        cache = DynamicCache()
+    if not isinstance(cache, DynamicCache):
+        raise TsugikiError(
+            f"a soft prompt does not fit a cache of fixed length ({type(cache).__name__}); leave cache_implementation "
+            "out, or use 'dynamic'"
+        )
+    for layer, (keys, values) in enumerate(prompt):
+        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+    return cache
+
+
+def _keep_unasked_cache(base: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> Any:
+    """The output without a cache where none was asked for; a hook."""
+    name = _cache_name(base)
+    if given.get("use_cache", True) or not hasattr(output, "keys") or name not in output:
+        return output
+    return type(output)(**{key: value for key, value in output.items() if key != name})
+
+
+def _widened(mask: Any, length: int) -> Tensor:
+    """A mask of the text, [rows, tokens] or [rows, 1, queries, keys], with columns of a prompt that all see."""
+    if not isinstance(mask, Tensor):
+        raise TsugikiError(
+            f"a soft prompt takes an attention mask of two or four dimensions, not a {type(mask).__name__}"
+        )
+    seen = mask.dim() == 2 or mask.dtype == torch.bool
+    columns = mask.new_full((*mask.shape[:-1], length), 1 if seen else 0)
+    return torch.cat([columns, mask], dim=-1)
+
+
+def _packed_masks(base: Any, positions: Tensor, length: int) -> Tensor | dict[str, Tensor] | None:
+    """Masks that keep documents of a row apart behind the prompt, in the form in which the model makes its own.
+
+    None where each row is one document, as transformers tells them apart: a document begins where a position does not
+    follow the one before.
+
+    Raises:
+        TsugikiError: a kind of attention for which this is not known.
+    """
+    document = (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+    if not document.any():
+        return None
+    config = base.config.get_text_config()
+    if config._attn_implementation not in _ADDITIVE_MASKS:
+        raise TsugikiError(
+            f"documents in one row cannot be kept apart behind a soft prompt with {config._attn_implementation} "
+            "attention; use model.set_attn_implementation('sdpa')"
+        )
+    kinds: list[str] | None = getattr(config, "layer_types", None)
+    window: int | None = getattr(config, "sliding_window", None)
+    known = {"full_attention", "sliding_attention"}
+    if set(kinds or ()) - known or any(getattr(config, name, None) for name in ("attention_chunk_size", "window_size")):
+        raise TsugikiError(f"documents in one row cannot be kept apart behind a soft prompt in {type(base).__name__}")
+    one = partial(_packed_mask, positions, document, length, base.dtype)
+    if kinds is None:
+        return one(window)
+    return {kind: one(window if kind == "sliding_attention" else None) for kind in set(kinds)}
+
+
+def _packed_mask(positions: Tensor, document: Tensor, length: int, dtype: torch.dtype, window: int | None) -> Tensor:
+    """[rows, 1, tokens, prompt + tokens], 0 where a token sees, the type's lowest number elsewhere.
+
+    Args:
+        positions: of the tokens, in their documents.
+        document: the number of each token's.
+        length: of the prompt.
+        dtype: of the mask.
+        window: how many tokens are seen at most; None: all.
+    """
+    places = torch.arange(positions.shape[-1], device=positions.device)
+    back = places[:, None] - places  # from a token to another
+    seen = (document[:, :, None] == document[:, None, :]) & (back >= 0)
+    to_prompt = positions[..., None] + length - torch.arange(length, device=positions.device)
+    seen = torch.cat([torch.ones_like(to_prompt, dtype=torch.bool), seen], dim=-1)
+    if window is not None:
+        seen &= torch.cat([to_prompt, back.expand(len(positions), -1, -1)], dim=-1) < window
+    mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _cache_name(base: nn.Module) -> str:
+    """What a base calls its cache: transformers before 5.24 had another word."""
+    return "cache" if "cache" in _names(type(base).forward) else "past_key_values"
+
+
+@remembered
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """What a base's forward takes, in order."""
+    return tuple(inspect.signature(forward).parameters)[1:]
