@@ -86,8 +86,8 @@ class SoftPromptAdapter:
         return ()
 
     def attach(self, model: nn.Module) -> list[Undo]:
-        """Hang the prompt into the base below the head, where every call passes."""
-        base: Any = model.base_model
+        """Hang the prompt into the layers' own module, through which every call goes."""
+        base = decoder_of(model)
         base.add_module(CHILD, self.prompt.to(base.device).train(base.training))
         before = base.register_forward_pre_hook(partial(_put_in_front, self.key_values), with_kwargs=True)
         after = base.register_forward_hook(_keep_unasked_cache, with_kwargs=True)
@@ -133,9 +133,9 @@ def cache_shape(model: Any, virtual_tokens: int) -> CacheShape:
     Raises:
         TsugikiError: a model without such a cache, or too long a prompt for its context.
     """
-    base: Any = getattr(model, "base_model", None)
     no_cache = f"{type(model).__name__} has no KV cache that a soft prompt could begin; use a decoder language model"
-    if not hasattr(base, "get_input_embeddings"):
+    base = decoder_of(model)
+    if base is None:
         raise TsugikiError(no_cache)
     training = base.training
     base.eval()
@@ -157,6 +157,11 @@ def cache_shape(model: Any, virtual_tokens: int) -> CacheShape:
     return CacheShape(layers=keys.shape[0], heads=keys.shape[2], width=keys.shape[4])
 
 
+def decoder_of(model: Any) -> Any:
+    """The module of embeddings and layers that `model(…)` and `model.base_model(…)` both call; None where none is."""
+    return model.get_decoder() if hasattr(model, "get_decoder") else None
+
+
 def embedding_of(model: Any) -> nn.Module:
     """The base's embedding of tokens; what it gives is what enters the first layer."""
     embedding: nn.Module = model.get_input_embeddings()
@@ -175,7 +180,7 @@ def random_rows(model: Any, rows: int, columns: int) -> Tensor:
 
 def virtual_tokens(model: Any) -> int:
     """Length of the soft prompt that is active in the model; 0 where there is none."""
-    prompt = getattr(getattr(model, "base_model", None), CHILD, None)
+    prompt = getattr(decoder_of(model), CHILD, None)
     return len(prompt.embedding) if isinstance(prompt, SoftPrompt) else 0
 
 
@@ -217,7 +222,8 @@ def from_json(config: type[Any], fields: Mapping[str, Any], harmless: Collection
 
 
 def _positions(model: Any) -> int | None:
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    length = getattr(config, "max_position_embeddings", None)
     return int(length) if length else None
 
 

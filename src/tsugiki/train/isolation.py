@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from tsugiki.errors import TsugikiError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -39,7 +41,7 @@ def find_isolation(model: "PreTrainedModel") -> Isolation:
                 packed = _after(model, first, second, way)
                 if torch.equal(packed, _after(model, other, second, way)) and _close(packed, alone):
                     return way
-            except (ValueError, RuntimeError, TypeError):  # a model that does not take such a mask
+            except (ValueError, RuntimeError, TypeError, TsugikiError):  # a model that does not take such a mask
                 continue
     finally:
         model.train(training)
