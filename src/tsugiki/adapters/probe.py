@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.lora.graft import disable_adapter
-from tsugiki.methods.soft_prompt import context_length
 
 _TOKENS = 16
 
@@ -19,7 +18,7 @@ def probe_logits(model: nn.Module) -> Tensor | None:
     if vocabulary is None:
         return None
     device = next(model.parameters()).device
-    ids = torch.linspace(0, vocabulary - 1, min(_TOKENS, context_length(model)), device=device).long()[None]
+    ids = torch.linspace(0, vocabulary - 1, _TOKENS, device=device).long()[None]
     training = model.training
     model.eval()
     try:

@@ -23,6 +23,7 @@ from tsugiki.methods.method import Form
 from tsugiki.methods.soft_prompt import (
     SoftPrompt,
     SoftPromptAdapter,
+    cache_shape,
     check_length,
     embedding_width,
     from_json,
@@ -91,10 +92,10 @@ class _Recurrent(nn.Module):
 
 
 def _new(model: nn.Module, config: PromptEncoderConfig, with_network: bool) -> SoftPromptAdapter:
-    width = embedding_width(model)
+    shape, width = cache_shape(model, config.num_virtual_tokens), embedding_width(model)
     embedding = random_rows(model, config.num_virtual_tokens, width)
     network = _network(config, width).to(embedding) if with_network else None
-    return prompt_of_embeddings(model, config, SoftPrompt(embedding, network))
+    return prompt_of_embeddings(config, SoftPrompt(embedding, network), shape)
 
 
 def _network(config: PromptEncoderConfig, width: int) -> nn.Module:

@@ -22,6 +22,7 @@ from tsugiki.methods.method import Form
 from tsugiki.methods.soft_prompt import (
     SoftPrompt,
     SoftPromptAdapter,
+    cache_shape,
     check_length,
     embedding_of,
     embedding_width,
@@ -77,8 +78,9 @@ class PromptTuningConfig:
 
 
 def _unwritten(model: nn.Module, config: PromptTuningConfig, stored: Collection[str] = ()) -> SoftPromptAdapter:
+    shape = cache_shape(model, config.num_virtual_tokens)
     rows = random_rows(model, config.num_virtual_tokens, embedding_width(model))
-    return prompt_of_embeddings(model, config, SoftPrompt(rows))
+    return prompt_of_embeddings(config, SoftPrompt(rows), shape)
 
 
 def _start(model: Any, config: PromptTuningConfig) -> Tensor:

@@ -36,7 +36,9 @@ _STORED = "prompt_embeddings"
 """PEFT's name of the prompt as it is used; what computes it, PEFT does not store."""
 _NETWORK = "tsugiki."
 """Before the names of ours, of what computes it: training goes on from there, and PEFT passes over them."""
+_ROOM = 32  # tokens of text, in which everything that tries a model out fits
 _ADDITIVE_MASKS = ("eager", "sdpa", CHILD)  # attention that takes a mask of numbers
+_EVERYWHERE, _NOWHERE = -1, -2  # instead of a document's number: of the prompt, and of padding
 _OF_THE_MODEL = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"})
 
 
@@ -102,13 +104,9 @@ class SoftPromptAdapter:
         raise TsugikiError("a soft prompt is no change of weights and cannot be merged; keep it as an adapter")
 
 
-def prompt_of_embeddings(model: nn.Module, config: Any, prompt: SoftPrompt) -> SoftPromptAdapter:
-    """An adapter whose prompt is embeddings, [virtual tokens, width of an embedded token].
-
-    Raises:
-        TsugikiError: a model without a KV cache, or too long a prompt for its context.
-    """
-    return SoftPromptAdapter(config, prompt, _run_through, cache_shape(model, len(prompt.embedding)))
+def prompt_of_embeddings(config: Any, prompt: SoftPrompt, shape: CacheShape) -> SoftPromptAdapter:
+    """An adapter whose prompt is embeddings, [virtual tokens, width of an embedded token]."""
+    return SoftPromptAdapter(config, prompt, _run_through, shape)
 
 
 def prompt_of_key_values(config: Any, prompt: SoftPrompt, shape: CacheShape) -> SoftPromptAdapter:
@@ -133,26 +131,27 @@ def cache_shape(model: Any, virtual_tokens: int) -> CacheShape:
     Raises:
         TsugikiError: a model without such a cache, or too long a prompt for its context.
     """
-    no_cache = f"{type(model).__name__} has no KV cache that a soft prompt could begin; use a decoder language model"
+    unfit = f"{type(model).__name__} is no decoder language model with a KV cache, which a soft prompt begins"
     base = decoder_of(model)
-    if base is None:
-        raise TsugikiError(no_cache)
+    if base is None or getattr(model.config, "is_encoder_decoder", False):
+        raise TsugikiError(unfit)
     training = base.training
     base.eval()
     try:
-        tried = _run_through(base, torch.zeros(2, embedding_width(model), device=base.device))
-        keys, values = (torch.stack(one) for one in zip(*tried, strict=True))
+        first, other = (_run_through(base, rows) for rows in _two_tries(embedding_width(model), base.device))
+        keys, values = (torch.stack(one) for one in zip(*first, strict=True))
     except Exception as error:  # whatever it is, it is no such model
-        raise TsugikiError(no_cache) from error
+        raise TsugikiError(unfit) from error
     finally:
         base.train(training)
-    if keys.shape != values.shape or keys.dim() != 5 or keys.shape[3] != 2:
-        raise TsugikiError(no_cache)
+    causal = torch.allclose(first[-1][0][:, :, 0], other[-1][0][:, :, 0], rtol=1e-3, atol=1e-3)
+    if keys.shape != values.shape or keys.dim() != 5 or keys.shape[3] != 2 or not causal:
+        raise TsugikiError(unfit)
     context = _positions(model)
-    if context is not None and virtual_tokens >= context:
+    if context is not None and virtual_tokens > context - _ROOM:
         raise TsugikiError(
-            f"num_virtual_tokens is {virtual_tokens}, but the model's context is {context} tokens: no room is left for "
-            "text; choose fewer"
+            f"num_virtual_tokens is {virtual_tokens}, but the model's context is {context} tokens, of which text needs "
+            f"{_ROOM} at least; choose {max(context - _ROOM, 0)} or fewer"
         )
     return CacheShape(layers=keys.shape[0], heads=keys.shape[2], width=keys.shape[4])
 
@@ -227,6 +226,12 @@ def _positions(model: Any) -> int | None:
     return int(length) if length else None
 
 
+def _two_tries(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two embedded tokens, and again with another second one, of which the first knows nothing in a causal model."""
+    tokens = torch.linspace(-1, 1, 2 * width, device=device).view(2, width)
+    return tokens, torch.cat([tokens[:1], tokens[1:].flip(-1)])
+
+
 def _take_out(base: nn.Module, hooks: list[Any]) -> None:
     for hook in hooks:
         hook.remove()
@@ -261,16 +266,19 @@ def _put_in_front(
             "gradient checkpointing drops the KV cache, which a soft prompt begins; call "
             "model.gradient_checkpointing_disable()"
         )
+    mask, positions, length = given.get("attention_mask"), given.get("position_ids"), len(base.tsugiki.embedding)
+    apart = _apart(mask) and _windows(base) != [None]
     cache = given.pop("past_key_values", None) if given.get("cache") is None else given["cache"]
     begins = cache is None or not cache.get_seq_length()
     if begins:
-        cache = _begin(cache, key_values(base, base.tsugiki()), text.shape[0])
+        cache = _begin(cache, key_values(base, base.tsugiki()), text.shape[0], whole=apart)
     given[_cache_name(base)] = cache
-    length, positions = len(base.tsugiki.embedding), given.get("position_ids")
-    if given.get("attention_mask") is not None:
-        given["attention_mask"] = _widened(given["attention_mask"], length)
-    elif begins and positions is not None:
-        given["attention_mask"] = _packed_masks(base, positions, length)
+    if mask is not None:
+        given["attention_mask"] = (
+            _masks(base, *_of_padded(mask, text.shape[1], length)) if apart else _widened(mask, length)
+        )
+    elif begins and positions is not None and _packed(positions):
+        given["attention_mask"] = _masks(base, *_of_packed(positions, length))
     if positions is not None:
         given["position_ids"] = positions + length
     if "use_cache" in names and given.get("use_cache") is None:
@@ -283,9 +291,10 @@ def _checkpoints(base: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
 
 
-def _begin(cache: Any, prompt: KeyValues, rows: int) -> Any:
-    """The cache that was given, or a new one, with the prompt in it."""
+def _begin(cache: Any, prompt: KeyValues, rows: int, whole: bool) -> Any:
+    """The cache that was given, or a new one, with the prompt in it; `whole`: it forgets nothing."""
     from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
 
     if cache is None:
         cache = DynamicCache()
@@ -294,6 +303,8 @@ def _begin(cache: Any, prompt: KeyValues, rows: int) -> Any:
             f"a soft prompt does not fit a cache of fixed length ({type(cache).__name__}); leave cache_implementation "
             "out, or use 'dynamic'"
         )
+    if whole:
+        cache.layers = [DynamicLayer() for _ in prompt]
     for layer, (keys, values) in enumerate(prompt):
         cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
     return cache
@@ -318,53 +329,81 @@ def _widened(mask: Any, length: int) -> Tensor:
     return torch.cat([columns, mask], dim=-1)
 
 
-def _packed_masks(base: Any, positions: Tensor, length: int) -> Tensor | dict[str, Tensor] | None:
-    """Masks that keep documents of a row apart behind the prompt, in the form in which the model makes its own.
+def _apart(mask: Any) -> bool:
+    """Whether padding stands before tokens, and so between them and the prompt."""
+    return isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask.long().diff(dim=-1) > 0).any())
 
-    None where each row is one document, as transformers tells them apart: a document begins where a position does not
-    follow the one before.
+
+def _packed(positions: Tensor) -> bool:
+    """Whether a row holds several documents, as transformers tells: a position does not follow the one before."""
+    return bool((positions.diff(dim=-1) != 1).any())
+
+
+def _of_packed(positions: Tensor, length: int) -> tuple[Tensor, Tensor, int]:
+    """Places and documents [rows, prompt + tokens] of packed rows behind a prompt, and the number of tokens."""
+    places = torch.cat([_prompt_places(positions, length), positions + length], dim=-1)
+    document = (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+    return places, torch.nn.functional.pad(document, (length, 0), value=_EVERYWHERE), positions.shape[-1]
+
+
+def _of_padded(mask: Tensor, tokens: int, length: int) -> tuple[Tensor, Tensor, int]:
+    """The same of rows with padding, of which the last `tokens` are new: padding is a document that none see."""
+    places = (mask.long().cumsum(-1) - 1).clamp(min=0) + length
+    document = torch.where(mask.bool(), 0, _NOWHERE)
+    places = torch.cat([_prompt_places(places, length), places], dim=-1)
+    return places, torch.nn.functional.pad(document, (length, 0), value=_EVERYWHERE), tokens
+
+
+def _prompt_places(like: Tensor, length: int) -> Tensor:
+    return torch.arange(length, device=like.device).expand(len(like), -1)
+
+
+def _windows(base: Any) -> list[int | None]:
+    """How many tokens the layers see at most, each number once; None: all."""
+    config = base.config.get_text_config()
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return [window] if not kinds else [window if kind == "sliding_attention" else None for kind in sorted(kinds)]
+
+
+def _masks(base: Any, places: Tensor, document: Tensor, tokens: int) -> Tensor | dict[str, Tensor]:
+    """Masks of rows behind a prompt (see `_mask`), in the form in which the model makes its own.
 
     Raises:
         TsugikiError: a kind of attention for which this is not known.
     """
-    document = (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1)
-    if not document.any():
-        return None
     config = base.config.get_text_config()
     if config._attn_implementation not in _ADDITIVE_MASKS:
         raise TsugikiError(
-            f"documents in one row cannot be kept apart behind a soft prompt with {config._attn_implementation} "
-            "attention; use model.set_attn_implementation('sdpa')"
+            f"{config._attn_implementation} attention takes no mask, which packed or padded rows behind a soft prompt "
+            "need; use model.set_attn_implementation('sdpa')"
         )
-    kinds: list[str] | None = getattr(config, "layer_types", None)
-    window: int | None = getattr(config, "sliding_window", None)
-    known = {"full_attention", "sliding_attention"}
-    if set(kinds or ()) - known or any(getattr(config, name, None) for name in ("attention_chunk_size", "window_size")):
-        raise TsugikiError(f"documents in one row cannot be kept apart behind a soft prompt in {type(base).__name__}")
-    one = partial(_packed_mask, positions, document, length, base.dtype)
-    if kinds is None:
-        return one(window)
-    return {kind: one(window if kind == "sliding_attention" else None) for kind in set(kinds)}
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    odd = set(kinds) - {"full_attention", "sliding_attention"}
+    if odd or any(getattr(config, name, None) for name in ("attention_chunk_size", "window_size")):
+        raise TsugikiError(
+            f"rows of several documents, or padded ones, do not go with a soft prompt in {type(base).__name__}"
+        )
+    masks = [_mask(places, document, tokens, base.dtype, window) for window in _windows(base)]
+    return dict(zip(kinds, masks, strict=True)) if kinds else masks[0]
 
 
-def _packed_mask(positions: Tensor, document: Tensor, length: int, dtype: torch.dtype, window: int | None) -> Tensor:
-    """[rows, 1, tokens, prompt + tokens], 0 where a token sees, the type's lowest number elsewhere.
+def _mask(places: Tensor, document: Tensor, tokens: int, dtype: torch.dtype, window: int | None) -> Tensor:
+    """[rows, 1, tokens, keys], 0 where one of the last tokens sees a key, the type's lowest number elsewhere.
 
     Args:
-        positions: of the tokens, in their documents.
-        document: the number of each token's.
-        length: of the prompt.
+        places: of the keys [rows, keys], in the text of their own and behind the prompt.
+        document: the number of each key's; those of the prompt are seen from all.
+        tokens: how many of the keys ask.
         dtype: of the mask.
         window: how many tokens are seen at most; None: all.
     """
-    places = torch.arange(positions.shape[-1], device=positions.device)
-    back = places[:, None] - places  # from a token to another
-    seen = (document[:, :, None] == document[:, None, :]) & (back >= 0)
-    to_prompt = positions[..., None] + length - torch.arange(length, device=positions.device)
-    seen = torch.cat([torch.ones_like(to_prompt, dtype=torch.bool), seen], dim=-1)
+    order = torch.arange(places.shape[-1], device=places.device)
+    seen = (document[:, -tokens:, None] == document[:, None]) & (document[:, None] != _NOWHERE)
+    seen = (seen | (document[:, None] == _EVERYWHERE)) & (order <= order[-tokens:, None])
     if window is not None:
-        seen &= torch.cat([to_prompt, back.expand(len(positions), -1, -1)], dim=-1) < window
-    mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
+        seen &= places[:, -tokens:, None] - places[:, None] < window
+    mask = torch.zeros(seen.shape, dtype=dtype, device=places.device)
     return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BLOCK_SIZE = 512
-_SMALLEST_BLOCK = 2
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,6 @@ def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
         raise TsugikiError(
             f"block_size is {config.block_size}, but the model's context is {room + prompt} tokens{behind}"
         )
-    if room < _SMALLEST_BLOCK:
-        raise TsugikiError(f"the model's context is {room + prompt} tokens{behind}; choose fewer num_virtual_tokens")
     return config.block_size or min(_BLOCK_SIZE, room)
 
 
