@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tests.tiny import TEXT, byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -32,10 +32,13 @@ from tsugiki.methods.prefix_tuning import PrefixTuningConfig
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.methods.soft_prompt import context_length, virtual_tokens
 from tsugiki.models import load_model
+from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluate import cut_windows, evaluate
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.isolation import find_isolation, isolated
+from tsugiki.train.run import train
 from tsugiki.train.sample import Sampling, generate_text
+from tsugiki.train.watch import Watch
 
 KINDS = ["gpt2", "llama", "gemma3_text"]
 LENGTH = 5
@@ -506,6 +509,92 @@ def test_a_prompt_that_fills_the_context_is_refused():
         with pytest.raises(TsugikiError, match="the model's context is 64 tokens, .* choose 32 or fewer"):
             graft(model, config)
         assert not is_grafted(model)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Train with a method's settings into a folder of this name; `resume` goes on with it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "texts").mkdir()
+    for i in range(4):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
+    save_tiny(tmp_path / "base")
+
+    def call(name: str, method: str, adapter: dict[str, Any], resume: bool = False, **changes: Any) -> Any:
+        fields: dict[str, Any] = {
+            "model": str(tmp_path / "base"),
+            "data": str(tmp_path / "texts"),
+            "out": str(tmp_path / name),
+            "method": method,
+            "adapter": adapter,
+            "max_steps": 4,
+            "batch_size": 2,
+            "grad_accum": 2,
+            "learning_rate": 1e-2,
+            "held_out": 0.2,
+            "save_steps": 2,
+            "prompts": ["枝を"],
+            "sample_tokens": 4,
+        }
+        return train(RunConfig.model_validate(fields | changes), resume)
+
+    return call
+
+
+def test_a_resumed_run_ends_as_one_that_did_not_stop(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    method, adapter = "p-tuning", {"num_virtual_tokens": 4, "encoder_hidden_size": 8}
+    whole = run("whole", method, adapter)
+    measured = Watch.on_step_end
+
+    def stop(watch: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        measured(watch, args, state, control, **more)
+
+    monkeypatch.setattr(Watch, "on_step_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", method, adapter)
+    monkeypatch.setattr(Watch, "on_step_end", measured)
+    resumed = run("cut", method, adapter, resume=True)
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    assert resumed.evaluations == whole.evaluations
+    assert resumed.samples == whole.samples
+    losses = [entry["loss"] for entry in whole.evaluations]
+    assert losses[-1] < losses[1]  # the first is the base's
+    other = run("other", "prompt-tuning", {"num_virtual_tokens": 4}, max_steps=1)
+    assert other.evaluations[0] == whole.evaluations[0]
+    assert other.samples[0] == whole.samples[0]
+    assert whole.data["block_size"] == 60
+    assert whole.data["isolation"] == "positions"
+    theirs = peft.PeftModel.from_pretrained(load_model(str(tmp_path / "base")), tmp_path / "whole").eval()
+    ours = load_model(str(tmp_path / "base"))
+    load_adapter(ours, tmp_path / "whole")
+    assert relative_error(peft_logits(theirs), logits(ours)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("adapter", "changes", "said"),
+    [
+        ({"num_virtual_tokens": 40}, {}, "choose 32 or fewer"),
+        ({"num_virtual_tokens": 8}, {"block_size": 57}, "8 of which the soft prompt takes: 56 are left"),
+        ({"num_tokens": 8}, {}, "num_tokens: no such setting"),
+        ({"prompt_tuning_init": "TEXT"}, {}, "goes with prompt_tuning_init_text"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(adapter: dict[str, Any], changes: dict[str, Any], said: str, run: Any):
+    with pytest.raises((TsugikiError, ValueError), match=said):
+        run("run", "prompt-tuning", adapter, **changes)
+
+
+def test_a_mask_of_documents_serves_as_well_as_positions():
+    model = grafted("gpt2", "prefix")
+    batch = packed(documents())
+    by_positions = logits_of(model, batch)
+    by_mask = isolated(batch, "mask")
+    assert relative_error(logits_of(model, by_mask), by_positions) < 1e-5
+    seen = by_mask["attention_mask"] == 0
+    assert relative_error(logits_of(model, {**by_mask, "attention_mask": seen}), by_positions) < 1e-5
 
 
 def test_what_a_prompt_cannot_do_is_said():
