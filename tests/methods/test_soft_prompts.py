@@ -26,6 +26,7 @@ from tsugiki import (
     ungraft,
     use_fast_paths,
 )
+from tsugiki.fast import attention
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.p_tuning import PromptEncoderConfig
 from tsugiki.methods.prefix_tuning import PrefixTuningConfig
@@ -388,6 +389,23 @@ def test_packed_documents_are_what_each_is_alone(kind: str, method: str, attenti
     towards = torch.randn(together.shape, generator=torch.Generator().manual_seed(0))
     expected = torch.autograd.grad((torch.cat(alone) * towards).sum(), weights)
     found = torch.autograd.grad((together * towards).sum(), weights)
+    assert all(relative_error(a, b) < 1e-4 for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "place"), [("gpt2", "n_positions"), ("llama", "max_position_embeddings")])
+def test_attention_in_blocks_takes_the_prompt_along(kind: str, place: str, monkeypatch: pytest.MonkeyPatch):
+    model = tiny_model(kind, **{place: 256})
+    graft(model, OURS["prefix"])
+    batch = packed([ids(1, 90), ids(1, 110)])
+    rows = [{"input_ids": ids(2, 150)}, batch, {**batch, "labels": batch["input_ids"]}]
+    plain = [model(**row, use_cache=False) for row in rows]
+    weights = list(trainable_parameters(model).values())
+    expected = torch.autograd.grad(plain[2].loss, weights)
+    use_fast_paths(model)
+    monkeypatch.setattr(attention, "plain_attention", None)
+    for before, row in zip(plain[:2], rows, strict=False):
+        assert relative_error(model(**row, use_cache=False).logits, before.logits) < 1e-5
+    found = torch.autograd.grad(model(**rows[2], use_cache=False).loss, weights)
     assert all(relative_error(a, b) < 1e-4 for a, b in zip(found, expected, strict=True))
 
 

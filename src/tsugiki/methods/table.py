@@ -9,17 +9,15 @@ from tsugiki.methods.p_tuning import P_TUNING
 from tsugiki.methods.prefix_tuning import PREFIX_TUNING
 from tsugiki.methods.prompt_tuning import PROMPT_TUNING
 
-_PROMPTED = "attention in blocks"
-
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "prompt-tuning": Method(
-            "additive", "embeddings of virtual tokens before the text", PROMPT_TUNING, merges=False, slow=_PROMPTED
+            "additive", "embeddings of virtual tokens before the text", PROMPT_TUNING, merges=False
         ),
         "prefix-tuning": Method(
-            "additive", "keys and values before the text's, in every layer", PREFIX_TUNING, merges=False, slow=_PROMPTED
+            "additive", "keys and values before the text's, in every layer", PREFIX_TUNING, merges=False
         ),
-        "p-tuning": Method("additive", "a prompt that a small network writes", P_TUNING, merges=False, slow=_PROMPTED),
+        "p-tuning": Method("additive", "a prompt that a small network writes", P_TUNING, merges=False),
         "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
         "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
     }
