@@ -33,6 +33,7 @@ from tsugiki.methods.prefix_tuning import PrefixTuningConfig
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.methods.soft_prompt import context_length, virtual_tokens
 from tsugiki.models import load_model
+from tsugiki.train import preparation
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluate import cut_windows, evaluate
 from tsugiki.train.gradients import Gradients
@@ -409,9 +410,30 @@ def test_attention_in_blocks_takes_the_prompt_along(kind: str, place: str, monke
     assert all(relative_error(a, b) < 1e-4 for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["bloom", "gpt_neo"])
-def test_models_that_cannot_keep_documents_apart_behind_a_prompt_are_told(kind: str):
-    assert find_isolation(grafted(kind, "prompt")) == "rows"
+@pytest.mark.parametrize("config", [PromptTuningConfig(12), PrefixTuningConfig(12)])
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+def test_a_prompt_may_be_longer_than_the_sliding_window(kind: str, config: Any, tmp_path: Path):
+    model = tiny_model(kind)
+    graft(model, config)
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
+    assert relative_error(peft_logits(theirs), logits(model)) < 1e-5
+    rows = documents()
+    alone = torch.cat([logits(model, row) for row in rows], 1)
+    assert relative_error(logits_of(model, packed(rows)), alone) < 1e-5
+    tokens = ids(rows=2, length=7)
+    options: dict[str, Any] = {"attention_mask": torch.ones_like(tokens), "pad_token_id": 0, "eos_token_id": 1000}
+    found = model.generate(tokens, max_new_tokens=9, do_sample=False, **options)
+    assert torch.equal(found, continued(model, tokens, 9))
+
+
+@pytest.mark.parametrize(("kind", "bare"), [("bloom", "rows"), ("gpt_neo", "positions"), ("opt", "mask")])
+def test_how_documents_are_kept_apart_is_found_out_behind_the_prompt(kind: str, bare: str):
+    config = RunConfig(model="-", data="-", out="-", method="prompt-tuning", adapter={"num_virtual_tokens": 5})
+    model = tiny_model(kind)
+    assert find_isolation(model) == bare
+    assert preparation._isolation(config, model) == ("positions" if kind == "opt" else "rows")
+    assert not is_grafted(model)
 
 
 def test_a_prompt_hidden_by_a_long_window_of_packed_documents_is_seen_as_alone():

@@ -347,7 +347,7 @@ def _of_packed(positions: Tensor, length: int) -> tuple[Tensor, Tensor, int]:
 
 
 def _of_padded(mask: Tensor, tokens: int, length: int) -> tuple[Tensor, Tensor, int]:
-    """The same of rows with padding, of which the last `tokens` are new: padding is a document that none see."""
+    """The same of rows with padding, of which the last `tokens` are new: padding is a document by itself."""
     places = (mask.long().cumsum(-1) - 1).clamp(min=0) + length
     document = torch.where(mask.bool(), 0, _NOWHERE)
     places = torch.cat([_prompt_places(places, length), places], dim=-1)
@@ -399,8 +399,8 @@ def _mask(places: Tensor, document: Tensor, tokens: int, dtype: torch.dtype, win
         window: how many tokens are seen at most; None: all.
     """
     order = torch.arange(places.shape[-1], device=places.device)
-    seen = (document[:, -tokens:, None] == document[:, None]) & (document[:, None] != _NOWHERE)
-    seen = (seen | (document[:, None] == _EVERYWHERE)) & (order <= order[-tokens:, None])
+    own = document[:, -tokens:, None] == document[:, None]
+    seen = (own | (document[:, None] == _EVERYWHERE)) & (order <= order[-tokens:, None])
     if window is not None:
         seen &= places[:, -tokens:, None] - places[:, None] < window
     mask = torch.zeros(seen.shape, dtype=dtype, device=places.device)
