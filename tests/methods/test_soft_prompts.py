@@ -41,6 +41,7 @@ from tsugiki.train.isolation import find_isolation, isolated
 from tsugiki.train.run import train
 from tsugiki.train.sample import Sampling, generate_text
 from tsugiki.train.watch import Watch
+from tsugiki.train.ways import ADAPTER
 
 KINDS = ["gpt2", "llama", "gemma3_text"]
 LENGTH = 5
@@ -611,6 +612,16 @@ def test_a_resumed_run_ends_as_one_that_did_not_stop(run: Any, tmp_path: Path, m
     ours = load_model(str(tmp_path / "base"))
     load_adapter(ours, tmp_path / "whole")
     assert relative_error(peft_logits(theirs), logits(ours)) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
+def test_an_untrained_prompt_takes_no_fast_path_from_a_bfloat16_base(method: str):
+    config = RunConfig(model="embedded", data="-", out="-", method=method, frozen="bf16")
+    model = ADAPTER.load(config)
+    assert preparation._isolation(config, model) == "positions"
+    torch.manual_seed(42)
+    ADAPTER.begin(model, config)
+    assert model.config._attn_implementation == "tsugiki"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.cache import cache_folder
@@ -23,6 +24,7 @@ from tsugiki.data.splits import (
 from tsugiki.data.store import Index, TokenStore, open_store, read_index
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.lora.graft import graft, ungraft
+from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.config import FULL, RunConfig
 from tsugiki.train.evaluate import Window, cut_windows
@@ -204,9 +206,13 @@ def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
 
 def _isolation(config: RunConfig, model: "PreTrainedModel") -> Isolation:
     """How documents are kept apart, behind the soft prompt if the run trains one: it stands before each of them."""
-    if not _virtual_tokens(config):
+    length = _virtual_tokens(config)
+    if not length:
         return find_isolation(model)
-    graft(model, config.adapter_config())
+    # Of real tokens: a prompt from the normal distribution makes so much noise in bfloat16 that nothing could be told.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a run that is resumed must come to the same answer
+        graft(model, PromptTuningConfig(length, prompt_tuning_init="SAMPLE_VOCAB"))
     try:
         return find_isolation(model)
     finally:
