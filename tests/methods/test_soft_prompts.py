@@ -239,6 +239,23 @@ def test_words_of_the_vocabulary_begin_a_prompt():
     assert all((row == table).all(-1).any() for row in adapter.prompt.embedding)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_of_the_vocabulary_begin_a_prefix(kind: str, tmp_path: Path):
+    # What the layers keep of words that stand before a text is all that the text sees of them.
+    prompted, prefixed = tiny_model(kind), tiny_model(kind).train()
+    torch.manual_seed(2)
+    graft(prefixed, PrefixTuningConfig(LENGTH, init_weights="SAMPLE_VOCAB"))
+    torch.manual_seed(2)
+    tokens = torch.randint(0, 96, (LENGTH,)).expand(2, -1)
+    expected = logits(prompted, torch.cat([tokens, ids()], dim=-1))[:, LENGTH:]
+    assert relative_error(logits(prefixed), expected) < 1e-5
+    save_adapter(prefixed, tmp_path)
+    load_adapter(prompted, tmp_path)
+    assert torch.equal(logits(prompted), logits(prefixed))
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path)
+    assert relative_error(peft_logits(theirs), expected) < 1e-5
+
+
 def test_prompts_and_a_lora_are_switched_on_one_model():
     model = tiny_model("llama")
     base = logits(model)
@@ -513,6 +530,7 @@ def test_the_context_is_what_the_prompt_leaves_of_it(tmp_path: Path):
         (lambda: PromptTuningConfig(prompt_tuning_init="TEXT"), "goes with prompt_tuning_init_text"),
         (lambda: PromptTuningConfig(prompt_tuning_init_text="a"), "goes with prompt_tuning_init_text"),
         (lambda: PrefixTuningConfig(init_weights="ones"), "init_weights is 'ones'"),
+        (lambda: PrefixTuningConfig(init_weights="SAMPLE_VOCAB", prefix_projection=True), "goes without prefix_proj"),
         (lambda: PrefixTuningConfig(prefix_projection="yes"), "prefix_projection is 'yes'"),
         (lambda: PrefixTuningConfig(encoder_hidden_size=0), "encoder_hidden_size is 0"),
         (lambda: PromptEncoderConfig(encoder_reparameterization_type="GRU"), "choose MLP or LSTM"),

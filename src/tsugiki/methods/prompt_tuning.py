@@ -7,7 +7,8 @@
 Only P trains: virtual tokens · width numbers, the fewest of all methods. It costs context and the attention to it, and
 of small bases it makes little: the paper finds it level with full fine-tuning from some ten billion parameters on.
 Where P begins matters there: at rows of the vocabulary, or best at the embedded words of a text that says what is to
-be done; drawn from the normal distribution it begins far from any word.
+be done; drawn from the normal distribution it begins far from any word. It wants a
+higher learning rate than weights do.
 """
 
 from collections.abc import Collection, Mapping
@@ -29,6 +30,7 @@ from tsugiki.methods.soft_prompt import (
     from_json,
     prompt_of_embeddings,
     random_rows,
+    sampled_rows,
     tensors,
     to_json,
 )
@@ -85,16 +87,22 @@ def _unwritten(model: nn.Module, config: PromptTuningConfig, stored: Collection[
 
 def _start(model: Any, config: PromptTuningConfig) -> Tensor:
     """Where the prompt begins, [virtual tokens, width]."""
-    length, embedding = config.num_virtual_tokens, embedding_of(model)
-    if config.prompt_tuning_init == "RANDOM":
-        return random_rows(model, length, embedding_width(model))
-    if config.prompt_tuning_init == "TEXT":
-        tokens = _tokens(config, getattr(model, "name_or_path", None))
-        ids = torch.tensor((tokens * length)[:length])
-        if int(ids.max()) >= len(embedding.weight):  # type: ignore[arg-type]
-            raise TsugikiError(f"{config.tokenizer_name_or_path} has tokens that the model does not know")
-    else:
-        ids = torch.randint(0, len(embedding.weight), (length,))  # type: ignore[arg-type]
+    length = config.num_virtual_tokens
+    match config.prompt_tuning_init:
+        case "RANDOM":
+            return random_rows(model, length, embedding_width(model))
+        case "SAMPLE_VOCAB":
+            return sampled_rows(model, length)
+        case "TEXT":
+            return _embedded_text(model, config)
+
+
+def _embedded_text(model: Any, config: PromptTuningConfig) -> Tensor:
+    tokens = _tokens(config, getattr(model, "name_or_path", None))
+    ids = torch.tensor((tokens * config.num_virtual_tokens)[: config.num_virtual_tokens])
+    embedding = embedding_of(model)
+    if int(ids.max()) >= len(embedding.weight):  # type: ignore[arg-type]
+        raise TsugikiError(f"{config.tokenizer_name_or_path} has tokens that the model does not know")
     embedded: Tensor = embedding(ids.to(model.device))
     return embedded
 

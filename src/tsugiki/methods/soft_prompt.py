@@ -14,7 +14,8 @@ An untrained prompt is not nothing: unlike the other methods, these change the m
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache as remembered
 from functools import partial
@@ -135,15 +136,12 @@ def cache_shape(model: Any, virtual_tokens: int) -> CacheShape:
     base = decoder_of(model)
     if base is None or getattr(model.config, "is_encoder_decoder", False):
         raise TsugikiError(unfit)
-    training = base.training
-    base.eval()
     try:
-        first, other = (_run_through(base, rows) for rows in _two_tries(embedding_width(model), base.device))
+        with _evaluating(base):
+            first, other = (_run_through(base, rows) for rows in _two_tries(embedding_width(model), base.device))
         keys, values = (torch.stack(one) for one in zip(*first, strict=True))
     except Exception as error:  # whatever it is, it is no such model
         raise TsugikiError(unfit) from error
-    finally:
-        base.train(training)
     causal = torch.allclose(first[-1][0][:, :, 0], other[-1][0][:, :, 0], rtol=1e-3, atol=1e-3)
     if keys.shape != values.shape or keys.dim() != 5 or keys.shape[3] != 2 or not causal:
         raise TsugikiError(unfit)
@@ -175,6 +173,24 @@ def embedding_width(model: Any) -> int:
 def random_rows(model: Any, rows: int, columns: int) -> Tensor:
     """Rows drawn from the standard normal distribution, as `nn.Embedding` begins."""
     return torch.randn(rows, columns, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
+
+
+def sampled_rows(model: Any, rows: int) -> Tensor:
+    """Embeddings of random tokens, [rows, width]."""
+    embedding = embedding_of(model)
+    ids = torch.randint(0, len(embedding.weight), (rows,))  # type: ignore[arg-type]
+    embedded: Tensor = embedding(ids.to(model.device))
+    return embedded
+
+
+@torch.no_grad()
+def sampled_key_values(model: Any, rows: int) -> Tensor:
+    """What the layers keep of random tokens in a row, [rows, columns] as `_as_key_values` takes them apart."""
+    base = decoder_of(model)
+    with _evaluating(base):
+        of_layers = [torch.cat(both) for both in _run_through(base, sampled_rows(model, rows))]
+    dtype = torch.promote_types(base.dtype, torch.float32)
+    return torch.stack(of_layers).permute(3, 0, 1, 2, 4).reshape(rows, -1).to(dtype)
 
 
 def virtual_tokens(model: Any) -> int:
@@ -226,6 +242,16 @@ def _positions(model: Any) -> int | None:
     return int(length) if length else None
 
 
+@contextmanager
+def _evaluating(base: nn.Module) -> Iterator[None]:
+    training = base.training
+    base.eval()
+    try:
+        yield
+    finally:
+        base.train(training)
+
+
 def _two_tries(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Two embedded tokens, and again with another second one, of which the first knows nothing in a causal model."""
     tokens = torch.linspace(-1, 1, 2 * width, device=device).view(2, width)
@@ -267,7 +293,7 @@ def _put_in_front(
             "model.gradient_checkpointing_disable()"
         )
     mask, positions, length = given.get("attention_mask"), given.get("position_ids"), len(base.tsugiki.embedding)
-    apart = _apart(mask) and _windows(base) != [None]
+    apart = _windows(base) != [None] and _apart(mask)
     cache = given.pop("past_key_values", None) if given.get("cache") is None else given["cache"]
     begins = cache is None or not cache.get_seq_length()
     if begins:
