@@ -30,6 +30,11 @@ def packed(*lengths: int) -> Tensor:
     return torch.block_diag(*[torch.ones(n, n) for n in lengths]).bool()[None, None] & causal(sum(lengths))
 
 
+def behind(mask: Tensor, keys: int) -> Tensor:
+    """The mask where so many more keys stand before, which all see."""
+    return F.pad(mask, (keys, 0), value=True)
+
+
 def added(mask: Tensor, dtype: torch.dtype = torch.float32, lowest: float = -torch.inf) -> Tensor:
     """The mask as numbers to be added to the scores."""
     return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, lowest)
@@ -48,6 +53,10 @@ MASKS = {
     "window in documents": packed(40, 150, 10) & window(200, 9),
     "another mask each row": torch.cat([causal(200), packed(90, 110), window(200, 7), packed(*[10] * 20)]),
 }
+MASKS |= {
+    "behind five keys": behind(causal(200), 5),
+    "documents behind seventy": torch.cat([behind(packed(40, 150, 10, 60), 70), behind(causal(260), 70)]),
+}
 OTHERS = {
     "all see all": torch.ones(1, 1, 100, 100, dtype=torch.bool),
     "padding on the left": causal(100) & (torch.arange(100) >= 10),
@@ -55,15 +64,17 @@ OTHERS = {
     "a prefix that sees itself": causal(100) | ((torch.arange(100) < 7) & (torch.arange(100) < 7)[:, None]),
     "a hole": causal(100) & ((torch.arange(100) != 5) | (torch.arange(100) < 6)[:, None]),
     "one row of another kind": torch.cat([causal(100), torch.ones(1, 1, 100, 100, dtype=torch.bool)]),
+    "some see what is before": behind(causal(100), 5) & (torch.arange(105) != torch.arange(100)[:, None] // 20),
+    "padding before what is before": behind(causal(100), 5) & (torch.arange(105) > 1),
     "a mask a head": causal(100).repeat(1, 4, 1, 1),
 }
 
 
 def tensors(mask: Tensor, dtype: torch.dtype = torch.float64, key_heads: int = 2, batch: int = 2) -> list[Tensor]:
     """Query of four heads, key, value of another; in transformers' layout, [batch, length, heads, width]."""
-    batch, length = max(batch, mask.shape[0]), mask.shape[-1]
+    batch, (length, keys) = max(batch, mask.shape[0]), mask.shape[-2:]
     generator = torch.Generator().manual_seed(0)
-    shapes = ((batch, length, 4, 8), (batch, length, key_heads, 8), (batch, length, key_heads, 6))
+    shapes = ((batch, length, 4, 8), (batch, keys, key_heads, 8), (batch, keys, key_heads, 6))
     return [
         (1.5 * torch.randn(shape, generator=generator)).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes
     ]
@@ -178,13 +189,14 @@ def test_without_a_mask_all_is_seen(blocks: list[torch.Size]):
     assert not blocks
 
 
-def test_keys_of_earlier_steps_are_left_to_the_definition(blocks: list[torch.Size]):
+@pytest.mark.parametrize("new", [70, 3])
+def test_keys_of_earlier_steps_join_each_block(new: int, blocks: list[torch.Size]):
     mask = causal(100)
     query, key, value = tensors(mask)
     torch.testing.assert_close(
-        quick(query[:, :, -70:], key, value, mask[:, :, -70:]), quick(query, key, value, mask)[:, :, -70:]
+        quick(query[:, :, -new:], key, value, mask[:, :, -new:]), quick(query, key, value, mask)[:, :, -new:]
     )
-    assert len(blocks) == 1, "the whole"
+    assert [size[2] for size in blocks] == ([70, 100] if new == 70 else [100]), "a few go by the definition"
 
 
 def test_a_cap_on_scores_is_left_to_the_definition(blocks: list[torch.Size]):

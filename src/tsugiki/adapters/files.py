@@ -87,7 +87,7 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None, *,
         _refuse_another_base(model, folder)
     with base_alone(model):
         try:
-            adapter = config.new_adapter(model)
+            adapter = form_of(config).empty(model, config, stored.keys())
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a slip in the config.
             raise TsugikiError(f"{folder} does not fit this model: {error}") from error

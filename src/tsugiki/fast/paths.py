@@ -13,6 +13,7 @@ from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.forward import chunk_the_loss, unchunk_the_loss
 from tsugiki.fast.modules import restore_modules, speed_up_modules
 from tsugiki.fast.rounding import same_to_rounding
+from tsugiki.methods.soft_prompt import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,9 +69,8 @@ def _use_block_attention(model: "PreTrainedModel") -> None:
 @torch.no_grad()
 def _logits(model: "PreTrainedModel") -> Tensor:
     """Of one fixed row, in evaluation mode."""
-    config = model.config.get_text_config()
-    length = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
-    ids = torch.linspace(1, config.vocab_size - 1, length, device=model.device).long()[None]
+    length = min(_TOKENS, context_length(model))
+    ids = torch.linspace(1, model.config.get_text_config().vocab_size - 1, length, device=model.device).long()[None]
     training = model.training
     model.eval()
     try:

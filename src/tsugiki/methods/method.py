@@ -7,7 +7,7 @@ both are written in a PEFT folder. A `Method` is a form with some of its setting
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +19,10 @@ PREFIX = "base_model.model."
 """Before the name of a module of the base, in PEFT's files."""
 
 Family: TypeAlias = Literal["additive", "reparametrised", "selective"]
+
+
+def _fresh(model: nn.Module, config: Any, stored: Collection[str]) -> Any:
+    return config.new_adapter(model)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class Form:
     beside: Callable[[Any], dict[str, Any]] | None = None
     """Config -> those of its settings that PEFT has no field for; they are kept in a file that PEFT does not read, and
     replace what `from_json` makes of PEFT's fields."""
+    empty: Callable[[nn.Module, Any, Collection[str]], Any] = _fresh
+    """Model, config and the names of a file's tensors -> an adapter for these to be filled into: a fresh one, unless
+    the file holds less than a fresh one trains."""
 
 
 @dataclass(frozen=True)

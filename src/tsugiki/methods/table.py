@@ -7,12 +7,36 @@ from tsugiki.methods.bottleneck import BOTTLENECK
 from tsugiki.methods.ia3 import IA3
 from tsugiki.methods.lora import LORA
 from tsugiki.methods.method import Form, Method
+from tsugiki.methods.p_tuning import P_TUNING
+from tsugiki.methods.prefix_tuning import PREFIX_TUNING
+from tsugiki.methods.prompt_tuning import PROMPT_TUNING
 from tsugiki.methods.selective import HEAD, LN_TUNING, SELECTIVE
 
 _IN_FLOAT32 = "a base in bf16 or int8"  # of which parts train
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
+        "prompt-tuning": Method(
+            "additive",
+            "embeddings of virtual tokens before the text",
+            PROMPT_TUNING,
+            merges=False,
+            explained="tsugiki.methods.prompt_tuning",
+        ),
+        "prefix-tuning": Method(
+            "additive",
+            "keys and values before the text's, in every layer",
+            PREFIX_TUNING,
+            merges=False,
+            explained="tsugiki.methods.prefix_tuning",
+        ),
+        "p-tuning": Method(
+            "additive",
+            "a prompt that a small network writes",
+            P_TUNING,
+            merges=False,
+            explained="tsugiki.methods.p_tuning",
+        ),
         "houlsby": Method(
             "additive",
             "a bottleneck after attention and after feed-forward",

@@ -26,6 +26,7 @@ from tsugiki.data.blocks import IGNORED
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Document, Record, learned_text
 from tsugiki.errors import TsugikiError
+from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.bootstrap import Score, bits_interval, loss_interval
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def evaluate(
     windows: Sequence[Window],
     turns: AssistantTurns = "all",
     advance: Callable[[int], None] = lambda done: None,
+    context: int | None = None,
 ) -> Evaluation:
     """Score windows of text (see the module's text). Leaves the model's mode as it was.
 
@@ -160,13 +162,14 @@ def evaluate(
         windows: from `cut_windows`.
         turns: which of an assistant's turns are scored.
         advance: called with the number of rows done since the last call.
+        context: tokens that are scored at once, at most; by default as many as the model takes.
 
     Raises:
         TsugikiError: there is no text, or none that fits the model's context.
     """
     if not windows:
         raise TsugikiError("there is no text to evaluate on")
-    context = context_length(model)
+    context = context or context_length(model)
     texts = [learned_text(window.record, turns) for window in windows]
     encoded = encode(tokenizer, texts)
     rows: list[_Row] = []
@@ -196,12 +199,6 @@ def evaluate(
             for ids, text in zip(encoded, texts, strict=True)
         ),
     )
-
-
-def context_length(model: "PreTrainedModel") -> int:
-    """The most tokens that the model takes at once; 2,048 where its config does not say (BLOOM)."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else 2048
 
 
 def _exp(loss: float) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from tsugiki.errors import TsugikiError
 from tsugiki.fast.rounding import same_to_rounding
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def find_isolation(model: "PreTrainedModel") -> Isolation:
                 packed = _after(model, first, second, way)
                 if torch.equal(packed, _after(model, other, second, way)) and same_to_rounding(packed, alone):
                     return way
-            except (ValueError, RuntimeError, TypeError):  # a model that does not take such a mask
+            except (ValueError, RuntimeError, TypeError, TsugikiError):  # a model that does not take such a mask
                 continue
     finally:
         model.train(training)

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.cache import cache_folder
@@ -22,8 +23,11 @@ from tsugiki.data.splits import (
 )
 from tsugiki.data.store import Index, TokenStore, open_store, read_index
 from tsugiki.errors import TsugikiError, listed
-from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluate import Window, context_length, cut_windows
+from tsugiki.lora.graft import graft, ungraft
+from tsugiki.methods.prompt_tuning import PromptTuningConfig
+from tsugiki.methods.soft_prompt import context_length
+from tsugiki.train.config import FULL, RunConfig
+from tsugiki.train.evaluate import Window, cut_windows
 from tsugiki.train.isolation import Isolation, find_isolation
 from tsugiki.train.progress import RunProgress
 
@@ -110,7 +114,7 @@ def pack_data(
         TsugikiError: blocks longer than the model's context, or prompts longer than a block.
     """
     size = _block_size(config, model)
-    isolation = find_isolation(model)
+    isolation = _isolation(config, model)
     blocks = pack(data.store, data.train, size, document_end(tokenizer), share_rows=isolation != "rows")
     characters = data.held_out.characters[data.measured].tolist()
     windows = cut_windows(data.records, characters, config.held_out_characters)
@@ -190,7 +194,31 @@ def _summary(index: Index, records: Integers) -> dict[str, Any]:
 
 
 def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
-    context = context_length(model)
-    if config.block_size and config.block_size > context:
-        raise TsugikiError(f"block_size is {config.block_size}, but the model's context is {context} tokens")
-    return config.block_size or min(_BLOCK_SIZE, context)
+    prompt = _virtual_tokens(config)
+    room = context_length(model) - prompt
+    behind = f", {prompt} of which the soft prompt takes: {room} are left" if prompt else ""
+    if config.block_size and config.block_size > room:
+        raise TsugikiError(
+            f"block_size is {config.block_size}, but the model's context is {room + prompt} tokens{behind}"
+        )
+    return config.block_size or min(_BLOCK_SIZE, room)
+
+
+def _isolation(config: RunConfig, model: "PreTrainedModel") -> Isolation:
+    """How documents are kept apart, behind the soft prompt if the run trains one: it stands before each of them."""
+    length = _virtual_tokens(config)
+    if not length:
+        return find_isolation(model)
+    # Of real tokens: a prompt from the normal distribution makes so much noise in bfloat16 that nothing could be told.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a run that is resumed must come to the same answer
+        graft(model, PromptTuningConfig(length, prompt_tuning_init="SAMPLE_VOCAB"))
+    try:
+        return find_isolation(model)
+    finally:
+        ungraft(model)
+
+
+def _virtual_tokens(config: RunConfig) -> int:
+    """Length of the soft prompt that the run trains; 0 where it trains none."""
+    return 0 if config.method == FULL else getattr(config.adapter_config(), "num_virtual_tokens", 0)

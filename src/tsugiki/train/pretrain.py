@@ -20,8 +20,8 @@ from tsugiki.data.splits import Condition, near_groups, parse_held_out, split_on
 from tsugiki.data.store import Array, read_index
 from tsugiki.data.vocabulary import train_vocabulary
 from tsugiki.errors import TsugikiError
+from tsugiki.methods.soft_prompt import context_length
 from tsugiki.models import load_tokenizer
-from tsugiki.train.evaluate import context_length
 from tsugiki.train.model_files import save_model
 from tsugiki.train.preparation import single_document
 from tsugiki.train.pretrain_config import PretrainConfig, TokenizerSettings

@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
-from tsugiki.train.evaluate import context_length
+from tsugiki.methods.soft_prompt import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

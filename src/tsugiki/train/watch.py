@@ -1,11 +1,14 @@
 """Looks at a run from outside at chosen steps: measures the held-out text, lets the model write, keeps the record."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tsugiki.lora.graft import disable_adapter, is_grafted
+from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluate import Window, evaluate
 from tsugiki.train.preparation import Prepared
@@ -35,13 +38,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.trainer, self.model, self.tokenizer = trainer, model, tokenizer
         self.data, self.config, self.record, self.progress = data, config, record, progress
+        self.context = context_length(model)
+        """Of the model as it trains: the base is measured on the same windows, whatever a soft prompt takes."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Measure the base: a fresh adapter changes nothing, to the bit."""
+        """Measure the base: what most fresh adapters leave as it is, but an untrained soft prompt does not."""
         if state.global_step == 0:
-            self._evaluate(0)
-            self._evaluate_own(0)
-            self._sample(0)
+            with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
+                self._evaluate(0)
+                self._evaluate_own(0)
+                self._sample(0)
         self.progress.begin(state.max_steps, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -86,7 +92,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def _measure(self, step: int, windows: list[Window]) -> dict[str, Any]:
         with self.progress.stage("measuring", len(windows)) as advance:
-            result = evaluate(self.model, self.tokenizer, windows, self.config.assistant_turns, advance)
+            result = evaluate(self.model, self.tokenizer, windows, self.config.assistant_turns, advance, self.context)
         return {"step": step, **result.to_json()}
 
     def _sample(self, step: int) -> None:

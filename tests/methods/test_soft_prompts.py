@@ -1,0 +1,710 @@
+"""Soft prompts against PEFT, and against what each text is alone."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from tests.tiny import TEXT, byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    save_adapter,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+    use_fast_paths,
+)
+from tsugiki.fast import attention
+from tsugiki.lora.graft import is_grafted, remove_adapter
+from tsugiki.methods.p_tuning import PromptEncoderConfig
+from tsugiki.methods.prefix_tuning import PrefixTuningConfig
+from tsugiki.methods.prompt_tuning import PromptTuningConfig
+from tsugiki.methods.soft_prompt import context_length, virtual_tokens
+from tsugiki.models import load_model
+from tsugiki.train import preparation
+from tsugiki.train.config import RunConfig
+from tsugiki.train.evaluate import cut_windows, evaluate
+from tsugiki.train.gradients import Gradients
+from tsugiki.train.isolation import find_isolation, isolated
+from tsugiki.train.run import train
+from tsugiki.train.sample import Sampling, generate_text
+from tsugiki.train.watch import Watch
+from tsugiki.train.ways import ADAPTER
+
+KINDS = ["gpt2", "llama", "gemma3_text"]
+LENGTH = 5
+OURS: dict[str, Any] = {
+    "prompt": PromptTuningConfig(num_virtual_tokens=LENGTH),
+    "prefix": PrefixTuningConfig(num_virtual_tokens=LENGTH),
+    "projected prefix": PrefixTuningConfig(num_virtual_tokens=LENGTH, prefix_projection=True, encoder_hidden_size=12),
+    "mlp": PromptEncoderConfig(num_virtual_tokens=LENGTH, encoder_hidden_size=12),
+    "lstm": PromptEncoderConfig(
+        num_virtual_tokens=LENGTH, encoder_reparameterization_type="LSTM", encoder_hidden_size=6
+    ),
+}
+THEIRS: dict[str, Any] = {
+    "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH),
+    "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH),
+    "projected prefix": lambda: peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, prefix_projection=True, encoder_hidden_size=12
+    ),
+    "mlp": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, encoder_hidden_size=12),
+    "lstm": lambda: peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=LENGTH,
+        encoder_reparameterization_type="LSTM",
+        encoder_hidden_size=6,
+    ),
+}
+CASES = [(kind, method) for kind in KINDS for method in OURS if method != "lstm" or kind == "gpt2"]
+NAMES = {"embedding.weight": "embedding", "transform.": "network.", "lstm_head.": "network.lstm."}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # PEFT calls transformers by its earlier names
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+def grafted(kind: str, method: str, seed: int = 3) -> Any:
+    model = tiny_model(kind)
+    graft(model, OURS[method])
+    return shake(model, seed)
+
+
+def peft_model(kind: str, method: str) -> Any:
+    torch.manual_seed(1)
+    return peft.get_peft_model(tiny_model(kind), THEIRS[method]()).eval()
+
+
+def peft_logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids()).logits[:, -ids().shape[1] :]
+
+
+def our_name(method: str, name: str) -> str:
+    """PEFT's name of a weight of its encoder -> ours."""
+    name = name.replace("mlp_head.", "network.mlp." if method == "lstm" else "network.")
+    for theirs, ours in NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+@pytest.mark.parametrize(("kind", "method"), CASES)
+def test_ours_loads_in_peft(kind: str, method: str, tmp_path: Path):
+    model = grafted(kind, method)
+    adapted = logits(model)
+    with disable_adapter(model):
+        assert relative_error(adapted, logits(model)) > 1e-2
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
+    assert relative_error(peft_logits(theirs), adapted) < 1e-5
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert not set(fields) - set(THEIRS[method]().to_dict())
+
+
+@pytest.mark.parametrize(("kind", "method"), CASES)
+def test_pefts_loads_here_and_its_prompt_trains(kind: str, method: str, tmp_path: Path):
+    theirs = peft_model(kind, method)
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model(kind)
+    base = logits(model)
+    load_adapter(model, tmp_path)
+    assert relative_error(logits(model), base) > 1e-2
+    assert relative_error(logits(model), peft_logits(theirs)) < 1e-5
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+    assert [p.numel() for p in trainable_parameters(model).values()] == [
+        load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"].numel()
+    ]
+    save_adapter(model, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert torch.equal(
+        again["prompt_embeddings"], load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"]
+    )
+
+
+@pytest.mark.parametrize(("kind", "method"), CASES)
+def test_training_steps_are_pefts(kind: str, method: str):
+    theirs, ours = peft_model(kind, method), tiny_model(kind)
+    adapter = graft(ours, OURS[method])
+    encoder = theirs.prompt_encoder["default"]
+    state = {our_name(method, name): weight for name, weight in encoder.state_dict().items()}
+    adapter.prompt.load_state_dict(state)
+    ours.train()
+    for model in (theirs, ours):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for seed in range(2):
+            optimizer.zero_grad()
+            # PEFT lets the last virtual token predict the text's first; here that is given, as it is to the base.
+            labels = ids(seed=seed).index_fill(1, torch.tensor([0]), -100)
+            model(input_ids=ids(seed=seed), labels=labels).loss.backward()
+            optimizer.step()
+    mine = dict(adapter.prompt.named_parameters())
+    assert mine.keys() == state.keys()
+    for name, weight in encoder.named_parameters():
+        assert weight.grad.abs().max() > 0, name
+        assert relative_error(mine[our_name(method, name)].grad, weight.grad) < 1e-3, name
+        # Adam divides by the gradient's size, and so makes much of the rounding of small ones.
+        assert relative_error(mine[our_name(method, name)], weight) < 1e-3, name
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_a_prompt_begins_as_pefts(method: str):
+    theirs = peft_model("llama", method).prompt_encoder["default"].state_dict()
+    torch.manual_seed(1)
+    ours = graft(tiny_model("llama"), OURS[method]).prompt.state_dict()
+    for name, weight in theirs.items():
+        mine = ours[our_name(method, name)]
+        assert mine.shape == weight.shape
+        assert float(mine.std()) == pytest.approx(float(weight.std()), rel=0.3)
+        assert float(mine.abs().max()) == pytest.approx(float(weight.abs().max()), rel=0.6)
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        ("prompt", LENGTH * 32),
+        ("prefix", LENGTH * 2 * 2 * 16),
+        ("projected prefix", LENGTH * 16 + (16 + 1) * 12 + (12 + 1) * 2 * 2 * 16),
+        ("mlp", LENGTH * 32 + (32 + 1) * 12 + (12 + 1) * 12 + (12 + 1) * 32),
+    ],
+)
+def test_what_trains_is_the_prompt_alone(method: str, count: int):
+    model = tiny_model("llama")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    graft(model, OURS[method])
+    trained = trainable_parameters(model)
+    assert all(name.startswith("model.tsugiki.") for name in trained)
+    assert sum(p.numel() for p in trained.values()) == count
+    model(input_ids=ids(), labels=ids()).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in trained.values())
+    ungraft(model)
+    assert {name for name, _ in model.named_parameters()} == set(before)
+    assert all(torch.equal(p, before[name]) and p.requires_grad for name, p in model.named_parameters())
+    assert not model.model._forward_pre_hooks
+    assert not model.model._forward_hooks
+
+
+def test_a_prefix_of_zeros_begins_with_keys_and_values_of_zero():
+    for config in (OURS["prefix"], OURS["projected prefix"]):
+        fields = {**vars(config), "init_weights": "zero"}
+        adapter = graft(tiny_model(), PrefixTuningConfig(**fields))
+        assert not adapter.prompt().any()
+
+
+def test_a_text_begins_a_prompt_as_in_peft(tmp_path: Path):
+    name = save_tiny(tmp_path / "base", "gemma3_text")  # whose embedding multiplies what it looks up
+    for text in ("庭師は枝を", "a"):  # cut off, repeated
+        theirs = peft.get_peft_model(
+            load_model(name),
+            peft.PromptTuningConfig(
+                task_type="CAUSAL_LM",
+                num_virtual_tokens=LENGTH,
+                prompt_tuning_init="TEXT",
+                prompt_tuning_init_text=text,
+                tokenizer_name_or_path=name,
+            ),
+        )
+        model = load_model(name)
+        fields: dict[str, Any] = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text}
+        adapter = graft(model, PromptTuningConfig(LENGTH, **fields))
+        assert torch.equal(adapter.prompt.embedding, theirs.prompt_encoder["default"].embedding.weight)
+        # Neither reads the tokenizer again to load what became of it.
+        save_adapter(shake(model), tmp_path / text)
+        (tmp_path / "base" / "tokenizer.json").rename(tmp_path / "hidden")
+        again = load_model(name)
+        load_adapter(again, tmp_path / text)
+        loaded = peft.PeftModel.from_pretrained(load_model(name), tmp_path / text).eval()
+        assert torch.equal(logits(again), logits(model))
+        assert relative_error(peft_logits(loaded), logits(model)) < 1e-5
+        (tmp_path / "hidden").rename(tmp_path / "base" / "tokenizer.json")
+
+
+def test_words_of_the_vocabulary_begin_a_prompt():
+    model = tiny_model("gemma3_text")
+    adapter = graft(model, PromptTuningConfig(LENGTH, prompt_tuning_init="SAMPLE_VOCAB"))
+    table = model.get_input_embeddings()(torch.arange(96))
+    assert all((row == table).all(-1).any() for row in adapter.prompt.embedding)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_of_the_vocabulary_begin_a_prefix(kind: str, tmp_path: Path):
+    # What the layers keep of words that stand before a text is all that the text sees of them.
+    prompted, prefixed = tiny_model(kind), tiny_model(kind).train()
+    torch.manual_seed(2)
+    graft(prefixed, PrefixTuningConfig(LENGTH, init_weights="SAMPLE_VOCAB"))
+    torch.manual_seed(2)
+    tokens = torch.randint(0, 96, (LENGTH,)).expand(2, -1)
+    expected = logits(prompted, torch.cat([tokens, ids()], dim=-1))[:, LENGTH:]
+    assert relative_error(logits(prefixed), expected) < 1e-5
+    save_adapter(prefixed, tmp_path)
+    load_adapter(prompted, tmp_path)
+    assert torch.equal(logits(prompted), logits(prefixed))
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path)
+    assert relative_error(peft_logits(theirs), expected) < 1e-5
+
+
+def test_prompts_and_a_lora_are_switched_on_one_model():
+    model = tiny_model("llama")
+    base = logits(model)
+    seen = {}
+    for seed, method in enumerate(OURS):
+        graft(model, OURS[method], method)
+        seen[method] = logits(shake(model, seed))
+    graft(model, LoraConfig(r=2, target_modules="all-linear"), "lora")
+    seen["lora"] = logits(shake(model))
+    assert not any("tsugiki" in path for path in model._tsugiki.adapters["lora"].pairs)
+    for name in [*seen, *reversed(seen)]:
+        set_adapter(model, name)
+        assert torch.equal(logits(model), seen[name]), name
+        with disable_adapter(model):
+            assert torch.equal(logits(model), base)
+            assert virtual_tokens(model) == 0
+    set_adapter(model, "mlp")
+    graft(model, LoraConfig(r=2, target_modules="all-linear"), "another lora")  # while a network hangs in the model
+    assert not any("tsugiki" in path for path in model._tsugiki.adapters["another lora"].pairs)
+    remove_adapter(model, "prompt")
+    assert torch.equal(logits(ungraft(model)), base)
+
+
+@pytest.mark.parametrize("method", ["prefix", "mlp"])
+def test_a_deep_copy_has_a_prompt_of_its_own(method: str):
+    model = grafted("gpt2", method)
+    before = logits(model)
+    twin = copy.deepcopy(model)
+    assert torch.equal(logits(twin), before)
+    assert not torch.equal(logits(shake(twin)), before)
+    assert torch.equal(logits(model), before)
+    base = logits(ungraft(twin))
+    assert torch.equal(logits(model), before)
+    with disable_adapter(model):
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_a_saved_prompt_comes_back_with_what_computes_it(method: str, tmp_path: Path):
+    model = grafted("gpt2", method)
+    save_adapter(model, tmp_path)
+    again = tiny_model()
+    load_adapter(again, tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    mine, other = trainable_parameters(model), trainable_parameters(again)
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def continued(model: Any, tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """The likeliest continuation, without a cache."""
+    for _ in range(count):
+        tokens = torch.cat([tokens, logits(model, tokens)[:, -1:].argmax(-1)], dim=-1)
+    return tokens
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("kind", [*KINDS, "mistral", "opt", "bloom"])
+def test_generation_goes_on_behind_the_prompt(kind: str, method: str):
+    model = grafted(kind, method)
+    with torch.no_grad():  # far from where all tokens are as likely
+        model.get_decoder().tsugiki.embedding.mul_(3)
+    tokens = ids(rows=2, length=7)
+    options: dict[str, Any] = {
+        "attention_mask": torch.ones_like(tokens),
+        "max_new_tokens": 9,
+        "pad_token_id": 0,
+        "eos_token_id": 1000,
+    }
+    expected = continued(model, tokens, 9)
+    for use_cache in (True, False):
+        found = model.generate(tokens, use_cache=use_cache, do_sample=False, **options)
+        assert torch.equal(found, expected), use_cache
+    beams = [
+        model.generate(tokens, num_beams=3, do_sample=False, use_cache=cached, **options) for cached in (False, True)
+    ]
+    assert torch.equal(*beams)
+    drawn = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        drawn.append(model.generate(tokens, do_sample=True, use_cache=cached, **options))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("kind", [*KINDS, "opt"])
+def test_left_padded_rows_are_what_they_are_alone(kind: str, method: str):
+    model = grafted(kind, method)
+    long, short = ids(1, 9, seed=2), ids(1, 4, seed=3)
+    padded = torch.cat([long, F.pad(short, (5, 0))])
+    mask = torch.ones_like(padded)
+    mask[1, :5] = 0
+    options: dict[str, Any] = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": 1000, "do_sample": False}
+    together = model.generate(padded, attention_mask=mask, **options)
+    assert torch.equal(together[:1], model.generate(long, **options))
+    assert torch.equal(together[1:, 5:], model.generate(short, **options))
+
+
+def test_generation_is_pefts(tmp_path: Path):
+    for method in ("prompt", "prefix"):
+        model = grafted("gpt2", method)
+        save_adapter(model, tmp_path / method)
+        theirs = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / method).eval()
+        options: dict[str, Any] = {"max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": 1000, "do_sample": False}
+        assert torch.equal(theirs.generate(input_ids=ids(), **options), model.generate(ids(), **options))
+
+
+def test_a_cache_that_was_not_asked_for_is_not_given():
+    for kind in KINDS:
+        model = grafted(kind, "prompt")
+        with torch.no_grad():
+            assert model(ids(), use_cache=False).get("cache") is None
+            asked = model(ids(), use_cache=True)
+            step = model(ids(length=1), cache=asked.cache, use_cache=True)
+            whole = model(torch.cat([ids(), ids(length=1)], dim=-1), use_cache=False)
+        assert asked.cache.get_seq_length() == LENGTH + 13
+        assert relative_error(step.logits[:, -1], whole.logits[:, -1]) < 1e-5
+        assert asked.logits.shape == (2, 12, 96)
+
+
+def documents() -> list[torch.Tensor]:
+    """Shorter and longer than the tiny models' sliding window of 8."""
+    return [ids(1, length, seed=length) for length in (3, 12, 9, 2)]
+
+
+def packed(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    places = [torch.arange(row.shape[1])[None] for row in rows]
+    return {"input_ids": torch.cat(rows, -1), "position_ids": torch.cat(places, -1)}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "tsugiki"])
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("kind", [*KINDS, "mistral", "qwen2", "opt"])
+def test_packed_documents_are_what_each_is_alone(kind: str, method: str, attention: str):
+    model = grafted(kind, method)
+    if attention == "tsugiki":
+        use_fast_paths(model, loss=False)
+    else:
+        model.set_attn_implementation(attention)
+    isolation = find_isolation(model)
+    assert isolation == "positions"
+    two = [packed(documents()), packed(documents()[::-1])]
+    batch = {name: torch.cat([row[name] for row in two]) for name in two[0]}
+    together = model(**isolated(batch, isolation), use_cache=False).logits
+    alone = [
+        torch.cat([model(row, use_cache=False).logits for row in rows], 1) for rows in (documents(), documents()[::-1])
+    ]
+    assert relative_error(together, torch.cat(alone)) < 1e-5
+    weights = list(trainable_parameters(model).values())
+    towards = torch.randn(together.shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.autograd.grad((torch.cat(alone) * towards).sum(), weights)
+    found = torch.autograd.grad((together * towards).sum(), weights)
+    assert all(relative_error(a, b) < 1e-4 for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "place"), [("gpt2", "n_positions"), ("llama", "max_position_embeddings")])
+def test_attention_in_blocks_takes_the_prompt_along(kind: str, place: str, monkeypatch: pytest.MonkeyPatch):
+    model = tiny_model(kind, **{place: 256})
+    graft(model, OURS["prefix"])
+    batch = packed([ids(1, 90), ids(1, 110)])
+    rows = [{"input_ids": ids(2, 150)}, batch, {**batch, "labels": batch["input_ids"]}]
+    plain = [model(**row, use_cache=False) for row in rows]
+    weights = list(trainable_parameters(model).values())
+    expected = torch.autograd.grad(plain[2].loss, weights)
+    use_fast_paths(model)
+    monkeypatch.setattr(attention, "plain_attention", None)
+    for before, row in zip(plain[:2], rows, strict=False):
+        assert relative_error(model(**row, use_cache=False).logits, before.logits) < 1e-5
+    found = torch.autograd.grad(model(**rows[2], use_cache=False).loss, weights)
+    assert all(relative_error(a, b) < 1e-4 for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig(12), PrefixTuningConfig(12)])
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+def test_a_prompt_may_be_longer_than_the_sliding_window(kind: str, config: Any, tmp_path: Path):
+    model = tiny_model(kind)
+    graft(model, config)
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
+    assert relative_error(peft_logits(theirs), logits(model)) < 1e-5
+    rows = documents()
+    alone = torch.cat([logits(model, row) for row in rows], 1)
+    assert relative_error(logits_of(model, packed(rows)), alone) < 1e-5
+    tokens = ids(rows=2, length=7)
+    options: dict[str, Any] = {"attention_mask": torch.ones_like(tokens), "pad_token_id": 0, "eos_token_id": 1000}
+    found = model.generate(tokens, max_new_tokens=9, do_sample=False, **options)
+    assert torch.equal(found, continued(model, tokens, 9))
+
+
+@pytest.mark.parametrize(("kind", "bare"), [("bloom", "rows"), ("gpt_neo", "positions"), ("opt", "mask")])
+def test_how_documents_are_kept_apart_is_found_out_behind_the_prompt(kind: str, bare: str):
+    config = RunConfig(model="-", data="-", out="-", method="prompt-tuning", adapter={"num_virtual_tokens": 5})
+    model = tiny_model(kind)
+    assert find_isolation(model) == bare
+    assert preparation._isolation(config, model) == ("positions" if kind == "opt" else "rows")
+    assert not is_grafted(model)
+
+
+def test_a_prompt_hidden_by_a_long_window_of_packed_documents_is_seen_as_alone():
+    # The second document's first tokens stand far from the prompt in the row, and near it in their own text.
+    model = grafted("mistral", "prompt")
+    rows = [ids(1, 30, seed=5), ids(1, 6, seed=6)]
+    together = logits_of(model, packed(rows))[:, 30:]
+    assert relative_error(together, logits(model, rows[1])) < 1e-5
+    other = logits_of(model, packed([ids(1, 30, seed=7), rows[1]]))[:, 30:]
+    assert torch.equal(together, other)
+
+
+@torch.no_grad()
+def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**batch, use_cache=False).logits
+
+
+@pytest.mark.parametrize("method", ["prefix", "mlp"])
+def test_gradients_of_a_run_are_those_of_the_plain_loss(method: str):
+    model = grafted("llama", method)
+    batch = packed(documents())
+    labels = batch["input_ids"].clone()
+    labels[:, [0, 3, 15, 24]] = -100
+    loss = F.cross_entropy(model(**batch).logits[0, :-1], labels[0, 1:], reduction="sum") / 22
+    weights = trainable_parameters(model)
+    expected = torch.autograd.grad(loss, list(weights.values()))
+    found = Gradients(model, model, 8, ordered=False).add({**batch, "labels": labels}, 22)
+    assert float(found) == pytest.approx(float(loss), rel=1e-5)
+    for weight, gradient in zip(weights.values(), expected, strict=True):
+        assert relative_error(weight.grad, gradient) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["prompt", "projected prefix"])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_base_of_few_bits_has_a_prompt_in_float32(precision: Any, method: str, tmp_path: Path):
+    name = save_tiny(tmp_path / "base", "llama")
+    model = load_model(name, precision)
+    graft(model, OURS[method])
+    assert {p.dtype for p in trainable_parameters(model).values()} == {torch.float32}
+    model(input_ids=ids(), labels=ids()).loss.backward()
+    assert all(p.grad.any() for p in trainable_parameters(model).values())
+    save_adapter(model, tmp_path / "adapter")
+    whole = load_model(name)
+    load_adapter(whole, tmp_path / "adapter")
+    assert relative_error(logits(model).float(), logits(whole)) < 0.1
+    assert model.generate(ids(1, 3), max_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
+def test_the_context_is_what_the_prompt_leaves_of_it(tmp_path: Path):
+    name = save_tiny(tmp_path / "base")  # 64 positions, learned
+    model, tokenizer = load_model(name), byte_tokenizer()
+    graft(model, PrefixTuningConfig(num_virtual_tokens=32))
+    assert context_length(model) == 32
+    use_fast_paths(model)
+    text = generate_text(model, tokenizer, "a" * 29, Sampling(max_new_tokens=50, temperature=0))
+    assert len(tokenizer(text).input_ids) <= 2
+    with pytest.raises(TsugikiError, match="leaves no room"):
+        generate_text(model, tokenizer, "a" * 32, Sampling())
+    from tsugiki.data.records import Document
+
+    windows = cut_windows([Document("a" * 40, "x")], [40])
+    assert evaluate(model, tokenizer, windows).cut_windows == 1
+    with disable_adapter(model):
+        assert context_length(model) == 64
+    save_adapter(model, tmp_path / "adapter")
+    load_adapter(load_model(name), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (lambda: PromptTuningConfig(0), "num_virtual_tokens is 0"),
+        (lambda: PrefixTuningConfig(True), "num_virtual_tokens is True"),
+        (lambda: PromptEncoderConfig(2.0), "num_virtual_tokens is 2.0"),
+        (lambda: PromptTuningConfig(prompt_tuning_init="text"), "prompt_tuning_init is 'text'"),
+        (lambda: PromptTuningConfig(prompt_tuning_init="TEXT"), "goes with prompt_tuning_init_text"),
+        (lambda: PromptTuningConfig(prompt_tuning_init_text="a"), "goes with prompt_tuning_init_text"),
+        (lambda: PrefixTuningConfig(init_weights="ones"), "init_weights is 'ones'"),
+        (lambda: PrefixTuningConfig(init_weights="SAMPLE_VOCAB", prefix_projection=True), "goes without prefix_proj"),
+        (lambda: PrefixTuningConfig(prefix_projection="yes"), "prefix_projection is 'yes'"),
+        (lambda: PrefixTuningConfig(encoder_hidden_size=0), "encoder_hidden_size is 0"),
+        (lambda: PromptEncoderConfig(encoder_reparameterization_type="GRU"), "choose MLP or LSTM"),
+        (lambda: PromptEncoderConfig(encoder_num_layers=0), "encoder_num_layers is 0"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_named(config: Any, said: str):
+    with pytest.raises(TsugikiError, match=said):
+        config()
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix", "mlp"])
+def test_models_that_a_prompt_does_not_fit_are_told(method: str):
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96}
+    bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    without: list[Any] = [
+        transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**sizes)),
+        transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=96, **bert)),
+        transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2)),
+        transformers.ViTForImageClassification(transformers.ViTConfig(**bert)),
+        transformers.T5ForConditionalGeneration(
+            transformers.T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=32, num_layers=2)
+        ),
+        torch.nn.Sequential(torch.nn.Linear(3, 3)),
+    ]
+    for model in without:
+        with pytest.raises(TsugikiError, match=f"{type(model).__name__} is no decoder language model with a KV cache"):
+            graft(model, OURS[method])
+        assert not is_grafted(model)
+
+
+def test_a_prompt_that_fills_the_context_is_refused():
+    for config in (PromptTuningConfig(33), PrefixTuningConfig(64), PromptEncoderConfig(80)):
+        model = tiny_model()
+        with pytest.raises(TsugikiError, match="the model's context is 64 tokens, .* choose 32 or fewer"):
+            graft(model, config)
+        assert not is_grafted(model)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Train with a method's settings into a folder of this name; `resume` goes on with it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "texts").mkdir()
+    for i in range(4):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
+    save_tiny(tmp_path / "base")
+
+    def call(name: str, method: str, adapter: dict[str, Any], resume: bool = False, **changes: Any) -> Any:
+        fields: dict[str, Any] = {
+            "model": str(tmp_path / "base"),
+            "data": str(tmp_path / "texts"),
+            "out": str(tmp_path / name),
+            "method": method,
+            "adapter": adapter,
+            "max_steps": 4,
+            "batch_size": 2,
+            "grad_accum": 2,
+            "learning_rate": 1e-2,
+            "held_out": 0.2,
+            "save_steps": 2,
+            "prompts": ["枝を"],
+            "sample_tokens": 4,
+        }
+        return train(RunConfig.model_validate(fields | changes), resume)
+
+    return call
+
+
+def test_a_resumed_run_ends_as_one_that_did_not_stop(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    method, adapter = "p-tuning", {"num_virtual_tokens": 4, "encoder_hidden_size": 8}
+    whole = run("whole", method, adapter)
+    measured = Watch.on_step_end
+
+    def stop(watch: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        measured(watch, args, state, control, **more)
+
+    monkeypatch.setattr(Watch, "on_step_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", method, adapter)
+    monkeypatch.setattr(Watch, "on_step_end", measured)
+    resumed = run("cut", method, adapter, resume=True)
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    assert resumed.evaluations == whole.evaluations
+    assert resumed.samples == whole.samples
+    losses = [entry["loss"] for entry in whole.evaluations]
+    assert losses[-1] < losses[1]  # the first is the base's
+    other = run("other", "prompt-tuning", {"num_virtual_tokens": 4}, max_steps=1)
+    assert other.evaluations[0] == whole.evaluations[0]
+    assert other.samples[0] == whole.samples[0]
+    assert whole.data["block_size"] == 60
+    assert whole.data["isolation"] == "positions"
+    theirs = peft.PeftModel.from_pretrained(load_model(str(tmp_path / "base")), tmp_path / "whole").eval()
+    ours = load_model(str(tmp_path / "base"))
+    load_adapter(ours, tmp_path / "whole")
+    assert relative_error(peft_logits(theirs), logits(ours)) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
+def test_an_untrained_prompt_takes_no_fast_path_from_a_bfloat16_base(method: str):
+    config = RunConfig(model="embedded", data="-", out="-", method=method, frozen="bf16")
+    model = ADAPTER.load(config)
+    assert preparation._isolation(config, model) == "positions"
+    torch.manual_seed(42)
+    ADAPTER.begin(model, config)
+    assert model.config._attn_implementation == "tsugiki"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "changes", "said"),
+    [
+        ({"num_virtual_tokens": 40}, {}, "choose 32 or fewer"),
+        ({"num_virtual_tokens": 8}, {"block_size": 57}, "8 of which the soft prompt takes: 56 are left"),
+        ({"num_tokens": 8}, {}, "num_tokens: no such setting"),
+        ({"prompt_tuning_init": "TEXT"}, {}, "goes with prompt_tuning_init_text"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(adapter: dict[str, Any], changes: dict[str, Any], said: str, run: Any):
+    with pytest.raises((TsugikiError, ValueError), match=said):
+        run("run", "prompt-tuning", adapter, **changes)
+
+
+def test_a_mask_of_documents_serves_as_well_as_positions():
+    model = grafted("gpt2", "prefix")
+    batch = packed(documents())
+    by_positions = logits_of(model, batch)
+    by_mask = isolated(batch, "mask")
+    assert relative_error(logits_of(model, by_mask), by_positions) < 1e-5
+    seen = by_mask["attention_mask"] == 0
+    assert relative_error(logits_of(model, {**by_mask, "attention_mask": seen}), by_positions) < 1e-5
+
+
+def test_what_a_prompt_cannot_do_is_said():
+    model = grafted("llama", "prompt")
+    before = logits(model)
+    with pytest.raises(TsugikiError, match="cannot be merged"):
+        merge(model)
+    assert torch.equal(logits(model), before)
+    with pytest.raises(TsugikiError, match="cache of fixed length"):
+        model.generate(ids(), cache_implementation="static", max_new_tokens=2)
+    model.gradient_checkpointing_enable()
+    model.train()
+    with pytest.raises(TsugikiError, match="gradient checkpointing"):
+        model(input_ids=ids(), labels=ids())
+    model.eval()
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "said"),
+    [
+        ("prompt", {"num_virtual_tokens": 4}, "is [5, 32], here [4, 32]"),
+        ("prompt", {"peft_type": "PREFIX_TUNING"}, "prompt_tuning_init='RANDOM' would change the result"),
+        ("prompt", {"peft_type": "LORA"}, "would change the result"),
+        ("prompt", {"modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head']"),
+        ("prompt", {"num_virtual_tokens": 64}, "choose 32 or fewer"),
+        ("mlp", {"encoder_hidden_size": 13}, "tsugiki.network.0.weight is [12, 32], here [13, 32]"),
+        ("mlp", {"peft_type": "PROMPT_TUNING"}, "would change the result"),
+        (
+            "projected prefix",
+            {"prefix_projection": False, "peft_type": "P_TUNING"},
+            "tsugiki.network.4.weight is missing",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(method: str, fields: dict[str, Any], said: str, tmp_path: Path):
+    save_adapter(grafted("llama", method), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    model = tiny_model("llama")
+    with pytest.raises(TsugikiError) as caught:
+        load_adapter(model, tmp_path)
+    assert said in str(caught.value)
+    assert not is_grafted(model)
