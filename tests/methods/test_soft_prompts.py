@@ -674,6 +674,12 @@ def test_what_a_prompt_cannot_do_is_said():
     assert torch.equal(logits(model), before)
     with pytest.raises(TsugikiError, match="cache of fixed length"):
         model.generate(ids(), cache_implementation="static", max_new_tokens=2)
+    with pytest.raises(ValueError, match="inputs_embeds"):  # transformers' own
+        model()
+    local = grafted("gpt_neo", "prompt")  # whose windows count places in the row, padding and all
+    padded = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    with pytest.raises(TsugikiError, match="padded on the left, do not go with a soft prompt in GPTNeoModel"):
+        local(ids(2, 4), attention_mask=padded)
     model.gradient_checkpointing_enable()
     model.train()
     with pytest.raises(TsugikiError, match="gradient checkpointing"):

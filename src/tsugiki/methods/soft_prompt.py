@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.attention import NAME
@@ -286,14 +287,16 @@ def _put_in_front(
     """The base's arguments with the prompt in front of the text; a hook."""
     names = _names(type(base).forward)
     given = {**dict(zip(names, args, strict=False)), **given}
-    text = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+    text = given["input_ids"] if given.get("input_ids") is not None else given.get("inputs_embeds")
+    if text is None:
+        return (), given  # the base has a word on this itself
     if base.training and torch.is_grad_enabled() and _checkpoints(base):
         raise TsugikiError(
             "gradient checkpointing drops the KV cache, which a soft prompt begins; call "
             "model.gradient_checkpointing_disable()"
         )
     mask, positions, length = given.get("attention_mask"), given.get("position_ids"), len(base.tsugiki.embedding)
-    apart = _windows(base) != [None] and _apart(mask)
+    apart = (_unknown(base) or _windows(base) != [None]) and _apart(mask)
     cache = given.pop("past_key_values", None) if given.get("cache") is None else given["cache"]
     begins = cache is None or not cache.get_seq_length()
     if begins:
@@ -369,7 +372,7 @@ def _of_packed(positions: Tensor, length: int) -> tuple[Tensor, Tensor, int]:
     """Places and documents [rows, prompt + tokens] of packed rows behind a prompt, and the number of tokens."""
     places = torch.cat([_prompt_places(positions, length), positions + length], dim=-1)
     document = (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1)
-    return places, torch.nn.functional.pad(document, (length, 0), value=_EVERYWHERE), positions.shape[-1]
+    return places, F.pad(document, (length, 0), value=_EVERYWHERE), positions.shape[-1]
 
 
 def _of_padded(mask: Tensor, tokens: int, length: int) -> tuple[Tensor, Tensor, int]:
@@ -377,7 +380,7 @@ def _of_padded(mask: Tensor, tokens: int, length: int) -> tuple[Tensor, Tensor, 
     places = (mask.long().cumsum(-1) - 1).clamp(min=0) + length
     document = torch.where(mask.bool(), 0, _NOWHERE)
     places = torch.cat([_prompt_places(places, length), places], dim=-1)
-    return places, torch.nn.functional.pad(document, (length, 0), value=_EVERYWHERE), tokens
+    return places, F.pad(document, (length, 0), value=_EVERYWHERE), tokens
 
 
 def _prompt_places(like: Tensor, length: int) -> Tensor:
@@ -392,6 +395,13 @@ def _windows(base: Any) -> list[int | None]:
     return [window] if not kinds else [window if kind == "sliding_attention" else None for kind in sorted(kinds)]
 
 
+def _unknown(base: Any) -> bool:
+    """Whether layers see less than all by a rule that no mask of ours follows."""
+    config = base.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    return bool(kinds) or any(getattr(config, name, None) for name in ("attention_chunk_size", "window_size"))
+
+
 def _masks(base: Any, places: Tensor, document: Tensor, tokens: int) -> Tensor | dict[str, Tensor]:
     """Masks of rows behind a prompt (see `_mask`), in the form in which the model makes its own.
 
@@ -404,12 +414,11 @@ def _masks(base: Any, places: Tensor, document: Tensor, tokens: int) -> Tensor |
             f"{config._attn_implementation} attention takes no mask, which packed or padded rows behind a soft prompt "
             "need; use model.set_attn_implementation('sdpa')"
         )
-    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
-    odd = set(kinds) - {"full_attention", "sliding_attention"}
-    if odd or any(getattr(config, name, None) for name in ("attention_chunk_size", "window_size")):
+    if _unknown(base):
         raise TsugikiError(
-            f"rows of several documents, or padded ones, do not go with a soft prompt in {type(base).__name__}"
+            f"rows of several documents, or padded on the left, do not go with a soft prompt in {type(base).__name__}"
         )
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     masks = [_mask(places, document, tokens, base.dtype, window) for window in _windows(base)]
     return dict(zip(kinds, masks, strict=True)) if kinds else masks[0]
 
