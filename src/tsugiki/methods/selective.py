@@ -14,7 +14,7 @@ rounded to its own type.
 
 The trade-off: nothing is added, so the model is as fast as before, and biases or norms are a thousandth of it; but what
 they can express is bounded, rank does not raise it, and many models (Llama and its kin) have no biases at all. The head
-is one large matrix, which learns new words quickly and nothing else.
+is one large matrix, which can only tell words apart by what the layers below it see already.
 
 In the file, `norms` is PEFT's LN_TUNING; the others are Tsugiki's own, which PEFT refuses:
 
