@@ -17,7 +17,7 @@ loses in the sum, Σ (dy · scale - s · q), is given back times the mean of the
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -26,11 +26,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Tiles of the int32 result, large enough for the product to be fast; and the rows of a tile that are scaled or rounded
-# at once, few enough to stay in the cache nearest to the core from one pass to the next.
+# Tiles of the int32 result: large enough for the product to be fast, small enough for what follows to find it in cache.
 _ROWS = 256
 _CHANNELS = 3072
-_SLICE = 64
 
 
 class Int8Linear(nn.Module):
@@ -59,7 +57,8 @@ class Int8Linear(nn.Module):
         scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
         with torch.no_grad():
             for channels, c, s in zip(*(_split(t, _CHANNELS) for t in (weight, codes, scale)), strict=True):
-                _round_rows(_own_float(channels), c, s[:, None])
+                rounded, s[:, None] = _round_rows(_own_float(channels))
+                c.copy_(rounded)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("means", torch.stack([c.float().mean(0) for c in _split(codes, _CHANNELS)]))
@@ -121,8 +120,7 @@ def exact_integers() -> bool:
 
 def plain_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """What `Int8Linear.product` computes, in float32: the weight made whole, x rounded to 8 bits row by row."""
-    rounded, s = _new_codes(x)
-    _round_rows(_own_float(x), rounded, s)
+    rounded, s = _round_rows(_own_float(x))
     return F.linear(rounded * s, codes * scale[:, None], bias if bias is None else bias.float()).to(x.dtype)
 
 
@@ -130,8 +128,7 @@ def plain_input_gradient(dy: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """What `Int8Linear.input_gradient` computes, in float32: dy · scale rounded row by row in groups of channels."""
     dx = torch.zeros(len(dy), codes.shape[1], device=dy.device)
     for part, c in zip(_split(dy.float() * scale, _CHANNELS, 1), _split(codes.float(), _CHANNELS), strict=True):
-        q, s = _new_codes(part)
-        _round_rows(_own_float(part), q, s)
+        q, s = _round_rows(_own_float(part))
         dx += q * s @ c + (part - q * s).sum(1, keepdim=True) * c.mean(0)
     return dx.to(dy.dtype)
 
@@ -158,13 +155,10 @@ def _product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Te
     channels, scales = _split(codes, _CHANNELS), _split(scale, _CHANNELS)
     biases = [None] * len(channels) if bias is None else _split(bias.float(), _CHANNELS)
     for x_rows, y_rows in zip(_split(x, _ROWS), _split(y, _ROWS), strict=True):
-        q, s = _new_codes(x_rows)
-        for x_, q_, s_ in _slices(x_rows, q, s):
-            _round_rows(_own_float(x_), q_, s_)
+        q, s = _round_rows(_own_float(x_rows))
         for c, k, b, tile in zip(channels, scales, biases, _split(y_rows, _CHANNELS, 1), strict=True):
-            for product, s_, tile_ in _slices(torch._int_mm(q, c.T), s, tile):
-                result = _as_float(product).mul_(s_)
-                tile_.copy_(result.mul_(k) if b is None else torch.addcmul(b, result, k, out=result))
+            result = _times(q, c.T).mul_(s)
+            tile.copy_(result.mul_(k) if b is None else torch.addcmul(b, result, k, out=result))
     return y
 
 
@@ -174,46 +168,32 @@ def _input_gradient(dy: Tensor, codes: Tensor, scale: Tensor, means: Tensor) -> 
     dx = dy.new_empty(len(dy), codes.shape[1])
     channels, scales = _split(codes, _CHANNELS), _split(scale, _CHANNELS)
     for dy_rows, dx_rows in zip(_split(dy, _ROWS), _split(dx, _ROWS), strict=True):
-        total = dx.new_empty(dx_rows.shape, dtype=torch.float32) if len(channels) > 1 else dx_rows
-        for at, (c, k, mean) in enumerate(zip(channels, scales, means, strict=True)):
-            part = _split(dy_rows, _CHANNELS, 1)[at]
-            (q, s), lost = _new_codes(part), dy.new_empty(len(part), 1, dtype=torch.float32)
-            for part_, q_, s_, lost_ in _slices(part, q, s, lost):
-                scaled = _own_float(part_).mul_(k)
-                torch.sum(scaled, 1, keepdim=True, out=lost_)
-                _round_rows(scaled, q_, s_)
-                lost_.addcmul_(s_, scaled.sum(1, keepdim=True), value=-1)
-            for product, s_, lost_, total_ in _slices(torch._int_mm(q, c), s, lost, total):
-                result = _as_float(product).mul_(s_).addmm_(lost_, mean[None])
-                total_.copy_(result) if at == 0 else total_.add_(result)
-        if total is not dx_rows:
-            dx_rows.copy_(total)
+        total: Tensor | None = None
+        for c, k, mean, part in zip(channels, scales, means, _split(dy_rows, _CHANNELS, 1), strict=True):
+            scaled = _own_float(part).mul_(k)
+            lost = scaled.sum(1, keepdim=True)
+            q, s = _round_rows(scaled)
+            lost.addcmul_(s, scaled.sum(1, keepdim=True), value=-1)
+            result = _times(q, c).mul_(s).addmm_(lost, mean[None])
+            total = result if total is None else total.add_(result)
+        dx_rows.copy_(total)  # type: ignore[arg-type]
     return dx
 
 
-def _new_codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for the codes and scales of the rows of x."""
-    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1, dtype=torch.float32)
+def _round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes q int8 [rows, n] and scales s float32 [rows, 1], x ≈ s · q with the largest of a row at ±127.
 
-
-def _round_rows(x: Tensor, q: Tensor, s: Tensor) -> None:
-    """Codes into q, int8 [rows, n], and scales into s, float32 [rows, 1]: x ≈ s · q with the largest of a row at ±127.
-
-    x is float32 and is written over with the codes. Not finite in, not finite out: then s is not.
+    x is float32 and is written over with q. Not finite in, not finite out: then s is not.
     """
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
-    torch.div(largest, 127, out=s).clamp_(min=torch.finfo(torch.float32).tiny)
-    q.copy_(x.div_(s).round_())
+    s = largest.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+    return x.div_(s).round_().to(torch.int8), s
 
 
-def _as_float(product: Tensor) -> Tensor:
-    """An int32 tensor as float32, in its memory."""
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """The product of two int8 matrices, as float32 in the memory of its int32 result."""
+    product = torch._int_mm(a, b)
     return product.view(torch.float32).copy_(product)
-
-
-def _slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few rows of all of these at a time."""
-    return zip(*(_split(tensor, _SLICE) for tensor in tensors), strict=True)
 
 
 def _own_float(x: Tensor) -> Tensor:
