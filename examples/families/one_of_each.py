@@ -23,6 +23,8 @@ PROMPT = "庭の木は"
 
 # Method, settings, learning rate: a line for each. What trains least takes the highest rate.
 CHOSEN: dict[str, tuple[dict[str, Any], float]] = {
+    "prefix-tuning": ({"num_virtual_tokens": 8, "init_weights": "SAMPLE_VOCAB"}, 1e-2),
+    "houlsby": ({}, 3e-3),
     "lora": ({"r": 8, "lora_alpha": 32}, 2e-3),
     "bitfit": ({}, 1e-2),
     "norms": ({}, 1e-2),
@@ -62,7 +64,7 @@ def show(name: str, model: PreTrainedModel, tokenizer: Any, held_out: Tensor) ->
     loss = float(loss_of(model, held_out))
     prompt = tokenizer(PROMPT, return_tensors="pt")
     written = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0]  # type: ignore[operator]
-    print(f"{name:12} loss {loss:.3f}  {tokenizer.decode(written)}")
+    print(f"{name:14} loss {loss:.3f}  {tokenizer.decode(written)}")
     return loss
 
 

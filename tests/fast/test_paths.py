@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, store_of, tiny_model
-from tsugiki import LoraConfig, graft
+from tsugiki import LoraConfig, graft, merge
 from tsugiki.data.blocks import pack
 from tsugiki.fast import attention, paths
 from tsugiki.fast.attention import NAME
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.lora.dropout import silence_dropout
+from tsugiki.methods.table import METHODS
 from tsugiki.train.isolation import Collator, find_isolation
 from tsugiki.train.trainer import token_weighted_loss
 
@@ -199,3 +200,15 @@ def test_texts_of_several_lengths_go_on_as_before(kind: str):
         )
     assert torch.equal(*said)
     assert said[0].shape == (2, 86)
+
+
+def test_a_merged_adapter_and_a_long_prompt_are_no_hindrance():
+    model = tiny_model()
+    graft(model, LoraConfig())
+    merge(shake(model))
+    use_fast_paths(model)
+    assert model.config._attn_implementation == NAME
+    prompted = tiny_model()  # a context of 64 tokens
+    graft(prompted, METHODS["prompt-tuning"].configure({"num_virtual_tokens": 32}))
+    use_fast_paths(prompted)
+    assert prompted.config._attn_implementation == NAME

@@ -331,3 +331,19 @@ def test_yaml_and_flags(tmp_path: Path):
         path.write_text(content)
         with pytest.raises(TsugikiError, match=said):
             load_config(path, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({}, 1e-4),
+        ({"method": "full"}, 1e-4),
+        ({"method": "ia3"}, 3e-3),
+        ({"method": "ia3", "learning_rate": 1e-4}, 1e-4),
+        ({"method": "prompt-tuning"}, 3e-2),
+    ],
+)
+def test_a_method_has_a_learning_rate_of_its_own_where_none_is_said(given: dict[str, Any], rate: float):
+    from tsugiki.train.config import load_config
+
+    assert load_config(None, {"model": "m", "data": "d", "out": "o", **given}).learning_rate == rate

@@ -31,7 +31,9 @@ def train_command(
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows at once (4).")] = None,
     grad_accum: Annotated[int | None, typer.Option(help="Batches an optimiser step (4).")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (1e-4).")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate (1e-4; of some methods more).")
+    ] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens a row (512, or the model's context).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the start and the order (42).")] = None,
     held_out: Annotated[

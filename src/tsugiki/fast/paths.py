@@ -4,6 +4,7 @@ Which of them fit is found out by trying: the model's logits must stay what they
 is, without an error, since it changes no result.
 """
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.forward import chunk_the_loss, unchunk_the_loss
 from tsugiki.fast.modules import restore_modules, speed_up_modules
 from tsugiki.fast.rounding import same_to_rounding
-from tsugiki.methods.soft_prompt import context_length
+from tsugiki.lora.graft import base_alone, is_merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,12 +55,14 @@ def use_plain_paths(model: "PreTrainedModel") -> None:
 def _use_block_attention(model: "PreTrainedModel") -> None:
     register()
     before = model.config._attn_implementation
-    wanted = _logits(model)
-    try:
-        model.set_attn_implementation(NAME)
-        fits = same_to_rounding(_logits(model), wanted)
-    except (ValueError, RuntimeError, TypeError, KeyError):  # an architecture with attention of its own
-        fits = False
+    # An untrained soft prompt makes more noise than what tells one kind of attention from another.
+    with nullcontext() if is_merged(model) else base_alone(model):
+        wanted = _logits(model)
+        try:
+            model.set_attn_implementation(NAME)
+            fits = same_to_rounding(_logits(model), wanted)
+        except (ValueError, RuntimeError, TypeError, KeyError):  # an architecture with attention of its own
+            fits = False
     if fits:
         setattr(model, _BEFORE, before)
     else:
@@ -69,8 +72,9 @@ def _use_block_attention(model: "PreTrainedModel") -> None:
 @torch.no_grad()
 def _logits(model: "PreTrainedModel") -> Tensor:
     """Of one fixed row, in evaluation mode."""
-    length = min(_TOKENS, context_length(model))
-    ids = torch.linspace(1, model.config.get_text_config().vocab_size - 1, length, device=model.device).long()[None]
+    config = model.config.get_text_config()
+    length = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+    ids = torch.linspace(1, config.vocab_size - 1, length, device=model.device).long()[None]
     training = model.training
     model.eval()
     try:

@@ -211,6 +211,12 @@ def is_grafted(model: nn.Module) -> bool:
     return _state(model) is not None
 
 
+def is_merged(model: nn.Module) -> bool:
+    """Whether an adapter is folded into the model's weights."""
+    state = _state(model)
+    return state is not None and state.merged is not None
+
+
 def active_adapter(model: nn.Module) -> Any:
     """The adapter that computes now, of its method's own class.
 

@@ -62,6 +62,8 @@ class Method:
     form: Form
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What of the form's settings makes it this method."""
+    learning_rate: float = 1e-4
+    """Of a run that says none: what trains little wants a high one. From the papers, or PEFT's own examples."""
     peft: bool = True
     """Whether PEFT reads the file."""
     merges: bool = True

@@ -22,6 +22,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             PROMPT_TUNING,
             merges=False,
             explained="tsugiki.methods.prompt_tuning",
+            learning_rate=3e-2,
         ),
         "prefix-tuning": Method(
             "additive",
@@ -29,6 +30,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             PREFIX_TUNING,
             merges=False,
             explained="tsugiki.methods.prefix_tuning",
+            learning_rate=1e-2,
         ),
         "p-tuning": Method(
             "additive",
@@ -36,6 +38,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             P_TUNING,
             merges=False,
             explained="tsugiki.methods.p_tuning",
+            learning_rate=1e-3,
         ),
         "houlsby": Method(
             "additive",
@@ -44,6 +47,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             {"mh_adapter": True, "output_adapter": True, "original_ln_before": False},
             peft=False,
             merges=False,
+            learning_rate=1e-3,
         ),
         "pfeiffer": Method(
             "additive",
@@ -52,8 +56,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             {"mh_adapter": False, "output_adapter": True, "original_ln_before": True},
             peft=False,
             merges=False,
+            learning_rate=1e-3,
         ),
-        "ia3": Method("additive", "a factor for each key, value and inner feature", IA3),
+        "ia3": Method("additive", "a factor for each key, value and inner feature", IA3, learning_rate=3e-3),
         "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
         "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
         "dora": Method(
@@ -86,10 +91,20 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "lora-fa": Method("reparametrised", "LoRA with A frozen: no layer keeps its input", LORA, {"freeze_A": True}),
         "bitfit": Method(
-            "selective", "the biases alone", SELECTIVE, {"target_parameters": ["bias"]}, peft=False, slow=_IN_FLOAT32
+            "selective",
+            "the biases alone",
+            SELECTIVE,
+            {"target_parameters": ["bias"]},
+            learning_rate=1e-3,
+            peft=False,
+            slow=_IN_FLOAT32,
         ),
         "norms": Method(
-            "selective", "the normalisation layers alone", LN_TUNING, slow=f"{_IN_FLOAT32}; RMSNorm in one step"
+            "selective",
+            "the normalisation layers alone",
+            LN_TUNING,
+            learning_rate=1e-3,
+            slow=f"{_IN_FLOAT32}; RMSNorm in one step",
         ),
         "head": Method(
             "selective", "the output head alone", SELECTIVE, {"target_parameters": HEAD}, peft=False, slow=_IN_FLOAT32

@@ -76,6 +76,7 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
     text = f"{name} · {method.family} · {method.about}\n\n{_idea(method)}\n"
     notes = [f"{setting} is {value!r} in this method" for setting, value in method.settings.items()]
     notes += [
+        f"learning rate of a run that says none: {method.learning_rate:g}",
         f"parameters that train of {model}: {_count(name, model, empty_model(model))}",
         f"PEFT reads the file: {_yes(method.peft)}; merges into the base: {_yes(method.merges)}"
         + (f"; goes without: {method.slow}" if method.slow else ""),

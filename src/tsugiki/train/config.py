@@ -137,6 +137,13 @@ class RunConfig(TrainingSettings):
     adapter: dict[str, Any] = {}
     """Settings of any other method, as `tsugiki methods NAME` lists them."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_method(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "learning_rate" in given or str(given.get("method")) not in METHODS:
+            return given
+        return {**given, "learning_rate": METHODS[given["method"]].learning_rate}
+
     @model_validator(mode="after")
     def _settings_fit_the_method(self) -> Self:
         # What a method has no use for would be ignored.

@@ -11,7 +11,7 @@ from torch import nn
 from tsugiki.adapters.files import WEIGHTS_FILE, refill_adapter, save_adapter
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.dropout import silence_dropout
-from tsugiki.lora.graft import disable_adapter, graft
+from tsugiki.lora.graft import graft
 from tsugiki.models import Precision, load_model, native_arithmetic
 from tsugiki.train.config import FULL, RunConfig
 from tsugiki.train.gradients import Gradients
@@ -57,11 +57,7 @@ def way_of(config: RunConfig) -> Way:
 
 def _begin_adapter(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
     adapter = graft(model, config.adapter_config(), base_dropout=config.base_dropout)
-    # `Gradients` calls the loss itself. Attention is tried with the base alone: in bfloat16, an untrained soft prompt
-    # makes more noise than what tells one kind of attention from another.
-    with disable_adapter(model):
-        use_fast_paths(model, modules=False, loss=False)
-    use_fast_paths(model, attention=False, loss=False)
+    use_fast_paths(model, loss=False)  # `Gradients` calls the loss itself
     targets = sorted({path.rpartition(".")[2] for path in adapter.wrapped})
     return {
         "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
