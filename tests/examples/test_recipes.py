@@ -12,7 +12,7 @@ from tests.tiny import TEXT, save_tiny
 from tsugiki import graft
 from tsugiki.cli.main import main
 from tsugiki.methods.table import METHODS
-from tsugiki.models import empty_model
+from tsugiki.models import load_model
 from tsugiki.train.comparison_config import load_comparison
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -63,7 +63,7 @@ def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
     assert {run.method for run in runs.values()} == {*METHODS, "full"}
     for run in runs.values():
         if run.method != "full":
-            graft(empty_model(run.model), run.adapter_config())
+            graft(load_model(run.model), run.adapter_config())
     assert Path(EXAMPLES.parent / runs["full"].data).is_dir()
 
 
@@ -75,7 +75,9 @@ def test_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("d.jsonl").write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts))
     Path("own.txt").write_text(TEXT[500:700])
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    Path("recipe.yaml").write_text(yaml.safe_dump(shrunk(recipe, save_tiny(tmp_path / "base")), allow_unicode=True))
+    Path("recipe.yaml").write_text(
+        yaml.safe_dump(shrunk(recipe, save_tiny(tmp_path / "base", n_positions=128)), allow_unicode=True)
+    )
     monkeypatch.setattr(sys, "argv", ["tsugiki", command_of(recipe), "recipe.yaml"])
     with pytest.raises(SystemExit) as stop:
         main()

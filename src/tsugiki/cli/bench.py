@@ -51,7 +51,7 @@ def bench_command(
     if out is not None:
         write(results, out)
     headers, rows = results_table(results)
-    print_table((headers, _plain(rows)), *results_lines(results), *([f"written to {out}"] if out else []))
+    print_table((headers, rows), *results_lines(results), *([f"written to {out}"] if out else []))
 
 
 def _list() -> None:
@@ -65,11 +65,4 @@ def _list() -> None:
             [name, one.about, f"not installed ({one.install})" if one.missing else "usual" if name in DEFAULT else ""]
             for name, one in table.items()
         ]
-        print_table(([title, "", ""], _plain(rows)))
-
-
-def _plain(rows: list[list[str]]) -> list[list[str]]:
-    """Cells with what rich would take for markup, such as `tsugiki[bench]`, as it stands."""
-    from rich.markup import escape
-
-    return [[escape(cell) for cell in row] for row in rows]
+        print_table(([title, "", ""], rows))
