@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import weakref
 from typing import Any
 
 import pytest
@@ -326,18 +327,23 @@ def test_other_heads_are_left_to_the_definition(head: Head):
 
 
 class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation makes, and how often products were computed."""
+    """Bytes of the largest tensor that any operation makes, and of all large ones at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.bytes = self.at_once = 0
+        self._large: list[weakref.ref[Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and id(tensor) not in given and tensor._base is None:
-                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+                self.bytes = max(self.bytes, tensor.nbytes)
+                if tensor.nbytes > 8 << 20:
+                    self._large.append(weakref.ref(tensor))
+        alive = [tensor.nbytes for tensor in (ref() for ref in self._large) if tensor is not None]
+        self.at_once = max(self.at_once, sum(alive))
         return out
 
 
@@ -349,6 +355,7 @@ def test_logits_never_stand_as_a_whole(form: str):
         results(chunked_loss, hidden, head, labels)
     assert largest.bytes <= 56 << 20
     assert largest.bytes >= 25 << 20, "chunks as large as they may be"
+    assert largest.at_once <= 56 << 20, "one chunk is gone before the next is made"
     small, few = head_of("grafted", form, torch.float32), labels.clamp(max=VOCABULARY - 1)
     with Largest() as whole:
         results(plain_loss, hidden[:3], small, few[:3])

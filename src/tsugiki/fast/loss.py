@@ -137,6 +137,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 surprise[lost] = again.logsumexp(1)[0] - again[0, target[lost, 0]]
             loss += surprise.sum()
             if not any(needs):
+                del logits, slope
                 continue
             logits[place] = torch.where(likely, -others, chosen - 1).to(logits.dtype)
             if slope is not None:
@@ -151,6 +152,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 torch.mm(logits, up, out=d_low[at : at + size])
             if d_up is not None and low is not None:
                 d_up += (low[at : at + size].T @ logits).T
+            del logits, slope  # before the next chunk's stand beside them
         ctx.grads = grads
         ctx.dtypes = [None if source is None else source.dtype for source in sources]
         return loss
