@@ -73,6 +73,16 @@ class Method:
     slow: str = ""
     """Which fast paths it cannot use; empty: it uses all."""
 
+    def refuse_decided(self, given: Mapping[str, Any]) -> None:
+        """Ask that settings which somebody gave leave alone what makes the method.
+
+        Raises:
+            TsugikiError: one says otherwise.
+        """
+        decided = [name for name, value in self.settings.items() if given.get(name, value) != value]
+        if decided:
+            raise TsugikiError(f"{decided[0]} is {self.settings[decided[0]]!r} in this method; leave it out")
+
     def configure(self, given: Mapping[str, Any]) -> Any:
         """The config of an adapter, from the settings that somebody gave.
 
@@ -83,9 +93,7 @@ class Method:
         unknown = [name for name in given if name not in known]
         if unknown:
             raise TsugikiError(f"{', '.join(unknown)}: no such setting; known are {', '.join(sorted(known))}")
-        decided = [name for name, value in self.settings.items() if given.get(name, value) != value]
-        if decided:
-            raise TsugikiError(f"{decided[0]} is {self.settings[decided[0]]!r} in this method; leave it out")
+        self.refuse_decided(given)
         return self.form.config(**{**given, **self.settings})
 
 

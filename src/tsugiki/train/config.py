@@ -220,6 +220,8 @@ def load_config(path: Path | None, overrides: dict[str, Any], of_the_method: Map
         if not isinstance(inner, dict):
             raise TsugikiError(f"{path}: {section} is {inner!r}; it should hold settings, such as r of lora")
         inner = {**inner, **overrides.pop(section, {})}
+        if method is not None and section == own:
+            method.refuse_decided(inner)
         given |= {section: inner} if inner else {}
     return validated(RunConfig, {**given, **overrides}, path)
 
@@ -260,5 +262,5 @@ def _one_line(error: ValidationError, path: Path | None) -> str:
         whole = problem["type"] in ("missing", "extra_forbidden") or not where
         given = "" if whole else f" (got {problem['input']!r})"
         message = problem["msg"].removeprefix("Value error, ")
-        problems.append(f"{where}: {message.lower()}{given}" if where else message)
+        problems.append(f"{where}: {message[:1].lower()}{message[1:]}{given}" if where else message)
     return f"{path or 'settings'}: {'; '.join(problems)}"
