@@ -23,13 +23,12 @@ from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.attention import NAME
 from tsugiki.lora.layer import LoraEmbedding
 from tsugiki.lora.replace import CHILD, Undo
 from tsugiki.methods.method import read_fields
+from tsugiki.methods.prompt_masks import apart, is_unknown, masks, of_packed, of_padded, packed, widened, windows
 
 KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [1, key heads, virtual tokens, width]."""
@@ -39,8 +38,6 @@ _STORED = "prompt_embeddings"
 _NETWORK = "tsugiki."
 """Before the names of ours, of what computes it: training goes on from there, and PEFT passes over them."""
 _ROOM = 32  # tokens of text, in which everything that tries a model out fits
-_ADDITIVE_MASKS = ("eager", "sdpa", NAME)  # attention that takes a mask of numbers
-_EVERYWHERE, _NOWHERE = -1, -2  # instead of a document's number: of the prompt, and of padding
 _OF_THE_MODEL = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"})
 
 
@@ -296,18 +293,18 @@ def _put_in_front(
             "model.gradient_checkpointing_disable()"
         )
     mask, positions, length = given.get("attention_mask"), given.get("position_ids"), len(base.tsugiki.embedding)
-    apart = (_unknown(base) or _windows(base) != [None]) and _apart(mask)
+    padded = (is_unknown(base) or windows(base) != [None]) and apart(mask)
     cache = given.pop("past_key_values", None) if given.get("cache") is None else given["cache"]
     begins = cache is None or not cache.get_seq_length()
     if begins:
-        cache = _begin(cache, key_values(base, base.tsugiki()), text.shape[0], whole=apart)
+        cache = _begin(cache, key_values(base, base.tsugiki()), text.shape[0], whole=padded)
     given[_cache_name(base)] = cache
     if mask is not None:
         given["attention_mask"] = (
-            _masks(base, *_of_padded(mask, text.shape[1], length)) if apart else _widened(mask, length)
+            masks(base, *of_padded(mask, text.shape[1], length)) if padded else widened(mask, length)
         )
-    elif begins and positions is not None and _packed(positions):
-        given["attention_mask"] = _masks(base, *_of_packed(positions, length))
+    elif begins and positions is not None and packed(positions):
+        given["attention_mask"] = masks(base, *of_packed(positions, length))
     if positions is not None:
         given["position_ids"] = positions + length
     if "use_cache" in names and given.get("use_cache") is None:
@@ -345,101 +342,6 @@ def _keep_unasked_cache(base: Any, args: tuple[Any, ...], given: dict[str, Any],
     if given.get("use_cache", True) or not hasattr(output, "keys") or name not in output:
         return output
     return type(output)(**{key: value for key, value in output.items() if key != name})
-
-
-def _widened(mask: Any, length: int) -> Tensor:
-    """A mask of the text, [rows, tokens] or [rows, 1, queries, keys], with columns of a prompt that all see."""
-    if not isinstance(mask, Tensor):
-        raise TsugikiError(
-            f"a soft prompt takes an attention mask of two or four dimensions, not a {type(mask).__name__}"
-        )
-    seen = mask.dim() == 2 or mask.dtype == torch.bool
-    columns = mask.new_full((*mask.shape[:-1], length), 1 if seen else 0)
-    return torch.cat([columns, mask], dim=-1)
-
-
-def _apart(mask: Any) -> bool:
-    """Whether padding stands before tokens, and so between them and the prompt."""
-    return isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask.long().diff(dim=-1) > 0).any())
-
-
-def _packed(positions: Tensor) -> bool:
-    """Whether a row holds several documents, as transformers tells: a position does not follow the one before."""
-    return bool((positions.diff(dim=-1) != 1).any())
-
-
-def _of_packed(positions: Tensor, length: int) -> tuple[Tensor, Tensor, int]:
-    """Places and documents [rows, prompt + tokens] of packed rows behind a prompt, and the number of tokens."""
-    places = torch.cat([_prompt_places(positions, length), positions + length], dim=-1)
-    document = (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1)
-    return places, F.pad(document, (length, 0), value=_EVERYWHERE), positions.shape[-1]
-
-
-def _of_padded(mask: Tensor, tokens: int, length: int) -> tuple[Tensor, Tensor, int]:
-    """The same of rows with padding, of which the last `tokens` are new: padding is a document by itself."""
-    places = (mask.long().cumsum(-1) - 1).clamp(min=0) + length
-    document = torch.where(mask.bool(), 0, _NOWHERE)
-    places = torch.cat([_prompt_places(places, length), places], dim=-1)
-    return places, F.pad(document, (length, 0), value=_EVERYWHERE), tokens
-
-
-def _prompt_places(like: Tensor, length: int) -> Tensor:
-    return torch.arange(length, device=like.device).expand(len(like), -1)
-
-
-def _windows(base: Any) -> list[int | None]:
-    """How many tokens the layers see at most, each number once; None: all."""
-    config = base.config.get_text_config()
-    window: int | None = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return [window] if not kinds else [window if kind == "sliding_attention" else None for kind in sorted(kinds)]
-
-
-def _unknown(base: Any) -> bool:
-    """Whether layers see less than all by a rule that no mask of ours follows."""
-    config = base.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    return bool(kinds) or any(getattr(config, name, None) for name in ("attention_chunk_size", "window_size"))
-
-
-def _masks(base: Any, places: Tensor, document: Tensor, tokens: int) -> Tensor | dict[str, Tensor]:
-    """Masks of rows behind a prompt (see `_mask`), in the form in which the model makes its own.
-
-    Raises:
-        TsugikiError: a kind of attention for which this is not known.
-    """
-    config = base.config.get_text_config()
-    if config._attn_implementation not in _ADDITIVE_MASKS:
-        raise TsugikiError(
-            f"{config._attn_implementation} attention takes no mask, which packed or padded rows behind a soft prompt "
-            "need; use model.set_attn_implementation('sdpa')"
-        )
-    if _unknown(base):
-        raise TsugikiError(
-            f"rows of several documents, or padded on the left, do not go with a soft prompt in {type(base).__name__}"
-        )
-    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
-    masks = [_mask(places, document, tokens, base.dtype, window) for window in _windows(base)]
-    return dict(zip(kinds, masks, strict=True)) if kinds else masks[0]
-
-
-def _mask(places: Tensor, document: Tensor, tokens: int, dtype: torch.dtype, window: int | None) -> Tensor:
-    """[rows, 1, tokens, keys], 0 where one of the last tokens sees a key, the type's lowest number elsewhere.
-
-    Args:
-        places: of the keys [rows, keys], in the text of their own and behind the prompt.
-        document: the number of each key's; those of the prompt are seen from all.
-        tokens: how many of the keys ask.
-        dtype: of the mask.
-        window: how many tokens are seen at most; None: all.
-    """
-    order = torch.arange(places.shape[-1], device=places.device)
-    own = document[:, -tokens:, None] == document[:, None]
-    seen = (own | (document[:, None] == _EVERYWHERE)) & (order <= order[-tokens:, None])
-    if window is not None:
-        seen &= places[:, -tokens:, None] - places[:, None] < window
-    mask = torch.zeros(seen.shape, dtype=dtype, device=places.device)
-    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def _cache_name(base: nn.Module) -> str:

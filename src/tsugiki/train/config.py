@@ -194,7 +194,8 @@ class RunConfig(TrainingSettings):
 
 def _said(lora: LoraConfig) -> dict[str, Any]:
     """What differs from the defaults, which a method may decide otherwise."""
-    return {name: value for name, value in vars(lora).items() if value != getattr(LoraConfig(), name)}
+    defaults = vars(LoraConfig())
+    return {name: value for name, value in vars(lora).items() if value != defaults[name]}
 
 
 Settings = TypeVar("Settings", bound=BaseModel)
