@@ -14,6 +14,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None, *,
     """
     folder = Path(path)
     config = read_config(folder)
-    stored = _read_weights(folder / WEIGHTS_FILE)
+    stored = read_weights(folder)
     if not allow_other_base:
         _refuse_another_base(model, folder)
     with base_alone(model):
@@ -104,7 +105,7 @@ def refill_adapter(model: nn.Module, folder: Path) -> None:
     Raises:
         TsugikiError: no weights there, or tensors that do not fit.
     """
-    _fill(model, active_adapter(model), _read_weights(folder / WEIGHTS_FILE), folder)
+    _fill(model, active_adapter(model), read_weights(folder), folder)
 
 
 def read_config(folder: Path) -> Any:
@@ -114,18 +115,8 @@ def read_config(folder: Path) -> Any:
         TsugikiError: no such file, no JSON, a method that is not known here, or a field that is not and would change
             the result.
     """
-    path = folder / CONFIG_FILE
-    fields = read_json(path, missing=f"no adapter in {folder}: it has no {CONFIG_FILE}")
-    form = FORMS.get(str(fields.get("peft_type")))
-    if form is None:
-        raise TsugikiError(
-            f"{path}: peft_type is {fields.get('peft_type')!r}; those that are loaded here are {', '.join(FORMS)}"
-        )
-    try:
-        config = form.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
-    except TsugikiError as error:
-        raise TsugikiError(f"{path}: {error}") from error
-    if form.beside is None or not (folder / BASE_FILE).is_file():
+    config = read_peft_config(folder)
+    if form_of(config).beside is None or not (folder / BASE_FILE).is_file():
         return config
     try:
         return dataclasses.replace(config, **(read_json(folder / BASE_FILE, missing="").get("adapter") or {}))
@@ -133,14 +124,53 @@ def read_config(folder: Path) -> Any:
         raise TsugikiError(f"{folder / BASE_FILE}: {error}") from error
 
 
-def read_base(folder: Path) -> str | None:
-    """The name of the base that an adapter was trained on, where its files say so.
+def read_peft_config(folder: Path) -> Any:
+    """The settings in adapter_config.json alone: of the file's tensors as PEFT reads them.
 
     Raises:
-        TsugikiError: no such file, or no JSON.
+        TsugikiError: as for `read_config`.
     """
-    base = read_json(folder / CONFIG_FILE, missing=f"no adapter in {folder}: it has no {CONFIG_FILE}")
-    return base.get("base_model_name_or_path") or None
+    path = folder / CONFIG_FILE
+    fields = read_config_file(folder)
+    form = FORMS.get(str(fields.get("peft_type")))
+    if form is None:
+        raise TsugikiError(
+            f"{path}: peft_type is {fields.get('peft_type')!r}; those that are loaded here are {', '.join(FORMS)}"
+        )
+    try:
+        return form.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
+    except TsugikiError as error:
+        raise TsugikiError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base that an adapter was trained on, as far as its files say."""
+
+    name: str | None
+    """As `load_model` takes it."""
+    fingerprint: str | None
+    """Of its stored weights; PEFT's folders do not say."""
+
+
+def read_base(folder: Path) -> Base:
+    """Which base an adapter was trained on.
+
+    Raises:
+        TsugikiError: no adapter there, or a file that is no JSON.
+    """
+    name = read_config_file(folder).get("base_model_name_or_path") or None
+    said = read_json(folder / BASE_FILE, missing="").get("base") if (folder / BASE_FILE).is_file() else None
+    return Base(name, said.get("fingerprint") if isinstance(said, dict) else None)
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """All fields of adapter_config.json, not yet looked at.
+
+    Raises:
+        TsugikiError: no such file, or no JSON object.
+    """
+    return read_json(folder / CONFIG_FILE, missing=f"no adapter in {folder}: it has no {CONFIG_FILE}")
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:
@@ -202,7 +232,13 @@ def _is_copy_of_base(model: nn.Module, key: str, tensor: Tensor) -> bool:
     return base is not None and base.shape == tensor.shape and torch.equal(base.to(tensor.dtype), tensor)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter, by their names in the file.
+
+    Raises:
+        TsugikiError: no weights there, or a broken file.
+    """
+    path = folder / WEIGHTS_FILE
     if not path.is_file():
         pickled = path.with_name("adapter_model.bin")
         hint = f"; {pickled.name} is pickled and is not loaded" if pickled.is_file() else ""
@@ -214,13 +250,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_another_base(model: nn.Module, folder: Path) -> None:
-    if not (folder / BASE_FILE).is_file():
-        return  # PEFT's folders do not say
-    base = read_json(folder / BASE_FILE, missing="").get("base") or {}
-    here = base_fingerprint(model)
-    if base.get("fingerprint") and here and base["fingerprint"] != here:
+    base, here = read_base(folder), base_fingerprint(model)
+    if base.fingerprint and here and base.fingerprint != here:
         raise TsugikiError(
-            f"{folder} was trained on another base ({base.get('name')}) than this one "
+            f"{folder} was trained on another base ({base.name}) than this one "
             f"({getattr(model, 'name_or_path', '')}): their weights differ; --allow-other-base loads it all the same"
         )
 

@@ -35,7 +35,7 @@ def subjects(models: Sequence[str], adapters: Sequence[Path]) -> list[Subject]:
     """
     found = [Subject(model) for model in models]
     for adapter in adapters:
-        base = models[0] if len(models) == 1 else read_base(adapter)
+        base = models[0] if len(models) == 1 else read_base(adapter).name
         if not base:
             raise TsugikiError(f"{adapter} does not say what its base is; give the base alone as --model")
         found.append(Subject(base, adapter))
