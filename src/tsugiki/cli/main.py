@@ -8,6 +8,7 @@ import warnings
 import typer
 from typer.exceptions import TyperException
 
+from tsugiki.cli.adapters.app import adapters_app
 from tsugiki.cli.aozora import aozora_command
 from tsugiki.cli.bench import bench_command
 from tsugiki.cli.compare import compare_command
@@ -45,6 +46,7 @@ app.command("bench")(bench_command)
 app.command("eval")(evaluate_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)
+app.add_typer(adapters_app, name="adapters")
 
 
 def main() -> None:

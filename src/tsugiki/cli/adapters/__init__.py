@@ -1,0 +1,1 @@
+"""`tsugiki adapters …`: one thin file a command."""

@@ -1,0 +1,9 @@
+"""The commands below `tsugiki adapters`."""
+
+import typer
+
+adapters_app = typer.Typer(
+    help="Adapters as things to keep: a library of them by name, and what can be made of them.",
+    no_args_is_help=True,
+    add_completion=False,
+)
