@@ -25,6 +25,7 @@ from tsugiki.adapters.files import (
     WEIGHTS_FILE,
     Base,
     read_base,
+    read_config,
     read_config_file,
     read_peft_config,
     read_weights,
@@ -114,6 +115,23 @@ def read_lora(folder: Path) -> StoredLora:
     if problems:
         raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {listed(problems)}")
     return StoredLora(config, layers, others, read_base(folder), read_config_file(folder).get("task_type"))
+
+
+def check_adapter(folder: Path) -> Any:
+    """The settings of the adapter in a folder, of whatever method, if its files are whole and their tensors finite.
+
+    Raises:
+        TsugikiError: they are not, or the method is not known here.
+    """
+    config = read_config(folder)
+    if isinstance(config, LoraConfig):
+        read_lora(folder)
+        return config
+    tensors = read_weights(folder)
+    broken = [f"{key} is not finite" for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken or not tensors:
+        raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {listed(broken) if broken else 'it holds no tensors'}")
+    return config
 
 
 def write_lora(lora: StoredLora, out: Path, made: Mapping[str, Any]) -> None:

@@ -18,6 +18,8 @@ from tsugiki.cli.merge import merge_command
 from tsugiki.cli.methods import methods_command
 from tsugiki.cli.pretrain import pretrain_command
 from tsugiki.cli.preview import preview_command
+from tsugiki.cli.pull import pull_command
+from tsugiki.cli.push import push_command
 from tsugiki.cli.quickstart import quickstart_command
 from tsugiki.cli.report import report_command
 from tsugiki.cli.sweep import sweep_command
@@ -46,6 +48,8 @@ app.command("bench")(bench_command)
 app.command("eval")(evaluate_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)
+app.command("push")(push_command)
+app.command("pull")(pull_command)
 app.add_typer(adapters_app, name="adapters")
 
 

@@ -1,0 +1,133 @@
+"""`tsugiki push` and `tsugiki pull` as a person uses them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tests.hub_server import HubServer
+from tests.tiny import shake, tiny_model
+from tsugiki import LoraConfig, graft, save_adapter
+
+TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def trained(base: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run's folder."""
+    monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
+    assert run("train", "--model", base, *TRAIN, "--prompt", "枝を")[0] == 0
+    return tmp_path / "run"
+
+
+def test_there_and_back(trained: Path, base: str, hub: HubServer, run, tmp_path: Path):
+    hub.add("them/base", {})
+    arguments = ("push", "run", "me/niwashi", "--base", "them/base", "--license", "mit", "--language", "ja")
+    status, card, err = run(*arguments, "--dry-run")
+    assert status == 0
+    assert hub.requests == []
+    assert card.startswith("---\nbase_model: them/base\n")
+    assert f"bytes  {WEIGHTS}" in err
+
+    status, out, err = run(*arguments)
+    assert (status, out.startswith(f"{hub.url}/me/niwashi (")) == (0, True)
+    assert "note:" not in err
+    there = hub.repositories["me/niwashi"].files
+    assert there["README.md"].decode() == card
+    assert ModelCard(card).data.license == "mit"
+    assert str(tmp_path) not in card + there["run.json"].decode() + there["adapter_config.json"].decode()
+
+    status, out, _ = run("pull", "me/niwashi", "--name", "庭師")
+    assert (status, "an adapter for them/base" in out) == (0, True)
+    pulled = tmp_path / "library" / "庭師"
+    assert (pulled / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
+    prompt = ("generate", "--model", base, "--prompt", "枝", "--max-new-tokens", "9", "--adapter")
+    assert run(*prompt, str(pulled))[1] == run(*prompt, "run")[1]
+    assert run("report", str(pulled))[0] == 0
+
+    status, out, _ = run(*arguments)
+    assert (status, "nothing differs" in out) == (0, True)
+    assert run("push", "庭師", "me/another", "--base", "none")[0] == 0  # by its name in the library
+
+
+def test_a_card_that_a_person_edited(trained: Path, hub: HubServer, run):
+    assert run("push", "run", "me/it")[0] == 0
+    repository = hub.repositories["me/it"]
+    edited = repository.files["README.md"] + "\nわたしの言葉。\n".encode()
+    repository.commit({**repository.files, "README.md": edited})
+    status, _, err = run("push", "run", "me/it", "--license", "mit")
+    assert (status, "edited by a person, and stays" in err) == (0, True)
+    assert repository.files["README.md"] == edited
+    assert run("push", "run", "me/it", "--license", "mit", "--replace-card")[0] == 0
+    assert b"license: mit" in repository.files["README.md"]
+    assert run("push", "run", "me/it", "--license", "apache-2.0")[0] == 0  # one that nobody edited
+    assert b"license: apache-2.0" in repository.files["README.md"]
+
+
+def test_through_hf_endpoint(trained: Path, hub: HubServer, tmp_path: Path):
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    code = (
+        "import sys\nfrom tsugiki.cli.main import app\n"
+        "for arguments in (['push', 'run', 'me/it'], ['pull', 'me/it']):\n"
+        "    app(arguments, standalone_mode=False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert (tmp_path / "library" / "it" / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
+    assert done.stdout.count("\n") == 2
+    assert "it/s" not in done.stderr  # no bars where there is no terminal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("push", "nowhere", "me/it"), "no adapter 'nowhere'"),
+        (("push", "base", "me/it"), "no adapter in base"),
+        (("push", "broken", "me/it"), "is broken"),
+        (("push", "run", "it"), "'it' is no repository"),
+        (("push", "run", "me/it", "--base", "/home/me"), "--base /home/me: name it as the hub does"),
+        (("push", "run", "me/it", "--base", "them/typo"), "the base, them/typo, is not on the hub"),
+        (("push", "run", "me/it", "--license", "wtf-1.0"), "the hub does not take the card"),
+        (("push", "run", "me/it", "--message", " "), "the message of the commit is empty"),
+        (("push", "run", "me/open", "--private"), "everyone can see it"),
+        (("pull", "me/nothing"), "no me/nothing on the hub"),
+        (("pull", "me/open@"), "name a revision after the @"),
+        (("pull", "me/open@v9"), "me/open has no revision 'v9'"),
+        (("pull", "me/open"), "me/open is no adapter"),
+        (("pull", "me/open", "--name", "../up"), "'/' cannot stand in a name"),
+        (("pull", "https://huggingface.co/me/open"), "is no repository"),
+        (("pull", "me/open", "--name", "taken"), "is there already"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...], said: str, hub: HubServer, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
+    model = tiny_model()
+    graft(model, LoraConfig(r=4))
+    model.name_or_path = "embedded"
+    for name in ("run", "broken"):
+        save_adapter(shake(model), tmp_path / name)
+    whole = (tmp_path / "run" / WEIGHTS).read_bytes()
+    (tmp_path / "broken" / WEIGHTS).write_bytes(whole[:-9])
+    (tmp_path / "base").mkdir()
+    (tmp_path / "library" / "taken").mkdir(parents=True)
+    (tmp_path / "library" / "taken" / "mine").write_text("x")
+    hub.add("me/open", {"notes.md": b""})
+    status, out, err = run(*arguments)
+    errors = [line for line in err.splitlines() if line.startswith("tsugiki: ")]
+    assert (status, out, len(errors)) == (2, "", 1)
+    assert said in errors[0]
+    assert not any(WEIGHTS in repository.files for repository in hub.repositories.values())
+    assert [path.name for path in (tmp_path / "library").iterdir()] == ["taken"]
