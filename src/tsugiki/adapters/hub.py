@@ -42,7 +42,7 @@ class Pushed:
     """Of the repository."""
     commit: str
     outcome: Outcome
-    """Whether an adapter was there before, whose files the repository's history keeps, and whether anything differed."""
+    """Whether an adapter was there before, which the repository's history keeps, and whether anything differed."""
     kept_card: bool
     """Whether the card that was there stayed, because a person wrote or edited it."""
 

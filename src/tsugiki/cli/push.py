@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-
 _OUTCOMES = {
     "sent": "sent",
     "updated": "updated; its history keeps what was there",
