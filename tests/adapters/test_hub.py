@@ -154,6 +154,9 @@ def test_a_token_that_may_only_read(hub: HubServer, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
     with pytest.raises(TsugikiError, match="does not accept your token"):
         push(files_of(tmp_path / "a"), "me/it", may_replace_card=nobody_minds)
+    monkeypatch.setenv("HF_TOKEN", "トークン")
+    with pytest.raises(TsugikiError, match="has characters that no token has"):
+        push(files_of(tmp_path / "a"), "me/it", may_replace_card=nobody_minds)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(TsugikiError, match="nobody is logged in"):
         push(files_of(tmp_path / "a"), "me/it", may_replace_card=nobody_minds)

@@ -118,6 +118,7 @@ def test_the_page_tells_the_run():
     page = page_of(card)
     assert "| perplexity | 54.60 | 20.09 |" in page
     assert "| bits per character | 2.000 [1.900, 2.100] | 1.500 [1.400, 1.600] |" in page
+    assert "Change of bits per character: -25.0% (95 % interval" in page
     assert "over 12 documents" in page
     assert "sha256:abc" in page
     assert "`sha256:123`" in page

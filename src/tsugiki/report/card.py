@@ -24,7 +24,7 @@ from tsugiki.methods.table import METHODS, form_of
 from tsugiki.models import EMBEDDED
 from tsugiki.report.counts import data_lines
 from tsugiki.report.markdown import code_span, fenced
-from tsugiki.report.wording import duration, filled, interval_of_change, luck, number, with_interval
+from tsugiki.report.wording import change, duration, filled, interval_of_change, luck, number, with_interval
 from tsugiki.train.record import RunRecord
 
 _SEAL = re.compile(
@@ -145,6 +145,8 @@ def _figures(record: RunRecord | None) -> dict[str, Any]:
         for name, label in _FIGURES
     ]
     sure = luck(interval_of_change(before, after), len(after.get("documents") or ()))
+    changed = change(before, after, "bits_per_char")
+    sure = sure if math.isnan(changed) else f"{changed:+.1%} ({sure})"
     return {"rows": rows, "sure": sure, "caveat": after.get("caveat"), "characters": after.get("characters")}
 
 
