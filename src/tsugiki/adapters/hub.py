@@ -246,9 +246,7 @@ def _sentence(error: Exception, repo_id: str, revision: str | None) -> str:
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL):
         return f"the hub at {constants.ENDPOINT} cannot be reached ({said or type(error).__name__}); is the network up?"
     if isinstance(error, UnicodeEncodeError):
-        return (
-            "the token for the hub has characters that no token has: correct HF_TOKEN, or log in anew (hf auth login)"
-        )
+        return "your token has characters that no token has: correct HF_TOKEN, or log in anew (hf auth login)"
     if "Consistency check failed" in said:
         return f"{repo_id} was cut short on its way; pull it again"
     if "Invalid metadata" in said:
