@@ -19,10 +19,10 @@ Arithmetic: TypeAlias = Literal["bf16", "fp32"]
 """What products are computed in."""
 Precision: TypeAlias = Literal["bf16", "fp32", "int8", "stored"]
 """What weights are held and multiplied in: with int8, the rest is in what the processor multiplies fastest; stored is
-the types of the model's own files."""
+what its config says, or else the types of its files."""
 
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICEN[CS]E*", "NOTICE*")
-"""Of a model on the hub: all that can be used here, and neither pickles nor code."""
+BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
+"""What belongs to a model besides its weights, by name: settings, tokenizer, templates, licence; no pickle, no code."""
 
 
 def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
@@ -45,7 +45,7 @@ def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             where,
-            dtype=dtypes.get(precision, "auto"),  # auto: as stored, pages of the file
+            dtype=dtypes.get(precision, "auto"),  # auto: pages of the file
             use_safetensors=True,
             local_files_only=local_only,
             output_loading_info=True,
@@ -169,7 +169,11 @@ def model_folder(name: str) -> Path:
     if Path(where).is_dir():
         return Path(where)
     try:
-        return Path(snapshot_download(where, allow_patterns=list(_MODEL_FILES), local_files_only=local_only))
+        return Path(
+            snapshot_download(
+                where, allow_patterns=["model*.safetensors", *BESIDE_WEIGHTS], local_files_only=local_only
+            )
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
 

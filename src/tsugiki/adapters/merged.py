@@ -9,7 +9,7 @@ is copied to the byte. So what is in memory is the adapters and one tensor in fl
 `lora.merge` makes the same tensors in memory.
 
 Where a weight that changes is not in the files as the model has it (experts that transformers puts together when it
-loads them), the model is loaded as it is stored, changed in memory, and saved by transformers.
+loads them), the model is loaded in the type that its config says, changed in memory, and saved by transformers.
 """
 
 import math
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.combined import read_combined
 from tsugiki.adapters.files import read_peft_config, read_weights
+from tsugiki.adapters.low_bits import CodedWeight, cannot_be_merged_into, coded_weight
 from tsugiki.adapters.model_files import copy_other_files, read_shards, stored_names, write_index
 from tsugiki.adapters.shard import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.errors import TsugikiError, listed
@@ -49,6 +50,8 @@ class MergePlan:
     """By name in the model, where the files do not hold each weight as the model has it; `changed` is empty then."""
     config: Mapping[str, Any]
     """Fields of config.json that become others."""
+    coded: Mapping[str, CodedWeight]
+    """Those of `changed` that are held in few bits."""
 
     @property
     def size(self) -> int:
@@ -101,10 +104,13 @@ def plan_merge(
     added, config = _untied(model, changes, names.keys, groups)
     gone = [name for name in changes if not any(one in names.keys for one in groups.get(name, [name]))]
     if any(name in names.converted for name in gone):
-        return MergePlan(base, folder, shards, {}, {}, changes, config)
+        if getattr(model.config, "quantization_config", None):
+            raise cannot_be_merged_into(gone[0], model.config)
+        return MergePlan(base, folder, shards, {}, {}, changes, config, {})
     if gone:
         raise TsugikiError(f"{base} is not a whole model: {listed(gone)} is missing")
     changed = {name: key for name, key in names.keys.items() if name in changes}
+    coded = {}
     shapes = model.state_dict()
     for name, key in changed.items():
         entry = home[key].entries[key]
@@ -113,11 +119,27 @@ def plan_merge(
                 f"{key} of {base} is {list(entry.shape)} in its files, and {list(shapes[name].shape)} by its config"
             )
         if not is_float(entry):
-            raise TsugikiError(
-                f"{key} of {base} is held in few bits ({entry.dtype}), where a merge would be lost; merge into the "
-                "model that it was made from"
-            )
-    return MergePlan(base, folder, shards, {key: changes[name] for name, key in changed.items()}, added, {}, config)
+            coded[key] = coded_weight(key, home, model.config)
+    by_key = {key: changes[name] for name, key in changed.items()}
+    return MergePlan(base, folder, shards, by_key, added, {}, config, coded)
+
+
+@torch.no_grad()
+def rounding_of(plan: MergePlan, advance: Callable[[int], None] = lambda done: None) -> Rounding:
+    """What `write_merged` would lose where weights are held in few bits; nothing is written.
+
+    Args:
+        plan: what would be written.
+        advance: called with 1 for each of `plan.coded`.
+
+    Raises:
+        TsugikiError: values that are not finite, or a base that cannot be read.
+    """
+    rounding = Rounding()
+    for key, weight in plan.coded.items():
+        _make_codes(weight, plan.changed[key], rounding)
+        advance(1)
+    return rounding
 
 
 @torch.no_grad()
@@ -141,8 +163,15 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
         for shard in plan.shards:
             here = shard.entries.keys()
             changed = {
-                key: partial(_make, shard, key, plan.changed[key], rounding) for key in here & plan.changed.keys()
+                key: partial(_make, shard, key, change, rounding)
+                for key, change in plan.changed.items()
+                if key in here and key not in plan.coded
             }
+            for key, weight in plan.coded.items():
+                if key in here:
+                    changed[key] = partial(_make_codes, weight, plan.changed[key], rounding)
+                if weight.scale_key in here:
+                    changed[weight.scale_key] = partial(_make_scale, weight, plan.changed[key])
             added = {
                 key: (like, partial(_make, shard, like, change, rounding))
                 for key, (like, change) in plan.added.items()
@@ -164,10 +193,28 @@ def _changed(name: str, stored: Tensor, change: Change, rounding: Rounding) -> T
     before = stored.to(torch.promote_types(stored.dtype, torch.float32))
     exact = change(before)
     rounded = exact.to(stored.dtype)
-    if not torch.isfinite(rounded).all():
-        raise TsugikiError(f"merging gives values that are not finite in {name}")
+    _refuse_broken(name, rounded)
     rounding.add(before, exact, rounded)
     return rounded
+
+
+def _make_codes(weight: CodedWeight, change: Change, rounding: Rounding) -> Tensor:
+    before = weight.read()
+    exact = change(before)
+    codes, scale = weight.encode(exact)
+    rounded = weight.decode(codes, scale)
+    _refuse_broken(weight.key, rounded)
+    rounding.add(before, exact, rounded)
+    return codes
+
+
+def _make_scale(weight: CodedWeight, change: Change) -> Tensor:
+    return weight.encode(change(weight.read()))[1]
+
+
+def _refuse_broken(name: str, merged: Tensor) -> None:
+    if not torch.isfinite(merged).all():
+        raise TsugikiError(f"merging gives values that are not finite in {name}")
 
 
 def _write_in_memory(plan: MergePlan, out: Path, rounding: Rounding) -> None:

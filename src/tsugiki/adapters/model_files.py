@@ -2,14 +2,16 @@
 
 import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.adapters.files import read_json, write_json
 from tsugiki.adapters.shard import Entry, Shard, read_shard
 from tsugiki.errors import TsugikiError
+from tsugiki.models import BESIDE_WEIGHTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,10 +20,8 @@ CONFIG_FILE = "config.json"
 ONE_FILE = "model.safetensors"
 INDEX_FILE = f"{ONE_FILE}.index.json"
 
-_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
-_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
-_NOT_THE_MODELS = ("README", "adapter_config.json", "tsugiki.json", "run.json", "trainer_state.json")
-"""A model's card is of that model; the rest is of a run."""
+_LEFT = (".*", "*.index.json", "README*", "adapter_config.json", "tsugiki.json", "run.json", "trainer_state.json")
+"""Of what else is called so: the weights' index is written anew, a model's card is of that model, the rest of a run."""
 
 
 def read_shards(folder: Path) -> list[Shard]:
@@ -129,7 +129,7 @@ def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]])
 
 
 def _belongs(path: Path) -> bool:
-    name = path.name
-    if name.startswith((".", *_NOT_THE_MODELS)) or name.endswith(".index.json"):
-        return False
-    return path.suffix in _SUFFIXES or name.upper().startswith(_LEGAL)
+    def is_one_of(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(path.name, pattern) for pattern in patterns)
+
+    return is_one_of(BESIDE_WEIGHTS) and not is_one_of(_LEFT)

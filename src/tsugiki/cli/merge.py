@@ -21,6 +21,9 @@ def merge_command(
     characters: Annotated[
         int | None, typer.Option(min=1, help="Of --data, about so many characters, spread evenly; all if unset.")
     ] = None,
+    into_low_bits: Annotated[
+        bool, typer.Option("--into-low-bits", help="Merge into a base in 8 bits too, where much of it is lost.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare logits, with the whole model in memory.")
     ] = True,
@@ -39,6 +42,7 @@ def merge_command(
         [adapter_folder(one) for one in adapter],
         _numbers(weights),
         allow_other_base,
+        into_low_bits,
         verify,
         data,
         characters,

@@ -80,7 +80,7 @@ def print_merge(out: Path, report: MergeReport) -> None:
     console = Console(highlight=False)
     console.print(
         f"{out}: {report.changed:,} of {report.tensors:,} tensors changed; "
-        f"rounding to their types loses {report.rounding:.2g} of the change",
+        f"rounded to their types, they lose {report.rounding:.2%} of the change",
         soft_wrap=True,
     )
     if report.probe is not None:

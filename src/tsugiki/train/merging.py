@@ -14,7 +14,7 @@ from tsugiki.adapters.combined import read_combined
 from tsugiki.adapters.files import BASE_FILE, WEIGHTS_FILE, read_config_file, write_json
 from tsugiki.adapters.fingerprint import folder_fingerprint
 from tsugiki.adapters.folders import new_folder
-from tsugiki.adapters.merged import MergePlan, plan_merge, write_merged
+from tsugiki.adapters.merged import MergePlan, plan_merge, rounding_of, write_merged
 from tsugiki.adapters.probe import probe_logits
 from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
@@ -33,6 +33,8 @@ class Merge:
     weights: Sequence[float] | None = None
     """A factor on the update of each adapter; None: 1."""
     allow_other_base: bool = False
+    into_low_bits: bool = False
+    """Merge into weights that are held in few bits, where much of a change is lost."""
     verify: bool = True
     """Compare logits, for which the model is loaded, in the types of its files."""
     data: str | None = None
@@ -89,6 +91,8 @@ def merge_into_folder(merge: Merge, out: Path, progress: RunProgress) -> MergeRe
     with progress.stage("reading base and adapters", None):
         plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_other_base=merge.allow_other_base)
     _refuse_inside(plan.folder, out)
+    if plan.coded and not merge.into_low_bits:
+        raise _refused(plan, progress)
     with new_folder(out) as part:
         with progress.stage("merging", plan.size) as advance:
             rounding = write_merged(plan, part, advance)
@@ -110,6 +114,16 @@ def _windows(merge: Merge) -> list[Window]:
 def _refuse_inside(folder: Path, out: Path) -> None:
     if out.resolve().is_relative_to(folder.resolve()):
         raise TsugikiError(f"{out} is in the folder of the base, which stays as it is; choose another --out")
+
+
+def _refused(plan: MergePlan, progress: RunProgress) -> TsugikiError:
+    with progress.stage("what rounding would lose", len(plan.coded)) as advance:
+        lost = rounding_of(plan, advance).share
+    return TsugikiError(
+        f"{plan.base} holds {len(plan.coded):,} of these weights in few bits: rounded to them again, they would lose "
+        f"{lost:.1%} of what the adapter changes; merge into the model that it was made from, keep the adapter beside "
+        "it, or have it all the same with --into-low-bits"
+    )
 
 
 def _verify(
@@ -154,7 +168,7 @@ def _origin(merge: Merge, plan: MergePlan) -> dict[str, Any]:
         "base": {"name": merge.base, "fingerprint": folder_fingerprint(plan.folder)},
         "adapters": [
             {
-                "name": folder.name,
+                "name": folder.resolve().name,
                 "peft_type": read_config_file(folder)["peft_type"],
                 "sha256": hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
                 "weight": weight,
