@@ -64,10 +64,18 @@ class Rounding:
     """What is lost of all changes where they are rounded to the types of the files."""
 
     lost: float = 0.0
+    """Σ ‖rounded - exact‖²"""
     whole: float = 0.0
+    """Σ ‖exact - before‖²"""
 
-    def add(self, before: Tensor, exact: Tensor, rounded: Tensor) -> None:
-        """Count one tensor; the squares of what is lost, and of what changes."""
+    def add(self, name: str, before: Tensor, exact: Tensor, rounded: Tensor) -> None:
+        """Count one tensor.
+
+        Raises:
+            TsugikiError: it is not finite.
+        """
+        if not torch.isfinite(rounded).all():
+            raise TsugikiError(f"merging gives values that are not finite in {name}")
         self.whole += float(torch.linalg.vector_norm(exact - before)) ** 2
         self.lost += float(torch.linalg.vector_norm(rounded.to(exact.dtype) - exact)) ** 2
 
@@ -158,30 +166,35 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
     rounding = Rounding()
     if plan.in_memory:
         _write_in_memory(plan, out, rounding)
+        advance(plan.size)
     else:
-        homes: dict[str, tuple[str, Entry]] = {}
+        added: dict[str, tuple[str, Entry]] = {}
         for shard in plan.shards:
-            here = shard.entries.keys()
-            changed = {
-                key: partial(_make, shard, key, change, rounding)
-                for key, change in plan.changed.items()
-                if key in here and key not in plan.coded
-            }
-            for key, weight in plan.coded.items():
-                if key in here:
-                    changed[key] = partial(_make_codes, weight, plan.changed[key], rounding)
-                if weight.scale_key in here:
-                    changed[weight.scale_key] = partial(_make_scale, weight, plan.changed[key])
-            added = {
+            new = {
                 key: (like, partial(_make, shard, like, change, rounding))
                 for key, (like, change) in plan.added.items()
-                if like in here
+                if like in shard.entries
             }
-            write_shard(shard, out / shard.path.name, changed, added, advance)
-            homes |= {key: (shard.path.name, shard.entries[like]) for key, (like, _) in added.items()}
-        write_index(plan.folder, out, homes)
+            write_shard(shard, out / shard.path.name, _changed_in(shard, plan, rounding), new, advance)
+            added |= {key: (shard.path.name, shard.entries[like]) for key, (like, _) in new.items()}
+        write_index(plan.folder, out, added)
     copy_other_files(plan.folder, out, plan.config)
     return rounding
+
+
+def _changed_in(shard: Shard, plan: MergePlan, rounding: Rounding) -> dict[str, Callable[[], Tensor]]:
+    """What makes each tensor of a file that is another afterwards."""
+    changed: dict[str, Callable[[], Tensor]] = {
+        key: partial(_make, shard, key, change, rounding)
+        for key, change in plan.changed.items()
+        if key in shard.entries and key not in plan.coded
+    }
+    for key, weight in plan.coded.items():
+        if key in shard.entries:
+            changed[key] = partial(_make_codes, weight, plan.changed[key], rounding)
+        if weight.scale_key in shard.entries:
+            changed[weight.scale_key] = partial(_make_scale, weight, plan.changed[key])
+    return changed
 
 
 def _make(shard: Shard, key: str, change: Change, rounding: Rounding) -> Tensor:
@@ -193,8 +206,7 @@ def _changed(name: str, stored: Tensor, change: Change, rounding: Rounding) -> T
     before = stored.to(torch.promote_types(stored.dtype, torch.float32))
     exact = change(before)
     rounded = exact.to(stored.dtype)
-    _refuse_broken(name, rounded)
-    rounding.add(before, exact, rounded)
+    rounding.add(name, before, exact, rounded)
     return rounded
 
 
@@ -202,19 +214,12 @@ def _make_codes(weight: CodedWeight, change: Change, rounding: Rounding) -> Tens
     before = weight.read()
     exact = change(before)
     codes, scale = weight.encode(exact)
-    rounded = weight.decode(codes, scale)
-    _refuse_broken(weight.key, rounded)
-    rounding.add(before, exact, rounded)
+    rounding.add(weight.key, before, exact, weight.decode(codes, scale))
     return codes
 
 
 def _make_scale(weight: CodedWeight, change: Change) -> Tensor:
     return weight.encode(change(weight.read()))[1]
-
-
-def _refuse_broken(name: str, merged: Tensor) -> None:
-    if not torch.isfinite(merged).all():
-        raise TsugikiError(f"merging gives values that are not finite in {name}")
 
 
 def _write_in_memory(plan: MergePlan, out: Path, rounding: Rounding) -> None:

@@ -107,6 +107,8 @@ def merge_into_folder(merge: Merge, out: Path, progress: RunProgress) -> MergeRe
 def _windows(merge: Merge) -> list[Window]:
     if merge.data is None:
         return []
+    if not merge.verify:
+        raise TsugikiError("--data compares models in memory, which --no-verify does without; leave out one of the two")
     characters = [len(record.text) for record in read_records(merge.data)]
     return cut_windows(read_records(merge.data), characters, merge.characters)
 
@@ -170,9 +172,14 @@ def _origin(merge: Merge, plan: MergePlan) -> dict[str, Any]:
             {
                 "name": folder.resolve().name,
                 "peft_type": read_config_file(folder)["peft_type"],
-                "sha256": hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+                "sha256": _sha256(folder / WEIGHTS_FILE),
                 "weight": weight,
             }
             for folder, weight in zip(merge.adapters, weights, strict=True)
         ],
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
