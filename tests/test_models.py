@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.models import load_model, load_tokenizer, local_folder
+from tsugiki.models import hollow_model, load_model, load_tokenizer, local_folder, model_folder
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def test_a_folder_loads_in_float32_and_keeps_its_name(tmp_path: Path):
     ],
 )
 def test_names_that_lead_nowhere(name: str, said: str):
-    for load in (load_model, load_tokenizer):
+    for load in (load_model, load_tokenizer, hollow_model, model_folder):
         with pytest.raises(TsugikiError, match=said):
             load(name)
 
@@ -110,3 +111,43 @@ def test_the_embedded_base_is_whole_and_its_tokenizer_loses_nothing():
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
         assert max(ids) < model.config.vocab_size
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_a_hollow_model_is_the_shape_and_takes_no_memory(kind: str, tmp_path: Path):
+    folder = save_tiny(tmp_path / "base", kind)
+    model, hollow = load_model(folder), hollow_model(folder)
+    assert hollow.name_or_path == folder
+    tensors = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+    assert {name: (t.shape, t.dtype) for name, t in hollow.state_dict().items()} == tensors
+    assert {t.untyped_storage().nbytes() for t in hollow.state_dict().values()} <= {4, 8}
+
+    def shared(of: Any) -> set[frozenset[str]]:
+        named = list(of.named_parameters(remove_duplicate=False))
+        return {frozenset(name for name, p in named if p is one) for _, one in named}
+
+    assert shared(hollow) == shared(model)
+
+
+def test_a_model_in_the_hubs_cache_is_found_without_the_hub(tmp_path: Path):
+    cached = tmp_path / "hub" / "models--some--one" / "snapshots" / "0123"
+    save_tiny(cached)
+    (tmp_path / "hub" / "models--some--one" / "refs").mkdir()
+    (tmp_path / "hub" / "models--some--one" / "refs" / "main").write_text("0123")
+    assert model_folder("some/one") == cached
+    assert model_folder(str(cached)) == cached
+
+
+def test_what_is_fetched_from_the_hub_is_neither_pickle_nor_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("tsugiki.models._hub_has", lambda name: True)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **given: seen.update(given, name=name) or str(tmp_path)
+    )
+    assert model_folder("some/one") == tmp_path
+    there = ["model.safetensors", "model-1.safetensors", "tokenizer.json", "LICENSE", "spiece.model"]
+    there += ["pytorch_model.bin", "modeling.py", "consolidated.safetensors", "tf_model.h5", "README.md"]
+    assert list(filter_repo_objects(there, allow_patterns=seen["allow_patterns"])) == there[:5]
+    assert (seen["name"], seen["local_files_only"]) == ("some/one", False)

@@ -17,8 +17,12 @@ EMBEDDED = "embedded"
 
 Arithmetic: TypeAlias = Literal["bf16", "fp32"]
 """What products are computed in."""
-Precision: TypeAlias = Literal["bf16", "fp32", "int8"]
-"""What weights are held and multiplied in; with int8, the rest is in what the processor multiplies fastest."""
+Precision: TypeAlias = Literal["bf16", "fp32", "int8", "stored"]
+"""What weights are held and multiplied in: with int8, the rest is in what the processor multiplies fastest; stored is
+what its config says, or else the types of its files."""
+
+BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
+"""What belongs to a model besides its weights, by name: settings, tokenizer, templates, licence; no pickle, no code."""
 
 
 def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
@@ -35,12 +39,16 @@ def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
     from transformers.utils import logging as transformers_logging
 
     where, local_only = _where(name)
-    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": "auto"}  # auto: as stored, pages of the file
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtypes[precision], use_safetensors=True, local_files_only=local_only, output_loading_info=True
+            where,
+            dtype=dtypes.get(precision, "auto"),  # auto: pages of the file
+            use_safetensors=True,
+            local_files_only=local_only,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _not_loaded(name, error) from error
@@ -74,6 +82,30 @@ def empty_model(name: str) -> "PreTrainedModel":
     except (OSError, ValueError, KeyError) as error:
         raise _not_loaded(name, error) from error
     return model.eval()
+
+
+def hollow_model(name: str) -> "PreTrainedModel":
+    """The shape of the model called `name`, its weights zeros that take no memory: to read an adapter onto.
+
+    Raises:
+        TsugikiError: as for `load_model`.
+    """
+    import torch
+
+    model = empty_model(name)
+    zeros: dict[torch.Tensor, torch.Tensor] = {}  # what was one tensor stays one
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if tensor not in zeros:
+                    hollow = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+                    is_parameter = isinstance(tensor, torch.nn.Parameter)
+                    zeros[tensor] = torch.nn.Parameter(hollow, requires_grad=False) if is_parameter else hollow
+                tensors[key] = zeros[tensor]
+    model.name_or_path = name
+    return model
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
@@ -122,6 +154,28 @@ def local_folder(name: str) -> Path | None:
     except ValueError:  # not a hub id at all
         return None
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def model_folder(name: str) -> Path:
+    """The folder on this machine with all files of the model called `name`, fetched from the hub where it is there.
+
+    Raises:
+        TsugikiError: as for `load_model`.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    where, local_only = _where(name)
+    if Path(where).is_dir():
+        return Path(where)
+    try:
+        return Path(
+            snapshot_download(
+                where, allow_patterns=["model*.safetensors", *BESIDE_WEIGHTS], local_files_only=local_only
+            )
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
 
 
 def _embedded_folder() -> Path:

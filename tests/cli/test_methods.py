@@ -140,16 +140,10 @@ def test_settings_given_by_flag_reach_the_method(base: str, run, tmp_path: Path)
         assert what in err
 
 
-def test_an_adapter_that_cannot_be_merged_is_one_line(base: str, run, monkeypatch: pytest.MonkeyPatch):
-    from tsugiki.errors import TsugikiError
-    from tsugiki.methods.selective import SelectiveAdapter
-
-    def refuse(*_: Any) -> Any:
-        raise TsugikiError("a method of this kind cannot be merged")
-
-    common = ("--model", base, "--data", "text.txt", "--max-steps", "1", "--block-size", "32", "--method", "bitfit")
-    assert run("train", *common, "--out", "run")[0] == 0
-    monkeypatch.setattr(SelectiveAdapter, "merge", refuse)
+def test_an_adapter_that_cannot_be_merged_is_one_line(base: str, run):
+    common = ("--model", base, "--data", "text.txt", "--max-steps", "1", "--block-size", "32")
+    assert run("train", *common, "--method", "prompt-tuning", "--out", "run")[0] == 0
     status, out, err = run("merge", "--model", base, "--adapter", "run", "--out", "merged")
-    assert (status, out, err) == (2, "", "tsugiki: a method of this kind cannot be merged\n")
+    said = "tsugiki: a soft prompt is no change of weights and cannot be merged; keep it as an adapter\n"
+    assert (status, out, err) == (2, "", said)
     assert not Path("merged").exists()

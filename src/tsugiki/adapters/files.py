@@ -82,7 +82,25 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None, *,
         TsugikiError: no adapter there, one of another method or base, or tensors that do not fit.
     """
     folder = Path(path)
-    config = read_config(folder)
+    adapter = read_adapter(model, folder, read_config(folder), allow_other_base=allow_other_base)
+    add_adapter(model, adapter, name or DEFAULT_NAME)
+    if logit_shift(model) == 0:
+        warnings.warn(f"the adapter in {folder} changes nothing: the model's logits are the base's", stacklevel=2)
+    return adapter
+
+
+def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_other_base: bool = False) -> Any:
+    """The adapter stored in a folder, made for `model`, which stays as it is.
+
+    Args:
+        model: its base.
+        folder: where it is stored.
+        config: from `read_config`, or from `read_peft_config`.
+        allow_other_base: as in `load_adapter`.
+
+    Raises:
+        TsugikiError: as in `load_adapter`.
+    """
     stored = read_weights(folder)
     if not allow_other_base:
         _refuse_another_base(model, folder)
@@ -93,9 +111,6 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None, *,
             # A target that matches nothing is a sign of another base here, not of a slip in the config.
             raise TsugikiError(f"{folder} does not fit this model: {error}") from error
         _fill(model, adapter, stored, folder)
-    add_adapter(model, adapter, name or DEFAULT_NAME)
-    if logit_shift(model) == 0:
-        warnings.warn(f"the adapter in {folder} changes nothing: the model's logits are the base's", stacklevel=2)
     return adapter
 
 

@@ -6,15 +6,12 @@ taken from the files, before any casting, tensor by tensor, so that resharding d
 
 import functools
 import hashlib
-import json
 from pathlib import Path
-from typing import BinaryIO
 
 from torch import nn
 
+from tsugiki.adapters.shard import Shard, chunks, read_shard
 from tsugiki.models import local_folder
-
-_CHUNK = 1 << 22
 
 
 def base_fingerprint(model: nn.Module) -> str | None:
@@ -36,34 +33,22 @@ def folder_fingerprint(folder: Path) -> str | None:
 @functools.lru_cache(maxsize=8)
 def _digest_files(files: tuple[tuple[Path, int, int], ...]) -> str | None:
     """Digest of all tensors in the files; size and time are there so that a file that changed is read again."""
-    tensors: dict[str, str] = {}
-    for path, _, _ in files:
-        with path.open("rb") as file:
-            tensors.update(_digest_tensors(file))
-    if not tensors:
+    digests = {key: digest for path, _, _ in files for key, digest in _digest_tensors(read_shard(path)).items()}
+    if not digests:
         return None
     total = hashlib.sha256()
-    for name in sorted(tensors):
-        total.update(f"{name}\0{tensors[name]}\n".encode())
+    for name in sorted(digests):
+        total.update(f"{name}\0{digests[name]}\n".encode())
     return f"sha256:{total.hexdigest()}"
 
 
-def _digest_tensors(file: BinaryIO) -> dict[str, str]:
-    """Digest of each tensor in one safetensors file: 8 bytes of header length, a JSON header, the data."""
-    length = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(length))
+def _digest_tensors(shard: Shard) -> dict[str, str]:
     digests = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        digest = hashlib.sha256(f"{entry['dtype']} {entry['shape']} ".encode())
-        file.seek(8 + length + begin)
-        while begin < end:
-            chunk = file.read(min(_CHUNK, end - begin))
-            if not chunk:
-                raise EOFError(f"{file.name} is cut short")
-            digest.update(chunk)
-            begin += len(chunk)
-        digests[name] = digest.hexdigest()
+    with shard.path.open("rb") as file:
+        for name, entry in shard.entries.items():
+            digest = hashlib.sha256(f"{entry.dtype} {list(entry.shape)} ".encode())
+            file.seek(entry.begin)
+            for piece in chunks(file, entry.end - entry.begin):
+                digest.update(piece)
+            digests[name] = digest.hexdigest()
     return digests

@@ -8,17 +8,54 @@ import typer
 
 def merge_command(
     model: Annotated[str, typer.Option(help="The base: 'embedded', a model folder, or a hub id.")],
-    adapter: Annotated[Path, typer.Option(help="An adapter folder, such as a run's.")],
+    adapter: Annotated[
+        list[str], typer.Option(help="An adapter folder, or a name in the library; repeatable: updates are summed.")
+    ],
     out: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
+    weights: Annotated[
+        str | None, typer.Option(help="A factor on the update of each adapter, as in 0.7,0.3; 1 each if unset.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Text whose perplexity is compared before and after; as in tsugiki eval.")
+    ] = None,
+    characters: Annotated[
+        int | None, typer.Option(min=1, help="Of --data, about so many characters, spread evenly; all if unset.")
+    ] = None,
+    into_low_bits: Annotated[
+        bool, typer.Option("--into-low-bits", help="Merge into a base in 8 bits too, where much of it is lost.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare logits, with the whole model in memory.")
+    ] = True,
     allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Load an adapter that was trained on another base.")
+        bool, typer.Option("--allow-other-base", help="Merge an adapter that was trained on another base.")
     ] = False,
 ) -> None:
-    """Fold an adapter into its base and write a plain Transformers model."""
-    from tsugiki.adapters.merged import write_merged
+    """Fold adapters into their base and write a plain Transformers model, tensor by tensor, in the base's own types."""
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.cli.summary import print_merge
+    from tsugiki.train.merging import Merge, merge_into_folder
+    from tsugiki.train.progress import RunProgress
 
-    report = write_merged(model, adapter, out, allow_other_base=allow_other_base)
-    typer.echo(
-        f"{out}: the adapter moves the probe's logits by up to {report.shift:.3g}; "
-        f"merged, they are the adapted model's to {report.error:.1e}"
+    merge = Merge(
+        model,
+        [adapter_folder(one) for one in adapter],
+        _numbers(weights),
+        allow_other_base,
+        into_low_bits,
+        verify,
+        data,
+        characters,
     )
+    print_merge(out, merge_into_folder(merge, out, RunProgress()))
+
+
+def _numbers(given: str | None) -> list[float] | None:
+    from tsugiki.errors import TsugikiError
+
+    if given is None:
+        return None
+    try:
+        return [float(one) for one in given.split(",")]
+    except ValueError as error:
+        raise TsugikiError(f"--weights is {given!r}; give a number for each adapter, as in 0.7,0.3") from error

@@ -10,6 +10,7 @@ from tsugiki.adapters.files import WEIGHTS_FILE
 from tsugiki.report.wording import interval_of_change, luck, with_interval
 from tsugiki.train.bootstrap import Interval
 from tsugiki.train.evaluate import Evaluation
+from tsugiki.train.merging import MergeReport
 from tsugiki.train.record import RunRecord
 from tsugiki.train.subjects import change_against
 
@@ -72,6 +73,24 @@ def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> No
             console.print(f"{name}: {result.left_out:,} examples are longer than its context and are not scored")
         if result.cut_windows:
             console.print(f"{name}: {result.cut_windows:,} windows are longer than its context and scored in pieces")
+
+
+def print_merge(out: Path, report: MergeReport) -> None:
+    """How much of the base changed, and how near the merged model is to base and adapters."""
+    console = Console(highlight=False)
+    console.print(
+        f"{out}: {report.changed:,} of {report.tensors:,} tensors changed; "
+        f"rounded to their types, they lose {report.rounding:.2%} of the change",
+        soft_wrap=True,
+    )
+    if report.probe is not None:
+        console.print(
+            f"the adapter moves the probe's logits by up to {report.probe.shift:.3g}; "
+            f"merged, they are the adapted model's to {report.probe.error:.1e}",
+            soft_wrap=True,
+        )
+    if report.evaluations is not None:
+        print_evaluations(["base", "with the adapter", "merged"], report.evaluations)
 
 
 def _percent(interval: Interval | None) -> str:

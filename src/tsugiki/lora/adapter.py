@@ -6,6 +6,7 @@ in its place.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,10 +24,19 @@ from tsugiki.lora.layer import (
     merged_weight,
     new_pair,
     oriented,
+    updated,
     wrap,
 )
 from tsugiki.lora.merge import fold, refuse_few_bits
-from tsugiki.lora.replace import Undo, replace_module, replace_parameter, say_what_unties
+from tsugiki.lora.replace import (
+    Change,
+    Undo,
+    becomes,
+    changes_of,
+    replace_module,
+    replace_parameter,
+    say_what_unties,
+)
 from tsugiki.lora.statistics import release_statistics
 from tsugiki.lora.targets import base_modules, find_modules_to_save, find_targets
 
@@ -65,18 +75,23 @@ class LoraAdapter:
         """Fold the pairs into the weights of their layers; modules and biases are in their places already."""
         layers = {path: layer for path, layer in grafted_layers(model).items() if path in self.pairs}
         refuse_few_bits({path: layer.base_layer for path, layer in layers.items()})
-        for path, layer in layers.items():
-            if isinstance(layer.base_layer, nn.Conv2d) and layer.base_layer.groups > 1:
-                raise TsugikiError(
-                    f"{path} is a convolution in {layer.base_layer.groups} groups, into whose kernel no pair can be "
-                    "merged; keep the adapter beside it"
-                )
+        _refuse_groups({path: layer.base_layer for path, layer in layers.items()})
         weights = {path: merged_weight(layer.base_layer, self.pairs[path]) for path, layer in layers.items()}
         undo = fold(model, weights, also_untied=self.modules)
         for path, layer in layers.items():
             layer.lora = None
             undo.append(partial(setattr, layer, "lora", self.pairs[path]))
         return undo
+
+    def changes(self, model: nn.Module) -> dict[str, Change]:
+        """Of weights with a pair their sum with ΔW; of trained biases and modules the trained values."""
+        every = dict(base_modules(model))
+        layers = {path: every[path] for path in self.pairs}
+        _refuse_groups(layers)
+        summed: dict[str, Change] = {
+            f"{path}.weight": partial(updated, layer, self.pairs[path]) for path, layer in layers.items()
+        }
+        return summed | {path: becomes(bias) for path, bias in self.biases.items()} | changes_of(self.modules)
 
 
 def new_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
@@ -109,6 +124,15 @@ def copies_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
     say_what_unties(model, inside)
     return {path: _trained_copy(module) for path, module in modules.items()}
+
+
+def _refuse_groups(layers: Mapping[str, nn.Module]) -> None:
+    for path, layer in layers.items():
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            raise TsugikiError(
+                f"{path} is a convolution in {layer.groups} groups, into whose kernel no pair can be merged; keep the "
+                "adapter beside it"
+            )
 
 
 def _pair(path: str, layer: nn.Module, config: LoraConfig) -> LowRank:

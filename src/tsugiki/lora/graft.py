@@ -19,7 +19,7 @@ from torch import nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.dropout import Silenced, restore_dropout, silence_dropout
 from tsugiki.lora.layer import grafted_layers
-from tsugiki.lora.replace import Undo, replace_module
+from tsugiki.lora.replace import Change, Undo, replace_module
 from tsugiki.lora.statistics import hold_statistics, release_statistics
 
 DEFAULT_NAME = "default"
@@ -43,6 +43,18 @@ class Adapter(Protocol):
 
         Raises:
             TsugikiError: it cannot be; the model is then as it was.
+        """
+
+    def changes(self, model: nn.Module) -> dict[str, Change]:
+        """What `merge` makes of the base's parameters, by name before any graft, for weights that are elsewhere.
+
+        Parameters that are one and stay one have the same change.
+
+        Args:
+            model: the base, or what has its shape; its values are not looked at.
+
+        Raises:
+            TsugikiError: it cannot be merged.
         """
 
 

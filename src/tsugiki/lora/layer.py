@@ -256,11 +256,18 @@ def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: boo
 
 def merged_weight(layer: nn.Module, pair: LowRank) -> Tensor:
     """W + ΔW in the layer's own layout and dtype, summed in the pair's precision; a new tensor."""
-    weight, delta = oriented(layer), pair.delta()
-    whole = weight.to(delta.dtype) + delta
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return updated(layer, pair, weight).to(weight.dtype).contiguous()
+
+
+def updated(layer: nn.Module, pair: LowRank, weight: Tensor) -> Tensor:
+    """W + ΔW in the pair's precision, where `weight` is W in the layout of `layer`."""
+    turned = _stored_as_in_out(layer)
+    delta = pair.delta()
+    whole = (weight.T if turned else weight).to(delta.dtype) + delta
     if pair.magnitude is not None:
         whole = rescale(whole, pair.magnitude)
-    return (whole.T if _stored_as_in_out(layer) else whole).to(weight.dtype).contiguous()
+    return whole.T if turned else whole
 
 
 def _stored_as_in_out(layer: nn.Module) -> bool:

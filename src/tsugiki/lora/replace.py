@@ -7,12 +7,15 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tsugiki.lora.layer import Grafted
 
 Undo: TypeAlias = "partial[None]"
 """Brings back what something replaced. A closure would be shared by deep copies of the model, and act on the first."""
+
+Change: TypeAlias = Callable[[Tensor], Tensor]
+"""What becomes of a parameter of the base: it, in float32 or wider -> the new one, in any dtype."""
 
 CHILD = "tsugiki"
 """Under a module of the base, the name of what an adapter adds to it: no part of the base."""
@@ -69,6 +72,20 @@ def say_what_unties(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> Non
                 f"{path.rpartition('.')[0]}, and {others[0]} keeps the base's",
                 stacklevel=3,
             )
+
+
+def becomes(value: Tensor) -> Change:
+    """Of a parameter that is replaced."""
+    return partial(_in_place_of, value)
+
+
+def changes_of(modules: Mapping[str, nn.Module]) -> dict[str, Change]:
+    """Of the parameters and buffers of modules that are replaced, by name."""
+    return {f"{path}.{name}": becomes(t) for path, module in modules.items() for name, t in module.state_dict().items()}
+
+
+def _in_place_of(value: Tensor, before: Tensor) -> Tensor:
+    return value
 
 
 def _bring_back(owner: nn.Module, child: str, module: nn.Module) -> None:

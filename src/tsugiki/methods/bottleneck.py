@@ -234,6 +234,8 @@ class BottleneckAdapter:
             "file beside the base"
         )
 
+    changes = merge
+
 
 def _product(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))

@@ -28,7 +28,7 @@ from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import LoraLinear, features, is_conv1d, is_linear
 from tsugiki.lora.merge import fold, refuse_few_bits
-from tsugiki.lora.replace import Undo, replace_module, replace_parameter
+from tsugiki.lora.replace import Change, Undo, changes_of, replace_module, replace_parameter
 from tsugiki.lora.targets import base_modules, find_targets
 from tsugiki.methods.method import PREFIX, Form, check_names, read_fields
 from tsugiki.methods.parts import put_after, put_before, take_out
@@ -140,9 +140,17 @@ class Scaling(nn.Module):
         return (x * self.ia3_l.flatten()).to(x.dtype)
 
     def merged_weight(self, layer: nn.Module) -> Tensor:
-        """W with its rows (its columns, where `on_input`) times l, in the layer's layout and dtype; a new tensor."""
+        """W with the factors in it, in the layer's layout and dtype; a new tensor."""
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        return (weight * (self.ia3_l.T if is_conv1d(layer) else self.ia3_l)).to(weight.dtype)
+        return self.scaled(layer, weight).to(weight.dtype)
+
+    def scaled(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """W with its rows (its columns, where `on_input`) times l; `weight` is W in the layout of `layer`."""
+        return weight * (self.ia3_l.T if is_conv1d(layer) else self.ia3_l)
+
+    def scaled_bias(self, bias: Tensor) -> Tensor:
+        """l ∘ b [out]; of the layer's output."""
+        return bias * self.ia3_l.flatten()
 
 
 @dataclass
@@ -169,7 +177,7 @@ class IA3Adapter:
         layers = _own_layers(model, self.scalings)
         refuse_few_bits(layers)
         biases = {
-            path: (bias * scaling.ia3_l.flatten()).to(bias.dtype)
+            path: scaling.scaled_bias(bias).to(bias.dtype)
             for path, scaling in self.scalings.items()
             if not scaling.on_input and (bias := layers[path]._parameters.get("bias")) is not None
         }
@@ -186,6 +194,19 @@ class IA3Adapter:
             take_out(layers[path])
             undo.append(partial(_put_back, layers[path], scaling))
         return undo
+
+    def changes(self, model: nn.Module) -> dict[str, Change]:
+        """Of weights and biases their product with the factors; of trained modules the trained values."""
+        layers = _own_layers(model, self.scalings)
+        weights: dict[str, Change] = {
+            f"{path}.weight": partial(scaling.scaled, layers[path]) for path, scaling in self.scalings.items()
+        }
+        biases = {
+            f"{path}.bias": scaling.scaled_bias
+            for path, scaling in self.scalings.items()
+            if not scaling.on_input and layers[path]._parameters.get("bias") is not None
+        }
+        return weights | biases | changes_of(self.modules)
 
 
 def _own_layers(model: nn.Module, paths: Mapping[str, Any]) -> dict[str, nn.Module]:

@@ -34,7 +34,15 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.merge import untie
-from tsugiki.lora.replace import Undo, cast_parameters, parameter_owner, replace_parameter, say_what_unties
+from tsugiki.lora.replace import (
+    Change,
+    Undo,
+    becomes,
+    cast_parameters,
+    parameter_owner,
+    replace_parameter,
+    say_what_unties,
+)
 from tsugiki.lora.targets import base_modules, matches, output_head
 from tsugiki.methods.method import PREFIX, Form, read_fields
 
@@ -139,6 +147,11 @@ class SelectiveAdapter:
             if own.dtype != self.dtypes[path] and "forward" in vars(owner):
                 undo.append(partial(setattr, owner, "forward", vars(owner).pop("forward")))
         return undo + untie(model, self.untied)
+
+    def changes(self, model: nn.Module) -> dict[str, Change]:
+        """Of the chosen parameters the trained values."""
+        made = {id(own): becomes(own) for own in self.copies.values()}
+        return {path: made[id(own)] for path, own in self.copies.items()}
 
 
 def _new_adapter(model: nn.Module, config: SelectiveConfig | LNTuningConfig, names: Sequence[str]) -> SelectiveAdapter:

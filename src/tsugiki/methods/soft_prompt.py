@@ -102,6 +102,8 @@ class SoftPromptAdapter:
         """
         raise TsugikiError("a soft prompt is no change of weights and cannot be merged; keep it as an adapter")
 
+    changes = merge
+
 
 def prompt_of_embeddings(config: Any, prompt: SoftPrompt, shape: CacheShape) -> SoftPromptAdapter:
     """An adapter whose prompt is embeddings, [virtual tokens, width of an embedded token]."""

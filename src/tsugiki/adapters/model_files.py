@@ -1,0 +1,135 @@
+"""A model as its folder stores it: which files hold the weights, under which names, and what else belongs to it."""
+
+import math
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsugiki.adapters.files import read_json, write_json
+from tsugiki.adapters.shard import Entry, Shard, read_shard
+from tsugiki.errors import TsugikiError
+from tsugiki.models import BESIDE_WEIGHTS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG_FILE = "config.json"
+ONE_FILE = "model.safetensors"
+INDEX_FILE = f"{ONE_FILE}.index.json"
+
+_LEFT = (".*", "*.index.json", "README*", "adapter_config.json", "tsugiki.json", "run.json", "trainer_state.json")
+"""Of what else is called so: the weights' index is written anew, a model's card is of that model, the rest of a run."""
+
+
+def read_shards(folder: Path) -> list[Shard]:
+    """The files that hold a model's weights: one, or those that an index names, as transformers chooses.
+
+    Raises:
+        TsugikiError: no weights there, or a file that is missing or not whole.
+    """
+    if (folder / ONE_FILE).is_file():
+        return [read_shard(folder / ONE_FILE)]
+    path = folder / INDEX_FILE
+    missing = f"{folder} has no safetensors weights: neither {ONE_FILE} nor {INDEX_FILE} is there"
+    names = read_json(path, missing).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise TsugikiError(f"{path} has no weight_map of tensors and files")
+    outside = [name for name in names.values() if Path(name).name != name]
+    if outside:
+        raise TsugikiError(f"{path} names {outside[0]!r}, which is no file of this folder")
+    shards = [read_shard(folder / name) for name in sorted(set(names.values()))]
+    there = {key: shard.path.name for shard in shards for key in shard.entries}
+    wrong = [key for key, name in names.items() if there.get(key) != name]
+    if wrong:
+        raise TsugikiError(f"{path} looks for {wrong[0]} in {names[wrong[0]]}, where it is not")
+    return shards
+
+
+@dataclass(frozen=True)
+class StoredNames:
+    """How the tensors of a model's files are called in the model."""
+
+    keys: Mapping[str, str]
+    """Name in the model -> key in the files, of tensors that are in both as they are."""
+    converted: frozenset[str]
+    """Names in the model of what is put together, or taken apart, from the tensors of the files."""
+
+
+def stored_names(model: "PreTrainedModel", keys: Collection[str]) -> StoredNames:
+    """As transformers would load these keys into `model`."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
+    names, prefix = model.state_dict(), model.base_model_prefix
+    found: dict[str, str] = {}
+    converted = set()
+    for key in sorted(keys):
+        name, converter = rename_source_key(key, renamings, converters, prefix, names)
+        if name not in names and key in names:
+            name, converter = rename_source_key(key, [], [], prefix, names)
+        if name in names and converter is None:
+            found[name] = key
+        elif converter is not None:
+            converted.add(name)
+    return StoredNames(found, frozenset(converted))
+
+
+def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
+    """Copy what belongs to the model besides its weights: config, tokenizer, settings of generation, licence.
+
+    Args:
+        folder: the model's.
+        out: where to; what is there is replaced.
+        config: fields of config.json that are to be others.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    for path in found:
+        if path.is_file() and _belongs(path):
+            target = out / path.relative_to(folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+    if config:
+        fields = read_json(out / CONFIG_FILE, missing=f"{folder} has no {CONFIG_FILE}")
+        inner = fields.get("text_config")
+        if isinstance(inner, dict):
+            fields["text_config"] = inner | {name: value for name, value in config.items() if name in inner}
+        write_json(out / CONFIG_FILE, {**fields, **config})
+
+
+def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]]) -> None:
+    """Write the index of the files, where a model has one, with tensors that have come to one of them.
+
+    Args:
+        folder: the model's.
+        out: where to.
+        added: key -> the name of its file, and a tensor that it is like.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if (folder / ONE_FILE).is_file():
+        return
+    index = read_json(folder / INDEX_FILE, missing=f"{folder / INDEX_FILE} is missing")
+    index["weight_map"] |= {key: name for key, (name, _) in added.items()}
+    totals = index.get("metadata") or {}
+    for _, entry in added.values():
+        for name, more in (("total_size", entry.end - entry.begin), ("total_parameters", math.prod(entry.shape))):
+            if name in totals:
+                totals[name] += more
+    write_json(out / INDEX_FILE, index)
+
+
+def _belongs(path: Path) -> bool:
+    def is_one_of(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(path.name, pattern) for pattern in patterns)
+
+    return is_one_of(BESIDE_WEIGHTS) and not is_one_of(_LEFT)

@@ -1,0 +1,89 @@
+"""`tsugiki merge`: what it prints, and one line with status 2 for what cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import save_tiny, shake
+from tsugiki import LoraConfig, graft, save_adapter
+from tsugiki.methods.prompt_tuning import PromptTuningConfig
+from tsugiki.models import load_model
+
+
+@pytest.fixture
+def adapters(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Two LoRAs (one in the library), one of DoRA, and a prompt; returns the base."""
+    monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
+    configs = {
+        "one": LoraConfig(r=2),
+        "library/two": LoraConfig(r=4),
+        "dora": LoraConfig(use_dora=True),
+        "prompt": PromptTuningConfig(num_virtual_tokens=3),
+    }
+    for seed, (name, config) in enumerate(configs.items()):
+        model = load_model(base)
+        graft(model, config)
+        save_adapter(shake(model, seed), tmp_path / name)
+    return base
+
+
+def test_two_adapters_with_weights_and_their_figures(adapters: str, run):
+    status, out, err = run(
+        *("merge", "--model", adapters, "--adapter", "one", "--adapter", "two", "--weights", "0.5,2"),
+        *("--out", "merged", "--data", "text.txt", "--characters", "500"),
+    )
+    assert (status, err) == (0, "")
+    assert "merged: 6 of 28 tensors changed; rounded to their types, they lose 0.00% of the change" in out
+    assert "moves the probe's logits by up to" in out
+    assert [line for line in out.splitlines() if "merged" in line and "│" in line]
+    figures = json.loads(Path("merged", "tsugiki.json").read_text())["figures"]
+    assert set(figures["perplexity"]) == {"base", "adapted", "merged"}
+    status, out, _ = run("merge", "--model", adapters, "--adapter", "one", "--out", "quick", "--no-verify")
+    assert (status, out.count("\n"), "probe" in out) == (0, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--adapter", "one", "--weights", "x"), "--weights is 'x'; give a number for each adapter"),
+        (("--adapter", "one", "--weights", "1,2"), "weights are 1, 2; give a number for each of 1 adapters"),
+        (("--adapter", "one", "--weights", "inf"), "weights are inf"),
+        (("--adapter", "one", "--adapter", "dora"), "dora is more than low-rank updates of weights"),
+        (("--adapter", "prompt"), "cannot be merged"),
+        (("--adapter", "one", "--adapter", "prompt"), "prompt is more than low-rank updates of weights"),
+        (("--adapter", "nowhere"), "no adapter 'nowhere'"),
+        (("--adapter", "base"), "no adapter in base"),
+        (("--adapter", "nan"), "is not finite"),
+        (("--adapter", "one", "--out", "base/inside"), "in the folder of the base"),
+        (("--adapter", "one", "--out", "one"), "is there already"),
+        (("--adapter", "one", "--out", "text.txt"), "is there already"),
+        (("--adapter", "one", "--out", "text.txt/x"), "cannot write text.txt/x"),
+        (("--adapter", "one", "--data", "nowhere.txt"), "no data at nowhere.txt"),
+        (("--adapter", "one", "--data", "text.txt", "--no-verify"), "leave out one of the two"),
+        (("--adapter", "one", "--model", "other"), "was trained on another base"),
+        (("--adapter", "one", "--model", "llama", "--allow-other-base"), "does not fit this model"),
+        (("--adapter", "one", "--model", "cut"), "its header speaks of"),
+        (("--adapter", "one", "--model", "one"), "it is an adapter"),
+        (("--adapter", "one", "--characters", "0"), "--characters"),
+    ],
+)
+def test_what_cannot_be_merged_is_one_line(arguments: tuple[str, ...], said: str, adapters: str, run, tmp_path: Path):
+    save_tiny(tmp_path / "other", seed=4)
+    save_tiny(tmp_path / "llama", "llama")
+    save_tiny(tmp_path / "cut")
+    cut = tmp_path / "cut" / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    model = load_model(adapters)
+    graft(model, LoraConfig(r=2))
+    save_adapter(model, tmp_path / "nan")
+    broken = tmp_path / "nan" / "adapter_model.safetensors"
+    save_file({key: tensor / 0 for key, tensor in load_file(broken).items()}, broken)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    defaults = {"--model": adapters, "--out": "merged"}
+    given = [word for name, value in defaults.items() if name not in arguments for word in (name, value)]
+    status, out, err = run("merge", *given, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
