@@ -124,6 +124,23 @@ def local_folder(name: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
+def stored_folder(name: str) -> Path:
+    """The folder on this machine with the config and the safetensors of the model called `name`, fetched where need be.
+
+    Raises:
+        TsugikiError: as for `load_model`.
+    """
+    from huggingface_hub import snapshot_download
+
+    where, local_only = _where(name)
+    if Path(where).is_dir():
+        return Path(where)
+    try:
+        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors"], local_files_only=local_only))
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+
+
 def _embedded_folder() -> Path:
     return Path(str(files("tsugiki") / "assets" / "base"))
 

@@ -216,8 +216,12 @@ def features(layer: nn.Module) -> tuple[int, int]:
 
 def oriented(layer: nn.Module) -> Tensor:
     """The frozen weight as [out, in], of a convolution as [out, in / groups, height, width]."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return weight.T if _stored_as_in_out(layer) else weight
+    return turned(layer, layer.weight)  # type: ignore[arg-type]
+
+
+def turned(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight in this layer's layout as [out, in], or the other way round."""
+    return weight.T if isinstance(layer, nn.Embedding) or is_conv1d(layer) else weight
 
 
 def wrap(layer: nn.Module) -> Grafted:
@@ -260,8 +264,4 @@ def merged_weight(layer: nn.Module, pair: LowRank) -> Tensor:
     whole = weight.to(delta.dtype) + delta
     if pair.magnitude is not None:
         whole = rescale(whole, pair.magnitude)
-    return (whole.T if _stored_as_in_out(layer) else whole).to(weight.dtype).contiguous()
-
-
-def _stored_as_in_out(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Embedding) or is_conv1d(layer)
+    return turned(layer, whole).to(weight.dtype).contiguous()
