@@ -124,7 +124,7 @@ def local_folder(name: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def stored_folder(name: str) -> Path:
+def model_folder(name: str) -> Path:
     """The folder on this machine with the config and the safetensors of the model called `name`, fetched where need be.
 
     Raises:

@@ -24,10 +24,10 @@ from tsugiki.adapters.stored import Factors, StoredLora
 from tsugiki.adapters.truncate import Kept
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import is_conv1d, turned
+from tsugiki.lora.layer import is_conv1d
 from tsugiki.lora.targets import find_targets
 from tsugiki.methods.lora import shortest_names
-from tsugiki.models import empty_model, stored_folder
+from tsugiki.models import empty_model, model_folder
 
 _MORE = 8  # directions than the rank: the paper advises 5 to 10
 _POWER_ITERATIONS = 4
@@ -107,7 +107,7 @@ class _Stored:
     def __init__(self, name: str, prefix: str) -> None:
         """`prefix` is the name of the headless model, which names in files have or lack."""
         self.name, self.prefix = name, f"{prefix}."
-        self.folder = stored_folder(name)
+        self.folder = model_folder(name)
         self.files: dict[str, Path] = {}
         """Tensor's name -> the file it is in."""
         for path in sorted(self.folder.glob("model*.safetensors")):
@@ -166,14 +166,16 @@ def _change(after: _Stored, before: _Stored, uses: Sequence[str]) -> Tensor | No
 
 
 def _low_rank(layer: nn.Module, delta: Tensor, r: int) -> tuple[Factors, Kept]:
-    delta = turned(layer, delta)
+    is_embedding = isinstance(layer, nn.Embedding)
+    if is_embedding or is_conv1d(layer):  # which are stored as [in, out]
+        delta = delta.T
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         U, S, V = torch.svd_lowrank(delta, min(r + _MORE, *delta.shape), niter=_POWER_ITERATIONS)
     B, A = balanced(U, S, V.T, r)
     kept = float(S[:r].square().sum(dtype=torch.float64))
     whole = float(delta.square().sum(dtype=torch.float64))
-    return Factors(A, B, 1.0, embedding=isinstance(layer, nn.Embedding)), Kept(min(delta.shape), len(A), kept, whole)
+    return Factors(A, B, 1.0, embedding=is_embedding), Kept(min(delta.shape), len(A), kept, whole)
 
 
 def _left(after: _Stored, before: _Stored, uses: Mapping[str, Sequence[str]], reached: set[str]) -> dict[str, float]:

@@ -216,12 +216,8 @@ def features(layer: nn.Module) -> tuple[int, int]:
 
 def oriented(layer: nn.Module) -> Tensor:
     """The frozen weight as [out, in], of a convolution as [out, in / groups, height, width]."""
-    return turned(layer, layer.weight)  # type: ignore[arg-type]
-
-
-def turned(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A weight in this layer's layout as [out, in], or the other way round."""
-    return weight.T if isinstance(layer, nn.Embedding) or is_conv1d(layer) else weight
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.T if _stored_as_in_out(layer) else weight
 
 
 def wrap(layer: nn.Module) -> Grafted:
@@ -260,8 +256,19 @@ def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: boo
 
 def merged_weight(layer: nn.Module, pair: LowRank) -> Tensor:
     """W + ΔW in the layer's own layout and dtype, summed in the pair's precision; a new tensor."""
-    weight, delta = oriented(layer), pair.delta()
-    whole = weight.to(delta.dtype) + delta
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return updated(layer, pair, weight).to(weight.dtype).contiguous()
+
+
+def updated(layer: nn.Module, pair: LowRank, weight: Tensor) -> Tensor:
+    """W + ΔW in the pair's precision, where `weight` is W in the layout of `layer`."""
+    turned = _stored_as_in_out(layer)
+    delta = pair.delta()
+    whole = (weight.T if turned else weight).to(delta.dtype) + delta
     if pair.magnitude is not None:
         whole = rescale(whole, pair.magnitude)
-    return turned(layer, whole).to(weight.dtype).contiguous()
+    return whole.T if turned else whole
+
+
+def _stored_as_in_out(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Embedding) or is_conv1d(layer)
