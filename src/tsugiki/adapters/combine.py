@@ -178,18 +178,19 @@ def scaled(lora: StoredLora, factor: float) -> StoredLora:
     """factor · ΔW in every layer; -1 takes what was learned away from the base. A's and B's keep their dtype.
 
     Raises:
-        TsugikiError: the factor is 0 or not finite, or the adapter is more than its updates.
+        TsugikiError: the factor is 0, not finite or too large, or the adapter is more than its updates.
     """
     if not math.isfinite(factor) or factor == 0:
         raise TsugikiError(f"an adapter cannot be scaled by {factor}; give a finite number other than 0")
     refuse_more_than_updates(lora, "the adapter")
-    return dataclasses.replace(
-        lora,
-        layers={
-            path: dataclasses.replace(layer, B=layer.B if factor > 0 else -layer.B, scaling=layer.scaling * abs(factor))
-            for path, layer in lora.layers.items()
-        },
-    )
+    layers = {
+        path: dataclasses.replace(layer, B=layer.B if factor > 0 else -layer.B, scaling=layer.scaling * abs(factor))
+        for path, layer in lora.layers.items()
+    }
+    result = dataclasses.replace(lora, layers=layers)
+    if not norm(result) < torch.finfo(torch.float32).max:
+        raise TsugikiError(f"scaled by {factor} the update is more than float32 can hold; give a smaller number")
+    return result
 
 
 def refuse_more_than_updates(lora: StoredLora, name: str) -> None:

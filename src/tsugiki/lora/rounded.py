@@ -2,8 +2,9 @@
 
     W = scale · codes   →   W + ΔW   →   scale' · codes' ≈ W + ΔW        lost: ‖scale' · codes' - W - ΔW‖ / ‖ΔW‖
 
-A step between two codes is often as large as what an adapter changes, so much of an update can be lost, or more than
-there is of it, where a row gets another scale. That is why `merge` refuses such a base, and this returns the figures.
+A step between two codes can be larger than what an adapter changes: then the update is lost, or more than there is of
+it, since a row that gets another scale is rounded anew as a whole. So `merge` refuses such a base, and this one says
+what was lost.
 A layer in few bits takes part by offering its weight as `whole()`, and itself with another weight as `rounded(weight)`.
 """
 

@@ -33,12 +33,11 @@ def extract_command(
     whole = sum(layer.whole for layer in found.kept.values()) + sum(found.left.values())
     lines = [f"overall: {found.energy:.2%} of the energy of all that changed is in the adapter"]
     if found.unchanged:
-        lines.append(f"{len(found.unchanged)} layers did not change and are left out: {listed(found.unchanged)}")
+        lines.append(f"left out, since they did not change: {listed(found.unchanged)}")
     if found.left:
-        largest = sorted(found.left.items(), key=lambda entry: -entry[1])
-        lines.append(
-            f"{len(largest)} parameters changed and are not in the adapter: "
-            + listed([f"{name} ({energy / whole:.2%})" for name, energy in largest])
-        )
+        shares = [
+            f"{name} ({energy / whole:.2%})" for name, energy in sorted(found.left.items(), key=lambda one: -one[1])
+        ]
+        lines.append(f"changed, and not in the adapter: {listed(shares)}")
     print_kept(found.kept, *lines)
     print_written(target)
