@@ -18,8 +18,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         TsugikiError: `out` is there and is no empty folder, or something cannot be written (a full disk, say).
     """
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise TsugikiError(f"{out} is there already; choose another name, or remove it first")
+    refuse_taken(out)
     part = out.with_name(f".{out.name[:40]}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.mkdir(parents=True)
@@ -31,3 +30,13 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise TsugikiError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def refuse_taken(out: Path) -> None:
+    """Ask that `out` can become a new folder: nothing is there, or an empty folder.
+
+    Raises:
+        TsugikiError: something is.
+    """
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise TsugikiError(f"{out} is there already; choose another name, or remove it first")

@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import Path
 
 from tsugiki.adapters.files import CONFIG_FILE
+from tsugiki.adapters.folders import refuse_taken
 from tsugiki.errors import TsugikiError
 
 _LONGEST = 100  # characters
@@ -54,3 +55,15 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
     if path.is_dir():
         raise TsugikiError(f"no adapter in {given}: it has no {CONFIG_FILE}")
     raise TsugikiError(f"no adapter {given!r}: there is no such folder, and none of that name in {home}")
+
+
+def new_adapter_folder(given: str, library: Path | None = None) -> Path:
+    """Where a new adapter goes that a person names: a path if there is a separator in it, else a name in the library.
+
+    Raises:
+        TsugikiError: a name that cannot be, or something is there already.
+    """
+    is_path = any(separator in given for separator in ("/", os.sep))
+    out = Path(given).expanduser() if is_path else (library or library_folder()) / check_name(given)
+    refuse_taken(out)
+    return out

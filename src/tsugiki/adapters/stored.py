@@ -8,6 +8,7 @@ An adapter that PiSSA started is here the LoRA of twice the rank that its file i
 """
 
 import dataclasses
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -162,6 +163,13 @@ def write_lora(lora: StoredLora, out: Path, made: Mapping[str, Any]) -> None:
         )
         write_json(part / CONFIG_FILE, common | {"inference_mode": True} | fields)
         write_json(part / BASE_FILE, {"format": 1, "base": base, "made": dict(made)})
+
+
+def source(folder: Path) -> dict[str, str]:
+    """An adapter that another is made from, for the record of that: its folder's name, and a digest of its weights."""
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": folder.resolve().name, "weights": f"sha256:{digest}"}
 
 
 def _tensors(path: str, layer: Factors) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ def train_command(
         "assistant_turns": assistant_turns,
         "prompts": prompt or None,
     }
-    lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": _names(target_modules)}
+    lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": layer_names(target_modules)}
     given["lora"] = {name: value for name, value in lora.items() if value is not None}
     settings = load_config(
         config, {name: value for name, value in given.items() if value is not None}, dict(map(_setting, set_ or []))
@@ -103,5 +103,6 @@ def _setting(text: str) -> tuple[str, Any]:
         raise TsugikiError(f"--set {text}: {value!r} is no value") from error
 
 
-def _names(text: str | None) -> list[str] | str | None:
+def layer_names(text: str | None) -> list[str] | str | None:
+    """A flag that names layers."""
     return text if text is None or text == "all-linear" else [name.strip() for name in text.split(",")]

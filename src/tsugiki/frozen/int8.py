@@ -73,7 +73,15 @@ class Int8Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight that the codes mean, [out, in] for a `Conv1D` too; made anew at each call."""
-        return (self.codes * self.scale[:, None]).to(self.dtype)
+        return self.whole().to(self.dtype)
+
+    def whole(self) -> Tensor:
+        """The same in float32: what the codes mean, to the last bit of it."""
+        return self.codes * self.scale[:, None]
+
+    def rounded(self, weight: Tensor) -> "Int8Linear":
+        """This layer with another weight, [out, in], rounded to 8 bits; its bias is shared."""
+        return Int8Linear(weight, self.bias, self.dtype)
 
     def product(self, x: Tensor) -> Tensor:
         """W x + bias for rows: x [rows, in] of any float dtype -> [rows, out] of the same. Records no gradient."""

@@ -74,7 +74,10 @@ class LoraAdapter:
     def merge(self, model: nn.Module) -> list[Undo]:
         """Fold the pairs into the weights of their layers; modules and biases are in their places already."""
         layers = {path: layer for path, layer in grafted_layers(model).items() if path in self.pairs}
-        refuse_few_bits({path: layer.base_layer for path, layer in layers.items()})
+        refuse_few_bits(
+            {path: layer.base_layer for path, layer in layers.items()},
+            "load the base as it is stored, or let merge_rounded(model) round the sum and say what is lost",
+        )
         _refuse_groups({path: layer.base_layer for path, layer in layers.items()})
         weights = {path: merged_weight(layer.base_layer, self.pairs[path]) for path, layer in layers.items()}
         undo = fold(model, weights, also_untied=self.modules)

@@ -89,17 +89,19 @@ def untie(model: nn.Module, layers: Collection[str]) -> list[Undo]:
     return [partial(setattr, config, "tie_word_embeddings", True)]
 
 
-def refuse_few_bits(layers: Mapping[str, nn.Module]) -> None:
+def refuse_few_bits(layers: Mapping[str, nn.Module], instead: str = "load the base as it is stored") -> None:
     """Ask that each of these layers of the base, by name, has a weight that can be merged into.
+
+    Args:
+        layers: the frozen layers.
+        instead: what to do where one has none.
 
     Raises:
         TsugikiError: one has none.
     """
     for path, layer in layers.items():
         if "weight" not in layer._parameters:
-            raise TsugikiError(
-                f"{path} is held in few bits, where a merge would be lost; load the base as it is stored"
-            )
+            raise TsugikiError(f"{path} is held in few bits, where a merge would be lost; {instead}")
 
 
 def _shared_elsewhere(model: nn.Module, paths: set[str]) -> set[str]:
