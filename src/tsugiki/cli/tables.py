@@ -1,9 +1,11 @@
 """Tables on standard output."""
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from tsugiki.report.methods import Table as Cells
+from tsugiki.report.wording import printable
 
 _PLAIN_WIDTH = 150  # where no terminal bounds it
 
@@ -16,7 +18,12 @@ def print_table(cells: Cells, *lines: str) -> None:
     headers, rows = cells
     table = Table(*headers)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console.print(table)
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line of text, a part of which may come from anybody's file."""
+    typer.echo(printable(line))
