@@ -32,6 +32,7 @@ LAYERS_EXPLAINED = (
 _DORA = (
     "DoRA gives the rows of W + ΔW lengths of their own, which cannot be told without W: ΔW here is its low-rank part."
 )
+_DIGITS = len("sha256:") + 12
 _NOTHING = "It changes nothing: every update is zero."
 
 
@@ -79,9 +80,9 @@ def portray(folder: Path, advance: Callable[[int], None] = lambda done: None) ->
 def facts_lines(portrait: Portrait) -> list[tuple[str, str]]:
     """What it is and how it came about: labels and texts."""
     facts = portrait.facts
-    base = facts.base.name or "not said"
+    fingerprint = f", {facts.base.fingerprint[:_DIGITS]}…" if facts.base.fingerprint else ""
     lines = [
-        ("base", f"{base}, {facts.base.fingerprint}" if facts.base.fingerprint else base),
+        ("base", (facts.base.name or "not said") + fingerprint),
         ("method", facts.method + (f", r {ranks_text(facts.ranks)}" if facts.ranks else "")),
         ("targets", ", ".join(facts.targets) or "–"),
         ("size", f"{facts.parameters:,} numbers, {file_size(facts.size)}"),
