@@ -123,10 +123,11 @@ def test_every_method_fits_its_base(method: str, tmp_path: Path):
 
 
 def test_pefts_folder_with_a_grafted_embedding_fits(tmp_path: Path):
-    base = save_tiny(tmp_path / "base")
-    settings = peft.LoraConfig(target_modules=["c_attn", "wte"], task_type="CAUSAL_LM")
-    theirs = shake(peft.get_peft_model(tiny_model(vocab_size=257), settings))
+    base = save_tiny(tmp_path / "base", "llama")
+    settings = peft.LoraConfig(target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
+    theirs = shake(peft.get_peft_model(tiny_model("llama", vocab_size=257), settings))
     theirs.save_pretrained(tmp_path / "a")
+    assert any("base_layer" in key for key in load_file(tmp_path / "a" / "adapter_model.safetensors"))
     assert verify(tmp_path / "a", known_base(base)) == []
 
 

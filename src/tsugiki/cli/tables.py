@@ -4,7 +4,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tsugiki.report.methods import Table as Cells
+from tsugiki.report.wording import Table as Cells
 from tsugiki.report.wording import printable
 
 _PLAIN_WIDTH = 150  # where no terminal bounds it
@@ -16,7 +16,9 @@ def print_table(cells: Cells, *lines: str) -> None:
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     headers, rows = cells
-    table = Table(*headers)
+    table = Table()
+    for place, header in enumerate(headers):  # in a narrow terminal names and figures stay whole, texts are wrapped
+        table.add_column(header, no_wrap=place == 0 or not any(" " in row[place] for row in rows))
     for row in rows:
         table.add_row(*map(printable, row))
     console.print(table)
@@ -26,4 +28,4 @@ def print_table(cells: Cells, *lines: str) -> None:
 
 def say(line: str) -> None:
     """One line of text, a part of which may come from anybody's file."""
-    typer.echo(printable(line))
+    typer.echo(printable(line).replace("\n", "\\n"))

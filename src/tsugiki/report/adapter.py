@@ -19,10 +19,9 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
 from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, measured
 from tsugiki.report.library import ranks_text, record_of
-from tsugiki.report.methods import Table
 from tsugiki.report.page import Section, page, pairs, part, table, write_page
 from tsugiki.report.run import record_sections, summary_sentence
-from tsugiki.report.wording import duration, figure, file_size, filled, number
+from tsugiki.report.wording import Table, duration, figure, file_size, filled, number
 from tsugiki.train.record import RunRecord
 
 LAYERS_EXPLAINED = (

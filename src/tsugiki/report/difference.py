@@ -18,8 +18,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
 from tsugiki.report.layers import block_order
 from tsugiki.report.library import ranks_text
-from tsugiki.report.methods import Table
-from tsugiki.report.wording import figure
+from tsugiki.report.wording import Table, figure
 
 _ROUNDING = 1e-6  # of a norm, below which two are one
 _DORA = (

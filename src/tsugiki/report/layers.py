@@ -10,9 +10,8 @@ from torch import Tensor
 
 from tsugiki.adapters.spectrum import effective_rank, update_shape
 from tsugiki.adapters.stored import Factors
-from tsugiki.report.methods import Table
 from tsugiki.report.plots import Series, curves
-from tsugiki.report.wording import figure
+from tsugiki.report.wording import Table, figure
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDEST = 16  # bars of one cell

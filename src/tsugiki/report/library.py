@@ -10,8 +10,7 @@ from typing import Any
 from tsugiki.adapters.files import RECORD_FILE
 from tsugiki.adapters.library import Entry
 from tsugiki.errors import TsugikiError
-from tsugiki.report.methods import Table
-from tsugiki.report.wording import figure, file_size, number
+from tsugiki.report.wording import Table, figure, file_size, number
 from tsugiki.train.record import RunRecord, read_record
 
 _FIGURES = ("loss", "perplexity", "bits_per_char")
@@ -19,7 +18,7 @@ _FIGURES = ("loss", "perplexity", "bits_per_char")
 
 def library_table(entries: Sequence[Entry]) -> Table:
     """A row for each adapter that is whole."""
-    headers = ["name", "method", "r", "targets", "base", "size", "held-out perplexity", "changed"]
+    headers = ["name", "method", "r", "targets", "base", "size", "perplexity", "changed"]
     return headers, [_row(entry) for entry in entries if entry.facts]
 
 
@@ -40,7 +39,8 @@ def entry_line(entry: Entry) -> str:
             "held_out": {when: _finite(one) for when, one in zip(("before", "after"), measured, strict=False)} or None,
             "changed": datetime.fromtimestamp(facts.changed).astimezone().isoformat(timespec="seconds"),
         }
-    return json.dumps(fields, ensure_ascii=False)
+    line = json.dumps(fields, ensure_ascii=False)
+    return line.encode(errors="backslashreplace").decode()  # a name may hold bytes that are no text
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
@@ -70,7 +70,7 @@ def _row(entry: Entry) -> list[str]:
         facts.base.name or "–",
         file_size(facts.size),
         " → ".join(measured) or "–",
-        datetime.fromtimestamp(facts.changed).strftime("%Y-%m-%d %H:%M"),
+        datetime.fromtimestamp(facts.changed).strftime("%Y-%m-%d"),
     ]
 
 

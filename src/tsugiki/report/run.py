@@ -14,6 +14,7 @@ from tsugiki.report.page import Section, page, pairs, part, table, write_page
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.report.wording import (
+    Table,
     change,
     duration,
     figure,
@@ -78,8 +79,8 @@ def record_sections(record: RunRecord) -> list[Section]:
     return [Section(heading, body) for heading, body in sections if body]
 
 
-def held_out_table(record: RunRecord) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: held-out figures before and after, with 95 % intervals; no rows where there are none."""
+def held_out_table(record: RunRecord) -> Table:
+    """Held-out figures before and after, with 95 % intervals; no rows where there are none."""
     rows = []
     if len(record.evaluations) > 1:
         before, after = record.evaluations[0], record.evaluations[-1]

@@ -3,9 +3,12 @@
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from tsugiki.train.bootstrap import Interval, change_interval
+
+Table: TypeAlias = tuple[list[str], list[list[str]]]
+"""Headers, and rows of cells; a cell may hold a line break."""
 
 FEW = 10
 """Documents, below which an interval says too little."""

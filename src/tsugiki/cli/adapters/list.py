@@ -29,7 +29,7 @@ def list_command(
         say(f"no adapters in {home} yet; `tsugiki adapters add FOLDER` copies one there, a run's for example")
         return
     if any(entry.facts for entry in entries):
-        print_table(library_table(entries))
+        print_table(library_table(entries), "perplexity: of the text that each run held out, before and after training")
     for entry in entries:
         if entry.broken:
             say(f"{entry.name} is broken: {entry.broken}")
