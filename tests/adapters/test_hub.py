@@ -193,10 +193,10 @@ def _with_nan(tmp_path: Path) -> bytes:
         ({CONFIG: None}, f"me/it is no adapter: it has no {CONFIG}"),
         ({WEIGHTS: None}, f"me/it has no {WEIGHTS}$"),
         ({WEIGHTS: None, "adapter_model.bin": b"\x80"}, "adapter_model.bin is pickled and is never fetched"),
-        ({CONFIG: b"[]"}, f"me/it: {CONFIG} holds no JSON object"),
-        ({CONFIG: b'{"peft_type": "LOHA"}'}, f"me/it: {CONFIG}: peft_type is 'LOHA'"),
+        ({CONFIG: b"[]"}, f"me/it is no whole adapter: {CONFIG} holds no JSON object"),
+        ({CONFIG: b'{"peft_type": "LOHA"}'}, f"me/it is no whole adapter: {CONFIG}: peft_type is 'LOHA'"),
         ({CONFIG: b'{"peft_type": "LORA", "use_new": 3}'}, "use_new=3 would change the result"),
-        ({WEIGHTS: b"\x10\0\0\0\0\0\0\0{"}, f"me/it: {WEIGHTS} is broken"),
+        ({WEIGHTS: b"\x10\0\0\0\0\0\0\0{"}, f"me/it is no whole adapter: {WEIGHTS} is broken"),
         ({WEIGHTS: _with_nan}, "is not finite"),
     ],
 )
@@ -235,7 +235,7 @@ def test_an_interrupted_pull_leaves_nothing(hub: HubServer, tmp_path: Path, monk
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tsugiki.adapters.hub.check_adapter", interrupt)
+    monkeypatch.setattr("tsugiki.adapters.hub.find_problems", interrupt)
     (tmp_path / "library").mkdir()
     with pytest.raises(KeyboardInterrupt):
         pull("me/it", tmp_path / "library" / "b")

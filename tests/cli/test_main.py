@@ -109,7 +109,7 @@ def test_adapters_that_do_not_fit(base: str, run, tmp_path: Path):
     assert "does not fit this model" in err
     assert run("generate", "--model", other, *prompt, "--allow-other-base")[0] == 0
     status, _, err = run("generate", "--model", base, "--adapter", "nowhere", "--prompt", "a")
-    assert (status, "no adapter in nowhere" in err) == (2, True)
+    assert (status, "no adapter 'nowhere'" in err) == (2, True)
     status, _, err = run("generate", "--model", base, "--prompt", "雨" * 40)
     assert (status, "leaves no room" in err) == (2, True)
 

@@ -27,7 +27,8 @@ import torch
 from torch import Generator, Tensor
 
 from tsugiki.adapters.interference import RULES, apply_rule
-from tsugiki.adapters.matrices import balanced, matrices, squared_norm, with_matrices
+from tsugiki.adapters.matrices import balanced, matrices, with_matrices
+from tsugiki.adapters.spectrum import update_norm
 from tsugiki.adapters.stored import Factors, StoredLora, read_lora
 from tsugiki.adapters.truncate import truncated
 from tsugiki.errors import TsugikiError
@@ -165,7 +166,7 @@ def combine(
 
 def norm(lora: StoredLora) -> float:
     """‖ΔW‖ over all layers, the root of the sum of all elements' squares."""
-    return math.sqrt(sum(map(squared_norm, lora.layers.values())))
+    return math.hypot(*map(update_norm, lora.layers.values()))
 
 
 def distance(one: StoredLora, two: StoredLora) -> float:

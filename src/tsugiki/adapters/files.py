@@ -34,11 +34,23 @@ from tsugiki.methods.table import FORMS, form_of
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "tsugiki.json"
+RECORD_FILE = "run.json"
+"""What a run writes beside its adapter (see `tsugiki.train.record`)."""
 
 # Who wrote it, and for what.
 _COMMON_FIELDS = frozenset(
     {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 )
+
+# What is found under the name of a safetensors file.
+_OTHER_FORMATS = {
+    b"version https://git-lfs": "it is the pointer of Git LFS; fetch the file itself (git lfs pull)",
+    b"PK\x03\x04": "it is a zip archive, as torch.save writes, and no safetensors",
+    b"\x80\x02": "it is pickled, and no safetensors",
+    b"GGUF": "it is GGUF, and no safetensors",
+    b"<!": "it is a page of HTML, and no safetensors",
+    b"<html": "it is a page of HTML, and no safetensors",
+}
 
 
 def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) -> None:
@@ -217,15 +229,7 @@ def _fill(model: nn.Module, adapter: Any, stored: Mapping[str, Tensor], folder: 
     """Copy the stored tensors into the adapter, or say everything that is wrong with them at once."""
     form = form_of(adapter.config)
     wanted = form.tensors(model, adapter)
-    surplus = [key for key in stored if key not in wanted and not _is_copy_of_base(model, key, stored[key])]
-    problems = [f"{key} is missing" for key in wanted if key not in stored]
-    problems += [f"{key} belongs nowhere" for key in surplus]
-    problems += [
-        f"{key} is {list(stored[key].shape)}, here {list(wanted[key].shape)}"
-        for key in wanted
-        if key in stored and stored[key].shape != wanted[key].shape
-    ]
-    problems += [f"{key} is not finite" for key, tensor in stored.items() if not torch.isfinite(tensor).all()]
+    problems = [*misfits(model, wanted, stored), *not_finite(stored)]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise TsugikiError(
@@ -239,16 +243,42 @@ def _fill(model: nn.Module, adapter: Any, stored: Mapping[str, Tensor], folder: 
         tensor.copy_(stored[key])
 
 
+def misfits(model: nn.Module, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the names and shapes of stored tensors, for a model that wants these.
+
+    Of a model on the meta device, which has no values, what has the place and shape of a weight of the base passes for
+    a copy of it.
+    """
+    surplus = [key for key in stored if key not in wanted and not _is_copy_of_base(model, key, stored[key])]
+    problems = [f"{key} is missing" for key in wanted if key not in stored]
+    problems += [f"{key} belongs nowhere" for key in surplus]
+    problems += [
+        f"{key} is {list(stored[key].shape)}, here {list(wanted[key].shape)}"
+        for key in wanted
+        if key in stored and stored[key].shape != wanted[key].shape
+    ]
+    return problems
+
+
+def not_finite(stored: Mapping[str, Tensor]) -> list[str]:
+    """Which of these tensors hold infinities or what is no number."""
+    # torch looks at 8-bit floats in no other way
+    wide = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in stored.items()}
+    return [f"{key} is not finite" for key, tensor in wide.items() if not torch.isfinite(tensor).all()]
+
+
 def _is_copy_of_base(model: nn.Module, key: str, tensor: Tensor) -> bool:
     """Whether this is a weight of the base that PEFT stored unchanged, as it does beside a grafted embedding."""
     path, _, attribute = key.removeprefix(PREFIX).replace(".base_layer.", ".").rpartition(".")
     owner = dict(base_modules(model)).get(path)
     base = owner._parameters.get(attribute) if owner is not None else None
-    return base is not None and base.shape == tensor.shape and torch.equal(base.to(tensor.dtype), tensor)
+    if base is None or base.shape != tensor.shape:
+        return False
+    return base.is_meta or torch.equal(base.to(tensor.dtype), tensor)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter, by their names in the file.
+    """The tensors of an adapter, by their names in the file, of which a tensor's bytes are read when it is used.
 
     Raises:
         TsugikiError: no weights there, or a broken file.
@@ -261,7 +291,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise TsugikiError(f"{path} is broken: {error}") from error
+        raise TsugikiError(f"{path} is broken: {_mislabelled(path) or error}") from error
+
+
+def _mislabelled(path: Path) -> str:
+    """What this file is instead of safetensors, where its first bytes tell."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(64)
+    except OSError:
+        return ""
+    return next((what for start, what in _OTHER_FORMATS.items() if begins.lstrip().startswith(start)), "")
 
 
 def _refuse_another_base(model: nn.Module, folder: Path) -> None:

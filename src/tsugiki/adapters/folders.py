@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear, and disappear, whole or not at all."""
 
 import shutil
 import uuid
@@ -19,7 +19,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         TsugikiError: `out` is there and is no empty folder, or something cannot be written (a full disk, say).
     """
     refuse_taken(out)
-    part = out.with_name(f".{out.name[:40]}.{uuid.uuid4().hex[:8]}.part")
+    part = _hidden(out, "part")
     try:
         part.mkdir(parents=True)
         yield part
@@ -40,3 +40,28 @@ def refuse_taken(out: Path) -> None:
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise TsugikiError(f"{out} is there already; choose another name, or remove it first")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all that is in it; of a link to a folder the link alone.
+
+    Raises:
+        TsugikiError: it cannot be removed. If only something in it cannot, it is gone under its name.
+    """
+    gone = _hidden(folder, "removed")
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+            return
+        folder.rename(gone)
+    except OSError as error:
+        raise TsugikiError(f"cannot remove {folder}: {error.strerror or error}") from error
+    try:
+        shutil.rmtree(gone)
+    except OSError as error:
+        raise TsugikiError(f"{folder} is removed, but {gone} is left of it: {error.strerror or error}") from error
+
+
+def _hidden(folder: Path, ending: str) -> Path:
+    """A name beside the folder that no other has, and that fits where the folder's does."""
+    return folder.with_name(f".{folder.name[:40]}.{uuid.uuid4().hex[:8]}.{ending}")

@@ -8,7 +8,6 @@ and no others: nothing pickled, no code. An adapter appears in its folder when i
 """
 
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsugiki.adapters.files import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE
 from tsugiki.adapters.folders import new_folder
-from tsugiki.adapters.stored import check_adapter
-from tsugiki.errors import TsugikiError
+from tsugiki.adapters.verify import find_problems
+from tsugiki.errors import TsugikiError, listed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -128,10 +127,9 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
                 if name in names:
                     api.hf_hub_download(repo_id, name, revision=there.sha, local_dir=part)
         shutil.rmtree(part / ".cache", ignore_errors=True)  # huggingface_hub's notes on what it fetched
-        try:
-            check_adapter(part)
-        except TsugikiError as error:
-            raise TsugikiError(f"{repo_id}: {str(error).replace(f'{part}{os.sep}', '')}") from error
+        problems = find_problems(part)
+        if problems:
+            raise TsugikiError(f"{repo_id} is no whole adapter: {listed(problems)}")
     return str(there.sha)
 
 

@@ -48,9 +48,3 @@ def balanced(U: Tensor, S: Tensor, Vh: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """B and A of the best approximation of U σ Vᵀ that has rank r, the singular values shared evenly between them."""
     root = S[..., :r].sqrt()
     return U[..., :r] * root[..., None, :], root[..., None] * Vh[..., :r, :]
-
-
-def squared_norm(layer: Factors) -> float:
-    """‖ΔW‖², the sum of its elements' squares: s² Σ (BᵀB ∘ A Aᵀ)."""
-    B, A = matrices(layer)
-    return layer.scaling**2 * float(((B.mT @ B) * (A @ A.mT)).sum())

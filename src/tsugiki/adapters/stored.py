@@ -25,8 +25,8 @@ from tsugiki.adapters.files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     Base,
+    not_finite,
     read_base,
-    read_config,
     read_config_file,
     read_peft_config,
     read_weights,
@@ -87,13 +87,23 @@ def read_lora(folder: Path) -> StoredLora:
     config = read_peft_config(folder)
     if not isinstance(config, LoraConfig):
         raise TsugikiError(f"{folder} is no LoRA adapter, and this can be done with LoRA's alone")
+    tensors = read_weights(folder)
+    layers, others, problems = sort_tensors(config, tensors)
+    problems += not_finite(tensors)
+    if problems:
+        raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {listed(problems)}")
+    return StoredLora(config, layers, others, read_base(folder), read_config_file(folder).get("task_type"))
+
+
+def sort_tensors(
+    config: LoraConfig, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Factors], dict[str, Tensor], list[str]]:
+    """The layers that are whole, the tensors that belong to none, and what is wrong by names, shapes and dtypes."""
     parts: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
     problems = []
     embeddings = set()
-    for key, tensor in read_weights(folder).items():
-        if not torch.isfinite(tensor).all():
-            problems.append(f"{key} is not finite")
+    for key, tensor in tensors.items():
         match = _PART.fullmatch(key)
         if match is None:
             others[key] = tensor
@@ -113,26 +123,7 @@ def read_lora(folder: Path) -> StoredLora:
             )
     if not parts:
         problems.append("it holds no lora_A and lora_B")
-    if problems:
-        raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {listed(problems)}")
-    return StoredLora(config, layers, others, read_base(folder), read_config_file(folder).get("task_type"))
-
-
-def check_adapter(folder: Path) -> Any:
-    """The settings of the adapter in a folder, of whatever method, if its files are whole and their tensors finite.
-
-    Raises:
-        TsugikiError: they are not, or the method is not known here.
-    """
-    config = read_config(folder)
-    if isinstance(config, LoraConfig):
-        read_lora(folder)
-        return config
-    tensors = read_weights(folder)
-    broken = [f"{key} is not finite" for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if broken or not tensors:
-        raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {listed(broken) if broken else 'it holds no tensors'}")
-    return config
+    return layers, others, problems
 
 
 def write_lora(lora: StoredLora, out: Path, made: Mapping[str, Any]) -> None:
@@ -216,4 +207,9 @@ def _what_is_wrong(part: Mapping[str, Tensor], r: int, dora: bool) -> str | None
         return f"is of {A.dtype}, {B.dtype}, no floating-point numbers"
     if A.dim() not in (2, 4) or A.dim() != B.dim() or (A.dim() == 2 and A.shape[0] != B.shape[1]):
         return f"has A {list(A.shape)} and B {list(B.shape)}, which do not go together"
+    if A.dim() == 4 and (B.shape[1] == 0 or len(A) % B.shape[1]):  # a convolution in groups
+        return f"has A {list(A.shape)} and B {list(B.shape)}, which do not go together"
+    magnitude = part.get("magnitude")
+    if magnitude is not None and magnitude.numel() != len(B):
+        return f"has a lora_magnitude_vector {list(magnitude.shape)} beside B {list(B.shape)}"
     return f"is of rank {len(A)}, and the config says {r}" if len(A) != r else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from tsugiki.adapters.files import write_json
 from tsugiki.bench.results import installed
-from tsugiki.report.methods import Table
+from tsugiki.report.wording import Table
 from tsugiki.train.record import describe_machine
 
 KIND = "figures"

@@ -18,7 +18,7 @@ from tsugiki.adapters.files import read_json
 from tsugiki.bench.figures import KIND, Figures
 from tsugiki.bench.results import Results, Row, read_results
 from tsugiki.errors import TsugikiError
-from tsugiki.report.methods import Table
+from tsugiki.report.wording import Table
 
 Language: TypeAlias = Literal["en", "ja"]
 

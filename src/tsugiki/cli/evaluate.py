@@ -1,7 +1,6 @@
 """`tsugiki eval`."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,8 +19,10 @@ def evaluate_command(
         list[str] | None, typer.Option(help="'embedded', a model folder, or a hub id; repeatable.")
     ] = None,
     adapter: Annotated[
-        list[Path] | None,
-        typer.Option(help="An adapter folder, on the one --model or on the base that it names; repeatable."),
+        list[str] | None,
+        typer.Option(
+            help="An adapter, a folder or a library's, on the one --model or on the base that it names; repeatable."
+        ),
     ] = None,
     characters: Annotated[
         int | None, typer.Option(min=1, help="Score about so many characters, spread evenly; all if unset.")
@@ -45,7 +46,7 @@ def evaluate_command(
     results = evaluate_subjects(chosen, data, assistant_turns.value, characters, allow_other_base, RunProgress())
     if as_json:
         for subject, result in zip(chosen, results, strict=True):
-            names = {"model": subject.model, "adapter": str(subject.adapter) if subject.adapter else None}
+            names = {"model": subject.model, "adapter": subject.called or None}
             typer.echo(json.dumps(names | result.to_json()))
         return
     print_evaluations([str(subject) for subject in chosen], list(results))

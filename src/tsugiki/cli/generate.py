@@ -1,6 +1,5 @@
 """`tsugiki generate`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ import typer
 def generate_command(
     model: Annotated[str, typer.Option(help="'embedded', a model folder, or a hub id.")],
     prompt: Annotated[str, typer.Option(help="The text to go on from.")],
-    adapter: Annotated[Path | None, typer.Option(help="An adapter folder, such as a run's.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="An adapter: a folder, such as a run's, or a library's.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Draw from the likeliest tokens of this share.")] = 0.9,
@@ -20,12 +19,13 @@ def generate_command(
 ) -> None:
     """Let a model go on from a prompt; the text comes as it is written."""
     from tsugiki.adapters.files import load_adapter
+    from tsugiki.adapters.library import adapter_folder
     from tsugiki.models import default_device, load_model, load_tokenizer
     from tsugiki.train.sample import Sampling, generate_text
 
     base, tokenizer = load_model(model).to(default_device()), load_tokenizer(model)
     if adapter is not None:
-        load_adapter(base, adapter, allow_other_base=allow_other_base)
+        load_adapter(base, adapter_folder(adapter), allow_other_base=allow_other_base)
     begun = False
 
     def emit(text: str) -> None:

@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tsugiki.adapters.files import WEIGHTS_FILE
-from tsugiki.report.wording import interval_of_change, luck, with_interval
+from tsugiki.cli.tables import print_table
+from tsugiki.report.run import held_out_table, sureness
+from tsugiki.report.wording import with_interval
 from tsugiki.train.bootstrap import Interval
 from tsugiki.train.evaluate import Evaluation
 from tsugiki.train.merging import MergeReport
@@ -19,24 +21,17 @@ _PLAIN_WIDTH = 120  # of a table that no terminal bounds
 
 def print_summary(record: RunRecord, page: Path) -> None:
     """Held-out figures before and after, what it cost, and where the adapter and the run's page are."""
-    console = Console(highlight=False)
-    before, after = record.evaluations[0], record.evaluations[-1]
-    table = Table("held-out text", "before", "after", "change")
-    for name, label in (("loss", "loss"), ("perplexity", "perplexity"), ("bits_per_char", "bits per character")):
-        change = after[name] / before[name] - 1
-        table.add_row(label, with_interval(before, name), with_interval(after, name), f"{change:+.1%}")
-    console.print(table)
-    console.print(f"change: {luck(interval_of_change(before, after), len(after['documents']))}")
-    training, out = record.training, Path(record.config["out"])
-    console.print(
-        f"{training['steps']:,} steps, {training['tokens']:,} tokens in {training['seconds']:,.0f} s "
-        f"({training['tokens_per_second']:,.0f} tokens/s), peak memory {training['peak_memory'] / 1e9:.2f} GB"
-    )
+    training, out, caveat = record.training, Path(record.config["out"]), record.evaluations[-1]["caveat"]
     kind = "adapter" if (out / WEIGHTS_FILE).exists() else "model"
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    console.print(f"{kind}: {out} ({size / 1e6:.2f} MB); page: {page}", soft_wrap=True)
-    if after["caveat"]:
-        console.print(after["caveat"])
+    print_table(
+        held_out_table(record),
+        f"change: {sureness(record)}",
+        f"{training['steps']:,} steps, {training['tokens']:,} tokens in {training['seconds']:,.0f} s "
+        f"({training['tokens_per_second']:,.0f} tokens/s), peak memory {training['peak_memory'] / 1e9:.2f} GB",
+        f"{kind}: {out} ({size / 1e6:.2f} MB); page: {page}",
+        *([caveat] if caveat else []),
+    )
 
 
 def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> None:

@@ -84,6 +84,10 @@ class LoraConfig:
             raise TsugikiError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
         if self.bias not in get_args(Bias):
             raise TsugikiError(f"bias is {self.bias!r}; choose one of {', '.join(get_args(Bias))}")
+        blocks = self.layers_to_transform
+        listed = blocks if isinstance(blocks, list | tuple | range) else [blocks or 0]
+        if not all(isinstance(one, int) for one in listed):
+            raise TsugikiError(f"layers_to_transform is {blocks!r}; it is the number of a block, or a list of them")
         start = self.init_lora_weights
         if not isinstance(start, bool) and re.fullmatch(_STARTS, str(start)) is None:
             raise TsugikiError(

@@ -44,7 +44,7 @@ from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import is_conv1d
 from tsugiki.lora.targets import base_modules, find_targets
-from tsugiki.methods.method import PREFIX, Form, read_fields
+from tsugiki.methods.method import PREFIX, Form, check_names, read_fields
 
 _HARMLESS = frozenset(
     {
@@ -139,6 +139,8 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
     start = fields.get("init_lora_weights", True)
     if start not in _INITIALISATIONS:
         raise TsugikiError(f"init_lora_weights={start!r} would change the result and is not supported")
+    for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+        check_names(name, fields.get(name))
     known_start = start if start in (True, False, "gaussian") else True
     config: LoraConfig = read_fields(LoraConfig, {**fields, "init_lora_weights": known_start}, _HARMLESS)
     return config

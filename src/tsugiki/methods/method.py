@@ -133,5 +133,5 @@ def read_fields(config: type[Any], fields: Mapping[str, Any], harmless: frozense
         raise TsugikiError(f"{', '.join(unknown)} would change the result and is not supported")
     try:
         return config(**{name: value for name, value in fields.items() if name in known and value is not None})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:  # a list where names and values belong, say
         raise TsugikiError(str(error)) from error

@@ -118,6 +118,22 @@ FORMS: Mapping[str, Form] = MappingProxyType({method.form.peft_type: method.form
 """`peft_type` -> form."""
 
 
+def methods_of(config: object) -> list[str]:
+    """The names of the methods that this config is of, as far as it tells: several where it mixes their settings."""
+    own = {name: method for name, method in METHODS.items() if type(config) is method.form.config}
+    decided = [
+        name
+        for name, method in own.items()
+        if method.settings and all(_is(getattr(config, key), value) for key, value in method.settings.items())
+    ]
+    return decided or [name for name, method in own.items() if not method.settings][:1]
+
+
+def _is(value: object, decided: object) -> bool:
+    """Whether a config's value is a method's; a start by PiSSA may say how it is computed."""
+    return value == decided or (isinstance(value, str) and value.startswith(f"{decided}_niter_"))
+
+
 ALL = "all"
 """In place of a family, where every weight trains."""
 

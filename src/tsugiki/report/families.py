@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -18,13 +18,11 @@ from tsugiki.methods.lora import LORA
 from tsugiki.methods.method import Method
 from tsugiki.methods.table import ALL, METHODS
 from tsugiki.models import EMBEDDED, empty_model, load_model
+from tsugiki.report.wording import Table
 from tsugiki.train.config import FULL, RunConfig, known_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Table: TypeAlias = tuple[list[str], list[list[str]]]
-"""Headers, and rows of cells."""
 
 _FULL_IDEA = "every weight"
 _FULL_TEXT = """Full fine-tuning: every weight trains, and the whole model is the file.

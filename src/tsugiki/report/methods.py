@@ -10,14 +10,11 @@ from tsugiki.methods.method import Family
 from tsugiki.methods.table import ALL
 from tsugiki.report.comparison import write_comparison
 from tsugiki.report.plots import Mark, Series, over_parameters, over_ranks
-from tsugiki.report.wording import duration
+from tsugiki.report.wording import Table, duration
 from tsugiki.train.bootstrap import Interval
 from tsugiki.train.comparison import Row
 from tsugiki.train.record import RunRecord
 from tsugiki.train.sweep import WORTH, Point, change, enough_rank
-
-Table = tuple[list[str], list[list[str]]]
-"""Headers, and rows of cells; a cell may hold a line break."""
 
 _FAMILIES = (*get_args(Family), ALL)
 

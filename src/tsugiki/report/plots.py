@@ -51,7 +51,7 @@ class Series:
 
 
 def curves(series: Sequence[Series], caption: str, below: Series | None = None) -> Markup:
-    """Lines over steps.
+    """Lines over steps, or whatever else is counted.
 
     Args:
         series: in the order of the legend.

@@ -24,6 +24,7 @@ from typing import Any
 from tsugiki.adapters.files import (
     BASE_FILE,
     CONFIG_FILE,
+    RECORD_FILE,
     WEIGHTS_FILE,
     Base,
     read_base,
@@ -32,11 +33,11 @@ from tsugiki.adapters.files import (
     read_weights,
 )
 from tsugiki.adapters.hub import CARD_FILE, is_repo_id
-from tsugiki.adapters.stored import check_adapter
+from tsugiki.adapters.verify import check_adapter
 from tsugiki.errors import TsugikiError
 from tsugiki.models import EMBEDDED
 from tsugiki.report.card import Described, model_card
-from tsugiki.train.record import RECORD_FILE, RunRecord, read_record
+from tsugiki.train.record import RunRecord, read_record
 
 NO_BASE = "none"
 """In place of a base's name: it is not on the hub."""

@@ -14,6 +14,7 @@ from tsugiki.report.page import Section, page, pairs, part, table, write_page
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.report.wording import (
+    Table,
     change,
     duration,
     figure,
@@ -55,6 +56,17 @@ def report_page(record: RunRecord, folder: Path) -> str:
         record: of the run.
         folder: where it is, for the title and the commands.
     """
+    use = _use(record, folder)
+    return page(
+        f"Run · {folder.resolve().name}",
+        summary_sentence(record),
+        record_sections(record) + ([Section("How to use it", use)] if use else []),
+        _notes(record),
+    )
+
+
+def record_sections(record: RunRecord) -> list[Section]:
+    """All that the record says, as parts of a page; what it does not hold is left out."""
     sections = [
         ("Held-out text and loss", _figures(record)),
         ("Samples", sample_columns([("", record)]) + all_samples(record)),
@@ -63,14 +75,26 @@ def report_page(record: RunRecord, folder: Path) -> str:
         ("What trained", _parameters(record)),
         ("Settings", _settings(record)),
         ("Machine", _machine(record)),
-        ("How to use it", _use(record, folder)),
     ]
-    return page(
-        f"Run · {folder.resolve().name}",
-        summary_sentence(record),
-        [Section(heading, body) for heading, body in sections if body],
-        _notes(record),
-    )
+    return [Section(heading, body) for heading, body in sections if body]
+
+
+def held_out_table(record: RunRecord) -> Table:
+    """Held-out figures before and after, with 95 % intervals; no rows where there are none."""
+    rows = []
+    if len(record.evaluations) > 1:
+        before, after = record.evaluations[0], record.evaluations[-1]
+        for name, label in (("loss", "loss"), ("perplexity", "perplexity"), ("bits_per_char", "bits per character")):
+            changed = change(before, after, name)
+            shown = "–" if math.isnan(changed) else f"{changed:+.1%}"
+            rows.append([label, with_interval(before, name), with_interval(after, name), shown])
+    return ["held-out text", "before", "after", "change"], rows
+
+
+def sureness(record: RunRecord) -> str:
+    """How sure the change of the held-out figures is."""
+    before, after = record.evaluations[0], record.evaluations[-1]
+    return luck(interval_of_change(before, after), len(after.get("documents") or ()))
 
 
 def summary_sentence(record: RunRecord) -> str:
@@ -84,10 +108,10 @@ def summary_sentence(record: RunRecord) -> str:
     changed = change(before, after, "bits_per_char")
     if math.isnan(changed):
         return f"At step {after.get('step')} the held-out text takes {took}; how that changed cannot be told."
-    sure = luck(interval_of_change(before, after), len(after.get("documents") or ()))
     return (
         f"After {number(after.get('step')):,.0f} steps the held-out text takes {took} instead of "
-        f"{figure(before.get('bits_per_char'))} (loss {figure(before.get('loss'))}): {changed:+.1%} ({sure})."
+        f"{figure(before.get('bits_per_char'))} (loss {figure(before.get('loss'))}): {changed:+.1%} "
+        f"({sureness(record)})."
     )
 
 

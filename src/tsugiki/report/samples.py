@@ -15,16 +15,18 @@ def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
     Args:
         runs: their names, and their records. A name of nothing is not shown.
     """
-    prompts = dict.fromkeys(str(sample.get("prompt", "")) for _, record in runs for sample in record.samples)
     shown = Markup()
-    for prompt in prompts:
+    for prompt in dict.fromkeys(prompt for _, record in runs for prompt in _prompts(record)):
         shown += part("prompt_heading", prompt)
         for name, record in runs:
-            written = [sample for sample in record.samples if sample.get("prompt", "") == prompt]
-            if written:
-                cells = [(_label(name, sample, record), prompt, sample.get("text", "")) for sample in _three(written)]
-                shown += part("sample_row", cells)
+            if prompt in _prompts(record):
+                shown += part("sample_row", _of_prompt(record, prompt, name))
     return shown
+
+
+def shown_samples(record: RunRecord) -> list[tuple[str, str, str]]:
+    """The same of one run, prompt by prompt: when it was written, the prompt, and the text."""
+    return [cell for prompt in _prompts(record) for cell in _of_prompt(record, prompt, "")]
 
 
 def all_samples(record: RunRecord) -> Markup:
@@ -34,6 +36,15 @@ def all_samples(record: RunRecord) -> Markup:
         return Markup()
     cells = [(_label("", one, record), one.get("prompt", ""), one.get("text", "")) for one in record.samples]
     return part("folded", f"all {len(cells):,} samples", part("sample_row", cells))
+
+
+def _prompts(record: RunRecord) -> list[str]:
+    return list(dict.fromkeys(str(sample.get("prompt", "")) for sample in record.samples))
+
+
+def _of_prompt(record: RunRecord, prompt: str, name: str) -> list[tuple[str, str, str]]:
+    written = [sample for sample in record.samples if str(sample.get("prompt", "")) == prompt]
+    return [(_label(name, one, record), prompt, str(one.get("text", ""))) for one in _three(written)]
 
 
 def _three(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

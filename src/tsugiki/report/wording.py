@@ -1,10 +1,14 @@
 """Figures as text, for pages and the terminal alike."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from tsugiki.train.bootstrap import Interval, change_interval
+
+Table: TypeAlias = tuple[list[str], list[list[str]]]
+"""Headers, and rows of cells; a cell may hold a line break."""
 
 FEW = 10
 """Documents, below which an interval says too little."""
@@ -55,6 +59,19 @@ def luck(interval: Interval | None, documents: int) -> str:
         + ("; it may be luck" if interval[0] < 0 < interval[1] else "")
         + ("; so few make it too narrow" if documents < FEW else "")
     )
+
+
+def file_size(count: float) -> str:
+    """A number of bytes as kB, MB or GB, of a thousand each."""
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def printable(text: str) -> str:
+    """A text from a file of anybody's for a terminal: what would steer it, or cannot be written, is spelled out."""
+    spelled = {c: c.encode("unicode_escape").decode() for c in text if unicodedata.category(c) in ("Cc", "Cs")}
+    return "".join(spelled.get(c, c) if c != "\n" else c for c in text)
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,6 @@
 """Adapters merged into a model folder, and the folder held against base and adapter before it is there to be used."""
 
 import gc
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ import torch
 from torch import Tensor
 
 from tsugiki.adapters.combined import read_combined
-from tsugiki.adapters.files import BASE_FILE, WEIGHTS_FILE, read_config_file, write_json
+from tsugiki.adapters.files import BASE_FILE, read_config_file, write_json
 from tsugiki.adapters.fingerprint import folder_fingerprint
 from tsugiki.adapters.folders import new_folder
 from tsugiki.adapters.merged import MergePlan, plan_merge, rounding_of, write_merged
 from tsugiki.adapters.probe import probe_logits
+from tsugiki.adapters.stored import source
 from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
@@ -170,16 +170,10 @@ def _origin(merge: Merge, plan: MergePlan) -> dict[str, Any]:
         "base": {"name": merge.base, "fingerprint": folder_fingerprint(plan.folder)},
         "adapters": [
             {
-                "name": folder.resolve().name,
+                **source(folder),
                 "peft_type": read_config_file(folder)["peft_type"],
-                "sha256": _sha256(folder / WEIGHTS_FILE),
                 "weight": weight,
             }
             for folder, weight in zip(merge.adapters, weights, strict=True)
         ],
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.files import read_json, write_json
+from tsugiki.adapters.files import RECORD_FILE, read_json, write_json
 from tsugiki.errors import TsugikiError
 
-RECORD_FILE = "run.json"
 _LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
+_LISTS = ("evaluations", "own_evaluations", "samples", "loss_curve")
 
 
 @dataclass
@@ -57,6 +57,11 @@ def read_record(folder: Path) -> RunRecord:
     known = {name: value for name, value in fields.items() if name in RunRecord.__dataclass_fields__}
     if "config" not in known:
         raise TsugikiError(f"{folder / RECORD_FILE} is no run's record: it has no config")
+    for name, value in known.items():
+        kind = list if name in _LISTS else str if name == "status" else dict
+        entries = value if isinstance(value, list) else ()
+        if not isinstance(value, kind) or not all(isinstance(entry, dict) for entry in entries):
+            raise TsugikiError(f"{folder / RECORD_FILE} is no run's record: {name} is {str(value)[:40]!r}")
     return RunRecord(**{"versions": {}, **known})
 
 

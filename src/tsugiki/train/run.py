@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments, set_seed
 
-from tsugiki.adapters.files import WEIGHTS_FILE
+from tsugiki.adapters.files import RECORD_FILE, WEIGHTS_FILE
 from tsugiki.adapters.fingerprint import base_fingerprint
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError
@@ -25,7 +25,7 @@ from tsugiki.train.model_files import MODEL_FILE
 from tsugiki.train.muon import muon
 from tsugiki.train.preparation import Prepared, pack_data, read_data
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import RECORD_FILE, RunRecord, describe_machine, read_record
+from tsugiki.train.record import RunRecord, describe_machine, read_record
 from tsugiki.train.trainer import Parts, RunTrainer
 from tsugiki.train.watch import Watch
 from tsugiki.train.ways import Way, way_of

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.adapters.files import load_adapter, read_base
+from tsugiki.adapters.library import adapter_folder
 from tsugiki.data.records import AssistantTurns
 from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
@@ -22,23 +23,30 @@ class Subject:
 
     model: str
     adapter: Path | None = None
+    called: str = ""
+    """How the adapter was named: as a folder, or by its name in the library."""
 
     def __str__(self) -> str:
-        return f"{self.model} + {self.adapter}" if self.adapter else self.model
+        return f"{self.model} + {self.called}" if self.adapter else self.model
 
 
-def subjects(models: Sequence[str], adapters: Sequence[Path]) -> list[Subject]:
+def subjects(models: Sequence[str], adapters: Sequence[str]) -> list[Subject]:
     """The models, then each adapter: on the model where only one is given, else on the base that its files name.
 
+    Args:
+        models: names of bases.
+        adapters: folders, or names in the library.
+
     Raises:
-        TsugikiError: nothing to evaluate, or an adapter that names no base.
+        TsugikiError: nothing to evaluate, no such adapter, or one that names no base.
     """
     found = [Subject(model) for model in models]
     for adapter in adapters:
-        base = models[0] if len(models) == 1 else read_base(adapter).name
+        folder = adapter_folder(adapter)
+        base = models[0] if len(models) == 1 else read_base(folder).name
         if not base:
             raise TsugikiError(f"{adapter} does not say what its base is; give the base alone as --model")
-        found.append(Subject(base, adapter))
+        found.append(Subject(base, folder, adapter))
     if not found:
         raise TsugikiError("nothing to evaluate: give --model, --adapter or both, as often as you like")
     return found

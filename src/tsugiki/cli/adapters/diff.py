@@ -1,0 +1,28 @@
+"""`tsugiki adapters diff`."""
+
+from typing import Annotated
+
+import typer
+
+from tsugiki.cli.adapters.options import ADAPTER_HELP, Library
+
+
+def diff_command(
+    first: Annotated[str, typer.Argument(help=ADAPTER_HELP)],
+    second: Annotated[str, typer.Argument(help=ADAPTER_HELP)],
+    library: Library = None,
+) -> None:
+    """How two adapters differ: their settings, and how far their updates are apart in each layer.
+
+    A cosine of 1 is the same direction, 0 none in common. Overall, what only one has counts as zero in the other.
+    """
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.cli.tables import print_table, say
+    from tsugiki.report.difference import compare_adapters
+
+    comparison = compare_adapters(adapter_folder(first, library), adapter_folder(second, library))
+    for table in (comparison.settings, comparison.matrices):
+        if table[1]:
+            print_table(table)
+    for note in comparison.notes:
+        say(f"note: {note}")

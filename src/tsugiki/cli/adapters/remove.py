@@ -1,0 +1,29 @@
+"""`tsugiki adapters remove`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tsugiki.cli.adapters.options import Library
+from tsugiki.errors import TsugikiError, listed
+
+
+def remove_command(
+    names: Annotated[list[str], typer.Argument(help="Names in the library.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    library: Library = None,
+) -> None:
+    """Remove adapters from the library, for good; of a link to a folder the link alone."""
+    from tsugiki.adapters.folders import remove_folder
+    from tsugiki.adapters.library import library_folder, member
+
+    folders = [member(name, library or library_folder()) for name in dict.fromkeys(names)]
+    if not yes:
+        if not sys.stdin.isatty():
+            raise TsugikiError("nobody can be asked here whether to remove what cannot be got back; say --yes")
+        if not typer.confirm(f"Remove {listed([folder.name for folder in folders])} for good?"):
+            raise typer.Exit(1)
+    for folder in folders:
+        remove_folder(folder)
+        typer.echo(f"removed {folder}")

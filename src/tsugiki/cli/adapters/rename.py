@@ -1,0 +1,18 @@
+"""`tsugiki adapters rename`."""
+
+from typing import Annotated
+
+import typer
+
+from tsugiki.cli.adapters.options import Library
+
+
+def rename_command(
+    old: Annotated[str, typer.Argument(help="Its name in the library.")],
+    new: Annotated[str, typer.Argument(help="The name that it gets.")],
+    library: Library = None,
+) -> None:
+    """Give an adapter of the library another name."""
+    from tsugiki.adapters.library import library_folder, rename_adapter
+
+    typer.echo(str(rename_adapter(old, new, library or library_folder())))

@@ -1,0 +1,44 @@
+"""`tsugiki adapters show`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsugiki.cli.adapters.options import ADAPTER_HELP, Library
+
+
+def show_command(
+    adapter: Annotated[str, typer.Argument(help=ADAPTER_HELP)],
+    html: Annotated[Path | None, typer.Option(help="Write it as a page too, with plots.")] = None,
+    library: Library = None,
+) -> None:
+    """What an adapter is, how it was trained, what it showed, and what it changes in each layer."""
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.cli.tables import print_table, say
+    from tsugiki.report.adapter import LAYERS_EXPLAINED, facts_lines, portray, tensors_table, write_adapter_page
+    from tsugiki.report.layers import kinds_table, layers_table
+    from tsugiki.report.run import held_out_table, sureness
+    from tsugiki.report.samples import shown_samples
+    from tsugiki.train.progress import RunProgress
+
+    folder = adapter_folder(adapter, library)
+    with RunProgress().stage("layers", None) as advance:
+        portrait = portray(folder, advance)
+    for label, text in facts_lines(portrait):
+        say(f"{label:<14} {text}")
+    for note in portrait.notes:
+        say(f"note: {note}")
+    record = portrait.record
+    if record and len(record.evaluations) > 1:
+        print_table(held_out_table(record), f"change: {sureness(record)}")
+    for when, prompt, text in shown_samples(record) if record else ():
+        say(f"{when}: {prompt}{text.rstrip()}".replace("\n", "⏎"))
+    if portrait.tensors:
+        print_table(tensors_table(portrait.tensors))
+    if portrait.layers:
+        print_table(layers_table(portrait.layers))
+        print_table(kinds_table(portrait.layers), LAYERS_EXPLAINED)
+    if html:
+        write_adapter_page(html, portrait)
+        say(f"page: {html}")

@@ -1,0 +1,87 @@
+"""The library at a glance, for `tsugiki adapters list`."""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tsugiki.adapters.files import RECORD_FILE
+from tsugiki.adapters.library import Entry
+from tsugiki.errors import TsugikiError
+from tsugiki.report.wording import Table, figure, file_size, number
+from tsugiki.train.record import RunRecord, read_record
+
+_FIGURES = ("loss", "perplexity", "bits_per_char")
+
+
+def library_table(entries: Sequence[Entry]) -> Table:
+    """A row for each adapter that is whole."""
+    headers = ["name", "method", "r", "targets", "base", "size", "perplexity", "changed"]
+    return headers, [_row(entry) for entry in entries if entry.facts]
+
+
+def entry_line(entry: Entry) -> str:
+    """The same as a JSON object; its figures are null where they are not known, `broken` where it is whole."""
+    facts = entry.facts
+    fields: dict[str, Any] = {"name": entry.name, "path": str(entry.folder), "broken": entry.broken or None}
+    if facts:
+        measured = _first_and_last(entry.folder)
+        fields |= {
+            "method": facts.method,
+            "ranks": facts.ranks,
+            "targets": facts.targets,
+            "base": facts.base.name,
+            "base_fingerprint": facts.base.fingerprint,
+            "parameters": facts.parameters,
+            "bytes": facts.size,
+            "held_out": {when: _finite(one) for when, one in zip(("before", "after"), measured, strict=False)} or None,
+            "changed": datetime.fromtimestamp(facts.changed).astimezone().isoformat(timespec="seconds"),
+        }
+    line = json.dumps(fields, ensure_ascii=False)
+    return line.encode(errors="backslashreplace").decode()  # a name may hold bytes that are no text
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """The rank, or the lowest and the highest; a dash where there is none."""
+    if not ranks:
+        return "–"
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
+
+
+def record_of(folder: Path) -> RunRecord | None:
+    """The record beside an adapter; None where there is none, or none that can be read."""
+    try:
+        return read_record(folder) if (folder / RECORD_FILE).is_file() else None
+    except TsugikiError:
+        return None
+
+
+def _row(entry: Entry) -> list[str]:
+    facts = entry.facts
+    assert facts is not None
+    measured = [figure(one.get("perplexity")) for one in _first_and_last(entry.folder)]
+    return [
+        entry.name,
+        facts.method,
+        ranks_text(facts.ranks),
+        ", ".join(facts.targets) or "–",
+        facts.base.name or "–",
+        file_size(facts.size),
+        " → ".join(measured) or "–",
+        datetime.fromtimestamp(facts.changed).strftime("%Y-%m-%d"),
+    ]
+
+
+def _first_and_last(folder: Path) -> list[dict[str, Any]]:
+    """The held-out figures before training and after, or those before alone, or none."""
+    record = record_of(folder)
+    evaluations = record.evaluations if record else []
+    return evaluations if len(evaluations) < 2 else [evaluations[0], evaluations[-1]]
+
+
+def _finite(measured: dict[str, Any]) -> dict[str, float | None]:
+    """JSON has no infinity."""
+    figures = {name: number(measured.get(name)) for name in _FIGURES}
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

@@ -1,0 +1,177 @@
+"""A folder of adapters: what is in it, and that nothing is lost, overwritten or half there."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.adapters.folders import write
+from tsugiki import TsugikiError
+from tsugiki.adapters.folders import remove_folder
+from tsugiki.adapters.library import (
+    adapter_folder,
+    add_adapter,
+    check_name,
+    library_folder,
+    member,
+    read_library,
+    rename_adapter,
+)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("soseki", "漱石", "b")):
+        write(tmp_path / "library" / name, seed)
+    return tmp_path / "library"
+
+
+def names(library: Path) -> list[str]:
+    return [entry.name for entry in read_library(library)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_told_at_a_glance(library: Path):
+    entry = read_library(library)[1]
+    assert (entry.name, entry.broken) == ("soseki", "")
+    facts = entry.facts
+    assert facts is not None
+    assert (facts.method, facts.ranks, facts.targets, facts.base.name) == ("lora", (4,), ("c_attn",), "tiny")
+    assert facts.parameters == 2 * 4 * (32 + 96)
+    assert facts.size == (library / "soseki" / "adapter_model.safetensors").stat().st_size
+
+
+def test_hidden_folders_and_loose_files_are_no_adapters(library: Path):
+    (library / ".x.part").mkdir()
+    (library / "notes.txt").write_text("")
+    assert names(library) == ["b", "soseki", "漱石"]
+    assert read_library(library / "nowhere") == []
+    with pytest.raises(TsugikiError, match=r"notes\.txt cannot be read: Not a directory"):
+        read_library(library / "notes.txt")
+
+
+def test_broken_folders_are_listed_with_the_reason(library: Path):
+    (library / "empty").mkdir()
+    (library / "gone").symlink_to(library / "nowhere")
+    weights = write(library / "cut") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    config = write(library / "newer") / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_bdlora": {"nblocks": 2}}))
+    found = {entry.name: entry.broken for entry in read_library(library) if entry.broken}
+    assert list(found) == ["cut", "empty", "gone", "newer"]
+    assert "adapter_model.safetensors is broken" in found["cut"]
+    assert found["empty"] == "no adapter: it has no adapter_config.json"
+    assert "where no folder is" in found["gone"]
+    assert "use_bdlora={'nblocks': 2} would change the result" in found["newer"]
+    assert not any(str(library / name) in said for name, said in found.items() if name != "gone")
+
+
+def test_what_is_added_is_the_adapter_and_its_record_alone(library: Path, tmp_path: Path):
+    run = write(tmp_path / "run", 7)
+    (run / "run.json").write_text("{}")
+    (run / "report.html").write_text("page")
+    (run / "checkpoints" / "step-1").mkdir(parents=True)
+    before = contents(run)
+    folder = add_adapter(run, library)
+    assert folder == library / "run"
+    assert contents(folder) == {name: before[name] for name in before if name not in ("report.html",)}
+    assert contents(run) == before
+    assert add_adapter(run, tmp_path / "new" / "library", "芥川").is_dir()
+
+
+def test_nothing_is_overwritten(library: Path, tmp_path: Path):
+    before = contents(library)
+    with pytest.raises(TsugikiError, match="'soseki' is in .* already; give another --name, or remove it first"):
+        add_adapter(write(tmp_path / "soseki", 9), library)
+    with pytest.raises(TsugikiError, match="'b' is in .* already"):
+        rename_adapter("soseki", "b", library)
+    assert contents(library) == before
+
+
+def test_what_is_broken_is_not_added(library: Path, tmp_path: Path):
+    weights = write(tmp_path / "cut") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    for source, said in (
+        (tmp_path / "cut", "is broken"),
+        (weights, "is no folder"),
+        (tmp_path, "it has no adapter_co"),
+    ):
+        with pytest.raises(TsugikiError, match=said):
+            add_adapter(source, library, "new")
+    assert sorted(path.name for path in library.iterdir()) == ["b", "soseki", "漱石"]
+
+
+def test_a_full_disk_leaves_the_library_as_it_was(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = write(tmp_path / "new")
+
+    def full(here: Path, there: Path) -> None:
+        Path(there).write_bytes(Path(here).read_bytes()[:50])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(TsugikiError, match="cannot write .*new: No space left"):
+        add_adapter(source, library)
+    assert sorted(path.name for path in library.iterdir()) == ["b", "soseki", "漱石"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "a/b", "../b", "a\\b", "-rf", ".x", "a\nb", "a\x1b[2J", "a ", "x" * 101, "雨" * 99, "a.", "c:"],
+)
+def test_names_that_cannot_be(name: str, library: Path):
+    for attempt in (
+        lambda: check_name(name),
+        lambda: rename_adapter("b", name, library),
+        lambda: add_adapter(library / "b", library, name),
+        lambda: member(name, library),
+        lambda: adapter_folder(name, library),
+    ):
+        with pytest.raises(TsugikiError):
+            attempt()
+    assert names(library) == ["b", "soseki", "漱石"]
+
+
+def test_renamed_it_is_the_same(library: Path):
+    before = contents(library / "soseki")
+    assert rename_adapter("soseki", "夏目 漱石", library) == library / "夏目 漱石"
+    assert names(library) == ["b", "夏目 漱石", "漱石"]
+    assert contents(library / "夏目 漱石") == before
+
+
+def test_a_link_is_removed_and_what_it_points_to_stays(library: Path, tmp_path: Path):
+    elsewhere = write(tmp_path / "elsewhere", 5)
+    (library / "link").symlink_to(elsewhere)
+    before = contents(elsewhere)
+    assert "link" in names(library)
+    remove_folder(rename_adapter("link", "renamed", library))
+    assert names(library) == ["b", "soseki", "漱石"]
+    assert contents(elsewhere) == before
+
+
+def test_half_a_removal_is_not_listed(library: Path, monkeypatch: pytest.MonkeyPatch):
+    def stop(folder: Path) -> None:
+        (folder / "adapter_config.json").unlink()
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", stop)
+    with pytest.raises(TsugikiError, match=r"soseki is removed, but .*\.removed is left of it: Permission denied"):
+        remove_folder(library / "soseki")
+    assert names(library) == ["b", "漱石"]
+
+
+def test_an_adapter_is_a_path_or_a_name(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TSUGIKI_ADAPTERS", str(library))
+    assert library_folder() == library
+    assert adapter_folder("soseki") == library / "soseki"
+    assert adapter_folder(str(library / "b")) == library / "b"
+    with pytest.raises(TsugikiError, match="no adapter 'soseky': .*did you mean 'soseki'"):
+        adapter_folder("soseky")
+    with pytest.raises(TsugikiError, match="no adapter in .*: it has no adapter_config.json"):
+        adapter_folder(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "b", 8)
+    assert adapter_folder("b") == Path("b"), "a folder here comes first"

@@ -1,0 +1,140 @@
+"""All that can be wrong with an adapter is said, whatever wrote it."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.adapters.folders import write
+from tests.tiny import save_tiny, shake, tiny_model
+from tsugiki import LoraConfig, graft, save_adapter
+from tsugiki.adapters.verify import known_base, verify
+from tsugiki.lora.graft import add_adapter
+from tsugiki.methods.table import METHODS
+from tsugiki.models import load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
+
+
+def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def config(folder: Path, **fields: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def begins(folder: Path, content: bytes) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(content)
+
+
+def longer(folder: Path) -> None:
+    """A header that says more than there is."""
+    path = folder / "adapter_model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    last = max((one for one in header if one != "__metadata__"), key=lambda one: header[one]["data_offsets"][1])
+    header[last]["data_offsets"][1] += 4
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nan": (lambda f: spoil(f, lambda t: t[KEY].fill_(torch.nan)), "c_attn.lora_A.weight is not finite"),
+    "half": (lambda f: spoil(f, lambda t: t.pop(KEY)), "h.1.attn.c_attn has no lora_A"),
+    "rank": (lambda f: config(f, rank_pattern={"h.1.attn.c_attn": 8}), "is of rank 4, and the config says 8"),
+    "whole numbers": (lambda f: spoil(f, lambda t: t.update({KEY: t[KEY].int()})), "no floating-point numbers"),
+    "8 bits": (
+        lambda f: spoil(f, lambda t: t.update({KEY: (t[KEY] * torch.nan).to(torch.float8_e4m3fn)})),
+        "is not finite",
+    ),
+    "nothing": (lambda f: spoil(f, lambda t: t.clear()), "it holds no tensor"),
+    "newer": (lambda f: config(f, use_bdlora={"nblocks": 2}), "use_bdlora={'nblocks': 2} would change the result"),
+    "method": (lambda f: config(f, peft_type="VBLORA"), "peft_type is 'VBLORA'"),
+    "targets": (lambda f: config(f, target_modules=3), "target_modules is 3"),
+    "blocks": (lambda f: config(f, layers_to_transform=1.5), "layers_to_transform is 1.5"),
+    "pattern": (lambda f: config(f, rank_pattern=["a"]), "'list' object"),
+    "no json": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot be read as JSON"),
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), "no adapter: it has no adapter_config.json"),
+    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
+    "beside": (lambda f: (f / "tsugiki.json").write_text("[]"), "tsugiki.json holds no JSON object"),
+    "record": (lambda f: (f / "run.json").write_text("no"), "run.json cannot be read as JSON"),
+    "zip": (lambda f: begins(f, b"PK\x03\x04" + bytes(99)), "it is a zip archive, as torch.save writes"),
+    "pointer": (lambda f: begins(f, b"version https://git-lfs.github.com/spec/v1\n"), "the pointer of Git LFS"),
+    "html": (lambda f: begins(f, b"<!DOCTYPE html><html>"), "it is a page of HTML"),
+    "empty": (lambda f: begins(f, b""), "is broken"),
+    "header": (longer, "is broken"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_each_fault_is_one_sentence(how: str, tmp_path: Path):
+    folder = write(tmp_path / "a")
+    assert verify(folder) == []
+    WRONG[how][0](folder)
+    problems = verify(folder)
+    assert len(problems) == 1
+    assert WRONG[how][1] in problems[0]
+    assert str(tmp_path) not in problems[0]
+
+
+def test_several_faults_are_all_said(tmp_path: Path):
+    folder = write(tmp_path / "a", blocks=9)
+    spoil(folder, lambda tensors: [tensor.fill_(torch.inf) for tensor in tensors.values()])
+    (folder / "run.json").write_text("no")
+    assert len(verify(folder)) == 19
+
+
+def test_a_base_that_it_does_not_fit(tmp_path: Path):
+    base, wide = save_tiny(tmp_path / "base"), save_tiny(tmp_path / "wide", n_embd=64)
+    other, llama = save_tiny(tmp_path / "other", seed=1), save_tiny(tmp_path / "llama", "llama")
+    model = load_model(base)
+    graft(model, LoraConfig())
+    shake(model)
+    save_adapter(model, tmp_path / "a")
+    assert verify(tmp_path / "a", known_base(base)) == []
+    assert verify(tmp_path / "a", known_base(other)) == [f"it was trained on another base ({base}): the weights differ"]
+    assert "lora_A.weight is [8, 32], here [8, 64]" in "".join(verify(tmp_path / "a", known_base(wide)))
+    assert "it does not fit the base: target_modules" in "".join(verify(tmp_path / "a", known_base(llama)))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "select"])
+def test_every_method_fits_its_base(method: str, tmp_path: Path):
+    base = save_tiny(tmp_path / "base")
+    model = load_model(base)
+    add_adapter(model, METHODS[method].configure({}).new_adapter(model), "default")
+    shake(model)
+    save_adapter(model, tmp_path / "a")
+    assert verify(tmp_path / "a", known_base(base)) == []
+    spoil(tmp_path / "a", lambda tensors: tensors.update(more=torch.ones(2)))
+    assert any("more belongs nowhere" in problem for problem in verify(tmp_path / "a", known_base(base)))
+
+
+def test_pefts_folder_with_a_grafted_embedding_fits(tmp_path: Path):
+    base = save_tiny(tmp_path / "base", "llama")
+    settings = peft.LoraConfig(target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
+    theirs = shake(peft.get_peft_model(tiny_model("llama", vocab_size=257), settings))
+    theirs.save_pretrained(tmp_path / "a")
+    assert any("base_layer" in key for key in load_file(tmp_path / "a" / "adapter_model.safetensors"))
+    assert verify(tmp_path / "a", known_base(base)) == []
+
+
+def test_what_another_loader_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refusals(loader: str, folder: Path) -> list[str]:
+        return [f"{loader} does not load {folder.name}"]
+
+    monkeypatch.setitem(sys.modules, "tsugiki.adapters.loaders", SimpleNamespace(refusals=refusals))
+    folder = write(tmp_path / "a")
+    assert verify(folder, loader="ollama") == ["ollama does not load a"]
