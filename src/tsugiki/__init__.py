@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import disable_adapter, graft, set_adapter, trainable_parameters, ungraft
     from tsugiki.lora.merge import merge, unmerge
+    from tsugiki.lora.mixed_batch import mixed_batch
 
 __version__ = version("tsugiki")
 
@@ -27,6 +28,7 @@ __all__ = [
     "graft",
     "load_adapter",
     "merge",
+    "mixed_batch",
     "save_adapter",
     "set_adapter",
     "trainable_parameters",
@@ -41,6 +43,7 @@ _HOMES = {
     "load_adapter": "tsugiki.adapters.files",
     "save_adapter": "tsugiki.adapters.files",
     "merge": "tsugiki.lora.merge",
+    "mixed_batch": "tsugiki.lora.mixed_batch",
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",
 }
