@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.paths import use_fast_paths
     from tsugiki.lora.config import LoraConfig
-    from tsugiki.lora.graft import disable_adapter, graft, set_adapter, trainable_parameters, ungraft
+    from tsugiki.lora.graft import disable_adapter, graft, remove_adapter, set_adapter, trainable_parameters, ungraft
     from tsugiki.lora.merge import merge, unmerge
+    from tsugiki.lora.mixed_batch import mixed_batch
     from tsugiki.lora.rounded import merge_rounded
 
 __version__ = version("tsugiki")
@@ -29,6 +30,8 @@ __all__ = [
     "load_adapter",
     "merge",
     "merge_rounded",
+    "mixed_batch",
+    "remove_adapter",
     "save_adapter",
     "set_adapter",
     "trainable_parameters",
@@ -44,6 +47,7 @@ _HOMES = {
     "save_adapter": "tsugiki.adapters.files",
     "merge": "tsugiki.lora.merge",
     "merge_rounded": "tsugiki.lora.rounded",
+    "mixed_batch": "tsugiki.lora.mixed_batch",
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",
 }

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 class LoraConv2d(nn.Module):
     """`nn.Conv2d` with a branch; `lora` is None while no adapter is active here."""
 
+    lora: "LowRank | None"
+
     def __init__(self, base_layer: nn.Conv2d) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.lora: LowRank | None = None
+        self.register_module("lora", None)
 
     @staticmethod
     def shapes(layer: nn.Conv2d, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -23,6 +23,8 @@ from tsugiki.lora.replace import Change, Undo, replace_module
 from tsugiki.lora.statistics import hold_statistics, release_statistics
 
 DEFAULT_NAME = "default"
+BASE_ROW = "__base__"
+"""In `mixed_batch`, as in PEFT's mixed batches, a row that no adapter has a part in; so no adapter is called that."""
 _ATTRIBUTE = "_tsugiki"
 
 
@@ -58,6 +60,13 @@ class Adapter(Protocol):
         """
 
 
+class Rows(Protocol):
+    """What computes while each row of a batch has an adapter of its own (see `lora.mixed_batch`)."""
+
+    def attach(self) -> list[Undo]:
+        """Put it into the model, whose adapters all rest; returns what takes it out."""
+
+
 class Config(Protocol):
     """The settings of an adapter."""
 
@@ -78,6 +87,8 @@ class Graft:
     attached: list[Undo] = field(default_factory=list)
     merged: list[Undo] | None = None
     """None while nothing is merged."""
+    rows: Rows | None = None
+    """Within `mixed_batch`; it rests while nothing is attached."""
     required_grad: dict[str, bool] = field(default_factory=dict)
     silenced: Silenced = field(default_factory=list)
 
@@ -98,7 +109,7 @@ def graft(model: nn.Module, config: Config, name: str = DEFAULT_NAME, *, base_dr
         The adapter, of its method's own class.
 
     Raises:
-        TsugikiError: it does not fit the model, the name is taken, or an adapter is merged.
+        TsugikiError: it does not fit the model, the name is taken, an adapter is merged, or a mixed batch is on.
     """
     with base_alone(model):
         adapter = config.new_adapter(model)
@@ -110,10 +121,12 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
     """What `graft` does, with an adapter that was made for this model already.
 
     Raises:
-        TsugikiError: the name is taken, or an adapter is merged.
+        TsugikiError: the name is taken or that of the base, an adapter is merged, or a mixed batch is on.
     """
     state = _state(model) or Graft()
-    _refuse_while_merged(state)
+    _refuse_while_held(state)
+    if name == BASE_ROW:
+        raise TsugikiError(f"{name!r} is what rows of a mixed batch call the base; choose another name")
     if name in state.adapters:
         raise TsugikiError(f"the model already holds an adapter called {name!r}; choose another name")
     if not state.adapters:
@@ -137,7 +150,7 @@ def ungraft(model: nn.Module) -> nn.Module:
     """
     state = require_state(model)
     if state.merged is None:
-        _deactivate(state)
+        deactivate(state)
     for path, module in grafted_layers(model).items():
         replace_module(model, path, module.base_layer)
     for path, parameter in model.named_parameters():
@@ -150,18 +163,23 @@ def ungraft(model: nn.Module) -> nn.Module:
 
 
 def remove_adapter(model: nn.Module, name: str) -> None:
-    """Take one adapter out. With the last one the layers become plain again."""
+    """Take one adapter out. With the last one the layers become plain again.
+
+    Raises:
+        TsugikiError: no such adapter, one is merged, or a mixed batch is on.
+    """
     state = require_state(model)
-    _refuse_while_merged(state)
+    _refuse_while_held(state)
     find_adapter(model, name)
     if len(state.adapters) == 1:
         ungraft(model)
         return
     if state.active == name:
-        _deactivate(state)
+        deactivate(state)
     del state.adapters[name]
+    still = {path for adapter in state.adapters.values() for path in adapter.wrapped}
     for path, module in grafted_layers(model).items():
-        if not any(path in adapter.wrapped for adapter in state.adapters.values()):
+        if path not in still:
             replace_module(model, path, module.base_layer)
 
 
@@ -169,14 +187,14 @@ def set_adapter(model: nn.Module, name: str) -> None:
     """Make `name` the active adapter: it computes and trains, the others rest.
 
     Raises:
-        TsugikiError: no such adapter, or one is merged.
+        TsugikiError: no such adapter, one is merged, or a mixed batch is on.
     """
     state = require_state(model)
-    _refuse_while_merged(state)
+    _refuse_while_held(state)
     adapter = find_adapter(model, name)
     if state.active == name:
         return
-    _deactivate(state)
+    deactivate(state)
     state.attached = adapter.attach(model)
     state.active = name
 
@@ -190,12 +208,14 @@ def disable_adapter(model: nn.Module) -> Iterator[None]:
     """
     state = require_state(model)
     _refuse_while_merged(state)
-    active = state.active
-    _deactivate(state)
+    active, rows = state.active, state.rows if state.attached else None
+    deactivate(state)
     try:
         yield
     finally:
-        if active is not None:
+        if rows is not None:
+            state.attached = rows.attach()
+        elif active is not None and _state(model) is state:  # nobody has taken all adapters out
             set_adapter(model, active)
 
 
@@ -274,7 +294,14 @@ def _refuse_while_merged(state: Graft) -> None:
         raise TsugikiError(f"adapter {state.active!r} is merged into the base; unmerge(model) comes first")
 
 
-def _deactivate(state: Graft) -> None:
+def _refuse_while_held(state: Graft) -> None:
+    """Which adapters there are, and which is active, stays while something was made of them."""
+    _refuse_while_merged(state)
+    if state.rows is not None:
+        raise TsugikiError("a mixed batch is on, whose rows have their adapters; leave its `with` block first")
+
+
+def deactivate(state: Graft) -> None:
     """Leave the base alone in the model."""
     for undo in reversed(state.attached):
         undo()

@@ -49,8 +49,13 @@ def cast_parameters(owner: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Undo
 
     So a layer of a base in 16 bits can hold a parameter in 32. What is called is the class's own forward.
     """
+    return replace_forward(owner, partial(_cast_forward, owner, dtypes))
+
+
+def replace_forward(owner: nn.Module, forward: Callable[..., Any]) -> Undo:
+    """Let calls of this one module go to `forward`, which copies of the model are to have too: no closure."""
     before = vars(owner).get("forward")
-    owner.forward = partial(_cast_forward, owner, dtypes)
+    owner.forward = forward
     return partial(_restore_forward, owner, before)
 
 

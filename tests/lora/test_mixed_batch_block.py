@@ -1,0 +1,266 @@
+"""What may happen before, within and after the block of a mixed batch."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.lora.test_mixed_batch import with_adapters
+from tests.tiny import ids, logits, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    mixed_batch,
+    save_adapter,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+    unmerge,
+)
+from tsugiki.lora.graft import remove_adapter
+from tsugiki.methods.prompt_tuning import PromptTuningConfig
+
+TWO = ["a", None]
+
+
+def mixed_logits(model, names=TWO):
+    with mixed_batch(model, names):
+        return logits(model)
+
+
+def test_rows_of_the_base_are_the_same_bits_whatever_is_loaded():
+    model = tiny_model()
+    base = logits(model)
+    graft(model, LoraConfig(r=4), "a")
+    one = mixed_logits(model)
+    with_adapters(base=ungraft(model))
+    graft(model, LoraConfig(r=2, target_modules=["c_fc"], use_dora=True), "d")
+    graft(model, PromptTuningConfig(num_virtual_tokens=3), "prompt")
+    for names in (["a", None], ["b", "__base__"], ["d", None], [None, None]):
+        assert torch.equal(mixed_logits(model, names)[1], base[1])
+    assert torch.equal(one[1], base[1])
+    assert torch.equal(mixed_logits(model, [None, "__base__"]), base)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a", "x"], "no adapter is called 'x'; this model holds 'a', 'b', 'c'"),
+        (["a", ""], "no adapter is called ''"),
+        (["a", "__BASE__"], "no adapter is called '__BASE__'"),
+        ("ab", "adapter_names is 'ab'; it is a list"),
+        ([], r"adapter_names is \[\]; it is a list"),
+        (["a", 1], r"adapter_names is \['a', 1\]; it is a list"),
+        (["a", ["b"]], "it is a list"),
+        (["prompt", "a"], r"'prompt' is no LoRA \(PromptTuningConfig\), and cannot have rows"),
+        (["whole", "a"], r"'whole' trains transformer.ln_f whole \(1 such\)"),
+        (["biased", "a"], r"'biased' trains transformer.h.0.attn.c_attn.bias whole \(2 such\)"),
+    ],
+)
+def test_names_that_cannot_be_meant_are_refused_and_nothing_changes(names, said: str):
+    model = with_adapters()
+    others = {
+        "prompt": PromptTuningConfig(num_virtual_tokens=3),
+        "whole": LoraConfig(r=2, modules_to_save=["ln_f"]),
+        "biased": LoraConfig(r=2, target_modules=["c_attn"], bias="lora_only"),
+    }
+    for name in others.keys() & {name for name in names if isinstance(name, str)}:
+        graft(model, others[name], name)
+    set_adapter(model, "b")
+    before = logits(model)
+    with pytest.raises(TsugikiError, match=said), mixed_batch(model, names):
+        pass
+    assert torch.equal(logits(model), before)
+
+
+def test_a_batch_of_another_size_is_refused_with_both_numbers():
+    model = with_adapters()
+    with mixed_batch(model, ["a", "b", None]):
+        with pytest.raises(TsugikiError, match=r"the batch has 2 rows .*h.0.attn.c_attn.* 3 adapter names were given"):
+            logits(model)
+        assert logits(model, ids(3)).shape[0] == 3, "and the block goes on"
+        assert logits(model, ids(6)).shape[0] == 6
+
+
+def test_names_serve_neighbouring_rows():
+    model = with_adapters()
+    tokens = ids(6)
+    with mixed_batch(model, ["a", None, "b"]):
+        few = logits(model, tokens)
+    with mixed_batch(model, ["a", "a", None, None, "b", "b"]):
+        assert torch.equal(logits(model, tokens), few)
+    set_adapter(model, "a")
+    with mixed_batch(model, ["a"]):
+        all_by_one = logits(model, tokens)
+    torch.testing.assert_close(all_by_one, logits(model, tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_for_inference():
+    model = with_adapters()
+    model.train()
+    with mixed_batch(model, TWO), pytest.raises(TsugikiError, match="training mode; use model.eval"):
+        model(input_ids=ids())
+    model.eval()
+    with mixed_batch(model, TWO):
+        assert not trainable_parameters(model)
+        assert not model(input_ids=ids()).logits.requires_grad
+        embeddings = torch.randn(2, 3, 32, requires_grad=True)
+        with pytest.raises(TsugikiError, match="gradients are asked for"):
+            model(inputs_embeds=embeddings)
+        with torch.no_grad():
+            model(inputs_embeds=embeddings)
+    assert model(input_ids=ids()).logits.requires_grad, "the active adapter trains again"
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_adapter_that_was_training_drops_nothing(fused: bool):
+    model = with_adapters("llama", lora_dropout=0.9)
+    alone = logits(model)
+    model.train()
+    set_adapter(model, "b")
+    set_adapter(model, "c")  # which leaves both in training mode
+    set_adapter(model, "a")
+    model.eval()
+    model.model.layers[0].self_attn.q_proj.fused = fused
+    torch.testing.assert_close(mixed_logits(model, ["c", "b"])[0], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_grafted_or_something_is_merged():
+    model = tiny_model()
+    with pytest.raises(TsugikiError, match="nothing is grafted"), mixed_batch(model, [None, None]):
+        pass
+    with_adapters(base=model)
+    merge(model)
+    with pytest.raises(TsugikiError, match="'c' is merged into the base; unmerge"), mixed_batch(model, TWO):
+        pass
+    unmerge(model)
+    assert mixed_logits(model).shape[0] == 2
+
+
+def test_no_adapter_can_be_called_as_the_base_is():
+    model = tiny_model()
+    with pytest.raises(TsugikiError, match="'__base__' is what rows of a mixed batch call the base"):
+        graft(model, LoraConfig(r=2), "__base__")
+    assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def test_blocks_within_blocks():
+    model = with_adapters()
+    base = logits(ungraft(copy.deepcopy(model)))
+    outer, inner = mixed_logits(model), mixed_logits(model, ["b", "c"])
+    active = logits(model)
+    with mixed_batch(model, TWO):
+        with mixed_batch(model, ["b", "c"]):
+            assert torch.equal(logits(model), inner)
+            with disable_adapter(model), disable_adapter(model):
+                assert torch.equal(logits(model), base)
+            assert torch.equal(logits(model), inner)
+        assert torch.equal(logits(model), outer)
+        with disable_adapter(model):
+            assert torch.equal(logits(model), base)
+            with mixed_batch(model, ["b", "c"]):
+                assert torch.equal(logits(model), inner)
+            assert torch.equal(logits(model), base)
+        assert torch.equal(logits(model), outer)
+    assert torch.equal(logits(model), active)
+    with disable_adapter(model):
+        assert torch.equal(mixed_logits(model), outer)
+        assert torch.equal(logits(model), base)
+    assert torch.equal(logits(model), active)
+
+
+def test_an_exception_within_leaves_the_model_as_it_was():
+    model = with_adapters()
+    active = logits(model)
+    trained = list(trainable_parameters(model))
+    with pytest.raises(KeyError), mixed_batch(model, TWO), mixed_batch(model, ["b", "c"]):
+        raise KeyError
+    assert torch.equal(logits(model), active)
+    assert list(trainable_parameters(model)) == trained
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_rows_were_made_of_stays_within_the_block(tmp_path):
+    model = with_adapters()
+    save_adapter(model, tmp_path, "b")
+    mixed = mixed_logits(model)
+    changes = {
+        "set": lambda: set_adapter(model, "b"),
+        "graft": lambda: graft(model, LoraConfig(), "d"),
+        "load": lambda: load_adapter(model, tmp_path, "d"),
+        "remove": lambda: remove_adapter(model, "b"),
+    }
+    with mixed_batch(model, TWO):
+        for change in changes.values():
+            with pytest.raises(TsugikiError, match="a mixed batch is on, .*; leave its `with` block first"):
+                change()
+            with disable_adapter(model), pytest.raises(TsugikiError, match="a mixed batch is on"):
+                change()
+            assert torch.equal(logits(model), mixed)
+        with pytest.raises(TsugikiError, match="no adapter is active"):
+            merge(model)
+        save_adapter(model, tmp_path / "within", "b")
+    set_adapter(model, "b")
+    assert torch.equal(mixed_logits(model), mixed)
+
+
+def test_ungraft_within_takes_everything_out():
+    model = tiny_model()
+    base = logits(model)
+    with_adapters(base=model)
+    with mixed_batch(model, TWO), disable_adapter(model):
+        ungraft(model)
+    assert torch.equal(logits(model), base)
+    assert not any("lora" in name for name, _ in model.named_modules())
+    with_adapters(base=model)
+    with mixed_batch(model, TWO):
+        ungraft(model)
+        assert torch.equal(logits(model), base)
+    graft(model, LoraConfig(), "a")
+
+
+def test_a_deep_copy_is_a_model_of_its_own():
+    model = with_adapters()
+    mixed = mixed_logits(model)
+    twin = copy.deepcopy(model)
+    for parameter in twin._tsugiki.adapters["a"].pairs["transformer.h.0.attn.c_attn"].parameters():
+        nn.init.constant_(parameter, 0.5)
+    assert not torch.equal(mixed_logits(twin), mixed)
+    assert torch.equal(mixed_logits(model), mixed)
+    with mixed_batch(model, TWO):
+        logits(model)  # the pairs are stacked
+        twin = copy.deepcopy(model)
+    assert torch.equal(logits(twin), mixed), "it was made within the block"
+    nn.init.zeros_(twin.transformer.h[0].attn.c_attn.base_layer.weight)
+    assert not torch.equal(logits(twin), mixed), "it computes with its own layers"
+    assert torch.equal(mixed_logits(model), mixed)
+    graft(ungraft(twin), LoraConfig())
+
+
+def test_a_model_that_moves_within_the_block_computes_in_its_new_type():
+    model = with_adapters("llama")
+    with mixed_batch(model, ["a", "b"]):
+        exact = logits(model)
+        model.double()
+        found = logits(model)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found.float(), exact, rtol=1e-5, atol=1e-5)
+        model.bfloat16()
+        torch.testing.assert_close(logits(model).float(), exact, rtol=5e-2, atol=5e-2)
+
+
+def test_experts_see_tokens_and_not_rows():
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    model = Experts().eval()
+    graft(model, LoraConfig(r=1, target_modules=["0"]), "a")
+    with pytest.raises(TsugikiError, match="experts.0 is one of several experts"), mixed_batch(model, ["a"]):
+        pass
