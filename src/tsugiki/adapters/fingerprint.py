@@ -1,25 +1,29 @@
 """Which base an adapter belongs to: a digest of the base's stored tensors.
 
 An adapter loads without complaint into any model of the same shape and then writes nonsense. The digest is
-taken from the files, before any casting, tensor by tensor, so that resharding does not change it.
+taken from the files, before any casting, tensor by tensor, so that resharding does not change it. Of a GGUF file it
+is taken from the tensors in that file, as they are packed there: a new name or chat template in it changes nothing,
+another quantisation does.
 """
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import BinaryIO
 
 from torch import nn
 
-from tsugiki.models import local_folder
-
-_CHUNK = 1 << 22
+from tsugiki.digests import combined_digest, digest_part
+from tsugiki.gguf_base.cached import gguf_fingerprint
+from tsugiki.models import gguf_path, local_folder
 
 
 def base_fingerprint(model: nn.Module) -> str | None:
     """The fingerprint of the files that `model` was loaded from; None where they cannot be found."""
     name = getattr(model, "name_or_path", "")
+    packed = gguf_path(name)
+    if packed is not None:
+        return gguf_fingerprint(packed)
     folder = local_folder(name) if name else None
     return folder_fingerprint(folder) if folder else None
 
@@ -40,12 +44,7 @@ def _digest_files(files: tuple[tuple[Path, int, int], ...]) -> str | None:
     for path, _, _ in files:
         with path.open("rb") as file:
             tensors.update(_digest_tensors(file))
-    if not tensors:
-        return None
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        total.update(f"{name}\0{tensors[name]}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+    return combined_digest(tensors) if tensors else None
 
 
 def _digest_tensors(file: BinaryIO) -> dict[str, str]:
@@ -56,14 +55,6 @@ def _digest_tensors(file: BinaryIO) -> dict[str, str]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        begin, end = entry["data_offsets"]
-        digest = hashlib.sha256(f"{entry['dtype']} {entry['shape']} ".encode())
-        file.seek(8 + length + begin)
-        while begin < end:
-            chunk = file.read(min(_CHUNK, end - begin))
-            if not chunk:
-                raise EOFError(f"{file.name} is cut short")
-            digest.update(chunk)
-            begin += len(chunk)
-        digests[name] = digest.hexdigest()
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        digests[name] = digest_part(file, begin, end, f"{entry['dtype']} {entry['shape']} ")
     return digests

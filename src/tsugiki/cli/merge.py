@@ -7,7 +7,7 @@ import typer
 
 
 def merge_command(
-    model: Annotated[str, typer.Option(help="The base: 'embedded', a model folder, or a hub id.")],
+    model: Annotated[str, typer.Option(help="The base: 'embedded', a model folder, a GGUF file, or a hub id.")],
     adapter: Annotated[Path, typer.Option(help="An adapter folder, such as a run's.")],
     out: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
     allow_other_base: Annotated[
