@@ -1,5 +1,6 @@
 """Tiny GGUF files with the weights of a tiny Transformers model, written as llama.cpp's converter writes them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from tests.tiny import byte_tokenizer, tiny_model
 
 MERGES = [("t", "h"), ("Ġ", "th"), ("Ġth", "e"), ("ã", "ģ")]
-TOKENS = [*sorted(byte_tokenizer().get_vocab(), key=byte_tokenizer().get_vocab().__getitem__), *map("".join, MERGES)]
-"""Of a small BPE: an end token, the 256 bytes, four merges."""
-ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
+_BYTES = byte_tokenizer().get_vocab()
+TOKENS = [*sorted(_BYTES, key=_BYTES.__getitem__), *map("".join, MERGES), "Ġcat"]
+"""Of a small BPE: an end token, the 256 bytes, four merges, and a word that no merge makes."""
+ARCHITECTURES = {"gemma3_text": "gemma3"}
 """Of those that llama.cpp calls otherwise than Transformers does."""
 
 Kind = gguf.GGMLQuantizationType
@@ -22,7 +24,6 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     # What llama.cpp takes for granted: how wide attention's window is in which layer, and what attention is scaled by.
     "gemma2": {"query_pre_attn_scalar": 8},
     "gemma3_text": {"query_pre_attn_scalar": 8, "num_hidden_layers": 6, "layer_types": None},
-    "mistral": {"sliding_window": None},
 }
 
 
@@ -40,26 +41,76 @@ def write_gguf(
     path: Path,
     model: Any,
     kind: Kind = Kind.F32,
-    pre: str | None = "gpt-2",
-    rope_freqs: np.ndarray | None = None,
-    **metadata: Any,
+    settings: Mapping[str, Any] | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
-    """Write `model` with a small BPE; its matrices are stored as `kind`, what has one dimension as float32.
+    """Write `model` with a small BPE.
 
-    `metadata` is added: texts, truth values and numbers by key, with `__` for the dots.
+    Args:
+        path: where.
+        model: a tiny model of Transformers.
+        kind: how its matrices are stored; what has one dimension is float32.
+        settings: metadata to add, to replace, or (None) to leave out.
+        extra: tensors that the model does not have.
     """
-    config = model.config
-    name = ARCHITECTURES.get(config.model_type, config.model_type)
-    writer = gguf.GGUFWriter(path, name)
-    _add_settings(writer, config)
-    _add_tokenizer(writer, pre)
-    for key, value in metadata.items():
-        add = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, int: writer.add_uint32}
-        add[type(value)](key.replace("__", "."), value)
-    extra = {} if rope_freqs is None else {"rope_freqs.weight": rope_freqs}
-    for tensor_name, values in (gguf_tensors(model) | extra).items():
+    writer = gguf.GGUFWriter(path, _architecture(model.config))
+    _add_settings(writer, model.config)
+    _add_bpe(writer)
+    _set(writer, settings or {})
+    for name, values in gguf_tensors(model).items():
         stored = kind if values.ndim > 1 else Kind.F32
-        writer.add_tensor(tensor_name, gguf.quants.quantize(values, stored), raw_dtype=stored)
+        writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
+    return _finish(writer, path)
+
+
+def write_vocabulary(path: Path, settings: Mapping[str, Any] | None = None) -> Path:
+    """Write a file of a SentencePiece vocabulary, with no tensor but a table of zeros."""
+    pieces = [
+        *("▁", "e", "t", "h", "a", "c", "▁t", "he", "▁the", "▁c", "at", "▁cat", "▁▁", "▁▁▁▁", "猫", "。", "s", "S"),
+        *("1", "2", "▁1", ".", "'", "<", ">", "|", "▁s", "/", "\n"),
+    ]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    scores = [0.0] * 259 + [-float(i) if len(piece) > 1 else -1000.0 - i for i, piece in enumerate(pieces)]
+    unknown, control, byte, normal = (
+        gguf.TokenType.UNKNOWN,
+        gguf.TokenType.CONTROL,
+        gguf.TokenType.BYTE,
+        gguf.TokenType.NORMAL,
+    )
+    model = tiny_base("llama", vocab_size=len(tokens), tie_word_embeddings=True)
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_settings(writer, model.config)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types([unknown, control, control, *[byte] * 256, *[normal] * len(pieces)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    _set(writer, settings or {})
+    for name, values in gguf_tensors(model).items():
+        writer.add_tensor(name, values)
+    return _finish(writer, path)
+
+
+def _set(writer: gguf.GGUFWriter, settings: Mapping[str, Any]) -> None:
+    add = {
+        str: writer.add_string,
+        bool: writer.add_bool,
+        float: writer.add_float32,
+        int: writer.add_uint32,
+        list: writer.add_array,
+    }
+    for key, value in settings.items():
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            add[type(value)](key, value)
+
+
+def _finish(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -67,10 +118,14 @@ def write_gguf(
     return path
 
 
+def _architecture(config: Any) -> str:
+    return str(ARCHITECTURES.get(config.model_type, config.model_type))
+
+
 def gguf_tensors(model: Any) -> dict[str, np.ndarray]:
     """The weights under llama.cpp's names and in its layout."""
     config = model.config
-    architecture = ARCHITECTURES.get(config.model_type, config.model_type)
+    architecture = _architecture(config)
     number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     tied = config.tie_word_embeddings
@@ -124,13 +179,12 @@ def _add_settings(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, pre: str | None) -> None:
+def _add_bpe(writer: gguf.GGUFWriter) -> None:
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     writer.add_tokenizer_model("gpt2")
-    if pre is not None:
-        writer.add_tokenizer_pre(pre)
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(TOKENS)
-    writer.add_token_types([control if number == 0 else normal for number in range(len(TOKENS))])
+    writer.add_token_types([control, *[normal] * (len(TOKENS) - 1)])
     writer.add_token_merges([" ".join(pair) for pair in MERGES])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.gguf_base.files import TOKENS, tiny_base, write_gguf
+from tests.gguf_base.files import TOKENS, tiny_base, write_gguf, write_vocabulary
 from tests.tiny import TEXT, ids, logits
 from tsugiki.gguf_base.model import CHECKED
 from tsugiki.models import load_model, load_tokenizer
@@ -23,6 +23,8 @@ TEXTS = [
     "吾輩は猫である。\u3000名前は🐈 👨‍👩‍👧",
     "don't can't I'LL we've 2024年 ½ ² Ⅷ １２３",
     "<|endoftext|>the<|endoftext|> x",
+    " the cat</s>the  cat </s> <s>the",
+    "   ",
     "",
     TEXT[:300],
 ]
@@ -54,25 +56,24 @@ def test_logits_of_every_architecture_that_is_called_checked(architecture: str, 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_positions_stretched_by_a_factor(architecture: str, tmp_path: Path):
     model = tiny_base(KINDS.get(architecture, architecture))
-    stretched = {f"{architecture}__rope__scaling__type": "linear", f"{architecture}__rope__scaling__factor": 4.0}
-    compare_logits(write_gguf(tmp_path / "tiny.gguf", model, **stretched), architecture)
+    stretched = {f"{architecture}.rope.scaling.type": "linear", f"{architecture}.rope.scaling.factor": 4.0}
+    compare_logits(write_gguf(tmp_path / "tiny.gguf", model, settings=stretched), architecture)
 
 
 def test_positions_stretched_by_a_factor_for_each_frequency(tmp_path: Path):
-    factors = np.array([1, 2, 4, 8], np.float32)
-    compare_logits(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama"), rope_freqs=factors), "llama")
+    factors = {"rope_freqs.weight": np.array([1, 2, 4, 8], np.float32)}
+    compare_logits(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama"), extra=factors), "llama")
 
 
-@pytest.mark.parametrize(
-    "pre", ["gpt-2", "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "olmo", "mpt"]
-)
-def test_tokens(pre: str, tmp_path: Path):
-    compare_tokens(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama"), pre=pre))
+@pytest.mark.parametrize("pre", ["gpt-2", "olmo", "smollm", "command-r", "llama-bpe", "qwen2", "gpt-4o", "tekken"])
+def test_tokens_of_bytes(pre: str, tmp_path: Path):
+    compare_tokens(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama"), settings={"tokenizer.ggml.pre": pre}))
 
 
-@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "gpt-4o", "tekken"])
-def test_tokens_of_splits_that_transformers_knows(pre: str, tmp_path: Path):
-    compare_tokens(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama"), pre=pre))
+@pytest.mark.parametrize("prefix", [None, True, False])
+def test_tokens_of_sentencepiece(prefix: bool | None, tmp_path: Path):
+    settings = {"tokenizer.ggml.add_space_prefix": prefix}
+    compare_tokens(write_vocabulary(tmp_path / "tiny.gguf", settings))
 
 
 def compare_tokens(path: Path) -> None:

@@ -136,21 +136,19 @@ def _not_unpackable(tensors: tuple[PackedTensor, ...]) -> str | None:
 
 def _unpack(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedModel":
     """The model, its weights plain."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     model, found = AutoModelForCausalLM.from_pretrained(
         folder,
         gguf_file=str(path),
         config=_read_config(path, header, folder),
         dtype=stored_dtype(header),
+        quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True,
     )
     if found["missing_keys"]:  # transformers fills these with random numbers and goes on
         raise TsugikiError(f"{path} is not a whole model: it lacks {listed(sorted(found['missing_keys']))}")
     _check_all_read(path, header, set(model.state_dict()))
-    # What says that the weights were packed makes save_pretrained refuse, although they are plain by now.
-    model.hf_quantizer = None
-    del model.config.quantization_config
     model.config.__dict__.pop("_model_name_or_path", None)
     ends = [header.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     model.generation_config.eos_token_id = sorted({end for end in ends if end is not None})
