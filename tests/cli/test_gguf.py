@@ -33,7 +33,7 @@ def test_a_whole_life_on_a_gguf_file(run, model: str, tmp_path: Path):
     status, _, said = run("merge", *adapted, "--out", "merged")
     assert status == 0, said
     assert not logits(load_model("merged")).equal(logits(load_model(model)))
-    status, _, said = run("preview", "--model", model, "--data", "text.txt", "--out", "preview.html")
+    status, _, said = run("preview", "--model", model, "--data", "text.txt")
     assert status == 0, said
 
 
