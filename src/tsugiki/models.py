@@ -1,4 +1,4 @@
-"""Base models by name: the embedded one, a folder, or a Hugging Face hub id."""
+"""Base models by name: the embedded one, a folder, a GGUF file, or a Hugging Face hub id."""
 
 import sys
 from importlib.resources import files
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsugiki.errors import TsugikiError
+from tsugiki.gguf_base.cached import unpacked
+from tsugiki.gguf_base.file import is_gguf
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
     Weights are read from safetensors alone (nothing is unpickled), and no code of the model's is run.
 
     Raises:
-        TsugikiError: no such model, a folder that holds none, or the hub cannot be reached.
+        TsugikiError: no such model, a folder or a file that holds none, or the hub cannot be reached.
     """
     import torch
     from safetensors import SafetensorError
@@ -141,12 +143,25 @@ def native_arithmetic() -> Arithmetic:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
+def gguf_path(name: str) -> Path | None:
+    """The file, where the model called `name` is a GGUF file: it is called so, or begins as one does."""
+    path = Path(name).expanduser()
+    return path if path.is_file() and (path.suffix.lower() == ".gguf" or is_gguf(path)) else None
+
+
 def local_folder(name: str) -> Path | None:
-    """The folder on this machine that holds the model's files, or None where there is none (yet)."""
+    """The folder on this machine that holds the model's files, or None where there is none (yet).
+
+    Raises:
+        TsugikiError: a GGUF file that cannot be unpacked.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     if name == EMBEDDED:
         return _embedded_folder()
+    packed = gguf_path(name)
+    if packed is not None:
+        return unpacked(packed)
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -187,7 +202,7 @@ def _where(name: str) -> tuple[str, bool]:
     if name == EMBEDDED:
         return str(_embedded_folder()), True
     if not name.strip():
-        raise TsugikiError(f"the model's name is empty; give {EMBEDDED!r}, a folder or a hub id")
+        raise TsugikiError(f"the model's name is empty; give {EMBEDDED!r}, a folder, a GGUF file or a hub id")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -195,8 +210,13 @@ def _where(name: str) -> tuple[str, bool]:
             is_adapter = (folder / "adapter_config.json").is_file()
             raise TsugikiError(f"{name} is no model folder: {hint if is_adapter else 'it has no config.json'}")
         return str(folder), True
+    packed = gguf_path(name)
+    if packed is not None:
+        return str(unpacked(packed)), True
     if folder.exists():
-        raise TsugikiError(f"{name} is a file; a model is a folder with config.json, or a hub id")
+        raise TsugikiError(f"{name} is a file; a model is a folder with config.json, a GGUF file, or a hub id")
+    if folder.suffix.lower() == ".gguf":
+        raise TsugikiError(f"no model at {name!r}: there is no such file")
     if name.startswith(("/", ".", "~")):
         raise TsugikiError(f"no model at {name!r}: there is no such folder")
     return name, not _hub_has(name)
@@ -220,7 +240,7 @@ def _hub_has(name: str) -> bool:
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise TsugikiError(
-            f"no model called {name!r}: neither {EMBEDDED!r}, nor a folder here, nor on the hub"
+            f"no model called {name!r}: neither {EMBEDDED!r}, nor a folder or GGUF file here, nor on the hub"
         ) from error
     except (httpx2.HTTPError, OSError) as error:
         if local_folder(name):

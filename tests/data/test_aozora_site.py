@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.data.aozora_samples import FILES, ROWS, index_zip
+from tsugiki.cache import cache_folder
 from tsugiki.data.aozora_index import INDEX
 from tsugiki.data.aozora_query import Query
 from tsugiki.data.aozora_site import Site, Unreachable
 from tsugiki.data.aozora_source import Work, read_entries
-from tsugiki.data.cache import cache_folder
 from tsugiki.errors import TsugikiError
 
 

@@ -1,22 +1,28 @@
 """Which base an adapter belongs to: a digest of the base's stored tensors.
 
 An adapter loads without complaint into any model of the same shape and then writes nonsense. The digest is
-taken from the files, before any casting, tensor by tensor, so that resharding does not change it.
+taken from the files, before any casting, tensor by tensor, so that resharding does not change it. Of a GGUF file it
+is taken from the tensors in that file, as they are packed there: a new name or chat template in it changes nothing,
+another quantisation does.
 """
 
 import functools
-import hashlib
 from pathlib import Path
 
 from torch import nn
 
-from tsugiki.adapters.shard import Shard, chunks, read_shard
-from tsugiki.models import local_folder
+from tsugiki.adapters.shard import Shard, read_shard
+from tsugiki.digests import combined_digest, digest_part
+from tsugiki.gguf_base.cached import gguf_fingerprint
+from tsugiki.models import gguf_path, local_folder
 
 
 def base_fingerprint(model: nn.Module) -> str | None:
     """The fingerprint of the files that `model` was loaded from; None where they cannot be found."""
     name = getattr(model, "name_or_path", "")
+    packed = gguf_path(name)
+    if packed is not None:
+        return gguf_fingerprint(packed)
     folder = local_folder(name) if name else None
     return folder_fingerprint(folder) if folder else None
 
@@ -33,22 +39,13 @@ def folder_fingerprint(folder: Path) -> str | None:
 @functools.lru_cache(maxsize=8)
 def _digest_files(files: tuple[tuple[Path, int, int], ...]) -> str | None:
     """Digest of all tensors in the files; size and time are there so that a file that changed is read again."""
-    digests = {key: digest for path, _, _ in files for key, digest in _digest_tensors(read_shard(path)).items()}
-    if not digests:
-        return None
-    total = hashlib.sha256()
-    for name in sorted(digests):
-        total.update(f"{name}\0{digests[name]}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+    digests = {name: digest for path, _, _ in files for name, digest in _digest_tensors(read_shard(path)).items()}
+    return combined_digest(digests) if digests else None
 
 
 def _digest_tensors(shard: Shard) -> dict[str, str]:
-    digests = {}
     with shard.path.open("rb") as file:
-        for name, entry in shard.entries.items():
-            digest = hashlib.sha256(f"{entry.dtype} {list(entry.shape)} ".encode())
-            file.seek(entry.begin)
-            for piece in chunks(file, entry.end - entry.begin):
-                digest.update(piece)
-            digests[name] = digest.hexdigest()
-    return digests
+        return {
+            name: digest_part(file, entry.begin, entry.end, f"{entry.dtype} {list(entry.shape)} ")
+            for name, entry in shard.entries.items()
+        }

@@ -9,9 +9,9 @@ import typer
 
 
 def bench_command(
-    model: Annotated[str, typer.Option(help="A shape by name (--list), 'embedded', a model folder, or a hub id.")] = (
-        "gpt2-small"
-    ),
+    model: Annotated[
+        str, typer.Option(help="A shape by name (--list), 'embedded', a model folder, a GGUF file, or a hub id.")
+    ] = ("gpt2-small"),
     contenders: Annotated[
         str | None, typer.Option(help="Names 'a,b' (--list), or 'all'; the chapter, PEFT, TRL and Tsugiki if unset.")
     ] = None,

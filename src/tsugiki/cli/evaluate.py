@@ -16,7 +16,7 @@ class AssistantTurns(StrEnum):
 def evaluate_command(
     data: Annotated[str, typer.Option(help="A .txt, .jsonl, .csv or .parquet file, a folder, or a dataset's id.")],
     model: Annotated[
-        list[str] | None, typer.Option(help="'embedded', a model folder, or a hub id; repeatable.")
+        list[str] | None, typer.Option(help="'embedded', a model folder, a GGUF file, or a hub id; repeatable.")
     ] = None,
     adapter: Annotated[
         list[str] | None,

@@ -6,7 +6,7 @@ import typer
 
 
 def generate_command(
-    model: Annotated[str, typer.Option(help="'embedded', a model folder, or a hub id.")],
+    model: Annotated[str, typer.Option(help="'embedded', a model folder, a GGUF file, or a hub id.")],
     prompt: Annotated[str, typer.Option(help="The text to go on from.")],
     adapter: Annotated[str | None, typer.Option(help="An adapter: a folder, such as a run's, or a library's.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 200,

@@ -7,7 +7,7 @@ import typer
 
 
 def merge_command(
-    model: Annotated[str, typer.Option(help="The base: 'embedded', a model folder, or a hub id.")],
+    model: Annotated[str, typer.Option(help="The base: 'embedded', a model folder, a GGUF file, or a hub id.")],
     adapter: Annotated[
         list[str], typer.Option(help="An adapter folder, or a name in the library; repeatable: updates are summed.")
     ],

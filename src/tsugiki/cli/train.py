@@ -8,7 +8,7 @@ import typer
 
 def train_command(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of settings; flags win over it.")] = None,
-    model: Annotated[str | None, typer.Option(help="'embedded', a model folder, or a hub id.")] = None,
+    model: Annotated[str | None, typer.Option(help="'embedded', a model folder, a GGUF file, or a hub id.")] = None,
     data: Annotated[
         str | None, typer.Option(help="A .txt, .jsonl, .csv or .parquet file, a folder, or a dataset's id.")
     ] = None,

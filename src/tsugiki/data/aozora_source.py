@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from tsugiki.cache import cache_folder
 from tsugiki.data.aozora import guess_kana, read_work
 from tsugiki.data.aozora_index import INDEX, Entry, Kana, Missing, Person, Role, read_index, read_manifest
 from tsugiki.data.aozora_query import Query, no_author, nothing, plain, select
 from tsugiki.data.aozora_site import Site, Unreachable
-from tsugiki.data.cache import cache_folder
 from tsugiki.errors import TsugikiError
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tsugiki.cache import cache_folder
 from tsugiki.data.blocks import Blocks, Integers, pack
-from tsugiki.data.cache import cache_folder
 from tsugiki.data.encoding import document_end
 from tsugiki.data.records import Document, Record
 from tsugiki.data.sources import content_key, read_records
