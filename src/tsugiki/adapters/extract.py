@@ -174,7 +174,7 @@ def _low_rank(layer: nn.Module, delta: Tensor, r: int) -> tuple[Factors, Kept]:
         U, S, V = torch.svd_lowrank(delta, min(r + _MORE, *delta.shape), niter=_POWER_ITERATIONS)
     B, A = balanced(U, S, V.T, r)
     kept = float(S[:r].square().sum(dtype=torch.float64))
-    whole = float(delta.square().sum(dtype=torch.float64))
+    whole = _energy(delta)
     return Factors(A, B, 1.0, embedding=is_embedding), Kept(min(delta.shape), len(A), kept, whole)
 
 
@@ -186,5 +186,9 @@ def _left(after: _Stored, before: _Stored, uses: Mapping[str, Sequence[str]], re
             continue
         delta = _change(after, before, names)
         if delta is not None:
-            left[name] = float(delta.square().sum(dtype=torch.float64))
+            left[name] = _energy(delta)
     return left
+
+
+def _energy(delta: Tensor) -> float:
+    return float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2

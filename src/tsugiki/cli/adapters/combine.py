@@ -22,7 +22,7 @@ def combine_command(
         ),
     ] = "cat",
     rank: Annotated[int | None, typer.Option(help="Of an svd's result; the highest of the adapters' if unset.")] = None,
-    density: Annotated[float | None, typer.Option(help="The share of elements that stay (0.2).")] = None,
+    density: Annotated[float | None, typer.Option(help="The share of elements that stay, such as 0.2.")] = None,
     seed: Annotated[int, typer.Option(help="Of the elements that dare drops.")] = 0,
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="Combine adapters that were trained on different bases.")

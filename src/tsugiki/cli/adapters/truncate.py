@@ -10,7 +10,7 @@ def truncate_command(
     out: Annotated[str, typer.Option(help="A new name in the library, or the path of a new folder.")],
     rank: Annotated[int | None, typer.Option(help="Of every layer whose rank is higher.")] = None,
     energy: Annotated[
-        float | None, typer.Option(help="Instead: in each layer the smallest rank that keeps this share (0.99).")
+        float | None, typer.Option(help="Instead: in each layer the smallest rank that keeps this share, such as 0.99.")
     ] = None,
 ) -> None:
     """Lower an adapter's rank, each layer's update being approximated as well as the rank allows.
