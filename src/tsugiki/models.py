@@ -124,6 +124,25 @@ def local_folder(name: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
+def model_folder(name: str) -> Path:
+    """The folder with the files of the model called `name`; a hub id is fetched into the hub's own cache.
+
+    Raises:
+        TsugikiError: as for `load_model`.
+    """
+    from huggingface_hub import snapshot_download
+
+    where, local_only = _where(name)
+    if Path(where).is_dir():
+        return Path(where)
+    try:
+        return Path(
+            snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.jinja"], local_files_only=local_only)
+        )
+    except OSError as error:
+        raise _not_loaded(name, error) from error
+
+
 def _embedded_folder() -> Path:
     return Path(str(files("tsugiki") / "assets" / "base"))
 
