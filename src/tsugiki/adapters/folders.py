@@ -20,7 +20,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise TsugikiError(f"{out} is there already; choose another name, or remove it first")
-    part = _beside(out)
+    part = out.with_name(f".{out.name[:40]}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.mkdir(parents=True)
         yield part
@@ -28,34 +28,27 @@ def new_folder(out: Path) -> Iterator[Path]:
             out.rmdir()
         part.rename(out)
     except (OSError, SafetensorError) as error:  # safetensors says so when the disk is full
-        raise _not_written(out, error) from error
+        raise TsugikiError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
 def new_file(out: Path) -> Iterator[Path]:
-    """The name of a file beside `out` to be written; it becomes `out` when the block ends well, and is gone otherwise.
+    """A path beside `out` to write to; it becomes `out` when the block ends well, and is gone when it does not.
 
     Raises:
-        TsugikiError: `out` is there, or something cannot be written (a full disk, say).
+        TsugikiError: `out` is there already, its folder is not, or it cannot be written (a full disk, say).
     """
     if out.is_symlink() or out.exists():
         raise TsugikiError(f"{out} is there already; choose another name, or remove it first")
-    part = _beside(out)
+    if not out.absolute().parent.is_dir():
+        raise TsugikiError(f"{out}: there is no folder {out.parent}; make it first")
+    part = out.with_name(f".{out.name[:40]}.{uuid.uuid4().hex[:8]}.part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         yield part
         part.rename(out)
     except OSError as error:
-        raise _not_written(out, error) from error
+        raise TsugikiError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
-
-
-def _beside(out: Path) -> Path:
-    return out.with_name(f".{out.name[:40]}.{uuid.uuid4().hex[:8]}.part")
-
-
-def _not_written(out: Path, error: Exception) -> TsugikiError:
-    return TsugikiError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}")

@@ -81,7 +81,7 @@ def _llama_tensor(name: str, tensor: Tensor, config: Config) -> Tensor:
     """Queries and keys with the two halves of each head interleaved, as llama.cpp rotates them."""
     for part, heads in (("attn_q", config.num_attention_heads), ("attn_k", config.num_key_value_heads)):
         if f".{part}." in name:
-            return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+            return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
     return tensor
 
 
@@ -242,9 +242,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "llama": Architecture("llama", _llama, _SILU, _llama_tensor, _llama_more),
         "mistral": Architecture("llama", _mistral, _SILU, _llama_tensor, _llama_more),
         "qwen2": Architecture("qwen2", _qwen, {**_SILU, "use_sliding_window": (False,)}),
-        "qwen3": Architecture(
-            "qwen3", _qwen, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}
-        ),
+        "qwen3": Architecture("qwen3", _qwen, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}),
         "gemma": Architecture(
             "gemma",
             _gemma,

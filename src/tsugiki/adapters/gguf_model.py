@@ -1,8 +1,5 @@
 """A whole model as one GGUF file, which llama.cpp and Ollama load.
 
-    source = stored_model("embedded")                        # or merged_model("embedded", adapter)
-    write_model_gguf(source, Path("tale.gguf"), "q8_0")      # tale.gguf
-
 Tensors are read, changed and written one at a time: what is held at once is the largest of them, a few times over.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -19,15 +16,10 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from tsugiki.adapters.files import load_adapter
 from tsugiki.adapters.folders import new_file
 from tsugiki.adapters.gguf_architectures import Architecture, Config, architecture_of
 from tsugiki.adapters.gguf_tokenizer import add_vocabulary, read_vocabulary
-from tsugiki.adapters.model_tensors import StoredTensors
 from tsugiki.errors import TsugikiError, listed
-from tsugiki.lora.graft import ungraft
-from tsugiki.lora.merge import merge
-from tsugiki.models import load_model, load_tokenizer, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +35,6 @@ _FILE_TYPES: Mapping[str, gguf.LlamaFileType] = {
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-_NAMES: Mapping[torch.dtype, Stored] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")  # files of old versions hold them
 
 
@@ -58,8 +49,8 @@ class Source:
     stored: Stored
     """What the model's files hold, or those of the base that it was made from."""
     tokenizer: "PreTrainedTokenizerBase"
-    ends: tuple[int, ...]
-    """Every token that ends a text or a turn."""
+    ends: tuple[int, ...] = ()
+    """Tokens that end a text or a turn, besides the tokenizer's end token."""
 
 
 @dataclass(frozen=True)
@@ -70,37 +61,6 @@ class Written:
     tensors: int
     bytes: int
     stored: Stored
-
-
-def stored_model(name: str) -> Source:
-    """The model called `name` (as `load_model` takes it), its tensors where they are.
-
-    Raises:
-        TsugikiError: no such model, a missing or broken shard, or no tokenizer.
-    """
-    from transformers import AutoConfig
-
-    folder = model_folder(name)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise TsugikiError(f"{name} cannot be read: {' '.join(str(error).split())[:300]}") from error
-    weights = StoredTensors(folder)
-    return Source(name, config, weights, _mostly(weights, name), load_tokenizer(name), _ends(folder))
-
-
-def merged_model(name: str, adapter: Path, *, allow_other_base: bool = False) -> Source:
-    """The model called `name` with an adapter folded in, whole in memory in float32.
-
-    Raises:
-        TsugikiError: as for `stored_model`, `load_adapter` and `merge`.
-    """
-    source = stored_model(name)
-    architecture_of(source.config)  # before anything is loaded
-    model = load_model(name)
-    load_adapter(model, adapter, allow_other_base=allow_other_base)
-    ungraft(merge(model))
-    return Source(name, model.config, model.state_dict(), source.stored, source.tokenizer, source.ends)
 
 
 def write_model_gguf(
@@ -172,9 +132,10 @@ class _Entry:
             TsugikiError: one is not finite, or not so any more when it is stored.
         """
         tensor = self.tensor().float().contiguous()
-        if not torch.isfinite(tensor).all():
+        low, high = torch.aminmax(tensor)
+        if not torch.isfinite(high - low):
             raise TsugikiError(f"{self.name} is not finite; nothing was written")
-        if self.kind == Kind.F16 and tensor.abs().max() > torch.finfo(torch.float16).max:
+        if self.kind == Kind.F16 and max(-low, high) > torch.finfo(torch.float16).max:
             raise TsugikiError(f"{self.name} is too large for f16; use bf16 or f32")
         values: np.ndarray[Any, Any] = gguf.quants.quantize(tensor.numpy(), self.kind)
         return values
@@ -272,32 +233,14 @@ def _keep_metadata(writer: gguf.GGUFWriter, original: Path, source: Source, row:
         ):
             continue
         kind = field.types[0]
-        writer.add_key_value(
-            key, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        )
+        writer.add_key_value(key, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: bool | int | float | str) -> None:
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[
+        type(value)
+    ]
     add(key, value)  # type: ignore[operator]
-
-
-def _mostly(weights: StoredTensors, name: str) -> Stored:
-    """What the first matrix is stored in."""
-    first = next((tensor for tensor in weights.values() if tensor.dim() > 1), None)
-    if first is None or first.dtype not in _NAMES:
-        raise TsugikiError(f"{name} is stored in {first.dtype if first is not None else 'nothing'}, not in 16 or 32 bits")
-    return _NAMES[first.dtype]
-
-
-def _ends(folder: Path) -> tuple[int, ...]:
-    from transformers import GenerationConfig
-
-    try:
-        ends = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-    except (OSError, ValueError):
-        return ()
-    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
 
 _ARCHITECTURES = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}

@@ -13,6 +13,7 @@ Whether it then cuts text as ours does is asked of llama.cpp itself, in `gguf_to
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
     prefix = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE)
     if model == "llama":
         return replace(vocabulary, scores=_scores_of_merges(fields, tokens), add_space_prefix=prefix)
-    scores = {text: score for text, score in fields["model"]["vocab"]}
+    scores = dict(fields["model"]["vocab"])
     return replace(
         vocabulary,
         scores=[float(scores.get(text, 0.0)) for text in tokens],
@@ -138,16 +139,27 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 def adds_start(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a prompt is to begin with the start token: as here (`data.encoding`), unless a chat template sees to it."""
+    """Whether a prompt begins with the start token: always, as here (`data.encoding`), unless there is a chat template.
+
+    A template says for itself how a conversation begins; what stands before plain text is then the tokenizer's word.
+    """
     if tokenizer.chat_template is None:
         return True
     return bool(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
 
 
+def other_normalizers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """What the tokenizer does to text before it cuts it, and llama.cpp does not: NFC, say."""
+    parts = _parts(_fields(tokenizer)["normalizer"])
+    return [part["type"] for part in parts if part["type"] not in ("Precompiled", "Prepend", "Replace", "Strip")]
+
+
 def _fields(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise TsugikiError("the tokenizer has no tokenizer.json; save it with one (save_pretrained of a fast tokenizer)")
+        raise TsugikiError(
+            "the tokenizer has no tokenizer.json; save it with one (save_pretrained of a fast tokenizer)"
+        )
     fields: dict[str, Any] = json.loads(backend.to_str())
     return fields
 
@@ -172,15 +184,18 @@ def _tokens(
         spaces: whether llama.cpp writes spaces as SentencePiece does.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    if vocabulary and max(vocabulary.values()) >= rows:
-        raise TsugikiError(f"the tokenizer has {max(vocabulary.values()) + 1:,} tokens, and the model {rows:,} rows")
-    if spaces and any(" " in text for text in vocabulary) and any(SPACE in text for text in vocabulary):
-        raise TsugikiError(f"the tokenizer has tokens with a space and with {SPACE}, which llama.cpp takes for the same")
     added = {token["id"]: token for token in fields["added_tokens"]}
+    surplus = [text for text, token in vocabulary.items() if token >= rows and token not in added]
+    if surplus:
+        raise TsugikiError(
+            f"the tokenizer has {len(surplus):,} tokens more than the model's {rows:,} rows: {listed(surplus)}"
+        )
     unknown = tokenizer.unk_token_id
     tokens = [f"[PAD{row}]" for row in range(rows)]
     types = [TokenType.UNUSED] * rows
     for text, token in vocabulary.items():
+        if token >= rows:  # such as Gemma's for images: the model cannot read it
+            continue
         tokens[token] = text
         if token in added:
             types[token] = TokenType.CONTROL if added[token]["special"] else TokenType.USER_DEFINED
@@ -192,9 +207,9 @@ def _tokens(
                 tokens[token] = text.replace(" ", SPACE)
         if token == unknown and spaces:
             types[token] = TokenType.UNKNOWN
-    twice = [text for text in tokens if text.startswith("[PAD") and tokens.count(text) > 1]
+    twice = [text for text, times in Counter(tokens).items() if times > 1]
     if twice:
-        raise TsugikiError(f"the tokenizer has tokens called {listed(twice)}, the names of rows that have none")
+        raise TsugikiError(f"llama.cpp would take several tokens for the same: {listed(twice)}")
     return tokens, types
 
 
@@ -210,7 +225,7 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", ends: Sequence[int]) -> dict[str,
 
 
 def _template(tokenizer: "PreTrainedTokenizerBase") -> str | list[dict[str, str]] | None:
-    template = tokenizer.chat_template
+    template: str | dict[str, str] | None = tokenizer.chat_template
     if isinstance(template, dict):
         return [{"name": name, "template": text} for name, text in template.items()]
     return template
@@ -231,6 +246,7 @@ def _pre(fields: Mapping[str, Any], cut: Sequence[Mapping[str, Any]]) -> str:
     steps = []
     for part in cut:
         if part["type"] == "ByteLevel":
+            steps += ["a space in front"] if part["add_prefix_space"] else []
             steps += ["bytes"] if part["use_regex"] else []
         elif part["type"] == "Digits" and part["individual_digits"]:
             steps.append("digits")

@@ -25,7 +25,7 @@ class StoredTensors(Mapping[str, Tensor]):
         self._shards: dict[str, Any] = {}
         for path in shards(folder):
             try:
-                shard = safe_open(path, framework="pt")
+                shard: Any = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise TsugikiError(f"{path} is broken: {error}") from error
             self._shards |= dict.fromkeys(shard.keys(), shard)
