@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tsugiki.adapters.folders import new_file
 from tsugiki.adapters.gguf_architectures import Architecture, Config, architecture_of
-from tsugiki.adapters.gguf_tokenizer import add_vocabulary, read_vocabulary
+from tsugiki.adapters.gguf_tokenizer import add_vocabulary, adds_start, read_vocabulary
+from tsugiki.data.encoding import document_start
 from tsugiki.errors import TsugikiError, listed
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _FILE_TYPES: Mapping[str, gguf.LlamaFileType] = {
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
+_WRITTEN_HERE = ("general.architecture", "general.file_type", "general.quantization_version")
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")  # files of old versions hold them
 
 
@@ -225,15 +227,16 @@ def _keep_metadata(writer: gguf.GGUFWriter, original: Path, source: Source, row:
             f"{original} is not what {source.name} came from: a {architecture} of {tokens:,} tokens, and this is a "
             f"{row.name} of {source.config.vocab_size:,}"
         )
+    own = set(_WRITTEN_HERE)
+    if source.tokenizer.chat_template is None:  # a text then begins as it does here, which few files say
+        own |= {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token"}
+        writer.add_bos_token_id(document_start(source.tokenizer))
+        writer.add_add_bos_token(adds_start(source.tokenizer))
     for key, field in fields.items():
-        if key.startswith("GGUF.") or key in (
-            "general.architecture",
-            "general.file_type",
-            "general.quantization_version",
-        ):
-            continue
-        kind = field.types[0]
-        writer.add_key_value(key, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+        if key not in own and not key.startswith("GGUF."):  # the reader's own fields
+            kind = field.types[0]
+            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), kind, inner)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: bool | int | float | str) -> None:

@@ -75,42 +75,54 @@ def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenCom
     Raises:
         TsugikiError: llama.cpp cannot read the file.
     """
-    fields = gguf.GGUFReader(path).fields
-    problems = _differing_fields(tokenizer, fields)
     notes = tuple(
         f"llama.cpp does not normalise text ({name}) as this tokenizer does" for name in other_normalizers(tokenizer)
     )
     if importlib.util.find_spec("llama_cpp") is None:
+        problems = _differing_words(tokenizer, _read(path))
         return TokenComparison("the file alone (llama-cpp-python is not installed)", 0, tuple(problems), notes)
-    rows = len(fields["tokenizer.ggml.tokens"].data)
-    special = [tokenizer.decode([token]) for token in sorted(tokenizer.all_special_ids) if token < rows][:_SPECIAL]
-    prompts = [*PROMPTS, *(f"春{token}は {token}\n" for token in special)]
-    with _llama_cpp(path) as cut:
+    with _ask(path) as (said, cut):
+        problems = _differing_words(tokenizer, said)
+        special = [tokenizer.decode([token]) for token in sorted(tokenizer.all_special_ids) if token < said.tokens]
+        prompts = [*PROMPTS, *(f"春{token}は {token}\n" for token in special[:_SPECIAL])]
         for prompt, ours in zip(prompts, encode(tokenizer, prompts), strict=True):
             problems += _difference(prompt, ours, cut(prompt, False))
         start = [document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id]
         expected = (start if adds_start(tokenizer) else []) + encode(tokenizer, ["春"])[0]
         problems += _difference("春", expected, cut("春", True), " as a prompt")
-        problems += _compare_templates(tokenizer, fields, cut)
+        problems += _compare_templates(tokenizer, said.template, cut)
     version = importlib.import_module("llama_cpp").__version__
     return TokenComparison(f"llama.cpp (llama-cpp-python {version})", len(prompts), tuple(problems), notes)
 
 
-def _differing_fields(tokenizer: "PreTrainedTokenizerBase", fields: Any) -> list[str]:
-    """What differs in the file itself."""
+@dataclass(frozen=True)
+class _Said:
+    """What a file says of its tokenizer."""
 
-    def of(key: str) -> Any:
-        return fields[key].contents() if key in fields else None
+    tokens: int
+    end: int
+    adds_start: bool
+    template: str | None
 
+
+def _read(path: Path) -> _Said:
+    fields = gguf.GGUFReader(path).fields
+    begins, template = fields.get("tokenizer.ggml.add_bos_token"), fields.get("tokenizer.chat_template")
+    return _Said(
+        len(fields["tokenizer.ggml.tokens"].data),
+        fields["tokenizer.ggml.eos_token_id"].contents(),
+        bool(begins and begins.contents()),
+        template.contents() if template else None,
+    )
+
+
+def _differing_words(tokenizer: "PreTrainedTokenizerBase", said: _Said) -> list[str]:
     template = tokenizer.chat_template
+    default = template.get("default") if isinstance(template, dict) else template
     pairs = [
-        ("the end token", of("tokenizer.ggml.eos_token_id"), document_end(tokenizer)),
-        (
-            "the chat template",
-            of("tokenizer.chat_template"),
-            template.get("default") if isinstance(template, dict) else template,
-        ),
-        ("whether prompts begin with the begin token", bool(of("tokenizer.ggml.add_bos_token")), adds_start(tokenizer)),
+        ("the end token", said.end, document_end(tokenizer)),
+        ("the chat template", said.template, default),
+        ("whether a prompt begins with the begin token", said.adds_start, adds_start(tokenizer)),
     ]
     return [
         f"{what} is {_short(theirs)} in the file and {_short(ours)} here"
@@ -120,17 +132,15 @@ def _differing_fields(tokenizer: "PreTrainedTokenizerBase", fields: Any) -> list
 
 
 def _compare_templates(
-    tokenizer: "PreTrainedTokenizerBase", fields: Any, cut: Callable[[str, bool], list[int]]
+    tokenizer: "PreTrainedTokenizerBase", template: str | None, cut: Callable[[str, bool], list[int]]
 ) -> list[str]:
-    """The conversation as each renders and cuts it."""
-    if tokenizer.chat_template is None or "tokenizer.chat_template" not in fields:
+    """A conversation as each renders and cuts it."""
+    if tokenizer.chat_template is None or template is None:
         return []
     from jinja2 import TemplateError
 
     formatter = importlib.import_module("llama_cpp.llama_chat_format").Jinja2ChatFormatter(
-        fields["tokenizer.chat_template"].contents(),
-        eos_token=tokenizer.eos_token or "",
-        bos_token=tokenizer.bos_token or "",
+        template, eos_token=tokenizer.eos_token or "", bos_token=tokenizer.bos_token or ""
     )
     for conversation in _CONVERSATIONS:
         try:
@@ -160,10 +170,10 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def _llama_cpp(path: Path) -> Iterator[Callable[[str, bool], list[int]]]:
-    """What cuts a text as llama.cpp does with this file.
+def _ask(path: Path) -> Iterator[tuple[_Said, Callable[[str, bool], list[int]]]]:
+    """What llama.cpp reads in the file, and a function that cuts a text as it does.
 
-    It takes the text, in which special tokens are such, and whether those that stand before and after it are added.
+    The function takes the text, in which special tokens are such, and whether begin and end tokens are added.
     """
     lib: Any = importlib.import_module("llama_cpp")
     before, data = lib.llama_log_callback(), ctypes.c_void_p()
@@ -186,7 +196,16 @@ def _llama_cpp(path: Path) -> Iterator[Callable[[str, bool], list[int]]]:
             count = lib.llama_tokenize(vocabulary, coded, len(coded), ids, room, add, True)
             return list(ids[:count])
 
-        yield cut
+        template = lib.llama_model_chat_template(model, None)
+        yield (
+            _Said(
+                lib.llama_vocab_n_tokens(vocabulary),
+                lib.llama_vocab_eos(vocabulary),
+                lib.llama_vocab_get_add_bos(vocabulary),
+                template.decode() if template else None,
+            ),
+            cut,
+        )
     finally:
         if model:
             lib.llama_model_free(model)

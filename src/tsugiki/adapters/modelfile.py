@@ -22,5 +22,9 @@ def modelfile(
     ]
     lines += [f"ADAPTER {adapter}"] if adapter else []
     lines += [f"PARAMETER num_ctx {num_ctx}"] if num_ctx else []
-    lines += [f'PARAMETER stop "{text}"' for text in stop]
+    lines += [f"PARAMETER stop {_quoted(text)}" for text in stop]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return f'"""{text}"""' if '"' in text else f'"{text}"'
