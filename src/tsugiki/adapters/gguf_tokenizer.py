@@ -61,7 +61,6 @@ class Vocabulary:
     ids: Mapping[str, int]
     """Kind of special token -> its id, as `gguf.SpecialVocab` calls them."""
     add_bos: bool
-    add_eos: bool
     chat_template: str | list[dict[str, str]] | None
     pre: str = "default"
     add_space_prefix: bool = False
@@ -88,7 +87,6 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
     if model is None:
         raise TsugikiError(f"the tokenizer is a {kind}; llama.cpp can have a BPE or a Unigram one")
     tokens, types = _tokens(tokenizer, fields, rows, spaces=model != "gpt2")
-    begin = tokenizer("a").input_ids
     vocabulary = Vocabulary(
         model,
         tokens,
@@ -97,7 +95,6 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
         merges=None,
         ids=_ids(tokenizer, ends),
         add_bos=adds_start(tokenizer),
-        add_eos=len(begin) > 1 and begin[-1] == tokenizer.eos_token_id,
         chat_template=_template(tokenizer),
     )
     if model == "gpt2":
@@ -108,6 +105,7 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
     scores = dict(fields["model"]["vocab"])
     return replace(
         vocabulary,
+        ids={**vocabulary.ids, "unknown": fields["model"]["unk_id"] or 0},
         scores=[float(scores.get(text, 0.0)) for text in tokens],
         add_space_prefix=prefix,
         remove_extra_whitespaces=_merges_spaces(fields),
@@ -131,7 +129,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
         writer.add_remove_extra_whitespaces(vocabulary.remove_extra_whitespaces)
     writer.add_add_space_prefix(vocabulary.add_space_prefix)
     writer.add_add_bos_token(vocabulary.add_bos)
-    writer.add_add_eos_token(vocabulary.add_eos)
+    writer.add_add_eos_token(False)  # what is to be gone on with has not ended
     for kind, token in vocabulary.ids.items():
         writer.add_uint32(f"tokenizer.ggml.{kind}_token_id", token)
     if vocabulary.chat_template:
@@ -151,7 +149,7 @@ def adds_start(tokenizer: "PreTrainedTokenizerBase") -> bool:
 def other_normalizers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """What the tokenizer does to text before it cuts it, and llama.cpp does not: NFC, say."""
     parts = _parts(_fields(tokenizer)["normalizer"])
-    return [part["type"] for part in parts if part["type"] not in ("Precompiled", "Prepend", "Replace", "Strip")]
+    return [part["type"] for part in parts if part["type"] not in ("Precompiled", "Prepend", "Replace")]
 
 
 def _fields(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
@@ -274,8 +272,8 @@ def _scores_of_merges(fields: Mapping[str, Any], tokens: Sequence[str]) -> list[
 
 
 def _merges_spaces(fields: Mapping[str, Any]) -> bool:
-    """Whether several spaces count as one."""
-    return any(
+    """Whether several spaces count as one, and those at the ends as none."""
+    return any(part["type"] == "WhitespaceSplit" for part in _parts(fields["pre_tokenizer"])) or any(
         part["type"] == "Replace" and part["pattern"].get("Regex") in (" {2,}", SPACE + "{2,}")
         for part in _parts(fields["normalizer"])
     )
