@@ -40,9 +40,13 @@ def new_file(out: Path) -> Iterator[Path]:
     Raises:
         TsugikiError: `out` is there already, its folder is not, or it cannot be written (a full disk, say).
     """
-    if out.is_symlink() or out.exists():
+    try:
+        there, nowhere = out.is_symlink() or out.exists(), not out.absolute().parent.is_dir()
+    except OSError as error:  # a name that is too long, say
+        raise TsugikiError(f"cannot write {out}: {error.strerror or error}") from error
+    if there:
         raise TsugikiError(f"{out} is there already; choose another name, or remove it first")
-    if not out.absolute().parent.is_dir():
+    if nowhere:
         raise TsugikiError(f"{out}: there is no folder {out.parent}; make it first")
     part = out.with_name(f".{out.name[:40]}.{uuid.uuid4().hex[:8]}.part")
     try:

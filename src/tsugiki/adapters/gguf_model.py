@@ -16,7 +16,6 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from tsugiki.adapters.folders import new_file
 from tsugiki.adapters.gguf_architectures import Architecture, Config, architecture_of
 from tsugiki.adapters.gguf_tokenizer import add_vocabulary, adds_start, read_vocabulary
 from tsugiki.data.encoding import document_start
@@ -67,50 +66,49 @@ class Written:
 
 def write_model_gguf(
     source: Source,
-    out: Path,
+    path: Path,
     stored: Stored | None = None,
     *,
     original: Path | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Written:
-    """Write a model as a new GGUF file, which appears whole or not at all.
+    """Write a model as a GGUF file, and nothing but that: `gguf_model_export.export_model` does all of it, safely.
 
     Args:
         source: the model.
-        out: the file; must not be there.
+        path: the file. When this fails, a part of it may be there.
         stored: what its matrices are stored in; as the source where nothing is said.
         original: the GGUF file that the source's base came from. Its metadata are kept, the tokenizer with them.
         advance: called with the bytes of each tensor once it is written.
 
     Raises:
         TsugikiError: an architecture, a setting or a tokenizer that GGUF has no place for, tensors that are missing or
-            not finite, or a file that is there or cannot be written.
+            not finite.
+        OSError: the file cannot be written.
     """
     stored = stored or source.stored
     row = architecture_of(source.config)
     plan = _plan(source, row, _KINDS[stored])
-    with new_file(out) as part:
-        writer = gguf.GGUFWriter(part, row.name)
-        try:
-            if original is None:
-                _add_metadata(writer, source, row)
-            else:
-                _keep_metadata(writer, original, source, row)
-            writer.add_file_type(_FILE_TYPES[stored])
-            if stored == "q8_0":
-                writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            for entry in plan:
-                writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, entry.kind)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for entry in plan:
-                writer.write_tensor_data(entry.read())
-                advance(entry.bytes)
-        finally:
-            writer.close()
-        size = part.stat().st_size
-    return Written(row.name, len(plan), size, stored)
+    writer = gguf.GGUFWriter(path, row.name)
+    try:
+        if original is None:
+            _add_metadata(writer, source, row)
+        else:
+            _keep_metadata(writer, original, source, row)
+        writer.add_file_type(_FILE_TYPES[stored])
+        if stored == "q8_0":
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for entry in plan:
+            writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, entry.kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for entry in plan:
+            writer.write_tensor_data(entry.read())
+            advance(entry.bytes)
+    finally:
+        writer.close()
+    return Written(row.name, len(plan), path.stat().st_size, stored)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,10 @@ def export_model(
     """
     if out.suffix != ".gguf":
         raise TsugikiError(f"{out} is to be a GGUF file: give it a name that ends in .gguf")
-    with new_file(out) as part, new_file(out.with_suffix(".Modelfile")) as text:
+    beside = out.with_suffix(".Modelfile")
+    context = min(source.config.max_position_embeddings, _CONTEXT)
+    with new_file(beside) as text, new_file(out) as part:
+        text.write_text(modelfile(f"./{out.name}", stop=_stops(source), num_ctx=context), encoding="utf-8")
         written = write_model_gguf(source, part, stored, original=original, advance=advance)
         tokens = compare_tokens(source.tokenizer, part)
         if tokens.problems and not allow_other_tokens:
@@ -100,13 +103,7 @@ def export_model(
                 f"the export would not read text as the model does: {tokens.problems[0]}{more}; --allow-other-tokens "
                 "writes it all the same"
             )
-        text.write_text(
-            modelfile(
-                f"./{out.name}", stop=_stops(source), num_ctx=min(source.config.max_position_embeddings, _CONTEXT)
-            ),
-            encoding="utf-8",
-        )
-    return Export(out, out.with_suffix(".Modelfile"), written, tokens)
+    return Export(out, beside, written, tokens)
 
 
 def _stops(source: Source) -> list[str]:
