@@ -9,10 +9,11 @@ likeliest token of each position, and 40 tokens drawn greedily by both. Needs ll
 """
 
 import argparse
-import json
 import os
+import shlex
 import sys
 import time
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,11 +26,21 @@ from torch import Tensor
 
 from tsugiki import load_adapter
 from tsugiki.adapters.gguf_model import STORED
+from tsugiki.bench.figures import Figures
 from tsugiki.bench.table import markdown
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.models import load_model, load_tokenizer
 
-_HEADERS = ["file", "MB", "largest difference of a logit", "of the largest logit", "KL", "same top token", "greedy"]
+_HEADERS = {
+    "en": [
+        *("file", "MB", "largest difference of a logit", "of the largest logit", "KL, nats", "same top token"),
+        *("same tokens, greedily", "seconds", "peak MB"),
+    ],
+    "ja": [
+        *("ファイル", "MB", "ロジットの差の最大", "最大のロジットに対して", "KL（nat）", "最上位が同じ"),
+        *("貪欲に同じトークン", "秒", "最大メモリ MB"),
+    ],
+}
 _NEW = 40
 
 
@@ -52,46 +63,44 @@ def main() -> None:
     ours = _logits(model, ids)
     text = _greedy(model, ids)
     del model
-    figures: dict[str, Any] = {"model": options.model, "prompt": options.prompt, "tokens": len(ids), "files": {}}
-    figures["transformers"] = tokenizer.decode(text)
-    rows = []
+    rows, texts = [], [("Transformers", text, "")]
     with TemporaryDirectory() as folder:
         files = {stored: Path(folder) / f"{stored}.gguf" for stored in options.stored}
         for name, path in (files | ({"original": options.original} if options.original else {})).items():
-            export = _export(options.model, options.adapter, path, name) if name in files else {}
+            exported = _export(options.model, options.adapter, path, name) if name in files else None
             theirs, drawn = _llama(path, ids)
-            figures["files"][name] = {
-                **export,
-                "megabytes": path.stat().st_size / 1e6,
-                **_compare(ours, theirs),
-                "greedy_tokens_alike": _alike(text, drawn),
-                "text": tokenizer.decode(drawn),
-            }
-            path.unlink() if name in files else None
-            row = figures["files"][name]
             rows.append(
                 [
                     name,
-                    f"{row['megabytes']:.1f}",
-                    f"{row['largest_difference']:.2g}",
-                    f"{row['relative_difference']:.1e}",
-                    f"{row['kl_nats']:.1e}",
-                    f"{row['same_top_token']:.0%}",
-                    f"{row['greedy_tokens_alike']} of {len(text)}",
+                    f"{path.stat().st_size / 1e6:,.1f}",
+                    *_compare(ours, theirs),
+                    f"{_alike(text, drawn)} of {len(text)}",
+                    *((f"{exported.seconds:.0f}", f"{exported.peak / 1e6:,.0f}") if exported else ("–", "–")),
                 ]
             )
+            texts.append((name, drawn, exported.said if exported else ""))
+            if exported:
+                path.unlink()
+    figures = Figures(_HEADERS, rows, shlex.join(["python", "-m", "benchmarks.gguf_models", *sys.argv[1:]]))
     print(f"{options.model}{f' with {options.adapter}' if options.adapter else ''}, {len(ids)} tokens\n")
-    print(markdown((_HEADERS, rows)))
-    print(f"\nTransformers: {figures['transformers']!r}")
-    for name, row in figures["files"].items():
-        print(f"{name}: {row['text']!r}")
-        if "said" in row:
-            print(f"    {row['said']}; {row['seconds']:.0f} s, peak {row['peak_megabytes']:,.0f} MB")
+    print(markdown(figures.table("en")))
+    for name, drawn, said in texts:
+        print(f"{name}: {tokenizer.decode(drawn)!r}" + (f"\n    {said}" if said else ""))
     if options.out:
-        options.out.write_text(json.dumps(figures, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        figures.write(options.out)
 
 
-def _export(model: str, adapter: Path | None, path: Path, stored: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Exported:
+    """One call of the command line."""
+
+    said: str
+    seconds: float
+    peak: float
+    """Bytes of memory, the pages of the model's files among them."""
+
+
+def _export(model: str, adapter: Path | None, path: Path, stored: str) -> _Exported:
     """Export by the command line, in a process of its own: what it says, how long, how much memory."""
     command = [sys.executable, "-m", "tsugiki", "export-model", "--model", model, "--gguf", str(path)]
     command += ["--dtype", stored, *(["--adapter", str(adapter)] if adapter else [])]
@@ -104,11 +113,7 @@ def _export(model: str, adapter: Path | None, path: Path, stored: str) -> dict[s
         _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return {
-        "said": said.read_text().splitlines()[1].strip(),
-        "seconds": time.perf_counter() - begin,
-        "peak_megabytes": usage.ru_maxrss / 1e3,
-    }
+    return _Exported(said.read_text().splitlines()[1], time.perf_counter() - begin, usage.ru_maxrss * 1e3)
 
 
 @torch.no_grad()
@@ -148,15 +153,17 @@ def _alike(ours: list[int], theirs: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False)))
 
 
-def _compare(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+def _compare(ours: Tensor, theirs: Tensor) -> list[str]:
+    """The largest difference of a logit, plain and as a part of the largest logit, the mean KL, the same top tokens."""
     a, b = ours.double(), theirs.double()
     p, q = a.log_softmax(-1), b.log_softmax(-1)
-    return {
-        "largest_difference": float((a - b).abs().max()),
-        "relative_difference": float((a - b).abs().max() / a.abs().max()),
-        "kl_nats": float((p.exp() * (p - q)).sum(-1).mean()),
-        "same_top_token": float((a.argmax(-1) == b.argmax(-1)).double().mean()),
-    }
+    largest = float((a - b).abs().max())
+    return [
+        f"{largest:.2g}",
+        f"{largest / float(a.abs().max()):.1e}",
+        f"{float((p.exp() * (p - q)).sum(-1).mean()):.1e}",
+        f"{float((a.argmax(-1) == b.argmax(-1)).double().mean()):.0%}",
+    ]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -79,7 +80,7 @@ def write_model_gguf(
         path: the file. When this fails, a part of it may be there.
         stored: what its matrices are stored in; as the source where nothing is said.
         original: the GGUF file that the source's base came from. Its metadata are kept, the tokenizer with them.
-        advance: called with the bytes of each tensor once it is written.
+        advance: called with how many numbers each tensor has, once it is written.
 
     Raises:
         TsugikiError: an architecture, a setting or a tokenizer that GGUF has no place for, tensors that are missing or
@@ -105,7 +106,7 @@ def write_model_gguf(
         writer.write_ti_data_to_file()
         for entry in plan:
             writer.write_tensor_data(entry.read())
-            advance(entry.bytes)
+            advance(prod(entry.shape))
     finally:
         writer.close()
     return Written(row.name, len(plan), path.stat().st_size, stored)
@@ -123,7 +124,7 @@ class _Entry:
     @property
     def bytes(self) -> int:
         block, size = gguf.GGML_QUANT_SIZES[self.kind]
-        return int(np.prod(self.shape)) // block * size
+        return prod(self.shape) // block * size
 
     def read(self) -> "np.ndarray[Any, Any]":
         """Its values as they are stored.

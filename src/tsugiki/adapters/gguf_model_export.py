@@ -1,7 +1,9 @@
 """A model of Transformers, with an adapter in it or without, exported for llama.cpp and Ollama.
 
-source = stored_model("embedded")                    # or merged_model("embedded", adapter)
-export_model(source, Path("tale.gguf"), "q8_0")      # tale.gguf and, for Ollama, tale.Modelfile
+    source = stored_model("embedded")                    # or merged_model("embedded", adapter)
+    export_model(source, Path("tale.gguf"), "q8_0")      # tale.gguf and, for Ollama, tale.Modelfile
+
+Neither file appears before the first was read back and found to cut text as the model's tokenizer does.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,7 +86,7 @@ def export_model(
         stored: what its matrices are stored in; as the source where nothing is said.
         original: the GGUF file that the source's base came from; its metadata are kept.
         allow_other_tokens: keep a file that cuts text otherwise than the model's tokenizer.
-        advance: called with the bytes of each tensor once it is written.
+        advance: called with how many numbers each tensor has, once it is written.
 
     Raises:
         TsugikiError: as for `write_model_gguf`; or the file cuts text otherwise. Nothing is written then.

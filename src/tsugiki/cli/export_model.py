@@ -40,7 +40,7 @@ def export_model_command(
     from tsugiki.train.progress import RunProgress
 
     source = stored_model(model) if adapter is None else merged_model(model, adapter, allow_other_base=allow_other_base)
-    with RunProgress().stage("exporting", sum(t.nbytes for t in source.weights.values())) as advance:
+    with RunProgress().stage("exporting", sum(t.numel() for t in source.weights.values())) as advance:
         export = export_model(
             source, gguf, dtype.value if dtype else None, allow_other_tokens=allow_other_tokens, advance=advance
         )
