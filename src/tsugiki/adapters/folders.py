@@ -1,4 +1,4 @@
-"""Folders that appear, and disappear, whole or not at all."""
+"""Folders and files that appear, and disappear, whole or not at all."""
 
 import shutil
 import uuid
@@ -62,6 +62,31 @@ def remove_folder(folder: Path) -> None:
         raise TsugikiError(f"{folder} is removed, but {gone} is left of it: {error.strerror or error}") from error
 
 
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """A path beside `out` to write to; it becomes `out` when the block ends well, and is gone when it does not.
+
+    Raises:
+        TsugikiError: `out` is there already, its folder is not, or it cannot be written (a full disk, say).
+    """
+    try:
+        there, nowhere = out.is_symlink() or out.exists(), not out.absolute().parent.is_dir()
+    except OSError as error:  # a name that is too long, say
+        raise TsugikiError(f"cannot write {out}: {error.strerror or error}") from error
+    if there:
+        raise TsugikiError(f"{out} is there already; choose another name, or remove it first")
+    if nowhere:
+        raise TsugikiError(f"{out}: there is no folder {out.parent}; make it first")
+    part = _hidden(out, "part")
+    try:
+        yield part
+        part.rename(out)
+    except OSError as error:
+        raise TsugikiError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _hidden(folder: Path, ending: str) -> Path:
-    """A name beside the folder that no other has, and that fits where the folder's does."""
+    """A name beside the folder or file that no other has, and that fits where its own does."""
     return folder.with_name(f".{folder.name[:40]}.{uuid.uuid4().hex[:8]}.{ending}")

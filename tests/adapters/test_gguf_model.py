@@ -1,0 +1,286 @@
+"""Whole models as GGUF files. The oracle is llama.cpp's logits; the gguf package reads the files back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.adapters.llama import llama_logits
+from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tsugiki import LoraConfig, load_adapter, save_adapter
+from tsugiki.adapters.gguf_architectures import ARCHITECTURES, architecture_of
+from tsugiki.adapters.gguf_model import write_model_gguf
+from tsugiki.adapters.gguf_model_export import export_model, merged_model, stored_model
+from tsugiki.errors import TsugikiError
+from tsugiki.lora.graft import graft
+
+_GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
+_GEMMA3 = {**_GEMMA, "num_hidden_layers": 6, "layer_types": None}
+_LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {}),
+    "gpt2, narrow": ("gpt2", {"n_inner": 48}),
+    "llama": ("llama", {}),
+    "llama, biases, one embedding": (
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "llama, wide heads": ("llama", {"head_dim": 16}),
+    "llama 3": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "llama, linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", _GEMMA),
+    "gemma3": ("gemma3_text", _GEMMA3),
+    "gemma3, head of its own": ("gemma3_text", {**_GEMMA3, "tie_word_embeddings": False}),
+    "gemma3, linear": (
+        "gemma3_text",
+        {
+            **_GEMMA3,
+            "rope_parameters": {
+                "sliding_attention": _LOCAL,
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            },
+        },
+    ),
+    "gemma3, softcap": ("gemma3_text", {**_GEMMA3, "final_logit_softcapping": 5.0}),
+}
+
+
+def _save(folder: Path, kind: str, **overrides: Any) -> str:
+    """As `save_tiny`, with attention and positions that matter."""
+    model = tiny_model(kind, **{"vocab_size": 257, **overrides})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "q_proj.weight" in name or "k_proj.weight" in name:
+                parameter.mul_(12)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def _plain(folder: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def _tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+
+
+def test_every_architecture_of_the_table_is_tried() -> None:
+    assert {kind for kind, _ in MODELS.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_llama_cpp_gives_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
+    kind, overrides = MODELS[name]
+    folder = _save(tmp_path / "model", kind, **overrides)
+    written = write_model_gguf(stored_model(folder), tmp_path / "m.gguf")
+    assert written.tensors == len(_tensors(tmp_path / "m.gguf"))
+    row = ids(1, 40, 257)
+    assert relative_error(llama_logits(tmp_path / "m.gguf", row), logits(_plain(folder), row)[0]) < 2e-3
+
+
+def test_tensors_have_llama_cpps_names_and_order(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "gpt2")
+    write_model_gguf(stored_model(folder), tmp_path / "m.gguf")
+    tensors = _tensors(tmp_path / "m.gguf")
+    block = ["attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"]
+    expected = {f"blk.{i}.{part}.{kind}" for i in (0, 1) for part in block for kind in ("weight", "bias")}
+    assert set(tensors) == expected | {
+        "token_embd.weight",
+        "position_embd.weight",
+        "output_norm.weight",
+        "output_norm.bias",
+    }
+    stored = load_file(Path(folder) / "model.safetensors")
+    up = stored["transformer.h.1.mlp.c_fc.weight"]
+    assert np.array_equal(tensors["blk.1.ffn_up.weight"].data, up.T.numpy())
+
+
+def test_names_of_a_file_without_its_prefix(tmp_path: Path) -> None:
+    """As GPT-2's own file on the hub has them, with its buffers."""
+    folder = save_tiny(tmp_path / "model", "gpt2")
+    write_model_gguf(stored_model(folder), tmp_path / "long.gguf")
+    path = Path(folder) / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
+    save_file({**tensors, "h.0.attn.bias": torch.ones(1, 1, 4, 4)}, path)
+    write_model_gguf(stored_model(folder), tmp_path / "short.gguf")
+    assert (tmp_path / "short.gguf").read_bytes() == (tmp_path / "long.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stored", "kind", "error"),
+    [("f32", Kind.F32, 0.0), ("f16", Kind.F16, 1e-3), ("bf16", Kind.BF16, 8e-3), ("q8_0", Kind.Q8_0, 1e-2)],
+)
+def test_matrices_are_stored_as_said_and_vectors_in_float32(
+    stored: Any, kind: Kind, error: float, tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    write_model_gguf(stored_model(folder), tmp_path / "m.gguf", stored)
+    tensors = _tensors(tmp_path / "m.gguf")
+    weights = load_file(Path(folder) / "model.safetensors")
+    up = torch.tensor(gguf.dequantize(tensors["blk.0.ffn_up.weight"].data, tensors["blk.0.ffn_up.weight"].tensor_type))
+    assert tensors["blk.0.ffn_up.weight"].tensor_type == kind
+    assert relative_error(up, weights["model.layers.0.mlp.up_proj.weight"]) <= error
+    assert tensors["blk.0.attn_norm.weight"].tensor_type == Kind.F32
+    # 48 columns are no whole number of blocks of 32
+    assert tensors["blk.0.ffn_down.weight"].tensor_type == (Kind.F16 if stored == "q8_0" else kind)
+    row = ids(1, 20, 257)
+    assert relative_error(llama_logits(tmp_path / "m.gguf", row), logits(_plain(folder), row)[0]) < 0.05
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.float16, "f16"), (torch.bfloat16, "bf16")])
+def test_a_model_in_16_bits_stays_so(dtype: torch.dtype, stored: str, tmp_path: Path) -> None:
+    tiny_model("llama", vocab_size=257).to(dtype).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    assert write_model_gguf(stored_model(str(tmp_path / "model")), tmp_path / "m.gguf").stored == stored
+
+
+@pytest.mark.parametrize("targets", [["c_attn", "c_proj", "c_fc"], ["lm_head"]])
+def test_a_merged_model_is_the_adapted_one(targets: list[str], tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "gpt2")
+    model = _plain(folder)
+    graft(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    shake(model)
+    save_adapter(model, tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="two weights") if targets == ["lm_head"] else _no_warning():
+        source = merged_model(folder, tmp_path / "adapter", allow_other_base=True)
+    write_model_gguf(source, tmp_path / "m.gguf")
+    row = ids(1, 20, 257)
+    adapted = _plain(folder)
+    load_adapter(adapted, tmp_path / "adapter", allow_other_base=True)
+    assert relative_error(logits(adapted, row), logits(_plain(folder), row)) > 0.05
+    assert relative_error(llama_logits(tmp_path / "m.gguf", row), logits(adapted, row)[0]) < 2e-3
+
+
+def test_metadata_of_the_original_file_are_kept(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    source = stored_model(folder)
+    write_model_gguf(source, tmp_path / "plain.gguf")
+    original = tmp_path / "original.gguf"
+    _copy_with(tmp_path / "plain.gguf", original, {"general.license": "apache-2.0", "tokenizer.ggml.pre": "smollm"})
+    write_model_gguf(source, tmp_path / "kept.gguf", "f16", original=original)
+    kept, before = (gguf.GGUFReader(path).fields for path in (tmp_path / "kept.gguf", original))
+    differing = {key for key in before if before[key].contents() != kept[key].contents()}
+    assert differing == {"general.file_type"}
+    assert kept["tokenizer.ggml.token_type"].types == before["tokenizer.ggml.token_type"].types
+    row = ids(1, 20, 257)
+    assert relative_error(llama_logits(tmp_path / "kept.gguf", row), logits(_plain(folder), row)[0]) < 2e-3
+
+    other = stored_model(save_tiny(tmp_path / "other", "qwen2"))
+    with pytest.raises(TsugikiError, match="a llama of 257 tokens, and this is a qwen2"):
+        write_model_gguf(other, tmp_path / "no.gguf", original=original)
+    assert not (tmp_path / "no.gguf").exists()
+
+
+def test_an_export_has_a_modelfile_and_nothing_else(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "gpt2")
+    (tmp_path / "out").mkdir()
+    export = export_model(stored_model(folder), tmp_path / "out" / "tale.gguf")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tale.Modelfile", "tale.gguf"]
+    assert export.modelfile.read_text() == "FROM ./tale.gguf\nPARAMETER num_ctx 64\n"
+    assert export.written.bytes == (tmp_path / "out" / "tale.gguf").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "said"),
+    [
+        ("opt", {}, "architecture 'opt'; those known here are gpt2, llama, mistral"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic'"),
+        ("mistral", {}, "sliding_window is 8"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window is True"),
+        ("gemma", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+        ("gemma2", {}, "query_pre_attn_scalar is 256"),
+        ("gemma3_text", _GEMMA, "layer_types are not 5 sliding layers before each full one"),
+        ("gemma3_text", {**_GEMMA3, "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ],
+)
+def test_what_llama_cpp_cannot_carry_is_refused_by_name(kind: str, overrides: Any, said: str) -> None:
+    config = tiny_model(kind, **overrides).config
+    with pytest.raises(TsugikiError, match=said):
+        architecture_of(config).settings(config)
+
+
+def test_broken_tensors_are_named_and_nothing_is_left(tmp_path: Path) -> None:
+    folder = Path(save_tiny(tmp_path / "model", "llama"))
+    path = folder / "model.safetensors"
+    good = load_file(path)
+
+    def message(change: dict[str, Any], dtype: Any = None) -> str:
+        save_file({key: t for key, t in {**good, **change}.items() if t is not None}, path)
+        with pytest.raises(TsugikiError) as error:
+            export_model(stored_model(str(folder)), tmp_path / "m.gguf", dtype)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+        return str(error.value)
+
+    up, norm = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+    assert "output_norm.weight is not finite" in message({norm: torch.full([32], float("nan"))})
+    assert "blk.1.ffn_up.weight is not finite" in message({up: good[up] / 0})
+    assert f"{up} is missing" in message({up: None})
+    assert f"{up} is [48, 31], and the config says [48, 32]" in message({up: good[up][:, :31].contiguous()})
+    assert f"{up} is of torch.int8" in message({up: good[up].to(torch.int8)})
+    assert "no place for model.layers.2.mlp" in message({"model.layers.2.mlp.up_proj.weight": good[up] * 1})
+    assert "blk.1.ffn_up.weight is too large for f16" in message({up: good[up] * 1e7}, "f16")
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    tiny_model("llama", vocab_size=257).save_pretrained(tmp_path / "model", max_shard_size="60KB")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    write_model_gguf(stored_model(str(tmp_path / "model")), tmp_path / "m.gguf")
+    names = sorted(
+        set(json.loads((tmp_path / "model/model.safetensors.index.json").read_text())["weight_map"].values())
+    )
+    assert len(names) > 1
+    (tmp_path / "model" / names[1]).unlink()
+    with pytest.raises(TsugikiError, match=f"not a whole model: {names[1]} is missing"):
+        stored_model(str(tmp_path / "model"))
+
+
+def _copy_with(path: Path, out: Path, fields: dict[str, str]) -> None:
+    """A GGUF file with some strings set."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(out, "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key not in ("general.architecture", *fields):
+            kind = field.types[0]
+            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), kind, inner)
+    for key, text in fields.items():
+        writer.add_string(key, text)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _no_warning() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()

@@ -1,0 +1,18 @@
+from tsugiki.adapters.modelfile import modelfile
+
+
+def test_a_model_an_adapter_and_what_ends_an_answer() -> None:
+    assert modelfile("./a.gguf", "./b.gguf", ["<|im_end|>", 'say "no"'], 2048) == (
+        "FROM ./a.gguf\n"
+        "ADAPTER ./b.gguf\n"
+        "PARAMETER num_ctx 2048\n"
+        'PARAMETER stop "<|im_end|>"\n'
+        'PARAMETER stop """say "no""""\n'
+    )
+
+
+def test_an_unknown_base_is_left_to_be_filled_in() -> None:
+    assert modelfile(None, "./b.gguf").splitlines() == [
+        "# FROM the base that the adapter was trained on: a GGUF file, or Ollama's name",
+        "ADAPTER ./b.gguf",
+    ]

@@ -1,0 +1,87 @@
+"""Small tokenizers of the kinds that models come with, trained on a few lines."""
+
+import json
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import TEXT
+from tsugiki.adapters.gguf_tokens import PROMPTS
+
+_TEXTS = [TEXT, *PROMPTS * 3]
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no') }}"
+    "{% endif %}<turn>{{ message['role'] + '\n' + message['content'] | trim }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+def bytes_bpe(*cuts: str, use_regex: bool = False, size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; `cuts` are patterns to cut text by, or "digits"."""
+    tokenizer = Tokenizer(models.BPE())
+    steps = [
+        pre_tokenizers.Digits(individual_digits=True)
+        if cut == "digits"
+        else pre_tokenizers.Split(Regex(cut), "isolated")
+        for cut in cuts
+    ]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    _train(tokenizer, trainers.BpeTrainer, size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    return _whole(tokenizer, **special)
+
+
+def sentencepiece_bpe(prefix: bool = False, size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
+    """BPE over characters, spaces as ▁, bytes for the rest: Gemma's, and with a prefix Llama 2's."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    spaces = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        + ([decoders.Strip(" ", 1, 0)] if prefix else [])
+    )
+    # Lines, and no words: every pair of a piece is then a merge, as in the files of SentencePiece.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    _train(tokenizer, trainers.BpeTrainer, size, bytes=True)
+    fields = json.loads(tokenizer.to_str())
+    fields["added_tokens"] = [token for token in fields["added_tokens"] if not token["content"].startswith("<0x")]
+    return _whole(Tokenizer.from_str(json.dumps(fields)), unk_token="<unk>", **special)
+
+
+def unigram(size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
+    """SentencePiece's unigram model, as T5 and Japanese GPT-2s have it."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    _train(tokenizer, trainers.UnigramTrainer, size, unk_token="<unk>")
+    return _whole(tokenizer, unk_token="<unk>", **special)
+
+
+def _train(tokenizer: Tokenizer, trainer: Any, size: int, bytes: bool = False, **settings: Any) -> None:
+    special = ["<unk>", "<bos>", "<eos>", "<turn>", "<end>"] + [f"<0x{i:02X}>" for i in range(256) if bytes]
+    tokenizer.train_from_iterator(
+        _TEXTS, trainer(vocab_size=size, special_tokens=special, show_progress=False, **settings)
+    )
+
+
+def _whole(
+    tokenizer: Tokenizer, *, begin: bool = False, chat: bool = False, unk_token: str | None = None
+) -> PreTrainedTokenizerFast:
+    if begin:
+        bos = ("<bos>", tokenizer.token_to_id("<bos>"))
+        tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos> $B", [bos])
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token=unk_token,
+        additional_special_tokens=["<turn>", "<end>"],
+    )
+    whole.add_tokens([AddedToken("<!-- -->", normalized=False)])
+    if chat:
+        whole.chat_template = CHAT
+    return whole

@@ -1,0 +1,127 @@
+"""`tsugiki export-model`: what it writes and says, and what it does with bad input."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import save_tiny, tiny_model
+
+
+def _config(base: str, **fields: Any) -> None:
+    path = Path(base) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_a_model_folder(run: Any, base: str, tmp_path: Path) -> None:
+    status, out, err = run("export-model", "--model", base, "--gguf", "m.gguf", "--dtype", "f16")
+    assert (status, err) == (0, "")
+    assert out.startswith("m.gguf: 28 tensors of a gpt2 in f16, 0.1 MB; for Ollama: m.Modelfile\ntokens: asked ")
+    assert out.endswith(" 0 differences\n")
+    assert {"m.gguf", "m.Modelfile"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def _break(what: str, base: str) -> None:
+    """Make a good model folder a bad one."""
+    weights = Path(base) / "model.safetensors"
+    if what == "architecture":
+        tiny_model("opt").save_pretrained(base)
+    elif what == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-50])
+    elif what == "no weights":
+        weights.unlink()
+    elif what == "nan":
+        save_file({key: t / 0 if key.endswith("ln_f.weight") else t for key, t in load_file(weights).items()}, weights)
+    elif what == "adapter":
+        (Path(base) / "config.json").rename(Path(base) / "adapter_config.json")
+    elif what == "no config":
+        (Path(base) / "config.json").unlink()
+    elif what == "no tokenizer":
+        (Path(base) / "tokenizer.json").unlink()
+    elif what == "few bits":
+        _config(base, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    elif what == "not JSON":
+        (Path(base) / "config.json").write_text("{")
+    elif what == "vocabulary":
+        _config(base, vocab_size=200)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("architecture", "no GGUF for the architecture 'opt'; those known here are gpt2, llama,"),
+        ("truncated", "model.safetensors is broken:"),
+        ("no weights", "has no safetensors weights"),
+        ("nan", "output_norm.weight is not finite; nothing was written"),
+        ("adapter", "it is an adapter: name its base as --model"),
+        ("no config", "it has no config.json"),
+        ("no tokenizer", "cannot be loaded"),
+        ("few bits", "held in few bits (quantization_config)"),
+        ("not JSON", "cannot be read"),
+        ("vocabulary", "wte.weight is [257, 32], and the config says [200, 32]"),
+    ],
+)
+def test_a_bad_model_is_one_line_and_nothing_is_left(what: str, said: str, run: Any, base: str, tmp_path: Path) -> None:
+    _break(what, base)
+    before = sorted(os.listdir(tmp_path))
+    status, out, err = run("export-model", "--model", base, "--gguf", "m.gguf")
+    assert status == 2
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("gguf", "said"),
+    [
+        ("there.gguf", "there.gguf is there already"),
+        ("half.gguf", "half.Modelfile is there already"),
+        ("m.bin", "give it a name that ends in .gguf"),
+        ("nowhere/m.gguf", "there is no folder nowhere"),
+        ("text.txt/m.gguf", "there is no folder text.txt"),
+        ("x" * 300 + ".gguf", "File name too long"),
+    ],
+)
+def test_a_bad_place_is_one_line_and_what_was_there_stays(gguf: str, said: str, run: Any, base: str) -> None:
+    Path("there.gguf").write_text("mine")
+    Path("half.Modelfile").write_text("mine")
+    before = sorted(os.listdir("."))
+    status, _, err = run("export-model", "--model", base, "--gguf", gguf)
+    assert status == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert sorted(os.listdir(".")) == before
+    assert Path("there.gguf").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(run: Any, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    before = sorted(os.listdir("."))
+    status, _, err = run("export-model", "--model", base, "--gguf", "m.gguf")
+    assert (status, err) == (2, "tsugiki: cannot write m.gguf: No space left on device\n")
+    assert sorted(os.listdir(".")) == before
+
+
+def test_other_tokens_are_refused_unless_they_are_asked_for(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from tests.adapters.tokenizers_of_kinds import unigram
+
+    folder = save_tiny(tmp_path / "model", "gpt2", vocab_size=300)
+    unigram().save_pretrained(folder)
+    status, out, err = run("export-model", "--model", folder, "--gguf", "m.gguf")
+    assert (status, out) == (2, "")
+    assert "the export would not read text as the model does: ' A space before, and two after." in err
+    assert not Path("m.gguf").exists()
+    status, out, err = run("export-model", "--model", folder, "--gguf", "m.gguf", "--allow-other-tokens")
+    assert status == 0
+    assert "' A space before, and two after.  ' is 19 tokens in llama.cpp and 20 here" in out
+    assert Path("m.gguf").exists()
