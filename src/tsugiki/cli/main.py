@@ -13,6 +13,7 @@ from tsugiki.cli.aozora import aozora_command
 from tsugiki.cli.bench import bench_command
 from tsugiki.cli.compare import compare_command
 from tsugiki.cli.evaluate import evaluate_command
+from tsugiki.cli.export import export_command
 from tsugiki.cli.generate import generate_command
 from tsugiki.cli.merge import merge_command
 from tsugiki.cli.methods import methods_command
@@ -46,6 +47,7 @@ app.command("bench")(bench_command)
 app.command("eval")(evaluate_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)
+app.command("export")(export_command)
 app.add_typer(adapters_app, name="adapters")
 
 

@@ -102,7 +102,7 @@ def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
     del fields["freeze_A"]  # how it was trained, which PEFT has no field for
     targets = find_targets(model, config)
     if config.target_modules is None or config.target_modules == "all-linear":
-        fields["target_modules"] = _shortest_names(model, config, targets)
+        fields["target_modules"] = shortest_names(model, config, targets)
     fields["fan_in_fan_out"] = any(is_conv1d(layer) for layer in targets.values())
     return fields
 
@@ -144,8 +144,8 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
     return config
 
 
-def _shortest_names(model: nn.Module, config: LoraConfig, targets: Mapping[str, nn.Module]) -> Sequence[str]:
-    """Name endings that find just these targets, or else their full names."""
+def shortest_names(model: nn.Module, config: LoraConfig, targets: Mapping[str, nn.Module]) -> Sequence[str]:
+    """Of `target_modules`: name endings that find just these targets, or else their full names."""
     endings = sorted({name.rpartition(".")[2] for name in targets})
     found = find_targets(model, dataclasses.replace(config, target_modules=endings))
     return endings if set(found) == set(targets) else sorted(targets)
