@@ -103,7 +103,6 @@ def test_sixteen_bits(tmp_path: Path):
     big = {path: type(layer)(layer.A * 1e6, layer.B, layer.scaling) for path, layer in lora.layers.items()}
     with pytest.raises(TsugikiError, match="too large for 16 bits"):
         write_gguf_adapter(StoredLora(lora.config, big, {}, lora.base, None), model, tmp_path / "b.gguf", "f16")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf", "base.gguf"]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma3_text", "gpt_neox", "falcon"])

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.files import Base
-from tsugiki.adapters.folders import new_file
 from tsugiki.adapters.gguf_layout import TABLE, architecture_of, gguf_names, row_order
 from tsugiki.adapters.stored import Factors, StoredLora
 from tsugiki.errors import TsugikiError, listed
@@ -37,7 +36,7 @@ _ALPHA = "adapter.lora.alpha"
 
 
 def write_gguf_adapter(lora: StoredLora, model: nn.Module, out: Path, stored: Stored = "f32") -> float:
-    """Write an adapter for llama.cpp to the new file `out`, whole or not at all.
+    """Write an adapter for llama.cpp to the file `out` (`folders.new_file` lets it appear whole or not at all).
 
     Args:
         lora: an adapter of which `loaders.llama_cpp_refuses` nothing.
@@ -49,8 +48,7 @@ def write_gguf_adapter(lora: StoredLora, model: nn.Module, out: Path, stored: St
         The alpha of the file.
 
     Raises:
-        TsugikiError: the adapter does not fit the base, a number is too large for 16 bits, or `out` is there already or
-            cannot be written.
+        TsugikiError: the adapter does not fit the base, or a number is too large for 16 bits.
     """
     import gguf
 
@@ -58,30 +56,29 @@ def write_gguf_adapter(lora: StoredLora, model: nn.Module, out: Path, stored: St
     _refuse_misfits(lora.layers, names, layers)
     alpha = Counter(_alpha(layer) for layer in lora.layers.values()).most_common(1)[0][0]
     dtype = np.float32 if stored == "f32" else np.float16
-    with new_file(out) as part:
-        writer = gguf.GGUFWriter(part, architecture_of(model).name)
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32(_ALPHA, alpha)
-        writer.add_file_type(gguf.LlamaFileType.ALL_F32 if stored == "f32" else gguf.LlamaFileType.MOSTLY_F16)
-        if lora.base.name:
-            writer.add_base_model_count(1)
-            writer.add_base_model_name(0, lora.base.name)
-        if lora.base.fingerprint:
-            writer.add_string(_FINGERPRINT, lora.base.fingerprint)
-        for path, layer in lora.layers.items():
-            A, B = layer.A.float(), layer.B.float()
-            if _alpha(layer) != alpha:
-                B = B * (_alpha(layer) / alpha)
-            order = row_order(model, path, len(B))
-            B = B if order is None else B[order]
-            A = A.T if names[path] == TABLE else A
-            for letter, tensor in (("a", A), ("b", B)):
-                writer.add_tensor(f"{names[path]}.weight.lora_{letter}", _numbers(tensor, dtype, path))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    writer = gguf.GGUFWriter(out, architecture_of(model).name)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32(_ALPHA, alpha)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if stored == "f32" else gguf.LlamaFileType.MOSTLY_F16)
+    if lora.base.name:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, lora.base.name)
+    if lora.base.fingerprint:
+        writer.add_string(_FINGERPRINT, lora.base.fingerprint)
+    for path, layer in lora.layers.items():
+        A, B = layer.A.float(), layer.B.float()
+        if _alpha(layer) != alpha:
+            B = B * (_alpha(layer) / alpha)
+        order = row_order(model, path, len(B))
+        B = B if order is None else B[order]
+        A = A.T if names[path] == TABLE else A
+        for letter, tensor in (("a", A), ("b", B)):
+            writer.add_tensor(f"{names[path]}.weight.lora_{letter}", _numbers(tensor, dtype, path))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return alpha
 
 
@@ -115,12 +112,17 @@ def open_gguf(file: Path) -> Any:
     """
     import gguf
 
-    if not file.is_file():
-        raise TsugikiError(f"{file}: there is no such file")
+    try:
+        with file.open("rb") as opened:
+            magic = opened.read(4)
+    except OSError as error:
+        raise TsugikiError(f"cannot read {file}: {error.strerror or error}") from error
+    if magic != b"GGUF":
+        raise TsugikiError(f"{file} is no GGUF file")
     try:
         return gguf.GGUFReader(file)
-    except (ValueError, IndexError, KeyError, OSError, OverflowError, MemoryError) as error:
-        raise TsugikiError(f"{file} is no GGUF file, or a broken one: {error or type(error).__name__}") from error
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise TsugikiError(f"{file} is broken, or cut short: it says more than it holds") from error
 
 
 def said_in(reader: Any, key: str) -> Any:
