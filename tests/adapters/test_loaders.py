@@ -107,3 +107,8 @@ def test_unknown_names(base: str, tmp_path: Path):
         refusals("vllm", tmp_path)
     said = refusals_before_training("llama.cpp", LoraConfig(), tiny_model("opt"))
     assert said[0].startswith("opt is not among the architectures")
+
+
+def test_a_base_that_is_not_here(base: str, tmp_path: Path):
+    folder = saved(base, tmp_path / "a", LoraConfig(r=2))
+    assert "no model at './gone'" in refusals("llama.cpp", folder, "./gone")[0]

@@ -76,9 +76,10 @@ def export_gguf_adapter(
     if out.suffix != ".gguf":
         raise TsugikiError(f"{out}: the name of a GGUF file ends in .gguf")
     modelfile = out.with_suffix(".Modelfile")
-    with new_file(out) as part, new_file(modelfile) as part_of_modelfile:
+    with new_file(out) as part:
         alpha = write_gguf_adapter(lora, model, part, stored)
-        part_of_modelfile.write_text(_modelfile(out, base, model), encoding="utf-8")
+        with new_file(modelfile) as text:
+            text.write_text(_modelfile(out, base, model), encoding="utf-8")
     ranks = sorted({layer.r for layer in lora.layers.values()})
     shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     return Exported(len(lora.layers), shown, alpha, out.stat().st_size, modelfile)

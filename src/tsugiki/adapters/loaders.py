@@ -38,7 +38,7 @@ def refusals(loader: str, folder: Path, model: str | None = None) -> list[str]:
         model: its base; unsaid, the one that it names.
 
     Raises:
-        TsugikiError: no such loader, no adapter, a broken one, or a base that cannot be found.
+        TsugikiError: no such loader, no adapter, or a broken one.
     """
     _check(loader)
     config = read_peft_config(folder)
@@ -50,10 +50,11 @@ def refusals(loader: str, folder: Path, model: str | None = None) -> list[str]:
         return problems + _peft(config)
     if not isinstance(config, LoraConfig):
         return problems + _llama_cpp_method(config) + _ollama(loader)
-    name = model or base.name
-    if name is None:
-        raise TsugikiError(f"{folder} does not say what base it was trained on; name it (--model)")
-    return problems + llama_cpp_refusals(read_lora(folder), empty_model(name)) + _ollama(loader)
+    try:
+        shape = empty_model(model or base.name or "")
+    except TsugikiError as error:
+        return [*problems, f"its base decides whether llama.cpp takes it: {error}", *_ollama(loader)]
+    return problems + llama_cpp_refusals(read_lora(folder), shape) + _ollama(loader)
 
 
 def refusals_before_training(loader: str, config: Any, model: nn.Module) -> list[str]:
