@@ -31,10 +31,11 @@ def export_command(
     """Write an adapter for llama.cpp, and a Modelfile for Ollama beside it."""
     from tsugiki.adapters.gguf_export import export_gguf_adapter
     from tsugiki.adapters.library import adapter_folder
+    from tsugiki.train.progress import RunProgress
 
-    done = export_gguf_adapter(
-        adapter_folder(adapter), gguf, model, base, dtype.value, allow_other_base=allow_other_base
-    )
+    folder = adapter_folder(adapter)
+    with RunProgress().stage("export", None):  # the base's fingerprint takes a look at all of its weights
+        done = export_gguf_adapter(folder, gguf, model, base, dtype.value, allow_other_base=allow_other_base)
     typer.echo(
         f"{gguf}: {done.layers} layers, rank {done.ranks}, alpha {done.alpha:g}, {done.size / 1e6:.1f} MB; "
         f"llama-cli -m {base or 'BASE.gguf'} --lora {gguf}"

@@ -16,6 +16,8 @@ def import_command(
 ) -> None:
     """Turn a GGUF adapter into a folder that Tsugiki and PEFT load."""
     from tsugiki.adapters.gguf_export import import_gguf_adapter
+    from tsugiki.train.progress import RunProgress
 
-    lora = import_gguf_adapter(file, model, out, allow_other_base=allow_other_base)
+    with RunProgress().stage("import", None):
+        lora = import_gguf_adapter(file, model, out, allow_other_base=allow_other_base)
     typer.echo(f"{out}: {len(lora.layers)} layers, for {model}")
