@@ -48,7 +48,7 @@ def test_what_was_merged_is_found_again(table: list[str], base: str, tmp_path: P
     deltas = {path: pair.delta().detach() for path, pair in adapter.pairs.items()}
     merged = ungraft(merge(model))
     merged.save_pretrained(tmp_path / "merged")
-    found = extract(str(tmp_path / "merged"), base, 4, targets + ["c_fc"])
+    found = extract(str(tmp_path / "merged"), base, 4, [*targets, "c_fc"])
     assert found.lora.layers.keys() == deltas.keys()
     assert {path: layer.r for path, layer in found.lora.layers.items()} == dict.fromkeys(deltas, 4)
     for path, layer in found.lora.layers.items():

@@ -1,10 +1,8 @@
 """All that can be wrong with an adapter is said, whatever wrote it."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -129,12 +127,3 @@ def test_pefts_folder_with_a_grafted_embedding_fits(tmp_path: Path):
     theirs.save_pretrained(tmp_path / "a")
     assert any("base_layer" in key for key in load_file(tmp_path / "a" / "adapter_model.safetensors"))
     assert verify(tmp_path / "a", known_base(base)) == []
-
-
-def test_what_another_loader_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refusals(loader: str, folder: Path) -> list[str]:
-        return [f"{loader} does not load {folder.name}"]
-
-    monkeypatch.setitem(sys.modules, "tsugiki.adapters.loaders", SimpleNamespace(refusals=refusals))
-    folder = write(tmp_path / "a")
-    assert verify(folder, loader="ollama") == ["ollama does not load a"]

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +47,15 @@ def known_base(name: str) -> KnownBase:
     return KnownBase(model, folder_fingerprint(folder) if folder else None)
 
 
-def verify(folder: Path, base: KnownBase | None = None, loader: str | None = None) -> list[str]:
+def verify(folder: Path, base: KnownBase | None = None) -> list[str]:
     """All that is wrong with the adapter in a folder; nothing, where it is whole and fits.
 
     Args:
         folder: the adapter's.
         base: that it must fit.
-        loader: that must not refuse it: "llama.cpp", "ollama" or "peft".
     """
     problems = find_problems(folder)
-    if problems:
-        return problems
-    if base:
-        problems += find_misfits(folder, base)
-    if loader:
-        problems += import_module("tsugiki.adapters.loaders").refusals(loader, folder)
-    return problems
+    return problems if problems or base is None else find_misfits(folder, base)
 
 
 def check_adapter(folder: Path) -> Any:

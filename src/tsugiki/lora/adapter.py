@@ -105,7 +105,7 @@ def new_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
         _refuse_what_does_not_fit(path, layer, config)
     modules = copies_to_save(model, config)
     pairs = {path: _pair(path, layer, config) for path, layer in targets.items()}
-    biases = _trained_biases(model, config, targets)
+    biases = trained_biases(model, config, targets)
     return LoraAdapter(
         config, pairs, modules, {path: nn.Parameter(bias.detach().clone()) for path, bias in biases.items()}
     )
@@ -184,7 +184,7 @@ def _trained_copy(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _trained_biases(model: nn.Module, config: LoraConfig, targets: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
+def trained_biases(model: nn.Module, config: LoraConfig, targets: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
     """The base's biases that `config` trains, by name before any graft."""
     if config.bias == "none":
         return {}

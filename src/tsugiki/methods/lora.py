@@ -147,7 +147,7 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
 
 
 def shortest_names(model: nn.Module, config: LoraConfig, targets: Mapping[str, nn.Module]) -> Sequence[str]:
-    """Name endings that find just these targets, or else their full names."""
+    """Of `target_modules`: name endings that find just these targets, or else their full names."""
     endings = sorted({name.rpartition(".")[2] for name in targets})
     found = find_targets(model, dataclasses.replace(config, target_modules=endings))
     return endings if set(found) == set(targets) else sorted(targets)

@@ -6,6 +6,7 @@ from tsugiki.cli.adapters.add import add_command
 from tsugiki.cli.adapters.combine import combine_command
 from tsugiki.cli.adapters.diff import diff_command
 from tsugiki.cli.adapters.extract import extract_command
+from tsugiki.cli.adapters.import_ import import_command
 from tsugiki.cli.adapters.list import list_command
 from tsugiki.cli.adapters.remove import remove_command
 from tsugiki.cli.adapters.rename import rename_command
@@ -30,3 +31,4 @@ adapters_app.command("combine")(combine_command)
 adapters_app.command("scale")(scale_command)
 adapters_app.command("truncate")(truncate_command)
 adapters_app.command("extract")(extract_command)
+adapters_app.command("import")(import_command)

@@ -1,12 +1,15 @@
 """`tsugiki adapters verify`."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsugiki.cli.adapters.options import Library
 from tsugiki.errors import TsugikiError
+
+if TYPE_CHECKING:
+    from tsugiki.train.config import RunConfig
 
 
 class Loader(StrEnum):
@@ -15,11 +18,16 @@ class Loader(StrEnum):
     llama_cpp = "llama.cpp"
     ollama = "ollama"
     peft = "peft"
+    vllm = "vllm"
+
+
+_SETTINGS = (".yaml", ".yml")
 
 
 def verify_command(
     adapters: Annotated[
-        list[str] | None, typer.Argument(help="Names in the library, or folders; the whole library if unset.")
+        list[str] | None,
+        typer.Argument(help="Names in the library, folders, or a run's settings (.yaml); the whole library if unset."),
     ] = None,
     loader: Annotated[
         Loader | None, typer.Option("--for", help="Say what this loader would refuse, too.", show_default=False)
@@ -32,28 +40,48 @@ def verify_command(
     """Read adapters whole and say everything that is wrong with them; exit status 2 where anything is.
 
     Whether the config is known, the weights are safetensors and finite, and LoRA's pairs whole and of the ranks that
-    the config says.
+    the config says. With --for, what another program would refuse: of an adapter, or, before training, of a run's
+    settings.
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
+    from tsugiki.adapters.loaders import refusals
     from tsugiki.adapters.verify import known_base, verify
     from tsugiki.cli.tables import say
+    from tsugiki.train.loaders import refusals_of_run
     from tsugiki.train.progress import RunProgress
 
     home = library or library_folder()
-    folders = {name: adapter_folder(name, home) for name in adapters or ()} or {
-        entry.name: entry.folder for entry in read_library(home)
-    }
+    given = adapters or [entry.name for entry in read_library(home)]
+    if not given:
+        say(f"no adapters in {home} yet; `tsugiki adapters add FOLDER` copies one there, a run's for example")
+        return
     progress, broken = RunProgress(), 0
     with progress.stage("base", None):
         base = known_base(model) if model else None
-    with progress.stage("adapters", len(folders)) as advance:
-        for name, folder in folders.items():
-            problems = verify(folder, base, loader.value if loader else None)
+    with progress.stage("adapters", len(given)) as advance:
+        for name in given:
+            if name.endswith(_SETTINGS):
+                problems = refusals_of_run(_required(loader, name), _settings(name, model))
+            else:
+                folder = adapter_folder(name, home)
+                problems = verify(folder, base) or (refusals(loader.value, folder, model) if loader else [])
             broken += bool(problems)
             for problem in problems or ["nothing is wrong"]:
                 say(f"{name}: {problem}")
             advance(1)
-    if not folders:
-        say(f"no adapters in {home} yet; `tsugiki adapters add FOLDER` copies one there, a run's for example")
     if broken:
-        raise TsugikiError(f"something is wrong with {broken} of {len(folders)} adapters")
+        raise TsugikiError(f"something is wrong with {broken} of {len(given)}")
+
+
+def _settings(path: str, model: str | None) -> "RunConfig":
+    from pathlib import Path
+
+    from tsugiki.train.config import load_config
+
+    return load_config(Path(path), {"model": model} if model else {})
+
+
+def _required(loader: Loader | None, name: str) -> str:
+    if loader is None:
+        raise TsugikiError(f"{name} is a run's settings: --for says which loader is to be asked about its adapter")
+    return loader.value

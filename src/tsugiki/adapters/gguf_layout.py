@@ -1,0 +1,154 @@
+"""How llama.cpp names and orders the layers of a model, for each architecture that is known here.
+
+`model.layers.0.self_attn.q_proj` is `blk.0.attn_q` there, and the rows of some weights stand in another order: rows
+that rotate together are half a head apart in transformers, and neighbours there (the `llama` family); where queries,
+keys and values of one head stand together, all queries come first there. B of a pair has the rows of its weight.
+
+The names are the `gguf` package's. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.errors import TsugikiError
+from tsugiki.lora.layer import is_linear
+from tsugiki.lora.targets import base_modules, output_head
+
+RowOrder: TypeAlias = Callable[[Any, int], Tensor]
+"""A model's config and the rows of a weight -> for each row of llama.cpp's weight, which row of transformers' it is."""
+
+TABLE, HEAD = "token_embd", "output"
+"""The table of embeddings and the output head."""
+# All others, such as a table of positions, llama.cpp uses without asking for an adapter.
+_ADAPTED = re.compile(rf"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))|{TABLE}|{HEAD}")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of llama.cpp's architectures."""
+
+    name: str
+    """`general.architecture`."""
+    rows: Mapping[str, RowOrder] = field(default_factory=dict)
+    """Last part of a layer's name -> the order of its rows; those not here keep theirs."""
+
+
+def _neighbours(heads: str) -> RowOrder:
+    """Rows that rotate together beside each other; `heads` names the config's number of them."""
+
+    def order(config: Any, rows: int) -> Tensor:
+        return torch.arange(rows).view(getattr(config, heads), 2, -1).transpose(1, 2).reshape(-1)
+
+    return order
+
+
+def _kinds_apart(config: Any, rows: int) -> Tensor:
+    """All queries, all keys, all values, from the three of each head."""
+    return torch.arange(rows).view(config.num_attention_heads, 3, -1).transpose(0, 1).reshape(-1)
+
+
+def _groups_apart(config: Any, rows: int) -> Tensor:
+    """The same, from groups of queries with one key and one value."""
+    heads = config.num_attention_heads
+    one = 1 if config.multi_query else heads
+    groups = config.num_kv_heads if config.new_decoder_architecture else one
+    grouped = torch.arange(rows).view(groups, heads // groups + 2, -1)
+    return torch.cat([grouped[:, :-2].reshape(-1), grouped[:, -2].reshape(-1), grouped[:, -1].reshape(-1)])
+
+
+_ROTATED = {"q_proj": _neighbours("num_attention_heads"), "k_proj": _neighbours("num_key_value_heads")}
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "gpt2": Architecture("gpt2"),
+        "llama": Architecture("llama", _ROTATED),
+        "mistral": Architecture("llama", _ROTATED),
+        "granite": Architecture("granite", _ROTATED),
+        "smollm3": Architecture("smollm3", _ROTATED),
+        "qwen2": Architecture("qwen2"),
+        "qwen3": Architecture("qwen3"),
+        "gemma": Architecture("gemma"),
+        "gemma2": Architecture("gemma2"),
+        "gemma3_text": Architecture("gemma3"),
+        "olmo2": Architecture("olmo2"),
+        "cohere": Architecture("command-r"),
+        "phi": Architecture("phi2"),
+        "phi3": Architecture("phi3"),
+        "gpt_neox": Architecture("gptneox", {"query_key_value": _kinds_apart}),
+        "bloom": Architecture("bloom", {"query_key_value": _kinds_apart}),
+        "falcon": Architecture("falcon", {"query_key_value": _groups_apart}),
+    }
+)
+"""For each `model_type` of transformers; every row is held to llama.cpp itself by a test."""
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """The architecture that llama.cpp has for this model.
+
+    Raises:
+        TsugikiError: none that is known here.
+    """
+    model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+    if model_type not in ARCHITECTURES:
+        raise TsugikiError(
+            f"{model_type} is not among the architectures whose layout in llama.cpp is known "
+            f"here: {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[model_type]
+
+
+def gguf_names(model: Any) -> dict[str, str]:
+    """Layer -> its name in GGUF, without `.weight`, for every layer of which llama.cpp computes an adapter.
+
+    Raises:
+        TsugikiError: an architecture that is not known here.
+    """
+    return {path: name for path, name in _all_names(model).items() if _ADAPTED.fullmatch(name)}
+
+
+def why_not_adapted(model: Any, path: str) -> str:
+    """Why llama.cpp computes no adapter of this layer, which is not among `gguf_names`.
+
+    Raises:
+        TsugikiError: an architecture that is not known here.
+    """
+    layers = dict(base_modules(model))
+    if path not in layers:
+        return "which the base does not have"
+    if not is_linear(layers[path]) and not isinstance(layers[path], nn.Embedding):
+        return f"which is a {type(layers[path]).__name__}"
+    if path not in _all_names(model):
+        return "which is one tensor with the output head or the table of embeddings"
+    return f"whose adapter llama.cpp passes over ({_all_names(model)[path] or 'no tensor of that name'})"
+
+
+def _all_names(model: Any) -> dict[str, str]:
+    """Every linear layer and embedding, those that share their tensor with another left out; "" for an unknown name."""
+    import gguf
+
+    architecture = architecture_of(model).name
+    kind = next(kind for kind, known in gguf.MODEL_ARCH_NAMES.items() if known == architecture)
+    names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
+    tied = model.config.tie_word_embeddings or names.get_name("lm_head") is None  # it knows no head of Gemma's
+    shared = {id(model.get_input_embeddings()), id(output_head(model))} if tied else set()
+    return {
+        path: names.get_name(path) or ""
+        for path, layer in base_modules(model)
+        if (is_linear(layer) or isinstance(layer, nn.Embedding)) and id(layer) not in shared
+    }
+
+
+def row_order(model: Any, path: str, rows: int) -> Tensor | None:
+    """For each row of a layer's weight in llama.cpp, which row of transformers' it is; None where all are the same.
+
+    Raises:
+        TsugikiError: an architecture that is not known here.
+    """
+    order = architecture_of(model).rows.get(path.rpartition(".")[2])
+    return None if order is None else order(model.config, rows)

@@ -1,0 +1,183 @@
+"""Adapters for llama.cpp: the same logits there as here, the same adapter back, and refusals that are its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from tests.adapters.gguf_base import llama_cpp_logits, own_logits, write_base
+from tests.tiny import ids, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
+from tsugiki.adapters.gguf_adapter import open_gguf, read_gguf_adapter, write_gguf_adapter
+from tsugiki.adapters.gguf_layout import ARCHITECTURES
+from tsugiki.adapters.loaders import llama_cpp_refusals
+from tsugiki.adapters.stored import StoredLora, read_lora, write_lora
+
+TOKENS = ids(1, 8)[0].tolist()
+ROUNDED_GELU = ("gpt2", "gemma", "gemma2", "gemma3_text", "phi", "gpt_neox", "bloom", "falcon")  # ggml's is a table
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 8},  # as in the released models, where it is the width of a head
+    "gemma3_text": {"query_pre_attn_scalar": 8, "layer_types": ["sliding_attention"] * 2},  # each sixth is full there
+}
+FALCONS = [{"multi_query": False}, {"new_decoder_architecture": True, "num_kv_heads": 2}]
+CASES = [(kind, {}) for kind in ARCHITECTURES] + [("falcon", fields) for fields in FALCONS]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def sharp_model(kind: str, **overrides: Any) -> Any:
+    """A tiny model whose attention looks at something, so that an order of rows that is wrong shows."""
+    model = tiny_model(kind, **OVERRIDES.get(kind, {}), **overrides)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2 and kind != "gpt2":
+                parameter.mul_(6)
+    return model
+
+
+def grafted(kind: str, folder: Path, overrides: dict[str, Any], **fields: Any) -> tuple[Any, StoredLora]:
+    """A model with a shaken adapter, and the adapter as its folder holds it."""
+    model = sharp_model(kind, **overrides)
+    graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}))
+    shake(model)
+    save_adapter(model, folder)
+    return model, read_lora(folder)
+
+
+def same_in_llama_cpp(kind: str, folder: Path, overrides: dict[str, Any] | None = None, **fields: Any) -> None:
+    pytest.importorskip("llama_cpp")
+    model, lora = grafted(kind, folder / "a", overrides or {}, **fields)
+    ours = own_logits(model, TOKENS)
+    with disable_adapter(model):
+        base = own_logits(model, TOKENS)
+        file = write_base(sharp_model(kind, **overrides or {}), folder / "base.gguf")
+    assert not llama_cpp_refusals(lora, model)
+    write_gguf_adapter(lora, model, folder / "a.gguf")
+    tolerance = (4e-3 if kind in ROUNDED_GELU else 1e-5) * np.abs(ours).max()
+    assert np.abs(llama_cpp_logits(file, TOKENS) - base).max() < tolerance
+    assert np.abs(llama_cpp_logits(file, TOKENS, folder / "a.gguf") - ours).max() < tolerance
+    assert np.abs(ours - base).max() > 20 * tolerance
+
+
+@pytest.mark.parametrize(("kind", "overrides"), CASES, ids=str)
+def test_logits_are_llama_cpps(kind: str, overrides: dict[str, Any], tmp_path: Path):
+    same_in_llama_cpp(kind, tmp_path, overrides, target_modules="all-linear")
+
+
+@pytest.mark.parametrize("layer", ["embed_tokens", "lm_head"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3"])
+def test_head_and_embeddings_of_their_own(kind: str, layer: str, tmp_path: Path):
+    same_in_llama_cpp(kind, tmp_path, target_modules=[layer])
+
+
+@pytest.mark.parametrize("layer", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+def test_each_layer_alone(layer: str, tmp_path: Path):
+    same_in_llama_cpp("llama", tmp_path, target_modules=[layer])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 5}},
+        {"init_lora_weights": "pissa"},
+        {"layers_to_transform": [1], "target_modules": ["k_proj"]},
+    ],
+)
+def test_scalings_of_any_kind(fields: dict[str, Any], tmp_path: Path):
+    same_in_llama_cpp("llama", tmp_path, **fields)
+
+
+def test_sixteen_bits(tmp_path: Path):
+    pytest.importorskip("llama_cpp")
+    model, lora = grafted("llama", tmp_path / "a", {})
+    file = write_base(sharp_model("llama"), tmp_path / "base.gguf")
+    write_gguf_adapter(lora, model, tmp_path / "a.gguf", "f16")
+    assert {one.data.dtype for one in open_gguf(tmp_path / "a.gguf").tensors} == {np.dtype(np.float16)}
+    assert np.abs(llama_cpp_logits(file, TOKENS, tmp_path / "a.gguf") - own_logits(model, TOKENS)).max() < 5e-3
+    big = {path: type(layer)(layer.A * 1e6, layer.B, layer.scaling) for path, layer in lora.layers.items()}
+    with pytest.raises(TsugikiError, match="too large for 16 bits"):
+        write_gguf_adapter(StoredLora(lora.config, big, {}, lora.base, None), model, tmp_path / "b.gguf", "f16")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma3_text", "gpt_neox", "falcon"])
+def test_there_and_back(kind: str, tmp_path: Path):
+    model, lora = grafted(kind, tmp_path / "a", {})
+    write_gguf_adapter(lora, model, tmp_path / "a.gguf")
+    again = read_gguf_adapter(tmp_path / "a.gguf", sharp_model(kind))
+    assert again.layers.keys() == lora.layers.keys()
+    for path, layer in lora.layers.items():
+        assert torch.equal(again.layers[path].A, layer.A)
+        assert torch.equal(again.layers[path].B, layer.B)
+        assert again.layers[path].scaling == layer.scaling
+    write_lora(again, tmp_path / "b", {})
+    fresh = sharp_model(kind)
+    load_adapter(fresh, tmp_path / "b")
+    assert np.array_equal(own_logits(fresh, TOKENS), own_logits(model, TOKENS))
+    assert read_lora(tmp_path / "b").config.target_modules == sorted(lora.config.target_modules or ())
+
+
+def test_embeddings_and_patterns_there_and_back(tmp_path: Path):
+    fields = {
+        "target_modules": ["q_proj", "embed_tokens", "lm_head"],
+        "rank_pattern": {"q_proj": 2},
+        "use_rslora": True,
+    }
+    model, lora = grafted("llama", tmp_path / "a", {}, **fields)
+    write_gguf_adapter(lora, model, tmp_path / "a.gguf")
+    write_lora(read_gguf_adapter(tmp_path / "a.gguf", model), tmp_path / "b", {})
+    fresh = sharp_model("llama")
+    load_adapter(fresh, tmp_path / "b")
+    assert np.abs(own_logits(fresh, TOKENS) - own_logits(model, TOKENS)).max() < 1e-5
+
+
+# What llama.cpp itself says of what is refused here.
+
+
+def _llama_cpp_apart(base: Path, lora: Path) -> subprocess.CompletedProcess[str]:
+    """llama.cpp in a process of its own, which an assertion of ggml ends; prints the largest change of a logit."""
+    pytest.importorskip("llama_cpp")
+    code = (
+        "from pathlib import Path; from tests.adapters.gguf_base import llama_cpp_logits as f; import numpy as np; "
+        f"b, l, t = Path({str(base)!r}), Path({str(lora)!r}), {TOKENS}; print(np.abs(f(b, t, l) - f(b, t)).max())"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def _write_pair(path: Path, architecture: str, name: str, shapes: tuple[tuple[int, int], tuple[int, int]]) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8)
+    for letter, shape in zip("ab", shapes, strict=True):
+        writer.add_tensor(f"{name}.lora_{letter}", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_llama_cpp_passes_over_positions(tmp_path: Path):
+    base = write_base(tiny_model("gpt2"), tmp_path / "base.gguf")
+    ran = _llama_cpp_apart(base, _write_pair(tmp_path / "a.gguf", "gpt2", "position_embd.weight", ((4, 32), (64, 4))))
+    assert (ran.returncode, float(ran.stdout)) == (0, 0.0)
+    _, lora = grafted("gpt2", tmp_path / "a", {}, target_modules=["wpe", "c_attn"])
+    said = llama_cpp_refusals(lora, tiny_model("gpt2"))
+    assert said == ["it adapts transformer.wpe, whose adapter llama.cpp passes over (position_embd)"]
+
+
+def test_llama_cpp_takes_no_tied_embeddings(tmp_path: Path):
+    base = write_base(tiny_model("gpt2"), tmp_path / "base.gguf")
+    table = _write_pair(tmp_path / "a.gguf", "gpt2", "token_embd.weight", ((96, 4), (32, 4)))
+    assert _llama_cpp_apart(base, table).returncode != 0
+    head = _write_pair(tmp_path / "b.gguf", "gpt2", "output.weight", ((4, 32), (96, 4)))
+    assert _llama_cpp_apart(base, head).returncode != 0
+    for layer in ("wte", "lm_head"):
+        _, lora = grafted("gpt2", tmp_path / layer, {}, target_modules=[layer])
+        assert "is one tensor with the output head" in llama_cpp_refusals(lora, tiny_model("gpt2"))[0]

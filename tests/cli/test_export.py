@@ -1,0 +1,134 @@
+"""`tsugiki export` and `tsugiki adapters import`, through the command line: files, and one line for each bad input."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.adapters.gguf_base import write_base
+from tests.tiny import save_tiny, shake
+from tsugiki import LoraConfig, graft, save_adapter
+from tsugiki.adapters.stored import read_lora
+from tsugiki.models import load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def adapter(base: str, folder: str, **fields: Any) -> None:
+    model = load_model(base)
+    graft(model, LoraConfig(**{"r": 2, "lora_alpha": 4, **fields}))
+    shake(model)
+    save_adapter(model, folder)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter(base, "a")
+    return base
+
+
+def refused(run: Any, *arguments: str) -> str:
+    """The one line of a command that fails, and leaves everything as it was."""
+    before = sorted((path, path.stat().st_size) for path in Path().rglob("*") if path.is_file())
+    status, out, error = run(*arguments)
+    assert (status, out, error.count("\n")) == (2, "", 1)
+    assert sorted((path, path.stat().st_size) for path in Path().rglob("*") if path.is_file()) == before
+    return str(error)
+
+
+def test_there_and_back(run: Any, base: str):
+    write_base(load_model(base), Path("base.gguf"))
+    status, out, _ = run("export", "a", "--gguf", "a.gguf", "--base", "base.gguf")
+    assert status == 0
+    assert "a.gguf: 14 layers, rank 2, alpha 4" in out
+    assert "llama-cli -m base.gguf --lora a.gguf" in out
+    lines = Path("a.Modelfile").read_text().splitlines()
+    assert f"FROM {Path('base.gguf').absolute()}" in lines
+    assert "ADAPTER ./a.gguf" in lines
+    assert "PARAMETER num_ctx 64" in lines
+    assert run("adapters", "import", "a.gguf", "--model", base, "--out", "b")[0] == 0
+    a, b = read_lora(Path("a")), read_lora(Path("b"))
+    assert a.base == b.base
+    assert {path: layer.B.tolist() for path, layer in a.layers.items()} == {
+        path: layer.B.tolist() for path, layer in b.layers.items()
+    }
+    assert "FROM" not in [line.split(" ")[0] for line in _exported(run, "c", "a")]
+
+
+def _exported(run: Any, name: str, adapter: str) -> list[str]:
+    assert run("export", adapter, "--gguf", f"{name}.gguf")[0] == 0
+    return Path(f"{name}.Modelfile").read_text().splitlines()
+
+
+def test_exports_that_cannot_be(run: Any, base: str, tmp_path: Path):
+    gpt2 = save_tiny(tmp_path / "gpt2", "gpt2")
+    opt = save_tiny(tmp_path / "opt", "opt")
+    adapter(base, "dora", use_dora=True)
+    adapter(base, "head", modules_to_save=["lm_head"])
+    adapter(gpt2, "positions", target_modules=["wpe", "wte"])
+    adapter(opt, "of-opt")
+    write_base(load_model(gpt2), Path("gpt2.gguf"))
+    assert "magnitudes of DoRA" in refused(run, "export", "dora", "--gguf", "x.gguf")
+    assert "(lm_head.weight)" in refused(run, "export", "head", "--gguf", "x.gguf")
+    assert "passes over (position_embd)" in refused(run, "export", "positions", "--gguf", "x.gguf")
+    assert "opt is not among the architectures" in refused(run, "export", "of-opt", "--gguf", "x.gguf")
+    assert "trained on another base" in refused(run, "export", "a", "--gguf", "x.gguf", "--model", gpt2)
+    assert "base does not have" in refused(
+        run, "export", "a", "--gguf", "x.gguf", "--model", gpt2, "--allow-other-base"
+    )
+    assert "of architecture 'gpt2'" in refused(run, "export", "a", "--gguf", "x.gguf", "--base", "gpt2.gguf")
+    assert "is no GGUF file" in refused(run, "export", "a", "--gguf", "x.gguf", "--base", f"{base}/config.json")
+    assert "there is no folder" in refused(run, "export", "a", "--gguf", "no/x.gguf")
+    assert "ends in .gguf" in refused(run, "export", "a", "--gguf", "x.bin")
+    assert "no adapter" in refused(run, "export", "nothing", "--gguf", "x.gguf")
+    assert run("export", "a", "--gguf", "x.gguf")[0] == 0
+    assert "x.gguf is there already" in refused(run, "export", "a", "--gguf", "x.gguf")
+    Path("x.gguf").unlink()
+    assert "x.Modelfile is there already" in refused(run, "export", "a", "--gguf", "x.gguf")
+    assert "is an adapter" in refused(run, "export", "a", "--gguf", "y.gguf", "--base", _kept(run))
+
+
+def _kept(run: Any) -> str:
+    assert run("export", "a", "--gguf", "kept.gguf")[0] == 0
+    return "kept.gguf"
+
+
+def test_a_full_disk_leaves_nothing(run: Any, base: str, monkeypatch: pytest.MonkeyPatch):
+    import gguf
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    assert "cannot write x.gguf: No space left on device" in refused(run, "export", "a", "--gguf", "x.gguf")
+
+
+def test_imports_that_cannot_be(run: Any, base: str, tmp_path: Path):
+    kept = _kept(run)
+    content = Path(kept).read_bytes()
+    for size in (3, 200, 2000, len(content) - 9):
+        Path("cut.gguf").write_bytes(content[:size])
+        said = refused(run, "adapters", "import", "cut.gguf", "--model", base, "--out", "x")
+        assert "cut.gguf is broken, or cut short" in said or "cut.gguf is no GGUF file" in said
+    gpt2, wide = save_tiny(tmp_path / "gpt2", "gpt2"), save_tiny(tmp_path / "wide", "llama", intermediate_size=64)
+    other = save_tiny(tmp_path / "other", "llama", seed=1)
+    write_base(load_model(base), Path("base.gguf"))
+
+    def said(file: str, model: str, out: str = "x", *more: str) -> str:
+        return refused(run, "adapters", "import", file, "--model", model, "--out", out, *more)
+
+    assert "is for a base of architecture 'llama', and this one is 'gpt2'" in said(kept, gpt2)
+    assert "ffn_gate has A [2, 32] and B [48, 2], and the layer takes 32 and gives 64" in said(kept, wide)
+    assert "was made for another base" in said(kept, other)
+    assert "is no adapter" in said("base.gguf", base)
+    assert "No such file" in said("none.gguf", base)
+    assert "Is a directory" in said("a", base)
+    assert "a is there already" in said(kept, base, "a")
+    shutil.copy(kept, "nan.gguf")
+    with Path("nan.gguf").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\xff\xff\xff\x7f")
+    assert "is not finite" in said("nan.gguf", base)
