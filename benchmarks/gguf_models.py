@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from tsugiki import load_adapter
-from tsugiki.adapters.gguf_model import STORED
 from tsugiki.bench.figures import Figures
 from tsugiki.bench.table import markdown
 from tsugiki.data.encoding import document_start, encode
+from tsugiki.export.model_file import STORED
 from tsugiki.models import load_model, load_tokenizer
 
 _HEADERS = {
@@ -102,8 +102,8 @@ class _Exported:
 
 def _export(model: str, adapter: Path | None, path: Path, stored: str) -> _Exported:
     """Export by the command line, in a process of its own: what it says, how long, how much memory."""
-    command = [sys.executable, "-m", "tsugiki", "export-model", "--model", model, "--gguf", str(path)]
-    command += ["--dtype", stored, *(["--adapter", str(adapter)] if adapter else [])]
+    command = [sys.executable, "-m", "tsugiki", "export", "--model", model, "--gguf", str(path)]
+    command += ["--dtype", stored, *([str(adapter), "--merged"] if adapter else [])]
     begin = time.perf_counter()
     said = path.with_suffix(".txt")
     with said.open("w") as file:

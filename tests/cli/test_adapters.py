@@ -12,6 +12,7 @@ import pytest
 from tests.adapters.folders import write
 from tests.adapters.test_library import contents
 from tests.report.pages import record
+from tests.tiny import TEXT, save_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +159,7 @@ def test_an_adapter_by_its_name(run, base: str, library: Path):
         (("remove", "--yes", ".."), "no adapter '..' in"),
         (("remove", "--yes", "../library"), "no adapter '../library' in"),
         (("verify", "nowhere"), "no adapter 'nowhere'"),
-        (("verify", "--for", "vllm"), "'vllm' is not one of"),
+        (("verify", "--for", "tgi"), "'tgi' is not one of"),
         (("verify", "--model", "./nowhere"), "there is no such folder"),
         (("diff", "soseki"), "Missing argument 'second'"),
         (("list", "--library", "text"), "the library text cannot be read: Not a directory"),
@@ -171,3 +172,21 @@ def test_bad_input_is_one_line_and_changes_nothing(arguments: tuple[str, ...], s
     assert (status, err.count("\n")) == (2, 1)
     assert said in err
     assert contents(two.parent) == before
+
+
+def test_what_another_program_refuses_is_said_before_training_and_after(run, tmp_path: Path, library: Path):
+    base = save_tiny(tmp_path / "base", "llama")
+    (tmp_path / "text.txt").write_text(TEXT)
+    settings = f"model: {base}\ndata: text.txt\nout: run\nmax_steps: 1\nblock_size: 32\n"
+    (tmp_path / "plain.yaml").write_text(settings)
+    (tmp_path / "dora.yaml").write_text(settings + "method: dora\n")
+    before = ("adapters", "verify", "plain.yaml", "--for")
+    assert run(*before, "llama.cpp")[:2] == run(*before, "vllm")[:2] == (0, "plain.yaml: nothing is wrong\n")
+    status, out, err = run("adapters", "verify", "dora.yaml", "--for", "llama.cpp")
+    assert (status, err) == (2, "tsugiki: something is wrong with 1 of 1 adapters\n")
+    assert "dora.yaml: llama.cpp has no place for the magnitudes of DoRA" in out
+    assert "--for says which loader" in run("adapters", "verify", "dora.yaml")[2]
+    assert run("train", "dora.yaml")[0] == 0
+    for loader, said in (("llama.cpp", "magnitudes of DoRA"), ("vllm", "it is DoRA"), ("ollama", "takes no adapters")):
+        assert said in run("adapters", "verify", "./run", "--for", loader)[1]
+    assert run("adapters", "verify", "./run", "--for", "peft")[:2] == (0, "./run: nothing is wrong\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.adapters.gguf_base import write_base
+from tests.export.bases import write_base
 from tests.tiny import save_tiny, shake
 from tsugiki import LoraConfig, graft, save_adapter
 from tsugiki.adapters.stored import read_lora
@@ -49,7 +49,7 @@ def test_there_and_back(run: Any, base: str):
     assert f"FROM {Path('base.gguf').absolute()}" in lines
     assert "ADAPTER ./a.gguf" in lines
     assert "PARAMETER num_ctx 64" in lines
-    assert run("adapters", "import", "a.gguf", "--model", base, "--out", "b")[0] == 0
+    assert run("adapters", "import", "a.gguf", "--model", base, "--out", "./b")[0] == 0
     a, b = read_lora(Path("a")), read_lora(Path("b"))
     assert a.base == b.base
     assert {path: layer.B.tolist() for path, layer in a.layers.items()} == {
@@ -111,13 +111,13 @@ def test_imports_that_cannot_be(run: Any, base: str, tmp_path: Path):
     content = Path(kept).read_bytes()
     for size in (3, 200, 2000, len(content) - 9):
         Path("cut.gguf").write_bytes(content[:size])
-        said = refused(run, "adapters", "import", "cut.gguf", "--model", base, "--out", "x")
+        said = refused(run, "adapters", "import", "cut.gguf", "--model", base, "--out", "./x")
         assert "cut.gguf is broken, or cut short" in said or "cut.gguf is no GGUF file" in said
     gpt2, wide = save_tiny(tmp_path / "gpt2", "gpt2"), save_tiny(tmp_path / "wide", "llama", intermediate_size=64)
     other = save_tiny(tmp_path / "other", "llama", seed=1)
     write_base(load_model(base), Path("base.gguf"))
 
-    def said(file: str, model: str, out: str = "x", *more: str) -> str:
+    def said(file: str, model: str, out: str = "./x", *more: str) -> str:
         return refused(run, "adapters", "import", file, "--model", model, "--out", out, *more)
 
     assert "is for a base of architecture 'llama', and this one is 'gpt2'" in said(kept, gpt2)
@@ -126,7 +126,7 @@ def test_imports_that_cannot_be(run: Any, base: str, tmp_path: Path):
     assert "is no adapter" in said("base.gguf", base)
     assert "No such file" in said("none.gguf", base)
     assert "Is a directory" in said("a", base)
-    assert "a is there already" in said(kept, base, "a")
+    assert "a is there already" in said(kept, base, "./a")
     shutil.copy(kept, "nan.gguf")
     with Path("nan.gguf").open("r+b") as file:
         file.seek(-4, 2)

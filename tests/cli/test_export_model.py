@@ -1,4 +1,4 @@
-"""`tsugiki export-model`: what it writes and says, and what it does with bad input."""
+"""`tsugiki export` of whole models: what it writes and says, and what it does with bad input."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def _config(base: str, **fields: Any) -> None:
 
 
 def test_a_model_folder(run: Any, base: str, tmp_path: Path) -> None:
-    status, out, err = run("export-model", "--model", base, "--gguf", "m.gguf", "--dtype", "f16")
+    status, out, err = run("export", "--model", base, "--gguf", "m.gguf", "--dtype", "f16")
     assert (status, err) == (0, "")
     assert out.startswith("m.gguf: 28 tensors of a gpt2 in f16, 0.1 MB; for Ollama: m.Modelfile\ntokens: asked ")
     assert out.endswith(" 0 differences\n")
@@ -67,7 +67,7 @@ def _break(what: str, base: str) -> None:
 def test_a_bad_model_is_one_line_and_nothing_is_left(what: str, said: str, run: Any, base: str, tmp_path: Path) -> None:
     _break(what, base)
     before = sorted(os.listdir(tmp_path))
-    status, out, err = run("export-model", "--model", base, "--gguf", "m.gguf")
+    status, out, err = run("export", "--model", base, "--gguf", "m.gguf")
     assert status == 2
     assert out == ""
     assert said in err
@@ -90,7 +90,7 @@ def test_a_bad_place_is_one_line_and_what_was_there_stays(gguf: str, said: str, 
     Path("there.gguf").write_text("mine")
     Path("half.Modelfile").write_text("mine")
     before = sorted(os.listdir("."))
-    status, _, err = run("export-model", "--model", base, "--gguf", gguf)
+    status, _, err = run("export", "--model", base, "--gguf", gguf)
     assert status == 2
     assert said in err
     assert err.count("\n") == 1
@@ -106,22 +106,22 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(run: Any, base: str, monkey
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
     before = sorted(os.listdir("."))
-    status, _, err = run("export-model", "--model", base, "--gguf", "m.gguf")
+    status, _, err = run("export", "--model", base, "--gguf", "m.gguf")
     assert (status, err) == (2, "tsugiki: cannot write m.gguf: No space left on device\n")
     assert sorted(os.listdir(".")) == before
 
 
 def test_other_tokens_are_refused_unless_they_are_asked_for(run: Any, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from tests.adapters.tokenizers_of_kinds import unigram
+    from tests.export.tokenizers_of_kinds import unigram
 
     folder = save_tiny(tmp_path / "model", "gpt2", vocab_size=300)
     unigram().save_pretrained(folder)
-    status, out, err = run("export-model", "--model", folder, "--gguf", "m.gguf")
+    status, out, err = run("export", "--model", folder, "--gguf", "m.gguf")
     assert (status, out) == (2, "")
     assert "the export would not read text as the model does: ' A space before, and two after." in err
     assert not Path("m.gguf").exists()
-    status, out, err = run("export-model", "--model", folder, "--gguf", "m.gguf", "--allow-other-tokens")
+    status, out, err = run("export", "--model", folder, "--gguf", "m.gguf", "--allow-other-tokens")
     assert status == 0
     assert "' A space before, and two after.  ' is 19 tokens in llama.cpp and 20 here" in out
     assert Path("m.gguf").exists()

@@ -10,16 +10,15 @@ their files a tensor at a time, so there is one layer of each in memory, however
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tsugiki.adapters.combine import Track
 from tsugiki.adapters.files import Base
 from tsugiki.adapters.fingerprint import folder_fingerprint
 from tsugiki.adapters.matrices import balanced
+from tsugiki.adapters.model_files import StoredTensors
 from tsugiki.adapters.stored import Factors, StoredLora
 from tsugiki.adapters.truncate import Kept
 from tsugiki.errors import TsugikiError, listed
@@ -108,16 +107,7 @@ class _Stored:
         """`prefix` is the name of the headless model, which names in files have or lack."""
         self.name, self.prefix = name, f"{prefix}."
         self.folder = model_folder(name)
-        self.files: dict[str, Path] = {}
-        """Tensor's name -> the file it is in."""
-        for path in sorted(self.folder.glob("model*.safetensors")):
-            try:
-                with safe_open(path, "pt") as file:
-                    self.files |= dict.fromkeys(file.keys(), path)
-            except (SafetensorError, OSError) as error:
-                raise TsugikiError(f"{path} is broken: {error}") from error
-        if not self.files:
-            raise TsugikiError(f"{name} has no safetensors weights (pickled ones are not loaded)")
+        self.tensors = StoredTensors(self.folder)
 
     def read(self, uses: Sequence[str]) -> Tensor:
         """The parameter that has these names in a model.
@@ -126,14 +116,10 @@ class _Stored:
             TsugikiError: it is not there, is not finite, or is not in 16 bits or more.
         """
         keys = [key for use in uses for key in (use, use.removeprefix(self.prefix), self.prefix + use)]
-        key = next((key for key in keys if key in self.files), None)
+        key = next((key for key in keys if key in self.tensors), None)
         if key is None:
             raise TsugikiError(f"{self.name} has no {uses[0]}: it is not whole, or of another architecture")
-        try:
-            with safe_open(self.files[key], "pt") as file:
-                tensor: Tensor = file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise TsugikiError(f"{self.files[key]} is broken: {error}") from error
+        tensor = self.tensors[key]
         if not tensor.is_floating_point() or tensor.itemsize < 2:
             raise TsugikiError(f"{self.name} holds {key} as {tensor.dtype}; give a model in 16 bits or more")
         if not torch.isfinite(tensor).all():

@@ -2,11 +2,14 @@
 
 import math
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from tsugiki.adapters.files import read_json, write_json
 from tsugiki.adapters.shard import Entry, Shard, read_shard
@@ -46,6 +49,33 @@ def read_shards(folder: Path) -> list[Shard]:
     if wrong:
         raise TsugikiError(f"{path} looks for {wrong[0]} in {names[wrong[0]]}, where it is not")
     return shards
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """Key in the files of a model's folder -> tensor as stored, read, as pages of its file, when it is asked for.
+
+    Raises:
+        TsugikiError: as for `read_shards`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Any] = {}
+        for shard in read_shards(folder):
+            try:
+                file: Any = safe_open(shard.path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise TsugikiError(f"{shard.path} is broken: {error}") from error
+            self._files |= dict.fromkeys(shard.entries, file)
+
+    def __getitem__(self, key: str) -> Tensor:
+        tensor: Tensor = self._files[key].get_tensor(key)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 @dataclass(frozen=True)

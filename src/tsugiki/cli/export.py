@@ -6,38 +6,133 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.cli.adapters.options import Library
+from tsugiki.errors import TsugikiError
+
 
 class Numbers(StrEnum):
     """What numbers are kept in."""
 
     f32 = "f32"
     f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
 
 
 def export_command(
-    adapter: Annotated[str, typer.Argument(help="An adapter: a folder, such as a run's, or a name in the library.")],
-    gguf: Annotated[Path, typer.Option(help="The new GGUF file, for llama.cpp (--lora).")],
+    gguf: Annotated[Path, typer.Option(help="The new GGUF file; a Modelfile for Ollama is written beside it.")],
+    adapter: Annotated[
+        str | None, typer.Argument(help="A folder, such as a run's, or a name in the library; a whole model if unset.")
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="The adapter's base, of which only the shape is read; the one it names if unset.")
+        str | None,
+        typer.Option(
+            help="The model, or the adapter's base: 'embedded', a folder, a GGUF file, a hub id. "
+            "The base that the adapter names if unset."
+        ),
     ] = None,
-    base: Annotated[
-        Path | None, typer.Option(help="The base as a GGUF file: checked against, and named in the Modelfile.")
-    ] = None,
-    dtype: Annotated[Numbers, typer.Option(help="What numbers are kept in.")] = Numbers.f32,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Export an adapter that was trained on another base.")
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Fold the adapter into its base, and export the whole model.")
     ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Of an adapter: its base as a GGUF file, to be checked against and named in the Modelfile."),
+    ] = None,
+    dtype: Annotated[
+        Numbers | None,
+        typer.Option(help="What numbers are kept in: of an adapter f32 or f16, of a model as its files hold them."),
+    ] = None,
+    allow_other_base: Annotated[
+        bool, typer.Option("--allow-other-base", help="Take an adapter that was trained on another base.")
+    ] = False,
+    allow_other_tokens: Annotated[
+        bool, typer.Option("--allow-other-tokens", help="Write a model that cuts text otherwise than its tokenizer.")
+    ] = False,
+    library: Library = None,
 ) -> None:
-    """Write an adapter for llama.cpp, and a Modelfile for Ollama beside it."""
-    from tsugiki.adapters.gguf_export import export_gguf_adapter
+    """Write an adapter, or a whole model, as a GGUF file for llama.cpp.
+
+    An adapter goes beside its base (llama-cli -m BASE --lora ADAPTER). A whole model is read back, and cuts text into
+    tokens as its tokenizer does, or it is not written.
+    """
+    from tsugiki.gguf_base.file import require_gguf
+
+    require_gguf()
+    if adapter is None:
+        _refuse(merged, "--merged folds an adapter into a base; name the adapter first")
+        _refuse(model is None, "nothing to export: name an adapter, or a model by --model")
+    _refuse(base is not None and (merged or adapter is None), "--base goes with an adapter that stays one")
+    if adapter is not None and not merged:
+        _refuse(dtype in (Numbers.bf16, Numbers.q8_0), "an adapter is kept in f32 or f16; --merged exports the model")
+        _export_adapter(adapter, gguf, model, base, dtype, library, allow_other_base)
+    else:
+        _export_model(adapter, gguf, model, dtype, library, allow_other_base, allow_other_tokens)
+
+
+def _export_adapter(
+    adapter: str,
+    gguf: Path,
+    model: str | None,
+    base: Path | None,
+    dtype: Numbers | None,
+    library: Path | None,
+    allow_other_base: bool,
+) -> None:
     from tsugiki.adapters.library import adapter_folder
+    from tsugiki.export.adapter import export_gguf_adapter
     from tsugiki.train.progress import RunProgress
 
-    folder = adapter_folder(adapter)
+    folder = adapter_folder(adapter, library)
     with RunProgress().stage("export", None):  # the base's fingerprint takes a look at all of its weights
-        done = export_gguf_adapter(folder, gguf, model, base, dtype.value, allow_other_base=allow_other_base)
+        done = export_gguf_adapter(
+            folder, gguf, model, base, "f16" if dtype == Numbers.f16 else "f32", allow_other_base=allow_other_base
+        )
     typer.echo(
         f"{gguf}: {done.layers} layers, rank {done.ranks}, alpha {done.alpha:g}, {done.size / 1e6:.1f} MB; "
         f"llama-cli -m {base or 'BASE.gguf'} --lora {gguf}"
     )
     typer.echo(f"{done.modelfile}: for Ollama before 0.34.1, which took adapters" + ("" if base else "; fill in FROM"))
+
+
+def _export_model(
+    adapter: str | None,
+    gguf: Path,
+    model: str | None,
+    dtype: Numbers | None,
+    library: Path | None,
+    allow_other_base: bool,
+    allow_other_tokens: bool,
+) -> None:
+    from tsugiki.adapters.files import read_base
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.export.model import export_model, merged_model, stored_model
+    from tsugiki.models import gguf_path
+    from tsugiki.train.progress import RunProgress
+
+    folder = None if adapter is None else adapter_folder(adapter, library)
+    name = model or (None if folder is None else read_base(folder).name)
+    if name is None:
+        raise TsugikiError(f"{folder} does not say what base it was trained on; name it by --model")
+    source = stored_model(name) if folder is None else merged_model(name, folder, allow_other_base=allow_other_base)
+    with RunProgress().stage("exporting", sum(tensor.numel() for tensor in source.weights.values())) as advance:
+        export = export_model(
+            source,
+            gguf,
+            dtype.value if dtype else None,
+            original=gguf_path(name),
+            allow_other_tokens=allow_other_tokens,
+            advance=advance,
+        )
+    written, tokens = export.written, export.tokens
+    typer.echo(
+        f"{export.gguf}: {written.tensors} tensors of a {written.architecture} in {written.stored}, "
+        f"{written.bytes / 1e6:,.1f} MB; for Ollama: {export.modelfile}"
+    )
+    typer.echo(f"tokens: asked {tokens.asked}; {tokens.prompts} prompts, {len(tokens.problems)} differences")
+    for line in (*tokens.problems, *tokens.notes):
+        typer.echo(f"  {line}")
+
+
+def _refuse(wrong: bool, message: str) -> None:
+    if wrong:
+        raise TsugikiError(message)

@@ -14,7 +14,6 @@ from tsugiki.cli.bench import bench_command
 from tsugiki.cli.compare import compare_command
 from tsugiki.cli.evaluate import evaluate_command
 from tsugiki.cli.export import export_command
-from tsugiki.cli.export_model import export_model_command
 from tsugiki.cli.generate import generate_command
 from tsugiki.cli.merge import merge_command
 from tsugiki.cli.methods import methods_command
@@ -52,7 +51,6 @@ app.command("generate")(generate_command)
 app.command("merge")(merge_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)
-app.command("export-model")(export_model_command)
 app.command("export")(export_command)
 app.add_typer(adapters_app, name="adapters")
 

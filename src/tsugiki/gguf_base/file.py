@@ -75,14 +75,19 @@ def read_header(path: Path) -> GgufHeader:
     try:
         if not is_gguf(path):
             raise TsugikiError(f"{path} is no GGUF file: it does not begin with the letters GGUF")
-        _import_gguf()
+        require_gguf()
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
     except OSError as error:
         raise TsugikiError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _import_gguf() -> None:
+def require_gguf() -> None:
+    """Ask that the gguf package is there.
+
+    Raises:
+        TsugikiError: it is not.
+    """
     try:
         import gguf  # noqa: F401
     except ImportError as error:

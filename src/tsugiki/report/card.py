@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tsugiki.adapters.files import Base
-from tsugiki.adapters.loaders import can_merge, is_plain_lora, peft_reads, rank_for_vllm, refused_by_vllm
+from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads, rank_for_vllm, refused_by_vllm
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS, form_of
 from tsugiki.models import EMBEDDED

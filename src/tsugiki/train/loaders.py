@@ -1,6 +1,6 @@
 """What another program will refuse of the adapter that a run would train, said before it does."""
 
-from tsugiki.adapters.loaders import refusals_before_training
+from tsugiki.export.loaders import refusals_before_training
 from tsugiki.models import empty_model
 from tsugiki.train.config import FULL, RunConfig
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.cli.adapters.options import Library
 from tsugiki.errors import TsugikiError
 
 
@@ -27,6 +28,7 @@ def combine_command(
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="Combine adapters that were trained on different bases.")
     ] = False,
+    library: Library = None,
 ) -> None:
     """Make one adapter of several that share a base.
 
@@ -40,7 +42,7 @@ def combine_command(
     from tsugiki.cli.adapters.shown import layers_bar, print_written
     from tsugiki.cli.tables import print_table
 
-    folders, target = [adapter_folder(adapter) for adapter in adapters], new_adapter_folder(out)
+    folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
     how = Combination(type_, rank, density, seed)
     parts = read_parts(folders, _numbers(weights) if weights is not None else [1 / len(folders)] * len(folders))
     with layers_bar("layers") as track:

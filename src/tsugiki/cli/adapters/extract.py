@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.cli.adapters.options import Library
+
 
 def extract_command(
     model: Annotated[str, typer.Option(help="The fine-tuned model: a folder, or a hub id.")],
@@ -13,6 +15,7 @@ def extract_command(
     target_modules: Annotated[
         str, typer.Option(help="Layers to extract: name endings 'a,b', or 'all-linear' (all but the output head).")
     ] = "all-linear",
+    library: Library = None,
 ) -> None:
     """Make an adapter of what a model learned when it was fine-tuned whole.
 
@@ -25,7 +28,7 @@ def extract_command(
     from tsugiki.cli.train import layer_names
     from tsugiki.errors import listed
 
-    target = new_adapter_folder(out)
+    target = new_adapter_folder(out, library)
     with layers_bar("layers") as track:
         found = extract(model, base, rank, layer_names(target_modules) or "all-linear", track)
     made = {"operation": "extract", "rank": rank, "from": [{"name": model}], "energy": found.energy}

@@ -5,19 +5,26 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.cli.adapters.options import Library
+
 
 def import_command(
     file: Annotated[Path, typer.Argument(help="A LoRA adapter as a GGUF file, as llama.cpp reads it.")],
     model: Annotated[str, typer.Option(help="Its base, of which only the shape is read.")],
-    out: Annotated[Path, typer.Option(help="A new folder for the adapter.")],
+    out: Annotated[str, typer.Option(help="A new name in the library, or the path of a new folder.")],
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="Import an adapter that was made for another base.")
     ] = False,
+    library: Library = None,
 ) -> None:
     """Turn a GGUF adapter into a folder that Tsugiki and PEFT load."""
-    from tsugiki.adapters.gguf_export import import_gguf_adapter
+    from tsugiki.adapters.library import new_adapter_folder
+    from tsugiki.export.adapter import import_gguf_adapter
+    from tsugiki.gguf_base.file import require_gguf
     from tsugiki.train.progress import RunProgress
 
+    require_gguf()
+    folder = new_adapter_folder(out, library)
     with RunProgress().stage("import", None):
-        lora = import_gguf_adapter(file, model, out, allow_other_base=allow_other_base)
-    typer.echo(f"{out}: {len(lora.layers)} layers, for {model}")
+        lora = import_gguf_adapter(file, model, folder, allow_other_base=allow_other_base)
+    typer.echo(f"{folder}: {len(lora.layers)} layers, for {model}")

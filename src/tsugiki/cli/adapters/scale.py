@@ -4,11 +4,14 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.cli.adapters.options import Library
+
 
 def scale_command(
     adapter: Annotated[str, typer.Argument(help="A name in the library, or a folder.")],
     by: Annotated[float, typer.Option(help="The factor on the update; -1 takes what was learned away from the base.")],
     out: Annotated[str, typer.Option(help="A new name in the library, or the path of a new folder.")],
+    library: Library = None,
 ) -> None:
     """Make an adapter that does more, less, or the opposite of another."""
     from tsugiki.adapters.combine import scaled
@@ -16,7 +19,7 @@ def scale_command(
     from tsugiki.adapters.stored import read_lora, source, write_lora
     from tsugiki.cli.adapters.shown import print_written
 
-    folder, target = adapter_folder(adapter), new_adapter_folder(out)
+    folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
     made = {"operation": "scale", "by": by, "from": [source(folder)]}
     write_lora(scaled(read_lora(folder), by), target, made)
     print_written(target)

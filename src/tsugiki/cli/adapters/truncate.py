@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.cli.adapters.options import Library
+
 
 def truncate_command(
     adapter: Annotated[str, typer.Argument(help="A name in the library, or a folder.")],
@@ -12,6 +14,7 @@ def truncate_command(
     energy: Annotated[
         float | None, typer.Option(help="Instead: in each layer the smallest rank that keeps this share, such as 0.99.")
     ] = None,
+    library: Library = None,
 ) -> None:
     """Lower an adapter's rank, each layer's update being approximated as well as the rank allows.
 
@@ -23,7 +26,7 @@ def truncate_command(
     from tsugiki.cli.adapters.shown import print_kept, print_written
     from tsugiki.errors import TsugikiError
 
-    folder, target = adapter_folder(adapter), new_adapter_folder(out)
+    folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
     lora = read_lora(folder)
     if rank is not None and energy is None:
         shorter, kept = truncated(lora, rank)

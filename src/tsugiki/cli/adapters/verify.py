@@ -44,9 +44,9 @@ def verify_command(
     settings.
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
-    from tsugiki.adapters.loaders import refusals
     from tsugiki.adapters.verify import known_base, verify
     from tsugiki.cli.tables import say
+    from tsugiki.export.loaders import refusals
     from tsugiki.train.loaders import refusals_of_run
     from tsugiki.train.progress import RunProgress
 
@@ -70,7 +70,7 @@ def verify_command(
                 say(f"{name}: {problem}")
             advance(1)
     if broken:
-        raise TsugikiError(f"something is wrong with {broken} of {len(given)}")
+        raise TsugikiError(f"something is wrong with {broken} of {len(given)} adapters")
 
 
 def _settings(path: str, model: str | None) -> "RunConfig":

@@ -3,7 +3,7 @@
     general.type = "adapter", adapter.type = "lora", general.architecture = the base's
     adapter.lora.alpha       one for all layers: ΔW = alpha / r · B A
     NAME.weight.lora_a       A [r, in]; of the table of embeddings its transpose [entries, r]
-    NAME.weight.lora_b       B [out, r], its rows in llama.cpp's order (see `gguf_layout`)
+    NAME.weight.lora_b       B [out, r], its rows in llama.cpp's order (see `layout`)
 
 A layer whose scaling is not alpha / r (rsLoRA, patterns) has the rest in its B. llama.cpp reads no more than this; keys
 that say which base it is for are for people, and for `read_gguf_adapter`.
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.files import Base
-from tsugiki.adapters.gguf_layout import TABLE, architecture_of, gguf_names, row_order
 from tsugiki.adapters.stored import Factors, StoredLora
 from tsugiki.errors import TsugikiError, listed
+from tsugiki.export.layout import TABLE, architecture_of, gguf_names, row_order
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
 from tsugiki.lora.targets import base_modules

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import torch
 
-from tsugiki.adapters.gguf_layout import ARCHITECTURES, row_order
+from tsugiki.export.layout import ARCHITECTURES, row_order
 
 F32 = 0  # ggml's number of it
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.adapters.gguf_base import llama_cpp_logits, own_logits, write_base
+from tests.export.bases import llama_cpp_logits, own_logits, write_base
 from tests.tiny import ids, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
-from tsugiki.adapters.gguf_adapter import open_gguf, read_gguf_adapter, write_gguf_adapter
-from tsugiki.adapters.gguf_layout import ARCHITECTURES
-from tsugiki.adapters.loaders import llama_cpp_refusals
 from tsugiki.adapters.stored import StoredLora, read_lora, write_lora
+from tsugiki.export.adapter_file import open_gguf, read_gguf_adapter, write_gguf_adapter
+from tsugiki.export.layout import ARCHITECTURES
+from tsugiki.export.loaders import llama_cpp_refusals
 
 TOKENS = ids(1, 8)[0].tolist()
 ROUNDED_GELU = ("gpt2", "gemma", "gemma2", "gemma3_text", "phi", "gpt_neox", "bloom", "falcon")  # ggml's is a table
@@ -143,7 +143,7 @@ def _llama_cpp_apart(base: Path, lora: Path) -> subprocess.CompletedProcess[str]
     """llama.cpp in a process of its own, which an assertion of ggml ends; prints the largest change of a logit."""
     pytest.importorskip("llama_cpp")
     code = (
-        "from pathlib import Path; from tests.adapters.gguf_base import llama_cpp_logits as f; import numpy as np; "
+        "from pathlib import Path; from tests.export.bases import llama_cpp_logits as f; import numpy as np; "
         f"b, l, t = Path({str(base)!r}), Path({str(lora)!r}), {TOKENS}; print(np.abs(f(b, t, l) - f(b, t)).max())"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import TEXT
-from tsugiki.adapters.gguf_tokens import PROMPTS
+from tsugiki.export.tokens import PROMPTS
 
 _TEXTS = [TEXT, *PROMPTS * 3]
 CHAT = (

@@ -14,9 +14,9 @@ from torch import nn
 
 from tsugiki.adapters.files import read_base, read_peft_config
 from tsugiki.adapters.fingerprint import folder_fingerprint
-from tsugiki.adapters.gguf_layout import architecture_of, gguf_names, why_not_adapted
 from tsugiki.adapters.stored import StoredLora, read_lora
 from tsugiki.errors import TsugikiError, listed
+from tsugiki.export.layout import architecture_of, gguf_names, why_not_adapted
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_targets

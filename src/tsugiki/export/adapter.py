@@ -10,11 +10,11 @@ from torch import nn
 
 from tsugiki.adapters.files import Base
 from tsugiki.adapters.folders import new_file
-from tsugiki.adapters.gguf_adapter import Stored, open_gguf, read_gguf_adapter, said_in, write_gguf_adapter
-from tsugiki.adapters.gguf_layout import HEAD, TABLE, architecture_of, gguf_names
-from tsugiki.adapters.loaders import is_another_base, llama_cpp_refusals
 from tsugiki.adapters.stored import StoredLora, read_lora, write_lora
 from tsugiki.errors import TsugikiError, listed
+from tsugiki.export.adapter_file import Stored, open_gguf, read_gguf_adapter, said_in, write_gguf_adapter
+from tsugiki.export.layout import HEAD, TABLE, architecture_of, gguf_names
+from tsugiki.export.loaders import is_another_base, llama_cpp_refusals
 from tsugiki.lora.layer import features
 from tsugiki.lora.targets import base_modules
 from tsugiki.models import empty_model

@@ -1,7 +1,7 @@
 """What llama.cpp wants to know of each architecture: its settings, and its tensors where they are not the stored ones.
 
 A row is here only if a random model of its kind gives the same logits in llama.cpp as in Transformers
-(`tests/adapters/test_gguf_model.py`). What a row cannot carry is refused by name.
+(`tests/export/test_model_file.py`). What a row cannot carry is refused by name.
 """
 
 from collections.abc import Callable, Mapping

@@ -7,7 +7,7 @@ llama.cpp has tokenizers of its own, and a GGUF file says which of them to use w
              what it makes, with no list of pairs
     t5       SentencePiece's unigram model: the likeliest cut by the scores of its pieces
 
-Whether it then cuts text as ours does is asked of llama.cpp itself, in `gguf_tokens`.
+Whether it then cuts text as ours does is asked of llama.cpp itself, in `tokens`.
 """
 
 import base64

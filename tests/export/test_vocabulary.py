@@ -6,12 +6,12 @@ from typing import Any
 import gguf
 import pytest
 
-from tests.adapters.tokenizers_of_kinds import CHAT, bytes_bpe, sentencepiece_bpe, unigram
+from tests.export.tokenizers_of_kinds import CHAT, bytes_bpe, sentencepiece_bpe, unigram
 from tests.tiny import byte_tokenizer
-from tsugiki.adapters import gguf_tokens
-from tsugiki.adapters.gguf_tokenizer import _CUTS, add_vocabulary, read_vocabulary
-from tsugiki.adapters.gguf_tokens import PROMPTS, compare_tokens
 from tsugiki.errors import TsugikiError
+from tsugiki.export import tokens
+from tsugiki.export.tokens import PROMPTS, compare_tokens
+from tsugiki.export.vocabulary import _CUTS, add_vocabulary, read_vocabulary
 from tsugiki.models import load_tokenizer
 
 
@@ -84,7 +84,7 @@ def test_what_differs_is_said(field: str, wrong: Any, said: str, tmp_path: Path)
 def test_without_llama_cpp_the_file_is_compared_and_it_is_said_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_tokens.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tokens.importlib.util, "find_spec", lambda name: None)
     tokenizer = _bytes(("bytes",), chat=True)
     path = _write(tmp_path / "t.gguf", read_vocabulary(tokenizer, len(tokenizer)))
     same = compare_tokens(tokenizer, path)

@@ -17,10 +17,10 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from tsugiki.adapters.gguf_architectures import Architecture, Config, architecture_of
-from tsugiki.adapters.gguf_tokenizer import add_vocabulary, adds_start, read_vocabulary
 from tsugiki.data.encoding import document_start
 from tsugiki.errors import TsugikiError, listed
+from tsugiki.export.architectures import Architecture, Config, architecture_of
+from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ def write_model_gguf(
     original: Path | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Written:
-    """Write a model as a GGUF file, and nothing but that: `gguf_model_export.export_model` does all of it, safely.
+    """Write a model as a GGUF file, and nothing but that: `model.export_model` does all of it, safely.
 
     Args:
         source: the model.

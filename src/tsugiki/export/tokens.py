@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import gguf
 
-from tsugiki.adapters.gguf_tokenizer import adds_start, other_normalizers
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
+from tsugiki.export.vocabulary import adds_start, other_normalizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,13 +12,13 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.adapters.llama import llama_logits
+from tests.export.llama import llama_logits
 from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, load_adapter, save_adapter
-from tsugiki.adapters.gguf_architectures import ARCHITECTURES, architecture_of
-from tsugiki.adapters.gguf_model import write_model_gguf
-from tsugiki.adapters.gguf_model_export import export_model, merged_model, stored_model
 from tsugiki.errors import TsugikiError
+from tsugiki.export.architectures import ARCHITECTURES, architecture_of
+from tsugiki.export.model import export_model, merged_model, stored_model
+from tsugiki.export.model_file import write_model_gguf
 from tsugiki.lora.graft import graft
 
 _GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}

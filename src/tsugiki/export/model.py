@@ -14,12 +14,12 @@ import torch
 
 from tsugiki.adapters.files import load_adapter
 from tsugiki.adapters.folders import new_file
-from tsugiki.adapters.gguf_architectures import architecture_of
-from tsugiki.adapters.gguf_model import Source, Stored, Written, write_model_gguf
-from tsugiki.adapters.gguf_tokens import TokenComparison, compare_tokens
-from tsugiki.adapters.model_tensors import StoredTensors
-from tsugiki.adapters.modelfile import modelfile
+from tsugiki.adapters.model_files import StoredTensors
 from tsugiki.errors import TsugikiError
+from tsugiki.export.architectures import architecture_of
+from tsugiki.export.model_file import Source, Stored, Written, write_model_gguf
+from tsugiki.export.ollama import modelfile
+from tsugiki.export.tokens import TokenComparison, compare_tokens
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.merge import merge
 from tsugiki.models import load_model, load_tokenizer, model_folder

@@ -1,4 +1,4 @@
-from tsugiki.adapters.modelfile import modelfile
+from tsugiki.export.ollama import modelfile
 
 
 def test_a_model_an_adapter_and_what_ends_an_answer() -> None:

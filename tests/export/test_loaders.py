@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
-from tsugiki.adapters.loaders import refusals, refusals_before_training
+from tsugiki.export.loaders import refusals, refusals_before_training
 from tsugiki.methods.table import METHODS
 from tsugiki.models import empty_model, load_model
 from tsugiki.train.config import RunConfig

@@ -1,0 +1,1 @@
+"""What other programs read: adapters and whole models as GGUF files, Modelfiles, and what each program refuses."""
