@@ -38,6 +38,11 @@ def test_ties_is_its_definition():
     assert torch.allclose(found, ties([thinned(tensor, 0.3) for tensor in given], weights), atol=1e-14)
 
 
+def test_where_the_sum_is_zero_the_positive_ones_are_elected():
+    given = [torch.tensor([2.0, -3.0, 0.0]), torch.tensor([-2.0, 3.0, 0.0])]
+    assert apply_rule("ties", given, [0.5, 2.0], 1.0, Generator()).tolist() == [1.0, 6.0, 0.0]
+
+
 def test_the_largest_are_kept():
     given, weights = tensors(), [0.7, -0.3, 1.5]
     expected = sum(weight * thinned(tensor, 0.4) for weight, tensor in zip(weights, given, strict=True))
