@@ -1,4 +1,4 @@
-"""An adapter in llama.cpp beside Tsugiki: `python -m benchmarks.gguf_adapters MODEL ADAPTER --base BASE.gguf`.
+r"""An adapter in llama.cpp beside Tsugiki: `python -m benchmarks.gguf_adapters MODEL ADAPTER --base BASE.gguf`.
 
 The adapter is exported by the command line and run on the base's GGUF file, as it is and with every tensor made
 float32, which takes the rounding of a quantised base away: what is left then is the adapter's. Tsugiki computes in
@@ -6,7 +6,8 @@ float32 on MODEL, whose weights are those of the file. Compared are logits on th
 the likeliest token at each place, and what each draws greedily. A token's difference is the largest of its logits;
 the table has the median token's, and the worst. Needs llama-cpp-python.
 
-    tsugiki train --model MODEL --data src/tsugiki/assets/quickstart --out ADAPTER --max-steps 20 --learning-rate 1e-3 …
+    tsugiki train --model MODEL --data src/tsugiki/assets/quickstart --out ADAPTER --max-steps 16 --learning-rate 2e-3 \
+        --batch-size 1 --grad-accum 1 --block-size 64 --dropout 0
 """
 
 import argparse
