@@ -1,11 +1,13 @@
-"""An adapter in llama.cpp beside Tsugiki: `python -m benchmarks.gguf_adapters MODEL ADAPTER --base BASE.gguf`.
+r"""An adapter in llama.cpp beside Tsugiki: `python -m benchmarks.gguf_adapters MODEL ADAPTER --base BASE.gguf`.
 
 The adapter is exported by the command line and run on the base's GGUF file, as it is and with every tensor made
 float32, which takes the rounding of a quantised base away: what is left then is the adapter's. Tsugiki computes in
 float32 on MODEL, whose weights are those of the file. Compared are logits on the prompt and our continuation of it,
-the likeliest token at each place, and what each draws greedily. Needs llama-cpp-python.
+the likeliest token at each place, and what each draws greedily. A token's difference is the largest of its logits;
+the table has the median token's, and the worst. Needs llama-cpp-python.
 
-    tsugiki train --model MODEL --data src/tsugiki/assets/quickstart --out ADAPTER --max-steps 20 --learning-rate 1e-3 …
+    tsugiki train --model MODEL --data src/tsugiki/assets/quickstart --out ADAPTER --max-steps 16 --learning-rate 2e-3 \
+        --batch-size 1 --grad-accum 1 --block-size 64 --dropout 0
 """
 
 import argparse
@@ -27,8 +29,9 @@ from tsugiki import disable_adapter, load_adapter
 from tsugiki.bench.table import markdown
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.models import load_model, load_tokenizer
+from tsugiki.train.record import describe_machine
 
-_HEADERS = ["base", "adapter", "largest difference of a logit", "KL", "same top token", "greedy"]
+_HEADERS = ["base", "adapter", "difference of logits", "at the worst token", "KL", "same top token", "greedy"]
 _NEW = 40
 _F32 = 0  # ggml's number of the type
 
@@ -55,14 +58,21 @@ def main() -> None:
     logits["with"] = _logits(model, whole)
     del model
     shift = float((logits["with"] - logits["without"]).abs().max())
-    figures: dict[str, Any] = {"command": " ".join(sys.argv), "prompt": options.prompt, "largest_shift": shift}
+    figures: dict[str, Any] = {
+        "command": f"python -m benchmarks.gguf_adapters {Path(options.model).name} {options.adapter.name} "
+        f"--base {options.base.name}",
+        "machine": describe_machine(),
+        "llama_cpp_python": llama_cpp.__version__,
+        "prompt": options.prompt,
+        "largest_shift": shift,
+    }
     figures["tsugiki"] = {which: tokenizer.decode(drawn) for which, drawn in ours.items()}
     rows = []
     with TemporaryDirectory() as folder:
         lora, plain = Path(folder) / "adapter.gguf", Path(folder) / "base.gguf"
         command = [sys.executable, "-m", "tsugiki", "export", str(options.adapter), "--gguf", str(lora)]
         command += ["--model", options.model, "--base", str(options.base)]
-        figures["said"] = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         _in_float32(options.base, plain)
         for name, base in (("as it is", options.base), ("in float32", plain)):
             for which, adapter in (("without", None), ("with", lora)):
@@ -74,6 +84,7 @@ def main() -> None:
                     [
                         name,
                         which,
+                        f"{row['median_difference']:.2g}",
                         f"{row['largest_difference']:.2g}",
                         f"{row['kl_nats']:.1e}",
                         f"{row['same_top_token']:.0%}",
@@ -88,7 +99,7 @@ def main() -> None:
     for which, text in figures["tsugiki"].items():
         print(f"\nTsugiki, {which}: {text!r}")
         print(f"llama.cpp, {which}: {figures[f'as it is, {which}']['text']!r}")
-    print(f"\n{figures['said'][0]}")
+    print(f"\n{said}")
     if options.out:
         options.out.write_text(json.dumps(figures, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -160,8 +171,10 @@ def _alike(ours: list[int], theirs: list[int]) -> int:
 def _compare(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     a, b = ours.double(), theirs[:, : ours.shape[1]].double()
     p, q = a.log_softmax(-1), b.log_softmax(-1)
+    differences = (a - b).abs().max(-1).values
     return {
-        "largest_difference": float((a - b).abs().max()),
+        "median_difference": float(differences.median()),
+        "largest_difference": float(differences.max()),
         "kl_nats": float((p.exp() * (p - q)).sum(-1).mean()),
         "same_top_token": float((a.argmax(-1) == b.argmax(-1)).double().mean()),
     }

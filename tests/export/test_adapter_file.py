@@ -149,13 +149,19 @@ def _llama_cpp_apart(base: Path, lora: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def _write_pair(path: Path, architecture: str, name: str, shapes: tuple[tuple[int, int], tuple[int, int]]) -> Path:
+def _write_pair(
+    path: Path, architecture: str, name: str, shapes: tuple[tuple[int, int], tuple[int, int]], besides: str = ""
+) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", 8)
     for letter, shape in zip("ab", shapes, strict=True):
-        writer.add_tensor(f"{name}.lora_{letter}", np.ones(shape, np.float32))
+        writer.add_tensor(
+            f"{name}.lora_{letter}", np.linspace(-1, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape)
+        )
+    if besides:
+        writer.add_tensor(besides, np.ones(32, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -181,3 +187,35 @@ def test_llama_cpp_takes_no_tied_embeddings(tmp_path: Path):
     for layer in ("wte", "lm_head"):
         _, lora = grafted("gpt2", tmp_path / layer, {}, target_modules=[layer])
         assert "is one tensor with the output head" in llama_cpp_refusals(lora, tiny_model("gpt2"))[0]
+
+
+@pytest.mark.parametrize("besides", ["", "blk.0.attn_output.lora_magnitude", "blk.0.attn_output.bias"])
+def test_llama_cpp_takes_pairs_alone(besides: str, tmp_path: Path):
+    base = write_base(tiny_model("gpt2"), tmp_path / "base.gguf")
+    shapes = ((4, 32), (32, 4))
+    ran = _llama_cpp_apart(base, _write_pair(tmp_path / "a.gguf", "gpt2", "blk.0.attn_output.weight", shapes, besides))
+    assert (ran.returncode == 0) == (not besides)
+    if not besides:
+        assert float(ran.stdout) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("what", "instead", "said"),
+    [
+        (b"blk.0", b"blk.7", "blk.7.attn_output.weight.lora_a belongs nowhere"),
+        (b"lora_b", b"lora_c", "attn_output has no lora_b"),
+        (b"\0lora", b"\0lorx", "of type 'lorx'"),
+        (b"\0lora", b"\0\xff\xffra", "adapter.type cannot be read"),
+    ],
+)
+def test_a_file_that_says_strange_things(what: bytes, instead: bytes, said: str, tmp_path: Path):
+    file = _write_pair(tmp_path / "a.gguf", "gpt2", "blk.0.attn_output.weight", ((4, 32), (32, 4)))
+    file.write_bytes(file.read_bytes().replace(what, instead))
+    with pytest.raises(TsugikiError, match=said):
+        read_gguf_adapter(file, tiny_model("gpt2"))
+
+
+def test_no_alpha_is_no_scaling_as_in_llama_cpp(tmp_path: Path):
+    file = _write_pair(tmp_path / "a.gguf", "gpt2", "blk.0.attn_output.weight", ((4, 32), (32, 4)))
+    file.write_bytes(file.read_bytes().replace(b"adapter.lora.alpha", b"adapter.lora.alphx"))
+    assert read_gguf_adapter(file, tiny_model("gpt2")).layers["transformer.h.0.attn.c_proj"].scaling == 1

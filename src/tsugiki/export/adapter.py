@@ -116,9 +116,9 @@ def check_gguf_base(file: Path, model: nn.Module, layers: Collection[str]) -> No
         TsugikiError: no such file, no model, another architecture, or a tensor that is not there or of another shape.
     """
     reader = open_gguf(file)
-    if said_in(reader, "general.type") == "adapter":
+    if said_in(reader, "general.type", str, file) == "adapter":
         raise TsugikiError(f"{file} is an adapter; --base is the model that it is for")
-    expected, said = architecture_of(model).name, said_in(reader, "general.architecture")
+    expected, said = architecture_of(model).name, said_in(reader, "general.architecture", str, file)
     if said != expected:
         raise TsugikiError(f"{file} is of architecture {said!r}, and the adapter's base is {expected!r}")
     shapes = {one.name: tuple(int(size) for size in one.shape) for one in reader.tensors}

@@ -12,7 +12,7 @@ that say which base it is for are for people, and for `read_gguf_adapter`.
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from tsugiki.methods.lora import shortest_names
 
 Stored: TypeAlias = Literal["f32", "f16"]
 """What numbers are kept in."""
+T = TypeVar("T")
 
 _FINGERPRINT = "tsugiki.base.fingerprint"
 _BASE_NAME = "general.base_model.0.name"
@@ -39,7 +40,7 @@ def write_gguf_adapter(lora: StoredLora, model: nn.Module, out: Path, stored: St
     """Write an adapter for llama.cpp to the file `out` (`folders.new_file` lets it appear whole or not at all).
 
     Args:
-        lora: an adapter of which `loaders.llama_cpp_refuses` nothing.
+        lora: an adapter that has no `loaders.llama_cpp_refusals`.
         model: its base; the shape alone, on the meta device, is enough.
         out: the file.
         stored: numbers of 32 bits, or of 16.
@@ -92,15 +93,18 @@ def read_gguf_adapter(file: Path, model: Any) -> StoredLora:
 
     reader = open_gguf(file)
     _refuse_another_kind(reader, file, architecture_of(model).name)
-    found = {one.name: torch.from_numpy(gguf.dequantize(one.data, one.tensor_type).copy()) for one in reader.tensors}
-    layers = _layers(file, said_in(reader, _ALPHA) or 0.0, found, model)
+    try:
+        found = {one.name: torch.tensor(gguf.dequantize(one.data, one.tensor_type)) for one in reader.tensors}
+    except NotImplementedError as error:
+        raise TsugikiError(f"{file} holds numbers of a kind that is not read here: {error}") from error
+    layers = _layers(file, said_in(reader, _ALPHA, float, file) or 0.0, found, model)
     modules = dict(base_modules(model))
     targets = {path: modules[path] for path in layers}
     config = LoraConfig(
         target_modules=shortest_names(model, LoraConfig(), targets),
         fan_in_fan_out=any(is_conv1d(layer) for layer in targets.values()),
     )
-    base = Base(said_in(reader, _BASE_NAME), said_in(reader, _FINGERPRINT))
+    base = Base(said_in(reader, _BASE_NAME, str, file), said_in(reader, _FINGERPRINT, str, file))
     return StoredLora(config, layers, {}, base, "CAUSAL_LM")
 
 
@@ -125,21 +129,31 @@ def open_gguf(file: Path) -> Any:
         raise TsugikiError(f"{file} is broken, or cut short: it says more than it holds") from error
 
 
-def said_in(reader: Any, key: str) -> Any:
-    """The value of a key of a GGUF file; None where it is not there."""
+def said_in(reader: Any, key: str, kind: type[T], file: Path) -> T | None:
+    """The value of a key of the GGUF file that `reader` reads; None where it is not there.
+
+    Raises:
+        TsugikiError: it is of another kind.
+    """
     field = reader.get_field(key)
-    return None if field is None else field.contents()
+    try:
+        value = None if field is None else field.contents()
+    except ValueError as error:  # bytes that are no UTF-8
+        raise TsugikiError(f"{file} is broken: {key} cannot be read") from error
+    if not isinstance(value, kind | None):
+        raise TsugikiError(f"{file} is broken: {key} is {value!r}")
+    return value
 
 
 def _refuse_another_kind(reader: Any, file: Path, architecture: str) -> None:
-    kind, method = said_in(reader, "general.type"), said_in(reader, "adapter.type")
+    kind, method = said_in(reader, "general.type", str, file), said_in(reader, "adapter.type", str, file)
     if kind != "adapter":
         raise TsugikiError(f"{file} is no adapter: its general.type is {kind!r}")
     if method != "lora":
         raise TsugikiError(f"{file} is an adapter of type {method!r}; LoRA's alone are read")
-    if said_in(reader, "adapter.alora.invocation_tokens") is not None:
+    if reader.get_field("adapter.alora.invocation_tokens") is not None:
         raise TsugikiError(f"{file} is an aLoRA, which works from certain tokens on; such adapters are not read")
-    if (theirs := said_in(reader, "general.architecture")) != architecture:
+    if (theirs := said_in(reader, "general.architecture", str, file)) != architecture:
         raise TsugikiError(f"{file} is for a base of architecture {theirs!r}, and this one is {architecture!r}")
 
 

@@ -130,9 +130,9 @@ def rank_for_vllm(config: LoraConfig) -> int | None:
 
 def is_another_base(fingerprint: str | None, model: str) -> bool:
     """Whether the base called `model` is known not to be the one with this fingerprint."""
-    folder = local_folder(model)
+    folder = local_folder(model) if fingerprint else None  # it takes reading all of its weights
     here = folder_fingerprint(folder) if folder is not None else None
-    return bool(fingerprint and here and fingerprint != here)
+    return here is not None and here != fingerprint
 
 
 def _check(loader: str) -> None:
@@ -182,7 +182,5 @@ def _llama_cpp(model: nn.Module, layers: Collection[str], whole: Collection[str]
 
 def _is_frozen_copy(key: str, lora: StoredLora) -> bool:
     """Whether this is the frozen weight that PEFT stores beside the pair of an embedding."""
-    return (
-        key.endswith(".base_layer.weight")
-        and key.removeprefix(PREFIX).removesuffix(".base_layer.weight") in lora.layers
-    )
+    path = key.removeprefix(PREFIX)
+    return path.endswith(".base_layer.weight") and path.removesuffix(".base_layer.weight") in lora.layers
