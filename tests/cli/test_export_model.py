@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +109,16 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(run: Any, base: str, monkey
     before = sorted(os.listdir("."))
     status, _, err = run("export", "--model", base, "--gguf", "m.gguf")
     assert (status, err) == (2, "tsugiki: cannot write m.gguf: No space left on device\n")
+    assert sorted(os.listdir(".")) == before
+
+
+def test_too_little_room_is_said_before_anything_is_written(
+    run: Any, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=50_000))
+    before = sorted(os.listdir("."))
+    status, _, err = run("export-model", "--model", base, "--gguf", "m.gguf")
+    assert (status, err) == (2, "tsugiki: . has 0 MB left, and the model needs 0 MB\n")
     assert sorted(os.listdir(".")) == before
 
 

@@ -5,6 +5,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -84,12 +85,15 @@ def write_model_gguf(
 
     Raises:
         TsugikiError: an architecture, a setting or a tokenizer that GGUF has no place for, tensors that are missing or
-            not finite.
+            not finite, or no room for the file.
         OSError: the file cannot be written.
     """
     stored = stored or source.stored
     row = architecture_of(source.config)
     plan = _plan(source, row, _KINDS[stored])
+    needed, free = sum(entry.bytes for entry in plan), shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise TsugikiError(f"{path.parent} has {free / 1e6:,.0f} MB left, and the model needs {needed / 1e6:,.0f} MB")
     writer = gguf.GGUFWriter(path, row.name)
     try:
         if original is None:
