@@ -1,6 +1,7 @@
 """An adapter out of two models' files."""
 
 import gc
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,12 @@ def test_files_without_the_prefix_and_in_pieces_and_in_sixteen_bits(base: str, t
     tensors = load_file(tmp_path / "trained" / WEIGHTS)
     headless = {name.removeprefix("transformer."): tensor.bfloat16() for name, tensor in tensors.items()}
     (tmp_path / "trained" / WEIGHTS).unlink()
+    index = {}
     for i in range(2):
-        part = dict(list(headless.items())[i::2])
-        save_file(part, tmp_path / "trained" / f"model-0000{i + 1}-of-00002.safetensors")
+        part, name = dict(list(headless.items())[i::2]), f"model-0000{i + 1}-of-00002.safetensors"
+        save_file(part, tmp_path / "trained" / name)
+        index |= dict.fromkeys(part, name)
+    (tmp_path / "trained" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": index}))
     found = extract(model, base, 4)
     layer = "transformer.h.0.attn.c_attn"
     assert relative_error(updates(found.lora.layers[layer])[0], updates(expected.lora.layers[layer])[0]) < 0.02

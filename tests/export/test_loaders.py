@@ -103,8 +103,8 @@ def test_a_run_before_it_begins(base: str):
 
 
 def test_unknown_names(base: str, tmp_path: Path):
-    with pytest.raises(TsugikiError, match=r"no loader 'vllm' is known here; there are llama.cpp, ollama, peft"):
-        refusals("vllm", tmp_path)
+    with pytest.raises(TsugikiError, match=r"no loader 'tgi' is known here; there are llama.cpp, ollama, peft"):
+        refusals("tgi", tmp_path)
     said = refusals_before_training("llama.cpp", LoraConfig(), tiny_model("opt"))
     assert said[0].startswith("opt is not among the architectures")
 

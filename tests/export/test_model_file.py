@@ -257,7 +257,7 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     )
     assert len(names) > 1
     (tmp_path / "model" / names[1]).unlink()
-    with pytest.raises(TsugikiError, match=f"not a whole model: {names[1]} is missing"):
+    with pytest.raises(TsugikiError, match=f"{names[1]} is missing"):
         stored_model(str(tmp_path / "model"))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.combine import Track
 from tsugiki.adapters.files import Base
-from tsugiki.adapters.fingerprint import folder_fingerprint
+from tsugiki.adapters.fingerprint import named_fingerprint
 from tsugiki.adapters.matrices import balanced
 from tsugiki.adapters.model_files import StoredTensors
 from tsugiki.adapters.stored import Factors, StoredLora
@@ -95,7 +95,7 @@ def extract(
         target_modules=shortest_names(model, config, {path: targets[path] for path in layers}),
         fan_in_fan_out=any(is_conv1d(targets[path]) for path in layers),
     )
-    base_of_it = Base(base, folder_fingerprint(before.folder))
+    base_of_it = Base(base, named_fingerprint(base))
     unchanged = [path for path in targets if path not in layers]
     return Extraction(StoredLora(config, layers, {}, base_of_it, "CAUSAL_LM"), kept, unchanged, left)
 

@@ -20,10 +20,15 @@ from tsugiki.models import gguf_path, local_folder
 def base_fingerprint(model: nn.Module) -> str | None:
     """The fingerprint of the files that `model` was loaded from; None where they cannot be found."""
     name = getattr(model, "name_or_path", "")
+    return named_fingerprint(name) if name else None
+
+
+def named_fingerprint(name: str) -> str | None:
+    """The fingerprint of the model called `name`, as `load_model` takes it; None where its files are not here."""
     packed = gguf_path(name)
     if packed is not None:
         return gguf_fingerprint(packed)
-    folder = local_folder(name) if name else None
+    folder = local_folder(name)
     return folder_fingerprint(folder) if folder else None
 
 

@@ -19,12 +19,12 @@ from tsugiki.adapters.files import (
     read_peft_config,
     read_weights,
 )
-from tsugiki.adapters.fingerprint import folder_fingerprint
+from tsugiki.adapters.fingerprint import named_fingerprint
 from tsugiki.adapters.stored import sort_tensors
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import form_of
-from tsugiki.models import empty_model, local_folder
+from tsugiki.models import empty_model
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ def known_base(name: str) -> KnownBase:
     Raises:
         TsugikiError: there is none.
     """
-    model, folder = empty_model(name), local_folder(name)
-    return KnownBase(model, folder_fingerprint(folder) if folder else None)
+    return KnownBase(empty_model(name), named_fingerprint(name))
 
 
 def verify(folder: Path, base: KnownBase | None = None) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from torch import nn
 
 from tsugiki.adapters.files import read_base, read_peft_config
-from tsugiki.adapters.fingerprint import folder_fingerprint
+from tsugiki.adapters.fingerprint import named_fingerprint
 from tsugiki.adapters.stored import StoredLora, read_lora
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.export.layout import architecture_of, gguf_names, why_not_adapted
@@ -22,7 +22,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_targets
 from tsugiki.methods.method import PREFIX, Form
 from tsugiki.methods.table import METHODS, form_of
-from tsugiki.models import empty_model, local_folder
+from tsugiki.models import empty_model
 
 Loader: TypeAlias = Literal["llama.cpp", "ollama", "peft", "vllm"]
 
@@ -130,8 +130,7 @@ def rank_for_vllm(config: LoraConfig) -> int | None:
 
 def is_another_base(fingerprint: str | None, model: str) -> bool:
     """Whether the base called `model` is known not to be the one with this fingerprint."""
-    folder = local_folder(model) if fingerprint else None  # it takes reading all of its weights
-    here = folder_fingerprint(folder) if folder is not None else None
+    here = named_fingerprint(model) if fingerprint else None  # it takes reading all of its weights
     return here is not None and here != fingerprint
 
 

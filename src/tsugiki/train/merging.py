@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tsugiki.adapters.combined import read_combined
 from tsugiki.adapters.files import BASE_FILE, read_config_file, write_json
-from tsugiki.adapters.fingerprint import folder_fingerprint
+from tsugiki.adapters.fingerprint import named_fingerprint
 from tsugiki.adapters.folders import new_folder
 from tsugiki.adapters.merged import MergePlan, plan_merge, rounding_of, write_merged
 from tsugiki.adapters.probe import probe_logits
@@ -167,7 +167,7 @@ def _origin(merge: Merge, plan: MergePlan) -> dict[str, Any]:
     """What was merged into what, so that it could be done again."""
     weights = merge.weights or [1.0] * len(merge.adapters)
     return {
-        "base": {"name": merge.base, "fingerprint": folder_fingerprint(plan.folder)},
+        "base": {"name": merge.base, "fingerprint": named_fingerprint(merge.base)},
         "adapters": [
             {
                 **source(folder),
