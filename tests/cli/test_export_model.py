@@ -117,7 +117,7 @@ def test_too_little_room_is_said_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=50_000))
     before = sorted(os.listdir("."))
-    status, _, err = run("export-model", "--model", base, "--gguf", "m.gguf")
+    status, _, err = run("export", "--model", base, "--gguf", "m.gguf")
     assert (status, err) == (2, "tsugiki: . has 0 MB left, and the model needs 0 MB\n")
     assert sorted(os.listdir(".")) == before
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -12,14 +11,14 @@ from tsugiki.adapters.files import Base
 from tsugiki.adapters.folders import new_file
 from tsugiki.adapters.stored import StoredLora, read_lora, write_lora
 from tsugiki.errors import TsugikiError, listed
-from tsugiki.export.adapter_file import Stored, open_gguf, read_gguf_adapter, said_in, write_gguf_adapter
-from tsugiki.export.layout import HEAD, TABLE, architecture_of, gguf_names
+from tsugiki.export.adapter_file import Stored, read_gguf_adapter, write_gguf_adapter
+from tsugiki.export.layout import HEAD, TABLE, gguf_names, layout_of
 from tsugiki.export.loaders import is_another_base, llama_cpp_refusals
+from tsugiki.export.ollama import CONTEXT, modelfile
+from tsugiki.gguf_base.file import read_header
 from tsugiki.lora.layer import features
 from tsugiki.lora.targets import base_modules
 from tsugiki.models import empty_model
-
-_OLLAMAS_CONTEXT = 4096  # tokens, where a Modelfile says none
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,16 @@ def export_gguf_adapter(
         check_gguf_base(base, model, lora.layers)
     if out.suffix != ".gguf":
         raise TsugikiError(f"{out}: the name of a GGUF file ends in .gguf")
-    modelfile = out.with_suffix(".Modelfile")
+    beside = out.with_suffix(".Modelfile")
+    context = min(getattr(model.config, "max_position_embeddings", None) or CONTEXT, CONTEXT)
     with new_file(out) as part:
         alpha = write_gguf_adapter(lora, model, part, stored)
-        with new_file(modelfile) as text:
-            text.write_text(_modelfile(out, base, model), encoding="utf-8")
+        with new_file(beside) as text:
+            begins = str(base.absolute()) if base else None
+            text.write_text(modelfile(begins, f"./{out.name}", num_ctx=context), encoding="utf-8")
     ranks = sorted({layer.r for layer in lora.layers.values()})
     shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    return Exported(len(lora.layers), shown, alpha, out.stat().st_size, modelfile)
+    return Exported(len(lora.layers), shown, alpha, out.stat().st_size, beside)
 
 
 def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_other_base: bool = False) -> StoredLora:
@@ -115,19 +116,19 @@ def check_gguf_base(file: Path, model: nn.Module, layers: Collection[str]) -> No
     Raises:
         TsugikiError: no such file, no model, another architecture, or a tensor that is not there or of another shape.
     """
-    reader = open_gguf(file)
-    if said_in(reader, "general.type", str, file) == "adapter":
+    header = read_header(file)
+    if header.metadata.get("general.type") == "adapter":
         raise TsugikiError(f"{file} is an adapter; --base is the model that it is for")
-    expected, said = architecture_of(model).name, said_in(reader, "general.architecture", str, file)
-    if said != expected:
-        raise TsugikiError(f"{file} is of architecture {said!r}, and the adapter's base is {expected!r}")
-    shapes = {one.name: tuple(int(size) for size in one.shape) for one in reader.tensors}
+    expected = layout_of(model).name
+    if header.architecture != expected:
+        raise TsugikiError(f"{file} is of architecture {header.architecture!r}, and the adapter's base is {expected!r}")
+    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     names, modules = gguf_names(model), dict(base_modules(model))
     problems = []
     for path in layers:
         tensor = f"{names[path]}.weight"
         into, out = features(modules[path])
-        wanted = (out, into) if names[path] == TABLE else (into, out)
+        wanted = (into, out) if names[path] == TABLE else (out, into)
         if tensor not in shapes:
             problems.append(f"it has no {tensor}")
         elif shapes[tensor] != wanted:
@@ -136,25 +137,3 @@ def check_gguf_base(file: Path, model: nn.Module, layers: Collection[str]) -> No
         problems.append(f"its head is its {TABLE}, of which llama.cpp takes no adapter")
     if problems:
         raise TsugikiError(f"{file} is another base: {listed(problems)}")
-
-
-def _modelfile(adapter: Path, base: Path | None, model: Any) -> str:
-    """A Modelfile for Ollama. https://docs.ollama.com/modelfile"""
-    context = getattr(model.config, "max_position_embeddings", None)
-    if base is None:
-        start = [
-            "# Which base? A GGUF file, or a model of Ollama's that has the very same weights.",
-            "# FROM ./base.gguf",
-        ]
-    else:
-        start = [f"FROM {base.absolute()}"]
-    lines = [
-        f"# ollama create NAME -f {adapter.with_suffix('.Modelfile').name}",
-        "# Ollama takes no adapters since version 0.34.1; for that or a newer one, merge and export the whole model.",
-        *start,
-        f"ADAPTER ./{adapter.name}",
-    ]
-    if context is not None and context < _OLLAMAS_CONTEXT:
-        lines.append(f"PARAMETER num_ctx {context}")
-    lines.append("# The prompt's template is the base's; Ollama's own are in another language than chat templates.")
-    return "\n".join(lines) + "\n"

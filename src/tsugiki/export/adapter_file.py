@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from tsugiki.adapters.files import Base
 from tsugiki.adapters.stored import Factors, StoredLora
 from tsugiki.errors import TsugikiError, listed
-from tsugiki.export.layout import TABLE, architecture_of, gguf_names, row_order
+from tsugiki.export.layout import TABLE, gguf_names, layout_of, row_order
+from tsugiki.gguf_base.file import GgufHeader, read_header
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
 from tsugiki.lora.targets import base_modules
@@ -57,7 +58,7 @@ def write_gguf_adapter(lora: StoredLora, model: nn.Module, out: Path, stored: St
     _refuse_misfits(lora.layers, names, layers)
     alpha = Counter(_alpha(layer) for layer in lora.layers.values()).most_common(1)[0][0]
     dtype = np.float32 if stored == "f32" else np.float16
-    writer = gguf.GGUFWriter(out, architecture_of(model).name)
+    writer = gguf.GGUFWriter(out, layout_of(model).name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string("adapter.type", "lora")
     writer.add_float32(_ALPHA, alpha)
@@ -89,71 +90,52 @@ def read_gguf_adapter(file: Path, model: Any) -> StoredLora:
     Raises:
         TsugikiError: no such file, a broken one, no LoRA adapter, or one that does not fit the model.
     """
-    import gguf
-
-    reader = open_gguf(file)
-    _refuse_another_kind(reader, file, architecture_of(model).name)
-    try:
-        found = {one.name: torch.tensor(gguf.dequantize(one.data, one.tensor_type)) for one in reader.tensors}
-    except NotImplementedError as error:
-        raise TsugikiError(f"{file} holds numbers of a kind that is not read here: {error}") from error
-    layers = _layers(file, said_in(reader, _ALPHA, float, file) or 0.0, found, model)
+    header = read_header(file)
+    _refuse_another_kind(header, file, layout_of(model).name)
+    layers = _layers(file, _said(header, _ALPHA, float, file) or 0.0, _read_tensors(file), model)
     modules = dict(base_modules(model))
     targets = {path: modules[path] for path in layers}
     config = LoraConfig(
         target_modules=shortest_names(model, LoraConfig(), targets),
         fan_in_fan_out=any(is_conv1d(layer) for layer in targets.values()),
     )
-    base = Base(said_in(reader, _BASE_NAME, str, file), said_in(reader, _FINGERPRINT, str, file))
+    base = Base(_said(header, _BASE_NAME, str, file), _said(header, _FINGERPRINT, str, file))
     return StoredLora(config, layers, {}, base, "CAUSAL_LM")
 
 
-def open_gguf(file: Path) -> Any:
-    """A `gguf.GGUFReader` of the file, whose tensors are read when they are used.
-
-    Raises:
-        TsugikiError: no such file, or a broken one.
-    """
+def _read_tensors(file: Path) -> dict[str, Tensor]:
     import gguf
 
     try:
-        with file.open("rb") as opened:
-            magic = opened.read(4)
-    except OSError as error:
-        raise TsugikiError(f"cannot read {file}: {error.strerror or error}") from error
-    if magic != b"GGUF":
-        raise TsugikiError(f"{file} is no GGUF file")
-    try:
-        return gguf.GGUFReader(file)
+        reader = gguf.GGUFReader(file)
+        return {one.name: torch.tensor(gguf.dequantize(one.data, one.tensor_type)) for one in reader.tensors}
+    except NotImplementedError as error:
+        raise TsugikiError(f"{file} holds numbers of a kind that is not read here: {error}") from error
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise TsugikiError(f"{file} is broken, or cut short: it says more than it holds") from error
+        raise TsugikiError(f"{file} is broken: {' '.join(str(error).split())[:200]}") from error
 
 
-def said_in(reader: Any, key: str, kind: type[T], file: Path) -> T | None:
-    """The value of a key of the GGUF file that `reader` reads; None where it is not there.
+def _said(header: GgufHeader, key: str, kind: type[T], file: Path) -> T | None:
+    """The value of a key; None where it is not there.
 
     Raises:
         TsugikiError: it is of another kind.
     """
-    field = reader.get_field(key)
-    try:
-        value = None if field is None else field.contents()
-    except ValueError as error:  # bytes that are no UTF-8
-        raise TsugikiError(f"{file} is broken: {key} cannot be read") from error
+    value = header.metadata.get(key)
     if not isinstance(value, kind | None):
         raise TsugikiError(f"{file} is broken: {key} is {value!r}")
     return value
 
 
-def _refuse_another_kind(reader: Any, file: Path, architecture: str) -> None:
-    kind, method = said_in(reader, "general.type", str, file), said_in(reader, "adapter.type", str, file)
+def _refuse_another_kind(header: GgufHeader, file: Path, architecture: str) -> None:
+    kind, method = _said(header, "general.type", str, file), _said(header, "adapter.type", str, file)
     if kind != "adapter":
         raise TsugikiError(f"{file} is no adapter: its general.type is {kind!r}")
     if method != "lora":
         raise TsugikiError(f"{file} is an adapter of type {method!r}; LoRA's alone are read")
-    if reader.get_field("adapter.alora.invocation_tokens") is not None:
+    if "adapter.alora.invocation_tokens" in header.metadata:
         raise TsugikiError(f"{file} is an aLoRA, which works from certain tokens on; such adapters are not read")
-    if (theirs := said_in(reader, "general.architecture", str, file)) != architecture:
+    if (theirs := _said(header, "general.architecture", str, file)) != architecture:
         raise TsugikiError(f"{file} is for a base of architecture {theirs!r}, and this one is {architecture!r}")
 
 

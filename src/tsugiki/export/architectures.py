@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from tsugiki.errors import TsugikiError, listed
+from tsugiki.export.layout import neighbours
 
 Config: TypeAlias = Any
 """A `transformers.PretrainedConfig`."""
 Setting: TypeAlias = bool | int | float | str
 
+_ROTATED = {"attn_q": neighbours("num_attention_heads"), "attn_k": neighbours("num_key_value_heads")}
 _GELU_TANH = ("gelu_new", "gelu_pytorch_tanh")
 
 
@@ -78,11 +80,9 @@ def _llama(config: Config) -> dict[str, Setting]:
 
 
 def _llama_tensor(name: str, tensor: Tensor, config: Config) -> Tensor:
-    """Queries and keys with the two halves of each head interleaved, as llama.cpp rotates them."""
-    for part, heads in (("attn_q", config.num_attention_heads), ("attn_k", config.num_key_value_heads)):
-        if f".{part}." in name:
-            return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-    return tensor
+    """Rows of queries and keys that rotate together beside each other (see `layout`)."""
+    order = _ROTATED.get(name.split(".")[-2])
+    return tensor if order is None else tensor[order(config, len(tensor))]
 
 
 def _llama_more(config: Config) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.gguf_base.names import llama_cpp_names
 from tsugiki.lora.layer import is_linear
 from tsugiki.lora.targets import base_modules, output_head
 
@@ -30,8 +31,8 @@ _ADAPTED = re.compile(rf"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))|
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """One of llama.cpp's architectures."""
+class Layout:
+    """How one of llama.cpp's architectures orders rows."""
 
     name: str
     """`general.architecture`."""
@@ -39,7 +40,7 @@ class Architecture:
     """Last part of a layer's name -> the order of its rows; those not here keep theirs."""
 
 
-def _neighbours(heads: str) -> RowOrder:
+def neighbours(heads: str) -> RowOrder:
     """Rows that rotate together beside each other; `heads` names the config's number of them."""
 
     def order(config: Any, rows: int) -> Tensor:
@@ -62,45 +63,44 @@ def _groups_apart(config: Any, rows: int) -> Tensor:
     return torch.cat([grouped[:, :-2].reshape(-1), grouped[:, -2].reshape(-1), grouped[:, -1].reshape(-1)])
 
 
-_ROTATED = {"q_proj": _neighbours("num_attention_heads"), "k_proj": _neighbours("num_key_value_heads")}
+_ROTATED = {"q_proj": neighbours("num_attention_heads"), "k_proj": neighbours("num_key_value_heads")}
 
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
-        "gpt2": Architecture("gpt2"),
-        "llama": Architecture("llama", _ROTATED),
-        "mistral": Architecture("llama", _ROTATED),
-        "granite": Architecture("granite", _ROTATED),
-        "smollm3": Architecture("smollm3", _ROTATED),
-        "qwen2": Architecture("qwen2"),
-        "qwen3": Architecture("qwen3"),
-        "gemma": Architecture("gemma"),
-        "gemma2": Architecture("gemma2"),
-        "gemma3_text": Architecture("gemma3"),
-        "olmo2": Architecture("olmo2"),
-        "cohere": Architecture("command-r"),
-        "phi": Architecture("phi2"),
-        "phi3": Architecture("phi3"),
-        "gpt_neox": Architecture("gptneox", {"query_key_value": _kinds_apart}),
-        "bloom": Architecture("bloom", {"query_key_value": _kinds_apart}),
-        "falcon": Architecture("falcon", {"query_key_value": _groups_apart}),
+        "gpt2": Layout("gpt2"),
+        "llama": Layout("llama", _ROTATED),
+        "mistral": Layout("llama", _ROTATED),
+        "granite": Layout("granite", _ROTATED),
+        "smollm3": Layout("smollm3", _ROTATED),
+        "qwen2": Layout("qwen2"),
+        "qwen3": Layout("qwen3"),
+        "gemma": Layout("gemma"),
+        "gemma2": Layout("gemma2"),
+        "gemma3_text": Layout("gemma3"),
+        "olmo2": Layout("olmo2"),
+        "cohere": Layout("command-r"),
+        "phi": Layout("phi2"),
+        "phi3": Layout("phi3"),
+        "gpt_neox": Layout("gptneox", {"query_key_value": _kinds_apart}),
+        "bloom": Layout("bloom", {"query_key_value": _kinds_apart}),
+        "falcon": Layout("falcon", {"query_key_value": _groups_apart}),
     }
 )
 """For each `model_type` of transformers; every row is held to llama.cpp itself by a test."""
 
 
-def architecture_of(model: nn.Module) -> Architecture:
+def layout_of(model: nn.Module) -> Layout:
     """The architecture that llama.cpp has for this model.
 
     Raises:
         TsugikiError: none that is known here.
     """
     model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-    if model_type not in ARCHITECTURES:
+    if model_type not in LAYOUTS:
         raise TsugikiError(
-            f"{model_type} is not among the architectures whose layout in llama.cpp is known "
-            f"here: {', '.join(ARCHITECTURES)}"
+            f"{model_type} is not among the architectures whose layout in llama.cpp is known here: {', '.join(LAYOUTS)}"
         )
-    return ARCHITECTURES[model_type]
+    return LAYOUTS[model_type]
 
 
 def gguf_names(model: Any) -> dict[str, str]:
@@ -130,17 +130,20 @@ def why_not_adapted(model: Any, path: str) -> str:
 
 def _all_names(model: Any) -> dict[str, str]:
     """Every linear layer and embedding, those that share their tensor with another left out; "" for an unknown name."""
-    import gguf
-
-    architecture = architecture_of(model).name
-    kind = next(kind for kind, known in gguf.MODEL_ARCH_NAMES.items() if known == architecture)
-    names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
-    tied = model.config.tie_word_embeddings or names.get_name("lm_head") is None  # it knows no head of Gemma's
-    shared = {id(model.get_input_embeddings()), id(output_head(model))} if tied else set()
-    return {
-        path: names.get_name(path) or ""
+    layers = {
+        f"{path}.weight": layer
         for path, layer in base_modules(model)
-        if (is_linear(layer) or isinstance(layer, nn.Embedding)) and id(layer) not in shared
+        if is_linear(layer) or isinstance(layer, nn.Embedding)
+    }
+    names = llama_cpp_names(layout_of(model).name, model.config.num_hidden_layers, layers)
+    head = output_head(model)
+    known = any(layer is head for name, layer in layers.items() if name in names)  # Gemma's has no name there
+    tied = model.config.tie_word_embeddings or not known
+    shared = {id(model.get_input_embeddings()), id(head)} if tied else set()
+    return {
+        name.removesuffix(".weight"): names.get(name, "").removesuffix(".weight")
+        for name, layer in layers.items()
+        if id(layer) not in shared
     }
 
 
@@ -150,5 +153,5 @@ def row_order(model: Any, path: str, rows: int) -> Tensor | None:
     Raises:
         TsugikiError: an architecture that is not known here.
     """
-    order = architecture_of(model).rows.get(path.rpartition(".")[2])
+    order = layout_of(model).rows.get(path.rpartition(".")[2])
     return None if order is None else order(model.config, rows)

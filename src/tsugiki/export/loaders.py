@@ -16,7 +16,7 @@ from tsugiki.adapters.files import read_base, read_peft_config
 from tsugiki.adapters.fingerprint import named_fingerprint
 from tsugiki.adapters.stored import StoredLora, read_lora
 from tsugiki.errors import TsugikiError, listed
-from tsugiki.export.layout import architecture_of, gguf_names, why_not_adapted
+from tsugiki.export.layout import gguf_names, layout_of, why_not_adapted
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_targets
@@ -163,7 +163,7 @@ def _ollama(loader: str) -> list[str]:
 
 def _llama_cpp(model: nn.Module, layers: Collection[str], whole: Collection[str], dora: bool) -> list[str]:
     try:
-        architecture_of(model)
+        layout_of(model)
     except TsugikiError as error:
         return [str(error)]
     names = gguf_names(model)

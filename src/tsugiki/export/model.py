@@ -18,14 +18,13 @@ from tsugiki.adapters.model_files import StoredTensors
 from tsugiki.errors import TsugikiError
 from tsugiki.export.architectures import architecture_of
 from tsugiki.export.model_file import Source, Stored, Written, write_model_gguf
-from tsugiki.export.ollama import modelfile
+from tsugiki.export.ollama import CONTEXT, modelfile
 from tsugiki.export.tokens import TokenComparison, compare_tokens
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.merge import merge
 from tsugiki.models import load_model, load_tokenizer, model_folder
 
 _NAMES: Mapping[torch.dtype, Stored] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-_CONTEXT = 4096  # tokens, in Ollama, where the model has as many
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def export_model(
     if out.suffix != ".gguf":
         raise TsugikiError(f"{out} is to be a GGUF file: give it a name that ends in .gguf")
     beside = out.with_suffix(".Modelfile")
-    context = min(source.config.max_position_embeddings, _CONTEXT)
+    context = min(source.config.max_position_embeddings, CONTEXT)
     with new_file(beside) as text, new_file(out) as part:
         text.write_text(modelfile(f"./{out.name}", stop=_stops(source), num_ctx=context), encoding="utf-8")
         written = write_model_gguf(source, part, stored, original=original, advance=advance)

@@ -22,6 +22,7 @@ from tsugiki.data.encoding import document_start
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.export.architectures import Architecture, Config, architecture_of
 from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabulary
+from tsugiki.gguf_base.names import llama_cpp_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -149,12 +150,12 @@ class _Entry:
 def _plan(source: Source, row: Architecture, kind: Kind) -> list[_Entry]:
     """Every tensor of the file in the model's own order, none of it read yet."""
     expected = _expected(source.config)
-    names = gguf.get_tensor_name_map(_ARCHITECTURES[row.name], source.config.num_hidden_layers)
+    names = llama_cpp_names(row.name, source.config.num_hidden_layers, expected)
     present = _by_model_name(source.weights, expected, source.config)
     problems = [f"{name} is missing" for name in expected if name not in present]
     entries = []
     for name, shape in expected.items():
-        new = names.get_name(name, (".weight", ".bias"))
+        new = names.get(name)
         if new is None:
             raise TsugikiError(f"llama.cpp's {row.name} has no tensor for {name}")
         if name not in present:
@@ -247,6 +248,3 @@ def _add(writer: gguf.GGUFWriter, key: str, value: bool | int | float | str) -> 
         type(value)
     ]
     add(key, value)  # type: ignore[operator]
-
-
-_ARCHITECTURES = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}

@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+CONTEXT = 4096
+"""Tokens that a Modelfile asks for, where the model takes as many."""
+_NO_ADAPTERS = "# Ollama takes no adapters since version 0.34.1; for that one or a newer, export the merged model."
+
 
 def modelfile(
     base: str | None, adapter: str | None = None, stop: Sequence[str] = (), num_ctx: int | None = None
@@ -20,7 +24,8 @@ def modelfile(
     lines = [
         f"FROM {base}" if base else "# FROM the base that the adapter was trained on: a GGUF file, or Ollama's name"
     ]
-    lines += [f"ADAPTER {adapter}"] if adapter else []
+    if adapter:
+        lines = [_NO_ADAPTERS, *lines, f"ADAPTER {adapter}"]
     lines += [f"PARAMETER num_ctx {num_ctx}"] if num_ctx else []
     lines += [f"PARAMETER stop {_quoted(text)}" for text in stop]
     return "\n".join(lines) + "\n"

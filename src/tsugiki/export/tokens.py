@@ -28,8 +28,8 @@ PROMPTS = (
     " A space before, and two after.  ",
     "Several   spaces,\ttabs\t\tand\n\nnew\r\nlines\n\n\n",
     "    def f(x):\n        return x_1 ** 2  # indented\n",
-    "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。",
-    "　国境の長いトンネルを抜けると雪国であった。\n「そうですか」と、彼は云った。",
+    "庭の古い柿の木に、今年も赤い実がなった。朝ごとに鳥が来て、一つずつ食べていく。",
+    "　長い橋を渡りきると、町は霧の中であった。\n「そうですか」と、彼は云った。",
     "舊字體：學校、圖書館、戀愛、櫻、澤。かなづかひ、ゐる、ゑむ、くわし。",
     "ﾊﾝｶｸ ｶﾅ ﾀﾞｹﾞ１２３ＡＢＣ、ヴァイオリン、々〆ヶ。",
     "二〇二六年、第12回、3.5％、￥1,000。",
@@ -43,13 +43,13 @@ _SPECIAL = 20  # Gemma has thousands
 _CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
     [
         {"role": "system", "content": "簡潔に答える。"},
-        {"role": "user", "content": "春は？"},
-        {"role": "assistant", "content": "あけぼの。"},
+        {"role": "user", "content": "花は？"},
+        {"role": "assistant", "content": "まだ咲かない。"},
         {"role": "user", "content": " And summer?\n"},
     ],
     [
-        {"role": "user", "content": "春は？"},
-        {"role": "assistant", "content": "あけぼの。"},
+        {"role": "user", "content": "花は？"},
+        {"role": "assistant", "content": "まだ咲かない。"},
         {"role": "user", "content": " And summer?\n"},
     ],
 )

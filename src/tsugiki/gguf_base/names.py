@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from tsugiki.gguf_base.file import require_gguf
+
 
 def llama_cpp_names(architecture: str, layers: int, names: Iterable[str]) -> dict[str, str]:
     """Transformers' name -> llama.cpp's, of those that llama.cpp has a name for.
@@ -11,6 +13,7 @@ def llama_cpp_names(architecture: str, layers: int, names: Iterable[str]) -> dic
         layers: how many blocks the model has.
         names: of parameters, such as `model.layers.0.self_attn.q_proj.weight` (in a GGUF file `blk.0.attn_q.weight`).
     """
+    require_gguf()
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
