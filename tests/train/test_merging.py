@@ -98,6 +98,21 @@ def test_without_a_look_at_the_result_the_model_is_never_loaded(base: str, tmp_p
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(("dtype", "looked_at"), [("float16", "float32"), ("bfloat16", "bfloat16")])
+def test_float16_is_looked_at_in_float32_by_a_processor(
+    dtype: str, looked_at: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    load_model(base).to(getattr(torch, dtype)).save_pretrained(base)
+    seen = []
+    monkeypatch.setattr("tsugiki.train.merging.default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(
+        "tsugiki.train.merging.probe_logits", lambda model: seen.append(str(model.dtype)) or probe_logits(model)
+    )
+    merged(tmp_path / "out", base, tmp_path / "a", allow_other_base=True)
+    assert seen == [f"torch.{looked_at}"] * 3
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {getattr(torch, dtype)}
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

@@ -101,7 +101,7 @@ def stored_names(model: "PreTrainedModel", keys: Collection[str]) -> StoredNames
     converted = set()
     for key in sorted(keys):
         name, converter = rename_source_key(key, renamings, converters, prefix, names)
-        if name not in names and key in names:
+        if name not in names and key in names:  # a rule for other files of this kind, as the loader has it
             name, converter = rename_source_key(key, [], [], prefix, names)
         if name in names and converter is None:
             found[name] = key

@@ -26,8 +26,7 @@ def encode(weight: Tensor, block: Block, dtype: torch.dtype) -> tuple[Tensor, Te
     padded[: weight.shape[0], : weight.shape[1]] = weight
     blocks = padded.view(rows // block[0], block[0], columns // block[1], block[1])
     scale = (blocks.abs().amax((1, 3)) / _LARGEST).clamp(min=torch.finfo(torch.float32).tiny).to(dtype)
-    codes = (weight / _spread(scale, block, weight.shape)).clamp(-_LARGEST, _LARGEST)
-    return codes.to(torch.float8_e4m3fn), scale
+    return (weight / _spread(scale, block, weight.shape)).to(torch.float8_e4m3fn), scale
 
 
 def _spread(scale: Tensor, block: Block, shape: torch.Size) -> Tensor:

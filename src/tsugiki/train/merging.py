@@ -19,7 +19,7 @@ from tsugiki.adapters.stored import source
 from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
-from tsugiki.models import default_device, load_model, load_tokenizer
+from tsugiki.models import Precision, default_device, load_model, load_tokenizer
 from tsugiki.train.evaluate import Evaluation, Window, cut_windows, evaluate
 from tsugiki.train.progress import RunProgress
 
@@ -36,7 +36,8 @@ class Merge:
     into_low_bits: bool = False
     """Merge into weights that are held in few bits, where much of a change is lost."""
     verify: bool = True
-    """Compare logits, for which the model is loaded, in the types of its files."""
+    """Compare logits, for which the model is loaded: as it is stored, or in float32 where that is float16 and there is
+    no accelerator, since processors have no quick products of that."""
     data: str | None = None
     """Text whose perplexity is compared as well; as in a run's config."""
     characters: int | None = None
@@ -96,7 +97,7 @@ def merge_into_folder(merge: Merge, out: Path, progress: RunProgress) -> MergeRe
     with new_folder(out) as part:
         with progress.stage("merging", plan.size) as advance:
             rounding = write_merged(plan, part, advance)
-        probe, evaluations = _verify(merge, part, windows, progress) if merge.verify else (None, None)
+        probe, evaluations = _verify(merge, plan, part, windows, progress) if merge.verify else (None, None)
         changed = len(plan.changed) + len(plan.added) + len(plan.in_memory)
         tensors = sum(len(shard.entries) for shard in plan.shards) + len(plan.added)
         report = MergeReport(changed, tensors, rounding.share, probe, evaluations)
@@ -129,9 +130,12 @@ def _refused(plan: MergePlan, progress: RunProgress) -> TsugikiError:
 
 
 def _verify(
-    merge: Merge, merged: Path, windows: Sequence[Window], progress: RunProgress
+    merge: Merge, plan: MergePlan, merged: Path, windows: Sequence[Window], progress: RunProgress
 ) -> tuple[Probe, tuple[Evaluation, Evaluation, Evaluation] | None]:
     """Base, adapted and merged, one model in memory at a time."""
+    device = default_device()
+    halves = any(entry.dtype == "F16" for shard in plan.shards for entry in shard.entries.values())
+    precision: Precision = "fp32" if halves and device.type == "cpu" else "stored"
     tokenizer = load_tokenizer(merge.base) if windows else None
     logits: list[Tensor] = []
     evaluations: list[Evaluation] = []
@@ -142,14 +146,14 @@ def _verify(
             if tokenizer is not None:
                 evaluations.append(evaluate(model, tokenizer, windows, advance=advance))
 
-    model = load_model(merge.base, "stored").to(default_device())
+    model = load_model(merge.base, precision).to(device)
     adapter = read_combined(model, merge.adapters, merge.weights, allow_other_base=merge.allow_other_base)
     look(model, "the base")
     add_adapter(model, adapter, DEFAULT_NAME)
     look(model, "the base with its adapters")
     del model, adapter
     gc.collect()
-    look(load_model(str(merged), "stored").to(default_device()), "the merged model")
+    look(load_model(str(merged), precision).to(device), "the merged model")
     base, adapted, done = logits
     probe = Probe(float((adapted - base).abs().max()), float((done - adapted).abs().max()))
     return probe, (evaluations[0], evaluations[1], evaluations[2]) if evaluations else None
