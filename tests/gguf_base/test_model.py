@@ -129,7 +129,7 @@ def test_what_nobody_compared_is_said(tmp_path: Path, recwarn: pytest.WarningsRe
         ({"tokenizer.ggml.model": "bert"}, {}, "its tokenizer is of the kind bert"),
         ({}, {"odd": np.zeros(32, np.int8)}, "cannot unpack I8, which these are packed in: odd"),
         ({}, {"blk.0.attn_q.bias": np.zeros(32, np.float32)}, "has no place for blk.0.attn_q.bias"),
-        ({"llama.rope.scaling.type": "yarn"}, {}, r"it stretches positions \(yarn\)"),
+        ({"llama.rope.scaling.type": "yarn"}, {}, r"it stretches positions in a way \(yarn\)"),
         ({"llama.block_count": 3}, {}, "not a whole model: it lacks model.layers.2"),
         ({"llama.embedding_length": 64}, {}, "cannot be read"),
         ({"tokenizer.ggml.eos_token_id": 10**6}, {}, "cannot be read"),

@@ -108,7 +108,7 @@ def _make_folder(path: Path, folder: Path) -> None:
         part.mkdir(parents=True)
         _check_room(path, header, part)
         with _unpacking(path, len(header.tensors)) as advance:
-            write_folder(path.resolve(), header, part, advance)
+            write_folder(path, header, part, advance)
         try:
             part.rename(folder)
         except OSError:

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 CHECKED = ("gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3")
 """Architectures, by llama.cpp's names, of which logits were compared with llama.cpp's. Mistral's is llama."""
+UNCHECKED = (
+    *("bloom", "falcon", "gpt-oss", "lfm2", "mamba", "minimax-m2", "nemotron", "qwen2moe", "qwen35", "qwen35moe"),
+    "qwen3moe",
+)
+"""Others that Transformers reads; a warning says that nobody compared them. Of StarCoder 2 and StableLM it leaves the
+base of the rotary embedding unread, so that they are not among these.
+"""
 _ROPE_FACTORS = "rope_freqs.weight"
 _NO_MODELS = {
     "adapter": "it is an adapter: give its base as --model",
@@ -63,7 +70,7 @@ def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable
     """Write the model of a GGUF file as Transformers stores one.
 
     Args:
-        path: the file, absolute.
+        path: the file.
         header: its header.
         folder: an empty one.
         advance: called as each tensor is unpacked.
@@ -100,10 +107,13 @@ def _why_not(header: GgufHeader) -> str | None:
     if parts > 1:
         number = header.metadata.get("split.no", 0) + 1
         return f"it is part {number} of {parts}; join them first (llama-gguf-split --merge)"
-    known = _architectures()
-    if header.architecture not in known:
+    readable = sorted({*CHECKED, *UNCHECKED})
+    if header.architecture not in readable:
         named = f"its architecture, {header.architecture}," if header.architecture else "its architecture"
-        return f"{named} is none that can be read; these can: {', '.join(known)}"
+        return f"{named} is none that can be read; these can: {', '.join(readable)}"
+    stretch = header.setting("rope.scaling.type", "none")
+    if header.architecture in CHECKED and stretch not in ("none", "linear"):
+        return f"it stretches positions in a way ({stretch}) that Transformers does not read from such a file"
     tokenizer = header.metadata.get("tokenizer.ggml.model")
     if not tokenizer or "tokenizer.ggml.tokens" not in header.metadata:
         return "it has no tokenizer"
@@ -112,12 +122,6 @@ def _why_not(header: GgufHeader) -> str | None:
     if not header.tensors:
         return "it has no tensors (it is a vocabulary alone)"
     return _not_unpackable(header.tensors)
-
-
-def _architectures() -> list[str]:
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
-    return sorted(set(CHECKED) | set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer", "t5", "umt5"})
 
 
 def _not_unpackable(tensors: tuple[PackedTensor, ...]) -> str | None:
@@ -140,7 +144,7 @@ def _unpack(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedModel":
 
     model, found = AutoModelForCausalLM.from_pretrained(
         folder,
-        gguf_file=str(path),
+        gguf_file=str(path.resolve()),
         config=_read_config(path, header, folder),
         dtype=stored_dtype(header),
         quantization_config=GgufConfig(dequantize=True),
@@ -159,7 +163,7 @@ def _read_config(path: Path, header: GgufHeader, folder: Path) -> "PretrainedCon
     """Transformers' settings, with those that it leaves at their defaults."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, gguf_file=str(path))
+    config = AutoConfig.from_pretrained(folder, gguf_file=str(path.resolve()))
     if header.architecture not in CHECKED:
         warnings.warn(
             f"{path.name}: what Transformers makes of {header.architecture} was not compared with llama.cpp",
@@ -191,10 +195,7 @@ def _unread_settings(header: GgufHeader, config: "PretrainedConfig") -> dict[str
 
 def _set_rope(path: Path, header: GgufHeader, config: "PretrainedConfig") -> None:
     """How positions are stretched: by one factor, or by one for each frequency, which is Transformers' longrope."""
-    kind, factor = header.setting("rope.scaling.type", "none"), header.setting("rope.scaling.factor", 0)
-    factor = factor or header.setting("rope.scale_linear", 0)
-    if kind not in ("none", "linear"):
-        raise TsugikiError(f"{path} cannot be read: it stretches positions ({kind}) as Transformers does not read it")
+    factor = header.setting("rope.scaling.factor") or header.setting("rope.scale_linear", 0)
     stretch: dict[str, Any] = {"rope_type": "linear", "factor": factor} if factor not in (0, 1) else {}
     if any(tensor.name == _ROPE_FACTORS for tensor in header.tensors):
         factors = _read_vector(path, header, _ROPE_FACTORS)

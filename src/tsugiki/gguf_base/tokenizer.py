@@ -37,20 +37,23 @@ def build_tokenizer(path: Path, header: GgufHeader, folder: Path) -> "PreTrained
     """The tokenizer of a GGUF file: tokens, merges, special tokens, what begins and ends a text, chat template.
 
     Args:
-        path: the file, absolute.
+        path: the file.
         header: its header.
         folder: an empty one, so that nothing that lies beside the file is taken for a part of the tokenizer.
     """
     from transformers import PreTrainedTokenizerFast
 
-    split = str(header.metadata.get("tokenizer.ggml.pre", ""))
-    bytewise = header.metadata["tokenizer.ggml.model"] == BYTES
-    begin = {"add_bos_token": True} if bytewise and split in _WHOLE_TOKENS else {}  # unless the file says otherwise
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=str(path), **begin)
+    metadata = header.metadata
+    split = str(metadata.get("tokenizer.ggml.pre", ""))
+    bytewise = metadata["tokenizer.ggml.model"] == BYTES
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=str(path.resolve()))
     if bytewise:
         _split_bytewise(tokenizer.backend_tokenizer, split, path.name)
     else:
-        _mark_spaces(tokenizer.backend_tokenizer, bool(header.metadata.get("tokenizer.ggml.add_space_prefix", True)))
+        _mark_spaces(tokenizer.backend_tokenizer, bool(metadata.get("tokenizer.ggml.add_space_prefix", True)))
+    begins = not bytewise or split in _WHOLE_TOKENS  # unless the file says it
+    tokenizer.add_bos_token = bool(metadata.get("tokenizer.ggml.add_bos_token", begins))
+    tokenizer.add_eos_token = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
     return tokenizer
 
 
