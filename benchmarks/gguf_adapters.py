@@ -11,29 +11,34 @@ the table has the median token's, and the worst. Needs llama-cpp-python.
 """
 
 import argparse
-import json
+import shlex
 import subprocess
 import sys
-from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import gguf
-import llama_cpp
 import numpy as np
-import torch
 from torch import Tensor
 
+from benchmarks.beside_llama_cpp import alike, greedy, llama
+from benchmarks.beside_llama_cpp import logits as logits_of
 from tsugiki import disable_adapter, load_adapter
+from tsugiki.bench.figures import Figures
 from tsugiki.bench.table import markdown
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.models import load_model, load_tokenizer
-from tsugiki.train.record import describe_machine
 
-_HEADERS = ["base", "adapter", "difference of logits", "at the worst token", "KL", "same top token", "greedy"]
-_NEW = 40
-_F32 = 0  # ggml's number of the type
+_HEADERS = {
+    "en": [
+        *("base", "adapter", "difference of logits", "at the worst token", "KL, nats", "same top token"),
+        "same tokens, greedily",
+    ],
+    "ja": [
+        *("ベース", "アダプター", "ロジットの差", "最も違うトークンで", "KL（nat）", "最上位が同じ"),
+        "貪欲に同じトークン",
+    ],
+}
 
 
 def main() -> None:
@@ -42,7 +47,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--base", type=Path, required=True, help="the GGUF file that MODEL came from, or was made into")
-    parser.add_argument("--prompt", default="吾輩は猫である。名前はまだ無い。どこで生れたか")
+    parser.add_argument("--prompt", default="吾輩は猫である。名前はまだ無い。")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
 
@@ -50,23 +55,15 @@ def main() -> None:
     ids = [document_start(tokenizer), *encode(tokenizer, [options.prompt])[0]]
     model = load_model(options.model).eval()
     load_adapter(model, options.adapter)
-    ours = {"with": _greedy(model, ids)}
+    ours = {"with": greedy(model, ids)}
     with disable_adapter(model):
-        ours["without"] = _greedy(model, ids)
+        ours["without"] = greedy(model, ids)
         whole = [*ids, *ours["with"]]
-        logits = {"without": _logits(model, whole)}
-    logits["with"] = _logits(model, whole)
+        logits = {"without": logits_of(model, whole)}
+    logits["with"] = logits_of(model, whole)
     del model
     shift = float((logits["with"] - logits["without"]).abs().max())
-    figures: dict[str, Any] = {
-        "command": f"python -m benchmarks.gguf_adapters {Path(options.model).name} {options.adapter.name} "
-        f"--base {options.base.name}",
-        "machine": describe_machine(),
-        "llama_cpp_python": llama_cpp.__version__,
-        "prompt": options.prompt,
-        "largest_shift": shift,
-    }
-    figures["tsugiki"] = {which: tokenizer.decode(drawn) for which, drawn in ours.items()}
+    texts = [(f"Tsugiki, {which}", drawn) for which, drawn in ours.items()]
     rows = []
     with TemporaryDirectory() as folder:
         lora, plain = Path(folder) / "adapter.gguf", Path(folder) / "base.gguf"
@@ -76,10 +73,8 @@ def main() -> None:
         _in_float32(options.base, plain)
         for name, base in (("as it is", options.base), ("in float32", plain)):
             for which, adapter in (("without", None), ("with", lora)):
-                theirs, drawn = _llama(base, adapter, whole, ids)
+                theirs, drawn = llama(base, whole, ids, adapter)
                 row = _compare(logits[which], theirs)
-                row |= {"alike": _alike(ours[which], drawn), "text": tokenizer.decode(drawn)}
-                figures[f"{name}, {which}"] = row
                 rows.append(
                     [
                         name,
@@ -88,62 +83,21 @@ def main() -> None:
                         f"{row['largest_difference']:.2g}",
                         f"{row['kl_nats']:.1e}",
                         f"{row['same_top_token']:.0%}",
-                        f"{row['alike']} of {len(ours[which])}",
+                        f"{alike(ours[which], drawn)} of {len(ours[which])}",
                     ]
                 )
+                texts.append((f"llama.cpp, {name}, {which}", drawn))
     print(
         f"{options.base.name} with {options.adapter}: {len(whole)} tokens, whose logits the adapter moves by up to "
         f"{shift:.3g}\n"
     )
-    print(markdown((_HEADERS, rows)))
-    for which, text in figures["tsugiki"].items():
-        print(f"\nTsugiki, {which}: {text!r}")
-        print(f"llama.cpp, {which}: {figures[f'as it is, {which}']['text']!r}")
+    figures = Figures(_HEADERS, rows, shlex.join(["python", "-m", "benchmarks.gguf_adapters", *sys.argv[1:]]))
+    print(markdown(figures.table("en")))
+    for who, drawn in texts:
+        print(f"{who}: {tokenizer.decode(drawn)!r}")
     print(f"\n{said}")
     if options.out:
-        options.out.write_text(json.dumps(figures, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def _greedy(model: Any, ids: list[int]) -> list[int]:
-    """The ids that the model draws after these."""
-    drawn = model.generate(
-        input_ids=torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=_NEW,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    new: list[int] = drawn[0, len(ids) :].tolist()
-    return new
-
-
-@torch.no_grad()
-def _logits(model: Any, ids: list[int]) -> Tensor:
-    out: Tensor = model(input_ids=torch.tensor([ids])).logits[0].float()
-    return out
-
-
-def _llama(base: Path, adapter: Path | None, whole: list[int], ids: list[int]) -> tuple[Tensor, list[int]]:
-    """llama.cpp's logits of `whole`, and the ids that it draws greedily after `ids`."""
-    model = llama_cpp.Llama(
-        str(base),
-        lora_path=str(adapter) if adapter else None,
-        n_ctx=256,
-        logits_all=True,
-        type_k=_F32,
-        type_v=_F32,
-        verbose=False,
-    )
-    model.eval(whole)
-    logits = torch.tensor(np.array(model.scores[: len(whole)]))
-    model.reset()
-    model.eval(ids)
-    drawn: list[int] = []
-    while len(drawn) < _NEW and (not drawn or drawn[-1] != model.token_eos()):
-        drawn.append(int(np.argmax(model.scores[len(ids) + len(drawn) - 1])))
-        model.eval(drawn[-1:])
-    model.close()
-    return logits, drawn
+        figures.write(options.out)
 
 
 def _in_float32(source: Path, out: Path) -> None:
@@ -161,11 +115,6 @@ def _in_float32(source: Path, out: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _alike(ours: list[int], theirs: list[int]) -> int:
-    """How many tokens are the same before the first that is not."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False)))
 
 
 def _compare(ours: Tensor, theirs: Tensor) -> dict[str, float]:

@@ -14,16 +14,13 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import llama_cpp
-import numpy as np
-import torch
 from torch import Tensor
 
+from benchmarks.beside_llama_cpp import alike, greedy, llama
+from benchmarks.beside_llama_cpp import logits as logits_of
 from tsugiki import load_adapter
 from tsugiki.bench.figures import Figures
 from tsugiki.bench.table import markdown
@@ -41,7 +38,6 @@ _HEADERS = {
         *("貪欲に同じトークン", "秒", "最大メモリ MB"),
     ],
 }
-_NEW = 40
 
 
 def main() -> None:
@@ -50,7 +46,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--original", type=Path, help="the GGUF file that the model came from, measured as well")
-    parser.add_argument("--prompt", default="吾輩は猫である。名前はまだ無い。どこで生れたか")
+    parser.add_argument("--prompt", default="吾輩は猫である。名前はまだ無い。")
     parser.add_argument("--stored", nargs="+", default=list(STORED), choices=STORED)
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
@@ -60,21 +56,21 @@ def main() -> None:
     model = load_model(options.model)
     if options.adapter:
         load_adapter(model, options.adapter)
-    ours = _logits(model, ids)
-    text = _greedy(model, ids)
+    ours = logits_of(model, ids)
+    text = greedy(model, ids)
     del model
     rows, texts = [], [("Transformers", text, "")]
     with TemporaryDirectory() as folder:
         files = {stored: Path(folder) / f"{stored}.gguf" for stored in options.stored}
         for name, path in (files | ({"original": options.original} if options.original else {})).items():
             exported = _export(options.model, options.adapter, path, name) if name in files else None
-            theirs, drawn = _llama(path, ids)
+            theirs, drawn = llama(path, ids, ids)
             rows.append(
                 [
                     name,
                     f"{path.stat().st_size / 1e6:,.1f}",
                     *_compare(ours, theirs),
-                    f"{_alike(text, drawn)} of {len(text)}",
+                    f"{alike(text, drawn)} of {len(text)}",
                     *((f"{exported.seconds:.0f}", f"{exported.peak / 1e6:,.0f}") if exported else ("–", "–")),
                 ]
             )
@@ -114,43 +110,6 @@ def _export(model: str, adapter: Path | None, path: Path, stored: str) -> _Expor
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
     return _Exported(said.read_text().splitlines()[1], time.perf_counter() - begin, usage.ru_maxrss * 1e3)
-
-
-@torch.no_grad()
-def _logits(model: Any, ids: list[int]) -> Tensor:
-    out: Tensor = model(input_ids=torch.tensor([ids])).logits[0].float()
-    return out
-
-
-@torch.no_grad()
-def _greedy(model: Any, ids: list[int]) -> list[int]:
-    drawn = model.generate(
-        input_ids=torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=_NEW,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=0,
-    )
-    return list(drawn[0, len(ids) :].tolist())
-
-
-def _llama(path: Path, ids: list[int]) -> tuple[Tensor, list[int]]:
-    """llama.cpp's logits of these ids, and the ids that it goes on with."""
-    model = llama_cpp.Llama(str(path), n_ctx=256, logits_all=True, verbose=False)
-    model.eval(ids)
-    logits = torch.tensor(np.array(model.scores[: len(ids)]))
-    drawn: list[int] = []
-    while len(drawn) < _NEW and (not drawn or drawn[-1] != model.token_eos()):
-        drawn.append(int(np.argmax(model.scores[len(ids) + len(drawn) - 1])))
-        model.eval(drawn[-1:])
-    model.close()
-    return logits, drawn
-
-
-def _alike(ours: list[int], theirs: list[int]) -> int:
-    """How many tokens are the same before the first that is not."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False)))
 
 
 def _compare(ours: Tensor, theirs: Tensor) -> list[str]:

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.combined import read_combined
 from tsugiki.adapters.files import read_peft_config, read_weights
 from tsugiki.adapters.low_bits import CodedWeight, cannot_be_merged_into, coded_weight
 from tsugiki.adapters.model_files import copy_other_files, read_shards, stored_names, write_index
 from tsugiki.adapters.shard import Entry, Shard, is_float, read_tensor, write_shard
+from tsugiki.adapters.summed import read_summed
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.lora.merge import untie
 from tsugiki.lora.replace import Change, replace_parameter
@@ -107,7 +107,7 @@ def plan_merge(
     names = stored_names(model, home)
     groups = _groups(model)
     with _real_values(model, adapters, {name: (home[key], key) for name, key in names.keys.items()}, groups):
-        adapter = read_combined(model, adapters, weights, allow_other_base=allow_other_base, settings=read_peft_config)
+        adapter = read_summed(model, adapters, weights, allow_other_base=allow_other_base, settings=read_peft_config)
     changes: dict[str, Change] = adapter.changes(model)
     added, config = _untied(model, changes, names.keys, groups)
     gone = [name for name in changes if not any(one in names.keys for one in groups.get(name, [name]))]

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsugiki.adapters.combined import read_combined
 from tsugiki.adapters.files import BASE_FILE, read_config_file, write_json
 from tsugiki.adapters.fingerprint import named_fingerprint
 from tsugiki.adapters.folders import new_folder
 from tsugiki.adapters.merged import MergePlan, plan_merge, rounding_of, write_merged
 from tsugiki.adapters.probe import probe_logits
 from tsugiki.adapters.stored import source
+from tsugiki.adapters.summed import read_summed
 from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
@@ -147,7 +147,7 @@ def _verify(
                 evaluations.append(evaluate(model, tokenizer, windows, advance=advance))
 
     model = load_model(merge.base, precision).to(device)
-    adapter = read_combined(model, merge.adapters, merge.weights, allow_other_base=merge.allow_other_base)
+    adapter = read_summed(model, merge.adapters, merge.weights, allow_other_base=merge.allow_other_base)
     look(model, "the base")
     add_adapter(model, adapter, DEFAULT_NAME)
     look(model, "the base with its adapters")
