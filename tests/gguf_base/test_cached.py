@@ -168,6 +168,17 @@ def test_what_another_version_unpacked_is_replaced(path: Path, monkeypatch: pyte
     assert not old.exists()
 
 
+def test_what_a_killed_process_left_is_removed_when_it_is_old(path: Path, cache: Path):
+    old, new = cache / ".old.part", cache / ".new.part"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text("half")
+    os.utime(old, (0, 0))
+    unpacked(path)
+    assert not old.exists()
+    assert new.exists()
+
+
 def test_a_damaged_memory_of_a_file_is_no_matter(path: Path, cache: Path):
     first = unpacked(path)
     for known in (cache / "known").iterdir():
