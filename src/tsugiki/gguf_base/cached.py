@@ -7,9 +7,9 @@ A file is known again by its place on the disk, its size and its times, so that 
 copy of it elsewhere has the same digest and the same folder.
 
 The weights are stored in 16 bits. Blocks of quantised numbers are multiplied out and rounded to float16, by at most
-one part in 2,048 (or 3e-8): a fraction of the error that quantising them made. Norms and biases, which
-the file has in float32, are rounded as well. A file of bfloat16 or float32 is kept in that. While it is unpacked, all
-of the model is in memory.
+one part in 2,048 (or 3e-8): a fraction of the error that quantising them made. Norms and biases, which the file has
+in float32, are rounded as well. A file of bfloat16 or float32 is kept in that. While it is unpacked, all of the model
+is in memory.
 """
 
 import hashlib

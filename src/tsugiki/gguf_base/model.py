@@ -196,7 +196,8 @@ def _unread_settings(header: GgufHeader, config: "PretrainedConfig") -> dict[str
 def _set_rope(path: Path, header: GgufHeader, config: "PretrainedConfig") -> None:
     """How positions are stretched: by one factor, or by one for each frequency, which is Transformers' longrope."""
     factor = header.setting("rope.scaling.factor") or header.setting("rope.scale_linear", 0)
-    stretch: dict[str, Any] = {"rope_type": "linear", "factor": factor} if factor not in (0, 1) else {}
+    by_factor = factor not in (0, 1) and header.setting("rope.scaling.type") != "none"
+    stretch: dict[str, Any] = {"rope_type": "linear", "factor": factor} if by_factor else {}
     if any(tensor.name == _ROPE_FACTORS for tensor in header.tensors):
         factors = _read_vector(path, header, _ROPE_FACTORS)
         stretch = {
