@@ -10,10 +10,10 @@ import torch
 
 from tests.tiny import byte_tokenizer, tiny_model
 
-MERGES = [("t", "h"), ("Ġ", "th"), ("Ġth", "e"), ("ã", "ģ")]
+MERGES = [("t", "h"), ("Ġ", "th"), ("Ġth", "e"), ("ã", "ģ"), ("Ġ", "Ġ"), ("1", "2"), ("12", "3"), ("Ġ", "1")]
 _BYTES = byte_tokenizer().get_vocab()
 TOKENS = [*sorted(_BYTES, key=_BYTES.__getitem__), *map("".join, MERGES), "Ġcat"]
-"""Of a small BPE: an end token, the 256 bytes, four merges, and a word that no merge makes."""
+"""Of a small BPE: an end token, the 256 bytes, some merges, and a word that no merge makes."""
 ARCHITECTURES = {"gemma3_text": "gemma3"}
 """Of those that llama.cpp calls otherwise than Transformers does."""
 

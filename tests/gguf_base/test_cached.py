@@ -168,6 +168,17 @@ def test_what_another_version_unpacked_is_replaced(path: Path, monkeypatch: pyte
     assert not old.exists()
 
 
+def test_what_a_killed_process_left_is_removed_when_it_is_old(path: Path, cache: Path):
+    old, new = cache / ".old.part", cache / ".new.part"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text("half")
+    os.utime(old, (0, 0))
+    unpacked(path)
+    assert not old.exists()
+    assert new.exists()
+
+
 def test_a_damaged_memory_of_a_file_is_no_matter(path: Path, cache: Path):
     first = unpacked(path)
     for known in (cache / "known").iterdir():
@@ -175,13 +186,32 @@ def test_a_damaged_memory_of_a_file_is_no_matter(path: Path, cache: Path):
     assert unpacked(path) == first
 
 
-def test_transformers_is_left_as_it_was(path: Path):
+def test_other_packages_are_left_as_they_were(path: Path, tmp_path: Path):
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
-    before = modeling_gguf_pytorch_utils.tqdm, logging.is_progress_bar_enabled()
+    def state() -> tuple[Any, ...]:
+        return modeling_gguf_pytorch_utils.tqdm, logging.is_progress_bar_enabled(), gguf.GGUFReader
+
+    before = state()
     unpacked(path)
-    assert (modeling_gguf_pytorch_utils.tqdm, logging.is_progress_bar_enabled()) == before
+    assert state() == before
+    with pytest.raises(TsugikiError, match="cannot be read"):
+        unpacked(write_gguf(tmp_path / "broken.gguf", base(), settings={"llama.embedding_length": 64}))
+    assert state() == before
+
+
+def test_the_slow_reader_reads_once(path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[Path] = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path: Any) -> None:
+            opened.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    unpacked(path)
+    assert len(opened) == 1
 
 
 def test_each_tensor_is_counted(path: Path, tmp_path: Path):

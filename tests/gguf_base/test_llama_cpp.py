@@ -53,10 +53,11 @@ def test_logits_of_every_architecture_that_is_called_checked(architecture: str, 
     compare_logits(write_gguf(tmp_path / "tiny.gguf", model), architecture)
 
 
+@pytest.mark.parametrize("kind", ["linear", "none", None])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_positions_stretched_by_a_factor(architecture: str, tmp_path: Path):
+def test_positions_stretched_by_a_factor(architecture: str, kind: str | None, tmp_path: Path):
     model = tiny_base(KINDS.get(architecture, architecture))
-    stretched = {f"{architecture}.rope.scaling.type": "linear", f"{architecture}.rope.scaling.factor": 4.0}
+    stretched = {f"{architecture}.rope.scaling.type": kind, f"{architecture}.rope.scaling.factor": 4.0}
     compare_logits(write_gguf(tmp_path / "tiny.gguf", model, settings=stretched), architecture)
 
 

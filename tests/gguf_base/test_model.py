@@ -78,8 +78,6 @@ def test_in_other_precisions(precision: Any, tmp_path: Path):
 def test_the_tokenizer_is_the_files(tmp_path: Path):
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     settings = {"tokenizer.chat_template": template, "tokenizer.ggml.eot_token_id": 5}
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "another", "bos_token": "x"}')
-    (tmp_path / "chat_template.jinja").write_text("another")
     path = str(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama"), settings=settings))
     tokenizer = load_tokenizer(path)
     assert tokenizer.chat_template == template
@@ -93,6 +91,24 @@ def test_the_tokenizer_is_the_files(tmp_path: Path):
     folder = local_folder(path)
     assert GenerationConfig.from_pretrained(folder).eos_token_id == [0, 5]
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == {token: i for i, token in enumerate(TOKENS)}
+
+
+def test_what_lies_beside_the_file_is_no_part_of_it(tmp_path: Path):
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "another", "model_max_length": 7}')
+    (tmp_path / "chat_template.jinja").write_text("another")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9, "max_length": 7}')
+    path = str(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama")))
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.chat_template is None
+    assert tokenizer.model_max_length > 10**6
+    assert load_model(path).generation_config.eos_token_id == [0]
+
+
+def test_digits_stand_alone_where_the_file_says_so(tmp_path: Path):
+    for split, tokens in (("gpt-2", ["123", "Ġ1"]), ("smollm", ["1", "2", "3", "Ġ", "1"])):
+        model = tiny_base("llama")
+        path = str(write_gguf(tmp_path / split, model, settings={"tokenizer.ggml.pre": split}))
+        assert load_tokenizer(path).tokenize("123 1") == tokens
 
 
 @pytest.mark.parametrize(("said", "begins"), [(True, True), (False, False), (None, False)])

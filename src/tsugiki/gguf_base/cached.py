@@ -7,15 +7,16 @@ A file is known again by its place on the disk, its size and its times, so that 
 copy of it elsewhere has the same digest and the same folder.
 
 The weights are stored in 16 bits. Blocks of quantised numbers are multiplied out and rounded to float16, by at most
-one part in 2,048 (or 3e-8): a fraction of the error that quantising them made. Norms and biases, which
-the file has in float32, are rounded as well. A file of bfloat16 or float32 is kept in that. While it is unpacked, all
-of the model is in memory.
+one part in 2,048 (or 3e-8): a fraction of the error that quantising them made. Norms and biases, which the file has
+in float32, are rounded as well. A file of bfloat16 or float32 is kept in that. While it is unpacked, all of the model
+is in memory.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,8 @@ from tsugiki.gguf_base.model import read_model_header, stored_dtype, write_folde
 
 _FORM = 1
 """Of what is unpacked: a higher number unpacks anew what an older Tsugiki has unpacked."""
+_PART = ".part"
+_DAY = 24 * 60 * 60
 
 
 def unpacked(path: Path) -> Path:
@@ -103,7 +106,7 @@ def _digest(path: Path, header: GgufHeader) -> dict[str, str]:
 def _make_folder(path: Path, folder: Path) -> None:
     """Write the folder beside its place first, so that it is there whole or not at all."""
     header = read_model_header(path)
-    part = folder.with_name(f".{uuid.uuid4().hex}.part")
+    part = folder.with_name(f".{uuid.uuid4().hex}{_PART}")
     try:
         part.mkdir(parents=True)
         _check_room(path, header, part)
@@ -118,9 +121,23 @@ def _make_folder(path: Path, folder: Path) -> None:
         raise _not_written(folder.parent, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
-        if other != folder:  # what another version unpacked
-            shutil.rmtree(other, ignore_errors=True)
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what another version unpacked of the same file, and what processes that were killed left behind."""
+    others = folder.parent.glob(f"{folder.name.partition('-')[0]}-*")
+    left = folder.parent.glob(f".*{_PART}")
+    for old in [*(other for other in others if other != folder), *(part for part in left if _age(part) > _DAY)]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since something was put into the folder; 0 where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _check_room(path: Path, header: GgufHeader, folder: Path) -> None:
