@@ -134,5 +134,5 @@ def test_other_tokens_are_refused_unless_they_are_asked_for(run: Any, tmp_path: 
     assert not Path("m.gguf").exists()
     status, out, err = run("export", "--model", folder, "--gguf", "m.gguf", "--allow-other-tokens")
     assert status == 0
-    assert "' A space before, and two after.  ' is 19 tokens in llama.cpp and 20 here" in out
+    assert "' A space before, and two after.  ' is 19 tokens in the file and 20 here" in out
     assert Path("m.gguf").exists()

@@ -65,7 +65,7 @@ def test_a_unigram_model_differs_only_in_spaces_at_the_end_and_before_special_to
 @pytest.mark.parametrize(
     ("field", "wrong", "said"),
     [
-        ("pre", "smollm", "tokens in llama.cpp and"),
+        ("pre", "smollm", "tokens in the file and"),
         ("chat_template", CHAT + " ", "the chat template is"),
         ("add_bos", True, "whether a prompt begins"),
         ("ids", {"bos": 1, "eos": 4}, "the end token is 4 in the file and 2 here"),
@@ -81,17 +81,30 @@ def test_what_differs_is_said(field: str, wrong: Any, said: str, tmp_path: Path)
     assert any(said in problem for problem in problems)
 
 
-def test_without_llama_cpp_the_file_is_compared_and_it_is_said_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bytes alone"])
+def test_without_llama_cpp_the_file_is_read_back_and_it_is_said_so(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens.importlib.util, "find_spec", lambda name: None)
-    tokenizer = _bytes(("bytes",), chat=True)
-    path = _write(tmp_path / "t.gguf", read_vocabulary(tokenizer, len(tokenizer)))
-    same = compare_tokens(tokenizer, path)
-    assert (same.problems, same.prompts) == ((), 0)
-    assert "not installed" in same.asked
-    tokenizer.chat_template = CHAT + "!"
-    assert "the chat template" in compare_tokens(tokenizer, path).problems[0]
+    tokenizer = KINDS[kind]()
+    vocabulary = read_vocabulary(tokenizer, len(tokenizer))
+    same = compare_tokens(tokenizer, _write(tmp_path / "t.gguf", vocabulary))
+    assert same.problems == ()
+    assert same.prompts >= len(PROMPTS)
+    assert "read back" in same.asked
+    if tokenizer.chat_template is not None:
+        tokenizer.chat_template = CHAT + "!"
+        assert "the chat template" in compare_tokens(tokenizer, tmp_path / "t.gguf").problems[0]
+
+
+@pytest.mark.parametrize("kind", [unigram, byte_tokenizer])
+def test_without_llama_cpp_what_cannot_be_read_back_is_not_cut(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens.importlib.util, "find_spec", lambda name: None)
+    tokenizer = kind()
+    compared = compare_tokens(tokenizer, _write(tmp_path / "t.gguf", read_vocabulary(tokenizer, len(tokenizer))))
+    assert (compared.prompts, "the file alone" in compared.asked) == (0, True)
 
 
 def test_types_and_rows_that_have_no_token() -> None:

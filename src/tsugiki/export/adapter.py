@@ -69,7 +69,10 @@ def export_gguf_adapter(
     model = empty_model(name)
     problems = llama_cpp_refusals(lora, model)
     if problems:
-        raise TsugikiError(f"llama.cpp would not compute {folder} as Tsugiki does: {'; '.join(problems)}")
+        raise TsugikiError(
+            f"llama.cpp would not compute {folder} as Tsugiki does: {'; '.join(problems)} "
+            "(--merged exports both as one model)"
+        )
     if base is not None:
         check_gguf_base(base, model, lora.layers)
     if out.suffix != ".gguf":

@@ -28,7 +28,7 @@ Loader: TypeAlias = Literal["llama.cpp", "ollama", "peft", "vllm"]
 
 _RANKS_OF_VLLM = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 _DEFAULT_RANK_OF_VLLM = 16
-_MERGE = "merge it and export the model instead"
+_MERGE = "export it merged, as a whole model, instead"
 # "LoRA adapters are no longer supported": github.com/ollama/ollama/pull/14969, server/create.go
 _OLLAMA = f"Ollama takes no adapters since version 0.34.1; for that or a newer one, {_MERGE}"
 

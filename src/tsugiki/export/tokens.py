@@ -1,7 +1,7 @@
 """Does a GGUF file cut text as the tokenizer that a model was trained with? Asked on fixed prompts.
 
-Where llama.cpp is installed (the package llama-cpp-python) it is asked itself; where it is not, the file is read back
-and compared, and that is all that is known then.
+Where llama.cpp is installed (the package llama-cpp-python) it is asked itself. Where it is not, the file is read back
+as a base is (`gguf_base.tokenizer`, which tests hold to llama.cpp), and of kinds that are not read so, what it says.
 """
 
 import ctypes
@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import gguf
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.export.vocabulary import adds_start, other_normalizers
+from tsugiki.gguf_base.file import GgufHeader, read_header
+from tsugiki.gguf_base.tokenizer import KINDS, build_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +56,10 @@ _CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
 )
 
 
+_Cut: TypeAlias = Callable[[str, bool], list[int]]
+"""Cuts a text, in which special tokens are such; says whether a begin token is put before."""
+
+
 @dataclass(frozen=True)
 class TokenComparison:
     """What came of it."""
@@ -78,21 +83,18 @@ def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenCom
     notes = tuple(
         f"llama.cpp does not normalise text ({name}) as this tokenizer does" for name in other_normalizers(tokenizer)
     )
-    if importlib.util.find_spec("llama_cpp") is None:
-        problems = _differing_words(tokenizer, _read(path))
-        return TokenComparison("the file alone (llama-cpp-python is not installed)", 0, tuple(problems), notes)
-    with _ask(path) as (said, cut):
+    with _llama_cpp(path) if _has_llama_cpp() else _read_back(path) as (asked, said, cut):
         problems = _differing_words(tokenizer, said)
         special = [tokenizer.decode([token]) for token in sorted(tokenizer.all_special_ids) if token < said.tokens]
-        prompts = [*PROMPTS, *(f"春{token}は {token}\n" for token in special[:_SPECIAL])]
-        for prompt, ours in zip(prompts, encode(tokenizer, prompts), strict=True):
-            problems += _difference(prompt, ours, cut(prompt, False))
-        start = [document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id]
-        expected = (start if adds_start(tokenizer) else []) + encode(tokenizer, ["春"])[0]
-        problems += _difference("春", expected, cut("春", True), " as a prompt")
-        problems += _compare_templates(tokenizer, said.template, cut)
-    version = importlib.import_module("llama_cpp").__version__
-    return TokenComparison(f"llama.cpp (llama-cpp-python {version})", len(prompts), tuple(problems), notes)
+        prompts = [*PROMPTS, *(f"春{token}は {token}\n" for token in special[:_SPECIAL])] if cut else []
+        if cut:
+            for prompt, ours in zip(prompts, encode(tokenizer, prompts), strict=True):
+                problems += _difference(prompt, ours, cut(prompt, False))
+            start = [document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id]
+            expected = (start if adds_start(tokenizer) else []) + encode(tokenizer, ["春"])[0]
+            problems += _difference("春", expected, cut("春", True), " as a prompt")
+            problems += _compare_templates(tokenizer, said.template, cut)
+    return TokenComparison(asked, len(prompts), tuple(problems), notes)
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,41 @@ class _Said:
     template: str | None
 
 
-def _read(path: Path) -> _Said:
-    fields = gguf.GGUFReader(path).fields
-    begins, template = fields.get("tokenizer.ggml.add_bos_token"), fields.get("tokenizer.chat_template")
-    return _Said(
-        len(fields["tokenizer.ggml.tokens"].data),
-        fields["tokenizer.ggml.eos_token_id"].contents(),
-        bool(begins and begins.contents()),
-        template.contents() if template else None,
+def _has_llama_cpp() -> bool:
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+@contextmanager
+def _read_back(path: Path) -> Iterator[tuple[str, _Said, _Cut | None]]:
+    """What the file says, and its tokenizer as a base's is read from a GGUF file, where it is of a kind that is."""
+    header = read_header(path)
+    end, start = (header.metadata[f"tokenizer.ggml.{kind}_token_id"] for kind in ("eos", "bos"))
+    said = _Said(
+        len(header.metadata["tokenizer.ggml.tokens"]),
+        end,
+        bool(header.metadata.get("tokenizer.ggml.add_bos_token")),
+        header.metadata.get("tokenizer.chat_template"),
     )
+    back = _tokenizer_of(path, header)
+    if back is None:
+        yield "the file alone (llama-cpp-python is not installed)", said, None
+        return
+
+    def cut(text: str, add: bool) -> list[int]:
+        return ([start] if add and said.adds_start else []) + encode(back, [text])[0]
+
+    yield "the file, read back (llama-cpp-python is not installed)", said, cut
+
+
+def _tokenizer_of(path: Path, header: GgufHeader) -> "PreTrainedTokenizerBase | None":
+    """That of a GGUF file; None where it is of a kind that cannot be read back."""
+    if header.metadata["tokenizer.ggml.model"] not in KINDS:
+        return None
+    with TemporaryDirectory() as folder:
+        try:
+            return build_tokenizer(path.absolute(), header, Path(folder))
+        except Exception:  # anything: one without merges, say
+            return None
 
 
 def _differing_words(tokenizer: "PreTrainedTokenizerBase", said: _Said) -> list[str]:
@@ -131,11 +159,9 @@ def _differing_words(tokenizer: "PreTrainedTokenizerBase", said: _Said) -> list[
     ]
 
 
-def _compare_templates(
-    tokenizer: "PreTrainedTokenizerBase", template: str | None, cut: Callable[[str, bool], list[int]]
-) -> list[str]:
+def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | None, cut: _Cut) -> list[str]:
     """A conversation as each renders and cuts it."""
-    if tokenizer.chat_template is None or template is None:
+    if tokenizer.chat_template is None or template is None or not _has_llama_cpp():
         return []
     from jinja2 import TemplateError
 
@@ -159,7 +185,7 @@ def _difference(text: str, ours: Sequence[int], theirs: Sequence[int], where: st
         return []
     first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     return [
-        f"{_short(text)}{where} is {len(theirs)} tokens in llama.cpp and {len(ours)} here; from token {first + 1} on "
+        f"{_short(text)}{where} is {len(theirs)} tokens in the file and {len(ours)} here; from token {first + 1} on "
         f"{list(theirs[first : first + 4])} and {list(ours[first : first + 4])}"
     ]
 
@@ -170,11 +196,8 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def _ask(path: Path) -> Iterator[tuple[_Said, Callable[[str, bool], list[int]]]]:
-    """What llama.cpp reads in the file, and a function that cuts a text as it does.
-
-    The function takes the text, in which special tokens are such, and whether begin and end tokens are added.
-    """
+def _llama_cpp(path: Path) -> Iterator[tuple[str, _Said, _Cut]]:
+    """What llama.cpp reads in the file, and how it cuts a text."""
     lib: Any = importlib.import_module("llama_cpp")
     before, data = lib.llama_log_callback(), ctypes.c_void_p()
     lib.llama_log_get(ctypes.byref(before), ctypes.byref(data))
@@ -198,6 +221,7 @@ def _ask(path: Path) -> Iterator[tuple[_Said, Callable[[str, bool], list[int]]]]
 
         template = lib.llama_model_chat_template(model, None)
         yield (
+            f"llama.cpp (llama-cpp-python {lib.__version__})",
             _Said(
                 lib.llama_vocab_n_tokens(vocabulary),
                 lib.llama_vocab_eos(vocabulary),

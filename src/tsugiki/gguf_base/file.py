@@ -165,7 +165,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         block, size = GGML_QUANT_SIZES[type]
         begin = start + offset
         tensors.append(PackedTensor(name, type, shape, begin, begin + prod(shape) // block * size))
-    expected = max((tensor.end for tensor in tensors), default=start)
+    expected = max((tensor.end for tensor in tensors), default=0)
     if expected > len(data):
         raise TsugikiError(f"{path} is cut short: it has {len(data):,} of {expected:,} bytes; fetch it again")
     return GgufHeader(metadata, tuple(tensors), start)
