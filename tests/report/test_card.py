@@ -195,6 +195,12 @@ def test_methods_that_peft_has_not():
     assert "tsugiki merge" not in page  # nor can it be merged
 
 
+def test_llama_cpp_is_offered_what_it_takes_of_any_base():
+    page = page_of(model_card(described(config=LoraConfig(target_modules=["c_attn", "lm_head"]))))
+    assert "llama-cli" not in page
+    assert "tsugiki export soseki --merged --gguf soseki.gguf" in page
+
+
 def test_what_is_not_known_is_not_said():
     card = model_card(described(record=None, base=Base(None, None), license_id=None, languages=[]))
     data = ModelCard(card).data.to_dict()

@@ -28,6 +28,9 @@ Loader: TypeAlias = Literal["llama.cpp", "ollama", "peft", "vllm"]
 
 _RANKS_OF_VLLM = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 _DEFAULT_RANK_OF_VLLM = 16
+_ENDS = frozenset(
+    {"lm_head", "embed_out", "wte", "wpe", "embed_tokens", "embed_in"}
+)  # tables and heads, by their names
 _MERGE = "export it merged, as a whole model, instead"
 # "LoRA adapters are no longer supported": github.com/ollama/ollama/pull/14969, server/create.go
 _OLLAMA = f"Ollama takes no adapters since version 0.34.1; for that or a newer one, {_MERGE}"
@@ -100,8 +103,14 @@ def can_merge(form: Form) -> bool:
 
 
 def is_plain_lora(config: Any) -> bool:
-    """Whether an adapter is pairs of matrices and nothing else, which is what llama.cpp takes."""
-    return isinstance(config, LoraConfig) and not (config.use_dora or config.modules_to_save or config.bias != "none")
+    """Whether an adapter is pairs of matrices inside the blocks and nothing else, which llama.cpp takes of any base.
+
+    Pairs of tables and heads it takes of some bases alone: `refusals` knows.
+    """
+    if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
+        return False
+    targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or ()
+    return not any(target.rpartition(".")[2] in _ENDS for target in targets)
 
 
 def refused_by_vllm(config: Any) -> list[str]:
