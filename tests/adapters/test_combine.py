@@ -19,9 +19,9 @@ from tsugiki.adapters.combine import (
     Combination,
     Part,
     combine,
-    combined,
     distance,
     norm,
+    read_parts,
     scaled,
 )
 from tsugiki.adapters.files import Base
@@ -36,6 +36,10 @@ WEIGHTS = [0.7, -0.4]
 def how(kind: str, rank: int = 3) -> Combination:
     thins = "ties" in kind or "dare" in kind or "prune" in kind
     return Combination(kind, rank if kind.endswith("svd") else None, 0.4 if thins else None, seed=5)
+
+
+def combined(folders: list[Path], weights: list[float], how: Combination) -> StoredLora:
+    return combine(read_parts(folders, weights), how)
 
 
 def shaken(model: Any, name: str, seed: int) -> None:

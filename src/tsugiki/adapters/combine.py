@@ -102,17 +102,6 @@ class _Term(NamedTuple):
     weight: float
 
 
-def combined(
-    folders: Sequence[Path], weights: Sequence[float], how: Combination, *, allow_other_base: bool = False
-) -> StoredLora:
-    """The adapters in these folders as one.
-
-    Raises:
-        TsugikiError: as for `read_parts` and `combine`.
-    """
-    return combine(read_parts(folders, weights), how, allow_other_base=allow_other_base)
-
-
 def read_parts(folders: Sequence[Path], weights: Sequence[float]) -> list[Part]:
     """Adapters from their folders.
 
