@@ -145,6 +145,7 @@ def test_an_adapter_by_its_name(run, base: str, library: Path):
         (("show", "sosek"), "did you mean 'soseki'?"),
         (("show", "soseki", "--html", "no/where.html"), "cannot write no/where.html"),
         (("add", "nowhere"), "it is no folder"),
+        (("add", "mine.gguf"), "`tsugiki adapters import` reads a GGUF file"),
         (("add", "library"), "it has no adapter_config.json"),
         (("add", "library/soseki"), "'soseki' is in"),
         (("add", "library/soseki", "--name", "../x"), "an adapter cannot be called '../x'"),

@@ -124,7 +124,8 @@ def add_adapter(source: Path, library: Path, name: str | None = None) -> Path:
         TsugikiError: no whole adapter there, a name that cannot be or is taken, or it cannot be written.
     """
     if not source.is_dir():
-        raise TsugikiError(f"no adapter in {source}: it is no folder")
+        hint = "; `tsugiki adapters import` reads a GGUF file" if source.suffix == ".gguf" else ""
+        raise TsugikiError(f"no adapter in {source}: it is no folder{hint}")
     called = check_name(source.resolve().name if name is None else name)
     if called in _names(library):
         raise TsugikiError(f"{called!r} is in {library} already; give another --name, or remove it first")
