@@ -117,3 +117,11 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path: Path, monk
     with pytest.raises(TsugikiError, match="is there already"):
         write_lora(lora, tmp_path / "b", {})
     assert (tmp_path / "b" / "mine").read_text() == "x"
+
+
+def test_weights_can_be_read_by_whoever_reads_the_config(tmp_path: Path):
+    saved(tmp_path / "a")
+    write_lora(read_lora(tmp_path / "a"), tmp_path / "b", {})
+    for folder in ("a", "b"):
+        modes = {path.stat().st_mode for path in (tmp_path / folder).iterdir()}
+        assert len(modes) == 1

@@ -12,6 +12,7 @@ by name.
 import dataclasses
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,8 +75,14 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
         write_json(folder / CONFIG_FILE, _common_fields(model, form.peft_type) | form.to_json(model, adapter))
         beside = form.beside(adapter.config) if form.beside is not None else {}
         write_json(folder / BASE_FILE, {"format": 1, "base": base} | ({"adapter": beside} if beside else {}))
+        share_weights(folder)
     except (OSError, SafetensorError) as error:
         raise TsugikiError(f"cannot write the adapter to {folder}: {error}") from error
+
+
+def share_weights(folder: Path) -> None:
+    """Let whoever may read an adapter's config read its weights; safetensors writes files for their owner alone."""
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
 
 def load_adapter(model: nn.Module, path: str | Path, name: str | None = None, *, allow_other_base: bool = False) -> Any:

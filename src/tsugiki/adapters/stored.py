@@ -30,6 +30,7 @@ from tsugiki.adapters.files import (
     read_config_file,
     read_peft_config,
     read_weights,
+    share_weights,
     write_json,
 )
 from tsugiki.adapters.folders import new_folder
@@ -154,6 +155,7 @@ def write_lora(lora: StoredLora, out: Path, made: Mapping[str, Any]) -> None:
         )
         write_json(part / CONFIG_FILE, common | {"inference_mode": True} | fields)
         write_json(part / BASE_FILE, {"format": 1, "base": base, "made": dict(made)})
+        share_weights(part)
 
 
 def source(folder: Path) -> dict[str, str]:
