@@ -121,7 +121,7 @@ def spoiled(folder: Path, out: Path, how: str) -> str:
 BAD = [
     (("combine", "a", "none", "--out", "x"), "no adapter 'none'"),
     (("combine", "a", "b", "--out", "x", "--weights", "1"), "2 adapters and 1 weights"),
-    (("combine", "a", "b", "--out", "x", "--weights", "1,two"), "--weights 1,two: write a number for each"),
+    (("combine", "a", "b", "--out", "x", "--weights", "1,two"), "--weights is '1,two'; give a number for each adapter"),
     (("combine", "a", "b", "--out", "x", "--weights", "1,inf"), "weight of b is inf"),
     (("combine", "a", "b", "--out", "x", "--weights", "1,1e39"), "the result is not finite in"),
     (("combine", "a", "b", "--out", "x", "--type", "linear"), "has rank 4 in a and 6 in b; use cat (exact) or svd"),

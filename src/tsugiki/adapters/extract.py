@@ -10,6 +10,7 @@ their files a tensor at a time, so there is one layer of each in memory, however
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from tsugiki.adapters.combine import Track
 from tsugiki.adapters.files import Base
 from tsugiki.adapters.fingerprint import named_fingerprint
 from tsugiki.adapters.matrices import balanced
-from tsugiki.adapters.model_files import StoredTensors
+from tsugiki.adapters.model_files import StoredTensors, shared_parameters, stored_names
 from tsugiki.adapters.stored import Factors, StoredLora
 from tsugiki.adapters.truncate import Kept
 from tsugiki.errors import TsugikiError, listed
@@ -27,6 +28,9 @@ from tsugiki.lora.layer import is_conv1d
 from tsugiki.lora.targets import find_targets
 from tsugiki.methods.lora import shortest_names
 from tsugiki.models import empty_model, model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _MORE = 8  # directions than the rank: the paper advises 5 to 10
 _POWER_ITERATIONS = 4
@@ -77,7 +81,7 @@ def extract(
     for path, layer in targets.items():
         if isinstance(layer, nn.Conv2d):
             raise TsugikiError(f"{path} is a {type(layer).__name__}; linear layers and embeddings can be extracted")
-    after, before = (_Stored(name, model.base_model_prefix) for name in (finetuned, base))
+    after, before = (_Stored(name, model) for name in (finetuned, base))
     uses = _uses(model)
     layers: dict[str, Factors] = {}
     kept: dict[str, Kept] = {}
@@ -101,13 +105,12 @@ def extract(
 
 
 class _Stored:
-    """A model's parameters, each read from its file when it is asked for."""
+    """The parameters of a model called `name`, each read from its file when it is asked for."""
 
-    def __init__(self, name: str, prefix: str) -> None:
-        """`prefix` is the name of the headless model, which names in files have or lack."""
-        self.name, self.prefix = name, f"{prefix}."
-        self.folder = model_folder(name)
-        self.tensors = StoredTensors(self.folder)
+    def __init__(self, name: str, shape: "PreTrainedModel") -> None:
+        self.name = name
+        self.tensors = StoredTensors(model_folder(name))
+        self.keys = stored_names(shape, self.tensors.keys()).keys
 
     def read(self, uses: Sequence[str]) -> Tensor:
         """The parameter that has these names in a model.
@@ -115,8 +118,7 @@ class _Stored:
         Raises:
             TsugikiError: it is not there, is not finite, or is not in 16 bits or more.
         """
-        keys = [key for use in uses for key in (use, use.removeprefix(self.prefix), self.prefix + use)]
-        key = next((key for key in keys if key in self.tensors), None)
+        key = next((self.keys[use] for use in uses if use in self.keys), None)
         if key is None:
             raise TsugikiError(f"{self.name} has no {uses[0]}: it is not whole, or of another architecture")
         tensor = self.tensors[key]
@@ -129,13 +131,10 @@ class _Stored:
 
 def _uses(model: nn.Module) -> dict[str, list[str]]:
     """Parameter's name -> that name, and the names of others that are the same parameter."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    groups: dict[int, list[str]] = {}
-    for name, parameter in parameters.items():
-        groups.setdefault(id(parameter), []).append(name)
+    shared = shared_parameters(model)
     return {
-        name: [name, *(other for other in groups[id(parameter)] if other != name)]
-        for name, parameter in parameters.items()
+        name: [name, *(other for other in shared.get(name, ()) if other != name)]
+        for name, _ in model.named_parameters(remove_duplicate=False)
     }
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.files import read_peft_config, read_weights
 from tsugiki.adapters.low_bits import CodedWeight, cannot_be_merged_into, coded_weight
-from tsugiki.adapters.model_files import copy_other_files, read_shards, stored_names, write_index
+from tsugiki.adapters.model_files import copy_other_files, read_shards, shared_parameters, stored_names, write_index
 from tsugiki.adapters.shard import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.adapters.summed import read_summed
 from tsugiki.errors import TsugikiError, listed
@@ -105,7 +105,7 @@ def plan_merge(
     home = {key: shard for shard in shards for key in shard.entries}
     model = hollow_model(base)
     names = stored_names(model, home)
-    groups = _groups(model)
+    groups = shared_parameters(model)
     with _real_values(model, adapters, {name: (home[key], key) for name, key in names.keys.items()}, groups):
         adapter = read_summed(model, adapters, weights, allow_other_base=allow_other_base, settings=read_peft_config)
     changes: dict[str, Change] = adapter.changes(model)
@@ -230,14 +230,6 @@ def _write_in_memory(plan: MergePlan, out: Path, rounding: Rounding) -> None:
     for name, value in plan.config.items():
         setattr(model.config, name, value)
     model.save_pretrained(out)
-
-
-def _groups(model: nn.Module) -> dict[str, list[str]]:
-    """Name of a parameter -> the names of all that are one with it, where there are several."""
-    found: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(parameter), []).append(name)
-    return {name: group for group in found.values() if len(group) > 1 for name in group}
 
 
 def _untied(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from tsugiki.adapters.files import read_json, write_json
 from tsugiki.adapters.shard import Entry, Shard, read_shard
@@ -108,6 +108,14 @@ def stored_names(model: "PreTrainedModel", keys: Collection[str]) -> StoredNames
         elif converter is not None:
             converted.add(name)
     return StoredNames(found, frozenset(converted))
+
+
+def shared_parameters(model: nn.Module) -> dict[str, list[str]]:
+    """Name of a parameter -> the names of all that are one with it, its own among them, where there are several."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return {name: group for group in found.values() if len(group) > 1 for name in group}
 
 
 def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None:

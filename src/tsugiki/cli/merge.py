@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.cli.adapters.options import parse_weights
+
 
 def merge_command(
     model: Annotated[str, typer.Option(help="The base: 'embedded', a model folder, a GGUF file, or a hub id.")],
@@ -40,7 +42,7 @@ def merge_command(
     merge = Merge(
         model,
         [adapter_folder(one) for one in adapter],
-        _numbers(weights),
+        parse_weights(weights) if weights is not None else None,
         allow_other_base,
         into_low_bits,
         verify,
@@ -48,14 +50,3 @@ def merge_command(
         characters,
     )
     print_merge(out, merge_into_folder(merge, out, RunProgress()))
-
-
-def _numbers(given: str | None) -> list[float] | None:
-    from tsugiki.errors import TsugikiError
-
-    if given is None:
-        return None
-    try:
-        return [float(one) for one in given.split(",")]
-    except ValueError as error:
-        raise TsugikiError(f"--weights is {given!r}; give a number for each adapter, as in 0.7,0.3") from error

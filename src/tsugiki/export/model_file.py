@@ -18,6 +18,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
+from tsugiki.adapters.model_files import stored_names
 from tsugiki.data.encoding import document_start
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.export.architectures import Architecture, Config, architecture_of
@@ -25,7 +26,7 @@ from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabular
 from tsugiki.gguf_base.names import llama_cpp_names
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Stored: TypeAlias = Literal["f32", "f16", "bf16", "q8_0"]
 """What matrices are stored in. Vectors and positions are float32 always, as llama.cpp computes with them."""
@@ -149,9 +150,12 @@ class _Entry:
 
 def _plan(source: Source, row: Architecture, kind: Kind) -> list[_Entry]:
     """Every tensor of the file in the model's own order, none of it read yet."""
-    expected = _expected(source.config)
+    model = _shape(source.config)
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    if source.config.tie_word_embeddings:
+        expected.pop("lm_head.weight", None)
     names = llama_cpp_names(row.name, source.config.num_hidden_layers, expected)
-    present = _by_model_name(source.weights, expected, source.config)
+    present = _by_model_name(source.weights, model)
     problems = [f"{name} is missing" for name in expected if name not in present]
     entries = []
     for name, shape in expected.items():
@@ -187,29 +191,23 @@ def _kind_of(name: str, shape: tuple[int, ...], kind: Kind) -> Kind:
     return kind
 
 
-def _expected(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight that a model of this config has."""
+def _shape(config: Config) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    if config.tie_word_embeddings:
-        shapes.pop("lm_head.weight", None)
-    return shapes
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
-def _by_model_name(weights: Mapping[str, Tensor], expected: Mapping[str, Any], config: Config) -> dict[str, str]:
-    """Name in the model -> name in the source, which may lack what the whole model is called within.
+def _by_model_name(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Mapping[str, str]:
+    """Name in the model -> name in the source.
 
     Raises:
         TsugikiError: a tensor that the model has no place for.
     """
-    inner = {name.partition(".")[2]: name for name in expected if name.count(".") > 1}
-    found = {name if name in expected else inner.get(name, name): name for name in weights}
-    surplus = [name for name in found if name not in expected and not _BUFFERS.search(name)]
-    if config.tie_word_embeddings:
-        surplus = [name for name in surplus if name != "lm_head.weight"]
+    found = stored_names(model, weights.keys()).keys
+    taken = set(found.values())
+    surplus = [key for key in weights if key not in taken and not _BUFFERS.search(key)]
     if surplus:
         raise TsugikiError(f"the model has no place for {listed(surplus)}; is it of another architecture?")
     return found

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tsugiki.cli.adapters.options import Library
-from tsugiki.errors import TsugikiError
+from tsugiki.cli.adapters.options import Library, parse_weights
 
 
 def combine_command(
@@ -44,7 +43,7 @@ def combine_command(
 
     folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
     how = Combination(type_, rank, density, seed)
-    parts = read_parts(folders, _numbers(weights) if weights is not None else [1 / len(folders)] * len(folders))
+    parts = read_parts(folders, parse_weights(weights) if weights is not None else [1 / len(folders)] * len(folders))
     with layers_bar("layers") as track:
         lora = combine(parts, how, allow_other_base=allow_other_base, track=track)
     made = {
@@ -60,10 +59,3 @@ def combine_command(
         line += f"; the exact sum's is {norm(exact):.4g}, and it is {distance(lora, exact):.4g} away"
     print_table((["adapter", "weight", "‖weight · ΔW‖"], rows), line)
     print_written(target)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError as error:
-        raise TsugikiError(f"--weights {text}: write a number for each adapter, such as 0.7,0.3") from error

@@ -5,6 +5,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from tsugiki.errors import TsugikiError
+
 Library: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -15,3 +17,15 @@ Library: TypeAlias = Annotated[
 ]
 
 ADAPTER_HELP = "An adapter: a name in the library, or a folder."
+
+
+def parse_weights(text: str) -> list[float]:
+    """A flag of numbers with commas between.
+
+    Raises:
+        TsugikiError: it is none.
+    """
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise TsugikiError(f"--weights is {text!r}; give a number for each adapter, such as 0.7,0.3") from error
