@@ -25,10 +25,10 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, dequantize
 from llama_cpp import Llama
 
+from tsugiki.base.gguf.conversion_cache import unpacked
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.bench.figures import Figures
 from tsugiki.bench.table import markdown
-from tsugiki.gguf_base.cached import unpacked
-from tsugiki.models import load_model, load_tokenizer
 
 HEADERS = {"en": ["what", "figure"], "ja": ["何を", "値"]}
 TEXTS = [

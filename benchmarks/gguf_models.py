@@ -22,11 +22,11 @@ from torch import Tensor
 from benchmarks.beside_llama_cpp import alike, greedy, llama
 from benchmarks.beside_llama_cpp import logits as logits_of
 from tsugiki import load_adapter
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.bench.figures import Figures
 from tsugiki.bench.table import markdown
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.export.model_file import STORED
-from tsugiki.models import load_model, load_tokenizer
 
 _HEADERS = {
     "en": [

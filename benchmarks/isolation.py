@@ -8,12 +8,12 @@ from typing import get_args
 
 import numpy as np
 import torch
+from tests.fast.test_document_masking import documents, lone_losses, packed_losses
 from tests.tiny import store_of, tiny_model
-from tests.train.test_isolation import documents, lone_losses, packed_losses
 
 from tsugiki.data.blocks import pack
+from tsugiki.fast.document_masking import Isolation, find_isolation
 from tsugiki.lora.targets import DEFAULT_TARGETS
-from tsugiki.train.isolation import Isolation, find_isolation
 
 
 def main() -> None:

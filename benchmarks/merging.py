@@ -14,20 +14,20 @@ import time
 from pathlib import Path
 
 WAYS = {
-    "imports alone": "import tsugiki.train.merging",
+    "imports alone": "import tsugiki.train.workflows.merge",
     "file to file": (
         "from pathlib import Path\n"
-        "from tsugiki.train.merging import *\n"
+        "from tsugiki.train.workflows.merge import *\n"
         "merge_into_folder(Merge('base', [Path('adapter')], verify=False), Path('out'), RunProgress())"
     ),
     "file to file, verified": (
         "from pathlib import Path\n"
-        "from tsugiki.train.merging import *\n"
+        "from tsugiki.train.workflows.merge import *\n"
         "merge_into_folder(Merge('base', [Path('adapter')]), Path('out'), RunProgress())"
     ),
     "in memory, bfloat16": (
         "from tsugiki import load_adapter, merge, ungraft\n"
-        "from tsugiki.models import load_model\n"
+        "from tsugiki.base.loading import load_model\n"
         "model = load_model('base', 'stored'); load_adapter(model, 'adapter')\n"
         "ungraft(merge(model)).save_pretrained('out')"
     ),

@@ -18,14 +18,14 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments, default_data_collator
 
+from tsugiki.base.loading import load_model
 from tsugiki.bench.figures import Figures
 from tsugiki.bench.hugging_face import GateCallback, with_peft
 from tsugiki.bench.table import markdown
 from tsugiki.bench.work import Gate
-from tsugiki.models import load_model
+from tsugiki.io.progress import RunProgress
 from tsugiki.train.config import RunConfig, validated
-from tsugiki.train.evaluate import evaluate
-from tsugiki.train.progress import RunProgress
+from tsugiki.train.evaluation.evaluate import evaluate
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import Ready, begin_training, prepare, total_steps
 

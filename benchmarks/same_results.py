@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, default_data_collator
 
 from tsugiki import save_adapter
+from tsugiki.base.loading import load_model
 from tsugiki.bench.figures import Figures
 from tsugiki.bench.table import markdown
+from tsugiki.io.progress import RunProgress
 from tsugiki.lora.dropout import silence_dropout
-from tsugiki.models import load_model
 from tsugiki.train.config import RunConfig, validated
-from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import begin_training, prepare, train
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tsugiki.models import load_tokenizer
+from tsugiki.base.loading import load_tokenizer
 
 FULL_WORKS, FULL_CHARACTERS = 17_000, 219_000_000
 ASSUMED = 1.3, 1.6, 1.8, 2.0, 2.2  # characters a token, for a tokenizer that is not here

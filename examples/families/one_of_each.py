@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from tsugiki import disable_adapter, graft, set_adapter, trainable_parameters
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.methods.table import METHODS
-from tsugiki.models import load_model, load_tokenizer
 
 STEPS, BATCH, LENGTH = 30, 8, 64
 PROMPT = "庭の木は"

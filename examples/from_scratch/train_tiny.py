@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tsugiki.models import load_model, load_tokenizer
+from tsugiki.base.loading import load_model, load_tokenizer
 
 STEPS, BATCH, LENGTH = 100, 8, 64
 

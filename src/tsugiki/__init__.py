@@ -11,14 +11,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tsugiki.adapters.files import load_adapter, save_adapter
+    from tsugiki.adapters.format import load_adapter, save_adapter
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.paths import use_fast_paths
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import disable_adapter, graft, remove_adapter, set_adapter, trainable_parameters, ungraft
     from tsugiki.lora.merge import merge, unmerge
+    from tsugiki.lora.merge_quantized import merge_rounded
     from tsugiki.lora.mixed_batch import mixed_batch
-    from tsugiki.lora.rounded import merge_rounded
 
 __version__ = version("tsugiki")
 
@@ -43,10 +43,10 @@ __all__ = [
 _HOMES = {
     "LoraConfig": "tsugiki.lora.config",
     "TsugikiError": "tsugiki.errors",
-    "load_adapter": "tsugiki.adapters.files",
-    "save_adapter": "tsugiki.adapters.files",
+    "load_adapter": "tsugiki.adapters.format",
+    "save_adapter": "tsugiki.adapters.format",
     "merge": "tsugiki.lora.merge",
-    "merge_rounded": "tsugiki.lora.rounded",
+    "merge_rounded": "tsugiki.lora.merge_quantized",
     "mixed_batch": "tsugiki.lora.mixed_batch",
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",

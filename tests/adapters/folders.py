@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from tsugiki.adapters.files import Base
-from tsugiki.adapters.stored import Factors, StoredLora, write_lora
+from tsugiki.adapters.format import Base
+from tsugiki.adapters.lora_weights import Factors, StoredLora, write_lora
 from tsugiki.lora.config import LoraConfig
 
 

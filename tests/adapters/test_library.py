@@ -8,7 +8,6 @@ import pytest
 
 from tests.adapters.folders import write
 from tsugiki import TsugikiError
-from tsugiki.adapters.folders import remove_folder
 from tsugiki.adapters.library import (
     adapter_folder,
     add_adapter,
@@ -18,6 +17,7 @@ from tsugiki.adapters.library import (
     read_library,
     rename_adapter,
 )
+from tsugiki.io.atomic import remove_folder
 
 
 @pytest.fixture

@@ -276,7 +276,7 @@ def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
 
 
 def test_the_fingerprint_is_of_the_tensors_not_of_the_files(tmp_path: Path):
-    from tsugiki.adapters.fingerprint import folder_fingerprint
+    from tsugiki.base.fingerprint import folder_fingerprint
 
     model = tiny_model()
     model.save_pretrained(tmp_path / "one")

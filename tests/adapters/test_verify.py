@@ -14,9 +14,9 @@ from tests.adapters.folders import write
 from tests.tiny import save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, graft, save_adapter
 from tsugiki.adapters.verify import known_base, verify
+from tsugiki.base.loading import load_model
 from tsugiki.lora.graft import add_adapter
 from tsugiki.methods.table import METHODS
-from tsugiki.models import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"

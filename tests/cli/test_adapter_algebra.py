@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import logits, relative_error
 from tsugiki import LoraConfig, graft, load_adapter, merge, save_adapter, ungraft
-from tsugiki.models import load_model
+from tsugiki.base.loading import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -9,9 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tests.data.aozora_samples import ROWS, index_csv, make_mirror, work_zip
+from tests.data.aozora.samples import ROWS, index_csv, make_mirror, work_zip
 from tsugiki.cli.aozora import aozora_command
-from tsugiki.data.aozora_index import INDEX
+from tsugiki.data.aozora.index import INDEX
 from tsugiki.errors import TsugikiError
 
 app = typer.Typer()

@@ -10,8 +10,8 @@ import pytest
 from tests.export.bases import write_base
 from tests.tiny import save_tiny, shake
 from tsugiki import LoraConfig, graft, save_adapter
-from tsugiki.adapters.stored import read_lora
-from tsugiki.models import load_model
+from tsugiki.adapters.lora_weights import read_lora
+from tsugiki.base.loading import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

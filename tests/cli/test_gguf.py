@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.gguf_base.files import Kind, tiny_base, write_gguf
+from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tests.tiny import TEXT, logits
-from tsugiki.models import load_model
+from tsugiki.base.loading import load_model
 
 TRAIN = ("--max-steps", "2", "--block-size", "32", "--target-modules", "q_proj")
 

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import save_tiny, shake
 from tsugiki import LoraConfig, graft, save_adapter
+from tsugiki.base.loading import load_model
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
-from tsugiki.models import load_model
 
 
 @pytest.fixture

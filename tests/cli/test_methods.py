@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import save_tiny
 from tsugiki import graft, trainable_parameters
+from tsugiki.base.loading import empty_model
 from tsugiki.methods.selective import SelectiveConfig
 from tsugiki.methods.table import METHODS, family_of
-from tsugiki.models import empty_model
 from tsugiki.report import families
 from tsugiki.report.families import describe_method, methods_table
 from tsugiki.train.config import RunConfig

@@ -10,10 +10,10 @@ import yaml
 
 from tests.tiny import TEXT, save_tiny
 from tsugiki import graft
+from tsugiki.base.loading import load_model
 from tsugiki.cli.main import main
 from tsugiki.methods.table import METHODS
-from tsugiki.models import load_model
-from tsugiki.train.comparison_config import load_comparison
+from tsugiki.train.workflows.compare_config import load_comparison
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(EXAMPLES.rglob("*.yaml"))

@@ -13,11 +13,11 @@ import torch
 from tests.export.bases import llama_cpp_logits, own_logits, write_base
 from tests.tiny import ids, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
-from tsugiki.adapters.stored import StoredLora, read_lora, write_lora
+from tsugiki.adapters.lora_weights import StoredLora, read_lora, write_lora
+from tsugiki.base.gguf.file import read_header
 from tsugiki.export.adapter_file import read_gguf_adapter, write_gguf_adapter
 from tsugiki.export.layout import LAYOUTS
 from tsugiki.export.loaders import llama_cpp_refusals
-from tsugiki.gguf_base.file import read_header
 
 TOKENS = ids(1, 8)[0].tolist()
 ROUNDED_GELU = ("gpt2", "gemma", "gemma2", "gemma3_text", "phi", "gpt_neox", "bloom", "falcon")  # ggml's is a table

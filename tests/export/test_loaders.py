@@ -8,11 +8,11 @@ import pytest
 
 from tests.tiny import save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
+from tsugiki.base.loading import empty_model, load_model
 from tsugiki.export.loaders import refusals, refusals_before_training
 from tsugiki.methods.table import METHODS
-from tsugiki.models import empty_model, load_model
 from tsugiki.train.config import RunConfig
-from tsugiki.train.loaders import refusals_of_run
+from tsugiki.train.verify_loaders import refusals_of_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -8,11 +8,11 @@ import pytest
 
 from tests.export.tokenizers_of_kinds import CHAT, bytes_bpe, sentencepiece_bpe, unigram
 from tests.tiny import byte_tokenizer
+from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.export import tokens
 from tsugiki.export.tokens import PROMPTS, compare_tokens
 from tsugiki.export.vocabulary import _CUTS, add_vocabulary, read_vocabulary
-from tsugiki.models import load_tokenizer
 
 
 def _bytes(cuts: tuple[str, ...], **special: Any) -> Any:

@@ -13,10 +13,10 @@ from tsugiki import LoraConfig, graft, merge
 from tsugiki.data.blocks import pack
 from tsugiki.fast import attention, paths
 from tsugiki.fast.attention import NAME
+from tsugiki.fast.document_masking import Collator, find_isolation
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.lora.dropout import silence_dropout
 from tsugiki.methods.table import METHODS
-from tsugiki.train.isolation import Collator, find_isolation
 from tsugiki.train.trainer import token_weighted_loss
 
 OWN = ("bloom", "gpt_neo", "falcon")

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.fast.kept import kept_bytes
 from tests.tiny import relative_error
-from tsugiki.frozen.int8 import Int8Linear
+from tsugiki.base.int8 import Int8Linear
 from tsugiki.lora.dora import add_magnitude, dora_factor, plain_factor
 from tsugiki.lora.layer import LoraLinear, new_pair, oriented, wrap
 

@@ -15,12 +15,12 @@ from tsugiki import (
     set_adapter,
     use_fast_paths,
 )
-from tsugiki.frozen.int8 import Int8Linear
-from tsugiki.frozen.quantise import quantise
+from tsugiki.base.int8 import Int8Linear
+from tsugiki.base.quantization import quantise
 from tsugiki.lora.dora import add_magnitude
+from tsugiki.lora.initialise import pissa_start
 from tsugiki.lora.layer import LowRank, new_pair, oriented, wrap
 from tsugiki.lora.mixed_batch import _stacks, plain_rows, rows_product
-from tsugiki.lora.starts import pissa_start
 
 NAMES = ["a", None, "c", "b", "__base__", "c"]
 

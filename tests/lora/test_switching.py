@@ -8,8 +8,8 @@ import torch
 
 from tests.tiny import ids, logits, shake, tiny_model
 from tsugiki import LoraConfig, graft, load_adapter, save_adapter, set_adapter, trainable_parameters, ungraft
-from tsugiki.frozen.int8 import Int8Linear
-from tsugiki.frozen.quantise import quantise
+from tsugiki.base.int8 import Int8Linear
+from tsugiki.base.quantization import quantise
 from tsugiki.lora.graft import remove_adapter
 from tsugiki.lora.layer import grafted_layers
 

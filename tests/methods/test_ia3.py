@@ -27,9 +27,9 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
+from tsugiki.base.quantization import quantise
 from tsugiki.fast.modules import speed_up_modules
 from tsugiki.fast.paths import use_fast_paths
-from tsugiki.frozen.quantise import quantise
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.ia3 import DEFAULT_TARGETS, IA3Config
 from tsugiki.train.checkpoint import checkpoints

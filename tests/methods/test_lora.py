@@ -27,10 +27,10 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.adapters.files import refill_adapter
+from tsugiki.adapters.format import refill_adapter
+from tsugiki.base.loading import load_model
 from tsugiki.lora.graft import is_grafted
 from tsugiki.methods.table import METHODS
-from tsugiki.models import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -27,7 +27,7 @@ from tsugiki import (
     unmerge,
     use_fast_paths,
 )
-from tsugiki.frozen.quantise import quantise
+from tsugiki.base.quantization import quantise
 from tsugiki.lora.graft import is_grafted
 from tsugiki.methods.selective import LNTuningConfig, SelectiveConfig
 from tsugiki.methods.table import METHODS
@@ -471,7 +471,7 @@ def test_a_run_and_its_continuation(method: str, tmp_path: Path, monkeypatch: py
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Interrupt a run when it has come to this step."""
-    from tsugiki.train.watch import Watch
+    from tsugiki.train.evaluation_callback import Watch
 
     plain = Watch.on_step_end
 

@@ -26,21 +26,21 @@ from tsugiki import (
     ungraft,
     use_fast_paths,
 )
+from tsugiki.base.loading import load_model
 from tsugiki.fast import attention
+from tsugiki.fast.document_masking import find_isolation, isolated
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.p_tuning import PromptEncoderConfig
 from tsugiki.methods.prefix_tuning import PrefixTuningConfig
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.methods.soft_prompt import context_length, virtual_tokens
-from tsugiki.models import load_model
 from tsugiki.train import preparation
 from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluate import cut_windows, evaluate
+from tsugiki.train.evaluation.evaluate import cut_windows, evaluate
+from tsugiki.train.evaluation.sample import Sampling, generate_text
+from tsugiki.train.evaluation_callback import Watch
 from tsugiki.train.gradients import Gradients
-from tsugiki.train.isolation import find_isolation, isolated
 from tsugiki.train.run import train
-from tsugiki.train.sample import Sampling, generate_text
-from tsugiki.train.watch import Watch
 from tsugiki.train.ways import ADAPTER
 
 KINDS = ["gpt2", "llama", "gemma3_text"]

@@ -9,8 +9,8 @@ from tests.adapters.folders import lora_of, write
 from tests.report.pages import assert_whole, record
 from tests.tiny import shake, tiny_model
 from tsugiki import LoraConfig, graft, save_adapter
-from tsugiki.adapters.spectrum import singular_values
-from tsugiki.adapters.stored import Factors, read_lora, write_lora
+from tsugiki.adapters.algebra.spectrum import singular_values
+from tsugiki.adapters.lora_weights import Factors, read_lora, write_lora
 from tsugiki.lora.graft import add_adapter
 from tsugiki.methods.table import METHODS
 from tsugiki.report.adapter import facts_lines, portray, tensors_table, write_adapter_page

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.report.pages import Page, assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
 from tsugiki.report.run import report_page, write_report
-from tsugiki.train.bootstrap import change_interval
+from tsugiki.train.evaluation.interval import change_interval
 from tsugiki.train.record import RunRecord
 
 HERE = Path("runs/庭")

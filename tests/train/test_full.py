@@ -13,16 +13,16 @@ from transformers import TrainerCallback
 
 from tests.tiny import TEXT, byte_tokenizer, ids, logits, save_tiny, store_of, tiny_model
 from tsugiki import TsugikiError
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import IGNORED, pack
-from tsugiki.models import load_model, load_tokenizer
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
 from tsugiki.train.model_files import MODEL_FILE, refill_model, save_model
-from tsugiki.train.preview import rows_in_order
 from tsugiki.train.run import CHECKPOINTS, train
 from tsugiki.train.trainer import RunTrainer
 from tsugiki.train.ways import MODEL
+from tsugiki.train.workflows.preview import rows_in_order
 
 
 @pytest.fixture(autouse=True)

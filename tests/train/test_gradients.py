@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from tests.tiny import shake, store_of, tiny_model
 from tsugiki import LoraConfig, graft
 from tsugiki.data.blocks import IGNORED, pack
+from tsugiki.fast.document_masking import Collator, find_isolation
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.dropout import silence_dropout
 from tsugiki.train.gradients import Gradients
-from tsugiki.train.isolation import Collator, find_isolation
 from tsugiki.train.trainer import token_weighted_loss
 
 

@@ -9,9 +9,9 @@ import pytest
 from tests.data.test_splits import sentence
 from tests.tiny import TEXT, byte_tokenizer, tiny_model
 from tsugiki import TsugikiError
+from tsugiki.io.progress import RunProgress
 from tsugiki.train.config import RunConfig
 from tsugiki.train.preparation import Prepared, pack_data, read_data
-from tsugiki.train.progress import RunProgress
 
 
 @pytest.fixture(autouse=True)

@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, store_of, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, trainable_parameters, ungraft
 from tsugiki.data.blocks import IGNORED, Blocks, pack
+from tsugiki.fast.document_masking import find_isolation
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
-from tsugiki.train.isolation import find_isolation
-from tsugiki.train.preview import rows_in_order
 from tsugiki.train.run import CHECKPOINTS, train
 from tsugiki.train.trainer import RunTrainer
+from tsugiki.train.workflows.preview import rows_in_order
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from tsugiki.adapters.facts import Facts, read_facts
-from tsugiki.adapters.files import BASE_FILE, CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
-from tsugiki.adapters.folders import new_folder, refuse_taken
+from tsugiki.adapters.format import BASE_FILE, CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
+from tsugiki.adapters.info import Facts, read_facts
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import new_folder, refuse_taken
 
 _LONGEST = 100  # characters
 _BYTES = 200  # file systems take 255, and what is being written has a longer name

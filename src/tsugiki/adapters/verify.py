@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tsugiki.adapters.files import (
+from tsugiki.adapters.format import (
     CONFIG_FILE,
     RECORD_FILE,
     WEIGHTS_FILE,
@@ -19,12 +19,12 @@ from tsugiki.adapters.files import (
     read_peft_config,
     read_weights,
 )
-from tsugiki.adapters.fingerprint import named_fingerprint
-from tsugiki.adapters.stored import sort_tensors
+from tsugiki.adapters.lora_weights import sort_tensors
+from tsugiki.base.fingerprint import named_fingerprint
+from tsugiki.base.loading import empty_model
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import form_of
-from tsugiki.models import empty_model
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,10 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
             needs=("mlx", "mlx_lm"),
             install="pip install 'mlx-lm[cpu]'",
         ),
-        "tsugiki": Contender("what `tsugiki train` does when nothing is said", "own:tsugiki"),
-        "tsugiki-fp32": Contender("Tsugiki, frozen weights in float32", "own:tsugiki_fp32", "fp32"),
-        "tsugiki-bf16": Contender("Tsugiki, frozen weights in bfloat16", "own:tsugiki_bf16", "bf16"),
-        "tsugiki-int8": Contender("Tsugiki, frozen weights in int8", "own:tsugiki_int8", "int8"),
+        "tsugiki": Contender("what `tsugiki train` does when nothing is said", "tsugiki_entry:tsugiki"),
+        "tsugiki-fp32": Contender("Tsugiki, frozen weights in float32", "tsugiki_entry:tsugiki_fp32", "fp32"),
+        "tsugiki-bf16": Contender("Tsugiki, frozen weights in bfloat16", "tsugiki_entry:tsugiki_bf16", "bf16"),
+        "tsugiki-int8": Contender("Tsugiki, frozen weights in int8", "tsugiki_entry:tsugiki_int8", "int8"),
         "trainer-full-fp32": Contender(
             "Trainer on every weight, float32, dropout off, the faster attention",
             "hugging_face:trainer_full_fp32",
@@ -115,11 +115,11 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
             trains_all=True,
         ),
         "tsugiki-full-fp32": Contender(
-            "Tsugiki on every weight, float32", "own:tsugiki_full_fp32", "fp32", bytes_per_weight=16, trains_all=True
+            "Tsugiki on every weight, float32", "tsugiki_entry:tsugiki_full_fp32", "fp32", bytes_per_weight=16, trains_all=True
         ),
         "tsugiki-full-bf16": Contender(
             "Tsugiki on every weight, products in bfloat16",
-            "own:tsugiki_full_bf16",
+            "tsugiki_entry:tsugiki_full_bf16",
             "bf16",
             bytes_per_weight=18,
             trains_all=True,

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.files import write_json
+from tsugiki.adapters.format import write_json
 from tsugiki.bench.results import installed
-from tsugiki.report.wording import Table
+from tsugiki.report.formatting import Table
 from tsugiki.train.record import describe_machine
 
 KIND = "figures"

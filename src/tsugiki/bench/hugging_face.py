@@ -88,7 +88,7 @@ def sft(work: Work, gate: Gate, checkpointing: bool) -> None:
     from datasets import Dataset as Table
     from trl import SFTConfig, SFTTrainer
 
-    from tsugiki.models import EMBEDDED, load_tokenizer
+    from tsugiki.base.loading import EMBEDDED, load_tokenizer
 
     model = _without_dropout(work, torch.bfloat16)
     rows = work.rows(model.config.vocab_size)

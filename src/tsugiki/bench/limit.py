@@ -29,7 +29,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
 from tsugiki.lora.targets import find_targets
-from tsugiki.train.parallel import side_by_side
+from tsugiki.train.threads import side_by_side
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

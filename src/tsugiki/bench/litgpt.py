@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tsugiki.base.loading import EMBEDDED, local_folder
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_config
 from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, Gate, Work
 from tsugiki.errors import TsugikiError
-from tsugiki.models import EMBEDDED, local_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

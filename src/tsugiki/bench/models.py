@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from tsugiki.base.loading import EMBEDDED, load_model, load_tokenizer, local_folder
 from tsugiki.errors import TsugikiError
-from tsugiki.models import EMBEDDED, load_model, load_tokenizer, local_folder
 
 if TYPE_CHECKING:
     import torch

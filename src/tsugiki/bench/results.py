@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from tsugiki.adapters.files import read_json, write_json
+from tsugiki.adapters.format import read_json, write_json
 from tsugiki.bench.contenders import CONTENDERS, GENERATORS, Contender
 from tsugiki.bench.runner import Measured
 from tsugiki.bench.work import NEW_TOKENS, Work

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tsugiki.adapters.files import read_json
+from tsugiki.adapters.format import read_json
 from tsugiki.bench.figures import KIND, Figures
 from tsugiki.bench.results import Results, Row, read_results
 from tsugiki.errors import TsugikiError
-from tsugiki.report.wording import Table
+from tsugiki.report.formatting import Table
 
 Language: TypeAlias = Literal["en", "ja"]
 

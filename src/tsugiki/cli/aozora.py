@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tsugiki.data.aozora_query import Query, parse_role, select
-from tsugiki.data.aozora_site import SITE
-from tsugiki.data.aozora_source import check_target, open_source, read_entries, write_works
+from tsugiki.data.aozora.query import Query, parse_role, select
+from tsugiki.data.aozora.site import SITE
+from tsugiki.data.aozora.source import check_target, open_source, read_entries, write_works
 
 
 class Kana(StrEnum):

@@ -19,8 +19,8 @@ def compare_command(
     """
     from tsugiki.cli.tables import print_table
     from tsugiki.report.methods import comparison_table, write_comparison_page
-    from tsugiki.train.comparison import compare, rows
-    from tsugiki.train.comparison_config import load_comparison
+    from tsugiki.train.workflows.compare import compare, rows
+    from tsugiki.train.workflows.compare_config import load_comparison
 
     settings = load_comparison(config, out, data)
     records = compare(settings)

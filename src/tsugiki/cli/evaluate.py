@@ -39,8 +39,8 @@ def evaluate_command(
     import json
 
     from tsugiki.cli.summary import print_evaluations
-    from tsugiki.train.progress import RunProgress
-    from tsugiki.train.subjects import evaluate_subjects, subjects
+    from tsugiki.io.progress import RunProgress
+    from tsugiki.train.evaluation.targets import evaluate_subjects, subjects
 
     chosen = subjects(model or [], adapter or [])
     results = evaluate_subjects(chosen, data, assistant_turns.value, characters, allow_other_base, RunProgress())

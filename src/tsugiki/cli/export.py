@@ -55,7 +55,7 @@ def export_command(
     An adapter goes beside its base (llama-cli -m BASE --lora ADAPTER). A whole model is read back, and cuts text into
     tokens as its tokenizer does, or it is not written.
     """
-    from tsugiki.gguf_base.file import require_gguf
+    from tsugiki.base.gguf.file import require_gguf
 
     require_gguf()
     if adapter is None:
@@ -80,7 +80,7 @@ def _export_adapter(
 ) -> None:
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.export.adapter import export_gguf_adapter
-    from tsugiki.train.progress import RunProgress
+    from tsugiki.io.progress import RunProgress
 
     folder = adapter_folder(adapter, library)
     with RunProgress().stage("export", None):  # the base's fingerprint takes a look at all of its weights
@@ -103,11 +103,11 @@ def _export_model(
     allow_other_base: bool,
     allow_other_tokens: bool,
 ) -> None:
-    from tsugiki.adapters.files import read_base
+    from tsugiki.adapters.format import read_base
     from tsugiki.adapters.library import adapter_folder
+    from tsugiki.base.loading import gguf_path
     from tsugiki.export.model import export_model, merged_model, stored_model
-    from tsugiki.models import gguf_path
-    from tsugiki.train.progress import RunProgress
+    from tsugiki.io.progress import RunProgress
 
     folder = None if adapter is None else adapter_folder(adapter, library)
     name = model or (None if folder is None else read_base(folder).name)

@@ -18,10 +18,10 @@ def generate_command(
     ] = False,
 ) -> None:
     """Let a model go on from a prompt; the text comes as it is written."""
-    from tsugiki.adapters.files import load_adapter
+    from tsugiki.adapters.format import load_adapter
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.models import default_device, load_model, load_tokenizer
-    from tsugiki.train.sample import Sampling, generate_text
+    from tsugiki.base.loading import default_device, load_model, load_tokenizer
+    from tsugiki.train.evaluation.sample import Sampling, generate_text
 
     base, tokenizer = load_model(model).to(default_device()), load_tokenizer(model)
     if adapter is not None:

@@ -36,8 +36,8 @@ def merge_command(
     """Fold adapters into their base and write a plain Transformers model, tensor by tensor, in the base's own types."""
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.summary import print_merge
-    from tsugiki.train.merging import Merge, merge_into_folder
-    from tsugiki.train.progress import RunProgress
+    from tsugiki.io.progress import RunProgress
+    from tsugiki.train.workflows.merge import Merge, merge_into_folder
 
     merge = Merge(
         model,

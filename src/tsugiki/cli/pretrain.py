@@ -25,7 +25,7 @@ def pretrain_command(
 ) -> None:
     """Train a model from nothing: its tokenizer, then its weights."""
     from tsugiki.cli.train import number_or_text
-    from tsugiki.train.pretrain_config import load_pretrain_config
+    from tsugiki.train.workflows.pretrain_config import load_pretrain_config
 
     given: dict[str, Any] = {
         "data": data,
@@ -41,7 +41,7 @@ def pretrain_command(
 
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
-    from tsugiki.train.pretrain import pretrain
+    from tsugiki.train.workflows.pretrain import pretrain
 
     record = pretrain(settings, resume=resume)
     print_summary(record, write_report(Path(settings.out)))

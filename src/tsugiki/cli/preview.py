@@ -39,9 +39,9 @@ def preview_command(
 
     from rich.console import Console
 
+    from tsugiki.io.progress import RunProgress
     from tsugiki.report.preview import to_html, to_terminal
-    from tsugiki.train.preview import preview
-    from tsugiki.train.progress import RunProgress
+    from tsugiki.train.workflows.preview import preview
 
     shown = preview(settings, rows, RunProgress())
     console = Console(highlight=False)

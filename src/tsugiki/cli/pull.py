@@ -15,10 +15,10 @@ def pull_command(
 
     Of the repository, an adapter's own files are fetched alone; pickled weights never.
     """
-    from tsugiki.adapters.files import read_base
-    from tsugiki.adapters.hub import check_repo_id, pull
+    from tsugiki.adapters.format import read_base
     from tsugiki.adapters.library import check_name, library_folder
     from tsugiki.errors import TsugikiError
+    from tsugiki.hub.client import check_repo_id, pull
 
     repo_id, at, revision = repo.partition("@")
     check_repo_id(repo_id)

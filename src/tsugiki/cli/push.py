@@ -38,11 +38,11 @@ def push_command(
     What is sent is listed first. No path of this machine is in it, and no text of the data. A card on the hub that
     somebody wrote or edited stays.
     """
-    from tsugiki.adapters.hub import check_repo_id, push, refuse_unknown_base
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.models import EMBEDDED
-    from tsugiki.report.card import is_own_card
-    from tsugiki.report.publication import publication, published_base
+    from tsugiki.base.loading import EMBEDDED
+    from tsugiki.hub.card import is_own_card
+    from tsugiki.hub.client import check_repo_id, push, refuse_unknown_base
+    from tsugiki.hub.publication import publication, published_base
 
     check_repo_id(repo_id)
     folder = adapter_folder(adapter, library)

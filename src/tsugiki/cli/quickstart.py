@@ -12,7 +12,7 @@ def quickstart_command(
     """Teach the embedded model an old orthography, offline, in two minutes."""
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
-    from tsugiki.train.quickstart import quickstart
+    from tsugiki.train.workflows.quickstart import quickstart
 
     record = quickstart(out)
     folder = record.config["out"]

@@ -6,15 +6,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tsugiki.adapters.files import WEIGHTS_FILE
+from tsugiki.adapters.format import WEIGHTS_FILE
 from tsugiki.cli.tables import print_table
+from tsugiki.report.formatting import with_interval
 from tsugiki.report.run import held_out_table, sureness
-from tsugiki.report.wording import with_interval
-from tsugiki.train.bootstrap import Interval
-from tsugiki.train.evaluate import Evaluation
-from tsugiki.train.merging import MergeReport
+from tsugiki.train.evaluation.evaluate import Evaluation
+from tsugiki.train.evaluation.interval import Interval
+from tsugiki.train.evaluation.targets import change_against
 from tsugiki.train.record import RunRecord
-from tsugiki.train.subjects import change_against
+from tsugiki.train.workflows.merge import MergeReport
 
 _PLAIN_WIDTH = 120  # of a table that no terminal bounds
 

@@ -16,8 +16,8 @@ def sweep_command(
     """
     from tsugiki.cli.tables import print_table
     from tsugiki.report.methods import sweep_sentence, sweep_table, write_sweep_page
-    from tsugiki.train.comparison_config import load_sweep
-    from tsugiki.train.sweep import sweep
+    from tsugiki.train.workflows.compare_config import load_sweep
+    from tsugiki.train.workflows.sweep import sweep
 
     settings = load_sweep(config, out)
     points = sweep(settings)

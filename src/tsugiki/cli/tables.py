@@ -4,8 +4,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tsugiki.report.wording import Table as Cells
-from tsugiki.report.wording import printable
+from tsugiki.report.formatting import Table as Cells
+from tsugiki.report.formatting import printable
 
 _PLAIN_WIDTH = 150  # where no terminal bounds it
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from torch import nn
 
-from tsugiki.adapters.files import Base
-from tsugiki.adapters.folders import new_file
-from tsugiki.adapters.stored import StoredLora, read_lora, write_lora
+from tsugiki.adapters.format import Base
+from tsugiki.adapters.lora_weights import StoredLora, read_lora, write_lora
+from tsugiki.base.gguf.file import read_header
+from tsugiki.base.loading import empty_model
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.export.adapter_file import Stored, read_gguf_adapter, write_gguf_adapter
 from tsugiki.export.layout import HEAD, TABLE, gguf_names, layout_of
 from tsugiki.export.loaders import is_another_base, llama_cpp_refusals
 from tsugiki.export.ollama import CONTEXT, modelfile
-from tsugiki.gguf_base.file import read_header
+from tsugiki.io.atomic import new_file
 from tsugiki.lora.layer import features
 from tsugiki.lora.targets import base_modules
-from tsugiki.models import empty_model
 
 
 @dataclass(frozen=True)

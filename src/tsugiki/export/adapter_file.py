@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.files import Base
-from tsugiki.adapters.stored import Factors, StoredLora
+from tsugiki.adapters.format import Base
+from tsugiki.adapters.lora_weights import Factors, StoredLora
+from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.export.layout import TABLE, gguf_names, layout_of, row_order
-from tsugiki.gguf_base.file import GgufHeader, read_header
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
 from tsugiki.lora.targets import base_modules

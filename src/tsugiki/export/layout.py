@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.errors import TsugikiError
-from tsugiki.gguf_base.names import llama_cpp_names
 from tsugiki.lora.layer import is_linear
 from tsugiki.lora.targets import base_modules, output_head
 

@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
-from tsugiki.adapters.files import read_base, read_peft_config
-from tsugiki.adapters.fingerprint import named_fingerprint
-from tsugiki.adapters.stored import StoredLora, read_lora
+from tsugiki.adapters.format import read_base, read_peft_config
+from tsugiki.adapters.lora_weights import StoredLora, read_lora
+from tsugiki.base.fingerprint import named_fingerprint
+from tsugiki.base.loading import empty_model
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.export.layout import gguf_names, layout_of, why_not_adapted
 from tsugiki.lora.adapter import trained_biases
@@ -22,7 +23,6 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_targets
 from tsugiki.methods.method import PREFIX, Form
 from tsugiki.methods.table import METHODS, form_of
-from tsugiki.models import empty_model
 
 Loader: TypeAlias = Literal["llama.cpp", "ollama", "peft", "vllm"]
 

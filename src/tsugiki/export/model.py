@@ -12,17 +12,17 @@ from pathlib import Path
 
 import torch
 
-from tsugiki.adapters.files import load_adapter
-from tsugiki.adapters.folders import new_file
-from tsugiki.adapters.model_files import StoredTensors
+from tsugiki.adapters.format import load_adapter
+from tsugiki.base.loading import load_model, load_tokenizer, model_folder
+from tsugiki.base.model_folder import StoredTensors
 from tsugiki.errors import TsugikiError
 from tsugiki.export.architectures import architecture_of
 from tsugiki.export.model_file import Source, Stored, Written, write_model_gguf
 from tsugiki.export.ollama import CONTEXT, modelfile
 from tsugiki.export.tokens import TokenComparison, compare_tokens
+from tsugiki.io.atomic import new_file
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.merge import merge
-from tsugiki.models import load_model, load_tokenizer, model_folder
 
 _NAMES: Mapping[torch.dtype, Stored] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 

@@ -18,12 +18,12 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from tsugiki.adapters.model_files import stored_names
+from tsugiki.base.gguf.names import llama_cpp_names
+from tsugiki.base.model_folder import stored_names
 from tsugiki.data.encoding import document_start
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.export.architectures import Architecture, Config, architecture_of
 from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabulary
-from tsugiki.gguf_base.names import llama_cpp_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

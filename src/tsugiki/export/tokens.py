@@ -14,11 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tsugiki.base.gguf.file import GgufHeader, read_header
+from tsugiki.base.gguf.tokenizer import KINDS, build_tokenizer
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.export.vocabulary import adds_start, other_normalizers
-from tsugiki.gguf_base.file import GgufHeader, read_header
-from tsugiki.gguf_base.tokenizer import KINDS, build_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, eager_on_cpu, swish
 from tsugiki.fast.gated import gated
 from tsugiki.fast.norms import rms_norm
-from tsugiki.lora.replace import CHILD
+from tsugiki.lora.swap import CHILD
 
 SpedUp = list[tuple[nn.Module, str]]
 """Modules whose forward was replaced, and by what."""

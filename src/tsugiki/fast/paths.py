@@ -13,7 +13,7 @@ from torch import Tensor
 from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.forward import chunk_the_loss, unchunk_the_loss
 from tsugiki.fast.modules import restore_modules, speed_up_modules
-from tsugiki.fast.rounding import same_to_rounding
+from tsugiki.fast.tolerance import same_to_rounding
 from tsugiki.lora.graft import base_alone, is_merged
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.batchnorm import release_statistics
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dora import add_magnitude
 from tsugiki.lora.layer import (
@@ -31,7 +32,7 @@ from tsugiki.lora.layer import (
     wrap,
 )
 from tsugiki.lora.merge import fold, refuse_few_bits
-from tsugiki.lora.replace import (
+from tsugiki.lora.swap import (
     Change,
     Undo,
     becomes,
@@ -40,7 +41,6 @@ from tsugiki.lora.replace import (
     replace_parameter,
     say_what_unties,
 )
-from tsugiki.lora.statistics import release_statistics
 from tsugiki.lora.targets import base_modules, find_modules_to_save, find_targets
 
 

@@ -35,7 +35,7 @@ class LoraConfig:
         modules_to_save: modules trained whole, on a copy, and stored in the adapter (names or endings).
         init_lora_weights: True: A Kaiming-uniform, B zero (embeddings: A zero, B normal), so that nothing
             changes before training. "gaussian": A normal with standard deviation 1/r. "pissa",
-            "pissa_niter_" and a number, "orthogonal": see `tsugiki.lora.starts`; of linear layers only.
+            "pissa_niter_" and a number, "orthogonal": see `tsugiki.lora.initialise`; of linear layers only.
             False: both random, which changes the model at once; for tests only.
         use_dora: train the lengths of the weight's rows too, and apart (see `tsugiki.lora.dora`).
         freeze_A: train B alone (LoRA-FA, Zhang et al. 2023, arXiv:2308.03303); an embedding, which has no input to

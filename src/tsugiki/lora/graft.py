@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from torch import nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.batchnorm import hold_statistics, release_statistics
 from tsugiki.lora.dropout import Silenced, restore_dropout, silence_dropout
 from tsugiki.lora.layer import grafted_layers
-from tsugiki.lora.replace import Change, Undo, replace_module
-from tsugiki.lora.statistics import hold_statistics, release_statistics
+from tsugiki.lora.swap import Change, Undo, replace_module
 
 DEFAULT_NAME = "default"
 BASE_ROW = "__base__"

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.conv import LoraConv2d
 from tsugiki.lora.dora import dora_factor, dora_product, plain_dora, rescale
+from tsugiki.lora.initialise import orthogonal_start, pissa_start
 from tsugiki.lora.product import grafted_product, has_product
-from tsugiki.lora.starts import orthogonal_start, pissa_start
 
 
 class LowRank(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import active_adapter, require_state
-from tsugiki.lora.replace import Undo, replace_parameter
+from tsugiki.lora.swap import Undo, replace_parameter
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from tsugiki.lora.dora import dora_factor
 from tsugiki.lora.graft import BASE_ROW, deactivate, disable_adapter, find_adapter, require_state
 from tsugiki.lora.layer import Grafted, LoraLinear, LowRank, oriented, put_pair
 from tsugiki.lora.product import is_hooked
-from tsugiki.lora.replace import Undo, replace_forward
+from tsugiki.lora.swap import Undo, replace_forward
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import Grafted, LoraLinear, features, is_graftable, is_linear
-from tsugiki.lora.replace import CHILD
+from tsugiki.lora.swap import CHILD
 
 _LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _FUSED_QKV = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")

@@ -40,10 +40,10 @@ from torch.nn import functional as F
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.layer import features, is_linear
 from tsugiki.lora.masks import dropout
-from tsugiki.lora.replace import Undo
+from tsugiki.lora.swap import Undo
 from tsugiki.lora.targets import find_modules
+from tsugiki.methods.hooks import put_after
 from tsugiki.methods.method import PREFIX, Form, check_names, read_fields
-from tsugiki.methods.parts import put_after
 
 Start = Literal["mam_adapter", "bert"]
 

@@ -28,10 +28,10 @@ from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import LoraLinear, features, is_conv1d, is_linear
 from tsugiki.lora.merge import fold, refuse_few_bits
-from tsugiki.lora.replace import Change, Undo, changes_of, replace_module, replace_parameter
+from tsugiki.lora.swap import Change, Undo, changes_of, replace_module, replace_parameter
 from tsugiki.lora.targets import base_modules, find_targets
+from tsugiki.methods.hooks import put_after, put_before, take_out
 from tsugiki.methods.method import PREFIX, Form, check_names, read_fields
-from tsugiki.methods.parts import put_after, put_before, take_out
 
 Names = Sequence[str] | str
 

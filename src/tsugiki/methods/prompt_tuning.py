@@ -109,7 +109,7 @@ def _embedded_text(model: Any, config: PromptTuningConfig) -> Tensor:
 
 def _tokens(config: PromptTuningConfig, base: str | None) -> list[int]:
     """The text's tokens, with those that the tokenizer adds itself."""
-    from tsugiki.models import load_tokenizer
+    from tsugiki.base.loading import load_tokenizer
 
     name = config.tokenizer_name_or_path or base
     if not name:

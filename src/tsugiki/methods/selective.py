@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.merge import untie
-from tsugiki.lora.replace import (
+from tsugiki.lora.swap import (
     Change,
     Undo,
     becomes,

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.document_masks import apart, is_unknown, masks, of_packed, of_padded, packed, widened, windows
 from tsugiki.lora.layer import LoraEmbedding
-from tsugiki.lora.replace import CHILD, Undo
+from tsugiki.lora.swap import CHILD, Undo
 from tsugiki.methods.method import read_fields
-from tsugiki.methods.prompt_masks import apart, is_unknown, masks, of_packed, of_padded, packed, widened, windows
 
 KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [1, key heads, virtual tokens, width]."""

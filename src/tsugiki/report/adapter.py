@@ -10,18 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
-from tsugiki.adapters.facts import Facts, read_facts
-from tsugiki.adapters.files import BASE_FILE, read_json, read_peft_config, read_weights
-from tsugiki.adapters.spectrum import singular_values
-from tsugiki.adapters.stored import read_lora
+from tsugiki.adapters.algebra.spectrum import singular_values
+from tsugiki.adapters.format import BASE_FILE, read_json, read_peft_config, read_weights
+from tsugiki.adapters.info import Facts, read_facts
+from tsugiki.adapters.lora_weights import read_lora
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
+from tsugiki.report.formatting import Table, duration, figure, file_size, filled, number
 from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, measured
 from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.page import Section, page, pairs, part, table, write_page
 from tsugiki.report.run import record_sections, summary_sentence
-from tsugiki.report.wording import Table, duration, figure, file_size, filled, number
 from tsugiki.train.record import RunRecord
 
 LAYERS_EXPLAINED = (

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tsugiki.report.wording import filled
+from tsugiki.report.formatting import filled
 
 _ISOLATION = {
     "positions": "do not see each other (positions begin anew)",

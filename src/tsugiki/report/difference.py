@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from tsugiki.adapters.difference import Difference, compare_layers, compare_tensors, overall, same_tensors
-from tsugiki.adapters.facts import Facts, read_facts
-from tsugiki.adapters.files import not_finite, read_config, read_weights
-from tsugiki.adapters.stored import StoredLora, read_lora
+from tsugiki.adapters.algebra.difference import Difference, compare_layers, compare_tensors, overall, same_tensors
+from tsugiki.adapters.format import not_finite, read_config, read_weights
+from tsugiki.adapters.info import Facts, read_facts
+from tsugiki.adapters.lora_weights import StoredLora, read_lora
 from tsugiki.errors import TsugikiError, listed
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
+from tsugiki.report.formatting import Table, figure
 from tsugiki.report.layers import block_order
 from tsugiki.report.library import ranks_text
-from tsugiki.report.wording import Table, figure
 
 _ROUNDING = 1e-6  # of a norm, below which two are one
 _DORA = (

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from tsugiki.base.loading import EMBEDDED, empty_model, load_model
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import add_adapter
 from tsugiki.methods.lora import LORA
 from tsugiki.methods.method import Method
 from tsugiki.methods.table import ALL, METHODS
-from tsugiki.models import EMBEDDED, empty_model, load_model
-from tsugiki.report.wording import Table
+from tsugiki.report.formatting import Table
 from tsugiki.train.config import FULL, RunConfig, known_method
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from tsugiki.adapters.spectrum import effective_rank, update_shape
-from tsugiki.adapters.stored import Factors
+from tsugiki.adapters.algebra.spectrum import effective_rank, update_shape
+from tsugiki.adapters.lora_weights import Factors
+from tsugiki.report.formatting import Table, figure
 from tsugiki.report.plots import Series, curves
-from tsugiki.report.wording import Table, figure
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDEST = 16  # bars of one cell

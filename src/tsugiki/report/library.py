@@ -7,10 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.files import RECORD_FILE
+from tsugiki.adapters.format import RECORD_FILE
 from tsugiki.adapters.library import Entry
 from tsugiki.errors import TsugikiError
-from tsugiki.report.wording import Table, figure, file_size, number
+from tsugiki.report.formatting import Table, figure, file_size, number
 from tsugiki.train.record import RunRecord, read_record
 
 _FIGURES = ("loss", "perplexity", "bits_per_char")

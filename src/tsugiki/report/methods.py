@@ -9,12 +9,12 @@ from markupsafe import Markup
 from tsugiki.methods.method import Family
 from tsugiki.methods.table import ALL
 from tsugiki.report.comparison import write_comparison
+from tsugiki.report.formatting import Table, duration
 from tsugiki.report.plots import Mark, Series, over_parameters, over_ranks
-from tsugiki.report.wording import Table, duration
-from tsugiki.train.bootstrap import Interval
-from tsugiki.train.comparison import Row
+from tsugiki.train.evaluation.interval import Interval
 from tsugiki.train.record import RunRecord
-from tsugiki.train.sweep import WORTH, Point, change, enough_rank
+from tsugiki.train.workflows.compare import Row
+from tsugiki.train.workflows.sweep import WORTH, Point, change, enough_rank
 
 _FAMILIES = (*get_args(Family), ALL)
 

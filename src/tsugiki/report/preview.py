@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tsugiki.report.counts import alike_lines, data_lines
+from tsugiki.report.formatting import duration
 from tsugiki.report.page import render
-from tsugiki.report.wording import duration
-from tsugiki.train.preview import PieceView, Preview, RowView
+from tsugiki.train.workflows.preview import PieceView, Preview, RowView
 
 STYLES = {
     "learned": "green",

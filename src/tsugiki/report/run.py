@@ -10,10 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from tsugiki.report.counts import alike_lines, data_lines
-from tsugiki.report.page import Section, page, pairs, part, table, write_page
-from tsugiki.report.plots import Series, curves, smoothed
-from tsugiki.report.samples import all_samples, sample_columns
-from tsugiki.report.wording import (
+from tsugiki.report.formatting import (
     Table,
     change,
     duration,
@@ -24,6 +21,9 @@ from tsugiki.report.wording import (
     number,
     with_interval,
 )
+from tsugiki.report.page import Section, page, pairs, part, table, write_page
+from tsugiki.report.plots import Series, curves, smoothed
+from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.train.config import FULL
 from tsugiki.train.record import RunRecord, read_record
 
@@ -302,7 +302,7 @@ def _use(record: RunRecord, folder: Path) -> Markup:
             f"tsugiki merge --model {base} --adapter {here} --out merged"
         )
         python = (
-            "from tsugiki import load_adapter\nfrom tsugiki.models import load_model\n\n"
+            "from tsugiki import load_adapter\nfrom tsugiki.base.loading import load_model\n\n"
             f"model = load_model({str(record.base.get('name', 'BASE'))!r})\n"
             f"load_adapter(model, {str(folder)!r})"
         )

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tsugiki.adapters.files import read_json, write_json
+from tsugiki.adapters.format import read_json, write_json
 from tsugiki.errors import TsugikiError
 
 _OPTIMIZER, _RANDOM, _TRAINING = "optimizer.safetensors", "random.safetensors", "training.json"

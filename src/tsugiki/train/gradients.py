@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tsugiki.data.blocks import IGNORED
 from tsugiki.fast.loss import chunked_loss, find_head
 from tsugiki.lora.masks import masks_from
-from tsugiki.train.parallel import side_by_side
+from tsugiki.train.threads import side_by_side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

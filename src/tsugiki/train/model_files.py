@@ -55,7 +55,7 @@ def refill_model(model: nn.Module, folder: Path) -> None:
     Raises:
         TsugikiError: no model there, or another one.
     """
-    from tsugiki.models import load_model
+    from tsugiki.base.loading import load_model
 
     try:
         model.load_state_dict(load_model(str(folder)).state_dict())

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tsugiki.cache import cache_folder
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.encoding import document_end
 from tsugiki.data.records import Document, Record
@@ -23,13 +22,14 @@ from tsugiki.data.splits import (
 )
 from tsugiki.data.store import Index, TokenStore, open_store, read_index
 from tsugiki.errors import TsugikiError, listed
+from tsugiki.fast.document_masking import Isolation, find_isolation
+from tsugiki.io.cache import cache_folder
+from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.config import FULL, RunConfig
-from tsugiki.train.evaluate import Window, cut_windows
-from tsugiki.train.isolation import Isolation, find_isolation
-from tsugiki.train.progress import RunProgress
+from tsugiki.train.evaluation.evaluate import Window, cut_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.files import RECORD_FILE, read_json, write_json
+from tsugiki.adapters.format import RECORD_FILE, read_json, write_json
 from tsugiki.errors import TsugikiError
 
 _LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")

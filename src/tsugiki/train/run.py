@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments, set_seed
 
-from tsugiki.adapters.files import RECORD_FILE, WEIGHTS_FILE
-from tsugiki.adapters.fingerprint import base_fingerprint
+from tsugiki.adapters.format import RECORD_FILE, WEIGHTS_FILE
+from tsugiki.base.fingerprint import base_fingerprint
+from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError
-from tsugiki.models import load_tokenizer
+from tsugiki.fast.document_masking import Isolation
+from tsugiki.io.progress import RunProgress
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import LORA_PLUS, RunConfig
-from tsugiki.train.isolation import Isolation
-from tsugiki.train.loraplus import loraplus
+from tsugiki.train.evaluation_callback import Watch
 from tsugiki.train.model_files import MODEL_FILE
-from tsugiki.train.muon import muon
+from tsugiki.train.optimizers.loraplus import loraplus
+from tsugiki.train.optimizers.muon import muon
 from tsugiki.train.preparation import Prepared, pack_data, read_data
-from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, describe_machine, read_record
 from tsugiki.train.trainer import Parts, RunTrainer
-from tsugiki.train.watch import Watch
 from tsugiki.train.ways import Way, way_of
 
 if TYPE_CHECKING:

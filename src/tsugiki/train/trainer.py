@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from tsugiki.adapters.files import refill_adapter, save_adapter
+from tsugiki.adapters.format import refill_adapter, save_adapter
 from tsugiki.data.blocks import IGNORED, Blocks
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.document_masking import Collator, Isolation
 from tsugiki.train.checkpoint import (
     keep_newest,
     load_training_state,
@@ -28,7 +29,6 @@ from tsugiki.train.checkpoint import (
     save_training_state,
 )
 from tsugiki.train.gradients import Gradients
-from tsugiki.train.isolation import Collator, Isolation
 
 _KEPT = 2
 

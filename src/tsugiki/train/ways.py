@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tsugiki.adapters.files import WEIGHTS_FILE, refill_adapter, save_adapter
+from tsugiki.adapters.format import WEIGHTS_FILE, refill_adapter, save_adapter
+from tsugiki.base.loading import Precision, load_model, native_arithmetic
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.dropout import silence_dropout
 from tsugiki.lora.graft import graft
-from tsugiki.models import Precision, load_model, native_arithmetic
 from tsugiki.train.config import FULL, RunConfig
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.model_files import MODEL_FILE, refill_model, save_model

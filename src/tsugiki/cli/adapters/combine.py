@@ -35,9 +35,9 @@ def combine_command(
     """
     import dataclasses
 
-    from tsugiki.adapters.combine import Combination, combine, distance, norm, read_parts
+    from tsugiki.adapters.algebra.combine import Combination, combine, distance, norm, read_parts
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
-    from tsugiki.adapters.stored import source, write_lora
+    from tsugiki.adapters.lora_weights import source, write_lora
     from tsugiki.cli.adapters.shown import layers_bar, print_written
     from tsugiki.cli.tables import print_table
 

@@ -21,9 +21,9 @@ def extract_command(
 
     Both are read a layer at a time. The energy of a change is the sum of squares of its elements.
     """
-    from tsugiki.adapters.extract import extract
+    from tsugiki.adapters.algebra.extract import extract
     from tsugiki.adapters.library import new_adapter_folder
-    from tsugiki.adapters.stored import write_lora
+    from tsugiki.adapters.lora_weights import write_lora
     from tsugiki.cli.adapters.shown import layers_bar, print_kept, print_written
     from tsugiki.cli.train import layer_names
     from tsugiki.errors import listed

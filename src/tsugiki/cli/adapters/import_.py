@@ -19,9 +19,9 @@ def import_command(
 ) -> None:
     """Turn a GGUF adapter into a folder that Tsugiki and PEFT load."""
     from tsugiki.adapters.library import new_adapter_folder
+    from tsugiki.base.gguf.file import require_gguf
     from tsugiki.export.adapter import import_gguf_adapter
-    from tsugiki.gguf_base.file import require_gguf
-    from tsugiki.train.progress import RunProgress
+    from tsugiki.io.progress import RunProgress
 
     require_gguf()
     folder = new_adapter_folder(out, library)

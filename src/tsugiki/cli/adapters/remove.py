@@ -15,8 +15,8 @@ def remove_command(
     library: Library = None,
 ) -> None:
     """Remove adapters from the library, for good; of a link to a folder the link alone."""
-    from tsugiki.adapters.folders import remove_folder
     from tsugiki.adapters.library import library_folder, member
+    from tsugiki.io.atomic import remove_folder
 
     folders = [member(name, library or library_folder()) for name in dict.fromkeys(names)]
     if not yes:

@@ -14,9 +14,9 @@ def scale_command(
     library: Library = None,
 ) -> None:
     """Make an adapter that does more, less, or the opposite of another."""
-    from tsugiki.adapters.combine import scaled
+    from tsugiki.adapters.algebra.combine import scaled
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
-    from tsugiki.adapters.stored import read_lora, source, write_lora
+    from tsugiki.adapters.lora_weights import read_lora, source, write_lora
     from tsugiki.cli.adapters.shown import print_written
 
     folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)

@@ -16,11 +16,11 @@ def show_command(
     """What an adapter is, how it was trained, what it showed, and what it changes in each layer."""
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.tables import print_table, say
+    from tsugiki.io.progress import RunProgress
     from tsugiki.report.adapter import LAYERS_EXPLAINED, facts_lines, portray, tensors_table, write_adapter_page
     from tsugiki.report.layers import kinds_table, layers_table
     from tsugiki.report.run import held_out_table, sureness
     from tsugiki.report.samples import shown_samples
-    from tsugiki.train.progress import RunProgress
 
     folder = adapter_folder(adapter, library)
     with RunProgress().stage("layers", None) as advance:

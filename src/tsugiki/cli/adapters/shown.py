@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from tsugiki.adapters.combine import Track
-    from tsugiki.adapters.truncate import Kept
+    from tsugiki.adapters.algebra.combine import Track
+    from tsugiki.adapters.algebra.truncate import Kept
 
 
 @contextmanager
@@ -33,6 +33,6 @@ def print_kept(kept: Mapping[str, "Kept"], *lines: str) -> None:
 
 def print_written(out: Path) -> None:
     """Where the new adapter is, and how large."""
-    from tsugiki.adapters.files import WEIGHTS_FILE
+    from tsugiki.adapters.format import WEIGHTS_FILE
 
     typer.echo(f"→ {out} ({(out / WEIGHTS_FILE).stat().st_size / 1e6:.2f} MB)")

@@ -20,9 +20,9 @@ def truncate_command(
 
     The energy of an update is the sum of squares of its elements.
     """
+    from tsugiki.adapters.algebra.truncate import overall, truncated, truncated_to_energy
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
-    from tsugiki.adapters.stored import read_lora, source, write_lora
-    from tsugiki.adapters.truncate import overall, truncated, truncated_to_energy
+    from tsugiki.adapters.lora_weights import read_lora, source, write_lora
     from tsugiki.cli.adapters.shown import print_kept, print_written
     from tsugiki.errors import TsugikiError
 

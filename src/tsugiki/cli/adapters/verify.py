@@ -47,8 +47,8 @@ def verify_command(
     from tsugiki.adapters.verify import known_base, verify
     from tsugiki.cli.tables import say
     from tsugiki.export.loaders import refusals
-    from tsugiki.train.loaders import refusals_of_run
-    from tsugiki.train.progress import RunProgress
+    from tsugiki.io.progress import RunProgress
+    from tsugiki.train.verify_loaders import refusals_of_run
 
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]

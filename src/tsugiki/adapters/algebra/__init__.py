@@ -1,0 +1,1 @@
+"""Computing with the factors of stored adapters."""

@@ -1,0 +1,97 @@
+"""How far two adapters are from each other: layer by layer, as matrices."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsugiki.adapters.algebra.spectrum import difference_norm, inner_product, update_norm, update_shape
+from tsugiki.adapters.lora_weights import Factors
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two matrices M and M' of the same name; where only one adapter has it, the other's is zero."""
+
+    name: str
+    norms: tuple[float, float]
+    """‖M‖_F and ‖M'‖_F."""
+    inner: float
+    """⟨M, M'⟩."""
+    apart: float
+    """‖M - M'‖_F."""
+    only_in: int | None = None
+    """0 or 1 where only the first has it, or the second."""
+    unlike: str = ""
+    """Where the shapes differ, which they are; nothing is known of the rest then."""
+
+    @property
+    def cosine(self) -> float:
+        """⟨M, M'⟩ / ‖M‖ ‖M'‖; not a number where one is zero."""
+        lengths = math.prod(self.norms)
+        return self.inner / lengths if lengths else math.nan
+
+    @property
+    def relative(self) -> float:
+        """‖M - M'‖ / ‖M‖; not a number where the first is zero."""
+        return self.apart / self.norms[0] if self.norms[0] else math.nan
+
+
+def compare_layers(first: Mapping[str, Factors], second: Mapping[str, Factors]) -> list[Difference]:
+    """The updates ΔW of two LoRA adapters, none of which is formed; their ranks may differ."""
+    found = []
+    for name in {**first, **second}:
+        one, other = first.get(name), second.get(name)
+        norms = (update_norm(one) if one else 0.0, update_norm(other) if other else 0.0)
+        if one is None or other is None:
+            found.append(Difference(name, norms, 0.0, sum(norms), only_in=int(one is None)))
+        elif update_shape(one) != update_shape(other):
+            found.append(_unlike(name, norms, update_shape(one), update_shape(other)))
+        else:
+            found.append(Difference(name, norms, inner_product(one, other), difference_norm(one, other)))
+    return found
+
+
+def compare_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[Difference]:
+    """Tensors by name, as they are."""
+    found = []
+    for name in {**first, **second}:
+        one, other = first.get(name), second.get(name)
+        norms = (_norm(one) if one is not None else 0.0, _norm(other) if other is not None else 0.0)
+        if one is None or other is None:
+            found.append(Difference(name, norms, 0.0, sum(norms), only_in=int(one is None)))
+        elif one.shape != other.shape:
+            found.append(_unlike(name, norms, one.shape, other.shape))
+        else:
+            M, N = one.double(), other.double()
+            found.append(Difference(name, norms, float((M * N).sum()), _norm(M - N)))
+    return found
+
+
+def overall(differences: Sequence[Difference]) -> Difference:
+    """All of them as one long vector; what differs in shape is left out."""
+    alike = [one for one in differences if not one.unlike]
+    first, second, apart = (
+        math.hypot(*figures)
+        for figures in ([d.norms[0] for d in alike], [d.norms[1] for d in alike], [d.apart for d in alike])
+    )
+    return Difference("overall", (first, second), math.fsum(one.inner for one in alike), apart)
+
+
+def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Whether they are the same under the same names, to the last bit."""
+    return first.keys() == second.keys() and all(
+        tensor.dtype == second[name].dtype and torch.equal(tensor, second[name]) for name, tensor in first.items()
+    )
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.double()))
+
+
+def _unlike(name: str, norms: tuple[float, float], shape: Sequence[int], other: Sequence[int]) -> Difference:
+    return Difference(
+        name, norms, math.nan, math.nan, unlike=f"{'×'.join(map(str, shape))}, {'×'.join(map(str, other))}"
+    )

@@ -1,0 +1,1 @@
+"""Merging adapters into the weights of a base, file to file."""

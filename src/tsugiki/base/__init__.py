@@ -1,0 +1,1 @@
+"""The base model: loading, device and precision, quantised layers, GGUF files."""

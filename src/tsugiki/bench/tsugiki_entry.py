@@ -1,0 +1,88 @@
+"""Tsugiki, by the way that `tsugiki train` takes: a `RunConfig`, `begin_training`, and its trainer."""
+
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tsugiki.base.loading import EMBEDDED, load_tokenizer
+from tsugiki.base.quantization import quantise
+from tsugiki.bench.hugging_face import ENDLESS, GateCallback
+from tsugiki.bench.models import build
+from tsugiki.bench.work import Gate, Work
+from tsugiki.data.blocks import Blocks, pack
+from tsugiki.data.store import Index, TokenStore
+from tsugiki.fast.document_masking import find_isolation
+from tsugiki.train.config import FULL, RunConfig, validated
+from tsugiki.train.preparation import Prepared
+from tsugiki.train.record import RunRecord
+from tsugiki.train.run import Ready, begin_training
+from tsugiki.train.ways import frozen_precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def run(work: Work, gate: Gate, **settings: Any) -> None:
+    """A run with these settings on rows of a document each."""
+    with TemporaryDirectory() as folder:
+        given = {
+            "model": work.model,
+            "data": "random tokens",
+            "out": folder,
+            "batch_size": work.batch,
+            "grad_accum": 1,
+            "max_steps": ENDLESS,
+            "save_steps": ENDLESS,
+            **settings,
+        }
+        config = validated(RunConfig, given, None)
+        model = _base(config)
+        blocks = _blocks(work, model.config.vocab_size)
+        prepared = Prepared(blocks, [], [], find_isolation(model), {}, [])
+        record = RunRecord(config.recorded())
+        trainer = begin_training(config, Ready(model, load_tokenizer(EMBEDDED), prepared), record)
+        gate.note(**{name: str(value) for name, value in record.choices.items() if name in _TOLD})
+        trainer.add_callback(GateCallback(gate))
+        trainer.train()
+
+
+def _base(config: RunConfig) -> "PreTrainedModel":
+    """The base as the run would load it, were it stored somewhere."""
+    precision = frozen_precision(config) if config.method != FULL else "fp32"
+    if precision == "fp32":
+        return build(config.model, torch.float32)
+    model = build(config.model, torch.bfloat16)
+    return quantise(model) if precision == "int8" else model
+
+
+tsugiki = run
+tsugiki_fp32 = partial(run, frozen="fp32")
+tsugiki_bf16 = partial(run, frozen="bf16")
+tsugiki_int8 = partial(run, frozen="int8")
+tsugiki_full_fp32 = partial(run, method="full", arithmetic="fp32")
+tsugiki_full_bf16 = partial(run, method="full", arithmetic="bf16")
+
+_TOLD = ("frozen", "arithmetic")
+
+
+def _blocks(work: Work, vocabulary: int) -> Blocks:
+    ids = work.rows(vocabulary).numpy()
+    rows, length = ids.shape
+    index = Index(
+        characters=np.full(rows, length),
+        digests=np.zeros((rows, 16), np.uint8),
+        signatures=np.zeros((rows, 1), np.uint32),
+        cuttable=np.ones(rows, bool),
+        sources=["random"] * rows,
+        fields=[{}] * rows,
+    )
+    store = TokenStore(
+        index=index,
+        ids=ids.flatten().astype(np.int32),
+        learned=np.tile(np.arange(length) > 0, rows),
+        offsets=np.arange(rows + 1) * length,
+    )
+    return pack(store, np.arange(rows), length, pad=0)

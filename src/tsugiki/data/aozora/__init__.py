@@ -1,0 +1,1 @@
+"""Aozora Bunko: its text format, its index, its site."""

@@ -1,0 +1,279 @@
+"""The card of an adapter on the hub: `README.md`, of metadata in YAML and a page in Markdown.
+
+Whatever was not written here stands in a code span or a fenced block, where Markdown and HTML mean nothing. The last
+line carries a digest of the rest: a card that a person wrote or changed can be told from one that nobody touched.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tsugiki.adapters.format import Base
+from tsugiki.base.loading import EMBEDDED
+from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads, rank_for_vllm, refused_by_vllm
+from tsugiki.hub.markdown import code_span, fenced
+from tsugiki.lora.config import LoraConfig
+from tsugiki.methods.table import METHODS, form_of
+from tsugiki.report.counts import data_lines
+from tsugiki.report.formatting import change, duration, filled, interval_of_change, luck, number, with_interval
+from tsugiki.train.record import RunRecord
+
+_SEAL = re.compile(
+    r"\n<!-- tsugiki push wrote this card, and writes it anew while nobody edits it: ([0-9a-f]{64}) -->\s*$"
+)
+_FIGURES = (("perplexity", "perplexity"), ("bits_per_char", "bits per character"), ("loss", "loss, nats a token"))
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a card tells."""
+
+    repo_id: str
+    config: Any
+    """Settings of the adapter, of the class that its form has."""
+    fields: Mapping[str, Any]
+    """Of `adapter_config.json`, as sent."""
+    base: Base
+    """Its name on the hub, or `embedded`; None where others cannot find it."""
+    made: Mapping[str, Any]
+    """How it came about, if it was made of others."""
+    record: RunRecord | None
+    """Of the run, if it was trained here."""
+    parameters: int
+    size: int
+    """Bytes of the weights."""
+    license_id: str | None
+    languages: Sequence[str]
+
+
+def model_card(adapter: Described) -> str:
+    """The text of `README.md`."""
+    form, refused = form_of(adapter.config), refused_by_vllm(adapter.config)
+    page = (
+        _environment()
+        .get_template("card.md")
+        .render(
+            adapter=adapter,
+            name=adapter.repo_id.partition("/")[2],
+            base_in_words=_base_in_words(adapter.base.name),
+            method=_method(adapter),
+            figures=_figures(adapter.record),
+            samples=_samples(adapter.record),
+            made=_made(adapter.made),
+            data=_data(adapter.record),
+            cost=_cost(adapter.record),
+            peft=peft_reads(form),
+            loads=_loading(adapter.base.name),
+            base_argument=shlex.quote(adapter.base.name or "BASE"),
+            prompt=shlex.quote(_first_prompt(adapter.record)),
+            refused_by_vllm=refused,
+            rank_for_vllm=None if refused else rank_for_vllm(adapter.config),
+            llama_cpp=is_plain_lora(adapter.config),
+            merges=can_merge(form),
+        )
+    )
+    return _sealed(f"---\n{_metadata(adapter).to_yaml()}\n---\n\n{page}")
+
+
+def is_own_card(text: str) -> bool:
+    """Whether a card was written here, and nobody has changed it since."""
+    text = text.replace("\r\n", "\n")
+    seal = _SEAL.search(text)
+    return seal is not None and seal[1] == _digest(text[: seal.start()])
+
+
+def _sealed(text: str) -> str:
+    text = text.rstrip()
+    seal = f"<!-- tsugiki push wrote this card, and writes it anew while nobody edits it: {_digest(text)} -->"
+    return f"{text}\n\n{seal}\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode("utf-8", errors="replace")).hexdigest()
+
+
+def _metadata(adapter: Described) -> ModelCardData:
+    form = form_of(adapter.config)
+    base = None if adapter.base.name == EMBEDDED else adapter.base.name
+    results = _results(adapter.record)
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="adapter" if base else None,
+        language=list(adapter.languages) or None,
+        license=adapter.license_id,
+        library_name="peft" if peft_reads(form) else "tsugiki",
+        pipeline_tag="text-generation" if adapter.fields.get("task_type") == "CAUSAL_LM" else None,
+        tags=[*(["lora"] if isinstance(adapter.config, LoraConfig) else []), "tsugiki"],
+        model_name=adapter.repo_id.partition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(record: RunRecord | None) -> list[EvalResult]:
+    """The figures after training, on the run's own held-out text."""
+    last: Mapping[str, Any] = record.evaluations[-1] if record is not None and record.evaluations else {}
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-out",
+            dataset_name="held-out text of the run",
+            metric_type=name,
+            metric_name=label,
+            metric_value=float(f"{number(last.get(name)):.6g}"),
+        )
+        for name, label in _FIGURES
+        if math.isfinite(number(last.get(name)))
+    ]
+
+
+def _figures(record: RunRecord | None) -> dict[str, Any]:
+    """A table before and after, and how sure the change is; nothing where it was not measured twice."""
+    if record is None or len(record.evaluations) < 2:
+        return {}
+    before, after = record.evaluations[0], record.evaluations[-1]
+    rows = [
+        [label, *(with_interval(entry, name).replace("\n", " ") for entry in (before, after))]
+        for name, label in _FIGURES
+    ]
+    sure = luck(interval_of_change(before, after), len(after.get("documents") or ()))
+    changed = change(before, after, "bits_per_char")
+    sure = sure if math.isnan(changed) else f"{changed:+.1%} ({sure})"
+    return {"rows": rows, "sure": sure, "caveat": after.get("caveat"), "characters": after.get("characters")}
+
+
+def _samples(record: RunRecord | None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Of each prompt what was written first and last."""
+    samples = record.samples if record is not None else []
+    found = []
+    for prompt in dict.fromkeys(str(sample.get("prompt", "")) for sample in samples):
+        written = [sample for sample in samples if sample.get("prompt", "") == prompt]
+        first_and_last = [written[0], *written[1:][-1:]]
+        texts = [
+            (
+                "before training" if one.get("step") == 0 else f"after step {number(one.get('step')):,.0f}",
+                str(one.get("text", "")).strip("\n"),
+            )
+            for one in first_and_last
+        ]
+        found.append((prompt, texts))
+    return found
+
+
+def _method(adapter: Described) -> list[tuple[str, str]]:
+    """What was trained, and how, label and value."""
+    lines: list[tuple[str, str]] = []
+    config, record = adapter.config, adapter.record
+    if record is not None and record.config.get("method") in METHODS:
+        method = str(record.config["method"])
+        lines.append(("method", f"{method}: {METHODS[method].about}"))
+    else:
+        lines.append(("method", str(adapter.fields.get("peft_type"))))
+    if isinstance(config, LoraConfig):
+        lines.append(("rank, alpha", f"{config.r}, {config.lora_alpha:g}"))
+        lines.append(("layers", _listed(config.target_modules)))
+    if record is not None:
+        lines += filled(
+            (
+                ("trained", "{parameters[trainable]:,} of {parameters[total]:,} parameters, {parameters[share]:.2%}"),
+                ("dropout", "{config[lora][lora_dropout]:g}"),
+                ("learning rate", "{config[learning_rate]:g}, {config[lr_scheduler_type]}"),
+                ("a step", "{config[grad_accum]} × {config[batch_size]} rows"),
+                ("steps", "{training[steps]:,}"),
+                ("seed", "{config[seed]}"),
+            ),
+            {"parameters": record.parameters, "config": record.config, "training": record.training},
+        )
+    return lines
+
+
+def _made(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not made:
+        return []
+    told = [
+        f"{name.replace('_', ' ')} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in made.items()
+    ]
+    return [("made of others", "; ".join(told))]
+
+
+def _data(record: RunRecord | None) -> list[tuple[str, str]]:
+    """Counts and fingerprints of the data; no text."""
+    if record is None:
+        return []
+    fingerprints = (
+        ("fingerprint, to learn", "{train[fingerprint]}"),
+        ("fingerprint, held out", "{held_out[fingerprint]}"),
+        ("fingerprint, rows", "{blocks_fingerprint}"),
+    )
+    read_from = filled((("read from", "{data}"),), record.config)
+    return [*read_from, *data_lines(record.data), *filled(fingerprints, record.data)]
+
+
+def _cost(record: RunRecord | None) -> list[tuple[str, str]]:
+    if record is None:
+        return []
+    training = dict(record.training)
+    if training.get("seconds"):
+        training["time"] = duration(training["seconds"])
+    if training.get("peak_memory"):
+        training["gigabytes"] = training["peak_memory"] / 1e9
+    lines = filled(
+        (
+            ("machine", "{machine[processor]}, {machine[cores]} cores"),
+            ("accelerator", "{machine[accelerator]}"),
+            ("time in steps", "{training[time]}, {training[tokens_per_second]:,.0f} tokens/s"),
+            ("peak memory", "{training[gigabytes]:.2f} GB"),
+        ),
+        {"machine": _there(record.machine), "training": training},
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    return [*lines, *([("versions", versions)] if versions else [])]
+
+
+def _there(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _base_in_words(name: str | None) -> str:
+    if name is None:
+        return "a base that is not on the hub"
+    if name == EMBEDDED:
+        return "the small Japanese GPT-2 that comes with Tsugiki, `embedded`"
+    return f"[{name}](https://huggingface.co/{name})"
+
+
+def _loading(name: str | None) -> str:
+    """Python that loads the base."""
+    if name == EMBEDDED:
+        return f'from tsugiki.base.loading import load_model\n\nmodel = load_model("{EMBEDDED}")'
+    return (
+        "from transformers import AutoModelForCausalLM\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{name or "BASE"}")'
+    )
+
+
+def _first_prompt(record: RunRecord | None) -> str:
+    prompts = [str(sample.get("prompt", "")) for sample in record.samples] if record is not None else []
+    return next((prompt for prompt in prompts if prompt), "…")
+
+
+def _listed(names: Sequence[str] | str | None) -> str:
+    return names if isinstance(names, str) else ", ".join(names or ("by architecture",))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tsugiki", "hub"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(code=code_span, fenced=fenced)
+    return environment

@@ -1,0 +1,1 @@
+"""Files and what is shown of them: atomic writes, JSON, digests, caches, shards of safetensors, progress."""

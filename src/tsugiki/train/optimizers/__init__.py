@@ -1,0 +1,1 @@
+"""Optimisers that transformers does not have."""

@@ -1,0 +1,16 @@
+"""What another program will refuse of the adapter that a run would train, said before it does."""
+
+from tsugiki.base.loading import empty_model
+from tsugiki.export.loaders import refusals_before_training
+from tsugiki.train.config import FULL, RunConfig
+
+
+def refusals_of_run(loader: str, settings: RunConfig) -> list[str]:
+    """Why `loader` would not do with the run's adapter what Tsugiki does; none: it will.
+
+    Raises:
+        TsugikiError: no such loader, no such base, or settings that do not fit it.
+    """
+    if settings.method == FULL:
+        return ["it trains every weight, so that there will be no adapter: export the model"]
+    return refusals_before_training(loader, settings.adapter_config(), empty_model(settings.model))

@@ -1,0 +1,1 @@
+"""Whole tasks made of runs: pretrain, compare, sweep, preview, merge, quickstart."""

@@ -1,0 +1,178 @@
+"""From texts alone to a model: a tokenizer, random weights, and then a run of method full.
+
+What the run begins from is an ordinary model folder, `checkpoints/start` in the run's own; from there on everything
+(packing, checkpoints, resuming, measuring, the record) is `train.run`'s.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+
+from tsugiki.base.loading import load_tokenizer
+from tsugiki.data.duplicates import near_duplicates
+from tsugiki.data.sources import read_records
+from tsugiki.data.splits import Condition, near_groups, parse_held_out, split_one, split_records
+from tsugiki.data.store import Array, read_index
+from tsugiki.data.vocabulary import train_vocabulary
+from tsugiki.errors import TsugikiError
+from tsugiki.io.progress import RunProgress
+from tsugiki.methods.soft_prompt import context_length
+from tsugiki.train.model_files import save_model
+from tsugiki.train.preparation import single_document
+from tsugiki.train.record import RunRecord
+from tsugiki.train.run import CHECKPOINTS, begin, carry_out
+from tsugiki.train.workflows.pretrain_config import PretrainConfig, TokenizerSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Texts: TypeAlias = Callable[[], Iterator[str]]
+"""Gives the same texts at each call."""
+
+START = "start"
+_OURS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress | None = None) -> RunRecord:
+    """Train a model from nothing as `config` says; `config.out` is then a model folder, with `run.json`.
+
+    Args:
+        config: the settings.
+        resume: go on from the newest checkpoint in `config.out`.
+        progress: where to show the run; a display of its own by default.
+
+    Returns:
+        The finished record.
+
+    Raises:
+        TsugikiError: anything that a person can put right; what the folder held is still there.
+    """
+    out = Path(config.out)
+    record, checkpoint = begin(config.recorded(), out, resume)
+    start = out / CHECKPOINTS / START
+    with progress or RunProgress() as shown:
+        if not (resume and start.is_dir()):
+            _write_start(config, start, shown)
+        carry_out(config.as_run(start), record, checkpoint, shown)
+    return record
+
+
+def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | int", seed: int) -> "PreTrainedModel":
+    """A model with random weights, one seed giving the same ones.
+
+    Args:
+        settings: `model_type`, and fields of its config.
+        tokenizer: its own, or how many tokens there will be.
+        seed: of the weights.
+
+    Raises:
+        TsugikiError: no such type or field, or sizes that do not go together.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    kind = settings.get("model_type")
+    if kind not in CAUSAL or kind not in CONFIG_MAPPING_NAMES:
+        given = f"is {kind!r}" if kind else "is missing"
+        raise TsugikiError(f"model: model_type {given}; name a causal language model of transformers, such as gpt2")
+    ours = [name for name in _OURS if name in settings]
+    if ours:
+        raise TsugikiError(f"model: {', '.join(ours)} comes from the tokenizer; leave it out")
+    fields = {name: value for name, value in settings.items() if name != "model_type"}
+    known = AutoConfig.for_model(kind)
+    unknown = [name for name in fields if not hasattr(known, name)]
+    if unknown:
+        names = ", ".join(unknown)
+        raise TsugikiError(f"model: {names}: a {kind} has no such setting; {type(known).__name__} lists them")
+    fields["vocab_size"] = tokenizer if isinstance(tokenizer, int) else len(tokenizer)
+    end = 0 if isinstance(tokenizer, int) else tokenizer.eos_token_id
+    fields |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    set_seed(seed)
+    try:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields), dtype=torch.float32)
+        with torch.no_grad():
+            model.eval()(input_ids=torch.ones(1, 4, dtype=torch.int64))
+    except Exception as error:  # each model refuses in its own way
+        what = " ".join(str(error).split())[:300]
+        raise TsugikiError(f"model: these sizes make no {kind}: {what}") from error
+    return model
+
+
+def _write_start(config: PretrainConfig, start: Path, shown: RunProgress) -> None:
+    """The folder that the run begins from, whole or not at all."""
+    given = config.tokenizer if isinstance(config.tokenizer, str) else None
+    tokenizer = load_tokenizer(given) if given else None
+    size = config.tokenizer.vocab_size if isinstance(config.tokenizer, TokenizerSettings) else len(tokenizer or ())
+    context = context_length(build_model(config.model, size, config.seed))  # before the time that a tokenizer takes
+    if config.block_size and config.block_size > context:
+        raise TsugikiError(f"block_size is {config.block_size}, but the model's context is {context} tokens")
+    if isinstance(config.tokenizer, TokenizerSettings):
+        shown.say(f"training a tokenizer of {size:,} tokens")
+        tokenizer = _train_tokenizer(config, config.tokenizer)
+    assert tokenizer is not None
+    tokenizer.model_max_length = context
+    model = build_model(config.model, tokenizer, config.seed)
+    part = start.with_name(f".{START}.part")
+    made = [path for path in (start.parent, start.parent.parent) if not path.exists()]
+    try:
+        save_model(model, tokenizer, part)
+        shutil.rmtree(start, ignore_errors=True)  # of a run that did not come to begin
+        os.replace(part, start)
+    except OSError as error:
+        raise TsugikiError(f"cannot write {start}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def _train_tokenizer(config: PretrainConfig, settings: TokenizerSettings) -> "PreTrainedTokenizerBase":
+    own, measured = _split(config)
+    more = _unlike(settings.data, measured, parse_held_out(config.held_out)) if settings.data else lambda: iter(())
+    return train_vocabulary(
+        lambda: chain(own(), more()),
+        settings.vocab_size,
+        settings.common_characters,
+        settings.alphabet,
+        settings.max_piece,
+    )
+
+
+def _split(config: PretrainConfig) -> tuple[Texts, Array]:
+    """The texts that the run will learn, and the signatures of those that it will be measured by."""
+    held_out = parse_held_out(config.held_out)
+    single = single_document(config.data) if isinstance(held_out, float) else None
+    if single and isinstance(held_out, float):
+        learned, end = split_one(single, held_out)
+        return lambda: iter([learned.text]), read_index([end]).signatures
+    index = read_index(read_records(config.data))
+    if isinstance(held_out, Path):
+        return lambda: (record.text for record in read_records(config.data)), read_index(
+            read_records(held_out)
+        ).signatures
+    measured = split_records(index, held_out, config.seed, near_groups(index))
+    left_out = set(measured.tolist())
+    return lambda: _without(config.data, left_out), index.signatures[measured]
+
+
+def _unlike(data: str, measured: Array, held_out: float | Condition | Path) -> Texts:
+    """The texts of other data, without what is nearly the same as a measured text or has the held-out field."""
+    index = read_index(read_records(data))
+    groups = near_duplicates(np.concatenate([index.signatures, measured]))
+    left_out = {number for group in groups if max(group) >= len(index) for number in group}
+    if isinstance(held_out, Condition):
+        values = (fields.get(held_out.field) for fields in index.fields)
+        left_out |= {number for number, value in enumerate(values) if value == held_out.value}
+    return lambda: _without(data, left_out)
+
+
+def _without(data: str, left_out: set[int]) -> Iterator[str]:
+    return (record.text for number, record in enumerate(read_records(data)) if number not in left_out)

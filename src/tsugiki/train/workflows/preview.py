@@ -1,0 +1,168 @@
+"""What a run would learn: its first rows as training sees them, counts, and the time that it would take here."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+
+from tsugiki.data.blocks import IGNORED, Blocks, Piece
+from tsugiki.io.progress import RunProgress
+from tsugiki.train.config import RunConfig
+from tsugiki.train.preparation import Prepared
+from tsugiki.train.record import RunRecord
+from tsugiki.train.run import begin_training, prepare, total_steps
+from tsugiki.train.trainer import RunTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Kind: TypeAlias = Literal["learned", "masked", "learned special", "masked special"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring tokens of one kind, as text."""
+
+    text: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class PieceView:
+    """A piece of a record in a row; `tokens` of it."""
+
+    source: str
+    tokens: int
+    first: bool
+    """Whether the record begins here, or goes on from another row."""
+    last: bool
+    """Whether it ends here; else it goes on in another row, or is cut off."""
+    goes_on: bool
+    """Of one that does not end here: whether another row has the rest."""
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class RowView:
+    """A row of a batch."""
+
+    number: int
+    """In the order of training, from 1."""
+    pieces: tuple[PieceView, ...]
+    padding: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The first rows, and what there is to know about all of them."""
+
+    model: str
+    data: str
+    rows: tuple[RowView, ...]
+    counts: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def preview(config: RunConfig, rows: int, progress: RunProgress) -> Preview:
+    """Prepare a run as `train` would, and look at it; nothing is trained and nothing written but the token cache.
+
+    Args:
+        config: of the run.
+        rows: how many rows to show.
+        progress: where to show how far it is.
+
+    Raises:
+        TsugikiError: whatever would stop the run before its first step.
+    """
+    ready = prepare(config, progress)
+    prepared = ready.data
+    with TemporaryDirectory() as out:  # Trainer makes its folder at once
+        here = config.model_copy(update={"out": out})
+        trainer = begin_training(here, ready, RunRecord(config.recorded()))
+    order = rows_in_order(trainer, rows)
+    with progress.stage("timing two batches", 2) as advance:
+        seconds = _seconds_a_batch(trainer, prepared.blocks, advance)
+    views = tuple(view_row(prepared.blocks, row, number, ready.tokenizer) for number, row in enumerate(order, 1))
+    return Preview(config.model, config.data, views, _counts(config, prepared, seconds), tuple(prepared.notes))
+
+
+def rows_in_order(trainer: RunTrainer, count: int) -> list[int]:
+    """Numbers of the first rows that training takes, in its order."""
+    dataset, collator = trainer.train_dataset, trainer.data_collator
+    trainer.train_dataset, trainer.data_collator = range(len(dataset)), list
+    try:
+        loader = trainer.get_train_dataloader()
+        found: list[int] = []
+        for batch in loader:
+            found += batch
+            if len(found) >= count:
+                break
+    finally:
+        trainer.train_dataset, trainer.data_collator = dataset, collator
+    return found[:count]
+
+
+def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:
+    """Row `row` of the blocks as text; `number` is what it is called."""
+    pieces = blocks.row(row)
+    item = blocks[row]
+    views, filled = [], 0
+    for piece in pieces:
+        here = slice(filled, filled + piece.length)
+        spans = tuple(_spans(item["input_ids"][here].tolist(), item["labels"][here].tolist(), tokenizer))
+        views.append(_view(blocks, piece, spans))
+        filled += piece.length
+    return RowView(number, tuple(views), blocks.block_size - filled)
+
+
+def _view(blocks: Blocks, piece: Piece, spans: tuple[Span, ...]) -> PieceView:
+    index = blocks.store.index
+    goes_on = bool(index.cuttable[piece.record])
+    return PieceView(index.name(piece.record), piece.length, piece.first, piece.last, goes_on, spans)
+
+
+def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Span]:
+    special = set(tokenizer.all_special_ids) | {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+
+    def kind(pair: tuple[int, int]) -> Kind:
+        token, label = pair
+        if token in special:
+            return "masked special" if label == IGNORED else "learned special"
+        return "masked" if label == IGNORED else "learned"
+
+    for found, pairs in groupby(zip(ids, labels, strict=True), key=kind):
+        yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), found)
+
+
+def _seconds_a_batch(trainer: RunTrainer, blocks: Blocks, advance: Any) -> float:
+    """Seconds of a batch forward and backward: the second of two, since the first warms up."""
+    batch = trainer.data_collator([blocks[i % len(blocks)] for i in range(trainer.args.per_device_train_batch_size)])
+    began = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        trainer.training_step(trainer.model, dict(batch), torch.tensor(1.0))
+        trainer.model.zero_grad()
+        seconds = time.perf_counter() - began
+        advance(1)
+    return seconds
+
+
+def _counts(config: RunConfig, prepared: Prepared, seconds_a_batch: float) -> dict[str, Any]:
+    blocks, summary = prepared.blocks, prepared.summary
+    index, lengths = blocks.store.index, blocks.store.offsets[1:] - blocks.store.offsets[:-1]
+    longest = int(lengths.argmax())
+    steps = config.max_steps or total_steps(config, len(blocks))
+    return {
+        **summary,
+        "characters_per_token": float(index.characters.sum() / lengths.sum()),
+        "learned_share": blocks.learned_tokens / blocks.tokens,
+        "longest": {"source": index.name(longest), "tokens": int(lengths[longest])},
+        "steps": steps,
+        "seconds": steps * config.grad_accum * seconds_a_batch,
+    }

@@ -1,0 +1,315 @@
+"""Several adapters as one, with PEFT's `add_weighted_adapter` as the oracle."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.utils import merge_utils
+from torch import Generator, Tensor, nn
+
+from tests.adapters.algebra.test_truncate import factors, lora_of, updates
+from tests.lora.test_conv import images, net
+from tests.tiny import logits, relative_error, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tsugiki.adapters.algebra.combine import (
+    TYPES,
+    Combination,
+    Part,
+    combine,
+    distance,
+    norm,
+    read_parts,
+    scaled,
+)
+from tsugiki.adapters.format import Base
+from tsugiki.adapters.lora_weights import Factors, StoredLora, read_lora, write_lora
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+TARGETS = {"gpt2": ["c_attn", "mlp.c_proj"], "llama": ["q_proj", "v_proj"]}
+WEIGHTS = [0.7, -0.4]
+
+
+def how(kind: str, rank: int = 3) -> Combination:
+    thins = "ties" in kind or "dare" in kind or "prune" in kind
+    return Combination(kind, rank if kind.endswith("svd") else None, 0.4 if thins else None, seed=5)
+
+
+def combined(folders: list[Path], weights: list[float], how: Combination) -> StoredLora:
+    return combine(read_parts(folders, weights), how)
+
+
+def shaken(model: Any, name: str, seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, parameter in sorted(model.named_parameters()):
+            if "lora_" in key and f".{name}" in key:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def two_of_pefts(model: Any, folder: Path, *fields: dict[str, Any]) -> tuple[Any, list[Path]]:
+    """A PEFT model that holds adapters "a" and "b", and the folders where they are."""
+    theirs = peft.get_peft_model(model, peft.LoraConfig(**fields[0]), "a")
+    theirs.add_adapter("b", peft.LoraConfig(**fields[1]))
+    for seed, name in enumerate("ab"):
+        shaken(theirs, name, seed)
+    theirs.save_pretrained(folder)
+    return theirs.eval(), [folder / "a", folder / "b"]
+
+
+def their_combination(theirs: Any, kind: str, turned: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Let PEFT combine into its active adapter "c"; returns its ΔW by layer, as [out, …].
+
+    Args:
+        theirs: holds adapters "a" and "b".
+        kind: the combination type.
+        turned: whether the layers' weights lie as [in, out].
+        monkeypatch: PEFT then draws its masks as we do.
+    """
+    generator = Generator().manual_seed(5)
+
+    def pruned(tensor: Tensor, density: float, rescale: bool) -> Tensor:
+        assert rescale
+        updates = turned and kind.endswith("svd")
+        like = tensor.T.contiguous() if updates else tensor
+        mask = torch.bernoulli(torch.full_like(like, density), generator=generator)
+        return tensor * (mask.T if updates else mask) / density
+
+    monkeypatch.setattr(merge_utils, "random_pruning", pruned)
+    asked = how(kind)
+    theirs.add_weighted_adapter(
+        ["a", "b"], WEIGHTS, "c", combination_type=kind, svd_rank=asked.rank, density=asked.density
+    )
+    theirs.set_adapter("c")
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in theirs.named_modules()
+        if hasattr(module, "get_delta_weight") and ("c" in module.lora_A or "c" in module.lora_embedding_A)
+    }
+    deltas = {path: module.get_delta_weight("c").detach() for path, module in layers.items()}
+    return {path: (delta.T if turned else delta).flatten(1) for path, delta in deltas.items()}
+
+
+def delta(layer: Factors) -> Tensor:
+    return torch.cat(updates(layer))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", TARGETS)
+def test_all_types_are_pefts(shape: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fields = {"r": 4, "target_modules": TARGETS[shape], "task_type": "CAUSAL_LM"}
+    theirs, folders = two_of_pefts(
+        tiny_model(shape), tmp_path, {**fields, "lora_alpha": 12}, {**fields, "lora_alpha": 6}
+    )
+    deltas = their_combination(theirs, kind, shape == "gpt2", monkeypatch)
+    lora = combined(folders, WEIGHTS, how(kind))
+    assert list(lora.layers) == list(deltas)  # or the masks of dare would not be the same
+    for path, layer in lora.layers.items():
+        assert relative_error(delta(layer), deltas[path]) < 1e-5, path
+    write_lora(lora, tmp_path / "c", {})
+    model = tiny_model(shape)
+    base = logits(model)
+    load_adapter(model, tmp_path / "c")
+    assert relative_error(logits(model), base) > 1e-3
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["cat", "svd", "ties_svd"])
+def test_other_layers_and_ranks_are_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    theirs, folders = two_of_pefts(
+        tiny_model(),
+        tmp_path,
+        {"r": 2, "target_modules": ["c_attn", "c_proj"]},
+        {"r": 5, "lora_alpha": 3, "target_modules": ["mlp.c_proj", "c_fc"], "use_rslora": True},
+    )
+    deltas = their_combination(theirs, kind, True, monkeypatch)
+    lora = combined(folders, WEIGHTS, how(kind))
+    assert lora.layers.keys() == deltas.keys()
+    for path, layer in lora.layers.items():
+        assert relative_error(delta(layer), deltas[path]) < 1e-5, path
+    write_lora(lora, tmp_path / "c", {})
+    model = tiny_model()
+    load_adapter(model, tmp_path / "c")
+    again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "c").eval()
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+    assert relative_error(logits(again), logits(theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["cat", "svd", "linear", "ties", "magnitude_prune_svd"])
+def test_embeddings_are_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fields = {"r": 4, "target_modules": ["wte"]}
+    theirs, folders = two_of_pefts(tiny_model(), tmp_path, fields, {**fields, "lora_alpha": 3})
+    deltas = their_combination(theirs, kind, True, monkeypatch)
+    lora = combined(folders, WEIGHTS, how(kind))
+    assert relative_error(delta(lora.layers["transformer.wte"]), deltas["transformer.wte"]) < 1e-5
+    write_lora(lora, tmp_path / "c", {})
+    model = tiny_model()
+    load_adapter(model, tmp_path / "c")
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["cat", "svd", "linear", "ties", "ties_svd"])
+def test_convolutions_are_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fields = {"r": 4, "target_modules": ["first", "second", "fc"]}
+    theirs, folders = two_of_pefts(net(), tmp_path, fields, {**fields, "lora_alpha": 3})
+    deltas = their_combination(theirs, kind, False, monkeypatch)
+    lora = combined(folders, WEIGHTS, how(kind))
+    for path, layer in lora.layers.items():
+        assert relative_error(delta(layer), deltas[path]) < 1e-5, path
+    write_lora(lora, tmp_path / "c", {})
+    model = net()
+    load_adapter(model, tmp_path / "c")
+    assert relative_error(model(images()), theirs(images())) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["cat", "svd"])
+def test_a_convolution_in_groups_does_the_sum_of_what_both_do(kind: str, tmp_path: Path):
+    """PEFT mixes the groups up here; the layer is linear, so outputs add up."""
+    x = torch.randn(2, 4, 9, 9, generator=Generator().manual_seed(0))
+
+    def layer() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(4, 6, 3, groups=2))
+
+    expected = base = layer()(x)
+    folders = [tmp_path / name for name in "ab"]
+    for rank, folder, weight in zip((2, 4), folders, WEIGHTS, strict=True):
+        model = layer()
+        graft(model, LoraConfig(r=rank, target_modules=["0"], init_lora_weights=False))
+        save_adapter(model, folder)
+        expected = expected + weight * (model(x) - base)
+    write_lora(combined(folders, WEIGHTS, Combination(kind, 6 if kind == "svd" else None)), tmp_path / "c", {})
+    model = layer()
+    load_adapter(model, tmp_path / "c")
+    assert relative_error(model(x), base) > 1e-2
+    assert relative_error(model(x), expected) < 1e-5
+
+
+def stored(name: str | None = "base", fingerprint: str | None = "1", **layers: Factors) -> StoredLora:
+    return dataclasses.replace(lora_of(**layers), base=Base(name, fingerprint))
+
+
+def test_half_a_precision_is_no_half_of_the_sum():
+    """Adapters in 16 bits are added up in 32."""
+    layers = [dataclasses.replace(factors("linear", seed=seed)) for seed in (0, 1)]
+    short = [dataclasses.replace(layer, A=layer.A.bfloat16(), B=layer.B.bfloat16()) for layer in layers]
+    found = combine([Part("a", stored(x=short[0]), 0.3), Part("b", stored(x=short[1]), 1.7)], Combination())
+    expected = 0.3 * delta(short[0]) + 1.7 * delta(short[1])
+    assert found.layers["x"].A.dtype == torch.float32
+    assert relative_error(delta(found.layers["x"]), expected) < 1e-6
+
+
+def test_distances():
+    one, two = stored(x=factors("linear"), y=factors("wide")), stored(x=factors("linear", seed=1))
+    assert norm(one) == pytest.approx(
+        float(torch.cat([delta(layer).flatten() for layer in one.layers.values()]).norm())
+    )
+    apart = [delta(one.layers["x"]) - delta(two.layers["x"]), delta(one.layers["y"])]
+    assert distance(one, two) == pytest.approx(float(torch.cat([part.flatten() for part in apart]).norm()))
+    assert distance(one, one) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("factor", [-1, 0.25, -3])
+def test_scaled_logits_are_pefts_with_a_scaling(factor: float, tmp_path: Path):
+    theirs, folders = two_of_pefts(tiny_model(), tmp_path, *[{"r": 4, "target_modules": ["c_attn", "wte"]}] * 2)
+    write_lora(scaled(read_lora(folders[0]), factor), tmp_path / "c", {})
+    for module in theirs.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("a", factor)
+    model = tiny_model()
+    load_adapter(model, tmp_path / "c")
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+    again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "c").eval()
+    assert relative_error(logits(again), logits(theirs)) < 1e-5
+
+
+def test_an_adapter_and_its_negative_are_the_base(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False))
+    save_adapter(model, tmp_path / "a")
+    lora = read_lora(tmp_path / "a")
+    assert norm(combine([Part("a", lora, 1), Part("-a", scaled(lora, -1), 1)], Combination())) < 1e-6 * norm(lora)
+    assert scaled(scaled(lora, -1), -1).layers.keys() == lora.layers.keys()
+
+
+@pytest.mark.parametrize(
+    ("configs", "targets"),
+    [
+        ([{"target_modules": ["q", "v"]}, {"target_modules": ["v", "q"]}], ["q", "v"]),
+        ([{"target_modules": ["q"]}, {"target_modules": ["v"]}], ["q", "v"]),
+        ([{"target_modules": ".*q"}, {"target_modules": ".*q"}], ".*q"),
+        ([{"target_modules": ".*q"}, {"target_modules": ["v"]}], ["0.q", "0.v"]),
+        ([{"target_modules": ["q"], "layers_to_transform": [0]}, {"target_modules": ["v"]}], ["0.q", "0.v"]),
+    ],
+)
+def test_the_result_targets_what_it_has(configs: list[dict[str, Any]], targets: Any):
+    loras = [stored(**{path: factors("linear")}) for path in ("0.q", "0.v")]
+    parts = [
+        Part(str(i), dataclasses.replace(lora, config=LoraConfig(**fields)), 1)
+        for i, (lora, fields) in enumerate(zip(loras, configs, strict=True))
+    ]
+    config = combine(parts, Combination()).config
+    assert config.target_modules == targets
+    assert config.layers_to_transform is None
+
+
+def refused(said: str, *loras: StoredLora, kind: str = "cat", weight: float = 1.0, **fields: Any) -> None:
+    with pytest.raises(TsugikiError, match=said):
+        combine([Part(name, lora, weight) for name, lora in zip("ab", loras, strict=False)], how(kind), **fields)
+
+
+def test_bases():
+    bases = [("here", "1"), ("there", "1"), ("here", "2"), ("there", None), (None, None)]
+    a, same, other, unsaid, silent = (stored(*base, x=factors("linear")) for base in bases)
+    assert combine([Part("a", a, 1), Part("b", same, 1)], Combination()).base == a.base
+    refused(r"a and b were trained on different bases \(here and here; their weights differ\)", a, other)
+    refused(r"different bases \(there and here; whether their weights differ is not said\)", unsaid, a)
+    assert combine([Part("b", silent, 1), Part("a", a, 1)], Combination()).base == a.base
+    found = combine([Part("a", a, 1), Part("b", other, 1)], Combination(), allow_other_base=True)
+    assert found.base == a.base
+
+
+def test_what_cannot_be_combined():
+    a = stored(x=factors("linear"))
+    wide = dataclasses.replace(factors("linear"), A=torch.ones(6, 21))
+    refused(r"x is \[15, 20\] in a and \[15, 21\] in b", a, stored(x=wide))
+    refused(
+        r"x is \[15, 20\] in a and an embedding", a, stored(x=dataclasses.replace(factors("linear"), embedding=True))
+    )
+    short = dataclasses.replace(factors("linear"), A=torch.ones(3, 20), B=torch.ones(15, 3))
+    refused(
+        r"linear adds up .* x has rank 6 in a and 3 in b; use cat \(exact\) or svd", a, stored(x=short), kind="linear"
+    )
+    refused(r"has rank 6 in a and 3 in b; use cat \(exact\) or dare_ties_svd", a, stored(x=short), kind="dare_ties")
+    refused("b is a DoRA adapter", a, dataclasses.replace(a, config=LoraConfig(use_dora=True)))
+    refused("b also trains head.bias", a, dataclasses.replace(a, others={"head.bias": torch.ones(2)}))
+    refused("weight of a is nan", a, weight=float("nan"))
+    with pytest.raises(TsugikiError, match="2 adapters and 1 weights"):
+        combined([Path("a"), Path("b")], [1.0], Combination())
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (("sum",), "no way to combine is called 'sum'"),
+        (("cat", 4), "cat leaves no rank to choose; svd makes a result of rank 4"),
+        (("ties", 4, 0.2), "ties_svd makes"),
+        (("svd", 0), "rank is 0"),
+        (("ties",), "asks for a density"),
+        (("svd", 4, 0.2), "has no density"),
+        (("ties", None, 0.0), "density is 0.0"),
+        (("dare_linear", None, 1.5), "density is 1.5"),
+    ],
+)
+def test_combinations_that_cannot_be_meant(fields: tuple[Any, ...], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        Combination(*fields)
+
+
+@pytest.mark.parametrize("factor", [0, float("inf"), float("nan")])
+def test_factors_that_cannot_be_meant(factor: float):
+    with pytest.raises(TsugikiError, match="cannot be scaled by"):
+        scaled(stored(x=factors("linear")), factor)

@@ -1,0 +1,219 @@
+"""An adapter out of two models' files."""
+
+import gc
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tests.adapters.algebra.test_truncate import updates
+from tests.tiny import ids, logits, relative_error, save_tiny
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, ungraft
+from tsugiki.adapters.algebra.extract import extract
+from tsugiki.adapters.lora_weights import write_lora
+from tsugiki.base.loading import load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+WEIGHTS = "model.safetensors"
+BOTH = {"gpt2": ["c_attn", "mlp.c_proj", "wte", "lm_head"], "llama": ["q_proj", "down_proj", "embed_tokens", "lm_head"]}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return save_tiny(tmp_path / "base")
+
+
+def changed(base: str, out: Path, *names: str, scale: float = 0.02) -> str:
+    """The base with noise on some of its tensors."""
+    shutil.copytree(base, out)
+    tensors = load_file(out / WEIGHTS)
+    for name in names:
+        noise = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(len(name)))
+        tensors[name] = tensors[name] + scale * noise
+    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    return str(out)
+
+
+@pytest.mark.parametrize("table", [[], ["wte"]])
+def test_what_was_merged_is_found_again(table: list[str], base: str, tmp_path: Path):
+    """With a table whose other use, the head, stays: the merged model has two weights where the base has one."""
+    targets = ["c_attn", "mlp.c_proj", *table]
+    model = load_model(base)
+    adapter = graft(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    deltas = {path: pair.delta().detach() for path, pair in adapter.pairs.items()}
+    merged = ungraft(merge(model))
+    merged.save_pretrained(tmp_path / "merged")
+    found = extract(str(tmp_path / "merged"), base, 4, [*targets, "c_fc"])
+    assert found.lora.layers.keys() == deltas.keys()
+    assert {path: layer.r for path, layer in found.lora.layers.items()} == dict.fromkeys(deltas, 4)
+    for path, layer in found.lora.layers.items():
+        assert relative_error(updates(layer)[0], deltas[path]) < 1e-5
+        assert found.kept[path].energy == pytest.approx(1, abs=1e-6)
+    assert found.energy == pytest.approx(1, abs=1e-6)
+    assert (found.left, len(found.unchanged)) == ({}, 2)
+    write_lora(found.lora, tmp_path / "found", {})
+    ours = load_model(base)
+    load_adapter(ours, tmp_path / "found")  # which holds the base's fingerprint against this one's
+    assert relative_error(logits(ours), logits(merged)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_rank_of_a_whole_training_is_the_best_there_is(kind: str, tmp_path: Path):
+    base = save_tiny(tmp_path / "base", kind)
+    model = load_model(base)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(4):
+        model(input_ids=ids(seed=step, vocabulary=257), labels=ids(seed=step, vocabulary=257)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(tmp_path / "trained")
+    found = extract(str(tmp_path / "trained"), base, 5, BOTH[kind])
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    whole = kept = 0.0
+    for path, layer in found.lora.layers.items():
+        delta = (parameters[f"{path}.weight"] - before[f"{path}.weight"]).detach().double()
+        if layer.embedding or (kind == "gpt2" and path != "lm_head"):
+            delta = delta.T
+        U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+        best = U[:, :5] * S[:5] @ Vh[:5]
+        assert (updates(layer)[0] - best).norm() / best.norm() < 0.05, path  # of a spectrum that falls slowly
+        assert found.kept[path].energy == pytest.approx(float(S[:5].square().sum() / S.square().sum()), rel=2e-3)
+        kept, whole = kept + found.kept[path].kept, whole + found.kept[path].whole
+    rest = [name for name in parameters if name.removesuffix(".weight") not in found.lora.layers]
+    assert found.left.keys() == set(rest)
+    lost = {name: float((parameters[name] - before[name]).detach().double().square().sum()) for name in rest}
+    assert found.left == pytest.approx(lost, rel=1e-4)
+    assert found.energy == pytest.approx(kept / (whole + sum(lost.values())), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_all_ranks_of_all_matrices_are_the_model(kind: str, tmp_path: Path):
+    """With both uses of a shared table; what is not in matrices did not change."""
+    base = save_tiny(tmp_path / "base", kind)
+    names = [name for name, tensor in load_file(tmp_path / "base" / WEIGHTS).items() if tensor.dim() == 2]
+    if kind == "gpt2":
+        names.remove("transformer.wpe.weight")
+    model = changed(base, tmp_path / "trained", *names)
+    found = extract(model, base, 64, [*{name.removesuffix(".weight") for name in names}, "lm_head"])
+    assert found.left == {}
+    assert found.energy == pytest.approx(1, abs=1e-6)
+    write_lora(found.lora, tmp_path / "found", {})
+    ours = load_model(base)
+    load_adapter(ours, tmp_path / "found")
+    assert relative_error(logits(ours), logits(load_model(base))) > 1e-2
+    assert relative_error(logits(ours), logits(load_model(model))) < 1e-4
+
+
+def test_what_the_adapter_does_not_reach_is_said(base: str, tmp_path: Path):
+    names = ["transformer.h.0.attn.c_attn.weight", "transformer.h.1.ln_1.weight", "transformer.wte.weight"]
+    model = changed(base, tmp_path / "trained", *names)
+    found = extract(model, base, 2)
+    assert list(found.lora.layers) == ["transformer.h.0.attn.c_attn"]
+    assert found.lora.config.target_modules == ["transformer.h.0.attn.c_attn"]
+    assert found.left.keys() == {"transformer.wte.weight", "transformer.h.1.ln_1.weight"}
+    one_use = extract(model, base, 2, ["wte", "c_attn"])  # the head's change is not in it
+    assert one_use.left.keys() == {"lm_head.weight", "transformer.h.1.ln_1.weight"}
+
+
+def test_files_without_the_prefix_and_in_pieces_and_in_sixteen_bits(base: str, tmp_path: Path):
+    model = changed(base, tmp_path / "trained", "transformer.h.0.attn.c_attn.weight", scale=1)
+    expected = extract(model, base, 4)
+    tensors = load_file(tmp_path / "trained" / WEIGHTS)
+    headless = {name.removeprefix("transformer."): tensor.bfloat16() for name, tensor in tensors.items()}
+    (tmp_path / "trained" / WEIGHTS).unlink()
+    index = {}
+    for i in range(2):
+        part, name = dict(list(headless.items())[i::2]), f"model-0000{i + 1}-of-00002.safetensors"
+        save_file(part, tmp_path / "trained" / name)
+        index |= dict.fromkeys(part, name)
+    (tmp_path / "trained" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": index}))
+    found = extract(model, base, 4)
+    layer = "transformer.h.0.attn.c_attn"
+    assert relative_error(updates(found.lora.layers[layer])[0], updates(expected.lora.layers[layer])[0]) < 0.02
+
+
+def test_it_is_the_same_each_time_and_leaves_chance_alone(base: str, tmp_path: Path):
+    model = changed(base, tmp_path / "trained", "transformer.h.0.attn.c_attn.weight")
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    once = extract(model, base, 4)
+    assert torch.equal(torch.rand(3), expected)
+    again = extract(model, base, 4)
+    (one,), (other,) = once.lora.layers.values(), again.lora.layers.values()
+    assert torch.equal(one.A, other.A)
+    assert torch.equal(one.B, other.B)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = {"n_embd": 128, "n_layer": 6}
+    base = save_tiny(tmp_path / "base", "gpt2", **sizes)
+    trained = save_tiny(tmp_path / "trained", "gpt2", seed=1, **sizes)
+    alive: list[int] = []
+    svd = torch.svd_lowrank
+
+    def elements() -> int:
+        """Of all weights that are in memory."""
+        tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter) and not thing.is_meta]
+        return sum(tensor.numel() for tensor in tensors if tensor.numel() >= 128 * 128)
+
+    def watched(delta: Tensor, *arguments: Any, **settings: Any) -> Any:
+        alive.append(elements())
+        return svd(delta, *arguments, **settings)
+
+    before = elements()
+    monkeypatch.setattr(torch, "svd_lowrank", watched)
+    extract(trained, base, 2)
+    assert len(alive) == 4 * 6
+    assert max(alive) - before <= 2 * 4 * 128 * 128  # the change, and it turned
+
+
+def test_models_that_are_no_pair(base: str, tmp_path: Path):
+    with pytest.raises(TsugikiError, match="of the 8 layers meant in .*, none differs from"):
+        extract(base, base, 4)
+    norm = changed(base, tmp_path / "norm", "transformer.h.1.ln_1.weight")
+    with pytest.raises(TsugikiError, match="none differs from .*; what changed is transformer.h.1.ln_1.weight"):
+        extract(norm, base, 4)
+    other = save_tiny(tmp_path / "wide", "gpt2", n_embd=64)
+    with pytest.raises(TsugikiError, match=r"c_attn.weight is \[64, 192\] in .* and \[32, 96\] in"):
+        extract(other, base, 4)
+    with pytest.raises(TsugikiError, match="has no transformer.h.0.attn.c_attn.weight: it is not whole, or of another"):
+        extract(save_tiny(tmp_path / "llama", "llama"), base, 4)
+    with pytest.raises(TsugikiError, match="matches no layer; these can be grafted"):
+        extract(norm, base, 4, ["q_proj"])
+    with pytest.raises(TsugikiError, match="r is 0"):
+        extract(norm, base, 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("nan", "is broken: transformer.h.0.attn.c_attn.weight is not finite"),
+        ("codes", "as torch.int8; give a model in 16 bits or more"),
+        ("cut", "is broken"),
+        ("gone", "has no safetensors weights"),
+    ],
+)
+def test_broken_models(how: str, said: str, base: str, tmp_path: Path):
+    model = changed(base, tmp_path / "trained", "transformer.h.0.attn.c_attn.weight")
+    path = tmp_path / "trained" / WEIGHTS
+    tensors = load_file(path)
+    if how == "nan":
+        tensors["transformer.h.0.attn.c_attn.weight"][0, 0] = torch.nan
+    if how == "codes":
+        tensors["transformer.h.0.attn.c_attn.weight"] = tensors["transformer.h.0.attn.c_attn.weight"].to(torch.int8)
+    save_file(tensors, path)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    if how == "gone":
+        path.unlink()
+    with pytest.raises(TsugikiError, match=said):
+        extract(model, base, 4)

@@ -1,0 +1,148 @@
+"""Lower ranks, against the decomposition of the whole update in float64."""
+
+import dataclasses
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import logits, relative_error, tiny_model
+from tsugiki import TsugikiError, load_adapter
+from tsugiki.adapters.algebra.matrices import decomposed
+from tsugiki.adapters.algebra.truncate import overall, truncated, truncated_to_energy
+from tsugiki.adapters.format import Base
+from tsugiki.adapters.lora_weights import Factors, StoredLora, read_lora, write_lora
+from tsugiki.lora.config import LoraConfig
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "linear": {"A": (6, 20), "B": (15, 6)},
+    "wide": {"A": (12, 8), "B": (30, 12)},  # of a higher rank than it can have
+    "embedding": {"A": (6, 50), "B": (15, 6), "embedding": True},
+    "convolution": {"A": (6, 3, 3, 5), "B": (15, 6, 1, 1)},
+    "convolution in groups": {"A": (6, 3, 3, 5), "B": (16, 3, 1, 1)},
+}
+
+
+def factors(kind: str, scaling: float = 1.5, seed: int = 0) -> Factors:
+    shapes = dict(LAYERS[kind])
+    generator = torch.Generator().manual_seed(seed)
+    A, B = (torch.randn(shapes.pop(letter), generator=generator) for letter in "AB")
+    return Factors(A, B, scaling, **shapes)
+
+
+def lora_of(**layers: Factors) -> StoredLora:
+    return StoredLora(LoraConfig(target_modules=list(layers)), layers, {}, Base(None, None), None)
+
+
+def updates(layer: Factors) -> list[Tensor]:
+    """ΔW of each group, formed, in float64."""
+    groups = len(layer.A) // layer.B.shape[1]
+    A, B = layer.A.double().flatten(1).chunk(groups), layer.B.double().flatten(1).chunk(groups)
+    return [layer.scaling * (b @ a) for a, b in zip(A, B, strict=True)]
+
+
+@pytest.mark.parametrize("r", [1, 4])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_no_rank_comes_nearer(kind: str, r: int):
+    layer = factors(kind)
+    shorter, kept = truncated(lora_of(layer=layer), r)
+    found = shorter.layers["layer"]
+    assert found.A.dtype == found.B.dtype == torch.float32
+    groups = len(updates(layer))
+    share = max(1, r // groups)
+    assert (found.r, kept["layer"].after, kept["layer"].before) == (share * groups, share * groups, layer.r)
+    energy = whole = 0.0
+    for delta, low in zip(updates(layer), updates(found), strict=True):
+        U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+        best = U[:, :share] * S[:share] @ Vh[:share]
+        assert relative_error(low, best) < 1e-6
+        energy, whole = energy + float(S[:share].square().sum()), whole + float(S.square().sum())
+    assert kept["layer"].energy == pytest.approx(energy / whole, rel=1e-12)
+    assert overall(kept) == pytest.approx(energy / whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_directions_are_at_right_angles_and_factors_balanced(kind: str):
+    U, S, Vh = decomposed(factors(kind))
+    one = torch.eye(S.shape[1], dtype=torch.float64)
+    assert torch.allclose(U.mT @ U, one.expand(len(S), -1, -1), atol=1e-12)
+    assert torch.allclose(Vh @ Vh.mT, one.expand(len(S), -1, -1), atol=1e-12)
+    found = truncated(lora_of(layer=factors(kind)), 2)[0].layers["layer"]
+    assert float(found.A.norm()) == pytest.approx(float(found.B.norm()), rel=1e-5)
+    assert found.scaling == 1.5
+
+
+def test_a_rank_that_is_no_lower_changes_nothing():
+    lora = lora_of(low=factors("linear"), high=factors("wide"))
+    shorter, kept = truncated(lora, 6)
+    assert shorter.layers["low"] is lora.layers["low"]
+    assert (kept["low"].energy, shorter.layers["high"].r) == (1.0, 6)
+    again, kept = truncated(lora, 8)  # all that a layer of 8 inputs can hold
+    assert relative_error(updates(again.layers["high"])[0], updates(lora.layers["high"])[0]) < 1e-6
+    assert kept["high"].energy == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("zero", ["A", "B"])
+def test_an_update_of_nothing_loses_nothing_and_can_still_be_trained(zero: str):
+    layer = factors("linear")
+    layer = dataclasses.replace(layer, **{zero: torch.zeros_like(getattr(layer, zero))})
+    shorter, kept = truncated(lora_of(layer=layer), 2)
+    found = shorter.layers["layer"]
+    assert (kept["layer"].energy, kept["layer"].after, overall(kept)) == (1.0, 2, 1.0)
+    assert torch.equal(found.A, layer.A[:2])
+    assert torch.equal(found.B, layer.B[:, :2])
+    assert truncated_to_energy(lora_of(layer=layer), 0.9)[1]["layer"].after == 1
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_the_smallest_rank_that_keeps_a_share(kind: str, share: float):
+    layer = factors(kind)
+    kept = truncated_to_energy(lora_of(layer=layer), share)[1]["layer"]
+    assert kept.energy >= share - 1e-9
+    groups = len(updates(layer))
+    if kept.after > groups:
+        assert truncated(lora_of(layer=layer), kept.after - groups)[1]["layer"].energy < share
+
+
+def test_all_of_the_energy_is_the_rank_that_there_is():
+    layer = factors("linear")
+    doubled = dataclasses.replace(layer, A=torch.cat([layer.A, layer.A]), B=torch.cat([layer.B, layer.B], 1))
+    assert truncated_to_energy(lora_of(layer=doubled), 1.0)[1]["layer"].after == layer.r
+
+
+def test_what_is_beside_the_pairs_stays(tmp_path):
+    """DoRA's lengths and trained biases; PEFT loads the result, of several ranks, and computes the same."""
+    model = tiny_model()
+    theirs = peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=6, rank_pattern={"c_attn": 2}, target_modules=["c_attn", "mlp.c_proj"], use_dora=True, bias="lora_only"
+        ),
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    theirs.save_pretrained(tmp_path / "whole")
+    lora = read_lora(tmp_path / "whole")
+    shorter, kept = truncated(lora, 4)
+    assert {layer.after for layer in kept.values()} == {2, 4}
+    assert shorter.others.keys() == lora.others.keys() != set()
+    write_lora(shorter, tmp_path / "short", {})
+    ours = tiny_model()
+    load_adapter(ours, tmp_path / "short")
+    again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "short").eval()
+    assert relative_error(logits(ours), logits(again)) < 1e-5
+    assert relative_error(logits(ours), logits(theirs)) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [(lambda x: truncated(x, 0), "rank is 0"), (lambda x: truncated_to_energy(x, 1.5), "energy is 1.5")],
+)
+def test_what_cannot_be_meant(call: Any, said: str):
+    with pytest.raises(TsugikiError, match=said):
+        call(lora_of(layer=factors("linear")))

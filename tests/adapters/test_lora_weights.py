@@ -1,0 +1,127 @@
+"""An adapter without a model: read, and written so that PEFT and Tsugiki compute the same with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.adapters.test_peft_files import CASES, peft_model, settings
+from tests.tiny import logits, relative_error, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tsugiki.adapters.lora_weights import read_lora, write_lora
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def saved(folder: Path, **fields: Any) -> torch.Tensor:
+    """Save a shaken adapter of a tiny GPT-2; returns its logits."""
+    model = tiny_model()
+    graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}))
+    shake(model)
+    save_adapter(model, folder)
+    return logits(model)
+
+
+@pytest.mark.parametrize(("kind", "variant"), CASES)
+def test_what_is_written_again_is_the_same_adapter(kind: str, variant: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, settings(kind, variant)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    write_lora(read_lora(tmp_path / "theirs"), tmp_path / "ours", {})
+    again = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path / "ours").eval()
+    assert relative_error(logits(again), logits(theirs)) < 1e-6
+    model = tiny_model(kind)
+    load_adapter(model, tmp_path / "ours")
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+
+
+def test_ranks_and_scalings_are_the_layers(tmp_path: Path):
+    adapted = saved(
+        tmp_path / "a", target_modules=["c_attn", "c_proj"], rank_pattern={"c_attn": 2}, alpha_pattern={"mlp.c_proj": 5}
+    )
+    write_lora(read_lora(tmp_path / "a"), tmp_path / "b", {"by": "a test"})
+    fields = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert (fields["r"], fields["lora_alpha"]) == (4, 12)
+    assert fields["rank_pattern"] == {f"transformer.h.{i}.attn.c_attn": 2 for i in range(2)}
+    assert json.loads((tmp_path / "b" / "tsugiki.json").read_text())["made"] == {"by": "a test"}
+    model = tiny_model()
+    load_adapter(model, tmp_path / "b")
+    assert torch.equal(logits(model), adapted)
+
+
+@pytest.mark.parametrize("fields", [{"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"}])
+def test_relatives(fields: dict[str, Any], tmp_path: Path):
+    adapted = saved(tmp_path / "a", **fields)
+    write_lora(read_lora(tmp_path / "a"), tmp_path / "b", {})
+    model = tiny_model()
+    load_adapter(model, tmp_path / "b")
+    assert relative_error(logits(model), adapted) < 1e-5
+
+
+def _spoil(folder: Path, how: str) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if key.endswith("1.attn.c_attn.lora_A.weight"))
+    if how == "half":
+        del tensors[key]
+    elif how == "nan":
+        tensors[key][0, 0] = torch.nan
+    elif how == "shape":
+        tensors[key] = tensors[key].T.contiguous()
+    elif how == "rank":
+        tensors = {key: tensor for key, tensor in tensors.items() if "lora_A" not in key} | {
+            key: torch.cat([tensor, tensor]) for key, tensor in tensors.items() if "lora_A" in key
+        }
+        tensors |= {key: torch.cat([t, t], 1) for key, t in tensors.items() if "lora_B" in key}
+    elif how == "codes":
+        tensors[key] = tensors[key].to(torch.int32)
+    save_file(tensors, path)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("half", "c_attn has no lora_A"),
+        ("nan", "c_attn.lora_A.weight is not finite"),
+        ("shape", r"which do not go together"),
+        ("rank", "is of rank 8, and the config says 4"),
+        ("codes", "no floating-point numbers"),
+        ("cut", "is broken"),
+    ],
+)
+def test_broken_files_are_one_sentence(how: str, said: str, tmp_path: Path):
+    saved(tmp_path / "a")
+    _spoil(tmp_path / "a", how)
+    with pytest.raises(TsugikiError, match=said):
+        read_lora(tmp_path / "a")
+
+
+def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    saved(tmp_path / "a")
+    lora = read_lora(tmp_path / "a")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tsugiki.adapters.lora_weights.write_json", full)
+    with pytest.raises(TsugikiError, match="cannot write .*: No space left"):
+        write_lora(lora, tmp_path / "b", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine").write_text("x")
+    with pytest.raises(TsugikiError, match="is there already"):
+        write_lora(lora, tmp_path / "b", {})
+    assert (tmp_path / "b" / "mine").read_text() == "x"
+
+
+def test_weights_can_be_read_by_whoever_reads_the_config(tmp_path: Path):
+    saved(tmp_path / "a")
+    write_lora(read_lora(tmp_path / "a"), tmp_path / "b", {})
+    for folder in ("a", "b"):
+        modes = {path.stat().st_mode for path in (tmp_path / folder).iterdir()}
+        assert len(modes) == 1

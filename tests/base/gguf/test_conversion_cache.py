@@ -1,0 +1,230 @@
+"""Unpacked once: what is kept, what makes it anew, and what is left when it fails."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+
+from tests.base.gguf.files import Kind, tiny_base, write_gguf
+from tests.tiny import logits, shake
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tsugiki.base.fingerprint import base_fingerprint
+from tsugiki.base.gguf import conversion as model
+from tsugiki.base.gguf import conversion_cache as cached
+from tsugiki.base.gguf.conversion_cache import gguf_fingerprint, unpacked
+from tsugiki.base.loading import load_model, local_folder
+
+
+def base(seed: int = 0) -> Any:
+    return tiny_base("llama", seed=seed, intermediate_size=64)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_gguf(tmp_path / "tiny.gguf", base(), Kind.Q8_0)
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were unpacked."""
+    done: list[Path] = []
+    write = cached.write_folder
+
+    def counted(path: Path, *rest: Any) -> None:
+        done.append(path)
+        write(path, *rest)
+
+    monkeypatch.setattr(cached, "write_folder", counted)
+    return done
+
+
+def debris(cache: Path) -> list[str]:
+    return [entry.name for entry in cache.rglob("*") if entry.name.startswith(".")]
+
+
+def test_the_second_start_reads_nothing_of_the_file(path: Path, count: list[Path], monkeypatch: pytest.MonkeyPatch):
+    first = logits(load_model(str(path)))
+    monkeypatch.setattr(cached, "read_model_header", None)
+    again = load_model(str(path))
+    assert torch.equal(logits(again), first)
+    assert again.name_or_path == again.config._name_or_path == str(path)
+    assert local_folder(str(path)) == unpacked(path)
+    assert len(count) == 1
+
+
+def test_a_name_needs_no_ending(path: Path):
+    blob = path.rename(path.with_name("sha256-0123"))
+    assert load_model(str(blob)).config.model_type == "llama"
+
+
+def test_a_copy_shares_the_folder_and_a_changed_file_does_not(path: Path, tmp_path: Path, count: list[Path]):
+    first = unpacked(path)
+    copy = Path(shutil.copy(path, tmp_path / "copy.gguf"))
+    assert unpacked(copy) == first
+    assert len(count) == 1
+    state = path.stat()
+    other = write_gguf(tmp_path / "other.gguf", base(seed=1), Kind.Q8_0)
+    path.write_bytes(other.read_bytes())  # of the same size, in place, and its time set back
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    assert unpacked(path) != first
+    assert torch.equal(logits(load_model(str(path))), logits(load_model(str(other))))
+
+
+def test_the_fingerprint_is_of_the_packed_tensors(path: Path, tmp_path: Path, cache: Path):
+    total = hashlib.sha256()
+    for tensor in sorted(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.name):
+        shape = tensor.shape.tolist()[::-1]
+        digest = hashlib.sha256(f"{tensor.tensor_type.name} {shape} ".encode() + tensor.data.tobytes()).hexdigest()
+        total.update(f"{tensor.name}\0{digest}\n".encode())
+    expected = f"sha256:{total.hexdigest()}"
+    assert base_fingerprint(load_model(str(path))) == expected
+    shutil.rmtree(cache)
+    assert gguf_fingerprint(path) == expected
+    named = write_gguf(tmp_path / "named.gguf", base(), Kind.Q8_0, {"general.name": "another"})
+    assert gguf_fingerprint(named) == expected
+    assert unpacked(named) != unpacked(path)
+    assert gguf_fingerprint(write_gguf(tmp_path / "q4.gguf", base(), Kind.Q4_1)) != expected
+    assert gguf_fingerprint(write_gguf(tmp_path / "seed.gguf", base(seed=1), Kind.Q8_0)) != expected
+
+
+def test_an_adapter_belongs_to_its_file(path: Path, tmp_path: Path):
+    trained = load_model(str(path))
+    graft(trained, LoraConfig(r=2, target_modules=["q_proj"]))
+    shake(trained)
+    save_adapter(trained, tmp_path / "adapter")
+    load_adapter(load_model(str(path)), tmp_path / "adapter")
+    other = write_gguf(tmp_path / "other.gguf", base(seed=1), Kind.Q8_0)
+    with pytest.raises(TsugikiError, match=r"was trained on another base \(.*tiny.gguf\) than this one \(.*other.gguf"):
+        load_adapter(load_model(str(other)), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("where", ["config", "weights", "tokenizer"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_is_left_of_what_was_not_finished(
+    where: str, error: BaseException, path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    target = {
+        "config": "transformers.PretrainedConfig.save_pretrained",
+        "weights": "transformers.modeling_utils.safe_save_file",
+        "tokenizer": "transformers.PreTrainedTokenizerBase.save_pretrained",
+    }[where]
+    with monkeypatch.context() as patched:
+        patched.setattr(target, fail)
+        expected = TsugikiError if isinstance(error, OSError) else KeyboardInterrupt
+        with pytest.raises(expected) as raised:
+            unpacked(path)
+    if isinstance(error, OSError):
+        assert "No space left on device; XDG_CACHE_HOME says where" in str(raised.value)
+    assert [entry.name for entry in cache.iterdir()] == ["known"]
+    assert not debris(cache)
+    assert logits(load_model(str(path))).isfinite().all()
+
+
+def test_a_disk_without_room_is_seen_before(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10))
+    with pytest.raises(TsugikiError, match=r"takes \S+ GB unpacked, and .* has 1e-08 GB left; make room"):
+        unpacked(path)
+    assert not debris(cache)
+
+
+def test_a_cache_that_cannot_be_written(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(TsugikiError, match=r"cannot write .*file/tsugiki/gguf/known: Not a directory; XDG_CACHE_HOME"):
+        unpacked(path)
+
+
+def test_another_process_may_be_first(path: Path, cache: Path, count: list[Path], monkeypatch: pytest.MonkeyPatch):
+    write = cached.write_folder
+
+    def second(*rest: Any) -> None:
+        if len(count) == 0:
+            count.append(path)
+            unpacked(path)
+        write(*rest)
+
+    monkeypatch.setattr(cached, "write_folder", second)
+    folder = unpacked(path)
+    assert len(count) == 3
+    assert (folder / "config.json").is_file()
+    assert not debris(cache)
+
+
+def test_what_another_version_unpacked_is_replaced(path: Path, monkeypatch: pytest.MonkeyPatch):
+    old = unpacked(path)
+    monkeypatch.setattr(cached, "_FORM", cached._FORM + 1)
+    assert unpacked(path) != old
+    assert not old.exists()
+
+
+def test_what_a_killed_process_left_is_removed_when_it_is_old(path: Path, cache: Path):
+    old, new = cache / ".old.part", cache / ".new.part"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text("half")
+    os.utime(old, (0, 0))
+    unpacked(path)
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_a_damaged_memory_of_a_file_is_no_matter(path: Path, cache: Path):
+    first = unpacked(path)
+    for known in (cache / "known").iterdir():
+        known.write_text("{")
+    assert unpacked(path) == first
+
+
+def test_other_packages_are_left_as_they_were(path: Path, tmp_path: Path):
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    def state() -> tuple[Any, ...]:
+        return modeling_gguf_pytorch_utils.tqdm, logging.is_progress_bar_enabled(), gguf.GGUFReader
+
+    before = state()
+    unpacked(path)
+    assert state() == before
+    with pytest.raises(TsugikiError, match="cannot be read"):
+        unpacked(write_gguf(tmp_path / "broken.gguf", base(), settings={"llama.embedding_length": 64}))
+    assert state() == before
+
+
+def test_the_slow_reader_reads_once(path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[Path] = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path: Any) -> None:
+            opened.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    unpacked(path)
+    assert len(opened) == 1
+
+
+def test_each_tensor_is_counted(path: Path, tmp_path: Path):
+    header = model.read_model_header(path)
+    done: list[None] = []
+    (tmp_path / "folder").mkdir()
+    model.write_folder(path, header, tmp_path / "folder", lambda: done.append(None))
+    assert len(done) == len(header.tensors)
+
+
+def test_what_is_said_meanwhile(path: Path, capfd: pytest.CaptureFixture[str]):
+    unpacked(path)
+    assert capfd.readouterr() == ("", "unpacking tiny.gguf (0 MB); later starts are quick\n")
+    unpacked(path)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,78 @@
+"""The header of a GGUF file against gguf's own reader, and files that are cut or damaged."""
+
+import struct
+from pathlib import Path
+
+import gguf
+import pytest
+
+from tests.base.gguf.files import Kind, tiny_base, write_gguf
+from tsugiki import TsugikiError
+from tsugiki.base.gguf.file import is_gguf, read_header
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    settings = {"a.list": [1, 2, 3], "a.number": 1.5, "a.text": "猫", "a.truth": True}
+    return write_gguf(tmp_path / "tiny.gguf", tiny_base("llama", intermediate_size=64), Kind.Q8_0, settings)
+
+
+def test_it_says_what_ggufs_reader_says(path: Path):
+    header, reader = read_header(path), gguf.GGUFReader(path)
+    theirs = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    assert dict(header.metadata) == theirs
+    assert header.architecture == "llama"
+    assert header.setting("block_count") == 2
+    assert header.setting("nothing", 7) == 7
+    assert header.size == reader.data_offset
+    for ours, other in zip(header.tensors, reader.tensors, strict=True):
+        assert (ours.name, ours.type, ours.begin) == (other.name, other.tensor_type, other.data_offset)
+        assert ours.shape == tuple(other.shape.tolist()[::-1])
+        assert ours.end - ours.begin == other.n_bytes
+
+
+def test_it_is_seen_wherever_it_is_cut(path: Path, tmp_path: Path):
+    content = path.read_bytes()
+    last = max(tensor.end for tensor in read_header(path).tensors)
+    cut = tmp_path / "cut.gguf"
+    for length in (*range(4, 200, 7), *range(200, last, last // 60), last - 1):
+        cut.write_bytes(content[:length])
+        assert is_gguf(cut)
+        with pytest.raises(TsugikiError, match="is cut short"):
+            read_header(cut)
+    cut.write_bytes(content[:last])
+    read_header(cut)
+
+
+@pytest.mark.parametrize(
+    ("at", "bytes_", "said"),
+    [
+        (0, b"hello", "is no GGUF file: it does not begin with the letters GGUF"),
+        (4, struct.pack("<I", 1), "is of version 1 of the format; 2 and 3 are read, little-endian"),
+        (4, struct.pack(">I", 3), "is of version 50331648 of the format"),
+        (8, struct.pack("<Q", 1 << 60), "is cut short or damaged"),
+        (16, struct.pack("<Q", 1 << 60), "is cut short or damaged|is damaged"),
+        (24, struct.pack("<Q", 1 << 63), "is cut short or damaged"),
+    ],
+)
+def test_damage(at: int, bytes_: bytes, said: str, path: Path):
+    content = bytearray(path.read_bytes())
+    content[at : at + len(bytes_)] = bytes_
+    path.write_bytes(content)
+    with pytest.raises(TsugikiError, match=said):
+        read_header(path)
+
+
+def test_packings_that_the_gguf_package_does_not_know(path: Path):
+    content = path.read_bytes()
+    name = b"output_norm.weight"
+    at = content.index(name) + len(name) + 4 + 8
+    path.write_bytes(content[:at] + struct.pack("<I", 999) + content[at + 4 :])
+    with pytest.raises(TsugikiError, match=r"output_norm.weight is packed in a way \(type 999\)"):
+        read_header(path)
+
+
+def test_without_the_gguf_package(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(TsugikiError, match=r"pip install 'tsugiki\[gguf\]'"):
+        read_header(path)

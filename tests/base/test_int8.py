@@ -1,0 +1,259 @@
+"""The integer products against the same rounding in floats, and against the float weight."""
+
+import copy
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from tsugiki.base import int8
+from tsugiki.base.int8 import Int8Linear, exact_integers, is_linear, plain_input_gradient, plain_product
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+needs_exact_integers = pytest.mark.skipif(not exact_integers(), reason="the plain twin is all that runs here")
+
+
+def _float_layer(out: int = 40, into: int = 48, bias: bool = True, kind: type[nn.Module] = nn.Linear) -> Any:
+    torch.manual_seed(0)
+    layer = Conv1D(out, into) if kind is Conv1D else nn.Linear(into, out, bias=bias)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer.requires_grad_(False)
+
+
+def _layer(out: int = 40, into: int = 48, bias: bool = True) -> Int8Linear:
+    return Int8Linear.from_layer(_float_layer(out, into, bias), torch.bfloat16)
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    """Relative, of the whole."""
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300))
+
+
+def _assert_is_plain(layer: Int8Linear, x: Tensor, dy: Tensor) -> None:
+    y, dx = layer.product(x), layer.input_gradient(dy)
+    plain_y = plain_product(x, layer.codes, layer.scale, layer.bias)
+    plain_dx = plain_input_gradient(dy, layer.codes, layer.scale)
+    for fast, plain in ((y, plain_y), (dx, plain_dx)):
+        assert fast.dtype == plain.dtype == x.dtype
+        assert fast.shape == plain.shape
+        assert fast.isfinite().all()
+        assert _error(fast, plain) <= torch.finfo(x.dtype).eps / 4 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("out", "into"), [(48, 40), (40, 48), (33, 7), (1, 5), (5, 1)])
+@pytest.mark.parametrize("rows", [0, 1, 3, 17])
+def test_both_products_are_the_plain_ones(dtype: torch.dtype, bias: bool, out: int, into: int, rows: int):
+    torch.manual_seed(1)
+    x, dy = torch.randn(rows, into).to(dtype), torch.randn(rows, out).to(dtype)
+    _assert_is_plain(_layer(out, into, bias), x, dy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tiles_meet_without_a_seam(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(int8, "_ROWS", 4)
+    monkeypatch.setattr(int8, "_CHANNELS", 16)
+    torch.manual_seed(1)
+    for rows, out in ((11, 37), (8, 32), (4, 17)):
+        _assert_is_plain(_layer(out, 12), torch.randn(rows, 12).to(dtype), torch.randn(rows, out).to(dtype))
+
+
+def test_a_layer_of_the_real_size_is_the_plain_one():
+    torch.manual_seed(1)
+    _assert_is_plain(_layer(3200, 96), torch.randn(300, 96).bfloat16(), torch.randn(300, 3200).bfloat16())
+
+
+def test_strides_do_not_matter():
+    torch.manual_seed(1)
+    layer = _layer(40, 48)
+    for x, dy in (
+        (torch.randn(48, 6).T, torch.randn(40, 6).T),
+        (torch.randn(12, 96)[::2, ::2], torch.randn(12, 80)[::2, ::2]),
+        (torch.randn(48).expand(6, 48), torch.randn(40).expand(6, 40)),
+    ):
+        assert torch.equal(layer.product(x), layer.product(x.contiguous()))
+        assert torch.equal(layer.input_gradient(dy), layer.input_gradient(dy.contiguous()))
+        _assert_is_plain(layer, x, dy)
+
+
+def test_the_inputs_are_not_written_over():
+    x, dy = torch.randn(5, 48), torch.randn(5, 40)
+    before = x.clone(), dy.clone()
+    layer = _layer()
+    layer.product(x), layer.input_gradient(dy)
+    assert torch.equal(x, before[0])
+    assert torch.equal(dy, before[1])
+
+
+def test_rows_are_rounded_to_255_levels_each_by_its_own_largest():
+    layer = Int8Linear(torch.eye(64), None, torch.float32)  # the product is x, rounded
+    x = torch.randn(9, 64) * torch.logspace(-20, 20, 9)[:, None]
+    largest = x.abs().amax(1, keepdim=True)
+    rounded = layer.product(x)
+    assert ((rounded - x).abs() <= largest / 127 * 0.5001).all()
+    torch.testing.assert_close(rounded.abs().amax(1, keepdim=True), largest)
+    levels = rounded * 127 / largest
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    # On the way back what a row loses in the sum is given to all alike, as the mean of the codes says.
+    given_back = (x - rounded).sum(1, keepdim=True) / 64
+    assert ((layer.input_gradient(x) - (rounded + given_back)).abs() <= largest * 1e-5).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_huge_and_tiny_values(dtype: torch.dtype):
+    layer = _layer(40, 48, bias=False)
+    for values in (0.0, 1e-42, 1e-30, 1e30):
+        x, dy = torch.full((3, 48), values, dtype=dtype), torch.full((3, 40), values, dtype=dtype)
+        x[1], dy[1] = 0, 0
+        _assert_is_plain(layer, x, dy)
+        assert (layer.product(x)[1] == 0).all()
+        assert (layer.input_gradient(dy)[1] == 0).all()
+    x = torch.ones(3, 48, dtype=dtype)
+    x[0, 3], x[2, 5] = float("nan"), float("inf")
+    finite = layer.product(x).isfinite()
+    assert not finite[0].any()
+    assert not finite[2].any()
+    assert finite[1].all()
+
+
+def test_a_channel_of_zeros_gives_its_bias():
+    weight = torch.randn(6, 8)
+    weight[2] = 0
+    layer = Int8Linear(weight, nn.Parameter(torch.arange(6.0)), torch.float32)
+    assert (layer.product(torch.randn(4, 8))[:, 2] == 2).all()
+    assert layer.input_gradient(torch.randn(4, 6)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gaussian_values_lose_less_than_1_5_percent(kind: type[nn.Module], dtype: torch.dtype):
+    plain = _float_layer(576, 768, kind=kind)
+    layer = Int8Linear.from_layer(plain, dtype)
+    torch.manual_seed(1)
+    x, dy = torch.randn(64, 768), torch.randn(64, 576)
+    weight = plain.weight if kind is nn.Linear else plain.weight.T
+    assert 0.001 < _error(layer.product(x.to(dtype)), plain(x)) < 0.015
+    assert 0.001 < _error(layer.input_gradient(dy.to(dtype)), dy @ weight) < 0.015
+    assert _error(layer.weight, weight) < 0.01
+
+
+def test_what_a_softmax_says_of_thousands_of_others_is_not_lost():
+    """Its gradient is near -1 for one channel and rounds to nothing for most, who together weigh as much."""
+    torch.manual_seed(1)
+    weight, targets = torch.randn(8192, 64) + 2, torch.arange(0, 8192, 512)
+    dz = torch.softmax(torch.randn(16, 8192) * 2.5, -1)
+    dz[torch.arange(16), targets] -= 1
+    layer = Int8Linear(weight, None, torch.float32)
+    assert _error(layer.input_gradient(dz), dz @ weight) < 0.03
+    _assert_is_plain(layer, torch.randn(16, 64), dz)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(48,), (5, 48), (2, 3, 48), (0, 48)])
+def test_forward_and_its_gradient(dtype: torch.dtype, bias: bool, shape: tuple[int, ...]):
+    torch.manual_seed(1)
+    layer = _layer(bias=bias)
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    dy = torch.randn(*shape[:-1], 40).to(dtype)
+    y = layer(x)
+    y.backward(dy)
+    rows, dy_rows = x.detach().reshape(-1, 48), dy.reshape(-1, 40)
+    assert torch.equal(y, layer.product(rows).view(*shape[:-1], 40))
+    assert x.grad is not None
+    assert torch.equal(x.grad, layer.input_gradient(dy_rows).view(shape))
+
+    # What the gradient stands for: that of the plain product, rounding taken as the identity.
+    z = x.detach().float().requires_grad_()
+    F.linear(z, layer.codes * layer.scale[:, None]).backward(dy.float())
+    assert z.grad is not None
+    if z.numel():
+        assert _error(x.grad, z.grad) < 0.015
+
+
+def test_a_trained_bias_gets_its_gradient():
+    layer = _layer()
+    layer.bias = nn.Parameter(torch.zeros(40))
+    dy = torch.randn(2, 3, 40)
+    layer(torch.randn(2, 3, 48)).backward(dy)
+    torch.testing.assert_close(layer.bias.grad, dy.sum((0, 1)))
+
+
+def test_nothing_is_kept_for_the_way_back():
+    layer, kept = _layer(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(torch.randn(5, 48, requires_grad=True))
+    assert not kept
+    assert y.requires_grad
+    assert not layer(torch.randn(5, 48)).requires_grad
+
+
+def test_it_reads_as_the_layer_it_stands_for():
+    plain = _float_layer(kind=Conv1D)
+    layer = Int8Linear.from_layer(plain, torch.bfloat16)
+    assert is_linear(plain)
+    assert is_linear(_float_layer())
+    assert not is_linear(layer)
+    assert (layer.in_features, layer.out_features) == (48, 40)
+    assert layer.weight.shape == (40, 48)
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.bias is plain.bias
+    assert set(layer.state_dict()) == {"codes", "scale", "means", "bias"}
+    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+    assert layer.codes.abs().amax(1).eq(127).all()  # each channel uses the whole range
+    assert str(layer) == "Int8Linear(in_features=48, out_features=40, bias=True)"
+
+
+def test_to_changes_the_dtype_and_never_the_precision_of_the_scales():
+    layer = _layer()
+    moved = copy.deepcopy(layer).to(torch.float16)
+    assert torch.equal(moved.scale, layer.scale)
+    assert torch.equal(moved.means, layer.means)
+    assert moved.codes.dtype == torch.int8
+    assert moved.weight.dtype == moved.bias.dtype == torch.float16
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.to("cpu").dtype == torch.bfloat16
+
+
+@needs_exact_integers
+def test_other_devices_and_processors_take_the_plain_way(monkeypatch: pytest.MonkeyPatch):
+    layer, x, dy = _layer(), torch.randn(5, 48), torch.randn(5, 40)
+    expected = layer.product(x), layer.input_gradient(dy)
+    monkeypatch.setattr(int8, "exact_integers", lambda: False)
+    monkeypatch.setattr(torch, "_int_mm", None)
+    torch.testing.assert_close(layer.product(x), expected[0])
+    torch.testing.assert_close(layer.input_gradient(dy), expected[1])
+    on_meta = layer.to("meta")
+    assert on_meta.product(x.to("meta")).shape == (5, 40)
+    assert on_meta.input_gradient(dy.to("meta")).shape == (5, 48)
+
+
+@needs_exact_integers
+def test_a_compiled_layer_computes_the_same():
+    layer, x = _layer(), torch.randn(5, 48)
+    compiled = torch.compile(layer, backend="eager")
+    z = x.clone().requires_grad_()
+    y = compiled(z)
+    torch.testing.assert_close(y, layer(x))
+    y.sum().backward()
+    torch.testing.assert_close(z.grad, layer.input_gradient(torch.ones(5, 40)))
+
+
+def test_a_processor_that_saturates_is_found_out():
+    """oneDNN told to use AVX2 alone, where it adds in 16 bits: the product must not be trusted, and is not used."""
+    program = """if True:
+        import torch
+        from tsugiki.base.int8 import Int8Linear, exact_integers
+        layer, x = Int8Linear(torch.ones(64, 256), None, torch.float32), torch.ones(64, 256)
+        saturates = bool((torch._int_mm(layer.codes, layer.codes.T) != 256 * 127 * 127).any())
+        assert exact_integers() is not saturates
+        torch.testing.assert_close(layer.product(x), torch.full((64, 64), 256.0))
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, env={"ONEDNN_MAX_CPU_ISA": "AVX2"})

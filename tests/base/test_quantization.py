@@ -1,0 +1,104 @@
+"""A model whose linear layers all became int8."""
+
+import copy
+import weakref
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import CONFIGS, ids, logits, save_tiny, tiny_model
+from tsugiki.base import quantization as room
+from tsugiki.base.int8 import Int8Linear, is_linear
+from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base.quantization import quantise
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_linear_layer_is_replaced_and_the_model_computes_nearly_the_same(kind: str):
+    model = tiny_model(kind)
+    expected = logits(model)
+    linear = {path for path, layer in model.named_modules() if is_linear(layer)}
+    quantise(model, torch.float32)
+    assert {path for path, layer in model.named_modules() if isinstance(layer, Int8Linear)} == linear
+    assert isinstance(model.get_output_embeddings(), Int8Linear)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    error = (logits(model) - expected).norm() / expected.norm()
+    assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_the_gradient_reaches_the_input_nearly_as_before(kind: str):
+    model, tokens = tiny_model(kind), ids()
+
+    def gradient(model: Any) -> torch.Tensor:
+        x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        model(inputs_embeds=x, labels=tokens).loss.backward()
+        return x.grad
+
+    expected = gradient(model)
+    found = gradient(quantise(model, torch.float32))
+    assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.995
+
+
+def test_what_is_not_a_linear_weight_is_cast_and_buffers_are_not():
+    model = tiny_model("llama")
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    quantise(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.dtype == model.config.dtype == torch.bfloat16
+    assert logits(model).dtype == torch.bfloat16
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+    assert model.lm_head.scale.dtype == torch.float32
+
+
+def test_a_tied_head_has_codes_of_its_own_and_the_table_stays():
+    model = tiny_model("gpt2")
+    table = copy.deepcopy(model.transformer.wte.weight)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    quantise(model, torch.float32)
+    assert torch.equal(model.transformer.wte.weight, table)
+    assert isinstance(model.lm_head, Int8Linear)
+    assert (model.lm_head.weight - table).abs().max() <= table.abs().max() / 254 * 1.001
+
+
+def test_weights_go_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    weights = [weakref.ref(layer.weight) for layer in model]
+    alive: list[int] = []
+    make = Int8Linear.from_layer
+
+    def counting(layer: nn.Module, dtype: torch.dtype) -> Int8Linear:
+        alive.append(sum(weight() is not None for weight in weights))
+        return make(layer, dtype)
+
+    monkeypatch.setattr(Int8Linear, "from_layer", counting)
+    quantise(model)
+    assert alive == [5, 4, 3, 2, 1]
+
+
+def test_a_model_loaded_as_stored(tmp_path: Path):
+    folder = save_tiny(tmp_path / "base")
+    expected = logits(load_model(folder))
+    model = quantise(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), torch.float32)
+    assert (logits(model) - expected).norm() / expected.norm() < 0.05
+
+
+def test_the_embedded_model_predicts_as_well_as_before():
+    model, tokenizer = load_model("embedded"), load_tokenizer("embedded")
+    text = (files("tsugiki") / "assets" / "quickstart" / "01_tsugiki_no_niwa.txt").read_text(encoding="utf-8")
+    tokens = torch.tensor([tokenizer(text, truncation=True, max_length=512)["input_ids"]])
+    with torch.no_grad():
+        expected = model(input_ids=tokens, labels=tokens).loss
+        found = quantise(model)(input_ids=tokens, labels=tokens).loss
+    assert abs(found - expected) < 0.01 * expected
+
+
+def test_a_processor_without_exact_integers_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(room, "exact_integers", lambda: False)
+    with pytest.warns(UserWarning, match="cannot multiply 8-bit integers exactly"):
+        quantise(tiny_model())

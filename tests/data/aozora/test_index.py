@@ -1,0 +1,124 @@
+"""The library's index as it is, and what only looks like it."""
+
+import pytest
+
+from tests.data.aozora.samples import KAWADA, ROOT, ROWS, YAMADA, index_csv, index_zip, row
+from tests.data.aozora.test_text import zipped
+from tsugiki.data.aozora.index import INDEX, Entry, Person, read_index, read_manifest
+from tsugiki.errors import TsugikiError
+
+YAMADA_WROTE, KAWADA_WROTE = Person("000001", "山田一", "author"), Person("000002", "川田二葉", "author")
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [(index_csv(ROWS), "index"), (index_zip(ROWS), f"index/{INDEX}.csv")],
+    ids=["csv", "zip"],
+)
+def test_an_entry_is_a_work_with_its_people(data, name):
+    def entry(path: str, people: tuple[Person, ...], title: str, line: int, **other: object) -> Entry:
+        usual = {"kana": "modern", "orthography": "新字新仮名", "encoding": "shift_jis"}
+        return Entry(path, people, title, origin=f"{name}: line {line}", **(usual | other))  # type: ignore[arg-type]
+
+    assert read_index(data, "index") == [
+        entry("cards/000001/files/1_ruby.zip", (YAMADA_WROTE,), "坂の上", 2),
+        entry("cards/000001/files/2_ruby.zip", (YAMADA_WROTE,), "海の底", 3, kana="old", orthography="旧字旧仮名"),
+        entry("cards/000002/files/3_ruby.zip", (KAWADA_WROTE, YAMADA_WROTE), "川の話", 4),
+        entry("cards/000002/files/4_ruby.zip", (KAWADA_WROTE,), "新しい話", 6, free=False),
+        entry(
+            "cards/000001/files/5_ruby.zip", (YAMADA_WROTE, Person("000002", "川田二葉", "translator")), "訳した話", 7
+        ),
+        entry("https://example.org/a.zip", (KAWADA_WROTE,), "よそにある話", 9),
+        entry("", (KAWADA_WROTE,), "題名だけ", 10),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "kana"),
+    [
+        ("新字新仮名", "modern"),
+        ("旧字新仮名", "modern"),
+        ("新字旧仮名", "old"),
+        ("旧字旧仮名", "old"),
+        ("その他", None),
+        ("", None),
+    ],
+)
+def test_kana_is_what_the_index_says(name, kana):
+    (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, 文字遣い種別=name)]), "index")
+    assert (entry.kana, entry.orthography) == (kana, name or None)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("ShiftJIS", "shift_jis"), ("UTF-8", "utf-8"), ("", None), ("EUC", None)]
+)
+def test_an_encoding_is_one_of_two_or_left_to_the_text(name, encoding):
+    (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, テキストファイル符号化方式=name)]), "index")
+    assert entry.encoding == encoding
+
+
+def test_a_row_that_comes_twice_counts_once():
+    (entry,) = read_index(index_csv([ROWS[0], ROWS[1], ROWS[0]])[:-1] + b"\n", "index")[:1]
+    assert entry.people == (YAMADA_WROTE,)
+    assert entry.origin == "index: line 2"
+
+
+def test_one_row_under_copyright_is_enough():
+    rows = [row("1", "坂", "000001", YAMADA), row("1", "坂", "000001", KAWADA, 作品著作権フラグ="あり")]
+    for order in (rows, rows[::-1]):
+        (entry,) = read_index(index_csv(order), "index")
+        assert not entry.free
+    (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, 作品著作権フラグ="")]), "index")
+    assert not entry.free
+
+
+def test_a_role_that_is_not_known_is_other():
+    (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, 役割フラグ="挿絵")]), "index")
+    assert entry.people == (Person("000001", "山田一", "other"),)
+
+
+def test_lines_are_the_files_even_behind_cells_of_several_lines():
+    data = index_csv([row("1", "坂の\n上\r\n下", "000001", YAMADA), row("2", "海", "000001", YAMADA)])
+    origins = [entry.origin for entry in read_index(data, "index")]
+    lines = data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    assert [lines[int(origin.removeprefix("index: line ")) - 1][:2] for origin in origins] == ["1,", "2,"]
+    assert origins == ["index: line 2", "index: line 5"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"{ROOT}/cards/../../secret.zip",
+        "https://example.org/cards/000001/files/1.zip",
+        f"{ROOT}/cards/000001/files/1.html",
+    ],
+)
+def test_what_is_no_zip_of_the_librarys_own_keeps_its_address(url):
+    (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, テキストファイルURL=url)]), "index")
+    assert entry.path == url
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (index_csv(ROWS).replace("作品名".encode(), b"title"), "no column 作品名; expected Aozora Bunko's list_"),
+        (b"", "no column 作品ID、作品名、"),
+        (b"PK broken", "a broken zip"),
+        (zipped("読", name="readme.txt"), "0 CSV files in the zip, expected one"),
+        (b"\r\n<!DOCTYPE html><html></html>", "a web page, not the index; fetch .* again"),
+        (index_csv(ROWS).decode("utf-8-sig").encode("cp932"), "not UTF-8"),
+        (index_csv(ROWS[:2]) + "3,川の話\r\n".encode(), "line 4: not a row of the index .*fetch the index again"),
+    ],
+    ids=["column", "empty", "zip", "no csv", "web page", "encoding", "short row"],
+)
+def test_what_is_no_index_is_refused_by_name(data, message):
+    with pytest.raises(TsugikiError, match=f"^here: {message}") as caught:
+        read_index(data, "here")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_is_none_is_refused_by_line(tmp_path):
+    path = tmp_path / "manifest.tsv"
+    path.write_text("path\tperson_id\na\t1\n", encoding="utf-8")
+    with pytest.raises(TsugikiError, match=r"manifest.tsv: line 2: not a manifest .*repair or remove it"):
+        read_manifest(path)

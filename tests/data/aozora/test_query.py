@@ -1,0 +1,76 @@
+"""Which entries a query leaves."""
+
+import pytest
+
+from tests.data.aozora.samples import ROWS, index_csv
+from tsugiki.data.aozora.index import Entry, Person, read_index
+from tsugiki.data.aozora.query import Query, parse_role, select
+from tsugiki.errors import TsugikiError
+
+
+def signed(path: str, person: str, name: str | None) -> Entry:
+    return Entry(path, (Person(person, name),))
+
+
+def chosen(**query: str) -> list[str | None]:
+    return [entry.title for entry in select(read_index(index_csv(ROWS), "index"), Query(**query))]  # type: ignore[arg-type]
+
+
+def test_a_person_is_taken_under_every_name():
+    entries = [signed("a", "1", "山田一"), signed("b", "1", "山田生"), signed("c", "2", "川田"), signed("d", "1", None)]
+    assert [entry.path for entry in select(entries, Query(author="山田一"))] == ["a", "b", "d"]
+
+
+def test_the_width_of_letters_does_not_matter():
+    entries = [signed("a", "1", "Ａ・ヤマダ"), signed("b", "2", "川田")]
+    assert [entry.path for entry in select(entries, Query(author="A・ﾔﾏﾀﾞ"))] == ["a"]
+
+
+def test_a_path_comes_once():
+    entries = [signed("a", "1", "山田一"), signed("b", "1", "山田一"), signed("a", "2", "川田")]
+    assert select(entries, Query()) == entries[:2]
+
+
+def test_roles_tell_authors_from_translators():
+    assert chosen() == ["坂の上", "海の底", "川の話", "訳した話", "よそにある話", "題名だけ"]
+    assert chosen(author="山田一") == ["坂の上", "海の底", "川の話", "訳した話"]
+    assert chosen(author="川田二葉") == ["川の話", "よそにある話", "題名だけ"]
+    assert chosen(author="川田二葉", role="translator") == ["訳した話"]
+    assert chosen(role="translator") == ["訳した話"]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (
+            {"author": "山田一", "role": "translator"},
+            "山田一 is no translator in this source, but author; .*--role author",
+        ),
+        ({"author": "川田", "role": "translator"}, "no translator 川田 in this source; did you mean 川田二葉"),
+        ({"role": "editor"}, "no work matches --role editor; ask for less"),
+        ({"title": "新しい"}, "only works under copyright match --title 新しい; those are never taken"),
+        ({"author": "山田一", "title": "よそ"}, "no work matches --author 山田一 --title よそ"),
+    ],
+)
+def test_what_matches_nothing_is_an_error_with_advice(query, message):
+    with pytest.raises(TsugikiError, match=message):
+        chosen(**query)
+
+
+@pytest.mark.parametrize("name", [None, "山田一"])
+def test_a_role_needs_a_source_that_knows_roles(name):
+    with pytest.raises(TsugikiError, match="--role translator: this source names nobody but authors"):
+        select([signed("a", "1", name)], Query(role="translator"))
+
+
+def test_roles_have_an_english_and_a_japanese_name():
+    assert [parse_role(name) for name in ("author", "著者", "translator", "翻訳者", "編者", "校訂者")] == [
+        "author",
+        "author",
+        "translator",
+        "translator",
+        "editor",
+        "reviser",
+    ]
+    with pytest.raises(TsugikiError, match=r"--role poet: no such role; known are author \(著者\), translator"):
+        parse_role("poet")

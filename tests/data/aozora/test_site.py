@@ -1,0 +1,221 @@
+"""A made-up site on 127.0.0.1 that counts what it is asked."""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.data.aozora.samples import FILES, ROWS, index_zip
+from tsugiki.data.aozora.index import INDEX
+from tsugiki.data.aozora.query import Query
+from tsugiki.data.aozora.site import Site, Unreachable
+from tsugiki.data.aozora.source import Work, read_entries
+from tsugiki.errors import TsugikiError
+from tsugiki.io.cache import cache_folder
+
+
+@dataclass
+class Stub:
+    """A site that answers from `files`, fails as often as `failures` says, with that status, and stops at `limit`."""
+
+    url: str
+    files: dict[str, bytes]
+    failures: dict[str, list[int]] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    limit: int = 1000
+    at_limit: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    files = {f"/{name}": data for name, data in FILES.items()}
+    files[f"/index_pages/{INDEX}.zip"] = index_zip(ROWS[:3])
+    site = Stub("", files)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if sum(site.asked.values()) == site.limit:
+                site.at_limit.set()
+                site.go_on.wait()
+                return
+            site.asked[self.path] += 1
+            failures = site.failures.get(self.path, [])
+            status = failures.pop(0) if failures else 200 if self.path in site.files else 404
+            body = site.files[self.path] if status == 200 else b""
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    site.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield site
+    site.go_on.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def site_works(stub: Stub, cache: Path, missing: Callable[[str], None] | None = None) -> tuple[list[Work], list[str]]:
+    site = Site(stub.url, cache, pause=0.0)
+    skipped: list[str] = []
+    return list(read_entries(site, site.entries(), Query(), skipped.append, missing)), skipped
+
+
+def test_a_site_is_read_through_its_index_once(stub, tmp_path):
+    works, skipped = site_works(stub, tmp_path)
+    assert [(w.title, w.author, w.kana) for w in works] == [
+        ("坂の上", "山田一", "modern"),
+        ("海の底", "山田一", "old"),
+        ("川の話", "川田二葉", "modern"),
+    ]
+    assert works[0].source == f"{stub.url}/cards/000001/files/1_ruby.zip"
+    assert skipped == []
+    assert site_works(stub, tmp_path) == (works, skipped)
+    assert set(stub.asked.values()) == {1}
+    assert len(stub.asked) == 4
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(stub, tmp_path):
+    stub.limit = 3  # the index and two works
+    out = tmp_path / "works.jsonl"
+    arguments = ["aozora", "--source", stub.url, "--cache", str(tmp_path / "cache"), "--out", str(out)]
+    first = subprocess.Popen([sys.executable, "-c", "from tsugiki.cli.main import main; main()", *arguments])
+    assert stub.at_limit.wait(60)
+    first.kill()
+    first.wait()
+    assert not out.exists()
+    stub.limit = 1000
+    stub.go_on.set()
+    works, skipped = site_works(stub, tmp_path / "cache")
+    assert (len(works), skipped) == (3, [])
+    assert set(stub.asked.values()) == {1}
+    assert len(stub.asked) == 4
+
+
+def test_a_site_that_stumbles_is_asked_again(stub, tmp_path):
+    stub.failures["/cards/000001/files/1_ruby.zip"] = [503]
+    stub.failures[f"/index_pages/{INDEX}.zip"] = [500, 429]
+    works, skipped = site_works(stub, tmp_path)
+    assert (len(works), skipped) == (3, [])
+    assert stub.asked["/cards/000001/files/1_ruby.zip"] == 2
+    assert stub.asked[f"/index_pages/{INDEX}.zip"] == 3
+
+
+def test_a_missing_file_stops_the_run_at_its_row(stub, tmp_path):
+    del stub.files["/cards/000001/files/2_ruby.zip"]
+    with pytest.raises(TsugikiError) as caught:
+        site_works(stub, tmp_path)
+    assert str(caught.value) == (
+        f"{stub.url}/index_pages/{INDEX}.zip/{INDEX}.csv: line 3: {stub.url}/cards/000001/files/2_ruby.zip: "
+        "the site answers 404; try later, or leave such works out with --skip-missing"
+    )
+    assert stub.asked["/cards/000001/files/2_ruby.zip"] == 1  # not asked for again at once
+
+
+def test_missing_and_broken_files_are_left_out_and_the_rest_is_fetched_once(stub, tmp_path):
+    del stub.files["/cards/000001/files/1_ruby.zip"]
+    stub.files["/cards/000001/files/2_ruby.zip"] = b"<html>busy</html>"
+    missing: list[str] = []
+    works, skipped = site_works(stub, tmp_path, missing.append)
+    assert [work.title for work in works] == ["川の話"]
+    assert skipped == [
+        f"{stub.url}/cards/000001/files/2_ruby.zip: a broken zip (File is not a zip file); fetch it again or delete it"
+    ]
+    assert len(missing) == 1
+    assert f"line 2: {stub.url}/cards/000001/files/1_ruby.zip: the site answers 404" in missing[0]
+    # What is broken is not kept.
+    stub.files["/cards/000001/files/2_ruby.zip"] = FILES["cards/000001/files/2_ruby.zip"]
+    works, skipped = site_works(stub, tmp_path, missing.append)
+    assert [work.title for work in works] == ["海の底", "川の話"]
+    assert stub.asked["/cards/000002/files/3_ruby.zip"] == 1
+
+
+@pytest.mark.parametrize("status", [403, 429, 503])
+def test_a_site_that_refuses_ends_the_run_and_keeps_what_it_gave(stub, tmp_path, status):
+    stub.failures["/cards/000001/files/2_ruby.zip"] = [status] * 4
+    with pytest.raises(Unreachable, match=f"2_ruby.zip: the site answers {status}; run again later: what was fetched"):
+        site_works(stub, tmp_path, pytest.fail)
+    del stub.failures["/cards/000001/files/2_ruby.zip"]
+    assert len(site_works(stub, tmp_path)[0]) == 3
+    assert stub.asked["/cards/000001/files/1_ruby.zip"] == 1
+    assert stub.asked["/cards/000001/files/2_ruby.zip"] == (2 if status == 403 else 5)
+
+
+def test_files_kept_elsewhere_and_rows_without_one_are_skipped_without_a_request(stub, tmp_path):
+    stub.files[f"/index_pages/{INDEX}.zip"] = index_zip([ROWS[0], *ROWS[-2:]])
+    works, skipped = site_works(stub, tmp_path)
+    assert len(works) == 1
+    elsewhere, no_file = skipped
+    assert elsewhere.endswith("line 3: https://example.org/a.zip is kept at another site, so it is left out")
+    assert no_file.endswith("line 4: 題名だけ has no text file, so it is left out")
+    assert sum(stub.asked.values()) == 2
+
+
+def test_a_site_out_of_reach_is_one_line(tmp_path):
+    with pytest.raises(Unreachable, match="http://127.0.0.1:9/index_pages/.*cannot be reached") as caught:
+        Site("http://127.0.0.1:9", tmp_path, pause=0.0).entries()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_site_that_goes_away_ends_the_run(stub, tmp_path):
+    site = Site(stub.url, tmp_path, pause=0.0)
+    works = read_entries(site, site.entries(), Query(), pytest.fail)
+    next(works)
+    site.url = "http://127.0.0.1:9"
+    with pytest.raises(Unreachable, match="run again later: what was fetched is kept"):
+        next(works)
+
+
+def test_the_index_is_fetched_again_after_a_week_if_it_can_be(stub, tmp_path):
+    site_works(stub, tmp_path)
+    (kept,) = tmp_path.rglob(f"{INDEX}.zip")
+    os.utime(kept, (0, 0))
+    stub.files[f"/index_pages/{INDEX}.zip"] = index_zip(ROWS[:2])
+    assert len(Site(stub.url, tmp_path, pause=0.0).entries()) == 2
+    os.utime(kept, (0, 0))
+    site = Site(stub.url, tmp_path, pause=0.0)
+    site.url = "http://127.0.0.1:9"
+    assert len(site.entries()) == 2
+
+
+def test_requests_keep_their_distance(stub, tmp_path, monkeypatch):
+    now = 100.0
+    times: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        times.append(now)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
+    stub.failures["/cards/000001/files/1_ruby.zip"] = [503, 503]
+    site = Site(stub.url, tmp_path)
+    assert len(list(read_entries(site, site.entries(), Query(), pytest.fail))) == 3
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert gaps == [0.5, 0.5, 1.0, 0.5, 0.5]
+
+
+def test_the_cache_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder("aozora") == tmp_path / "tsugiki" / "aozora"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder("aozora") == tmp_path / "home" / ".cache" / "tsugiki" / "aozora"

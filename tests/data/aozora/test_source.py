@@ -1,0 +1,272 @@
+"""Folders, and what becomes of their works."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.data.aozora.samples import (
+    FILES,
+    ROWS,
+    YAMADA,
+    index_csv,
+    index_zip,
+    make_mirror,
+    row,
+    work_zip,
+)
+from tests.data.aozora.test_text import FOOTER, zipped
+from tsugiki.data.aozora.index import INDEX
+from tsugiki.data.aozora.query import Query, select
+from tsugiki.data.aozora.source import (
+    Folder,
+    Work,
+    check_target,
+    iter_works,
+    open_source,
+    read_entries,
+    write_works,
+)
+from tsugiki.errors import TsugikiError
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    return make_mirror(tmp_path / "mirror")
+
+
+def titles(source: Path | str, **query: str) -> list[str]:
+    return [work.title for work in iter_works(str(source), **query)]  # type: ignore[arg-type]
+
+
+# Folders -------------------------------------------------------------------------------------------------
+
+
+def test_a_bare_folder_speaks_through_its_texts(mirror):
+    assert list(iter_works(str(mirror))) == [
+        Work("坂の上", "山田一", "000001", "　上ったと思う。", "cards/000001/files/1_ruby.zip", "modern", 0),
+        Work("海の底", "山田一", "000001", "　下つたと思ふ。", "cards/000001/files/2_ruby.zip", "old", 0),
+        Work("川の話", "川田二葉", "000002", "　〓の字。", "cards/000002/files/3_ruby.zip", "modern", 1),
+    ]
+
+
+@pytest.mark.parametrize("place", [f"{INDEX}.csv", f"{INDEX}.zip", f"index_pages/{INDEX}.zip"])
+def test_an_index_in_the_folder_goes_before_the_texts(mirror, place):
+    (mirror / "index_pages").mkdir()
+    rows = [row("1", "坂の上（索引）", "000009", ("索引", "者"), テキストファイルURL=ROWS[0]["テキストファイルURL"])]
+    (mirror / place).write_bytes(index_csv(rows) if place.endswith(".csv") else index_zip(rows))
+    (mirror / "manifest.tsv").write_text("broken", encoding="utf-8")
+    (work,) = iter_works(str(mirror))
+    assert (work.title, work.author, work.person_id) == ("坂の上（索引）", "索引者", "000009")
+
+
+def test_a_manifest_names_files_persons_and_kana(mirror):
+    (mirror / "manifest.tsv").write_text(
+        "path\tperson_id\tauthor_line\ttitle_line\tchars\tkana_guess\n"
+        'cards/000001/files/1_ruby.zip\t000001\t川田《かわだ》二葉訳\t"坂の上\t9\t\n'
+        "cards/000002/files/3_ruby.zip\t000002\t川田二葉\t川の話\t9\told\n",
+        encoding="utf-8",
+    )
+    works = list(iter_works(str(mirror)))
+    assert [(w.title, w.author, w.person_id, w.kana) for w in works] == [
+        ("坂の上", "山田一", "000001", "modern"),  # a translator is no author: the text knows better
+        ("川の話", "川田二葉", "000002", "old"),
+    ]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_author_title_and_kana_choose(mirror, indexed):
+    if indexed:
+        (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS[:3]))
+    assert titles(mirror, author="山田一") == ["坂の上", "海の底"]
+    assert titles(mirror, author="山田　一 ") == ["坂の上", "海の底"]
+    assert titles(mirror, title="の上") == ["坂の上"]
+    assert titles(mirror, kana="old") == ["海の底"]
+    assert titles(mirror, author="山田一", title="海", kana="old") == ["海の底"]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_what_matches_nothing_is_an_error_with_advice(mirror, indexed):
+    if indexed:
+        (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS[:3]))
+    with pytest.raises(TsugikiError, match=r"no author 山田二 .*did you mean 山田一"):
+        titles(mirror, author="山田二")
+    with pytest.raises(TsugikiError, match="no author Xyz .*give the full name"):
+        titles(mirror, author="Xyz")
+    with pytest.raises(TsugikiError, match="no work matches --author 山田一 --title 川"):
+        titles(mirror, author="山田一", title="川")
+
+
+def test_a_folder_without_cards_is_refused(tmp_path):
+    with pytest.raises(TsugikiError, match="no folder cards/"):
+        open_source(str(tmp_path))
+    (tmp_path / "cards").mkdir()
+    with pytest.raises(TsugikiError, match="no works in this source"):
+        titles(tmp_path)
+
+
+def test_a_broken_work_is_skipped_by_name_and_the_rest_comes(mirror):
+    (mirror / "cards/000001/files/0_ruby.zip").write_bytes(b"PK nonsense")
+    (mirror / "cards/000001/files/9_ruby.zip").write_bytes(zipped("図", name="figure.png"))
+    rows = [*ROWS[:3], row("0", "欠", "000001", YAMADA), row("9", "欠", "000001", YAMADA), *ROWS[-2:]]
+    (mirror / f"{INDEX}.csv").write_bytes(index_csv(rows))
+    place = Folder(mirror)
+    skipped: list[str] = []
+    works = list(read_entries(place, place.entries(), Query(), skipped.append))
+    assert [work.title for work in works] == ["坂の上", "海の底", "川の話"]
+    broken, figure, elsewhere, no_file = skipped
+    assert broken.startswith("cards/000001/files/0_ruby.zip: a broken zip")
+    assert figure.startswith("cards/000001/files/9_ruby.zip: 0 texts")
+    assert "line 7: https://example.org/a.zip is kept at another site" in elsewhere
+    assert "line 8: 題名だけ has no text file" in no_file
+
+
+@pytest.mark.parametrize("index", [f"{INDEX}.csv", "manifest.tsv"])
+def test_a_missing_file_is_an_error_by_line_or_left_out(mirror, index):
+    names = list(FILES)
+    manifest = "path\tperson_id\tauthor_line\ttitle_line\tkana_guess\n" + "".join(
+        f"{name}\t000001\t\t\t\n" for name in names
+    )
+    (mirror / index).write_bytes(index_csv(ROWS[:3]) if index.endswith(".csv") else manifest.encode())
+    (mirror / names[1]).unlink()
+    with pytest.raises(TsugikiError) as caught:
+        titles(mirror)
+    assert str(caught.value) == (
+        f"{mirror / index}: line 3: {mirror / names[1]}: no such file; complete the mirror, "
+        "or leave such works out with --skip-missing"
+    )
+    place = Folder(mirror)
+    missing: list[str] = []
+    works = list(read_entries(place, place.entries(), Query(), pytest.fail, missing.append))
+    assert [work.title for work in works] == ["坂の上", "川の話"]
+    assert len(missing) == 1
+    assert missing[0].startswith(f"{mirror / index}: line 3: ")
+
+
+def test_a_work_of_several_people_is_read_once_and_is_its_authors(mirror):
+    (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
+    (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
+    (work,) = iter_works(str(mirror), author="川田二葉", role="translator")
+    assert (work.author, work.person_id, work.translator) == ("山田一", "000001", "川田二葉")
+    (work,) = iter_works(str(mirror), author="山田一", title="川の話")
+    assert (work.author, work.person_id, work.translator) == ("川田二葉、山田一", "000002", None)
+
+
+def test_an_anthology_without_an_author_takes_its_texts(mirror):
+    (mirror / f"{INDEX}.csv").write_bytes(index_csv([ROWS[0] | {"役割フラグ": "編者"}]))
+    (work,) = iter_works(str(mirror), role="editor")
+    assert (work.author, work.person_id) == ("山田一", "000001")
+
+
+def test_kana_is_the_indexs_and_a_guess_only_without_it(mirror):
+    rows = [ROWS[0] | {"文字遣い種別": "新字旧仮名"}, ROWS[1] | {"文字遣い種別": "その他"}]
+    (mirror / f"{INDEX}.csv").write_bytes(index_csv(rows))
+    assert [(work.kana, work.orthography) for work in iter_works(str(mirror))] == [
+        ("old", "新字旧仮名"),  # the text itself looks modern
+        ("old", "その他"),  # guessed from the text
+    ]
+
+
+def test_the_encoding_is_the_indexs(mirror):
+    (mirror / "cards/000001/files/2_ruby.zip").write_bytes(
+        zipped(f"海の底\n山田一\n\n　底。{FOOTER}", encoding="utf-8")
+    )
+    rows = [ROWS[0], ROWS[1] | {"テキストファイル符号化方式": "UTF-8"}]
+    (mirror / f"{INDEX}.csv").write_bytes(index_csv(rows))
+    assert [work.text for work in iter_works(str(mirror))] == ["　上ったと思う。", "　底。"]
+    rows = [one | {"テキストファイル符号化方式": code} for one, code in zip(rows, ("UTF-8", "ShiftJIS"), strict=True)]
+    (mirror / f"{INDEX}.csv").write_bytes(index_csv([*rows, ROWS[2]]))
+    place = Folder(mirror)
+    skipped: list[str] = []
+    assert len(list(read_entries(place, place.entries(), Query(), skipped.append))) == 1
+    assert skipped == [
+        "cards/000001/files/1_ruby.zip: the index says utf-8, the text is shift_jis; fetch both again",
+        "cards/000001/files/2_ruby.zip: the index says shift_jis, the text is utf-8; fetch both again",
+    ]
+
+
+def test_nothing_but_broken_works_is_an_error(mirror):
+    for name in FILES:
+        (mirror / name).write_bytes(b"PK nonsense")
+    with pytest.raises(
+        TsugikiError, match=r"no work is left, 3 could not be read; the first: cards/000001/files/1_ruby"
+    ):
+        titles(mirror)
+
+
+def test_works_stream(mirror):
+    works = iter_works(str(mirror))
+    next(works)
+    for name in FILES:
+        (mirror / name).unlink()
+    with pytest.raises(TsugikiError, match="no such file"):
+        next(works)
+
+
+# Writing -------------------------------------------------------------------------------------------------
+
+
+def test_one_json_line_a_work(mirror, tmp_path):
+    out = tmp_path / "works.jsonl"
+    totals = write_works(iter_works(str(mirror)), out)
+    lines = out.read_bytes().decode("utf-8").splitlines()
+    assert json.loads(lines[0]) == {
+        "title": "坂の上",
+        "author": "山田一",
+        "text": "　上ったと思う。",
+        "source": "cards/000001/files/1_ruby.zip",
+        "person_id": "000001",
+        "kana": "modern",
+    }
+    assert "坂の上" in lines[0]  # as it is, not escaped
+    assert len(lines) == 3
+    assert (totals.works, totals.characters, totals.unresolved) == (3, 21, 1)
+
+
+def test_a_line_says_what_the_index_adds(mirror, tmp_path):
+    (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
+    (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
+    out = tmp_path / "works.jsonl"
+    write_works(iter_works(str(mirror), role="translator"), out)
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert (record["author"], record["translator"], record["orthography"]) == ("山田一", "川田二葉", "新字新仮名")
+
+
+def test_a_target_is_never_overwritten_or_half_written(mirror, tmp_path):
+    out = tmp_path / "works.jsonl"
+
+    def works() -> Iterator[Work]:
+        yield next(iter_works(str(mirror)))
+        raise TsugikiError("gone")
+
+    with pytest.raises(TsugikiError, match="gone"):
+        write_works(works(), out)
+    assert list(tmp_path.glob("works.jsonl*")) == []
+    out.write_text("mine")
+    with pytest.raises(TsugikiError, match="exists already; choose another --out"):
+        write_works(works(), out)
+    assert out.read_text() == "mine"
+    with pytest.raises(TsugikiError, match="no folder"):
+        check_target(tmp_path / "none" / "works.jsonl")
+
+
+def test_only_zips_in_the_files_folders_are_works(mirror):
+    (mirror / "cards/000001/files/readme.txt").write_text("no work")
+    (mirror / "cards/000001/other").mkdir()
+    (mirror / "cards/000001/other/1.zip").write_bytes(FILES["cards/000001/files/1_ruby.zip"])
+    assert len(Folder(mirror).entries()) == 3
+
+
+@pytest.mark.slow
+def test_the_mirror_by_its_manifest(aozora_mirror):
+    place = Folder(aozora_mirror)
+    entries = place.entries()
+    assert len(entries) == 4450
+    assert len({entry.people[0].id for entry in entries}) == 21
+    chosen = select(entries, Query(author="夏目漱石", kana="modern"))
+    works = list(read_entries(place, chosen, Query(author="夏目漱石", kana="modern"), pytest.fail))
+    assert len(works) == len(chosen) > 90
+    assert {work.person_id for work in works} == {"000148"}
+    with pytest.raises(TsugikiError, match="did you mean 夏目漱石"):
+        select(entries, Query(author="夏目　激石"))

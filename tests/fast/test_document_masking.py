@@ -1,0 +1,108 @@
+"""Documents that share a row: each token's loss is what it is when its document stands alone."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.tiny import CONFIGS, store_of, tiny_model
+from tsugiki.data.blocks import IGNORED, Blocks, pack
+from tsugiki.fast.document_masking import Collator, find_isolation
+from tsugiki.lora.targets import DEFAULT_TARGETS
+
+EXPECTED = dict.fromkeys(DEFAULT_TARGETS, "positions") | {"opt": "mask", "bloom": "rows"}
+
+
+def documents() -> list[list[int]]:
+    """Shorter and longer than the sliding window of 8, and longer than a row of 40."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [5, 12, 3, 21, 9, 55, 17, 2, 30]
+    return [torch.randint(1, 96, (length,), generator=generator).tolist() for length in lengths]
+
+
+@torch.no_grad()
+def losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Loss of each token after the first, [rows, length - 1]; 0 where none is learned."""
+    labels = batch.pop("labels")
+    logits = model(**batch, use_cache=False).logits[:, :-1]
+    targets = labels[:, 1:].flatten()
+    flat = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="none")
+    return flat.view(labels[:, 1:].shape)
+
+
+def packed_losses(model: Any, blocks: Blocks, isolation: Any) -> dict[int, float]:
+    """Number of a token in the store -> its loss in the rows that training sees, two rows a batch."""
+    found: dict[int, float] = {}
+    collate = Collator(isolation)
+    for first in range(0, len(blocks), 2):
+        rows = [blocks[i] for i in range(first, min(first + 2, len(blocks)))]
+        for number, row in enumerate(losses(model, collate(rows))):
+            filled = 0
+            for piece in blocks.row(first + number):
+                for i in range(1, piece.length):
+                    assert piece.start + i not in found, "learned twice"
+                    found[piece.start + i] = float(row[filled + i - 1])
+                filled += piece.length
+    return found
+
+
+def lone_losses(model: Any, blocks: Blocks) -> dict[int, float]:
+    """The same, each piece in a forward pass of its own, with nothing but its ids."""
+    found: dict[int, float] = {}
+    for number in range(len(blocks)):
+        for piece in blocks.row(number):
+            ids = torch.from_numpy(blocks.store.ids[piece.start : piece.start + piece.length].astype(np.int64))[None]
+            alone = losses(model, {"input_ids": ids, "labels": ids})[0]
+            found |= {piece.start + i: float(alone[i - 1]) for i in range(1, piece.length)}
+    return found
+
+
+def difference(model: Any, isolation: Any) -> tuple[float, int]:
+    """The largest difference of a token's loss, packed against alone, and how many rows there are."""
+    blocks = pack(store_of(documents()), np.arange(9), 40, pad=0, share_rows=isolation != "rows")
+    packed, alone = packed_losses(model, blocks, isolation), lone_losses(model, blocks)
+    assert packed.keys() == alone.keys()
+    assert len(packed) == blocks.learned_tokens == sum(map(len, documents())) - 9
+    return max(abs(packed[i] - alone[i]) for i in packed), len(blocks)
+
+
+def test_every_architecture_of_the_table_is_covered():
+    assert set(DEFAULT_TARGETS) <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", DEFAULT_TARGETS)
+def test_a_packed_token_has_the_loss_that_it_has_alone(kind: str, attention: str):
+    model = tiny_model(kind)
+    try:
+        model.set_attn_implementation(attention)
+    except ValueError:
+        pytest.skip(f"{kind} has no {attention} attention")
+    isolation = find_isolation(model)
+    assert isolation == EXPECTED[kind]
+    error, rows = difference(model, isolation)
+    assert error < 1e-5
+    assert rows == (10 if isolation == "rows" else 4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+def test_without_isolation_the_losses_differ(kind: str):
+    blocks = pack(store_of(documents()), np.arange(9), 40, pad=0)
+    model = tiny_model(kind)
+    leaking, alone = packed_losses(model, blocks, "rows"), lone_losses(model, blocks)
+    assert max(abs(leaking[i] - alone[i]) for i in alone) > 1e-2
+
+
+def test_half_precision_is_probed_too():
+    assert find_isolation(tiny_model("llama").bfloat16()) == "positions"
+    assert find_isolation(tiny_model("opt").bfloat16()) == "mask"
+    assert find_isolation(tiny_model("bloom").bfloat16()) == "rows"
+
+
+def test_the_probe_leaves_the_mode_alone():
+    assert tiny_model().train().training
+    model = tiny_model().train()
+    find_isolation(model)
+    assert model.training

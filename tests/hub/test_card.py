@@ -1,0 +1,222 @@
+"""The card of an adapter: its metadata read back by huggingface_hub, its page by a Markdown parser."""
+
+import math
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from tsugiki import LoraConfig
+from tsugiki.adapters.format import Base
+from tsugiki.hub.card import Described, is_own_card, model_card
+from tsugiki.methods.bottleneck import BottleneckConfig
+from tsugiki.train.record import RunRecord
+
+AWKWARD = [
+    "```\n# not a heading\n```",
+    "````\n~~~\n---\n",
+    "<script>alert(1)</script> <!-- and on",
+    "| a | b |\n|---|---|",
+    "---\nlicense: mit\n---\n",
+    "\x00\x1b[31m\r\nend\u2028of line \ud800",
+    "`one` ``two``",
+    "$$x$$ [a](javascript:1) ![b](c) &lt; \\",
+    "    indented\n\n\n> quoted\n1. item",
+    "{{ config }} {% raw %}",
+    "",
+]
+
+
+def evaluation(step: int, loss: float, **more: Any) -> dict[str, Any]:
+    return {
+        "step": step,
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_char": loss / 2,
+        "bits_per_char_interval": [loss / 2 - 0.1, loss / 2 + 0.1],
+        "documents": [[loss * 10 * i, 10 * i, 20 * i] for i in range(1, 13)],
+        "characters": 2000,
+        "caveat": None,
+        **more,
+    }
+
+
+def record(**changed: Any) -> RunRecord:
+    fields: dict[str, Any] = {
+        "config": {
+            "data": "soseki.jsonl",
+            "method": "lora",
+            "learning_rate": 1e-4,
+            "lr_scheduler_type": "linear",
+            "seed": 7,
+        },
+        "status": "finished",
+        "machine": {"processor": "A | B", "cores": 2, "accelerator": None},
+        "data": {"train": {"documents": 3, "characters": 99, "fingerprint": "sha256:abc"}},
+        "parameters": {"trainable": 10, "total": 100, "share": 0.1},
+        "evaluations": [evaluation(0, 4.0), evaluation(8, 3.0)],
+        "samples": [{"step": step, "prompt": "雨が", "text": f"降る{step}\n"} for step in (0, 4, 8)],
+        "training": {"steps": 8, "seconds": 61.0, "tokens_per_second": 5.0, "peak_memory": 10**9},
+    }
+    return RunRecord(**{**fields, **changed})
+
+
+def described(**changed: Any) -> Described:
+    fields: dict[str, Any] = {
+        "repo_id": "me/soseki",
+        "config": LoraConfig(r=32, target_modules=["q_proj"]),
+        "fields": {"peft_type": "LORA", "task_type": "CAUSAL_LM"},
+        "base": Base("them/base-7b", "sha256:123"),
+        "made": {},
+        "record": record(),
+        "parameters": 1234,
+        "size": 4936,
+        "license_id": "apache-2.0",
+        "languages": ["ja"],
+    }
+    return Described(**{**fields, **changed})
+
+
+def page_of(card: str) -> str:
+    return ModelCard(card).text
+
+
+def tokens(card: str) -> list[Any]:
+    return MarkdownIt("commonmark").enable("table").parse(page_of(card))
+
+
+def code_of(card: str) -> list[str]:
+    return [token.content for token in tokens(card) if token.type == "fence"]
+
+
+def headings(card: str) -> list[str]:
+    parsed = tokens(card)
+    return [parsed[i + 1].content for i, token in enumerate(parsed) if token.type == "heading_open"]
+
+
+def test_the_metadata_are_read_back():
+    data = ModelCard(model_card(described())).data
+    assert (data.base_model, data.base_model_relation, data.license) == ("them/base-7b", "adapter", "apache-2.0")
+    assert (data.library_name, data.pipeline_tag, data.language) == ("peft", "text-generation", ["ja"])
+    assert data.tags == ["lora", "tsugiki"]
+    assert data.model_name == "soseki"
+    figures = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert figures == {"loss": 3.0, "bits_per_char": 1.5, "perplexity": pytest.approx(math.exp(3), rel=1e-5)}
+
+
+def test_the_page_tells_the_run():
+    card = model_card(described())
+    assert headings(card) == [
+        "soseki",
+        "On held-out text",
+        "Samples",
+        "How it was made",
+        "How to use it",
+        "Licence",
+    ]
+    page = page_of(card)
+    assert "| perplexity | 54.60 | 20.09 |" in page
+    assert "| bits per character | 2.000 [1.900, 2.100] | 1.500 [1.400, 1.600] |" in page
+    assert "Change of bits per character: -25.0% (95 % interval" in page
+    assert "over 12 documents" in page
+    assert "sha256:abc" in page
+    assert "`sha256:123`" in page
+    assert code_of(card)[:2] == ["降る0\n", "降る8\n"]
+    assert "降る4" not in page
+    assert 'PeftModel.from_pretrained(model, "me/soseki")' in page
+    assert "--max-lora-rank 32 --lora-modules soseki=me/soseki" in page
+    assert "llama-cli -m base.gguf --lora soseki.gguf" in page
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_what_a_model_wrote_stays_in_its_block(text: str):
+    samples = [{"step": step, "prompt": text, "text": text} for step in (0, 8)]
+    odd = record(samples=samples, config={"data": text, "method": "lora"}, machine={"processor": text, "cores": 1})
+    odd.evaluations[1]["caveat"] = text
+    card = model_card(described(record=odd, made={text or "made": text}, license_id=None))
+    plain = model_card(described(license_id=None))
+    assert headings(card) == headings(plain)
+    assert ModelCard(card).data.to_dict() == ModelCard(plain).data.to_dict()
+    parsed = tokens(card)
+    assert sum(token.type == "html_block" for token in parsed) == 1  # the seal
+    assert not any(child.type in ("html_inline", "image") for token in parsed for child in token.children or ())
+    assert sum(token.type == "table_open" for token in parsed) == 1
+    assert is_own_card(card)
+    shown = code_of(card)[0]
+    assert "\x1b" not in card
+    for line in (line for line in text.splitlines() if line.isascii() and line.isprintable()):
+        assert line in shown
+
+
+def test_a_card_that_was_edited_is_not_its_own():
+    card = model_card(described())
+    assert is_own_card(card)
+    assert is_own_card(card.replace("\n", "\r\n"))  # as an editor in a browser sends it
+    assert not is_own_card(card.replace("apache-2.0", "mit"))
+    assert not is_own_card(card + "\nMore.\n")
+    assert not is_own_card("# mine\n")
+    assert not is_own_card("")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LoraConfig(use_dora=True), "it is DoRA"),
+        (LoraConfig(modules_to_save=["lm_head"]), "it has whole modules in it"),
+        (LoraConfig(bias="all"), "it trains biases"),
+        (LoraConfig(rank_pattern={"q_proj": 4}), "which vLLM scales all alike"),
+        (LoraConfig(r=1024), "it is of a rank above 512"),
+        (LoraConfig(fan_in_fan_out=True), "vLLM has no LoRA for GPT-2"),
+        (BottleneckConfig(), "it is no LoRA"),
+    ],
+)
+def test_vllm_is_offered_what_it_takes(config: Any, said: str):
+    page = page_of(model_card(described(config=config)))
+    assert "vllm serve" not in page
+    assert said in page
+
+
+@pytest.mark.parametrize(("r", "flag"), [(16, None), (17, 32), (257, 320)])
+def test_vllm_is_told_a_rank_that_it_knows(r: int, flag: int | None):
+    page = page_of(model_card(described(config=LoraConfig(r=r))))
+    assert "vllm serve them/base-7b --enable-lora" in page
+    assert (f"--max-lora-rank {flag}" in page) if flag else ("--max-lora-rank" not in page)
+
+
+def test_methods_that_peft_has_not():
+    card = model_card(described(config=BottleneckConfig(), fields={"peft_type": "TSUGIKI_BOTTLENECK"}))
+    assert ModelCard(card).data.library_name == "tsugiki"
+    assert ModelCard(card).data.tags == ["tsugiki"]
+    page = page_of(card)
+    assert "PEFT has no such method" in page
+    assert "PeftModel" not in page
+    assert "llama-cli" not in page
+    assert "tsugiki merge" not in page  # nor can it be merged
+
+
+def test_llama_cpp_is_offered_what_it_takes_of_any_base():
+    page = page_of(model_card(described(config=LoraConfig(target_modules=["c_attn", "lm_head"]))))
+    assert "llama-cli" not in page
+    assert "tsugiki export soseki --merged --gguf soseki.gguf" in page
+
+
+def test_what_is_not_known_is_not_said():
+    card = model_card(described(record=None, base=Base(None, None), license_id=None, languages=[]))
+    data = ModelCard(card).data.to_dict()
+    assert not {"base_model", "base_model_relation", "license", "language", "model-index"} & set(data)
+    assert headings(card) == ["soseki", "How it was made", "How to use it", "Licence"]
+    assert "a base that is not on the hub" in page_of(card)
+    assert "None was given" in page_of(card)
+    assert "None" not in page_of(card).replace("None was given", "")
+
+
+def test_the_embedded_base_is_no_repository():
+    card = model_card(described(base=Base("embedded", "sha256:123")))
+    assert "base_model" not in ModelCard(card).data.to_dict()
+    assert 'load_model("embedded")' in page_of(card)
+
+
+def test_figures_that_are_no_numbers_are_left_out():
+    infinite = record(evaluations=[evaluation(0, 4.0), evaluation(8, math.inf, perplexity=math.inf)])
+    assert "model-index" not in ModelCard(model_card(described(record=infinite))).data.to_dict()

@@ -1,0 +1,139 @@
+"""What is sent of an adapter: nothing of this machine's paths, nothing of the data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+from tests.hub.test_card import record
+from tests.tiny import logits, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tsugiki.hub.publication import Publication, publication, published_base
+from tsugiki.report.run import write_report
+
+
+def saved(folder: Path, base: str, **changed: Any) -> Path:
+    model = tiny_model()
+    graft(model, LoraConfig(r=4))
+    model.name_or_path = base
+    save_adapter(shake(model), folder)
+    run = record(**changed)
+    run.base = {"name": base, "fingerprint": None}
+    run.config |= {"model": base, "out": str(folder)}
+    run.write(folder)
+    return folder
+
+
+def text_of(sent: Publication) -> str:
+    return "\n".join(content.decode() for content in sent.files.values() if isinstance(content, bytes))
+
+
+def test_nothing_private_is_sent(tmp_path: Path):
+    home = tmp_path / "home" / "anna"
+    base = home / "models" / "mine"
+    base.mkdir(parents=True)
+    config = {
+        "data": str(home / "letters.jsonl"),
+        "held_out": "C:\\anna\\held.txt",
+        "own_text": "~/anna/own",
+        "prompts": ["/anna is a prompt"],
+        "method": "lora",
+    }
+    data = {"near_duplicates": {"groups": 1, "records": 2, "first": [["letters.jsonl:3 To my love", "x"]]}}
+    folder = saved(tmp_path / "run", str(base), config=config, data=data)
+    (folder / "notes.txt").write_text("mine")
+    beside = json.loads((folder / "tsugiki.json").read_text())
+    (folder / "tsugiki.json").write_text(json.dumps({**beside, "made": {"from": [str(home / "a"), "b"]}}))
+    sent = publication(folder, "me/it", published_base(folder, None))
+    assert list(sent.files) == [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tsugiki.json",
+        "run.json",
+        "README.md",
+    ]
+    text = text_of(sent)
+    for private in (str(tmp_path), "To my love", "~/anna", "C:\\", "models/mine"):
+        assert private not in text
+    run = json.loads(sent.files["run.json"])
+    assert run["config"]["data"] == "letters.jsonl"
+    assert run["config"]["held_out"] == "held.txt"
+    assert run["config"]["prompts"] == ["/anna is a prompt"]
+    assert "out" not in run["config"]
+    assert run["data"]["near_duplicates"] == {"groups": 1, "records": 2}
+    assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] is None
+    assert json.loads(sent.files["tsugiki.json"])["made"] == {"from": ["a", "b"]}
+    assert any("--base names it" in note for note in sent.notes)
+
+
+def test_the_base_is_named_as_the_hub_does(tmp_path: Path):
+    folder = saved(tmp_path / "run", str(tmp_path))
+    sent = publication(folder, "me/it", published_base(folder, "them/base"))
+    assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] == "them/base"
+    assert json.loads(sent.files["tsugiki.json"])["base"]["name"] == "them/base"
+    assert json.loads(sent.files["run.json"])["base"]["name"] == "them/base"
+    assert "base_model: them/base" in sent.card
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "named"),
+    [
+        ("them/base", None, "them/base"),
+        ("gpt2", None, "gpt2"),
+        ("embedded", None, "embedded"),
+        ("/home/me/model", None, None),
+        ("./model", None, None),
+        ("../model", None, None),
+        ("~/model", None, None),
+        ("C:\\model", None, None),
+        ("a/b/c", None, None),
+        ("here", None, None),  # a folder
+        ("them/base", "none", None),
+        ("/home/me/model", "them/base", "them/base"),
+    ],
+)
+def test_what_is_a_name_of_the_hub(
+    stored: str, given: str | None, named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    assert published_base(saved(tmp_path / "run", stored), given) == named
+
+
+def test_a_base_that_cannot_be_a_name(tmp_path: Path):
+    with pytest.raises(TsugikiError, match="--base ./mine: name it as the hub does"):
+        published_base(saved(tmp_path / "run", "them/base"), "./mine")
+
+
+def test_peft_and_tsugiki_load_what_is_sent_without_a_base(tmp_path: Path):
+    folder = saved(tmp_path / "run", str(tmp_path))
+    (tmp_path / "sent").mkdir()
+    for name, content in publication(folder, "me/it", None).files.items():
+        (tmp_path / "sent" / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    adapted, ours = tiny_model(), tiny_model()
+    load_adapter(adapted, folder)
+    load_adapter(ours, tmp_path / "sent")
+    assert torch.equal(logits(ours), logits(adapted))
+    theirs = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "sent")
+    assert float((logits(theirs) - logits(adapted)).abs().max()) < 1e-5
+    assert "None" not in write_report(tmp_path / "sent").read_text()
+
+
+def test_an_adapter_without_a_run(tmp_path: Path):
+    folder = saved(tmp_path / "run", "them/base")
+    (folder / "run.json").unlink()
+    (folder / "tsugiki.json").unlink()  # as PEFT writes it
+    sent = publication(folder, "me/it", "them/base", "mit")
+    assert list(sent.files) == ["adapter_model.safetensors", "adapter_config.json", "README.md"]
+    assert sent.notes == [f"{folder} has no run.json: the card has no figures and no samples"]
+
+
+def test_a_broken_adapter_is_not_described(tmp_path: Path):
+    folder = saved(tmp_path / "run", "them/base")
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(TsugikiError, match="is broken"):
+        publication(folder, "me/it", "them/base")

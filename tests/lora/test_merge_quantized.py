@@ -1,0 +1,136 @@
+"""Merging into a base in 8 bits."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import ids, logits, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    merge,
+    merge_rounded,
+    trainable_parameters,
+    ungraft,
+    unmerge,
+)
+from tsugiki.base.int8 import Int8Linear
+from tsugiki.base.quantization import quantise
+from tsugiki.methods.table import METHODS
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+TARGETS = {"gpt2": ["c_attn", "mlp.c_proj", "wte"], "llama": ["q_proj", "down_proj", "lm_head"]}
+
+
+def grafted(kind: str = "gpt2", dtype: torch.dtype = torch.float32, **fields: Any) -> Any:
+    model = quantise(tiny_model(kind), dtype)
+    graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": TARGETS[kind], **fields}))
+    return shake(model)
+
+
+def weights(layer: Int8Linear) -> torch.Tensor:
+    return layer.codes.double() * layer.scale.double()[:, None]
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "orthogonal"}])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_merged_base_is_in_8_bits_and_computes_nearly_the_same(kind: str, fields: dict[str, Any]):
+    if kind == "llama" and "bias" in fields:
+        pytest.skip("it has no biases")
+    if "init_lora_weights" in fields:
+        fields = fields | {"target_modules": TARGETS[kind][:2]}
+    model = grafted(kind, **fields)
+    with disable_adapter(model):
+        base = logits(model)
+    adapted = logits(model)
+    lost = merge_rounded(model)
+    coded = {path for path, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+    assert {f"{path}.base_layer" for path in lost} <= coded
+    merged = logits(model)
+    assert 0 < max(lost.values()) < 0.2  # a shaken adapter changes much
+    assert (merged - adapted).norm() < 0.1 * (adapted - base).norm()
+    plain = ungraft(model)
+    assert torch.equal(logits(plain), merged)
+    assert not any("lora" in name for name, _ in plain.named_modules())
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_what_is_lost_is_its_definition(kind: str):
+    model = grafted(kind)
+    layers = {path: layer for path, layer in model.named_modules() if hasattr(layer, "lora")}
+    before = {
+        path: weights(layer.base_layer) for path, layer in layers.items() if isinstance(layer.base_layer, Int8Linear)
+    }
+    deltas = {path: layers[path].lora.delta().detach().double() for path in before}
+    lost = merge_rounded(model)
+    assert lost.keys() == before.keys()
+    for path, share in lost.items():
+        error = weights(layers[path].base_layer) - before[path] - deltas[path]
+        assert share == pytest.approx(float(error.norm() / deltas[path].norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unmerged_it_is_what_it_was_to_the_bit(dtype: torch.dtype):
+    model = grafted(dtype=dtype)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names, adapted = set(trainable_parameters(model)), logits(model)
+    merge_rounded(model)
+    assert not torch.equal(logits(model), adapted)
+    unmerge(model)
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(logits(model), adapted)
+    assert set(trainable_parameters(model)) == names
+    model(input_ids=ids(), labels=ids()).loss.backward()
+    assert all(parameter.grad is not None for parameter in trainable_parameters(model).values())
+
+
+def test_an_update_of_nothing_changes_no_code():
+    model = quantise(tiny_model(), torch.float32)
+    graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
+    base = logits(model)
+    assert set(merge_rounded(model).values()) == {0.0}
+    assert torch.equal(logits(model), base)
+
+
+def test_a_small_update_is_lost_and_that_is_said():
+    model = grafted(target_modules=["c_attn"])
+    with torch.no_grad():
+        for pair in (layer.lora for layer in model.modules() if hasattr(layer, "lora")):
+            pair.B.mul_(1e-4)
+    assert min(merge_rounded(model).values()) > 0.9
+
+
+def test_a_base_that_is_stored_whole_is_merged_as_ever():
+    model = tiny_model()
+    graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
+    expected = logits(merge(shake(model)))
+    assert merge_rounded(unmerge(model)) == {}
+    assert torch.equal(logits(model), expected)
+
+
+def test_what_is_refused():
+    model = grafted()
+    with pytest.raises(TsugikiError, match=r"held in few bits, .* or let merge_rounded\(model\) round the sum"):
+        merge(model)
+    merge_rounded(model)
+    with pytest.raises(TsugikiError, match="'default' is merged into the base already"):
+        merge_rounded(model)
+    assert merge(model) is model  # merging twice equals once
+    unmerge(model)
+    with torch.no_grad():
+        next(layer for layer in model.modules() if hasattr(layer, "lora")).lora.B.fill_(float("inf"))
+    with pytest.raises(TsugikiError, match="not finite in transformer"):
+        merge_rounded(model)
+    with disable_adapter(model):  # not merged
+        assert torch.isfinite(logits(model)).all()
+    other = quantise(tiny_model(), torch.float32)
+    graft(other, METHODS["ia3"].configure({}))
+    with pytest.raises(TsugikiError, match="cannot be merged by rounding; LoRA adapters can"):
+        merge_rounded(other)
+    with pytest.raises(TsugikiError, match="nothing is grafted"):
+        merge_rounded(tiny_model())

@@ -1,0 +1,76 @@
+"""Intervals against SciPy-free oracles: a plain resampling loop, and cases with a known answer."""
+
+import math
+import random
+
+import pytest
+
+from tsugiki.train.evaluation.interval import Score, bits_interval, change_interval, loss_interval
+
+
+def scores(count: int, spread: float, seed: int = 0) -> list[Score]:
+    generator = random.Random(seed)
+    found = []
+    for _ in range(count):
+        tokens = generator.randint(50, 150)
+        found.append((tokens * (3 + spread * generator.gauss(0, 1)), tokens, tokens * 2))
+    return found
+
+
+def plain_interval(documents: list[Score], draws: int = 20_000) -> tuple[float, float]:
+    generator = random.Random(1)
+    figures = []
+    for _ in range(draws):
+        drawn = [generator.choice(documents) for _ in documents]
+        figures.append(sum(d[0] for d in drawn) / sum(d[1] for d in drawn))
+    figures.sort()
+    return figures[int(draws * 0.025)], figures[int(draws * 0.975)]
+
+
+def test_an_interval_is_that_of_a_plain_loop():
+    documents = scores(30, 0.5)
+    low, high = plain_interval(documents)
+    found = loss_interval(documents)
+    assert found is not None
+    assert found == pytest.approx((low, high), abs=0.1 * (high - low))
+    bits = bits_interval(documents)
+    assert bits is not None
+    assert bits == pytest.approx((found[0] / 2 / math.log(2), found[1] / 2 / math.log(2)))
+
+
+def test_it_narrows_with_the_root_of_the_documents():
+    few, many = loss_interval(scores(25, 0.5)), loss_interval(scores(2500, 0.5))
+    assert few is not None
+    assert many is not None
+    assert (few[1] - few[0]) / (many[1] - many[0]) == pytest.approx(10, rel=0.35)
+
+
+def test_it_covers_the_truth_as_often_as_it_says():
+    inside = 0
+    for seed in range(200):
+        found = loss_interval(scores(40, 0.5, seed))
+        assert found is not None
+        inside += found[0] <= 3 <= found[1]
+    assert 0.88 <= inside / 200 <= 0.99
+
+
+def test_a_change_is_measured_on_the_same_documents():
+    """Each document gets better by a tenth: certain, however different the documents are."""
+    before = scores(10, 0.5)
+    after = [(nll * 0.9, tokens, characters) for nll, tokens, characters in before]
+    assert change_interval(before, after) == pytest.approx((-0.1, -0.1))
+    other = [(nll * (0.8 if i % 2 else 1.1), t, c) for i, (nll, t, c) in enumerate(before)]
+    found = change_interval(before, other)
+    assert found is not None
+    assert -0.2 <= found[0] < found[1] <= 0.1
+
+
+def test_one_document_tells_nothing():
+    assert loss_interval(scores(1, 0.1)) is None
+    assert bits_interval(scores(1, 0.1)) is None
+    assert change_interval(scores(1, 0.1), scores(1, 0.1)) is None
+    assert change_interval(scores(3, 0.1), scores(2, 0.1)) is None
+
+
+def test_it_is_the_same_each_time():
+    assert loss_interval(scores(9, 0.3)) == loss_interval(scores(9, 0.3))

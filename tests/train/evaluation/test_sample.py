@@ -1,0 +1,48 @@
+"""Generation: streamed whole characters, a seed of its own, room in the context."""
+
+import pytest
+import torch
+
+from tests.tiny import byte_tokenizer, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.train.evaluation.sample import Sampling, generate_text
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_streams_is_what_is_returned_and_has_no_half_character(temperature: float):
+    model, pieces = tiny_model(vocab_size=257), []
+    text = generate_text(model, byte_tokenizer(), "猫", Sampling(50, temperature, 1.0, seed=3), pieces.append)
+    assert "".join(pieces) == text
+
+
+def test_a_character_of_three_tokens_comes_whole():
+    from tsugiki.train.evaluation.sample import _Streamer
+
+    tokenizer, pieces = byte_tokenizer(), []
+    streamer = _Streamer(tokenizer, pieces.append)
+    streamer.put(torch.tensor([[0]]))
+    for token in tokenizer("猫a犬", add_special_tokens=False).input_ids[:-1]:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert pieces == ["猫", "a"]
+    assert streamer.text == "猫a"
+
+
+def test_the_seed_decides_and_the_global_state_is_left_alone():
+    model, tokenizer = tiny_model(vocab_size=257).train(), byte_tokenizer()
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    one, two, three = (generate_text(model, tokenizer, "雨", Sampling(20, 1.0, 1.0, seed)) for seed in (1, 1, 2))
+    assert one == two != three
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+
+
+def test_a_prompt_longer_than_the_context():
+    with pytest.raises(TsugikiError, match="the prompt has 91 tokens; the model's context of 64"):
+        generate_text(tiny_model(vocab_size=257), byte_tokenizer(), "雨" * 30, Sampling())
+
+
+def test_generation_stops_at_the_context():
+    text = generate_text(tiny_model(vocab_size=257), byte_tokenizer(), "a" * 60, Sampling(50, 0.0))
+    assert len(byte_tokenizer()(text).input_ids) <= 3

@@ -1,0 +1,186 @@
+"""LoRA+ beside PEFT's optimiser of that name, and runs of the methods that are LoRA's."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.optimizers import create_loraplus_optimizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from tests.tiny import TEXT, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter, trainable_parameters
+from tsugiki.train import run as run_module
+from tsugiki.train.config import RunConfig, load_config
+from tsugiki.train.optimizers.loraplus import loraplus
+from tsugiki.train.run import train
+from tsugiki.train.trainer import RunTrainer
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    save_tiny(tmp_path / "base")
+
+
+def settings(tmp_path: Path, out: str = "run", **changes: Any) -> RunConfig:
+    fields: dict[str, Any] = {
+        "model": str(tmp_path / "base"),
+        "data": str(tmp_path / "text.txt"),
+        "out": str(tmp_path / out),
+        "max_steps": 5,
+        "batch_size": 2,
+        "grad_accum": 1,
+        "block_size": 32,
+        "learning_rate": 1e-3,
+        "save_steps": 2,
+        "sample_tokens": 4,
+    }
+    return RunConfig.model_validate(fields | changes)
+
+
+def plus(**changes: Any) -> RunConfig:
+    return RunConfig.model_validate({"model": "-", "data": "-", "out": "-", "method": "lora+", **changes})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("decay", "more"),
+    # PEFT lets DoRA's magnitudes decay too, so DoRA is without.
+    [(0.0, {}), (0.1, {}), (0.1, {"bias": "lora_only"}), (0.0, {"use_dora": True})],
+)
+def test_a_step_is_pefts(decay: float, more: dict[str, Any], tmp_path: Path):
+    fields = {"r": 4, "lora_alpha": 12, "target_modules": ["c_attn", "c_proj"], **more}
+    theirs = shake(peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="CAUSAL_LM", **fields)).eval())
+    theirs.save_pretrained(tmp_path / "start")
+    ours = tiny_model()
+    load_adapter(ours, tmp_path / "start")
+    config = plus(learning_rate=2e-3, loraplus_lr_ratio=8, weight_decay=decay, adam_beta2=0.99)
+    rates: dict[str, Any] = {"lr": 2e-3, "loraplus_lr_ratio": 8, "loraplus_weight_decay": decay}
+    optimizers = [
+        create_loraplus_optimizer(theirs, torch.optim.AdamW, betas=(0.9, 0.99), **rates),
+        loraplus(ours, config),
+    ]
+    for model, optimizer in zip((theirs, ours), optimizers, strict=True):
+        for seed in range(2):
+            optimizer.zero_grad()
+            model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
+            optimizer.step()
+    theirs.save_pretrained(tmp_path / "theirs")
+    save_adapter(ours, tmp_path / "ours")
+    mine, other = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
+    for key, tensor in mine.items():
+        # A bias of the attention's keys has no gradient but rounding, of which Adam makes a step.
+        parts = [slice(0, 32), slice(64, 96)] if key.endswith("c_attn.base_layer.bias") else [slice(None)]
+        assert all(relative_error(tensor[part], other[key][part]) < 1e-4 for part in parts), key
+    start = load_file(tmp_path / "start" / WEIGHTS)
+    moved = {
+        letter: max(float((t - start[k]).abs().max()) for k, t in mine.items() if f"lora_{letter}" in k)
+        for letter in "AB"
+    }
+    assert moved["B"] > 4 * moved["A"]
+
+
+def test_every_parameter_that_trains_is_in_one_group():
+    model = tiny_model()
+    config = LoraConfig(r=2, target_modules=["c_attn", "wte"], bias="all", modules_to_save=["ln_f"], use_dora=True)
+    graft(model, config)
+    optimizer = loraplus(model, plus(learning_rate=1e-3, weight_decay=0.1))
+    inside = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    trained = trainable_parameters(model)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(inside) == len(trained)
+    for name, p in trained.items():
+        quick = p.ndim == 1 or (name.endswith("lora.B") and "wte" not in name)
+        assert inside[id(p)]["lr"] == pytest.approx(1.6e-2 if quick else 1e-3), name
+        assert inside[id(p)]["weight_decay"] == (0 if p.ndim == 1 else 0.1), name
+
+
+class _PowerCut(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", ["dora", "lora+", "pissa", "orthogonal", "lora-fa"])
+def test_a_run_that_was_cut_goes_on_to_the_same_bytes(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = train(settings(tmp_path, "whole", method=method))
+    config = settings(tmp_path, "cut", method=method)
+
+    class CutTrainer(RunTrainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.add_callback(_PowerCut())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "RunTrainer", CutTrainer)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    resumed = train(config, resume=True)
+    assert (tmp_path / "cut" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert resumed.loss_curve == whole.loss_curve
+
+    model, base = (AutoModelForCausalLM.from_pretrained(tmp_path / "base") for _ in range(2))
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "whole").eval()
+    load_adapter(model, tmp_path / "whole")
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
+    assert whole.evaluations[-1]["loss"] < whole.evaluations[0]["loss"]
+    assert whole.parameters["trainable"] == sum(p.numel() for p in trainable_parameters(model).values())
+
+
+def test_the_ratio_changes_the_run_and_is_recorded(tmp_path: Path):
+    records = {
+        ratio: train(settings(tmp_path, str(ratio), method="lora+", loraplus_lr_ratio=ratio)) for ratio in (1, 8)
+    }
+    assert records[8].config["loraplus_lr_ratio"] == 8
+    train(settings(tmp_path, "lora"))
+    one, eight, lora = ((tmp_path / name / WEIGHTS) for name in ("1", "8", "lora"))
+    assert eight.read_bytes() != lora.read_bytes()
+    for key, tensor in load_file(one).items():
+        torch.testing.assert_close(tensor, load_file(lora)[key], rtol=1e-4, atol=1e-6)
+    assert "loraplus_lr_ratio" not in settings(tmp_path).recorded()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "lora", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: no setting of method lora; leave it out"),
+        ({"method": "full", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: no setting of method full"),
+        ({"method": "lora+", "loraplus_lr_ratio": 0}, "loraplus_lr_ratio: input should be greater than 0"),
+        ({"method": "lora+", "optimizer": "muon"}, "method lora+ goes with optimizer adamw; leave muon out"),
+        ({"method": "lorafa"}, "no such method; did you mean lora-fa?"),
+        ({"method": "orthogonal", "lora": {"r": 3}}, "asks for even ranks, and one is 3"),
+        ({"method": "pissa", "lora": {"init_lora_weights": "gaussian"}}, "init_lora_weights is 'pissa' in this method"),
+    ],
+)
+def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
+    given = {"model": "m", "data": "d", "out": "o", **fields}
+    with pytest.raises(TsugikiError) as caught:
+        load_config(None, given)
+    assert said in str(caught.value)
+
+
+def test_ranks_by_layer_come_from_yaml(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"model: {tmp_path / 'base'}\ndata: {tmp_path / 'text.txt'}\nout: {tmp_path / 'run'}\nmax_steps: 1\n"
+        "block_size: 32\nlora:\n  r: 2\n  rank_pattern: {c_attn: 3, 'h.1.mlp.c_proj': 5}\n"
+        "  alpha_pattern: {c_attn: 7}\n"
+    )
+    train(load_config(path, {}))
+    shapes = {key: tensor.shape[0] for key, tensor in load_file(tmp_path / "run" / WEIGHTS).items() if "lora_A" in key}
+    ranks = {
+        key.removeprefix("base_model.model.transformer.").removesuffix(".lora_A.weight"): r for key, r in shapes.items()
+    }
+    assert ranks == {
+        "h.0.attn.c_attn": 3,
+        "h.1.attn.c_attn": 3,
+        "h.0.attn.c_proj": 2,
+        "h.1.attn.c_proj": 2,
+        "h.0.mlp.c_proj": 2,
+        "h.1.mlp.c_proj": 5,
+    }

@@ -1,0 +1,219 @@
+"""Comparisons and sweeps: one budget, runs reused and taken up again, and what cannot be compared."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.report.pages import Page
+from tests.tiny import TEXT, save_tiny
+from tsugiki import TsugikiError
+from tsugiki.cli.main import main
+from tsugiki.train.config import load_config
+from tsugiki.train.record import read_record
+from tsugiki.train.run import train
+from tsugiki.train.workflows import compare as comparison_module
+from tsugiki.train.workflows import sweep as sweep_module
+from tsugiki.train.workflows.compare import compare, rows
+from tsugiki.train.workflows.compare_config import load_comparison, load_sweep
+from tsugiki.train.workflows.sweep import change, enough_rank, sweep
+
+SETTINGS = {"max_steps": 3, "batch_size": 2, "grad_accum": 1, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    texts = [{"text": f"{i} " + TEXT[i * 100 : i * 100 + 90 + i]} for i in range(12)]
+    Path("d.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    Path("own.txt").write_text(TEXT[500:700])
+    save_tiny(tmp_path / "base")
+
+
+def write(name: str, **fields: Any) -> Path:
+    path = Path(name)
+    path.write_text(
+        yaml.safe_dump({"model": "base", "data": "d.jsonl", "out": "c", **fields}, allow_unicode=True, sort_keys=False)
+    )
+    return path
+
+
+METHODS: dict[str, Any] = {
+    "full": {"method": "full", "learning_rate": 1e-3},
+    "lora r=2": {"lora": {"r": 2, "lora_alpha": 4}, "learning_rate": 1e-2},
+}
+
+
+def test_methods_share_budget_and_text_and_are_put_into_one_table():
+    config = load_comparison(
+        write("c.yaml", settings={**SETTINGS, "own_text": "own.txt", "prompts": ["枝"]}, methods=METHODS), None
+    )
+    records = compare(config)
+    table = {row.name: row for row in rows(records)}
+    assert list(table) == ["full", "lora r=2"]
+    full, lora = table.values()
+    assert full.share == 1
+    assert lora.share < 0.2
+    assert full.file_size > lora.file_size > 0
+    # The base of an adapter may be in bfloat16.
+    assert full.perplexity_before == pytest.approx(lora.perplexity_before, rel=1e-3)
+    assert full.own_loss_before == pytest.approx(lora.own_loss_before, rel=1e-3)
+    assert full.own_loss_after != full.own_loss_before
+    tokens = {record.training["tokens"] for record in records.values()}
+    assert len(tokens) == 1
+    assert json.loads(Path("c/comparison.json").read_text())["rows"][1]["name"] == "lora r=2"
+
+
+def in_this_process(command: list[str], **_: Any) -> Any:
+    """What `tsugiki train SETTINGS` does, without a process of its own."""
+    train(load_config(Path(command[-1]), {}))
+    return subprocess.CompletedProcess(command, 0)
+
+
+def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    methods = {
+        **METHODS,
+        "norms": {"method": "norms", "learning_rate": 1e-2},
+        "last": {"method": "select", "adapter": {"target_parameters": r".*\.h\.1\..*"}, "learning_rate": 1e-3},
+    }
+    monkeypatch.setattr(comparison_module, "subprocess", SimpleNamespace(run=in_this_process, DEVNULL=None))
+    path = write("c.yaml", data="nowhere", settings={**SETTINGS, "max_steps": 1}, methods=methods)
+    monkeypatch.setattr(sys, "argv", ["tsugiki", "compare", str(path), "--data", "d.jsonl"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "selective" in capsys.readouterr().out
+    table = {row["name"]: row for row in json.loads(Path("c/comparison.json").read_text())["rows"]}
+    families = {"full": "all", "lora r=2": "reparametrised", "norms": "selective", "last": "selective"}
+    assert {name: row["family"] for name, row in table.items()} == families
+    for name, row in table.items():
+        (weights,) = Path("c", name).glob("*.safetensors")
+        assert row["file_size"] == weights.stat().st_size
+        assert row["trainable"] == sum(t.numel() for t in load_file(weights).values())
+    page = Page(Path("c/report.html").read_text(encoding="utf-8"))
+    cells = [row[0] for row in page.table("method")[1:]]
+    assert cells == [f"{name}\n{family}" for name, family in families.items()]
+    assert "Held-out perplexity at the end by parameters that train" in page.text
+    for i, (name, family) in enumerate(families.items(), 1):
+        assert f"{i} {name} ({family})" in page.text
+
+
+def test_a_model_in_several_files_is_as_large_as_all_of_them(tmp_path: Path):
+    for i, size in enumerate((100, 40)):
+        (tmp_path / f"model-0000{i + 1}-of-00002.safetensors").write_bytes(b"x" * size)
+    assert comparison_module._file_size(tmp_path) == 140
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x" * 7)
+    assert comparison_module._file_size(tmp_path) == 7
+
+
+def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyPatch):
+    config = load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), None)
+    compare(config)
+    before = {path: path.stat().st_mtime_ns for path in Path("c").rglob("*.safetensors")}
+    record = json.loads(Path("c/full/run.json").read_text())
+    Path("c/full/run.json").write_text(json.dumps({**record, "status": "running"}))
+    commands: list[list[str]] = []
+    plain = comparison_module.subprocess.run
+
+    def watched(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        return plain(command, **options)
+
+    monkeypatch.setattr(comparison_module.subprocess, "run", watched)
+    compare(config)
+    assert [command[-1] for command in commands] == ["--resume"]
+    lora = next(path for path in before if "lora" in str(path))
+    assert lora.stat().st_mtime_ns == before[lora]
+    assert read_record(Path("c/full")).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"methods": {"a": {"epochs": 5}}}, "methods.a: epochs is the same for all methods"),
+        ({"methods": {"a": {"batch_size": 5, "seed": 3}}}, "methods.a: batch_size, seed is the same"),
+        ({"methods": {}}, "methods"),
+        ({"methods": {"a/b": {}}}, "'a/b' is no name for a folder"),
+        ({"methods": {"a": {"rank": 5}}}, "rank: extra inputs"),
+        ({"methods": {"a": {"method": "lola"}}}, "method: no such method; did you mean lora?"),
+        ({"methods": {"a": {}}, "settings": {"bananas": 1}}, "bananas: extra inputs"),
+        ({"methods": {"a": {}}, "banana": 1}, "banana: extra inputs"),
+        ({"methods": {"a": {"lora": {"r": 0}}}}, "r is 0"),
+    ],
+)
+def test_comparisons_that_cannot_be(fields: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        compare(load_comparison(write("c.yaml", **fields), None))
+    assert not Path("c").exists()
+
+
+def test_other_settings_and_failed_runs_are_named(capfd: pytest.CaptureFixture[str]):
+    compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), None))
+    changed = {**METHODS, "full": {"method": "full", "learning_rate": 1e-4}}
+    with pytest.raises(TsugikiError, match=r"full: c/full holds a run with other settings: learning_rate \(was 0.001"):
+        compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=changed), None))
+    with pytest.raises(TsugikiError, match="none did not finish"):
+        compare(
+            load_comparison(
+                write("c.yaml", settings=SETTINGS, methods={"none": {"lora": {"target_modules": ["q"]}}}), None
+            )
+        )
+    assert "matches no layer" in capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written():
+    Path("file").write_text("")
+    with pytest.raises(TsugikiError, match="cannot be written"):
+        compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), "file/c"))
+
+
+def grid(**axes: list[Any]) -> Path:
+    return write("s.yaml", settings={**SETTINGS, "lora": {"lora_alpha": 4}, "learning_rate": 1e-2}, grid=axes)
+
+
+def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    loads: list[Any] = []
+    plain = sweep_module.prepare
+    monkeypatch.setattr(sweep_module, "prepare", lambda *given: loads.append(given) or plain(*given))
+    config = load_sweep(grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), None)
+    points = sweep(config)
+    assert len(loads) == 1
+    assert [dict(point.values) for point in points] == [
+        {"r": r, "learning_rate": rate} for r in (1, 2) for rate in (1e-2, 1e-3)
+    ]
+    assert len({point.record.evaluations[0]["loss"] for point in points}) == 1, "each begins from the base"
+    alone = load_sweep(grid(r=[2], learning_rate=[1e-3]), "alone")
+    weights = "adapter_model.safetensors"
+    (own,) = sweep(alone)
+    folders = (Path(points[3].record.config["out"]), Path(own.record.config["out"]))
+    assert (folders[0] / weights).read_bytes() == (folders[1] / weights).read_bytes(), "in company as alone"
+    again = sweep(config)
+    assert len(loads) == 2, "nothing is loaded where all is done"
+    assert [point.loss for point in again] == [point.loss for point in points]
+    assert change(points[0], points[0])[0] == 0
+    assert enough_rank(points) is not None
+    assert enough_rank(points[:2]) is None
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({}, "the grid is empty"),
+        ({"r": []}, "grid.r has no values"),
+        ({"rank": [1]}, "grid.rank: no axis; known are learning_rate"),
+        ({"r": [1, 1]}, "r=1 comes twice"),
+        ({"r": [0]}, "r is 0"),
+        ({"learning_rate": [-1.0]}, "learning_rate: input should be greater than 0"),
+    ],
+)
+def test_grids_that_cannot_be(axes: dict[str, list[Any]], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        sweep(load_sweep(grid(**axes), None))
+    assert not Path("c").exists()

@@ -1,0 +1,100 @@
+"""The preview shows the rows that training takes, as they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import TEXT, save_tiny
+from tsugiki.io.progress import RunProgress
+from tsugiki.report.preview import count_lines, to_html, to_terminal
+from tsugiki.train import run as run_module
+from tsugiki.train.config import RunConfig
+from tsugiki.train.run import train
+from tsugiki.train.trainer import RunTrainer
+from tsugiki.train.workflows.preview import Preview, preview
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    rows: list[dict[str, Any]] = [{"text": f"{i} <b> " + TEXT[i * 50 : i * 50 + 30 + i * 17]} for i in range(12)]
+    Path("d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return RunConfig(
+        model=save_tiny(tmp_path / "base"),
+        data="d.jsonl",
+        out="run",
+        block_size=64,
+        batch_size=2,
+        grad_accum=1,
+        epochs=1,
+    )
+
+
+def shown(config: RunConfig, rows: int = 3) -> Preview:
+    return preview(config, rows, RunProgress())
+
+
+def row_text(row: Any) -> str:
+    return "".join(span.text for piece in row.pieces for span in piece.spans)
+
+
+def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    rows = shown(config, 4).rows
+    taken: list[Any] = []
+
+    class Watched(RunTrainer):
+        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+            taken.extend(inputs["input_ids"].tolist())
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    monkeypatch.setattr(run_module, "RunTrainer", Watched)
+    train(config)
+    from tests.tiny import byte_tokenizer
+
+    for row, ids in zip(rows, taken, strict=False):
+        assert row_text(row) == byte_tokenizer().decode(ids[: 64 - row.padding])
+    assert len(rows) == 4
+
+
+def test_its_counts_are_those_of_the_run(config: RunConfig):
+    counts = shown(config).counts
+    record = train(config)
+    assert counts["steps"] == record.training["steps"]
+    assert counts["learned_tokens_per_epoch"] == record.training["tokens"]
+    assert counts["blocks_fingerprint"] == record.data["blocks_fingerprint"]
+    assert counts["seconds"] > 0
+
+
+def test_learned_masked_special_and_cut_are_told_apart(config: RunConfig):
+    Path("t.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"問{i}", "completion": "答え" * (1 if i else 20)}) + "\n" for i in range(9))
+    )
+    config = config.model_copy(update={"data": "t.jsonl", "block_size": 48})
+    pieces = [piece for row in shown(config, 20).rows for piece in row.pieces]
+    whole = next(piece for piece in pieces if piece.last)
+    assert [span.kind for span in whole.spans] == ["masked special", "masked", "learned", "learned special"]
+    assert whole.spans[2].text == "答え"
+    cut = [piece for piece in pieces if not piece.last]
+    assert all(not piece.goes_on and piece.spans[-1].kind == "learned" for piece in cut)
+
+
+def test_both_displays_hold_text_counts_and_cuts(config: RunConfig):
+    from rich.console import Console
+
+    found = shown(config, 50)
+    page = to_html(found)
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(to_terminal(found, colours=False))
+    text = console.export_text()
+    for label, value in count_lines(found):
+        assert label.strip() in text
+        assert value in page or "<" in value
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page, "text is text, not markup"
+    assert "http" not in page, "nothing is fetched"
+    assert "✂" in page
+    assert "⟦" in text
+    assert "<|endoftext|>" in text
