@@ -25,7 +25,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, dequantize
 from llama_cpp import Llama
 
-from tsugiki.base.gguf.conversion_cache import unpacked
+from tsugiki.base.gguf.conversion_cache import converted_folder
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.bench.figures import Figures
 from tsugiki.bench.table import markdown
@@ -83,7 +83,7 @@ def _rows(path: Path) -> list[list[str]]:
         os.environ["XDG_CACHE_HOME"] = cache
         for _ in range(2):
             begin = time.perf_counter()
-            unpacked(path)
+            converted_folder(path)
             model, tokenizer = load_model(str(path)), load_tokenizer(str(path))
             starts.append(time.perf_counter() - begin)
         rows = _token_rows(path, tokenizer)

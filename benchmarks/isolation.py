@@ -12,7 +12,7 @@ from tests.fast.test_document_masking import documents, lone_losses, packed_loss
 from tests.tiny import store_of, tiny_model
 
 from tsugiki.data.blocks import pack
-from tsugiki.fast.document_masking import Isolation, find_isolation
+from tsugiki.fast.document_masking import DocumentMasking, detect_document_masking
 from tsugiki.lora.targets import DEFAULT_TARGETS
 
 
@@ -30,7 +30,7 @@ def main() -> None:
                 continue
             if model.config._attn_implementation != attention:
                 continue  # an architecture that knows one way alone
-            chosen = find_isolation(model)
+            chosen = detect_document_masking(model)
             blocks = pack(store_of(documents()), np.arange(9), 40, pad=0, share_rows=chosen != "rows")
             shared = pack(store_of(documents()), np.arange(9), 40, pad=0)
             print(
@@ -39,8 +39,8 @@ def main() -> None:
             )
 
 
-def _difference(model: torch.nn.Module, blocks: object, isolation: Isolation) -> float:
-    assert isolation in get_args(Isolation)
+def _difference(model: torch.nn.Module, blocks: object, isolation: DocumentMasking) -> float:
+    assert isolation in get_args(DocumentMasking)
     packed, alone = packed_losses(model, blocks, isolation), lone_losses(model, blocks)
     return max(abs(packed[token] - alone[token]) for token in alone)
 

@@ -22,7 +22,7 @@ from tsugiki.base.loading import load_model
 from tsugiki.bench.figures import Figures
 from tsugiki.bench.hugging_face import GateCallback, with_peft
 from tsugiki.bench.table import markdown
-from tsugiki.bench.work import Gate
+from tsugiki.bench.work import StepBarrier
 from tsugiki.io.progress import RunProgress
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.evaluation.evaluate import evaluate
@@ -95,7 +95,7 @@ def _ours(
     config: RunConfig, ready: Ready, target: float, every: int, shown: RunProgress
 ) -> list[tuple[int, float, float]]:
     """Step, seconds and held-out loss at each measurement, up to the one that is as good."""
-    trainer = begin_training(config, ready, RunRecord(config.recorded()))
+    trainer = begin_training(config, ready, RunRecord(config.to_record()))
     curve: list[tuple[int, float, float]] = []
 
     def look(step: int, last: bool) -> bool:
@@ -111,7 +111,7 @@ def _ours(
     return curve
 
 
-class Clock(Gate):
+class Clock(StepBarrier):
     """A gate that is always open and sums up the seconds."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from tsugiki.base.loading import load_model
 from tsugiki.bench.figures import Figures
 from tsugiki.bench.table import markdown
 from tsugiki.io.progress import RunProgress
-from tsugiki.lora.dropout import silence_dropout
+from tsugiki.lora.dropout import disable_dropout
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import begin_training, prepare, train
@@ -63,12 +63,12 @@ def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float
         given = {**common, "out": folder, "frozen": "fp32", "max_steps": steps, "save_steps": 10 * steps}
         config = validated(RunConfig, {**given, "lora": {"lora_dropout": 0.0}}, None)
         ready = prepare(config, shown)
-        trainer = begin_training(config, ready, RunRecord(config.recorded()))
+        trainer = begin_training(config, ready, RunRecord(config.to_record()))
         save_adapter(ready.model, Path(folder) / "start")
         ours = Losses(trainer)
         trainer.train()
         base = load_model(config.model)
-        silence_dropout(base)
+        disable_dropout(base)
         other = StepLosses(
             model=PeftModel.from_pretrained(base, str(Path(folder) / "start"), is_trainable=True),
             args=trainer.args,

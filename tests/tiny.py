@@ -144,7 +144,7 @@ def store_of(records: list[list[int]], prompts: dict[int, int] | None = None) ->
         characters=np.array([len(ids) for ids in records]),
         digests=np.zeros((len(records), 16), np.uint8),
         signatures=np.zeros((len(records), 1), np.uint32),
-        cuttable=np.array([i not in prompts for i in range(len(records))]),
+        splittable=np.array([i not in prompts for i in range(len(records))]),
         sources=[f"data:{i + 1}" for i in range(len(records))],
         fields=[{} for _ in records],
     )

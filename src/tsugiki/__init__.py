@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import disable_adapter, graft, remove_adapter, set_adapter, trainable_parameters, ungraft
     from tsugiki.lora.merge import merge, unmerge
-    from tsugiki.lora.merge_quantized import merge_rounded
+    from tsugiki.lora.merge_quantized import merge_quantized
     from tsugiki.lora.mixed_batch import mixed_batch
 
 __version__ = version("tsugiki")
@@ -29,7 +29,7 @@ __all__ = [
     "graft",
     "load_adapter",
     "merge",
-    "merge_rounded",
+    "merge_quantized",
     "mixed_batch",
     "remove_adapter",
     "save_adapter",
@@ -40,13 +40,13 @@ __all__ = [
     "use_fast_paths",
 ]
 
-_HOMES = {
+_MODULE_OF = {
     "LoraConfig": "tsugiki.lora.config",
     "TsugikiError": "tsugiki.errors",
     "load_adapter": "tsugiki.adapters.format",
     "save_adapter": "tsugiki.adapters.format",
     "merge": "tsugiki.lora.merge",
-    "merge_rounded": "tsugiki.lora.merge_quantized",
+    "merge_quantized": "tsugiki.lora.merge_quantized",
     "mixed_batch": "tsugiki.lora.mixed_batch",
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",
@@ -57,4 +57,4 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import tsugiki` alone does not load torch."""
     if name not in __all__:
         raise AttributeError(f"module 'tsugiki' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "tsugiki.lora.graft")), name)
+    return getattr(import_module(_MODULE_OF.get(name, "tsugiki.lora.graft")), name)

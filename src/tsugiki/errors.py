@@ -12,7 +12,7 @@ class TsugikiError(Exception):
     """
 
 
-def listed(places: Sequence[str]) -> str:
+def summarise_list(places: Sequence[str]) -> str:
     """The first few of these, for a message, and how many more there are."""
     more = f" and {len(places) - _LISTED:,} more" if len(places) > _LISTED else ""
     return ", ".join(places[:_LISTED]) + more

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.adapters.test_peft_files import CASES, peft_model, settings
 from tests.tiny import logits, relative_error, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
-from tsugiki.adapters.lora_weights import read_lora, write_lora
+from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -30,7 +30,7 @@ def saved(folder: Path, **fields: Any) -> torch.Tensor:
 def test_what_is_written_again_is_the_same_adapter(kind: str, variant: str, tmp_path: Path):
     theirs = shake(peft_model(kind, settings(kind, variant)))
     theirs.save_pretrained(tmp_path / "theirs")
-    write_lora(read_lora(tmp_path / "theirs"), tmp_path / "ours", {})
+    write_lora_weights(read_lora_weights(tmp_path / "theirs"), tmp_path / "ours", {})
     again = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path / "ours").eval()
     assert relative_error(logits(again), logits(theirs)) < 1e-6
     model = tiny_model(kind)
@@ -42,7 +42,7 @@ def test_ranks_and_scalings_are_the_layers(tmp_path: Path):
     adapted = saved(
         tmp_path / "a", target_modules=["c_attn", "c_proj"], rank_pattern={"c_attn": 2}, alpha_pattern={"mlp.c_proj": 5}
     )
-    write_lora(read_lora(tmp_path / "a"), tmp_path / "b", {"by": "a test"})
+    write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", {"by": "a test"})
     fields = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     assert (fields["r"], fields["lora_alpha"]) == (4, 12)
     assert fields["rank_pattern"] == {f"transformer.h.{i}.attn.c_attn": 2 for i in range(2)}
@@ -55,7 +55,7 @@ def test_ranks_and_scalings_are_the_layers(tmp_path: Path):
 @pytest.mark.parametrize("fields", [{"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"}])
 def test_relatives(fields: dict[str, Any], tmp_path: Path):
     adapted = saved(tmp_path / "a", **fields)
-    write_lora(read_lora(tmp_path / "a"), tmp_path / "b", {})
+    write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", {})
     model = tiny_model()
     load_adapter(model, tmp_path / "b")
     assert relative_error(logits(model), adapted) < 1e-5
@@ -98,30 +98,30 @@ def test_broken_files_are_one_sentence(how: str, said: str, tmp_path: Path):
     saved(tmp_path / "a")
     _spoil(tmp_path / "a", how)
     with pytest.raises(TsugikiError, match=said):
-        read_lora(tmp_path / "a")
+        read_lora_weights(tmp_path / "a")
 
 
 def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     saved(tmp_path / "a")
-    lora = read_lora(tmp_path / "a")
+    lora = read_lora_weights(tmp_path / "a")
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tsugiki.adapters.lora_weights.write_json", full)
     with pytest.raises(TsugikiError, match="cannot write .*: No space left"):
-        write_lora(lora, tmp_path / "b", {})
+        write_lora_weights(lora, tmp_path / "b", {})
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine").write_text("x")
     with pytest.raises(TsugikiError, match="is there already"):
-        write_lora(lora, tmp_path / "b", {})
+        write_lora_weights(lora, tmp_path / "b", {})
     assert (tmp_path / "b" / "mine").read_text() == "x"
 
 
 def test_weights_can_be_read_by_whoever_reads_the_config(tmp_path: Path):
     saved(tmp_path / "a")
-    write_lora(read_lora(tmp_path / "a"), tmp_path / "b", {})
+    write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", {})
     for folder in ("a", "b"):
         modes = {path.stat().st_mode for path in (tmp_path / folder).iterdir()}
         assert len(modes) == 1

@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base.loading import hollow_model, load_model, load_tokenizer, local_folder, model_folder
+from tsugiki.base.loading import load_model, load_tokenizer, local_folder, model_folder, placeholder_model
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_a_folder_loads_in_float32_and_keeps_its_name(tmp_path: Path):
     ],
 )
 def test_names_that_lead_nowhere(name: str, said: str):
-    for load in (load_model, load_tokenizer, hollow_model, model_folder):
+    for load in (load_model, load_tokenizer, placeholder_model, model_folder):
         with pytest.raises(TsugikiError, match=said):
             load(name)
 
@@ -116,7 +116,7 @@ def test_the_embedded_base_is_whole_and_its_tokenizer_loses_nothing():
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_a_hollow_model_is_the_shape_and_takes_no_memory(kind: str, tmp_path: Path):
     folder = save_tiny(tmp_path / "base", kind)
-    model, hollow = load_model(folder), hollow_model(folder)
+    model, hollow = load_model(folder), placeholder_model(folder)
     assert hollow.name_or_path == folder
     tensors = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
     assert {name: (t.shape, t.dtype) for name, t in hollow.state_dict().items()} == tensors

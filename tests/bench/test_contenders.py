@@ -11,7 +11,7 @@ from tsugiki.bench import hugging_face
 from tsugiki.bench.contenders import CONTENDERS, DEFAULT, GENERATORS, LIMIT
 from tsugiki.bench.models import SHAPES, build, read_config
 from tsugiki.bench.process import Failed, Process
-from tsugiki.bench.work import Gate, Stopped, Work
+from tsugiki.bench.work import StepBarrier, Stopped, Work
 from tsugiki.errors import TsugikiError
 
 
@@ -21,7 +21,7 @@ class Script:
     def __init__(self) -> None:
         self.asked = iter(["step\n", "step\n"])
         self.messages: list[dict[str, Any]] = []
-        self.gate = Gate(lambda: next(self.asked, ""), self.messages.append)
+        self.gate = StepBarrier(lambda: next(self.asked, ""), self.messages.append)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from tsugiki.bench.plot import plot
 from tsugiki.bench.results import Results, collect, read_results
 from tsugiki.bench.runner import Measured
-from tsugiki.bench.table import filled, guide_language, main, markdown, page, results_table
+from tsugiki.bench.table import fill_template, guide_language, main, markdown, page, results_table
 from tsugiki.bench.work import Work
 from tsugiki.errors import TsugikiError
 
@@ -88,14 +88,14 @@ def test_a_guide_is_filled_from_the_file(tmp_path: Path):
     assert "トークン/秒" in text
     assert text.startswith("前\n")
     assert text.endswith("後\n")
-    assert filled(text, tmp_path, "ja") == text
+    assert fill_template(text, tmp_path, "ja") == text
 
 
 @pytest.mark.parametrize("name", ["benchmarks.md", "benchmarks.ja.md"])
 def test_the_guides_say_what_the_committed_files_say(name: str):
     guide = ROOT / "docs" / name
     text = guide.read_text(encoding="utf-8")
-    assert filled(text, guide.parent, guide_language(guide)) == text, (
+    assert fill_template(text, guide.parent, guide_language(guide)) == text, (
         "python -m tsugiki.bench.table docs/benchmarks.md docs/benchmarks.ja.md"
     )
     named = set(re.findall(r"<!-- figures: (\S+) -->", text))

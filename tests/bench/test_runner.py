@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tsugiki.bench import runner
-from tsugiki.bench.contenders import Contender
+from tsugiki.bench.contenders import BenchmarkEntry
 from tsugiki.bench.process import Failed
 from tsugiki.bench.runner import measure
 from tsugiki.bench.work import Work
@@ -49,7 +49,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run(*names: str, rounds: int = 2) -> dict[str, runner.Measured]:
-    contenders = {name: Contender("", "own:tsugiki", needs=("no_such",) * (name == "absent")) for name in names}
+    contenders = {name: BenchmarkEntry("", "own:tsugiki", needs=("no_such",) * (name == "absent")) for name in names}
     return {one.name: one for one in measure(contenders, Work("any"), rounds, lambda line: None)}
 
 

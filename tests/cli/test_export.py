@@ -10,7 +10,7 @@ import pytest
 from tests.export.bases import write_base
 from tests.tiny import save_tiny, shake
 from tsugiki import LoraConfig, graft, save_adapter
-from tsugiki.adapters.lora_weights import read_lora
+from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.base.loading import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -50,7 +50,7 @@ def test_there_and_back(run: Any, base: str):
     assert "ADAPTER ./a.gguf" in lines
     assert "PARAMETER num_ctx 64" in lines
     assert run("adapters", "import", "a.gguf", "--model", base, "--out", "./b")[0] == 0
-    a, b = read_lora(Path("a")), read_lora(Path("b"))
+    a, b = read_lora_weights(Path("a")), read_lora_weights(Path("b"))
     assert a.base == b.base
     assert {path: layer.B.tolist() for path, layer in a.layers.items()} == {
         path: layer.B.tolist() for path, layer in b.layers.items()

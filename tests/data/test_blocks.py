@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from tests.tiny import store_of
 from tsugiki import TsugikiError
-from tsugiki.data.blocks import IGNORED, Blocks, best_fit, pack
+from tsugiki.data.blocks import IGNORE_INDEX, Blocks, best_fit, pack
 
 
 def numbered(lengths: list[int]) -> list[list[int]]:
@@ -35,14 +35,14 @@ def test_every_token_but_a_documents_first_is_learned_once_in_its_own_context(bl
         assert positions[0] == 0
         for i in range(1, block):
             assert positions[i] in (0, positions[i - 1] + 1)
-            if labels[i] != IGNORED:
+            if labels[i] != IGNORE_INDEX:
                 assert labels[i] == ids[i]
                 assert ids[i - 1] == ids[i] - 1, "its own document stands before it"
                 assert positions[i] == positions[i - 1] + 1
                 learned.append(int(ids[i]))
-        assert labels[0] == IGNORED
+        assert labels[0] == IGNORE_INDEX
     assert sorted(learned) == sorted(token for record in records for token in record[1:])
-    assert blocks.learned_tokens == len(learned)
+    assert blocks.target_tokens == len(learned)
     assert blocks.split_records == sum(length > block for length in LENGTHS)
     if not share_rows:
         assert all(len(blocks.row(i)) == 1 for i in range(len(blocks)))
@@ -54,8 +54,8 @@ def test_an_example_is_cut_at_its_end_and_counted():
     assert (blocks.cut_records, blocks.cut_tokens, blocks.split_records) == (1, 4, 0)
     rows = [row for row in blocks if 7 in row["input_ids"]]
     assert rows[0]["input_ids"].tolist() == list(range(7, 15))
-    assert rows[0]["labels"].tolist() == [IGNORED] * 3 + list(range(10, 15))
-    assert blocks.learned_tokens == 4 + 5 + 3
+    assert rows[0]["labels"].tolist() == [IGNORE_INDEX] * 3 + list(range(10, 15))
+    assert blocks.target_tokens == 4 + 5 + 3
 
 
 def test_an_example_whose_prompt_fills_the_block_is_named():

@@ -48,7 +48,7 @@ def test_a_document_is_learned_whole_with_its_end():
     a, b = encode(tokenizer, ["ab", "猫"])
     assert (first.ids, second.ids) == ([0, *a, 0], [0, *b, 0])
     assert first.learned == [False, True, True, True]
-    assert second.learned_tokens == 4
+    assert second.target_tokens == 4
 
 
 def test_a_begin_token_that_the_tokenizer_sets_is_the_start():
@@ -61,7 +61,7 @@ def test_a_begin_token_that_the_tokenizer_sets_is_the_start():
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
     rows = encode_records(tokenizer, [Document("a", ""), Completion("a", "b", "")])
     assert [(row.ids[0], row.ids[-1]) for row in rows] == [(bos, 0), (bos, 0)]
-    assert [row.learned_tokens for row in rows] == [2, 2]
+    assert [row.target_tokens for row in rows] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_a_mixed_batch_keeps_its_order():
 def test_a_record_without_anything_to_learn_says_so():
     tokenizer = tokenizer_of(SHAPES["chatml"])
     unlearned = Conversation((Message("user", "a"), Message("assistant", "b", learned=False)), "")
-    assert encode_records(tokenizer, [unlearned])[0].learned_tokens == 0
+    assert encode_records(tokenizer, [unlearned])[0].target_tokens == 0
 
 
 def test_a_completion_with_the_end_token_in_it_is_refused():
     with pytest.raises(TsugikiError, match=r"a.jsonl:4 holds <\|endoftext\|>, the token that ends an answer"):
         encode_records(byte_tokenizer(), [Completion("a", "b<|endoftext|>", "a.jsonl:4")])
     (row,) = encode_records(byte_tokenizer(), [Completion("a<|endoftext|>", "b", "a.jsonl:4")])
-    assert row.learned_tokens == 2, "a prompt may"
+    assert row.target_tokens == 2, "a prompt may"
 
 
 def test_tokenizers_that_do_not_serve():

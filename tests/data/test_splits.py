@@ -16,7 +16,7 @@ from tsugiki.data.splits import (
     split_records,
 )
 from tsugiki.data.store import Index, read_index
-from tsugiki.errors import listed
+from tsugiki.errors import summarise_list
 
 
 def sentence(seed: int, length: int = 60) -> str:
@@ -142,5 +142,5 @@ def test_fingerprints_are_of_texts_in_order():
 
 
 def test_many_places_are_shortened():
-    assert listed(["a", "b"]) == "a, b"
-    assert listed([str(i) for i in range(12)]) == "0, 1, 2, 3, 4 and 7 more"
+    assert summarise_list(["a", "b"]) == "a, b"
+    assert summarise_list([str(i) for i in range(12)]) == "0, 1, 2, 3, 4 and 7 more"

@@ -32,7 +32,7 @@ def test_what_is_read_back_is_what_was_encoded(tmp_path: Path):
     index = found.index
     assert index.sources == [record.source for record in RECORDS]
     assert index.characters.tolist() == [len(record.text) for record in RECORDS]
-    assert index.cuttable.tolist() == [isinstance(record, Document) for record in RECORDS]
+    assert index.splittable.tolist() == [isinstance(record, Document) for record in RECORDS]
     assert dict(index.fields[0]) == {"author": "A"}
     assert (index.signatures == read_index(RECORDS).signatures).all()
     assert (index.digests == read_index(RECORDS).digests).all()

@@ -13,7 +13,7 @@ import torch
 from tests.export.bases import llama_cpp_logits, own_logits, write_base
 from tests.tiny import ids, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
-from tsugiki.adapters.lora_weights import StoredLora, read_lora, write_lora
+from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
 from tsugiki.base.gguf.file import read_header
 from tsugiki.export.adapter_file import read_gguf_adapter, write_gguf_adapter
 from tsugiki.export.layout import LAYOUTS
@@ -41,13 +41,13 @@ def sharp_model(kind: str, **overrides: Any) -> Any:
     return model
 
 
-def grafted(kind: str, folder: Path, overrides: dict[str, Any], **fields: Any) -> tuple[Any, StoredLora]:
+def grafted(kind: str, folder: Path, overrides: dict[str, Any], **fields: Any) -> tuple[Any, LoraWeights]:
     """A model with a shaken adapter, and the adapter as its folder holds it."""
     model = sharp_model(kind, **overrides)
     graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}))
     shake(model)
     save_adapter(model, folder)
-    return model, read_lora(folder)
+    return model, read_lora_weights(folder)
 
 
 def same_in_llama_cpp(kind: str, folder: Path, overrides: dict[str, Any] | None = None, **fields: Any) -> None:
@@ -103,7 +103,7 @@ def test_sixteen_bits(tmp_path: Path):
     assert np.abs(llama_cpp_logits(file, TOKENS, tmp_path / "a.gguf") - own_logits(model, TOKENS)).max() < 5e-3
     big = {path: type(layer)(layer.A * 1e6, layer.B, layer.scaling) for path, layer in lora.layers.items()}
     with pytest.raises(TsugikiError, match="too large for 16 bits"):
-        write_gguf_adapter(StoredLora(lora.config, big, {}, lora.base, None), model, tmp_path / "b.gguf", "f16")
+        write_gguf_adapter(LoraWeights(lora.config, big, {}, lora.base, None), model, tmp_path / "b.gguf", "f16")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma3_text", "gpt_neox", "falcon"])
@@ -116,11 +116,11 @@ def test_there_and_back(kind: str, tmp_path: Path):
         assert torch.equal(again.layers[path].A, layer.A)
         assert torch.equal(again.layers[path].B, layer.B)
         assert again.layers[path].scaling == layer.scaling
-    write_lora(again, tmp_path / "b", {})
+    write_lora_weights(again, tmp_path / "b", {})
     fresh = sharp_model(kind)
     load_adapter(fresh, tmp_path / "b")
     assert np.array_equal(own_logits(fresh, TOKENS), own_logits(model, TOKENS))
-    assert read_lora(tmp_path / "b").config.target_modules == sorted(lora.config.target_modules or ())
+    assert read_lora_weights(tmp_path / "b").config.target_modules == sorted(lora.config.target_modules or ())
 
 
 def test_embeddings_and_patterns_there_and_back(tmp_path: Path):
@@ -131,7 +131,7 @@ def test_embeddings_and_patterns_there_and_back(tmp_path: Path):
     }
     model, lora = grafted("llama", tmp_path / "a", {}, **fields)
     write_gguf_adapter(lora, model, tmp_path / "a.gguf")
-    write_lora(read_gguf_adapter(tmp_path / "a.gguf", model), tmp_path / "b", {})
+    write_lora_weights(read_gguf_adapter(tmp_path / "a.gguf", model), tmp_path / "b", {})
     fresh = sharp_model("llama")
     load_adapter(fresh, tmp_path / "b")
     assert np.abs(own_logits(fresh, TOKENS) - own_logits(model, TOKENS)).max() < 1e-5

@@ -12,7 +12,7 @@ from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.export import tokens
 from tsugiki.export.tokens import PROMPTS, compare_tokens
-from tsugiki.export.vocabulary import _CUTS, add_vocabulary, read_vocabulary
+from tsugiki.export.vocabulary import PRE_TOKENIZERS, add_vocabulary, read_vocabulary
 
 
 def _bytes(cuts: tuple[str, ...], **special: Any) -> Any:
@@ -20,7 +20,7 @@ def _bytes(cuts: tuple[str, ...], **special: Any) -> Any:
 
 
 KINDS = {
-    **{name: lambda cuts=cuts: _bytes(cuts) for cuts, name in _CUTS.items()},
+    **{name: lambda cuts=cuts: _bytes(cuts) for cuts, name in PRE_TOKENIZERS.items()},
     "bytes alone": byte_tokenizer,
     "chat": lambda: _bytes(("bytes",), chat=True, begin=True),
     "gemma": lambda: sentencepiece_bpe(begin=True),

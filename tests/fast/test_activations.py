@@ -7,12 +7,12 @@ from torch.nn import functional as F
 from tests.fast.kept import kept_bytes
 from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, plain_swish, swish, value_and_slope
 
-FORMS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
+FORMATS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """One rounding of the value; of the gradient two, that of the slope and that of the product."""
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("shape", [(), (7,), (5, 3), (2, 5, 3), (3, 0), (3, 100_000)])
 def test_value_and_gradient_are_the_definitions(form: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
@@ -33,7 +33,7 @@ def test_value_and_gradient_are_the_definitions(form: Swish, dtype: torch.dtype,
         assert torch.equal(swish(x, form), y)
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_each_value_that_16_bits_can_have_is_rounded_once(form: Swish, dtype: torch.dtype):
     x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
@@ -56,7 +56,7 @@ def test_the_tanh_form_is_torchs():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_gradients_pass_gradcheck(form: Swish):
     x = (2 * torch.randn(4, 5, dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: swish(x, form), x)
@@ -75,7 +75,7 @@ def test_the_strides_of_the_input_and_of_the_gradient_do_not_matter(dtype: torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_large_values_stay_themselves(dtype: torch.dtype, form: Swish):
     x = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4]).to(dtype).requires_grad_()
     y = swish(x, form)
@@ -87,7 +87,7 @@ def test_large_values_stay_themselves(dtype: torch.dtype, form: Swish):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_slope_can_come_multiplied(dtype: torch.dtype):
     x, times = torch.randn(2, 40, 9).to(dtype)
-    for form in FORMS.values():
+    for form in FORMATS.values():
         value, slope = value_and_slope(x, form)
         again, product = value_and_slope(x, form, times.T.contiguous().T)
         assert torch.equal(value, again)
@@ -97,7 +97,7 @@ def test_the_slope_can_come_multiplied(dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_tensor_is_kept(dtype: torch.dtype):
     x = torch.randn(32, 48).to(dtype).requires_grad_()
-    for form in FORMS.values():
+    for form in FORMATS.values():
         assert kept_bytes(lambda form=form: swish(x, form)) == x.nbytes
 
 

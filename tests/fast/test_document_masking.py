@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.tiny import CONFIGS, store_of, tiny_model
-from tsugiki.data.blocks import IGNORED, Blocks, pack
-from tsugiki.fast.document_masking import Collator, find_isolation
+from tsugiki.data.blocks import IGNORE_INDEX, Blocks, pack
+from tsugiki.fast.document_masking import Collator, detect_document_masking
 from tsugiki.lora.targets import DEFAULT_TARGETS
 
 EXPECTED = dict.fromkeys(DEFAULT_TARGETS, "positions") | {"opt": "mask", "bloom": "rows"}
@@ -28,7 +28,7 @@ def losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits[:, :-1]
     targets = labels[:, 1:].flatten()
-    flat = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="none")
+    flat = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE_INDEX, reduction="none")
     return flat.view(labels[:, 1:].shape)
 
 
@@ -64,7 +64,7 @@ def difference(model: Any, isolation: Any) -> tuple[float, int]:
     blocks = pack(store_of(documents()), np.arange(9), 40, pad=0, share_rows=isolation != "rows")
     packed, alone = packed_losses(model, blocks, isolation), lone_losses(model, blocks)
     assert packed.keys() == alone.keys()
-    assert len(packed) == blocks.learned_tokens == sum(map(len, documents())) - 9
+    assert len(packed) == blocks.target_tokens == sum(map(len, documents())) - 9
     return max(abs(packed[i] - alone[i]) for i in packed), len(blocks)
 
 
@@ -80,7 +80,7 @@ def test_a_packed_token_has_the_loss_that_it_has_alone(kind: str, attention: str
         model.set_attn_implementation(attention)
     except ValueError:
         pytest.skip(f"{kind} has no {attention} attention")
-    isolation = find_isolation(model)
+    isolation = detect_document_masking(model)
     assert isolation == EXPECTED[kind]
     error, rows = difference(model, isolation)
     assert error < 1e-5
@@ -96,13 +96,13 @@ def test_without_isolation_the_losses_differ(kind: str):
 
 
 def test_half_precision_is_probed_too():
-    assert find_isolation(tiny_model("llama").bfloat16()) == "positions"
-    assert find_isolation(tiny_model("opt").bfloat16()) == "mask"
-    assert find_isolation(tiny_model("bloom").bfloat16()) == "rows"
+    assert detect_document_masking(tiny_model("llama").bfloat16()) == "positions"
+    assert detect_document_masking(tiny_model("opt").bfloat16()) == "mask"
+    assert detect_document_masking(tiny_model("bloom").bfloat16()) == "rows"
 
 
 def test_the_probe_leaves_the_mode_alone():
     assert tiny_model().train().training
     model = tiny_model().train()
-    find_isolation(model)
+    detect_document_masking(model)
     assert model.training

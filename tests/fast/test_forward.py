@@ -14,7 +14,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from tests.tiny import CONFIGS, ids, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, merge, set_adapter, ungraft
 from tsugiki.fast import loss as loss_module
-from tsugiki.fast.forward import chunk_the_loss, unchunk_the_loss
+from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
 
 KINDS = ["gpt2", "llama", "gemma2", "cohere", "phi"]  # tied head, untied, capped, scaled, with a bias
 SETUPS: dict[str, Any] = {
@@ -67,7 +67,7 @@ def assert_learns_the_same(model: Any, **given: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_the_models_own_forward(kind: str, setup: str, monkeypatch: pytest.MonkeyPatch):
     model = trained(kind, setup)
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     monkeypatch.delattr(loss_module, "plain_loss")  # whole logits
     assert_learns_the_same(model)
 
@@ -89,7 +89,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_forward(kind: str, setup
 )
 def test_arguments_mean_what_they_mean_to_the_model(given: dict[str, Any]):
     model = trained("gpt2")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     if "return_dict" in given:  # nothing that the chunks know of: the model's own forward serves
         assert model(input_ids=IDS, labels=LABELS, **given).logits is not None
     else:
@@ -98,7 +98,7 @@ def test_arguments_mean_what_they_mean_to_the_model(given: dict[str, Any]):
 
 def test_ids_may_be_given_by_position_and_everything_but_the_logits_comes_back():
     model = trained("llama")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     found, wanted = model(IDS, labels=LABELS), own(model, input_ids=IDS, labels=LABELS)
     torch.testing.assert_close(found.loss, wanted.loss)
     assert found.keys() == wanted.keys() - {"logits"}
@@ -110,7 +110,7 @@ def test_ids_may_be_given_by_position_and_everything_but_the_logits_comes_back()
 )
 def test_other_calls_are_the_models_own(given: dict[str, Any]):
     model = trained("llama")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     found, wanted = model(input_ids=IDS, **given), own(model, input_ids=IDS, **given)
     assert type(found) is type(wanted)
     assert len(found) == len(wanted)
@@ -120,7 +120,7 @@ def test_other_calls_are_the_models_own(given: dict[str, Any]):
 
 def test_logits_are_there_without_gradients():
     model = trained("gemma2")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     with torch.no_grad():
         found = model(input_ids=IDS, labels=LABELS)
     assert found.logits.shape == (3, 12, 96)
@@ -128,18 +128,18 @@ def test_logits_are_there_without_gradients():
 
 def test_a_loss_of_the_users_own_wins():
     model = trained("llama")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     model.loss_function = lambda logits, labels, **_: logits.sum()
     torch.testing.assert_close(model(input_ids=IDS, labels=LABELS).loss, own(model, input_ids=IDS).logits.sum())
     other = trained("llama")
     other.loss_function = model.loss_function
-    chunk_the_loss(other)
+    enable_chunked_loss(other)
     assert "forward" not in vars(other)
 
 
 def test_the_head_is_the_one_that_is_there_at_the_call():
     model = tiny_model("llama")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     assert_learns_the_same(model)
     graft(model, LoraConfig(r=2))
     assert_learns_the_same(shake(model))
@@ -158,20 +158,20 @@ def test_the_head_is_the_one_that_is_there_at_the_call():
 
 def test_the_model_stays_what_it_was():
     model, plain = trained("llama"), trained("llama")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     assert inspect.signature(model.forward) == inspect.signature(plain.forward)
     assert model.state_dict().keys() == plain.state_dict().keys()
     generated = [each.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=0) for each in (model, plain)]
     assert torch.equal(*generated)
-    unchunk_the_loss(model)
+    disable_chunked_loss(model)
     assert "forward" not in vars(model)
-    unchunk_the_loss(model)
+    disable_chunked_loss(model)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_computes_with_its_own_weights(copied: Any):
     model = tiny_model("llama")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     other = copied(model)
     with torch.no_grad():
         other.lm_head.weight.mul_(2)
@@ -182,14 +182,14 @@ def test_a_copy_computes_with_its_own_weights(copied: Any):
 
 def test_gradient_checkpointing_goes_on():
     model = trained("llama").train()
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     model.gradient_checkpointing_enable()
     assert_learns_the_same(model)
 
 
 def test_a_compiler_sees_the_models_own_forward():
     model = trained("llama")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     compiled = torch.compile(model, backend="eager")
     found = compiled(input_ids=IDS, labels=LABELS)
     torch.testing.assert_close(found.loss, own(model, input_ids=IDS, labels=LABELS).loss)
@@ -199,7 +199,7 @@ def test_a_compiler_sees_the_models_own_forward():
 def test_accelerate_may_wrap_it(precision: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # one process has one precision otherwise
     model, plain = trained("llama"), trained("llama")
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     found, wanted = (accelerator.prepare(each)(input_ids=IDS, labels=LABELS) for each in (model, plain))
     assert found.logits is None
@@ -210,13 +210,13 @@ def test_accelerate_may_wrap_it(precision: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_forward_that_somebody_replaced_stays():
     model = tiny_model("llama")
     model.forward = theirs = lambda **given: None
-    chunk_the_loss(model)
-    unchunk_the_loss(model)
+    enable_chunked_loss(model)
+    disable_chunked_loss(model)
     assert vars(model)["forward"] is theirs
 
 
 def test_a_mixture_of_experts_keeps_the_loss_of_its_router():
     config = MixtralConfig(**CONFIGS["llama"], num_local_experts=2, output_router_logits=True)
     model = MixtralForCausalLM(config)
-    chunk_the_loss(model)
+    enable_chunked_loss(model)
     assert "forward" not in vars(model)

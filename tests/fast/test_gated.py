@@ -8,7 +8,7 @@ from tests.fast.kept import kept_bytes
 from tsugiki.fast.activations import GELU_TANH, SILU, Swish
 from tsugiki.fast.gated import gated, plain_gated
 
-FORMS = {"silu": SILU, "gelu_tanh": GELU_TANH}
+FORMATS = {"silu": SILU, "gelu_tanh": GELU_TANH}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2e-2}
 
 
@@ -17,7 +17,7 @@ def tensors(dtype: torch.dtype, shape: tuple[int, ...] = (9, 6)) -> list[torch.T
     return [(2 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(3)]
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3), (2, 0, 3), (3, 100_000)])
 def test_value_and_gradients_are_the_definitions(form: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
@@ -35,7 +35,7 @@ def test_value_and_gradients_are_the_definitions(form: Swish, dtype: torch.dtype
         assert torch.equal(gated(gate, up, form), h)
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_gradients_pass_gradcheck(form: Swish):
     gate, up, _ = tensors(torch.float64)
     assert torch.autograd.gradcheck(lambda a, b: gated(a, b, form), (gate.requires_grad_(), up.requires_grad_()))
@@ -44,7 +44,7 @@ def test_gradients_pass_gradcheck(form: Swish):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_halves_of_one_tensor_are_as_good(dtype: torch.dtype, form: Swish):
     gate, up, grad = tensors(dtype)
     joined = torch.cat([gate, up], dim=-1).requires_grad_()
@@ -57,7 +57,7 @@ def test_halves_of_one_tensor_are_as_good(dtype: torch.dtype, form: Swish):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_large_values_give_no_nan(dtype: torch.dtype, form: Swish):
     gate = torch.tensor([-1e4, -1e4, 0.0, 1e4, 1e4]).to(dtype).requires_grad_()
     up = torch.tensor([-1e4, 1e4, 1e4, -1e4, 1e4]).to(dtype).requires_grad_()
@@ -73,7 +73,7 @@ def test_two_tensors_are_kept(dtype: torch.dtype):
     gate, up, _ = tensors(dtype)
     gate, up = gate.requires_grad_(), up.requires_grad_()
     assert kept_bytes(lambda: F.silu(gate) * up) == 3 * gate.nbytes
-    for form in FORMS.values():
+    for form in FORMATS.values():
         assert kept_bytes(lambda form=form: gated(gate, up, form)) == 2 * gate.nbytes
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.tiny import CONFIGS, ids, logits, relative_error, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.data.blocks import IGNORED
+from tsugiki.data.blocks import IGNORE_INDEX
 from tsugiki.fast import loss as loss_module
 from tsugiki.fast.loss import Head, chunked_loss, find_head, plain_loss
 from tsugiki.lora.graft import trainable_parameters
@@ -27,7 +27,7 @@ from tsugiki.lora.masks import keep_mask
 FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3}
 WIDTH, VOCABULARY = 16, 50
 LAYERS = ("frozen", "trained", "frozen with bias", "trained with bias", "trained bias", "grafted", "grafted with bias")
-FORMS = {"plain": (1.0, None), "scaled": (0.25, None), "capped": (1.0, 3.0), "scaled and capped": (2.0, 3.0)}
+FORMATS = {"plain": (1.0, None), "scaled": (0.25, None), "capped": (1.0, 3.0), "scaled and capped": (2.0, 3.0)}
 
 
 def head_of(kind: str, form: str = "plain", dtype: torch.dtype = torch.float64, vocabulary: int = VOCABULARY) -> Head:
@@ -37,7 +37,7 @@ def head_of(kind: str, form: str = "plain", dtype: torch.dtype = torch.float64, 
     if kind.startswith("grafted"):
         base, layer = layer, LoraLinear(layer).train()
         layer.lora = new_pair(base, 3, 0.7, 0.0, False)
-    return Head(layer, *FORMS[form])
+    return Head(layer, *FORMATS[form])
 
 
 def batch(dtype: torch.dtype = torch.float64, rows: int = 3, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def batch(dtype: torch.dtype = torch.float64, rows: int = 3, vocabulary: int = V
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(rows, 8, WIDTH, generator=generator).to(dtype)[:, :-1].requires_grad_()
     labels = torch.randint(0, vocabulary, (rows, 7), generator=generator)
-    labels[0, 2:4] = IGNORED
+    labels[0, 2:4] = IGNORE_INDEX
     return hidden, labels
 
 
@@ -89,7 +89,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 @pytest.mark.usefixtures("no_plain", "chunk")
 @pytest.mark.parametrize("dtype", FLOOR)
 @pytest.mark.parametrize(
-    ("kind", "form"), [(kind, form) for kind in LAYERS for form in FORMS if not ("bias" in kind and "scaled" in form)]
+    ("kind", "form"), [(kind, form) for kind in LAYERS for form in FORMATS if not ("bias" in kind and "scaled" in form)]
 )
 def test_loss_and_gradients_are_those_of_the_definition(kind: str, form: str, dtype: torch.dtype):
     head, (hidden, labels) = head_of(kind, form, dtype), batch(dtype)
@@ -109,7 +109,7 @@ def test_the_definition_is_the_mean_surprise_of_the_tokens():
     wanted = sum(
         -torch.log(torch.exp(row)[token] / torch.exp(row).sum())
         for row, token in zip(z.flatten(0, 1), labels.flatten().tolist(), strict=True)
-        if token != IGNORED
+        if token != IGNORE_INDEX
     )
     torch.testing.assert_close(plain_loss(hidden, head, labels), wanted)
 
@@ -147,7 +147,7 @@ def test_gradcheck(kind: str, form: str, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_where_nothing_is_learned_nothing_is_lost(kind: str):
     head, (hidden, labels) = head_of(kind), batch()
-    found = results(chunked_loss, hidden, head, torch.full_like(labels, IGNORED))
+    found = results(chunked_loss, hidden, head, torch.full_like(labels, IGNORE_INDEX))
     assert found["loss"] == 0
     assert found.keys() == results(chunked_loss, hidden, head, labels).keys()
     assert not any(gradient.any() for name, gradient in found.items() if name != "loss")
@@ -264,7 +264,7 @@ def test_dropout_of_a_grafted_head_is_drawn_once():
     torch.manual_seed(5)
     found = results(chunked_loss, hidden, head, labels)
     torch.manual_seed(5)
-    learned = labels != IGNORED
+    learned = labels != IGNORE_INDEX
     kept = keep_mask(hidden[learned], 0.5) != 0
     h, a, b = (t.detach().requires_grad_() for t in (hidden, layer.lora.A, layer.lora.B))
     z = h[learned] @ layer.base_layer.weight.T + 0.7 * (h[learned] * kept / 0.5) @ a.T @ b.T

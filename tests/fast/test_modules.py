@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from tests.fast.kept import kept_bytes
 from tests.tiny import CONFIGS, ids, logits, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, trainable_parameters, ungraft
-from tsugiki.fast.modules import SpedUp, restore_modules, speed_up_modules
+from tsugiki.fast.modules import ReplacedModules, restore_modules, use_fused_modules
 
 GOT = {
     "gpt2": {"gelu_tanh": 2},
@@ -31,7 +31,7 @@ GOT = {
 }
 
 
-def names(sped_up: SpedUp) -> dict[str, int]:
+def names(sped_up: ReplacedModules) -> dict[str, int]:
     return dict(Counter(name for _, name in sped_up))
 
 
@@ -58,7 +58,7 @@ def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance
 
 @pytest.mark.parametrize("kind", GOT)
 def test_what_has_a_quicker_equal_gets_it(kind: str):
-    assert names(speed_up_modules(tiny_model(kind))) == GOT[kind]
+    assert names(use_fused_modules(tiny_model(kind))) == GOT[kind]
 
 
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen", "all_trains"])
@@ -67,7 +67,7 @@ def test_the_model_computes_what_it_did_and_can_be_restored(kind: str, trains: b
     model = tiny_model(kind).requires_grad_(trains)
     plain, state = gradients(model), {name: value.clone() for name, value in model.state_dict().items()}
     described, keys = repr(model), [set(vars(module)) for module in model.modules()]
-    sped_up = speed_up_modules(model)
+    sped_up = use_fused_modules(model)
     assert_equal(gradients(model), plain)
     assert repr(model) == described
     assert list(model.state_dict()) == list(state)
@@ -82,7 +82,7 @@ def test_in_bf16_it_is_as_near_to_the_exact_model(kind: str):
     exact = gradients(tiny_model(kind).double().requires_grad_(False))
     model = tiny_model(kind).bfloat16().requires_grad_(False)
     plain = gradients(model)
-    speed_up_modules(model)
+    use_fused_modules(model)
     for ours, theirs, true in zip(gradients(model), plain, exact, strict=True):
         assert (ours.double() - true).norm() < 1.1 * (theirs.double() - true).norm() + 1e-3 * true.norm()
 
@@ -96,7 +96,7 @@ def test_less_is_kept(kind: str):
         return kept_bytes(lambda: model(inputs_embeds=embedded, use_cache=False).logits, model.parameters())
 
     before = kept()
-    speed_up_modules(model)
+    use_fused_modules(model)
     assert kept() < 0.9 * before
 
 
@@ -104,9 +104,9 @@ def test_less_is_kept(kind: str):
 def test_grafting_and_speeding_up_come_in_any_order(kind: str):
     config = LoraConfig(r=2, target_modules="all-linear")
     first, then = tiny_model(kind), tiny_model(kind)
-    speed_up_modules(first)
+    use_fused_modules(first)
     grafted(first, config)
-    sped_up = speed_up_modules(grafted(then, config))
+    sped_up = use_fused_modules(grafted(then, config))
     assert names(sped_up) == GOT[kind]
     plain = grafted(tiny_model(kind), config)
     assert len(trainable_parameters(then)) > 2
@@ -121,7 +121,7 @@ def test_grafting_and_speeding_up_come_in_any_order(kind: str):
 
 def test_a_norm_that_trains_gets_its_gradient():
     model, plain = tiny_model("llama"), tiny_model("llama")
-    speed_up_modules(model)
+    use_fused_modules(model)
     for each in (model, plain):
         grafted(each, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
     assert "model.norm.weight" in trainable_parameters(model)
@@ -132,7 +132,7 @@ def test_a_norm_computes_by_its_own_forward_while_it_trains():
     norm, x = LlamaRMSNorm(64).bfloat16(), torch.randn(32, 64).bfloat16().requires_grad_()
     nn.init.normal_(norm.weight)
     own = norm(x)
-    speed_up_modules(norm)
+    use_fused_modules(norm)
     assert torch.equal(norm(x), own)
     norm.requires_grad_(False)
     assert not torch.equal(norm(x), own)  # rounded once, not twice
@@ -142,7 +142,7 @@ def test_a_norm_computes_by_its_own_forward_while_it_trains():
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "phi3"])
 def test_copies_and_pickles_stand_on_their_own(kind: str):
     model = tiny_model(kind).requires_grad_(False)
-    speed_up_modules(model)
+    use_fused_modules(model)
     before, replaced = gradients(model), ["forward" in vars(module) for module in model.modules()]
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     torch.save(model, file := io.BytesIO())
@@ -159,7 +159,7 @@ def test_copies_and_pickles_stand_on_their_own(kind: str):
 def test_a_compiler_sees_the_models_own_forward():
     model = tiny_model("llama").requires_grad_(False)
     plain = gradients(model)
-    speed_up_modules(model)
+    use_fused_modules(model)
     seen: list[str] = []
 
     def look(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -177,9 +177,9 @@ def test_a_forward_that_is_not_the_classs_own_is_left_alone():
     norm = model.model.norm
     own = norm.forward
     norm.forward = lambda x: own(x)
-    sped_up = speed_up_modules(model)
+    sped_up = use_fused_modules(model)
     assert names(sped_up) == {"gated_silu": 2, "rms_norm": 4}
-    assert speed_up_modules(model) == []
+    assert use_fused_modules(model) == []
     wrapped = model.model.layers[0].mlp
     inner = wrapped.forward
     wrapped.forward = hooked = lambda x: inner(x)
@@ -206,7 +206,7 @@ def test_a_forward_that_is_not_the_classs_own_is_left_alone():
 )
 def test_transformers_activations_are_recognised(name: str, got: str | None):
     module = ACT2FN[name]
-    assert names(speed_up_modules(module)) == ({got: 1} if got else {})
+    assert names(use_fused_modules(module)) == ({got: 1} if got else {})
 
 
 class Doubled(nn.Module):
@@ -223,16 +223,16 @@ class Doubled(nn.Module):
 
 
 def test_what_only_looks_like_one_is_left_alone():
-    assert names(speed_up_modules(Doubled(nn.SiLU()))) == {"gated_silu": 1}
-    assert names(speed_up_modules(Doubled(nn.SiLU(), 1.001))) == {"silu": 1}
-    assert names(speed_up_modules(Doubled(nn.Tanh()))) == {}
-    assert names(speed_up_modules(nn.LayerNorm(8, bias=False))) == {}
-    assert names(speed_up_modules(nn.Dropout(0.1))) == {}
+    assert names(use_fused_modules(Doubled(nn.SiLU()))) == {"gated_silu": 1}
+    assert names(use_fused_modules(Doubled(nn.SiLU(), 1.001))) == {"silu": 1}
+    assert names(use_fused_modules(Doubled(nn.Tanh()))) == {}
+    assert names(use_fused_modules(nn.LayerNorm(8, bias=False))) == {}
+    assert names(use_fused_modules(nn.Dropout(0.1))) == {}
 
 
 def test_trying_draws_no_random_numbers_and_changes_nothing_else():
     model = tiny_model("gpt2").train()
     state = torch.get_rng_state()
-    speed_up_modules(model)
+    use_fused_modules(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in model.modules())

@@ -13,9 +13,9 @@ from tsugiki import LoraConfig, graft, merge
 from tsugiki.data.blocks import pack
 from tsugiki.fast import attention, paths
 from tsugiki.fast.attention import NAME
-from tsugiki.fast.document_masking import Collator, find_isolation
+from tsugiki.fast.document_masking import Collator, detect_document_masking
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
-from tsugiki.lora.dropout import silence_dropout
+from tsugiki.lora.dropout import disable_dropout
 from tsugiki.methods.table import METHODS
 from tsugiki.train.trainer import token_weighted_loss
 
@@ -29,7 +29,7 @@ def model_of(kind: str, **settings: Any) -> Any:
     """A model for rows of 256 tokens, in float64, without dropout."""
     longer = {name: 256 for name in ("max_position_embeddings", "n_positions") if name in CONFIGS[kind]}
     model = tiny_model(kind, **{**longer, **settings}).double()
-    silence_dropout(model)
+    disable_dropout(model)
     return model
 
 
@@ -37,7 +37,7 @@ def batch(model: Any) -> dict[str, Tensor]:
     """Two rows of 150 tokens with several documents each, longer and shorter than a block of queries."""
     generator = torch.Generator().manual_seed(5)
     records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 140, 30, 65, 14, 20, 7)]
-    isolation = find_isolation(model)
+    isolation = detect_document_masking(model)
     blocks = pack(store_of(records), np.arange(7), 150, pad=0, share_rows=isolation != "rows")
     return Collator(isolation, model.dtype)([blocks[row] for row in range(2)])
 
@@ -63,7 +63,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_logits_and_gradients_stay_and_documents_stay_apart(kind: str, blocks: list[torch.Size]):
     model = model_of(kind)
-    before, isolation, inputs = model.config._attn_implementation, find_isolation(model), batch(model)
+    before, isolation, inputs = model.config._attn_implementation, detect_document_masking(model), batch(model)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     wanted = results(model, inputs)
 
@@ -74,7 +74,7 @@ def test_logits_and_gradients_stay_and_documents_stay_apart(kind: str, blocks: l
     found = results(model, inputs)
     assert len(blocks) == (0 if kind in (*OWN, *CAPPED) else 2), "one a layer"
     assert_equal(found, wanted)
-    assert find_isolation(model) == isolation
+    assert detect_document_masking(model) == isolation
 
     use_plain_paths(model)
     assert model.config._attn_implementation == before

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from tsugiki import LoraConfig
 from tsugiki.adapters.format import Base
-from tsugiki.hub.card import Described, is_own_card, model_card
+from tsugiki.hub.card import CardData, is_own_card, model_card
 from tsugiki.methods.bottleneck import BottleneckConfig
 from tsugiki.train.record import RunRecord
 
@@ -62,7 +62,7 @@ def record(**changed: Any) -> RunRecord:
     return RunRecord(**{**fields, **changed})
 
 
-def described(**changed: Any) -> Described:
+def described(**changed: Any) -> CardData:
     fields: dict[str, Any] = {
         "repo_id": "me/soseki",
         "config": LoraConfig(r=32, target_modules=["q_proj"]),
@@ -75,7 +75,7 @@ def described(**changed: Any) -> Described:
         "license_id": "apache-2.0",
         "languages": ["ja"],
     }
-    return Described(**{**fields, **changed})
+    return CardData(**{**fields, **changed})
 
 
 def page_of(card: str) -> str:

@@ -12,7 +12,7 @@ from tsugiki import (
     disable_adapter,
     graft,
     merge,
-    merge_rounded,
+    merge_quantized,
     trainable_parameters,
     ungraft,
     unmerge,
@@ -47,7 +47,7 @@ def test_the_merged_base_is_in_8_bits_and_computes_nearly_the_same(kind: str, fi
     with disable_adapter(model):
         base = logits(model)
     adapted = logits(model)
-    lost = merge_rounded(model)
+    lost = merge_quantized(model)
     coded = {path for path, layer in model.named_modules() if isinstance(layer, Int8Linear)}
     assert {f"{path}.base_layer" for path in lost} <= coded
     merged = logits(model)
@@ -66,7 +66,7 @@ def test_what_is_lost_is_its_definition(kind: str):
         path: weights(layer.base_layer) for path, layer in layers.items() if isinstance(layer.base_layer, Int8Linear)
     }
     deltas = {path: layers[path].lora.delta().detach().double() for path in before}
-    lost = merge_rounded(model)
+    lost = merge_quantized(model)
     assert lost.keys() == before.keys()
     for path, share in lost.items():
         error = weights(layers[path].base_layer) - before[path] - deltas[path]
@@ -78,7 +78,7 @@ def test_unmerged_it_is_what_it_was_to_the_bit(dtype: torch.dtype):
     model = grafted(dtype=dtype)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     names, adapted = set(trainable_parameters(model)), logits(model)
-    merge_rounded(model)
+    merge_quantized(model)
     assert not torch.equal(logits(model), adapted)
     unmerge(model)
     assert model.state_dict().keys() == state.keys()
@@ -93,7 +93,7 @@ def test_an_update_of_nothing_changes_no_code():
     model = quantise(tiny_model(), torch.float32)
     graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
     base = logits(model)
-    assert set(merge_rounded(model).values()) == {0.0}
+    assert set(merge_quantized(model).values()) == {0.0}
     assert torch.equal(logits(model), base)
 
 
@@ -102,35 +102,35 @@ def test_a_small_update_is_lost_and_that_is_said():
     with torch.no_grad():
         for pair in (layer.lora for layer in model.modules() if hasattr(layer, "lora")):
             pair.B.mul_(1e-4)
-    assert min(merge_rounded(model).values()) > 0.9
+    assert min(merge_quantized(model).values()) > 0.9
 
 
 def test_a_base_that_is_stored_whole_is_merged_as_ever():
     model = tiny_model()
     graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
     expected = logits(merge(shake(model)))
-    assert merge_rounded(unmerge(model)) == {}
+    assert merge_quantized(unmerge(model)) == {}
     assert torch.equal(logits(model), expected)
 
 
 def test_what_is_refused():
     model = grafted()
-    with pytest.raises(TsugikiError, match=r"held in few bits, .* or let merge_rounded\(model\) round the sum"):
+    with pytest.raises(TsugikiError, match=r"held in few bits, .* or let merge_quantized\(model\) round the sum"):
         merge(model)
-    merge_rounded(model)
+    merge_quantized(model)
     with pytest.raises(TsugikiError, match="'default' is merged into the base already"):
-        merge_rounded(model)
+        merge_quantized(model)
     assert merge(model) is model  # merging twice equals once
     unmerge(model)
     with torch.no_grad():
         next(layer for layer in model.modules() if hasattr(layer, "lora")).lora.B.fill_(float("inf"))
     with pytest.raises(TsugikiError, match="not finite in transformer"):
-        merge_rounded(model)
+        merge_quantized(model)
     with disable_adapter(model):  # not merged
         assert torch.isfinite(logits(model)).all()
     other = quantise(tiny_model(), torch.float32)
     graft(other, METHODS["ia3"].configure({}))
     with pytest.raises(TsugikiError, match="cannot be merged by rounding; LoRA adapters can"):
-        merge_rounded(other)
+        merge_quantized(other)
     with pytest.raises(TsugikiError, match="nothing is grafted"):
-        merge_rounded(tiny_model())
+        merge_quantized(tiny_model())

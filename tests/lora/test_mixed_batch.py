@@ -18,7 +18,7 @@ from tsugiki import (
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.quantization import quantise
 from tsugiki.lora.dora import add_magnitude
-from tsugiki.lora.initialise import pissa_start
+from tsugiki.lora.initialise import init_pissa_
 from tsugiki.lora.layer import LowRank, new_pair, oriented, wrap
 from tsugiki.lora.mixed_batch import _stacks, plain_rows, rows_product
 
@@ -156,7 +156,7 @@ def _pairs(layer: nn.Module, kinds: str) -> list[LowRank | None]:
         if kind == "d":
             add_magnitude(pair, oriented(layer))
         if kind == "p":
-            pissa_start(pair, oriented(layer), "pissa")
+            init_pissa_(pair, oriented(layer), "pissa")
         for parameter in pair.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)
         pairs.append(None if kind == "-" else pair)

@@ -28,7 +28,7 @@ from tsugiki import (
     ungraft,
 )
 from tsugiki.base.quantization import quantise
-from tsugiki.fast.modules import speed_up_modules
+from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.bottleneck import NON_LINEARITIES, SUBLAYERS, Bottleneck, BottleneckConfig
@@ -443,7 +443,7 @@ def test_a_deep_copy_is_a_model_of_its_own(method: str):
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
 def test_the_fast_paths_serve_it(kind: str, method: str):
     plain, quick, bare = grafted(kind, method), grafted(kind, method), tiny_model(kind)
-    assert [name for _, name in speed_up_modules(quick)] == [name for _, name in speed_up_modules(bare)]
+    assert [name for _, name in use_fused_modules(quick)] == [name for _, name in use_fused_modules(bare)]
     use_fast_paths(quick)
     losses = []
     for model in (plain, quick):

@@ -28,7 +28,7 @@ from tsugiki import (
     unmerge,
 )
 from tsugiki.base.quantization import quantise
-from tsugiki.fast.modules import speed_up_modules
+from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.ia3 import DEFAULT_TARGETS, IA3Config
@@ -338,7 +338,7 @@ def test_a_deep_copy_is_a_model_of_its_own():
 def test_the_fast_paths_do_not_pass_by_it(kind: str, targets: Any):
     given = {} if targets is None else {"target_modules": targets, "feedforward_modules": r".*(c_proj|down_proj)"}
     plain, quick, bare = grafted(kind, **given), grafted(kind, **given), tiny_model(kind)
-    assert [name for _, name in speed_up_modules(quick)] == [name for _, name in speed_up_modules(bare)]
+    assert [name for _, name in use_fused_modules(quick)] == [name for _, name in use_fused_modules(bare)]
     use_fast_paths(quick)
     losses = []
     for model in (plain, quick):

@@ -471,16 +471,16 @@ def test_a_run_and_its_continuation(method: str, tmp_path: Path, monkeypatch: py
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Interrupt a run when it has come to this step."""
-    from tsugiki.train.evaluation_callback import Watch
+    from tsugiki.train.evaluation_callback import EvaluationCallback
 
-    plain = Watch.on_step_end
+    plain = EvaluationCallback.on_step_end
 
     def interrupted(self: Any, args: Any, state: Any, control: Any, **given: Any) -> Any:
         if state.global_step >= step:
             raise KeyboardInterrupt
         return plain(self, args, state, control, **given)
 
-    monkeypatch.setattr(Watch, "on_step_end", interrupted)
+    monkeypatch.setattr(EvaluationCallback, "on_step_end", interrupted)
 
 
 @pytest.mark.parametrize("frozen", ["bf16", "int8"])

@@ -28,7 +28,7 @@ from tsugiki import (
 )
 from tsugiki.base.loading import load_model
 from tsugiki.fast import attention
-from tsugiki.fast.document_masking import find_isolation, isolated
+from tsugiki.fast.document_masking import detect_document_masking, isolated
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.p_tuning import PromptEncoderConfig
 from tsugiki.methods.prefix_tuning import PrefixTuningConfig
@@ -38,7 +38,7 @@ from tsugiki.train import preparation
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import cut_windows, evaluate
 from tsugiki.train.evaluation.sample import Sampling, generate_text
-from tsugiki.train.evaluation_callback import Watch
+from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.run import train
 from tsugiki.train.ways import ADAPTER
@@ -395,7 +395,7 @@ def test_packed_documents_are_what_each_is_alone(kind: str, method: str, attenti
         use_fast_paths(model, loss=False)
     else:
         model.set_attn_implementation(attention)
-    isolation = find_isolation(model)
+    isolation = detect_document_masking(model)
     assert isolation == "positions"
     two = [packed(documents()), packed(documents()[::-1])]
     batch = {name: torch.cat([row[name] for row in two]) for name in two[0]}
@@ -449,7 +449,7 @@ def test_a_prompt_may_be_longer_than_the_sliding_window(kind: str, config: Any, 
 def test_how_documents_are_kept_apart_is_found_out_behind_the_prompt(kind: str, bare: str):
     config = RunConfig(model="-", data="-", out="-", method="prompt-tuning", adapter={"num_virtual_tokens": 5})
     model = tiny_model(kind)
-    assert find_isolation(model) == bare
+    assert detect_document_masking(model) == bare
     assert preparation._isolation(config, model) == ("positions" if kind == "opt" else "rows")
     assert not is_grafted(model)
 
@@ -603,17 +603,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_resumed_run_ends_as_one_that_did_not_stop(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     method, adapter = "p-tuning", {"num_virtual_tokens": 4, "encoder_hidden_size": 8}
     whole = run("whole", method, adapter)
-    measured = Watch.on_step_end
+    measured = EvaluationCallback.on_step_end
 
     def stop(watch: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         if state.global_step == 3:
             raise KeyboardInterrupt
         measured(watch, args, state, control, **more)
 
-    monkeypatch.setattr(Watch, "on_step_end", stop)
+    monkeypatch.setattr(EvaluationCallback, "on_step_end", stop)
     with pytest.raises(KeyboardInterrupt):
         run("cut", method, adapter)
-    monkeypatch.setattr(Watch, "on_step_end", measured)
+    monkeypatch.setattr(EvaluationCallback, "on_step_end", measured)
     resumed = run("cut", method, adapter, resume=True)
     weights = "adapter_model.safetensors"
     assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()

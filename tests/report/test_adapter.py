@@ -10,18 +10,18 @@ from tests.report.pages import assert_whole, record
 from tests.tiny import shake, tiny_model
 from tsugiki import LoraConfig, graft, save_adapter
 from tsugiki.adapters.algebra.spectrum import singular_values
-from tsugiki.adapters.lora_weights import Factors, read_lora, write_lora
+from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights, write_lora_weights
 from tsugiki.lora.graft import add_adapter
 from tsugiki.methods.table import METHODS
-from tsugiki.report.adapter import facts_lines, portray, tensors_table, write_adapter_page
+from tsugiki.report.adapter import facts_lines, inspect_adapter, tensors_table, write_adapter_page
 from tsugiki.report.layers import bars, kinds_table, layers_table, measured
 
 
 def test_every_layer_has_a_row_in_the_order_of_the_blocks(tmp_path: Path):
-    portrait = portray(write(tmp_path / "a", blocks=12))
+    portrait = inspect_adapter(write(tmp_path / "a", blocks=12))
     _, rows = layers_table(portrait.layers)
     assert [row[0] for row in rows] == [f"transformer.h.{block}.attn.c_attn" for block in range(12)]
-    layer = read_lora(tmp_path / "a").layers["transformer.h.10.attn.c_attn"]
+    layer = read_lora_weights(tmp_path / "a").layers["transformer.h.10.attn.c_attn"]
     delta = layer.scaling * layer.B.double() @ layer.A.double()
     values = torch.linalg.svdvals(delta)[:4]
     shares = values / values.sum()
@@ -50,27 +50,27 @@ def test_bars():
 def test_the_page_needs_nothing_else(tmp_path: Path):
     folder = write(tmp_path / "庭 <b>")
     record().write(folder)
-    write_adapter_page(tmp_path / "a.html", portray(folder))
+    write_adapter_page(tmp_path / "a.html", inspect_adapter(folder))
     page = assert_whole((tmp_path / "a.html").read_text(encoding="utf-8"))
     assert page.tags.count("svg") == 5
     for said in ("Adapter · 庭 <b>", "After 40 steps", "庭の梅は", "all 2 layers", "Roy & Vetterli 2007"):
         assert said in page.text, said
     assert len(page.table("layer")) == 3
-    assert ("trained on", "庭.txt") in facts_lines(portray(folder))
+    assert ("trained on", "庭.txt") in facts_lines(inspect_adapter(folder))
 
 
 def test_how_it_was_made_is_told(tmp_path: Path):
-    write_lora(lora_of(), tmp_path / "a", {"truncated": "to rank 4", "energy": [0.5, 1]})
-    lines = facts_lines(portray(tmp_path / "a"))
+    write_lora_weights(lora_of(), tmp_path / "a", {"truncated": "to rank 4", "energy": [0.5, 1]})
+    lines = facts_lines(inspect_adapter(tmp_path / "a"))
     assert ("made: truncated", "to rank 4") in lines
     assert ("made: energy", "[0.5, 1]") in lines
 
 
 def test_an_adapter_that_does_nothing_is_called_so(tmp_path: Path):
     lora = lora_of()
-    silent = {path: Factors(one.A, 0 * one.B, one.scaling) for path, one in lora.layers.items()}
-    write_lora(type(lora)(lora.config, silent, {}, lora.base, None), tmp_path / "a", {})
-    portrait = portray(tmp_path / "a")
+    silent = {path: LayerFactors(one.A, 0 * one.B, one.scaling) for path, one in lora.layers.items()}
+    write_lora_weights(type(lora)(lora.config, silent, {}, lora.base, None), tmp_path / "a", {})
+    portrait = inspect_adapter(tmp_path / "a")
     assert "changes nothing" in portrait.notes[0]
     assert layers_table(portrait.layers)[1][0][3:6] == ["0.000", "0.000", "0.00"]
     write_adapter_page(tmp_path / "a.html", portrait)
@@ -81,7 +81,7 @@ def test_dora_is_shown_as_what_can_be_told_of_it(tmp_path: Path):
     graft(model, LoraConfig(use_dora=True, use_rslora=True))
     shake(model)
     save_adapter(model, tmp_path / "a")
-    portrait = portray(tmp_path / "a")
+    portrait = inspect_adapter(tmp_path / "a")
     assert portrait.facts.method == "rslora + dora"
     assert "low-rank part" in portrait.notes[0]
     assert portrait.layers
@@ -93,7 +93,7 @@ def test_other_methods_are_tensors(method: str, tmp_path: Path):
     add_adapter(model, METHODS[method].configure({}).new_adapter(model), "default")
     shake(model)
     save_adapter(model, tmp_path / "a")
-    portrait = portray(tmp_path / "a")
+    portrait = inspect_adapter(tmp_path / "a")
     assert (portrait.facts.method, portrait.facts.ranks, list(portrait.layers)) == (method, (), [])
     _, rows = tensors_table(portrait.tensors)
     assert rows

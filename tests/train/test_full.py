@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from tests.tiny import TEXT, byte_tokenizer, ids, logits, save_tiny, store_of, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.data.blocks import IGNORED, pack
+from tsugiki.data.blocks import IGNORE_INDEX, pack
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
@@ -141,7 +141,7 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
         chosen = order[step * 4 : step * 4 + 4]
         tokens, labels = (torch.stack([blocks[row][name] for row in chosen]) for name in ("input_ids", "labels"))
         scores = theirs(input_ids=tokens).logits[:, :-1].flatten(0, 1)
-        F.cross_entropy(scores, labels[:, 1:].flatten(), ignore_index=IGNORED).backward()
+        F.cross_entropy(scores, labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX).backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * factor
@@ -207,7 +207,7 @@ def test_what_changed_is_named_to_the_last_part(tmp_path: Path):
     train(config)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    other = RunConfig.model_validate({**config.recorded(), "epochs": 2, "max_steps": None})
+    other = RunConfig.model_validate({**config.to_record(), "epochs": 2, "max_steps": None})
     with pytest.raises(
         TsugikiError, match=r"other settings: .*epochs \(was 3.0, now 2.0\), max_steps \(was 5, now None\)"
     ):

@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 from tests.tiny import shake, store_of, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.data.blocks import IGNORED, pack
-from tsugiki.fast.document_masking import Collator, find_isolation
+from tsugiki.data.blocks import IGNORE_INDEX, pack
+from tsugiki.fast.document_masking import Collator, detect_document_masking
 from tsugiki.fast.paths import use_fast_paths
-from tsugiki.lora.dropout import silence_dropout
+from tsugiki.lora.dropout import disable_dropout
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.trainer import token_weighted_loss
 
 
 def model_of(kind: str = "gpt2") -> Any:
     model = tiny_model(kind)
-    silence_dropout(model)
+    disable_dropout(model)
     return model
 
 
@@ -28,7 +28,7 @@ def batch(model: Any, size: int = 24) -> dict[str, torch.Tensor]:
     """Four rows with several documents each."""
     generator = torch.Generator().manual_seed(5)
     records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 30, 5, 14, 20, 7, 11)]
-    isolation = find_isolation(model)
+    isolation = detect_document_masking(model)
     blocks = pack(store_of(records), np.arange(7), size, pad=0, share_rows=isolation != "rows")
     return Collator(isolation, model.dtype)([blocks[row] for row in range(4)])
 
@@ -67,7 +67,7 @@ def assert_gradients(model: Any, wanted: dict[str, Any]) -> None:
 def test_gradients_are_those_of_the_whole_logits(kind: str):
     model = model_of(kind)
     inputs = batch(model)
-    count = (inputs["labels"][:, 1:] != IGNORED).sum()
+    count = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
     plain, wanted = plain_gradients(model, inputs, count)
     found = exact(model)
     assert found.head is not None
@@ -139,7 +139,7 @@ def test_bf16_computes_on_a_copy_that_follows_the_weights():
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
 def test_the_copy_keeps_documents_apart_as_the_model_does(kind: str):
     model = model_of(kind)
-    assert find_isolation(replica(model)) == find_isolation(model)
+    assert detect_document_masking(replica(model)) == detect_document_masking(model)
 
 
 def with_threads(count: int, make: Any) -> Any:

@@ -11,7 +11,7 @@ from tests.tiny import TEXT, byte_tokenizer, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.io.progress import RunProgress
 from tsugiki.train.config import RunConfig
-from tsugiki.train.preparation import Prepared, pack_data, read_data
+from tsugiki.train.preparation import PackedDataset, pack_data, read_data
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def works(count: int = 20) -> list[dict[str, Any]]:
     return [{"text": sentence(i, 200 + i), "author": "AB"[i % 2], "title": f"t{i}"} for i in range(count)]
 
 
-def prepare(data: str, kind: str = "gpt2", template: str | None = None, **changes: Any) -> Prepared:
+def prepare(data: str, kind: str = "gpt2", template: str | None = None, **changes: Any) -> PackedDataset:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64, **changes})
@@ -37,7 +37,7 @@ def prepare(data: str, kind: str = "gpt2", template: str | None = None, **change
     return pack_data(config, prepared, tiny_model(kind, vocab_size=257), tokenizer)
 
 
-def learned_sources(prepared: Prepared) -> set[str]:
+def learned_sources(prepared: PackedDataset) -> set[str]:
     store = prepared.blocks.store
     return {store.index.sources[record] for record in prepared.blocks.pieces[:, 2].tolist()}
 

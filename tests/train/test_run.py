@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, store_of, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, trainable_parameters, ungraft
-from tsugiki.data.blocks import IGNORED, Blocks, pack
-from tsugiki.fast.document_masking import find_isolation
+from tsugiki.data.blocks import IGNORE_INDEX, Blocks, pack
+from tsugiki.fast.document_masking import detect_document_masking
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
@@ -78,7 +78,7 @@ def train_blocks(kind: str, blocks: Blocks, out: Path, batch_size: int, grad_acc
     config = RunConfig(
         model="-", data="-", out=str(out), epochs=2, batch_size=batch_size, grad_accum=grad_accum, learning_rate=1e-2
     )
-    trainer = RunTrainer(model, run_module._arguments(config, len(blocks)), blocks, find_isolation(model))
+    trainer = RunTrainer(model, run_module._arguments(config, len(blocks)), blocks, detect_document_masking(model))
     trainer.train()
     return model, trainer
 
@@ -88,7 +88,7 @@ def test_batch_8_is_accumulation_8_also_with_uneven_rows(kind: str, tmp_path: Pa
     blocks = uneven_blocks()
     wide, together = train_blocks(kind, blocks, tmp_path / "a", 8, 1)
     narrow, apart = train_blocks(kind, blocks, tmp_path / "b", 1, 8)
-    assert together.meters.tokens == apart.meters.tokens == 2 * blocks.learned_tokens
+    assert together.meters.tokens == apart.meters.tokens == 2 * blocks.target_tokens
     assert together.meters.nll == pytest.approx(apart.meters.nll, rel=1e-5)
     for (name, a), (_, b) in zip(wide.named_parameters(), narrow.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
@@ -117,7 +117,7 @@ def test_the_run_is_a_plain_loop_with_adamw_and_token_weighted_loss(tmp_path: Pa
         rows = order[step * 4 : step * 4 + 4]
         ids, labels = (torch.stack([blocks[row][name] for row in rows]) for name in ("input_ids", "labels"))
         loss = F.cross_entropy(
-            theirs(input_ids=ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+            theirs(input_ids=ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
         )
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * (8 - step) / 8

@@ -30,7 +30,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import DEFAULT_NAME, active_adapter, add_adapter, base_alone, find_adapter
 from tsugiki.lora.targets import base_modules
 from tsugiki.methods.method import PREFIX
-from tsugiki.methods.table import FORMS, form_of
+from tsugiki.methods.table import FORMATS, format_of
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -64,7 +64,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     """
     folder = Path(path)
     adapter = find_adapter(model, name) if name is not None else active_adapter(model)
-    form = form_of(adapter.config)
+    form = format_of(adapter.config)
     tensors = {key: t.detach().cpu().contiguous() for key, t in form.tensors(model, adapter).items()}
     base = {"name": getattr(model, "name_or_path", None) or None, "fingerprint": base_fingerprint(model)}
     try:
@@ -125,7 +125,7 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_other_bas
         _refuse_another_base(model, folder)
     with base_alone(model):
         try:
-            adapter = form_of(config).empty(model, config, stored.keys())
+            adapter = format_of(config).empty(model, config, stored.keys())
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a slip in the config.
             raise TsugikiError(f"{folder} does not fit this model: {error}") from error
@@ -150,7 +150,7 @@ def read_config(folder: Path) -> Any:
             the result.
     """
     config = read_peft_config(folder)
-    if form_of(config).beside is None or not (folder / BASE_FILE).is_file():
+    if format_of(config).beside is None or not (folder / BASE_FILE).is_file():
         return config
     try:
         return dataclasses.replace(config, **(read_json(folder / BASE_FILE, missing="").get("adapter") or {}))
@@ -166,10 +166,10 @@ def read_peft_config(folder: Path) -> Any:
     """
     path = folder / CONFIG_FILE
     fields = read_config_file(folder)
-    form = FORMS.get(str(fields.get("peft_type")))
+    form = FORMATS.get(str(fields.get("peft_type")))
     if form is None:
         raise TsugikiError(
-            f"{path}: peft_type is {fields.get('peft_type')!r}; those that are loaded here are {', '.join(FORMS)}"
+            f"{path}: peft_type is {fields.get('peft_type')!r}; those that are loaded here are {', '.join(FORMATS)}"
         )
     try:
         return form.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
@@ -234,7 +234,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def _fill(model: nn.Module, adapter: Any, stored: Mapping[str, Tensor], folder: Path) -> None:
     """Copy the stored tensors into the adapter, or say everything that is wrong with them at once."""
-    form = form_of(adapter.config)
+    form = format_of(adapter.config)
     wanted = form.tensors(model, adapter)
     problems = [*misfits(model, wanted, stored), *not_finite(stored)]
     if problems:

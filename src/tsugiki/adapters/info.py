@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.adapters.format import WEIGHTS_FILE, Base, read_base, read_config, read_peft_config, read_weights
-from tsugiki.adapters.lora_weights import sort_tensors
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.adapters.lora_weights import parse_tensors
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import methods_of
 
 
 @dataclass(frozen=True)
-class Facts:
+class AdapterInfo:
     """What an adapter is."""
 
     method: str
@@ -31,7 +31,7 @@ class Facts:
     """When that was written, in seconds since 1970."""
 
 
-def read_facts(folder: Path) -> Facts:
+def read_adapter_info(folder: Path) -> AdapterInfo:
     """The facts of the adapter in a folder; of its numbers none is read.
 
     Raises:
@@ -40,13 +40,13 @@ def read_facts(folder: Path) -> Facts:
     config, tensors = read_config(folder), read_weights(folder)
     ranks, targets = set(), _said_targets(config)
     if isinstance(config, LoraConfig):
-        layers, _, problems = sort_tensors(read_peft_config(folder), tensors)
+        layers, _, problems = parse_tensors(read_peft_config(folder), tensors)
         if problems:
-            raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {listed(problems)}")
+            raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {summarise_list(problems)}")
         ranks = {layer.r for layer in layers.values()}
         targets = sorted({path.rpartition(".")[2] for path in layers})
     status = (folder / WEIGHTS_FILE).stat()
-    return Facts(
+    return AdapterInfo(
         " + ".join(methods_of(config)) or type(config).__name__,
         tuple(sorted(ranks)),
         tuple(targets),

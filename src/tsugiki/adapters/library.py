@@ -9,14 +9,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tsugiki.adapters.format import BASE_FILE, CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
-from tsugiki.adapters.info import Facts, read_facts
+from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder, refuse_taken
 
 _LONGEST = 100  # characters
 _BYTES = 200  # file systems take 255, and what is being written has a longer name
-_COPIED = (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE, RECORD_FILE, "README.md", "LICENSE")
+_COPIED_FILES = (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE, RECORD_FILE, "README.md", "LICENSE")
 _FORBIDDEN = frozenset('/\\:*?"<>|')  # by one system or another
 
 
@@ -53,7 +53,7 @@ class Entry:
 
     name: str
     folder: Path
-    facts: Facts | None
+    facts: AdapterInfo | None
     """None where it is broken."""
     broken: str = ""
     """Why."""
@@ -131,7 +131,7 @@ def add_adapter(source: Path, library: Path, name: str | None = None) -> Path:
         raise TsugikiError(f"{called!r} is in {library} already; give another --name, or remove it first")
     check_adapter(source)
     with new_folder(library / called) as part:
-        for file in _COPIED:
+        for file in _COPIED_FILES:
             if (source / file).is_file():
                 shutil.copy2(source / file, part / file)
     return library / called
@@ -168,7 +168,7 @@ def _entry(folder: Path) -> Entry:
     try:
         if not folder.is_dir():
             raise TsugikiError(f"a link to {folder.readlink()}, where no folder is")
-        return Entry(folder.name, folder, read_facts(folder))
+        return Entry(folder.name, folder, read_adapter_info(folder))
     except TsugikiError as error:
         return Entry(folder.name, folder, None, without_path(str(error), folder))
 

@@ -1,8 +1,8 @@
 """A LoRA adapter as its folder holds it, without any model: what is done to adapters alone is done to this.
 
-    lora = read_lora(folder)
+    lora = read_lora_weights(folder)
     lora.layers["transformer.h.0.attn.c_attn"].A        # [r, in], float32
-    write_lora(lora, out, {"truncated": "to rank 4"})   # a new PEFT folder
+    write_lora_weights(lora, out, {"truncated": "to rank 4"})   # a new PEFT folder
 
 An adapter that PiSSA started is here the LoRA of twice the rank that its file is for PEFT.
 """
@@ -33,7 +33,7 @@ from tsugiki.adapters.format import (
     share_weights,
     write_json,
 )
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
@@ -45,7 +45,7 @@ _PART = re.compile(
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
+class LayerFactors:
     """The update of one layer, ΔW = scaling · B A."""
 
     A: Tensor
@@ -64,12 +64,12 @@ class Factors:
 
 
 @dataclass(frozen=True, eq=False)
-class StoredLora:
+class LoraWeights:
     """A LoRA adapter, its tensors in the dtype of the file."""
 
     config: LoraConfig
     """As PEFT reads it."""
-    layers: Mapping[str, Factors]
+    layers: Mapping[str, LayerFactors]
     """Layer's name in the base -> its update."""
     others: Mapping[str, Tensor]
     """Trained biases and modules, by their names in the file."""
@@ -78,7 +78,7 @@ class StoredLora:
     """PEFT's; None for what is no language model."""
 
 
-def read_lora(folder: Path) -> StoredLora:
+def read_lora_weights(folder: Path) -> LoraWeights:
     """The LoRA adapter in a folder, whole and finite.
 
     Raises:
@@ -89,16 +89,16 @@ def read_lora(folder: Path) -> StoredLora:
     if not isinstance(config, LoraConfig):
         raise TsugikiError(f"{folder} is no LoRA adapter, and this can be done with LoRA's alone")
     tensors = read_weights(folder)
-    layers, others, problems = sort_tensors(config, tensors)
+    layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)
     if problems:
-        raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {listed(problems)}")
-    return StoredLora(config, layers, others, read_base(folder), read_config_file(folder).get("task_type"))
+        raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {summarise_list(problems)}")
+    return LoraWeights(config, layers, others, read_base(folder), read_config_file(folder).get("task_type"))
 
 
-def sort_tensors(
+def parse_tensors(
     config: LoraConfig, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Factors], dict[str, Tensor], list[str]]:
+) -> tuple[dict[str, LayerFactors], dict[str, Tensor], list[str]]:
     """The layers that are whole, the tensors that belong to none, and what is wrong by names, shapes and dtypes."""
     parts: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
@@ -119,7 +119,7 @@ def sort_tensors(
         if problem:
             problems.append(f"{path} {problem}")
         else:
-            layers[path] = Factors(
+            layers[path] = LayerFactors(
                 part["A"], part["B"], config.scaling_of(path), part.get("magnitude"), path in embeddings
             )
     if not parts:
@@ -127,7 +127,7 @@ def sort_tensors(
     return layers, others, problems
 
 
-def write_lora(lora: StoredLora, out: Path, made: Mapping[str, Any]) -> None:
+def write_lora_weights(lora: LoraWeights, out: Path, made: Mapping[str, Any]) -> None:
     """Write a new PEFT folder, whole or not at all. Ranks and scalings are the layers', whatever the config says.
 
     Args:
@@ -142,7 +142,7 @@ def write_lora(lora: StoredLora, out: Path, made: Mapping[str, Any]) -> None:
     tensors |= lora.others
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise TsugikiError(f"the result is not finite in {listed(broken)}; nothing was written")
+        raise TsugikiError(f"the result is not finite in {summarise_list(broken)}; nothing was written")
     fields = dataclasses.asdict(_with_ranks(lora.config, lora.layers))
     del fields["freeze_A"]  # how it was trained, which PEFT has no field for
     common = {"peft_type": "LORA", "task_type": lora.task_type, "base_model_name_or_path": lora.base.name}
@@ -165,7 +165,7 @@ def source(folder: Path) -> dict[str, str]:
     return {"name": folder.resolve().name, "weights": f"sha256:{digest}"}
 
 
-def _tensors(path: str, layer: Factors) -> dict[str, Tensor]:
+def _tensors(path: str, layer: LayerFactors) -> dict[str, Tensor]:
     form = "{}{}.lora_embedding_{}" if layer.embedding else "{}{}.lora_{}.weight"
     tensors = {form.format(PREFIX, path, "A"): layer.A, form.format(PREFIX, path, "B"): layer.B}
     if layer.magnitude is not None:
@@ -173,7 +173,7 @@ def _tensors(path: str, layer: Factors) -> dict[str, Tensor]:
     return tensors
 
 
-def _with_ranks(config: LoraConfig, layers: Mapping[str, Factors]) -> LoraConfig:
+def _with_ranks(config: LoraConfig, layers: Mapping[str, LayerFactors]) -> LoraConfig:
     """The config of these layers: the commonest rank and alpha for all, patterns for the rest."""
     ranks = {path: layer.r for path, layer in layers.items()}
     alphas = {path: _whole(layer.scaling * layer.r) for path, layer in layers.items()}

@@ -19,12 +19,12 @@ from tsugiki.adapters.format import (
     read_peft_config,
     read_weights,
 )
-from tsugiki.adapters.lora_weights import sort_tensors
+from tsugiki.adapters.lora_weights import parse_tensors
 from tsugiki.base.fingerprint import named_fingerprint
-from tsugiki.base.loading import empty_model
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.base.loading import meta_model
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.table import form_of
+from tsugiki.methods.table import format_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def known_base(name: str) -> KnownBase:
     Raises:
         TsugikiError: there is none.
     """
-    return KnownBase(empty_model(name), named_fingerprint(name))
+    return KnownBase(meta_model(name), named_fingerprint(name))
 
 
 def verify(folder: Path, base: KnownBase | None = None) -> list[str]:
@@ -65,7 +65,7 @@ def check_adapter(folder: Path) -> Any:
     """
     problems = find_problems(folder)
     if problems:
-        raise TsugikiError(f"{folder} is no whole adapter: {listed(problems)}")
+        raise TsugikiError(f"{folder} is no whole adapter: {summarise_list(problems)}")
     return read_config(folder)
 
 
@@ -108,7 +108,7 @@ def find_misfits(folder: Path, base: KnownBase) -> list[str]:
     if said.fingerprint and base.fingerprint and said.fingerprint != base.fingerprint:
         problems.append(f"it was trained on another base ({said.name}): the weights differ")
     config, stored = read_peft_config(folder), read_weights(folder)
-    form = form_of(config)
+    form = format_of(config)
     try:
         wanted = form.tensors(base.model, form.empty(base.model, config, stored.keys()))
     except TsugikiError as error:
@@ -120,5 +120,5 @@ def _wrong_tensors(folder: Path, config: object) -> list[str]:
     tensors = read_weights(folder)
     if not tensors:
         return ["it holds no tensor"]
-    of_names = sort_tensors(read_peft_config(folder), tensors)[2] if isinstance(config, LoraConfig) else []
+    of_names = parse_tensors(read_peft_config(folder), tensors)[2] if isinstance(config, LoraConfig) else []
     return [*of_names, *not_finite(tensors)]

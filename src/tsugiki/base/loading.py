@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from tsugiki.base.gguf.conversion_cache import unpacked
+from tsugiki.base.gguf.conversion_cache import converted_folder
 from tsugiki.base.gguf.file import is_gguf
 from tsugiki.errors import TsugikiError
 
@@ -60,14 +60,14 @@ def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
     if precision == "int8":
         from tsugiki.base.quantization import quantise
 
-        quantise(model, torch.bfloat16 if native_arithmetic() == "bf16" else torch.float32)
+        quantise(model, torch.bfloat16 if preferred_compute_dtype() == "bf16" else torch.float32)
     model.eval()
     # The path of an installed package, say, is of no use to anyone who reads an adapter's files.
     model.name_or_path = model.config._name_or_path = name
     return model
 
 
-def empty_model(name: str) -> "PreTrainedModel":
+def meta_model(name: str) -> "PreTrainedModel":
     """The shape of the model called `name`, on torch's meta device: no weights are read, and it computes nothing.
 
     Raises:
@@ -86,7 +86,7 @@ def empty_model(name: str) -> "PreTrainedModel":
     return model.eval()
 
 
-def hollow_model(name: str) -> "PreTrainedModel":
+def placeholder_model(name: str) -> "PreTrainedModel":
     """The shape of the model called `name`, its weights zeros that take no memory: to read an adapter onto.
 
     Raises:
@@ -94,7 +94,7 @@ def hollow_model(name: str) -> "PreTrainedModel":
     """
     import torch
 
-    model = empty_model(name)
+    model = meta_model(name)
     zeros: dict[torch.Tensor, torch.Tensor] = {}  # what was one tensor stays one
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -134,7 +134,7 @@ def default_device() -> "torch.device":
     )
 
 
-def native_arithmetic() -> Arithmetic:
+def preferred_compute_dtype() -> Arithmetic:
     """bf16 where this machine's processor or accelerator multiplies it natively, else fp32."""
     import torch
 
@@ -161,7 +161,7 @@ def local_folder(name: str) -> Path | None:
         return _embedded_folder()
     packed = gguf_path(name)
     if packed is not None:
-        return unpacked(packed)
+        return converted_folder(packed)
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -212,7 +212,7 @@ def _where(name: str) -> tuple[str, bool]:
         return str(folder), True
     packed = gguf_path(name)
     if packed is not None:
-        return str(unpacked(packed)), True
+        return str(converted_folder(packed)), True
     if folder.exists():
         raise TsugikiError(f"{name} is a file; a model is a folder with config.json, a GGUF file, or a hub id")
     if folder.suffix.lower() == ".gguf":

@@ -23,7 +23,15 @@ CONFIG_FILE = "config.json"
 ONE_FILE = "model.safetensors"
 INDEX_FILE = f"{ONE_FILE}.index.json"
 
-_LEFT = (".*", "*.index.json", "README*", "adapter_config.json", "tsugiki.json", "run.json", "trainer_state.json")
+_EXCLUDED_FILES = (
+    ".*",
+    "*.index.json",
+    "README*",
+    "adapter_config.json",
+    "tsugiki.json",
+    "run.json",
+    "trainer_state.json",
+)
 """Of what else is called so: the weights' index is written anew, a model's card is of that model, the rest of a run."""
 
 
@@ -170,4 +178,4 @@ def _belongs(path: Path) -> bool:
     def is_one_of(patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(path.name, pattern) for pattern in patterns)
 
-    return is_one_of(BESIDE_WEIGHTS) and not is_one_of(_LEFT)
+    return is_one_of(BESIDE_WEIGHTS) and not is_one_of(_EXCLUDED_FILES)

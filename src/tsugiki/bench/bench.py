@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.bench import memory
-from tsugiki.bench.contenders import CONTENDERS, DEFAULT, GENERATORS, LIMIT, Contender
+from tsugiki.bench.contenders import CONTENDERS, DEFAULT, GENERATORS, LIMIT, BenchmarkEntry
 from tsugiki.bench.models import SHAPES, read_config
 from tsugiki.bench.plot import plot
 from tsugiki.bench.results import Kind, Results, collect
@@ -61,7 +61,7 @@ def bench(
     return results
 
 
-def chosen(kind: Kind, names: Sequence[str]) -> dict[str, Contender]:
+def chosen(kind: Kind, names: Sequence[str]) -> dict[str, BenchmarkEntry]:
     """The contenders with these names, in the order given.
 
     Raises:
@@ -117,7 +117,7 @@ def _parameters(config: "PretrainedConfig") -> int:
         return sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
 
 
-def _too_large(work: Work, contender: Contender, weights: int) -> str | None:
+def _too_large(work: Work, contender: BenchmarkEntry, weights: int) -> str | None:
     """Why this contender cannot hold the model, if so."""
     float32 = contender.arithmetic == "fp32" or contender.trains_all
     if work.model in SHAPES and not SHAPES[work.model].float32 and float32:

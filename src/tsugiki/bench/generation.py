@@ -8,7 +8,7 @@ import torch
 
 from tsugiki.bench.hugging_face import with_peft
 from tsugiki.bench.models import build
-from tsugiki.bench.work import ALPHA, NEW_TOKENS, RANK, Gate, Work
+from tsugiki.bench.work import ALPHA, NEW_TOKENS, RANK, StepBarrier, Work
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import disable_adapter, graft, ungraft
 from tsugiki.lora.merge import merge
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def by_peft(work: Work, gate: Gate, merged: bool) -> None:
+def by_peft(work: Work, gate: StepBarrier, merged: bool) -> None:
     """PEFT's adapter."""
     model = with_peft(build(work.model, torch.float32))
     _shake(model)
     _generate(model.merge_and_unload() if merged else model, work, gate)
 
 
-def by_tsugiki(work: Work, gate: Gate, state: Literal["on", "off", "merged"]) -> None:
+def by_tsugiki(work: Work, gate: StepBarrier, state: Literal["on", "off", "merged"]) -> None:
     """Tsugiki's adapter."""
     model = build(work.model, torch.float32)
     graft(model, LoraConfig(r=RANK, lora_alpha=ALPHA))
@@ -50,7 +50,7 @@ def _shake(model: Any) -> None:
             parameter.add_(0.01)
 
 
-def _generate(model: "PreTrainedModel", work: Work, gate: Gate) -> None:
+def _generate(model: "PreTrainedModel", work: Work, gate: StepBarrier) -> None:
     model.eval()
     prompt = work.rows(model.config.vocab_size)[: work.batch].to(model.device)
     while True:

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from tsugiki.bench.models import build
-from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, Gate, Work
+from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Work
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.dropout import silence_dropout
+from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.targets import find_targets
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _TRIALS = 2
 class GateCallback(TrainerCallback):  # type: ignore[misc]
     """Lets a trainer take one step at a time."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: StepBarrier) -> None:
         self.gate = gate
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -53,7 +53,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         return {"input_ids": row, "labels": row} | ({"attention_mask": torch.ones_like(row)} if self.mask else {})
 
 
-def chapter(work: Work, gate: Gate) -> None:
+def chapter(work: Work, gate: StepBarrier) -> None:
     """The chapter's script, but for accumulation. Without an accelerator its fp16=True is taken, and float32 stays."""
     model = build(work.model, torch.float32)
     rows = Rows(work.rows(model.config.vocab_size), mask=True)
@@ -71,7 +71,7 @@ def chapter(work: Work, gate: Gate) -> None:
         _train(Trainer(model=with_peft(model), args=settings, train_dataset=rows, **_COLLATED), gate)
 
 
-def peft(work: Work, gate: Gate, dtype: torch.dtype, autocast: bool = False) -> None:
+def peft(work: Work, gate: StepBarrier, dtype: torch.dtype, autocast: bool = False) -> None:
     """An adapter by PEFT on a base without dropout; A and B are float32, as PEFT keeps them."""
     model = _without_dropout(work, dtype)
     rows = work.rows(model.config.vocab_size)
@@ -83,7 +83,7 @@ def peft(work: Work, gate: Gate, dtype: torch.dtype, autocast: bool = False) -> 
         _train(Trainer(model=grafted, args=settings, train_dataset=Rows(rows), **_COLLATED), gate)
 
 
-def sft(work: Work, gate: Gate, checkpointing: bool) -> None:
+def sft(work: Work, gate: StepBarrier, checkpointing: bool) -> None:
     """TRL: its loss is computed from hidden states in pieces, by its fused head, on a processor too."""
     from datasets import Dataset as Table
     from trl import SFTConfig, SFTTrainer
@@ -118,7 +118,7 @@ def sft(work: Work, gate: Gate, checkpointing: bool) -> None:
         _train(trainer, gate)
 
 
-def full(work: Work, gate: Gate, autocast: bool) -> None:
+def full(work: Work, gate: StepBarrier, autocast: bool) -> None:
     """Trainer on every weight, without dropout."""
     model = _without_dropout(work, torch.float32)
     rows = work.rows(model.config.vocab_size)
@@ -190,7 +190,7 @@ def _settings(work: Work, folder: str, **own: Any) -> TrainingArguments:
 
 def _without_dropout(work: Work, dtype: torch.dtype) -> "PreTrainedModel":
     model = build(work.model, dtype)
-    silence_dropout(model)
+    disable_dropout(model)
     return model
 
 
@@ -212,6 +212,6 @@ def _forward_and_backward(model: "PreTrainedModel", rows: Tensor) -> float:
     return time.perf_counter() - began
 
 
-def _train(trainer: Trainer, gate: Gate) -> None:
+def _train(trainer: Trainer, gate: StepBarrier) -> None:
     trainer.add_callback(GateCallback(gate))
     trainer.train()

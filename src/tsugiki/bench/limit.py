@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tsugiki.bench.models import read_config
-from tsugiki.bench.work import RANK, WARM_UP, Gate, Work
+from tsugiki.bench.work import RANK, WARM_UP, StepBarrier, Work
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
 from tsugiki.lora.targets import find_targets
-from tsugiki.train.threads import side_by_side
+from tsugiki.train.threads import run_in_threads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -69,7 +69,7 @@ class Product:
         return replace(self, m=min(self.m, _LARGE), k=min(self.k, _LARGE), n=min(self.n, _LARGE))
 
 
-def limit(work: Work, gate: Gate) -> None:
+def limit(work: Work, gate: StepBarrier) -> None:
     """Look for the fastest ways while others warm up, then measure; what a step tells is the best of all so far."""
     if torch.accelerator.is_available():
         raise TsugikiError("the limit is measured for processors only, and there is an accelerator")
@@ -263,7 +263,7 @@ def _measured(shares: Sequence[Pairs], outs: Sequence[Tensor], repeats: int) -> 
     """Seconds of so many rounds of every share's products, the shares side by side."""
     tasks = [partial(_multiply, share, out, repeats) for share, out in zip(shares, outs, strict=True)]
     began = time.perf_counter()
-    side_by_side(tasks)
+    run_in_threads(tasks)
     return time.perf_counter() - began
 
 

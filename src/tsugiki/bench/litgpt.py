@@ -11,7 +11,7 @@ import torch
 from tsugiki.base.loading import EMBEDDED, local_folder
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_config
-from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, Gate, Work
+from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Work
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LLAMAS = ("llama", "qwen3")
 
 
-def litgpt(work: Work, gate: Gate) -> None:
+def litgpt(work: Work, gate: StepBarrier) -> None:
     """`litgpt finetune_lora` on random weights of the same shape, with pairs on every projection.
 
     Raises:
@@ -80,7 +80,7 @@ _LORA: dict[str, Any] = {
 class _Rows:
     """What LitGPT takes for a data loader; with a gate, each step ends where the next batch is asked for."""
 
-    def __init__(self, rows: Any, gate: Gate | None = None) -> None:
+    def __init__(self, rows: Any, gate: StepBarrier | None = None) -> None:
         self.rows, self.gate = rows, gate
         self.dataset = [{"input_ids": row} for batch in rows for row in batch]
 

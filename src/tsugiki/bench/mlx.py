@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_config
-from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, Gate, Work
+from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Work
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
 
 
-def mlx_lm(work: Work, gate: Gate) -> None:
+def mlx_lm(work: Work, gate: StepBarrier) -> None:
     """`mlx_lm.lora` on random weights of the same shape, with pairs on the layers that Tsugiki grafts."""
     import mlx.core as mx
     from mlx import optimizers

@@ -43,7 +43,7 @@ class Process:
         """Memory after the last."""
 
     def step(self) -> dict[str, Any]:
-        """Let it take one step; returns what it says of it (`Gate.end`).
+        """Let it take one step; returns what it says of it (`StepBarrier.end`).
 
         Raises:
             Failed: it did not come through.

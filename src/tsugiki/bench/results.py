@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tsugiki.adapters.format import read_json, write_json
-from tsugiki.bench.contenders import CONTENDERS, GENERATORS, Contender
+from tsugiki.bench.contenders import CONTENDERS, GENERATORS, BenchmarkEntry
 from tsugiki.bench.runner import Measured
 from tsugiki.bench.work import NEW_TOKENS, Work
 from tsugiki.errors import TsugikiError
@@ -114,7 +114,7 @@ def _median(one: Measured, tokens: int) -> float:
 
 
 def _row(
-    one: Measured, contender: Contender, tokens: int, base: float | None, limits: Mapping[str, Mapping[str, Any]]
+    one: Measured, contender: BenchmarkEntry, tokens: int, base: float | None, limits: Mapping[str, Mapping[str, Any]]
 ) -> Row:
     speeds = [tokens / seconds for seconds in one.seconds] if not one.problem else []
     middle = _median(one, tokens) if speeds else None

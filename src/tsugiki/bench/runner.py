@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tsugiki.bench import memory
-from tsugiki.bench.contenders import Contender
+from tsugiki.bench.contenders import BenchmarkEntry
 from tsugiki.bench.process import Failed, Process
 from tsugiki.bench.work import WARM_UP, Work
 
@@ -57,7 +57,9 @@ class Measured:
             self.limits += [answer["limits"]] if "limits" in answer else []
 
 
-def measure(contenders: Mapping[str, Contender], work: Work, rounds: int, say: Callable[[str], None]) -> list[Measured]:
+def measure(
+    contenders: Mapping[str, BenchmarkEntry], work: Work, rounds: int, say: Callable[[str], None]
+) -> list[Measured]:
     """Measure these contenders.
 
     Args:

@@ -91,7 +91,7 @@ def page(results: Results) -> str:
     return "\n".join([f"{line}\n" for line in results_lines(results)] + [markdown(results_table(results))])
 
 
-def filled(text: str, folder: Path, language: Language) -> str:
+def fill_template(text: str, folder: Path, language: Language) -> str:
     """A guide with its tables as the files have them.
 
     Args:
@@ -141,7 +141,7 @@ def main(*guides: str) -> None:
     for guide in guides:
         file = Path(guide)
         text = file.read_text(encoding="utf-8")
-        file.write_text(filled(text, file.parent, guide_language(file)), encoding="utf-8")
+        file.write_text(fill_template(text, file.parent, guide_language(file)), encoding="utf-8")
 
 
 def guide_language(file: Path) -> Language:

@@ -11,12 +11,12 @@ from tsugiki.base.loading import EMBEDDED, load_tokenizer
 from tsugiki.base.quantization import quantise
 from tsugiki.bench.hugging_face import ENDLESS, GateCallback
 from tsugiki.bench.models import build
-from tsugiki.bench.work import Gate, Work
+from tsugiki.bench.work import StepBarrier, Work
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import Index, TokenStore
-from tsugiki.fast.document_masking import find_isolation
+from tsugiki.fast.document_masking import detect_document_masking
 from tsugiki.train.config import FULL, RunConfig, validated
-from tsugiki.train.preparation import Prepared
+from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import Ready, begin_training
 from tsugiki.train.ways import frozen_precision
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def run(work: Work, gate: Gate, **settings: Any) -> None:
+def run(work: Work, gate: StepBarrier, **settings: Any) -> None:
     """A run with these settings on rows of a document each."""
     with TemporaryDirectory() as folder:
         given = {
@@ -41,8 +41,8 @@ def run(work: Work, gate: Gate, **settings: Any) -> None:
         config = validated(RunConfig, given, None)
         model = _base(config)
         blocks = _blocks(work, model.config.vocab_size)
-        prepared = Prepared(blocks, [], [], find_isolation(model), {}, [])
-        record = RunRecord(config.recorded())
+        prepared = PackedDataset(blocks, [], [], detect_document_masking(model), {}, [])
+        record = RunRecord(config.to_record())
         trainer = begin_training(config, Ready(model, load_tokenizer(EMBEDDED), prepared), record)
         gate.note(**{name: str(value) for name, value in record.choices.items() if name in _TOLD})
         trainer.add_callback(GateCallback(gate))
@@ -75,7 +75,7 @@ def _blocks(work: Work, vocabulary: int) -> Blocks:
         characters=np.full(rows, length),
         digests=np.zeros((rows, 16), np.uint8),
         signatures=np.zeros((rows, 1), np.uint32),
-        cuttable=np.ones(rows, bool),
+        splittable=np.ones(rows, bool),
         sources=["random"] * rows,
         fields=[{}] * rows,
     )

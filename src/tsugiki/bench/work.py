@@ -46,7 +46,7 @@ class Stopped(BaseException):
     """The parent wants no more steps. No `Exception`, since trainers catch those."""
 
 
-class Gate:
+class StepBarrier:
     """Where a contender waits before each of its steps until it is told to go.
 
     Args:

@@ -1,7 +1,7 @@
 """One contender in a process of its own: `python -m tsugiki.bench.worker NAME '{"model": …}'`.
 
-Each line `step` on standard input is answered by a line of JSON on standard output; see `Gate` for what it says. What
-libraries print goes to standard error.
+Each line `step` on standard input is answered by a line of JSON on standard output; see `StepBarrier` for what it says.
+What libraries print goes to standard error.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from tsugiki.bench.contenders import CONTENDERS, GENERATORS, LIMIT
-from tsugiki.bench.work import Gate, Stopped, Work
+from tsugiki.bench.work import StepBarrier, Stopped, Work
 
 JOBS = {**CONTENDERS, **GENERATORS, "limit": LIMIT}
 
@@ -24,7 +24,7 @@ def main(name: str, work: str) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
     try:
-        JOBS[name].run(Work(**json.loads(work)), Gate(sys.stdin.readline, send))
+        JOBS[name].run(Work(**json.loads(work)), StepBarrier(sys.stdin.readline, send))
     except Stopped:
         pass
     except Exception as error:

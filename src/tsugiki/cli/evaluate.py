@@ -40,10 +40,10 @@ def evaluate_command(
 
     from tsugiki.cli.summary import print_evaluations
     from tsugiki.io.progress import RunProgress
-    from tsugiki.train.evaluation.targets import evaluate_subjects, subjects
+    from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
 
-    chosen = subjects(model or [], adapter or [])
-    results = evaluate_subjects(chosen, data, assistant_turns.value, characters, allow_other_base, RunProgress())
+    chosen = evaluation_targets(model or [], adapter or [])
+    results = evaluate_targets(chosen, data, assistant_turns.value, characters, allow_other_base, RunProgress())
     if as_json:
         for subject, result in zip(chosen, results, strict=True):
             names = {"model": subject.model, "adapter": subject.called or None}

@@ -9,7 +9,7 @@ from rich.table import Table
 from tsugiki.adapters.format import WEIGHTS_FILE
 from tsugiki.cli.tables import print_table
 from tsugiki.report.formatting import with_interval
-from tsugiki.report.run import held_out_table, sureness
+from tsugiki.report.run import describe_change, held_out_table
 from tsugiki.train.evaluation.evaluate import Evaluation
 from tsugiki.train.evaluation.interval import Interval
 from tsugiki.train.evaluation.targets import change_against
@@ -26,7 +26,7 @@ def print_summary(record: RunRecord, page: Path) -> None:
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     print_table(
         held_out_table(record),
-        f"change: {sureness(record)}",
+        f"change: {describe_change(record)}",
         f"{training['steps']:,} steps, {training['tokens']:,} tokens in {training['seconds']:,.0f} s "
         f"({training['tokens_per_second']:,.0f} tokens/s), peak memory {training['peak_memory'] / 1e9:.2f} GB",
         f"{kind}: {out} ({size / 1e6:.2f} MB); page: {page}",

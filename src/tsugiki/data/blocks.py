@@ -23,16 +23,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tsugiki.data.store import TokenStore
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a token that is not learned, as in transformers."""
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Piece:
+class Segment:
     """A stretch of one record's tokens in a row: from `start` in the store, `length` of them."""
 
     start: int
@@ -53,10 +53,10 @@ class Blocks(Dataset[dict[str, Tensor]]):
     pad: int
     """The token that fills up a row; never learned."""
     pieces: Integers
-    """[pieces, 5]: the fields of `Piece`, in the order of the rows."""
+    """[pieces, 5]: the fields of `Segment`, in the order of the rows."""
     rows: Integers
     """[rows + 1]: row i has the pieces from rows[i] to rows[i + 1]."""
-    learned_tokens: int
+    target_tokens: int
     """Tokens learned in one pass."""
     cut_tokens: int
     """Tokens of prompts and conversations that did not fit and are left out."""
@@ -70,7 +70,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         ids = torch.full((self.block_size,), self.pad)
-        labels = torch.full((self.block_size,), IGNORED)
+        labels = torch.full((self.block_size,), IGNORE_INDEX)
         positions = torch.zeros(self.block_size, dtype=torch.int64)
         filled = 0
         for piece in self.row(index):
@@ -79,18 +79,20 @@ class Blocks(Dataset[dict[str, Tensor]]):
             ids[here] = torch.from_numpy(self.store.ids[there].astype(np.int64))
             learned = torch.from_numpy(self.store.learned[there].copy())
             learned[0] = False  # what stands before it is another document's, or nothing
-            labels[here] = torch.where(learned, ids[here], IGNORED)
+            labels[here] = torch.where(learned, ids[here], IGNORE_INDEX)
             positions[here] = torch.arange(piece.length)
             filled += piece.length
         positions[filled:] = torch.arange(self.block_size - filled)
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
-    def row(self, index: int) -> list[Piece]:
+    def row(self, index: int) -> list[Segment]:
         """What row `index` is made of."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         fields = self.pieces[self.rows[index] : self.rows[index + 1]].tolist()
-        return [Piece(start, length, record, bool(first), bool(last)) for start, length, record, first, last in fields]
+        return [
+            Segment(start, length, record, bool(first), bool(last)) for start, length, record, first, last in fields
+        ]
 
     @property
     def tokens(self) -> int:
@@ -120,30 +122,30 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
     Raises:
         TsugikiError: prompts so long that nothing of their answers is left in a row; the message names them.
     """
-    flat = array("q")  # the fields of `Piece`, one after another: objects would take too much memory
-    cut_tokens = cut_records = split_records = learned_tokens = 0
+    flat = array("q")  # the fields of `Segment`, one after another: objects would take too much memory
+    cut_tokens = cut_records = split_records = target_tokens = 0
     unlearnable: list[str] = []
     for record in records.tolist():
         start, end = store.offsets[record].item(), store.offsets[record + 1].item()
-        if store.index.cuttable[record]:
+        if store.index.splittable[record]:
             for first in range(start, max(end - 1, start + 1), block_size - 1):
                 last = first + block_size >= end
                 flat.extend((first, min(block_size, end - first), record, first == start, last))
             split_records += end - start > block_size
-            learned_tokens += end - start - 1
+            target_tokens += end - start - 1
         else:
             length = min(end - start, block_size)
             flat.extend((start, length, record, True, length == end - start))
             cut_records += length < end - start
             cut_tokens += end - start - length
             learned = int(store.learned[start + 1 : start + length].sum())
-            learned_tokens += learned
+            target_tokens += learned
             if not learned:
                 unlearnable.append(store.index.sources[record])
     if unlearnable:
         raise TsugikiError(
-            f"{listed(unlearnable)}: the prompt alone fills a block of {block_size} tokens, nothing is left to learn; "
-            "choose a larger --block-size, or shorten or remove it"
+            f"{summarise_list(unlearnable)}: the prompt alone fills a block of {block_size} tokens, and nothing is "
+            "left to learn; choose a larger --block-size, or shorten or remove it"
         )
     pieces = np.array(flat, np.int64).reshape(-1, 5)
     rows = best_fit(pieces[:, 1].tolist(), block_size) if share_rows else [[number] for number in range(len(pieces))]
@@ -153,7 +155,7 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
         pad=pad,
         pieces=pieces[[number for row in rows for number in row]],
         rows=np.cumsum([0, *map(len, rows)], dtype=np.int64),
-        learned_tokens=learned_tokens,
+        target_tokens=target_tokens,
         cut_tokens=cut_tokens,
         cut_records=cut_records,
         split_records=split_records,

@@ -29,7 +29,7 @@ class Encoded:
     learned: list[bool]
 
     @property
-    def learned_tokens(self) -> int:
+    def target_tokens(self) -> int:
         """How many tokens are learned; 0 where a conversation has no turn to learn."""
         return sum(self.learned)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.records import Document
 from tsugiki.data.store import Index
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
@@ -138,9 +138,9 @@ def _matching(index: Index, condition: Condition) -> Integers:
         return np.array(matching, np.int64)
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
     if values:
-        raise TsugikiError(f"no record has {condition.field}={condition.value}; there are {listed(values)}")
+        raise TsugikiError(f"no record has {condition.field}={condition.value}; there are {summarise_list(values)}")
     known = sorted({name for fields in index.fields for name in fields})
     raise TsugikiError(
         f"no record has a field {condition.field}; "
-        + (f"the data has {listed(known)}" if known else "the data has none, so hold out a share or a file")
+        + (f"the data has {summarise_list(known)}" if known else "the data has none, so hold out a share or a file")
     )

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from tsugiki.data.duplicates import signature
 from tsugiki.data.encoding import document_end, document_start, encode_records
 from tsugiki.data.records import AssistantTurns, Conversation, Document, Record
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ class Index:
     """uint8 [records, 16], the beginning of the text's SHA-256."""
     signatures: Array
     """[records, …], see `duplicates.signature`."""
-    cuttable: Array
+    splittable: Array
     """bool [records]: a document, which goes on in another row where it is too long; else it is cut off."""
     sources: list[str]
     fields: list[Mapping[str, str]]
@@ -128,7 +128,7 @@ class _Rows:
         self.characters: list[int] = []
         self.digests = bytearray()
         self.signatures: list[Array] = []
-        self.cuttable: list[bool] = []
+        self.splittable: list[bool] = []
         self.sources: list[str] = []
         self.fields: list[Mapping[str, str]] = []
 
@@ -136,7 +136,7 @@ class _Rows:
         self.characters.append(len(record.text))
         self.digests += hashlib.sha256(record.text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST]
         self.signatures.append(signature(_compared(record)))
-        self.cuttable.append(isinstance(record, Document))
+        self.splittable.append(isinstance(record, Document))
         self.sources.append(record.source)
         self.fields.append(record.fields)
 
@@ -145,7 +145,7 @@ class _Rows:
             characters=np.array(self.characters, np.int64),
             digests=np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, _DIGEST),
             signatures=np.stack(self.signatures),
-            cuttable=np.array(self.cuttable, np.bool_),
+            splittable=np.array(self.splittable, np.bool_),
             sources=self.sources,
             fields=self.fields,
         )
@@ -166,7 +166,7 @@ def _write(
     with (folder / "ids.bin").open("wb") as ids, (folder / "learned.bin").open("wb") as learned:
         for batch in _batches(records):
             for record, encoded in zip(batch, encode_records(tokenizer, batch, turns), strict=True):
-                if not encoded.learned_tokens:
+                if not encoded.target_tokens:
                     nothing.append(record.source)
                 rows.add(record)
                 lengths.append(len(encoded.ids))
@@ -174,7 +174,9 @@ def _write(
                 learned.write(np.array([False, *encoded.learned[1:]], np.bool_).tobytes())
             advance(len(batch))
     if nothing:
-        raise TsugikiError(f"{listed(nothing)}: there is nothing to learn; take it out, or give it an answer to learn")
+        raise TsugikiError(
+            f"{summarise_list(nothing)}: there is nothing to learn; take it out, or give it an answer to learn"
+        )
     index = rows.index()
     with (folder / "records.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
         for source, fields in zip(index.sources, index.fields, strict=True):
@@ -185,7 +187,7 @@ def _write(
             "characters": index.characters,
             "digests": index.digests,
             "signatures": index.signatures,
-            "cuttable": index.cuttable,
+            "cuttable": index.splittable,
         },
         folder / "index.safetensors",
     )
@@ -204,7 +206,7 @@ def _read(folder: Path) -> TokenStore:
             characters=tensors["characters"],
             digests=tensors["digests"],
             signatures=tensors["signatures"],
-            cuttable=tensors["cuttable"],
+            splittable=tensors["cuttable"],
             sources=[source for source, _ in described],
             fields=[fields for _, fields in described],
         ),

@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from tsugiki.adapters.format import Base
-from tsugiki.adapters.lora_weights import StoredLora, read_lora, write_lora
+from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
 from tsugiki.base.gguf.file import read_header
-from tsugiki.base.loading import empty_model
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.base.loading import meta_model
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.adapter_file import Stored, read_gguf_adapter, write_gguf_adapter
 from tsugiki.export.layout import HEAD, TABLE, gguf_names, layout_of
 from tsugiki.export.loaders import is_another_base, llama_cpp_refusals
@@ -57,7 +57,7 @@ def export_gguf_adapter(
         TsugikiError: llama.cpp would refuse the adapter or compute something else, it does not fit the base, or a file
             is there already or cannot be written.
     """
-    lora = read_lora(folder)
+    lora = read_lora_weights(folder)
     name = model_name or lora.base.name
     if name is None:
         raise TsugikiError(f"{folder} does not say what base it was trained on; name it (--model)")
@@ -66,7 +66,7 @@ def export_gguf_adapter(
             f"{folder} was trained on another base ({lora.base.name}) than {name}: their weights differ; "
             "--allow-other-base exports it all the same"
         )
-    model = empty_model(name)
+    model = meta_model(name)
     problems = llama_cpp_refusals(lora, model)
     if problems:
         raise TsugikiError(
@@ -89,7 +89,7 @@ def export_gguf_adapter(
     return Exported(len(lora.layers), shown, alpha, out.stat().st_size, beside)
 
 
-def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_other_base: bool = False) -> StoredLora:
+def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_other_base: bool = False) -> LoraWeights:
     """Write the LoRA adapter in a GGUF file as the new PEFT folder `out`.
 
     Args:
@@ -102,14 +102,14 @@ def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_other_b
         TsugikiError: no LoRA adapter, a broken one, or one that does not fit the base; `out` is there already or cannot
             be written.
     """
-    lora = read_gguf_adapter(file, empty_model(model_name))
+    lora = read_gguf_adapter(file, meta_model(model_name))
     if not allow_other_base and is_another_base(lora.base.fingerprint, model_name):
         raise TsugikiError(
             f"{file} was made for another base ({lora.base.name}) than {model_name}: their weights differ; "
             "--allow-other-base imports it all the same"
         )
     lora = dataclasses.replace(lora, base=Base(model_name, lora.base.fingerprint))
-    write_lora(lora, out, {"imported from": file.name})
+    write_lora_weights(lora, out, {"imported from": file.name})
     return lora
 
 
@@ -139,4 +139,4 @@ def check_gguf_base(file: Path, model: nn.Module, layers: Collection[str]) -> No
     if TABLE in (names[path] for path in layers) and f"{HEAD}.weight" not in shapes:
         problems.append(f"its head is its {TABLE}, of which llama.cpp takes no adapter")
     if problems:
-        raise TsugikiError(f"{file} is another base: {listed(problems)}")
+        raise TsugikiError(f"{file} is another base: {summarise_list(problems)}")

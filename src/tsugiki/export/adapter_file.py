@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.format import Base
-from tsugiki.adapters.lora_weights import Factors, StoredLora
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.base.gguf.file import GgufHeader, read_header
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.layout import TABLE, gguf_names, layout_of, row_order
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
@@ -37,7 +37,7 @@ _BASE_NAME = "general.base_model.0.name"
 _ALPHA = "adapter.lora.alpha"
 
 
-def write_gguf_adapter(lora: StoredLora, model: nn.Module, out: Path, stored: Stored = "f32") -> float:
+def write_gguf_adapter(lora: LoraWeights, model: nn.Module, out: Path, stored: Stored = "f32") -> float:
     """Write an adapter for llama.cpp to the file `out` (`folders.new_file` lets it appear whole or not at all).
 
     Args:
@@ -84,7 +84,7 @@ def write_gguf_adapter(lora: StoredLora, model: nn.Module, out: Path, stored: St
     return alpha
 
 
-def read_gguf_adapter(file: Path, model: Any) -> StoredLora:
+def read_gguf_adapter(file: Path, model: Any) -> LoraWeights:
     """The LoRA adapter in a GGUF file, for `model`, its base; the shape alone, on the meta device, is enough.
 
     Raises:
@@ -92,15 +92,15 @@ def read_gguf_adapter(file: Path, model: Any) -> StoredLora:
     """
     header = read_header(file)
     _refuse_another_kind(header, file, layout_of(model).name)
-    layers = _layers(file, _said(header, _ALPHA, float, file) or 0.0, _read_tensors(file), model)
+    layers = _layers(file, _non_defaults(header, _ALPHA, float, file) or 0.0, _read_tensors(file), model)
     modules = dict(base_modules(model))
     targets = {path: modules[path] for path in layers}
     config = LoraConfig(
         target_modules=shortest_names(model, LoraConfig(), targets),
         fan_in_fan_out=any(is_conv1d(layer) for layer in targets.values()),
     )
-    base = Base(_said(header, _BASE_NAME, str, file), _said(header, _FINGERPRINT, str, file))
-    return StoredLora(config, layers, {}, base, "CAUSAL_LM")
+    base = Base(_non_defaults(header, _BASE_NAME, str, file), _non_defaults(header, _FINGERPRINT, str, file))
+    return LoraWeights(config, layers, {}, base, "CAUSAL_LM")
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         raise TsugikiError(f"{file} is broken: {' '.join(str(error).split())[:200]}") from error
 
 
-def _said(header: GgufHeader, key: str, kind: type[T], file: Path) -> T | None:
+def _non_defaults(header: GgufHeader, key: str, kind: type[T], file: Path) -> T | None:
     """The value of a key; None where it is not there.
 
     Raises:
@@ -128,18 +128,18 @@ def _said(header: GgufHeader, key: str, kind: type[T], file: Path) -> T | None:
 
 
 def _refuse_another_kind(header: GgufHeader, file: Path, architecture: str) -> None:
-    kind, method = _said(header, "general.type", str, file), _said(header, "adapter.type", str, file)
+    kind, method = _non_defaults(header, "general.type", str, file), _non_defaults(header, "adapter.type", str, file)
     if kind != "adapter":
         raise TsugikiError(f"{file} is no adapter: its general.type is {kind!r}")
     if method != "lora":
         raise TsugikiError(f"{file} is an adapter of type {method!r}; LoRA's alone are read")
     if "adapter.alora.invocation_tokens" in header.metadata:
         raise TsugikiError(f"{file} is an aLoRA, which works from certain tokens on; such adapters are not read")
-    if (theirs := _said(header, "general.architecture", str, file)) != architecture:
+    if (theirs := _non_defaults(header, "general.architecture", str, file)) != architecture:
         raise TsugikiError(f"{file} is for a base of architecture {theirs!r}, and this one is {architecture!r}")
 
 
-def _layers(file: Path, alpha: float, found: Mapping[str, Tensor], model: Any) -> dict[str, Factors]:
+def _layers(file: Path, alpha: float, found: Mapping[str, Tensor], model: Any) -> dict[str, LayerFactors]:
     """The update of each layer, from the tensors of a file."""
     layers, problems, rest = {}, [], dict(found)
     modules = dict(base_modules(model))
@@ -156,22 +156,26 @@ def _layers(file: Path, alpha: float, found: Mapping[str, Tensor], model: Any) -
             continue
         order = row_order(model, path, len(B))
         B = B if order is None else B[order.argsort()]
-        layers[path] = Factors(A, B, alpha / len(A) if alpha else 1.0, embedding=name == TABLE)
+        layers[path] = LayerFactors(A, B, alpha / len(A) if alpha else 1.0, embedding=name == TABLE)
     problems += [f"{name} belongs nowhere" for name in rest]
     if not problems and not layers:
         problems.append("it holds no lora_a and lora_b")
     if problems:
-        raise TsugikiError(f"{file} does not fit this model: {listed(problems)}; was it made for another base?")
+        raise TsugikiError(f"{file} does not fit this model: {summarise_list(problems)}; was it made for another base?")
     return layers
 
 
-def _refuse_misfits(layers: Mapping[str, Factors], names: Mapping[str, str], modules: Mapping[str, nn.Module]) -> None:
+def _refuse_misfits(
+    layers: Mapping[str, LayerFactors], names: Mapping[str, str], modules: Mapping[str, nn.Module]
+) -> None:
     problems = [f"{path} is no layer of it that llama.cpp adapts" for path in layers if path not in names]
     for path, layer in layers.items():
         wrong = _misfit(layer.A, layer.B, modules[path]) if path in names else ""
         problems += [f"{path} {wrong}"] if wrong else []
     if problems:
-        raise TsugikiError(f"the adapter does not fit this base: {listed(problems)}; was it trained on another?")
+        raise TsugikiError(
+            f"the adapter does not fit this base: {summarise_list(problems)}; was it trained on another?"
+        )
 
 
 def _misfit(A: Tensor, B: Tensor, layer: nn.Module) -> str:
@@ -182,7 +186,7 @@ def _misfit(A: Tensor, B: Tensor, layer: nn.Module) -> str:
     return f"has A {list(A.shape)} and B {list(B.shape)}, and the layer takes {into} and gives {out} features"
 
 
-def _alpha(layer: Factors) -> float:
+def _alpha(layer: LayerFactors) -> float:
     return layer.scaling * layer.r
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.layout import neighbours
 
 Config: TypeAlias = Any
@@ -71,7 +71,7 @@ def architecture_of(config: Config) -> Architecture:
     if not row.own_head and not config.tie_word_embeddings:
         problems.append("tie_word_embeddings is False (llama.cpp takes the embedding as its head)")
     if problems:
-        raise TsugikiError(f"llama.cpp's {row.name} cannot carry this model: {listed(problems)}")
+        raise TsugikiError(f"llama.cpp's {row.name} cannot carry this model: {summarise_list(problems)}")
     return row
 
 

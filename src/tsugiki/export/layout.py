@@ -112,7 +112,7 @@ def gguf_names(model: Any) -> dict[str, str]:
     return {path: name for path, name in _all_names(model).items() if _ADAPTED.fullmatch(name)}
 
 
-def why_not_adapted(model: Any, path: str) -> str:
+def unsupported_reason(model: Any, path: str) -> str:
     """Why llama.cpp computes no adapter of this layer, which is not among `gguf_names`.
 
     Raises:

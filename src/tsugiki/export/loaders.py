@@ -13,22 +13,22 @@ from typing import Any, Literal, TypeAlias, get_args
 from torch import nn
 
 from tsugiki.adapters.format import read_base, read_peft_config
-from tsugiki.adapters.lora_weights import StoredLora, read_lora
+from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
 from tsugiki.base.fingerprint import named_fingerprint
-from tsugiki.base.loading import empty_model
-from tsugiki.errors import TsugikiError, listed
-from tsugiki.export.layout import gguf_names, layout_of, why_not_adapted
+from tsugiki.base.loading import meta_model
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.export.layout import gguf_names, layout_of, unsupported_reason
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_targets
-from tsugiki.methods.method import PREFIX, Form
-from tsugiki.methods.table import METHODS, form_of
+from tsugiki.methods.method import PREFIX, AdapterFormat
+from tsugiki.methods.table import METHODS, format_of
 
 Loader: TypeAlias = Literal["llama.cpp", "ollama", "peft", "vllm"]
 
 _RANKS_OF_VLLM = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 _DEFAULT_RANK_OF_VLLM = 16
-_ENDS = frozenset(
+_EMBEDDING_AND_HEAD_NAMES = frozenset(
     {"lm_head", "embed_out", "wte", "wpe", "embed_tokens", "embed_in"}
 )  # tables and heads, by their names
 _MERGE = "export it merged, as a whole model, instead"
@@ -58,10 +58,10 @@ def refusals(loader: str, folder: Path, model: str | None = None) -> list[str]:
     if not isinstance(config, LoraConfig):
         return problems + _llama_cpp_method(config) + _ollama(loader)
     try:
-        shape = empty_model(model or base.name or "")
+        shape = meta_model(model or base.name or "")
     except TsugikiError as error:
         return [*problems, f"its base decides whether llama.cpp takes it: {error}", *_ollama(loader)]
-    return problems + llama_cpp_refusals(read_lora(folder), shape) + _ollama(loader)
+    return problems + llama_cpp_refusals(read_lora_weights(folder), shape) + _ollama(loader)
 
 
 def refusals_before_training(loader: str, config: Any, model: nn.Module) -> list[str]:
@@ -70,7 +70,7 @@ def refusals_before_training(loader: str, config: Any, model: nn.Module) -> list
     Args:
         loader: llama.cpp, ollama, peft or vllm.
         config: the adapter's settings, of any method.
-        model: the base; its shape alone (`models.empty_model`) is enough.
+        model: the base; its shape alone (`models.meta_model`) is enough.
 
     Raises:
         TsugikiError: no such loader, or settings that do not fit the model.
@@ -85,19 +85,19 @@ def refusals_before_training(loader: str, config: Any, model: nn.Module) -> list
     return _llama_cpp(model, targets, whole, config.use_dora) + _ollama(loader)
 
 
-def llama_cpp_refusals(lora: StoredLora, model: nn.Module) -> list[str]:
+def llama_cpp_refusals(lora: LoraWeights, model: nn.Module) -> list[str]:
     """Why llama.cpp will not compute this adapter of `model`, whose shape alone is enough; none: it will."""
     whole = [key.removeprefix(PREFIX) for key in lora.others if not _is_frozen_copy(key, lora)]
     dora = any(layer.magnitude is not None for layer in lora.layers.values())
     return _llama_cpp(model, lora.layers, whole, dora)
 
 
-def peft_reads(form: Form) -> bool:
+def peft_reads(form: AdapterFormat) -> bool:
     """Whether PEFT loads adapters of this form."""
     return any(method.peft for method in METHODS.values() if method.form is form)
 
 
-def can_merge(form: Form) -> bool:
+def can_merge(form: AdapterFormat) -> bool:
     """Whether adapters of this form can be folded into the base, which is then a model for every program."""
     return any(method.merges for method in METHODS.values() if method.form is form)
 
@@ -110,7 +110,7 @@ def is_plain_lora(config: Any) -> bool:
     if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
         return False
     targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or ()
-    return not any(target.rpartition(".")[2] in _ENDS for target in targets)
+    return not any(target.rpartition(".")[2] in _EMBEDDING_AND_HEAD_NAMES for target in targets)
 
 
 def refused_by_vllm(config: Any) -> list[str]:
@@ -149,7 +149,7 @@ def _check(loader: str) -> None:
 
 
 def _peft(config: Any) -> list[str]:
-    form = form_of(config)
+    form = format_of(config)
     return [] if peft_reads(form) else [f"PEFT has no such method ({form.peft_type})"]
 
 
@@ -161,7 +161,7 @@ _OF_SETTINGS: Mapping[str, Callable[[Any], list[str]]] = {"peft": _peft, "vllm":
 
 
 def _llama_cpp_method(config: Any) -> list[str]:
-    form = form_of(config)
+    form = format_of(config)
     otherwise = f"; {_MERGE}" if can_merge(form) else ""
     return [f"llama.cpp computes LoRA alone, and this is {form.peft_type}{otherwise}"]
 
@@ -179,16 +179,18 @@ def _llama_cpp(model: nn.Module, layers: Collection[str], whole: Collection[str]
     passed_by: dict[str, list[str]] = {}
     for path in layers:
         if path not in names:
-            passed_by.setdefault(why_not_adapted(model, path), []).append(path)
-    problems = [f"it adapts {listed(paths)}, {why}" for why, paths in passed_by.items()]
+            passed_by.setdefault(unsupported_reason(model, path), []).append(path)
+    problems = [f"it adapts {summarise_list(paths)}, {why}" for why, paths in passed_by.items()]
     if whole:
-        problems.append(f"it trains whole what llama.cpp takes pairs of alone ({listed(list(whole))}); {_MERGE}")
+        problems.append(
+            f"it trains whole what llama.cpp takes pairs of alone ({summarise_list(list(whole))}); {_MERGE}"
+        )
     if dora:
         problems.append(f"llama.cpp has no place for the magnitudes of DoRA; {_MERGE}")
     return problems
 
 
-def _is_frozen_copy(key: str, lora: StoredLora) -> bool:
+def _is_frozen_copy(key: str, lora: LoraWeights) -> bool:
     """Whether this is the frozen weight that PEFT stores beside the pair of an embedding."""
     path = key.removeprefix(PREFIX)
     return path.endswith(".base_layer.weight") and path.removesuffix(".base_layer.weight") in lora.layers

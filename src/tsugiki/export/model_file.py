@@ -21,7 +21,7 @@ from torch import Tensor
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.model_folder import stored_names
 from tsugiki.data.encoding import document_start
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.architectures import Architecture, Config, architecture_of
 from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabulary
 
@@ -174,7 +174,7 @@ def _plan(source: Source, row: Architecture, kind: Kind) -> list[_Entry]:
             read = _reader(source, row, present[name], new)
             entries.append(_Entry(new, changed, _kind_of(new, changed, kind), read))
     if problems:
-        raise TsugikiError(f"{source.name} is not a whole model: {listed(problems)}")
+        raise TsugikiError(f"{source.name} is not a whole model: {summarise_list(problems)}")
     more = row.more(source.config)
     return entries + [_Entry(name, tuple(t.shape), Kind.F32, lambda t=t: t) for name, t in more.items()]  # type: ignore[misc]
 
@@ -209,7 +209,7 @@ def _by_model_name(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> M
     taken = set(found.values())
     surplus = [key for key in weights if key not in taken and not _BUFFERS.search(key)]
     if surplus:
-        raise TsugikiError(f"the model has no place for {listed(surplus)}; is it of another architecture?")
+        raise TsugikiError(f"the model has no place for {summarise_list(surplus)}; is it of another architecture?")
     return found
 
 

@@ -22,7 +22,7 @@ import gguf
 from gguf import TokenType
 
 from tsugiki.data.encoding import document_end, document_start
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ _UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _REST_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CUTS: Mapping[tuple[str, ...], str] = {
+PRE_TOKENIZERS: Mapping[tuple[str, ...], str] = {
     ("bytes",): "gpt-2",
     ("digits", "bytes"): "smollm",
     (rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",): "llama-bpe",
@@ -186,7 +186,7 @@ def _tokens(
     surplus = [text for text, token in vocabulary.items() if token >= rows and token not in added]
     if surplus:
         raise TsugikiError(
-            f"the tokenizer has {len(surplus):,} tokens more than the model's {rows:,} rows: {listed(surplus)}"
+            f"the tokenizer has {len(surplus):,} tokens more than the model's {rows:,} rows: {summarise_list(surplus)}"
         )
     unknown = tokenizer.unk_token_id
     tokens = [f"[PAD{row}]" for row in range(rows)]
@@ -207,7 +207,7 @@ def _tokens(
             types[token] = TokenType.UNKNOWN
     twice = [text for text, times in Counter(tokens).items() if times > 1]
     if twice:
-        raise TsugikiError(f"llama.cpp would take several tokens for the same: {listed(twice)}")
+        raise TsugikiError(f"llama.cpp would take several tokens for the same: {summarise_list(twice)}")
     return tokens, types
 
 
@@ -252,13 +252,13 @@ def _pre(fields: Mapping[str, Any], cut: Sequence[Mapping[str, Any]]) -> str:
             steps.append(part["pattern"]["Regex"])
         else:
             steps.append(f"{part['type']} {part.get('pattern', part.get('behavior', ''))}")
-    name = _CUTS.get(tuple(steps))
+    name = PRE_TOKENIZERS.get(tuple(steps))
     if name is None and not fields["model"]["merges"]:
         return "gpt-2"  # single bytes, wherever text is cut
     if name is None:
         raise TsugikiError(
             f"llama.cpp cannot cut text as this tokenizer does: {' then '.join(steps) or 'not at all'} is none of "
-            f"{', '.join(_CUTS.values())}"
+            f"{', '.join(PRE_TOKENIZERS.values())}"
         )
     return name
 

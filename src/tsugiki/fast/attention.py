@@ -25,7 +25,7 @@ NAME = "tsugiki"
 """As transformers' `attn_implementation`."""
 
 _BLOCK = 128  # queries: large enough for efficient products, small enough to leave out most of what is masked
-_HIDDEN = -1e4  # added to a score, leaves nothing of it
+_MASKED = -1e4  # added to a score, leaves nothing of it
 _SHORT = 64  # a row of fewer tokens is one block in any case
 
 
@@ -113,7 +113,7 @@ def causal_spans(mask: Tensor | None) -> Tensor | None:
     """
     if mask is None or mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] > mask.shape[3]:
         return None
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask <= _HIDDEN)).all()):
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask <= _MASKED)).all()):
         return None  # scores are shifted, not hidden
     seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
     before = mask.shape[3] - mask.shape[2]
@@ -146,7 +146,7 @@ class _BlockAttention(torch.autograd.Function):
             block = q[:, :, start:end].flatten(1, 2)
             scores = block @ _seen(k, before, low, end).transpose(1, 2)
             of_row = scores.view(batch, heads, end - start, before + end - low)
-            _hide(of_row[..., before:], first[:, start:end], start, low)
+            _apply_mask(of_row[..., before:], first[:, start:end], start, low)
             probabilities = torch.softmax(scores, -1)
             out[:, :, start:end] = (probabilities @ _seen(v, before, low, end)).view(
                 *q.shape[:2], end - start, v.shape[-1]
@@ -204,7 +204,7 @@ def _add_seen(sums: Tensor, before: int, low: int, end: int, gradient: Tensor) -
     sums[:, before + low : before + end] += gradient[:, before:]
 
 
-def _hide(scores: Tensor, first: Tensor, start: int, low: int) -> None:
+def _apply_mask(scores: Tensor, first: Tensor, start: int, low: int) -> None:
     """Set scores [batch, heads, queries, keys from `low` on] that a query does not see to the lowest number."""
     places = torch.arange(scores.shape[-1]) + low
     # Where all see the block's first key, only what lies above the diagonal is hidden.

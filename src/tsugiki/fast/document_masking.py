@@ -18,14 +18,14 @@ from tsugiki.fast.tolerance import same_to_rounding
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Isolation: TypeAlias = Literal["positions", "mask", "rows"]
+DocumentMasking: TypeAlias = Literal["positions", "mask", "rows"]
 """By `position_ids`, by a 4-d mask, or not at all: each document has a row of its own."""
 
 _FIRST, _SECOND = 9, 14  # tokens of the two documents
 
 
 @torch.no_grad()
-def find_isolation(model: "PreTrainedModel") -> Isolation:
+def detect_document_masking(model: "PreTrainedModel") -> DocumentMasking:
     """The first way that isolates documents in this model; leaves its mode as it was."""
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.linspace(1, vocabulary - 1, 2 * _FIRST + _SECOND, device=model.device).long()
@@ -34,7 +34,7 @@ def find_isolation(model: "PreTrainedModel") -> Isolation:
     model.eval()
     try:
         alone = model(input_ids=second[None], use_cache=False).logits[0]
-        ways: tuple[Isolation, ...] = ("positions", "mask")
+        ways: tuple[DocumentMasking, ...] = ("positions", "mask")
         for way in ways:
             try:
                 packed = _after(model, first, second, way)
@@ -47,7 +47,9 @@ def find_isolation(model: "PreTrainedModel") -> Isolation:
     return "rows"
 
 
-def isolated(batch: dict[str, Tensor], isolation: Isolation, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def isolated(
+    batch: dict[str, Tensor], isolation: DocumentMasking, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """A batch as a model is given it, from `input_ids`, `labels` and `position_ids` [rows, length]."""
     match isolation:
         case "positions":
@@ -61,8 +63,8 @@ def isolated(batch: dict[str, Tensor], isolation: Isolation, dtype: torch.dtype 
 class Collator:
     """Makes a batch of rows from `data.blocks`, isolated."""
 
-    def __init__(self, isolation: Isolation, dtype: torch.dtype = torch.float32) -> None:
-        self.isolation: Isolation = isolation
+    def __init__(self, isolation: DocumentMasking, dtype: torch.dtype = torch.float32) -> None:
+        self.isolation: DocumentMasking = isolation
         self.dtype = dtype
 
     def __call__(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -71,7 +73,7 @@ class Collator:
         return isolated(batch, self.isolation, self.dtype)
 
 
-def _after(model: "PreTrainedModel", first: Tensor, second: Tensor, way: Isolation) -> Tensor:
+def _after(model: "PreTrainedModel", first: Tensor, second: Tensor, way: DocumentMasking) -> Tensor:
     """Logits of the second document behind the first, [length, vocabulary]."""
     positions = torch.cat([torch.arange(len(first)), torch.arange(len(second))]).to(model.device)
     batch = {"input_ids": torch.cat([first, second])[None], "position_ids": positions[None]}

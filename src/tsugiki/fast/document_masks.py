@@ -17,7 +17,7 @@ _ADDITIVE_MASKS = ("eager", "sdpa", NAME)  # attention that takes a mask of numb
 _EVERYWHERE, _NOWHERE = -1, -2  # instead of a document's number: of the prompt, and of padding
 
 
-def widened(mask: Any, length: int) -> Tensor:
+def extend_mask(mask: Any, length: int) -> Tensor:
     """A mask of the text, [rows, tokens] or [rows, 1, queries, keys], with columns of a prompt that all see."""
     if not isinstance(mask, Tensor):
         raise TsugikiError(
@@ -38,14 +38,14 @@ def packed(positions: Tensor) -> bool:
     return bool((positions.diff(dim=-1) != 1).any())
 
 
-def of_packed(positions: Tensor, length: int) -> tuple[Tensor, Tensor, int]:
+def packed_layout(positions: Tensor, length: int) -> tuple[Tensor, Tensor, int]:
     """Places and documents [rows, prompt + tokens] of packed rows behind a prompt, and the number of tokens."""
     places = torch.cat([_prompt_places(positions, length), positions + length], dim=-1)
     document = (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1)
     return places, F.pad(document, (length, 0), value=_EVERYWHERE), positions.shape[-1]
 
 
-def of_padded(mask: Tensor, tokens: int, length: int) -> tuple[Tensor, Tensor, int]:
+def padded_layout(mask: Tensor, tokens: int, length: int) -> tuple[Tensor, Tensor, int]:
     """The same of rows with padding, of which the last `tokens` are new: padding is a document by itself."""
     places = (mask.long().cumsum(-1) - 1).clamp(min=0) + length
     document = torch.where(mask.bool(), 0, _NOWHERE)

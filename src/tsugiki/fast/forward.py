@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from tsugiki.data.blocks import IGNORED
+from tsugiki.data.blocks import IGNORE_INDEX
 from tsugiki.fast.loss import Head, chunked_loss, find_head
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ _KNOWN = _INPUTS | _PACKED | _LOSS
 _KEPT = {field.name for field in fields(CausalLMOutputWithPast)}
 
 
-def chunk_the_loss(model: "PreTrainedModel") -> None:
-    """Let `model(…, labels=…)` compute its loss a few rows at a time, in place; `unchunk_the_loss` undoes it.
+def enable_chunked_loss(model: "PreTrainedModel") -> None:
+    """Let `model(…, labels=…)` compute its loss a few rows at a time, in place; `disable_chunked_loss` undoes it.
 
     Where gradients are on, its output then holds the loss, the mean over the learned tokens or their sum over
     `num_items_in_batch`, and no logits. A model stays as it is where its loss on a probe is another, or where something
@@ -44,7 +44,7 @@ def chunk_the_loss(model: "PreTrainedModel") -> None:
         model.forward = update_wrapper(ours, MethodType(type(model).forward, model), updated=())
 
 
-def unchunk_the_loss(model: "PreTrainedModel") -> None:
+def disable_chunked_loss(model: "PreTrainedModel") -> None:
     """Give the model its own forward back; one that was wrapped again since keeps what wraps it."""
     ours = vars(model).get("forward")
     if isinstance(ours, partial) and ours.func is _forward:
@@ -76,7 +76,7 @@ def _loss(
     labels: Tensor,
     shift_labels: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
-    ignore_index: int = IGNORED,
+    ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
     """`transformers.loss.loss_utils.ForCausalLMLoss`, from hidden states [..., length, width]."""
     if shift_labels is None:
@@ -84,8 +84,8 @@ def _loss(
     else:
         labels = shift_labels.view(hidden.shape[:-1])
     labels = labels.to(hidden.device)
-    labels = labels.masked_fill(labels == ignore_index, IGNORED)
-    count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    labels = labels.masked_fill(labels == ignore_index, IGNORE_INDEX)
+    count = (labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
     return chunked_loss(hidden, head, labels) / torch.as_tensor(count, device=hidden.device)
 
 
@@ -93,7 +93,7 @@ def _loss(
 def _same_loss(model: "PreTrainedModel", head: Head) -> bool:
     """Whether the model's own loss is this one, and takes the count that Trainer gives."""
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
-    asked: dict[str, Any] = {"labels": ids.masked_fill(ids % 3 == 0, IGNORED), "num_items_in_batch": 7}
+    asked: dict[str, Any] = {"labels": ids.masked_fill(ids % 3 == 0, IGNORE_INDEX), "num_items_in_batch": 7}
     training = model.training
     model.eval()
     try:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tsugiki.data.blocks import IGNORED
+from tsugiki.data.blocks import IGNORE_INDEX
 from tsugiki.lora.layer import LoraLinear, LowRank
 from tsugiki.lora.masks import dropout
 from tsugiki.lora.product import frozen_input_gradient, frozen_product, has_product, is_hooked
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _SCRATCH = 56 << 20  # bytes of logits at once
 _ROWS = (16, 512)  # fewer make products slow, more gain nothing
 _TILE = 4096  # words of the vocabulary in one product: a whole one is slow where their number is odd, as GPT-2's
-_UNHEARD_OF = 60.0  # nats, beyond which a probability is too coarse to take the logarithm of
-_LOUD = 64  # a cap on logits shows only where they are large
+_RECOMPUTE_ABOVE_NLL = 60.0  # nats, beyond which a probability is too coarse to take the logarithm of
+_PROBE_GAIN = 64  # a cap on logits shows only where they are large
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     Args:
         hidden: [..., width].
         head: what makes logits of it.
-        labels: [...], the token that each row is to say; `IGNORED` where nothing is learned.
+        labels: [...], the token that each row is to say; `IGNORE_INDEX` where nothing is learned.
     """
     logits = head.logits(hidden).flatten(0, -2)
     exact = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(exact), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits.to(exact), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
         or torch.compiler.is_compiling()
     ):
         return plain_loss(hidden, head, labels)
-    learned = labels.flatten() != IGNORED
+    learned = labels.flatten() != IGNORE_INDEX
     rows, targets = hidden.flatten(0, -2)[learned], labels.flatten()[learned]
     if head.scale != 1.0:
         rows = rows * head.scale
@@ -118,7 +118,7 @@ class _ChunkedLoss(torch.autograd.Function):
             for at, (source, needed) in enumerate(zip(sources, needs, strict=True))
         ]
         d_hidden, d_weight, d_bias, d_low, d_up = grads
-        unheard_of = min(_UNHEARD_OF, -math.log(torch.finfo(hidden.dtype).tiny))
+        unheard_of = min(_RECOMPUTE_ABOVE_NLL, -math.log(torch.finfo(hidden.dtype).tiny))
         size = _rows_at_once(layer, hidden.element_size() * (1 if softcap is None else 2))
         for at in range(0, len(hidden), size):
             rows, target = hidden[at : at + size], targets[at : at + size, None]
@@ -131,11 +131,11 @@ class _ChunkedLoss(torch.autograd.Function):
             logits[place] = 0
             others = logits.sum(1).to(exact)  # with `dtype` it would copy the logits
             likely = chosen > 0.5
-            surprise = torch.where(likely, -torch.log1p(-others), -chosen.log())
-            for lost in (surprise > unheard_of).nonzero()[:, 0]:  # too unlikely for a probability to tell
+            nll = torch.where(likely, -torch.log1p(-others), -chosen.log())
+            for lost in (nll > unheard_of).nonzero()[:, 0]:  # too unlikely for a probability to tell
                 again = _logits(layer, rows[lost : lost + 1], low, up, at + int(lost), softcap).to(exact)
-                surprise[lost] = again.logsumexp(1)[0] - again[0, target[lost, 0]]
-            loss += surprise.sum()
+                nll[lost] = again.logsumexp(1)[0] - again[0, target[lost, 0]]
+            loss += nll.sum()
             if not any(needs):
                 del logits, slope
                 continue
@@ -215,7 +215,7 @@ def find_head(model: "PreTrainedModel") -> Head | None:
     ids = torch.arange(1, 9, device=model.device)[None] % config.vocab_size
     training = model.training
     model.eval()
-    hook = layer.register_forward_pre_hook(lambda module, given: (given[0] * _LOUD,))
+    hook = layer.register_forward_pre_hook(lambda module, given: (given[0] * _PROBE_GAIN,))
     try:
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         if hidden is None:

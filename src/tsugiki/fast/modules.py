@@ -20,7 +20,7 @@ from tsugiki.fast.gated import gated
 from tsugiki.fast.norms import rms_norm
 from tsugiki.lora.swap import CHILD
 
-SpedUp = list[tuple[nn.Module, str]]
+ReplacedModules = list[tuple[nn.Module, str]]
 """Modules whose forward was replaced, and by what."""
 
 _FORMS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
@@ -33,13 +33,13 @@ _PARTS = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
 _Found = tuple[str, "partial[Tensor]"] | None
 
 
-def speed_up_modules(model: nn.Module) -> SpedUp:
+def use_fused_modules(model: nn.Module) -> ReplacedModules:
     """Replace what has a quicker equal inside `model`; returns what `restore_modules` needs.
 
     That is: gated feed-forward parts ("gated_silu", "gated_gelu_tanh", "gated_quick_gelu"), RMSNorm ("rms_norm"), and
     activations ("gelu_tanh", "quick_gelu"; "silu" and "gelu", which torch has, in case they are written out).
     """
-    sped_up: SpedUp = []
+    sped_up: ReplacedModules = []
     inside: set[nn.Module] = set()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a dropout that is tried draws numbers
         for module in model.modules():
@@ -53,7 +53,7 @@ def speed_up_modules(model: nn.Module) -> SpedUp:
     return sped_up
 
 
-def restore_modules(sped_up: SpedUp) -> None:
+def restore_modules(sped_up: ReplacedModules) -> None:
     """Give the modules their own forward back; one that was wrapped again since keeps what wraps it."""
     for module, _ in sped_up:
         if _is_sped_up(module):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tsugiki.fast.attention import NAME, register
-from tsugiki.fast.forward import chunk_the_loss, unchunk_the_loss
-from tsugiki.fast.modules import restore_modules, speed_up_modules
+from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
+from tsugiki.fast.modules import restore_modules, use_fused_modules
 from tsugiki.fast.tolerance import same_to_rounding
 from tsugiki.lora.graft import base_alone, is_merged
 
@@ -38,9 +38,9 @@ def use_fast_paths(
     if attention and not hasattr(model, _BEFORE):
         _use_block_attention(model)
     if modules:
-        setattr(model, _SPED_UP, [*getattr(model, _SPED_UP, []), *speed_up_modules(model)])
+        setattr(model, _SPED_UP, [*getattr(model, _SPED_UP, []), *use_fused_modules(model)])
     if loss:
-        chunk_the_loss(model)
+        enable_chunked_loss(model)
 
 
 def use_plain_paths(model: "PreTrainedModel") -> None:
@@ -49,7 +49,7 @@ def use_plain_paths(model: "PreTrainedModel") -> None:
         model.set_attn_implementation(getattr(model, _BEFORE))
         delattr(model, _BEFORE)
     restore_modules(vars(model).pop(_SPED_UP, []))
-    unchunk_the_loss(model)
+    disable_chunked_loss(model)
 
 
 def _use_block_attention(model: "PreTrainedModel") -> None:

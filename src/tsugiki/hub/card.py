@@ -22,9 +22,17 @@ from tsugiki.base.loading import EMBEDDED
 from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads, rank_for_vllm, refused_by_vllm
 from tsugiki.hub.markdown import code_span, fenced
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.table import METHODS, form_of
+from tsugiki.methods.table import METHODS, format_of
 from tsugiki.report.counts import data_lines
-from tsugiki.report.formatting import change, duration, filled, interval_of_change, luck, number, with_interval
+from tsugiki.report.formatting import (
+    change,
+    describe_interval,
+    duration,
+    fill_template,
+    interval_of_change,
+    number,
+    with_interval,
+)
 from tsugiki.train.record import RunRecord
 
 _SEAL = re.compile(
@@ -34,7 +42,7 @@ _FIGURES = (("perplexity", "perplexity"), ("bits_per_char", "bits per character"
 
 
 @dataclass(frozen=True)
-class Described:
+class CardData:
     """What a card tells."""
 
     repo_id: str
@@ -55,9 +63,9 @@ class Described:
     languages: Sequence[str]
 
 
-def model_card(adapter: Described) -> str:
+def model_card(adapter: CardData) -> str:
     """The text of `README.md`."""
-    form, refused = form_of(adapter.config), refused_by_vllm(adapter.config)
+    form, refused = format_of(adapter.config), refused_by_vllm(adapter.config)
     page = (
         _environment()
         .get_template("card.md")
@@ -101,8 +109,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.strip().encode("utf-8", errors="replace")).hexdigest()
 
 
-def _metadata(adapter: Described) -> ModelCardData:
-    form = form_of(adapter.config)
+def _metadata(adapter: CardData) -> ModelCardData:
+    form = format_of(adapter.config)
     base = None if adapter.base.name == EMBEDDED else adapter.base.name
     results = _results(adapter.record)
     return ModelCardData(
@@ -144,7 +152,7 @@ def _figures(record: RunRecord | None) -> dict[str, Any]:
         [label, *(with_interval(entry, name).replace("\n", " ") for entry in (before, after))]
         for name, label in _FIGURES
     ]
-    sure = luck(interval_of_change(before, after), len(after.get("documents") or ()))
+    sure = describe_interval(interval_of_change(before, after), len(after.get("documents") or ()))
     changed = change(before, after, "bits_per_char")
     sure = sure if math.isnan(changed) else f"{changed:+.1%} ({sure})"
     return {"rows": rows, "sure": sure, "caveat": after.get("caveat"), "characters": after.get("characters")}
@@ -168,7 +176,7 @@ def _samples(record: RunRecord | None) -> list[tuple[str, list[tuple[str, str]]]
     return found
 
 
-def _method(adapter: Described) -> list[tuple[str, str]]:
+def _method(adapter: CardData) -> list[tuple[str, str]]:
     """What was trained, and how, label and value."""
     lines: list[tuple[str, str]] = []
     config, record = adapter.config, adapter.record
@@ -181,7 +189,7 @@ def _method(adapter: Described) -> list[tuple[str, str]]:
         lines.append(("rank, alpha", f"{config.r}, {config.lora_alpha:g}"))
         lines.append(("layers", _listed(config.target_modules)))
     if record is not None:
-        lines += filled(
+        lines += fill_template(
             (
                 ("trained", "{parameters[trainable]:,} of {parameters[total]:,} parameters, {parameters[share]:.2%}"),
                 ("dropout", "{config[lora][lora_dropout]:g}"),
@@ -214,8 +222,8 @@ def _data(record: RunRecord | None) -> list[tuple[str, str]]:
         ("fingerprint, held out", "{held_out[fingerprint]}"),
         ("fingerprint, rows", "{blocks_fingerprint}"),
     )
-    read_from = filled((("read from", "{data}"),), record.config)
-    return [*read_from, *data_lines(record.data), *filled(fingerprints, record.data)]
+    read_from = fill_template((("read from", "{data}"),), record.config)
+    return [*read_from, *data_lines(record.data), *fill_template(fingerprints, record.data)]
 
 
 def _cost(record: RunRecord | None) -> list[tuple[str, str]]:
@@ -226,7 +234,7 @@ def _cost(record: RunRecord | None) -> list[tuple[str, str]]:
         training["time"] = duration(training["seconds"])
     if training.get("peak_memory"):
         training["gigabytes"] = training["peak_memory"] / 1e9
-    lines = filled(
+    lines = fill_template(
         (
             ("machine", "{machine[processor]}, {machine[cores]} cores"),
             ("accelerator", "{machine[accelerator]}"),

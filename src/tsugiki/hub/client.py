@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsugiki.adapters.format import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE
 from tsugiki.adapters.verify import find_problems
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
         shutil.rmtree(part / ".cache", ignore_errors=True)  # huggingface_hub's notes on what it fetched
         problems = find_problems(part)
         if problems:
-            raise TsugikiError(f"{repo_id} is no whole adapter: {listed(problems)}")
+            raise TsugikiError(f"{repo_id} is no whole adapter: {summarise_list(problems)}")
     return str(there.sha)
 
 

@@ -35,7 +35,7 @@ from tsugiki.adapters.format import (
 from tsugiki.adapters.verify import check_adapter
 from tsugiki.base.loading import EMBEDDED
 from tsugiki.errors import TsugikiError
-from tsugiki.hub.card import Described, model_card
+from tsugiki.hub.card import CardData, model_card
 from tsugiki.hub.client import CARD_FILE, is_repo_id
 from tsugiki.train.record import RunRecord, read_record
 
@@ -104,7 +104,7 @@ def publication(
     beside = read_json(folder / BASE_FILE, missing="") if (folder / BASE_FILE).is_file() else None
     record = _public_record(read_record(folder), base) if (folder / RECORD_FILE).is_file() else None
     card = model_card(
-        Described(
+        CardData(
             repo_id=repo_id,
             config=config,
             fields=fields,

@@ -14,32 +14,32 @@ from typing import Any
 from torch import nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.batchnorm import release_statistics
+from tsugiki.lora.batchnorm import unfreeze_batchnorm
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dora import add_magnitude
 from tsugiki.lora.layer import (
     Grafted,
     LowRank,
+    activate_factors,
+    deactivate_factors,
     features,
     grafted_layers,
     is_linear,
     merged_weight,
     new_pair,
     oriented,
-    put_pair,
-    take_pairs,
     updated,
     wrap,
 )
-from tsugiki.lora.merge import fold, refuse_few_bits
+from tsugiki.lora.merge import fold, require_unquantized
 from tsugiki.lora.swap import (
-    Change,
     Undo,
-    becomes,
-    changes_of,
+    WeightUpdate,
+    module_updates,
     replace_module,
     replace_parameter,
-    say_what_unties,
+    replace_with,
+    warn_untied_weights,
 )
 from tsugiki.lora.targets import base_modules, find_modules_to_save, find_targets
 
@@ -62,8 +62,8 @@ class LoraAdapter:
         """Put pairs, modules and biases into the model."""
         layers = [_grafted(model, path) for path in self.pairs]
         for layer, pair in zip(layers, self.pairs.values(), strict=True):
-            put_pair(layer, pair)
-        undo: list[Undo] = [partial(take_pairs, layers)]
+            activate_factors(layer, pair)
+        undo: list[Undo] = [partial(deactivate_factors, layers)]
         undo += [replace_module(model, path, module) for path, module in self.modules.items()]
         undo += [replace_parameter(model, path, bias) for path, bias in self.biases.items()]
         return undo
@@ -71,9 +71,9 @@ class LoraAdapter:
     def merge(self, model: nn.Module) -> list[Undo]:
         """Fold the pairs into the weights of their layers; modules and biases are in their places already."""
         layers = {path: layer for path, layer in grafted_layers(model).items() if path in self.pairs}
-        refuse_few_bits(
+        require_unquantized(
             {path: layer.base_layer for path, layer in layers.items()},
-            "load the base as it is stored, or let merge_rounded(model) round the sum and say what is lost",
+            "load the base as it is stored, or let merge_quantized(model) round the sum and say what is lost",
         )
         _refuse_groups({path: layer.base_layer for path, layer in layers.items()})
         weights = {path: merged_weight(layer.base_layer, self.pairs[path]) for path, layer in layers.items()}
@@ -83,15 +83,15 @@ class LoraAdapter:
             undo.append(partial(setattr, layer, "lora", self.pairs[path]))
         return undo
 
-    def changes(self, model: nn.Module) -> dict[str, Change]:
+    def changes(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Of weights with a pair their sum with ΔW; of trained biases and modules the trained values."""
         every = dict(base_modules(model))
         layers = {path: every[path] for path in self.pairs}
         _refuse_groups(layers)
-        summed: dict[str, Change] = {
+        summed: dict[str, WeightUpdate] = {
             f"{path}.weight": partial(updated, layer, self.pairs[path]) for path, layer in layers.items()
         }
-        return summed | {path: becomes(bias) for path, bias in self.biases.items()} | changes_of(self.modules)
+        return summed | {path: replace_with(bias) for path, bias in self.biases.items()} | module_updates(self.modules)
 
 
 def new_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
@@ -122,7 +122,7 @@ def copies_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]
         if any(inner.startswith(f"{path}.") for inner in grafted_layers(model)):
             raise TsugikiError(f"modules_to_save names {path}, inside which another adapter has grafted layers")
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
-    say_what_unties(model, inside)
+    warn_untied_weights(model, inside)
     return {path: _trained_copy(module) for path, module in modules.items()}
 
 
@@ -180,7 +180,7 @@ def _refuse_what_does_not_fit(path: str, layer: nn.Module, config: LoraConfig) -
 
 def _trained_copy(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module).requires_grad_(True)
-    release_statistics(copied)  # another adapter may hold those of the base
+    unfreeze_batchnorm(copied)  # another adapter may hold those of the base
     return copied
 
 

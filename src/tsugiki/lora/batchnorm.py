@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 
 
-def hold_statistics(model: nn.Module) -> None:
+def freeze_batchnorm(model: nn.Module) -> None:
     """Keep every module with running statistics in evaluation mode, whatever the model's mode becomes."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
@@ -17,8 +17,8 @@ def hold_statistics(model: nn.Module) -> None:
             module.train = partial(_stay, module)  # type: ignore[method-assign, assignment]
 
 
-def release_statistics(model: nn.Module) -> None:
-    """Undo `hold_statistics`; the modules then have the mode of `model`."""
+def unfreeze_batchnorm(model: nn.Module) -> None:
+    """Undo `freeze_batchnorm`; the modules then have the mode of `model`."""
     for module in model.modules():
         held = vars(module).get("train")
         if isinstance(held, partial) and held.func is _stay:

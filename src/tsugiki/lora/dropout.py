@@ -7,12 +7,12 @@ BLOOM's `hidden_dropout`, every SDPA attention's `attention_dropout`).
 
 from torch import nn
 
-Silenced = list[tuple[nn.Module, str, float]]
+SavedDropout = list[tuple[nn.Module, str, float]]
 
 
-def silence_dropout(model: nn.Module) -> Silenced:
+def disable_dropout(model: nn.Module) -> SavedDropout:
     """Set every dropout probability inside `model` to 0; returns what `restore_dropout` needs."""
-    silenced: Silenced = []
+    silenced: SavedDropout = []
     for module in model.modules():
         names = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else []
         names += [name for name in vars(module) if "drop" in name]
@@ -24,7 +24,7 @@ def silence_dropout(model: nn.Module) -> Silenced:
     return silenced
 
 
-def restore_dropout(silenced: Silenced) -> None:
-    """Put the probabilities back that `silence_dropout` took."""
+def restore_dropout(silenced: SavedDropout) -> None:
+    """Put the probabilities back that `disable_dropout` took."""
     for module, name, value in silenced:
         setattr(module, name, value)

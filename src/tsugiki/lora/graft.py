@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from torch import nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.batchnorm import hold_statistics, release_statistics
-from tsugiki.lora.dropout import Silenced, restore_dropout, silence_dropout
+from tsugiki.lora.batchnorm import freeze_batchnorm, unfreeze_batchnorm
+from tsugiki.lora.dropout import SavedDropout, disable_dropout, restore_dropout
 from tsugiki.lora.layer import grafted_layers
-from tsugiki.lora.swap import Change, Undo, replace_module
+from tsugiki.lora.swap import Undo, WeightUpdate, replace_module
 
 DEFAULT_NAME = "default"
 BASE_ROW = "__base__"
@@ -47,7 +47,7 @@ class Adapter(Protocol):
             TsugikiError: it cannot be; the model is then as it was.
         """
 
-    def changes(self, model: nn.Module) -> dict[str, Change]:
+    def changes(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """What `merge` makes of the base's parameters, by name before any graft, for weights that are elsewhere.
 
         Parameters that are one and stay one have the same change.
@@ -90,7 +90,7 @@ class Graft:
     rows: Rows | None = None
     """Within `mixed_batch`; it rests while nothing is attached."""
     required_grad: dict[str, bool] = field(default_factory=dict)
-    silenced: Silenced = field(default_factory=list)
+    silenced: SavedDropout = field(default_factory=list)
 
 
 def graft(model: nn.Module, config: Config, name: str = DEFAULT_NAME, *, base_dropout: bool = False) -> Any:
@@ -133,8 +133,8 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
         state.required_grad = {path: p.requires_grad for path, p in model.named_parameters()}
         model.requires_grad_(False)
         if not base_dropout:
-            state.silenced = silence_dropout(model)
-        hold_statistics(model)
+            state.silenced = disable_dropout(model)
+        freeze_batchnorm(model)
         setattr(model, _ATTRIBUTE, state)
         if hasattr(model, "save_pretrained"):
             model.save_pretrained = _refuse_to_save  # type: ignore[assignment]
@@ -156,7 +156,7 @@ def ungraft(model: nn.Module) -> nn.Module:
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(state.required_grad.get(path, True))
     restore_dropout(state.silenced)
-    release_statistics(model)
+    unfreeze_batchnorm(model)
     delattr(model, _ATTRIBUTE)
     model.__dict__.pop("save_pretrained", None)
     return model

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def orthogonal_start(pair: "LowRank") -> None:
+def init_orthogonal_(pair: "LowRank") -> None:
     """A and B at right angles, such that B A is zero to rounding."""
     A, B = pair.A, pair.B
     r = len(A)
@@ -43,7 +43,7 @@ def orthogonal_start(pair: "LowRank") -> None:
 
 
 @torch.no_grad()
-def pissa_start(pair: "LowRank", weight: Tensor, how: str) -> None:
+def init_pissa_(pair: "LowRank", weight: Tensor, how: str) -> None:
     """A and B as the principal part of a weight [out, in], kept as A0 and B0 too.
 
     Args:

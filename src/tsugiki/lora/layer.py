@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.conv import LoraConv2d
 from tsugiki.lora.dora import dora_factor, dora_product, plain_dora, rescale
-from tsugiki.lora.initialise import orthogonal_start, pissa_start
+from tsugiki.lora.initialise import init_orthogonal_, init_pissa_
 from tsugiki.lora.product import grafted_product, has_product
 
 
@@ -113,7 +113,7 @@ class LoraLinear(nn.Module):
         frozen: Tensor = self.base_layer.weight  # type: ignore[assignment]
         if self.lora is None or not torch.is_grad_enabled():
             return frozen
-        passed_by: Tensor = _PassedBy.apply(frozen, self.lora.A, self.lora.B)  # type: ignore[no-untyped-call]
+        passed_by: Tensor = _BypassGuard.apply(frozen, self.lora.A, self.lora.B)  # type: ignore[no-untyped-call]
         return passed_by
 
     @property
@@ -122,7 +122,7 @@ class LoraLinear(nn.Module):
         return self.base_layer.bias  # type: ignore[return-value]
 
 
-class _PassedBy(torch.autograd.Function):
+class _BypassGuard(torch.autograd.Function):
     """The frozen weight as if it depended on the pair, so that a use of it instead of the layer's is seen."""
 
     @staticmethod
@@ -187,7 +187,7 @@ def grafted_layers(model: nn.Module) -> dict[str, Grafted]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Grafted)}
 
 
-def put_pair(layer: Grafted, pair: LowRank) -> None:
+def activate_factors(layer: Grafted, pair: LowRank) -> None:
     """Let this pair compute in the layer, on its device and in its mode.
 
     What `layer.lora = pair.to(...).train(...)` says, in a hundredth of its time where nothing is to be moved.
@@ -201,7 +201,7 @@ def put_pair(layer: Grafted, pair: LowRank) -> None:
     inside["lora"] = pair
 
 
-def take_pairs(layers: Sequence[Grafted]) -> None:
+def deactivate_factors(layers: Sequence[Grafted]) -> None:
     """Leave the frozen layers alone."""
     for layer in layers:
         layer._modules["lora"] = None
@@ -280,9 +280,9 @@ def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: boo
         nn.init.normal_(pair.A, std=1 / r)
         nn.init.zeros_(pair.B)
     elif init == "orthogonal":
-        orthogonal_start(pair)
+        init_orthogonal_(pair)
     elif isinstance(init, str):
-        pissa_start(pair, oriented(layer), init)
+        init_pissa_(pair, oriented(layer), init)
     else:
         nn.init.kaiming_uniform_(pair.A, a=math.sqrt(5))
         nn.init.zeros_(pair.B) if init else nn.init.kaiming_uniform_(pair.B, a=math.sqrt(5))

@@ -89,7 +89,7 @@ def untie(model: nn.Module, layers: Collection[str]) -> list[Undo]:
     return [partial(setattr, config, "tie_word_embeddings", True)]
 
 
-def refuse_few_bits(layers: Mapping[str, nn.Module], instead: str = "load the base as it is stored") -> None:
+def require_unquantized(layers: Mapping[str, nn.Module], instead: str = "load the base as it is stored") -> None:
     """Ask that each of these layers of the base, by name, has a weight that can be merged into.
 
     Args:

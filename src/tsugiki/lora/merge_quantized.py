@@ -21,7 +21,7 @@ from tsugiki.lora.layer import Grafted, LowRank, grafted_layers, updated
 
 
 @torch.no_grad()
-def merge_rounded(model: nn.Module) -> dict[str, float]:
+def merge_quantized(model: nn.Module) -> dict[str, float]:
     """Fold the active LoRA adapter into its base, rounding where a layer is in few bits; `unmerge` undoes it.
 
     Returns:

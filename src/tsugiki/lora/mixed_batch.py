@@ -32,7 +32,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.dora import dora_factor
 from tsugiki.lora.graft import BASE_ROW, deactivate, disable_adapter, find_adapter, require_state
-from tsugiki.lora.layer import Grafted, LoraLinear, LowRank, oriented, put_pair
+from tsugiki.lora.layer import Grafted, LoraLinear, LowRank, activate_factors, oriented
 from tsugiki.lora.product import is_hooked
 from tsugiki.lora.swap import Undo, replace_forward
 
@@ -67,10 +67,10 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
 
 
 @dataclass(frozen=True)
-class MixedRows:
+class RowAdapters:
     """The grafted layers of a model, and what the rows bring to each."""
 
-    layers: list[tuple[Grafted, "LayerRows"]]
+    layers: list[tuple[Grafted, "LayerRowAdapters"]]
 
     def attach(self) -> list[Undo]:
         """Let the layers compute row by row; returns what lets them compute as before."""
@@ -78,7 +78,7 @@ class MixedRows:
 
 
 @dataclass
-class LayerRows:
+class LayerRowAdapters:
     """What the rows of a batch bring to one layer."""
 
     path: str
@@ -138,7 +138,7 @@ def rows_product(layer: LoraLinear, stacks: Sequence[Stack], groups: int, x: Ten
     return y
 
 
-def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> MixedRows:
+def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAdapters:
     names = [None if name == BASE_ROW else name for name in adapter_names]
     if isinstance(adapter_names, str) or not names or not all(isinstance(name, str | None) for name in names):
         raise TsugikiError(
@@ -153,8 +153,8 @@ def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> MixedR
             raise TsugikiError(f"{path} is one of several experts, which cannot tell whose tokens they are given")
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
-        layers.append((layer, LayerRows(path, len(names), pairs)))
-    return MixedRows(layers)
+        layers.append((layer, LayerRowAdapters(path, len(names), pairs)))
+    return RowAdapters(layers)
 
 
 def _lora_called(model: nn.Module, name: str) -> LoraAdapter:
@@ -170,7 +170,7 @@ def _lora_called(model: nn.Module, name: str) -> LoraAdapter:
     return adapter
 
 
-def _forward(layer: Grafted, rows: LayerRows, x: Tensor) -> Tensor:
+def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     """In place of the layer's own."""
     if layer.training:
         raise TsugikiError("a mixed batch is for inference, and the model is in training mode; use model.eval()")
@@ -193,7 +193,7 @@ def _alone(layer: Grafted, pair: LowRank, x: Tensor) -> Tensor:
     """What the layer makes of x with this pair; on a shallow copy, since other threads may be in the same layer."""
     seen = copy.copy(layer)
     vars(seen)["_modules"] = dict(layer._modules)
-    put_pair(seen, pair)
+    activate_factors(seen, pair)
     y: Tensor = type(layer).forward(seen, x)  # type: ignore[arg-type]
     return y
 

@@ -14,7 +14,7 @@ from tsugiki.lora.layer import Grafted
 Undo: TypeAlias = "partial[None]"
 """Brings back what something replaced. A closure would be shared by deep copies of the model, and act on the first."""
 
-Change: TypeAlias = Callable[[Tensor], Tensor]
+WeightUpdate: TypeAlias = Callable[[Tensor], Tensor]
 """What becomes of a parameter of the base: it, in float32 or wider -> the new one, in any dtype."""
 
 CHILD = "tsugiki"
@@ -59,7 +59,7 @@ def replace_forward(owner: nn.Module, forward: Callable[..., Any]) -> Undo:
     return partial(_restore_forward, owner, before)
 
 
-def say_what_unties(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
+def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
     """A parameter trained on a copy no longer shares its values; that is never done in silence.
 
     Args:
@@ -79,14 +79,16 @@ def say_what_unties(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> Non
             )
 
 
-def becomes(value: Tensor) -> Change:
+def replace_with(value: Tensor) -> WeightUpdate:
     """Of a parameter that is replaced."""
     return partial(_in_place_of, value)
 
 
-def changes_of(modules: Mapping[str, nn.Module]) -> dict[str, Change]:
+def module_updates(modules: Mapping[str, nn.Module]) -> dict[str, WeightUpdate]:
     """Of the parameters and buffers of modules that are replaced, by name."""
-    return {f"{path}.{name}": becomes(t) for path, module in modules.items() for name, t in module.state_dict().items()}
+    return {
+        f"{path}.{name}": replace_with(t) for path, module in modules.items() for name, t in module.state_dict().items()
+    }
 
 
 def _in_place_of(value: Tensor, before: Tensor) -> Tensor:

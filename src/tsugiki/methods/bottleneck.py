@@ -42,8 +42,8 @@ from tsugiki.lora.layer import features, is_linear
 from tsugiki.lora.masks import dropout
 from tsugiki.lora.swap import Undo
 from tsugiki.lora.targets import find_modules
-from tsugiki.methods.hooks import put_after
-from tsugiki.methods.method import PREFIX, Form, check_names, read_fields
+from tsugiki.methods.hooks import attach_output_module
+from tsugiki.methods.method import PREFIX, AdapterFormat, check_names, read_fields
 
 Start = Literal["mam_adapter", "bert"]
 
@@ -225,7 +225,9 @@ class BottleneckAdapter:
 
     def attach(self, model: nn.Module) -> list[Undo]:
         """Put the bottlenecks into the model."""
-        return [put_after(_below(model.get_submodule(path)), part) for path, part in self.bottlenecks.items()]
+        return [
+            attach_output_module(_below(model.get_submodule(path)), part) for path, part in self.bottlenecks.items()
+        ]
 
     def merge(self, model: nn.Module) -> NoReturn:
         """Raises TsugikiError: there is a non-linearity in it."""
@@ -337,4 +339,4 @@ def _from_json(fields: Mapping[str, Any]) -> BottleneckConfig:
     return cast(BottleneckConfig, read_fields(BottleneckConfig, fields))
 
 
-BOTTLENECK = Form("TSUGIKI_BOTTLENECK", BottleneckConfig, _tensors, _to_json, _from_json)
+BOTTLENECK = AdapterFormat("TSUGIKI_BOTTLENECK", BottleneckConfig, _tensors, _to_json, _from_json)

@@ -9,19 +9,19 @@ from torch import nn
 from tsugiki.lora.swap import CHILD, Undo
 
 
-def put_after(layer: nn.Module, part: nn.Module) -> Undo:
+def attach_output_module(layer: nn.Module, part: nn.Module) -> Undo:
     """Let `part` change what `layer` returns: a tensor, or the first of a tuple."""
     layer.register_forward_hook(_after)
     return _put_under(layer, part)
 
 
-def put_before(layer: nn.Module, part: nn.Module) -> Undo:
+def attach_input_module(layer: nn.Module, part: nn.Module) -> Undo:
     """Let `part` change the first of what `layer` is given."""
     layer.register_forward_pre_hook(_before)
     return _put_under(layer, part)
 
 
-def take_out(layer: nn.Module) -> None:
+def detach_module(layer: nn.Module) -> None:
     """Leave `layer` alone, as it was."""
     del layer._modules[CHILD]
     # By what they are, not by a handle: the one that put the part there may not be the one that takes it out.
@@ -33,7 +33,7 @@ def take_out(layer: nn.Module) -> None:
 def _put_under(layer: nn.Module, part: nn.Module) -> Undo:
     near = next(chain(layer.parameters(), layer.buffers()), None)
     layer.register_module(CHILD, part.to(None if near is None else near.device).train(layer.training))
-    return partial(take_out, layer)
+    return partial(detach_module, layer)
 
 
 def _after(layer: nn.Module, args: Any, output: Any) -> Any:

@@ -27,11 +27,11 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import LoraLinear, features, is_conv1d, is_linear
-from tsugiki.lora.merge import fold, refuse_few_bits
-from tsugiki.lora.swap import Change, Undo, changes_of, replace_module, replace_parameter
+from tsugiki.lora.merge import fold, require_unquantized
+from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module, replace_parameter
 from tsugiki.lora.targets import base_modules, find_targets
-from tsugiki.methods.hooks import put_after, put_before, take_out
-from tsugiki.methods.method import PREFIX, Form, check_names, read_fields
+from tsugiki.methods.hooks import attach_input_module, attach_output_module, detach_module
+from tsugiki.methods.method import PREFIX, AdapterFormat, check_names, read_fields
 
 Names = Sequence[str] | str
 
@@ -175,7 +175,7 @@ class IA3Adapter:
     def merge(self, model: nn.Module) -> list[Undo]:
         """Fold the factors into weights and biases; modules are in their places already."""
         layers = _own_layers(model, self.scalings)
-        refuse_few_bits(layers)
+        require_unquantized(layers)
         biases = {
             path: scaling.scaled_bias(bias).to(bias.dtype)
             for path, scaling in self.scalings.items()
@@ -191,14 +191,14 @@ class IA3Adapter:
             for path, bias in biases.items()
         ]
         for path, scaling in self.scalings.items():
-            take_out(layers[path])
+            detach_module(layers[path])
             undo.append(partial(_put_back, layers[path], scaling))
         return undo
 
-    def changes(self, model: nn.Module) -> dict[str, Change]:
+    def changes(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Of weights and biases their product with the factors; of trained modules the trained values."""
         layers = _own_layers(model, self.scalings)
-        weights: dict[str, Change] = {
+        weights: dict[str, WeightUpdate] = {
             f"{path}.weight": partial(scaling.scaled, layers[path]) for path, scaling in self.scalings.items()
         }
         biases = {
@@ -206,7 +206,7 @@ class IA3Adapter:
             for path, scaling in self.scalings.items()
             if not scaling.on_input and layers[path]._parameters.get("bias") is not None
         }
-        return weights | biases | changes_of(self.modules)
+        return weights | biases | module_updates(self.modules)
 
 
 def _own_layers(model: nn.Module, paths: Mapping[str, Any]) -> dict[str, nn.Module]:
@@ -216,7 +216,7 @@ def _own_layers(model: nn.Module, paths: Mapping[str, Any]) -> dict[str, nn.Modu
 
 
 def _put(layer: nn.Module, scaling: Scaling) -> Undo:
-    return (put_before if scaling.on_input else put_after)(layer, scaling)
+    return (attach_input_module if scaling.on_input else attach_output_module)(layer, scaling)
 
 
 def _put_back(layer: nn.Module, scaling: Scaling) -> None:
@@ -284,4 +284,4 @@ def _from_json(fields: Mapping[str, Any]) -> IA3Config:
     return cast(IA3Config, read_fields(IA3Config, fields))
 
 
-IA3 = Form("IA3", IA3Config, _tensors, _to_json, _from_json)
+IA3 = AdapterFormat("IA3", IA3Config, _tensors, _to_json, _from_json)

@@ -44,7 +44,7 @@ from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import is_conv1d
 from tsugiki.lora.targets import base_modules, find_targets
-from tsugiki.methods.method import PREFIX, Form, check_names, read_fields
+from tsugiki.methods.method import PREFIX, AdapterFormat, check_names, read_fields
 
 _HARMLESS = frozenset(
     {
@@ -153,4 +153,4 @@ def shortest_names(model: nn.Module, config: LoraConfig, targets: Mapping[str, n
     return endings if set(found) == set(targets) else sorted(targets)
 
 
-LORA = Form("LORA", LoraConfig, _tensors, _to_json, _from_json, _fill, _beside)
+LORA = AdapterFormat("LORA", LoraConfig, _tensors, _to_json, _from_json, _fill, _beside)

@@ -1,8 +1,8 @@
 """What every method is here: a form of adapter, and a name under which it is trained.
 
 A form is three things in one file: a config (a frozen dataclass under PEFT's names, with `new_adapter`), an adapter
-(what trains, how it takes its place in a model, how it is merged: `lora.graft.Adapter`), and a `Form`, which says how
-both are written in a PEFT folder. A `Method` is a form with some of its settings decided; `methods.table` lists them.
+(what trains, how it takes its place in a model, how it is merged: `lora.graft.Adapter`), and an `AdapterFormat`, which says
+how both are written in a PEFT folder. A `Method` is a form with some of its settings decided; `methods.table` lists them.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def _fresh(model: nn.Module, config: Any, stored: Collection[str]) -> Any:
 
 
 @dataclass(frozen=True)
-class Form:
+class AdapterFormat:
     """A form of adapter as it is stored."""
 
     peft_type: str
@@ -59,7 +59,7 @@ class Method:
     family: Family
     about: str
     """The idea, in a few words."""
-    form: Form
+    form: AdapterFormat
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What of the form's settings makes it this method."""
     learning_rate: float = 1e-4

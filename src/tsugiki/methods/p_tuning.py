@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.methods.method import Form
+from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     SoftPrompt,
     SoftPromptAdapter,
@@ -117,4 +117,4 @@ def _from_json(fields: Mapping[str, Any]) -> PromptEncoderConfig:
     return config
 
 
-P_TUNING = Form("P_TUNING", PromptEncoderConfig, tensors, to_json, _from_json, empty=_for_file)
+P_TUNING = AdapterFormat("P_TUNING", PromptEncoderConfig, tensors, to_json, _from_json, empty=_for_file)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.methods.method import Form
+from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     CacheShape,
     SoftPrompt,
@@ -118,4 +118,4 @@ def _from_json(fields: Mapping[str, Any]) -> PrefixTuningConfig:
     return config
 
 
-PREFIX_TUNING = Form("PREFIX_TUNING", PrefixTuningConfig, tensors, _to_json, _from_json, empty=_for_file)
+PREFIX_TUNING = AdapterFormat("PREFIX_TUNING", PrefixTuningConfig, tensors, _to_json, _from_json, empty=_for_file)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.methods.method import Form
+from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     SoftPrompt,
     SoftPromptAdapter,
@@ -135,4 +135,4 @@ def _from_json(fields: Mapping[str, Any]) -> PromptTuningConfig:
     return config
 
 
-PROMPT_TUNING = Form("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, empty=_unwritten)
+PROMPT_TUNING = AdapterFormat("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, empty=_unwritten)

@@ -35,16 +35,16 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.merge import untie
 from tsugiki.lora.swap import (
-    Change,
     Undo,
-    becomes,
+    WeightUpdate,
     cast_parameters,
     parameter_owner,
     replace_parameter,
-    say_what_unties,
+    replace_with,
+    warn_untied_weights,
 )
 from tsugiki.lora.targets import base_modules, matches, output_head
-from tsugiki.methods.method import PREFIX, Form, read_fields
+from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
 
 HEAD = "head"
 """As `target_parameters`: those of the output head, whatever it is called."""
@@ -148,9 +148,9 @@ class SelectiveAdapter:
                 undo.append(partial(setattr, owner, "forward", vars(owner).pop("forward")))
         return undo + untie(model, self.untied)
 
-    def changes(self, model: nn.Module) -> dict[str, Change]:
+    def changes(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Of the chosen parameters the trained values."""
-        made = {id(own): becomes(own) for own in self.copies.values()}
+        made = {id(own): replace_with(own) for own in self.copies.values()}
         return {path: made[id(own)] for path, own in self.copies.items()}
 
 
@@ -160,7 +160,7 @@ def _new_adapter(model: nn.Module, config: SelectiveConfig | LNTuningConfig, nam
     coded = [name for name, parameter in chosen.items() if not parameter.is_floating_point()]
     if coded:
         raise TsugikiError(f"{coded[0]} is held in few bits and cannot train; load the base as it is stored")
-    say_what_unties(model, chosen)
+    warn_untied_weights(model, chosen)
     left = {id(parameter) for name, parameter in every.items() if name not in chosen}
     copies: dict[int, nn.Parameter] = {}
     for parameter in chosen.values():
@@ -292,5 +292,7 @@ def _ln_to_json(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Any]:
     return {**fields, "modules_to_save": None}
 
 
-SELECTIVE = Form("TSUGIKI_SELECTIVE", SelectiveConfig, _tensors, _to_json, partial(read_fields, SelectiveConfig))
-LN_TUNING = Form("LN_TUNING", LNTuningConfig, _ln_tensors, _ln_to_json, partial(read_fields, LNTuningConfig))
+SELECTIVE = AdapterFormat(
+    "TSUGIKI_SELECTIVE", SelectiveConfig, _tensors, _to_json, partial(read_fields, SelectiveConfig)
+)
+LN_TUNING = AdapterFormat("LN_TUNING", LNTuningConfig, _ln_tensors, _ln_to_json, partial(read_fields, LNTuningConfig))

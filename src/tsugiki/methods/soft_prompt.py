@@ -25,7 +25,16 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.document_masks import apart, is_unknown, masks, of_packed, of_padded, packed, widened, windows
+from tsugiki.fast.document_masks import (
+    apart,
+    extend_mask,
+    is_unknown,
+    masks,
+    packed,
+    packed_layout,
+    padded_layout,
+    windows,
+)
 from tsugiki.lora.layer import LoraEmbedding
 from tsugiki.lora.swap import CHILD, Undo
 from tsugiki.methods.method import read_fields
@@ -209,7 +218,7 @@ def context_length(model: Any) -> int:
 
 
 def tensors(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Tensor]:
-    """A prompt in a file (see `Form.tensors`): as PEFT uses it, and what computes it."""
+    """A prompt in a file (see `AdapterFormat.tensors`): as PEFT uses it, and what computes it."""
     network = dict(adapter.prompt.named_parameters()) if adapter.prompt.network is not None else {}
     return {_STORED: adapter.prompt(), **{_NETWORK + name: weight for name, weight in network.items()}}
 
@@ -304,10 +313,10 @@ def _put_in_front(
     given[_cache_name(base)] = cache
     if mask is not None:
         given["attention_mask"] = (
-            masks(base, *of_padded(mask, text.shape[1], length)) if padded else widened(mask, length)
+            masks(base, *padded_layout(mask, text.shape[1], length)) if padded else extend_mask(mask, length)
         )
     elif begins and positions is not None and packed(positions):
-        given["attention_mask"] = masks(base, *of_packed(positions, length))
+        given["attention_mask"] = masks(base, *packed_layout(positions, length))
     if positions is not None:
         given["position_ids"] = positions + length
     if "use_cache" in names and given.get("use_cache") is None:

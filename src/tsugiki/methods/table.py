@@ -6,7 +6,7 @@ from types import MappingProxyType
 from tsugiki.methods.bottleneck import BOTTLENECK
 from tsugiki.methods.ia3 import IA3
 from tsugiki.methods.lora import LORA
-from tsugiki.methods.method import Form, Method
+from tsugiki.methods.method import AdapterFormat, Method
 from tsugiki.methods.p_tuning import P_TUNING
 from tsugiki.methods.prefix_tuning import PREFIX_TUNING
 from tsugiki.methods.prompt_tuning import PROMPT_TUNING
@@ -114,7 +114,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 """In the order in which they are shown."""
 
-FORMS: Mapping[str, Form] = MappingProxyType({method.form.peft_type: method.form for method in METHODS.values()})
+FORMATS: Mapping[str, AdapterFormat] = MappingProxyType(
+    {method.form.peft_type: method.form for method in METHODS.values()}
+)
 """`peft_type` -> form."""
 
 
@@ -143,6 +145,6 @@ def family_of(method: str) -> str:
     return METHODS[method].family if method in METHODS else ALL
 
 
-def form_of(config: object) -> Form:
+def format_of(config: object) -> AdapterFormat:
     """The form of adapter that has this config."""
-    return next(form for form in FORMS.values() if type(config) is form.config)
+    return next(form for form in FORMATS.values() if type(config) is form.config)

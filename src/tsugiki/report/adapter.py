@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.spectrum import singular_values
 from tsugiki.adapters.format import BASE_FILE, read_json, read_peft_config, read_weights
-from tsugiki.adapters.info import Facts, read_facts
-from tsugiki.adapters.lora_weights import read_lora
+from tsugiki.adapters.info import AdapterInfo, read_adapter_info
+from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
-from tsugiki.report.formatting import Table, duration, figure, file_size, filled, number
+from tsugiki.report.formatting import Table, duration, figure, file_size, fill_template, number
 from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, measured
 from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.page import Section, page, pairs, part, table, write_page
@@ -36,12 +36,12 @@ _NOTHING = "It changes nothing: every update is zero."
 
 
 @dataclass(frozen=True)
-class Portrait:
+class AdapterReport:
     """All that is shown of an adapter."""
 
     name: str
     folder: Path
-    facts: Facts
+    facts: AdapterInfo
     made: Mapping[str, Any]
     """How it came about, where it was made of other adapters or models."""
     record: RunRecord | None
@@ -53,7 +53,7 @@ class Portrait:
     notes: Sequence[str]
 
 
-def portray(folder: Path, advance: Callable[[int], None] = lambda done: None) -> Portrait:
+def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: None) -> AdapterReport:
     """Read an adapter whole and measure its layers.
 
     Args:
@@ -63,20 +63,20 @@ def portray(folder: Path, advance: Callable[[int], None] = lambda done: None) ->
     Raises:
         TsugikiError: no adapter there, or a broken one.
     """
-    facts, config = read_facts(folder), read_peft_config(folder)
+    facts, config = read_adapter_info(folder), read_peft_config(folder)
     layers, tensors, notes = [], read_weights(folder), []
     if isinstance(config, LoraConfig):
-        lora = read_lora(folder)
+        lora = read_lora_weights(folder)
         spectra = {}
         for path, layer in lora.layers.items():
             spectra[path] = singular_values(layer)
             advance(1)
         layers, tensors = measured(lora.layers, spectra), dict(lora.others)
         notes = [_DORA] * config.use_dora + [_NOTHING] * (not tensors and not any(layer.norm for layer in layers))
-    return Portrait(folder.resolve().name, folder, facts, _made(folder), record_of(folder), layers, tensors, notes)
+    return AdapterReport(folder.resolve().name, folder, facts, _made(folder), record_of(folder), layers, tensors, notes)
 
 
-def facts_lines(portrait: Portrait) -> list[tuple[str, str]]:
+def facts_lines(portrait: AdapterReport) -> list[tuple[str, str]]:
     """What it is and how it came about: labels and texts."""
     facts = portrait.facts
     fingerprint = f", {facts.base.fingerprint[:_DIGITS]}…" if facts.base.fingerprint else ""
@@ -93,7 +93,7 @@ def facts_lines(portrait: Portrait) -> list[tuple[str, str]]:
     if record is None:
         return lines
     seconds = number(record.training.get("seconds"))
-    return lines + filled(
+    return lines + fill_template(
         (
             ("trained on", "{config[data]}"),
             ("training", "{training[steps]:,} steps, {training[tokens]:,} tokens in {time}"),
@@ -119,7 +119,7 @@ def tensors_table(tensors: Mapping[str, Tensor]) -> Table:
     return ["tensor", "shape", "dtype", "norm", "largest"], rows
 
 
-def write_adapter_page(path: Path, portrait: Portrait) -> None:
+def write_adapter_page(path: Path, portrait: AdapterReport) -> None:
     """Write the adapter's page.
 
     Raises:
@@ -140,7 +140,7 @@ def write_adapter_page(path: Path, portrait: Portrait) -> None:
     write_page(path, page(f"Adapter · {portrait.name}", lead, sections, portrait.notes))
 
 
-def _commands(portrait: Portrait) -> str:
+def _commands(portrait: AdapterReport) -> str:
     base, adapter = shlex.quote(portrait.facts.base.name or "BASE"), shlex.quote(str(portrait.folder))
     return (
         f"tsugiki generate --model {base} --adapter {adapter} --prompt …\n"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tsugiki.report.formatting import filled
+from tsugiki.report.formatting import fill_template
 
 _ISOLATION = {
     "positions": "do not see each other (positions begin anew)",
@@ -33,7 +33,7 @@ def data_lines(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
         shares["learned_share"] = counts.get("learned_tokens_per_epoch", 0) / counts["tokens_per_epoch"]
     if counts.get("isolation") in _ISOLATION:
         shares["kept_apart"] = _ISOLATION[counts["isolation"]]
-    return filled(_LINES, {**shares, **counts})
+    return fill_template(_LINES, {**shares, **counts})
 
 
 def alike_lines(counts: Mapping[str, Any]) -> list[tuple[str, str]]:

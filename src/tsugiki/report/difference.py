@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.difference import Difference, compare_layers, compare_tensors, overall, same_tensors
 from tsugiki.adapters.format import not_finite, read_config, read_weights
-from tsugiki.adapters.info import Facts, read_facts
-from tsugiki.adapters.lora_weights import StoredLora, read_lora
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.adapters.info import AdapterInfo, read_adapter_info
+from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
 from tsugiki.report.formatting import Table, figure
@@ -45,7 +45,7 @@ def compare_adapters(first: Path, second: Path) -> Comparison:
         TsugikiError: one is no adapter, or is broken.
     """
     folders = (first, second)
-    facts, configs = [read_facts(one) for one in folders], [read_config(one) for one in folders]
+    facts, configs = [read_adapter_info(one) for one in folders], [read_config(one) for one in folders]
     settings = _settings(facts, configs)
     notes = _about_bases(*(one.base for one in facts))
     stored = [_finite(one) for one in folders]
@@ -53,7 +53,7 @@ def compare_adapters(first: Path, second: Path) -> Comparison:
         notes.append("the methods differ, and with them what their tensors mean: these are not compared")
         return Comparison(settings, _table([]), notes)
     if isinstance(configs[0], LoraConfig):
-        one, other = (read_lora(folder) for folder in folders)
+        one, other = (read_lora_weights(folder) for folder in folders)
         differences = compare_layers(one.layers, other.layers)
         differences += compare_tensors(_no_pairs(one), _no_pairs(other))
         notes += [_DORA] * (one.config.use_dora or other.config.use_dora)
@@ -88,7 +88,7 @@ def _table(differences: Sequence[Difference]) -> Table:
     ]
 
 
-def _settings(facts: Sequence[Facts], configs: Sequence[Any]) -> Table:
+def _settings(facts: Sequence[AdapterInfo], configs: Sequence[Any]) -> Table:
     said: list[Mapping[str, object]] = [
         {
             "method": one.method,
@@ -112,7 +112,7 @@ def _about_bases(first: Any, second: Any) -> list[str]:
     return ["they name different bases, and may not have the same weights under them"] * (first.name != second.name)
 
 
-def _no_pairs(lora: StoredLora) -> dict[str, Tensor]:
+def _no_pairs(lora: LoraWeights) -> dict[str, Tensor]:
     """What is no pair: biases, modules, and DoRA's lengths."""
     lengths = {
         f"{path}.lora_magnitude_vector": layer.magnitude.flatten()
@@ -126,7 +126,7 @@ def _finite(folder: Path) -> dict[str, Tensor]:
     tensors = read_weights(folder)
     broken = not_finite(tensors)
     if broken:
-        raise TsugikiError(f"{folder} is broken: {listed(broken)}")
+        raise TsugikiError(f"{folder} is broken: {summarise_list(broken)}")
     return tensors
 
 

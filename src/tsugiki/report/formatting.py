@@ -10,7 +10,7 @@ from tsugiki.train.evaluation.interval import Interval, change_interval
 Table: TypeAlias = tuple[list[str], list[list[str]]]
 """Headers, and rows of cells; a cell may hold a line break."""
 
-FEW = 10
+MIN_DOCUMENTS = 10
 """Documents, below which an interval says too little."""
 
 
@@ -45,7 +45,7 @@ def interval_of_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> I
     return interval if interval and all(map(math.isfinite, interval)) else None
 
 
-def luck(interval: Interval | None, documents: int) -> str:
+def describe_interval(interval: Interval | None, documents: int) -> str:
     """How sure a change is.
 
     Args:
@@ -57,7 +57,7 @@ def luck(interval: Interval | None, documents: int) -> str:
     return (
         f"95 % interval {interval[0]:+.1%} to {interval[1]:+.1%}, over {documents:,} documents"
         + ("; it may be luck" if interval[0] < 0 < interval[1] else "")
-        + ("; so few make it too narrow" if documents < FEW else "")
+        + ("; so few make it too narrow" if documents < MIN_DOCUMENTS else "")
     )
 
 
@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def filled(lines: Sequence[tuple[str, str]], values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def fill_template(lines: Sequence[tuple[str, str]], values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Labels and texts with the values in their places; a line that lacks a value is left out.
 
     Args:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from tsugiki.adapters.algebra.spectrum import effective_rank, update_shape
-from tsugiki.adapters.lora_weights import Factors
+from tsugiki.adapters.lora_weights import LayerFactors
 from tsugiki.report.formatting import Table, figure
 from tsugiki.report.plots import Series, curves
 
@@ -42,7 +42,7 @@ class Layer:
         return effective_rank(self.values)
 
 
-def measured(layers: Mapping[str, Factors], spectra: Mapping[str, Tensor]) -> list[Layer]:
+def measured(layers: Mapping[str, LayerFactors], spectra: Mapping[str, Tensor]) -> list[Layer]:
     """The layers of a file with their singular values, in the order of the blocks."""
     places = {path: _place(path) for path in layers}
     lists = {owner for owner, block, _ in places.values() if block is not None}

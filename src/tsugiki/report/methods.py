@@ -14,7 +14,7 @@ from tsugiki.report.plots import Mark, Series, over_parameters, over_ranks
 from tsugiki.train.evaluation.interval import Interval
 from tsugiki.train.record import RunRecord
 from tsugiki.train.workflows.compare import Row
-from tsugiki.train.workflows.sweep import WORTH, Point, change, enough_rank
+from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, Point, change, smallest_sufficient_rank
 
 _FAMILIES = (*get_args(Family), ALL)
 
@@ -93,13 +93,13 @@ def sweep_sentence(points: Sequence[Point]) -> str:
     """What came out of a sweep: the best point, and from which rank on nothing is gained."""
     best = min(points, key=lambda point: point.loss)
     sentence = f"Best of {len(points)}: {best.name}, held-out loss {best.loss:.4f}."
-    enough = enough_rank(list(points))
+    enough = smallest_sufficient_rank(list(points))
     if enough is not None and enough.values["r"] == max(point.values["r"] for point in points):
         sentence += f" Rank still pays at {enough.values['r']}, the highest tried."
     elif enough is not None:
         sentence += (
-            f" Rank {enough.values['r']} is enough: no higher one lowers the loss by {WORTH:.1%}, or not surely so "
-            "(95 % over documents)."
+            f" Rank {enough.values['r']} is enough: no higher one lowers the loss by {MIN_RELATIVE_GAIN:.1%}, "
+            "or not surely so (95 % over documents)."
         )
     return sentence
 

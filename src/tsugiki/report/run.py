@@ -13,11 +13,11 @@ from tsugiki.report.counts import alike_lines, data_lines
 from tsugiki.report.formatting import (
     Table,
     change,
+    describe_interval,
     duration,
     figure,
-    filled,
+    fill_template,
     interval_of_change,
-    luck,
     number,
     with_interval,
 )
@@ -91,10 +91,10 @@ def held_out_table(record: RunRecord) -> Table:
     return ["held-out text", "before", "after", "change"], rows
 
 
-def sureness(record: RunRecord) -> str:
+def describe_change(record: RunRecord) -> str:
     """How sure the change of the held-out figures is."""
     before, after = record.evaluations[0], record.evaluations[-1]
-    return luck(interval_of_change(before, after), len(after.get("documents") or ()))
+    return describe_interval(interval_of_change(before, after), len(after.get("documents") or ()))
 
 
 def summary_sentence(record: RunRecord) -> str:
@@ -111,7 +111,7 @@ def summary_sentence(record: RunRecord) -> str:
     return (
         f"After {number(after.get('step')):,.0f} steps the held-out text takes {took} instead of "
         f"{figure(before.get('bits_per_char'))} (loss {figure(before.get('loss'))}): {changed:+.1%} "
-        f"({sureness(record)})."
+        f"({describe_change(record)})."
     )
 
 
@@ -168,7 +168,7 @@ def _figures(record: RunRecord) -> Markup:
     ]
     facts = [("bits a character", _from_to(record))] if len(record.evaluations) > 1 else []
     training = _with_time(record)
-    facts += filled(
+    facts += fill_template(
         (
             ("parameters trained", "{trainable:,}"),
             ("time in steps", "{time}"),
@@ -200,7 +200,7 @@ def _evaluations(record: RunRecord) -> Markup:
         )
         for entry in record.evaluations
     ]
-    counts = filled(
+    counts = fill_template(
         (("", "{characters:,} characters in {tokens:,} tokens and {windows:,} windows. "),), record.evaluations[-1]
     )
     explained = (
@@ -222,20 +222,20 @@ def _data(record: RunRecord) -> Markup:
     counts = record.data
     lines = [("read from", str(record.config["data"]))] if "data" in record.config else []
     lines += data_lines(counts)
-    lines += filled((("measured", "{held_out[measured_characters]:,} held-out characters"),), counts)
+    lines += fill_template((("measured", "{held_out[measured_characters]:,} held-out characters"),), counts)
     lines += alike_lines(counts)
     prints = (
         ("learned texts", "{train[fingerprint]}"),
         ("held-out texts", "{held_out[fingerprint]}"),
         ("rows", "{blocks_fingerprint}"),
     )
-    found = filled(prints, counts)
+    found = fill_template(prints, counts)
     folded = part("folded", "fingerprints", pairs(found)) if found else Markup()
     return pairs(lines) + folded if lines else Markup()
 
 
 def _parameters(record: RunRecord) -> Markup:
-    lines = filled(
+    lines = fill_template(
         (
             ("base", "{base[name]}"),
             ("its weights", "{base[dtype]}, {base[fingerprint]}"),
@@ -250,7 +250,7 @@ def _parameters(record: RunRecord) -> Markup:
 
 def _settings(record: RunRecord) -> Markup:
     length = () if record.config.get("max_steps") else (("epochs", "{epochs:g}"),)  # steps win, and are told above
-    lines = filled(
+    lines = fill_template(
         (
             ("adapter", "r {lora[r]}, alpha {lora[lora_alpha]:g}, dropout {lora[lora_dropout]:g}"),
             ("learning rate", "{learning_rate:g}, {lr_scheduler_type}"),
@@ -267,7 +267,7 @@ def _settings(record: RunRecord) -> Markup:
 def _machine(record: RunRecord) -> Markup:
     lines = [(name, _plain(value)) for name, value in record.machine.items() if value is not None]
     training = _with_time(record)
-    lines += filled(
+    lines += fill_template(
         (
             ("steps", "{steps:,}"),
             ("learned", "{tokens:,} tokens in {seconds:,.0f} s ({time}) of steps, {tokens_per_second:,.0f} tokens/s"),

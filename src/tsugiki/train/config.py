@@ -108,7 +108,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ADAPTERS_HAVE_NO = ("arithmetic", "stored")
 
 
-def known_method(name: str) -> str:
+def validate_method(name: str) -> str:
     """The name itself.
 
     Raises:
@@ -125,7 +125,7 @@ class RunConfig(TrainingSettings):
 
     model: str = Field(min_length=1)
     """`embedded`, a folder, or a hub id."""
-    method: Annotated[str, AfterValidator(known_method)] = "lora"
+    method: Annotated[str, AfterValidator(validate_method)] = "lora"
     """An adapter, by a name of `tsugiki methods`; or `full`, every weight."""
     frozen: Literal["bf16", "fp32", "int8"] | None = None
     """Of an adapter: what the frozen base is held and multiplied in; unsaid, bf16 where the processor multiplies it.
@@ -147,7 +147,7 @@ class RunConfig(TrainingSettings):
     @model_validator(mode="after")
     def _settings_fit_the_method(self) -> Self:
         # What a method has no use for would be ignored.
-        given = [name for name in self._useless() if name in self.model_fields_set and getattr(self, name)]
+        given = [name for name in self._inapplicable_fields() if name in self.model_fields_set and getattr(self, name)]
         if given:
             raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
         if self.method == FULL:
@@ -170,7 +170,7 @@ class RunConfig(TrainingSettings):
         """
         method = METHODS[self.method]
         try:
-            return method.configure(_said(self.lora) if method.form is LORA else self.adapter)
+            return method.configure(_non_defaults(self.lora) if method.form is LORA else self.adapter)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
 
@@ -181,18 +181,18 @@ class RunConfig(TrainingSettings):
             getattr(config, "bias", "none") != "none"
         )
 
-    def recorded(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """The settings that the run follows, as JSON has them."""
-        return self.model_dump(mode="json", exclude=set(self._useless()))
+        return self.model_dump(mode="json", exclude=set(self._inapplicable_fields()))
 
-    def _useless(self) -> tuple[str, ...]:
+    def _inapplicable_fields(self) -> tuple[str, ...]:
         ratio = () if self.method == LORA_PLUS else ("loraplus_lr_ratio",)
         if self.method == FULL:
             return ("lora", "adapter", "frozen", *ratio)
         return (*_ADAPTERS_HAVE_NO, "adapter" if METHODS[self.method].form is LORA else "lora", *ratio)
 
 
-def _said(lora: LoraConfig) -> dict[str, Any]:
+def _non_defaults(lora: LoraConfig) -> dict[str, Any]:
     """What differs from the defaults, which a method may decide otherwise."""
     defaults = vars(LoraConfig())
     return {name: value for name, value in vars(lora).items() if value != defaults[name]}

@@ -13,7 +13,7 @@ from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
 from tsugiki.train.evaluation.sample import Sampling, generate_text
-from tsugiki.train.preparation import Prepared
+from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.record import RunRecord, peak_memory
 from tsugiki.train.trainer import RunTrainer
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _EVALUATIONS = 5
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
     """Evaluates and samples before the first step, at chosen steps, and at the end."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         trainer: RunTrainer,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
-        data: Prepared,
+        data: PackedDataset,
         config: RunConfig,
         record: RunRecord,
         progress: RunProgress,
@@ -84,9 +84,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._keep()
 
     def _evaluate_own(self, step: int) -> None:
-        if self.data.own_windows:
-            entry = self._measure(step, self.data.own_windows)
-            self.record.own_evaluations.append(entry)
+        if self.data.retention_windows:
+            entry = self._measure(step, self.data.retention_windows)
+            self.record.retention_evaluations.append(entry)
             self.progress.say(f"step {step}  loss on the base's own text {entry['loss']:.4f}")
             self._keep()
 

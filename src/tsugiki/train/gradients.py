@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.blocks import IGNORED
+from tsugiki.data.blocks import IGNORE_INDEX
 from tsugiki.fast.loss import chunked_loss, find_head
 from tsugiki.lora.masks import masks_from
-from tsugiki.train.threads import side_by_side
+from tsugiki.train.threads import run_in_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +59,7 @@ class Gradients:
         self.computing.train()
         tasks = [partial(self._group, group, float(count), own, _generator()) for group in self._groups(batch)]
         alone = self.ordered or batch["input_ids"].device.type != "cpu"
-        found = [task() for task in tasks] if alone else side_by_side(tasks)
+        found = [task() for task in tasks] if alone else run_in_threads(tasks)
         for _, grads in found:
             for weight, grad in zip(weights, grads, strict=True):
                 if weight.grad is None:
@@ -83,7 +83,7 @@ class Gradients:
         with masks_from(generator):
             if self.head is None:
                 logits = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-                loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+                loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
             else:
                 hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
                 loss = chunked_loss(hidden, self.head, labels)

@@ -21,8 +21,8 @@ from tsugiki.data.splits import (
     split_records,
 )
 from tsugiki.data.store import Index, TokenStore, open_store, read_index
-from tsugiki.errors import TsugikiError, listed
-from tsugiki.fast.document_masking import Isolation, find_isolation
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.fast.document_masking import DocumentMasking, detect_document_masking
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import graft, ungraft
@@ -38,15 +38,15 @@ _BLOCK_SIZE = 512
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PackedDataset:
     """What a run trains on and is measured by."""
 
     blocks: Blocks
     windows: list[Window]
     """Of the held-out text."""
-    own_windows: list[Window]
+    retention_windows: list[Window]
     """Of the base's own kind of text, if there is any."""
-    isolation: Isolation
+    isolation: DocumentMasking
     summary: dict[str, Any]
     """Counts and fingerprints, for the record."""
     notes: list[str]
@@ -107,7 +107,7 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
 
 def pack_data(
     config: RunConfig, data: Data, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
-) -> Prepared:
+) -> PackedDataset:
     """Pack the data into rows for this model, and count.
 
     Raises:
@@ -118,7 +118,7 @@ def pack_data(
     blocks = pack(data.store, data.train, size, document_end(tokenizer), share_rows=isolation != "rows")
     characters = data.held_out.characters[data.measured].tolist()
     windows = cut_windows(data.records, characters, config.held_out_characters)
-    own_windows = _own_windows(config)
+    retention_windows = _own_windows(config)
     index = data.store.index
     summary = {
         "train": _summary(index, data.train),
@@ -135,7 +135,7 @@ def pack_data(
         "block_size": size,
         "blocks_fingerprint": blocks.fingerprint(),
         "isolation": isolation,
-        "learned_tokens_per_epoch": blocks.learned_tokens,
+        "learned_tokens_per_epoch": blocks.target_tokens,
         "tokens_per_epoch": blocks.tokens,
         "padding": len(blocks) * size - blocks.tokens,
         "split_records": blocks.split_records,
@@ -153,19 +153,19 @@ def pack_data(
     if data.groups:
         count = sum(map(len, data.groups))
         notes.append(f"{count:,} records are near-duplicates of others ({len(data.groups):,} groups, kept together)")
-    return Prepared(blocks, windows, own_windows, isolation, summary, notes)
+    return PackedDataset(blocks, windows, retention_windows, isolation, summary, notes)
 
 
 def _overlap(train: Index, held_out: Index) -> list[str]:
     same, near = learned_and_measured(train, held_out)
     if same:
         raise TsugikiError(
-            f"{len(same):,} records of the training data are in the held-out file as well: {listed(same)}; "
+            f"{len(same):,} records of the training data are in the held-out file as well: {summarise_list(same)}; "
             "take them out of one, since what is measured must not be learned"
         )
     if not near:
         return []
-    return [f"{len(near):,} training records are nearly the same as held-out ones: {listed(near)}"]
+    return [f"{len(near):,} training records are nearly the same as held-out ones: {summarise_list(near)}"]
 
 
 def _own_windows(config: RunConfig) -> list[Window]:
@@ -204,17 +204,17 @@ def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
     return config.block_size or min(_BLOCK_SIZE, room)
 
 
-def _isolation(config: RunConfig, model: "PreTrainedModel") -> Isolation:
+def _isolation(config: RunConfig, model: "PreTrainedModel") -> DocumentMasking:
     """How documents are kept apart, behind the soft prompt if the run trains one: it stands before each of them."""
     length = _virtual_tokens(config)
     if not length:
-        return find_isolation(model)
+        return detect_document_masking(model)
     # Of real tokens: a prompt from the normal distribution makes so much noise in bfloat16 that nothing could be told.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a run that is resumed must come to the same answer
         graft(model, PromptTuningConfig(length, prompt_tuning_init="SAMPLE_VOCAB"))
     try:
-        return find_isolation(model)
+        return detect_document_masking(model)
     finally:
         ungraft(model)
 

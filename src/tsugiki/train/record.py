@@ -12,7 +12,7 @@ from tsugiki.adapters.format import RECORD_FILE, read_json, write_json
 from tsugiki.errors import TsugikiError
 
 _LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
-_LISTS = ("evaluations", "own_evaluations", "samples", "loss_curve")
+_LISTS = ("evaluations", "retention_evaluations", "samples", "loss_curve")
 
 
 @dataclass
@@ -30,7 +30,7 @@ class RunRecord:
     choices: dict[str, Any] = field(default_factory=dict)
     """What Tsugiki chose where nothing was said."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    own_evaluations: list[dict[str, Any]] = field(default_factory=list)
+    retention_evaluations: list[dict[str, Any]] = field(default_factory=list)
     """On the base's own kind of text, before and after."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class RunRecord:
     def forget_after(self, step: int) -> None:
         """Drop what was measured after a step, when a run goes on from an earlier checkpoint."""
         self.evaluations = [entry for entry in self.evaluations if entry["step"] <= step]
-        self.own_evaluations = [entry for entry in self.own_evaluations if entry["step"] <= step]
+        self.retention_evaluations = [entry for entry in self.retention_evaluations if entry["step"] <= step]
         self.samples = [entry for entry in self.samples if entry["step"] <= step]
 
 

@@ -16,16 +16,16 @@ from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.document_masking import Isolation
+from tsugiki.fast.document_masking import DocumentMasking
 from tsugiki.io.progress import RunProgress
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import LORA_PLUS, RunConfig
-from tsugiki.train.evaluation_callback import Watch
+from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.model_files import MODEL_FILE
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
-from tsugiki.train.preparation import Prepared, pack_data, read_data
+from tsugiki.train.preparation import PackedDataset, pack_data, read_data
 from tsugiki.train.record import RunRecord, describe_machine, read_record
 from tsugiki.train.trainer import Parts, RunTrainer
 from tsugiki.train.ways import Way, way_of
@@ -52,7 +52,7 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
     Raises:
         TsugikiError: anything that a person can put right; what the folder held is still there.
     """
-    record, checkpoint = begin(config.recorded(), Path(config.out), resume)
+    record, checkpoint = begin(config.to_record(), Path(config.out), resume)
     with progress or RunProgress() as shown:
         carry_out(config, record, checkpoint, shown)
     return record
@@ -82,7 +82,7 @@ class Ready:
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    data: Prepared
+    data: PackedDataset
 
 
 def prepare(config: RunConfig, shown: RunProgress) -> Ready:
@@ -110,7 +110,7 @@ def train_prepared(
     trainer = begin_training(config, ready, record)
     _introduce(record, ready.data, shown)
     record.write(out)
-    trainer.add_callback(Watch(trainer, model, ready.tokenizer, ready.data, config, record, shown))
+    trainer.add_callback(EvaluationCallback(trainer, model, ready.tokenizer, ready.data, config, record, shown))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     way.save(model, ready.tokenizer, out, config.stored)
     record.status = "finished"
@@ -132,7 +132,7 @@ def begin_training(config: RunConfig, ready: Ready, record: RunRecord) -> RunTra
 
 
 def new_trainer(
-    config: RunConfig, model: "PreTrainedModel", blocks: Blocks, isolation: Isolation, parts: Parts
+    config: RunConfig, model: "PreTrainedModel", blocks: Blocks, isolation: DocumentMasking, parts: Parts
 ) -> RunTrainer:
     """The trainer of a run.
 
@@ -189,7 +189,7 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     if not (out / RECORD_FILE).is_file():
         return None
     record = read_record(out)
-    changed = changed_settings(record.config, config.recorded())
+    changed = changed_settings(record.config, config.to_record())
     if changed:
         raise TsugikiError(f"{name}: {out} holds a run with other settings: {changed}; delete it or rename this one")
     return record
@@ -260,7 +260,7 @@ def _decay(length: float | None, steps: int) -> dict[str, Any] | None:
 
 
 def _describe(
-    record: RunRecord, config: RunConfig, model: "PreTrainedModel", prepared: Prepared, choices: dict[str, Any]
+    record: RunRecord, config: RunConfig, model: "PreTrainedModel", prepared: PackedDataset, choices: dict[str, Any]
 ) -> None:
     record.machine = describe_machine()
     began_with = record.base, record.data
@@ -284,7 +284,7 @@ def _describe(
             )
 
 
-def _introduce(record: RunRecord, prepared: Prepared, progress: RunProgress) -> None:
+def _introduce(record: RunRecord, prepared: PackedDataset, progress: RunProgress) -> None:
     parameters, data = record.parameters, record.data
     progress.say(
         f"{record.base['name']}: {parameters['trainable']:,} of {parameters['total']:,} parameters train "

@@ -13,7 +13,7 @@ import torch
 Result = TypeVar("Result")
 
 
-def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+def run_in_threads(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """The results of the tasks, in order; as many run at once as torch has threads, which they share out."""
     threads = torch.get_num_threads()
     workers = min(threads, len(tasks))

@@ -19,9 +19,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from tsugiki.adapters.format import refill_adapter, save_adapter
-from tsugiki.data.blocks import IGNORED, Blocks
+from tsugiki.data.blocks import IGNORE_INDEX, Blocks
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.document_masking import Collator, Isolation
+from tsugiki.fast.document_masking import Collator, DocumentMasking
 from tsugiki.train.checkpoint import (
     keep_newest,
     load_training_state,
@@ -61,11 +61,11 @@ def token_weighted_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor
 
     Args:
         outputs: of a causal language model; `logits` [rows, length, vocabulary].
-        labels: [rows, length], not shifted; `IGNORED` where nothing is learned.
+        labels: [rows, length], not shifted; `IGNORE_INDEX` where nothing is learned.
         num_items_in_batch: learned tokens of the step, all accumulated batches together.
     """
     logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum") / num_items_in_batch
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum") / num_items_in_batch
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         model: nn.Module,
         args: TrainingArguments,
         blocks: Blocks,
-        isolation: Isolation,
+        isolation: DocumentMasking,
         parts: Parts = _ADAPTER,
     ) -> None:
         super().__init__(
@@ -131,7 +131,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
             )
         self.step_loss += value
         self.meters.nll += value * float(num_items_in_batch)
-        self.meters.tokens += int((inputs["labels"][:, 1:] != IGNORED).sum())
+        self.meters.tokens += int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
         return loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tsugiki.adapters.format import WEIGHTS_FILE, refill_adapter, save_adapter
-from tsugiki.base.loading import Precision, load_model, native_arithmetic
+from tsugiki.base.loading import Precision, load_model, preferred_compute_dtype
 from tsugiki.fast.paths import use_fast_paths
-from tsugiki.lora.dropout import silence_dropout
+from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.graft import graft
 from tsugiki.train.config import FULL, RunConfig
 from tsugiki.train.gradients import Gradients
@@ -47,7 +47,7 @@ def frozen_precision(config: RunConfig) -> Precision:
     """What the base of an adapter is held in."""
     if config.frozen is not None:
         return config.frozen
-    return "fp32" if config.part_of_the_base_trains() else native_arithmetic()
+    return "fp32" if config.part_of_the_base_trains() else preferred_compute_dtype()
 
 
 def way_of(config: RunConfig) -> Way:
@@ -73,15 +73,15 @@ def _adapter_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients
 def _begin_full(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
     model.requires_grad_(True)
     if not config.base_dropout:
-        silence_dropout(model)
+        disable_dropout(model)
     return {
         "base_dropout": "on" if config.base_dropout else "off while the model trains",
-        "arithmetic": config.arithmetic or native_arithmetic(),
+        "arithmetic": config.arithmetic or preferred_compute_dtype(),
     }
 
 
 def _full_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
-    short = (config.arithmetic or native_arithmetic()) == "bf16"
+    short = (config.arithmetic or preferred_compute_dtype()) == "bf16"
     computing = copy.deepcopy(model).bfloat16() if short else model
     use_fast_paths(computing, loss=False)
     return Gradients(model, computing, _MODEL_GROUP, ordered=config.base_dropout)

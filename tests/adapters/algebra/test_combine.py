@@ -20,12 +20,12 @@ from tsugiki.adapters.algebra.combine import (
     Part,
     combine,
     distance,
+    load_weighted_adapters,
     norm,
-    read_parts,
     scaled,
 )
 from tsugiki.adapters.format import Base
-from tsugiki.adapters.lora_weights import Factors, StoredLora, read_lora, write_lora
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -38,8 +38,8 @@ def how(kind: str, rank: int = 3) -> Combination:
     return Combination(kind, rank if kind.endswith("svd") else None, 0.4 if thins else None, seed=5)
 
 
-def combined(folders: list[Path], weights: list[float], how: Combination) -> StoredLora:
-    return combine(read_parts(folders, weights), how)
+def combined(folders: list[Path], weights: list[float], how: Combination) -> LoraWeights:
+    return combine(load_weighted_adapters(folders, weights), how)
 
 
 def shaken(model: Any, name: str, seed: int) -> None:
@@ -93,7 +93,7 @@ def their_combination(theirs: Any, kind: str, turned: bool, monkeypatch: pytest.
     return {path: (delta.T if turned else delta).flatten(1) for path, delta in deltas.items()}
 
 
-def delta(layer: Factors) -> Tensor:
+def delta(layer: LayerFactors) -> Tensor:
     return torch.cat(updates(layer))
 
 
@@ -109,7 +109,7 @@ def test_all_types_are_pefts(shape: str, kind: str, tmp_path: Path, monkeypatch:
     assert list(lora.layers) == list(deltas)  # or the masks of dare would not be the same
     for path, layer in lora.layers.items():
         assert relative_error(delta(layer), deltas[path]) < 1e-5, path
-    write_lora(lora, tmp_path / "c", {})
+    write_lora_weights(lora, tmp_path / "c", {})
     model = tiny_model(shape)
     base = logits(model)
     load_adapter(model, tmp_path / "c")
@@ -130,7 +130,7 @@ def test_other_layers_and_ranks_are_pefts(kind: str, tmp_path: Path, monkeypatch
     assert lora.layers.keys() == deltas.keys()
     for path, layer in lora.layers.items():
         assert relative_error(delta(layer), deltas[path]) < 1e-5, path
-    write_lora(lora, tmp_path / "c", {})
+    write_lora_weights(lora, tmp_path / "c", {})
     model = tiny_model()
     load_adapter(model, tmp_path / "c")
     again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "c").eval()
@@ -145,7 +145,7 @@ def test_embeddings_are_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     deltas = their_combination(theirs, kind, True, monkeypatch)
     lora = combined(folders, WEIGHTS, how(kind))
     assert relative_error(delta(lora.layers["transformer.wte"]), deltas["transformer.wte"]) < 1e-5
-    write_lora(lora, tmp_path / "c", {})
+    write_lora_weights(lora, tmp_path / "c", {})
     model = tiny_model()
     load_adapter(model, tmp_path / "c")
     assert relative_error(logits(model), logits(theirs)) < 1e-5
@@ -159,7 +159,7 @@ def test_convolutions_are_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.M
     lora = combined(folders, WEIGHTS, how(kind))
     for path, layer in lora.layers.items():
         assert relative_error(delta(layer), deltas[path]) < 1e-5, path
-    write_lora(lora, tmp_path / "c", {})
+    write_lora_weights(lora, tmp_path / "c", {})
     model = net()
     load_adapter(model, tmp_path / "c")
     assert relative_error(model(images()), theirs(images())) < 1e-5
@@ -181,14 +181,14 @@ def test_a_convolution_in_groups_does_the_sum_of_what_both_do(kind: str, tmp_pat
         graft(model, LoraConfig(r=rank, target_modules=["0"], init_lora_weights=False))
         save_adapter(model, folder)
         expected = expected + weight * (model(x) - base)
-    write_lora(combined(folders, WEIGHTS, Combination(kind, 6 if kind == "svd" else None)), tmp_path / "c", {})
+    write_lora_weights(combined(folders, WEIGHTS, Combination(kind, 6 if kind == "svd" else None)), tmp_path / "c", {})
     model = layer()
     load_adapter(model, tmp_path / "c")
     assert relative_error(model(x), base) > 1e-2
     assert relative_error(model(x), expected) < 1e-5
 
 
-def stored(name: str | None = "base", fingerprint: str | None = "1", **layers: Factors) -> StoredLora:
+def stored(name: str | None = "base", fingerprint: str | None = "1", **layers: LayerFactors) -> LoraWeights:
     return dataclasses.replace(lora_of(**layers), base=Base(name, fingerprint))
 
 
@@ -215,7 +215,7 @@ def test_distances():
 @pytest.mark.parametrize("factor", [-1, 0.25, -3])
 def test_scaled_logits_are_pefts_with_a_scaling(factor: float, tmp_path: Path):
     theirs, folders = two_of_pefts(tiny_model(), tmp_path, *[{"r": 4, "target_modules": ["c_attn", "wte"]}] * 2)
-    write_lora(scaled(read_lora(folders[0]), factor), tmp_path / "c", {})
+    write_lora_weights(scaled(read_lora_weights(folders[0]), factor), tmp_path / "c", {})
     for module in theirs.modules():
         if hasattr(module, "set_scale"):
             module.set_scale("a", factor)
@@ -230,7 +230,7 @@ def test_an_adapter_and_its_negative_are_the_base(tmp_path: Path):
     model = tiny_model()
     graft(model, LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False))
     save_adapter(model, tmp_path / "a")
-    lora = read_lora(tmp_path / "a")
+    lora = read_lora_weights(tmp_path / "a")
     assert norm(combine([Part("a", lora, 1), Part("-a", scaled(lora, -1), 1)], Combination())) < 1e-6 * norm(lora)
     assert scaled(scaled(lora, -1), -1).layers.keys() == lora.layers.keys()
 
@@ -256,7 +256,7 @@ def test_the_result_targets_what_it_has(configs: list[dict[str, Any]], targets: 
     assert config.layers_to_transform is None
 
 
-def refused(said: str, *loras: StoredLora, kind: str = "cat", weight: float = 1.0, **fields: Any) -> None:
+def refused(said: str, *loras: LoraWeights, kind: str = "cat", weight: float = 1.0, **fields: Any) -> None:
     with pytest.raises(TsugikiError, match=said):
         combine([Part(name, lora, weight) for name, lora in zip("ab", loras, strict=False)], how(kind), **fields)
 

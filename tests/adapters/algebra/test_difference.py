@@ -7,10 +7,10 @@ import torch
 
 from tests.adapters.folders import lora_of
 from tsugiki.adapters.algebra.difference import compare_layers, compare_tensors, overall
-from tsugiki.adapters.lora_weights import Factors, StoredLora
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 
 
-def formed(lora: StoredLora) -> dict[str, torch.Tensor]:
+def formed(lora: LoraWeights) -> dict[str, torch.Tensor]:
     return {path: layer.scaling * layer.B.double() @ layer.A.double() for path, layer in lora.layers.items()}
 
 
@@ -44,7 +44,7 @@ def test_a_layer_that_one_lacks_is_zero_there():
 def test_other_shapes_are_told_and_left_out():
     one, other = lora_of(1).layers, dict(lora_of(2).layers)
     name = next(iter(one))
-    other[name] = Factors(torch.ones(4, 64), torch.ones(96, 4), 1.0)
+    other[name] = LayerFactors(torch.ones(4, 64), torch.ones(96, 4), 1.0)
     found = compare_layers(one, other)
     assert found[0].unlike == "96×32, 96×64"
     assert overall(found).norms[0] == pytest.approx(found[1].norms[0])
@@ -53,8 +53,8 @@ def test_other_shapes_are_told_and_left_out():
 def test_opposite_and_silent_updates():
     one = lora_of(1)
     name, layer = next(iter(one.layers.items()))
-    against = Factors(layer.A, -layer.B, layer.scaling)
-    silent = Factors(layer.A, 0 * layer.B, layer.scaling)
+    against = LayerFactors(layer.A, -layer.B, layer.scaling)
+    silent = LayerFactors(layer.A, 0 * layer.B, layer.scaling)
     assert compare_layers({name: layer}, {name: against})[0].cosine == pytest.approx(-1)
     assert math.isnan(compare_layers({name: silent}, {name: layer})[0].relative)
 

@@ -15,7 +15,7 @@ from tests.adapters.algebra.test_truncate import updates
 from tests.tiny import ids, logits, relative_error, save_tiny
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, ungraft
 from tsugiki.adapters.algebra.extract import extract
-from tsugiki.adapters.lora_weights import write_lora
+from tsugiki.adapters.lora_weights import write_lora_weights
 from tsugiki.base.loading import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -57,7 +57,7 @@ def test_what_was_merged_is_found_again(table: list[str], base: str, tmp_path: P
         assert found.kept[path].energy == pytest.approx(1, abs=1e-6)
     assert found.energy == pytest.approx(1, abs=1e-6)
     assert (found.left, len(found.unchanged)) == ({}, 2)
-    write_lora(found.lora, tmp_path / "found", {})
+    write_lora_weights(found.lora, tmp_path / "found", {})
     ours = load_model(base)
     load_adapter(ours, tmp_path / "found")  # which holds the base's fingerprint against this one's
     assert relative_error(logits(ours), logits(merged)) < 1e-5
@@ -104,7 +104,7 @@ def test_all_ranks_of_all_matrices_are_the_model(kind: str, tmp_path: Path):
     found = extract(model, base, 64, [*{name.removesuffix(".weight") for name in names}, "lm_head"])
     assert found.left == {}
     assert found.energy == pytest.approx(1, abs=1e-6)
-    write_lora(found.lora, tmp_path / "found", {})
+    write_lora_weights(found.lora, tmp_path / "found", {})
     ours = load_model(base)
     load_adapter(ours, tmp_path / "found")
     assert relative_error(logits(ours), logits(load_model(base))) > 1e-2

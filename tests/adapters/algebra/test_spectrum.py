@@ -17,19 +17,19 @@ from tsugiki.adapters.algebra.spectrum import (
     update_norm,
     update_shape,
 )
-from tsugiki.adapters.lora_weights import Factors, read_lora
+from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def factors(seed: int, r: int = 3, groups: int = 1, kernel: tuple[int, ...] = (), scaling: float = 0.7) -> Factors:
+def factors(seed: int, r: int = 3, groups: int = 1, kernel: tuple[int, ...] = (), scaling: float = 0.7) -> LayerFactors:
     noise = torch.Generator().manual_seed(seed)
     A = torch.randn(r, 10, *kernel, generator=noise)
     B = torch.randn(8, r // groups, *(1 for _ in kernel), generator=noise)
-    return Factors(A, B, scaling)
+    return LayerFactors(A, B, scaling)
 
 
-def formed(layer: Factors) -> torch.Tensor:
+def formed(layer: LayerFactors) -> torch.Tensor:
     """ΔW as a matrix, from its definition: what the layer's branch makes of each unit input."""
     A, B = layer.A.double(), layer.B.double()
     if A.dim() == 2:
@@ -71,9 +71,9 @@ def test_ranks_may_differ():
 def test_a_small_difference_is_not_lost():
     one = factors(1)
     turned = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)).Q
-    same = Factors(turned @ one.A.double(), one.B.double() @ turned.T, one.scaling)
+    same = LayerFactors(turned @ one.A.double(), one.B.double() @ turned.T, one.scaling)
     assert difference_norm(one, same) / update_norm(one) < 1e-14, "other factors, the same update"
-    moved = Factors(one.A, one.B * (1 + 1e-6), one.scaling)
+    moved = LayerFactors(one.A, one.B * (1 + 1e-6), one.scaling)
     expected = float((formed(one) - formed(moved)).norm())
     assert difference_norm(one, moved) == pytest.approx(expected, rel=1e-6)
 
@@ -82,7 +82,7 @@ def test_a_small_difference_is_not_lost():
 def test_pefts_own_updates(kind: str, variant: str, tmp_path: Path):
     theirs = shake(peft_model(kind, settings(kind, variant)))
     theirs.save_pretrained(tmp_path)
-    layers = read_lora(tmp_path).layers
+    layers = read_lora_weights(tmp_path).layers
     modules = {
         name.removeprefix("base_model.model."): module
         for name, module in theirs.named_modules()

@@ -13,7 +13,7 @@ from tsugiki import TsugikiError, load_adapter
 from tsugiki.adapters.algebra.matrices import decomposed
 from tsugiki.adapters.algebra.truncate import overall, truncated, truncated_to_energy
 from tsugiki.adapters.format import Base
-from tsugiki.adapters.lora_weights import Factors, StoredLora, read_lora, write_lora
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
 from tsugiki.lora.config import LoraConfig
 
 LAYERS: dict[str, dict[str, Any]] = {
@@ -25,18 +25,18 @@ LAYERS: dict[str, dict[str, Any]] = {
 }
 
 
-def factors(kind: str, scaling: float = 1.5, seed: int = 0) -> Factors:
+def factors(kind: str, scaling: float = 1.5, seed: int = 0) -> LayerFactors:
     shapes = dict(LAYERS[kind])
     generator = torch.Generator().manual_seed(seed)
     A, B = (torch.randn(shapes.pop(letter), generator=generator) for letter in "AB")
-    return Factors(A, B, scaling, **shapes)
+    return LayerFactors(A, B, scaling, **shapes)
 
 
-def lora_of(**layers: Factors) -> StoredLora:
-    return StoredLora(LoraConfig(target_modules=list(layers)), layers, {}, Base(None, None), None)
+def lora_of(**layers: LayerFactors) -> LoraWeights:
+    return LoraWeights(LoraConfig(target_modules=list(layers)), layers, {}, Base(None, None), None)
 
 
-def updates(layer: Factors) -> list[Tensor]:
+def updates(layer: LayerFactors) -> list[Tensor]:
     """ΔW of each group, formed, in float64."""
     groups = len(layer.A) // layer.B.shape[1]
     A, B = layer.A.double().flatten(1).chunk(groups), layer.B.double().flatten(1).chunk(groups)
@@ -127,11 +127,11 @@ def test_what_is_beside_the_pairs_stays(tmp_path):
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
     theirs.save_pretrained(tmp_path / "whole")
-    lora = read_lora(tmp_path / "whole")
+    lora = read_lora_weights(tmp_path / "whole")
     shorter, kept = truncated(lora, 4)
     assert {layer.after for layer in kept.values()} == {2, 4}
     assert shorter.others.keys() == lora.others.keys() != set()
-    write_lora(shorter, tmp_path / "short", {})
+    write_lora_weights(shorter, tmp_path / "short", {})
     ours = tiny_model()
     load_adapter(ours, tmp_path / "short")
     again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "short").eval()

@@ -18,7 +18,7 @@ from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
 from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.gguf import conversion as model
 from tsugiki.base.gguf import conversion_cache as cached
-from tsugiki.base.gguf.conversion_cache import gguf_fingerprint, unpacked
+from tsugiki.base.gguf.conversion_cache import converted_folder, gguf_fingerprint
 from tsugiki.base.loading import load_model, local_folder
 
 
@@ -55,7 +55,7 @@ def test_the_second_start_reads_nothing_of_the_file(path: Path, count: list[Path
     again = load_model(str(path))
     assert torch.equal(logits(again), first)
     assert again.name_or_path == again.config._name_or_path == str(path)
-    assert local_folder(str(path)) == unpacked(path)
+    assert local_folder(str(path)) == converted_folder(path)
     assert len(count) == 1
 
 
@@ -65,16 +65,16 @@ def test_a_name_needs_no_ending(path: Path):
 
 
 def test_a_copy_shares_the_folder_and_a_changed_file_does_not(path: Path, tmp_path: Path, count: list[Path]):
-    first = unpacked(path)
+    first = converted_folder(path)
     copy = Path(shutil.copy(path, tmp_path / "copy.gguf"))
-    assert unpacked(copy) == first
+    assert converted_folder(copy) == first
     assert len(count) == 1
     state = path.stat()
     other = write_gguf(tmp_path / "other.gguf", base(seed=1), Kind.Q8_0)
     path.write_bytes(other.read_bytes())  # of the same size, in place, and its time set back
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert path.stat().st_size == state.st_size
-    assert unpacked(path) != first
+    assert converted_folder(path) != first
     assert torch.equal(logits(load_model(str(path))), logits(load_model(str(other))))
 
 
@@ -90,7 +90,7 @@ def test_the_fingerprint_is_of_the_packed_tensors(path: Path, tmp_path: Path, ca
     assert gguf_fingerprint(path) == expected
     named = write_gguf(tmp_path / "named.gguf", base(), Kind.Q8_0, {"general.name": "another"})
     assert gguf_fingerprint(named) == expected
-    assert unpacked(named) != unpacked(path)
+    assert converted_folder(named) != converted_folder(path)
     assert gguf_fingerprint(write_gguf(tmp_path / "q4.gguf", base(), Kind.Q4_1)) != expected
     assert gguf_fingerprint(write_gguf(tmp_path / "seed.gguf", base(seed=1), Kind.Q8_0)) != expected
 
@@ -123,7 +123,7 @@ def test_nothing_is_left_of_what_was_not_finished(
         patched.setattr(target, fail)
         expected = TsugikiError if isinstance(error, OSError) else KeyboardInterrupt
         with pytest.raises(expected) as raised:
-            unpacked(path)
+            converted_folder(path)
     if isinstance(error, OSError):
         assert "No space left on device; XDG_CACHE_HOME says where" in str(raised.value)
     assert [entry.name for entry in cache.iterdir()] == ["known"]
@@ -135,7 +135,7 @@ def test_a_disk_without_room_is_seen_before(path: Path, cache: Path, monkeypatch
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10))
     with pytest.raises(TsugikiError, match=r"takes \S+ GB unpacked, and .* has 1e-08 GB left; make room"):
-        unpacked(path)
+        converted_folder(path)
     assert not debris(cache)
 
 
@@ -143,7 +143,7 @@ def test_a_cache_that_cannot_be_written(path: Path, tmp_path: Path, monkeypatch:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(TsugikiError, match=r"cannot write .*file/tsugiki/gguf/known: Not a directory; XDG_CACHE_HOME"):
-        unpacked(path)
+        converted_folder(path)
 
 
 def test_another_process_may_be_first(path: Path, cache: Path, count: list[Path], monkeypatch: pytest.MonkeyPatch):
@@ -152,20 +152,20 @@ def test_another_process_may_be_first(path: Path, cache: Path, count: list[Path]
     def second(*rest: Any) -> None:
         if len(count) == 0:
             count.append(path)
-            unpacked(path)
+            converted_folder(path)
         write(*rest)
 
     monkeypatch.setattr(cached, "write_folder", second)
-    folder = unpacked(path)
+    folder = converted_folder(path)
     assert len(count) == 3
     assert (folder / "config.json").is_file()
     assert not debris(cache)
 
 
 def test_what_another_version_unpacked_is_replaced(path: Path, monkeypatch: pytest.MonkeyPatch):
-    old = unpacked(path)
+    old = converted_folder(path)
     monkeypatch.setattr(cached, "_FORM", cached._FORM + 1)
-    assert unpacked(path) != old
+    assert converted_folder(path) != old
     assert not old.exists()
 
 
@@ -175,16 +175,16 @@ def test_what_a_killed_process_left_is_removed_when_it_is_old(path: Path, cache:
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_text("half")
     os.utime(old, (0, 0))
-    unpacked(path)
+    converted_folder(path)
     assert not old.exists()
     assert new.exists()
 
 
 def test_a_damaged_memory_of_a_file_is_no_matter(path: Path, cache: Path):
-    first = unpacked(path)
+    first = converted_folder(path)
     for known in (cache / "known").iterdir():
         known.write_text("{")
-    assert unpacked(path) == first
+    assert converted_folder(path) == first
 
 
 def test_other_packages_are_left_as_they_were(path: Path, tmp_path: Path):
@@ -195,10 +195,10 @@ def test_other_packages_are_left_as_they_were(path: Path, tmp_path: Path):
         return modeling_gguf_pytorch_utils.tqdm, logging.is_progress_bar_enabled(), gguf.GGUFReader
 
     before = state()
-    unpacked(path)
+    converted_folder(path)
     assert state() == before
     with pytest.raises(TsugikiError, match="cannot be read"):
-        unpacked(write_gguf(tmp_path / "broken.gguf", base(), settings={"llama.embedding_length": 64}))
+        converted_folder(write_gguf(tmp_path / "broken.gguf", base(), settings={"llama.embedding_length": 64}))
     assert state() == before
 
 
@@ -211,7 +211,7 @@ def test_the_slow_reader_reads_once(path: Path, monkeypatch: pytest.MonkeyPatch)
             super().__init__(path)
 
     monkeypatch.setattr(gguf, "GGUFReader", Counted)
-    unpacked(path)
+    converted_folder(path)
     assert len(opened) == 1
 
 
@@ -224,7 +224,7 @@ def test_each_tensor_is_counted(path: Path, tmp_path: Path):
 
 
 def test_what_is_said_meanwhile(path: Path, capfd: pytest.CaptureFixture[str]):
-    unpacked(path)
+    converted_folder(path)
     assert capfd.readouterr() == ("", "unpacking tiny.gguf (0 MB); later starts are quick\n")
-    unpacked(path)
+    converted_folder(path)
     assert capfd.readouterr() == ("", "")

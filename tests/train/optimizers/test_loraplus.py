@@ -142,7 +142,7 @@ def test_the_ratio_changes_the_run_and_is_recorded(tmp_path: Path):
     assert eight.read_bytes() != lora.read_bytes()
     for key, tensor in load_file(one).items():
         torch.testing.assert_close(tensor, load_file(lora)[key], rtol=1e-4, atol=1e-6)
-    assert "loraplus_lr_ratio" not in settings(tmp_path).recorded()
+    assert "loraplus_lr_ratio" not in settings(tmp_path).to_record()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tsugiki.train.workflows import compare as comparison_module
 from tsugiki.train.workflows import sweep as sweep_module
 from tsugiki.train.workflows.compare import compare, rows
 from tsugiki.train.workflows.compare_config import load_comparison, load_sweep
-from tsugiki.train.workflows.sweep import change, enough_rank, sweep
+from tsugiki.train.workflows.sweep import change, smallest_sufficient_rank, sweep
 
 SETTINGS = {"max_steps": 3, "batch_size": 2, "grad_accum": 1, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
 
@@ -198,8 +198,8 @@ def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pyte
     assert len(loads) == 2, "nothing is loaded where all is done"
     assert [point.loss for point in again] == [point.loss for point in points]
     assert change(points[0], points[0])[0] == 0
-    assert enough_rank(points) is not None
-    assert enough_rank(points[:2]) is None
+    assert smallest_sufficient_rank(points) is not None
+    assert smallest_sufficient_rank(points[:2]) is None
 
 
 @pytest.mark.parametrize(

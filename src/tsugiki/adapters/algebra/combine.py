@@ -30,7 +30,7 @@ from tsugiki.adapters.algebra.interference import RULES, apply_rule
 from tsugiki.adapters.algebra.matrices import balanced, matrices, with_matrices
 from tsugiki.adapters.algebra.spectrum import update_norm
 from tsugiki.adapters.algebra.truncate import truncated
-from tsugiki.adapters.lora_weights import Factors, StoredLora, read_lora
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 
@@ -89,7 +89,7 @@ class Part:
 
     name: str
     """What messages call it."""
-    lora: StoredLora
+    lora: LoraWeights
     weight: float
     """May be negative."""
 
@@ -98,25 +98,27 @@ class _Term(NamedTuple):
     """What one part brings to one layer."""
 
     part: str
-    layer: Factors
+    layer: LayerFactors
     weight: float
 
 
-def read_parts(folders: Sequence[Path], weights: Sequence[float]) -> list[Part]:
+def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float]) -> list[Part]:
     """Adapters from their folders.
 
     Raises:
-        TsugikiError: as for `read_lora`, or there are not as many weights as folders.
+        TsugikiError: as for `read_lora_weights`, or there are not as many weights as folders.
     """
     if len(folders) != len(weights):
         raise TsugikiError(f"there are {len(folders)} adapters and {len(weights)} weights; give each adapter one")
-    return [Part(folder.name, read_lora(folder), weight) for folder, weight in zip(folders, weights, strict=True)]
+    return [
+        Part(folder.name, read_lora_weights(folder), weight) for folder, weight in zip(folders, weights, strict=True)
+    ]
 
 
 @torch.no_grad()
 def combine(
     parts: Sequence[Part], how: Combination, *, allow_other_base: bool = False, track: Track = iter
-) -> StoredLora:
+) -> LoraWeights:
     """One adapter of several.
 
     Args:
@@ -149,22 +151,22 @@ def combine(
             layers[path] = _of_factors(terms[path], how, generator)
     base = next((part.lora.base for part in parts if part.lora.base.fingerprint), parts[0].lora.base)
     config = _config([part.lora.config for part in parts], list(layers))
-    lora = StoredLora(config, layers, {}, base, parts[0].lora.task_type)
+    lora = LoraWeights(config, layers, {}, base, parts[0].lora.task_type)
     return truncated(lora, rank)[0] if how.combination_type == "svd" else lora
 
 
-def norm(lora: StoredLora) -> float:
+def norm(lora: LoraWeights) -> float:
     """‖ΔW‖ over all layers, the root of the sum of all elements' squares."""
     return math.hypot(*map(update_norm, lora.layers.values()))
 
 
-def distance(one: StoredLora, two: StoredLora) -> float:
+def distance(one: LoraWeights, two: LoraWeights) -> float:
     """‖ΔW - ΔW'‖ over all layers of two adapters of one base."""
     difference = [Part("one", one, 1.0), Part("the other", two, -1.0)]
     return norm(combine(difference, Combination("cat"), allow_other_base=True))
 
 
-def scaled(lora: StoredLora, factor: float) -> StoredLora:
+def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
     """factor · ΔW in every layer; -1 takes what was learned away from the base. A's and B's keep their dtype.
 
     Raises:
@@ -183,7 +185,7 @@ def scaled(lora: StoredLora, factor: float) -> StoredLora:
     return result
 
 
-def refuse_more_than_updates(lora: StoredLora, name: str) -> None:
+def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
     """Ask that an adapter is ΔW of its layers and nothing else, so that it can be added up.
 
     Raises:
@@ -229,12 +231,12 @@ def _terms(parts: Sequence[Part]) -> dict[str, list[_Term]]:
     return dict(sorted(terms.items()))
 
 
-def _shape(layer: Factors) -> tuple[object, ...]:
+def _shape(layer: LayerFactors) -> tuple[object, ...]:
     """All that must be the same for two updates of a layer to be added up."""
     return len(layer.B), *layer.A.shape[1:], layer.r // layer.B.shape[1], layer.embedding
 
 
-def _described(layer: Factors) -> str:
+def _described(layer: LayerFactors) -> str:
     shape = f"{[len(layer.B), *layer.A.shape[1:]]}"
     return f"an embedding {shape}" if layer.embedding else shape
 
@@ -249,14 +251,14 @@ def _refuse_other_ranks(path: str, terms: Sequence[_Term], kind: str) -> None:
             )
 
 
-def _side_by_side(terms: Sequence[_Term]) -> Factors:
+def _side_by_side(terms: Sequence[_Term]) -> LayerFactors:
     """Σ w ΔW as one pair."""
     pairs = [matrices(term.layer) for term in terms]
     B = torch.cat([term.weight * term.layer.scaling * B for term, (B, _) in zip(terms, pairs, strict=True)], 2)
     return with_matrices(terms[0].layer, B, torch.cat([A for _, A in pairs], 1), 1.0)
 
 
-def _of_factors(terms: Sequence[_Term], how: Combination, generator: Generator) -> Factors:
+def _of_factors(terms: Sequence[_Term], how: Combination, generator: Generator) -> LayerFactors:
     factors = [term.weight * term.layer.scaling for term in terms]
     roots = [math.sqrt(abs(factor)) for factor in factors]
     signed = [math.copysign(root, factor) for root, factor in zip(roots, factors, strict=True)]
@@ -265,8 +267,8 @@ def _of_factors(terms: Sequence[_Term], how: Combination, generator: Generator) 
     return dataclasses.replace(terms[0].layer, A=A, B=B, scaling=1.0)
 
 
-def _of_updates(terms: Sequence[_Term], how: Combination, generator: Generator, rank: int) -> Factors:
-    def update(layer: Factors) -> Tensor:
+def _of_updates(terms: Sequence[_Term], how: Combination, generator: Generator, rank: int) -> LayerFactors:
+    def update(layer: LayerFactors) -> Tensor:
         B, A = matrices(layer)
         return layer.scaling * (B.float() @ A.float())
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.adapters.algebra.spectrum import difference_norm, inner_product, update_norm, update_shape
-from tsugiki.adapters.lora_weights import Factors
+from tsugiki.adapters.lora_weights import LayerFactors
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Difference:
         return self.apart / self.norms[0] if self.norms[0] else math.nan
 
 
-def compare_layers(first: Mapping[str, Factors], second: Mapping[str, Factors]) -> list[Difference]:
+def compare_layers(first: Mapping[str, LayerFactors], second: Mapping[str, LayerFactors]) -> list[Difference]:
     """The updates ΔW of two LoRA adapters, none of which is formed; their ranks may differ."""
     found = []
     for name in {**first, **second}:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.algebra.combine import Track
 from tsugiki.adapters.algebra.matrices import balanced
-from tsugiki.adapters.algebra.truncate import Kept
+from tsugiki.adapters.algebra.truncate import RankReduction
 from tsugiki.adapters.format import Base
-from tsugiki.adapters.lora_weights import Factors, StoredLora
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.base.fingerprint import named_fingerprint
-from tsugiki.base.loading import empty_model, model_folder
+from tsugiki.base.loading import meta_model, model_folder
 from tsugiki.base.model_folder import StoredTensors, shared_parameters, stored_names
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import is_conv1d
 from tsugiki.lora.targets import find_targets
@@ -40,8 +40,8 @@ _POWER_ITERATIONS = 4
 class Extraction:
     """What was found."""
 
-    lora: StoredLora
-    kept: Mapping[str, Kept]
+    lora: LoraWeights
+    kept: Mapping[str, RankReduction]
     """Of each layer that has an update."""
     unchanged: Sequence[str]
     """Layers that were meant, and are the base's."""
@@ -76,15 +76,15 @@ def extract(
             the layers meant do not exist, cannot be extracted, or are all the base's.
     """
     config = LoraConfig(r=r, lora_alpha=r, target_modules=target_modules)
-    model = empty_model(base)
+    model = meta_model(base)
     targets = find_targets(model, config)
     for path, layer in targets.items():
         if isinstance(layer, nn.Conv2d):
             raise TsugikiError(f"{path} is a {type(layer).__name__}; linear layers and embeddings can be extracted")
     after, before = (_Stored(name, model) for name in (finetuned, base))
     uses = _uses(model)
-    layers: dict[str, Factors] = {}
-    kept: dict[str, Kept] = {}
+    layers: dict[str, LayerFactors] = {}
+    kept: dict[str, RankReduction] = {}
     for path in track(list(targets)):
         delta = _change(after, before, uses[f"{path}.weight"])
         if delta is not None:
@@ -92,7 +92,7 @@ def extract(
             del delta  # before the next is made
     left = _left(after, before, uses, {f"{path}.weight" for path in targets})
     if not layers:
-        elsewhere = f"; what changed is {listed(list(left))}" if left else ""
+        elsewhere = f"; what changed is {summarise_list(list(left))}" if left else ""
         raise TsugikiError(f"of the {len(targets)} layers meant in {finetuned}, none differs from {base}'s{elsewhere}")
     config = dataclasses.replace(
         config,
@@ -101,7 +101,7 @@ def extract(
     )
     base_of_it = Base(base, named_fingerprint(base))
     unchanged = [path for path in targets if path not in layers]
-    return Extraction(StoredLora(config, layers, {}, base_of_it, "CAUSAL_LM"), kept, unchanged, left)
+    return Extraction(LoraWeights(config, layers, {}, base_of_it, "CAUSAL_LM"), kept, unchanged, left)
 
 
 class _Stored:
@@ -150,7 +150,7 @@ def _change(after: _Stored, before: _Stored, uses: Sequence[str]) -> Tensor | No
     return delta if delta.any() else None
 
 
-def _low_rank(layer: nn.Module, delta: Tensor, r: int) -> tuple[Factors, Kept]:
+def _low_rank(layer: nn.Module, delta: Tensor, r: int) -> tuple[LayerFactors, RankReduction]:
     is_embedding = isinstance(layer, nn.Embedding)
     if is_embedding or is_conv1d(layer):  # which are stored as [in, out]
         delta = delta.T
@@ -160,7 +160,7 @@ def _low_rank(layer: nn.Module, delta: Tensor, r: int) -> tuple[Factors, Kept]:
     B, A = balanced(U, S, V.T, r)
     kept = float(S[:r].square().sum(dtype=torch.float64))
     whole = _energy(delta)
-    return Factors(A, B, 1.0, embedding=is_embedding), Kept(min(delta.shape), len(A), kept, whole)
+    return LayerFactors(A, B, 1.0, embedding=is_embedding), RankReduction(min(delta.shape), len(A), kept, whole)
 
 
 def _left(after: _Stored, before: _Stored, uses: Mapping[str, Sequence[str]], reached: set[str]) -> dict[str, float]:

@@ -11,17 +11,17 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from tsugiki.adapters.lora_weights import Factors
+from tsugiki.adapters.lora_weights import LayerFactors
 
 
-def matrices(layer: Factors) -> tuple[Tensor, Tensor]:
+def matrices(layer: LayerFactors) -> tuple[Tensor, Tensor]:
     """B [groups, out / groups, r / groups] and A [groups, r / groups, in], in float64."""
     A, B = layer.A.double().flatten(1), layer.B.double().flatten(1)
     groups = len(A) // B.shape[1]
     return B.view(groups, -1, B.shape[1]), A.view(groups, -1, A.shape[1])
 
 
-def with_matrices(layer: Factors, B: Tensor, A: Tensor, scaling: float) -> Factors:
+def with_matrices(layer: LayerFactors, B: Tensor, A: Tensor, scaling: float) -> LayerFactors:
     """The layer with these matrices, in float32, and this scaling."""
     groups, r, _ = A.shape
     return dataclasses.replace(
@@ -32,7 +32,7 @@ def with_matrices(layer: Factors, B: Tensor, A: Tensor, scaling: float) -> Facto
     )
 
 
-def decomposed(layer: Factors) -> tuple[Tensor, Tensor, Tensor]:
+def decomposed(layer: LayerFactors) -> tuple[Tensor, Tensor, Tensor]:
     """U [groups, out, k], σ [groups, k] falling, Vᵀ [groups, k, in] with U σ Vᵀ = B A, in float64.
 
     From QR of B and of Aᵀ, and the decomposition of the product of their triangles, which is [r, r].

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from tsugiki.adapters.algebra.matrices import matrices
-from tsugiki.adapters.lora_weights import Factors
+from tsugiki.adapters.lora_weights import LayerFactors
 
 
-def singular_values(layer: Factors) -> Tensor:
+def singular_values(layer: LayerFactors) -> Tensor:
     """Those of ΔW, the largest first: [min(r, in, out)], float64.
 
     The rows of a table of embeddings count as its in-features; a convolution is the matrix [out, in · height · width].
@@ -23,7 +23,7 @@ def singular_values(layer: Factors) -> Tensor:
     return values
 
 
-def update_norm(layer: Factors) -> float:
+def update_norm(layer: LayerFactors) -> float:
     """‖ΔW‖_F."""
     return float(torch.linalg.norm(_core(*_whole(layer))))
 
@@ -40,7 +40,7 @@ def effective_rank(values: Tensor) -> float:
     return float(torch.special.entr(values / total).sum().exp())
 
 
-def inner_product(one: Factors, other: Factors) -> float:
+def inner_product(one: LayerFactors, other: LayerFactors) -> float:
     """⟨ΔW, ΔW'⟩ = tr(ΔWᵀ ΔW') = Σ (Bᵀ B') ∘ (A A'ᵀ), from products of the size of the ranks.
 
     Both must be of the same shape.
@@ -50,7 +50,7 @@ def inner_product(one: Factors, other: Factors) -> float:
     return float(((B.T @ B_other) * (A @ A_other.T)).sum())
 
 
-def difference_norm(one: Factors, other: Factors) -> float:
+def difference_norm(one: LayerFactors, other: LayerFactors) -> float:
     """‖ΔW - ΔW'‖_F. It is that of the factors [B, -B'] and [A; A']: near 0 it is exact, unlike a difference of norms.
 
     Both must be of the same shape.
@@ -60,14 +60,14 @@ def difference_norm(one: Factors, other: Factors) -> float:
     return float(torch.linalg.norm(_core(torch.cat([A, A_other]), torch.cat([B, -B_other], 1))))
 
 
-def update_shape(layer: Factors) -> tuple[int, ...]:
+def update_shape(layer: LayerFactors) -> tuple[int, ...]:
     """The shape of ΔW: [out, in], of an embedding [entries, width], of a convolution [out, in, height, width]."""
     if layer.embedding:
         return layer.A.shape[1], layer.B.shape[0]
     return layer.B.shape[0], *layer.A.shape[1:]
 
 
-def _whole(layer: Factors) -> tuple[Tensor, Tensor]:
+def _whole(layer: LayerFactors) -> tuple[Tensor, Tensor]:
     """A [r, in] and s B [out, r] in float64 such that their product is ΔW, of a convolution in groups too."""
     B, A = matrices(layer)
     # The outputs of each group see the channels of A that are its own.

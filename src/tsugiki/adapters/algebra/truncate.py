@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from tsugiki.adapters.algebra.matrices import balanced, decomposed, matrices, with_matrices
-from tsugiki.adapters.lora_weights import Factors, StoredLora
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.errors import TsugikiError
 
 
 @dataclass(frozen=True)
-class Kept:
+class RankReduction:
     """What became of one layer's update."""
 
     before: int
@@ -35,7 +35,7 @@ class Kept:
         return self.kept / self.whole if self.whole else 1.0
 
 
-def truncated(lora: StoredLora, r: int) -> tuple[StoredLora, dict[str, Kept]]:
+def truncated(lora: LoraWeights, r: int) -> tuple[LoraWeights, dict[str, RankReduction]]:
     """Of rank `r` at most; layers whose rank is no higher stay as they are.
 
     A convolution in groups gets r / groups for each, rounded down, and 1 at least.
@@ -48,7 +48,7 @@ def truncated(lora: StoredLora, r: int) -> tuple[StoredLora, dict[str, Kept]]:
     return _each_layer(lora, lambda squares, groups: max(1, r // groups))
 
 
-def truncated_to_energy(lora: StoredLora, share: float) -> tuple[StoredLora, dict[str, Kept]]:
+def truncated_to_energy(lora: LoraWeights, share: float) -> tuple[LoraWeights, dict[str, RankReduction]]:
     """Of the smallest rank in each layer that keeps this share of its ‖ΔW‖².
 
     Raises:
@@ -66,13 +66,13 @@ def truncated_to_energy(lora: StoredLora, share: float) -> tuple[StoredLora, dic
     return _each_layer(lora, smallest)
 
 
-def overall(kept: Mapping[str, Kept]) -> float:
+def overall(kept: Mapping[str, RankReduction]) -> float:
     """The share of Σ ‖ΔW‖² over these layers that is kept."""
     whole = sum(layer.whole for layer in kept.values())
     return sum(layer.kept for layer in kept.values()) / whole if whole else 1.0
 
 
-def _each_layer(lora: StoredLora, rank: Callable[[Tensor, int], int]) -> tuple[StoredLora, dict[str, Kept]]:
+def _each_layer(lora: LoraWeights, rank: Callable[[Tensor, int], int]) -> tuple[LoraWeights, dict[str, RankReduction]]:
     """`rank` says how many of the singular values of each group to keep, from their squares summed over the groups."""
     layers, kept = {}, {}
     for path, layer in lora.layers.items():
@@ -81,17 +81,17 @@ def _each_layer(lora: StoredLora, rank: Callable[[Tensor, int], int]) -> tuple[S
 
 
 @torch.no_grad()
-def _truncated(layer: Factors, rank: Callable[[Tensor, int], int]) -> tuple[Factors, Kept]:
+def _truncated(layer: LayerFactors, rank: Callable[[Tensor, int], int]) -> tuple[LayerFactors, RankReduction]:
     U, S, Vh = decomposed(layer)
     groups = len(S)
     squares = S.square().sum(0)
     r = rank(squares, groups)
     whole = layer.scaling**2 * float(squares.sum())
     if r * groups >= layer.r:
-        return layer, Kept(layer.r, layer.r, whole, whole)
+        return layer, RankReduction(layer.r, layer.r, whole, whole)
     B, A = balanced(U, S, Vh, r)
     if not (layer.A.any() and layer.B.any()):  # one is zero, and a training can begin from the other
         B, A = matrices(layer)
         B, A = B[..., :r], A[:, :r]
     shorter = with_matrices(layer, B, A, layer.scaling)
-    return shorter, Kept(layer.r, shorter.r, layer.scaling**2 * float(squares[:r].sum()), whole)
+    return shorter, RankReduction(layer.r, shorter.r, layer.scaling**2 * float(squares[:r].sum()), whole)

@@ -14,7 +14,7 @@ from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.layer import LowRank
 
 
-def read_summed(
+def load_weighted_sum(
     model: nn.Module,
     folders: Sequence[Path],
     weights: Sequence[float] | None = None,

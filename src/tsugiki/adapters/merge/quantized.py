@@ -14,7 +14,7 @@ _SCALE = "_scale_inv"  # after the key of a weight
 
 
 @dataclass(frozen=True, eq=False)
-class CodedWeight:
+class QuantizedWeight:
     """A weight in 8 bits, and its scales, which may lie in another file."""
 
     key: str
@@ -43,7 +43,7 @@ class CodedWeight:
         return read_tensor(self.scale_shard, self.scale_key)
 
 
-def coded_weight(key: str, home: Mapping[str, Shard], config: Any) -> CodedWeight:
+def quantized_weight(key: str, home: Mapping[str, Shard], config: Any) -> QuantizedWeight:
     """The weight `key`, which is not held in floating point of 16 bits or more.
 
     Args:
@@ -64,7 +64,7 @@ def coded_weight(key: str, home: Mapping[str, Shard], config: Any) -> CodedWeigh
         and scale is not None
         and is_float(scale.entries[key + _SCALE])
     ):
-        return CodedWeight(key, home[key], scale, (int(block[0]), int(block[1])))
+        return QuantizedWeight(key, home[key], scale, (int(block[0]), int(block[1])))
     raise cannot_be_merged_into(key, config)
 
 

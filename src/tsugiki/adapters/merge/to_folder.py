@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.algebra.weighted_sum import read_summed
+from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import read_peft_config, read_weights
-from tsugiki.adapters.merge.quantized import CodedWeight, cannot_be_merged_into, coded_weight
-from tsugiki.base.loading import hollow_model, load_model, model_folder
+from tsugiki.adapters.merge.quantized import QuantizedWeight, cannot_be_merged_into, quantized_weight
+from tsugiki.base.loading import load_model, model_folder, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, read_shards, shared_parameters, stored_names, write_index
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.lora.merge import untie
-from tsugiki.lora.swap import Change, replace_parameter
+from tsugiki.lora.swap import WeightUpdate, replace_parameter
 from tsugiki.methods.method import PREFIX
 
 
@@ -42,15 +42,15 @@ class MergePlan:
     base: str
     folder: Path
     shards: Sequence[Shard]
-    changed: Mapping[str, Change]
+    changed: Mapping[str, WeightUpdate]
     """By key in the files."""
-    added: Mapping[str, tuple[str, Change]]
+    added: Mapping[str, tuple[str, WeightUpdate]]
     """New key -> key of the tensor that it was one with, and what becomes of that."""
-    in_memory: Mapping[str, Change]
+    in_memory: Mapping[str, WeightUpdate]
     """By name in the model, where the files do not hold each weight as the model has it; `changed` is empty then."""
     config: Mapping[str, Any]
     """Fields of config.json that become others."""
-    coded: Mapping[str, CodedWeight]
+    coded: Mapping[str, QuantizedWeight]
     """Those of `changed` that are held in few bits."""
 
     @property
@@ -103,12 +103,14 @@ def plan_merge(
     folder = model_folder(base)
     shards = read_shards(folder)
     home = {key: shard for shard in shards for key in shard.entries}
-    model = hollow_model(base)
+    model = placeholder_model(base)
     names = stored_names(model, home)
     groups = shared_parameters(model)
     with _real_values(model, adapters, {name: (home[key], key) for name, key in names.keys.items()}, groups):
-        adapter = read_summed(model, adapters, weights, allow_other_base=allow_other_base, settings=read_peft_config)
-    changes: dict[str, Change] = adapter.changes(model)
+        adapter = load_weighted_sum(
+            model, adapters, weights, allow_other_base=allow_other_base, settings=read_peft_config
+        )
+    changes: dict[str, WeightUpdate] = adapter.changes(model)
     added, config = _untied(model, changes, names.keys, groups)
     gone = [name for name in changes if not any(one in names.keys for one in groups.get(name, [name]))]
     if any(name in names.converted for name in gone):
@@ -116,7 +118,7 @@ def plan_merge(
             raise cannot_be_merged_into(gone[0], model.config)
         return MergePlan(base, folder, shards, {}, {}, changes, config, {})
     if gone:
-        raise TsugikiError(f"{base} is not a whole model: {listed(gone)} is missing")
+        raise TsugikiError(f"{base} is not a whole model: {summarise_list(gone)} is missing")
     changed = {name: key for name, key in names.keys.items() if name in changes}
     coded = {}
     shapes = model.state_dict()
@@ -127,7 +129,7 @@ def plan_merge(
                 f"{key} of {base} is {list(entry.shape)} in its files, and {list(shapes[name].shape)} by its config"
             )
         if not is_float(entry):
-            coded[key] = coded_weight(key, home, model.config)
+            coded[key] = quantized_weight(key, home, model.config)
     by_key = {key: changes[name] for name, key in changed.items()}
     return MergePlan(base, folder, shards, by_key, added, {}, config, coded)
 
@@ -197,11 +199,11 @@ def _changed_in(shard: Shard, plan: MergePlan, rounding: Rounding) -> dict[str, 
     return changed
 
 
-def _make(shard: Shard, key: str, change: Change, rounding: Rounding) -> Tensor:
+def _make(shard: Shard, key: str, change: WeightUpdate, rounding: Rounding) -> Tensor:
     return _changed(key, read_tensor(shard, key), change, rounding)
 
 
-def _changed(name: str, stored: Tensor, change: Change, rounding: Rounding) -> Tensor:
+def _changed(name: str, stored: Tensor, change: WeightUpdate, rounding: Rounding) -> Tensor:
     """What becomes of a tensor, in the type it is stored in."""
     before = stored.to(torch.promote_types(stored.dtype, torch.float32))
     exact = change(before)
@@ -210,7 +212,7 @@ def _changed(name: str, stored: Tensor, change: Change, rounding: Rounding) -> T
     return rounded
 
 
-def _make_codes(weight: CodedWeight, change: Change, rounding: Rounding) -> Tensor:
+def _make_codes(weight: QuantizedWeight, change: WeightUpdate, rounding: Rounding) -> Tensor:
     before = weight.read()
     exact = change(before)
     codes, scale = weight.encode(exact)
@@ -218,7 +220,7 @@ def _make_codes(weight: CodedWeight, change: Change, rounding: Rounding) -> Tens
     return codes
 
 
-def _make_scale(weight: CodedWeight, change: Change) -> Tensor:
+def _make_scale(weight: QuantizedWeight, change: WeightUpdate) -> Tensor:
     return weight.encode(change(weight.read()))[1]
 
 
@@ -233,10 +235,10 @@ def _write_in_memory(plan: MergePlan, out: Path, rounding: Rounding) -> None:
 
 
 def _untied(
-    model: nn.Module, changes: Mapping[str, Change], keys: Mapping[str, str], groups: Mapping[str, list[str]]
-) -> tuple[dict[str, tuple[str, Change]], dict[str, Any]]:
+    model: nn.Module, changes: Mapping[str, WeightUpdate], keys: Mapping[str, str], groups: Mapping[str, list[str]]
+) -> tuple[dict[str, tuple[str, WeightUpdate]], dict[str, Any]]:
     """What must be added to the files, and said in the config, because one tensor becomes several."""
-    added: dict[str, tuple[str, Change]] = {}
+    added: dict[str, tuple[str, WeightUpdate]] = {}
     untied: list[str] = []
     for name, group in groups.items():
         stored = [keys[one] for one in group if one in keys]
@@ -249,7 +251,7 @@ def _untied(
         return {}, {}
     if not untie(model, [name.rpartition(".")[0] for name in untied]):
         raise TsugikiError(
-            f"{listed(untied)} are one weight in this model; merged they would be several, which its config cannot say"
+            f"{summarise_list(untied)} are one weight in this model; its config cannot say that they are several"
         )
     return added, {"tie_word_embeddings": False}
 

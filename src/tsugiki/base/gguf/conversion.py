@@ -14,10 +14,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.base.gguf.file import GgufHeader, PackedTensor, read_header
+from tsugiki.base.gguf.file import GgufHeader, GgufTensor, read_header
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.gguf.tokenizer import KINDS, build_tokenizer
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ UNCHECKED = (
 base of the rotary embedding unread, so that they are not among these.
 """
 _ROPE_FACTORS = "rope_freqs.weight"
-_NO_MODELS = {
+_NOT_A_MODEL = {
     "adapter": "it is an adapter: give its base as --model",
     "mmproj": "it is the vision half of a model (mmproj): give the file of the language model",
     "imatrix": "it holds statistics for quantising a model",
@@ -103,7 +103,7 @@ def _why_not(header: GgufHeader) -> str | None:
     if header.architecture == "clip":
         kind = "mmproj"
     if kind != "model":
-        return _NO_MODELS.get(str(kind), f"it says that it is a {kind}")
+        return _NOT_A_MODEL.get(str(kind), f"it says that it is a {kind}")
     parts = header.metadata.get("split.count", 1)
     if parts > 1:
         number = header.metadata.get("split.no", 0) + 1
@@ -125,7 +125,7 @@ def _why_not(header: GgufHeader) -> str | None:
     return _not_unpackable(header.tensors)
 
 
-def _not_unpackable(tensors: tuple[PackedTensor, ...]) -> str | None:
+def _not_unpackable(tensors: tuple[GgufTensor, ...]) -> str | None:
     """Which tensors are packed in a way that gguf cannot undo, tried on one block of each."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, dequantize
@@ -135,7 +135,7 @@ def _not_unpackable(tensors: tuple[PackedTensor, ...]) -> str | None:
             dequantize(np.zeros((1, GGML_QUANT_SIZES[type][1]), np.uint8), type)
         except NotImplementedError:
             names = [tensor.name for tensor in tensors if tensor.type == type]
-            return f"the gguf package cannot unpack {type.name}, which these are packed in: {listed(names)}"
+            return f"the gguf package cannot unpack {type.name}, which these are packed in: {summarise_list(names)}"
     return None
 
 
@@ -152,7 +152,7 @@ def _unpack(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedModel":
         output_loading_info=True,
     )
     if found["missing_keys"]:  # transformers fills these with random numbers and goes on
-        raise TsugikiError(f"{path} is not a whole model: it lacks {listed(sorted(found['missing_keys']))}")
+        raise TsugikiError(f"{path} is not a whole model: it lacks {summarise_list(sorted(found['missing_keys']))}")
     _check_all_read(path, header, set(model.state_dict()))
     model.config.__dict__.pop("_model_name_or_path", None)
     ends = [header.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
@@ -268,4 +268,4 @@ def _check_all_read(path: Path, header: GgufHeader, names: set[str]) -> None:
     read = set(llama_cpp_names(header.architecture, header.setting("block_count"), names).values())
     unread = [tensor.name for tensor in header.tensors if tensor.name not in {*read, _ROPE_FACTORS}]
     if unread:
-        raise TsugikiError(f"{path} cannot be read: Transformers has no place for {listed(sorted(unread))}")
+        raise TsugikiError(f"{path} cannot be read: Transformers has no place for {summarise_list(sorted(unread))}")

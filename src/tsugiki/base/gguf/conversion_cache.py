@@ -36,7 +36,7 @@ _PART = ".part"
 _DAY = 24 * 60 * 60
 
 
-def unpacked(path: Path) -> Path:
+def converted_folder(path: Path) -> Path:
     """The folder, in the cache, with the model of a GGUF file as Transformers stores one; made where it is not there.
 
     Raises:
@@ -54,7 +54,7 @@ def gguf_fingerprint(path: Path) -> str:
     """`sha256:` and 64 digits over name, type, shape and packed bytes of every tensor in the file.
 
     Raises:
-        TsugikiError: as for `unpacked`.
+        TsugikiError: as for `converted_folder`.
     """
     return _digests(path)["tensors"]
 

@@ -27,7 +27,7 @@ _STRING, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
-class PackedTensor:
+class GgufTensor:
     """One tensor of the file."""
 
     name: str
@@ -45,7 +45,7 @@ class GgufHeader:
 
     metadata: Mapping[str, Any]
     """Numbers, texts, truth values, and lists of these."""
-    tensors: tuple[PackedTensor, ...]
+    tensors: tuple[GgufTensor, ...]
     size: int
     """Of all that stands before the first tensor's bytes."""
 
@@ -164,7 +164,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
             ) from error
         block, size = GGML_QUANT_SIZES[type]
         begin = start + offset
-        tensors.append(PackedTensor(name, type, shape, begin, begin + prod(shape) // block * size))
+        tensors.append(GgufTensor(name, type, shape, begin, begin + prod(shape) // block * size))
     expected = max((tensor.end for tensor in tensors), default=0)
     if expected > len(data):
         raise TsugikiError(f"{path} is cut short: it has {len(data):,} of {expected:,} bytes; fetch it again")

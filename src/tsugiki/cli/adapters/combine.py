@@ -35,15 +35,17 @@ def combine_command(
     """
     import dataclasses
 
-    from tsugiki.adapters.algebra.combine import Combination, combine, distance, norm, read_parts
+    from tsugiki.adapters.algebra.combine import Combination, combine, distance, load_weighted_adapters, norm
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
-    from tsugiki.adapters.lora_weights import source, write_lora
+    from tsugiki.adapters.lora_weights import source, write_lora_weights
     from tsugiki.cli.adapters.shown import layers_bar, print_written
     from tsugiki.cli.tables import print_table
 
     folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
     how = Combination(type_, rank, density, seed)
-    parts = read_parts(folders, parse_weights(weights) if weights is not None else [1 / len(folders)] * len(folders))
+    parts = load_weighted_adapters(
+        folders, parse_weights(weights) if weights is not None else [1 / len(folders)] * len(folders)
+    )
     with layers_bar("layers") as track:
         lora = combine(parts, how, allow_other_base=allow_other_base, track=track)
     made = {
@@ -51,7 +53,7 @@ def combine_command(
         **dataclasses.asdict(how),
         "from": [source(folder) | {"weight": part.weight} for folder, part in zip(folders, parts, strict=True)],
     }
-    write_lora(lora, target, made)
+    write_lora_weights(lora, target, made)
     rows = [[part.name, f"{part.weight:g}", f"{abs(part.weight) * norm(part.lora):.4g}"] for part in parts]
     line = f"{type_}: ‖ΔW‖ = {norm(lora):.4g}"
     if type_ != "cat":

@@ -23,24 +23,24 @@ def extract_command(
     """
     from tsugiki.adapters.algebra.extract import extract
     from tsugiki.adapters.library import new_adapter_folder
-    from tsugiki.adapters.lora_weights import write_lora
+    from tsugiki.adapters.lora_weights import write_lora_weights
     from tsugiki.cli.adapters.shown import layers_bar, print_kept, print_written
     from tsugiki.cli.train import layer_names
-    from tsugiki.errors import listed
+    from tsugiki.errors import summarise_list
 
     target = new_adapter_folder(out, library)
     with layers_bar("layers") as track:
         found = extract(model, base, rank, layer_names(target_modules) or "all-linear", track)
     made = {"operation": "extract", "rank": rank, "from": [{"name": model}], "energy": found.energy}
-    write_lora(found.lora, target, made)
+    write_lora_weights(found.lora, target, made)
     whole = sum(layer.whole for layer in found.kept.values()) + sum(found.left.values())
     lines = [f"overall: {found.energy:.2%} of the energy of all that changed is in the adapter"]
     if found.unchanged:
-        lines.append(f"left out, since they did not change: {listed(found.unchanged)}")
+        lines.append(f"left out, since they did not change: {summarise_list(found.unchanged)}")
     if found.left:
         shares = [
             f"{name} ({energy / whole:.2%})" for name, energy in sorted(found.left.items(), key=lambda one: -one[1])
         ]
-        lines.append(f"changed, and not in the adapter: {listed(shares)}")
+        lines.append(f"changed, and not in the adapter: {summarise_list(shares)}")
     print_kept(found.kept, *lines)
     print_written(target)

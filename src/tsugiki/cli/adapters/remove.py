@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import Library
-from tsugiki.errors import TsugikiError, listed
+from tsugiki.errors import TsugikiError, summarise_list
 
 
 def remove_command(
@@ -22,7 +22,7 @@ def remove_command(
     if not yes:
         if not sys.stdin.isatty():
             raise TsugikiError("nobody can be asked here whether to remove what cannot be got back; say --yes")
-        if not typer.confirm(f"Remove {listed([folder.name for folder in folders])} for good?"):
+        if not typer.confirm(f"Remove {summarise_list([folder.name for folder in folders])} for good?"):
             raise typer.Exit(1)
     for folder in folders:
         remove_folder(folder)

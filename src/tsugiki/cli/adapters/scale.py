@@ -16,10 +16,10 @@ def scale_command(
     """Make an adapter that does more, less, or the opposite of another."""
     from tsugiki.adapters.algebra.combine import scaled
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
-    from tsugiki.adapters.lora_weights import read_lora, source, write_lora
+    from tsugiki.adapters.lora_weights import read_lora_weights, source, write_lora_weights
     from tsugiki.cli.adapters.shown import print_written
 
     folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
     made = {"operation": "scale", "by": by, "from": [source(folder)]}
-    write_lora(scaled(read_lora(folder), by), target, made)
+    write_lora_weights(scaled(read_lora_weights(folder), by), target, made)
     print_written(target)

@@ -17,21 +17,21 @@ def show_command(
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.tables import print_table, say
     from tsugiki.io.progress import RunProgress
-    from tsugiki.report.adapter import LAYERS_EXPLAINED, facts_lines, portray, tensors_table, write_adapter_page
+    from tsugiki.report.adapter import LAYERS_EXPLAINED, facts_lines, inspect_adapter, tensors_table, write_adapter_page
     from tsugiki.report.layers import kinds_table, layers_table
-    from tsugiki.report.run import held_out_table, sureness
+    from tsugiki.report.run import describe_change, held_out_table
     from tsugiki.report.samples import shown_samples
 
     folder = adapter_folder(adapter, library)
     with RunProgress().stage("layers", None) as advance:
-        portrait = portray(folder, advance)
+        portrait = inspect_adapter(folder, advance)
     for label, text in facts_lines(portrait):
         say(f"{label:<14} {text}")
     for note in portrait.notes:
         say(f"note: {note}")
     record = portrait.record
     if record and len(record.evaluations) > 1:
-        print_table(held_out_table(record), f"change: {sureness(record)}")
+        print_table(held_out_table(record), f"change: {describe_change(record)}")
     for when, prompt, text in shown_samples(record) if record else ():
         say(f"{when}: {prompt}{text.rstrip()}".replace("\n", "⏎"))
     if portrait.tensors:

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from tsugiki.adapters.algebra.combine import Track
-    from tsugiki.adapters.algebra.truncate import Kept
+    from tsugiki.adapters.algebra.truncate import RankReduction
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def layers_bar(label: str) -> Iterator["Track"]:
         yield lambda paths: progress.track(paths, description=label)
 
 
-def print_kept(kept: Mapping[str, "Kept"], *lines: str) -> None:
+def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
     """A row for each layer: its rank before and after, and the share of its update that is kept."""
     from tsugiki.cli.tables import print_table
 

@@ -22,12 +22,12 @@ def truncate_command(
     """
     from tsugiki.adapters.algebra.truncate import overall, truncated, truncated_to_energy
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
-    from tsugiki.adapters.lora_weights import read_lora, source, write_lora
+    from tsugiki.adapters.lora_weights import read_lora_weights, source, write_lora_weights
     from tsugiki.cli.adapters.shown import print_kept, print_written
     from tsugiki.errors import TsugikiError
 
     folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
-    lora = read_lora(folder)
+    lora = read_lora_weights(folder)
     if rank is not None and energy is None:
         shorter, kept = truncated(lora, rank)
     elif energy is not None and rank is None:
@@ -37,6 +37,8 @@ def truncate_command(
     if all(layer.after == layer.before for layer in kept.values()):
         most = max(layer.before for layer in kept.values())
         raise TsugikiError(f"{adapter} has no rank above {most}, and loses nothing so; nothing was written")
-    write_lora(shorter, target, {"operation": "truncate", "rank": rank, "energy": energy, "from": [source(folder)]})
+    write_lora_weights(
+        shorter, target, {"operation": "truncate", "rank": rank, "energy": energy, "from": [source(folder)]}
+    )
     print_kept(kept, f"overall: {overall(kept):.2%} of the update's energy is kept")
     print_written(target)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.blocks import IGNORED
+from tsugiki.data.blocks import IGNORE_INDEX
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Document, Record, learned_text
 from tsugiki.errors import TsugikiError
@@ -265,13 +265,13 @@ def _batches(rows: Sequence[_Row], vocabulary: int) -> list[list[_Row]]:
 def _nll(model: "PreTrainedModel", rows: Sequence[_Row]) -> list[float]:
     """NLL of each row's learned tokens. Rows are padded on the right, which a causal model never sees."""
     ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(model.device)
-    labels = torch.full_like(ids, IGNORED)
+    labels = torch.full_like(ids, IGNORE_INDEX)
     for label, row in zip(labels, rows, strict=True):
-        label[: len(row.ids)] = torch.where(row.learned, row.ids, IGNORED)
+        label[: len(row.ids)] = torch.where(row.learned, row.ids, IGNORE_INDEX)
     lengths = torch.tensor([len(row.ids) for row in rows], device=model.device)
     attended = (torch.arange(ids.shape[1], device=model.device) < lengths[:, None]).long()
     logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits
     return [
-        float(F.cross_entropy(row.float(), label, ignore_index=IGNORED, reduction="sum").double())
+        float(F.cross_entropy(row.float(), label, ignore_index=IGNORE_INDEX, reduction="sum").double())
         for row, label in zip(logits[:, :-1], labels[:, 1:], strict=True)
     ]

@@ -18,7 +18,7 @@ from tsugiki.train.evaluation.interval import Interval, change_interval
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationTarget:
     """A base, alone or with an adapter on it."""
 
     model: str
@@ -30,7 +30,7 @@ class Subject:
         return f"{self.model} + {self.called}" if self.adapter else self.model
 
 
-def subjects(models: Sequence[str], adapters: Sequence[str]) -> list[Subject]:
+def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[EvaluationTarget]:
     """The models, then each adapter: on the model where only one is given, else on the base that its files name.
 
     Args:
@@ -40,20 +40,20 @@ def subjects(models: Sequence[str], adapters: Sequence[str]) -> list[Subject]:
     Raises:
         TsugikiError: nothing to evaluate, no such adapter, or one that names no base.
     """
-    found = [Subject(model) for model in models]
+    found = [EvaluationTarget(model) for model in models]
     for adapter in adapters:
         folder = adapter_folder(adapter)
         base = models[0] if len(models) == 1 else read_base(folder).name
         if not base:
             raise TsugikiError(f"{adapter} does not say what its base is; give the base alone as --model")
-        found.append(Subject(base, folder, adapter))
+        found.append(EvaluationTarget(base, folder, adapter))
     if not found:
         raise TsugikiError("nothing to evaluate: give --model, --adapter or both, as often as you like")
     return found
 
 
-def evaluate_subjects(
-    chosen: Sequence[Subject],
+def evaluate_targets(
+    chosen: Sequence[EvaluationTarget],
     data: str,
     turns: AssistantTurns,
     limit: int | None,
@@ -63,7 +63,7 @@ def evaluate_subjects(
     """The figures of each, in order; a base that comes twice in a row is loaded once.
 
     Args:
-        chosen: from `subjects`.
+        chosen: from `evaluation_targets`.
         data: as in a run's config.
         turns: which of an assistant's turns are scored.
         limit: at most about so many characters.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.train.config import RunConfig
-from tsugiki.train.threads import side_by_side
+from tsugiki.train.threads import run_in_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SHARES = 8  # optimisers that the matrices are dealt out to, to step side by side
 
 
-class Together(torch.optim.Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """Several optimisers that step as one: their groups in a row, one state."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
@@ -30,7 +30,7 @@ class Together(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Let each take its step."""
-        side_by_side([partial(part.step) for part in self.parts])
+        run_in_threads([partial(part.step) for part in self.parts])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over groups and state, and hand them on."""
@@ -46,7 +46,7 @@ class Together(torch.optim.Optimizer):
             first += len(part.param_groups)
 
 
-def muon(model: "PreTrainedModel", config: RunConfig) -> Together:
+def muon(model: "PreTrainedModel", config: RunConfig) -> CombinedOptimizer:
     """The optimiser of every parameter that trains.
 
     Raises:
@@ -65,7 +65,7 @@ def muon(model: "PreTrainedModel", config: RunConfig) -> Together:
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, config.adam_beta2))
-    return Together([*parts, adamw])
+    return CombinedOptimizer([*parts, adamw])
 
 
 def split_parameters(model: "PreTrainedModel") -> tuple[list[Tensor], list[Tensor]]:

@@ -77,7 +77,7 @@ def rows(records: Mapping[str, RunRecord]) -> list[Row]:
 
 def _row(name: str, record: RunRecord) -> Row:
     before, after = record.evaluations[0], record.evaluations[-1]
-    own = record.own_evaluations
+    own = record.retention_evaluations
     training = record.training
     return Row(
         name=name,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsugiki.adapters.algebra.weighted_sum import read_summed
+from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import BASE_FILE, read_config_file, write_json
 from tsugiki.adapters.lora_weights import source
 from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, rounding_of, write_merged
@@ -147,7 +147,7 @@ def _verify(
                 evaluations.append(evaluate(model, tokenizer, windows, advance=advance))
 
     model = load_model(merge.base, precision).to(device)
-    adapter = read_summed(model, merge.adapters, merge.weights, allow_other_base=merge.allow_other_base)
+    adapter = load_weighted_sum(model, merge.adapters, merge.weights, allow_other_base=merge.allow_other_base)
     look(model, "the base")
     add_adapter(model, adapter, DEFAULT_NAME)
     look(model, "the base with its adapters")

@@ -54,7 +54,7 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress
         TsugikiError: anything that a person can put right; what the folder held is still there.
     """
     out = Path(config.out)
-    record, checkpoint = begin(config.recorded(), out, resume)
+    record, checkpoint = begin(config.to_record(), out, resume)
     start = out / CHECKPOINTS / START
     with progress or RunProgress() as shown:
         if not (resume and start.is_dir()):

@@ -42,7 +42,7 @@ class PretrainConfig(TrainingSettings):
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     stored: Literal["float32", "float16", "bfloat16"] = "float16"
 
-    def recorded(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """The settings that the run follows, as JSON has them."""
         return {"method": "pretrain", **self.model_dump(mode="json")}
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from tsugiki.data.blocks import IGNORED, Blocks, Piece
+from tsugiki.data.blocks import IGNORE_INDEX, Blocks, Segment
 from tsugiki.io.progress import RunProgress
 from tsugiki.train.config import RunConfig
-from tsugiki.train.preparation import Prepared
+from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import begin_training, prepare, total_steps
 from tsugiki.train.trainer import RunTrainer
@@ -82,7 +82,7 @@ def preview(config: RunConfig, rows: int, progress: RunProgress) -> Preview:
     prepared = ready.data
     with TemporaryDirectory() as out:  # Trainer makes its folder at once
         here = config.model_copy(update={"out": out})
-        trainer = begin_training(here, ready, RunRecord(config.recorded()))
+        trainer = begin_training(here, ready, RunRecord(config.to_record()))
     order = rows_in_order(trainer, rows)
     with progress.stage("timing two batches", 2) as advance:
         seconds = _seconds_a_batch(trainer, prepared.blocks, advance)
@@ -119,9 +119,9 @@ def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokeni
     return RowView(number, tuple(views), blocks.block_size - filled)
 
 
-def _view(blocks: Blocks, piece: Piece, spans: tuple[Span, ...]) -> PieceView:
+def _view(blocks: Blocks, piece: Segment, spans: tuple[Span, ...]) -> PieceView:
     index = blocks.store.index
-    goes_on = bool(index.cuttable[piece.record])
+    goes_on = bool(index.splittable[piece.record])
     return PieceView(index.name(piece.record), piece.length, piece.first, piece.last, goes_on, spans)
 
 
@@ -133,8 +133,8 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
     def kind(pair: tuple[int, int]) -> Kind:
         token, label = pair
         if token in special:
-            return "masked special" if label == IGNORED else "learned special"
-        return "masked" if label == IGNORED else "learned"
+            return "masked special" if label == IGNORE_INDEX else "learned special"
+        return "masked" if label == IGNORE_INDEX else "learned"
 
     for found, pairs in groupby(zip(ids, labels, strict=True), key=kind):
         yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), found)
@@ -153,7 +153,7 @@ def _seconds_a_batch(trainer: RunTrainer, blocks: Blocks, advance: Any) -> float
     return seconds
 
 
-def _counts(config: RunConfig, prepared: Prepared, seconds_a_batch: float) -> dict[str, Any]:
+def _counts(config: RunConfig, prepared: PackedDataset, seconds_a_batch: float) -> dict[str, Any]:
     blocks, summary = prepared.blocks, prepared.summary
     index, lengths = blocks.store.index, blocks.store.offsets[1:] - blocks.store.offsets[:-1]
     longest = int(lengths.argmax())
@@ -161,7 +161,7 @@ def _counts(config: RunConfig, prepared: Prepared, seconds_a_batch: float) -> di
     return {
         **summary,
         "characters_per_token": float(index.characters.sum() / lengths.sum()),
-        "learned_share": blocks.learned_tokens / blocks.tokens,
+        "learned_share": blocks.target_tokens / blocks.tokens,
         "longest": {"source": index.name(longest), "tokens": int(lengths[longest])},
         "steps": steps,
         "seconds": steps * config.grad_accum * seconds_a_batch,

@@ -14,7 +14,7 @@ from tsugiki.train.run import begin, earlier_run, prepare, train_prepared
 from tsugiki.train.workflows.compare_config import SweepConfig
 
 SWEEP_FILE = "sweep.json"
-WORTH = 0.005
+MIN_RELATIVE_GAIN = 0.005
 """Share of the loss, below which a difference is not worth more parameters."""
 
 
@@ -50,7 +50,7 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
         with progress or RunProgress() as shown:
             shown.say(f"{number} of {len(runs)}: {name}")
             prepared = prepared or prepare(run, shown)
-            record, checkpoint = begin(run.recorded(), Path(run.out), resume=done is not None)
+            record, checkpoint = begin(run.to_record(), Path(run.out), resume=done is not None)
             train_prepared(run, record, checkpoint, prepared, shown)
             ungraft(prepared.model)
         points.append(Point(name, values, record))
@@ -65,11 +65,11 @@ def change(best: Point, other: Point) -> tuple[float, Interval | None]:
     return other.loss / best.loss - 1, change_interval(first["documents"], last["documents"])
 
 
-def enough_rank(points: list[Point]) -> Point | None:
+def smallest_sufficient_rank(points: list[Point]) -> Point | None:
     """The point of the smallest rank from which on nothing is gained; None where rank was not swept.
 
     Of each rank its best point counts. Nothing is gained where the best of all has a loss lower by less than
-    `WORTH`, or where its lead may be luck: the interval of the change begins at zero or below.
+    `MIN_RELATIVE_GAIN`, or where its lead may be luck: the interval of the change begins at zero or below.
     """
     ranked = [point for point in points if "r" in point.values]
     if len({point.values["r"] for point in ranked}) < 2:
@@ -78,7 +78,7 @@ def enough_rank(points: list[Point]) -> Point | None:
     for rank in sorted({point.values["r"] for point in ranked}):
         own = min((point for point in ranked if point.values["r"] == rank), key=lambda point: point.loss)
         worse, interval = change(best, own)
-        if worse < WORTH or (interval is not None and interval[0] <= 0):
+        if worse < MIN_RELATIVE_GAIN or (interval is not None and interval[0] <= 0):
             return own
     return best
 
