@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from tests.tiny import store_of
 from tsugiki import TsugikiError
-from tsugiki.data.blocks import IGNORE_INDEX, Blocks, best_fit, pack
+from tsugiki.data.blocks import Blocks, best_fit, pack
+from tsugiki.labels import IGNORE_INDEX
 
 
 def numbered(lengths: list[int]) -> list[list[int]]:

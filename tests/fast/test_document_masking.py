@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from tests.tiny import CONFIGS, store_of, tiny_model
-from tsugiki.data.blocks import IGNORE_INDEX, Blocks, pack
+from tsugiki.data.blocks import Blocks, pack
 from tsugiki.fast.document_masking import Collator, detect_document_masking
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.targets import DEFAULT_TARGETS
 
 EXPECTED = dict.fromkeys(DEFAULT_TARGETS, "positions") | {"opt": "mask", "bloom": "rows"}

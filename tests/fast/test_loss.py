@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.tiny import CONFIGS, ids, logits, relative_error, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.data.blocks import IGNORE_INDEX
 from tsugiki.fast import loss as loss_module
 from tsugiki.fast.loss import Head, chunked_loss, find_head, plain_loss
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.layer import LoraLinear, new_pair
 from tsugiki.lora.masks import keep_mask

@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 from tests.tiny import TEXT, byte_tokenizer, ids, logits, save_tiny, store_of, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.data.blocks import IGNORE_INDEX, pack
+from tsugiki.data.blocks import pack
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config

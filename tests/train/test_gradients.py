@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from tests.tiny import shake, store_of, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.data.blocks import IGNORE_INDEX, pack
+from tsugiki.data.blocks import pack
 from tsugiki.fast.document_masking import Collator, detect_document_masking
 from tsugiki.fast.paths import use_fast_paths
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.trainer import token_weighted_loss

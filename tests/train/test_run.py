@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, store_of, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, trainable_parameters, ungraft
-from tsugiki.data.blocks import IGNORE_INDEX, Blocks, pack
+from tsugiki.data.blocks import Blocks, pack
 from tsugiki.fast.document_masking import detect_document_masking
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig

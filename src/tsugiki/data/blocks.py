@@ -24,9 +24,7 @@ from torch.utils.data import Dataset
 
 from tsugiki.data.store import TokenStore
 from tsugiki.errors import TsugikiError, summarise_list
-
-IGNORE_INDEX = -100
-"""The label of a token that is not learned, as in transformers."""
+from tsugiki.labels import IGNORE_INDEX
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 

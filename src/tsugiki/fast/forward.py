@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from tsugiki.data.blocks import IGNORE_INDEX
 from tsugiki.fast.loss import Head, chunked_loss, find_head
+from tsugiki.labels import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tsugiki.data.blocks import IGNORE_INDEX
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.layer import LoraLinear, LowRank
 from tsugiki.lora.masks import dropout
 from tsugiki.lora.product import frozen_input_gradient, frozen_product, has_product, is_hooked

@@ -1,8 +1,9 @@
 """What every method is here: a form of adapter, and a name under which it is trained.
 
 A form is three things in one file: a config (a frozen dataclass under PEFT's names, with `new_adapter`), an adapter
-(what trains, how it takes its place in a model, how it is merged: `lora.graft.Adapter`), and an `AdapterFormat`, which says
-how both are written in a PEFT folder. A `Method` is a form with some of its settings decided; `methods.table` lists them.
+(what trains, how it takes its place in a model, how it is merged: `lora.graft.Adapter`), and an `AdapterFormat`,
+which says how both are written in a PEFT folder. A `Method` is a form with some of its settings decided;
+`methods.table` lists them.
 """
 
 import dataclasses

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.blocks import IGNORE_INDEX
 from tsugiki.fast.loss import chunked_loss, find_head
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.masks import masks_from
 from tsugiki.train.threads import run_in_threads
 

@@ -19,9 +19,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from tsugiki.adapters.format import refill_adapter, save_adapter
-from tsugiki.data.blocks import IGNORE_INDEX, Blocks
+from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masking import Collator, DocumentMasking
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.checkpoint import (
     keep_newest,
     load_training_state,

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.blocks import IGNORE_INDEX
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Document, Record, learned_text
 from tsugiki.errors import TsugikiError
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.evaluation.interval import Score, bits_interval, loss_interval
 

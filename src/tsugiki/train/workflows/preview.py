@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from tsugiki.data.blocks import IGNORE_INDEX, Blocks, Segment
+from tsugiki.data.blocks import Blocks, Segment
 from tsugiki.io.progress import RunProgress
+from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.config import RunConfig
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.record import RunRecord
