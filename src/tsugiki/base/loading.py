@@ -3,10 +3,11 @@
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from tsugiki.base.gguf.conversion_cache import converted_folder
 from tsugiki.base.gguf.file import is_gguf
+from tsugiki.dtypes import LoadDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:
@@ -17,37 +18,29 @@ EMBEDDED = "embedded"
 """The name of the small Japanese GPT-2 that comes with the package."""
 
 
-Arithmetic: TypeAlias = Literal["bf16", "fp32"]
-"""What products are computed in."""
-Precision: TypeAlias = Literal["bf16", "fp32", "int8", "stored"]
-"""What weights are held and multiplied in: with int8, the rest is in what the processor multiplies fastest; stored is
-what its config says, or else the types of its files."""
-
 BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
 """What belongs to a model besides its weights, by name: settings, tokenizer, templates, licence; no pickle, no code."""
 
 
-def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
-    """The causal language model called `name`, its weights in `precision`, in evaluation mode.
+def load_model(name: str, dtype: LoadDtype = "fp32") -> "PreTrainedModel":
+    """The causal language model called `name`, its weights in `dtype`, in evaluation mode.
 
     Weights are read from safetensors alone (nothing is unpickled), and no code of the model's is run.
 
     Raises:
         TsugikiError: no such model, a folder or a file that holds none, or the hub cannot be reached.
     """
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     where, local_only = _where(name)
-    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             where,
-            dtype=dtypes.get(precision, "auto"),  # auto: pages of the file
+            dtype=torch_dtype(dtype) if dtype in ("bf16", "fp32") else "auto",  # auto maps the file into memory
             use_safetensors=True,
             local_files_only=local_only,
             output_loading_info=True,
@@ -57,10 +50,10 @@ def load_model(name: str, precision: Precision = "fp32") -> "PreTrainedModel":
     missing = sorted(found["missing_keys"])
     if missing:  # transformers fills these with random numbers and goes on
         raise TsugikiError(f"{name} is not a whole model: {missing[0]} is missing ({len(missing)} such weights)")
-    if precision == "int8":
+    if dtype == "int8":
         from tsugiki.base.quantization import quantise
 
-        quantise(model, torch.bfloat16 if preferred_compute_dtype() == "bf16" else torch.float32)
+        quantise(model, torch_dtype(preferred_compute_dtype()))
     model.eval()
     # The path of an installed package, say, is of no use to anyone who reads an adapter's files.
     model.name_or_path = model.config._name_or_path = name
@@ -132,15 +125,6 @@ def default_device() -> "torch.device":
     return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
         "cpu"
     )
-
-
-def preferred_compute_dtype() -> Arithmetic:
-    """bf16 where this machine's processor or accelerator multiplies it natively, else fp32."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def gguf_path(name: str) -> Path | None:

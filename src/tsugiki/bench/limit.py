@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from tsugiki.bench.models import read_config
 from tsugiki.bench.work import RANK, WARM_UP, StepBarrier, Work
+from tsugiki.dtypes import processor_has_bf16, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
@@ -43,7 +44,6 @@ _LARGE = 2048  # of a side, from which on the fastest way is the same
 _LONG_ENOUGH = 0.005  # seconds of work that can be told
 _ENOUGH = 0.1  # seconds of measurements, after which the best of them is taken
 _BEST_OF = 3
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _SERVED_BY = {"fp32": ("fp32",), "bf16": ("bf16", "fp32"), "int8": ("int8", "bf16", "fp32")}
 
 
@@ -102,14 +102,14 @@ class Timings:
     def look_for_ways(self) -> None:
         """Time each product's ways on a smaller one."""
         for (product, dtype), before in self.ways.items():
-            seconds = [_timed(*arranged(product.smaller(), _DTYPES[dtype], way)) for way in WAYS]
+            seconds = [_timed(*arranged(product.smaller(), torch_dtype(dtype), way)) for way in WAYS]
             self.ways[product, dtype] = [min(pair) for pair in zip(seconds, before or seconds, strict=True)]
 
     def measure(self) -> None:
         """Time each product in its fastest way."""
         for (product, dtype), ways in self.ways.items():
             way = WAYS[ways.index(min(ways))]
-            seconds = _timed(*arranged(product, _DTYPES[dtype], way))
+            seconds = _timed(*arranged(product, torch_dtype(dtype), way))
             self.seconds[product, dtype] = min(seconds, self.seconds[product, dtype])
 
     def limits(self, tokens: int) -> dict[str, dict[str, Any]]:
@@ -173,8 +173,7 @@ def products(config: "PretrainedConfig", batch: int, length: int, r: int = RANK)
 
 def native_dtypes() -> list[str]:
     """The dtypes that this processor multiplies without converting them first."""
-    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return ["fp32", *(["bf16"] if bf16 else []), *(["int8"] if torch.cpu._is_vnni_supported() else [])]
+    return ["fp32", *(["bf16"] if processor_has_bf16() else []), *(["int8"] if torch.cpu._is_vnni_supported() else [])]
 
 
 def _low_rank(rows: int, fan_in: int, fan_out: int, r: int, input_gradient: bool) -> list[Product]:

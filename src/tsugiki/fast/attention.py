@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tsugiki.dtypes import at_least_float32
 from tsugiki.fast.activations import eager_on_cpu
 
 NAME = "tsugiki"
@@ -100,7 +101,7 @@ def plain_attention(
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    exact = torch.promote_types(scores.dtype, torch.float32)
+    exact = at_least_float32(scores.dtype)
     probabilities = F.dropout(torch.softmax(scores, -1, dtype=exact).to(value.dtype), dropout)
     return probabilities @ value
 

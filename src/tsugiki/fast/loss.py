@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tsugiki.dtypes import at_least_float32
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.layer import LoraLinear, LowRank
 from tsugiki.lora.masks import dropout
@@ -60,7 +61,7 @@ def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
         labels: [...], the token that each row is to say; `IGNORE_INDEX` where nothing is learned.
     """
     logits = head.logits(hidden).flatten(0, -2)
-    exact = torch.promote_types(logits.dtype, torch.float32)
+    exact = at_least_float32(logits.dtype)
     return F.cross_entropy(logits.to(exact), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
@@ -109,7 +110,7 @@ class _ChunkedLoss(torch.autograd.Function):
         layer: nn.Module,
         softcap: float | None,
     ) -> Tensor:
-        exact = torch.promote_types(hidden.dtype, torch.float32)
+        exact = at_least_float32(hidden.dtype)
         loss = torch.zeros((), dtype=exact, device=hidden.device)
         needs = ctx.needs_input_grad[:5]
         sources = (hidden, weight, bias, low, up)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tsugiki.dtypes import at_least_float32
 from tsugiki.fast.activations import eager_on_cpu
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """The definition, computed in float32 at least."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    exact = x.to(at_least_float32(x.dtype))
     inverse = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)
     return (exact * inverse * (offset + weight)).to(x.dtype)
 
@@ -39,7 +40,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tens
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        exact = x.to(at_least_float32(x.dtype))
         inverse = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, inverse, weight)

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.layer import features, is_linear
 from tsugiki.lora.masks import dropout
@@ -182,7 +183,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, inner: int, config: BottleneckConfig, like: Tensor) -> None:
         super().__init__()
-        dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
+        dtype = at_least_float32(like.dtype)
         self.adapter_down = nn.Linear(width, inner, dtype=dtype, device=like.device)
         self.adapter_up = nn.Linear(inner, width, dtype=dtype, device=like.device)
         self.act, self.scaling, self.p = config.activation, config.scaling, config.dropout

@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
@@ -131,7 +132,7 @@ class Scaling(nn.Module):
         in_features, out_features = features(layer)
         like: Tensor = layer.weight  # type: ignore[assignment]
         shape = (1, in_features) if on_input else (out_features, 1)
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = at_least_float32(like.dtype)
         self.ia3_l = nn.Parameter((torch.ones if ones else torch.randn)(shape, dtype=dtype, device=like.device))
         self.on_input = on_input
 

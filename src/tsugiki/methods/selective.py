@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.merge import untie
 from tsugiki.lora.swap import (
@@ -164,7 +165,7 @@ def _new_adapter(model: nn.Module, config: SelectiveConfig | LNTuningConfig, nam
     left = {id(parameter) for name, parameter in every.items() if name not in chosen}
     copies: dict[int, nn.Parameter] = {}
     for parameter in chosen.values():
-        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        dtype = at_least_float32(parameter.dtype)
         copies.setdefault(id(parameter), nn.Parameter(parameter.detach().to(dtype, copy=True)))
     return SelectiveAdapter(
         config,

@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import (
     apart,
@@ -182,7 +183,7 @@ def embedding_width(model: Any) -> int:
 
 def random_rows(model: Any, rows: int, columns: int) -> Tensor:
     """Rows drawn from the standard normal distribution, as `nn.Embedding` begins."""
-    return torch.randn(rows, columns, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
+    return torch.randn(rows, columns, dtype=at_least_float32(model.dtype), device=model.device)
 
 
 def sampled_rows(model: Any, rows: int) -> Tensor:
@@ -199,7 +200,7 @@ def sampled_key_values(model: Any, rows: int) -> Tensor:
     base = decoder_of(model)
     with _evaluating(base):
         of_layers = [torch.cat(both) for both in _run_through(base, sampled_rows(model, rows))]
-    dtype = torch.promote_types(base.dtype, torch.float32)
+    dtype = at_least_float32(base.dtype)
     return torch.stack(of_layers).permute(3, 0, 1, 2, 4).reshape(rows, -1).to(dtype)
 
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tsugiki.data.records import AssistantTurns
+from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.lora import LORA
@@ -67,10 +68,10 @@ class TrainingSettings(BaseModel):
     seed: int = Field(default=42, ge=0)
     base_dropout: bool = False
     """Leave dropout inside the model on."""
-    arithmetic: Literal["bf16", "fp32"] | None = None
+    arithmetic: ComputeDtype | None = None
     """Where every weight trains: what products are computed in; unsaid, bf16 where the processor multiplies it.
     Weights and optimiser are float32 either way."""
-    stored: Literal["float32", "float16", "bfloat16"] = "float32"
+    stored: SaveDtype = "float32"
     """Where every weight trains: the type of the model's file at the end; checkpoints are float32."""
 
     held_out: float | Annotated[str, Field(min_length=1)] = 0.1
@@ -127,7 +128,7 @@ class RunConfig(TrainingSettings):
     """`embedded`, a folder, or a hub id."""
     method: Annotated[str, AfterValidator(validate_method)] = "lora"
     """An adapter, by a name of `tsugiki methods`; or `full`, every weight."""
-    frozen: Literal["bf16", "fp32", "int8"] | None = None
+    frozen: BaseDtype | None = None
     """Of an adapter: what the frozen base is held and multiplied in; unsaid, bf16 where the processor multiplies it.
     What trains is float32 in any case."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)  # type: ignore[arg-type]

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
+from tsugiki.dtypes import SaveDtype, torch_dtype
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.safetensors"
 
 
-def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: str = "float32") -> None:
+def save_model(
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: SaveDtype = "float32"
+) -> None:
     """Write model and tokenizer into `folder`, which may hold other files.
 
     Everything is written beside first and then moved, the weights last.
@@ -26,7 +28,7 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
         model: a model of transformers; it stays as it is.
         tokenizer: its own.
         folder: made where it is not there.
-        dtype: the name of a torch dtype, of the stored weights.
+        dtype: of the saved weights.
 
     Raises:
         TsugikiError: the folder cannot be written.
@@ -35,7 +37,7 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
 
     transformers_logging.disable_progress_bar()  # one file is no progress to show
     part = folder / ".model.part"
-    stored = getattr(torch, dtype)
+    stored = torch_dtype(dtype)
     written = model if stored == next(model.parameters()).dtype else copy.deepcopy(model).to(stored)
     try:
         part.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tsugiki.adapters.format import WEIGHTS_FILE, refill_adapter, save_adapter
-from tsugiki.base.loading import Precision, load_model, preferred_compute_dtype
+from tsugiki.base.loading import load_model
+from tsugiki.dtypes import BaseDtype, SaveDtype, preferred_compute_dtype
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.graft import graft
@@ -33,7 +34,7 @@ class Way:
     """Make the model ready and leave `requires_grad` on what trains; returns what was chosen, for the record."""
     gradients: Callable[["PreTrainedModel", RunConfig], Gradients]
     """What computes loss and gradients of a batch."""
-    save: Callable[[nn.Module, "PreTrainedTokenizerBase", Path, str], None]
+    save: Callable[[nn.Module, "PreTrainedTokenizerBase", Path, SaveDtype], None]
     """Write what trains to a folder, in the type of this name where that is a whole model."""
     refill: Callable[[nn.Module, Path], None]
     """Put the values stored in a folder back into the model."""
@@ -43,7 +44,7 @@ _ADAPTER_GROUP = 512  # tokens: enough for efficient products, and their activat
 _MODEL_GROUP = 1024  # a group's gradients are as large as the model, so fewer groups
 
 
-def frozen_precision(config: RunConfig) -> Precision:
+def frozen_precision(config: RunConfig) -> BaseDtype:
     """What the base of an adapter is held in."""
     if config.frozen is not None:
         return config.frozen

@@ -43,7 +43,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def adapter_on(base: str, folder: Path, seed: int = 3, **fields: Any) -> Any:
     """Save a shaken LoRA adapter; returns the model with it."""
-    model = load_model(base, "stored")
+    model = load_model(base, "auto")
     graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}))
     save_adapter(shake(model, seed), folder)
     return model

@@ -52,13 +52,13 @@ def test_the_figures_are_those_of_base_adapted_and_merged(base: str, tmp_path: P
     records = list(read_records(str(tmp_path / "text.txt")))
     windows = cut_windows(records, [len(record.text) for record in records], 600)
     tokenizer = load_tokenizer(base)
-    model = load_model(base, "stored")
+    model = load_model(base, "auto")
     assert model.dtype == torch.bfloat16
     load_adapter(model, tmp_path / "a", allow_other_base=True)
     with disable_adapter(model):
         plain, before = probe_logits(model), evaluate(model, tokenizer, windows)
     adapted, during = probe_logits(model), evaluate(model, tokenizer, windows)
-    final = load_model(str(tmp_path / "out"), "stored")
+    final = load_model(str(tmp_path / "out"), "auto")
     assert final.dtype == torch.bfloat16
     done, after = probe_logits(final), evaluate(final, tokenizer, windows)
     assert plain is not None and adapted is not None and done is not None  # noqa: PT018

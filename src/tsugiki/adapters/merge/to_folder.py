@@ -28,6 +28,7 @@ from tsugiki.adapters.format import read_peft_config, read_weights
 from tsugiki.adapters.merge.quantized import QuantizedWeight, cannot_be_merged_into, quantized_weight
 from tsugiki.base.loading import load_model, model_folder, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, read_shards, shared_parameters, stored_names, write_index
+from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.lora.merge import untie
@@ -205,7 +206,7 @@ def _make(shard: Shard, key: str, change: WeightUpdate, rounding: Rounding) -> T
 
 def _changed(name: str, stored: Tensor, change: WeightUpdate, rounding: Rounding) -> Tensor:
     """What becomes of a tensor, in the type it is stored in."""
-    before = stored.to(torch.promote_types(stored.dtype, torch.float32))
+    before = stored.to(at_least_float32(stored.dtype))
     exact = change(before)
     rounded = exact.to(stored.dtype)
     rounding.add(name, before, exact, rounded)
@@ -225,7 +226,7 @@ def _make_scale(weight: QuantizedWeight, change: WeightUpdate) -> Tensor:
 
 
 def _write_in_memory(plan: MergePlan, out: Path, rounding: Rounding) -> None:
-    model = load_model(plan.base, "stored")
+    model = load_model(plan.base, "auto")
     for name, change in plan.in_memory.items():
         merged = _changed(name, model.get_parameter(name), change, rounding)
         replace_parameter(model, name, nn.Parameter(merged.contiguous(), requires_grad=False))

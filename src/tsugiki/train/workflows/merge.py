@@ -15,8 +15,9 @@ from tsugiki.adapters.lora_weights import source
 from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, rounding_of, write_merged
 from tsugiki.adapters.probe import probe_logits
 from tsugiki.base.fingerprint import named_fingerprint
-from tsugiki.base.loading import Precision, default_device, load_model, load_tokenizer
+from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.data.sources import read_records
+from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.progress import RunProgress
@@ -135,7 +136,7 @@ def _verify(
     """Base, adapted and merged, one model in memory at a time."""
     device = default_device()
     halves = any(entry.dtype == "F16" for shard in plan.shards for entry in shard.entries.values())
-    precision: Precision = "fp32" if halves and device.type == "cpu" else "stored"
+    dtype: LoadDtype = "fp32" if halves and device.type == "cpu" else "auto"
     tokenizer = load_tokenizer(merge.base) if windows else None
     logits: list[Tensor] = []
     evaluations: list[Evaluation] = []
@@ -146,14 +147,14 @@ def _verify(
             if tokenizer is not None:
                 evaluations.append(evaluate(model, tokenizer, windows, advance=advance))
 
-    model = load_model(merge.base, precision).to(device)
+    model = load_model(merge.base, dtype).to(device)
     adapter = load_weighted_sum(model, merge.adapters, merge.weights, allow_other_base=merge.allow_other_base)
     look(model, "the base")
     add_adapter(model, adapter, DEFAULT_NAME)
     look(model, "the base with its adapters")
     del model, adapter
     gc.collect()
-    look(load_model(str(merged), precision).to(device), "the merged model")
+    look(load_model(str(merged), dtype).to(device), "the merged model")
     base, adapted, done = logits
     probe = Probe(float((adapted - base).abs().max()), float((done - adapted).abs().max()))
     return probe, (evaluations[0], evaluations[1], evaluations[2]) if evaluations else None

@@ -1,10 +1,11 @@
 """The settings of training from nothing: a YAML file, with a few flags on top."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tsugiki.dtypes import SaveDtype
 from tsugiki.train.config import RunConfig, TrainingSettings, read_yaml, validated
 
 
@@ -40,7 +41,7 @@ class PretrainConfig(TrainingSettings):
     warmup_steps: float = Field(default=0.02, ge=0, allow_inf_nan=False)
     adam_beta2: float = Field(default=0.95, gt=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    stored: Literal["float32", "float16", "bfloat16"] = "float16"
+    stored: SaveDtype = "float16"
 
     def to_record(self) -> dict[str, Any]:
         """The settings that the run follows, as JSON has them."""

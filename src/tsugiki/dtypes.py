@@ -1,0 +1,63 @@
+"""Names of dtypes, and which dtypes to compute in.
+
+Settings and flags call dtypes `fp32`, `fp16`, `bf16` and, for quantised bases, `int8`. GGUF files have names of their
+own. The settings and the command line import this module, so it imports torch only inside functions.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+ComputeDtype: TypeAlias = Literal["bf16", "fp32"]
+"""The dtype of the matrix products."""
+BaseDtype: TypeAlias = Literal["bf16", "fp32", "int8"]
+"""The dtype of the base's weights while an adapter trains. `int8` quantises the layers and embeddings; what is not
+quantised gets the dtype of `preferred_compute_dtype`."""
+LoadDtype: TypeAlias = Literal["bf16", "fp32", "int8", "auto"]
+"""The dtype to load weights in. `auto` has the meaning that it has in transformers: the dtype that the model's config
+names, or else the dtype of its files."""
+SaveDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+"""The dtype of the weights in a saved model."""
+GgufDtype: TypeAlias = Literal["f32", "f16", "bf16", "q8_0"]
+"""The type of a GGUF model's matrices, by its name in llama.cpp."""
+GgufAdapterDtype: TypeAlias = Literal["f32", "f16"]
+"""The type of a GGUF adapter's matrices."""
+
+_TORCH_NAMES: Mapping[str, str] = MappingProxyType({"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"})
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """Return the torch dtype with this name: `bf16` or `bfloat16`, `fp32` or `float32`, `int8` and so on."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, _TORCH_NAMES.get(name, name))
+    return dtype
+
+
+def at_least_float32(dtype: "torch.dtype") -> "torch.dtype":
+    """Return the dtype for trained weights and exact results: float64 for float64, otherwise float32."""
+    import torch
+
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+
+
+def processor_has_bf16() -> bool:
+    """Return whether this processor multiplies bfloat16 matrices without converting them to float32 first."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def preferred_compute_dtype() -> ComputeDtype:
+    """Return `bf16` if this machine's accelerator, or its processor if it has none, multiplies bfloat16 natively.
+
+    Otherwise return `fp32`.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if processor_has_bf16() else "fp32"
