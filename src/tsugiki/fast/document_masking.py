@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.tolerance import same_to_rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,15 +24,10 @@ DocumentMasking: TypeAlias = Literal["positions", "mask", "rows"]
 _FIRST, _SECOND = 9, 14  # tokens of the two documents
 
 
-@torch.no_grad()
 def detect_document_masking(model: "PreTrainedModel") -> DocumentMasking:
     """The first way that isolates documents in this model; leaves its mode as it was."""
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.linspace(1, vocabulary - 1, 2 * _FIRST + _SECOND, device=model.device).long()
-    first, other, second = ids[:_FIRST], ids[_FIRST : 2 * _FIRST], ids[2 * _FIRST :]
-    training = model.training
-    model.eval()
-    try:
+    first, other, second = torch.split(probe_ids(model, 2 * _FIRST + _SECOND)[0], [_FIRST, _FIRST, _SECOND])
+    with evaluating(model):
         alone = model(input_ids=second[None], use_cache=False).logits[0]
         ways: tuple[DocumentMasking, ...] = ("positions", "mask")
         for way in ways:
@@ -42,8 +37,6 @@ def detect_document_masking(model: "PreTrainedModel") -> DocumentMasking:
                     return way
             except (ValueError, RuntimeError, TypeError, TsugikiError):  # a model that does not take such a mask
                 continue
-    finally:
-        model.train(training)
     return "rows"
 
 

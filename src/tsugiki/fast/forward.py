@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.fast.loss import Head, chunked_loss, find_head
 from tsugiki.labels import IGNORE_INDEX
 
@@ -89,19 +90,16 @@ def _loss(
     return chunked_loss(hidden, head, labels) / torch.as_tensor(count, device=hidden.device)
 
 
-@torch.no_grad()
 def _same_loss(model: "PreTrainedModel", head: Head) -> bool:
     """Whether the model's own loss is this one, and takes the count that Trainer gives."""
-    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
-    asked: dict[str, Any] = {"labels": ids.masked_fill(ids % 3 == 0, IGNORE_INDEX), "num_items_in_batch": 7}
-    training = model.training
-    model.eval()
-    try:
-        theirs = model(input_ids=ids, use_cache=False, **asked).loss
-        ours = _loss(model.base_model(input_ids=ids, use_cache=False).last_hidden_state, head, **asked)
-    except TypeError:  # a model that knows nothing of such a count
-        return False
-    finally:
-        model.train(training)
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 2e-2
-    return bool((ours - theirs).abs() <= tolerance * theirs.abs())
+    ids = probe_ids(model)
+    labels = ids.clone()
+    labels[:, ::3] = IGNORE_INDEX
+    with evaluating(model):
+        try:
+            theirs = model(input_ids=ids, use_cache=False, labels=labels, num_items_in_batch=7).loss
+        except TypeError:  # the model's loss knows no such count
+            return False
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        ours = _loss(hidden, head, labels, num_items_in_batch=7)
+    return same_to_rounding(ours.to(model.dtype), theirs.to(model.dtype))

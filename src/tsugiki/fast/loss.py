@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.dtypes import at_least_float32
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.layer import LoraLinear, LowRank
@@ -197,7 +198,6 @@ def _rows_at_once(layer: Any, bytes_a_logit: int) -> int:
     return max(_ROWS[0], min(_ROWS[1], fit))
 
 
-@torch.no_grad()
 def find_head(model: "PreTrainedModel") -> Head | None:
     """How the model makes logits of hidden states, found out by trying the forms that there are; None: none of them.
 
@@ -213,32 +213,30 @@ def find_head(model: "PreTrainedModel") -> Head | None:
         or getattr(config, "output_router_logits", False)
     ):
         return None
-    ids = torch.arange(1, 9, device=model.device)[None] % config.vocab_size
-    training = model.training
-    model.eval()
-    hook = layer.register_forward_pre_hook(lambda module, given: (given[0] * _PROBE_GAIN,))
-    try:
+    ids = probe_ids(model)
+    with evaluating(model):
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         if hidden is None:
             return None
-        logits = model(input_ids=ids, use_cache=False).logits
-        tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
-        for head in _forms(layer, config):
-            try:
-                tried = head.logits(hidden)
-            except RuntimeError:  # another width: the model projects in between
-                return None
-            if (tried - logits).abs().max() <= tolerance * logits.abs().max():
-                return head
-        return None
-    finally:
-        hook.remove()
-        model.train(training)
+        amplify = layer.register_forward_pre_hook(lambda module, given: (given[0] * _PROBE_GAIN,))
+        try:
+            logits = model(input_ids=ids, use_cache=False).logits
+            return next((head for head in _possible_heads(layer, config) if _gives(head, hidden, logits)), None)
+        finally:
+            amplify.remove()
 
 
-def _forms(layer: nn.Module, config: Any) -> list[Head]:
-    """The heads that this config may mean."""
+def _gives(head: Head, hidden: Tensor, logits: Tensor) -> bool:
+    """Whether this head makes these logits from these hidden states."""
+    try:
+        return same_to_rounding(head.logits(hidden), logits)
+    except RuntimeError:  # the model projects the hidden states to another width before the head
+        return False
+
+
+def _possible_heads(layer: nn.Module, config: Any) -> list[Head]:
+    """Return the heads that the config may mean, first those that use most of its settings."""
     softcap = getattr(config, "final_logit_softcapping", None)
-    by, over = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    scales = [1.0, *([float(by)] if by else []), *([1 / float(over)] if over else [])]
-    return [Head(layer, scale, cap) for scale in scales for cap in ([None, float(softcap)] if softcap else [None])]
+    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    scales = [*([float(factor)] if factor else []), *([1 / float(divisor)] if divisor else []), 1.0]
+    return [Head(layer, scale, cap) for scale in scales for cap in ([float(softcap), None] if softcap else [None])]

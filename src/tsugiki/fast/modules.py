@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsugiki.base.inference import seeded
 from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, eager_on_cpu, swish
 from tsugiki.fast.gated import gated
 from tsugiki.fast.norms import rms_norm
@@ -41,7 +42,7 @@ def use_fused_modules(model: nn.Module) -> ReplacedModules:
     """
     sped_up: ReplacedModules = []
     inside: set[nn.Module] = set()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a dropout that is tried draws numbers
+    with torch.no_grad(), seeded(0):
         for module in model.modules():
             if module not in inside and _takes_one_tensor(module):
                 found = _find_gated(module) or _find_norm(module) or _find_activation(module)

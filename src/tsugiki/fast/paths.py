@@ -7,13 +7,12 @@ is, without an error, since it changes no result.
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
 from tsugiki.fast.modules import restore_modules, use_fused_modules
-from tsugiki.fast.tolerance import same_to_rounding
 from tsugiki.lora.graft import base_alone, is_merged
 
 if TYPE_CHECKING:
@@ -69,16 +68,9 @@ def _use_block_attention(model: "PreTrainedModel") -> None:
         model.set_attn_implementation(before)
 
 
-@torch.no_grad()
 def _logits(model: "PreTrainedModel") -> Tensor:
-    """Of one fixed row, in evaluation mode."""
-    config = model.config.get_text_config()
-    length = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
-    ids = torch.linspace(1, config.vocab_size - 1, length, device=model.device).long()[None]
-    training = model.training
-    model.eval()
-    try:
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    finally:
-        model.train(training)
+    """Return the logits of one fixed row in evaluation mode."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _TOKENS
+    with evaluating(model):
+        logits: Tensor = model(input_ids=probe_ids(model, min(_TOKENS, context)), use_cache=False).logits
     return logits

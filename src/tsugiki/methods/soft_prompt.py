@@ -14,8 +14,7 @@ An untrained prompt is not nothing: unlike the other methods, these change the m
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache as remembered
 from functools import partial
@@ -24,6 +23,7 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tsugiki.base.inference import evaluating
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import (
@@ -147,7 +147,7 @@ def cache_shape(model: Any, virtual_tokens: int) -> CacheShape:
     if base is None or getattr(model.config, "is_encoder_decoder", False):
         raise TsugikiError(unfit)
     try:
-        with _evaluating(base):
+        with evaluating(base):
             first, other = (_run_through(base, rows) for rows in _two_tries(embedding_width(model), base.device))
         keys, values = (torch.stack(one) for one in zip(*first, strict=True))
     except Exception as error:  # whatever it is, it is no such model
@@ -198,7 +198,7 @@ def sampled_rows(model: Any, rows: int) -> Tensor:
 def sampled_key_values(model: Any, rows: int) -> Tensor:
     """What the layers keep of random tokens in a row, [rows, columns] as `_as_key_values` takes them apart."""
     base = decoder_of(model)
-    with _evaluating(base):
+    with evaluating(base):
         of_layers = [torch.cat(both) for both in _run_through(base, sampled_rows(model, rows))]
     dtype = at_least_float32(base.dtype)
     return torch.stack(of_layers).permute(3, 0, 1, 2, 4).reshape(rows, -1).to(dtype)
@@ -251,16 +251,6 @@ def _positions(model: Any) -> int | None:
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     length = getattr(config, "max_position_embeddings", None)
     return int(length) if length else None
-
-
-@contextmanager
-def _evaluating(base: nn.Module) -> Iterator[None]:
-    training = base.training
-    base.eval()
-    try:
-        yield
-    finally:
-        base.train(training)
 
 
 def _two_tries(width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from tsugiki.base.inference import seeded
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.encoding import document_end
 from tsugiki.data.records import Document, Record
@@ -210,8 +210,7 @@ def _isolation(config: RunConfig, model: "PreTrainedModel") -> DocumentMasking:
     if not length:
         return detect_document_masking(model)
     # Of real tokens: a prompt from the normal distribution makes so much noise in bfloat16 that nothing could be told.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a run that is resumed must come to the same answer
+    with seeded(0):  # a run that is resumed must come to the same answer
         graft(model, PromptTuningConfig(length, prompt_tuning_init="SAMPLE_VOCAB"))
     try:
         return detect_document_masking(model)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import TEXT, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
-from tsugiki.adapters.probe import probe_logits
 from tsugiki.base.fp8 import encode
+from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.sources import read_records
 from tsugiki.io.progress import RunProgress

@@ -21,6 +21,7 @@ from tsugiki.adapters.algebra.truncate import RankReduction
 from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.base.fingerprint import named_fingerprint
+from tsugiki.base.inference import seeded
 from tsugiki.base.loading import meta_model, model_folder
 from tsugiki.base.model_folder import StoredTensors, shared_parameters, stored_names
 from tsugiki.errors import TsugikiError, summarise_list
@@ -154,8 +155,7 @@ def _low_rank(layer: nn.Module, delta: Tensor, r: int) -> tuple[LayerFactors, Ra
     is_embedding = isinstance(layer, nn.Embedding)
     if is_embedding or is_conv1d(layer):  # which are stored as [in, out]
         delta = delta.T
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         U, S, V = torch.svd_lowrank(delta, min(r + _MORE, *delta.shape), niter=_POWER_ITERATIONS)
     B, A = balanced(U, S, V.T, r)
     kept = float(S[:r].square().sum(dtype=torch.float64))

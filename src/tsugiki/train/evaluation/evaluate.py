@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsugiki.base.inference import evaluating
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Document, Record, learned_text
 from tsugiki.errors import TsugikiError
@@ -239,15 +240,11 @@ def _rows(
 def _score(model: "PreTrainedModel", rows: Sequence[_Row], advance: Callable[[int], None]) -> dict[int, float]:
     """Summed NLL of each document, in the model's evaluation mode."""
     total: dict[int, float] = {}
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in _batches(rows, model.config.get_text_config().vocab_size):
             for row, nll in zip(batch, _nll(model, batch), strict=True):
                 total[row.document] = total.get(row.document, 0.0) + nll
             advance(len(batch))
-    finally:
-        model.train(training)
     return total
 
 

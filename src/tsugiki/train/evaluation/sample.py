@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from tsugiki.base.inference import evaluating, seeded
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.methods.soft_prompt import context_length
@@ -63,24 +64,17 @@ def generate_text(
         if sampling.temperature > 0
         else {"do_sample": False}
     )
-    training = model.training
-    model.eval()
-    devices = [model.device] if model.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.manual_seed(sampling.seed)
-            model.generate(
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=min(sampling.max_new_tokens, room),
-                eos_token_id=document_end(tokenizer),
-                pad_token_id=document_end(tokenizer),
-                use_cache=True,  # Trainer turns it off in the model's config
-                streamer=streamer,
-                **draw,
-            )
-    finally:
-        model.train(training)
+    with evaluating(model), seeded(sampling.seed, model.device):
+        model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=min(sampling.max_new_tokens, room),
+            eos_token_id=document_end(tokenizer),
+            pad_token_id=document_end(tokenizer),
+            use_cache=True,  # Trainer turns it off in the model's config
+            streamer=streamer,
+            **draw,
+        )
     return streamer.text
 
 

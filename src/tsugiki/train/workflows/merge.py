@@ -13,8 +13,8 @@ from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import BASE_FILE, read_config_file, write_json
 from tsugiki.adapters.lora_weights import source
 from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, rounding_of, write_merged
-from tsugiki.adapters.probe import probe_logits
 from tsugiki.base.fingerprint import named_fingerprint
+from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.data.sources import read_records
 from tsugiki.dtypes import LoadDtype

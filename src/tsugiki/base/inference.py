@@ -1,0 +1,75 @@
+"""Running a model without training it: evaluation mode, fixed random numbers, a fixed input, comparison to rounding."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PROBE_TOKENS = 16
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` into evaluation mode and record no gradients within the block.
+
+    Afterwards every submodule is in the mode that it was in, also where submodules were in different modes.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(modes[0][1])  # some classes do more in `train` than set the flag
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Draw torch's random numbers from `seed` within the block, and restore the generators' states afterwards.
+
+    Args:
+        seed: of all of torch's generators.
+        device: a CUDA device whose generator is restored, too; the processor's always is.
+    """
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def probe_ids(model: "PreTrainedModel", tokens: int = _PROBE_TOKENS) -> Tensor:
+    """Return a fixed row of token ids, [1, tokens], spread evenly over the model's vocabulary."""
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.linspace(0, vocabulary - 1, tokens, device=model.device).long()[None]
+
+
+def probe_logits(model: nn.Module) -> Tensor | None:
+    """Return the logits of `model` for `probe_ids`, [1, tokens, vocabulary], in evaluation mode.
+
+    Returns None for a model that takes no token ids or gives no logits.
+    """
+    if getattr(getattr(model, "config", None), "vocab_size", None) is None:
+        return None
+    ids = probe_ids(model)
+    with evaluating(model):
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    logits: Tensor | None = getattr(output, "logits", None)
+    return logits
+
+
+def same_to_rounding(a: Tensor, b: Tensor) -> bool:
+    """Whether `a` differs from `b` by no more than two correct kernels do in the dtype of `b`.
+
+    The difference is measured by its norm, relative to the norm of `b`. In 16 bits, the logits of a real model differ
+    between two correct attention kernels by up to 5 % of the largest logit, but only by 1 to 3 % of their norm; a wrong
+    mask changes the norm by tens of per cent.
+    """
+    tolerance = 1e-3 if b.dtype in (torch.float32, torch.float64) else 5e-2
+    return float((a.double() - b.double()).norm()) <= tolerance * float(b.double().norm())
