@@ -11,9 +11,9 @@ import torch
 from tests.fast.test_document_masking import documents, lone_losses, packed_losses
 from tests.tiny import store_of, tiny_model
 
+from tsugiki.architectures import ARCHITECTURES
 from tsugiki.data.blocks import pack
 from tsugiki.fast.document_masking import DocumentMasking, detect_document_masking
-from tsugiki.lora.targets import DEFAULT_TARGETS
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print("| architecture | attention | chosen | packed, as chosen | packed, nothing done | rows |")
     print("| --- | --- | --- | ---: | ---: | ---: |")
-    for kind in DEFAULT_TARGETS:
+    for kind in ARCHITECTURES:
         for attention in ("sdpa", "eager"):
             model = tiny_model(kind)
             try:

@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import ids, tiny_model
+from tsugiki.architectures import ARCHITECTURES
 from tsugiki.bench.limit import WAYS, Product, Timings, arranged, products
-from tsugiki.lora.targets import DEFAULT_TARGETS
 
 ROWS, LENGTH, RANK = 3, 12, 4
 
@@ -23,7 +23,9 @@ def test_as_many_operations_as_torch_counts_in_a_step_of_pefts(kind: str):
     model = tiny_model(kind)
     model.set_attn_implementation("eager")
     found = products(model.config, ROWS, LENGTH, RANK)
-    config = LoraConfig(r=RANK, lora_dropout=0.0, target_modules=list(DEFAULT_TARGETS[kind]), task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=RANK, lora_dropout=0.0, target_modules=list(ARCHITECTURES[kind].target_modules), task_type="CAUSAL_LM"
+    )
     grafted = get_peft_model(model, config)
     tokens = ids(ROWS, LENGTH)
     grafted(input_ids=tokens, labels=tokens).loss.backward()  # what is made once, such as rotary tables, is made

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import torch
 
-from tsugiki.export.layout import LAYOUTS, row_order
+from tsugiki.export.layout import llama_cpp_architecture, row_order
 
 F32 = 0  # ggml's number of it
 
@@ -18,7 +18,7 @@ F32 = 0  # ggml's number of it
 def write_base(model: Any, path: Path) -> Path:
     """The whole model, without a tokenizer."""
     config = model.config
-    architecture = LAYOUTS[config.model_type].name
+    architecture = llama_cpp_architecture(model)
     writer = gguf.GGUFWriter(path, architecture)
     _write_metadata(writer, config)
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)

@@ -14,9 +14,9 @@ from tests.export.bases import llama_cpp_logits, own_logits, write_base
 from tests.tiny import ids, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
+from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.gguf.file import read_header
 from tsugiki.export.adapter_file import read_gguf_adapter, write_gguf_adapter
-from tsugiki.export.layout import LAYOUTS
 from tsugiki.export.loaders import llama_cpp_refusals
 
 TOKENS = ids(1, 8)[0].tolist()
@@ -26,7 +26,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 8, "layer_types": ["sliding_attention"] * 2},  # each sixth is full there
 }
 FALCONS = [{"multi_query": False}, {"new_decoder_architecture": True, "num_kv_heads": 2}]
-CASES = [(kind, {}) for kind in LAYOUTS] + [("falcon", fields) for fields in FALCONS]
+CASES = [(kind, {}) for kind, row in ARCHITECTURES.items() if row.llama_cpp] + [
+    ("falcon", fields) for fields in FALCONS
+]
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -8,12 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from tests.tiny import CONFIGS, store_of, tiny_model
+from tsugiki.architectures import ARCHITECTURES
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.fast.document_masking import Collator, detect_document_masking
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.lora.targets import DEFAULT_TARGETS
 
-EXPECTED = dict.fromkeys(DEFAULT_TARGETS, "positions") | {"opt": "mask", "bloom": "rows"}
+EXPECTED = dict.fromkeys(ARCHITECTURES, "positions") | {"opt": "mask", "bloom": "rows"}
 
 
 def documents() -> list[list[int]]:
@@ -70,11 +70,11 @@ def difference(model: Any, isolation: Any) -> tuple[float, int]:
 
 
 def test_every_architecture_of_the_table_is_covered():
-    assert set(DEFAULT_TARGETS) <= set(CONFIGS)
+    assert set(ARCHITECTURES) <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", DEFAULT_TARGETS)
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_packed_token_has_the_loss_that_it_has_alone(kind: str, attention: str):
     model = tiny_model(kind)
     try:

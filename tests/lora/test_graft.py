@@ -19,8 +19,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
+from tsugiki.architectures import ARCHITECTURES
 from tsugiki.lora.graft import remove_adapter
-from tsugiki.lora.targets import DEFAULT_TARGETS
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -41,7 +41,7 @@ def test_the_table_knows_the_architecture(kind: str):
     model = tiny_model(kind)
     graft(model, LoraConfig(r=2))
     wrapped = {name.split(".lora.")[0].rpartition(".")[2] for name in trainable_parameters(model)}
-    assert wrapped == set(DEFAULT_TARGETS[kind])
+    assert wrapped == set(ARCHITECTURES[kind].target_modules)
 
 
 def test_embeddings_too_start_equal_to_the_base():

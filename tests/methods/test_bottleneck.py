@@ -27,11 +27,12 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
+from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.quantization import quantise
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.graft import is_grafted, remove_adapter
-from tsugiki.methods.bottleneck import NON_LINEARITIES, SUBLAYERS, Bottleneck, BottleneckConfig
+from tsugiki.methods.bottleneck import NON_LINEARITIES, Bottleneck, BottleneckConfig
 from tsugiki.methods.table import METHODS
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
@@ -139,7 +140,7 @@ def test_each_stands_where_its_output_goes_into_the_residual(kind: str):
         parameters.data = parameters.data.double()
     seen: dict[str, Any] = {}
     block = model.get_submodule(next(iter(model._tsugiki.adapters["default"].bottlenecks)).split(".0.")[0])[0]
-    names = SUBLAYERS[kind]
+    names = ARCHITECTURES[kind].attention, ARCHITECTURES[kind].feedforward
     parts = [block.get_submodule(name)._modules["tsugiki"] for name in names]
     block.register_forward_hook(lambda _, args, out: seen.update(x=args[0], y=out if torch.is_tensor(out) else out[0]))
     for name, part in zip(names, parts, strict=True):
@@ -260,7 +261,7 @@ def test_a_file_gives_the_same_model_again(kind: str, method: str, tmp_path: Pat
     assert (loaded.config.mh_adapter, loaded.config.non_linearity) == (
         (True, "swish") if method == "houlsby" else (False, "relu")
     )
-    place = SUBLAYERS[kind][0] + "." if method == "houlsby" else ""
+    place = ARCHITECTURES[kind].attention + "." if method == "houlsby" else ""
     keys = load_file(tmp_path / "adapter_model.safetensors").keys()
     assert any(key.endswith(f".0.{place}adapter_down.weight") for key in keys)
     assert all(key.startswith("base_model.model.") for key in keys)

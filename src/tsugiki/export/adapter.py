@@ -13,7 +13,7 @@ from tsugiki.base.gguf.file import read_header
 from tsugiki.base.loading import meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.adapter_file import Stored, read_gguf_adapter, write_gguf_adapter
-from tsugiki.export.layout import HEAD, TABLE, gguf_names, layout_of
+from tsugiki.export.layout import HEAD, TABLE, gguf_names, llama_cpp_architecture
 from tsugiki.export.loaders import is_another_base, llama_cpp_refusals
 from tsugiki.export.ollama import CONTEXT, modelfile
 from tsugiki.io.atomic import new_file
@@ -122,7 +122,7 @@ def check_gguf_base(file: Path, model: nn.Module, layers: Collection[str]) -> No
     header = read_header(file)
     if header.metadata.get("general.type") == "adapter":
         raise TsugikiError(f"{file} is an adapter; --base is the model that it is for")
-    expected = layout_of(model).name
+    expected = llama_cpp_architecture(model)
     if header.architecture != expected:
         raise TsugikiError(f"{file} is of architecture {header.architecture!r}, and the adapter's base is {expected!r}")
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}

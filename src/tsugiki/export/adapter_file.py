@@ -22,7 +22,7 @@ from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export.layout import TABLE, gguf_names, layout_of, row_order
+from tsugiki.export.layout import TABLE, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
 from tsugiki.lora.targets import base_modules
@@ -58,7 +58,7 @@ def write_gguf_adapter(lora: LoraWeights, model: nn.Module, out: Path, stored: S
     _refuse_misfits(lora.layers, names, layers)
     alpha = Counter(_alpha(layer) for layer in lora.layers.values()).most_common(1)[0][0]
     dtype = np.float32 if stored == "f32" else np.float16
-    writer = gguf.GGUFWriter(out, layout_of(model).name)
+    writer = gguf.GGUFWriter(out, llama_cpp_architecture(model))
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string("adapter.type", "lora")
     writer.add_float32(_ALPHA, alpha)
@@ -91,7 +91,7 @@ def read_gguf_adapter(file: Path, model: Any) -> LoraWeights:
         TsugikiError: no such file, a broken one, no LoRA adapter, or one that does not fit the model.
     """
     header = read_header(file)
-    _refuse_another_kind(header, file, layout_of(model).name)
+    _refuse_another_kind(header, file, llama_cpp_architecture(model))
     layers = _layers(file, _non_defaults(header, _ALPHA, float, file) or 0.0, _read_tensors(file), model)
     modules = dict(base_modules(model))
     targets = {path: modules[path] for path in layers}

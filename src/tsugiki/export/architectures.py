@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from tsugiki.architectures import ARCHITECTURES
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.layout import neighbours
 
@@ -32,7 +33,7 @@ def _nothing_more(config: Config) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Architecture:
+class GgufArchitecture:
     """One architecture of llama.cpp, seen from the config of a Transformers model."""
 
     name: str
@@ -49,17 +50,19 @@ class Architecture:
     """Whether the head may be another weight than the embedding."""
 
 
-def architecture_of(config: Config) -> Architecture:
+def gguf_architecture_of(config: Config) -> GgufArchitecture:
     """The row for a model's config.
 
     Raises:
         TsugikiError: an architecture that is not known here, a model held in few bits, or a value that llama.cpp has
             no place for.
     """
-    row = ARCHITECTURES.get(config.model_type)
+    known = ARCHITECTURES.get(config.model_type)
+    row = None if known is None or known.llama_cpp is None else GGUF_ARCHITECTURES.get(known.llama_cpp)
     if row is None:
+        model_types = [name for name, one in ARCHITECTURES.items() if one.llama_cpp in GGUF_ARCHITECTURES]
         raise TsugikiError(
-            f"no GGUF for the architecture {config.model_type!r}; those known here are {', '.join(ARCHITECTURES)}"
+            f"no GGUF for the architecture {config.model_type!r}; those known here are {', '.join(model_types)}"
         )
     if getattr(config, "quantization_config", None):
         raise TsugikiError("this model is held in few bits (quantization_config); export the one that it was made from")
@@ -76,6 +79,12 @@ def architecture_of(config: Config) -> Architecture:
 
 
 def _llama(config: Config) -> dict[str, Setting]:
+    window = getattr(config, "sliding_window", None)  # Mistral's
+    if window is not None and window < config.max_position_embeddings:
+        raise TsugikiError(
+            f"llama.cpp's llama cannot carry this model: sliding_window is {window}, shorter than its "
+            f"context of {config.max_position_embeddings}"
+        )
     return {**_transformer(config), **_rope(_only(config.rope_parameters)), "rope.dimension_count": _head(config)}
 
 
@@ -94,15 +103,6 @@ def _llama_more(config: Config) -> dict[str, Tensor]:
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, _head(config), 2).double() / _head(config))
     return {"rope_freqs.weight": (plain / scaled.double()).float()}
-
-
-def _mistral(config: Config) -> dict[str, Setting]:
-    if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
-        raise TsugikiError(
-            f"llama.cpp's llama cannot carry this model: sliding_window is {config.sliding_window}, shorter than its "
-            f"context of {config.max_position_embeddings}"
-        )
-    return _llama(config)
 
 
 def _qwen(config: Config) -> dict[str, Setting]:
@@ -135,7 +135,7 @@ def _gemma_tensor(name: str, tensor: Tensor, config: Config) -> Tensor:
 
 
 def _gemma2(config: Config) -> dict[str, Setting]:
-    _refuse_other_scale(config, layers_of_27b=46)
+    _refuse_other_scale(config)
     _refuse_other_pattern(config, period=2)
     return {
         **_gemma(config),
@@ -146,7 +146,7 @@ def _gemma2(config: Config) -> dict[str, Setting]:
 
 
 def _gemma3(config: Config) -> dict[str, Setting]:
-    _refuse_other_scale(config, layers_of_27b=62)
+    _refuse_other_scale(config)
     _refuse_other_pattern(config, period=6)
     local = config.rope_parameters["sliding_attention"]
     if local["rope_type"] != "default":
@@ -201,9 +201,9 @@ def _only(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(iter(parameters.values())) if "rope_type" not in parameters else parameters
 
 
-def _refuse_other_scale(config: Config, layers_of_27b: int) -> None:
+def _refuse_other_scale(config: Config) -> None:
     """llama.cpp knows the scale of Gemma's attention from the number of layers."""
-    large = config.num_hidden_layers == layers_of_27b
+    large = config.num_hidden_layers == ARCHITECTURES[config.model_type].layers_of_27b
     scale = config.hidden_size // config.num_attention_heads if large else _head(config)
     if config.query_pre_attn_scalar != scale:
         raise TsugikiError(
@@ -226,48 +226,50 @@ def _refuse_other_pattern(config: Config, period: int) -> None:
 
 _SILU: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
 
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+GGUF_ARCHITECTURES: Mapping[str, GgufArchitecture] = MappingProxyType(
     {
-        "gpt2": Architecture(
-            "gpt2",
-            _gpt2,
-            {
-                "activation_function": _GELU_TANH,
-                "scale_attn_weights": (True,),
-                "scale_attn_by_inverse_layer_idx": (False,),
-                "add_cross_attention": (False,),
-            },
-            _gpt2_tensor,
-        ),
-        "llama": Architecture("llama", _llama, _SILU, _llama_tensor, _llama_more),
-        "mistral": Architecture("llama", _mistral, _SILU, _llama_tensor, _llama_more),
-        "qwen2": Architecture("qwen2", _qwen, {**_SILU, "use_sliding_window": (False,)}),
-        "qwen3": Architecture("qwen3", _qwen, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}),
-        "gemma": Architecture(
-            "gemma",
-            _gemma,
-            {"hidden_act": _GELU_TANH, "attention_bias": (False,)},
-            _gemma_tensor,
-            own_head=False,
-        ),
-        "gemma2": Architecture(
-            "gemma2",
-            _gemma2,
-            {"hidden_activation": _GELU_TANH, "attention_bias": (False,)},
-            _gemma_tensor,
-            own_head=False,
-        ),
-        "gemma3_text": Architecture(
-            "gemma3",
-            _gemma3,
-            {
-                "hidden_activation": _GELU_TANH,
-                "attention_bias": (False,),
-                "attn_logit_softcapping": (None,),
-                "use_bidirectional_attention": (False, None),
-            },
-            _gemma_tensor,
-        ),
+        row.name: row
+        for row in (
+            GgufArchitecture(
+                "gpt2",
+                _gpt2,
+                {
+                    "activation_function": _GELU_TANH,
+                    "scale_attn_weights": (True,),
+                    "scale_attn_by_inverse_layer_idx": (False,),
+                    "add_cross_attention": (False,),
+                },
+                _gpt2_tensor,
+            ),
+            GgufArchitecture("llama", _llama, _SILU, _llama_tensor, _llama_more),
+            GgufArchitecture("qwen2", _qwen, {**_SILU, "use_sliding_window": (False,)}),
+            GgufArchitecture("qwen3", _qwen, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}),
+            GgufArchitecture(
+                "gemma",
+                _gemma,
+                {"hidden_act": _GELU_TANH, "attention_bias": (False,)},
+                _gemma_tensor,
+                own_head=False,
+            ),
+            GgufArchitecture(
+                "gemma2",
+                _gemma2,
+                {"hidden_activation": _GELU_TANH, "attention_bias": (False,)},
+                _gemma_tensor,
+                own_head=False,
+            ),
+            GgufArchitecture(
+                "gemma3",
+                _gemma3,
+                {
+                    "hidden_activation": _GELU_TANH,
+                    "attention_bias": (False,),
+                    "attn_logit_softcapping": (None,),
+                    "use_bidirectional_attention": (False, None),
+                },
+                _gemma_tensor,
+            ),
+        )
     }
 )
-"""`model_type` of a Transformers config -> llama.cpp's."""
+"""llama.cpp's name of an architecture -> its row."""

@@ -9,13 +9,13 @@ The names are the `gguf` package's. https://github.com/ggml-org/ggml/blob/master
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.architectures import ARCHITECTURES, architecture_of, model_type
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.layer import is_linear
@@ -28,16 +28,6 @@ TABLE, HEAD = "token_embd", "output"
 """The table of embeddings and the output head."""
 # All others, such as a table of positions, llama.cpp uses without asking for an adapter.
 _ADAPTED = re.compile(rf"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))|{TABLE}|{HEAD}")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one of llama.cpp's architectures orders rows."""
-
-    name: str
-    """`general.architecture`."""
-    rows: Mapping[str, RowOrder] = field(default_factory=dict)
-    """Last part of a layer's name -> the order of its rows; those not here keep theirs."""
 
 
 def neighbours(heads: str) -> RowOrder:
@@ -65,42 +55,36 @@ def _groups_apart(config: Any, rows: int) -> Tensor:
 
 _ROTATED = {"q_proj": neighbours("num_attention_heads"), "k_proj": neighbours("num_key_value_heads")}
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+_ROW_ORDERS: Mapping[str, Mapping[str, RowOrder]] = MappingProxyType(
     {
-        "gpt2": Layout("gpt2"),
-        "llama": Layout("llama", _ROTATED),
-        "mistral": Layout("llama", _ROTATED),
-        "granite": Layout("granite", _ROTATED),
-        "smollm3": Layout("smollm3", _ROTATED),
-        "qwen2": Layout("qwen2"),
-        "qwen3": Layout("qwen3"),
-        "gemma": Layout("gemma"),
-        "gemma2": Layout("gemma2"),
-        "gemma3_text": Layout("gemma3"),
-        "olmo2": Layout("olmo2"),
-        "cohere": Layout("command-r"),
-        "phi": Layout("phi2"),
-        "phi3": Layout("phi3"),
-        "gpt_neox": Layout("gptneox", {"query_key_value": _kinds_apart}),
-        "bloom": Layout("bloom", {"query_key_value": _kinds_apart}),
-        "falcon": Layout("falcon", {"query_key_value": _groups_apart}),
+        "llama": _ROTATED,
+        "granite": _ROTATED,
+        "smollm3": _ROTATED,
+        "gptneox": {"query_key_value": _kinds_apart},
+        "bloom": {"query_key_value": _kinds_apart},
+        "falcon": {"query_key_value": _groups_apart},
     }
 )
-"""For each `model_type` of transformers; every row is held to llama.cpp itself by a test."""
+"""llama.cpp's architecture -> last part of a layer's name -> the order of its rows; all other layers keep theirs.
+
+Every architecture is held to llama.cpp itself by a test.
+"""
 
 
-def layout_of(model: nn.Module) -> Layout:
-    """The architecture that llama.cpp has for this model.
+def llama_cpp_architecture(model: nn.Module) -> str:
+    """llama.cpp's name for the architecture of this model.
 
     Raises:
         TsugikiError: none that is known here.
     """
-    model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-    if model_type not in LAYOUTS:
+    architecture = architecture_of(model)
+    if architecture is None or architecture.llama_cpp is None:
+        known = [name for name, row in ARCHITECTURES.items() if row.llama_cpp is not None]
         raise TsugikiError(
-            f"{model_type} is not among the architectures whose layout in llama.cpp is known here: {', '.join(LAYOUTS)}"
+            f"{model_type(model)} is not among the architectures whose layout in llama.cpp is known here: "
+            f"{', '.join(known)}"
         )
-    return LAYOUTS[model_type]
+    return architecture.llama_cpp
 
 
 def gguf_names(model: Any) -> dict[str, str]:
@@ -135,7 +119,7 @@ def _all_names(model: Any) -> dict[str, str]:
         for path, layer in base_modules(model)
         if is_linear(layer) or isinstance(layer, nn.Embedding)
     }
-    names = llama_cpp_names(layout_of(model).name, model.config.num_hidden_layers, layers)
+    names = llama_cpp_names(llama_cpp_architecture(model), model.config.num_hidden_layers, layers)
     head = output_head(model)
     known = any(layer is head for name, layer in layers.items() if name in names)  # Gemma's has no name there
     tied = model.config.tie_word_embeddings or not known
@@ -153,5 +137,5 @@ def row_order(model: Any, path: str, rows: int) -> Tensor | None:
     Raises:
         TsugikiError: an architecture that is not known here.
     """
-    order = layout_of(model).rows.get(path.rpartition(".")[2])
+    order = _ROW_ORDERS.get(llama_cpp_architecture(model), {}).get(path.rpartition(".")[2])
     return None if order is None else order(model.config, rows)

@@ -17,7 +17,7 @@ from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
 from tsugiki.base.fingerprint import named_fingerprint
 from tsugiki.base.loading import meta_model
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export.layout import gguf_names, layout_of, unsupported_reason
+from tsugiki.export.layout import gguf_names, llama_cpp_architecture, unsupported_reason
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_targets
@@ -172,7 +172,7 @@ def _ollama(loader: str) -> list[str]:
 
 def _llama_cpp(model: nn.Module, layers: Collection[str], whole: Collection[str], dora: bool) -> list[str]:
     try:
-        layout_of(model)
+        llama_cpp_architecture(model)
     except TsugikiError as error:
         return [str(error)]
     names = gguf_names(model)

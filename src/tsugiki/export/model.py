@@ -16,7 +16,7 @@ from tsugiki.adapters.format import load_adapter
 from tsugiki.base.loading import load_model, load_tokenizer, model_folder
 from tsugiki.base.model_folder import StoredTensors
 from tsugiki.errors import TsugikiError
-from tsugiki.export.architectures import architecture_of
+from tsugiki.export.architectures import gguf_architecture_of
 from tsugiki.export.model_file import Source, Stored, Written, write_model_gguf
 from tsugiki.export.ollama import CONTEXT, modelfile
 from tsugiki.export.tokens import TokenComparison, compare_tokens
@@ -50,7 +50,7 @@ def stored_model(name: str) -> Source:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise TsugikiError(f"{name} cannot be read: {' '.join(str(error).split())[:300]}") from error
-    architecture_of(config)  # what cannot be exported is said before anything is read
+    gguf_architecture_of(config)  # what cannot be exported is said before anything is read
     weights = StoredTensors(folder)
     return Source(name, config, weights, _mostly(weights, name), load_tokenizer(name), _ends(folder))
 

@@ -22,7 +22,7 @@ from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.model_folder import stored_names
 from tsugiki.data.encoding import document_start
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export.architectures import Architecture, Config, architecture_of
+from tsugiki.export.architectures import Config, GgufArchitecture, gguf_architecture_of
 from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabulary
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def write_model_gguf(
         OSError: the file cannot be written.
     """
     stored = stored or source.stored
-    row = architecture_of(source.config)
+    row = gguf_architecture_of(source.config)
     plan = _plan(source, row, _KINDS[stored])
     needed, free = sum(entry.bytes for entry in plan), shutil.disk_usage(path.parent).free
     if free < needed:
@@ -148,7 +148,7 @@ class _Entry:
         return values
 
 
-def _plan(source: Source, row: Architecture, kind: Kind) -> list[_Entry]:
+def _plan(source: Source, row: GgufArchitecture, kind: Kind) -> list[_Entry]:
     """Every tensor of the file in the model's own order, none of it read yet."""
     model = _shape(source.config)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -179,7 +179,7 @@ def _plan(source: Source, row: Architecture, kind: Kind) -> list[_Entry]:
     return entries + [_Entry(name, tuple(t.shape), Kind.F32, lambda t=t: t) for name, t in more.items()]  # type: ignore[misc]
 
 
-def _reader(source: Source, row: Architecture, stored_name: str, name: str) -> Callable[[], Tensor]:
+def _reader(source: Source, row: GgufArchitecture, stored_name: str, name: str) -> Callable[[], Tensor]:
     return lambda: row.change(name, source.weights[stored_name].detach(), source.config)
 
 
@@ -213,14 +213,14 @@ def _by_model_name(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> M
     return found
 
 
-def _add_metadata(writer: gguf.GGUFWriter, source: Source, row: Architecture) -> None:
+def _add_metadata(writer: gguf.GGUFWriter, source: Source, row: GgufArchitecture) -> None:
     writer.add_name(Path(source.name).name)
     for key, value in row.settings(source.config).items():
         _add(writer, f"{row.name}.{key}", value)
     add_vocabulary(writer, read_vocabulary(source.tokenizer, source.config.vocab_size, source.ends))
 
 
-def _keep_metadata(writer: gguf.GGUFWriter, original: Path, source: Source, row: Architecture) -> None:
+def _keep_metadata(writer: gguf.GGUFWriter, original: Path, source: Source, row: GgufArchitecture) -> None:
     fields = gguf.GGUFReader(original).fields
     architecture = fields["general.architecture"].contents()
     tokens = len(fields["tokenizer.ggml.tokens"].data)

@@ -27,7 +27,7 @@ class LoraConfig:
         lora_alpha: the update is scaled by `lora_alpha / r` (see `use_rslora`).
         target_modules: which layers to graft. A list holds names or name endings (`c_attn` finds every
             `….c_attn`); a string is a regular expression for the whole name, or "all-linear" for every
-            linear layer but the output head. None: the table in `tsugiki.lora.targets` decides.
+            linear layer but the output head. None: the model type decides (`tsugiki.architectures`).
         exclude_modules: layers left out although `target_modules` finds them; matched the same way.
         lora_dropout: probability of dropping an input element on the low-rank path, while training.
         bias: which biases train: "none", those of grafted layers ("lora_only"), or "all".

@@ -3,47 +3,15 @@
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import Grafted, LoraLinear, features, is_graftable, is_linear
 from tsugiki.lora.swap import CHILD
-
-_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_FUSED_QKV = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
-
-DEFAULT_TARGETS: Mapping[str, Sequence[str]] = MappingProxyType(
-    {
-        # `c_proj` is the output of the attention and of the feed-forward alike.
-        "gpt2": ("c_attn", "c_proj"),
-        "gpt_bigcode": ("c_attn", "c_proj"),
-        "gpt_neo": ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"),
-        "gptj": ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"),
-        "gpt_neox": _FUSED_QKV,
-        "bloom": _FUSED_QKV,
-        "falcon": _FUSED_QKV,
-        "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
-        "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
-        "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-        "llama": _LLAMA,
-        "mistral": _LLAMA,
-        "ministral": _LLAMA,
-        "qwen2": _LLAMA,
-        "qwen3": _LLAMA,
-        "gemma": _LLAMA,
-        "gemma2": _LLAMA,
-        "gemma3_text": _LLAMA,
-        "granite": _LLAMA,
-        "cohere": _LLAMA,
-        "olmo2": _LLAMA,
-        "smollm3": _LLAMA,
-    }
-)
-"""For each `model_type` of transformers, the layers that are grafted when nothing is named."""
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
@@ -111,7 +79,7 @@ def _is_target(model: nn.Module, name: str, layer: nn.Module, config: LoraConfig
     if targets == "all-linear":
         return is_linear(layer) and layer is not output_head(model)
     if targets is None:
-        targets = _from_table(model)
+        targets = _default_targets(model)
     return matches(name, targets) and (isinstance(targets, str) or _in_chosen_layers(name, config))
 
 
@@ -135,15 +103,14 @@ def _in_chosen_layers(name: str, config: LoraConfig) -> bool:
     return bool(hits) and int(hits[0][1]) in ([chosen] if isinstance(chosen, int) else chosen)
 
 
-def _from_table(model: nn.Module) -> Sequence[str]:
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    targets = DEFAULT_TARGETS.get(str(model_type))
-    if targets is None:
+def _default_targets(model: nn.Module) -> Sequence[str]:
+    architecture = architecture_of(model)
+    if architecture is None:
         raise TsugikiError(
-            f"no default target_modules for {model_type or type(model).__name__!r}; "
+            f"no default target_modules for {model_type(model)!r}; "
             f"name them, or use 'all-linear'; {_would_match(dict(base_modules(model)))}"
         )
-    return targets
+    return architecture.target_modules
 
 
 def output_head(model: Any) -> nn.Module | None:

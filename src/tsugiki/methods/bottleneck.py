@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsugiki.architectures import architecture_of, model_type
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.layer import features, is_linear
@@ -61,39 +62,6 @@ NON_LINEARITIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 )
 """act, by AdapterHub's names."""
 
-_LLAMA = ("self_attn", "mlp")
-_GPT2 = ("attn", "mlp")
-
-SUBLAYERS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "gpt2": _GPT2,
-        "gpt_bigcode": _GPT2,
-        "gpt_neo": _GPT2,
-        "gptj": _GPT2,
-        "gpt_neox": ("attention", "mlp"),
-        # Its modules add the residual themselves; their last layers do not.
-        "bloom": ("self_attention.dense", "mlp.dense_4h_to_h"),
-        "falcon": ("self_attention", "mlp"),
-        "opt": ("self_attn", "fc2"),
-        "phi": _LLAMA,
-        "phi3": _LLAMA,
-        "llama": _LLAMA,
-        "mistral": _LLAMA,
-        "ministral": _LLAMA,
-        "qwen2": _LLAMA,
-        "qwen3": _LLAMA,
-        "gemma": _LLAMA,
-        "gemma2": _LLAMA,
-        "gemma3_text": _LLAMA,
-        "granite": _LLAMA,
-        "cohere": _LLAMA,
-        "olmo2": _LLAMA,
-        "smollm3": _LLAMA,
-    }
-)
-"""For each `model_type` of transformers, the name endings of attention and feed-forward: what gives the sub-layer's
-output, the residual not in it."""
-
 
 @dataclass(frozen=True)
 class BottleneckConfig:
@@ -114,7 +82,7 @@ class BottleneckConfig:
         dropout: probability of dropping an element of what is added, while training.
         leave_out: numbers of the blocks that get none.
         attention_modules: which modules are the attention: names or name endings, or a regular expression for the whole
-            name. None: the table `SUBLAYERS` decides.
+            name. None: the model type decides (`tsugiki.architectures`).
         feedforward_modules: which are the feed-forward, likewise.
 
     Raises:
@@ -253,14 +221,18 @@ def _below(module: nn.Module) -> nn.Module:
 def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Sequence[str] | str]:
     """Of the attention and of the feed-forward, as far as they get an adapter: field of the config -> names."""
     wanted = {"attention_modules": config.mh_adapter, "feedforward_modules": config.output_adapter}
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    known = dict(zip(wanted, SUBLAYERS.get(str(model_type), ()), strict=False))
+    architecture = architecture_of(model)
+    known = (
+        {}
+        if architecture is None
+        else dict(zip(wanted, (architecture.attention, architecture.feedforward), strict=True))
+    )
     names: dict[str, Sequence[str] | str] = {}
     for field in [field for field, there in wanted.items() if there]:
         given = getattr(config, field)
         if given is None and field not in known:
             raise TsugikiError(
-                f"where the sub-layers of {model_type or type(model).__name__!r} are is not known; name the modules "
+                f"where the sub-layers of {model_type(model)!r} are is not known; name the modules "
                 f"that put out what is added to the residual: {field}, such as [mlp]"
             )
         names[field] = [known[field]] if given is None else given

@@ -17,12 +17,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.architectures import Architecture, architecture_of, model_type
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import copies_to_save
@@ -35,39 +35,6 @@ from tsugiki.methods.hooks import attach_input_module, attach_output_module, det
 from tsugiki.methods.method import PREFIX, AdapterFormat, check_names, read_fields
 
 Names = Sequence[str] | str
-
-_KEYS_VALUES = (("k_proj", "v_proj", "down_proj"), ("down_proj",))
-_QUERIES_VALUES = (("q_proj", "v_proj", "down_proj"), ("down_proj",))
-
-DEFAULT_TARGETS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = MappingProxyType(
-    {
-        # As in PEFT, which takes the queries for the keys in some.
-        "gpt2": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
-        "gpt_bigcode": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
-        "gpt_neo": (("q_proj", "v_proj", "c_proj"), ("c_proj",)),
-        "gptj": (("q_proj", "v_proj", "fc_out"), ("fc_out",)),
-        "gpt_neox": (("query_key_value", "dense_4h_to_h"), ("dense_4h_to_h",)),
-        "bloom": (("query_key_value", "mlp.dense_4h_to_h"), ("mlp.dense_4h_to_h",)),
-        "falcon": (("query_key_value", "dense_4h_to_h"), ("dense_4h_to_h",)),
-        "opt": (("q_proj", "k_proj", "fc2"), ("fc2",)),
-        "phi": (("q_proj", "v_proj", "fc2"), ("fc2",)),
-        "llama": _KEYS_VALUES,
-        "mistral": _KEYS_VALUES,
-        "qwen2": _QUERIES_VALUES,
-        "qwen3": _QUERIES_VALUES,
-        "gemma": _QUERIES_VALUES,
-        "gemma2": _QUERIES_VALUES,
-        "gemma3_text": _QUERIES_VALUES,
-        # Those that PEFT has none for, as in the paper.
-        "phi3": (("qkv_proj", "down_proj"), ("down_proj",)),
-        "ministral": _KEYS_VALUES,
-        "granite": _KEYS_VALUES,
-        "cohere": _KEYS_VALUES,
-        "olmo2": _KEYS_VALUES,
-        "smollm3": _KEYS_VALUES,
-    }
-)
-"""For each `model_type` of transformers, `target_modules` and `feedforward_modules` when nothing is named."""
 
 
 @dataclass(frozen=True)
@@ -235,26 +202,28 @@ def _named_as_in_lora(config: IA3Config, targets: Names | None) -> LoraConfig:
 
 
 def _target_names(model: nn.Module, config: IA3Config) -> Names:
-    return _from_table(model, 0, "target_modules") if config.target_modules is None else config.target_modules
+    if config.target_modules is not None:
+        return config.target_modules
+    architecture = _architecture(model, "target_modules")
+    return (*architecture.ia3_outputs, *architecture.ia3_inputs)
 
 
 def _feedforward_names(model: nn.Module, config: IA3Config) -> Names:
-    """Those that go with the targets."""
+    """The layers that are scaled on their input, among those of `_target_names`."""
     if config.feedforward_modules is not None:
         return config.feedforward_modules
-    names, targets = _from_table(model, 1, "feedforward_modules"), config.target_modules
+    names, targets = _architecture(model, "feedforward_modules").ia3_inputs, config.target_modules
     return names if targets is None or isinstance(targets, str) else [name for name in names if name in targets]
 
 
-def _from_table(model: nn.Module, which: int, field: str) -> Sequence[str]:
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    found = DEFAULT_TARGETS.get(str(model_type))
-    if found is None:
+def _architecture(model: nn.Module, field: str) -> Architecture:
+    architecture = architecture_of(model)
+    if architecture is None:
         raise TsugikiError(
-            f"no default {field} of (IA)³ for {model_type or type(model).__name__!r}; name the layers: keys, values "
-            "and the last of the feed-forward as target_modules, the last of the feed-forward as feedforward_modules"
+            f"no default {field} of (IA)³ for {model_type(model)!r}; name the layers: keys, values and the last of the "
+            "feed-forward as target_modules, the last of the feed-forward as feedforward_modules"
         )
-    return found[which]
+    return architecture
 
 
 def _is_feedforward(path: str, names: Names) -> bool:

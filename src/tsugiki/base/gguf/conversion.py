@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, read_header
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.gguf.tokenizer import KINDS, build_tokenizer
@@ -38,8 +39,6 @@ _NOT_A_MODEL = {
     "mmproj": "it is the vision half of a model (mmproj): give the file of the language model",
     "imatrix": "it holds statistics for quantising a model",
 }
-_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
-"""Gemma's largest scales attention by the width per head of the residual, not of the heads."""
 
 
 def read_model_header(path: Path) -> GgufHeader:
@@ -184,8 +183,10 @@ def _unread_settings(header: GgufHeader, config: "PretrainedConfig") -> dict[str
     width = header.setting("attention.key_length")
     if width is not None and hasattr(config, "head_dim"):
         settings["head_dim"] = width
-    if header.architecture in _27B_LAYERS:
-        largest = config.num_hidden_layers == _27B_LAYERS[header.architecture]
+    layers_of_27b = ARCHITECTURES[config.model_type].layers_of_27b
+    if layers_of_27b is not None:
+        # Gemma's 27B model scales attention scores by hidden_size / heads, its smaller models by head_dim.
+        largest = config.num_hidden_layers == layers_of_27b
         per_head = config.hidden_size // config.num_attention_heads
         settings["query_pre_attn_scalar"] = per_head if largest else width or config.head_dim
     if header.architecture == "gemma2":

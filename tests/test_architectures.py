@@ -1,0 +1,42 @@
+"""The table of architectures."""
+
+import ast
+import inspect
+import sys
+
+import pytest
+
+from tests.tiny import CONFIGS, tiny_model
+from tsugiki import architectures
+from tsugiki.architectures import ARCHITECTURES, architecture_of, model_type
+from tsugiki.lora.targets import base_modules, matches
+
+
+def test_has_a_row_for_every_tested_model_type():
+    assert set(CONFIGS) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_name_of_a_row_is_in_the_model(kind: str):
+    model = tiny_model(kind)
+    row = architecture_of(model)
+    assert row is ARCHITECTURES[kind]
+    for name in (*row.target_modules, *row.ia3_outputs, *row.ia3_inputs, row.attention, row.feedforward):
+        assert any(matches(path, [name]) for path, _ in base_modules(model)), name
+
+
+def test_a_model_type_without_a_row_is_named():
+    model = tiny_model("gpt2")
+    model.config.model_type = "other"
+    assert architecture_of(model) is None
+    assert model_type(model) == "other"
+    assert model_type(object()) == "object"
+
+
+def test_imports_nothing_but_the_standard_library():
+    names = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
+        for node in ast.walk(ast.parse(inspect.getsource(architectures)))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert names <= sys.stdlib_module_names
