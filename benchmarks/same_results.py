@@ -48,7 +48,7 @@ def main() -> None:
         [f"largest relative difference of the loss over {options.steps} steps", f"{max(differences):.1e}"],
     ]
     for precision in ("fp32", "bf16", "int8") if options.run_steps else ():
-        loss = _held_out({**common, "frozen": precision, "max_steps": options.run_steps})
+        loss = _held_out({**common, "base_dtype": precision, "max_steps": options.run_steps})
         rows.append([f"held-out loss after {options.run_steps} steps, base in {precision}", f"{loss:.4f}"])
     print(markdown((HEADERS["en"], rows)))
     if options.out:
@@ -60,7 +60,7 @@ def main() -> None:
 def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float]]:
     """The loss of every step, ours and PEFT's."""
     with TemporaryDirectory() as folder, RunProgress() as shown:
-        given = {**common, "out": folder, "frozen": "fp32", "max_steps": steps, "save_steps": 10 * steps}
+        given = {**common, "out": folder, "base_dtype": "fp32", "max_steps": steps, "save_steps": 10 * steps}
         config = validated(RunConfig, {**given, "lora": {"lora_dropout": 0.0}}, None)
         ready = prepare(config, shown)
         trainer = begin_training(config, ready, RunRecord(config.to_record()))

@@ -60,7 +60,7 @@ def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
     # A and B of c_attn [32, 96], c_proj [32, 32] and c_proj [128, 32], two layers of each.
     pairs = 2 * 8 * (32 + 96 + 32 + 32 + 128 + 32)
     assert numbers == (everything if contender.trains_all else pairs)
-    if contender.arithmetic == "bf16" and "tsugiki" not in name and not contender.trains_all:
+    if contender.compute_dtype == "bf16" and "tsugiki" not in name and not contender.trains_all:
         assert {weight.dtype for weight in weights} == {torch.bfloat16, torch.float32}
     dropouts = {layer.p for path, layer in trained[0].named_modules() if "lora" not in path and hasattr(layer, "p")}
     assert dropouts == ({0.1} if name == "chapter" else {0.0})

@@ -24,7 +24,7 @@ def example(kind: str = "train") -> Results:
     measured = [
         Measured("chapter", {}, [10.0, 8.0, 16.0], 10**9, 3 * 10**9, 2 * 10**9),
         Measured("trl", problem="not installed (pip install 'tsugiki[bench]')"),
-        Measured("tsugiki", {"frozen": "bf16"}, [4.0, 5.0, 2.0], 5 * 10**8, 15 * 10**8, 10**9),
+        Measured("tsugiki", {"base_dtype": "bf16"}, [4.0, 5.0, 2.0], 5 * 10**8, 15 * 10**8, 10**9),
         Measured("tsugiki-full-fp32", {}, [8.0], None, None, None),
     ]
     machine = {"processor": "EPYC", "threads": 2}
@@ -51,7 +51,7 @@ def test_the_table():
     }  # fmt: skip
     assert cells[1]["set up as"] == "not installed (pip install 'tsugiki[bench]')"
     assert cells[1]["tokens/s"] == "–"
-    assert cells[2]["set up as"] == "frozen bf16"
+    assert cells[2]["set up as"] == "base_dtype bf16"
     assert [line[""] for line in cells[4:]] == ["limit, fp32", "limit, bf16"]
     assert cells[5]["tokens/s"] == "1,000"
     assert cells[5]["set up as"] == "causal half alone: 1,200"

@@ -92,7 +92,7 @@ def test_defaults_and_meanings_stand_beside_the_settings(base: str):
     assert settings["r"][2] == "rank of the update; A is [r, in], B is [out, r]."
     assert "use_rslora" not in settings
     assert "use_rslora is True in this method" in notes
-    assert describe_method("norms", base)[1][0][0] == "--set NAME=VALUE, or adapter: in a file"
+    assert describe_method("norms", base)[1][0][0] == "--set NAME=VALUE, or method_config: in a file"
 
 
 def test_brackets_are_printed(base: str, run):

@@ -33,7 +33,7 @@ def shrunk(recipe: dict[str, Any], base: str) -> dict[str, Any]:
     small = {**recipe, "data": "d.jsonl", "out": "out"}
     target = small.setdefault("settings", {}) if "settings" in recipe else small
     target.pop("epochs", None)
-    target |= SMALL | {"max_steps": 1} | ({"own_text": "own.txt"} if "own_text" in target else {})
+    target |= SMALL | {"max_steps": 1} | ({"retention_data": "own.txt"} if "retention_data" in target else {})
     if command_of(recipe) == "pretrain":
         small["model"] = {**recipe["model"], **GPT2}
         small["tokenizer"] = {**recipe["tokenizer"], "vocab_size": 800, "common_characters": 20, "data": "d.jsonl"}

@@ -38,7 +38,7 @@ def test_nothing_private_is_sent(tmp_path: Path):
     config = {
         "data": str(home / "letters.jsonl"),
         "held_out": "C:\\anna\\held.txt",
-        "own_text": "~/anna/own",
+        "retention_data": "~/anna/own",
         "prompts": ["/anna is a prompt"],
         "method": "lora",
     }

@@ -524,7 +524,7 @@ def test_a_run_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         "held_out": 0.2,
         "save_steps": 2,
         "method": "houlsby",
-        "adapter": {"reduction_factor": 4, "dropout": 0.1},
+        "method_config": {"reduction_factor": 4, "dropout": 0.1},
     }
     whole = train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}))
     stored = load_file(tmp_path / "run" / "adapter_model.safetensors")

@@ -408,7 +408,7 @@ def test_a_run_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         "held_out": 0.2,
         "save_steps": 2,
         "method": "ia3",
-        "adapter": {"target_modules": ["c_attn", "mlp.c_proj"]},
+        "method_config": {"target_modules": ["c_attn", "mlp.c_proj"]},
     }
     whole = train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}))
     stored = load_file(tmp_path / "run" / "adapter_model.safetensors")

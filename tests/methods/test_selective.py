@@ -451,7 +451,7 @@ def test_a_run_and_its_continuation(method: str, tmp_path: Path, monkeypatch: py
     fields |= {"max_steps": 4, "batch_size": 2, "grad_accum": 1, "block_size": 32, "save_steps": 2}
     record = train(RunConfig.model_validate({**fields, "out": str(tmp_path / "whole")}))
     assert record.evaluations[-1]["loss"] < record.evaluations[0]["loss"]
-    assert record.choices["frozen"] == "fp32"
+    assert record.resolved_settings["base_dtype"] == "fp32"
     model = AutoModelForCausalLM.from_pretrained(base)
     before = logits(model)
     load_adapter(model, tmp_path / "whole")
@@ -483,7 +483,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(EvaluationCallback, "on_step_end", interrupted)
 
 
-@pytest.mark.parametrize("frozen", ["bf16", "int8"])
-def test_a_run_on_a_base_in_few_bits_is_refused(frozen: str):
+@pytest.mark.parametrize("base_dtype", ["bf16", "int8"])
+def test_a_run_on_a_base_in_few_bits_is_refused(base_dtype: str):
     with pytest.raises(ValueError, match="parts of the base train"):
-        RunConfig(model="-", data="-", out="-", method="bitfit", frozen=frozen)  # type: ignore[arg-type]
+        RunConfig(model="-", data="-", out="-", method="bitfit", base_dtype=base_dtype)  # type: ignore[arg-type]

@@ -585,7 +585,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             "data": str(tmp_path / "texts"),
             "out": str(tmp_path / name),
             "method": method,
-            "adapter": adapter,
+            "method_config": adapter,
             "max_steps": 4,
             "batch_size": 2,
             "grad_accum": 2,
@@ -634,7 +634,7 @@ def test_a_resumed_run_ends_as_one_that_did_not_stop(run: Any, tmp_path: Path, m
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
 def test_an_untrained_prompt_takes_no_fast_path_from_a_bfloat16_base(method: str):
-    config = RunConfig(model="embedded", data="-", out="-", method=method, frozen="bf16")
+    config = RunConfig(model="embedded", data="-", out="-", method=method, base_dtype="bf16")
     model = ADAPTER.load(config)
     assert preparation._isolation(config, model) == "positions"
     torch.manual_seed(42)

@@ -132,7 +132,11 @@ def record(**changes: Any) -> RunRecord:
             "cut_tokens": 0,
         },
         "parameters": {"trainable": 393216, "total": 7360512, "share": 393216 / 7360512},
-        "choices": {"base_dropout": "off while the adapter trains", "target_modules": ["c_attn", "c_fc"], "steps": 40},
+        "resolved_settings": {
+            "base_dropout": "off while the adapter trains",
+            "target_modules": ["c_attn", "c_fc"],
+            "steps": 40,
+        },
         "evaluations": [evaluation(0, 5.6), evaluation(20, 5.1), evaluation(40, 4.9)],
         "samples": [
             {"step": step, "prompt": "庭の梅は", "text": f"{step}輪咲いた。\n　\ufffd散った。"} for step in (0, 20, 40)

@@ -101,11 +101,14 @@ def test_of_many_samples_the_start_the_middle_and_the_end_stand_first():
         ({"loss_curve": []}, "After 40 steps"),
         ({"loss_curve": [{"step": 1, "loss": math.nan}, {"step": 2, "loss": math.inf}]}, "After 40 steps"),
         ({"loss_curve": [{"step": 1}]}, "After 40 steps"),
-        ({"training": {}, "parameters": {}, "choices": {}, "data": {}, "base": {}, "machine": {}}, "After 40 steps"),
+        (
+            {"training": {}, "parameters": {}, "resolved_settings": {}, "data": {}, "base": {}, "machine": {}},
+            "After 40 steps",
+        ),
         ({"config": {}}, "After 40 steps"),
         ({"data": {"train": None, "held_out": {"documents": 2}, "near_duplicates": {}}}, "After 40 steps"),
         ({"status": "running", "training": {"steps": 17}}, "Not finished: step 17 of 40"),
-        ({"status": "running", "training": {}, "choices": {}, "evaluations": []}, "Not finished: step 0."),
+        ({"status": "running", "training": {}, "resolved_settings": {}, "evaluations": []}, "Not finished: step 0."),
     ],
 )
 def test_what_a_record_lacks_is_left_out(changes: dict, said: str):

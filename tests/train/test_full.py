@@ -49,14 +49,14 @@ def settings(tmp_path: Path, out: str = "run", kind: str = "gpt2", **changes: An
         "save_steps": 2,
         "prompts": ["枝を"],
         "sample_tokens": 4,
-        "arithmetic": "fp32",
+        "compute_dtype": "fp32",
     }
     return RunConfig.model_validate(fields | changes)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
-    config = settings(tmp_path, kind=kind, arithmetic="bf16")
+    config = settings(tmp_path, kind=kind, compute_dtype="bf16")
     record = train(config)
     before, after = load_model(config.model), load_model(config.out)
     assert not torch.allclose(logits(before), logits(after), atol=1e-3)
@@ -71,7 +71,11 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
 
     total = sum(p.numel() for p in before.parameters())
     assert record.parameters == {"trainable": total, "total": total, "share": 1.0}
-    assert record.choices == {"base_dropout": "off while the model trains", "arithmetic": "bf16", "steps": 5}
+    assert record.resolved_settings == {
+        "base_dropout": "off while the model trains",
+        "compute_dtype": "bf16",
+        "steps": 5,
+    }
     assert record.evaluations[-1]["loss"] < record.evaluations[0]["loss"]
     stored = json.loads((tmp_path / "run" / "run.json").read_text())
     assert stored["status"] == "finished"
@@ -87,7 +91,7 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
 def test_a_run_that_was_cut_goes_on_to_the_same_bytes(
     cut: int, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    changes = {"optimizer": optimizer, "arithmetic": "bf16", "lr_scheduler_type": "cosine", "warmup_steps": 0.2}
+    changes = {"optimizer": optimizer, "compute_dtype": "bf16", "lr_scheduler_type": "cosine", "warmup_ratio": 0.2}
     whole = train(settings(tmp_path, "whole", **changes))
     config = settings(tmp_path, "cut", **changes)
 
@@ -120,7 +124,7 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
     config = RunConfig(
         model="-", data="-", out=str(tmp_path), method="full", epochs=1, batch_size=2, grad_accum=2,
         learning_rate=1e-2, weight_decay=0.1, adam_beta2=0.9, lr_scheduler_type="warmup_stable_decay",
-        warmup_steps=1, decay_steps=0.5, arithmetic="fp32",
+        warmup_steps=1, decay_ratio=0.5, compute_dtype="fp32",
     )  # fmt: skip
     ours = tiny_model("llama", vocab_size=257)
     MODEL.begin(ours, config)
@@ -165,7 +169,7 @@ def test_dropout_is_off_unless_it_is_asked_for_and_then_draws_in_order(on: bool)
 
 
 def test_the_file_is_stored_in_the_type_that_is_asked_for(tmp_path: Path):
-    train(settings(tmp_path, stored="float16"))
+    train(settings(tmp_path, save_dtype="float16"))
     stored = load_file(tmp_path / "run" / MODEL_FILE)
     exact = load_file(checkpoints(tmp_path / "run" / CHECKPOINTS)[-1] / MODEL_FILE)
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
@@ -183,9 +187,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
     ("fields", "said"),
     [
         ({"method": "full", "lora": {"r": 4}}, "lora: no setting of method full"),
-        ({"arithmetic": "bf16"}, "arithmetic: no setting of method lora"),
-        ({"stored": "float16"}, "stored: no setting of method lora"),
-        ({"method": "full", "decay_steps": 0.1}, "decay_steps goes with lr_scheduler_type warmup_stable_decay"),
+        ({"compute_dtype": "bf16"}, "compute_dtype: no setting of method lora"),
+        ({"save_dtype": "float16"}, "save_dtype: no setting of method lora"),
+        ({"method": "full", "decay_ratio": 0.1}, "lr_scheduler_type warmup_stable_decay requires"),
         ({"method": "full", "optimizer": "sgd"}, "optimizer: input should be 'adamw' or 'muon'"),
     ],
 )
@@ -213,7 +217,7 @@ def test_what_changed_is_named_to_the_last_part(tmp_path: Path):
         TsugikiError, match=r"other settings: .*epochs \(was 3.0, now 2.0\), max_steps \(was 5, now None\)"
     ):
         train(other, resume=True)
-    record["config"]["arithmetic"] = "bf16"
+    record["config"]["compute_dtype"] = "bf16"
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    with pytest.raises(TsugikiError, match="begun elsewhere: arithmetic was fp32 and would be bf16 here"):
-        train(config.model_copy(update={"arithmetic": "bf16"}), resume=True)
+    with pytest.raises(TsugikiError, match="begun elsewhere: compute_dtype was fp32 and would be bf16 here"):
+        train(config.model_copy(update={"compute_dtype": "bf16"}), resume=True)

@@ -250,7 +250,7 @@ def test_other_settings_are_not_resumed(base: str, texts: str, tmp_path: Path):
 def test_the_number_of_steps_is_foretold(base: str, texts: str, tmp_path: Path):
     for epochs in (0.3, 2):
         record = train(settings(base, texts, tmp_path / str(epochs), max_steps=None, epochs=epochs, prompts=[]))
-        assert record.choices["steps"] == record.training["steps"] == record.loss_curve[-1]["step"]
+        assert record.resolved_settings["steps"] == record.training["steps"] == record.loss_curve[-1]["step"]
     assert record.training["tokens"] == 2 * record.data["learned_tokens_per_epoch"]
 
 
@@ -302,7 +302,7 @@ def test_too_little_text(base: str, tmp_path: Path):
         ({"lora": {"rank": 4}}, "rank: no such setting"),
         ({"method": "lola"}, "method: no such method; did you mean lora?"),
         ({"method": "dora", "lora": {"use_dora": False}}, "use_dora is True in this method"),
-        ({"method": "houlsby", "adapter": {"mh_adapter": False}}, "mh_adapter is True in this method"),
+        ({"method": "houlsby", "method_config": {"mh_adapter": False}}, "mh_adapter is True in this method"),
         ({"lora": {"freeze_B": True}}, "freeze_A"),
         ({"banana": 1}, "banana: extra inputs are not permitted"),
         ({"batch_size": "many"}, "batch_size"),

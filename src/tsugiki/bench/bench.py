@@ -119,7 +119,7 @@ def _parameters(config: "PretrainedConfig") -> int:
 
 def _too_large(work: Work, contender: BenchmarkEntry, weights: int) -> str | None:
     """Why this contender cannot hold the model, if so."""
-    float32 = contender.arithmetic == "fp32" or contender.trains_all
+    float32 = contender.compute_dtype == "fp32" or contender.trains_all
     if work.model in SHAPES and not SHAPES[work.model].float32 and float32:
         return f"left out: {work.model} is measured in bfloat16 and int8 alone"
     free, needed = memory.available(), weights * contender.bytes_per_weight

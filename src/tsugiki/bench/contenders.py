@@ -16,7 +16,7 @@ class BenchmarkEntry:
     about: str
     function: str
     """Module of this room, and function, as in `hugging_face:chapter`."""
-    arithmetic: str | None = None
+    compute_dtype: str | None = None
     """What its frozen products are computed in: fp32, bf16 or int8; None where it chooses, and says so by a note."""
     bytes_per_weight: int = 4
     """Of the model, as it is held while it trains."""

@@ -118,7 +118,7 @@ def _row(
 ) -> Row:
     speeds = [tokens / seconds for seconds in one.seconds] if not one.problem else []
     middle = _median(one, tokens) if speeds else None
-    limit = limits.get(contender.arithmetic or one.notes.get("frozen", ""), {}).get("tokens_per_second")
+    limit = limits.get(contender.compute_dtype or one.notes.get("base_dtype", ""), {}).get("tokens_per_second")
     return Row(
         name=one.name,
         about=contender.about,

@@ -19,7 +19,7 @@ from tsugiki.train.config import FULL, RunConfig, validated
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import Ready, begin_training
-from tsugiki.train.ways import frozen_precision
+from tsugiki.train.ways import base_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,14 +44,14 @@ def run(work: Work, gate: StepBarrier, **settings: Any) -> None:
         prepared = PackedDataset(blocks, [], [], detect_document_masking(model), {}, [])
         record = RunRecord(config.to_record())
         trainer = begin_training(config, Ready(model, load_tokenizer(EMBEDDED), prepared), record)
-        gate.note(**{name: str(value) for name, value in record.choices.items() if name in _TOLD})
+        gate.note(**{name: str(value) for name, value in record.resolved_settings.items() if name in _TOLD})
         trainer.add_callback(GateCallback(gate))
         trainer.train()
 
 
 def _base(config: RunConfig) -> "PreTrainedModel":
     """The base as the run would load it, were it stored somewhere."""
-    precision = frozen_precision(config) if config.method != FULL else "fp32"
+    precision = base_precision(config) if config.method != FULL else "fp32"
     if precision == "fp32":
         return build(config.model, torch.float32)
     model = build(config.model, torch.bfloat16)
@@ -59,13 +59,13 @@ def _base(config: RunConfig) -> "PreTrainedModel":
 
 
 tsugiki = run
-tsugiki_fp32 = partial(run, frozen="fp32")
-tsugiki_bf16 = partial(run, frozen="bf16")
-tsugiki_int8 = partial(run, frozen="int8")
-tsugiki_full_fp32 = partial(run, method="full", arithmetic="fp32")
-tsugiki_full_bf16 = partial(run, method="full", arithmetic="bf16")
+tsugiki_fp32 = partial(run, base_dtype="fp32")
+tsugiki_bf16 = partial(run, base_dtype="bf16")
+tsugiki_int8 = partial(run, base_dtype="int8")
+tsugiki_full_fp32 = partial(run, method="full", compute_dtype="fp32")
+tsugiki_full_bf16 = partial(run, method="full", compute_dtype="bf16")
 
-_TOLD = ("frozen", "arithmetic")
+_TOLD = ("base_dtype", "compute_dtype")
 
 
 def _blocks(work: Work, vocabulary: int) -> Blocks:

@@ -24,7 +24,7 @@ def train_command(
         list[str] | None,
         typer.Option("--set", help="A setting of the method, NAME=VALUE; repeatable (`tsugiki methods NAME`)."),
     ] = None,
-    frozen: Annotated[
+    base_dtype: Annotated[
         str | None, typer.Option(help="Of an adapter: the frozen base in bf16, fp32 or int8; the fastest if unset.")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data (3).")] = None,
@@ -54,7 +54,7 @@ def train_command(
         "data": data,
         "out": out,
         "method": method,
-        "frozen": frozen,
+        "base_dtype": base_dtype,
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_size": batch_size,

@@ -122,7 +122,7 @@ def publication(
         named = {**(beside.get("base") or {}), "name": base}
         files[BASE_FILE] = _json(_public({**beside, "base": named}))
     if record is not None:
-        files[RECORD_FILE] = _json({"format": 1, **vars(record)})
+        files[RECORD_FILE] = _json(record.to_json())
     files[CARD_FILE] = card.encode()
     return Publication(files, card, _notes(folder, base, license_id, record))
 

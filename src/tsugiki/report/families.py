@@ -147,7 +147,7 @@ def _settings(name: str, method: Method) -> Table:
             default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
             value = default if defaults is None else getattr(defaults, one.name)
             rows.append([one.name, _shown(value), meanings.get(one.name, "")])
-    section = "lora" if method.form is LORA else "adapter"
+    section = "lora" if method.form is LORA else "method_config"
     return [f"--set NAME=VALUE, or {section}: in a file", "default", "meaning"], rows
 
 

@@ -25,9 +25,9 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     Families are told where adapters of several are compared, and what each forgets where that was measured.
     """
     several = len({row.family for row in rows} - {ALL}) > 1
-    own = any(row.own_loss_before is not None for row in rows)
+    own = any(row.retention_loss_before is not None for row in rows)
     headers = ["method", "trains", "file", "rate", "time", "tokens/s", "memory", "perplexity", "held-out loss"]
-    return headers + (["loss, own text"] if own else []), [
+    return headers + (["retention loss"] if own else []), [
         [
             f"{row.name}\n{row.family}" if several else row.name,
             f"{row.trainable:,}\n{row.share:.2%}",
@@ -53,9 +53,9 @@ def write_comparison_page(folder: Path, rows: Sequence[Row], records: Mapping[st
     best = min(rows, key=lambda row: row.loss_after)
     lead = f"On the same text and the same {_budget(records)}, the held-out loss is lowest with {best.name}: "
     lead += f"{best.loss_before:.3f} → {best.loss_after:.3f}."
-    kept = [row for row in rows if row.own_loss_before is not None and row.own_loss_after is not None]
+    kept = [row for row in rows if row.retention_loss_before is not None and row.retention_loss_after is not None]
     if kept:
-        least = min(kept, key=lambda row: row.own_loss_after or 0.0)
+        least = min(kept, key=lambda row: row.retention_loss_after or 0.0)
         lead += f" The base's own kind of text suffers least with {least.name}."
     headers, cells = comparison_table(rows)
     title, runs = f"Comparison · {folder.name}", list(records.items())
@@ -134,10 +134,10 @@ def _budget(records: Mapping[str, RunRecord]) -> str:
 
 
 def _own(row: Row) -> str:
-    if row.own_loss_before is None or row.own_loss_after is None:
+    if row.retention_loss_before is None or row.retention_loss_after is None:
         return "–"
-    changed = _change(row.own_loss_after / row.own_loss_before - 1, row.own_change_interval, digits=1)
-    return f"{row.own_loss_before:.3f} → {row.own_loss_after:.3f}\n{changed}"
+    changed = _change(row.retention_loss_after / row.retention_loss_before - 1, row.retention_change_interval, digits=1)
+    return f"{row.retention_loss_before:.3f} → {row.retention_loss_after:.3f}\n{changed}"
 
 
 def _change(relative: float, interval: Interval | None, digits: int = 2) -> str:

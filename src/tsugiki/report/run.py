@@ -146,7 +146,7 @@ def _measured(record: RunRecord, figure_name: str, name: str, colour: int = _HEL
 def _notes(record: RunRecord) -> list[str]:
     notes = []
     if record.status != "finished":
-        done, planned = record.training.get("steps") or 0, record.choices.get("steps")
+        done, planned = record.training.get("steps") or 0, record.resolved_settings.get("steps")
         of = f" of {planned:,}" if planned else ""
         notes.append(
             f"Not finished: step {done:,}{of}. If it was stopped, the same command with --resume goes on with it; "
@@ -244,7 +244,7 @@ def _parameters(record: RunRecord) -> Markup:
         ),
         {"base": record.base, "config": record.config, "parameters": record.parameters},
     )
-    lines += [(name.replace("_", " "), _plain(choice)) for name, choice in record.choices.items()]
+    lines += [(name.replace("_", " "), _plain(choice)) for name, choice in record.resolved_settings.items()]
     return pairs(lines) if lines else Markup()
 
 

@@ -54,10 +54,14 @@ class TrainingSettings(BaseModel):
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     lr_scheduler_type: str = "linear"
     """The name of a schedule of transformers, such as `linear`, `cosine` or `warmup_stable_decay`."""
-    warmup_steps: float = Field(default=0, ge=0, allow_inf_nan=False)
-    """Steps of rising learning rate; below 1, a share of all steps."""
-    decay_steps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Steps of falling learning rate at the end of `warmup_stable_decay`, which falls linearly; below 1, a share."""
+    warmup_steps: int | None = Field(default=None, ge=1)
+    """Steps over which the learning rate rises to its peak. Overrides `warmup_ratio`."""
+    warmup_ratio: float = Field(default=0, ge=0, lt=1)
+    """The same as a share of all steps."""
+    decay_steps: int | None = Field(default=None, ge=1)
+    """With `warmup_stable_decay`: steps at the end over which the learning rate falls linearly to 0."""
+    decay_ratio: float | None = Field(default=None, gt=0, lt=1)
+    """The same as a share of all steps."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Muon takes the matrices inside the layers, AdamW the rest."""
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
@@ -68,10 +72,10 @@ class TrainingSettings(BaseModel):
     seed: int = Field(default=42, ge=0)
     base_dropout: bool = False
     """Leave dropout inside the model on."""
-    arithmetic: ComputeDtype | None = None
+    compute_dtype: ComputeDtype | None = None
     """Where every weight trains: what products are computed in; unsaid, bf16 where the processor multiplies it.
     Weights and optimiser are float32 either way."""
-    stored: SaveDtype = "float32"
+    save_dtype: SaveDtype = "float32"
     """Where every weight trains: the type of the model's file at the end; checkpoints are float32."""
 
     held_out: float | Annotated[str, Field(min_length=1)] = 0.1
@@ -80,7 +84,7 @@ class TrainingSettings(BaseModel):
     """Which turns of a conversation's assistant are learned: all, or the last."""
     held_out_characters: int = Field(default=20_000, ge=1)
     """At most about so many held-out characters are scored, in windows spread evenly."""
-    own_text: str | None = Field(default=None, min_length=1)
+    retention_data: str | None = Field(default=None, min_length=1)
     """Text of the kind that the base was made from, as files: measured before and after, for what training forgets."""
     eval_steps: int | None = Field(default=None, ge=1)
     """Steps between measurements; a fifth of the run."""
@@ -96,9 +100,17 @@ class TrainingSettings(BaseModel):
 
     @model_validator(mode="after")
     def _decay_fits_the_schedule(self) -> Self:
-        if (self.lr_scheduler_type == "warmup_stable_decay") != (self.decay_steps is not None):
-            raise ValueError("decay_steps goes with lr_scheduler_type warmup_stable_decay, and it with decay_steps")
+        given = [name for name in ("decay_steps", "decay_ratio") if getattr(self, name) is not None]
+        if len(given) != (self.lr_scheduler_type == "warmup_stable_decay"):
+            raise ValueError(
+                "lr_scheduler_type warmup_stable_decay requires either decay_steps or decay_ratio, and other schedules "
+                f"allow neither (got {' and '.join(given) or 'neither'} with {self.lr_scheduler_type})"
+            )
         return self
+
+    def overridden(self) -> set[str]:
+        """Return the names of settings that have no effect because another one overrides them."""
+        return set() if self.warmup_steps is None else {"warmup_ratio"}
 
 
 FULL = "full"
@@ -106,7 +118,7 @@ FULL = "full"
 LORA_PLUS = "lora+"
 """The method that is LoRA with a learning rate of its own for B."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_ADAPTERS_HAVE_NO = ("arithmetic", "stored")
+_ADAPTERS_HAVE_NO = ("compute_dtype", "save_dtype")
 
 
 def validate_method(name: str) -> str:
@@ -128,14 +140,14 @@ class RunConfig(TrainingSettings):
     """`embedded`, a folder, or a hub id."""
     method: Annotated[str, AfterValidator(validate_method)] = "lora"
     """An adapter, by a name of `tsugiki methods`; or `full`, every weight."""
-    frozen: BaseDtype | None = None
+    base_dtype: BaseDtype | None = None
     """Of an adapter: what the frozen base is held and multiplied in; unsaid, bf16 where the processor multiplies it.
     What trains is float32 in any case."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)  # type: ignore[arg-type]
     """Of the methods that are LoRA's."""
     loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)
     """Of method lora+: the learning rate of B over that of A, which is `learning_rate`."""
-    adapter: dict[str, Any] = {}
+    method_config: dict[str, Any] = {}
     """Settings of any other method, as `tsugiki methods NAME` lists them."""
 
     @model_validator(mode="before")
@@ -156,10 +168,10 @@ class RunConfig(TrainingSettings):
         if self.method == LORA_PLUS and self.optimizer != "adamw":
             raise ValueError(f"method {LORA_PLUS} goes with optimizer adamw; leave {self.optimizer} out")
         self.adapter_config()
-        if self.frozen not in (None, "fp32") and self.part_of_the_base_trains():
+        if self.base_dtype not in (None, "fp32") and self.part_of_the_base_trains():
             raise ValueError(
-                f"frozen {self.frozen} goes with an adapter beside the base alone: here parts of the base train, in "
-                "float32; say frozen fp32, or nothing"
+                f"base_dtype {self.base_dtype} requires that no parameter of the base trains; with these settings some "
+                "do, in float32: set base_dtype to fp32 or leave it out"
             )
         return self
 
@@ -171,7 +183,7 @@ class RunConfig(TrainingSettings):
         """
         method = METHODS[self.method]
         try:
-            return method.configure(_non_defaults(self.lora) if method.form is LORA else self.adapter)
+            return method.configure(_non_defaults(self.lora) if method.form is LORA else self.method_config)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
 
@@ -184,13 +196,13 @@ class RunConfig(TrainingSettings):
 
     def to_record(self) -> dict[str, Any]:
         """The settings that the run follows, as JSON has them."""
-        return self.model_dump(mode="json", exclude=set(self._inapplicable_fields()))
+        return self.model_dump(mode="json", exclude={*self._inapplicable_fields(), *self.overridden()})
 
     def _inapplicable_fields(self) -> tuple[str, ...]:
         ratio = () if self.method == LORA_PLUS else ("loraplus_lr_ratio",)
         if self.method == FULL:
-            return ("lora", "adapter", "frozen", *ratio)
-        return (*_ADAPTERS_HAVE_NO, "adapter" if METHODS[self.method].form is LORA else "lora", *ratio)
+            return ("lora", "method_config", "frozen", *ratio)
+        return (*_ADAPTERS_HAVE_NO, "method_config" if METHODS[self.method].form is LORA else "lora", *ratio)
 
 
 def _non_defaults(lora: LoraConfig) -> dict[str, Any]:
@@ -208,16 +220,16 @@ def load_config(path: Path | None, overrides: dict[str, Any], of_the_method: Map
     Args:
         path: the file.
         overrides: settings, nested as in the file.
-        of_the_method: settings of whatever method it is, which are `lora`'s or `adapter`'s.
+        of_the_method: settings of whatever method it is, which are `lora`'s or `method_config`'s.
 
     Raises:
         TsugikiError: no such file, no YAML, an unknown setting, or a value that cannot be.
     """
     given = read_yaml(path) if path is not None else {}
     method = METHODS.get(str(overrides.get("method", given.get("method", "lora"))))
-    own = "lora" if method is not None and method.form is LORA else "adapter"
+    own = "lora" if method is not None and method.form is LORA else "method_config"
     overrides[own] = {**overrides.get(own, {}), **of_the_method}
-    for section in ("lora", "adapter"):
+    for section in ("lora", "method_config"):
         inner = given.pop(section, None) or {}
         if not isinstance(inner, dict):
             raise TsugikiError(f"{path}: {section} is {inner!r}; it should hold settings, such as r of lora")

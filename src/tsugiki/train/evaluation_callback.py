@@ -46,7 +46,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step == 0:
             with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
                 self._evaluate(0)
-                self._evaluate_own(0)
+                self._evaluate_retention(0)
                 self._sample(0)
         self.progress.begin(state.max_steps, state.global_step)
 
@@ -57,7 +57,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
         if _due(step, total, self.config.eval_steps or max(1, total // _EVALUATIONS)):
             self._evaluate(step)
         if step == total:
-            self._evaluate_own(step)
+            self._evaluate_retention(step)
         if _due(step, total, self.config.sample_steps or max(1, total // 2)):
             self._sample(step)
 
@@ -83,11 +83,11 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
         self.progress.evaluation(entry)
         self._keep()
 
-    def _evaluate_own(self, step: int) -> None:
+    def _evaluate_retention(self, step: int) -> None:
         if self.data.retention_windows:
             entry = self._measure(step, self.data.retention_windows)
             self.record.retention_evaluations.append(entry)
-            self.progress.say(f"step {step}  loss on the base's own text {entry['loss']:.4f}")
+            self.progress.say(f"step {step}  retention loss {entry['loss']:.4f}")
             self._keep()
 
     def _measure(self, step: int, windows: list[Window]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def pack_data(
     blocks = pack(data.store, data.train, size, document_end(tokenizer), share_rows=isolation != "rows")
     characters = data.held_out.characters[data.measured].tolist()
     windows = cut_windows(data.records, characters, config.held_out_characters)
-    retention_windows = _own_windows(config)
+    retention_windows = _retention_windows(config)
     index = data.store.index
     summary = {
         "train": _summary(index, data.train),
@@ -168,11 +168,11 @@ def _overlap(train: Index, held_out: Index) -> list[str]:
     return [f"{len(near):,} training records are nearly the same as held-out ones: {summarise_list(near)}"]
 
 
-def _own_windows(config: RunConfig) -> list[Window]:
-    if config.own_text is None:
+def _retention_windows(config: RunConfig) -> list[Window]:
+    if config.retention_data is None:
         return []
-    characters = [len(record.text) for record in read_records(config.own_text)]
-    return cut_windows(read_records(config.own_text), characters, config.held_out_characters)
+    characters = [len(record.text) for record in read_records(config.retention_data)]
+    return cut_windows(read_records(config.retention_data), characters, config.held_out_characters)
 
 
 def single_document(data: str) -> Document | None:

@@ -10,8 +10,11 @@ from typing import Any
 
 from tsugiki.adapters.format import RECORD_FILE, read_json, write_json
 from tsugiki.errors import TsugikiError
+from tsugiki.train import record_v0_1
 
 _LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
+FORMAT = 2
+"""Version of the format of `run.json`."""
 _LISTS = ("evaluations", "retention_evaluations", "samples", "loss_curve")
 
 
@@ -27,7 +30,7 @@ class RunRecord:
     base: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
-    choices: dict[str, Any] = field(default_factory=dict)
+    resolved_settings: dict[str, Any] = field(default_factory=dict)
     """What Tsugiki chose where nothing was said."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     retention_evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -38,7 +41,11 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Write `run.json`, whole or not at all."""
-        write_json(folder / RECORD_FILE, {"format": 1, **vars(self)})
+        write_json(folder / RECORD_FILE, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `run.json`."""
+        return {"format": FORMAT, **vars(self)}
 
     def forget_after(self, step: int) -> None:
         """Drop what was measured after a step, when a run goes on from an earlier checkpoint."""
@@ -54,6 +61,8 @@ def read_record(folder: Path) -> RunRecord:
         TsugikiError: there is none, or it cannot be read.
     """
     fields = read_json(folder / RECORD_FILE, missing=f"{folder} holds no run: it has no {RECORD_FILE}")
+    if fields.get("format") == record_v0_1.FORMAT:
+        fields = record_v0_1.translate_record(fields)
     known = {name: value for name, value in fields.items() if name in RunRecord.__dataclass_fields__}
     if "config" not in known:
         raise TsugikiError(f"{folder / RECORD_FILE} is no run's record: it has no config")

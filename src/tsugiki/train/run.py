@@ -112,7 +112,7 @@ def train_prepared(
     record.write(out)
     trainer.add_callback(EvaluationCallback(trainer, model, ready.tokenizer, ready.data, config, record, shown))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    way.save(model, ready.tokenizer, out, config.stored)
+    way.save(model, ready.tokenizer, out, config.save_dtype)
     record.status = "finished"
     record.write(out)
 
@@ -229,9 +229,9 @@ def _arguments(config: RunConfig, rows: int) -> TrainingArguments:
         gradient_accumulation_steps=config.grad_accum,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
-        lr_scheduler_kwargs=_decay(config.decay_steps, steps),
+        lr_scheduler_kwargs=_decay(config, steps),
         adam_beta2=config.adam_beta2,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.warmup_steps or config.warmup_ratio,  # transformers takes a value below 1 as a share
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
@@ -252,11 +252,11 @@ def total_steps(config: RunConfig, rows: int) -> int:
     return math.ceil(config.epochs * max(1, math.ceil(batches / config.grad_accum)))
 
 
-def _decay(length: float | None, steps: int) -> dict[str, Any] | None:
-    """What `warmup_stable_decay` is told: the steps of its end."""
-    if length is None:
-        return None
-    return {"num_decay_steps": int(length) if length >= 1 else math.ceil(length * steps), "decay_type": "linear"}
+def _decay(config: RunConfig, steps: int) -> dict[str, Any] | None:
+    """The arguments of the schedule `warmup_stable_decay`; None for other schedules."""
+    if config.decay_ratio is not None:
+        return {"num_decay_steps": math.ceil(config.decay_ratio * steps), "decay_type": "linear"}
+    return {"num_decay_steps": config.decay_steps, "decay_type": "linear"} if config.decay_steps else None
 
 
 def _describe(
@@ -275,9 +275,9 @@ def _describe(
     total = sum(p.numel() for p in model.parameters())
     record.parameters = {"trainable": trainable, "total": total, "share": trainable / total}
     steps = config.max_steps or total_steps(config, len(prepared.blocks))
-    began, record.choices = record.choices, {**choices, "steps": steps}
+    began, record.resolved_settings = record.resolved_settings, {**choices, "steps": steps}
     for name, choice in began.items():
-        now = record.choices.get(name)
+        now = record.resolved_settings.get(name)
         if choice != now:
             raise TsugikiError(
                 f"the run in {config.out} was begun elsewhere: {name} was {choice} and would be {now} here"

@@ -44,10 +44,10 @@ _ADAPTER_GROUP = 512  # tokens: enough for efficient products, and their activat
 _MODEL_GROUP = 1024  # a group's gradients are as large as the model, so fewer groups
 
 
-def frozen_precision(config: RunConfig) -> BaseDtype:
+def base_precision(config: RunConfig) -> BaseDtype:
     """What the base of an adapter is held in."""
-    if config.frozen is not None:
-        return config.frozen
+    if config.base_dtype is not None:
+        return config.base_dtype
     return "fp32" if config.part_of_the_base_trains() else preferred_compute_dtype()
 
 
@@ -63,7 +63,7 @@ def _begin_adapter(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any
     return {
         "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
         **({"target_modules": targets} if targets else {}),
-        "frozen": frozen_precision(config),
+        "base_dtype": base_precision(config),
     }
 
 
@@ -77,12 +77,12 @@ def _begin_full(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
         disable_dropout(model)
     return {
         "base_dropout": "on" if config.base_dropout else "off while the model trains",
-        "arithmetic": config.arithmetic or preferred_compute_dtype(),
+        "compute_dtype": config.compute_dtype or preferred_compute_dtype(),
     }
 
 
 def _full_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
-    short = (config.arithmetic or preferred_compute_dtype()) == "bf16"
+    short = (config.compute_dtype or preferred_compute_dtype()) == "bf16"
     computing = copy.deepcopy(model).bfloat16() if short else model
     use_fast_paths(computing, loss=False)
     return Gradients(model, computing, _MODEL_GROUP, ordered=config.base_dropout)
@@ -90,7 +90,7 @@ def _full_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
 
 ADAPTER = Way(
     weights=WEIGHTS_FILE,
-    load=lambda config: load_model(config.model, frozen_precision(config)),
+    load=lambda config: load_model(config.model, base_precision(config)),
     begin=_begin_adapter,
     gradients=_adapter_gradients,
     save=lambda model, tokenizer, folder, dtype: save_adapter(model, folder),

@@ -53,7 +53,7 @@ METHODS: dict[str, Any] = {
 
 def test_methods_share_budget_and_text_and_are_put_into_one_table():
     config = load_comparison(
-        write("c.yaml", settings={**SETTINGS, "own_text": "own.txt", "prompts": ["枝"]}, methods=METHODS), None
+        write("c.yaml", settings={**SETTINGS, "retention_data": "own.txt", "prompts": ["枝"]}, methods=METHODS), None
     )
     records = compare(config)
     table = {row.name: row for row in rows(records)}
@@ -81,7 +81,7 @@ def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: py
     methods = {
         **METHODS,
         "norms": {"method": "norms", "learning_rate": 1e-2},
-        "last": {"method": "select", "adapter": {"target_parameters": r".*\.h\.1\..*"}, "learning_rate": 1e-3},
+        "last": {"method": "select", "method_config": {"target_parameters": r".*\.h\.1\..*"}, "learning_rate": 1e-3},
     }
     monkeypatch.setattr(comparison_module, "subprocess", SimpleNamespace(run=in_this_process, DEVNULL=None))
     path = write("c.yaml", data="nowhere", settings={**SETTINGS, "max_steps": 1}, methods=methods)

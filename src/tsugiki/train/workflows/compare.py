@@ -44,10 +44,10 @@ class Row:
     loss_before: float
     loss_after: float
     loss_interval: Interval | None
-    own_loss_before: float | None
+    retention_loss_before: float | None
     """On the base's own kind of text: what a method forgets raises it."""
-    own_loss_after: float | None
-    own_change_interval: Interval | None
+    retention_loss_after: float | None
+    retention_change_interval: Interval | None
     """95 % interval of the relative change of the loss on that text."""
 
 
@@ -94,9 +94,9 @@ def _row(name: str, record: RunRecord) -> Row:
         loss_before=before["loss"],
         loss_after=after["loss"],
         loss_interval=after["loss_interval"],
-        own_loss_before=own[0]["loss"] if own else None,
-        own_loss_after=own[-1]["loss"] if own else None,
-        own_change_interval=change_interval(own[0]["documents"], own[-1]["documents"]) if own else None,
+        retention_loss_before=own[0]["loss"] if own else None,
+        retention_loss_after=own[-1]["loss"] if own else None,
+        retention_change_interval=change_interval(own[0]["documents"], own[-1]["documents"]) if own else None,
     )
 
 

@@ -12,8 +12,8 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import RunConfig, read_yaml, validated
 
 _OWN = (
-    *("method", "lora", "adapter", "learning_rate", "loraplus_lr_ratio", "optimizer"),
-    *("weight_decay", "base_dropout", "arithmetic", "stored"),
+    *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio", "optimizer"),
+    *("weight_decay", "base_dropout", "compute_dtype", "save_dtype"),
 )
 """What may differ from method to method; all else is the budget and the text, which they share."""
 

@@ -38,14 +38,14 @@ class PretrainConfig(TrainingSettings):
     batch_size: int = Field(default=8, ge=1)
     grad_accum: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0, allow_inf_nan=False)
-    warmup_steps: float = Field(default=0.02, ge=0, allow_inf_nan=False)
+    warmup_ratio: float = Field(default=0.02, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, gt=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    stored: SaveDtype = "float16"
+    save_dtype: SaveDtype = "float16"
 
     def to_record(self) -> dict[str, Any]:
         """The settings that the run follows, as JSON has them."""
-        return {"method": "pretrain", **self.model_dump(mode="json")}
+        return {"method": "pretrain", **self.model_dump(mode="json", exclude=self.overridden())}
 
     def as_run(self, start: Path) -> RunConfig:
         """The run that trains every weight of the model in the folder `start`."""

@@ -1,0 +1,41 @@
+"""Translate the `run.json` of version 0.1, whose settings and figures had other names."""
+
+from typing import Any
+
+FORMAT = 1
+"""The `format` of a `run.json` that version 0.1 wrote."""
+
+_CONFIG = {
+    "frozen": "base_dtype",
+    "arithmetic": "compute_dtype",
+    "stored": "save_dtype",
+    "own_text": "retention_data",
+    "adapter": "method_config",
+}
+_RECORD = {"choices": "resolved_settings", "own_evaluations": "retention_evaluations"}
+
+
+def translate_record(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a version 0.1 `run.json` under today's names."""
+    fields = _rename(fields, _RECORD)
+    if isinstance(fields.get("config"), dict):
+        fields["config"] = _translate_config(fields["config"])
+    if isinstance(fields.get("resolved_settings"), dict):
+        fields["resolved_settings"] = _rename(fields["resolved_settings"], _CONFIG)
+    return fields
+
+
+def _translate_config(config: dict[str, Any]) -> dict[str, Any]:
+    config = _rename(config, _CONFIG)
+    for name in ("warmup", "decay"):
+        # One setting held both: a value below 1 was a share of all steps.
+        length = config.pop(f"{name}_steps", None)
+        if length is not None and length >= 1:
+            config[f"{name}_steps"] = int(length)
+        elif length is not None:
+            config[f"{name}_ratio"] = length
+    return config
+
+
+def _rename(fields: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in fields.items()}

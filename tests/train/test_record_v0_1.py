@@ -1,0 +1,57 @@
+"""Records that version 0.1 wrote, read under today's names."""
+
+from typing import Any
+
+import pytest
+
+from tsugiki.train.record_v0_1 import translate_record
+
+
+def config(**fields: Any) -> dict[str, Any]:
+    """The translated config of a version 0.1 record with these settings."""
+    translated: dict[str, Any] = translate_record({"format": 1, "config": fields})["config"]
+    return translated
+
+
+def test_settings_are_read_under_their_new_names():
+    old = {
+        "frozen": "int8",
+        "arithmetic": None,
+        "stored": "float16",
+        "own_text": "own.txt",
+        "adapter": {"a": 1},
+        "seed": 3,
+    }
+    assert config(**old) == {
+        "base_dtype": "int8",
+        "compute_dtype": None,
+        "save_dtype": "float16",
+        "retention_data": "own.txt",
+        "method_config": {"a": 1},
+        "seed": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"warmup_steps": 0.0}, {"warmup_ratio": 0.0}),
+        ({"warmup_steps": 0.25}, {"warmup_ratio": 0.25}),
+        ({"warmup_steps": 3.0}, {"warmup_steps": 3}),
+        ({"decay_steps": None}, {}),
+        ({"decay_steps": 0.5}, {"decay_ratio": 0.5}),
+        ({"decay_steps": 7.0}, {"decay_steps": 7}),
+    ],
+)
+def test_a_length_below_one_was_a_share_of_all_steps(old: dict[str, Any], new: dict[str, Any]):
+    assert config(**old) == new
+
+
+def test_the_rest_of_a_record_is_read_under_its_new_names():
+    old = {"format": 1, "choices": {"frozen": "bf16", "steps": 4}, "own_evaluations": [{"step": 0}], "samples": []}
+    assert translate_record(old) == {
+        "format": 1,
+        "resolved_settings": {"base_dtype": "bf16", "steps": 4},
+        "retention_evaluations": [{"step": 0}],
+        "samples": [],
+    }
