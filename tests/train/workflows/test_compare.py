@@ -64,8 +64,8 @@ def test_methods_share_budget_and_text_and_are_put_into_one_table():
     assert full.file_size > lora.file_size > 0
     # The base of an adapter may be in bfloat16.
     assert full.perplexity_before == pytest.approx(lora.perplexity_before, rel=1e-3)
-    assert full.own_loss_before == pytest.approx(lora.own_loss_before, rel=1e-3)
-    assert full.own_loss_after != full.own_loss_before
+    assert full.retention_loss_before == pytest.approx(lora.retention_loss_before, rel=1e-3)
+    assert full.retention_loss_after != full.retention_loss_before
     tokens = {record.training["tokens"] for record in records.values()}
     assert len(tokens) == 1
     assert json.loads(Path("c/comparison.json").read_text())["rows"][1]["name"] == "lora r=2"
