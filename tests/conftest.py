@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,17 @@ import torch
 
 from tests.hub_server import WRITER, HubServer
 
-# The models here are tiny: threads that wait for each other cost more than they bring.
+# The models of the tests are tiny: several threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The cache folder of one test, not yet created; `monkeypatch.undo()` in the test does not restore it."""
+    folder = tmp_path_factory.getbasetemp() / "caches" / hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "tsugiki"
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +33,7 @@ def aozora_mirror() -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub on this machine, and somebody logged in to it, also for a huggingface_hub that was imported long ago."""
+    """A local hub server with a user logged in; also patches a huggingface_hub that is already imported."""
     from huggingface_hub import constants, hf_api
 
     with HubServer() as server:

@@ -37,7 +37,7 @@ def test_a_whole_life_on_a_gguf_file(run, model: str, tmp_path: Path):
     assert status == 0, said
 
 
-def test_what_is_no_gguf_model(run, model: str, tmp_path: Path):
+def test_what_is_no_gguf_model(run, model: str, tmp_path: Path, cache: Path):
     content = Path(model).read_bytes()
     (tmp_path / "cut.gguf").write_bytes(content[:5000])
     (tmp_path / "text.gguf").write_text("a text")
@@ -54,4 +54,4 @@ def test_what_is_no_gguf_model(run, model: str, tmp_path: Path):
     }
     for name, line in expected.items():
         assert run("generate", "--model", name, "--prompt", "a") == (2, "", line + "\n")
-    assert not (tmp_path / "cache").exists()
+    assert not cache.exists()

@@ -14,7 +14,7 @@ def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):
     status, out, _ = run("preview", "--model", base, "--data", "text.txt", "--block-size", "32", "--html", "p.html")
     assert status == 0
     assert "near-duplicates" in out
-    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"p.html", "cache"}
+    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"p.html"}
     assert "<title>Preview" in (tmp_path / "p.html").read_text()
 
 

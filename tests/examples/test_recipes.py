@@ -69,7 +69,6 @@ def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(EXAMPLES)))
 def test_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     texts = [{"text": f"{i} " + TEXT[i * 100 : i * 100 + 190 + i]} for i in range(12)]
     Path("d.jsonl").write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts))

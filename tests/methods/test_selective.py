@@ -444,7 +444,6 @@ def test_values_that_are_not_finite_are_not_merged():
 
 @pytest.mark.parametrize("method", ["bitfit", "norms", "head"])
 def test_a_run_and_its_continuation(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     base = save_tiny(tmp_path / "base")
     (tmp_path / "text.txt").write_text(TEXT)
     fields = {"model": base, "data": str(tmp_path / "text.txt"), "method": method, "learning_rate": 1e-2}
@@ -463,7 +462,6 @@ def test_a_run_and_its_continuation(method: str, tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         train(cut)
     monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     train(cut, resume=True)
     weights = [tmp_path / folder / "adapter_model.safetensors" for folder in ("whole", "cut")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

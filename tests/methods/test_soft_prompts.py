@@ -573,7 +573,6 @@ def test_a_prompt_that_fills_the_context_is_refused():
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Train with a method's settings into a folder of this name; `resume` goes on with it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "texts").mkdir()
     for i in range(4):
         (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])

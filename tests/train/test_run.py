@@ -28,11 +28,6 @@ from tsugiki.train.workflows.preview import rows_in_order
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> str:
     return save_tiny(tmp_path / "base")

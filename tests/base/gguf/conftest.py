@@ -1,11 +1,11 @@
-"""A cache of its own for each test."""
+"""Fixtures of the tests of GGUF bases."""
 
 from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "tsugiki" / "gguf"
+@pytest.fixture
+def cache(cache: Path) -> Path:
+    """The folder that holds converted GGUF files."""
+    return cache / "gguf"

@@ -29,7 +29,6 @@ SETTINGS = {"max_steps": 3, "batch_size": 2, "grad_accum": 1, "block_size": 32, 
 
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     texts = [{"text": f"{i} " + TEXT[i * 100 : i * 100 + 90 + i]} for i in range(12)]
     Path("d.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))

@@ -34,8 +34,7 @@ def story(seed: int, sentences: int = 60) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": story(i), "author": name} for i, name in enumerate("甲乙丙丁")]
     rows[3]["text"] = "鷗" * 40 + "。\n" + rows[3]["text"]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -18,7 +18,6 @@ from tsugiki.train.workflows.preview import Preview, preview
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     rows: list[dict[str, Any]] = [{"text": f"{i} <b> " + TEXT[i * 50 : i * 50 + 30 + i * 17]} for i in range(12)]
     Path("d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
