@@ -508,7 +508,7 @@ def test_gradients_come_through_checkpointed_blocks():
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_a_run_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_trains_saves_and_goes_on(tmp_path: Path):
     (tmp_path / "texts").mkdir()
     for i in range(4):
         (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])

@@ -392,7 +392,7 @@ def test_generation_in_a_padded_batch_is_that_of_single_rows(kind: str):
         assert torch.equal(alone[0, len(row) :], out[7:])
 
 
-def test_a_run_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_trains_saves_and_goes_on(tmp_path: Path):
     (tmp_path / "texts").mkdir()
     for i in range(4):
         (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])

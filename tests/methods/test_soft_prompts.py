@@ -571,7 +571,7 @@ def test_a_prompt_that_fills_the_context_is_refused():
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(tmp_path: Path) -> Any:
     """Train with a method's settings into a folder of this name; `resume` goes on with it."""
     (tmp_path / "texts").mkdir()
     for i in range(4):

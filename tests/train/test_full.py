@@ -27,7 +27,7 @@ from tsugiki.train.workflows.preview import rows_in_order
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_directory(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
 
 

@@ -22,7 +22,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_directory(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     save_tiny(tmp_path / "base")
 

@@ -34,7 +34,7 @@ def story(seed: int, sentences: int = 60) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_directory(tmp_path: Path) -> None:
     rows = [{"text": story(i), "author": name} for i, name in enumerate("甲乙丙丁")]
     rows[3]["text"] = "鷗" * 40 + "。\n" + rows[3]["text"]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
