@@ -16,3 +16,8 @@ def summarise_list(places: Sequence[str]) -> str:
     """The first few of these, for a message, and how many more there are."""
     more = f" and {len(places) - _LISTED:,} more" if len(places) > _LISTED else ""
     return ", ".join(places[:_LISTED]) + more
+
+
+def error_text(error: object, limit: int = 300) -> str:
+    """Return an error's message as one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]

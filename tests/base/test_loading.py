@@ -1,4 +1,4 @@
-"""Base models by name, and what is said where there is none."""
+"""Loading of base models by name, and the errors for names and folders that hold none."""
 
 import json
 from pathlib import Path
@@ -31,18 +31,18 @@ def test_a_folder_loads_in_float32_and_keeps_its_name(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("", "name is empty"),
-        ("./nowhere", "no model at './nowhere': there is no such folder"),
-        ("rinna/japanese-gpt2-medium", "the hub cannot be reached and nothing is cached"),
-        ("not a name/at all", "no model called 'not a name/at all'"),
-        ("a/b/c", "no model called 'a/b/c'"),
+        ("", "empty"),
+        ("./nowhere", "'./nowhere'.*folder"),
+        ("rinna/japanese-gpt2-medium", "'rinna/japanese-gpt2-medium'.*hub cannot be reached"),
+        ("not a name/at all", "'not a name/at all'.*hub"),
+        ("a/b/c", "'a/b/c'.*hub"),
     ],
 )
-def test_names_that_lead_nowhere(name: str, said: str):
+def test_names_of_no_model(name: str, message: str):
     for load in (load_model, load_tokenizer, placeholder_model, model_folder):
-        with pytest.raises(TsugikiError, match=said):
+        with pytest.raises(TsugikiError, match=message):
             load(name)
 
 
@@ -51,10 +51,10 @@ def test_folders_that_hold_no_model(tmp_path: Path):
     with pytest.raises(TsugikiError, match="is a file"):
         load_model(str(tmp_path / "file"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TsugikiError, match="it has no config.json"):
+    with pytest.raises(TsugikiError, match="has no config.json"):
         load_model(str(tmp_path / "empty"))
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-    with pytest.raises(TsugikiError, match="it is an adapter: name its base as --model"):
+    with pytest.raises(TsugikiError, match="is an adapter.* --model"):
         load_model(str(tmp_path / "empty"))
 
 
@@ -81,7 +81,7 @@ def test_code_in_a_model_folder_is_not_run(tmp_path: Path):
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(TsugikiError, match="code of its own"):
+    with pytest.raises(TsugikiError, match="code"):
         load_model(str(folder))
     assert not (tmp_path / "ran").exists()
 
@@ -93,13 +93,14 @@ def test_a_model_with_a_weight_missing_is_refused(tmp_path: Path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["transformer.h.1.mlp.c_fc.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TsugikiError, match=r"h.1.mlp.c_fc.weight is missing \(1 such"):
+    with pytest.raises(TsugikiError, match=r"h.1.mlp.c_fc.weight is missing \(1 "):
         load_model(str(folder))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_whole_models_are_whole(kind: str, tmp_path: Path):
-    load_model(save_tiny(tmp_path / kind, kind))
+def test_every_architecture_loads_with_the_logits_of_the_saved_model(kind: str, tmp_path: Path):
+    loaded = load_model(save_tiny(tmp_path / kind, kind))
+    assert torch.equal(logits(loaded), logits(tiny_model(kind, vocab_size=257)))
 
 
 def test_the_embedded_base_is_whole_and_its_tokenizer_loses_nothing():
@@ -114,19 +115,19 @@ def test_the_embedded_base_is_whole_and_its_tokenizer_loses_nothing():
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_a_hollow_model_is_the_shape_and_takes_no_memory(kind: str, tmp_path: Path):
+def test_a_placeholder_model_has_the_shapes_and_takes_no_memory(kind: str, tmp_path: Path):
     folder = save_tiny(tmp_path / "base", kind)
-    model, hollow = load_model(folder), placeholder_model(folder)
-    assert hollow.name_or_path == folder
+    model, placeholder = load_model(folder), placeholder_model(folder)
+    assert placeholder.name_or_path == folder
     tensors = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
-    assert {name: (t.shape, t.dtype) for name, t in hollow.state_dict().items()} == tensors
-    assert {t.untyped_storage().nbytes() for t in hollow.state_dict().values()} <= {4, 8}
+    assert {name: (t.shape, t.dtype) for name, t in placeholder.state_dict().items()} == tensors
+    assert {t.untyped_storage().nbytes() for t in placeholder.state_dict().values()} <= {4, 8}
 
     def shared(of: Any) -> set[frozenset[str]]:
         named = list(of.named_parameters(remove_duplicate=False))
         return {frozenset(name for name, p in named if p is one) for _, one in named}
 
-    assert shared(hollow) == shared(model)
+    assert shared(placeholder) == shared(model)
 
 
 def test_a_model_in_the_hubs_cache_is_found_without_the_hub(tmp_path: Path):

@@ -57,7 +57,7 @@ def _break(what: str, base: str) -> None:
         ("truncated", "model.safetensors is broken:"),
         ("no weights", "has no safetensors weights"),
         ("nan", "output_norm.weight is not finite; nothing was written"),
-        ("adapter", "it is an adapter: name its base as --model"),
+        ("adapter", "it is an adapter"),
         ("no config", "it has no config.json"),
         ("no tokenizer", "cannot be loaded"),
         ("few bits", "held in few bits (quantization_config)"),

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import save_tiny
 from tsugiki import graft, trainable_parameters
-from tsugiki.base.loading import meta_model
+from tsugiki.base.loading import load_meta_model
 from tsugiki.methods.selective import SelectiveConfig
 from tsugiki.methods.table import METHODS, family_of
 from tsugiki.report import families
@@ -65,7 +65,7 @@ def test_a_start_that_needs_weights_is_counted_on_the_embedded_base_alone(base: 
             raise RuntimeError("meta tensors have no values")
         return plain(self, model)
 
-    shapes = {name: meta_model(name) for name in ("embedded", base)}
+    shapes = {name: load_meta_model(name) for name in ("embedded", base)}
     monkeypatch.setattr(SelectiveConfig, "new_adapter", needing_weights)
     assert families._count("bitfit", "embedded", shapes["embedded"]) == "17,152 (0.25%)"
     assert families._count("bitfit", base, shapes[base]) == "known once it is loaded"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
-from tsugiki.base.loading import load_model, meta_model
+from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.export.loaders import refusals, refusals_before_training
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import RunConfig
@@ -42,7 +42,7 @@ def saved(base: str, folder: Path, config: Any) -> Path:
 def test_each_method_as_peft_has_it(method: str, base: str, tmp_path: Path):
     config = METHODS[method].configure(_NEEDED.get(method, {}))
     folder = saved(base, tmp_path / "a", config)
-    before = refusals_before_training("peft", config, meta_model(base))
+    before = refusals_before_training("peft", config, load_meta_model(base))
     assert refusals("peft", folder) == before
     try:
         peft.PeftModel.from_pretrained(load_model(base), folder)
@@ -55,7 +55,7 @@ def test_each_method_as_peft_has_it(method: str, base: str, tmp_path: Path):
 def test_llama_cpp_has_lora_alone(method: str, base: str, tmp_path: Path):
     config = METHODS[method].configure(_NEEDED.get(method, {}))
     said = refusals("llama.cpp", saved(base, tmp_path / "a", config))
-    assert said == refusals_before_training("llama.cpp", config, meta_model(base))
+    assert said == refusals_before_training("llama.cpp", config, load_meta_model(base))
     assert bool(said) == (not isinstance(config, LoraConfig) or config.use_dora)
     assert refusals("ollama", tmp_path / "a") == [*said, *refusals("ollama", tmp_path / "a")[-1:]]
 
@@ -72,7 +72,7 @@ def test_llama_cpp_has_lora_alone(method: str, base: str, tmp_path: Path):
 def test_before_training_and_after(fields: dict[str, Any], said: str, base: str, tmp_path: Path):
     config = LoraConfig(r=2, **fields)
     after = refusals("llama.cpp", saved(base, tmp_path / "a", config))
-    before = refusals_before_training("llama.cpp", config, meta_model(base))
+    before = refusals_before_training("llama.cpp", config, load_meta_model(base))
     for problems in (before, after):
         with pytest.raises(TsugikiError, match=said):
             raise TsugikiError("; ".join(problems))

@@ -15,11 +15,12 @@ from tests.tiny import TEXT, byte_tokenizer, ids, logits, save_tiny, store_of, t
 from tsugiki import TsugikiError
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import pack
+from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
-from tsugiki.train.model_files import MODEL_FILE, refill_model, save_model
+from tsugiki.train.model_files import refill_model, save_model
 from tsugiki.train.run import CHECKPOINTS, train
 from tsugiki.train.trainer import RunTrainer
 from tsugiki.train.ways import MODEL

@@ -21,7 +21,7 @@ from tsugiki.adapters.format import (
 )
 from tsugiki.adapters.lora_weights import parse_tensors
 from tsugiki.base.fingerprint import named_fingerprint
-from tsugiki.base.loading import meta_model
+from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import format_of
@@ -43,7 +43,7 @@ def known_base(name: str) -> KnownBase:
     Raises:
         TsugikiError: there is none.
     """
-    return KnownBase(meta_model(name), named_fingerprint(name))
+    return KnownBase(load_meta_model(name), named_fingerprint(name))
 
 
 def verify(folder: Path, base: KnownBase | None = None) -> list[str]:

@@ -1,4 +1,8 @@
-"""Base models by name: the embedded one, a folder, a GGUF file, or a Hugging Face hub id."""
+"""Load base models by name: the embedded model, a folder, a GGUF file, or a model on the Hugging Face hub.
+
+Every function here takes such a name. A GGUF file is first converted to a folder in the cache (see `base.gguf`).
+Weights are read from safetensors files only, so nothing is unpickled, and code in a model's folder is never run.
+"""
 
 import sys
 from importlib.resources import files
@@ -7,156 +11,188 @@ from typing import TYPE_CHECKING
 
 from tsugiki.base.gguf.conversion_cache import converted_folder
 from tsugiki.base.gguf.file import is_gguf
+from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.dtypes import LoadDtype, preferred_compute_dtype, torch_dtype
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, MODEL_FILES
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
-"""The name of the small Japanese GPT-2 that comes with the package."""
+"""The name of the small Japanese GPT-2 that is part of the package."""
 
-
-BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
-"""What belongs to a model besides its weights, by name: settings, tokenizer, templates, licence; no pickle, no code."""
+OTHER_MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
+"""Patterns of a model's files other than its weights: config, tokenizer, chat templates, licence. Pickled files and
+code do not match."""
 
 
 def load_model(name: str, dtype: LoadDtype = "fp32") -> "PreTrainedModel":
-    """The causal language model called `name`, its weights in `dtype`, in evaluation mode.
+    """Load a causal language model, in evaluation mode.
 
-    Weights are read from safetensors alone (nothing is unpickled), and no code of the model's is run.
+    Args:
+        name: `embedded`, a folder, a GGUF file or a hub id.
+        dtype: the dtype of the weights in memory.
 
     Raises:
-        TsugikiError: no such model, a folder or a file that holds none, or the hub cannot be reached.
+        TsugikiError: there is no such model, the folder or file does not hold a complete one, or the hub cannot be
+            reached.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    where, local_only = _where(name)
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
+    source, local_only = _source(name)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=torch_dtype(dtype) if dtype in ("bf16", "fp32") else "auto",  # auto maps the file into memory
-            use_safetensors=True,
-            local_files_only=local_only,
-            output_loading_info=True,
-        )
+        with hidden_progress_bars(not sys.stderr.isatty()):
+            model, loading_info = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=torch_dtype(dtype) if dtype in ("bf16", "fp32") else "auto",
+                use_safetensors=True,
+                local_files_only=local_only,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _not_loaded(name, error) from error
-    missing = sorted(found["missing_keys"])
-    if missing:  # transformers fills these with random numbers and goes on
-        raise TsugikiError(f"{name} is not a whole model: {missing[0]} is missing ({len(missing)} such weights)")
+        raise _loading_error(name, error) from error
+    missing = sorted(loading_info["missing_keys"])
+    if missing:  # transformers initialises these at random and only warns
+        raise TsugikiError(f"{name} is not a complete model: {missing[0]} is missing ({len(missing)} such weights)")
     if dtype == "int8":
         from tsugiki.base.quantization import quantise
 
         quantise(model, torch_dtype(preferred_compute_dtype()))
     model.eval()
-    # The path of an installed package, say, is of no use to anyone who reads an adapter's files.
+    # transformers stores the path that it loaded from. Files of adapters must name the model as the user did.
     model.name_or_path = model.config._name_or_path = name
     return model
 
 
-def meta_model(name: str) -> "PreTrainedModel":
-    """The shape of the model called `name`, on torch's meta device: no weights are read, and it computes nothing.
+def load_config(name: str) -> "PretrainedConfig":
+    """Load a model's config.
 
     Raises:
         TsugikiError: as for `load_model`.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    where, local_only = _where(name)
+    source, local_only = _source(name)
     try:
-        config = AutoConfig.from_pretrained(where, local_files_only=local_only)
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        return AutoConfig.from_pretrained(source, local_files_only=local_only)
     except (OSError, ValueError, KeyError) as error:
-        raise _not_loaded(name, error) from error
-    return model.eval()
-
-
-def placeholder_model(name: str) -> "PreTrainedModel":
-    """The shape of the model called `name`, its weights zeros that take no memory: to read an adapter onto.
-
-    Raises:
-        TsugikiError: as for `load_model`.
-    """
-    import torch
-
-    model = meta_model(name)
-    zeros: dict[torch.Tensor, torch.Tensor] = {}  # what was one tensor stays one
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for key, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if tensor not in zeros:
-                    hollow = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
-                    is_parameter = isinstance(tensor, torch.nn.Parameter)
-                    zeros[tensor] = torch.nn.Parameter(hollow, requires_grad=False) if is_parameter else hollow
-                tensors[key] = zeros[tensor]
-    model.name_or_path = name
-    return model
+        raise _loading_error(name, error) from error
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer that belongs to the model called `name`.
+    """Load a model's tokenizer.
 
     Raises:
         TsugikiError: as for `load_model`.
     """
     from transformers import AutoTokenizer
 
-    where, local_only = _where(name)
+    source, local_only = _source(name)
     try:
-        return AutoTokenizer.from_pretrained(where, local_files_only=local_only)
+        return AutoTokenizer.from_pretrained(source, local_files_only=local_only)
     except (OSError, ValueError, KeyError) as error:
-        raise _not_loaded(name, error) from error
+        raise _loading_error(name, error) from error
+
+
+def meta_model(config: "PretrainedConfig", attn_implementation: str | None = None) -> "PreTrainedModel":
+    """Build the model that a config describes on torch's meta device: it has shapes and no values.
+
+    Args:
+        config: of a causal language model.
+        attn_implementation: transformers' name of an attention function; its own choice if None.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
+    return model.eval()
+
+
+def load_meta_model(name: str) -> "PreTrainedModel":
+    """Build a model on torch's meta device, which reads its config and none of its weights.
+
+    Raises:
+        TsugikiError: as for `load_model`.
+    """
+    config = load_config(name)
+    try:
+        return meta_model(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise _loading_error(name, error) from error
+
+
+def placeholder_model(name: str) -> "PreTrainedModel":
+    """Build a model whose weights are zeros that take no memory, so that an adapter can be loaded into it.
+
+    Every weight is one zero, expanded to the weight's shape. Weights that are tied in the model are tied here as well.
+
+    Raises:
+        TsugikiError: as for `load_model`.
+    """
+    import torch
+
+    model = load_meta_model(name)
+    placeholders: dict[torch.Tensor, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if tensor not in placeholders:
+                    zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+                    is_parameter = isinstance(tensor, torch.nn.Parameter)
+                    placeholders[tensor] = torch.nn.Parameter(zeros, requires_grad=False) if is_parameter else zeros
+                tensors[key] = placeholders[tensor]
+    model.name_or_path = name
+    return model
 
 
 def default_device() -> "torch.device":
-    """The accelerator of this machine, or its processor."""
+    """Return this machine's accelerator, or its processor if it has none."""
     import torch
 
-    return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
-        "cpu"
-    )
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 def gguf_path(name: str) -> Path | None:
-    """The file, where the model called `name` is a GGUF file: it is called so, or begins as one does."""
+    """Return the path of the GGUF file with this name, or None if there is no such file.
+
+    A file counts as GGUF if its name ends in `.gguf` or its content begins as GGUF does.
+    """
     path = Path(name).expanduser()
     return path if path.is_file() and (path.suffix.lower() == ".gguf" or is_gguf(path)) else None
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder on this machine that holds the model's files, or None where there is none (yet).
+    """Return the folder on this machine that holds a model's files, or None if there is none. Nothing is downloaded.
 
     Raises:
-        TsugikiError: a GGUF file that cannot be unpacked.
+        TsugikiError: a GGUF file that cannot be converted.
     """
     from huggingface_hub import try_to_load_from_cache
 
     if name == EMBEDDED:
         return _embedded_folder()
-    packed = gguf_path(name)
-    if packed is not None:
-        return converted_folder(packed)
+    gguf = gguf_path(name)
+    if gguf is not None:
+        return converted_folder(gguf)
     if Path(name).is_dir():
         return Path(name)
     try:
-        cached = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # not a hub id at all
+        cached = try_to_load_from_cache(name, MODEL_CONFIG_FILE)
+    except ValueError:  # the name is not a valid hub id
         return None
     return Path(cached).parent if isinstance(cached, str) else None
 
 
 def model_folder(name: str) -> Path:
-    """The folder on this machine with all files of the model called `name`, fetched from the hub where it is there.
+    """Return a folder on this machine with all files of a model, which are downloaded if they are on the hub.
 
     Raises:
         TsugikiError: as for `load_model`.
@@ -164,42 +200,39 @@ def model_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    where, local_only = _where(name)
-    if Path(where).is_dir():
-        return Path(where)
+    source, local_only = _source(name)
+    if Path(source).is_dir():
+        return Path(source)
+    patterns = [MODEL_FILES, *OTHER_MODEL_FILES]
     try:
-        return Path(
-            snapshot_download(
-                where, allow_patterns=["model*.safetensors", *BESIDE_WEIGHTS], local_files_only=local_only
-            )
-        )
+        return Path(snapshot_download(source, allow_patterns=patterns, local_files_only=local_only))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise _not_loaded(name, error) from error
+        raise _loading_error(name, error) from error
 
 
 def _embedded_folder() -> Path:
     return Path(str(files("tsugiki") / "assets" / "base"))
 
 
-def _where(name: str) -> tuple[str, bool]:
-    """What `from_pretrained` is to be given, and whether it is to keep off the network."""
+def _source(name: str) -> tuple[str, bool]:
+    """Resolve a name to the folder or hub id for `from_pretrained`, and whether to use local files only."""
     if name == EMBEDDED:
         return str(_embedded_folder()), True
     if not name.strip():
         raise TsugikiError(f"the model's name is empty; give {EMBEDDED!r}, a folder, a GGUF file or a hub id")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            hint = "it is an adapter: name its base as --model and this as --adapter"
-            is_adapter = (folder / "adapter_config.json").is_file()
-            raise TsugikiError(f"{name} is no model folder: {hint if is_adapter else 'it has no config.json'}")
-        return str(folder), True
-    packed = gguf_path(name)
-    if packed is not None:
-        return str(converted_folder(packed)), True
-    if folder.exists():
-        raise TsugikiError(f"{name} is a file; a model is a folder with config.json, a GGUF file, or a hub id")
-    if folder.suffix.lower() == ".gguf":
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / MODEL_CONFIG_FILE).is_file():
+            is_adapter = (path / ADAPTER_CONFIG_FILE).is_file()
+            hint = "it is an adapter; pass its base as --model and this folder as --adapter"
+            raise TsugikiError(f"{name} is not a model: {hint if is_adapter else f'it has no {MODEL_CONFIG_FILE}'}")
+        return str(path), True
+    gguf = gguf_path(name)
+    if gguf is not None:
+        return str(converted_folder(gguf)), True
+    if path.exists():
+        raise TsugikiError(f"{name} is a file; a model is a folder with {MODEL_CONFIG_FILE}, a GGUF file, or a hub id")
+    if path.suffix.lower() == ".gguf":
         raise TsugikiError(f"no model at {name!r}: there is no such file")
     if name.startswith(("/", ".", "~")):
         raise TsugikiError(f"no model at {name!r}: there is no such folder")
@@ -207,10 +240,12 @@ def _where(name: str) -> tuple[str, bool]:
 
 
 def _hub_has(name: str) -> bool:
-    """Ask the hub once, so that nobody waits through every retry of every file; False: use what is cached.
+    """Return True if the hub has this model, and False if the hub cannot be reached but the model is cached.
+
+    One request decides, so that the user need not wait for every retry of every file.
 
     Raises:
-        TsugikiError: the hub has no such model, or it cannot be reached and nothing is cached.
+        TsugikiError: the hub has no such model, or it cannot be reached and the model is not cached.
     """
     import httpx2
     from huggingface_hub import HfApi
@@ -220,26 +255,27 @@ def _hub_has(name: str) -> bool:
         HfApi().model_info(name, timeout=10)
     except GatedRepoError as error:
         raise TsugikiError(
-            f"{name} asks for consent: accept its terms on the hub and log in (hf auth login)"
+            f"{name} requires consent: accept its terms on the hub and log in (hf auth login)"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise TsugikiError(
-            f"no model called {name!r}: neither {EMBEDDED!r}, nor a folder or GGUF file here, nor on the hub"
+            f"no model called {name!r}: it is not {EMBEDDED!r}, not a folder or a GGUF file, and not on the hub"
         ) from error
     except (httpx2.HTTPError, OSError) as error:
         if local_folder(name):
             return False
         raise TsugikiError(
-            f"no folder {name!r} here, the hub cannot be reached and nothing is cached; check the name and the network"
+            f"there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and the "
+            "network"
         ) from error
     return True
 
 
-def _not_loaded(name: str, error: Exception) -> TsugikiError:
-    """One sentence for what transformers and huggingface_hub say in many."""
+def _loading_error(name: str, error: Exception) -> TsugikiError:
+    """Turn an error of transformers or huggingface_hub, which may have many lines, into one line."""
     text = str(error)
     if "trust_remote_code" in text:
-        return TsugikiError(f"{name} brings code of its own, which Tsugiki does not run; use a model that needs none")
+        return TsugikiError(f"{name} needs code from its own folder, which Tsugiki never runs; use another model")
     if "safetensors" in text and "does not appear" in text:
         return TsugikiError(f"{name} has no safetensors weights; convert it, since pickled weights are not loaded")
-    return TsugikiError(f"{name} cannot be loaded: {' '.join(text.split())[:300]}")
+    return TsugikiError(f"{name} cannot be loaded: {error_text(error)}")

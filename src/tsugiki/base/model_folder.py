@@ -1,4 +1,4 @@
-"""A model as its folder stores it: which files hold the weights, under which names, and what else belongs to it."""
+"""Read the folder of a model in Hugging Face's format: its weight files, the tensors in them, and its other files."""
 
 import math
 import shutil
@@ -9,58 +9,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsugiki.adapters.format import read_json, write_json
-from tsugiki.base.loading import BESIDE_WEIGHTS
+from tsugiki.base.loading import OTHER_MODEL_FILES
 from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import (
+    ADAPTER_CONFIG_FILE,
+    METADATA_FILE,
+    MODEL_CONFIG_FILE,
+    MODEL_FILE,
+    MODEL_INDEX_FILE,
+    RECORD_FILE,
+)
 from tsugiki.io.shards import Entry, Shard, read_shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONFIG_FILE = "config.json"
-ONE_FILE = "model.safetensors"
-INDEX_FILE = f"{ONE_FILE}.index.json"
-
-_EXCLUDED_FILES = (
-    ".*",
-    "*.index.json",
-    "README*",
-    "adapter_config.json",
-    "tsugiki.json",
-    "run.json",
-    "trainer_state.json",
+_NOT_COPIED = (
+    *(".*", "*.index.json", "README*", ADAPTER_CONFIG_FILE, METADATA_FILE, RECORD_FILE, "trainer_state.json"),
 )
-"""Of what else is called so: the weights' index is written anew, a model's card is of that model, the rest of a run."""
+"""Patterns of files that match `OTHER_MODEL_FILES` and are not copied: the index of the weights is written again, a
+README describes the original model, and the others belong to adapters and training runs."""
 
 
 def read_shards(folder: Path) -> list[Shard]:
-    """The files that hold a model's weights: one, or those that an index names, as transformers chooses.
+    """Read the headers of a model's weight files: the one file, or else those that the index names.
 
     Raises:
-        TsugikiError: no weights there, or a file that is missing or not whole.
+        TsugikiError: there are no safetensors weights, a file is missing or incomplete, or the index does not fit the
+            files.
     """
-    if (folder / ONE_FILE).is_file():
-        return [read_shard(folder / ONE_FILE)]
-    path = folder / INDEX_FILE
-    missing = f"{folder} has no safetensors weights: neither {ONE_FILE} nor {INDEX_FILE} is there"
-    names = read_json(path, missing).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise TsugikiError(f"{path} has no weight_map of tensors and files")
-    outside = [name for name in names.values() if Path(name).name != name]
+    if (folder / MODEL_FILE).is_file():
+        return [read_shard(folder / MODEL_FILE)]
+    path = folder / MODEL_INDEX_FILE
+    missing = f"{folder} has no safetensors weights: neither {MODEL_FILE} nor {MODEL_INDEX_FILE} exists"
+    file_of = read_json(path, missing).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
+        raise TsugikiError(f"{path} has no weight_map from tensors to files")
+    outside = [file for file in file_of.values() if Path(file).name != file]
     if outside:
-        raise TsugikiError(f"{path} names {outside[0]!r}, which is no file of this folder")
-    shards = [read_shard(folder / name) for name in sorted(set(names.values()))]
-    there = {key: shard.path.name for shard in shards for key in shard.entries}
-    wrong = [key for key, name in names.items() if there.get(key) != name]
+        raise TsugikiError(f"{path} names {outside[0]!r}, which is not a file of this folder")
+    shards = [read_shard(folder / file) for file in sorted(set(file_of.values()))]
+    found_in = {key: shard.path.name for shard in shards for key in shard.entries}
+    wrong = [key for key, file in file_of.items() if found_in.get(key) != file]
     if wrong:
-        raise TsugikiError(f"{path} looks for {wrong[0]} in {names[wrong[0]]}, where it is not")
+        raise TsugikiError(f"{path} says that {wrong[0]} is in {file_of[wrong[0]]}, but it is not")
     return shards
 
 
-class StoredTensors(Mapping[str, Tensor]):
-    """Key in the files of a model's folder -> tensor as stored, read, as pages of its file, when it is asked for.
+class LazyTensors(Mapping[str, Tensor]):
+    """The tensors in a model's weight files, by their keys there. Each is read from its file when it is accessed.
 
     Raises:
         TsugikiError: as for `read_shards`.
@@ -87,17 +87,22 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class StoredNames:
-    """How the tensors of a model's files are called in the model."""
+class KeyMapping:
+    """How the names of a model's tensors correspond to the keys in its files."""
 
-    keys: Mapping[str, str]
-    """Name in the model -> key in the files, of tensors that are in both as they are."""
+    key_of: Mapping[str, str]
+    """Name in the model -> key in the files, for tensors that are the same in both."""
     converted: frozenset[str]
-    """Names in the model of what is put together, or taken apart, from the tensors of the files."""
+    """Names in the model of tensors that transformers splits or joins from those in the files."""
 
 
-def stored_names(model: "PreTrainedModel", keys: Collection[str]) -> StoredNames:
-    """As transformers would load these keys into `model`."""
+def map_keys(model: "PreTrainedModel", keys: Collection[str]) -> KeyMapping:
+    """Map the names of a model's tensors to the keys in its files, by the rules by which transformers loads them.
+
+    Args:
+        model: the model; its shapes are enough.
+        keys: all keys in its files.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
 
@@ -105,77 +110,66 @@ def stored_names(model: "PreTrainedModel", keys: Collection[str]) -> StoredNames
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
     names, prefix = model.state_dict(), model.base_model_prefix
-    found: dict[str, str] = {}
+    key_of: dict[str, str] = {}
     converted = set()
     for key in sorted(keys):
         name, converter = rename_source_key(key, renamings, converters, prefix, names)
-        if name not in names and key in names:  # a rule for other files of this kind, as the loader has it
+        if name not in names and key in names:  # the key has its name already; transformers' loader does the same
             name, converter = rename_source_key(key, [], [], prefix, names)
         if name in names and converter is None:
-            found[name] = key
+            key_of[name] = key
         elif converter is not None:
             converted.add(name)
-    return StoredNames(found, frozenset(converted))
-
-
-def shared_parameters(model: nn.Module) -> dict[str, list[str]]:
-    """Name of a parameter -> the names of all that are one with it, its own among them, where there are several."""
-    found: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(parameter), []).append(name)
-    return {name: group for group in found.values() if len(group) > 1 for name in group}
+    return KeyMapping(key_of, frozenset(converted))
 
 
 def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
-    """Copy what belongs to the model besides its weights: config, tokenizer, settings of generation, licence.
+    """Copy a model's files other than its weights: config, tokenizer, generation settings, licence.
 
     Args:
-        folder: the model's.
-        out: where to; what is there is replaced.
-        config: fields of config.json that are to be others.
+        folder: the model's folder.
+        out: the folder to copy to; files of the same names are replaced.
+        config: fields of config.json to change in the copy.
 
     Raises:
         OSError: a file cannot be read or written.
     """
-    found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
-    for path in found:
-        if path.is_file() and _belongs(path):
+    candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    for path in candidates:
+        if path.is_file() and _matches(path, OTHER_MODEL_FILES) and not _matches(path, _NOT_COPIED):
             target = out / path.relative_to(folder)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
     if config:
-        fields = read_json(out / CONFIG_FILE, missing=f"{folder} has no {CONFIG_FILE}")
+        fields = read_json(out / MODEL_CONFIG_FILE, missing=f"{folder} has no {MODEL_CONFIG_FILE}")
         inner = fields.get("text_config")
         if isinstance(inner, dict):
             fields["text_config"] = inner | {name: value for name, value in config.items() if name in inner}
-        write_json(out / CONFIG_FILE, {**fields, **config})
+        write_json(out / MODEL_CONFIG_FILE, {**fields, **config})
 
 
 def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]]) -> None:
-    """Write the index of the files, where a model has one, with tensors that have come to one of them.
+    """Write the index of a model's weight files after tensors were added to them; a single file has no index.
 
     Args:
-        folder: the model's.
-        out: where to.
-        added: key -> the name of its file, and a tensor that it is like.
+        folder: the original model's folder.
+        out: the folder of the new model.
+        added: key of a new tensor -> the name of its file, and the entry of a tensor with its dtype and shape.
 
     Raises:
         OSError: it cannot be written.
     """
-    if (folder / ONE_FILE).is_file():
+    if (folder / MODEL_FILE).is_file():
         return
-    index = read_json(folder / INDEX_FILE, missing=f"{folder / INDEX_FILE} is missing")
-    index["weight_map"] |= {key: name for key, (name, _) in added.items()}
+    index = read_json(folder / MODEL_INDEX_FILE, missing=f"{folder / MODEL_INDEX_FILE} is missing")
+    index["weight_map"] |= {key: file for key, (file, _) in added.items()}
     totals = index.get("metadata") or {}
     for _, entry in added.values():
         for name, more in (("total_size", entry.end - entry.begin), ("total_parameters", math.prod(entry.shape))):
             if name in totals:
                 totals[name] += more
-    write_json(out / INDEX_FILE, index)
+    write_json(out / MODEL_INDEX_FILE, index)
 
 
-def _belongs(path: Path) -> bool:
-    def is_one_of(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(path.name, pattern) for pattern in patterns)
-
-    return is_one_of(BESIDE_WEIGHTS) and not is_one_of(_EXCLUDED_FILES)
+def _matches(path: Path, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path.name, pattern) for pattern in patterns)

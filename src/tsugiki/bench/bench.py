@@ -110,11 +110,9 @@ def _check_length(work: Work, config: "PretrainedConfig") -> None:
 
 def _parameters(config: "PretrainedConfig") -> int:
     """Weights of a model, none of which is made."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    from tsugiki.base.loading import meta_model
 
-    with torch.device("meta"):
-        return sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    return sum(weight.numel() for weight in meta_model(config).parameters())
 
 
 def _too_large(work: Work, contender: BenchmarkEntry, weights: int) -> str | None:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
+from tsugiki.base.loading import meta_model
 from tsugiki.bench.models import read_config
 from tsugiki.bench.work import RANK, WARM_UP, StepBarrier, Work
 from tsugiki.dtypes import processor_has_bf16, torch_dtype
@@ -145,8 +145,7 @@ def products(config: "PretrainedConfig", batch: int, length: int, r: int = RANK)
     Raises:
         TsugikiError: no default layers are known for the architecture.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").requires_grad_(False)
+    model = meta_model(config, attn_implementation="eager").requires_grad_(False)
     targets, head = find_targets(model, LoraConfig()), model.get_output_embeddings()
     found: Counter[Product] = Counter()
 

@@ -6,9 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
+from tsugiki.base.loading import meta_model
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_config
 from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Work
@@ -64,6 +62,4 @@ def mlx_lm(work: Work, gate: StepBarrier) -> None:
 
 def _keys(config: Any) -> set[str]:
     """The layers that are grafted by default, by their names inside a block."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return {re.sub(r"^.*?\.\d+\.", "", name) for name in find_targets(model, LoraConfig())}
+    return {re.sub(r"^.*?\.\d+\.", "", name) for name in find_targets(meta_model(config), LoraConfig())}

@@ -11,6 +11,7 @@ from typing import Any
 
 from tsugiki.bench.contenders import CONTENDERS, GENERATORS, LIMIT
 from tsugiki.bench.work import StepBarrier, Stopped, Work
+from tsugiki.errors import error_text
 
 JOBS = {**CONTENDERS, **GENERATORS, "limit": LIMIT}
 
@@ -28,7 +29,7 @@ def main(name: str, work: str) -> None:
     except Stopped:
         pass
     except Exception as error:
-        send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
+        send({"error": f"{type(error).__name__}: {error_text(error, 500)}"})
         raise
     finally:
         sys.stderr.flush()

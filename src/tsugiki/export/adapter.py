@@ -10,7 +10,7 @@ from torch import nn
 from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
 from tsugiki.base.gguf.file import read_header
-from tsugiki.base.loading import meta_model
+from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.adapter_file import Stored, read_gguf_adapter, write_gguf_adapter
 from tsugiki.export.layout import HEAD, TABLE, gguf_names, llama_cpp_architecture
@@ -66,7 +66,7 @@ def export_gguf_adapter(
             f"{folder} was trained on another base ({lora.base.name}) than {name}: their weights differ; "
             "--allow-other-base exports it all the same"
         )
-    model = meta_model(name)
+    model = load_meta_model(name)
     problems = llama_cpp_refusals(lora, model)
     if problems:
         raise TsugikiError(
@@ -102,7 +102,7 @@ def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_other_b
         TsugikiError: no LoRA adapter, a broken one, or one that does not fit the base; `out` is there already or cannot
             be written.
     """
-    lora = read_gguf_adapter(file, meta_model(model_name))
+    lora = read_gguf_adapter(file, load_meta_model(model_name))
     if not allow_other_base and is_another_base(lora.base.fingerprint, model_name):
         raise TsugikiError(
             f"{file} was made for another base ({lora.base.name}) than {model_name}: their weights differ; "

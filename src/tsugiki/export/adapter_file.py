@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.base.gguf.file import GgufHeader, read_header
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.export.layout import TABLE, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
@@ -112,7 +112,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     except NotImplementedError as error:
         raise TsugikiError(f"{file} holds numbers of a kind that is not read here: {error}") from error
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise TsugikiError(f"{file} is broken: {' '.join(str(error).split())[:200]}") from error
+        raise TsugikiError(f"{file} is broken: {error_text(error)}") from error
 
 
 def _non_defaults(header: GgufHeader, key: str, kind: type[T], file: Path) -> T | None:

@@ -15,7 +15,7 @@ from torch import nn
 from tsugiki.adapters.format import read_base, read_peft_config
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
 from tsugiki.base.fingerprint import named_fingerprint
-from tsugiki.base.loading import meta_model
+from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.layout import gguf_names, llama_cpp_architecture, unsupported_reason
 from tsugiki.lora.adapter import trained_biases
@@ -58,7 +58,7 @@ def refusals(loader: str, folder: Path, model: str | None = None) -> list[str]:
     if not isinstance(config, LoraConfig):
         return problems + _llama_cpp_method(config) + _ollama(loader)
     try:
-        shape = meta_model(model or base.name or "")
+        shape = load_meta_model(model or base.name or "")
     except TsugikiError as error:
         return [*problems, f"its base decides whether llama.cpp takes it: {error}", *_ollama(loader)]
     return problems + llama_cpp_refusals(read_lora_weights(folder), shape) + _ollama(loader)
@@ -70,7 +70,7 @@ def refusals_before_training(loader: str, config: Any, model: nn.Module) -> list
     Args:
         loader: llama.cpp, ollama, peft or vllm.
         config: the adapter's settings, of any method.
-        model: the base; its shape alone (`models.meta_model`) is enough.
+        model: the base; its shape alone (`models.load_meta_model`) is enough.
 
     Raises:
         TsugikiError: no such loader, or settings that do not fit the model.

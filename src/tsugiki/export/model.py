@@ -14,8 +14,8 @@ import torch
 
 from tsugiki.adapters.format import load_adapter
 from tsugiki.base.loading import load_model, load_tokenizer, model_folder
-from tsugiki.base.model_folder import StoredTensors
-from tsugiki.errors import TsugikiError
+from tsugiki.base.model_folder import LazyTensors
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.export.architectures import gguf_architecture_of
 from tsugiki.export.model_file import Source, Stored, Written, write_model_gguf
 from tsugiki.export.ollama import CONTEXT, modelfile
@@ -49,9 +49,9 @@ def stored_model(name: str) -> Source:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise TsugikiError(f"{name} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise TsugikiError(f"{name} cannot be read: {error_text(error)}") from error
     gguf_architecture_of(config)  # what cannot be exported is said before anything is read
-    weights = StoredTensors(folder)
+    weights = LazyTensors(folder)
     return Source(name, config, weights, _mostly(weights, name), load_tokenizer(name), _ends(folder))
 
 
@@ -115,7 +115,7 @@ def _stops(source: Source) -> list[str]:
     return [source.tokenizer.decode([token]) for token in ends]
 
 
-def _mostly(weights: StoredTensors, name: str) -> Stored:
+def _mostly(weights: LazyTensors, name: str) -> Stored:
     """What the first matrix is stored in."""
     first = next((tensor for tensor in weights.values() if tensor.dim() > 1), None)
     if first is None or first.dtype not in _NAMES:

@@ -19,7 +19,8 @@ from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
 from tsugiki.base.gguf.names import llama_cpp_names
-from tsugiki.base.model_folder import stored_names
+from tsugiki.base.loading import meta_model
+from tsugiki.base.model_folder import map_keys
 from tsugiki.data.encoding import document_start
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.architectures import Config, GgufArchitecture, gguf_architecture_of
@@ -150,7 +151,7 @@ class _Entry:
 
 def _plan(source: Source, row: GgufArchitecture, kind: Kind) -> list[_Entry]:
     """Every tensor of the file in the model's own order, none of it read yet."""
-    model = _shape(source.config)
+    model = meta_model(source.config)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     if source.config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
@@ -191,21 +192,13 @@ def _kind_of(name: str, shape: tuple[int, ...], kind: Kind) -> Kind:
     return kind
 
 
-def _shape(config: Config) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model
-
-
 def _by_model_name(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Mapping[str, str]:
     """Name in the model -> name in the source.
 
     Raises:
         TsugikiError: a tensor that the model has no place for.
     """
-    found = stored_names(model, weights.keys()).keys
+    found = map_keys(model, weights.keys()).key_of
     taken = set(found.values())
     surplus = [key for key in weights if key not in taken and not _BUFFERS.search(key)]
     if surplus:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsugiki.adapters.format import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE
 from tsugiki.adapters.verify import find_problems
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_folder
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _sentence(error: Exception, repo_id: str, revision: str | None) -> str:
 
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return _sentence(error.__cause__, repo_id, revision)
-    said = " ".join(str(getattr(error, "server_message", None) or error).split())[:300]
+    said = error_text(getattr(error, "server_message", None) or error)
     if isinstance(error, GatedRepoError):
         return f"{repo_id} asks for consent: accept its terms on the hub and log in (hf auth login)"
     if isinstance(error, RevisionNotFoundError):

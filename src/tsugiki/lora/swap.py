@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.lora.layer import Grafted
+from tsugiki.lora.shared_parameters import shared_parameters
 
 Undo: TypeAlias = "partial[None]"
 """Brings back what something replaced. A closure would be shared by deep copies of the model, and act on the first."""
@@ -66,11 +67,9 @@ def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) ->
         model: as it stands before.
         copies: name in the model before any graft -> the base's parameter that a copy is to stand for.
     """
-    shared: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        shared.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
-    for path, parameter in copies.items():
-        others = [name for name in shared[id(parameter)] if name not in copies]
+    shared = shared_parameters(model)
+    for path in copies:
+        others = [name for name in shared.get(path, ()) if name not in copies]
         if others:
             warnings.warn(
                 f"{path.rpartition('.')[0]} shares its weight with {others[0]}; the adapter trains a copy for "

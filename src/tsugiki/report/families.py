@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tsugiki.base.loading import EMBEDDED, load_model, meta_model
+from tsugiki.base.loading import EMBEDDED, load_meta_model, load_model
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import add_adapter
 from tsugiki.methods.lora import LORA
@@ -40,7 +40,7 @@ def methods_table(model: str) -> Table:
     Raises:
         TsugikiError: no such model.
     """
-    shape = meta_model(model)
+    shape = load_meta_model(model)
     total = sum(p.numel() for p in shape.parameters())
     headers = ["method", "family", "what trains", "parameters", "PEFT reads it", "merges", "goes without"]
     rows = [
@@ -75,7 +75,7 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
     notes = [f"{setting} is {value!r} in this method" for setting, value in method.settings.items()]
     notes += [
         f"learning rate of a run that says none: {method.learning_rate:g}",
-        f"parameters that train of {model}: {_count(name, model, meta_model(model))}",
+        f"parameters that train of {model}: {_count(name, model, load_meta_model(model))}",
         f"PEFT reads the file: {_yes(method.peft)}; merges into the base: {_yes(method.merges)}"
         + (f"; goes without: {method.slow}" if method.slow else ""),
     ]

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.lora import LORA
 from tsugiki.methods.table import METHODS
@@ -251,7 +251,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise TsugikiError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TsugikiError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise TsugikiError(f"{path} is not YAML: {error_text(error)}") from error
     if not isinstance(loaded, dict):
         raise TsugikiError(f"{path} holds no settings; it should say model, data and out at least")
     return loaded

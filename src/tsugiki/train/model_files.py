@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.dtypes import SaveDtype, torch_dtype
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-MODEL_FILE = "model.safetensors"
 
 
 def save_model(
@@ -33,15 +32,13 @@ def save_model(
     Raises:
         TsugikiError: the folder cannot be written.
     """
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # one file is no progress to show
     part = folder / ".model.part"
     stored = torch_dtype(dtype)
     written = model if stored == next(model.parameters()).dtype else copy.deepcopy(model).to(stored)
     try:
         part.mkdir(parents=True, exist_ok=True)
-        written.save_pretrained(part)  # type: ignore[operator]
+        with hidden_progress_bars():  # a bar for one file would tell nothing
+            written.save_pretrained(part)  # type: ignore[operator]
         tokenizer.save_pretrained(part)
         for path in sorted(part.iterdir(), key=lambda path: path.suffix == ".safetensors"):
             os.replace(path, folder / path.name)
@@ -62,4 +59,4 @@ def refill_model(model: nn.Module, folder: Path) -> None:
     try:
         model.load_state_dict(load_model(str(folder)).state_dict())
     except RuntimeError as error:
-        raise TsugikiError(f"{folder} holds another model: {' '.join(str(error).split())[:300]}") from error
+        raise TsugikiError(f"{folder} holds another model: {error_text(error)}") from error

@@ -15,14 +15,14 @@ from tsugiki.adapters.format import RECORD_FILE, WEIGHTS_FILE
 from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.blocks import Blocks
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masking import DocumentMasking
+from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.io.progress import RunProgress
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import LORA_PLUS, RunConfig
 from tsugiki.train.evaluation_callback import EvaluationCallback
-from tsugiki.train.model_files import MODEL_FILE
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
 from tsugiki.train.preparation import PackedDataset, pack_data, read_data
@@ -144,7 +144,7 @@ def new_trainer(
     try:
         return RunTrainer(model, _arguments(config, len(blocks)), blocks, isolation, parts)
     except (ValueError, RuntimeError, ImportError) as error:  # an unknown schedule, a logger not installed
-        raise TsugikiError(f"settings: {' '.join(str(error).split())[:300]}") from error
+        raise TsugikiError(f"settings: {error_text(error)}") from error
 
 
 def _new_record(settings: dict[str, Any], out: Path) -> RunRecord:

@@ -1,6 +1,6 @@
 """What another program will refuse of the adapter that a run would train, said before it does."""
 
-from tsugiki.base.loading import meta_model
+from tsugiki.base.loading import load_meta_model
 from tsugiki.export.loaders import refusals_before_training
 from tsugiki.train.config import FULL, RunConfig
 
@@ -13,4 +13,4 @@ def refusals_of_run(loader: str, settings: RunConfig) -> list[str]:
     """
     if settings.method == FULL:
         return ["it trains every weight, so that there will be no adapter: export the model"]
-    return refusals_before_training(loader, settings.adapter_config(), meta_model(settings.model))
+    return refusals_before_training(loader, settings.adapter_config(), load_meta_model(settings.model))

@@ -12,11 +12,12 @@ from tsugiki.adapters.format import WEIGHTS_FILE, refill_adapter, save_adapter
 from tsugiki.base.loading import load_model
 from tsugiki.dtypes import BaseDtype, SaveDtype, preferred_compute_dtype
 from tsugiki.fast.paths import use_fast_paths
+from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.graft import graft
 from tsugiki.train.config import FULL, RunConfig
 from tsugiki.train.gradients import Gradients
-from tsugiki.train.model_files import MODEL_FILE, refill_model, save_model
+from tsugiki.train.model_files import refill_model, save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from tests.base.gguf.files import TOKENS, Kind, tiny_base, write_gguf
 from tests.tiny import ids, logits
 from tsugiki import TsugikiError
 from tsugiki.base.gguf.conversion import CHECKED
-from tsugiki.base.loading import load_model, load_tokenizer, local_folder, meta_model
+from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer, local_folder
 
 KINDS = {"gemma3": "gemma3_text"}
 BLOCK = {"intermediate_size": 64}
@@ -38,7 +38,7 @@ def test_a_float32_file_is_the_model_to_the_last_bit(architecture: str, tmp_path
     path = str(write_gguf(tmp_path / "tiny.gguf", model))
     tokens = ids(2, 40, len(TOKENS))
     assert torch.equal(logits(load_model(path), tokens), logits(model, tokens))
-    assert meta_model(path).config.model_type == model.config.model_type
+    assert load_meta_model(path).config.model_type == model.config.model_type
 
 
 def test_an_output_head_of_its_own(tmp_path: Path):
@@ -153,7 +153,7 @@ def test_what_nobody_compared_is_said(tmp_path: Path, recwarn: pytest.WarningsRe
 )
 def test_files_that_are_no_base(settings: Any, extra: Any, said: str, tmp_path: Path, cache: Path):
     path = write_gguf(tmp_path / "tiny.gguf", tiny_base("llama"), settings=settings, extra=extra)
-    for load in (load_model, load_tokenizer, meta_model):
+    for load in (load_model, load_tokenizer, load_meta_model):
         with pytest.raises(TsugikiError, match=said):
             load(str(path))
     assert not [entry for entry in cache.glob("*") if entry.name != "known"]

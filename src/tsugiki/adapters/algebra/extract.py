@@ -22,11 +22,12 @@ from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.base.fingerprint import named_fingerprint
 from tsugiki.base.inference import seeded
-from tsugiki.base.loading import meta_model, model_folder
-from tsugiki.base.model_folder import StoredTensors, shared_parameters, stored_names
+from tsugiki.base.loading import load_meta_model, model_folder
+from tsugiki.base.model_folder import LazyTensors, map_keys
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import is_conv1d
+from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.targets import find_targets
 from tsugiki.methods.lora import shortest_names
 
@@ -77,7 +78,7 @@ def extract(
             the layers meant do not exist, cannot be extracted, or are all the base's.
     """
     config = LoraConfig(r=r, lora_alpha=r, target_modules=target_modules)
-    model = meta_model(base)
+    model = load_meta_model(base)
     targets = find_targets(model, config)
     for path, layer in targets.items():
         if isinstance(layer, nn.Conv2d):
@@ -110,8 +111,8 @@ class _Stored:
 
     def __init__(self, name: str, shape: "PreTrainedModel") -> None:
         self.name = name
-        self.tensors = StoredTensors(model_folder(name))
-        self.keys = stored_names(shape, self.tensors.keys()).keys
+        self.tensors = LazyTensors(model_folder(name))
+        self.keys = map_keys(shape, self.tensors.keys()).key_of
 
     def read(self, uses: Sequence[str]) -> Tensor:
         """The parameter that has these names in a model.

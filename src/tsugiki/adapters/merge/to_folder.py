@@ -13,6 +13,7 @@ loads them), the model is loaded in the type that its config says, changed in me
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import read_peft_config, read_weights
 from tsugiki.adapters.merge.quantized import QuantizedWeight, cannot_be_merged_into, quantized_weight
 from tsugiki.base.loading import load_model, model_folder, placeholder_model
-from tsugiki.base.model_folder import copy_other_files, read_shards, shared_parameters, stored_names, write_index
+from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
+from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.lora.merge import untie
+from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import WeightUpdate, replace_parameter
 from tsugiki.methods.method import PREFIX
 
@@ -105,22 +108,22 @@ def plan_merge(
     shards = read_shards(folder)
     home = {key: shard for shard in shards for key in shard.entries}
     model = placeholder_model(base)
-    names = stored_names(model, home)
+    names = map_keys(model, home)
     groups = shared_parameters(model)
-    with _real_values(model, adapters, {name: (home[key], key) for name, key in names.keys.items()}, groups):
+    with _real_values(model, adapters, {name: (home[key], key) for name, key in names.key_of.items()}, groups):
         adapter = load_weighted_sum(
             model, adapters, weights, allow_other_base=allow_other_base, settings=read_peft_config
         )
     changes: dict[str, WeightUpdate] = adapter.changes(model)
-    added, config = _untied(model, changes, names.keys, groups)
-    gone = [name for name in changes if not any(one in names.keys for one in groups.get(name, [name]))]
+    added, config = _untied(model, changes, names.key_of, groups)
+    gone = [name for name in changes if not any(one in names.key_of for one in groups.get(name, [name]))]
     if any(name in names.converted for name in gone):
         if getattr(model.config, "quantization_config", None):
             raise cannot_be_merged_into(gone[0], model.config)
         return MergePlan(base, folder, shards, {}, {}, changes, config, {})
     if gone:
         raise TsugikiError(f"{base} is not a whole model: {summarise_list(gone)} is missing")
-    changed = {name: key for name, key in names.keys.items() if name in changes}
+    changed = {name: key for name, key in names.key_of.items() if name in changes}
     coded = {}
     shapes = model.state_dict()
     for name, key in changed.items():
@@ -232,7 +235,8 @@ def _write_in_memory(plan: MergePlan, out: Path, rounding: Rounding) -> None:
         replace_parameter(model, name, nn.Parameter(merged.contiguous(), requires_grad=False))
     for name, value in plan.config.items():
         setattr(model.config, name, value)
-    model.save_pretrained(out)
+    with hidden_progress_bars(not sys.stderr.isatty()):
+        model.save_pretrained(out)
 
 
 def _untied(

@@ -18,7 +18,7 @@ from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, read_header
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.gguf.tokenizer import KINDS, build_tokenizer
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable
         except (OSError, TsugikiError):
             raise
         except Exception as error:  # anything at all, where a file is not what two libraries expect
-            raise TsugikiError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+            raise TsugikiError(f"{path} cannot be read: {error_text(error)}") from error
         tokenizer.save_pretrained(folder)
         try:
             model.save_pretrained(folder)

@@ -15,6 +15,7 @@ import yaml
 
 from tsugiki.adapters.format import WEIGHTS_FILE, write_json
 from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import MODEL_FILES
 from tsugiki.methods.table import family_of
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.interval import Interval, change_interval
@@ -103,7 +104,7 @@ def _row(name: str, record: RunRecord) -> Row:
 def _file_size(folder: Path) -> int:
     """Of the adapter's weights, or of the model's, which may be in several files."""
     adapter = folder / WEIGHTS_FILE
-    found = [adapter] if adapter.is_file() else folder.glob("model*.safetensors")
+    found = [adapter] if adapter.is_file() else folder.glob(MODEL_FILES)
     return sum(path.stat().st_size for path in found)
 
 

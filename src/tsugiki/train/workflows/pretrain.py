@@ -20,7 +20,7 @@ from tsugiki.data.sources import read_records
 from tsugiki.data.splits import Condition, near_groups, parse_held_out, split_one, split_records
 from tsugiki.data.store import Array, read_index
 from tsugiki.data.vocabulary import train_vocabulary
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.progress import RunProgress
 from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.model_files import save_model
@@ -100,8 +100,7 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
         with torch.no_grad():
             model.eval()(input_ids=torch.ones(1, 4, dtype=torch.int64))
     except Exception as error:  # each model refuses in its own way
-        what = " ".join(str(error).split())[:300]
-        raise TsugikiError(f"model: these sizes make no {kind}: {what}") from error
+        raise TsugikiError(f"model: these sizes make no {kind}: {error_text(error)}") from error
     return model
 
 

@@ -1,0 +1,18 @@
+"""Names of the files in the folders of models, adapters and runs."""
+
+MODEL_CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+"""A model's weights, if they are in one file."""
+MODEL_INDEX_FILE = "model.safetensors.index.json"
+"""The index of a model's weights, if they are in several files."""
+MODEL_FILES = "model*.safetensors"
+"""A pattern that matches all weight files of a model."""
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+"""An adapter's weights."""
+METADATA_FILE = "tsugiki.json"
+"""What Tsugiki knows about an adapter or a merged model and PEFT's config has no field for."""
+
+RECORD_FILE = "run.json"
+"""The record of a training run (see `tsugiki.train.record`)."""
