@@ -187,6 +187,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
     ("fields", "said"),
     [
         ({"method": "full", "lora": {"r": 4}}, "lora: no setting of method full"),
+        ({"method": "full", "base_dtype": "fp32"}, "base_dtype: no setting of method full"),
         ({"compute_dtype": "bf16"}, "compute_dtype: no setting of method lora"),
         ({"save_dtype": "float16"}, "save_dtype: no setting of method lora"),
         ({"method": "full", "decay_ratio": 0.1}, "lr_scheduler_type warmup_stable_decay requires"),

@@ -201,7 +201,7 @@ class RunConfig(TrainingSettings):
     def _inapplicable_fields(self) -> tuple[str, ...]:
         ratio = () if self.method == LORA_PLUS else ("loraplus_lr_ratio",)
         if self.method == FULL:
-            return ("lora", "method_config", "frozen", *ratio)
+            return ("lora", "method_config", "base_dtype", *ratio)
         return (*_ADAPTERS_HAVE_NO, "method_config" if METHODS[self.method].form is LORA else "lora", *ratio)
 
 
