@@ -1,13 +1,13 @@
-"""GGUF bases against llama.cpp: `python -m benchmarks.gguf model.gguf …`. Needs llama-cpp-python.
+"""Compare GGUF bases in Tsugiki and in llama.cpp: `python -m benchmarks.gguf model.gguf …`. Requires llama-cpp-python.
 
-For each file, a table:
+For each file, it prints a table with:
 
-- how many of some fixed and 2,000 random texts are other tokens in llama.cpp; those with U+2581, which SentencePiece
-  takes for a space and llama.cpp for a letter, are counted apart;
-- how far the logits on two texts are from llama.cpp's, and how often the likeliest token is the same. llama.cpp rounds
-  what it multiplies quantised weights with to 8 bits: the same again, with a file of the same weights as float32;
-- how many greedy tokens are the same before one is not, for each text;
-- the seconds until model and tokenizer are loaded, at the first start and at the second.
+- the number of texts, of some fixed and 2,000 random ones, that llama.cpp tokenises differently; texts with U+2581,
+  which is a space for SentencePiece and a letter for llama.cpp, are counted separately;
+- the differences of the logits on two texts, and how often the top token agrees. llama.cpp rounds the activations to
+  8 bits when it multiplies quantised weights, so this is repeated with the same weights stored as float32;
+- for each text, the number of greedy tokens before the first difference;
+- the seconds to load model and tokenizer, the first and the second time.
 """
 
 import argparse
@@ -25,12 +25,12 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, dequantize
 from llama_cpp import Llama
 
+from benchmarks.figures import Figures
 from tsugiki.base.gguf.conversion_cache import converted_folder
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.figures import Figures
-from tsugiki.bench.table import markdown
+from tsugiki.bench.table import markdown_table
 
-HEADERS = {"en": ["what", "figure"], "ja": ["何を", "値"]}
+HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 TEXTS = [
     "The gardener cut 12 branches in 1923, and the capital of France is Paris; the capital of Japan is Tokyo. In the "
     "morning he listened to the wind in the trees, and did not hear that somebody had come through the gate.",
@@ -63,29 +63,29 @@ MARK = "▁"
 
 
 def main() -> None:
-    """Print a table for each file."""
+    """Print a table for each file, and write one file with all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, help="a JSON file for the tables")
+    parser.add_argument("--out", type=Path, help="JSON file to write the tables to")
     options = parser.parse_args()
     rows: list[list[str]] = []
     for path in options.files:
-        part = _rows(path)
-        print(f"\n{path.name}\n\n{markdown((HEADERS['en'], part))}", flush=True)
-        rows += [[f"{path.name}: {what}", figure] for what, figure in part]
+        measured = _rows(path)
+        print(f"\n{path.name}\n\n{markdown_table((HEADERS['en'], measured))}", flush=True)
+        rows += [[f"{path.name}: {label}", value] for label, value in measured]
     if options.out:
         Figures(HEADERS, rows, f"python -m benchmarks.gguf {shlex.join(sys.argv[1:])}").write(options.out)
 
 
 def _rows(path: Path) -> list[list[str]]:
-    starts = []
-    with TemporaryDirectory() as cache:  # a cache without this file, whatever was unpacked before
+    seconds = []
+    with TemporaryDirectory() as cache:  # an empty cache, so that the first load converts the file
         os.environ["XDG_CACHE_HOME"] = cache
         for _ in range(2):
-            begin = time.perf_counter()
+            start = time.perf_counter()
             converted_folder(path)
             model, tokenizer = load_model(str(path)), load_tokenizer(str(path))
-            starts.append(time.perf_counter() - begin)
+            seconds.append(time.perf_counter() - start)
         rows = _token_rows(path, tokenizer)
         ids = [tokenizer(text).input_ids for text in TEXTS]
         with torch.no_grad():
@@ -94,9 +94,9 @@ def _rows(path: Path) -> list[list[str]]:
         rows += _logit_rows("llama.cpp", path, ids, ours)
         plain = _as_float32(path, Path(cache) / "float32.gguf")
         rows += _logit_rows("llama.cpp on float32", plain, ids, ours)
-        rows.append(["of 32 greedy tokens, those before llama.cpp's is another", _greedy(path, model, ids)])
-        rows.append(["of 32 greedy tokens, the same with llama.cpp on float32", _greedy(plain, model, ids)])
-    return [*rows, ["seconds of the first start and the second", ", ".join(f"{start:.1f}" for start in starts)]]
+        rows.append(["greedy tokens before the first difference from llama.cpp (of 32)", _greedy(path, model, ids)])
+        rows.append(["the same, with llama.cpp on float32", _greedy(plain, model, ids)])
+    return [*rows, ["seconds of the first and the second load", ", ".join(f"{one:.1f}" for one in seconds)]]
 
 
 def _token_rows(path: Path, tokenizer: Any) -> list[list[str]]:
@@ -107,8 +107,8 @@ def _token_rows(path: Path, tokenizer: Any) -> list[list[str]]:
     theirs.close()
     without = [text for text in texts if MARK not in text]
     return [
-        ["texts with other tokens than llama.cpp's", f"{len([t for t in other if MARK not in t])} of {len(without)}"],
-        ["the same, of texts with U+2581", f"{len([t for t in other if MARK in t])} of {len(texts) - len(without)}"],
+        ["texts that llama.cpp tokenises differently", f"{len([t for t in other if MARK not in t])} of {len(without)}"],
+        ["the same, for texts with U+2581", f"{len([t for t in other if MARK in t])} of {len(texts) - len(without)}"],
     ]
 
 
@@ -126,16 +126,16 @@ def _logit_rows(name: str, path: Path, ids: list[list[int]], ours: torch.Tensor)
         scores.append(np.array(model.scores[: len(row)]))
     model.close()
     theirs = torch.tensor(np.concatenate(scores))
-    away = (ours - theirs).abs()
+    difference = (ours - theirs).abs()
     same = (ours.argmax(-1) == theirs.argmax(-1)).sum()
     return [
-        [f"largest and mean difference from {name}", f"{away.max():.2g}, {away.mean():.2g}"],
-        [f"likeliest token the same as {name}'s", f"{same} of {len(ours)}"],
+        [f"largest and mean difference of a logit from {name}", f"{difference.max():.2g}, {difference.mean():.2g}"],
+        [f"top token agrees with {name}", f"{same} of {len(ours)}"],
     ]
 
 
 def _greedy(path: Path, model: Any, ids: list[list[int]]) -> str:
-    """How many tokens are the same before the first that is not, for each text."""
+    """Return the number of greedy tokens before the first difference, for each text."""
     theirs = _open(path)
     counts = []
     for row in ids:
@@ -156,7 +156,7 @@ def _greedy(path: Path, model: Any, ids: list[list[int]]) -> str:
 
 
 def _as_float32(path: Path, out: Path) -> Path:
-    """The same file with every tensor as float32."""
+    """Write a copy of a GGUF file with every tensor in float32."""
     reader = GGUFReader(path)
     writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():

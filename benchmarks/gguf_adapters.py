@@ -1,10 +1,10 @@
-r"""An adapter in llama.cpp beside Tsugiki: `python -m benchmarks.gguf_adapters MODEL ADAPTER --base BASE.gguf`.
+r"""Compare an adapter in llama.cpp and in Tsugiki: `python -m benchmarks.gguf_adapters MODEL ADAPTER --base BASE.gguf`.
 
-The adapter is exported by the command line and run on the base's GGUF file, as it is and with every tensor made
-float32, which takes the rounding of a quantised base away: what is left then is the adapter's. Tsugiki computes in
-float32 on MODEL, whose weights are those of the file. Compared are logits on the prompt and our continuation of it,
-the likeliest token at each place, and what each draws greedily. A token's difference is the largest of its logits;
-the table has the median token's, and the worst. Needs llama-cpp-python.
+The adapter is exported with `tsugiki export` and run on the base's GGUF file: as it is, and with every tensor converted
+to float32. The conversion removes the rounding of a quantised base, so that the remaining difference is due to the
+adapter. Tsugiki computes in float32 on MODEL, which has the same weights as the file. The table compares the logits on
+the prompt and our continuation, the top token at each position, and greedy decoding. The difference at a token is the
+largest one of its logits; the table gives that of the median token and of the worst. Requires llama-cpp-python.
 
     tsugiki train --model MODEL --data src/tsugiki/assets/quickstart --out ADAPTER --max-steps 16 --learning-rate 2e-3 \
         --batch-size 1 --grad-accum 1 --block-size 64 --dropout 0
@@ -21,34 +21,34 @@ import gguf
 import numpy as np
 from torch import Tensor
 
-from benchmarks.beside_llama_cpp import alike, greedy, llama
-from benchmarks.beside_llama_cpp import logits as logits_of
+from benchmarks.figures import Figures
+from benchmarks.llama_cpp_outputs import common_prefix, greedy, llama_cpp_outputs
+from benchmarks.llama_cpp_outputs import logits as logits_of
 from tsugiki import disable_adapter, load_adapter
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.figures import Figures
-from tsugiki.bench.table import markdown
+from tsugiki.bench.table import markdown_table
 from tsugiki.data.encoding import document_start, encode
 
 _HEADERS = {
     "en": [
-        *("base", "adapter", "difference of logits", "at the worst token", "KL, nats", "same top token"),
-        "same tokens, greedily",
+        *("base", "adapter", "median difference of logits", "largest difference", "KL, nats", "top token agrees"),
+        "equal greedy tokens",
     ],
     "ja": [
-        *("ベース", "アダプター", "ロジットの差", "最も違うトークンで", "KL（nat）", "最上位が同じ"),
-        "貪欲に同じトークン",
+        *("ベース", "アダプター", "ロジットの差（中央値）", "最大の差", "KL（nat）", "最上位トークンの一致率"),
+        "貪欲生成で一致したトークン",
     ],
 }
 
 
 def main() -> None:
-    """Print the table and the texts, and write them."""
+    """Print the table and the generated texts, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("adapter", type=Path)
-    parser.add_argument("--base", type=Path, required=True, help="the GGUF file that MODEL came from, or was made into")
+    parser.add_argument("--base", type=Path, required=True, help="GGUF file with the same weights as MODEL")
     parser.add_argument("--prompt", default="吾輩は猫である。名前はまだ無い。")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="JSON file to write the table to")
     options = parser.parse_args()
 
     tokenizer = load_tokenizer(options.model)
@@ -63,45 +63,45 @@ def main() -> None:
     logits["with"] = logits_of(model, whole)
     del model
     shift = float((logits["with"] - logits["without"]).abs().max())
-    texts = [(f"Tsugiki, {which}", drawn) for which, drawn in ours.items()]
+    texts = [(f"Tsugiki, {state} adapter", generated) for state, generated in ours.items()]
     rows = []
     with TemporaryDirectory() as folder:
         lora, plain = Path(folder) / "adapter.gguf", Path(folder) / "base.gguf"
         command = [sys.executable, "-m", "tsugiki", "export", str(options.adapter), "--gguf", str(lora)]
         command += ["--model", options.model, "--base", str(options.base)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         _in_float32(options.base, plain)
         for name, base in (("as it is", options.base), ("in float32", plain)):
-            for which, adapter in (("without", None), ("with", lora)):
-                theirs, drawn = llama(base, whole, ids, adapter)
-                row = _compare(logits[which], theirs)
+            for state, adapter in (("without", None), ("with", lora)):
+                theirs, generated = llama_cpp_outputs(base, whole, ids, adapter)
+                row = _compare(logits[state], theirs)
                 rows.append(
                     [
                         name,
-                        which,
+                        state,
                         f"{row['median_difference']:.2g}",
                         f"{row['largest_difference']:.2g}",
                         f"{row['kl_nats']:.1e}",
                         f"{row['same_top_token']:.0%}",
-                        f"{alike(ours[which], drawn)} of {len(ours[which])}",
+                        f"{common_prefix(ours[state], generated)} of {len(ours[state])}",
                     ]
                 )
-                texts.append((f"llama.cpp, {name}, {which}", drawn))
+                texts.append((f"llama.cpp, base {name}, {state} adapter", generated))
     print(
-        f"{options.base.name} with {options.adapter}: {len(whole)} tokens, whose logits the adapter moves by up to "
+        f"{options.base.name} with {options.adapter}: {len(whole)} tokens; the adapter changes their logits by up to "
         f"{shift:.3g}\n"
     )
     figures = Figures(_HEADERS, rows, shlex.join(["python", "-m", "benchmarks.gguf_adapters", *sys.argv[1:]]))
-    print(markdown(figures.table("en")))
-    for who, drawn in texts:
-        print(f"{who}: {tokenizer.decode(drawn)!r}")
-    print(f"\n{said}")
+    print(markdown_table(figures.table("en")))
+    for name, generated in texts:
+        print(f"{name}: {tokenizer.decode(generated)!r}")
+    print(f"\n{output}")
     if options.out:
         figures.write(options.out)
 
 
 def _in_float32(source: Path, out: Path) -> None:
-    """A copy of a GGUF file with every tensor in float32."""
+    """Write a copy of a GGUF file with every tensor in float32."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(out, architecture)

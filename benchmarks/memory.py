@@ -1,12 +1,12 @@
-"""What a step of LoRA keeps for its backward pass, in bytes a token, and its peak: `python -m benchmarks.memory`.
+"""Measure what a LoRA step saves for its backward pass, and its peak memory: `python -m benchmarks.memory`.
 
-For GPT-2 small with random weights (r 8 on c_attn and c_proj, dropout 0.1), in the types asked for. Kept tensors are
-counted at the function that keeps them; one that several keep counts once, and weights do not count.
-The peak is predicted as
+The model is GPT-2 small with random weights (r 8 on c_attn and c_proj, dropout 0.1). Each saved tensor is attributed to
+the function that saves it. A tensor saved by several functions counts once; weights do not count. The peak is
+predicted as
 
-    threads · tokens of a group · bytes a token  +  threads · (logits of a chunk + hidden states and their gradient)
+    threads · tokens per group · saved bytes per token  +  threads · (logits of a chunk + hidden states and gradient)
 
-and the measurement is the process's peak during a step above what it held before.
+and compared with the peak of the process during a step, minus its memory before.
 """
 
 import argparse
@@ -27,10 +27,10 @@ _GROUP = 512
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table and the peak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--plain", action="store_true", help="the definitions instead of the fast paths")
+    parser.add_argument("--plain", action="store_true", help="use the plain definitions instead of the fast paths")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).to(getattr(torch, options.dtype))
@@ -43,17 +43,17 @@ def main() -> None:
         use_fast_paths(model)
     ids = torch.randint(0, 50_000, (4, _GROUP))
     batch = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(_GROUP).expand(4, -1)}
-    kept = _kept(model, {name: tensor[:1] for name, tensor in batch.items()})
-    print("| kept by | bytes a token and layer |\n| --- | ---: |")
-    for name, size in kept.most_common():
+    saved = _saved_bytes(model, {name: tensor[:1] for name, tensor in batch.items()})
+    print("| saved by | bytes per token and layer |\n| --- | ---: |")
+    for name, size in saved.most_common():
         print(f"| {name} | {size / _GROUP / 12:,.0f} |")
-    print(f"| all | {kept.total() / _GROUP / 12:,.0f} |\n")
+    print(f"| total | {saved.total() / _GROUP / 12:,.0f} |\n")
     gradients = Gradients(model, model, _GROUP, ordered=False)
     gradients.add(batch, ids.numel())
     threads = min(torch.get_num_threads(), len(ids))
     width = model.dtype.itemsize
     chunk = _rows_at_once(model.lm_head, width) * 50_257 * width
-    predicted = threads * (kept.total() + chunk + 4 * _GROUP * 768 * width)
+    predicted = threads * (saved.total() + chunk + 4 * _GROUP * 768 * width)
     reset_peak()
     before = resident() or 0
     gradients.add(batch, ids.numel())
@@ -61,17 +61,17 @@ def main() -> None:
     print(f"{threads} threads, predicted {predicted / 2**20:,.0f} MiB, measured {measured / 2**20:,.0f} MiB")
 
 
-def _kept(model: GPT2LMHeadModel, inputs: Mapping[str, Tensor]) -> Counter[str]:
-    """Bytes that the functions below the last hidden states keep, by the name of the function."""
+def _saved_bytes(model: GPT2LMHeadModel, inputs: Mapping[str, Tensor]) -> Counter[str]:
+    """Return the bytes that are saved in a forward pass up to the last hidden states, by function."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found: Counter[str] = Counter()
     seen: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in weights and place not in seen:
-            seen[place] = tensor
-            found[_asking()] += tensor.untyped_storage().nbytes()
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in weights and pointer not in seen:
+            seen[pointer] = tensor
+            found[_saving_function()] += tensor.untyped_storage().nbytes()
         return tensor
 
     model.train()
@@ -80,8 +80,8 @@ def _kept(model: GPT2LMHeadModel, inputs: Mapping[str, Tensor]) -> Counter[str]:
     return found
 
 
-def _asking() -> str:
-    """The module's line that keeps a tensor, as file and function."""
+def _saving_function() -> str:
+    """Return the file and the name of the innermost function outside torch that saves a tensor."""
     frame = sys._getframe(2)
     while frame.f_back and "/torch/" in frame.f_code.co_filename:
         frame = frame.f_back

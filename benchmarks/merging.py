@@ -1,8 +1,8 @@
-"""Peak memory and time of a merge, from file to file and in memory: `python -m benchmarks.merging`.
+"""Measure the peak memory and the time of a merge, from file to file and in memory: `python -m benchmarks.merging`.
 
-A Llama of random weights in bfloat16, in shards, and an adapter of rank 16 on all its projections. Each way runs in a
-process of its own, whose peak is its largest resident set; the imports alone are a row, too. The files are in the
-page cache when the first way begins.
+The base is a Llama with random weights in bfloat16, in shards; the adapter has rank 16 on all projections. Each
+procedure runs in a new process, and its peak is that process's largest resident set; one row is the imports alone.
+The files are in the page cache before the first procedure starts.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-WAYS = {
+PROCEDURES = {
     "imports alone": "import tsugiki.train.workflows.merge",
     "file to file": (
         "from pathlib import Path\n"
@@ -43,30 +43,31 @@ _MEASURED = "import sys, tsugiki.bench.memory as memory\nmemory.reset_peak()\nex
 
 
 def main() -> None:
-    """Make base and adapter, and print a line for each way."""
+    """Create the base and the adapter, and print a row for each procedure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--shard", default="500MB", help="the largest shard")
-    parser.add_argument("--folder", type=Path, help="where the files are made; a temporary folder if unset")
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--shard", default="500MB", help="maximum size of a shard")
+    parser.add_argument("--folder", type=Path, help="parent folder of the temporary files")
+    parser.add_argument("--procedures", nargs="*", choices=PROCEDURES, default=list(PROCEDURES))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        _make(folder, options.layers, options.width, options.shard)
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        _create_files(folder, options.layers, options.width, options.shard)
         shards = sorted(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
         adapter = (folder / "adapter" / "adapter_model.safetensors").stat().st_size
         print(
             f"base {sum(shards) / 1e9:.2f} GB in {len(shards)} shards of at most {shards[-1] / 1e9:.2f} GB, "
             f"adapter {adapter / 1e9:.3f} GB\n"
         )
-        print("| way | seconds | peak resident memory |\n| --- | ---: | ---: |", flush=True)
-        for way in options.ways:
-            seconds, peak = _measure(WAYS[way], folder)
-            print(f"| {way} | {seconds:.1f} | {peak / 1e9:.2f} GB |", flush=True)
+        print("| procedure | seconds | peak resident memory |\n| --- | ---: | ---: |", flush=True)
+        for name in options.procedures:
+            seconds, peak = _measure(PROCEDURES[name], folder)
+            print(f"| {name} | {seconds:.1f} | {peak / 1e9:.2f} GB |", flush=True)
 
 
-def _make(folder: Path, layers: int, width: int, shard: str) -> None:
+def _create_files(folder: Path, layers: int, width: int, shard: str) -> None:
+    """Save a base and an adapter to the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -92,7 +93,7 @@ def _make(folder: Path, layers: int, width: int, shard: str) -> None:
 
 
 def _measure(code: str, folder: Path) -> tuple[float, int]:
-    """Seconds and peak of a process of its own."""
+    """Run code in a new process, and return its seconds and its peak memory in bytes."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _MEASURED, code], cwd=folder, check=True, text=True, stdout=subprocess.PIPE

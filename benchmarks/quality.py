@@ -1,11 +1,11 @@
-"""Time to the chapter's quality: `python -m benchmarks.quality kyoka.jsonl`.
+"""Measure the time to reach the quality of the chapter's script: `python -m benchmarks.quality kyoka.jsonl`.
 
-The chapter's script (PEFT and Trainer in float32, dropout of the base on, batches of 4, four of them a step, 1e-4,
-three epochs, rank 8 on c_attn and c_proj) learns an author's texts, and its held-out loss at the end is measured. Then
-Tsugiki's own run with its defaults begins, is measured every few steps, and ends where it is as good. Both learn the
-same rows and are measured on the same windows; the time is that of the steps alone.
+The chapter's script (PEFT and Trainer in float32, base dropout on, batch size 4, 4 accumulation steps, learning rate
+1e-4, three epochs, rank 8 on c_attn and c_proj) trains on the texts of one author, and its final held-out loss is
+measured. Then a run of Tsugiki with its default settings is evaluated every few steps and stops when its loss is as
+low. Both train on the same rows and are evaluated on the same windows. Only the time of training steps counts.
 
-The texts: `tsugiki aozora --source FOLDER --author 泉鏡花 --out kyoka.jsonl`.
+To get the texts: `tsugiki aozora --source FOLDER --author 泉鏡花 --out kyoka.jsonl`.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments, default_data_collator
 
+from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model
-from tsugiki.bench.figures import Figures
-from tsugiki.bench.hugging_face import GateCallback, with_peft
-from tsugiki.bench.table import markdown
+from tsugiki.bench.hugging_face import StepBarrierCallback, with_peft
+from tsugiki.bench.table import markdown_table
 from tsugiki.bench.work import StepBarrier
 from tsugiki.io.progress import RunProgress
 from tsugiki.train.config import RunConfig, validated
@@ -30,42 +30,42 @@ from tsugiki.train.record import RunRecord
 from tsugiki.train.run import Ready, begin_training, prepare, total_steps
 
 HEADERS = {
-    "en": ["run", "steps", "seconds", "held-out loss", "times as fast"],
+    "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],
     "ja": ["実行", "ステップ", "秒", "評価用の損失", "速さの倍率"],
 }
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="texts of one author, as `tsugiki aozora` writes them")
+    parser.add_argument("data", help="texts of one author, written by `tsugiki aozora`")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--max-steps", type=int, help="instead of three epochs")
-    parser.add_argument("--every", type=int, default=10, help="steps between measurements of Tsugiki's run")
+    parser.add_argument("--every", type=int, default=10, help="steps between evaluations of Tsugiki's run")
     parser.add_argument("--block-size", type=int)
-    parser.add_argument("--out", type=Path, help="a JSON file for the table")
+    parser.add_argument("--out", type=Path, help="JSON file to write the table to")
     options = parser.parse_args()
-    with TemporaryDirectory() as folder, RunProgress() as shown:
-        given = {"model": options.model, "data": options.data, "out": folder, "block_size": options.block_size}
-        config = validated(RunConfig, {**given, "max_steps": options.max_steps}, None)
-        ready = prepare(config, shown)
+    with TemporaryDirectory() as folder, RunProgress() as progress:
+        settings = {"model": options.model, "data": options.data, "out": folder, "block_size": options.block_size}
+        config = validated(RunConfig, {**settings, "max_steps": options.max_steps}, None)
+        ready = prepare(config, progress)
         target, theirs = _chapter(config, ready, folder)
-        shown.say(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
-        curve = _ours(config, ready, target, options.every, shown)
+        progress.say(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
+        curve = _ours(config, ready, target, options.every, progress)
     step, seconds, loss = curve[-1]
     steps = config.max_steps or total_steps(config, len(ready.data.blocks))
-    reached = f"{theirs / seconds:.2f}" if loss <= target else "not as good"
+    reached = f"{theirs / seconds:.2f}" if loss <= target else "not reached"
     rows = [
         ["the chapter's script", f"{steps:,}", f"{theirs:,.0f}", f"{target:.4f}", "1"],
         ["Tsugiki", f"{step:,}", f"{seconds:,.0f}", f"{loss:.4f}", reached],
     ]
-    print(markdown((HEADERS["en"], rows)))
+    print(markdown_table((HEADERS["en"], rows)))
     if options.out:
         Figures(HEADERS, rows, f"python -m benchmarks.quality {shlex.join(sys.argv[1:])}").write(options.out)
 
 
 def _chapter(config: RunConfig, ready: Ready, folder: str) -> tuple[float, float]:
-    """Held-out loss at the end of the chapter's script, and the seconds of its steps."""
+    """Run the chapter's script, and return its final held-out loss and the seconds of its steps."""
     model = with_peft(load_model(config.model))
     clock = Clock()
     settings = TrainingArguments(
@@ -85,52 +85,52 @@ def _chapter(config: RunConfig, ready: Ready, folder: str) -> tuple[float, float
         args=settings,
         train_dataset=ready.data.blocks,
         data_collator=default_data_collator,
-        callbacks=[GateCallback(clock)],
+        callbacks=[StepBarrierCallback(clock)],
     )
     trainer.train()
     return evaluate(model.get_base_model(), ready.tokenizer, ready.data.windows).loss, clock.seconds
 
 
 def _ours(
-    config: RunConfig, ready: Ready, target: float, every: int, shown: RunProgress
+    config: RunConfig, ready: Ready, target: float, every: int, progress: RunProgress
 ) -> list[tuple[int, float, float]]:
-    """Step, seconds and held-out loss at each measurement, up to the one that is as good."""
+    """Run Tsugiki until its loss is at most `target`; return step, seconds and held-out loss at each evaluation."""
     trainer = begin_training(config, ready, RunRecord(config.to_record()))
     curve: list[tuple[int, float, float]] = []
 
-    def look(step: int, last: bool) -> bool:
+    def reached(step: int, last: bool) -> bool:
         if step % every and not last:
             return False
         loss = evaluate(ready.model, ready.tokenizer, ready.data.windows).loss
         curve.append((step, trainer.meters.seconds, loss))
-        shown.say(f"step {step}  {trainer.meters.seconds:,.0f} s  held-out loss {loss:.4f}")
+        progress.say(f"step {step}  {trainer.meters.seconds:,.0f} s  held-out loss {loss:.4f}")
         return loss <= target
 
-    trainer.add_callback(Look(look))
+    trainer.add_callback(StopCallback(reached))
     trainer.train()
     return curve
 
 
 class Clock(StepBarrier):
-    """A gate that is always open and sums up the seconds."""
+    """A barrier that never waits and adds up the seconds of all steps."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: "step", self._take)
+        super().__init__(lambda: "step", self._add)
         self.seconds = 0.0
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _add(self, message: dict[str, Any]) -> None:
         self.seconds += message.get("seconds", 0.0)
 
 
-class Look(TrainerCallback):  # type: ignore[misc]
-    """Asks after each step whether it was enough."""
+class StopCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends training after the first step for which `reached(step, is_last)` is true."""
 
-    def __init__(self, enough: Callable[[int, bool], bool]) -> None:
-        self.enough = enough
+    def __init__(self, reached: Callable[[int, bool], bool]) -> None:
+        self.reached = reached
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> TrainerControl:
-        """Stop where it was."""
-        control.should_training_stop |= self.enough(state.global_step, state.global_step == state.max_steps)
+        """Request the end of training if the target is reached."""
+        control.should_training_stop |= self.reached(state.global_step, state.global_step == state.max_steps)
         return control
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import ids, tiny_model
 from tsugiki.architectures import ARCHITECTURES
-from tsugiki.bench.limit import WAYS, Product, Timings, arranged, products
+from tsugiki.bench.limit import LAYOUTS, Product, Timings, operands, products
 
 ROWS, LENGTH, RANK = 3, 12, 4
 
@@ -31,7 +31,7 @@ def test_as_many_operations_as_torch_counts_in_a_step_of_pefts(kind: str):
     grafted(input_ids=tokens, labels=tokens).loss.backward()  # what is made once, such as rotary tables, is made
     with FlopCounterMode(display=False) as counter:
         grafted(input_ids=tokens, labels=tokens).loss.backward()
-    ours = sum(count * flops(product) for product, count in found.items() if product.part != "causal attention")
+    ours = sum(count * flops(product) for product, count in found.items() if product.group != "causal attention")
     rotary = 2 * ROWS * LENGTH * 16 * 4  # the angles, at most: a product too, but of constants
     assert 0 <= counter.get_total_flops() - ours <= rotary * (kind not in ("gpt2", "opt"))
 
@@ -41,9 +41,9 @@ def test_causal_attention_is_the_blocks_below_the_diagonal():
     found = products(model.config, 1, 300)
     layers, heads, width = 2, 4, 8
     blocks = 128 * 128 + 128 * 256 + 44 * 300
-    causal = sum(count * flops(product) for product, count in found.items() if product.part == "causal attention")
+    causal = sum(count * flops(product) for product, count in found.items() if product.group == "causal attention")
     assert causal == 2 * layers * heads * width * blocks * 6
-    whole = sum(count * flops(product) for product, count in found.items() if product.part == "attention")
+    whole = sum(count * flops(product) for product, count in found.items() if product.group == "attention")
     assert whole == 2 * layers * heads * width * 300 * 300 * 6
 
 
@@ -63,15 +63,15 @@ def test_nothing_below_the_first_layer_wants_a_gradient():
         (Product("attention", 32, 24, 40, 6, "batch"), torch.bfloat16),
     ],
 )
-def test_every_way_is_the_same_product(product: Product, dtype: torch.dtype):
-    layouts = set()
-    for way in WAYS:
-        pairs, threads = arranged(product, dtype, way)
-        assert threads == (torch.get_num_threads() if way.sliced else 1)
+def test_every_layout_is_the_same_product(product: Product, dtype: torch.dtype):
+    strides = set()
+    for layout in LAYOUTS:
+        pairs, threads = operands(product, dtype, layout)
+        assert threads == (torch.get_num_threads() if layout.sliced else 1)
         assert sum(2 * a.numel() * b.shape[-1] for a, b in pairs) == flops(product)
         assert all(a.dtype == b.dtype == dtype and a.shape[-1] == b.shape[-2] for a, b in pairs)
-        layouts.add(pairs[0][1].stride())
-    assert len(layouts) == 2
+        strides.add(pairs[0][1].stride())
+    assert len(strides) == 2
 
 
 def test_the_sum_takes_each_product_in_the_type_that_serves_it_best():
@@ -94,7 +94,7 @@ def test_the_sum_takes_each_product_in_the_type_that_serves_it_best():
 
 def test_measuring_fills_in_every_product():
     timings = Timings(products(tiny_model("gpt2").config, 2, 8), ["fp32", "int8"])
-    timings.look_for_ways()
+    timings.choose_layouts()
     timings.measure()
     assert all(0 < seconds < math.inf for seconds in timings.seconds.values())
     before = dict(timings.seconds)

@@ -1,14 +1,14 @@
-"""Who takes a step when, and what is kept of it; the processes are stood in for."""
+"""The order of the steps and what is measured, with fake processes."""
 
 from typing import Any
 
 import pytest
 
 from tsugiki.bench import runner
-from tsugiki.bench.contenders import BenchmarkEntry
-from tsugiki.bench.process import Failed
+from tsugiki.bench.entries import BenchmarkEntry
+from tsugiki.bench.process import EntryFailed
 from tsugiki.bench.runner import measure
-from tsugiki.bench.work import Work
+from tsugiki.bench.work import Workload
 
 GB = 10**9
 
@@ -20,11 +20,11 @@ class Fake:
     held: int
     failing: str
 
-    def __init__(self, name: str, work: Work) -> None:
+    def __init__(self, name: str, entry: BenchmarkEntry, workload: Workload) -> None:
         self.name, self.count = name, 0
         self.told.append(f"start {name}")
         if name == self.failing:
-            raise Failed("no luck")
+            raise EntryFailed("no luck")
         Fake.held += GB
         self.notes, self.loaded, self.resident = {"attention": "eager"}, GB, GB
 
@@ -32,7 +32,7 @@ class Fake:
         self.count += 1
         self.told.append(f"{self.name} {self.count}")
         if self.failing == f"{self.name} {self.count}":
-            raise Failed("no luck")
+            raise EntryFailed("no luck")
         return {"seconds": float(self.count), "peak": GB + self.count * 1000, "resident": GB}
 
     def close(self) -> None:
@@ -43,14 +43,14 @@ class Fake:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Fake.told, Fake.held, Fake.failing = [], 0, ""
-    monkeypatch.setattr(runner, "Process", Fake)
+    monkeypatch.setattr(runner, "EntryProcess", Fake)
     monkeypatch.setattr("tsugiki.bench.memory.available", lambda: 100 * GB)
     return Fake.told
 
 
-def run(*names: str, rounds: int = 2) -> dict[str, runner.Measured]:
-    contenders = {name: BenchmarkEntry("", "own:tsugiki", needs=("no_such",) * (name == "absent")) for name in names}
-    return {one.name: one for one in measure(contenders, Work("any"), rounds, lambda line: None)}
+def run(*names: str, rounds: int = 2) -> dict[str, runner.Measurement]:
+    entries = {name: BenchmarkEntry("", "any:any", requires=("no_such",) * (name == "absent")) for name in names}
+    return {one.name: one for one in measure(entries, Workload("any"), rounds, lambda line: None)}
 
 
 def test_by_turns_after_all_are_warm(told: list[str]):

@@ -1,4 +1,4 @@
-"""`tsugiki bench`: what it prints and writes, and one line for what cannot be."""
+"""`tsugiki bench`: what it prints and writes, and one-line errors for bad input."""
 
 import json
 from pathlib import Path
@@ -6,29 +6,30 @@ from pathlib import Path
 import pytest
 
 from tsugiki.bench import bench
-from tsugiki.bench.runner import Measured
+from tsugiki.bench.runner import Measurement
 
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contenders that took a second each."""
+    """Every step takes a second."""
 
-    def measure(contenders, work, rounds, say):
-        say("round 1 of 1")
+    def measure(entries, workload, rounds, show):
+        show("round 1 of 1")
         limit = {"fp32": {"tokens_per_second": 500.0, "causal_tokens_per_second": 600.0, "seconds": {}}}
         return [
-            Measured(name, {}, [1.0] * rounds, 10, 30, 20, [limit] if name == "limit" else []) for name in contenders
+            Measurement(name, {}, [1.0] * rounds, 10, 30, 20, [limit] if name == "limit" else []) for name in entries
         ]
 
     monkeypatch.setattr(bench, "measure", measure)
 
 
-def test_the_list_names_models_and_contenders(run):
+def test_the_list_names_models_and_entries(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tsugiki.bench.entries.find_spec", lambda package: None)
     status, out, _ = run("bench", "--list")
     assert status == 0
     for name in ("gpt2-small", "qwen3-1.7b", "embedded", "chapter", "peft-bf16", "tsugiki-int8", "grafted-off"):
         assert name in out
-    assert "mlx-lm[cpu]" in out, "brackets are no markup"
+    assert "tsugiki[bench]" in out, "rich must not read brackets as markup"
 
 
 def test_a_measurement(base: str, run, fast, tmp_path: Path):
@@ -50,7 +51,7 @@ def test_a_measurement(base: str, run, fast, tmp_path: Path):
 
 
 def test_generation_and_names(base: str, run, fast, tmp_path: Path):
-    status, out, _ = run("bench", "--model", base, "--generate", "--contenders", "merged, peft-merged")
+    status, out, _ = run("bench", "--model", base, "--generate", "--entries", "merged, peft-merged")
     assert status == 0
     assert out.index("merged") < out.index("peft-merged")
     assert "limit" not in out
@@ -59,14 +60,14 @@ def test_generation_and_names(base: str, run, fast, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--contenders", "chaptre"), "no contender called 'chaptre'; there are chapter, peft-fp32"),
-        (("--generate", "--contenders", "chapter"), "no contender called 'chapter'; there are peft-grafted"),
-        (("--model", "./nowhere"), "shapes by name are gpt2-small, rinna-medium, smollm2-135m"),
+        (("--entries", "chaptre"), "'chaptre'; choose from chapter, peft-fp32"),
+        (("--generate", "--entries", "chapter"), "'chapter'; choose from peft-grafted"),
+        (("--model", "./nowhere"), "known shapes are gpt2-small, rinna-medium, smollm2-135m"),
         (("--batch", "0"), "Invalid value for '--batch'"),
         (("--rounds", "0"), "Invalid value for '--rounds'"),
         (("--length", "2000"), "--length is 2000, but the context of"),
-        (("--out", "text.txt"), "text.txt is a file; --out names a folder"),
-        (("--model", "qwen3-1.7b", "--contenders", "chapter"), "measured in bfloat16 and int8 alone"),
+        (("--out", "text.txt"), "text.txt is a file"),
+        (("--model", "qwen3-1.7b", "--entries", "chapter"), "measured in bfloat16 and int8 only"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run, fast):
@@ -77,16 +78,16 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str,
 
 def test_too_little_memory_is_said_before_anything_is_loaded(run, fast, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tsugiki.bench.memory.available", lambda: 300_000_000)
-    status, _, err = run("bench", "--contenders", "chapter")
+    status, _, err = run("bench", "--entries", "chapter")
     assert (status, err.count("\n")) == (2, 1)
     assert "not enough memory: 0.5 GB for the weights, 0.3 GB free" in err
-    status, out, _ = run("bench", "--contenders", "chapter,peft-bf16")
+    status, out, _ = run("bench", "--entries", "chapter,peft-bf16")
     assert status == 0
     assert "not enough memory" in out
 
 
 def test_nothing_measured_is_an_error_that_says_why(base: str, run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bench, "measure", lambda contenders, *_: [Measured(n, problem="no luck") for n in contenders])
-    status, _, err = run("bench", "--model", base, "--length", "64", "--contenders", "chapter")
+    monkeypatch.setattr(bench, "measure", lambda entries, *_: [Measurement(n, problem="no luck") for n in entries])
+    status, _, err = run("bench", "--model", base, "--length", "64", "--entries", "chapter")
     assert (status, err.count("\n")) == (2, 1)
-    assert "nothing was measured: chapter: no luck" in err
+    assert "no entry could be measured: chapter: no luck" in err

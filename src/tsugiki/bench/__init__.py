@@ -1,1 +1,1 @@
-"""Speed and memory beside other tools: the same work for each, in a process of its own, a step at a time by turns."""
+"""Speed and memory of Tsugiki and of other tools: the same workload in separate processes that take turns."""

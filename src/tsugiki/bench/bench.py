@@ -1,18 +1,18 @@
-"""One measurement, from names to results."""
+"""Run one benchmark: choose the entries, measure them, and write the results."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.bench import memory
-from tsugiki.bench.contenders import CONTENDERS, DEFAULT, GENERATORS, LIMIT, BenchmarkEntry
-from tsugiki.bench.models import SHAPES, read_config
+from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
+from tsugiki.bench.models import SHAPES, read_model_config
 from tsugiki.bench.plot import plot
 from tsugiki.bench.results import Kind, Results, collect
-from tsugiki.bench.runner import Measured, measure
-from tsugiki.bench.table import page
-from tsugiki.bench.work import Work
+from tsugiki.bench.runner import Measurement, measure
+from tsugiki.bench.table import results_page
+from tsugiki.bench.work import Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.train.record import describe_machine
 
@@ -20,68 +20,70 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def bench(
-    kind: Kind, names: Sequence[str], work: Work, rounds: int, command: str, say: Callable[[str], None]
+def run_benchmark(
+    kind: Kind,
+    entries: Mapping[str, BenchmarkEntry],
+    workload: Workload,
+    rounds: int,
+    command: str,
+    show: Callable[[str], None],
 ) -> Results:
-    """Measure the contenders called `names` (none: the usual ones), and the machine's limit where it is training.
+    """Measure the entries and, for training, the machine's limit.
 
     Args:
-        kind: training, or generation.
-        names: of contenders of that kind.
-        work: what each is to do.
-        rounds: steps of each that are counted.
-        command: for the record.
-        say: told what goes on.
+        kind: training or generation.
+        entries: by name, as `choose_entries` returns them.
+        workload: the model and the tokens of one step.
+        rounds: number of counted steps for each entry.
+        command: the command line, kept in the results.
+        show: called with each line of progress.
 
     Raises:
-        TsugikiError: unknown names, a length beyond the model's context, or no contender that could be measured.
+        TsugikiError: the length exceeds the model's context, or no entry could be measured.
     """
-    contenders = chosen(kind, names)
-    config = read_config(work.model)
-    _check_length(work, config)
-    weights = _parameters(config)
-    left_out = {name: why for name, one in contenders.items() if (why := _too_large(work, one, weights))}
-    jobs = {name: one for name, one in contenders.items() if name not in left_out}
-    if not jobs:
-        raise TsugikiError(f"nothing can be measured: {'; '.join(left_out.values())}")
-    extra = {"limit": LIMIT} if kind == "train" else {}
-    found = {one.name: one for one in measure({**jobs, **extra}, work, rounds, say)}
-    found |= {name: Measured(name, problem=why) for name, why in left_out.items()}
-    limit = found.pop("limit", Measured("limit"))
-    results = collect(
-        kind,
-        work,
-        [found[name] for name in contenders],
-        limit.limits[-1] if limit.limits else {},
-        command,
-        describe_machine(),
-    )
+    config = read_model_config(workload.model)
+    _check_length(workload, config)
+    parameters = _count_parameters(config)
+    skipped = {
+        name: reason for name, entry in entries.items() if (reason := _why_too_large(workload, entry, parameters))
+    }
+    measurable = {name: entry for name, entry in entries.items() if name not in skipped}
+    if not measurable:
+        raise TsugikiError(f"no entry can be measured: {'; '.join(skipped.values())}")
+    limit_entry = {"limit": LIMIT_ENTRY} if kind == "train" else {}
+    found = {one.name: one for one in measure({**measurable, **limit_entry}, workload, rounds, show)}
+    found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
+    limit = found.pop("limit", Measurement("limit"))
+    measurements = {name: found[name] for name in entries}
+    limits = limit.limits[-1] if limit.limits else {}
+    results = collect(kind, workload, entries, measurements, limits, command, describe_machine())
     if not any(row.tokens_per_second for row in results.rows):
-        raise TsugikiError("nothing was measured: " + "; ".join(f"{row.name}: {row.problem}" for row in results.rows))
+        problems = "; ".join(f"{row.name}: {row.problem}" for row in results.rows)
+        raise TsugikiError(f"no entry could be measured: {problems}")
     return results
 
 
-def chosen(kind: Kind, names: Sequence[str]) -> dict[str, BenchmarkEntry]:
-    """The contenders with these names, in the order given.
+def choose_entries(kind: Kind, names: Sequence[str]) -> dict[str, BenchmarkEntry]:
+    """Return the entries with these names, in the order given; without names, the default ones.
 
     Raises:
-        TsugikiError: a name that there is not; the message lists those that there are.
+        TsugikiError: a name is unknown; the message lists the known ones.
     """
-    table = CONTENDERS if kind == "train" else GENERATORS
+    table = TRAINING_ENTRIES if kind == "train" else GENERATION_ENTRIES
     unknown = [name for name in names if name not in table]
     if unknown:
-        raise TsugikiError(f"no contender called {', '.join(map(repr, unknown))}; there are {', '.join(table)}")
-    return {name: table[name] for name in names or (DEFAULT if kind == "train" else GENERATORS)}
+        raise TsugikiError(f"unknown benchmark entry {', '.join(map(repr, unknown))}; choose from {', '.join(table)}")
+    return {name: table[name] for name in names or (DEFAULT_ENTRIES if kind == "train" else GENERATION_ENTRIES)}
 
 
 def check_folder(out: Path) -> None:
-    """Raise where results could not be written there.
+    """Create the folder and check that results can be written to it, before any time is spent on measuring.
 
     Raises:
-        TsugikiError: it is a file, or it cannot be made or written.
+        TsugikiError: it is a file, or it cannot be created or written.
     """
     if out.is_file():
-        raise TsugikiError(f"{out} is a file; --out names a folder")
+        raise TsugikiError(f"{out} is a file; --out must be a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,37 +92,37 @@ def check_folder(out: Path) -> None:
         raise TsugikiError(f"{out} cannot be written; choose another --out")
 
 
-def write(results: Results, out: Path) -> None:
-    """`results.json`, `table.md` and `plot.svg`.
+def write_results(results: Results, out: Path) -> None:
+    """Write `results.json`, `table.md` and `plot.svg` to a folder.
 
     Raises:
-        TsugikiError: they cannot be written.
+        TsugikiError: the folder cannot be written.
     """
     check_folder(out)
     results.write(out)
-    (out / "table.md").write_text(page(results), encoding="utf-8")
+    (out / "table.md").write_text(results_page(results), encoding="utf-8")
     (out / "plot.svg").write_text(plot(results), encoding="utf-8")
 
 
-def _check_length(work: Work, config: "PretrainedConfig") -> None:
+def _check_length(workload: Workload, config: "PretrainedConfig") -> None:
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context and work.length > context:
-        raise TsugikiError(f"--length is {work.length}, but the context of {work.model} is {context} tokens")
+    if context and workload.length > context:
+        raise TsugikiError(f"--length is {workload.length}, but the context of {workload.model} is {context} tokens")
 
 
-def _parameters(config: "PretrainedConfig") -> int:
-    """Weights of a model, none of which is made."""
+def _count_parameters(config: "PretrainedConfig") -> int:
+    """Count a model's parameters on the meta device, without allocating them."""
     from tsugiki.base.loading import meta_model
 
     return sum(weight.numel() for weight in meta_model(config).parameters())
 
 
-def _too_large(work: Work, contender: BenchmarkEntry, weights: int) -> str | None:
-    """Why this contender cannot hold the model, if so."""
-    float32 = contender.compute_dtype == "fp32" or contender.trains_all
-    if work.model in SHAPES and not SHAPES[work.model].float32 and float32:
-        return f"left out: {work.model} is measured in bfloat16 and int8 alone"
-    free, needed = memory.available(), weights * contender.bytes_per_weight
+def _why_too_large(workload: Workload, entry: BenchmarkEntry, parameters: int) -> str | None:
+    """Return the reason why this entry cannot hold the model in memory, or None if it can."""
+    float32 = entry.compute_dtype == "fp32" or entry.full
+    if workload.model in SHAPES and not SHAPES[workload.model].float32 and float32:
+        return f"skipped: {workload.model} is measured in bfloat16 and int8 only"
+    free, needed = memory.available(), parameters * entry.bytes_per_parameter
     if free is not None and needed > free:
         return f"not enough memory: {needed / 1e9:.1f} GB for the weights, {free / 1e9:.1f} GB free"
     return None

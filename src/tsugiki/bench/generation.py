@@ -1,4 +1,4 @@
-"""Generation from a prompt: the likeliest token each time, with a cache of keys and values, in float32."""
+"""Entries that generate from a prompt: greedy decoding in float32, with a cache of keys and values."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 
 from tsugiki.bench.hugging_face import with_peft
 from tsugiki.bench.models import build
-from tsugiki.bench.work import ALPHA, NEW_TOKENS, RANK, StepBarrier, Work
+from tsugiki.bench.work import ALPHA, NEW_TOKENS, RANK, StepBarrier, Workload
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import disable_adapter, graft, ungraft
 from tsugiki.lora.merge import merge
@@ -17,44 +17,44 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def by_peft(work: Work, gate: StepBarrier, merged: bool) -> None:
-    """PEFT's adapter."""
-    model = with_peft(build(work.model, torch.float32))
-    _shake(model)
-    _generate(model.merge_and_unload() if merged else model, work, gate)
+def peft(workload: Workload, barrier: StepBarrier, merged: bool) -> None:
+    """Generate with PEFT's adapter, merged into the base or not."""
+    model = with_peft(build(workload.model, torch.float32))
+    _make_nonzero(model)
+    _generate(model.merge_and_unload() if merged else model, workload, barrier)
 
 
-def by_tsugiki(work: Work, gate: StepBarrier, state: Literal["on", "off", "merged"]) -> None:
-    """Tsugiki's adapter."""
-    model = build(work.model, torch.float32)
+def tsugiki(workload: Workload, barrier: StepBarrier, state: Literal["on", "off", "merged"]) -> None:
+    """Generate with Tsugiki's adapter: active, disabled, or merged into the base."""
+    model = build(workload.model, torch.float32)
     graft(model, LoraConfig(r=RANK, lora_alpha=ALPHA))
-    _shake(model)
+    _make_nonzero(model)
     if state == "merged":
         ungraft(merge(model))
     with disable_adapter(model) if state == "off" else nullcontext():
-        _generate(model, work, gate)
+        _generate(model, workload, barrier)
 
 
-peft_grafted = partial(by_peft, merged=False)
-peft_merged = partial(by_peft, merged=True)
-grafted = partial(by_tsugiki, state="on")
-grafted_off = partial(by_tsugiki, state="off")
-merged = partial(by_tsugiki, state="merged")
+peft_grafted = partial(peft, merged=False)
+peft_merged = partial(peft, merged=True)
+grafted = partial(tsugiki, state="on")
+grafted_off = partial(tsugiki, state="off")
+merged = partial(tsugiki, state="merged")
 
 
 @torch.no_grad()
-def _shake(model: Any) -> None:
-    """Move the fresh adapter away from zero."""
+def _make_nonzero(model: Any) -> None:
+    """Add a constant to the adapter's parameters, because a new adapter does not change the output."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.add_(0.01)
 
 
-def _generate(model: "PreTrainedModel", work: Work, gate: StepBarrier) -> None:
+def _generate(model: "PreTrainedModel", workload: Workload, barrier: StepBarrier) -> None:
     model.eval()
-    prompt = work.rows(model.config.vocab_size)[: work.batch].to(model.device)
+    prompt = workload.rows(model.config.vocab_size)[: workload.batch].to(model.device)
     while True:
-        gate.begin()
+        barrier.begin()
         model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
@@ -64,4 +64,4 @@ def _generate(model: "PreTrainedModel", work: Work, gate: StepBarrier) -> None:
             min_new_tokens=NEW_TOKENS,
             max_new_tokens=NEW_TOKENS,
         )
-        gate.end()
+        barrier.end()

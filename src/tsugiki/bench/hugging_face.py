@@ -1,4 +1,4 @@
-"""PEFT, TRL and Trainer, each set up as well as its documentation would."""
+"""Entries for PEFT, TRL and Trainer, each configured as its documentation recommends for speed."""
 
 import time
 from functools import partial
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from tsugiki.bench.models import build
-from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Work
+from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.targets import find_targets
@@ -20,27 +20,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENDLESS = 1_000_000
-"""Steps that a trainer is told to take: it is stopped before."""
+"""Number of steps that trainers are configured for; the benchmark stops them earlier."""
 _TRIALS = 2
 
 
-class GateCallback(TrainerCallback):  # type: ignore[misc]
-    """Lets a trainer take one step at a time."""
+class StepBarrierCallback(TrainerCallback):  # type: ignore[misc]
+    """Makes a trainer wait at the barrier before each step."""
 
-    def __init__(self, gate: StepBarrier) -> None:
-        self.gate = gate
+    def __init__(self, barrier: StepBarrier) -> None:
+        self.barrier = barrier
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Wait for the turn."""
-        self.gate.begin()
+        """Wait until the step is requested."""
+        self.barrier.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """The optimiser has moved, and the gradients are gone."""
-        self.gate.end()
+        """Report the step. The optimiser has updated the weights and the gradients have been freed."""
+        self.barrier.end()
 
 
-class Rows(Dataset[dict[str, Tensor]]):
-    """Token rows, all learned; with the mask of ones that transformers' collator for language models adds, or not."""
+class TokenRows(Dataset[dict[str, Tensor]]):
+    """Rows of token ids that are also the labels.
+
+    Args:
+        ids: [rows, length].
+        mask: whether to add an attention mask of ones, as transformers' collator for language models does.
+    """
 
     def __init__(self, ids: Tensor, mask: bool = False) -> None:
         self.ids, self.mask = ids, mask
@@ -53,57 +58,60 @@ class Rows(Dataset[dict[str, Tensor]]):
         return {"input_ids": row, "labels": row} | ({"attention_mask": torch.ones_like(row)} if self.mask else {})
 
 
-def chapter(work: Work, gate: StepBarrier) -> None:
-    """The chapter's script, but for accumulation. Without an accelerator its fp16=True is taken, and float32 stays."""
-    model = build(work.model, torch.float32)
-    rows = Rows(work.rows(model.config.vocab_size), mask=True)
+def chapter(workload: Workload, barrier: StepBarrier) -> None:
+    """Train as the textbook chapter's script does, without gradient accumulation.
+
+    On a CPU, Trainer accepts the script's fp16=True and computes in float32.
+    """
+    model = build(workload.model, torch.float32)
+    rows = TokenRows(workload.rows(model.config.vocab_size), mask=True)
     with TemporaryDirectory() as folder:
         settings = TrainingArguments(
             output_dir=folder,
             num_train_epochs=3,
-            per_device_train_batch_size=work.batch,
+            per_device_train_batch_size=workload.batch,
             learning_rate=LEARNING_RATE,
             logging_steps=100,
             save_strategy="epoch",
             fp16=True,
             **_QUIET,
         )
-        _train(Trainer(model=with_peft(model), args=settings, train_dataset=rows, **_COLLATED), gate)
+        _train(Trainer(model=with_peft(model), args=settings, train_dataset=rows, **_COLLATED), barrier)
 
 
-def peft(work: Work, gate: StepBarrier, dtype: torch.dtype, autocast: bool = False) -> None:
-    """An adapter by PEFT on a base without dropout; A and B are float32, as PEFT keeps them."""
-    model = _without_dropout(work, dtype)
-    rows = work.rows(model.config.vocab_size)
+def peft(workload: Workload, barrier: StepBarrier, dtype: torch.dtype, autocast: bool = False) -> None:
+    """Train PEFT's adapter on a base without dropout; A and B are in float32, which is PEFT's default."""
+    model = _without_dropout(workload, dtype)
+    rows = workload.rows(model.config.vocab_size)
     grafted = with_peft(model)
     with _autocast(autocast):
-        gate.note(attention=_faster_attention(model, rows[: work.batch]))
+        barrier.note(attention=_faster_attention(model, rows[: workload.batch]))
     with TemporaryDirectory() as folder:
-        settings = _settings(work, folder, **_bf16(autocast))
-        _train(Trainer(model=grafted, args=settings, train_dataset=Rows(rows), **_COLLATED), gate)
+        settings = _settings(workload, folder, **_bf16(autocast))
+        _train(Trainer(model=grafted, args=settings, train_dataset=TokenRows(rows), **_COLLATED), barrier)
 
 
-def sft(work: Work, gate: StepBarrier, checkpointing: bool) -> None:
-    """TRL: its loss is computed from hidden states in pieces, by its fused head, on a processor too."""
-    from datasets import Dataset as Table
+def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
+    """Train with TRL, whose fused loss is computed from hidden states in chunks, on CPUs too."""
+    from datasets import Dataset as ArrowDataset
     from trl import SFTConfig, SFTTrainer
 
     from tsugiki.base.loading import EMBEDDED, load_tokenizer
 
-    model = _without_dropout(work, torch.bfloat16)
-    rows = work.rows(model.config.vocab_size)
+    model = _without_dropout(workload, torch.bfloat16)
+    rows = workload.rows(model.config.vocab_size)
     model.requires_grad_(False).enable_input_require_grads()
     with _autocast(True):
-        gate.note(attention=_faster_attention(model, rows[: work.batch]))
+        barrier.note(attention=_faster_attention(model, rows[: workload.batch]))
     model.disable_input_require_grads()
     with TemporaryDirectory() as folder:
         settings = SFTConfig(
             output_dir=folder,
             max_steps=ENDLESS,
-            per_device_train_batch_size=work.batch,
+            per_device_train_batch_size=workload.batch,
             learning_rate=LEARNING_RATE,
-            max_length=work.length,
-            **_bf16(True),  # TRL's default, and with it the float32 pairs multiply in bfloat16 too
+            max_length=workload.length,
+            **_bf16(True),  # TRL's default; A and B, in float32, are then multiplied in bfloat16 too
             gradient_checkpointing=checkpointing,
             save_strategy="no",
             **_QUIET,
@@ -111,22 +119,22 @@ def sft(work: Work, gate: StepBarrier, checkpointing: bool) -> None:
         trainer = SFTTrainer(
             model=model,
             args=settings,
-            train_dataset=Table.from_dict({"input_ids": rows.tolist()}),
-            processing_class=load_tokenizer(EMBEDDED),  # any will do for rows of ids
+            train_dataset=ArrowDataset.from_dict({"input_ids": rows.tolist()}),
+            processing_class=load_tokenizer(EMBEDDED),  # any tokenizer works, because the rows are token ids already
             peft_config=_peft_config(model),
         )
-        _train(trainer, gate)
+        _train(trainer, barrier)
 
 
-def full(work: Work, gate: StepBarrier, autocast: bool) -> None:
-    """Trainer on every weight, without dropout."""
-    model = _without_dropout(work, torch.float32)
-    rows = work.rows(model.config.vocab_size)
+def full(workload: Workload, barrier: StepBarrier, autocast: bool) -> None:
+    """Train all parameters with Trainer, without dropout."""
+    model = _without_dropout(workload, torch.float32)
+    rows = workload.rows(model.config.vocab_size)
     with _autocast(autocast):
-        gate.note(attention=_faster_attention(model, rows[: work.batch]))
+        barrier.note(attention=_faster_attention(model, rows[: workload.batch]))
     with TemporaryDirectory() as folder:
-        settings = _settings(work, folder, **_bf16(autocast))
-        _train(Trainer(model=model, args=settings, train_dataset=Rows(rows), **_COLLATED), gate)
+        settings = _settings(workload, folder, **_bf16(autocast))
+        _train(Trainer(model=model, args=settings, train_dataset=TokenRows(rows), **_COLLATED), barrier)
 
 
 peft_fp32 = partial(peft, dtype=torch.float32)
@@ -139,12 +147,12 @@ trainer_full_bf16 = partial(full, autocast=True)
 
 
 def target_names(model: "PreTrainedModel") -> list[str]:
-    """The endings of the layers that Tsugiki grafts by default: every contender grafts these."""
+    """Return the last part of the names of Tsugiki's default target layers, which all entries use."""
     return sorted({name.rpartition(".")[2] for name in find_targets(model, LoraConfig())})
 
 
 def with_peft(model: "PreTrainedModel") -> Any:
-    """The model with a fresh adapter of PEFT's on it."""
+    """Add a new LoRA adapter with PEFT."""
     from peft import get_peft_model
 
     return get_peft_model(model, _peft_config(model))
@@ -159,7 +167,7 @@ def _autocast(enabled: bool) -> torch.autocast:
 
 
 def _bf16(enabled: bool) -> dict[str, bool]:
-    """Trainer's settings for autocast, which on a processor it wants to be told twice."""
+    """Return Trainer's settings for autocast; on a CPU it requires `use_cpu` as well."""
     return {"bf16": enabled, "use_cpu": enabled and not torch.accelerator.is_available()}
 
 
@@ -176,26 +184,26 @@ def _peft_config(model: "PreTrainedModel") -> Any:
     )
 
 
-def _settings(work: Work, folder: str, **own: Any) -> TrainingArguments:
+def _settings(workload: Workload, folder: str, **extra: Any) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder,
         max_steps=ENDLESS,
-        per_device_train_batch_size=work.batch,
+        per_device_train_batch_size=workload.batch,
         learning_rate=LEARNING_RATE,
         save_strategy="no",
         **_QUIET,
-        **own,
+        **extra,
     )
 
 
-def _without_dropout(work: Work, dtype: torch.dtype) -> "PreTrainedModel":
-    model = build(work.model, dtype)
+def _without_dropout(workload: Workload, dtype: torch.dtype) -> "PreTrainedModel":
+    model = build(workload.model, dtype)
     disable_dropout(model)
     return model
 
 
 def _faster_attention(model: "PreTrainedModel", rows: Tensor) -> str:
-    """Give the model that of eager and SDPA attention which is faster, forward and backward, on these rows."""
+    """Set the attention implementation, SDPA or eager, that is faster forward and backward; return its name."""
     seconds = {}
     for name in ("sdpa", "eager"):
         model.set_attn_implementation(name)
@@ -207,11 +215,11 @@ def _faster_attention(model: "PreTrainedModel", rows: Tensor) -> str:
 
 
 def _forward_and_backward(model: "PreTrainedModel", rows: Tensor) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     model(input_ids=rows.to(model.device), labels=rows.to(model.device), use_cache=False).loss.backward()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def _train(trainer: Trainer, gate: StepBarrier) -> None:
-    trainer.add_callback(GateCallback(gate))
+def _train(trainer: Trainer, barrier: StepBarrier) -> None:
+    trainer.add_callback(StepBarrierCallback(barrier))
     trainer.train()

@@ -1,14 +1,15 @@
-"""The machine's limit: the time of the matrix products alone that a LoRA step needs, each in the fastest way known.
+"""The machine's limit: the time of only those matrix products that a LoRA step needs, each in the fastest known way.
 
     x ──┬── W ───────┬── y          forward: x W, x A, (x A) B;  backward: dy W', dy B', dA, dB, (dy B') A'
-        └── A ── B ──┘              no product for the gradient of W, which nobody wants
+        └── A ── B ──┘              W is frozen, so the product for its gradient is not needed
 
-The shapes are found by a forward pass of the model on torch's meta device; a gradient that nothing below needs, such as
-that of the first layer's input, is left out. Attention's products are counted whole, [T, T], and as a second figure
-only below the diagonal, in blocks. Nothing but products is counted: no softmax, no norm, no loss, no dropout, no copy.
+The shapes come from a forward pass of the model on torch's meta device. Gradients that no parameter needs, such as
+that of the first layer's input, are left out. Attention's products are counted whole, [T, T]; a second figure counts
+only the blocks on and below the diagonal. Softmax, norms, loss, dropout and copies are not counted.
 
-A product may go in every dtype that serves it (bfloat16 may serve int8 weights, if that is faster), in two layouts of
-the weight, with all threads at once or in slices of rows with one thread each; it is counted in the fastest of these.
+A product may use any dtype that is precise enough (bfloat16 for int8 weights, if that is faster), either of two memory
+layouts of the weight, and either all threads together or one thread for each slice of the rows. The fastest combination
+counts.
 """
 
 import math
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.base.loading import meta_model
-from tsugiki.bench.models import read_config
-from tsugiki.bench.work import RANK, WARM_UP, StepBarrier, Work
+from tsugiki.bench.models import read_model_config
+from tsugiki.bench.work import RANK, WARM_UP, StepBarrier, Workload
 from tsugiki.dtypes import processor_has_bf16, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
@@ -35,112 +36,114 @@ from tsugiki.train.threads import run_in_threads
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-Part: TypeAlias = Literal["frozen layers", "low rank", "attention", "causal attention", "head"]
+ProductGroup: TypeAlias = Literal["frozen layers", "low rank", "attention", "causal attention", "head"]
 
-_SLICE = 512  # rows
-_FEW = 1 << 16
-_BLOCK = 128  # of causal attention
-_LARGE = 2048  # of a side, from which on the fastest way is the same
-_LONG_ENOUGH = 0.005  # seconds of work that can be told
-_ENOUGH = 0.1  # seconds of measurements, after which the best of them is taken
+_SLICE = 512  # rows of one thread's product
+_RANDOM_VALUES = 1 << 16
+_BLOCK = 128  # queries in one block of causal attention
+_LARGE = 2048  # beyond this size of a side, the fastest layout no longer changes
+_MIN_SECONDS = 0.005  # shortest measurement that is precise enough
+_MAX_SECONDS = 0.1  # measurements of one product end after this time
 _BEST_OF = 3
-_SERVED_BY = {"fp32": ("fp32",), "bf16": ("bf16", "fp32"), "int8": ("int8", "bf16", "fp32")}
+# Dtypes that may compute the products of a base in the given dtype.
+_ALLOWED_DTYPES = {"fp32": ("fp32",), "bf16": ("bf16", "fp32"), "int8": ("int8", "bf16", "fp32")}
 
 
 @dataclass(frozen=True)
 class Product:
-    """[batch, m, k] @ [batch, k, n]."""
+    """A matrix product [batch, m, k] @ [batch, k, n]."""
 
-    part: Part
+    group: ProductGroup
     m: int
     k: int
     n: int
     batch: int = 1
     sliced: Literal["m", "k", "batch"] = "m"
-    """The dimension that runs over tokens or rows, along which it can be cut."""
+    """The dimension of tokens or batch rows, along which threads can share the product."""
 
     @property
     def frozen(self) -> bool:
-        """Whether one side is a frozen weight, which may be held in int8."""
-        return self.part in ("frozen layers", "head")
+        """Whether one operand is a frozen weight, which may be int8."""
+        return self.group in ("frozen layers", "head")
 
     def smaller(self) -> "Product":
-        """Large enough to show which way is the fastest."""
+        """Return a product whose sides are bounded, but which has the same fastest layout."""
         return replace(self, m=min(self.m, _LARGE), k=min(self.k, _LARGE), n=min(self.n, _LARGE))
 
 
-def limit(work: Work, gate: StepBarrier) -> None:
-    """Look for the fastest ways while others warm up, then measure; what a step tells is the best of all so far."""
+def limit(workload: Workload, barrier: StepBarrier) -> None:
+    """Choose layouts during the warm-up steps, then measure; each step reports the best times so far."""
     if torch.accelerator.is_available():
-        raise TsugikiError("the limit is measured for processors only, and there is an accelerator")
-    timings = Timings(products(read_config(work.model), work.batch, work.length), native_dtypes())
+        raise TsugikiError("the limit is measured on CPUs only, and this machine has an accelerator")
+    timings = Timings(products(read_model_config(workload.model), workload.batch, workload.length), native_dtypes())
     for _ in range(WARM_UP):
-        gate.begin()
-        timings.look_for_ways()
-        gate.end()
+        barrier.begin()
+        timings.choose_layouts()
+        barrier.end()
     while True:
-        gate.begin()
+        barrier.begin()
         timings.measure()
-        gate.end(limits=timings.limits(work.tokens))
+        barrier.end(limits=timings.limits(workload.tokens))
 
 
 class Timings:
-    """The best seconds so far of each product in each dtype.
+    """The shortest time so far of each product in each dtype.
 
     Args:
-        wanted: products, and how many of each a step needs.
+        counts: the products of a step, with the number of each.
         dtypes: those that the processor multiplies natively.
     """
 
-    def __init__(self, wanted: Mapping[Product, int], dtypes: Sequence[str]) -> None:
-        self.wanted, self.dtypes = wanted, dtypes
-        pairs = [(product, dtype) for product in wanted for dtype in dtypes if dtype != "int8" or product.frozen]
-        self.ways: dict[tuple[Product, str], list[float]] = {pair: [] for pair in pairs}
-        """Of each way, on a smaller product of its kind."""
+    def __init__(self, counts: Mapping[Product, int], dtypes: Sequence[str]) -> None:
+        self.counts, self.dtypes = counts, dtypes
+        pairs = [(product, dtype) for product in counts for dtype in dtypes if dtype != "int8" or product.frozen]
+        self.layout_seconds: dict[tuple[Product, str], list[float]] = {pair: [] for pair in pairs}
+        """Seconds in each of `LAYOUTS`, measured on a smaller product of the same kind."""
         self.seconds = dict.fromkeys(pairs, math.inf)
 
-    def look_for_ways(self) -> None:
-        """Time each product's ways on a smaller one."""
-        for (product, dtype), before in self.ways.items():
-            seconds = [_timed(*arranged(product.smaller(), torch_dtype(dtype), way)) for way in WAYS]
-            self.ways[product, dtype] = [min(pair) for pair in zip(seconds, before or seconds, strict=True)]
+    def choose_layouts(self) -> None:
+        """Time a smaller product of the same kind in each layout."""
+        for (product, dtype), before in self.layout_seconds.items():
+            seconds = [_timed(*operands(product.smaller(), torch_dtype(dtype), layout)) for layout in LAYOUTS]
+            self.layout_seconds[product, dtype] = [min(pair) for pair in zip(seconds, before or seconds, strict=True)]
 
     def measure(self) -> None:
-        """Time each product in its fastest way."""
-        for (product, dtype), ways in self.ways.items():
-            way = WAYS[ways.index(min(ways))]
-            seconds = _timed(*arranged(product, torch_dtype(dtype), way))
+        """Time each product in its fastest layout."""
+        for (product, dtype), by_layout in self.layout_seconds.items():
+            layout = LAYOUTS[by_layout.index(min(by_layout))]
+            seconds = _timed(*operands(product, torch_dtype(dtype), layout))
             self.seconds[product, dtype] = min(seconds, self.seconds[product, dtype])
 
     def limits(self, tokens: int) -> dict[str, dict[str, Any]]:
-        """For each dtype: tokens a second, the same with causal attention, and the seconds of each part.
+        """Return for each dtype: tokens per second, the same with causal attention only, and the seconds of each group.
 
         Args:
-            tokens: of a step.
+            tokens: number of tokens of one step.
         """
         return {dtype: self._limit(dtype, tokens) for dtype in self.dtypes}
 
     def _limit(self, dtype: str, tokens: int) -> dict[str, Any]:
-        parts: dict[str, float] = {}
-        for product, count in self.wanted.items():
-            serving = [self.seconds[product, other] for other in _SERVED_BY[dtype] if (product, other) in self.seconds]
-            parts[product.part] = parts.get(product.part, 0.0) + count * min(serving)
-        whole = sum(seconds for part, seconds in parts.items() if part != "causal attention")
+        groups: dict[str, float] = {}
+        for product, count in self.counts.items():
+            pairs = [(product, allowed) for allowed in _ALLOWED_DTYPES[dtype]]
+            fastest = min(self.seconds[pair] for pair in pairs if pair in self.seconds)
+            groups[product.group] = groups.get(product.group, 0.0) + count * fastest
+        whole = sum(seconds for group, seconds in groups.items() if group != "causal attention")
         return {
             "tokens_per_second": tokens / whole,
-            "causal_tokens_per_second": tokens / (whole - parts["attention"] + parts["causal attention"]),
-            "seconds": parts,
+            "causal_tokens_per_second": tokens / (whole - groups["attention"] + groups["causal attention"]),
+            "seconds": groups,
         }
 
 
 def products(config: "PretrainedConfig", batch: int, length: int, r: int = RANK) -> Counter[Product]:
-    """The products of a step of LoRA on the default layers, and how many of each.
+    """Return the products of a LoRA step on the default target layers, with the number of each.
 
     Args:
-        config: of the model.
-        batch: rows.
-        length: tokens a row.
-        r: the rank.
+        config: the model's config.
+        batch: number of rows.
+        length: tokens in each row.
+        r: the rank of A and B.
 
     Raises:
         TsugikiError: no default layers are known for the architecture.
@@ -151,32 +154,32 @@ def products(config: "PretrainedConfig", batch: int, length: int, r: int = RANK)
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, target: bool) -> None:
         rows, (fan_in, fan_out) = inputs[0].numel() // inputs[0].shape[-1], features(layer)
-        part: Part = "head" if layer is head else "frozen layers"
-        found[Product(part, rows, fan_in, fan_out)] += 1
+        group: ProductGroup = "head" if layer is head else "frozen layers"
+        found[Product(group, rows, fan_in, fan_out)] += 1
         if inputs[0].requires_grad:
-            found[Product(part, rows, fan_out, fan_in)] += 1
+            found[Product(group, rows, fan_out, fan_in)] += 1
         if target:
             found.update(_low_rank(rows, fan_in, fan_out, r, inputs[0].requires_grad))
             if not output.requires_grad:
-                output.requires_grad_(True)  # as the pair beside it would make it
+                output.requires_grad_(True)  # with A and B trained, the output would require a gradient
 
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear) or is_conv1d(layer):
             layer.register_forward_hook(partial(count, target=name in targets))
     ids = torch.zeros((batch, length), dtype=torch.long, device="meta")
-    # The mask keeps transformers from looking at positions, which have no values here.
+    # With a mask, transformers does not read the values of the positions; meta tensors have none.
     model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     found.update(_attention(config, batch, length))
     return found
 
 
 def native_dtypes() -> list[str]:
-    """The dtypes that this processor multiplies without converting them first."""
+    """Return the dtypes for which this processor has instructions."""
     return ["fp32", *(["bf16"] if processor_has_bf16() else []), *(["int8"] if torch.cpu._is_vnni_supported() else [])]
 
 
 def _low_rank(rows: int, fan_in: int, fan_out: int, r: int, input_gradient: bool) -> list[Product]:
-    """The products of a pair: x A', h B'; dh = dy B, dB = dy' h, dA = dh' x, and dx = dh A where it is needed."""
+    """Return the products of a pair A, B: h = x A', h B'; dh = dy B, dB = dy' h, dA = dh' x; dx = dh A if needed."""
     needed = [
         Product("low rank", rows, fan_in, r),
         Product("low rank", rows, r, fan_out),
@@ -188,56 +191,60 @@ def _low_rank(rows: int, fan_in: int, fan_out: int, r: int, input_gradient: bool
 
 
 def _attention(config: "PretrainedConfig", batch: int, length: int) -> Counter[Product]:
-    """Q K' and P V; dP = dO V' and dQ = dS K; dK = dS' Q and dV = P' dO; whole, and below the diagonal."""
+    """Return Q K', P V, dP = dO V', dQ = dS K, dK = dS' Q and dV = P' dO: whole, and in blocks up to the diagonal."""
     text = config.get_text_config()
     layers, heads = text.num_hidden_layers, text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     found: Counter[Product] = Counter()
     blocks = [(min(_BLOCK, length - first), min(first + _BLOCK, length)) for first in range(0, length, _BLOCK)]
-    parts: list[tuple[Part, list[tuple[int, int]]]] = [("attention", [(length, length)]), ("causal attention", blocks)]
-    for part, blocks in parts:
-        for queries, keys in blocks:
+    whole = [(length, length)]
+    groups: list[tuple[ProductGroup, list[tuple[int, int]]]] = [("attention", whole), ("causal attention", blocks)]
+    for group, sizes in groups:
+        for queries, keys in sizes:
             for m, k, n in ((queries, width, keys), (queries, keys, width), (keys, queries, width)):
-                found[Product(part, m, k, n, batch * heads, "batch")] += 2 * layers
+                found[Product(group, m, k, n, batch * heads, "batch")] += 2 * layers
     return found
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a product may be carried out."""
+class ProductLayout:
+    """How a product is laid out in memory and shared by threads."""
 
     transposed: bool
-    """The second side lies as [n, k]."""
+    """Whether the second operand is stored as [n, k]."""
     sliced: bool
-    """Slices of rows, each on a thread of its own, side by side; else all threads in the whole product."""
+    """Whether each thread multiplies its own slice; otherwise all threads share each product."""
 
 
-WAYS = [Way(transposed, sliced) for transposed in (False, True) for sliced in (False, True)]
+LAYOUTS = [ProductLayout(transposed, sliced) for transposed in (False, True) for sliced in (False, True)]
 
 Pairs: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 
 
-def arranged(product: Product, dtype: torch.dtype, way: Way) -> tuple[Pairs, int]:
-    """What is to be multiplied, and how many threads take it side by side (1: all threads take it together)."""
+def operands(product: Product, dtype: torch.dtype, layout: ProductLayout) -> tuple[Pairs, int]:
+    """Return the pairs of tensors to multiply, and the number of threads that take one pair each.
+
+    The number is 1 if all threads share each product.
+    """
     batch, m, k, n = product.batch, product.m, product.k, product.n
-    # Of a gradient of a pair, the activations lie as [tokens, width].
-    a = _numbers((batch, k, m), dtype).mT if product.sliced == "k" else _numbers((batch, m, k), dtype)
-    b = _numbers((batch, n, k), dtype).mT if way.transposed else _numbers((batch, k, n), dtype)
+    # In the gradients of A and B, the activations are stored as [tokens, width].
+    a = _random((batch, k, m), dtype).mT if product.sliced == "k" else _random((batch, m, k), dtype)
+    b = _random((batch, n, k), dtype).mT if layout.transposed else _random((batch, k, n), dtype)
     if product.sliced != "batch":
         a, b = a[0], b[0]
-    return (_slices(a, b, product), torch.get_num_threads()) if way.sliced else ([(a, b)], 1)
+    return (_slices(a, b, product), torch.get_num_threads()) if layout.sliced else ([(a, b)], 1)
 
 
-def _numbers(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Random numbers that come again and again: to draw all of a head's would take longer than its product."""
-    few = torch.randint(-9, 9, (_FEW,), dtype=torch.int8).to(dtype)
+def _random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of repeated random values, because drawing every value would take longer than the product."""
+    values = torch.randint(-9, 9, (_RANDOM_VALUES,), dtype=torch.int8).to(dtype)
     count = math.prod(shape)
-    return few.repeat(count // _FEW + 1)[:count].view(shape)
+    return values.repeat(count // _RANDOM_VALUES + 1)[:count].view(shape)
 
 
 def _slices(a: Tensor, b: Tensor, product: Product) -> Pairs:
     if product.sliced == "m":
-        return [(part, b) for part in torch.split(a, _SLICE)]
+        return [(rows, b) for rows in torch.split(a, _SLICE)]
     if product.sliced == "k":
         return list(zip(torch.split(a, _SLICE, dim=1), torch.split(b, _SLICE), strict=True))
     each = -(-product.batch // torch.get_num_threads())
@@ -245,24 +252,24 @@ def _slices(a: Tensor, b: Tensor, product: Product) -> Pairs:
 
 
 def _timed(pairs: Pairs, threads: int) -> float:
-    """Seconds of all these products: the best of some measurements, each long enough to be told."""
+    """Return the seconds of all these products: the best of several measurements of sufficient length."""
     shares = [share for share in (pairs[first::threads] for first in range(threads)) if share]
-    # Results go where others were: memory that is touched for the first time costs more.
+    # Outputs are reused, because writing to newly allocated memory takes longer.
     outs = [torch.empty(_shape(*share[0]), dtype=_result(share[0][0])) for share in shares]
     once = _measured(shares, outs, 1)
-    repeats = max(1, int(_LONG_ENOUGH / once))
+    repeats = max(1, int(_MIN_SECONDS / once))
     seconds: list[float] = []
-    while len(seconds) < _BEST_OF and sum(seconds) < _ENOUGH:
+    while len(seconds) < _BEST_OF and sum(seconds) < _MAX_SECONDS:
         seconds.append(_measured(shares, outs, repeats))
     return min(seconds) / repeats
 
 
 def _measured(shares: Sequence[Pairs], outs: Sequence[Tensor], repeats: int) -> float:
-    """Seconds of so many rounds of every share's products, the shares side by side."""
+    """Return the seconds of `repeats` rounds, with one thread for each share of the products."""
     tasks = [partial(_multiply, share, out, repeats) for share, out in zip(shares, outs, strict=True)]
-    began = time.perf_counter()
+    start = time.perf_counter()
     run_in_threads(tasks)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 @torch.no_grad()

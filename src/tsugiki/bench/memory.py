@@ -1,4 +1,4 @@
-"""What memory this process holds, and what the machine has left, in bytes. None where the system does not say."""
+"""Memory of this process and of the machine, in bytes; None if the system does not report it."""
 
 import ctypes
 import ctypes.util
@@ -11,22 +11,22 @@ _RESET_PEAK = "5"  # man 5 proc, clear_refs
 
 
 def resident() -> int | None:
-    """Memory that this process holds now."""
-    return _kilobytes(Path("/proc/self/status"), "VmRSS")
+    """Memory of this process now."""
+    return _read_kilobytes(Path("/proc/self/status"), "VmRSS")
 
 
 def peak() -> int | None:
-    """The most that this process has held since `reset_peak`; elsewhere than on Linux, since it began."""
-    return _kilobytes(Path("/proc/self/status"), "VmHWM") or peak_memory() or None
+    """Peak memory of this process since `reset_peak`; on systems other than Linux, since the process started."""
+    return _read_kilobytes(Path("/proc/self/status"), "VmHWM") or peak_memory() or None
 
 
 def available() -> int | None:
-    """Memory that the machine can still give without swapping."""
-    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    """Memory that the machine can still provide without swapping."""
+    return _read_kilobytes(Path("/proc/meminfo"), "MemAvailable")
 
 
 def reset_peak() -> None:
-    """Let `peak` begin anew, once what is free but still held has gone back to the system."""
+    """Return freed memory to the system, then reset what `peak` returns. Does nothing on systems other than Linux."""
     if sys.platform != "linux":
         return
     trim = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "malloc_trim", None)
@@ -35,7 +35,7 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
 
 
-def _kilobytes(file: Path, name: str) -> int | None:
+def _read_kilobytes(file: Path, name: str) -> int | None:
     try:
         for line in file.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith(f"{name}:"):

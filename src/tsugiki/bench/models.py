@@ -1,4 +1,4 @@
-"""Models to measure: shapes by name, with random weights, and every model that Tsugiki loads."""
+"""Models that a benchmark can run: random weights of a known shape, or any model that Tsugiki loads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes; its weights are random, which changes neither speed nor memory."""
+    """The sizes of a known model. Its weights are random, which affects neither speed nor memory."""
 
-    about: str
+    summary: str
     model_type: str
-    """Of transformers."""
+    """As in transformers."""
     settings: Mapping[str, Any]
-    """Where they differ from the architecture's defaults."""
+    """Config values that differ from the architecture's defaults."""
     float32: bool = True
-    """Whether it is small enough to be held in float32."""
+    """Whether the model is small enough for entries in float32."""
 
 
 SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
-        "gpt2-small": Shape("GPT-2 small: 124M weights, 12 layers of 768", "gpt2", {}),
+        "gpt2-small": Shape("GPT-2 small: 124M parameters, 12 layers, width 768", "gpt2", {}),
         "rinna-medium": Shape(
-            "rinna/japanese-gpt2-medium, the chapter's: 336M weights, 24 layers of 1,024",
+            "rinna/japanese-gpt2-medium, the chapter's base: 336M parameters, 24 layers, width 1,024",
             "gpt2",
             {"n_layer": 24, "n_embd": 1024, "n_head": 16, "vocab_size": 32_000},
         ),
         "smollm2-135m": Shape(
-            "SmolLM2 135M: a Llama of 30 layers of 576, a vocabulary of 49,152",
+            "SmolLM2 135M: a Llama with 30 layers, width 576, vocabulary 49,152",
             "llama",
             {
                 "vocab_size": 49_152,
@@ -49,7 +49,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             },
         ),
         "qwen3-1.7b": Shape(
-            "Qwen3 1.7B: 28 layers of 2,048, a vocabulary of 151,936; bf16 and int8 only",
+            "Qwen3 1.7B: 28 layers, width 2,048, vocabulary 151,936; bf16 and int8 only",
             "qwen3",
             {
                 "vocab_size": 151_936,
@@ -68,47 +68,50 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
 )
 
 
-def read_config(name: str) -> "PretrainedConfig":
-    """The config of the model called `name`; nothing but that is loaded.
+def read_model_config(name: str) -> "PretrainedConfig":
+    """Return a model's config without loading its weights.
+
+    Args:
+        name: a key of `SHAPES`, a model folder, a GGUF file, or a hub id.
 
     Raises:
-        TsugikiError: no such model; the message names the shapes that there are.
+        TsugikiError: there is no such model; the message lists the known shapes.
     """
     from transformers import AutoConfig
 
     if name in SHAPES:
         return AutoConfig.for_model(SHAPES[name].model_type, **SHAPES[name].settings)
     try:
-        load_tokenizer(name)  # says what is wrong with a name, whatever it is
+        load_tokenizer(name)  # its errors explain every kind of invalid name
     except TsugikiError as error:
-        raise TsugikiError(f"{error}; shapes by name are {', '.join(SHAPES)}") from error
+        raise TsugikiError(f"{error}; known shapes are {', '.join(SHAPES)}") from error
     return AutoConfig.from_pretrained(local_folder(name) or name)
 
 
 def build(name: str, dtype: "torch.dtype") -> "PreTrainedModel":
-    """The model called `name` in a dtype, in training mode; every weight is in memory, not merely mapped.
+    """Return a model in the given dtype and in training mode, with all weights in memory instead of memory-mapped.
 
     Raises:
-        TsugikiError: as for `read_config`.
+        TsugikiError: as for `read_model_config`.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     if name in SHAPES:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(read_config(name), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(read_model_config(name), dtype=dtype)
         model.name_or_path = model.config._name_or_path = name
     else:
         model = load_model(name).to(dtype)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(0)  # a copy of a page that the file's mapping shares
+            weight.add_(0)  # copies the pages that are mapped from the file
     return model.train()
 
 
 def known_models() -> dict[str, str]:
-    """Names, and a line about each."""
-    return {name: shape.about for name, shape in SHAPES.items()} | {
-        EMBEDDED: "the base that comes with Tsugiki",
+    """Return the accepted model names, with a description of each."""
+    return {name: shape.summary for name, shape in SHAPES.items()} | {
+        EMBEDDED: "the base model that Tsugiki contains",
         "FOLDER or HUB/ID": "any model that Tsugiki loads",
     }

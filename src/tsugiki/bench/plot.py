@@ -1,7 +1,6 @@
-"""The plot of a measurement as a file of its own: tokens a second as bars, the limits as lines.
+"""The plot of a benchmark as an SVG file: tokens per second as bars, the machine's limits as lines.
 
-Colours are those of the report's pages, by the names that their style gives them; a viewer in the dark gets the dark
-ones.
+The colours are the CSS variables of the report pages, so that the plot follows the viewer's light or dark theme.
 """
 
 import io
@@ -10,13 +9,13 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from tsugiki.bench.results import Results, Row
+from tsugiki.bench.results import EntryResult, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH, _BAR, _FRAME = 7.0, 0.34, 1.0  # inches
-# Colours that nobody would choose, to be found again in what matplotlib writes.
+# Placeholder colours, which are replaced by CSS variables in the SVG that matplotlib writes.
 _INK, _FAINT, _RULE, _PAPER = "#00fe01", "#00fe02", "#00fe03", "#00fe04"
 _OURS, _THEIRS, _LIMIT = "#00fe05", "#00fe06", "#00fe07"
 _VARIABLES = {
@@ -32,27 +31,27 @@ _ROOT = re.compile(r":root \{[^}]*\}|@media \(prefers-color-scheme: dark\) \{\s*
 
 
 def plot(results: Results) -> str:
-    """An SVG; the bars stand in the order of the table, whatever has no figures is left out."""
+    """Return the plot as SVG; bars in the order of the table, entries without figures left out."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rows = [row for row in results.rows if row.tokens_per_second]
     limits = {dtype: limit["tokens_per_second"] for dtype, limit in results.limits.items()}
-    drawn = Figure(figsize=(_WIDTH, _FRAME + _BAR * max(1, len(rows))), layout="constrained", facecolor=_PAPER)
-    axes = drawn.subplots()
+    figure = Figure(figsize=(_WIDTH, _FRAME + _BAR * max(1, len(rows))), layout="constrained", facecolor=_PAPER)
+    axes = figure.subplots()
     _draw(axes, rows, limits)
-    written = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tsugiki", "font.sans-serif": ["DejaVu Sans"]}):
-        drawn.savefig(written, format="svg", facecolor=_PAPER, metadata=nothing)
-    text = written.getvalue()
+        figure.savefig(buffer, format="svg", facecolor=_PAPER, metadata=no_metadata)
+    text = buffer.getvalue()
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     style = "".join(_ROOT.findall((files("tsugiki.report") / "style.css").read_text(encoding="utf-8")))
     return text.replace("<defs>", f"<style>{style}</style>\n<defs>", 1)
 
 
-def _draw(axes: "Axes", rows: Sequence[Row], limits: dict[str, float]) -> None:
+def _draw(axes: "Axes", rows: Sequence[EntryResult], limits: dict[str, float]) -> None:
     places = range(len(rows))
     speeds = [row.tokens_per_second or 0.0 for row in rows]
     colours = [_OURS if row.name.startswith(("tsugiki", "grafted", "merged")) else _THEIRS for row in rows]
@@ -71,7 +70,7 @@ def _draw(axes: "Axes", rows: Sequence[Row], limits: dict[str, float]) -> None:
     axes.set_yticks(places, [row.name for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08 * max([*speeds, *limits.values(), 1.0]))
-    axes.set_xlabel("tokens a second", color=_FAINT)
+    axes.set_xlabel("tokens per second", color=_FAINT)
     axes.tick_params(length=0, colors=_FAINT)
     axes.tick_params(axis="y", labelcolor=_INK)
     axes.spines[["top", "right", "left"]].set_visible(False)

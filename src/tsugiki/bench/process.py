@@ -1,4 +1,4 @@
-"""A contender's process, as its parent sees it."""
+"""The process of one entry, seen from the parent."""
 
 import json
 import subprocess
@@ -8,88 +8,89 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from tsugiki.bench.work import Work
+from tsugiki.bench.entries import BenchmarkEntry
+from tsugiki.bench.work import Workload
 
 _KILLED = -9
-_PATIENCE = 10  # seconds
+_EXIT_TIMEOUT = 10  # seconds
 
 
-class Failed(Exception):
-    """A contender could not go on; the text says why."""
+class EntryFailed(Exception):
+    """An entry's process failed; the message gives the reason."""
 
 
-class Process:
-    """A worker that has loaded its model and waits for its turn.
+class EntryProcess:
+    """A worker process that has loaded its model and waits for its first step.
 
     Raises:
-        Failed: it did not come so far.
+        EntryFailed: the process ended before the model was loaded.
     """
 
-    def __init__(self, name: str, work: Work) -> None:
+    def __init__(self, name: str, entry: BenchmarkEntry, workload: Workload) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (close)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tsugiki.bench.worker", name, json.dumps(asdict(work))],
+            [sys.executable, "-m", "tsugiki.bench.worker", entry.function, json.dumps(asdict(workload))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
         )
         self.name = name
-        ready = self._answer()
+        ready = self._read_answer()
         self.notes: dict[str, str] = ready["ready"]
         self.loaded: int | None = ready["loaded"]
         """Memory before the first step, in bytes."""
         self.resident = self.loaded
-        """Memory after the last."""
+        """Memory after the latest step, in bytes."""
 
     def step(self) -> dict[str, Any]:
-        """Let it take one step; returns what it says of it (`StepBarrier.end`).
+        """Let the process take one step, and return its message (see `StepBarrier.end`).
 
         Raises:
-            Failed: it did not come through.
+            EntryFailed: the process ended during the step.
         """
         assert self._process.stdin
         try:
             print("step", file=self._process.stdin, flush=True)
         except BrokenPipeError as error:
-            raise Failed(self._end()) from error
-        answer = self._answer()
+            raise EntryFailed(self._exit_reason()) from error
+        answer = self._read_answer()
         self.resident = answer["resident"]
         return answer
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin
         assert self._process.stdout
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(_EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
         self._errors.close()
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_answer(self) -> dict[str, Any]:
         assert self._process.stdout
         try:
             line = self._process.stdout.readline()
-        except BaseException:  # Ctrl-C while it computes
+        except BaseException:  # Ctrl-C during a step
             self._process.kill()
             raise
-        answer: dict[str, Any] = json.loads(line) if line else {"error": self._end()}
+        answer: dict[str, Any] = json.loads(line) if line else {"error": self._exit_reason()}
         if "error" in answer:
             self.close()
-            raise Failed(answer["error"])
+            raise EntryFailed(answer["error"])
         return answer
 
-    def _end(self) -> str:
-        """Why it ended without a word."""
+    def _exit_reason(self) -> str:
+        """Describe how a process ended that sent no error message."""
         status = self._process.wait()
         if status == _KILLED:
-            return "killed by the system, most likely for want of memory"
+            return "killed by the system, probably because memory ran out"
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "")
-        return f"ended with status {status}: {last.strip()[:300]}"
+        return f"exited with status {status}: {last.strip()[:300]}"

@@ -1,4 +1,4 @@
-"""What was measured, as JSON: the machine, the versions, the command, the work, and every step's seconds."""
+"""The results of a benchmark, as JSON: machine, versions, command, workload, and the seconds of every step."""
 
 import platform
 import statistics
@@ -9,11 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from tsugiki.adapters.format import read_json, write_json
-from tsugiki.bench.contenders import CONTENDERS, GENERATORS, BenchmarkEntry
-from tsugiki.bench.runner import Measured
-from tsugiki.bench.work import NEW_TOKENS, Work
-from tsugiki.errors import TsugikiError
+from tsugiki.adapters.format import write_json
+from tsugiki.bench.entries import BenchmarkEntry
+from tsugiki.bench.runner import Measurement
+from tsugiki.bench.work import NEW_TOKENS, Workload
 
 Kind: TypeAlias = Literal["train", "generate"]
 
@@ -25,23 +24,23 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """One contender's figures. Memory in bytes; None where it was not measured."""
+class EntryResult:
+    """The figures of one entry. Memory in bytes; None if not measured."""
 
     name: str
-    about: str
+    summary: str
     notes: Mapping[str, str]
     problem: str | None
-    """Why there are no figures."""
+    """The reason why there are no figures."""
     tokens_per_second: float | None
     """Median over the steps."""
     slowest: float | None
-    """Tokens a second of the slowest step."""
+    """Tokens per second of the slowest step."""
     fastest: float | None
     ratio: float | None
-    """Tokens a second over those of the first contender that was measured."""
+    """Tokens per second divided by those of the first entry that was measured."""
     share: float | None
-    """Of the limit of its own arithmetic, attention whole."""
+    """Share of the machine's limit for the entry's compute dtype, with attention counted whole."""
     loaded: int | None
     peak: int | None
     above_loaded: int | None
@@ -50,55 +49,43 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole measurement."""
+    """The results of one benchmark."""
 
     kind: Kind
     work: Mapping[str, Any]
-    rows: Sequence[Row]
+    """The fields of the `Workload`."""
+    rows: Sequence[EntryResult]
     limits: Mapping[str, Mapping[str, Any]]
-    """By dtype; empty where it was not measured."""
+    """By dtype; empty if not measured."""
     command: str
     machine: Mapping[str, Any]
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
-    versions: Mapping[str, str] = field(default_factory=lambda: installed())
+    versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
     format: int = _FORMAT
 
     def write(self, folder: Path) -> None:
-        """Write `results.json`, whole or not at all."""
+        """Write `results.json` atomically."""
         write_json(folder / RESULTS_FILE, asdict(self))
-
-
-def read_results(file: Path) -> Results:
-    """What a file holds.
-
-    Raises:
-        TsugikiError: there is none, or it is none of ours.
-    """
-    given = read_json(file, missing=f"no results at {file}")
-    try:
-        return Results(**{**given, "rows": [Row(**row) for row in given["rows"]]})
-    except (KeyError, TypeError) as error:
-        raise TsugikiError(f"{file} holds no results of this version: {error}") from error
 
 
 def collect(
     kind: Kind,
-    work: Work,
-    measured: Sequence[Measured],
+    workload: Workload,
+    entries: Mapping[str, BenchmarkEntry],
+    measurements: Mapping[str, Measurement],
     limits: Mapping[str, Any],
     command: str,
     machine: dict[str, Any],
 ) -> Results:
-    """The figures of what was measured, in its order."""
-    tokens = work.tokens if kind == "train" else work.batch * NEW_TOKENS
-    table = CONTENDERS if kind == "train" else GENERATORS
-    base = next((_median(one, tokens) for one in measured if not one.problem), None)
-    rows = [_row(one, table[one.name], tokens, base, limits) for one in measured]
-    return Results(kind, asdict(work), rows, limits, command, machine)
+    """Compute the figures of each measurement, in the order given."""
+    tokens = workload.tokens if kind == "train" else workload.batch * NEW_TOKENS
+    base = next((_median_speed(one, tokens) for one in measurements.values() if not one.problem), None)
+    rows = [_entry_result(one, entries[name], tokens, base, limits) for name, one in measurements.items()]
+    return Results(kind, asdict(workload), rows, limits, command, machine)
 
 
-def installed() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, where they are there."""
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of those packages that affect the figures and are installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -108,27 +95,27 @@ def installed() -> dict[str, str]:
     return found
 
 
-def _median(one: Measured, tokens: int) -> float:
-    """Tokens a second of the middle step."""
+def _median_speed(one: Measurement, tokens: int) -> float:
+    """Tokens per second of the median step."""
     return tokens / statistics.median(one.seconds)
 
 
-def _row(
-    one: Measured, contender: BenchmarkEntry, tokens: int, base: float | None, limits: Mapping[str, Mapping[str, Any]]
-) -> Row:
+def _entry_result(
+    one: Measurement, entry: BenchmarkEntry, tokens: int, base: float | None, limits: Mapping[str, Mapping[str, Any]]
+) -> EntryResult:
     speeds = [tokens / seconds for seconds in one.seconds] if not one.problem else []
-    middle = _median(one, tokens) if speeds else None
-    limit = limits.get(contender.compute_dtype or one.notes.get("base_dtype", ""), {}).get("tokens_per_second")
-    return Row(
+    median = _median_speed(one, tokens) if speeds else None
+    limit = limits.get(entry.compute_dtype or one.notes.get("base_dtype", ""), {}).get("tokens_per_second")
+    return EntryResult(
         name=one.name,
-        about=contender.about,
+        summary=entry.summary,
         notes=one.notes,
         problem=one.problem,
-        tokens_per_second=middle,
+        tokens_per_second=median,
         slowest=min(speeds, default=None),
         fastest=max(speeds, default=None),
-        ratio=middle / base if middle and base else None,
-        share=middle / limit if middle and limit and not contender.trains_all else None,
+        ratio=median / base if median and base else None,
+        share=median / limit if median and limit and not entry.full else None,
         loaded=one.loaded,
         peak=one.peak,
         above_loaded=one.above_loaded,

@@ -1,10 +1,10 @@
-"""The parent: each contender is a process of its own, and one at a time takes a step, round after round.
+"""The parent process of a benchmark. Each entry runs in its own process, and only one process takes a step at a time.
 
-    warm-up      each loads its model and takes two steps that are not counted
-    a round      each takes one step, while the others wait
-    in turn      where memory does not hold all at once: each alone, from its start, twice over
+    warm-up       each entry loads its model and takes two steps that are not counted
+    a round       each entry takes one step while the others wait
+    one by one    if memory does not hold all processes at once: each entry alone, in two passes of half the rounds
 
-So whatever else takes the machine's time meets all alike.
+Other programs on the machine therefore slow all entries down alike.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,38 +13,38 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tsugiki.bench import memory
-from tsugiki.bench.contenders import BenchmarkEntry
-from tsugiki.bench.process import Failed, Process
-from tsugiki.bench.work import WARM_UP, Work
+from tsugiki.bench.entries import BenchmarkEntry
+from tsugiki.bench.process import EntryFailed, EntryProcess
+from tsugiki.bench.work import WARM_UP, Workload
 
-_TURNS = 2
-_MARGIN = 1.15  # of memory, over what another one needed
+_PASSES = 2
+_MARGIN = 1.15  # free memory that the next entry needs, relative to the largest peak so far
 
 
 @dataclass
-class Measured:
-    """What came of one contender. Memory in bytes, times in seconds."""
+class Measurement:
+    """What was measured for one entry. Memory in bytes, times in seconds."""
 
     name: str
     notes: dict[str, str] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
-    """Of each counted step."""
+    """For each counted step."""
     loaded: int | None = None
-    """Memory before the first step: model and libraries."""
+    """Memory before the first step: the model and the libraries."""
     peak: int | None = None
-    """The most memory while it took its steps, warm-up among them."""
+    """Peak memory during the steps, warm-up included."""
     above_loaded: int | None = None
-    """What the steps needed on top."""
+    """The largest difference between a step's peak and the memory before the first step."""
     limits: list[dict[str, Any]] = field(default_factory=list)
-    """Of each round, where it is the limit that is measured."""
+    """For each round, if this is the machine's limit."""
     problem: str | None = None
-    """Why it was not measured."""
+    """The reason why the entry was not measured."""
 
-    def step(self, process: Process, counted: bool) -> None:
-        """Let the process take a step, and remember what it took.
+    def step(self, process: EntryProcess, counted: bool) -> None:
+        """Let the process take one step, and add what it took.
 
         Raises:
-            Failed: it did not come through.
+            EntryFailed: the process ended during the step.
         """
         answer = process.step()
         self.notes, self.loaded = process.notes, process.loaded
@@ -58,88 +58,97 @@ class Measured:
 
 
 def measure(
-    contenders: Mapping[str, BenchmarkEntry], work: Work, rounds: int, say: Callable[[str], None]
-) -> list[Measured]:
-    """Measure these contenders.
+    entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, show: Callable[[str], None]
+) -> list[Measurement]:
+    """Measure the entries.
 
     Args:
-        contenders: by the names that the worker knows.
-        work: what each is to do.
-        rounds: counted steps of each.
-        say: told what goes on, a line each time.
+        entries: by name.
+        workload: the model and the tokens of one step.
+        rounds: number of counted steps for each entry.
+        show: called with each line of progress.
 
     Returns:
-        In the order given; what could not be measured has a `problem`.
+        In the order given; an entry that could not be measured has a `problem`.
     """
     found = {
-        name: Measured(name, problem=f"not installed ({contender.install})" if contender.missing else None)
-        for name, contender in contenders.items()
+        name: Measurement(name, problem=f"not installed ({entry.install})" if entry.missing else None)
+        for name, entry in entries.items()
     }
-    able = [name for name in found if not found[name].problem]
-    for one in _by_turns(able, work, rounds, say) or _in_turn(able, work, rounds, say):
+    installed = {name: entry for name, entry in entries.items() if not found[name].problem}
+    for one in _all_at_once(installed, workload, rounds, show) or _one_by_one(installed, workload, rounds, show):
         found[one.name] = one
     return list(found.values())
 
 
-def _by_turns(names: Sequence[str], work: Work, rounds: int, say: Callable[[str], None]) -> list[Measured] | None:
-    """All at once, a step at a time; None where memory does not hold them."""
-    found = [Measured(name) for name in names]
-    processes: dict[str, Process] = {}
+def _all_at_once(
+    entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, show: Callable[[str], None]
+) -> list[Measurement] | None:
+    """Keep all processes running, and let them take steps in turn; None if memory does not hold all of them."""
+    found = [Measurement(name) for name in entries]
+    processes: dict[str, EntryProcess] = {}
     with ExitStack() as running:
         for one in found:
-            if not _room(list(processes.values()), found):
-                say("memory does not hold all at once: each in turn")
+            if not _has_room(list(processes.values()), found):
+                show("not enough memory for all entries at once: measuring them one by one")
                 return None
-            with _failing(one, say):
-                processes[one.name] = _begin(one, work, running, say)
+            with _recording_failure(one, show):
+                processes[one.name] = _start(one, entries[one.name], workload, running, show)
         for number in range(rounds):
-            say(f"round {number + 1} of {rounds}")
-            for one in _sound(found):
-                with _failing(one, say):
+            show(f"round {number + 1} of {rounds}")
+            for one in _without_problem(found):
+                with _recording_failure(one, show):
                     one.step(processes[one.name], counted=True)
     return found
 
 
-def _in_turn(names: Sequence[str], work: Work, rounds: int, say: Callable[[str], None]) -> list[Measured]:
-    """Each alone, some steps at a time."""
-    found = [Measured(name) for name in names]
-    for turn in range(_TURNS):
-        for one in _sound(found):
-            with _failing(one, say), ExitStack() as running:
-                process = _begin(one, work, running, say)
-                for _ in range(turn, rounds, _TURNS):
+def _one_by_one(
+    entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, show: Callable[[str], None]
+) -> list[Measurement]:
+    """Run each entry alone for a part of the rounds, then each again for the rest."""
+    found = [Measurement(name) for name in entries]
+    for number in range(_PASSES):
+        for one in _without_problem(found):
+            with _recording_failure(one, show), ExitStack() as running:
+                process = _start(one, entries[one.name], workload, running, show)
+                for _ in range(number, rounds, _PASSES):
                     one.step(process, counted=True)
     return found
 
 
-def _sound(found: Sequence[Measured]) -> list[Measured]:
+def _without_problem(found: Sequence[Measurement]) -> list[Measurement]:
     return [one for one in found if not one.problem]
 
 
-def _begin(one: Measured, work: Work, running: ExitStack, say: Callable[[str], None]) -> Process:
-    """Start and warm up."""
-    say(f"{one.name}: loading and warming up")
-    process = running.enter_context(closing(Process(one.name, work)))
+def _start(
+    one: Measurement, entry: BenchmarkEntry, workload: Workload, running: ExitStack, show: Callable[[str], None]
+) -> EntryProcess:
+    """Start the process and let it take the warm-up steps."""
+    show(f"{one.name}: loading and warming up")
+    process = running.enter_context(closing(EntryProcess(one.name, entry, workload)))
     for _ in range(WARM_UP):
         one.step(process, counted=False)
     return process
 
 
 @contextmanager
-def _failing(one: Measured, say: Callable[[str], None]) -> Iterator[None]:
-    """What fails within is this one's problem alone."""
+def _recording_failure(one: Measurement, show: Callable[[str], None]) -> Iterator[None]:
+    """Record a failed process as this entry's problem, so that the others are still measured."""
     try:
         yield
-    except Failed as failure:
+    except EntryFailed as failure:
         one.problem = str(failure)
-        say(f"{one.name}: {failure}")
+        show(f"{one.name}: {failure}")
 
 
-def _room(processes: Sequence[Process], able: Sequence[Measured]) -> bool:
-    """Whether one more fits that needs as much as the largest so far, with another one at its peak beside it."""
+def _has_room(processes: Sequence[EntryProcess], found: Sequence[Measurement]) -> bool:
+    """Whether another process fits in memory while one of the running ones is at its peak.
+
+    The new process is assumed to need as much as the largest one so far.
+    """
     free = memory.available()
     if free is None or not processes:
         return True
-    peaks = {one.name: one.peak or 0 for one in able}
+    peaks = {one.name: one.peak or 0 for one in found}
     growth = max(0, *(peaks[process.name] - (process.resident or 0) for process in processes))
     return free > _MARGIN * max(peaks.values()) + growth

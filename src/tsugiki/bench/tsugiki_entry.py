@@ -1,4 +1,4 @@
-"""Tsugiki, by the way that `tsugiki train` takes: a `RunConfig`, `begin_training`, and its trainer."""
+"""Tsugiki's entries, which run the same code as `tsugiki train`: a `RunConfig`, then `begin_training`."""
 
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -9,9 +9,9 @@ import torch
 
 from tsugiki.base.loading import EMBEDDED, load_tokenizer
 from tsugiki.base.quantization import quantise
-from tsugiki.bench.hugging_face import ENDLESS, GateCallback
+from tsugiki.bench.hugging_face import ENDLESS, StepBarrierCallback
 from tsugiki.bench.models import build
-from tsugiki.bench.work import StepBarrier, Work
+from tsugiki.bench.work import StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import Index, TokenStore
 from tsugiki.fast.document_masking import detect_document_masking
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def run(work: Work, gate: StepBarrier, **settings: Any) -> None:
-    """A run with these settings on rows of a document each."""
+def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
+    """Train on rows of random tokens, one document in each row, with the given settings of `RunConfig`."""
     with TemporaryDirectory() as folder:
         given = {
-            "model": work.model,
+            "model": workload.model,
             "data": "random tokens",
             "out": folder,
-            "batch_size": work.batch,
+            "batch_size": workload.batch,
             "grad_accum": 1,
             "max_steps": ENDLESS,
             "save_steps": ENDLESS,
@@ -40,17 +40,17 @@ def run(work: Work, gate: StepBarrier, **settings: Any) -> None:
         }
         config = validated(RunConfig, given, None)
         model = _base(config)
-        blocks = _blocks(work, model.config.vocab_size)
+        blocks = _blocks(workload, model.config.vocab_size)
         prepared = PackedDataset(blocks, [], [], detect_document_masking(model), {}, [])
         record = RunRecord(config.to_record())
         trainer = begin_training(config, Ready(model, load_tokenizer(EMBEDDED), prepared), record)
-        gate.note(**{name: str(value) for name, value in record.resolved_settings.items() if name in _TOLD})
-        trainer.add_callback(GateCallback(gate))
+        barrier.note(**{name: str(value) for name, value in record.resolved_settings.items() if name in _NOTES})
+        trainer.add_callback(StepBarrierCallback(barrier))
         trainer.train()
 
 
 def _base(config: RunConfig) -> "PreTrainedModel":
-    """The base as the run would load it, were it stored somewhere."""
+    """Build the base in the dtype in which the run would load it."""
     precision = base_precision(config) if config.method != FULL else "fp32"
     if precision == "fp32":
         return build(config.model, torch.float32)
@@ -65,11 +65,11 @@ tsugiki_int8 = partial(run, base_dtype="int8")
 tsugiki_full_fp32 = partial(run, method="full", compute_dtype="fp32")
 tsugiki_full_bf16 = partial(run, method="full", compute_dtype="bf16")
 
-_TOLD = ("base_dtype", "compute_dtype")
+_NOTES = ("base_dtype", "compute_dtype")
 
 
-def _blocks(work: Work, vocabulary: int) -> Blocks:
-    ids = work.rows(vocabulary).numpy()
+def _blocks(workload: Workload, vocabulary: int) -> Blocks:
+    ids = workload.rows(vocabulary).numpy()
     rows, length = ids.shape
     index = Index(
         characters=np.full(rows, length),

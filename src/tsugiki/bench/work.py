@@ -1,4 +1,4 @@
-"""The work that every contender is given, and the gate at which it waits for its turn."""
+"""The workload that every entry is given, and the barrier at which an entry waits for its next step."""
 
 import time
 from collections.abc import Callable
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCHES = 256
-"""Batches of different rows; then they come again."""
+"""Number of different batches; after these the first ones are repeated."""
 RANK, ALPHA, DROPOUT, LEARNING_RATE = 8, 32, 0.1, 1e-4
-"""The chapter's."""
+"""The hyperparameters of the textbook chapter."""
 WARM_UP = 2
-"""Steps that are not counted."""
+"""Steps before the first counted one."""
 PROMPT, NEW_TOKENS = 32, 64
-"""Tokens that are given, and that are generated."""
+"""Tokens of the prompt and generated tokens."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """Rows of random tokens for a model: `batch` rows of `length` tokens an optimiser step."""
+class Workload:
+    """Random tokens for a model: `batch` rows of `length` tokens for each optimiser step."""
 
     model: str
     batch: int = 4
@@ -31,66 +31,68 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Tokens a step."""
+        """Tokens of one step."""
         return self.batch * self.length
 
     def rows(self, vocabulary: int) -> "Tensor":
-        """int64 [BATCHES * batch, length], the same for every contender."""
+        """Return int64 token ids [BATCHES * batch, length], the same for every entry."""
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randint(vocabulary, (BATCHES * self.batch, self.length), generator=generator)
 
 
-class Stopped(BaseException):
-    """The parent wants no more steps. No `Exception`, since trainers catch those."""
+class StopRequested(BaseException):
+    """The parent process requests no more steps. Not an `Exception`, because trainers catch those."""
 
 
 class StepBarrier:
-    """Where a contender waits before each of its steps until it is told to go.
+    """Makes an entry wait before each step until the parent process requests it, and reports what the step took.
 
     Args:
-        receive: the next line from the parent; empty where it is gone.
-        send: a message to the parent.
+        receive: returns the next line from the parent; an empty string if the parent has ended.
+        send: sends a message to the parent.
     """
 
     def __init__(self, receive: Callable[[], str], send: Callable[[dict[str, Any]], None]) -> None:
         self._receive, self._send = receive, send
         self._notes: dict[str, str] = {}
         self._loaded: int | None = None
-        self._began: float | None = None
+        self._start: float | None = None
 
     def note(self, **notes: str) -> None:
-        """What the table is to say of this contender, such as the attention that it was given."""
+        """Add notes on this entry to the table, such as the attention implementation that it uses."""
         self._notes |= notes
 
     def begin(self) -> None:
-        """Wait for the next step, and start the clock. Before the first, everything has to be loaded.
+        """Wait until the next step is requested, then start the clock.
+
+        The first call also reports that the model is loaded.
 
         Raises:
-            Stopped: there is none.
+            StopRequested: no more steps are wanted.
         """
         if self._loaded is None:
             memory.reset_peak()
             self._loaded = memory.resident() or 0
             self._send({"ready": self._notes, "loaded": self._loaded or None})
         if self._receive().strip() != "step":
-            raise Stopped
-        self._began = time.perf_counter()
+            raise StopRequested
+        self._start = time.perf_counter()
 
-    def end(self, **found: Any) -> None:
-        """Stop the clock, and tell what the step took. Nothing happens where no step has begun."""
-        if self._began is None:
+    def end(self, **extra: Any) -> None:
+        """Stop the clock and report the step's seconds and memory, with `extra` added. Does nothing before `begin`."""
+        if self._start is None:
             return
         _wait_for_accelerator()
-        seconds = time.perf_counter() - self._began
-        self._began = None
-        self._send({"seconds": seconds, "peak": memory.peak(), "resident": memory.resident(), **found})
+        seconds = time.perf_counter() - self._start
+        self._start = None
+        self._send({"seconds": seconds, "peak": memory.peak(), "resident": memory.resident(), **extra})
 
 
 def _wait_for_accelerator() -> None:
     import sys
 
-    torch = sys.modules.get("torch")  # MLX does without
+    torch = sys.modules.get("torch")  # not imported by entries that do not use it, such as MLX
     if torch is not None and torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -1,7 +1,7 @@
-"""One contender in a process of its own: `python -m tsugiki.bench.worker NAME '{"model": …}'`.
+"""The process of one entry: `python -m tsugiki.bench.worker MODULE:FUNCTION '{"model": …}'`.
 
-Each line `step` on standard input is answered by a line of JSON on standard output; see `StepBarrier` for what it says.
-What libraries print goes to standard error.
+For each line `step` on standard input it takes a step and prints a line of JSON on standard output (see `StepBarrier`).
+What libraries print is redirected to standard error.
 """
 
 import json
@@ -9,15 +9,18 @@ import os
 import sys
 from typing import Any
 
-from tsugiki.bench.contenders import CONTENDERS, GENERATORS, LIMIT
-from tsugiki.bench.work import StepBarrier, Stopped, Work
+from tsugiki.bench.entries import load_function
+from tsugiki.bench.work import StepBarrier, StopRequested, Workload
 from tsugiki.errors import error_text
 
-JOBS = {**CONTENDERS, **GENERATORS, "limit": LIMIT}
 
+def main(function: str, workload: str) -> None:
+    """Take steps until standard input ends.
 
-def main(name: str, work: str) -> None:
-    """Serve steps until standard input ends."""
+    Args:
+        function: as `BenchmarkEntry.function`.
+        workload: the fields of a `Workload`, as JSON.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -25,15 +28,15 @@ def main(name: str, work: str) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
     try:
-        JOBS[name].run(Work(**json.loads(work)), StepBarrier(sys.stdin.readline, send))
-    except Stopped:
+        load_function(function)(Workload(**json.loads(workload)), StepBarrier(sys.stdin.readline, send))
+    except StopRequested:
         pass
     except Exception as error:
         send({"error": f"{type(error).__name__}: {error_text(error, 500)}"})
         raise
     finally:
         sys.stderr.flush()
-    os._exit(0)  # no trainer is to write its last checkpoint
+    os._exit(0)  # skips what trainers do at exit, such as writing a last checkpoint
 
 
 if __name__ == "__main__":

@@ -10,59 +10,62 @@ import typer
 
 def bench_command(
     model: Annotated[
-        str, typer.Option(help="A shape by name (--list), 'embedded', a model folder, a GGUF file, or a hub id.")
-    ] = ("gpt2-small"),
-    contenders: Annotated[
-        str | None, typer.Option(help="Names 'a,b' (--list), or 'all'; the chapter, PEFT, TRL and Tsugiki if unset.")
+        str, typer.Option(help="A known shape (--list), 'embedded', a model folder, a GGUF file, or a hub id.")
+    ] = "gpt2-small",
+    entries: Annotated[
+        str | None,
+        typer.Option(help="Names such as 'a,b' (--list), or 'all'. Default: the chapter, PEFT, TRL and Tsugiki."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 4,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a row.")] = 512,
-    rounds: Annotated[int, typer.Option(min=1, help="Steps of each that are counted.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 4,
+    length: Annotated[int, typer.Option(min=2, help="Tokens per row.")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="Counted steps of each entry.")] = 5,
     generate: Annotated[bool, typer.Option("--generate", help="Measure generation instead of training.")] = False,
-    out: Annotated[Path | None, typer.Option(help="A folder for results.json, table.md and plot.svg.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List models and contenders, and measure nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.json, table.md and plot.svg.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List models and entries without measuring.")] = False,
 ) -> None:
-    """Measure speed and memory beside PEFT, TRL and others, and how near each comes to this machine's limit.
+    """Compare speed and memory with PEFT, TRL and others, and with the limit of this machine.
 
-    Every contender does the same work in a process of its own; one at a time takes a step, round after round.
+    Every entry trains on the same tokens in its own process, and only one process takes a step at a time.
     """
     from tsugiki.cli.tables import print_table
 
     if list_:
         _list()
         return
-    from tsugiki.bench.bench import bench, check_folder, write
-    from tsugiki.bench.contenders import CONTENDERS, GENERATORS
+    from tsugiki.bench.bench import check_folder, choose_entries, run_benchmark, write_results
+    from tsugiki.bench.entries import GENERATION_ENTRIES, TRAINING_ENTRIES
+    from tsugiki.bench.results import Kind
     from tsugiki.bench.table import results_lines, results_table
-    from tsugiki.bench.work import PROMPT, Work
+    from tsugiki.bench.work import PROMPT, Workload
 
     if out is not None:
         check_folder(out)
-    table = GENERATORS if generate else CONTENDERS
-    names = list(table) if contenders == "all" else [name.strip() for name in (contenders or "").split(",") if name]
-    results = bench(
-        "generate" if generate else "train",
-        names,
-        Work(model, 1, PROMPT) if generate else Work(model, batch, length),
+    kind: Kind = "generate" if generate else "train"
+    table = GENERATION_ENTRIES if generate else TRAINING_ENTRIES
+    names = list(table) if entries == "all" else [name.strip() for name in (entries or "").split(",") if name]
+    results = run_benchmark(
+        kind,
+        choose_entries(kind, names),
+        Workload(model, 1, PROMPT) if generate else Workload(model, batch, length),
         rounds,
         shlex.join(["tsugiki", *sys.argv[1:]]),
         lambda line: print(line, file=sys.stderr),
     )
     if out is not None:
-        write(results, out)
+        write_results(results, out)
     headers, rows = results_table(results)
     print_table((headers, rows), *results_lines(results), *([f"written to {out}"] if out else []))
 
 
 def _list() -> None:
-    from tsugiki.bench.contenders import CONTENDERS, DEFAULT, GENERATORS
+    from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, TRAINING_ENTRIES
     from tsugiki.bench.models import known_models
     from tsugiki.cli.tables import print_table
 
-    print_table((["model", ""], [[name, about] for name, about in known_models().items()]))
-    for title, table in (("contender", CONTENDERS), ("contender, --generate", GENERATORS)):
-        rows = [
-            [name, one.about, f"not installed ({one.install})" if one.missing else "usual" if name in DEFAULT else ""]
-            for name, one in table.items()
-        ]
+    print_table((["model", ""], [[name, summary] for name, summary in known_models().items()]))
+    for title, table in (("entry", TRAINING_ENTRIES), ("entry, --generate", GENERATION_ENTRIES)):
+        rows = []
+        for name, entry in table.items():
+            default = "default" if name in DEFAULT_ENTRIES else ""
+            rows.append([name, entry.summary, f"not installed ({entry.install})" if entry.missing else default])
         print_table(([title, "", ""], rows))

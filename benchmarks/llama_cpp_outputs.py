@@ -1,4 +1,4 @@
-"""The same ids through Transformers and through llama.cpp: logits, and what each draws greedily after them."""
+"""Logits and greedy decoding of the same token ids by Transformers and by llama.cpp."""
 
 from itertools import takewhile
 from pathlib import Path
@@ -9,25 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEW = 40
-"""Tokens that are drawn."""
-_F32 = 0  # ggml's number of the type, of keys and values
+NEW_TOKENS = 40
+_F32 = 0  # ggml's number of the dtype, used for keys and values
 
 
 @torch.no_grad()
 def logits(model: Any, ids: list[int]) -> Tensor:
-    """Of a model of Transformers, [tokens, vocabulary]."""
+    """Return the logits of a Transformers model, [tokens, vocabulary]."""
     out: Tensor = model(input_ids=torch.tensor([ids])).logits[0].float()
     return out
 
 
 @torch.no_grad()
 def greedy(model: Any, ids: list[int]) -> list[int]:
-    """The ids that a model of Transformers draws after these."""
+    """Return the ids that a Transformers model generates greedily after `ids`."""
     drawn = model.generate(
         input_ids=torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=NEW,
+        max_new_tokens=NEW_TOKENS,
         do_sample=False,
         use_cache=True,
         pad_token_id=0,
@@ -35,8 +34,17 @@ def greedy(model: Any, ids: list[int]) -> list[int]:
     return list(drawn[0, len(ids) :].tolist())
 
 
-def llama(path: Path, whole: list[int], ids: list[int], adapter: Path | None = None) -> tuple[Tensor, list[int]]:
-    """llama.cpp's logits of `whole`, and the ids that it draws greedily after `ids`."""
+def llama_cpp_outputs(
+    path: Path, whole: list[int], ids: list[int], adapter: Path | None = None
+) -> tuple[Tensor, list[int]]:
+    """Return llama.cpp's logits for `whole`, and the ids that it generates greedily after `ids`.
+
+    Args:
+        path: a GGUF model.
+        whole: token ids for the logits.
+        ids: token ids of the prompt.
+        adapter: a LoRA adapter in GGUF.
+    """
     model = llama_cpp.Llama(
         str(path),
         lora_path=str(adapter) if adapter else None,
@@ -51,13 +59,13 @@ def llama(path: Path, whole: list[int], ids: list[int], adapter: Path | None = N
     model.reset()
     model.eval(ids)
     drawn: list[int] = []
-    while len(drawn) < NEW and (not drawn or drawn[-1] != model.token_eos()):
+    while len(drawn) < NEW_TOKENS and (not drawn or drawn[-1] != model.token_eos()):
         drawn.append(int(np.argmax(model.scores[len(ids) + len(drawn) - 1])))
         model.eval(drawn[-1:])
     model.close()
     return found, drawn
 
 
-def alike(ours: list[int], theirs: list[int]) -> int:
-    """How many tokens are the same before the first that is not."""
+def common_prefix(ours: list[int], theirs: list[int]) -> int:
+    """Return the number of tokens before the first difference."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False)))

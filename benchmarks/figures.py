@@ -1,4 +1,4 @@
-"""Any other table that a guide shows: its cells, and where they come from, as JSON."""
+"""A table of figures for the guides: headers, cells, and how the figures were measured, as a JSON file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.adapters.format import write_json
-from tsugiki.bench.results import installed
+from tsugiki.bench.results import installed_versions
 from tsugiki.report.formatting import Table
 from tsugiki.train.record import describe_machine
 
 KIND = "figures"
+"""The value of `kind` in such a file; the results of `tsugiki bench` have another one."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A table as it is to be shown."""
+    """A table as a guide shows it."""
 
     headers: Mapping[str, Sequence[str]]
     """By language: `en`, `ja`."""
@@ -24,14 +25,14 @@ class Figures:
     command: str
     machine: Mapping[str, Any] = field(default_factory=describe_machine)
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
-    versions: Mapping[str, str] = field(default_factory=installed)
+    versions: Mapping[str, str] = field(default_factory=installed_versions)
     kind: str = KIND
     format: int = 1
 
     def table(self, language: str) -> Table:
-        """Headers in this language, and the cells."""
+        """Return the headers in this language, and the cells."""
         return list(self.headers[language]), [list(row) for row in self.rows]
 
     def write(self, file: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         write_json(file, asdict(self))

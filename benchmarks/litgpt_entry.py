@@ -1,4 +1,4 @@
-"""LitGPT's LoRA fine-tuning: its model, its `fit` loop with chunked head and loss, bf16-true."""
+"""The entry for LitGPT's LoRA fine-tuning: its model and its `fit` loop with a chunked loss, in bf16-true."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -10,28 +10,28 @@ import torch
 
 from tsugiki.base.loading import EMBEDDED, local_folder
 from tsugiki.bench.hugging_face import ENDLESS
-from tsugiki.bench.models import read_config
-from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Work
+from tsugiki.bench.models import read_model_config
+from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_LLAMAS = ("llama", "qwen3")
+_MODEL_TYPES = ("llama", "qwen3")
 
 
-def litgpt(work: Work, gate: StepBarrier) -> None:
-    """`litgpt finetune_lora` on random weights of the same shape, with pairs on every projection.
+def litgpt(workload: Workload, barrier: StepBarrier) -> None:
+    """Run `litgpt finetune_lora` on random weights of the same shape, with A and B on every projection.
 
     Raises:
-        TsugikiError: an architecture that LitGPT does not have, or that is not set up here.
+        TsugikiError: LitGPT does not have the architecture, or this module does not map its config.
     """
     import lightning
     from litgpt.args import EvalArgs, TrainArgs
     from litgpt.finetune.lora import fit
     from litgpt.lora import GPT, Config, mark_only_lora_as_trainable
 
-    config = Config(**_shape(work, read_config(work.model)), **_LORA)
+    config = Config(**_model_settings(workload, read_model_config(workload.model)), **_LORA)
     fabric = lightning.Fabric(devices=1, precision="bf16-true", accelerator="cpu")
     with fabric.init_module():
         model = GPT(config)
@@ -39,26 +39,26 @@ def litgpt(work: Work, gate: StepBarrier) -> None:
     model = fabric.setup_module(model)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=LEARNING_RATE))
-    rows = torch.split(work.rows(config.vocab_size), work.batch)
-    checked = _Rows([row[:1, :8] for row in rows[:1]])  # fit validates before it begins
+    batches = torch.split(workload.rows(config.vocab_size), workload.batch)
+    validation = _DataLoader([batch[:1, :8] for batch in batches[:1]])  # fit evaluates before the first step
     with TemporaryDirectory() as folder:
         fit(
             fabric=fabric,
             model=model,
             optimizer=optimizer,
             scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-            train_dataloader=_Rows(rows, gate),
-            val_dataloader=checked,
+            train_dataloader=_DataLoader(batches, barrier),
+            val_dataloader=validation,
             devices=1,
-            checkpoint_dir=local_folder(EMBEDDED),  # any tokenizer will do
+            checkpoint_dir=local_folder(EMBEDDED),  # any tokenizer works
             out_dir=Path(folder),
             train=TrainArgs(
                 save_interval=None,
                 log_interval=100,
-                global_batch_size=work.batch,
-                micro_batch_size=work.batch,
+                global_batch_size=workload.batch,
+                micro_batch_size=workload.batch,
                 epochs=ENDLESS,
-                max_seq_length=work.length,
+                max_seq_length=workload.length,
             ),
             eval=EvalArgs(interval=ENDLESS, initial_validation=False),
             data=Namespace(),
@@ -77,31 +77,33 @@ _LORA: dict[str, Any] = {
 }
 
 
-class _Rows:
-    """What LitGPT takes for a data loader; with a gate, each step ends where the next batch is asked for."""
+class _DataLoader:
+    """A data loader for LitGPT. With a barrier, a step ends when the loop requests the next batch."""
 
-    def __init__(self, rows: Any, gate: StepBarrier | None = None) -> None:
-        self.rows, self.gate = rows, gate
-        self.dataset = [{"input_ids": row} for batch in rows for row in batch]
+    def __init__(self, batches: Any, barrier: StepBarrier | None = None) -> None:
+        self.batches, self.barrier = batches, barrier
+        self.dataset = [{"input_ids": row} for batch in batches for row in batch]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for ids in self.rows:
-            if self.gate:
-                self.gate.end()
-                self.gate.begin()
+        for ids in self.batches:
+            if self.barrier:
+                self.barrier.end()
+                self.barrier.begin()
             counts = dict.fromkeys(("raw", "raw_plus_prompt_template"), torch.tensor(ids.numel()))
             yield {"input_ids": ids, "labels": ids, "token_counts": counts}
 
 
-def _shape(work: Work, config: "PretrainedConfig") -> dict[str, Any]:
-    """A config of transformers in LitGPT's words."""
-    if config.model_type not in _LLAMAS:
-        raise TsugikiError(f"LitGPT has no {config.model_type}; choose a model of type {' or '.join(_LLAMAS)}")
+def _model_settings(workload: Workload, config: "PretrainedConfig") -> dict[str, Any]:
+    """Translate a config of transformers to the arguments of LitGPT's `Config`."""
+    if config.model_type not in _MODEL_TYPES:
+        raise TsugikiError(
+            f"no LitGPT settings for {config.model_type}; choose a model of type {' or '.join(_MODEL_TYPES)}"
+        )
     return {
-        "name": work.model,
+        "name": workload.model,
         "block_size": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "padded_vocab_size": config.vocab_size,

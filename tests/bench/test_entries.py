@@ -1,4 +1,4 @@
-"""Every contender does the work that it says, on the same layers, and stops when it is told."""
+"""Every entry trains what it claims to train, on the same layers, and stops when requested."""
 
 import sys
 from typing import Any
@@ -8,20 +8,26 @@ import torch
 
 from tests.tiny import save_tiny
 from tsugiki.bench import hugging_face
-from tsugiki.bench.contenders import CONTENDERS, DEFAULT, GENERATORS, LIMIT
-from tsugiki.bench.models import SHAPES, build, read_config
-from tsugiki.bench.process import Failed, Process
-from tsugiki.bench.work import StepBarrier, Stopped, Work
+from tsugiki.bench.entries import (
+    DEFAULT_ENTRIES,
+    GENERATION_ENTRIES,
+    LIMIT_ENTRY,
+    TRAINING_ENTRIES,
+    BenchmarkEntry,
+)
+from tsugiki.bench.models import SHAPES, build, read_model_config
+from tsugiki.bench.process import EntryFailed, EntryProcess
+from tsugiki.bench.work import StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 
 
 class Script:
-    """A parent that asks for two steps."""
+    """A parent process that requests two steps."""
 
     def __init__(self) -> None:
         self.asked = iter(["step\n", "step\n"])
         self.messages: list[dict[str, Any]] = []
-        self.gate = StepBarrier(lambda: next(self.asked, ""), self.messages.append)
+        self.barrier = StepBarrier(lambda: next(self.asked, ""), self.messages.append)
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +37,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
-    """The models that trainers train."""
+    """The models that trainers receive."""
     found: list[torch.nn.Module] = []
-    begin = hugging_face.GateCallback.on_step_begin
+    begin = hugging_face.StepBarrierCallback.on_step_begin
 
     def keep(self: Any, *arguments: Any, **given: Any) -> None:
         found.append(given["model"])
         begin(self, *arguments, **given)
 
-    monkeypatch.setattr(hugging_face.GateCallback, "on_step_begin", keep)
+    monkeypatch.setattr(hugging_face.StepBarrierCallback, "on_step_begin", keep)
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, one in CONTENDERS.items() if not one.missing])
+@pytest.mark.parametrize("name", [name for name, one in TRAINING_ENTRIES.items() if not one.missing])
 def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
-    script, contender = Script(), CONTENDERS[name]
-    with pytest.raises(Stopped):
-        contender.run(Work(folder, batch=2, length=16), script.gate)
+    script, entry = Script(), TRAINING_ENTRIES[name]
+    with pytest.raises(StopRequested):
+        entry.run(Workload(folder, batch=2, length=16), script.barrier)
     ready, *steps = script.messages
     assert set(ready) == {"ready", "loaded"}
     assert len(steps) == 2
@@ -59,56 +65,56 @@ def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
     everything = sum(weight.numel() for weight in weights)
     # A and B of c_attn [32, 96], c_proj [32, 32] and c_proj [128, 32], two layers of each.
     pairs = 2 * 8 * (32 + 96 + 32 + 32 + 128 + 32)
-    assert numbers == (everything if contender.trains_all else pairs)
-    if contender.compute_dtype == "bf16" and "tsugiki" not in name and not contender.trains_all:
+    assert numbers == (everything if entry.full else pairs)
+    if entry.compute_dtype == "bf16" and "tsugiki" not in name and not entry.full:
         assert {weight.dtype for weight in weights} == {torch.bfloat16, torch.float32}
     dropouts = {layer.p for path, layer in trained[0].named_modules() if "lora" not in path and hasattr(layer, "p")}
     assert dropouts == ({0.1} if name == "chapter" else {0.0})
 
 
-@pytest.mark.parametrize("name", [name for name, one in GENERATORS.items() if not one.missing])
+@pytest.mark.parametrize("name", [name for name, one in GENERATION_ENTRIES.items() if not one.missing])
 def test_generation(name: str, folder: str):
     script = Script()
-    with pytest.raises(Stopped):
-        GENERATORS[name].run(Work(folder, batch=1, length=32), script.gate)
+    with pytest.raises(StopRequested):
+        GENERATION_ENTRIES[name].run(Workload(folder, batch=1, length=32), script.barrier)
     assert len(script.messages) == 3
 
 
 def test_the_limit_is_a_job_too(folder: str):
     script = Script()
     script.asked = iter(["step\n"] * 4)
-    with pytest.raises(Stopped):
-        LIMIT.run(Work(folder, batch=2, length=8), script.gate)
+    with pytest.raises(StopRequested):
+        LIMIT_ENTRY.run(Workload(folder, batch=2, length=8), script.barrier)
     assert [set(message.get("limits", ())) >= {"fp32"} for message in script.messages] == [False] * 3 + [True] * 2
 
 
 def test_every_row_of_the_table_is_a_function():
-    assert set(DEFAULT) <= set(CONTENDERS)
-    for contender in [*CONTENDERS.values(), *GENERATORS.values(), LIMIT]:
-        if not contender.missing:
-            assert callable(contender.run)
+    assert set(DEFAULT_ENTRIES) <= set(TRAINING_ENTRIES)
+    for entry in [*TRAINING_ENTRIES.values(), *GENERATION_ENTRIES.values(), LIMIT_ENTRY]:
+        if not entry.missing:
+            assert callable(entry.run)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator computes in float16")
 def test_the_chapters_fp16_changes_nothing_on_a_processor(folder: str, trained: list[torch.nn.Module]):
     script, seen = Script(), set()
-    receive = script.gate._receive
+    receive = script.barrier._receive
 
     def go() -> str:
         trained[-1].register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
         return receive()
 
-    script.gate._receive = go
-    with pytest.raises(Stopped):
-        CONTENDERS["chapter"].run(Work(folder, batch=2, length=16), script.gate)
+    script.barrier._receive = go
+    with pytest.raises(StopRequested):
+        TRAINING_ENTRIES["chapter"].run(Workload(folder, batch=2, length=16), script.barrier)
     assert seen == {False}
     assert {weight.dtype for weight in trained[0].parameters()} == {torch.float32}
 
 
 def test_everyone_gets_the_same_rows():
-    work = Work("any", batch=2, length=8)
+    work = Workload("any", batch=2, length=8)
     assert torch.equal(work.rows(50), work.rows(50))
-    assert not torch.equal(work.rows(50), Work("any", batch=2, length=8, seed=1).rows(50))
+    assert not torch.equal(work.rows(50), Workload("any", batch=2, length=8, seed=1).rows(50))
 
 
 def test_shapes_are_those_of_the_models_that_they_are_named_for(monkeypatch: pytest.MonkeyPatch):
@@ -127,12 +133,12 @@ def test_shapes_are_those_of_the_models_that_they_are_named_for(monkeypatch: pyt
 
 
 def test_an_unknown_model_is_told_the_shapes_that_there_are():
-    with pytest.raises(TsugikiError, match=r"no such folder; shapes by name are gpt2-small, rinna-medium"):
-        read_config("./nowhere")
+    with pytest.raises(TsugikiError, match=r"no such folder.*gpt2-small, rinna-medium"):
+        read_model_config("./nowhere")
 
 
 def test_a_process_speaks_json_alone(folder: str):
-    process = Process("tsugiki-fp32", Work(folder, batch=2, length=16))
+    process = EntryProcess("tsugiki-fp32", TRAINING_ENTRIES["tsugiki-fp32"], Workload(folder, batch=2, length=16))
     try:
         step = process.step()
     finally:
@@ -144,5 +150,6 @@ def test_a_process_speaks_json_alone(folder: str):
 
 
 def test_a_process_that_fails_says_why():
-    with pytest.raises(Failed, match="KeyError: 'nobody'"):
-        Process("nobody", Work("any"))
+    entry = BenchmarkEntry("", "tsugiki.bench.hugging_face:nobody")
+    with pytest.raises(EntryFailed, match=r"AttributeError: .*nobody"):
+        EntryProcess("nobody", entry, Workload("any"))

@@ -1,0 +1,96 @@
+"""Write the tables of the guides from the committed results, so that no figure in them is typed by hand.
+
+    python -m benchmarks.guide_tables docs/benchmarks.md docs/benchmarks.ja.md
+
+In a guide, a table is between two comments, of which the first names its file:
+
+    <!-- figures: ../benchmarks/results/gpt2-small.json -->
+    <!-- end of figures -->
+
+The file holds the results of `tsugiki bench`, or `Figures`.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from benchmarks.figures import KIND, Figures
+from tsugiki.adapters.format import read_json
+from tsugiki.bench.results import EntryResult, Results
+from tsugiki.bench.table import ENGLISH, Labels, markdown_table, results_table
+from tsugiki.errors import TsugikiError
+
+Language: TypeAlias = Literal["en", "ja"]
+
+JAPANESE = Labels(
+    {
+        "name": "",
+        "speed": "トークン/秒",
+        "spread": "最低〜最高",
+        "ratio": "比",
+        "share": "限界比",
+        "peak": "最大メモリー",
+        "above": "モデル以外",
+        "notes": "設定",
+    },
+    limit="限界（{dtype}）",
+    causal="因果的アテンションのみ: {speed}",
+)
+_LABELS: dict[Language, Labels] = {"en": ENGLISH, "ja": JAPANESE}
+_TABLE = re.compile(r"(<!-- figures: (\S+) -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL)
+
+
+def fill_guide(text: str, folder: Path, language: Language) -> str:
+    """Return the text of a guide with its tables regenerated.
+
+    Args:
+        text: the guide's text.
+        folder: the guide's folder; the names of the files are relative to it.
+        language: the language of the headers.
+
+    Raises:
+        TsugikiError: a file is missing or does not hold results.
+    """
+    return _TABLE.sub(lambda match: f"{match[1]}{_markdown(folder / match[2], language)}{match[4]}", text)
+
+
+def guide_language(file: Path) -> Language:
+    """Return the language of a guide; files that end in `.ja.md` are in Japanese."""
+    return "ja" if file.name.endswith(".ja.md") else "en"
+
+
+def read_results(file: Path) -> Results:
+    """Read the results of `tsugiki bench`.
+
+    Raises:
+        TsugikiError: the file is missing or does not hold results.
+    """
+    values = read_json(file, missing=f"no results at {file}")
+    try:
+        return Results(**{**values, "rows": [EntryResult(**row) for row in values["rows"]]})
+    except (KeyError, TypeError) as error:
+        raise TsugikiError(f"{file} does not hold results of this version: {error}") from error
+
+
+def main(*guides: str) -> None:
+    """Regenerate the tables of these guides."""
+    for guide in guides:
+        file = Path(guide)
+        text = file.read_text(encoding="utf-8")
+        file.write_text(fill_guide(text, file.parent, guide_language(file)), encoding="utf-8")
+
+
+def _markdown(file: Path, language: Language) -> str:
+    values = read_json(file, missing=f"no figures at {file}")
+    source = Figures(**values) if values.get("kind") == KIND else read_results(file)
+    table = source.table(language) if isinstance(source, Figures) else results_table(source, _LABELS[language])
+    machine = f"{source.machine['processor']}, {source.machine['threads']} threads, {source.date}"
+    return f"\n{markdown_table(table)}\n`{source.command}` · {machine}\n\n"
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except TsugikiError as error:
+        sys.exit(str(error))

@@ -1,0 +1,52 @@
+"""The tables of the guides are those of the committed results."""
+
+import re
+from pathlib import Path
+
+import pytest
+from benchmarks.guide_tables import fill_guide, guide_language, main, read_results
+
+from tests.bench.test_results import example
+from tsugiki.bench.table import results_table
+from tsugiki.errors import TsugikiError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_file_comes_back_as_it_was(tmp_path: Path):
+    example().write(tmp_path)
+    back = read_results(tmp_path / "results.json")
+    assert results_table(back) == results_table(example())
+    assert back.versions["torch"]
+    with pytest.raises(TsugikiError, match="nothing.json"):
+        read_results(tmp_path / "nothing.json")
+    (tmp_path / "other.json").write_text('{"rows": [{}]}')
+    with pytest.raises(TsugikiError, match="other.json"):
+        read_results(tmp_path / "other.json")
+
+
+def test_a_guide_is_filled_from_the_file(tmp_path: Path):
+    example().write(tmp_path)
+    guide = tmp_path / "guide.ja.md"
+    guide.write_text("前\n<!-- figures: results.json -->\nold\n<!-- end of figures -->\n後\n", encoding="utf-8")
+    main(str(guide))
+    text = guide.read_text(encoding="utf-8")
+    assert "old" not in text
+    assert "| chapter | 205 | 128 – 256 | 1.00 |" in text
+    assert "トークン/秒" in text
+    assert text.startswith("前\n")
+    assert text.endswith("後\n")
+    assert fill_guide(text, tmp_path, "ja") == text
+
+
+@pytest.mark.parametrize("name", ["benchmarks.md", "benchmarks.ja.md"])
+def test_the_guides_say_what_the_committed_files_say(name: str):
+    guide = ROOT / "docs" / name
+    text = guide.read_text(encoding="utf-8")
+    assert fill_guide(text, guide.parent, guide_language(guide)) == text, (
+        "python -m benchmarks.guide_tables docs/benchmarks.md docs/benchmarks.ja.md"
+    )
+    named = set(re.findall(r"<!-- figures: (\S+) -->", text))
+    results = ROOT / "benchmarks" / "results"
+    committed = {f"../benchmarks/results/{file.relative_to(results)}" for file in results.rglob("*.json")}
+    assert named == committed, "every committed file stands in the guide, and only those"
