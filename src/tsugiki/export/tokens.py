@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.base.gguf.file import GgufHeader, read_header
-from tsugiki.base.gguf.tokenizer import KINDS, build_tokenizer
+from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.export.vocabulary import adds_start, other_normalizers
@@ -135,7 +135,7 @@ def _read_back(path: Path) -> Iterator[tuple[str, _Said, _Cut | None]]:
 
 def _tokenizer_of(path: Path, header: GgufHeader) -> "PreTrainedTokenizerBase | None":
     """That of a GGUF file; None where it is of a kind that cannot be read back."""
-    if header.metadata["tokenizer.ggml.model"] not in KINDS:
+    if header.metadata["tokenizer.ggml.model"] not in SUPPORTED_TOKENIZERS:
         return None
     with TemporaryDirectory() as folder:
         try:

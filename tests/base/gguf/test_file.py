@@ -1,4 +1,4 @@
-"""The header of a GGUF file against gguf's own reader, and files that are cut or damaged."""
+"""The header of a GGUF file compared with gguf's own reader, and files that are truncated or damaged."""
 
 import struct
 from pathlib import Path
@@ -17,7 +17,7 @@ def path(tmp_path: Path) -> Path:
     return write_gguf(tmp_path / "tiny.gguf", tiny_base("llama", intermediate_size=64), Kind.Q8_0, settings)
 
 
-def test_it_says_what_ggufs_reader_says(path: Path):
+def test_the_header_is_the_one_that_gguf_reads(path: Path):
     header, reader = read_header(path), gguf.GGUFReader(path)
     theirs = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     assert dict(header.metadata) == theirs
@@ -31,44 +31,44 @@ def test_it_says_what_ggufs_reader_says(path: Path):
         assert ours.end - ours.begin == other.n_bytes
 
 
-def test_it_is_seen_wherever_it_is_cut(path: Path, tmp_path: Path):
+def test_a_truncated_file_is_noticed_at_every_length(path: Path, tmp_path: Path):
     content = path.read_bytes()
     last = max(tensor.end for tensor in read_header(path).tensors)
     cut = tmp_path / "cut.gguf"
     for length in (*range(4, 200, 7), *range(200, last, last // 60), last - 1):
         cut.write_bytes(content[:length])
         assert is_gguf(cut)
-        with pytest.raises(TsugikiError, match="is cut short"):
+        with pytest.raises(TsugikiError, match="truncated"):
             read_header(cut)
     cut.write_bytes(content[:last])
     read_header(cut)
 
 
 @pytest.mark.parametrize(
-    ("at", "bytes_", "said"),
+    ("at", "bytes_", "message"),
     [
-        (0, b"hello", "is no GGUF file: it does not begin with the letters GGUF"),
-        (4, struct.pack("<I", 1), "is of version 1 of the format; 2 and 3 are read, little-endian"),
-        (4, struct.pack(">I", 3), "is of version 50331648 of the format"),
-        (8, struct.pack("<Q", 1 << 60), "is cut short or damaged"),
-        (16, struct.pack("<Q", 1 << 60), "is cut short or damaged|is damaged"),
-        (24, struct.pack("<Q", 1 << 63), "is cut short or damaged"),
+        (0, b"hello", "GGUF"),
+        (4, struct.pack("<I", 1), "version 1 .* 2 and 3"),
+        (4, struct.pack(">I", 3), "version 50331648"),
+        (8, struct.pack("<Q", 1 << 60), "truncated or damaged"),
+        (16, struct.pack("<Q", 1 << 60), "damaged"),
+        (24, struct.pack("<Q", 1 << 63), "truncated or damaged"),
     ],
 )
-def test_damage(at: int, bytes_: bytes, said: str, path: Path):
+def test_damage(at: int, bytes_: bytes, message: str, path: Path):
     content = bytearray(path.read_bytes())
     content[at : at + len(bytes_)] = bytes_
     path.write_bytes(content)
-    with pytest.raises(TsugikiError, match=said):
+    with pytest.raises(TsugikiError, match=message):
         read_header(path)
 
 
-def test_packings_that_the_gguf_package_does_not_know(path: Path):
+def test_quantisation_types_that_the_gguf_package_does_not_know(path: Path):
     content = path.read_bytes()
     name = b"output_norm.weight"
     at = content.index(name) + len(name) + 4 + 8
     path.write_bytes(content[:at] + struct.pack("<I", 999) + content[at + 4 :])
-    with pytest.raises(TsugikiError, match=r"output_norm.weight is packed in a way \(type 999\)"):
+    with pytest.raises(TsugikiError, match=r"output_norm.weight .*type 999"):
         read_header(path)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.base.gguf.files import TOKENS, tiny_base, write_gguf, write_vocabulary
 from tests.tiny import TEXT, ids, logits
-from tsugiki.base.gguf.conversion import CHECKED
+from tsugiki.base.gguf.conversion import VERIFIED
 from tsugiki.base.loading import load_model, load_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -47,7 +47,7 @@ def compare_logits(path: Path, architecture: str) -> None:
     torch.testing.assert_close(logits(load_model(str(path)), tokens)[0], expected, atol=close, rtol=0)
 
 
-@pytest.mark.parametrize("architecture", CHECKED)
+@pytest.mark.parametrize("architecture", VERIFIED)
 def test_logits_of_every_architecture_that_is_called_checked(architecture: str, tmp_path: Path):
     model = tiny_base(KINDS.get(architecture, architecture))
     compare_logits(write_gguf(tmp_path / "tiny.gguf", model), architecture)

@@ -1,8 +1,8 @@
-"""What Transformers makes of a GGUF file, put right where that is another model than llama.cpp's.
+"""Convert a GGUF file to a folder in Hugging Face's format.
 
-Transformers knows the architectures and unpacks the tensors (`from_pretrained(…, gguf_file=…)`). It passes over some
-settings and tensors without a word; those of `CHECKED` are set here, and `tests/gguf_base/test_llama_cpp.py` holds
-their logits to llama.cpp's.
+transformers reads the architectures and dequantises the tensors (`from_pretrained(…, gguf_file=…)`), but it ignores
+some settings and tensors without a warning, and the model then differs from llama.cpp's. For the architectures in
+`VERIFIED` these settings are corrected here; `tests/base/gguf/test_llama_cpp.py` compares the logits with llama.cpp's.
 """
 
 import functools
@@ -17,115 +17,116 @@ from typing import TYPE_CHECKING, Any
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, read_header
 from tsugiki.base.gguf.names import llama_cpp_names
-from tsugiki.base.gguf.tokenizer import KINDS, build_tokenizer
+from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
+from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-CHECKED = ("gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3")
-"""Architectures, by llama.cpp's names, of which logits were compared with llama.cpp's. Mistral's is llama."""
-UNCHECKED = (
+VERIFIED = ("gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3")
+"""Architectures, by llama.cpp's names, whose logits were compared with llama.cpp's. Mistral's name is llama."""
+UNVERIFIED = (
     *("bloom", "falcon", "gpt-oss", "lfm2", "mamba", "minimax-m2", "nemotron", "qwen2moe", "qwen35", "qwen35moe"),
     "qwen3moe",
 )
-"""Others that Transformers reads; a warning says that nobody compared them. Of StarCoder 2 and StableLM it leaves the
-base of the rotary embedding unread, so that they are not among these.
-"""
+"""Architectures that transformers can read and that were not compared; loading one gives a warning. StarCoder 2 and
+StableLM are left out, because transformers ignores the base frequency of their rotary embedding."""
+
 _ROPE_FACTORS = "rope_freqs.weight"
 _NOT_A_MODEL = {
-    "adapter": "it is an adapter: give its base as --model",
-    "mmproj": "it is the vision half of a model (mmproj): give the file of the language model",
+    "adapter": "it is an adapter; pass its base as --model",
+    "mmproj": "it is the vision part of a model (mmproj); give the file of the language model",
     "imatrix": "it holds statistics for quantising a model",
 }
 
 
 def read_model_header(path: Path) -> GgufHeader:
-    """The header of a GGUF file that holds a whole language model which can be unpacked here.
+    """Read the header of a GGUF file, and check that the file holds a language model that can be converted.
 
     Raises:
-        TsugikiError: as for `read_header`, or it holds something else, a part, an architecture or a packing that cannot
-            be read, or no tokenizer.
+        TsugikiError: as for `read_header`; or the file is not a complete model with a tokenizer, or its architecture or
+            quantisation is not supported.
     """
     header = read_header(path)
-    reason = _why_not(header)
+    reason = _unsupported_reason(header)
     if reason:
-        raise TsugikiError(f"{path} is no base model: {reason}")
+        raise TsugikiError(f"{path} cannot be used as a base model: {reason}")
     return header
 
 
-def stored_dtype(header: GgufHeader) -> "torch.dtype":
-    """Of an unpacked file: float32 or bfloat16 where most of its numbers are that, else float16."""
+def conversion_dtype(header: GgufHeader) -> "torch.dtype":
+    """Return the dtype of a converted file: float32 or bfloat16 if most of its values have that type, else float16."""
     import torch
 
-    amounts: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
     for tensor in header.tensors:
-        amounts[tensor.type.name] += prod(tensor.shape)
-    commonest = amounts.most_common(1)[0][0]
+        elements[tensor.type.name] += prod(tensor.shape)
+    commonest = elements.most_common(1)[0][0]
     return {"F32": torch.float32, "BF16": torch.bfloat16}.get(commonest, torch.float16)
 
 
 def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable[[], None]) -> None:
-    """Write the model of a GGUF file as Transformers stores one.
+    """Write the model and the tokenizer of a GGUF file to a folder in Hugging Face's format.
 
     Args:
         path: the file.
-        header: its header.
-        folder: an empty one.
-        advance: called as each tensor is unpacked.
+        header: the file's header.
+        folder: an empty folder.
+        advance: called after each tensor.
 
     Raises:
-        TsugikiError: Transformers cannot read the file, or not all of it.
+        TsugikiError: transformers cannot read the file, or ignores a part of it.
         OSError: the folder cannot be written.
     """
     from safetensors import SafetensorError
 
-    with _counted(advance), _read_once():
+    with hidden_progress_bars(), _tensor_progress(advance), _cached_reader():
         try:
             tokenizer = build_tokenizer(path, header, folder)
-            model = _unpack(path, header, folder)
+            model = _load_dequantised(path, header, folder)
         except (OSError, TsugikiError):
             raise
-        except Exception as error:  # anything at all, where a file is not what two libraries expect
+        except Exception as error:  # transformers and gguf fail in many ways if a file is not as they expect
             raise TsugikiError(f"{path} cannot be read: {error_text(error)}") from error
         tokenizer.save_pretrained(folder)
         try:
             model.save_pretrained(folder)
-        except SafetensorError as error:  # safetensors says so when the disk is full
+        except SafetensorError as error:  # safetensors reports a full disk as its own error
             raise OSError(str(error)) from error
 
 
-def _why_not(header: GgufHeader) -> str | None:
-    """Why the file cannot be a base, in words that follow a colon."""
+def _unsupported_reason(header: GgufHeader) -> str | None:
+    """Return why a file cannot be a base model, as a clause that follows a colon; None if it can."""
     kind = header.metadata.get("general.type", "adapter" if "adapter.type" in header.metadata else "model")
     if header.architecture == "clip":
         kind = "mmproj"
     if kind != "model":
-        return _NOT_A_MODEL.get(str(kind), f"it says that it is a {kind}")
+        return _NOT_A_MODEL.get(str(kind), f"its type is {kind}")
     parts = header.metadata.get("split.count", 1)
     if parts > 1:
         number = header.metadata.get("split.no", 0) + 1
-        return f"it is part {number} of {parts}; join them first (llama-gguf-split --merge)"
-    readable = sorted({*CHECKED, *UNCHECKED})
-    if header.architecture not in readable:
-        named = f"its architecture, {header.architecture}," if header.architecture else "its architecture"
-        return f"{named} is none that can be read; these can: {', '.join(readable)}"
-    stretch = header.setting("rope.scaling.type", "none")
-    if header.architecture in CHECKED and stretch not in ("none", "linear"):
-        return f"it stretches positions in a way ({stretch}) that Transformers does not read from such a file"
+        return f"it is part {number} of {parts}; join the parts first (llama-gguf-split --merge)"
+    supported = sorted({*VERIFIED, *UNVERIFIED})
+    if header.architecture not in supported:
+        name = header.architecture or "not named"
+        return f"its architecture ({name}) is not supported; these are: {', '.join(supported)}"
+    scaling = header.setting("rope.scaling.type", "none")
+    if header.architecture in VERIFIED and scaling not in ("none", "linear"):
+        return f"its RoPE scaling ({scaling}) is not supported in GGUF files"
     tokenizer = header.metadata.get("tokenizer.ggml.model")
     if not tokenizer or "tokenizer.ggml.tokens" not in header.metadata:
         return "it has no tokenizer"
-    if tokenizer not in KINDS:
-        return f"its tokenizer is of the kind {tokenizer}, and {' and '.join(KINDS)} can be read"
+    if tokenizer not in SUPPORTED_TOKENIZERS:
+        return f"its tokenizer has the type {tokenizer}, and {' and '.join(SUPPORTED_TOKENIZERS)} are supported"
     if not header.tensors:
-        return "it has no tensors (it is a vocabulary alone)"
-    return _not_unpackable(header.tensors)
+        return "it has no tensors (it is a vocabulary only)"
+    return _unsupported_quantisation(header.tensors)
 
 
-def _not_unpackable(tensors: tuple[GgufTensor, ...]) -> str | None:
-    """Which tensors are packed in a way that gguf cannot undo, tried on one block of each."""
+def _unsupported_quantisation(tensors: tuple[GgufTensor, ...]) -> str | None:
+    """Return which tensors the gguf package cannot dequantise, found by dequantising one block of each type."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, dequantize
 
@@ -134,25 +135,25 @@ def _not_unpackable(tensors: tuple[GgufTensor, ...]) -> str | None:
             dequantize(np.zeros((1, GGML_QUANT_SIZES[type][1]), np.uint8), type)
         except NotImplementedError:
             names = [tensor.name for tensor in tensors if tensor.type == type]
-            return f"the gguf package cannot unpack {type.name}, which these are packed in: {summarise_list(names)}"
+            return f"the gguf package cannot dequantise {type.name}, the type of {summarise_list(names)}"
     return None
 
 
-def _unpack(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedModel":
-    """The model, its weights plain."""
+def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, loading_info = AutoModelForCausalLM.from_pretrained(
         folder,
         gguf_file=str(path.resolve()),
         config=_read_config(path, header, folder),
-        dtype=stored_dtype(header),
+        dtype=conversion_dtype(header),
         quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True,
     )
-    if found["missing_keys"]:  # transformers fills these with random numbers and goes on
-        raise TsugikiError(f"{path} is not a whole model: it lacks {summarise_list(sorted(found['missing_keys']))}")
-    _check_all_read(path, header, set(model.state_dict()))
+    missing = sorted(loading_info["missing_keys"])
+    if missing:  # transformers initialises these at random and only warns
+        raise TsugikiError(f"{path} is not a complete model: it has no {summarise_list(missing)}")
+    _check_all_tensors_read(path, header, set(model.state_dict()))
     model.config.__dict__.pop("_model_name_or_path", None)
     ends = [header.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     model.generation_config.eos_token_id = sorted({end for end in ends if end is not None})
@@ -160,49 +161,51 @@ def _unpack(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedModel":
 
 
 def _read_config(path: Path, header: GgufHeader, folder: Path) -> "PretrainedConfig":
-    """Transformers' settings, with those that it leaves at their defaults."""
+    """Read the config as transformers does, and set what transformers leaves at its default."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, gguf_file=str(path.resolve()))
-    if header.architecture not in CHECKED:
+    if header.architecture not in VERIFIED:
         warnings.warn(
-            f"{path.name}: what Transformers makes of {header.architecture} was not compared with llama.cpp",
+            f"{path.name}: the architecture {header.architecture}, as transformers reads it, was not compared with "
+            "llama.cpp's",
             stacklevel=2,
         )
         return config
-    for name, value in _unread_settings(header, config).items():
+    for name, value in _ignored_settings(header, config).items():
         setattr(config, name, value)
-    _set_rope(path, header, config)
+    _set_rope_scaling(path, header, config)
     return config
 
 
-def _unread_settings(header: GgufHeader, config: "PretrainedConfig") -> dict[str, Any]:
+def _ignored_settings(header: GgufHeader, config: "PretrainedConfig") -> dict[str, Any]:
+    """Return the config fields whose values in the file transformers ignores."""
     settings: dict[str, Any] = {}
     if header.architecture == "gpt2":
         settings["n_positions"] = header.setting("context_length")
-    width = header.setting("attention.key_length")
-    if width is not None and hasattr(config, "head_dim"):
-        settings["head_dim"] = width
+    head_dim = header.setting("attention.key_length")
+    if head_dim is not None and hasattr(config, "head_dim"):
+        settings["head_dim"] = head_dim
     layers_of_27b = ARCHITECTURES[config.model_type].layers_of_27b
     if layers_of_27b is not None:
         # Gemma's 27B model scales attention scores by hidden_size / heads, its smaller models by head_dim.
         largest = config.num_hidden_layers == layers_of_27b
         per_head = config.hidden_size // config.num_attention_heads
-        settings["query_pre_attn_scalar"] = per_head if largest else width or config.head_dim
+        settings["query_pre_attn_scalar"] = per_head if largest else head_dim or config.head_dim
     if header.architecture == "gemma2":
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             settings[name] = header.setting(name, getattr(config, name))
     return settings
 
 
-def _set_rope(path: Path, header: GgufHeader, config: "PretrainedConfig") -> None:
-    """How positions are stretched: by one factor, or by one for each frequency, which is Transformers' longrope."""
+def _set_rope_scaling(path: Path, header: GgufHeader, config: "PretrainedConfig") -> None:
+    """Set the file's RoPE scaling: one factor, or one factor for each frequency (longrope in transformers)."""
     factor = header.setting("rope.scaling.factor") or header.setting("rope.scale_linear", 0)
-    by_factor = factor not in (0, 1) and header.setting("rope.scaling.type") != "none"
-    stretch: dict[str, Any] = {"rope_type": "linear", "factor": factor} if by_factor else {}
+    is_linear = factor not in (0, 1) and header.setting("rope.scaling.type") != "none"
+    scaling: dict[str, Any] = {"rope_type": "linear", "factor": factor} if is_linear else {}
     if any(tensor.name == _ROPE_FACTORS for tensor in header.tensors):
         factors = _read_vector(path, header, _ROPE_FACTORS)
-        stretch = {
+        scaling = {
             "rope_type": "longrope",
             "short_factor": factors,
             "long_factor": factors,
@@ -210,8 +213,8 @@ def _set_rope(path: Path, header: GgufHeader, config: "PretrainedConfig") -> Non
             "original_max_position_embeddings": config.max_position_embeddings,
         }
     rope = getattr(config, "rope_parameters", None)
-    if stretch and rope is not None:
-        rope.get("full_attention", rope).update(stretch)
+    if scaling and rope is not None:
+        rope.get("full_attention", rope).update(scaling)
 
 
 def _read_vector(path: Path, header: GgufHeader, name: str) -> list[float]:
@@ -225,32 +228,28 @@ def _read_vector(path: Path, header: GgufHeader, name: str) -> list[float]:
 
 
 @contextmanager
-def _counted(advance: Callable[[], None]) -> Iterator[None]:
-    """Transformers' bars, which it draws whether anyone looks or not, are not drawn; that over tensors calls this."""
+def _tensor_progress(advance: Callable[[], None]) -> Iterator[None]:
+    """Replace the progress bar that transformers draws over the tensors of a GGUF file by calls of `advance`."""
     from transformers import modeling_gguf_pytorch_utils as transformers_gguf
-    from transformers.utils import logging as transformers_logging
 
     def count(tensors: Any, **_: Any) -> Iterator[Any]:
         for tensor in tensors:
             yield tensor
             advance()
 
-    shown, bar = transformers_logging.is_progress_bar_enabled(), transformers_gguf.tqdm
-    transformers_logging.disable_progress_bar()
+    bar = transformers_gguf.tqdm
     transformers_gguf.tqdm = count
     try:
         yield
     finally:
         transformers_gguf.tqdm = bar
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
-def _read_once() -> Iterator[None]:
-    """Transformers opens the file by gguf's reader for the settings, and again for the tensors: let it be one reader.
+def _cached_reader() -> Iterator[None]:
+    """Let transformers use one gguf reader for the settings and the tensors.
 
-    Each takes ten seconds for a vocabulary of 262,144 tokens.
+    It would create two, and each takes ten seconds for a vocabulary of 262,144 tokens.
     """
     import gguf
 
@@ -262,11 +261,11 @@ def _read_once() -> Iterator[None]:
         gguf.GGUFReader = reader  # type: ignore[misc]
 
 
-def _check_all_read(path: Path, header: GgufHeader, names: set[str]) -> None:
-    """Transformers passes over what it has no place for."""
-    if header.architecture not in CHECKED:
+def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> None:
+    """Check that the model has a parameter for every tensor in the file; transformers ignores the others silently."""
+    if header.architecture not in VERIFIED:
         return
     read = set(llama_cpp_names(header.architecture, header.setting("block_count"), names).values())
-    unread = [tensor.name for tensor in header.tensors if tensor.name not in {*read, _ROPE_FACTORS}]
-    if unread:
-        raise TsugikiError(f"{path} cannot be read: Transformers has no place for {summarise_list(sorted(unread))}")
+    ignored = [tensor.name for tensor in header.tensors if tensor.name not in {*read, _ROPE_FACTORS}]
+    if ignored:
+        raise TsugikiError(f"{path} cannot be read: transformers would ignore {summarise_list(sorted(ignored))}")

@@ -1,15 +1,14 @@
-"""A GGUF file as a base model: unpacked once into a Transformers folder in the cache, and used from there.
+"""Convert GGUF files to Hugging Face folders once, and keep the folders in a cache.
 
     ~/.cache/tsugiki/gguf/<digest of the file>-<versions>/    config, tokenizer, weights as safetensors
-    ~/.cache/tsugiki/gguf/known/<identity>.json               the digests of a file that was seen before
+    ~/.cache/tsugiki/gguf/known/<identity>.json               the digests of a file that was read before
 
-A file is known again by its place on the disk, its size and its times, so that only the first start reads it whole; a
-copy of it elsewhere has the same digest and the same folder.
+A file is recognised by its inode, size and times, so only its first use reads all of it. A copy elsewhere has the same
+digest and uses the same folder.
 
-The weights are stored in 16 bits. Blocks of quantised numbers are multiplied out and rounded to float16, by at most
-one part in 2,048 (or 3e-8): a fraction of the error that quantising them made. Norms and biases, which the file has
-in float32, are rounded as well. A file of bfloat16 or float32 is kept in that. While it is unpacked, all of the model
-is in memory.
+Quantised tensors are dequantised and rounded to float16. The rounding error is at most one part in 2,048 (or 3e-8), a
+fraction of the error of the quantisation itself. Norms and biases, which the file stores in float32, are rounded as
+well. Files in bfloat16 or float32 keep their dtype. The whole model is in memory during the conversion.
 """
 
 import hashlib
@@ -24,34 +23,34 @@ from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
-from tsugiki.base.gguf.conversion import read_model_header, stored_dtype, write_folder
+from tsugiki.base.gguf.conversion import conversion_dtype, read_model_header, write_folder
 from tsugiki.base.gguf.file import GgufHeader
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest, digest_part
 
-_FORM = 1
-"""Of what is unpacked: a higher number unpacks anew what an older Tsugiki has unpacked."""
-_PART = ".part"
+_CACHE_VERSION = 1
+"""Version of the converted folders. Increase it to convert again what an older release of Tsugiki has converted."""
+_TEMPORARY = ".part"
 _DAY = 24 * 60 * 60
 
 
 def converted_folder(path: Path) -> Path:
-    """The folder, in the cache, with the model of a GGUF file as Transformers stores one; made where it is not there.
+    """Return the folder in the cache that a GGUF file is converted to. The file is converted if that was not done yet.
 
     Raises:
-        TsugikiError: the file is no model that can be read, the gguf package is not there, or the cache cannot be
-            written.
+        TsugikiError: the file is not a model that can be converted, the gguf package is not installed, or the cache
+            cannot be written.
     """
-    name = f"{_digests(path)['file']}-{_FORM}-{version('transformers')}"
+    name = f"{_digests(path)['file']}-{_CACHE_VERSION}-{version('transformers')}"
     folder = cache_folder("gguf") / name
     if not folder.is_dir():
-        _make_folder(path, folder)
+        _convert(path, folder)
     return folder
 
 
 def gguf_fingerprint(path: Path) -> str:
-    """`sha256:` and 64 digits over name, type, shape and packed bytes of every tensor in the file.
+    """Return `sha256:` and 64 digits over name, type, shape and quantised bytes of every tensor in a GGUF file.
 
     Raises:
         TsugikiError: as for `converted_folder`.
@@ -60,28 +59,28 @@ def gguf_fingerprint(path: Path) -> str:
 
 
 def _digests(path: Path) -> dict[str, str]:
-    """Of the whole file (`file`) and of its tensors alone (`tensors`); a file that is known is not read."""
-    known = cache_folder("gguf") / "known" / f"{_identity(path)}.json"
+    """Return the digest of the whole `file` and the digest of its `tensors`; both are cached."""
+    cached = cache_folder("gguf") / "known" / f"{_identity(path)}.json"
     try:
-        stored = json.loads(known.read_text())
+        stored = json.loads(cached.read_text())
         return {name: stored[name] for name in ("file", "tensors")}
     except (OSError, ValueError, KeyError, TypeError):
-        digests = _digest(path, read_model_header(path))
-    part = known.with_name(f".{known.name}.{uuid.uuid4().hex[:8]}")
+        digests = _compute_digests(path, read_model_header(path))
+    temporary = cached.with_name(f".{cached.name}.{uuid.uuid4().hex[:8]}")
     try:
-        known.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(digests))
-        os.replace(part, known)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(digests))
+        os.replace(temporary, cached)
     except OSError as error:
-        raise _not_written(known.parent, error) from error
+        raise _write_error(cached.parent, error) from error
     finally:
         with suppress(OSError):
-            part.unlink()
+            temporary.unlink()
     return digests
 
 
 def _identity(path: Path) -> str:
-    """What changes when a file does."""
+    """Return a digest of the inode, size and times of a file, which change when the file does."""
     try:
         state = path.stat()
     except OSError as error:
@@ -90,7 +89,7 @@ def _identity(path: Path) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
-def _digest(path: Path, header: GgufHeader) -> dict[str, str]:
+def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             tensors = {
@@ -103,71 +102,72 @@ def _digest(path: Path, header: GgufHeader) -> dict[str, str]:
         raise TsugikiError(f"{path} cannot be read: {error}") from error
 
 
-def _make_folder(path: Path, folder: Path) -> None:
-    """Write the folder beside its place first, so that it is there whole or not at all."""
+def _convert(path: Path, folder: Path) -> None:
+    """Convert a GGUF file to `folder`, which appears complete or not at all."""
     header = read_model_header(path)
-    part = folder.with_name(f".{uuid.uuid4().hex}{_PART}")
+    temporary = folder.with_name(f".{uuid.uuid4().hex}{_TEMPORARY}")
     try:
-        part.mkdir(parents=True)
-        _check_room(path, header, part)
-        with _unpacking(path, len(header.tensors)) as advance:
-            write_folder(path, header, part, advance)
+        temporary.mkdir(parents=True)
+        _check_disk_space(path, header, temporary)
+        with _conversion_progress(path, len(header.tensors)) as advance:
+            write_folder(path, header, temporary, advance)
         try:
-            part.rename(folder)
+            temporary.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first, with the same
+            if not folder.is_dir():  # otherwise another process has converted the same file in the meantime
                 raise
     except OSError as error:
-        raise _not_written(folder.parent, error) from error
+        raise _write_error(folder.parent, error) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    _clear(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+    _remove_outdated(folder)
 
 
-def _clear(folder: Path) -> None:
-    """Remove what another version unpacked of the same file, and what processes that were killed left behind."""
-    others = folder.parent.glob(f"{folder.name.partition('-')[0]}-*")
-    left = folder.parent.glob(f".*{_PART}")
-    for old in [*(other for other in others if other != folder), *(part for part in left if _age(part) > _DAY)]:
-        shutil.rmtree(old, ignore_errors=True)
+def _remove_outdated(folder: Path) -> None:
+    """Remove what other versions converted from the same file, and what killed processes left more than a day ago."""
+    other_versions = folder.parent.glob(f"{folder.name.partition('-')[0]}-*")
+    leftovers = folder.parent.glob(f".*{_TEMPORARY}")
+    outdated = [path for path in other_versions if path != folder] + [path for path in leftovers if _age(path) > _DAY]
+    for path in outdated:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _age(path: Path) -> float:
-    """Seconds since something was put into the folder; 0 where it is gone."""
+    """Return the seconds since a file was last added to a folder; 0 if the folder is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
 
 
-def _check_room(path: Path, header: GgufHeader, folder: Path) -> None:
-    needed = sum(prod(tensor.shape) for tensor in header.tensors) * stored_dtype(header).itemsize
+def _check_disk_space(path: Path, header: GgufHeader, folder: Path) -> None:
+    needed = sum(prod(tensor.shape) for tensor in header.tensors) * conversion_dtype(header).itemsize
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise TsugikiError(
-            f"{path} takes {needed / 1e9:.2g} GB unpacked, and {folder.parent} has {free / 1e9:.2g} GB left; "
-            "make room, or set XDG_CACHE_HOME to another place"
+            f"{path} needs {needed / 1e9:.2g} GB when it is converted, and {folder.parent} has {free / 1e9:.2g} GB "
+            "left; free some space, or set XDG_CACHE_HOME to another folder"
         )
 
 
 @contextmanager
-def _unpacking(path: Path, tensors: int) -> Iterator[Callable[[], None]]:
-    """A bar in a terminal, a line elsewhere; yields what to call when a tensor is done."""
+def _conversion_progress(path: Path, tensors: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar in a terminal and one line elsewhere; yields the function to call after each tensor."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False)
-    label = f"unpacking {path.name} ({path.stat().st_size / 1e6:,.0f} MB)"
+    label = f"converting {path.name} ({path.stat().st_size / 1e6:,.0f} MB)"
     if not console.is_terminal:
-        console.print(Text(f"{label}; later starts are quick"), soft_wrap=True)
+        console.print(Text(f"{label}; the result is cached for later runs"), soft_wrap=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=None)
         yield lambda: progress.update(task, total=tensors, advance=1)
 
 
-def _not_written(folder: Path, error: OSError) -> TsugikiError:
+def _write_error(folder: Path, error: OSError) -> TsugikiError:
     return TsugikiError(
-        f"cannot write {folder}: {error.strerror or error}; XDG_CACHE_HOME says where unpacked models are kept"
+        f"cannot write {folder}: {error.strerror or error}; XDG_CACHE_HOME sets where converted models are kept"
     )

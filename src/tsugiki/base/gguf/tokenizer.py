@@ -1,8 +1,8 @@
-"""The tokenizer that a GGUF file carries, as llama.cpp reads it.
+"""Build the tokenizer that a GGUF file contains, so that it gives the same tokens as in llama.cpp.
 
-Transformers builds it from the file's tokens and merges, and how it splits text before it merges is for some files
-another way than llama.cpp's; that is set here. Where nobody knows the way, a warning says so.
-`tests/gguf_base/test_llama_cpp.py` compares the tokens of texts.
+transformers builds a tokenizer from the file's tokens and merges, but for some files it splits text before the merges
+differently from llama.cpp. That is corrected here. If the file names a way of splitting that is not known here, a
+warning says so. `tests/base/gguf/test_llama_cpp.py` compares the tokens of texts with llama.cpp's.
 """
 
 import warnings
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-BYTES, SENTENCEPIECE = "gpt2", "llama"
-KINDS = (BYTES, SENTENCEPIECE)
-"""Values of `tokenizer.ggml.model`: BPE of bytes, and SentencePiece's BPE."""
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
+SUPPORTED_TOKENIZERS = (BYTE_LEVEL, SENTENCEPIECE)
+"""Values of `tokenizer.ggml.model` that are supported: byte-level BPE and SentencePiece's BPE."""
 
-# Values of `tokenizer.ggml.pre`, how a BPE of bytes splits text; the names are of llama.cpp's src/llama-vocab.cpp.
+# Values of `tokenizer.ggml.pre`, which says how byte-level BPE splits text. The names are from llama.cpp's
+# src/llama-vocab.cpp.
 _AS_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "mellum", "exaone4")
-_DIGITS_ALONE = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 _WHOLE_TOKENS = (
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
     "tekken",
 )
-"""A piece that is a token is that token, whatever the merges; and a text begins with the begin token."""
+"""A piece of text that is a token as a whole is not merged from smaller tokens, and a text begins with BOS."""
 _SPLIT_BY_TRANSFORMERS = (
     *("dbrx", "smaug-bpe", "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "qwen35"),
     *("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"),
@@ -34,51 +35,57 @@ _SPLIT_BY_TRANSFORMERS = (
 
 
 def build_tokenizer(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a GGUF file: tokens, merges, special tokens, what begins and ends a text, chat template.
+    """Build the tokenizer of a GGUF file: tokens, merges, special tokens, BOS and EOS settings, chat template.
 
     Args:
         path: the file.
-        header: its header.
-        folder: an empty one, so that nothing that lies beside the file is taken for a part of the tokenizer.
+        header: the file's header.
+        folder: an empty folder. transformers would otherwise read tokenizer files from the GGUF file's own folder.
     """
     from transformers import PreTrainedTokenizerFast
 
     metadata = header.metadata
-    split = str(metadata.get("tokenizer.ggml.pre", ""))
-    bytewise = metadata["tokenizer.ggml.model"] == BYTES
+    pre = str(metadata.get("tokenizer.ggml.pre", ""))
+    byte_level = metadata["tokenizer.ggml.model"] == BYTE_LEVEL
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=str(path.resolve()))
-    if bytewise:
-        _split_bytewise(tokenizer.backend_tokenizer, split, path.name)
+    if byte_level:
+        _set_splitting(tokenizer.backend_tokenizer, pre, path.name)
     else:
-        _mark_spaces(tokenizer.backend_tokenizer, bool(metadata.get("tokenizer.ggml.add_space_prefix", True)))
-    begins = not bytewise or split in _WHOLE_TOKENS  # unless the file says it
-    tokenizer.add_bos_token = bool(metadata.get("tokenizer.ggml.add_bos_token", begins))
+        _set_space_marks(tokenizer.backend_tokenizer, bool(metadata.get("tokenizer.ggml.add_space_prefix", True)))
+    default = not byte_level or pre in _WHOLE_TOKENS
+    tokenizer.add_bos_token = bool(metadata.get("tokenizer.ggml.add_bos_token", default))
     tokenizer.add_eos_token = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
     return tokenizer
 
 
-def _split_bytewise(backend: "Tokenizer", split: str, name: str) -> None:
+def _set_splitting(backend: "Tokenizer", pre: str, file: str) -> None:
+    """Let byte-level BPE split text as the value of `tokenizer.ggml.pre` requires."""
     from tokenizers import pre_tokenizers
 
-    if split in _WHOLE_TOKENS:
+    if pre in _WHOLE_TOKENS:
         backend.model.ignore_merges = True
-    elif split in _DIGITS_ALONE:
+    elif pre in _SINGLE_DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    elif split not in (*_AS_GPT2, *_SPLIT_BY_TRANSFORMERS):
+    elif pre not in (*_AS_GPT2, *_SPLIT_BY_TRANSFORMERS):
         warnings.warn(
-            f"{name} splits text into tokens in a way that is not known here ({split or 'it does not say which'}); "
-            "it is split as GPT-2 does, and some tokens may be others than llama.cpp's",
+            f"{file} splits text before tokenisation in a way that Tsugiki does not know ({pre or 'unnamed'}); it is "
+            "split as for GPT-2, and some tokens may differ from llama.cpp's",
             stacklevel=2,
         )
 
 
-def _mark_spaces(backend: "Tokenizer", at_start: bool) -> None:
-    """A space is ▁. `at_start`: one more stands before the text, and before what follows a special token."""
+def _set_space_marks(backend: "Tokenizer", prefix: bool) -> None:
+    """Let SentencePiece's BPE write a space as ▁.
+
+    Args:
+        backend: the tokenizer.
+        prefix: whether one more ▁ is added before the text, and before text that follows a special token.
+    """
     from tokenizers import decoders, normalizers
 
     mark = normalizers.Replace(" ", "▁")
     backend.pre_tokenizer = None
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), mark]) if at_start else mark
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), mark]) if prefix else mark
     plain = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*plain, decoders.Strip(" ", 1, 0)] if at_start else plain)
+    backend.decoder = decoders.Sequence([*plain, decoders.Strip(" ", 1, 0)] if prefix else plain)
