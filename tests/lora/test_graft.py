@@ -136,7 +136,7 @@ def test_any_module_can_be_grafted():
 
 
 def test_a_rank_above_the_matrix_is_allowed_and_said():
-    with pytest.warns(UserWarning, match="rank 33 is above what transformer.h.0.attn.c_attn can hold"):
+    with pytest.warns(UserWarning, match=r"rank 33 .*transformer\.h\.0\.attn\.c_attn"):
         graft(tiny_model(), LoraConfig(r=33))
 
 

@@ -636,6 +636,6 @@ def test_our_own_file_with_a_setting_that_is_none_is_refused(tmp_path: Path):
 
 
 def test_a_method_decides_its_setting():
-    with pytest.raises(TsugikiError, match="use_dora is True in this method; leave it out"):
+    with pytest.raises(TsugikiError, match="use_dora is True"):
         METHODS["dora"].configure({"use_dora": False})
     assert dataclasses.asdict(config_of("dora"))["use_dora"] is True

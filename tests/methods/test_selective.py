@@ -403,11 +403,11 @@ def test_models_without_what_is_meant():
     [
         (lambda: SelectiveConfig(), "target_parameters is empty"),
         (lambda: SelectiveConfig([]), "target_parameters is empty"),
-        (lambda: SelectiveConfig("("), "no regular expression"),
+        (lambda: SelectiveConfig("("), "target_parameters: .* regular expression"),
         (lambda: SelectiveConfig(7), "target_parameters is 7"),  # type: ignore[arg-type]
         (lambda: LNTuningConfig([1]), r"target_modules is \[1\]"),  # type: ignore[list-item]
         (lambda: METHODS["bitfit"].configure({"target_parameters": ["weight"]}), "is \\['bias'\\] in this method"),
-        (lambda: METHODS["select"].configure({"r": 8}), "r: no such setting; known are target_parameters"),
+        (lambda: METHODS["select"].configure({"r": 8}), "^r: .*target_parameters"),
     ],
 )
 def test_settings_that_cannot_be(make: Any, said: str):
@@ -483,5 +483,5 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 @pytest.mark.parametrize("base_dtype", ["bf16", "int8"])
 def test_a_run_on_a_base_in_few_bits_is_refused(base_dtype: str):
-    with pytest.raises(ValueError, match="parts of the base train"):
+    with pytest.raises(ValueError, match=rf"base_dtype {base_dtype}"):
         RunConfig(model="-", data="-", out="-", method="bitfit", base_dtype=base_dtype)  # type: ignore[arg-type]

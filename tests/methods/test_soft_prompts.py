@@ -447,7 +447,7 @@ def test_a_prompt_may_be_longer_than_the_sliding_window(kind: str, config: Any, 
 
 @pytest.mark.parametrize(("kind", "bare"), [("bloom", "rows"), ("gpt_neo", "positions"), ("opt", "mask")])
 def test_how_documents_are_kept_apart_is_found_out_behind_the_prompt(kind: str, bare: str):
-    config = RunConfig(model="-", data="-", out="-", method="prompt-tuning", adapter={"num_virtual_tokens": 5})
+    config = RunConfig(model="-", data="-", out="-", method="prompt-tuning", method_config={"num_virtual_tokens": 5})
     model = tiny_model(kind)
     assert detect_document_masking(model) == bare
     assert preparation._isolation(config, model) == ("positions" if kind == "opt" else "rows")

@@ -17,10 +17,10 @@ from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import pack
 from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.labels import IGNORE_INDEX
+from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
-from tsugiki.train.model_files import refill_model, save_model
 from tsugiki.train.run import CHECKPOINTS, train
 from tsugiki.train.trainer import RunTrainer
 from tsugiki.train.ways import MODEL
@@ -179,8 +179,8 @@ def test_the_file_is_stored_in_the_type_that_is_asked_for(tmp_path: Path):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
     save_model(tiny_model("gpt2", n_embd=16, vocab_size=257), byte_tokenizer(), tmp_path / "other")
-    with pytest.raises(TsugikiError, match="other holds another model"):
-        refill_model(tiny_model("gpt2", vocab_size=257), tmp_path / "other")
+    with pytest.raises(TsugikiError, match="other holds"):
+        load_weights_into(tiny_model("gpt2", vocab_size=257), tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
         save_file(tensors, part, metadata={"format": "pt"})
         os.replace(part, folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, _common_fields(model, form.peft_type) | form.to_json(model, adapter))
-        beside = form.beside(adapter.config) if form.beside is not None else {}
+        beside = form.extra_settings(adapter.config) if form.extra_settings is not None else {}
         write_json(folder / BASE_FILE, {"format": 1, "base": base} | ({"adapter": beside} if beside else {}))
         share_weights(folder)
     except (OSError, SafetensorError) as error:
@@ -125,7 +125,7 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_other_bas
         _refuse_another_base(model, folder)
     with base_alone(model):
         try:
-            adapter = format_of(config).empty(model, config, stored.keys())
+            adapter = format_of(config).build_for(model, config, stored.keys())
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a slip in the config.
             raise TsugikiError(f"{folder} does not fit this model: {error}") from error
@@ -150,7 +150,7 @@ def read_config(folder: Path) -> Any:
             the result.
     """
     config = read_peft_config(folder)
-    if format_of(config).beside is None or not (folder / BASE_FILE).is_file():
+    if format_of(config).extra_settings is None or not (folder / BASE_FILE).is_file():
         return config
     try:
         return dataclasses.replace(config, **(read_json(folder / BASE_FILE, missing="").get("adapter") or {}))
@@ -243,8 +243,8 @@ def _fill(model: nn.Module, adapter: Any, stored: Mapping[str, Tensor], folder: 
             f"{folder / WEIGHTS_FILE} does not fit this model: {'; '.join(problems[:3])}{more}; "
             "was it trained on another base?"
         )
-    if form.fill is not None:
-        form.fill(model, adapter, stored)
+    if form.load_tensors is not None:
+        form.load_tensors(model, adapter, stored)
         return
     for key, tensor in wanted.items():
         tensor.copy_(stored[key])

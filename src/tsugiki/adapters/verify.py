@@ -110,7 +110,7 @@ def find_misfits(folder: Path, base: KnownBase) -> list[str]:
     config, stored = read_peft_config(folder), read_weights(folder)
     form = format_of(config)
     try:
-        wanted = form.tensors(base.model, form.empty(base.model, config, stored.keys()))
+        wanted = form.tensors(base.model, form.build_for(base.model, config, stored.keys()))
     except TsugikiError as error:
         return [*problems, f"it does not fit the base: {error}"]
     return [*problems, *(f"{WEIGHTS_FILE}: {what}" for what in misfits(base.model, wanted, stored))]

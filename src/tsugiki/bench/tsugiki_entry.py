@@ -15,7 +15,7 @@ from tsugiki.bench.work import StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import Index, TokenStore
 from tsugiki.fast.document_masking import detect_document_masking
-from tsugiki.train.config import FULL, RunConfig, validated
+from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import Ready, begin_training
@@ -51,7 +51,7 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
 
 def _base(config: RunConfig) -> "PreTrainedModel":
     """Build the base in the dtype in which the run would load it."""
-    precision = base_precision(config) if config.method != FULL else "fp32"
+    precision = base_precision(config)
     if precision == "fp32":
         return build(config.model, torch.float32)
     model = build(config.model, torch.bfloat16)

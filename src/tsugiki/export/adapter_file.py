@@ -25,8 +25,7 @@ from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.export.layout import TABLE, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import features, is_conv1d
-from tsugiki.lora.targets import base_modules
-from tsugiki.methods.lora import shortest_names
+from tsugiki.lora.targets import base_modules, shortest_target_modules
 
 Stored: TypeAlias = Literal["f32", "f16"]
 """What numbers are kept in."""
@@ -96,7 +95,7 @@ def read_gguf_adapter(file: Path, model: Any) -> LoraWeights:
     modules = dict(base_modules(model))
     targets = {path: modules[path] for path in layers}
     config = LoraConfig(
-        target_modules=shortest_names(model, LoraConfig(), targets),
+        target_modules=shortest_target_modules(model, LoraConfig(), targets),
         fan_in_fan_out=any(is_conv1d(layer) for layer in targets.values()),
     )
     base = Base(_non_defaults(header, _BASE_NAME, str, file), _non_defaults(header, _FINGERPRINT, str, file))

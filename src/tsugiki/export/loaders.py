@@ -92,14 +92,14 @@ def llama_cpp_refusals(lora: LoraWeights, model: nn.Module) -> list[str]:
     return _llama_cpp(model, lora.layers, whole, dora)
 
 
-def peft_reads(form: AdapterFormat) -> bool:
+def peft_reads(form: AdapterFormat[Any, Any]) -> bool:
     """Whether PEFT loads adapters of this form."""
-    return any(method.peft for method in METHODS.values() if method.form is form)
+    return any(method.readable_by_peft for method in METHODS.values() if method.config is form.config)
 
 
-def can_merge(form: AdapterFormat) -> bool:
+def can_merge(form: AdapterFormat[Any, Any]) -> bool:
     """Whether adapters of this form can be folded into the base, which is then a model for every program."""
-    return any(method.merges for method in METHODS.values() if method.form is form)
+    return any(method.mergeable for method in METHODS.values() if method.config is form.config)
 
 
 def is_plain_lora(config: Any) -> bool:

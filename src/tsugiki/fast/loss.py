@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.dtypes import at_least_float32
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.lora.layer import LoraLinear, LowRank
+from tsugiki.lora.layer import LoraLinear, LowRank, base_of
 from tsugiki.lora.masks import dropout
 from tsugiki.lora.product import frozen_input_gradient, frozen_product, has_product, is_hooked
 
@@ -204,7 +204,7 @@ def find_head(model: "PreTrainedModel") -> Head | None:
     A mixture of experts adds a loss of its own in its forward, which a head knows nothing of: None too.
     """
     layer = model.get_output_embeddings()
-    plain = layer.base_layer if isinstance(layer, LoraLinear) else layer
+    plain = None if layer is None else base_of(layer)
     config = model.config.get_text_config()
     if (
         plain is None

@@ -182,7 +182,7 @@ def _method(adapter: CardData) -> list[tuple[str, str]]:
     config, record = adapter.config, adapter.record
     if record is not None and record.config.get("method") in METHODS:
         method = str(record.config["method"])
-        lines.append(("method", f"{method}: {METHODS[method].about}"))
+        lines.append(("method", f"{method}: {METHODS[method].summary}"))
     else:
         lines.append(("method", str(adapter.fields.get("peft_type"))))
     if isinstance(config, LoraConfig):

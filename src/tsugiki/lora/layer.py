@@ -182,6 +182,11 @@ class LoraEmbedding(nn.Module):
 Grafted = LoraLinear | LoraEmbedding | LoraConv2d
 
 
+def base_of(layer: nn.Module) -> nn.Module:
+    """Return the frozen layer of a grafted layer, and any other module itself."""
+    return layer.base_layer if isinstance(layer, Grafted) else layer
+
+
 def grafted_layers(model: nn.Module) -> dict[str, Grafted]:
     """The grafted layers of the model by name, active or not."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Grafted)}

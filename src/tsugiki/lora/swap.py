@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tsugiki.lora.layer import Grafted
+from tsugiki.lora.layer import base_of
 from tsugiki.lora.shared_parameters import shared_parameters
 
 Undo: TypeAlias = "partial[None]"
@@ -41,8 +41,7 @@ def replace_parameter(model: nn.Module, path: str, parameter: nn.Parameter) -> U
 def parameter_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     """The module, below any graft, whose parameter `path` names, and the parameter's name in it."""
     owner_path, _, attribute = path.rpartition(".")
-    owner = model.get_submodule(owner_path)
-    return (owner.base_layer if isinstance(owner, Grafted) else owner), attribute
+    return base_of(model.get_submodule(owner_path)), attribute
 
 
 def cast_parameters(owner: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Undo:

@@ -1,8 +1,9 @@
-"""Which layers a config means: by name, by pattern, or by a table of known architectures."""
+"""The layers that a LoRA config selects: by name, by pattern, or by the model type's defaults."""
 
+import dataclasses
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,64 +11,79 @@ from torch import nn
 from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import Grafted, LoraLinear, features, is_graftable, is_linear
+from tsugiki.lora.layer import base_of, features, is_graftable, is_linear
+from tsugiki.lora.names import Names, matches, shortest_endings, split_block
 from tsugiki.lora.swap import CHILD
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """The layers that `config` grafts: name in the ungrafted model -> frozen layer.
+    """Find the layers that `config` grafts.
+
+    Returns:
+        Name of each layer in the ungrafted model -> the frozen layer.
 
     Raises:
-        TsugikiError: nothing matches (the message lists what would), or something matches that is no
-            linear layer, no embedding and no convolution.
+        TsugikiError: the config selects nothing (the message lists what could be selected), or selects something that
+            is not a linear layer, an embedding or a convolution.
     """
     layers = dict(base_modules(model))
-    matched = [name for name in layers if _is_target(model, name, layers[name], config)]
-    if not matched:
-        raise TsugikiError(f"{_described(config)} matches no layer; {_would_match(layers)}")
-    wrong = [name for name in matched if not is_graftable(layers[name])]
+    selected = [name for name in layers if _is_target(model, name, layers[name], config)]
+    if not selected:
+        raise TsugikiError(f"{_describe(config)} matches no layer; {_list_graftable(layers)}")
+    wrong = [name for name in selected if not is_graftable(layers[name])]
     if wrong:
-        kinds = sorted({type(layers[name]).__name__ for name in wrong})
         raise TsugikiError(
-            f"{_described(config)} matches {wrong[0]}, a {kinds[0]}, which cannot be grafted "
-            f"({len(wrong)} such); {_would_match(layers)}"
+            f"{_describe(config)} matches {wrong[0]}, a {type(layers[wrong[0]]).__name__}, which cannot be grafted "
+            f"({len(wrong)} such); {_list_graftable(layers)}"
         )
-    targets = {name: layers[name] for name in matched}
+    targets = {name: layers[name] for name in selected}
     _warn_of_ranks_too_high(targets, config)
     return targets
 
 
+def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Collection[str]) -> list[str]:
+    """Return the shortest `target_modules` with which `config` selects exactly the layers called `targets`."""
+    return shortest_endings(
+        targets, lambda endings: find_targets(model, dataclasses.replace(config, target_modules=endings))
+    )
+
+
 def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """The modules that train whole: name -> module.
+    """Find the modules that `modules_to_save` names, by their names in the ungrafted model.
 
     Raises:
-        TsugikiError: a name of `modules_to_save` that matches nothing.
+        TsugikiError: an entry of `modules_to_save` that matches no module.
     """
     found: dict[str, nn.Module] = {}
-    layers = dict(base_modules(model))
     for wanted in config.modules_to_save or ():
-        hits = {name: layer for name, layer in layers.items() if _ends_in(name, [wanted])}
-        if not hits:
+        modules = find_modules(model, [wanted])
+        if not modules:
             raise TsugikiError(f"modules_to_save names {wanted!r}, which the model does not have")
-        found.update(hits)
+        found.update(modules)
     return found
 
 
-def find_modules(model: nn.Module, wanted: Sequence[str] | str) -> dict[str, nn.Module]:
-    """Modules of any kind by names or name endings, or by one regular expression for the whole name: name -> module."""
+def find_modules(model: nn.Module, wanted: Names) -> dict[str, nn.Module]:
+    """Find the modules that `wanted` selects, by their names in the ungrafted model (see `matches`)."""
     return {name: module for name, module in base_modules(model) if matches(name, wanted)}
 
 
 def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every module of the model as it was before any graft: grafted layers stand for their base, what is added is not
-    there."""
-    found: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Grafted):
-            found.append((name, module.base_layer))
-        elif not re.search(rf"(^|\.)(base_layer|lora|{CHILD})(\.|$)", name) and name:
-            found.append((name, module))
-    return found
+    """List the modules of the ungrafted model by name, whether adapters are attached or not.
+
+    A grafted layer is listed as its frozen layer. Modules that an adapter added are left out.
+    """
+    return [
+        (name, base_of(module))
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name and not re.search(rf"(^|\.)(base_layer|lora|{CHILD})(\.|$)", name)
+    ]
+
+
+def output_head(model: Any) -> nn.Module | None:
+    """Return the frozen layer that computes the logits, or None if the model does not name one."""
+    head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return None if head is None else base_of(head)
 
 
 def _is_target(model: nn.Module, name: str, layer: nn.Module, config: LoraConfig) -> bool:
@@ -80,27 +96,22 @@ def _is_target(model: nn.Module, name: str, layer: nn.Module, config: LoraConfig
         return is_linear(layer) and layer is not output_head(model)
     if targets is None:
         targets = _default_targets(model)
-    return matches(name, targets) and (isinstance(targets, str) or _in_chosen_layers(name, config))
+    return matches(name, targets) and (isinstance(targets, str) or _is_in_chosen_block(name, config))
 
 
-def matches(name: str, wanted: Sequence[str] | str) -> bool:
-    """Whether a pattern is the whole name, or one of a list is the name or its end after a dot."""
-    return re.fullmatch(wanted, name) is not None if isinstance(wanted, str) else _ends_in(name, wanted)
-
-
-def _ends_in(name: str, endings: Sequence[str]) -> bool:
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
-
-
-def _in_chosen_layers(name: str, config: LoraConfig) -> bool:
-    chosen = config.layers_to_transform
-    if chosen is None:
+def _is_in_chosen_block(name: str, config: LoraConfig) -> bool:
+    """Return whether `layers_to_transform` and `layers_pattern` admit the block that a layer is in."""
+    if config.layers_to_transform is None:
         return True
-    lists = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
-    # The first number in a name is the block's; a later one may be an expert's.
-    patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in lists or ()] or [r"(?:.*?\.)?[^.]*\.(\d+)\."]
-    hits = [match for pattern in patterns if (match := re.match(pattern, name))]
-    return bool(hits) and int(hits[0][1]) in ([chosen] if isinstance(chosen, int) else chosen)
+    chosen = config.layers_to_transform
+    indices = [chosen] if isinstance(chosen, int) else chosen
+    if config.layers_pattern:
+        patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
+        hits = [match for p in patterns if (match := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))]
+        return bool(hits) and int(hits[0][1]) in indices
+    # The list of blocks has a name, so a number at the very beginning is not a block's.
+    _, index, inside = split_block(name.partition(".")[2])
+    return inside != "" and index in indices
 
 
 def _default_targets(model: nn.Module) -> Sequence[str]:
@@ -108,25 +119,19 @@ def _default_targets(model: nn.Module) -> Sequence[str]:
     if architecture is None:
         raise TsugikiError(
             f"no default target_modules for {model_type(model)!r}; "
-            f"name them, or use 'all-linear'; {_would_match(dict(base_modules(model)))}"
+            f"name them, or use 'all-linear'; {_list_graftable(dict(base_modules(model)))}"
         )
     return architecture.target_modules
 
 
-def output_head(model: Any) -> nn.Module | None:
-    """The layer that makes logits, below any graft; None where the model names none."""
-    head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return head.base_layer if isinstance(head, LoraLinear) else head
-
-
-def _described(config: LoraConfig) -> str:
+def _describe(config: LoraConfig) -> str:
     targets = config.target_modules
     shown = targets if isinstance(targets, str) or targets is None else ", ".join(targets)
-    extra = f" in layers {config.layers_to_transform}" if config.layers_to_transform is not None else ""
-    return f"target_modules={shown}{extra}"
+    blocks = f" in layers {config.layers_to_transform}" if config.layers_to_transform is not None else ""
+    return f"target_modules={shown}{blocks}"
 
 
-def _would_match(layers: Mapping[str, nn.Module]) -> str:
+def _list_graftable(layers: Mapping[str, nn.Module]) -> str:
     endings = sorted({name.rpartition(".")[2] for name, layer in layers.items() if is_graftable(layer)})
     return f"these can be grafted: {', '.join(endings)}" if endings else "the model has no layer that can be grafted"
 
@@ -134,9 +139,9 @@ def _would_match(layers: Mapping[str, nn.Module]) -> str:
 def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig) -> None:
     high = [name for name, layer in targets.items() if config.rank_of(name) > min(features(layer))]
     if high:
-        fits = min(features(targets[high[0]]))
+        highest = min(features(targets[high[0]]))
         warnings.warn(
-            f"rank {config.rank_of(high[0])} is above what {high[0]} can hold ({fits}; {len(high)} such layers): "
-            "it works, but a smaller rank says the same",
+            f"rank {config.rank_of(high[0])} is above the highest rank that the update of {high[0]} can have "
+            f"({highest}; {len(high)} such layers): training works, but rank {highest} can express the same",
             stacklevel=4,
         )

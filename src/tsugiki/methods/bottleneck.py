@@ -25,7 +25,6 @@ The file is not one of PEFT's, which refuses it by its `peft_type`:
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,12 +39,13 @@ from torch.nn import functional as F
 from tsugiki.architectures import architecture_of, model_type
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.layer import features, is_linear
+from tsugiki.lora.layer import base_of, features, is_linear
 from tsugiki.lora.masks import dropout
+from tsugiki.lora.names import check_names, split_block
 from tsugiki.lora.swap import Undo
 from tsugiki.lora.targets import find_modules
 from tsugiki.methods.hooks import attach_output_module
-from tsugiki.methods.method import PREFIX, AdapterFormat, check_names, read_fields
+from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
 
 Start = Literal["mam_adapter", "bert"]
 
@@ -195,7 +195,7 @@ class BottleneckAdapter:
     def attach(self, model: nn.Module) -> list[Undo]:
         """Put the bottlenecks into the model."""
         return [
-            attach_output_module(_below(model.get_submodule(path)), part) for path, part in self.bottlenecks.items()
+            attach_output_module(base_of(model.get_submodule(path)), part) for path, part in self.bottlenecks.items()
         ]
 
     def merge(self, model: nn.Module) -> NoReturn:
@@ -210,12 +210,6 @@ class BottleneckAdapter:
 
 def _product(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
-
-
-def _below(module: nn.Module) -> nn.Module:
-    """The base's own module, where another adapter has grafted the layer that is the sub-layer's end (OPT, BLOOM)."""
-    below: nn.Module = getattr(module, "base_layer", module)
-    return below
 
 
 def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Sequence[str] | str]:
@@ -262,13 +256,13 @@ def _places(model: nn.Module, config: BottleneckConfig) -> list[str]:
 
 
 def _block(path: str) -> tuple[str | None, int | None]:
-    """Name and number of the block that a module is in: the first number in the name is the block's."""
-    match = re.match(r"((?:.*?\.)?(\d+))(?:\.|$)", path)
-    return (match[1], int(match[2])) if match else (None, None)
+    """Path and index of the block that a module is in."""
+    blocks, index, _ = split_block(path)
+    return (None, None) if index is None else (f"{blocks}.{index}".removeprefix("."), index)
 
 
 def _new_bottleneck(model: nn.Module, path: str, config: BottleneckConfig) -> Bottleneck:
-    module = _below(model.get_submodule(path))
+    module = base_of(model.get_submodule(path))
     like = next(chain(module.parameters(), module.buffers(), model.parameters()))
     width = features(module)[1] if is_linear(module) else _width(model, path)
     return Bottleneck(width, max(1, int(width // _reduction(config, path))), config, like)
@@ -309,7 +303,7 @@ def _to_json(model: nn.Module, adapter: BottleneckAdapter) -> dict[str, Any]:
 
 
 def _from_json(fields: Mapping[str, Any]) -> BottleneckConfig:
-    return cast(BottleneckConfig, read_fields(BottleneckConfig, fields))
+    return read_fields(BottleneckConfig, fields)
 
 
 BOTTLENECK = AdapterFormat("TSUGIKI_BOTTLENECK", BottleneckConfig, _tensors, _to_json, _from_json)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,13 @@ from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import LoraLinear, features, is_conv1d, is_linear
+from tsugiki.lora.layer import base_of, features, is_conv1d, is_linear
 from tsugiki.lora.merge import fold, require_unquantized
+from tsugiki.lora.names import check_names
 from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module, replace_parameter
 from tsugiki.lora.targets import base_modules, find_targets
 from tsugiki.methods.hooks import attach_input_module, attach_output_module, detach_module
-from tsugiki.methods.method import PREFIX, AdapterFormat, check_names, read_fields
+from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
 
 Names = Sequence[str] | str
 
@@ -179,8 +180,7 @@ class IA3Adapter:
 
 def _own_layers(model: nn.Module, paths: Mapping[str, Any]) -> dict[str, nn.Module]:
     """The layers of the base itself, below what another adapter may have put around them."""
-    layers = {path: model.get_submodule(path) for path in paths}
-    return {path: layer.base_layer if isinstance(layer, LoraLinear) else layer for path, layer in layers.items()}
+    return {path: base_of(model.get_submodule(path)) for path in paths}
 
 
 def _put(layer: nn.Module, scaling: Scaling) -> Undo:
@@ -251,7 +251,7 @@ def _to_json(model: nn.Module, adapter: IA3Adapter) -> dict[str, Any]:
 
 
 def _from_json(fields: Mapping[str, Any]) -> IA3Config:
-    return cast(IA3Config, read_fields(IA3Config, fields))
+    return read_fields(IA3Config, fields)
 
 
 IA3 = AdapterFormat("IA3", IA3Config, _tensors, _to_json, _from_json)

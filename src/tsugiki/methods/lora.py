@@ -33,7 +33,7 @@ own.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,8 +43,9 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import is_conv1d
-from tsugiki.lora.targets import base_modules, find_targets
-from tsugiki.methods.method import PREFIX, AdapterFormat, check_names, read_fields
+from tsugiki.lora.names import check_names
+from tsugiki.lora.targets import base_modules, find_targets, shortest_target_modules
+from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
 
 _HARMLESS = frozenset(
     {
@@ -102,7 +103,7 @@ def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
     del fields["freeze_A"]  # how it was trained, which PEFT has no field for
     targets = find_targets(model, config)
     if config.target_modules is None or config.target_modules == "all-linear":
-        fields["target_modules"] = shortest_names(model, config, targets)
+        fields["target_modules"] = shortest_target_modules(model, config, targets)
     fields["fan_in_fan_out"] = any(is_conv1d(layer) for layer in targets.values())
     return fields
 
@@ -144,13 +145,6 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
     known_start = start if start in (True, False, "gaussian") else True
     config: LoraConfig = read_fields(LoraConfig, {**fields, "init_lora_weights": known_start}, _HARMLESS)
     return config
-
-
-def shortest_names(model: nn.Module, config: LoraConfig, targets: Mapping[str, nn.Module]) -> Sequence[str]:
-    """Of `target_modules`: name endings that find just these targets, or else their full names."""
-    endings = sorted({name.rpartition(".")[2] for name in targets})
-    found = find_targets(model, dataclasses.replace(config, target_modules=endings))
-    return endings if set(found) == set(targets) else sorted(targets)
 
 
 LORA = AdapterFormat("LORA", LoraConfig, _tensors, _to_json, _from_json, _fill, _beside)

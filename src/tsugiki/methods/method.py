@@ -1,130 +1,141 @@
-"""What every method is here: a form of adapter, and a name under which it is trained.
+"""What a fine-tuning method consists of.
 
-A form is three things in one file: a config (a frozen dataclass under PEFT's names, with `new_adapter`), an adapter
-(what trains, how it takes its place in a model, how it is merged: `lora.graft.Adapter`), and an `AdapterFormat`,
-which says how both are written in a PEFT folder. A `Method` is a form with some of its settings decided;
-`methods.table` lists them.
+The file of a method defines three things:
+
+    a config         a frozen dataclass of its settings, under PEFT's names, with `new_adapter(model)`
+    an adapter       the parameters that train, and how they enter the model (the Protocol `lora.graft.Adapter`)
+    an AdapterFormat how config and adapter are written to a PEFT folder
+
+A `Method` is a config class with some settings fixed, under the name that `--method` takes. Several methods can share
+one config class: `rslora` is `LoraConfig` with `use_rslora=True`. `methods.table` lists all methods and formats.
 """
 
 import dataclasses
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.graft import graft
 
 PREFIX = "base_model.model."
-"""Before the name of a module of the base, in PEFT's files."""
+"""In the names of a PEFT file, every module path of the base follows this prefix."""
 
-Family: TypeAlias = Literal["additive", "reparametrised", "selective"]
+Family: TypeAlias = Literal["additive", "reparametrised", "selective", "full fine-tuning"]
+
+ConfigT = TypeVar("ConfigT")
+AdapterT = TypeVar("AdapterT")
 
 
-def _fresh(model: nn.Module, config: Any, stored: Collection[str]) -> Any:
+def _new_adapter(model: nn.Module, config: Any, names: Collection[str]) -> Any:
     return config.new_adapter(model)
 
 
 @dataclass(frozen=True)
-class AdapterFormat:
-    """A form of adapter as it is stored."""
+class AdapterFormat(Generic[ConfigT, AdapterT]):
+    """How the adapters with one config class are written to a folder and read from it."""
 
     peft_type: str
-    """Of `adapter_config.json`. One of ours begins with TSUGIKI_, and PEFT refuses it by that name."""
-    config: type[Any]
-    """The class of its settings."""
-    tensors: Callable[[nn.Module, Any], dict[str, Tensor]]
-    """Model and adapter -> the adapter's own parameters under their names in the file; loading fills what saving
-    writes."""
-    to_json: Callable[[nn.Module, Any], dict[str, Any]]
-    """Model and adapter -> the fields of `adapter_config.json` that the form has of its own."""
-    from_json: Callable[[Mapping[str, Any]], Any]
-    """The form's own fields -> its config. Raises TsugikiError for a field that would change the result and that is not
-    known; the message need not name the file."""
-    fill: Callable[[nn.Module, Any, Mapping[str, Tensor]], None] | None = None
-    """Puts stored tensors, which have the names and shapes of `tensors`, into an adapter; None where `tensors` gives
-    the parameters themselves, to be copied into."""
-    beside: Callable[[Any], dict[str, Any]] | None = None
-    """Config -> those of its settings that PEFT has no field for; they are kept in a file that PEFT does not read, and
-    replace what `from_json` makes of PEFT's fields."""
-    empty: Callable[[nn.Module, Any, Collection[str]], Any] = _fresh
-    """Model, config and the names of a file's tensors -> an adapter for these to be filled into: a fresh one, unless
-    the file holds less than a fresh one trains."""
+    """The `peft_type` of `adapter_config.json`. If PEFT does not have the method, it begins with TSUGIKI_, and PEFT
+    refuses the file because of it."""
+    config: type[ConfigT]
+    tensors: Callable[[nn.Module, AdapterT], dict[str, Tensor]]
+    """(model, adapter) -> the adapter's tensors by their names in the file. Saving writes these tensors; loading
+    copies into them."""
+    to_json: Callable[[nn.Module, AdapterT], dict[str, Any]]
+    """(model, adapter) -> the method's fields of `adapter_config.json`."""
+    from_json: Callable[[Mapping[str, Any]], ConfigT]
+    """The method's fields of `adapter_config.json` -> the config. Raises TsugikiError for an unknown field that would
+    change the result. The caller adds the name of the file to the message."""
+    load_tensors: Callable[[nn.Module, AdapterT, Mapping[str, Tensor]], None] | None = None
+    """(model, adapter, tensors of a file) -> None: copies the file's tensors into the adapter. Their names and shapes
+    have been checked against `tensors`. None: each is copied into the tensor of the same name in `tensors`."""
+    extra_settings: Callable[[ConfigT], dict[str, Any]] | None = None
+    """Config -> the settings that PEFT has no field for. They are saved in `tsugiki.json`, which PEFT does not read,
+    and replace the values that `from_json` returns. None: PEFT has a field for every setting."""
+    build_for: Callable[[nn.Module, ConfigT, Collection[str]], AdapterT] = _new_adapter
+    """(model, config, names of the tensors in a file) -> an adapter to load that file into. It differs from a new
+    adapter where the file has fewer tensors than a new adapter trains."""
+
+
+def _graft(model: nn.Module, config: Any, base_dropout: bool) -> None:
+    graft(model, config, base_dropout=base_dropout)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to adapt a model, by the name that `--method` takes."""
+    """A fine-tuning method."""
 
     family: Family
-    about: str
-    """The idea, in a few words."""
-    form: AdapterFormat
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What of the form's settings makes it this method."""
+    summary: str
+    """What the method trains, in a few words."""
+    config: type[Any]
+    fixed_settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of the config class that define this method. The user cannot change them."""
     learning_rate: float = 1e-4
-    """Of a run that says none: what trains little wants a high one. From the papers, or PEFT's own examples."""
-    peft: bool = True
-    """Whether PEFT reads the file."""
-    merges: bool = True
-    """Whether it can be folded into the base's weights."""
-    explained: str = ""
-    """The module whose docstring tells the idea; empty: the form's own."""
-    slow: str = ""
-    """Which fast paths it cannot use; empty: it uses all."""
+    """The learning rate if the user sets none. The fewer parameters a method trains, the higher it should be; the
+    values come from the papers or from PEFT's examples."""
+    readable_by_peft: bool = True
+    """Whether PEFT can load the files."""
+    mergeable: bool = True
+    """Whether the adapter can be merged into the weights of the base."""
+    doc_module: str = ""
+    """The module whose docstring explains the method; empty: the module of the config class."""
+    not_accelerated: str = ""
+    """The fast paths that this method cannot use; empty: it can use all of them."""
+    prepare: Callable[[nn.Module, Any, bool], None] = _graft
+    """(model, config, base_dropout) -> None: makes the method's parameters trainable and freezes all others. Unless
+    `base_dropout` is set, it turns the dropout of the base off."""
 
-    def refuse_decided(self, given: Mapping[str, Any]) -> None:
-        """Ask that settings which somebody gave leave alone what makes the method.
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the method trains an adapter. Otherwise it trains the base's own weights and saves a whole model."""
+        return self.family != "full fine-tuning"
+
+    @property
+    def trains_base_weights(self) -> bool:
+        """Whether the method always trains weights of the base, or copies of them."""
+        return self.family in ("selective", "full fine-tuning")
+
+    def check_fixed_settings(self, settings: Mapping[str, Any]) -> None:
+        """Check that the user's settings do not change the values that define this method.
 
         Raises:
-            TsugikiError: one says otherwise.
+            TsugikiError: a setting has another value than the method fixes.
         """
-        decided = [name for name, value in self.settings.items() if given.get(name, value) != value]
-        if decided:
-            raise TsugikiError(f"{decided[0]} is {self.settings[decided[0]]!r} in this method; leave it out")
+        for name, value in self.fixed_settings.items():
+            if settings.get(name, value) != value:
+                raise TsugikiError(f"{name} is {value!r} in this method; remove it from the settings")
 
-    def configure(self, given: Mapping[str, Any]) -> Any:
-        """The config of an adapter, from the settings that somebody gave.
+    def configure(self, settings: Mapping[str, Any]) -> Any:
+        """Build the config from the user's settings and the fixed ones.
 
         Raises:
-            TsugikiError: a setting that the form does not have, that the method decides, or a value that cannot be.
+            TsugikiError: an unknown setting, a setting that the method fixes, or an invalid value.
         """
-        known = [one.name for one in dataclasses.fields(self.form.config)]
-        unknown = [name for name in given if name not in known]
+        known = [one.name for one in dataclasses.fields(self.config)]
+        unknown = [name for name in settings if name not in known]
         if unknown:
-            raise TsugikiError(f"{', '.join(unknown)}: no such setting; known are {', '.join(sorted(known))}")
-        self.refuse_decided(given)
-        return self.form.config(**{**given, **self.settings})
+            names = ", ".join(sorted(known)) or "none"
+            raise TsugikiError(f"{', '.join(unknown)}: no such setting; this method has: {names}")
+        self.check_fixed_settings(settings)
+        return self.config(**{**settings, **self.fixed_settings})
 
 
-def check_names(field: str, value: object) -> None:
-    """Ask that a setting names modules: a list of names or name endings, a regular expression, or None.
-
-    Raises:
-        TsugikiError: it does not.
-    """
-    if isinstance(value, str):
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise TsugikiError(f"{field}: {value!r} is not a regular expression: {error}") from error
-    elif value is not None and not (isinstance(value, Sequence) and all(isinstance(name, str) for name in value)):
-        raise TsugikiError(f"{field} is {value!r}; it is a list of names, or a pattern")
-
-
-def read_fields(config: type[Any], fields: Mapping[str, Any], harmless: frozenset[str] = frozenset()) -> Any:
-    """A config from the fields of a file, all of which it must know.
+def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: frozenset[str] = frozenset()) -> ConfigT:
+    """Build a config from the fields of a file and refuse every unknown field that has a value.
 
     Args:
-        config: its class.
-        fields: the form's own, by name.
-        harmless: names of fields that change nothing of what is computed.
+        config: the class to build.
+        fields: the method's fields of `adapter_config.json`.
+        harmless: names of fields that the class does not have and that do not change the result.
 
     Raises:
-        TsugikiError: a field that is not known and says something, or a value that cannot be.
+        TsugikiError: an unknown field with a value, or an invalid value.
     """
-    known = {one.name for one in dataclasses.fields(config)}
+    known = {one.name for one in dataclasses.fields(cast(Any, config))}
     unknown = [
         f"{name}={value!r}"
         for name, value in fields.items()
@@ -134,5 +145,5 @@ def read_fields(config: type[Any], fields: Mapping[str, Any], harmless: frozense
         raise TsugikiError(f"{', '.join(unknown)} would change the result and is not supported")
     try:
         return config(**{name: value for name, value in fields.items() if name in known and value is not None})
-    except (TypeError, ValueError, AttributeError) as error:  # a list where names and values belong, say
+    except (TypeError, ValueError, AttributeError) as error:  # for example a list where the config expects a mapping
         raise TsugikiError(str(error)) from error

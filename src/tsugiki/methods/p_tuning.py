@@ -117,4 +117,4 @@ def _from_json(fields: Mapping[str, Any]) -> PromptEncoderConfig:
     return config
 
 
-P_TUNING = AdapterFormat("P_TUNING", PromptEncoderConfig, tensors, to_json, _from_json, empty=_for_file)
+P_TUNING = AdapterFormat("P_TUNING", PromptEncoderConfig, tensors, to_json, _from_json, build_for=_for_file)

@@ -118,4 +118,4 @@ def _from_json(fields: Mapping[str, Any]) -> PrefixTuningConfig:
     return config
 
 
-PREFIX_TUNING = AdapterFormat("PREFIX_TUNING", PrefixTuningConfig, tensors, _to_json, _from_json, empty=_for_file)
+PREFIX_TUNING = AdapterFormat("PREFIX_TUNING", PrefixTuningConfig, tensors, _to_json, _from_json, build_for=_for_file)

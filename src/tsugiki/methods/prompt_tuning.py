@@ -135,4 +135,4 @@ def _from_json(fields: Mapping[str, Any]) -> PromptTuningConfig:
     return config
 
 
-PROMPT_TUNING = AdapterFormat("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, empty=_unwritten)
+PROMPT_TUNING = AdapterFormat("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, build_for=_unwritten)

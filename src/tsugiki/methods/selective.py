@@ -23,7 +23,6 @@ In the file, `norms` is PEFT's LN_TUNING; the others are Tsugiki's own, which PE
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.merge import untie
+from tsugiki.lora.names import check_names, matches, shortest_endings
 from tsugiki.lora.swap import (
     Undo,
     WeightUpdate,
@@ -44,7 +44,7 @@ from tsugiki.lora.swap import (
     replace_with,
     warn_untied_weights,
 )
-from tsugiki.lora.targets import base_modules, matches, output_head
+from tsugiki.lora.targets import base_modules, find_modules, output_head
 from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
 
 HEAD = "head"
@@ -67,7 +67,7 @@ class SelectiveConfig:
     target_parameters: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
-        _check_pattern("target_parameters", self.target_parameters)
+        check_names("target_parameters", self.target_parameters)
         if not self.target_parameters:
             raise TsugikiError(
                 "target_parameters is empty; name what is to train: [name endings], or a regular expression"
@@ -99,8 +99,8 @@ class LNTuningConfig:
     exclude_modules: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
-        _check_pattern("target_modules", self.target_modules)
-        _check_pattern("exclude_modules", self.exclude_modules)
+        check_names("target_modules", self.target_modules)
+        check_names("exclude_modules", self.exclude_modules)
 
     def new_adapter(self, model: nn.Module) -> "SelectiveAdapter":
         """A fresh adapter with these settings for `model`, which stays as it is.
@@ -239,16 +239,6 @@ def _is_norm(layer: nn.Module) -> bool:
     return "norm" in type(layer).__name__.lower() and bool(_own(layer)) and not any(True for _ in layer.children())
 
 
-def _check_pattern(setting: str, wanted: Sequence[str] | str | None) -> None:
-    if isinstance(wanted, str):
-        try:
-            re.compile(wanted)
-        except re.error as error:
-            raise TsugikiError(f"{setting} is {wanted!r}, no regular expression: {error}") from error
-    elif wanted is not None and (not isinstance(wanted, Sequence) or not all(isinstance(one, str) for one in wanted)):
-        raise TsugikiError(f"{setting} is {wanted!r}; it is a list of name endings, or a regular expression")
-
-
 def _shown(wanted: Sequence[str] | str) -> str:
     return f"target_parameters={_plain(wanted)}"
 
@@ -286,10 +276,7 @@ def _ln_to_json(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Any]:
     fields = dataclasses.asdict(adapter.config)
     if fields["target_modules"] is None:
         layers = {path.rpartition(".")[0] for path in adapter.copies}
-        endings = sorted({layer.rpartition(".")[2] for layer in layers})
-        # Full names where the endings would find other layers too.
-        alone = {path for path, _ in base_modules(model) if matches(path, endings)} == layers
-        fields["target_modules"] = endings if alone else sorted(layers)
+        fields["target_modules"] = shortest_endings(layers, lambda endings: find_modules(model, endings))
     return {**fields, "modules_to_save": None}
 
 

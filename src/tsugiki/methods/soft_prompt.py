@@ -36,7 +36,7 @@ from tsugiki.fast.document_masks import (
     padded_layout,
     windows,
 )
-from tsugiki.lora.layer import LoraEmbedding
+from tsugiki.lora.layer import base_of
 from tsugiki.lora.swap import CHILD, Undo
 from tsugiki.methods.method import read_fields
 
@@ -172,8 +172,7 @@ def decoder_of(model: Any) -> Any:
 
 def embedding_of(model: Any) -> nn.Module:
     """The base's embedding of tokens; what it gives is what enters the first layer."""
-    embedding: nn.Module = model.get_input_embeddings()
-    return embedding.base_layer if isinstance(embedding, LoraEmbedding) else embedding
+    return base_of(model.get_input_embeddings())
 
 
 def embedding_width(model: Any) -> int:

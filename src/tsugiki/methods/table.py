@@ -1,150 +1,189 @@
-"""Every method by its name, and the forms of adapter by what they are called in a file."""
+"""All methods by name, and all adapter formats by the `peft_type` in their files."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
-from tsugiki.methods.bottleneck import BOTTLENECK
-from tsugiki.methods.ia3 import IA3
+from tsugiki.lora.config import LoraConfig
+from tsugiki.methods.bottleneck import BOTTLENECK, BottleneckConfig
+from tsugiki.methods.full import FullConfig, prepare_full
+from tsugiki.methods.ia3 import IA3, IA3Config
 from tsugiki.methods.lora import LORA
-from tsugiki.methods.method import AdapterFormat, Method
-from tsugiki.methods.p_tuning import P_TUNING
-from tsugiki.methods.prefix_tuning import PREFIX_TUNING
-from tsugiki.methods.prompt_tuning import PROMPT_TUNING
-from tsugiki.methods.selective import HEAD, LN_TUNING, SELECTIVE
+from tsugiki.methods.method import AdapterFormat, Family, Method
+from tsugiki.methods.p_tuning import P_TUNING, PromptEncoderConfig
+from tsugiki.methods.prefix_tuning import PREFIX_TUNING, PrefixTuningConfig
+from tsugiki.methods.prompt_tuning import PROMPT_TUNING, PromptTuningConfig
+from tsugiki.methods.selective import HEAD, LN_TUNING, SELECTIVE, LNTuningConfig, SelectiveConfig
 
-_IN_FLOAT32 = "a base in bf16 or int8"  # of which parts train
+_LORA_DOC = "tsugiki.methods.lora"
+_NEEDS_FLOAT32 = "a base in bf16 or int8"  # the selective methods train parameters of the base, in float32
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "prompt-tuning": Method(
             "additive",
             "embeddings of virtual tokens before the text",
-            PROMPT_TUNING,
-            merges=False,
-            explained="tsugiki.methods.prompt_tuning",
+            PromptTuningConfig,
             learning_rate=3e-2,
+            mergeable=False,
         ),
         "prefix-tuning": Method(
             "additive",
-            "keys and values before the text's, in every layer",
-            PREFIX_TUNING,
-            merges=False,
-            explained="tsugiki.methods.prefix_tuning",
+            "keys and values before those of the text, in every layer",
+            PrefixTuningConfig,
             learning_rate=1e-2,
+            mergeable=False,
         ),
         "p-tuning": Method(
             "additive",
-            "a prompt that a small network writes",
-            P_TUNING,
-            merges=False,
-            explained="tsugiki.methods.p_tuning",
+            "a prompt computed by a small network",
+            PromptEncoderConfig,
             learning_rate=1e-3,
+            mergeable=False,
         ),
         "houlsby": Method(
             "additive",
-            "a bottleneck after attention and after feed-forward",
-            BOTTLENECK,
+            "a bottleneck after each attention and each feed-forward network",
+            BottleneckConfig,
             {"mh_adapter": True, "output_adapter": True, "original_ln_before": False},
-            peft=False,
-            merges=False,
             learning_rate=1e-3,
+            readable_by_peft=False,
+            mergeable=False,
         ),
         "pfeiffer": Method(
             "additive",
-            "a bottleneck after each block's feed-forward",
-            BOTTLENECK,
+            "a bottleneck after each block's feed-forward network",
+            BottleneckConfig,
             {"mh_adapter": False, "output_adapter": True, "original_ln_before": True},
-            peft=False,
-            merges=False,
             learning_rate=1e-3,
+            readable_by_peft=False,
+            mergeable=False,
         ),
-        "ia3": Method("additive", "a factor for each key, value and inner feature", IA3, learning_rate=3e-3),
-        "lora": Method("reparametrised", "a low-rank pair beside each target layer", LORA),
-        "rslora": Method("reparametrised", "LoRA scaled by alpha / sqrt(r)", LORA, {"use_rslora": True}),
+        "ia3": Method("additive", "a factor for each key, value and inner feature", IA3Config, learning_rate=3e-3),
+        "lora": Method(
+            "reparametrised", "two low-rank factors for each target layer", LoraConfig, doc_module=_LORA_DOC
+        ),
+        "rslora": Method(
+            "reparametrised",
+            "LoRA scaled by alpha / sqrt(r)",
+            LoraConfig,
+            {"use_rslora": True},
+            doc_module=_LORA_DOC,
+        ),
         "dora": Method(
             "reparametrised",
-            "LoRA that turns each row of the weight, whose length trains apart",
-            LORA,
+            "LoRA for the direction of each weight row, and a trained length",
+            LoraConfig,
             {"use_dora": True},
-            explained="tsugiki.lora.dora",
-            slow="keeps each layer's product, and takes two under lora_dropout; a grafted head makes whole logits",
+            doc_module="tsugiki.lora.dora",
+            not_accelerated="each layer's output is kept, and with lora_dropout there are two products per layer; a "
+            "grafted output head computes the logits whole",
         ),
         "lora+": Method(
             "reparametrised",
-            "LoRA whose B learns faster than A, by loraplus_lr_ratio",
-            LORA,
-            explained="tsugiki.train.optimizers.loraplus",
+            "LoRA with a higher learning rate for B than for A, by the factor loraplus_lr_ratio",
+            LoraConfig,
+            doc_module="tsugiki.train.optimizers.loraplus",
         ),
         "pissa": Method(
             "reparametrised",
-            "LoRA that begins with the principal part of each weight",
-            LORA,
+            "LoRA initialised with the principal components of each weight",
+            LoraConfig,
             {"init_lora_weights": "pissa"},
-            explained="tsugiki.lora.initialise",
+            doc_module="tsugiki.lora.initialise",
         ),
         "orthogonal": Method(
             "reparametrised",
-            "LoRA that begins with factors at right angles",
-            LORA,
+            "LoRA initialised with orthogonal factors",
+            LoraConfig,
             {"init_lora_weights": "orthogonal"},
-            explained="tsugiki.lora.initialise",
+            doc_module="tsugiki.lora.initialise",
         ),
-        "lora-fa": Method("reparametrised", "LoRA with A frozen: no layer keeps its input", LORA, {"freeze_A": True}),
+        "lora-fa": Method(
+            "reparametrised",
+            "LoRA with A frozen, so that no layer keeps its input",
+            LoraConfig,
+            {"freeze_A": True},
+            doc_module=_LORA_DOC,
+        ),
         "bitfit": Method(
             "selective",
-            "the biases alone",
-            SELECTIVE,
+            "the biases",
+            SelectiveConfig,
             {"target_parameters": ["bias"]},
             learning_rate=1e-3,
-            peft=False,
-            slow=_IN_FLOAT32,
+            readable_by_peft=False,
+            not_accelerated=_NEEDS_FLOAT32,
         ),
         "norms": Method(
             "selective",
-            "the normalisation layers alone",
-            LN_TUNING,
+            "the normalisation layers",
+            LNTuningConfig,
             learning_rate=1e-3,
-            slow=f"{_IN_FLOAT32}; RMSNorm in one step",
+            not_accelerated=f"{_NEEDS_FLOAT32}; fused RMSNorm",
         ),
         "head": Method(
-            "selective", "the output head alone", SELECTIVE, {"target_parameters": HEAD}, peft=False, slow=_IN_FLOAT32
+            "selective",
+            "the output head",
+            SelectiveConfig,
+            {"target_parameters": HEAD},
+            readable_by_peft=False,
+            not_accelerated=_NEEDS_FLOAT32,
         ),
-        "select": Method("selective", "the parameters that a pattern names", SELECTIVE, peft=False, slow=_IN_FLOAT32),
+        "select": Method(
+            "selective",
+            "the parameters that a pattern selects",
+            SelectiveConfig,
+            readable_by_peft=False,
+            not_accelerated=_NEEDS_FLOAT32,
+        ),
+        "full": Method(
+            "full fine-tuning",
+            "every weight",
+            FullConfig,
+            readable_by_peft=False,
+            mergeable=False,
+            prepare=prepare_full,
+        ),
     }
 )
-"""In the order in which they are shown."""
+"""Name -> method, in the order in which they are listed."""
 
-FORMATS: Mapping[str, AdapterFormat] = MappingProxyType(
-    {method.form.peft_type: method.form for method in METHODS.values()}
+FORMATS: Mapping[str, AdapterFormat[Any, Any]] = MappingProxyType(
+    {
+        adapter_format.peft_type: adapter_format
+        for adapter_format in (PROMPT_TUNING, PREFIX_TUNING, P_TUNING, BOTTLENECK, IA3, LORA, SELECTIVE, LN_TUNING)
+    }
 )
-"""`peft_type` -> form."""
+"""`peft_type` -> format."""
 
 
 def methods_of(config: object) -> list[str]:
-    """The names of the methods that this config is of, as far as it tells: several where it mixes their settings."""
-    own = {name: method for name, method in METHODS.items() if type(config) is method.form.config}
-    decided = [
+    """Return the names of the methods that a config belongs to.
+
+    They are the methods whose fixed settings the config has; several if it combines them, such as `rslora` and `dora`.
+    If there is none, it is the method of this config class that fixes no settings.
+    """
+    candidates = {name: method for name, method in METHODS.items() if type(config) is method.config}
+    found = [
         name
-        for name, method in own.items()
-        if method.settings and all(_is(getattr(config, key), value) for key, value in method.settings.items())
+        for name, method in candidates.items()
+        if method.fixed_settings
+        and all(_is_same_setting(getattr(config, key), value) for key, value in method.fixed_settings.items())
     ]
-    return decided or [name for name, method in own.items() if not method.settings][:1]
+    return found or [name for name, method in candidates.items() if not method.fixed_settings][:1]
 
 
-def _is(value: object, decided: object) -> bool:
-    """Whether a config's value is a method's; a start by PiSSA may say how it is computed."""
-    return value == decided or (isinstance(value, str) and value.startswith(f"{decided}_niter_"))
+def _is_same_setting(value: object, fixed: object) -> bool:
+    """Return whether a config's value is the fixed one; `pissa_niter_4` is also PiSSA."""
+    return value == fixed or (isinstance(value, str) and value.startswith(f"{fixed}_niter_"))
 
 
-ALL = "all"
-"""In place of a family, where every weight trains."""
+def family_of(method: str) -> Family:
+    """Return the family of the method that a run record names. Records of pretraining name none of the table."""
+    return METHODS.get(method, METHODS["full"]).family
 
 
-def family_of(method: str) -> str:
-    """The family of a run's method."""
-    return METHODS[method].family if method in METHODS else ALL
-
-
-def format_of(config: object) -> AdapterFormat:
-    """The form of adapter that has this config."""
-    return next(form for form in FORMATS.values() if type(config) is form.config)
+def format_of(config: object) -> AdapterFormat[Any, Any]:
+    """Return the format of the adapters that have this config."""
+    return next(adapter_format for adapter_format in FORMATS.values() if type(config) is adapter_format.config)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.spectrum import effective_rank, update_shape
 from tsugiki.adapters.lora_weights import LayerFactors
+from tsugiki.lora.names import split_block
 from tsugiki.report.formatting import Table, figure
 from tsugiki.report.plots import Series, curves
 
@@ -44,7 +45,7 @@ class Layer:
 
 def measured(layers: Mapping[str, LayerFactors], spectra: Mapping[str, Tensor]) -> list[Layer]:
     """The layers of a file with their singular values, in the order of the blocks."""
-    places = {path: _place(path) for path in layers}
+    places = {path: split_block(path) for path in layers}
     lists = {owner for owner, block, _ in places.values() if block is not None}
     found = []
     for path, layer in layers.items():
@@ -56,7 +57,7 @@ def measured(layers: Mapping[str, LayerFactors], spectra: Mapping[str, Tensor]) 
 
 def block_order(path: str) -> tuple[bool, int, str]:
     """To sort the names of layers by: as the blocks come, and what is in none at the end."""
-    _, block, _ = _place(path)
+    _, block, _ = split_block(path)
     return block is None, block or 0, path
 
 
@@ -118,15 +119,6 @@ def bars(values: Sequence[float]) -> str:
     if not top > 0:
         return " " * len(values)
     return "".join(_BARS[max(0, round(value / top * len(_BARS)) - 1)] if value > 0 else " " for value in values)
-
-
-def _place(path: str) -> tuple[str, int | None, str]:
-    """The list of blocks that a layer is in, which of them, and its name in there."""
-    parts = path.split(".")
-    first = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    if first is None:
-        return "", None, path
-    return ".".join(parts[:first]), int(parts[first]), ".".join(parts[first + 1 :])
 
 
 def _by_block(kind: str, layers: Sequence[Layer], figures: Sequence[float]) -> Series:

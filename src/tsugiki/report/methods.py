@@ -7,7 +7,7 @@ from typing import Any, get_args
 from markupsafe import Markup
 
 from tsugiki.methods.method import Family
-from tsugiki.methods.table import ALL
+from tsugiki.methods.table import family_of
 from tsugiki.report.comparison import write_comparison
 from tsugiki.report.formatting import Table, duration
 from tsugiki.report.plots import Mark, Series, over_parameters, over_ranks
@@ -16,7 +16,7 @@ from tsugiki.train.record import RunRecord
 from tsugiki.train.workflows.compare import Row
 from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, Point, change, smallest_sufficient_rank
 
-_FAMILIES = (*get_args(Family), ALL)
+_FAMILIES = get_args(Family)
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
@@ -24,7 +24,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 
     Families are told where adapters of several are compared, and what each forgets where that was measured.
     """
-    several = len({row.family for row in rows} - {ALL}) > 1
+    several = len({row.family for row in rows} - {family_of("full")}) > 1
     own = any(row.retention_loss_before is not None for row in rows)
     headers = ["method", "trains", "file", "rate", "time", "tokens/s", "memory", "perplexity", "held-out loss"]
     return headers + (["retention loss"] if own else []), [

@@ -24,7 +24,6 @@ from tsugiki.report.formatting import (
 from tsugiki.report.page import Section, page, pairs, part, table, write_page
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
-from tsugiki.train.config import FULL
 from tsugiki.train.record import RunRecord, read_record
 
 REPORT_FILE = "report.html"
@@ -285,7 +284,7 @@ def _use(record: RunRecord, folder: Path) -> Markup:
     if record.status != "finished":
         return Markup()
     here, prompt = shlex.quote(str(folder)), shlex.quote((record.config.get("prompts") or ["…"])[0])
-    if record.config.get("method") in (FULL, "pretrain"):
+    if record.config.get("method") in ("full", "pretrain"):
         commands = (
             f"tsugiki generate --model {here} --prompt {prompt}\n"
             f"tsugiki eval --model {here} --data other.txt\n"

@@ -17,7 +17,6 @@ from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.lora import LORA
 from tsugiki.methods.table import METHODS
 
 CHAPTER_LORA = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1}
@@ -113,8 +112,6 @@ class TrainingSettings(BaseModel):
         return set() if self.warmup_steps is None else {"warmup_ratio"}
 
 
-FULL = "full"
-"""The method that trains every weight."""
 LORA_PLUS = "lora+"
 """The method that is LoRA with a learning rate of its own for B."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -127,9 +124,9 @@ def validate_method(name: str) -> str:
     Raises:
         ValueError: it is no method's; the message says the nearest.
     """
-    if name in METHODS or name == FULL:
+    if name in METHODS:
         return name
-    near = get_close_matches(name, [*METHODS, FULL], n=1, cutoff=0.5)
+    near = get_close_matches(name, METHODS, n=1, cutoff=0.5)
     raise ValueError(f"no such method{f'; did you mean {near[0]}?' if near else ''} (`tsugiki methods` lists them)")
 
 
@@ -163,8 +160,6 @@ class RunConfig(TrainingSettings):
         given = [name for name in self._inapplicable_fields() if name in self.model_fields_set and getattr(self, name)]
         if given:
             raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
-        if self.method == FULL:
-            return self
         if self.method == LORA_PLUS and self.optimizer != "adamw":
             raise ValueError(f"method {LORA_PLUS} goes with optimizer adamw; leave {self.optimizer} out")
         self.adapter_config()
@@ -183,14 +178,14 @@ class RunConfig(TrainingSettings):
         """
         method = METHODS[self.method]
         try:
-            return method.configure(_non_defaults(self.lora) if method.form is LORA else self.method_config)
+            return method.configure(_non_defaults(self.lora) if method.config is LoraConfig else self.method_config)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
 
     def part_of_the_base_trains(self) -> bool:
         """Whether the adapter trains copies of weights of the base, and not only what it adds."""
         config = self.adapter_config()
-        return bool(METHODS[self.method].family == "selective" or getattr(config, "modules_to_save", None)) or (
+        return bool(METHODS[self.method].trains_base_weights or getattr(config, "modules_to_save", None)) or (
             getattr(config, "bias", "none") != "none"
         )
 
@@ -199,10 +194,11 @@ class RunConfig(TrainingSettings):
         return self.model_dump(mode="json", exclude={*self._inapplicable_fields(), *self.overridden()})
 
     def _inapplicable_fields(self) -> tuple[str, ...]:
+        method = METHODS[self.method]
         ratio = () if self.method == LORA_PLUS else ("loraplus_lr_ratio",)
-        if self.method == FULL:
+        if not method.trains_adapter:
             return ("lora", "method_config", "base_dtype", *ratio)
-        return (*_ADAPTERS_HAVE_NO, "method_config" if METHODS[self.method].form is LORA else "lora", *ratio)
+        return (*_ADAPTERS_HAVE_NO, "method_config" if method.config is LoraConfig else "lora", *ratio)
 
 
 def _non_defaults(lora: LoraConfig) -> dict[str, Any]:
@@ -227,7 +223,7 @@ def load_config(path: Path | None, overrides: dict[str, Any], of_the_method: Map
     """
     given = read_yaml(path) if path is not None else {}
     method = METHODS.get(str(overrides.get("method", given.get("method", "lora"))))
-    own = "lora" if method is not None and method.form is LORA else "method_config"
+    own = "lora" if method is not None and method.config is LoraConfig else "method_config"
     overrides[own] = {**overrides.get(own, {}), **of_the_method}
     for section in ("lora", "method_config"):
         inner = given.pop(section, None) or {}
@@ -235,7 +231,7 @@ def load_config(path: Path | None, overrides: dict[str, Any], of_the_method: Map
             raise TsugikiError(f"{path}: {section} is {inner!r}; it should hold settings, such as r of lora")
         inner = {**inner, **overrides.pop(section, {})}
         if method is not None and section == own:
-            method.refuse_decided(inner)
+            method.check_fixed_settings(inner)
         given |= {section: inner} if inner else {}
     return validated(RunConfig, {**given, **overrides}, path)
 

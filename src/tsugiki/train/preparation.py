@@ -28,7 +28,7 @@ from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.methods.soft_prompt import context_length
-from tsugiki.train.config import FULL, RunConfig
+from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window, cut_windows
 
 if TYPE_CHECKING:
@@ -220,4 +220,4 @@ def _isolation(config: RunConfig, model: "PreTrainedModel") -> DocumentMasking:
 
 def _virtual_tokens(config: RunConfig) -> int:
     """Length of the soft prompt that the run trains; 0 where it trains none."""
-    return 0 if config.method == FULL else getattr(config.adapter_config(), "num_virtual_tokens", 0)
+    return int(getattr(config.adapter_config(), "num_virtual_tokens", 0))

@@ -2,7 +2,8 @@
 
 from tsugiki.base.loading import load_meta_model
 from tsugiki.export.loaders import refusals_before_training
-from tsugiki.train.config import FULL, RunConfig
+from tsugiki.methods.table import METHODS
+from tsugiki.train.config import RunConfig
 
 
 def refusals_of_run(loader: str, settings: RunConfig) -> list[str]:
@@ -11,6 +12,6 @@ def refusals_of_run(loader: str, settings: RunConfig) -> list[str]:
     Raises:
         TsugikiError: no such loader, no such base, or settings that do not fit it.
     """
-    if settings.method == FULL:
+    if not METHODS[settings.method].trains_adapter:
         return ["it trains every weight, so that there will be no adapter: export the model"]
     return refusals_before_training(loader, settings.adapter_config(), load_meta_model(settings.model))

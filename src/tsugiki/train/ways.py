@@ -13,11 +13,11 @@ from tsugiki.base.loading import load_model
 from tsugiki.dtypes import BaseDtype, SaveDtype, preferred_compute_dtype
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.file_names import MODEL_FILE
-from tsugiki.lora.dropout import disable_dropout
-from tsugiki.lora.graft import graft
-from tsugiki.train.config import FULL, RunConfig
+from tsugiki.lora.graft import active_adapter
+from tsugiki.methods.full import load_weights_into, save_model
+from tsugiki.methods.table import METHODS
+from tsugiki.train.config import RunConfig
 from tsugiki.train.gradients import Gradients
-from tsugiki.train.model_files import refill_model, save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,13 +54,13 @@ def base_precision(config: RunConfig) -> BaseDtype:
 
 def way_of(config: RunConfig) -> Way:
     """The way that a run with these settings takes."""
-    return MODEL if config.method == FULL else ADAPTER
+    return ADAPTER if METHODS[config.method].trains_adapter else MODEL
 
 
 def _begin_adapter(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
-    adapter = graft(model, config.adapter_config(), base_dropout=config.base_dropout)
+    METHODS[config.method].prepare(model, config.adapter_config(), config.base_dropout)
     use_fast_paths(model, loss=False)  # `Gradients` calls the loss itself
-    targets = sorted({path.rpartition(".")[2] for path in adapter.wrapped})
+    targets = sorted({path.rpartition(".")[2] for path in active_adapter(model).wrapped})
     return {
         "base_dropout": "on" if config.base_dropout else "off while the adapter trains",
         **({"target_modules": targets} if targets else {}),
@@ -73,9 +73,7 @@ def _adapter_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients
 
 
 def _begin_full(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
-    model.requires_grad_(True)
-    if not config.base_dropout:
-        disable_dropout(model)
+    METHODS[config.method].prepare(model, config.adapter_config(), config.base_dropout)
     return {
         "base_dropout": "on" if config.base_dropout else "off while the model trains",
         "compute_dtype": config.compute_dtype or preferred_compute_dtype(),
@@ -99,9 +97,9 @@ ADAPTER = Way(
 )
 MODEL = Way(
     weights=MODEL_FILE,
-    load=lambda config: load_model(config.model),
+    load=lambda config: load_model(config.model, base_precision(config)),
     begin=_begin_full,
     gradients=_full_gradients,
     save=save_model,
-    refill=refill_model,
+    refill=load_weights_into,
 )

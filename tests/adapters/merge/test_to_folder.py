@@ -23,7 +23,7 @@ from tsugiki.methods.table import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-MERGE = sorted(name for name, method in METHODS.items() if method.merges)
+MERGE = sorted(name for name, method in METHODS.items() if method.mergeable)
 GIVEN: dict[str, Any] = {"select": {"target_parameters": ["ln_f.weight", "c_fc.bias", "wte.weight"]}}
 
 

@@ -90,7 +90,7 @@ def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: py
     assert not stop.value.code
     assert "selective" in capsys.readouterr().out
     table = {row["name"]: row for row in json.loads(Path("c/comparison.json").read_text())["rows"]}
-    families = {"full": "all", "lora r=2": "reparametrised", "norms": "selective", "last": "selective"}
+    families = {"full": "full fine-tuning", "lora r=2": "reparametrised", "norms": "selective", "last": "selective"}
     assert {name: row["family"] for name, row in table.items()} == families
     for name, row in table.items():
         (weights,) = Path("c", name).glob("*.safetensors")

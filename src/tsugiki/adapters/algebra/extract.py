@@ -28,8 +28,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import is_conv1d
 from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.targets import find_targets
-from tsugiki.methods.lora import shortest_names
+from tsugiki.lora.targets import find_targets, shortest_target_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +97,7 @@ def extract(
         raise TsugikiError(f"of the {len(targets)} layers meant in {finetuned}, none differs from {base}'s{elsewhere}")
     config = dataclasses.replace(
         config,
-        target_modules=shortest_names(model, config, {path: targets[path] for path in layers}),
+        target_modules=shortest_target_modules(model, config, layers),
         fan_in_fan_out=any(is_conv1d(targets[path]) for path in layers),
     )
     base_of_it = Base(base, named_fingerprint(base))

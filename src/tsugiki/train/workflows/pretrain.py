@@ -22,8 +22,8 @@ from tsugiki.data.store import Array, read_index
 from tsugiki.data.vocabulary import train_vocabulary
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.progress import RunProgress
+from tsugiki.methods.full import save_model
 from tsugiki.methods.soft_prompt import context_length
-from tsugiki.train.model_files import save_model
 from tsugiki.train.preparation import single_document
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import CHECKPOINTS, begin, carry_out

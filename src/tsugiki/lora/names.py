@@ -1,0 +1,63 @@
+"""Names of modules and parameters: how settings select them, and which block a name is in."""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeAlias
+
+from tsugiki.errors import TsugikiError
+
+Names: TypeAlias = Sequence[str] | str
+"""A selection of names: a list of names or name endings, or one regular expression for the whole name."""
+
+
+def matches(name: str, wanted: Names) -> bool:
+    """Return whether `wanted` selects `name`.
+
+    A list selects a name that is equal to one of its entries, or that ends with a dot and one of them: `c_attn` selects
+    `transformer.h.0.attn.c_attn`. A string is a regular expression that must match the whole name.
+    """
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(name == ending or name.endswith(f".{ending}") for ending in wanted)
+
+
+def check_names(setting: str, value: object) -> None:
+    """Check that the value of a setting can select names: a list of strings, a regular expression, or None.
+
+    Raises:
+        TsugikiError: it is none of these.
+    """
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise TsugikiError(f"{setting}: {value!r} is not a regular expression: {error}") from error
+    elif value is not None and not (isinstance(value, Sequence) and all(isinstance(name, str) for name in value)):
+        raise TsugikiError(f"{setting} is {value!r}; it must be a list of names, or a regular expression")
+
+
+def shortest_endings(names: Collection[str], find: Callable[[Sequence[str]], Collection[str]]) -> list[str]:
+    """Return a short list that selects exactly `names`: their last components if possible, otherwise the full names.
+
+    Args:
+        names: the names to select.
+        find: list of name endings -> all names that it selects.
+    """
+    endings = sorted({name.rpartition(".")[2] for name in names})
+    return endings if set(find(endings)) == set(names) else sorted(names)
+
+
+def split_block(name: str) -> tuple[str, int | None, str]:
+    """Split a module's name at the first number in it, which is the index of the block that the module is in.
+
+    `model.layers.3.mlp.up_proj` gives `("model.layers", 3, "mlp.up_proj")`. A later number may be that of an expert.
+
+    Returns:
+        The path of the list of blocks, the index, and the module's name inside the block. Without a number in the
+        name: `("", None, name)`.
+    """
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    if first is None:
+        return "", None, name
+    return ".".join(parts[:first]), int(parts[first]), ".".join(parts[first + 1 :])

@@ -1,0 +1,85 @@
+"""Full fine-tuning: every weight of the model trains, and the result is a whole model.
+
+    y = f(x; θ + Δ)        Δ has as many elements as θ
+
+The trade-off: nothing limits what the model can learn. In return, weights, gradients and the two moments of the
+optimiser take 16 bytes per parameter, every task needs a model of its own, and the learning rate must be lower than
+that of an adapter.
+
+The result is an ordinary model folder of transformers: the configuration, `model.safetensors` and the tokenizer.
+"""
+
+import copy
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from tsugiki.base.loading import load_model
+from tsugiki.base.progress_bars import hidden_progress_bars
+from tsugiki.dtypes import SaveDtype, torch_dtype
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.lora.dropout import disable_dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class FullConfig:
+    """Full fine-tuning has no settings of its own."""
+
+
+def prepare_full(model: nn.Module, config: FullConfig, base_dropout: bool) -> None:
+    """Make every parameter of `model` trainable, and turn its dropout off unless `base_dropout` is set."""
+    model.requires_grad_(True)
+    if not base_dropout:
+        disable_dropout(model)
+
+
+def save_model(
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: SaveDtype = "float32"
+) -> None:
+    """Write a model and its tokenizer into `folder`, next to the files that are there already.
+
+    The files are written to a temporary folder and then moved one by one. The weights are moved last, so `folder`
+    has weights only when the other files are complete.
+
+    Args:
+        model: a transformers model; it is not changed.
+        tokenizer: the model's tokenizer.
+        folder: created if it does not exist.
+        dtype: the dtype of the saved weights.
+
+    Raises:
+        TsugikiError: the folder cannot be written.
+    """
+    part = folder / ".model.part"
+    saved_dtype = torch_dtype(dtype)
+    converted = model if saved_dtype == next(model.parameters()).dtype else copy.deepcopy(model).to(saved_dtype)
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        with hidden_progress_bars():  # a bar for one file would tell nothing
+            converted.save_pretrained(part)  # type: ignore[operator]
+        tokenizer.save_pretrained(part)
+        for path in sorted(part.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise TsugikiError(f"cannot write the model to {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def load_weights_into(model: nn.Module, folder: Path) -> None:
+    """Replace the weights of `model` by those of a model folder of the same architecture and size.
+
+    Raises:
+        TsugikiError: the folder holds no model, or a model of another architecture or size.
+    """
+    try:
+        model.load_state_dict(load_model(str(folder)).state_dict())
+    except RuntimeError as error:
+        raise TsugikiError(f"{folder} holds a model of another architecture or size: {error_text(error)}") from error
