@@ -26,8 +26,9 @@ from tsugiki.bench.work import StepBarrier
 from tsugiki.io.progress import RunProgress
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.evaluation.evaluate import evaluate
-from tsugiki.train.record import RunRecord
-from tsugiki.train.run import Ready, begin_training, prepare, total_steps
+from tsugiki.train.model import prepare_model
+from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.run import build_trainer, load, total_steps
 
 HEADERS = {
     "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],
@@ -48,12 +49,12 @@ def main() -> None:
     with TemporaryDirectory() as folder, RunProgress() as progress:
         settings = {"model": options.model, "data": options.data, "out": folder, "block_size": options.block_size}
         config = validated(RunConfig, {**settings, "max_steps": options.max_steps}, None)
-        ready = prepare(config, progress)
-        target, theirs = _chapter(config, ready, folder)
+        model, tokenizer, data = load(config, progress)
+        target, theirs = _chapter(config, tokenizer, data, folder)
         progress.say(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
-        curve = _ours(config, ready, target, options.every, progress)
+        curve = _ours(config, model, tokenizer, data, target, options.every, progress)
     step, seconds, loss = curve[-1]
-    steps = config.max_steps or total_steps(config, len(ready.data.blocks))
+    steps = total_steps(config, len(data.blocks))
     reached = f"{theirs / seconds:.2f}" if loss <= target else "not reached"
     rows = [
         ["the chapter's script", f"{steps:,}", f"{theirs:,.0f}", f"{target:.4f}", "1"],
@@ -64,7 +65,7 @@ def main() -> None:
         Figures(HEADERS, rows, f"python -m benchmarks.quality {shlex.join(sys.argv[1:])}").write(options.out)
 
 
-def _chapter(config: RunConfig, ready: Ready, folder: str) -> tuple[float, float]:
+def _chapter(config: RunConfig, tokenizer: Any, data: PackedDataset, folder: str) -> tuple[float, float]:
     """Run the chapter's script, and return its final held-out loss and the seconds of its steps."""
     model = with_peft(load_model(config.model))
     clock = Clock()
@@ -83,25 +84,32 @@ def _chapter(config: RunConfig, ready: Ready, folder: str) -> tuple[float, float
     trainer = Trainer(
         model=model,
         args=settings,
-        train_dataset=ready.data.blocks,
+        train_dataset=data.blocks,
         data_collator=default_data_collator,
         callbacks=[StepBarrierCallback(clock)],
     )
     trainer.train()
-    return evaluate(model.get_base_model(), ready.tokenizer, ready.data.windows).loss, clock.seconds
+    return evaluate(model.get_base_model(), tokenizer, data.windows).loss, clock.seconds
 
 
 def _ours(
-    config: RunConfig, ready: Ready, target: float, every: int, progress: RunProgress
+    config: RunConfig,
+    model: Any,
+    tokenizer: Any,
+    data: PackedDataset,
+    target: float,
+    every: int,
+    progress: RunProgress,
 ) -> list[tuple[int, float, float]]:
     """Run Tsugiki until its loss is at most `target`; return step, seconds and held-out loss at each evaluation."""
-    trainer = begin_training(config, ready, RunRecord(config.to_record()))
+    prepare_model(model, config)
+    trainer = build_trainer(config, model, tokenizer, data.blocks, data.document_masking)
     curve: list[tuple[int, float, float]] = []
 
     def reached(step: int, last: bool) -> bool:
         if step % every and not last:
             return False
-        loss = evaluate(ready.model, ready.tokenizer, ready.data.windows).loss
+        loss = evaluate(model, tokenizer, data.windows).loss
         curve.append((step, trainer.meters.seconds, loss))
         progress.say(f"step {step}  {trainer.meters.seconds:,.0f} s  held-out loss {loss:.4f}")
         return loss <= target

@@ -24,8 +24,8 @@ from tsugiki.bench.table import markdown_table
 from tsugiki.io.progress import RunProgress
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.train.config import RunConfig, validated
-from tsugiki.train.record import RunRecord
-from tsugiki.train.run import begin_training, prepare, train
+from tsugiki.train.model import prepare_model
+from tsugiki.train.run import build_trainer, load, train
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 
@@ -64,9 +64,10 @@ def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float
     with TemporaryDirectory() as folder, RunProgress() as progress:
         settings = {**common, "out": folder, "base_dtype": "fp32", "max_steps": steps, "save_steps": 10 * steps}
         config = validated(RunConfig, {**settings, "lora": {"lora_dropout": 0.0}}, None)
-        ready = prepare(config, progress)
-        trainer = begin_training(config, ready, RunRecord(config.to_record()))
-        save_adapter(ready.model, Path(folder) / "start")
+        model, tokenizer, data = load(config, progress)
+        prepare_model(model, config)
+        trainer = build_trainer(config, model, tokenizer, data.blocks, data.document_masking)
+        save_adapter(model, Path(folder) / "start")
         ours = LossCallback(trainer)
         trainer.train()
         base = load_model(config.model)
@@ -74,7 +75,7 @@ def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float
         other = StepLossTrainer(
             model=PeftModel.from_pretrained(base, str(Path(folder) / "start"), is_trainable=True),
             args=trainer.args,
-            train_dataset=ready.data.blocks,
+            train_dataset=data.blocks,
             data_collator=default_data_collator,
         )
         theirs = LossCallback(other)

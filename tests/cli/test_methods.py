@@ -27,7 +27,7 @@ def test_the_table_has_every_method_with_the_parameters_that_a_run_trains(base: 
     assert list(table) == list(METHODS)
     for name in set(METHODS) - NEEDS_SETTINGS - {"full"}:
         model: Any = AutoModelForCausalLM.from_pretrained(base)
-        graft(model, RunConfig(model=base, data="-", out="-", method=name).adapter_config())
+        graft(model, RunConfig(model=base, data="-", out="-", method=name).adapter_config)
         trained = sum(p.numel() for p in trainable_parameters(model).values())
         share = trained / sum(p.numel() for p in model.parameters())
         assert table[name]["parameters"] == f"{trained:,} ({share:.2%})", name

@@ -63,7 +63,7 @@ def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
     assert {run.method for run in runs.values()} == set(METHODS)
     for run in runs.values():
         if run.method != "full":
-            graft(load_model(run.model), run.adapter_config())
+            graft(load_model(run.model), run.adapter_config)
     assert Path(EXAMPLES.parent / runs["full"].data).is_dir()
 
 

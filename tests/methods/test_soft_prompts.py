@@ -36,12 +36,12 @@ from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.methods.soft_prompt import context_length, virtual_tokens
 from tsugiki.train import preparation
 from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluation.evaluate import cut_windows, evaluate
+from tsugiki.train.evaluation.evaluate import evaluate, split_windows
 from tsugiki.train.evaluation.sample import Sampling, generate_text
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.gradients import Gradients
+from tsugiki.train.model import load_dtype, prepare_model
 from tsugiki.train.run import train
-from tsugiki.train.ways import ADAPTER
 
 KINDS = ["gpt2", "llama", "gemma3_text"]
 LENGTH = 5
@@ -450,7 +450,7 @@ def test_how_documents_are_kept_apart_is_found_out_behind_the_prompt(kind: str, 
     config = RunConfig(model="-", data="-", out="-", method="prompt-tuning", method_config={"num_virtual_tokens": 5})
     model = tiny_model(kind)
     assert detect_document_masking(model) == bare
-    assert preparation._isolation(config, model) == ("positions" if kind == "opt" else "rows")
+    assert preparation._document_masking(config, model) == ("positions" if kind == "opt" else "rows")
     assert not is_grafted(model)
 
 
@@ -512,7 +512,7 @@ def test_the_context_is_what_the_prompt_leaves_of_it(tmp_path: Path):
         generate_text(model, tokenizer, "a" * 32, Sampling())
     from tsugiki.data.records import Document
 
-    windows = cut_windows([Document("a" * 40, "x")], [40])
+    windows = split_windows([Document("a" * 40, "x")], [40])
     assert evaluate(model, tokenizer, windows).cut_windows == 1
     with disable_adapter(model):
         assert context_length(model) == 64
@@ -624,7 +624,7 @@ def test_a_resumed_run_ends_as_one_that_did_not_stop(run: Any, tmp_path: Path, m
     assert other.evaluations[0] == whole.evaluations[0]
     assert other.samples[0] == whole.samples[0]
     assert whole.data["block_size"] == 60
-    assert whole.data["isolation"] == "positions"
+    assert whole.data["document_masking"] == "positions"
     theirs = peft.PeftModel.from_pretrained(load_model(str(tmp_path / "base")), tmp_path / "whole").eval()
     ours = load_model(str(tmp_path / "base"))
     load_adapter(ours, tmp_path / "whole")
@@ -634,10 +634,10 @@ def test_a_resumed_run_ends_as_one_that_did_not_stop(run: Any, tmp_path: Path, m
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
 def test_an_untrained_prompt_takes_no_fast_path_from_a_bfloat16_base(method: str):
     config = RunConfig(model="embedded", data="-", out="-", method=method, base_dtype="bf16")
-    model = ADAPTER.load(config)
-    assert preparation._isolation(config, model) == "positions"
+    model = load_model(config.model, load_dtype(config))
+    assert preparation._document_masking(config, model) == "positions"
     torch.manual_seed(42)
-    ADAPTER.begin(model, config)
+    prepare_model(model, config)
     assert model.config._attn_implementation == "tsugiki"
 
 

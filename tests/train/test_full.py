@@ -21,9 +21,9 @@ from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
+from tsugiki.train.model import make_gradients, prepare_model
 from tsugiki.train.run import CHECKPOINTS, train
 from tsugiki.train.trainer import RunTrainer
-from tsugiki.train.ways import MODEL
 from tsugiki.train.workflows.preview import rows_in_order
 
 
@@ -127,9 +127,8 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
         warmup_steps=1, decay_ratio=0.5, compute_dtype="fp32",
     )  # fmt: skip
     ours = tiny_model("llama", vocab_size=257)
-    MODEL.begin(ours, config)
-    parts = run_module._parts(MODEL, ours, byte_tokenizer(), config)
-    trainer = run_module.new_trainer(config, ours, blocks, "positions", parts)
+    prepare_model(ours, config)
+    trainer = run_module.build_trainer(config, ours, byte_tokenizer(), blocks, "positions")
     order = rows_in_order(trainer, 16)
     trainer.train()
 
@@ -160,11 +159,11 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
 def test_dropout_is_off_unless_it_is_asked_for_and_then_draws_in_order(on: bool):
     config = RunConfig(model="-", data="-", out="-", method="full", base_dropout=on)
     model = tiny_model("gpt2")
-    chosen = MODEL.begin(model, config)
+    chosen = prepare_model(model, config)
     model.train()
     assert chosen["base_dropout"].startswith("on" if on else "off")
     assert torch.equal(model(ids()).logits, model(ids()).logits) is not on
-    found = MODEL.gradients(model, config)
+    found = make_gradients(model, config)
     assert found.ordered is on
 
 
@@ -220,5 +219,5 @@ def test_what_changed_is_named_to_the_last_part(tmp_path: Path):
         train(other, resume=True)
     record["config"]["compute_dtype"] = "bf16"
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    with pytest.raises(TsugikiError, match="begun elsewhere: compute_dtype was fp32 and would be bf16 here"):
+    with pytest.raises(TsugikiError, match="compute_dtype was fp32 and would be bf16"):
         train(config.model_copy(update={"compute_dtype": "bf16"}), resume=True)

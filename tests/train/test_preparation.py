@@ -49,7 +49,7 @@ def test_a_share_is_held_out_and_everything_counted():
     assert measured
     assert not measured & learned_sources(prepared)
     texts = [work["text"] for work in works()]
-    assert summary["learned_tokens_per_epoch"] == sum(
+    assert summary["target_tokens_per_epoch"] == sum(
         len(text.encode()) + 1 for i, text in enumerate(texts, 1) if f"w.jsonl:{i}" in learned_sources(prepared)
     )
     assert summary["blocks"] * 64 == summary["tokens_per_epoch"] + summary["padding"]
@@ -96,8 +96,8 @@ def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest
 
 def test_a_model_that_cannot_isolate_says_so():
     prepared = prepare(lines("w.jsonl", works()), kind="bloom")
-    assert prepared.isolation == "rows"
-    assert any("cannot keep documents in one row apart" in note for note in prepared.notes)
+    assert prepared.document_masking == "rows"
+    assert any("m cannot mask documents" in note for note in prepared.notes)
     assert all(len(prepared.blocks.row(i)) == 1 for i in range(len(prepared.blocks)))
 
 
@@ -118,7 +118,7 @@ def test_conversations_are_cut_counted_and_refused_by_line():
     assert {window.record.source for window in whole.windows}.isdisjoint(learned_sources(whole))
     cut = prepare(data, template=CHATML, held_out=0.3, block_size=56)
     assert cut.summary["cut_records"] > 0
-    assert any("cut off at their ends" in note for note in cut.notes)
+    assert any("longer than a block of 56 tokens" in note for note in cut.notes)
     with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.*the prompt alone fills a block of 20 tokens"):
         prepare(data, template=CHATML, block_size=20)
     with pytest.raises(TsugikiError, match=r"t.jsonl:1 is a conversation, but the tokenizer has no chat template"):
@@ -131,4 +131,4 @@ def test_a_single_document_gives_its_end():
     assert any("its last 10% is held out" in note for note in prepared.notes)
     held_out = "".join(window.record.text for window in prepared.windows)
     assert TEXT.endswith(held_out)
-    assert prepared.summary["learned_tokens_per_epoch"] == len(TEXT[: -len(held_out)].encode()) + 1
+    assert prepared.summary["target_tokens_per_epoch"] == len(TEXT[: -len(held_out)].encode()) + 1

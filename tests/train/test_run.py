@@ -74,7 +74,8 @@ def train_blocks(kind: str, blocks: Blocks, out: Path, batch_size: int, grad_acc
     config = RunConfig(
         model="-", data="-", out=str(out), epochs=2, batch_size=batch_size, grad_accum=grad_accum, learning_rate=1e-2
     )
-    trainer = RunTrainer(model, run_module._arguments(config, len(blocks)), blocks, detect_document_masking(model))
+    arguments = run_module._training_arguments(config, len(blocks))
+    trainer = RunTrainer(model, arguments, blocks, detect_document_masking(model), byte_tokenizer())
     trainer.train()
     return model, trainer
 
@@ -238,7 +239,7 @@ def test_other_settings_are_not_resumed(base: str, texts: str, tmp_path: Path):
     with pytest.raises(TsugikiError, match="holds no run"):
         train(settings(base, texts, tmp_path / "new"), resume=True)
     (Path(texts) / "4.txt").write_text(TEXT[:300])
-    with pytest.raises(TsugikiError, match="another state of"):
+    with pytest.raises(TsugikiError, match="has changed since"):
         train(config, resume=True)
 
 
@@ -246,7 +247,7 @@ def test_the_number_of_steps_is_foretold(base: str, texts: str, tmp_path: Path):
     for epochs in (0.3, 2):
         record = train(settings(base, texts, tmp_path / str(epochs), max_steps=None, epochs=epochs, prompts=[]))
         assert record.resolved_settings["steps"] == record.training["steps"] == record.loss_curve[-1]["step"]
-    assert record.training["tokens"] == 2 * record.data["learned_tokens_per_epoch"]
+    assert record.training["tokens"] == 2 * record.data["target_tokens_per_epoch"]
 
 
 def test_another_base_under_the_adapter_is_refused(base: str, texts: str, tmp_path: Path):

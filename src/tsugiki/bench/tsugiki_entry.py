@@ -1,4 +1,4 @@
-"""Tsugiki's entries, which run the same code as `tsugiki train`: a `RunConfig`, then `begin_training`."""
+"""Tsugiki's entries, which run the same code as `tsugiki train`: a `RunConfig`, `prepare_model` and `build_trainer`."""
 
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -16,10 +16,8 @@ from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import Index, TokenStore
 from tsugiki.fast.document_masking import detect_document_masking
 from tsugiki.train.config import RunConfig, validated
-from tsugiki.train.preparation import PackedDataset
-from tsugiki.train.record import RunRecord
-from tsugiki.train.run import Ready, begin_training
-from tsugiki.train.ways import base_precision
+from tsugiki.train.model import load_dtype, prepare_model
+from tsugiki.train.run import build_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,17 +39,17 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
         config = validated(RunConfig, given, None)
         model = _base(config)
         blocks = _blocks(workload, model.config.vocab_size)
-        prepared = PackedDataset(blocks, [], [], detect_document_masking(model), {}, [])
-        record = RunRecord(config.to_record())
-        trainer = begin_training(config, Ready(model, load_tokenizer(EMBEDDED), prepared), record)
-        barrier.note(**{name: str(value) for name, value in record.resolved_settings.items() if name in _NOTES})
+        masking = detect_document_masking(model)
+        resolved = prepare_model(model, config)
+        trainer = build_trainer(config, model, load_tokenizer(EMBEDDED), blocks, masking)
+        barrier.note(**{name: str(value) for name, value in resolved.items() if name in _NOTES})
         trainer.add_callback(StepBarrierCallback(barrier))
         trainer.train()
 
 
 def _base(config: RunConfig) -> "PreTrainedModel":
     """Build the base in the dtype in which the run would load it."""
-    precision = base_precision(config)
+    precision = load_dtype(config)
     if precision == "fp32":
         return build(config.model, torch.float32)
     model = build(config.model, torch.bfloat16)

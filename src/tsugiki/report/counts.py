@@ -14,7 +14,7 @@ _LINES = (
     ("to learn", "{train[documents]:,} records, {train[characters]:,} characters"),
     ("held out", "{held_out[documents]:,} records, {held_out[characters]:,} characters"),
     ("tokens", "{tokens_per_epoch:,}, {characters_per_token:.2f} characters a token"),
-    ("learned", "{learned_tokens_per_epoch:,} tokens, {learned_share:.1%}"),
+    ("learned", "{target_tokens_per_epoch:,} tokens, {learned_share:.1%}"),
     ("rows", "{blocks:,} of {block_size} tokens, {padded_share:.1%} padding"),
     ("records in a row", "{kept_apart}"),
     ("longest record", "{longest[tokens]:,} tokens, {longest[source]}"),
@@ -30,9 +30,9 @@ def data_lines(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if counts.get("blocks") and counts.get("block_size"):
         shares["padded_share"] = counts.get("padding", 0) / (counts["blocks"] * counts["block_size"])
     if counts.get("tokens_per_epoch"):
-        shares["learned_share"] = counts.get("learned_tokens_per_epoch", 0) / counts["tokens_per_epoch"]
-    if counts.get("isolation") in _ISOLATION:
-        shares["kept_apart"] = _ISOLATION[counts["isolation"]]
+        shares["learned_share"] = counts.get("target_tokens_per_epoch", 0) / counts["tokens_per_epoch"]
+    if counts.get("document_masking") in _ISOLATION:
+        shares["kept_apart"] = _ISOLATION[counts["document_masking"]]
     return fill_template(_LINES, {**shares, **counts})
 
 

@@ -109,7 +109,7 @@ def _default_config(name: str) -> Any:
         ValueError: something has to be said first.
     """
     try:
-        return RunConfig(model="-", data="-", out="-", method=name).adapter_config()
+        return RunConfig(model="-", data="-", out="-", method=name).adapter_config
     except ValidationError as error:
         raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 

@@ -6,6 +6,7 @@ The defaults are those of the textbook chapter on LoRA that the project implemen
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -162,16 +163,17 @@ class RunConfig(TrainingSettings):
             raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
         if self.method == LORA_PLUS and self.optimizer != "adamw":
             raise ValueError(f"method {LORA_PLUS} goes with optimizer adamw; leave {self.optimizer} out")
-        self.adapter_config()
-        if self.base_dtype not in (None, "fp32") and self.part_of_the_base_trains():
+        _ = self.adapter_config
+        if self.base_dtype not in (None, "fp32") and self.trains_base_parameters():
             raise ValueError(
                 f"base_dtype {self.base_dtype} requires that no parameter of the base trains; with these settings some "
                 "do, in float32: set base_dtype to fp32 or leave it out"
             )
         return self
 
+    @cached_property
     def adapter_config(self) -> Any:
-        """The config of the adapter that the method trains.
+        """The config of the adapter that the method trains, such as a `LoraConfig`.
 
         Raises:
             ValueError: no such method, or settings that it does not have.
@@ -182,9 +184,9 @@ class RunConfig(TrainingSettings):
         except TsugikiError as error:
             raise ValueError(str(error)) from error
 
-    def part_of_the_base_trains(self) -> bool:
-        """Whether the adapter trains copies of weights of the base, and not only what it adds."""
-        config = self.adapter_config()
+    def trains_base_parameters(self) -> bool:
+        """Return whether parameters of the base (or copies of them) train, and not only parameters that are added."""
+        config = self.adapter_config
         return bool(METHODS[self.method].trains_base_weights or getattr(config, "modules_to_save", None)) or (
             getattr(config, "bias", "none") != "none"
         )

@@ -1,13 +1,13 @@
-"""From a run's data to what is learned and what is measured, with everything counted that a person should know."""
+"""Read, split and pack the data of a run, and count everything that its record shows."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from tsugiki.base.inference import seeded
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.encoding import document_end
 from tsugiki.data.records import Document, Record
@@ -29,163 +29,202 @@ from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluation.evaluate import Window, cut_windows
+from tsugiki.train.evaluation.evaluate import Window, read_windows, split_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BLOCK_SIZE = 512
+_SHOWN_GROUPS = 5
+
+
+@dataclass(frozen=True)
+class DatasetSplit:
+    """The data of a run, tokenised and split into training and held-out records."""
+
+    store: TokenStore
+    """The tokens of all records in `data`."""
+    train: Integers
+    """Indices of the training records in `store`."""
+    windows: list[Window]
+    """The held-out text."""
+    retention_windows: list[Window]
+    """The text of `retention_data`."""
+    summary: dict[str, Any]
+    """Counts and fingerprints of the records, for the run's record."""
+    notes: list[str]
+    """What is unusual about the data, one sentence each."""
 
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """What a run trains on and is measured by."""
+    """The data of a run, with the training records packed into rows for a model."""
 
     blocks: Blocks
+    """The training data."""
     windows: list[Window]
-    """Of the held-out text."""
+    """The held-out text."""
     retention_windows: list[Window]
-    """Of the base's own kind of text, if there is any."""
-    isolation: DocumentMasking
+    """The text of `retention_data`."""
+    document_masking: DocumentMasking
+    """How documents in the same row are masked from each other."""
     summary: dict[str, Any]
-    """Counts and fingerprints, for the record."""
+    """Counts and fingerprints of the records and of the rows, for the run's record."""
     notes: list[str]
-    """What is unusual about the data, a sentence each."""
+    """What is unusual about the data, one sentence each."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """The records of a run, tokenised and split."""
-
-    store: TokenStore
-    train: Integers
-    """Numbers of the records that are learned, in the store."""
-    held_out: Index
-    measured: Integers
-    """Numbers of the held-out records in `held_out`."""
-    records: Iterable[Record]
-    """The held-out records themselves; to be read once."""
-    groups: list[list[int]]
-    """Numbers of near-duplicates in the store."""
-    notes: list[str]
-
-
-def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: RunProgress) -> Data:
+def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: RunProgress) -> DatasetSplit:
     """Read, tokenise and split the data of a run.
 
     Raises:
-        TsugikiError: data that cannot be read, learned or split as the config says.
+        TsugikiError: the data cannot be read, or cannot be split as the config says.
     """
     held_out = parse_held_out(config.held_out)
     single = single_document(config.data) if isinstance(held_out, float) else None
-    records: Iterable[Record] = split_one(single, held_out) if single and isinstance(held_out, float) else ()
-    key = content_key(config.data) + (f"\0{held_out}" if single else "")
-    with progress.stage("tokenising", None) as advance:
-        store = open_store(
-            records or read_records(config.data),
-            key,
-            tokenizer,
-            config.assistant_turns,
-            cache_folder("tokens"),
-            advance,
-        )
-    everything = np.arange(len(store.index))
-    if single:
-        notes = [f"one document: its last {held_out:.0%} is held out"]
-        return Data(store, everything[:1], store.index, everything[1:], list(records)[1:], [], notes)
+    if single is not None and isinstance(held_out, float):
+        return _split_document(config, single, held_out, tokenizer, progress)
+    store = _tokenise(config, None, content_key(config.data), tokenizer, progress)
     with progress.stage("looking for near-duplicates", None):
         groups = near_groups(store.index)
+    all_records = np.arange(len(store.index))
     if isinstance(held_out, float | Condition):
         measured = split_records(store.index, held_out, config.seed, groups)
-        train = np.setdiff1d(everything, measured)
-        chosen = _chosen(read_records(config.data), set(measured.tolist()))
-        return Data(store, train, store.index, measured, chosen, groups, [])
-    other = read_index(read_records(held_out))
-    notes = _overlap(store.index, other)
-    return Data(store, everything, other, np.arange(len(other)), read_records(held_out), groups, notes)
+        numbers = set(measured.tolist())
+        records = (record for number, record in enumerate(read_records(config.data)) if number in numbers)
+        characters = store.index.characters[measured].tolist()
+        windows = split_windows(records, characters, config.held_out_characters)
+        train = np.setdiff1d(all_records, measured)
+        return _dataset_split(config, store, train, store.index, measured, windows, groups, [])
+    held_out_records = list(read_records(held_out))
+    index = read_index(held_out_records)
+    notes = _overlap(store.index, index)
+    windows = split_windows(held_out_records, index.characters.tolist(), config.held_out_characters)
+    return _dataset_split(config, store, all_records, index, np.arange(len(index)), windows, groups, notes)
 
 
 def pack_data(
-    config: RunConfig, data: Data, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    config: RunConfig, split: DatasetSplit, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> PackedDataset:
-    """Pack the data into rows for this model, and count.
+    """Pack the training records into rows for this model.
 
     Raises:
-        TsugikiError: blocks longer than the model's context, or prompts longer than a block.
+        TsugikiError: `block_size` is longer than the model's context, or a prompt fills a whole row.
     """
     size = _block_size(config, model)
-    isolation = _isolation(config, model)
-    blocks = pack(data.store, data.train, size, document_end(tokenizer), share_rows=isolation != "rows")
-    characters = data.held_out.characters[data.measured].tolist()
-    windows = cut_windows(data.records, characters, config.held_out_characters)
-    retention_windows = _retention_windows(config)
-    index = data.store.index
+    masking = _document_masking(config, model)
+    blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "rows")
+    notes = [*split.notes]
+    if masking == "rows":
+        notes.append(
+            f"{config.model} cannot mask documents in the same row from each other: each document has separate rows, "
+            "which are padded"
+        )
+    if blocks.cut_records:
+        notes.append(
+            f"{blocks.cut_records:,} examples are longer than a block of {size} tokens: "
+            f"{blocks.cut_tokens:,} tokens at their ends are cut off"
+        )
     summary = {
-        "train": _summary(index, data.train),
-        "held_out": {
-            **_summary(data.held_out, data.measured),
-            "measured_characters": sum(len(window.record.text) for window in windows),
-        },
-        "near_duplicates": {
-            "groups": len(data.groups),
-            "records": sum(map(len, data.groups)),
-            "first": [[index.name(number) for number in group] for group in data.groups[:5]],
-        },
+        **split.summary,
         "blocks": len(blocks),
         "block_size": size,
         "blocks_fingerprint": blocks.fingerprint(),
-        "isolation": isolation,
-        "learned_tokens_per_epoch": blocks.target_tokens,
+        "document_masking": masking,
+        "target_tokens_per_epoch": blocks.target_tokens,
         "tokens_per_epoch": blocks.tokens,
         "padding": len(blocks) * size - blocks.tokens,
         "split_records": blocks.split_records,
         "cut_records": blocks.cut_records,
         "cut_tokens": blocks.cut_tokens,
     }
-    notes = [*data.notes]
-    if isolation == "rows":
-        notes.append(f"{config.model} cannot keep documents in one row apart: each has rows of its own, padded")
-    if blocks.cut_records:
-        notes.append(
-            f"{blocks.cut_records:,} examples are longer than a block of {size} tokens: "
-            f"{blocks.cut_tokens:,} tokens are cut off at their ends"
-        )
-    if data.groups:
-        count = sum(map(len, data.groups))
-        notes.append(f"{count:,} records are near-duplicates of others ({len(data.groups):,} groups, kept together)")
-    return PackedDataset(blocks, windows, retention_windows, isolation, summary, notes)
-
-
-def _overlap(train: Index, held_out: Index) -> list[str]:
-    same, near = learned_and_measured(train, held_out)
-    if same:
-        raise TsugikiError(
-            f"{len(same):,} records of the training data are in the held-out file as well: {summarise_list(same)}; "
-            "take them out of one, since what is measured must not be learned"
-        )
-    if not near:
-        return []
-    return [f"{len(near):,} training records are nearly the same as held-out ones: {summarise_list(near)}"]
-
-
-def _retention_windows(config: RunConfig) -> list[Window]:
-    if config.retention_data is None:
-        return []
-    characters = [len(record.text) for record in read_records(config.retention_data)]
-    return cut_windows(read_records(config.retention_data), characters, config.held_out_characters)
+    return PackedDataset(blocks, split.windows, split.retention_windows, masking, summary, notes)
 
 
 def single_document(data: str) -> Document | None:
-    """The document that is all there is in the data, if so: its end is held out then."""
+    """Return the document if the data consist of one document only, otherwise None."""
     first = list(islice(read_records(data), 2))
     return first[0] if len(first) == 1 and isinstance(first[0], Document) else None
 
 
-def _chosen(records: Iterable[Record], numbers: set[int]) -> Iterator[Record]:
-    return (record for number, record in enumerate(records) if number in numbers)
+def _split_document(
+    config: RunConfig,
+    document: Document,
+    held_out: float,
+    tokenizer: "PreTrainedTokenizerBase",
+    progress: RunProgress,
+) -> DatasetSplit:
+    """Hold out the end of the only document."""
+    records = split_one(document, held_out)
+    store = _tokenise(config, records, f"{content_key(config.data)}\0{held_out}", tokenizer, progress)
+    train, measured = np.array([0]), np.array([1])
+    windows = split_windows(records[1:], store.index.characters[measured].tolist(), config.held_out_characters)
+    notes = [f"one document: its last {held_out:.0%} is held out"]
+    return _dataset_split(config, store, train, store.index, measured, windows, [], notes)
 
 
-def _summary(index: Index, records: Integers) -> dict[str, Any]:
+def _tokenise(
+    config: RunConfig,
+    records: Sequence[Record] | None,
+    key: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    progress: RunProgress,
+) -> TokenStore:
+    """Return the tokens of `records` (None: of `config.data`), from the cache if it has them under `key`."""
+    with progress.stage("tokenising", None) as advance:
+        return open_store(
+            read_records(config.data) if records is None else records,
+            key,
+            tokenizer,
+            config.assistant_turns,
+            cache_folder("tokens"),
+            advance,
+        )
+
+
+def _dataset_split(
+    config: RunConfig,
+    store: TokenStore,
+    train: Integers,
+    held_out: Index,
+    measured: Integers,
+    windows: list[Window],
+    groups: list[list[int]],
+    notes: list[str],
+) -> DatasetSplit:
+    """Count the records and read the retention data.
+
+    Args:
+        config: the settings.
+        store: the tokens of all records in `config.data`.
+        train: indices of the training records in `store`.
+        held_out: the index that contains the held-out records.
+        measured: indices of the held-out records in `held_out`.
+        windows: their text.
+        groups: groups of near-duplicates, as indices in `store`.
+        notes: what is unusual so far.
+    """
+    duplicates = sum(map(len, groups))
+    if groups:
+        notes.append(f"{duplicates:,} records are near-duplicates of others ({len(groups):,} groups, kept together)")
+    summary = {
+        "train": _counts(store.index, train),
+        "held_out": {
+            **_counts(held_out, measured),
+            "measured_characters": sum(len(window.record.text) for window in windows),
+        },
+        "near_duplicates": {
+            "groups": len(groups),
+            "records": duplicates,
+            "first": [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]],
+        },
+    }
+    data = config.retention_data
+    retention_windows = read_windows(data, config.held_out_characters) if data is not None else []
+    return DatasetSplit(store, train, windows, retention_windows, summary, notes)
+
+
+def _counts(index: Index, records: Integers) -> dict[str, Any]:
     return {
         "documents": len(records),
         "characters": int(index.characters[records].sum()),
@@ -193,24 +232,46 @@ def _summary(index: Index, records: Integers) -> dict[str, Any]:
     }
 
 
+def _overlap(train: Index, held_out: Index) -> list[str]:
+    """Return a note if the held-out file has near-duplicates of training records.
+
+    Raises:
+        TsugikiError: the held-out file contains training records.
+    """
+    same, near = learned_and_measured(train, held_out)
+    if same:
+        raise TsugikiError(
+            f"{len(same):,} records of the training data are in the held-out file as well: {summarise_list(same)}; "
+            "remove them from one of the two, because held-out text must not be trained on"
+        )
+    if not near:
+        return []
+    return [f"{len(near):,} training records are nearly the same as held-out ones: {summarise_list(near)}"]
+
+
 def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
     prompt = _virtual_tokens(config)
-    room = context_length(model) - prompt
-    behind = f", {prompt} of which the soft prompt takes: {room} are left" if prompt else ""
-    if config.block_size and config.block_size > room:
+    available = context_length(model) - prompt
+    if config.block_size and config.block_size > available:
+        after_prompt = f", {prompt} of which the soft prompt takes: {available} are left" if prompt else ""
         raise TsugikiError(
-            f"block_size is {config.block_size}, but the model's context is {room + prompt} tokens{behind}"
+            f"block_size is {config.block_size}, but the model's context is {available + prompt} tokens{after_prompt}"
         )
-    return config.block_size or min(_BLOCK_SIZE, room)
+    return config.block_size or min(_BLOCK_SIZE, available)
 
 
-def _isolation(config: RunConfig, model: "PreTrainedModel") -> DocumentMasking:
-    """How documents are kept apart, behind the soft prompt if the run trains one: it stands before each of them."""
+def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMasking:
+    """Return how this model can mask documents in a row from each other, given the soft prompt of the run, if any.
+
+    The soft prompt comes before every document, so the model is probed with one of the same length.
+    """
     length = _virtual_tokens(config)
     if not length:
         return detect_document_masking(model)
-    # Of real tokens: a prompt from the normal distribution makes so much noise in bfloat16 that nothing could be told.
-    with seeded(0):  # a run that is resumed must come to the same answer
+    # The probe's prompt consists of embeddings of real tokens. A normally distributed prompt causes so much rounding
+    # error in bfloat16 that the probe could not tell the documents apart.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a resumed run must get the same answer
         graft(model, PromptTuningConfig(length, prompt_tuning_init="SAMPLE_VOCAB"))
     try:
         return detect_document_masking(model)
@@ -219,5 +280,5 @@ def _isolation(config: RunConfig, model: "PreTrainedModel") -> DocumentMasking:
 
 
 def _virtual_tokens(config: RunConfig) -> int:
-    """Length of the soft prompt that the run trains; 0 where it trains none."""
-    return int(getattr(config.adapter_config(), "num_virtual_tokens", 0))
+    """Return the length of the soft prompt that the run trains; 0 if it trains none."""
+    return getattr(config.adapter_config, "num_virtual_tokens", 0)

@@ -12,6 +12,7 @@ _CONFIG = {
     "own_text": "retention_data",
     "adapter": "method_config",
 }
+_DATA = {"isolation": "document_masking", "learned_tokens_per_epoch": "target_tokens_per_epoch"}
 _RECORD = {"choices": "resolved_settings", "own_evaluations": "retention_evaluations"}
 
 
@@ -22,6 +23,8 @@ def translate_record(fields: dict[str, Any]) -> dict[str, Any]:
         fields["config"] = _translate_config(fields["config"])
     if isinstance(fields.get("resolved_settings"), dict):
         fields["resolved_settings"] = _rename(fields["resolved_settings"], _CONFIG)
+    if isinstance(fields.get("data"), dict):
+        fields["data"] = _rename(fields["data"], _DATA)
     return fields
 
 

@@ -1,19 +1,28 @@
-"""One run, from texts and a base to an adapter, or a model, in a folder."""
+"""One run: from a config, data and a base model to a folder that holds the trained adapter or model.
+
+train
+  start_or_resume         the record, and the checkpoint to continue from
+  load                    tokenizer -> data -> model -> packed data
+  run
+    prepare_model         graft the adapter (see `train.model`)
+    build_trainer         optimiser, schedule, gradients
+    RunTrainer.train      the loop; `EvaluationCallback` evaluates, samples and writes `run.json`
+    save_trained          the adapter's or the model's files
+"""
 
 import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from tsugiki.adapters.format import RECORD_FILE, WEIGHTS_FILE
 from tsugiki.base.fingerprint import base_fingerprint
-from tsugiki.base.loading import load_tokenizer
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masking import DocumentMasking
@@ -23,167 +32,157 @@ from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import LORA_PLUS, RunConfig
 from tsugiki.train.evaluation_callback import EvaluationCallback
+from tsugiki.train.model import load_dtype, make_gradients, prepare_model, save_trained
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
 from tsugiki.train.preparation import PackedDataset, pack_data, read_data
 from tsugiki.train.record import RunRecord, describe_machine, read_record
-from tsugiki.train.trainer import Parts, RunTrainer
-from tsugiki.train.ways import Way, way_of
+from tsugiki.train.trainer import RunTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINTS = "checkpoints"
-_SAVES = 10
-_LOGGED = 500
+_CHECKPOINTS_PER_RUN = 10
+_LOSS_CURVE_POINTS = 500
 
 
 def train(config: RunConfig, resume: bool = False, progress: RunProgress | None = None) -> RunRecord:
-    """Train as `config` says; the folder `config.out` then holds the adapter, or the model, and `run.json`.
+    """Train as `config` describes. The folder `config.out` then holds the adapter or model, and `run.json`.
 
     Args:
         config: the settings.
-        resume: go on from the newest checkpoint in `config.out`.
-        progress: where to show the run; a display of its own by default.
+        resume: continue from the newest checkpoint in `config.out`.
+        progress: where to show the progress; None: a new display on standard error.
 
     Returns:
-        The finished record.
+        The record of the finished run.
 
     Raises:
-        TsugikiError: anything that a person can put right; what the folder held is still there.
+        TsugikiError: an error that the user can correct. Files that were in the folder before are unchanged.
     """
-    record, checkpoint = begin(config.to_record(), Path(config.out), resume)
+    record, checkpoint = start_or_resume(config.to_record(), Path(config.out), resume)
     with progress or RunProgress() as shown:
-        carry_out(config, record, checkpoint, shown)
+        model, tokenizer, data = load(config, shown)
+        run(config, model, tokenizer, data, record, checkpoint, shown)
     return record
 
 
-def begin(settings: dict[str, Any], out: Path, resume: bool) -> tuple[RunRecord, Path | None]:
-    """The record of a run that begins, or that goes on, and the checkpoint that it goes on from, if any.
+def start_or_resume(settings: dict[str, Any], out: Path, resume: bool) -> tuple[RunRecord, Path | None]:
+    """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
+
+    Args:
+        settings: the settings, as `to_record` returns them.
+        out: the run's folder.
+        resume: continue the run that the folder holds, instead of starting a new one.
 
     Raises:
-        TsugikiError: the folder holds another run, or none to go on with, or it cannot be written.
+        TsugikiError: the folder already holds a run (without `resume`), holds none that can be resumed (with `resume`),
+            or cannot be written.
     """
-    return _take_up(settings, out) if resume else (_new_record(settings, out), None)
+    return _resume(settings, out) if resume else (_start(settings, out), None)
 
 
-def carry_out(config: RunConfig, record: RunRecord, checkpoint: Path | None, shown: RunProgress) -> None:
-    """Train, and write what was trained, and the record, to `config.out`.
+def load(config: RunConfig, progress: RunProgress) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PackedDataset]":
+    """Load the tokenizer, the data and the base model, and pack the data into rows for the model.
 
-    Raises:
-        TsugikiError: as for `train`.
-    """
-    train_prepared(config, record, checkpoint, prepare(config, shown), shown)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What a run needs before it begins."""
-
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
-    data: PackedDataset
-
-
-def prepare(config: RunConfig, shown: RunProgress) -> Ready:
-    """Read the data, load the model, and pack the one for the other.
+    The data are read before the model is loaded, so that errors in them appear at once.
 
     Raises:
-        TsugikiError: data or a model that cannot be read, or that do not go together.
+        TsugikiError: data or a model that cannot be read, or rows that are too long for the model.
     """
     tokenizer = load_tokenizer(config.model)
-    data = read_data(config, tokenizer, shown)
-    model = way_of(config).load(config)
-    return Ready(model, tokenizer, pack_data(config, data, model, tokenizer))
+    split = read_data(config, tokenizer, progress)
+    model = load_model(config.model, load_dtype(config))
+    return model, tokenizer, pack_data(config, split, model, tokenizer)
 
 
-def train_prepared(
-    config: RunConfig, record: RunRecord, checkpoint: Path | None, ready: Ready, shown: RunProgress
+def run(
+    config: RunConfig,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: PackedDataset,
+    record: RunRecord,
+    checkpoint: Path | None,
+    progress: RunProgress,
 ) -> None:
-    """Train the model that stands ready, in place, and write what was trained, and the record, to `config.out`.
+    """Train a loaded model in place, and write the result and the record to `config.out`.
+
+    Args:
+        config: the settings.
+        model: the base model, from `load`.
+        tokenizer: its tokenizer.
+        data: the packed data.
+        record: the record of the run, from `start_or_resume`; it is completed here.
+        checkpoint: the checkpoint to continue from.
+        progress: where to show the progress.
 
     Raises:
-        TsugikiError: as for `train`.
+        TsugikiError: an error that the user can correct.
     """
-    out, way, model = Path(config.out), way_of(config), ready.model
+    out = Path(config.out)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    trainer = begin_training(config, ready, record)
-    _introduce(record, ready.data, shown)
+    resolved = prepare_model(model, config)
+    _describe(record, config, model, data, resolved)
+    trainer = build_trainer(config, model, tokenizer, data.blocks, data.document_masking)
+    _print_header(record, data, progress)
     record.write(out)
-    trainer.add_callback(EvaluationCallback(trainer, model, ready.tokenizer, ready.data, config, record, shown))
+    trainer.add_callback(EvaluationCallback(trainer, model, tokenizer, data, config, record, progress))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    way.save(model, ready.tokenizer, out, config.save_dtype)
+    save_trained(model, tokenizer, out, config.save_dtype)
     record.status = "finished"
     record.write(out)
 
 
-def begin_training(config: RunConfig, ready: Ready, record: RunRecord) -> RunTrainer:
-    """Make the model ready for its method, describe the run in `record`, and return its trainer.
-
-    Raises:
-        TsugikiError: settings that do not fit the model, or a record that was begun on another base or text.
-    """
-    way = way_of(config)
-    set_seed(config.seed)
-    choices = way.begin(ready.model, config)
-    _describe(record, config, ready.model, ready.data, choices)
-    parts = _parts(way, ready.model, ready.tokenizer, config)
-    return new_trainer(config, ready.model, ready.data.blocks, ready.data.isolation, parts)
-
-
-def new_trainer(
-    config: RunConfig, model: "PreTrainedModel", blocks: Blocks, isolation: DocumentMasking, parts: Parts
+def build_trainer(
+    config: RunConfig,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    blocks: Blocks,
+    document_masking: DocumentMasking,
 ) -> RunTrainer:
-    """The trainer of a run.
+    """Return the trainer of a prepared model.
 
     Raises:
-        TsugikiError: a setting that transformers does not take.
+        TsugikiError: transformers rejects a setting, or the optimiser is not available.
     """
     if model.device.type == "cpu":
         keep_freed_memory()
+    gradients, optimizer = make_gradients(model, config), _optimizer(model, config)
     try:
-        return RunTrainer(model, _arguments(config, len(blocks)), blocks, isolation, parts)
-    except (ValueError, RuntimeError, ImportError) as error:  # an unknown schedule, a logger not installed
+        arguments = _training_arguments(config, len(blocks))
+        return RunTrainer(model, arguments, blocks, document_masking, tokenizer, gradients, optimizer)
+    except (ValueError, RuntimeError, ImportError) as error:  # an unknown schedule, or a logger that is not installed
         raise TsugikiError(f"settings: {error_text(error)}") from error
 
 
-def _new_record(settings: dict[str, Any], out: Path) -> RunRecord:
-    for name in (RECORD_FILE, WEIGHTS_FILE, MODEL_FILE):
-        if (out / name).exists():
-            raise TsugikiError(f"{out} already holds a run; choose another --out, or go on with it by --resume")
-    if out.is_file():
-        raise TsugikiError(f"{out} is a file; --out names a folder")
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise TsugikiError(f"{out} cannot be written: {there} is no folder that you may write to; choose another --out")
-    return RunRecord(config=settings)
+def total_steps(config: RunConfig, rows: int) -> int:
+    """Return the number of optimiser steps of a run on `rows` rows, as transformers' Trainer counts them.
 
-
-def _take_up(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
-    """The record of a run that stopped, and its newest checkpoint (None: it had not come to the first)."""
-    record = read_record(out)
-    if record.status == "finished":
-        raise TsugikiError(f"the run in {out} is finished; there is nothing to resume")
-    changed = changed_settings(record.config, settings)
-    if changed:
-        raise TsugikiError(f"the run in {out} was begun with other settings: {changed}")
-    found = checkpoints(out / CHECKPOINTS)
-    record.forget_after(int(found[-1].name.rpartition("-")[2]) if found else -1)
-    return record, found[-1] if found else None
+    The last step of an epoch may have fewer batches than the others.
+    """
+    if config.max_steps is not None:
+        return config.max_steps
+    batches = math.ceil(rows / config.batch_size)
+    return math.ceil(config.epochs * max(1, math.ceil(batches / config.grad_accum)))
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two runs' recorded settings, told in one line; empty where nothing but the folder does."""
+    """Return the differences between two recorded configs in one line; empty if only the folder differs."""
     old, new = _flat(before), _flat(now)
     changed = [name for name in {**new, **old} if new.get(name) != old.get(name) and name != "out"]
     return ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in changed)
 
 
 def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
-    """The record of a run with these settings that is in `config.out` already, if any; `name` is for the error.
+    """Return the record of the run that `config.out` already holds; None if it holds none.
+
+    Args:
+        name: what the run is called in the error.
+        config: the settings that the run must have.
 
     Raises:
-        TsugikiError: it holds a run with other settings.
+        TsugikiError: the folder holds a run with other settings.
     """
     out = Path(config.out)
     if not (out / RECORD_FILE).is_file():
@@ -195,8 +194,36 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     return record
 
 
+def _start(settings: dict[str, Any], out: Path) -> RunRecord:
+    """Return the record of a new run, after checking that its folder can be written and holds no other run."""
+    for name in (RECORD_FILE, WEIGHTS_FILE, MODEL_FILE):
+        if (out / name).exists():
+            raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
+    if out.is_file():
+        raise TsugikiError(f"{out} is a file; --out names a folder")
+    parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise TsugikiError(
+            f"{out} cannot be written: {parent} is no folder with write permission; choose another --out"
+        )
+    return RunRecord(config=settings)
+
+
+def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
+    """Return the record of an interrupted run, and its newest checkpoint (None: it has not written any)."""
+    record = read_record(out)
+    if record.status == "finished":
+        raise TsugikiError(f"the run in {out} is finished; there is nothing to resume")
+    changed = changed_settings(record.config, settings)
+    if changed:
+        raise TsugikiError(f"the run in {out} was started with other settings: {changed}")
+    found = checkpoints(out / CHECKPOINTS)
+    record.forget_after(int(found[-1].name.rpartition("-")[2]) if found else -1)
+    return record, found[-1] if found else None
+
+
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their whole names, such as lora.r."""
+    """Return the settings by their full names, such as lora.r."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         inner = _flat(value) if isinstance(value, Mapping) else {}
@@ -204,23 +231,15 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _parts(way: Way, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: RunConfig) -> Parts:
-    return Parts(
-        save=lambda module, folder: way.save(module, tokenizer, folder, "float32"),
-        refill=way.refill,
-        gradients=way.gradients(model, config),
-        optimizer=_optimizer(model, config),
-    )
-
-
 def _optimizer(model: "PreTrainedModel", config: RunConfig) -> torch.optim.Optimizer | None:
+    """Return the optimiser of the trained parameters; None: AdamW, which transformers' Trainer creates."""
     if config.method == LORA_PLUS:
         return loraplus(model, config)
     return muon(model, config) if config.optimizer == "muon" else None
 
 
-def _arguments(config: RunConfig, rows: int) -> TrainingArguments:
-    steps = config.max_steps or total_steps(config, rows)
+def _training_arguments(config: RunConfig, rows: int) -> TrainingArguments:
+    steps = total_steps(config, rows)
     return TrainingArguments(
         output_dir=str(Path(config.out) / CHECKPOINTS),
         num_train_epochs=config.epochs,
@@ -236,9 +255,9 @@ def _arguments(config: RunConfig, rows: int) -> TrainingArguments:
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
         save_strategy="steps",
-        save_steps=config.save_steps or max(1, steps // _SAVES),
-        logging_steps=max(1, steps // _LOGGED),
-        logging_nan_inf_filter=False,  # it would hide a loss that is not finite
+        save_steps=config.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
+        logging_steps=max(1, steps // _LOSS_CURVE_POINTS),
+        logging_nan_inf_filter=False,  # it would hide losses that are not finite
         report_to=list(config.report_to),
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -246,54 +265,55 @@ def _arguments(config: RunConfig, rows: int) -> TrainingArguments:
     )
 
 
-def total_steps(config: RunConfig, rows: int) -> int:
-    """Optimiser steps of a run over `rows` blocks, as Trainer counts them; an epoch's last one may be smaller."""
-    batches = math.ceil(rows / config.batch_size)
-    return math.ceil(config.epochs * max(1, math.ceil(batches / config.grad_accum)))
-
-
 def _decay(config: RunConfig, steps: int) -> dict[str, Any] | None:
-    """The arguments of the schedule `warmup_stable_decay`; None for other schedules."""
+    """Return the arguments of the schedule `warmup_stable_decay`; None for other schedules."""
     if config.decay_ratio is not None:
         return {"num_decay_steps": math.ceil(config.decay_ratio * steps), "decay_type": "linear"}
     return {"num_decay_steps": config.decay_steps, "decay_type": "linear"} if config.decay_steps else None
 
 
 def _describe(
-    record: RunRecord, config: RunConfig, model: "PreTrainedModel", prepared: PackedDataset, choices: dict[str, Any]
+    record: RunRecord, config: RunConfig, model: "PreTrainedModel", data: PackedDataset, resolved: dict[str, Any]
 ) -> None:
+    """Write the machine, the base, the data and the resolved settings into the record.
+
+    Raises:
+        TsugikiError: a resumed run has another base, other data, or other resolved settings than before.
+    """
     record.machine = describe_machine()
-    began_with = record.base, record.data
+    base_before, data_before = record.base, record.data
     record.base = {"name": config.model, "fingerprint": base_fingerprint(model), "dtype": str(model.dtype)}
-    record.data = prepared.summary
-    if any(began_with) and began_with != (record.base, record.data):
+    record.data = data.summary
+    if (base_before or data_before) and (base_before, data_before) != (record.base, record.data):
         raise TsugikiError(
-            f"the run in {config.out} was begun on another state of {config.data} or of {config.model}; "
-            "bring that back, or start anew with another --out"
+            f"{config.data} or {config.model} has changed since the run in {config.out} was started; restore it, or "
+            "start a new run with another --out"
         )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     record.parameters = {"trainable": trainable, "total": total, "share": trainable / total}
-    steps = config.max_steps or total_steps(config, len(prepared.blocks))
-    began, record.resolved_settings = record.resolved_settings, {**choices, "steps": steps}
-    for name, choice in began.items():
+    resolved_before = record.resolved_settings
+    record.resolved_settings = {**resolved, "steps": total_steps(config, len(data.blocks))}
+    for name, value in resolved_before.items():
         now = record.resolved_settings.get(name)
-        if choice != now:
+        if value != now:
             raise TsugikiError(
-                f"the run in {config.out} was begun elsewhere: {name} was {choice} and would be {now} here"
+                f"the run in {config.out} was started on another machine or with another base: {name} was {value} and "
+                f"would be {now} here"
             )
 
 
-def _introduce(record: RunRecord, prepared: PackedDataset, progress: RunProgress) -> None:
-    parameters, data = record.parameters, record.data
+def _print_header(record: RunRecord, data: PackedDataset, progress: RunProgress) -> None:
+    parameters, counts = record.parameters, record.data
     progress.say(
         f"{record.base['name']}: {parameters['trainable']:,} of {parameters['total']:,} parameters train "
         f"({parameters['share']:.2%})"
     )
     progress.say(
-        f"{data['train']['documents']:,} documents to learn ({data['train']['characters']:,} characters, "
-        f"{data['learned_tokens_per_epoch']:,} tokens in {data['blocks']:,} blocks of {data['block_size']}), "
-        f"{data['held_out']['documents']:,} held out ({data['held_out']['characters']:,} characters)"
+        f"{counts['train']['documents']:,} training documents ({counts['train']['characters']:,} characters, "
+        f"{counts['target_tokens_per_epoch']:,} target tokens in {counts['blocks']:,} blocks of "
+        f"{counts['block_size']}), {counts['held_out']['documents']:,} held-out documents "
+        f"({counts['held_out']['characters']:,} characters)"
     )
-    for note in prepared.notes:
+    for note in data.notes:
         progress.say(note)

@@ -14,4 +14,4 @@ def refusals_of_run(loader: str, settings: RunConfig) -> list[str]:
     """
     if not METHODS[settings.method].trains_adapter:
         return ["it trains every weight, so that there will be no adapter: export the model"]
-    return refusals_before_training(loader, settings.adapter_config(), load_meta_model(settings.model))
+    return refusals_before_training(loader, settings.adapter_config, load_meta_model(settings.model))

@@ -16,7 +16,7 @@ from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.sources import read_records
 from tsugiki.io.progress import RunProgress
-from tsugiki.train.evaluation.evaluate import cut_windows, evaluate
+from tsugiki.train.evaluation.evaluate import evaluate, split_windows
 from tsugiki.train.workflows.merge import Merge, MergeReport, merge_into_folder
 
 
@@ -50,7 +50,7 @@ def test_the_figures_are_those_of_base_adapted_and_merged(base: str, tmp_path: P
         characters=600,
     )
     records = list(read_records(str(tmp_path / "text.txt")))
-    windows = cut_windows(records, [len(record.text) for record in records], 600)
+    windows = split_windows(records, [len(record.text) for record in records], 600)
     tokenizer = load_tokenizer(base)
     model = load_model(base, "auto")
     assert model.dtype == torch.bfloat16

@@ -62,7 +62,7 @@ def test_its_counts_are_those_of_the_run(config: RunConfig):
     counts = shown(config).counts
     record = train(config)
     assert counts["steps"] == record.training["steps"]
-    assert counts["learned_tokens_per_epoch"] == record.training["tokens"]
+    assert counts["target_tokens_per_epoch"] == record.training["tokens"]
     assert counts["blocks_fingerprint"] == record.data["blocks_fingerprint"]
     assert counts["seconds"] > 0
 

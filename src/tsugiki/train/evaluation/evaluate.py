@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from tsugiki.base.inference import evaluating
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Document, Record, learned_text
+from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.methods.soft_prompt import context_length
@@ -126,7 +127,17 @@ class Evaluation:
         }
 
 
-def cut_windows(records: Iterable[Record], characters: Sequence[int], limit: int | None = None) -> list[Window]:
+def read_windows(data: str, limit: int | None = None) -> list[Window]:
+    """Read data as in a run's config, and split them into windows (see `split_windows`).
+
+    Raises:
+        TsugikiError: the data cannot be read.
+    """
+    records = list(read_records(data))
+    return split_windows(records, [len(record.text) for record in records], limit)
+
+
+def split_windows(records: Iterable[Record], characters: Sequence[int], limit: int | None = None) -> list[Window]:
     """The records in windows: `WINDOW` characters of a document each (its last is shorter), other records whole.
 
     Args:
@@ -160,7 +171,7 @@ def evaluate(
     Args:
         model: a causal language model.
         tokenizer: its own.
-        windows: from `cut_windows`.
+        windows: from `split_windows`.
         turns: which of an assistant's turns are scored.
         advance: called with the number of rows done since the last call.
         context: tokens that are scored at once, at most; by default as many as the model takes.

@@ -9,11 +9,10 @@ from tsugiki.adapters.format import load_adapter, read_base
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.data.records import AssistantTurns
-from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import ungraft
-from tsugiki.train.evaluation.evaluate import Evaluation, cut_windows, evaluate
+from tsugiki.train.evaluation.evaluate import Evaluation, evaluate, read_windows
 from tsugiki.train.evaluation.interval import Interval, change_interval
 
 
@@ -73,8 +72,7 @@ def evaluate_targets(
     Raises:
         TsugikiError: data, a model or an adapter that cannot be read.
     """
-    characters = [len(record.text) for record in read_records(data)]
-    windows = cut_windows(read_records(data), characters, limit)
+    windows = read_windows(data, limit)
     loaded = ""
     model: Any = None
     tokenizer: Any = None

@@ -16,13 +16,12 @@ from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, rounding_of,
 from tsugiki.base.fingerprint import named_fingerprint
 from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
-from tsugiki.data.sources import read_records
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
-from tsugiki.train.evaluation.evaluate import Evaluation, Window, cut_windows, evaluate
+from tsugiki.train.evaluation.evaluate import Evaluation, Window, evaluate, read_windows
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,7 @@ def _windows(merge: Merge) -> list[Window]:
         return []
     if not merge.verify:
         raise TsugikiError("--data compares models in memory, which --no-verify does without; leave out one of the two")
-    characters = [len(record.text) for record in read_records(merge.data)]
-    return cut_windows(read_records(merge.data), characters, merge.characters)
+    return read_windows(merge.data, merge.characters)
 
 
 def _refuse_inside(folder: Path, out: Path) -> None:

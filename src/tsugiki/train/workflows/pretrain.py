@@ -26,7 +26,7 @@ from tsugiki.methods.full import save_model
 from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.preparation import single_document
 from tsugiki.train.record import RunRecord
-from tsugiki.train.run import CHECKPOINTS, begin, carry_out
+from tsugiki.train.run import CHECKPOINTS, load, run, start_or_resume
 from tsugiki.train.workflows.pretrain_config import PretrainConfig, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -54,12 +54,14 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress
         TsugikiError: anything that a person can put right; what the folder held is still there.
     """
     out = Path(config.out)
-    record, checkpoint = begin(config.to_record(), out, resume)
+    record, checkpoint = start_or_resume(config.to_record(), out, resume)
     start = out / CHECKPOINTS / START
     with progress or RunProgress() as shown:
         if not (resume and start.is_dir()):
             _write_start(config, start, shown)
-        carry_out(config.as_run(start), record, checkpoint, shown)
+        settings = config.as_run(start)
+        model, tokenizer, data = load(settings, shown)
+        run(settings, model, tokenizer, data, record, checkpoint, shown)
     return record
 
 

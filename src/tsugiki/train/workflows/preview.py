@@ -13,9 +13,9 @@ from tsugiki.data.blocks import Blocks, Segment
 from tsugiki.io.progress import RunProgress
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.config import RunConfig
+from tsugiki.train.model import prepare_model
 from tsugiki.train.preparation import PackedDataset
-from tsugiki.train.record import RunRecord
-from tsugiki.train.run import begin_training, prepare, total_steps
+from tsugiki.train.run import build_trainer, load, total_steps
 from tsugiki.train.trainer import RunTrainer
 
 if TYPE_CHECKING:
@@ -79,16 +79,16 @@ def preview(config: RunConfig, rows: int, progress: RunProgress) -> Preview:
     Raises:
         TsugikiError: whatever would stop the run before its first step.
     """
-    ready = prepare(config, progress)
-    prepared = ready.data
-    with TemporaryDirectory() as out:  # Trainer makes its folder at once
-        here = config.model_copy(update={"out": out})
-        trainer = begin_training(here, ready, RunRecord(config.to_record()))
+    model, tokenizer, data = load(config, progress)
+    prepare_model(model, config)
+    with TemporaryDirectory() as out:  # Trainer creates its output folder immediately
+        elsewhere = config.model_copy(update={"out": out})
+        trainer = build_trainer(elsewhere, model, tokenizer, data.blocks, data.document_masking)
     order = rows_in_order(trainer, rows)
     with progress.stage("timing two batches", 2) as advance:
-        seconds = _seconds_a_batch(trainer, prepared.blocks, advance)
-    views = tuple(view_row(prepared.blocks, row, number, ready.tokenizer) for number, row in enumerate(order, 1))
-    return Preview(config.model, config.data, views, _counts(config, prepared, seconds), tuple(prepared.notes))
+        seconds = _seconds_a_batch(trainer, data.blocks, advance)
+    views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
+    return Preview(config.model, config.data, views, _counts(config, data, seconds), tuple(data.notes))
 
 
 def rows_in_order(trainer: RunTrainer, count: int) -> list[int]:
@@ -158,7 +158,7 @@ def _counts(config: RunConfig, prepared: PackedDataset, seconds_a_batch: float) 
     blocks, summary = prepared.blocks, prepared.summary
     index, lengths = blocks.store.index, blocks.store.offsets[1:] - blocks.store.offsets[:-1]
     longest = int(lengths.argmax())
-    steps = config.max_steps or total_steps(config, len(blocks))
+    steps = total_steps(config, len(blocks))
     return {
         **summary,
         "characters_per_token": float(index.characters.sum() / lengths.sum()),

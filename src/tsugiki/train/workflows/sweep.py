@@ -10,7 +10,7 @@ from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.interval import Interval, change_interval
 from tsugiki.train.record import RunRecord
-from tsugiki.train.run import begin, earlier_run, prepare, train_prepared
+from tsugiki.train.run import earlier_run, load, run, start_or_resume
 from tsugiki.train.workflows.compare_config import SweepConfig
 
 SWEEP_FILE = "sweep.json"
@@ -39,20 +39,20 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
         TsugikiError: settings that cannot be, a folder with another run, or whatever stops a run.
     """
     runs = config.runs()
-    earlier = {name: earlier_run(name, run) for name, (_, run) in runs.items()}
+    earlier = {name: earlier_run(name, settings) for name, (_, settings) in runs.items()}
     points = []
-    prepared = None
-    for number, (name, (values, run)) in enumerate(runs.items(), 1):
+    loaded = None
+    for number, (name, (values, settings)) in enumerate(runs.items(), 1):
         done = earlier[name]
         if done and done.status == "finished":
             points.append(Point(name, values, done))
             continue
         with progress or RunProgress() as shown:
             shown.say(f"{number} of {len(runs)}: {name}")
-            prepared = prepared or prepare(run, shown)
-            record, checkpoint = begin(run.to_record(), Path(run.out), resume=done is not None)
-            train_prepared(run, record, checkpoint, prepared, shown)
-            ungraft(prepared.model)
+            model, tokenizer, data = loaded = loaded or load(settings, shown)
+            record, checkpoint = start_or_resume(settings.to_record(), Path(settings.out), resume=done is not None)
+            run(settings, model, tokenizer, data, record, checkpoint, shown)
+            ungraft(model)
         points.append(Point(name, values, record))
     table = [{"name": point.name, "values": dict(point.values), **_figures(point.record)} for point in points]
     write_json(Path(config.out) / SWEEP_FILE, {"format": 1, "points": table})
