@@ -70,7 +70,7 @@ def test_a_yaml_file_and_resume(base: str, run, tmp_path: Path):
         (("--data", "empty.txt"), "is empty"),
         (("--data", "binary.txt"), "is not text"),
         (("--data", "nowhere"), "no data at nowhere"),
-        (("--held-out", "2"), "held-out fraction is 2.0"),
+        (("--held-out", "2"), "held_out is 2.0"),
         (("--held-out", "text.txt"), "are in the held-out file as well: text.txt (held out: text.txt)"),
         (("--model", "./nowhere"), "there is no such folder"),
         (("--model", "text.txt"), "is a file"),

@@ -124,7 +124,7 @@ def test_reasoning_of_the_last_turn_is_learned_and_an_earlier_one_is_refused():
     (encoded,) = encode_records(tokenizer, [thoughtful], "all")
     ((_, ids),) = learned_runs(encoded)
     assert tokenizer.decode(ids) == "<think>\nhm\n</think>\n\nb<|im_end|>"
-    with pytest.raises(TsugikiError, match=r"talk.jsonl:1: turn 2 is written otherwise .* \(assistant_turns: last\)"):
+    with pytest.raises(TsugikiError, match=r"talk.jsonl:1: turn 2 .*\(assistant_turns: last\)"):
         encode_records(tokenizer, [conversation(*thoughtful_turns())], "all")
     tokenizer.chat_template = MARKED_THINKING
     (encoded,) = encode_records(tokenizer, [conversation(*thoughtful_turns())], "all")
@@ -165,7 +165,7 @@ def test_an_end_that_is_added_but_not_special_ends_the_turn():
     record = conversation(("user", "a"), ("assistant", "b"))
     ((_, ids),) = learned_runs(encode_records(tokenizer, [record], "all")[0])
     assert tokenizer.decode(ids) == "b<|im_end|>"
-    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 holds <\|im_end\|>, the token that ends an answer"):
+    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 contains <\|im_end\|>, the token that ends an answer"):
         encode_records(tokenizer, [conversation(("user", "a"), ("assistant", "b<|im_end|>c"))], "all")
 
 
@@ -173,57 +173,57 @@ REFUSED = {
     "a special token in an answer": (
         SHAPES["chatml"].template,
         [("user", "a"), ("assistant", "b<|im_end|>")],
-        r"turn 2 \(assistant\) holds <\|im_end\|>, which is a special token",
+        r"turn 2 \(assistant\) contains <\|im_end\|>, which is a special token",
     ),
     "a special token in a question": (
         SHAPES["chatml"].template,
         [("user", "a<|im_end|>"), ("assistant", "b")],
-        r"turn 1 \(user\) holds <\|im_end\|>, which is a special token",
+        r"turn 1 \(user\) contains <\|im_end\|>, which is a special token",
     ),
     "roles that the template refuses": (
         SHAPES["gemma"].template,
         [("system", "a"), ("user", "a"), ("assistant", "b")],
-        r"the chat template refuses the conversation: roles must alternate",
+        r".*chat template .*roles must alternate",
     ),
     "a template that is broken": (
         "{% for m in messages %}",
         [("user", "a"), ("assistant", "b")],
-        r"the chat template refuses the conversation: .*endfor",
+        r".*chat template .*endfor",
     ),
     "a template that fails in its own way": (
         "{{ messages[0]['content'] + 1 }}",
         [("user", "a"), ("assistant", "b")],
-        r"the chat template refuses the conversation: ",
+        r".*chat template .*: ",
     ),
     "an earlier turn without end": (
         SHAPES["plain text"].template,
         [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
-        r"turn 2 is not ended by a special token .* \(assistant_turns: last\)",
+        r"turn 2 .*special token.* \(assistant_turns: last\)",
     ),
     "an earlier turn without end, in marks": (
         "{% for m in messages %}{% if m['role'] == 'assistant' %}A:"
         "{% generation %}{{ m['content'] }}{% endgeneration %}"
         "\n{% else %}<|im_start|>{{ m['content'] }}\n{% endif %}{% endfor %}",
         [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
-        r"turn 2 is not ended by a special token .* \(assistant_turns: last\)",
+        r"turn 2 .*special token.* \(assistant_turns: last\)",
     ),
     "an end that only the last turn has, in marks": (
         "{% for m in messages %}{{ m['role'] }}:{% if m['role'] == 'assistant' %}"
         "{% generation %}{{ m['content'] }}{% if loop.last %}<|im_end|>{% endif %}{% endgeneration %}"
         "{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}",
         [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
-        r"turn 2 is written otherwise by this chat template once more turns follow",
+        r"turn 2 .*more turns follow",
     ),
     "a prompt that is not how an answer begins": (
         "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant:<think>{% endif %}",
         [("user", "a"), ("assistant", "b")],
-        r"turn 2: this chat template writes the answer otherwise than after its own prompt",
+        r"turn 2: .*generation prompt",
     ),
     "a template that does not show answers": (
         "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
         [("user", "a"), ("assistant", "b")],
-        r"turn 2: this chat template writes the answer otherwise",
+        r"turn 2: .*generation prompt",
     ),
 }
 

@@ -109,7 +109,7 @@ def test_similarity_estimates_the_jaccard_index_of_the_shingles(length: int, tol
 def test_a_text_hashed_in_pieces_keeps_nearly_all_its_shingles(monkeypatch: pytest.MonkeyPatch) -> None:
     text = random_text(random.Random(0), 20_000)
     whole = signature(text)
-    monkeypatch.setattr(duplicates, "_PIECE", 1000)
+    monkeypatch.setattr(duplicates, "_CHUNK", 1000)
     assert similarity(whole, signature(text)) > 0.95
 
 

@@ -143,7 +143,7 @@ def test_a_record_without_anything_to_learn_says_so():
 
 
 def test_a_completion_with_the_end_token_in_it_is_refused():
-    with pytest.raises(TsugikiError, match=r"a.jsonl:4 holds <\|endoftext\|>, the token that ends an answer"):
+    with pytest.raises(TsugikiError, match=r"a.jsonl:4 contains <\|endoftext\|>, the token that ends an answer"):
         encode_records(byte_tokenizer(), [Completion("a", "b<|endoftext|>", "a.jsonl:4")])
     (row,) = encode_records(byte_tokenizer(), [Completion("a<|endoftext|>", "b", "a.jsonl:4")])
     assert row.target_tokens == 2, "a prompt may"
@@ -161,5 +161,5 @@ def test_tokenizers_that_do_not_serve():
         def get_vocab(self) -> dict[str, int]:
             return {"a": 0}
 
-    with pytest.raises(TsugikiError, match="cannot tell which characters"):
+    with pytest.raises(TsugikiError, match="character offsets"):
         encode_records(Slow(eos_token="a"), [Completion("a", "b", "")])

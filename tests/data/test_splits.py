@@ -64,7 +64,7 @@ def test_near_duplicates_stay_together(seed: int):
 
 def test_all_alike_is_refused():
     index = read_index([Document(sentence(0), str(i)) for i in range(3)])
-    with pytest.raises(TsugikiError, match="nearly the same text"):
+    with pytest.raises(TsugikiError, match="near-duplicates"):
         split_records(index, 0.5, 0, near_groups(index))
 
 
@@ -84,16 +84,16 @@ def test_a_condition_takes_the_records_that_fulfil_it_and_what_is_like_them():
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        (Condition("author", "X"), "no record has author=X; there are A, B"),
-        (Condition("year", "1900"), "no record has a field year; the data has author, title"),
+        (Condition("author", "X"), "no record has author=X.* A, B"),
+        (Condition("year", "1900"), "no record has a field year.* author, title"),
     ],
 )
 def test_a_condition_that_nothing_fulfils(condition: Condition, said: str):
     with pytest.raises(TsugikiError, match=said):
         split_records(read_index(documents(4)), condition, 0, [])
-    with pytest.raises(TsugikiError, match="holds all of it out"):
+    with pytest.raises(TsugikiError, match="author=A matches all"):
         split_records(read_index(documents(4)[::2]), Condition("author", "A"), 0, [])
-    with pytest.raises(TsugikiError, match="the data has none"):
+    with pytest.raises(TsugikiError, match="no fields"):
         split_records(read_index([Document(sentence(i), "a") for i in range(2)]), Condition("author", "A"), 0, [])
 
 
@@ -111,7 +111,7 @@ def test_what_held_out_can_be(tmp_path: Path):
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
 def test_fractions_that_cannot_be(fraction: float):
-    with pytest.raises(TsugikiError, match="held-out fraction"):
+    with pytest.raises(TsugikiError, match="held_out is"):
         parse_held_out(fraction)
 
 

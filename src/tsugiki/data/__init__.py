@@ -1,1 +1,6 @@
-"""Records in (`sources`, `schemas`, `aozora`), tokens (`encoding`, `chat`, `store`), splits and rows (`blocks`) out."""
+"""From files to training rows.
+
+records      `sources`, `schemas` and `aozora` read files into `records`
+tokens       `encoding` and `chat` tokenise them, `store` keeps the tokens on disk
+rows         `splits` chooses the held-out records, `blocks` packs the others into rows
+"""

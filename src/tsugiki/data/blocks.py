@@ -1,13 +1,13 @@
-"""Rows of equal length to train on, made of documents that do not see each other.
+"""Pack records into training rows of equal length.
 
-    row 0   <start> a document that fills the row and goes on … ─┐ the last token of a piece is the first
-    row 1 ┌─ … of the next, so that every token is learned once; │ of the next
-    row 1 └ here it ends <end> │ <start> a short one <end> │ <start> another <end> │ padding
+    row 0   <start> a document that is longer than a row …
+    row 1   … and ends here <end> │ <start> a short document <end> │ <start> another one <end> │ padding
 
-A document longer than a row goes on in the next; what is left of it shares a row with others. A prompt with its
-completion, or a conversation, is never spread: what does not fit is cut off at the end, and counted. Rows are filled
-by best fit, longest first, so that little is padding. Each piece counts its positions from 0, by which the model
-is told them apart (`train.isolation`).
+A row consists of segments. A document that is longer than a row continues in another row. The last token of a segment
+is repeated as the first token of the next one, so that every token is predicted exactly once. The last segment of a
+long document shares a row with other documents. A completion or a conversation is never split: tokens that do not fit
+are cut off at its end and counted. Rows are filled by best fit, longest segments first, to keep padding small.
+Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masking`).
 """
 
 import hashlib
@@ -31,37 +31,39 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one record's tokens in a row: from `start` in the store, `length` of them."""
+    """Consecutive tokens of one record in a row."""
 
     start: int
+    """The position of the first token in the store."""
     length: int
     record: int
+    """The number of the record in the store."""
     first: bool
-    """Whether the record begins here."""
+    """Whether the segment is the beginning of its record."""
     last: bool
-    """Whether it ends here."""
+    """Whether the segment is the end of its record."""
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks(Dataset[dict[str, Tensor]]):
-    """Rows to train on: `input_ids`, `labels`, `position_ids`, each int64 [block_size] when read."""
+    """Training rows. An item has `input_ids`, `labels` and `position_ids`, each int64 [block_size]."""
 
     store: TokenStore
     block_size: int
     pad: int
-    """The token that fills up a row; never learned."""
-    pieces: Integers
-    """[pieces, 5]: the fields of `Segment`, in the order of the rows."""
+    """The padding token; never a label."""
+    segments: Integers
+    """[segments, 5]: the fields of `Segment`, in the order of the rows."""
     rows: Integers
-    """[rows + 1]: row i has the pieces from rows[i] to rows[i + 1]."""
+    """[rows + 1]: the segments of row i are segments[rows[i] : rows[i + 1]]."""
     target_tokens: int
-    """Tokens learned in one pass."""
+    """Tokens that count in the loss, in one epoch."""
     cut_tokens: int
-    """Tokens of prompts and conversations that did not fit and are left out."""
+    """Tokens of completions and conversations that did not fit in a row and are cut off."""
     cut_records: int
-    """Prompts and conversations that lost tokens."""
+    """Completions and conversations that were cut off."""
     split_records: int
-    """Documents that go on in another row."""
+    """Documents that continue in another row."""
 
     def __len__(self) -> int:
         return len(self.rows) - 1
@@ -71,58 +73,58 @@ class Blocks(Dataset[dict[str, Tensor]]):
         labels = torch.full((self.block_size,), IGNORE_INDEX)
         positions = torch.zeros(self.block_size, dtype=torch.int64)
         filled = 0
-        for piece in self.row(index):
-            here = slice(filled, filled + piece.length)
-            there = slice(piece.start, piece.start + piece.length)
-            ids[here] = torch.from_numpy(self.store.ids[there].astype(np.int64))
-            learned = torch.from_numpy(self.store.learned[there].copy())
-            learned[0] = False  # what stands before it is another document's, or nothing
-            labels[here] = torch.where(learned, ids[here], IGNORE_INDEX)
-            positions[here] = torch.arange(piece.length)
-            filled += piece.length
+        for segment in self.row(index):
+            in_row = slice(filled, filled + segment.length)
+            in_store = slice(segment.start, segment.start + segment.length)
+            ids[in_row] = torch.from_numpy(self.store.ids[in_store].astype(np.int64))
+            learned = torch.from_numpy(self.store.learned[in_store].copy())
+            learned[0] = False  # the token before it in the row belongs to another document
+            labels[in_row] = torch.where(learned, ids[in_row], IGNORE_INDEX)
+            positions[in_row] = torch.arange(segment.length)
+            filled += segment.length
         positions[filled:] = torch.arange(self.block_size - filled)
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
     def row(self, index: int) -> list[Segment]:
-        """What row `index` is made of."""
+        """Return the segments of a row."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        fields = self.pieces[self.rows[index] : self.rows[index + 1]].tolist()
+        fields = self.segments[self.rows[index] : self.rows[index + 1]].tolist()
         return [
             Segment(start, length, record, bool(first), bool(last)) for start, length, record, first, last in fields
         ]
 
     @property
     def tokens(self) -> int:
-        """All tokens but padding."""
-        return int(self.pieces[:, 1].sum())
+        """Number of tokens without padding."""
+        return int(self.segments[:, 1].sum())
 
     def fingerprint(self) -> str:
-        """`sha256:` and 64 digits over everything that `__getitem__` can give, in order."""
+        """Return `sha256:` and 64 hexadecimal digits over everything that determines the items, in order."""
         digest = hashlib.sha256(repr((self.block_size, self.pad)).encode())
         digest.update(self.rows.tobytes())
-        for start, length in self.pieces[:, :2].tolist():
+        for start, length in self.segments[:, :2].tolist():
             digest.update(self.store.ids[start : start + length].astype("<i4").tobytes())
             digest.update(self.store.learned[start : start + length].tobytes())
         return f"sha256:{digest.hexdigest()}"
 
 
 def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_rows: bool = True) -> Blocks:
-    """Rows of `block_size` tokens that hold these records (see the module's text).
+    """Pack records into rows of `block_size` tokens (see the module's docstring).
 
     Args:
-        store: the tokens.
-        records: numbers of the records to take.
-        block_size: tokens a row, 2 or more.
-        pad: the token that fills up a row.
-        share_rows: put several records into a row; else each piece has its own.
+        store: the tokens of all records.
+        records: the numbers of the records to pack.
+        block_size: tokens per row, at least 2.
+        pad: the padding token.
+        share_rows: whether a row may have several segments; if not, each segment has a separate row.
 
     Raises:
-        TsugikiError: prompts so long that nothing of their answers is left in a row; the message names them.
+        TsugikiError: prompts fill whole rows, so that nothing of their completions is left; the message names them.
     """
-    flat = array("q")  # the fields of `Segment`, one after another: objects would take too much memory
+    flat = array("q")  # the fields of all segments one after another, because objects would use too much memory
     cut_tokens = cut_records = split_records = target_tokens = 0
-    unlearnable: list[str] = []
+    without_target: list[str] = []
     for record in records.tolist():
         start, end = store.offsets[record].item(), store.offsets[record + 1].item()
         if store.index.splittable[record]:
@@ -136,22 +138,23 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
             flat.extend((start, length, record, True, length == end - start))
             cut_records += length < end - start
             cut_tokens += end - start - length
-            learned = int(store.learned[start + 1 : start + length].sum())
-            target_tokens += learned
-            if not learned:
-                unlearnable.append(store.index.sources[record])
-    if unlearnable:
+            targets = int(store.learned[start + 1 : start + length].sum())
+            target_tokens += targets
+            if not targets:
+                without_target.append(store.index.sources[record])
+    if without_target:
         raise TsugikiError(
-            f"{summarise_list(unlearnable)}: the prompt alone fills a block of {block_size} tokens, and nothing is "
-            "left to learn; choose a larger --block-size, or shorten or remove it"
+            f"{summarise_list(without_target)}: the prompt alone fills a block of {block_size} tokens, so there is "
+            "nothing to train on; choose a larger --block-size, or shorten or remove it"
         )
-    pieces = np.array(flat, np.int64).reshape(-1, 5)
-    rows = best_fit(pieces[:, 1].tolist(), block_size) if share_rows else [[number] for number in range(len(pieces))]
+    segments = np.array(flat, np.int64).reshape(-1, 5)
+    alone = [[number] for number in range(len(segments))]
+    rows = best_fit(segments[:, 1].tolist(), block_size) if share_rows else alone
     return Blocks(
         store=store,
         block_size=block_size,
         pad=pad,
-        pieces=pieces[[number for row in rows for number in row]],
+        segments=segments[[number for row in rows for number in row]],
         rows=np.cumsum([0, *map(len, rows)], dtype=np.int64),
         target_tokens=target_tokens,
         cut_tokens=cut_tokens,
@@ -161,14 +164,17 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Numbers of the items in each bin, by best fit, longest first: an item goes where it leaves the least room.
+    """Distribute items to bins: longest items first, each to the bin where it leaves the least room.
 
     Args:
-        lengths: of the items, each at most `capacity`.
-        capacity: of a bin.
+        lengths: the lengths of the items, each at most `capacity`.
+        capacity: the capacity of every bin.
+
+    Returns:
+        The numbers of the items in each bin.
     """
     bins: list[list[int]] = []
-    open_bins: dict[int, list[int]] = {}  # room left -> bins
+    open_bins: dict[int, list[int]] = {}  # remaining room -> numbers of the bins
     rooms: list[int] = []  # the keys of open_bins, sorted
     for item in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         place = bisect_left(rooms, lengths[item])

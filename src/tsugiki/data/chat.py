@@ -1,14 +1,16 @@
-"""A conversation as the tokenizer's chat template writes it, and which characters of it are learned.
+"""Render a conversation with the tokenizer's chat template, and find the characters that count in the loss.
 
-Learned is what the model itself has to write: from where its turn begins to the token that ends the turn, inclusive.
+These are the characters that the model itself must generate: from the beginning of its turn to the token that ends the
+turn, inclusive.
 
     <|im_start|>user⏎ Hello<|im_end|>⏎<|im_start|>assistant⏎ Good day<|im_end|>⏎
                                                              ~~~~~~~~~~~~~~~~~~
 
-Where a template marks its answers ({% generation %}) they begin there, else where the rendering of the turns before,
-with the prompt for an answer, ends. Where an answer's content ends is seen by rendering it again with another content:
-what the two renderings have in common at their ends follows the content. The first special token there ends the turn.
-Nothing is found by searching for texts, which may stand in the content too.
+If the template marks the answers with {% generation %}, an answer begins there. Otherwise it begins where the
+rendering of the previous turns with the generation prompt ends. To find the end of an answer's content, the
+conversation is rendered again with another content: the common suffix of the two renderings follows the content. The
+first special token in it ends the turn. Searching the rendering for the texts of the messages would not be reliable,
+because a text can occur several times.
 """
 
 import re
@@ -29,40 +31,48 @@ _Messages: TypeAlias = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's template with what is needed to render it.
-
-    `variables` are the special tokens by name, for the template; `special` finds special tokens, which no message may
-    hold; `ending` finds what can end a turn: these and other tokens that were added to the vocabulary.
-    """
+    """A tokenizer's chat template, with what is needed to render it."""
 
     template: str
     variables: dict[str, Any]
+    """The special tokens by name, for the template."""
     marked: bool
+    """Whether the template marks answers with {% generation %}."""
     special: re.Pattern[str]
+    """Matches special tokens, which a message must not contain."""
     ending: re.Pattern[str]
+    """Matches tokens that can end a turn: special tokens and other tokens that were added to the vocabulary."""
     end: str | None
+    """The tokenizer's end token."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A conversation as text, up to the last turn that is learned, and the learned stretches (begin, end) of it."""
+    """A conversation as text, up to the last turn that counts in the loss.
+
+    `spans` are the character ranges (begin, end) that count in the loss.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...]
 
 
 def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemplate:
-    """The tokenizer's chat template; `source` is the record that needs it, for the error.
+    """Return the tokenizer's chat template.
+
+    Args:
+        tokenizer: the tokenizer of the base model.
+        source: the record that requires the template, for the error.
 
     Raises:
-        TsugikiError: it has none, or several without a default.
+        TsugikiError: the tokenizer has no chat template, or several without a default.
     """
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
         raise TsugikiError(
             f"{source} is a conversation, but the tokenizer has no chat template; "
-            "take a base model that has one, or give prompt and completion as texts"
+            "use a base model that has one, or give prompt and completion as texts"
         ) from error
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
@@ -77,32 +87,32 @@ def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemp
 
 
 def render(template: ChatTemplate, conversation: Conversation, assistant_turns: AssistantTurns) -> Rendering:
-    """The text of a conversation and what is learned of it; without any text where nothing is.
+    """Render a conversation. The result is empty if no turn counts in the loss.
 
-    A last turn that the template does not end with a special token is ended with the tokenizer's end token.
+    If the template does not end the last turn with a special token, the tokenizer's end token is added.
 
     Args:
-        template: of the tokenizer.
-        conversation: with at least one turn of the assistant.
-        assistant_turns: learn all of the assistant's turns, or the last of the conversation only.
+        template: the tokenizer's chat template.
+        conversation: a conversation with at least one turn of the assistant.
+        assistant_turns: which of the assistant's turns count in the loss.
 
     Raises:
-        TsugikiError: a message holds a special token; the template refuses the conversation, or it renders a turn
-            that is to be learned otherwise than a model would have had to write it.
+        TsugikiError: a message contains a special token; the template raises an error; or the rendering of a turn
+            that counts in the loss differs from what the model would generate.
     """
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     wanted = answers if assistant_turns == "all" else answers[-1:]
     learned = [index for index in wanted if conversation.messages[index].learned]
     if not learned:
         return Rendering("", ())
-    shown = conversation.messages[: learned[-1] + 1]
-    for number, message in enumerate(shown, 1):
+    rendered = conversation.messages[: learned[-1] + 1]
+    for number, message in enumerate(rendered, 1):
         if found := template.special.search(message.content):
             raise TsugikiError(
-                f"{conversation.source}: turn {number} ({message.role}) holds {found.group()}, which is a special "
-                "token of this tokenizer; take it out, or the row"
+                f"{conversation.source}: turn {number} ({message.role}) contains {found.group()}, which is a special "
+                "token of this tokenizer; remove it or the row"
             )
-    messages = [{"role": message.role, "content": message.content} for message in shown]
+    messages = [{"role": message.role, "content": message.content} for message in rendered]
     whole, marks = _render(template, messages, conversation.source)
     spans: list[_Span] = []
     for index in learned:
@@ -111,11 +121,11 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
         if not ended:
             if index != learned[-1]:
                 raise TsugikiError(
-                    f"{where} is not ended by a special token in this chat template, so its end cannot be learned; "
-                    "learn the last turn only (assistant_turns: last)"
+                    f"{where} is not ended by a special token in this chat template, so its end cannot be trained; "
+                    "train on the last turn only (assistant_turns: last)"
                 )
             if template.end is None:
-                raise TsugikiError(f"{where} has no end: neither chat template nor tokenizer has a token for it")
+                raise TsugikiError(f"{where} has no end: neither the chat template nor the tokenizer has an end token")
             whole = whole[:stop] + template.end
             stop = len(whole)
         spans.append((start, stop))
@@ -125,7 +135,11 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
 def _span(
     template: ChatTemplate, turns: _Messages, whole: str, marks: list[_Span], where: str
 ) -> tuple[int, int, bool]:
-    """Begin and end, in the whole rendering, of the answer that is the last of `turns`, and whether a token ends it."""
+    """Locate the answer that is the last of `turns`.
+
+    Returns:
+        Its begin and end in the whole rendering, and whether a token ends it.
+    """
     finished, finished_marks = _render(template, turns, where)
     content_stop = len(finished) - _tail_length(template, turns, finished, where)
     ending = template.ending.search(finished, content_stop)
@@ -141,19 +155,19 @@ def _span(
         start = len(prompt)
         if start >= content_stop or not finished.startswith(prompt):
             raise TsugikiError(
-                f"{where}: this chat template writes the answer otherwise than after its own prompt for one, so no "
-                "model could have written it; use a template that marks its answers ({% generation %})"
+                f"{where}: this chat template renders the answer differently from its own generation prompt, so no "
+                "model could generate it; use a template that marks answers with {% generation %}"
             )
         if whole.startswith(finished[:stop]):
             return start, stop, ending is not None
     raise TsugikiError(
-        f"{where} is written otherwise by this chat template once more turns follow; "
-        "learn the last turn only (assistant_turns: last)"
+        f"{where} is rendered differently by this chat template when more turns follow; "
+        "train on the last turn only (assistant_turns: last)"
     )
 
 
 def _tail_length(template: ChatTemplate, turns: _Messages, finished: str, where: str) -> int:
-    """How many characters follow the content of the last turn: as many as do with another content."""
+    """Return how many characters follow the content of the last turn, found by rendering another content."""
     content = turns[-1]["content"]
     lasts = content[-1], content.rstrip()[-1]
     other = next(letter for letter in "abc" if letter not in lasts)
@@ -165,7 +179,7 @@ def _tail_length(template: ChatTemplate, turns: _Messages, finished: str, where:
 def _render(
     template: ChatTemplate, messages: _Messages, where: str, add_generation_prompt: bool = False
 ) -> tuple[str, list[_Span]]:
-    """The text, and the stretches that the template marks as generated."""
+    """Return the rendered text, and the character ranges that the template marks as generated."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -176,9 +190,9 @@ def _render(
             add_generation_prompt=add_generation_prompt,
             **template.variables,
         )
-    except Exception as error:  # a template is a program of someone else's; it may fail in any way
+    except Exception as error:  # a template is a program and can raise any exception
         what = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        raise TsugikiError(f"{where}: the chat template refuses the conversation: {what}") from error
+        raise TsugikiError(f"{where}: the chat template cannot render the conversation: {what}") from error
     return texts[0], marks[0] if marks else []
 
 

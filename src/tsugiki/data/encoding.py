@@ -1,12 +1,13 @@
-"""From records to token ids, and which of them are learned.
+"""Encode records as token ids, and mark the tokens that count in the loss.
 
-    document        <start> text <end>                      all but the start
-    completion      <start> prompt completion <end>         the completion and the end
-    conversation    as the chat template has it             what the assistant wrote, with the end of each turn
+                    tokens                              in the loss
+    document        <start> text <end>                  all but <start>
+    completion      <start> prompt completion <end>     the completion and <end>
+    conversation    the rendered chat template          the assistant's turns, each with the token that ends it
 
-<start> is the begin token where the tokenizer sets one, else the end token. Prompt and answer are encoded together, as
-one text; where a token would hold a part of both, they are encoded apart, so that the tokens of the prompt are those
-that generation begins from.
+<start> is the tokenizer's begin token if it adds one to every text, otherwise its end token. Prompt and answer are
+encoded together as one text. If a token would span both, they are encoded separately, so that the prompt has the same
+tokens as in generation.
 """
 
 from collections.abc import Sequence
@@ -23,21 +24,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One record: token ids, and for each whether it is learned (predicted from those before it)."""
+    """The token ids of one record, and for each token whether it counts in the loss."""
 
     ids: list[int]
     learned: list[bool]
 
     @property
     def target_tokens(self) -> int:
-        """How many tokens are learned; 0 where a conversation has no turn to learn."""
+        """Number of tokens that count in the loss; 0 for a conversation of which no turn is trained on."""
         return sum(self.learned)
 
 
 def document_start(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The token that stands before a document: the begin token if the tokenizer sets one itself, else the end token.
+    """Return the token before a document: the begin token if the tokenizer adds one to texts, otherwise the end token.
 
-    The same token is the context of a text's first token in training, in evaluation and in generation.
+    Training, evaluation and generation all use it as the context of a text's first token.
 
     Raises:
         TsugikiError: the tokenizer has no end token.
@@ -49,10 +50,10 @@ def document_start(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def document_end(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The token that ends a document.
+    """Return the token that ends a document.
 
     Raises:
-        TsugikiError: the tokenizer has none.
+        TsugikiError: the tokenizer has no end token.
     """
     if tokenizer.eos_token_id is None:
         raise TsugikiError("the tokenizer has no end token (eos_token); set one in its tokenizer_config.json")
@@ -60,7 +61,7 @@ def document_end(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without any special token."""
+    """Return the token ids of each text, without special tokens."""
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
     return ids
 
@@ -68,16 +69,16 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[l
 def encode_records(
     tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record], assistant_turns: AssistantTurns = "all"
 ) -> list[Encoded]:
-    """Token ids of each record and what is learned of them; the tokenizer is called once for each kind of record.
+    """Encode a batch of records. The tokenizer is called once for documents and once for the other records.
 
     Args:
-        tokenizer: of the base model.
-        records: a batch; some dozens use every core.
-        assistant_turns: learn all of the assistant's turns, or the last only.
+        tokenizer: the tokenizer of the base model.
+        records: the batch; some dozens of records are enough to use all cores.
+        assistant_turns: which of the assistant's turns count in the loss.
 
     Raises:
-        TsugikiError: no end token or no chat template where one is needed; a conversation that its template cannot
-            show (see `chat.render`); an answer that holds the token which ends it.
+        TsugikiError: the tokenizer has no end token or no chat template although a record requires one; the template
+            cannot render a conversation (see `chat.render`); an answer contains the token that ends it.
     """
     documents = [record for record in records if isinstance(record, Document)]
     answers = [record for record in records if not isinstance(record, Document)]
@@ -110,7 +111,7 @@ def _encode_answers(
         if isinstance(record, Completion):
             start, end = document_start(tokenizer), document_end(tokenizer)
             row = Encoded([start, *row.ids, end], [False, *row.learned, True])
-        _refuse_inner_ends(tokenizer, row, record.source)
+        _check_end_tokens(tokenizer, row, record.source)
         encoded.append(row)
     return encoded
 
@@ -120,8 +121,8 @@ def _encode_renderings(tokenizer: "PreTrainedTokenizerBase", renderings: Sequenc
         return []
     if not tokenizer.is_fast:
         raise TsugikiError(
-            "the tokenizer cannot tell which characters a token stands for, which prompts and answers need; "
-            "use a base model that has a tokenizer.json"
+            "the tokenizer does not report the character offsets of tokens, which prompts and answers require; "
+            "use a base model with a tokenizer.json"
         )
     texts = [rendering.text for rendering in renderings]
     batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -129,32 +130,34 @@ def _encode_renderings(tokenizer: "PreTrainedTokenizerBase", renderings: Sequenc
     for rendering, ids, offsets in zip(renderings, batch.input_ids, batch.offset_mapping, strict=True):
         borders = [start for start, _ in rendering.spans if start > 0]
         if not all(_is_between_tokens(border, offsets) for border in borders):
-            ids, offsets = _encode_apart(tokenizer, rendering.text, borders)
+            ids, offsets = _encode_separately(tokenizer, rendering.text, borders)
         encoded.append(Encoded(ids, _inside(offsets, rendering.spans)))
     return encoded
 
 
 def _is_between_tokens(border: int, offsets: Sequence[tuple[int, int]]) -> bool:
-    """Whether one token ends and another begins at a position.
+    """Whether one token ends and another one begins at a position of the text.
 
-    Both are asked for, since some tokenizers leave white space at a token's edges out of its offsets.
+    Both are checked, because some tokenizers exclude white space at the edges of a token from its offsets.
     """
-    straddled = any(first < border < last for first, last in offsets)
-    return not straddled and any(first == border for first, _ in offsets) and any(last == border for _, last in offsets)
+    inside_token = any(first < border < last for first, last in offsets)
+    return (
+        not inside_token and any(first == border for first, _ in offsets) and any(last == border for _, last in offsets)
+    )
 
 
 def _inside(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """For each token whether it belongs to one of the spans.
+    """Return for each token whether it overlaps one of the spans.
 
-    The token that ends a turn may reach beyond: some tokenizers let it swallow the line end that follows.
+    The token that ends a turn may extend beyond its span, because some tokenizers include the following line feed.
     """
     return [any(start < last and first < stop for start, stop in spans) for first, last in offsets]
 
 
-def _encode_apart(
+def _encode_separately(
     tokenizer: "PreTrainedTokenizerBase", text: str, borders: Sequence[int]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and offsets of a text that is cut at the borders; each piece is encoded by itself."""
+    """Encode the pieces of a text between the borders separately; return token ids and character offsets."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     for start, stop in zip([0, *borders], [*borders, len(text)], strict=True):
@@ -165,9 +168,13 @@ def _encode_apart(
 
 
 def _encode_piece(tokenizer: "PreTrainedTokenizerBase", piece: str, inner: bool) -> list[tuple[int, tuple[int, int]]]:
-    """Ids with their offsets of a piece, without the space that some tokenizers put before a text's beginning.
+    """Encode a piece of a text without the space that some tokenizers add at the beginning of a text.
 
-    An inner piece is encoded after a line feed, whose tokens are dropped again where they stand by themselves.
+    An inner piece is encoded after a line feed. The tokens of the line feed are then dropped, provided that they are
+    separate from those of the piece.
+
+    Returns:
+        The token ids, each with its character offsets in the piece.
     """
     if inner:
         line_feed = encode(tokenizer, ["\n"])[0]
@@ -180,14 +187,16 @@ def _encode_piece(tokenizer: "PreTrainedTokenizerBase", piece: str, inner: bool)
     return list(zip(batch.input_ids, batch.offset_mapping, strict=True))
 
 
-def _refuse_inner_ends(tokenizer: "PreTrainedTokenizerBase", row: Encoded, source: str) -> None:
-    """Each learned stretch ends with a token that stands nowhere else in it."""
-    stretch: list[int] = []
+def _check_end_tokens(tokenizer: "PreTrainedTokenizerBase", row: Encoded, source: str) -> None:
+    """Check that the last token of each answer, which ends it, does not also occur inside it."""
+    answer: list[int] = []
     for index, (token, learned) in enumerate(zip(row.ids, row.learned, strict=True)):
         if learned:
-            stretch.append(token)
-        if stretch and (not learned or index + 1 == len(row.ids)):
-            if stretch.count(stretch[-1]) > 1:
-                end = tokenizer.convert_ids_to_tokens(stretch[-1])
-                raise TsugikiError(f"{source} holds {end}, the token that ends an answer; take it out, it is added")
-            stretch = []
+            answer.append(token)
+        if answer and (not learned or index + 1 == len(row.ids)):
+            if answer.count(answer[-1]) > 1:
+                end = tokenizer.convert_ids_to_tokens(answer[-1])
+                raise TsugikiError(
+                    f"{source} contains {end}, the token that ends an answer; remove it (it is added automatically)"
+                )
+            answer = []

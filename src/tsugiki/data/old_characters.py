@@ -1,10 +1,12 @@
-"""Old forms of characters (旧字体) and those that took their place (新字体).
+"""Old forms of kanji (旧字体) with the new forms (新字体) that replaced them.
 
-The pairs of the table of characters in common use (常用漢字表, 2010) and some that printers used as freely.
-Forms that Unicode counts as compatibility characters (神 U+FA19) are left out: NFKC changes those.
+The pairs are those of the table of kanji in common use (常用漢字表, 2010) and others that were common in print.
+Compatibility characters of Unicode (神 U+FA19) are not included, because NFKC normalisation converts them.
 """
 
-# An old form and its new one, by turns.
+from types import MappingProxyType
+
+# Old and new forms alternate.
 _PAIRS = (
     "乘乗亂乱亞亜佛仏來来倂併假仮傳伝僞偽價価儉倹兒児兩両剩剰劍剣劑剤勞労勳勲勵励勸勧區区卷巻卽即參参單単嚴厳"
     "囑嘱圈圏國国圍囲圓円圖図團団增増墮堕壓圧壘塁壞壊壤壌壯壮壹壱壽寿奧奥奬奨孃嬢學学寢寝實実寫写寬寛寶宝將将"
@@ -23,5 +25,5 @@ _PAIRS = (
     "鄰隣甞嘗徃往壺壷濤涛灌潅凉涼亙亘伜倅咒呪欝鬱駈駆嶋島羣群峯峰恠怪裡裏"
 )
 
-NEW_FORMS = dict(zip(_PAIRS[::2], _PAIRS[1::2], strict=True))
-"""The new form of each old one."""
+NEW_FORMS = MappingProxyType(dict(zip(_PAIRS[::2], _PAIRS[1::2], strict=True)))
+"""Old form -> new form."""

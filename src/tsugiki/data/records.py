@@ -1,19 +1,21 @@
-"""What one line, row or file of data is: a document, a prompt with its completion, or a conversation."""
+"""The kinds of training records: a document, a prompt with its completion, or a conversation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 AssistantTurns: TypeAlias = Literal["all", "last"]
-"""Which of an assistant's turns are learned."""
+"""Which of the assistant's turns count in the loss: all of them, or only the last one of a conversation."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, learned whole.
+    """A text, all of which counts in the loss.
 
-    `source` says where a record came from (`file` or `file:line`); `fields` holds the short texts beside it, such as
-    author and title, by which a held-out part can be chosen.
+    Attributes:
+        text: the text.
+        source: where the record was read: `file` or `file:line`.
+        fields: other short texts of the same row, such as author and title; held-out records can be chosen by them.
     """
 
     text: str
@@ -23,7 +25,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt, which is read, and its completion, which is learned; no chat template stands between them."""
+    """A prompt and its completion, without a chat template. Only the completion counts in the loss."""
 
     prompt: str
     completion: str
@@ -32,13 +34,13 @@ class Completion:
 
     @property
     def text(self) -> str:
-        """Both, as one text."""
+        """The prompt followed by the completion."""
         return self.prompt + self.completion
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; an assistant's turn is learned unless `learned` says no."""
+    """One turn of a conversation. An assistant's turn counts in the loss unless `learned` is False."""
 
     role: str
     content: str
@@ -47,7 +49,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns to be put into the tokenizer's chat template; the assistant's are learned."""
+    """Turns that are rendered with the tokenizer's chat template. The assistant's turns count in the loss."""
 
     messages: tuple[Message, ...]
     source: str
@@ -55,7 +57,7 @@ class Conversation:
 
     @property
     def text(self) -> str:
-        """All turns, a line or more each."""
+        """The contents of all turns, joined by line feeds."""
         return "\n".join(message.content for message in self.messages)
 
 
@@ -63,7 +65,7 @@ Record: TypeAlias = Document | Completion | Conversation
 
 
 def learned_text(record: Record, turns: AssistantTurns) -> str:
-    """What of a record is learned, as text: a document, a completion, or the assistant's turns."""
+    """Return the text that counts in the loss: a document, a completion, or the assistant's turns."""
     match record:
         case Document():
             return record.text

@@ -1,12 +1,13 @@
-"""From a row of a file to a record: which fields are known, and what is wrong with a row that does not fit them.
+"""Convert a row of a file to a record, according to the fields that the row has.
 
     text                            a document
-    prompt, completion              two texts; or two lists of messages (as TRL has them)
+    prompt, completion              two texts, or two lists of messages (as in TRL)
     messages                        a list of {"role", "content"}
     conversations                   a list of {"from", "value"} (ShareGPT)
-    instruction, output (, input)   one question and its answer (Alpaca)
+    instruction, output (, input)   a question and its answer (Alpaca)
 
-A row with several of these is read as the one with more structure: some data sets keep the rendered `text` beside.
+If a row has the fields of several schemas, the one with more structure is used, because some data sets also contain
+the rendered conversation as `text`.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "instruction and output": ("instruction", "output"),
     "text": ("text",),
 }
-"""The fields by which each kind of row is known, in the order of precedence."""
+"""The required fields of each schema, in order of precedence."""
 
 _ROLES = {
     "system": "system",
@@ -35,15 +36,15 @@ _ROLES = {
     "human": "user",
     "gpt": "assistant",
 }
-_NOT_LEARNED = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio")
-_FIELD_LENGTH = 200
+_UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio")
+_FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a record
 
 
 def schema_of(row: Mapping[str, Any], source: str) -> str:
-    """Which of `KEYS` a row is. A field that is null counts as absent.
+    """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing.
 
     Raises:
-        TsugikiError: it is none of them.
+        TsugikiError: the row has the fields of no schema.
     """
     present = {name for name, value in row.items() if value is not None}
     for schema, keys in KEYS.items():
@@ -52,35 +53,35 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
     for keys in KEYS.values():
         for key in keys:
             if key in row and key not in present:
-                raise TsugikiError(f"{source} has null for {key}; fill it or take the row out")
+                raise TsugikiError(f"{source} has null as {key}; give a value or remove the row")
     for first, second in (("prompt", "completion"), ("instruction", "output")):
         for key, missing in ((first, second), (second, first)):
             if key in present:
-                raise TsugikiError(f"{source} has {key} but no {missing}; give both")
+                raise TsugikiError(f"{source} has {key} but no {missing}; add it")
     names = ", ".join(str(name)[:40] for name in list(row)[:8]) or "nothing"
     raise TsugikiError(
-        f"{source} has none of {', '.join(reversed(KEYS))}, but {names}; rename its fields to one of these"
+        f"{source} has none of the fields {', '.join(reversed(KEYS))}; it has {names}; rename its fields"
     )
 
 
 def read_row(row: Mapping[str, Any], source: str) -> Record | None:
-    """The record in a row, None for a document of white space alone.
+    """Convert a row to a record; return None for a document that contains only white space.
 
-    Messages have the roles system, developer, user, assistant or tool, and as content a text or a list of parts of
-    text, which are joined. An assistant's message with `weight` 0 (OpenAI's) is read but not learned; so are those in
-    a list-of-messages `prompt`. A `system` text beside ShareGPT's or Alpaca's fields becomes the first turn. Other
-    short texts in the row become the record's `fields`.
+    The role of a message is system, developer, user, assistant or tool. Its content is a text or a list of text
+    parts, which are joined. An assistant's message does not count in the loss if its `weight` is 0 (as in OpenAI's
+    format), or if it is part of a `prompt` that is a list of messages. A `system` text next to ShareGPT's or Alpaca's
+    fields becomes the first turn. Other short texts of the row become the record's `fields`.
 
     Args:
-        row: field names to values, as JSON has them.
+        row: the fields of the row with their values, as JSON represents them.
         source: `file:line`, for the record and for errors.
 
     Raises:
-        TsugikiError: the row is of no known kind, or something in it cannot be learned.
+        TsugikiError: the row matches no schema, or contains something that cannot be trained on.
     """
     schema = schema_of(row, source)
     if row.get("tools"):
-        raise TsugikiError(f"{source} has tools, which are not learned; take the field out, or the row")
+        raise TsugikiError(f"{source} has tools, which are not supported; remove the field or the row")
     used = {*KEYS[schema], "input", "system"}
     fields = {
         name: value
@@ -94,79 +95,83 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
             if not record.text.strip():
                 return None
         case "prompt and completion" if isinstance(row["prompt"], str):
-            record = Completion(_text(row, "prompt", source), _filled(row, "completion", source), source, fields)
+            record = Completion(
+                _text(row, "prompt", source), _non_empty_text(row, "completion", source), source, fields
+            )
         case "prompt and completion":
-            asked = _messages(row, "prompt", source)
-            learned = _messages(row, "completion", source, after=len(asked))
-            asked = [replace(message, learned=message.role != "assistant") for message in asked]
-            record = Conversation(_checked([*asked, *learned], source), source, fields)
+            prompt = _messages(row, "prompt", source)
+            completion = _messages(row, "completion", source, after=len(prompt))
+            prompt = [replace(message, learned=message.role != "assistant") for message in prompt]
+            record = Conversation(_check_turns([*prompt, *completion], source), source, fields)
         case "instruction and output":
-            record = Conversation(_checked(_instruction(row, source), source), source, fields)
+            record = Conversation(_check_turns(_instruction(row, source), source), source, fields)
         case _:
             turns = _messages(row, schema, source)
             if turns and turns[0].role != "system":
                 turns = [*_system(row, source), *turns]
-            record = Conversation(_checked(turns, source), source, fields)
-    _refuse_half_characters(record)
+            record = Conversation(_check_turns(turns, source), source, fields)
+    _check_surrogates(record)
     return record
 
 
 def _text(row: Mapping[str, Any], key: str, source: str) -> str:
     value = row[key]
     if not isinstance(value, str):
-        raise TsugikiError(f"{source} has {_kind(value)} as {key}; it must be a text")
+        raise TsugikiError(f"{source} has {_type_name(value)} as {key}; it must be a text")
     return value
 
 
-def _filled(row: Mapping[str, Any], key: str, source: str) -> str:
+def _non_empty_text(row: Mapping[str, Any], key: str, source: str) -> str:
     value = _text(row, key, source)
     if not value.strip():
-        raise TsugikiError(f"{source} has an empty {key}; fill it or take the row out")
+        raise TsugikiError(f"{source} has an empty {key}; fill it or remove the row")
     return value
 
 
 def _system(row: Mapping[str, Any], source: str) -> list[Message]:
     if row.get("system") in (None, ""):
         return []
-    return [Message("system", _filled(row, "system", source))]
+    return [Message("system", _non_empty_text(row, "system", source))]
 
 
 def _instruction(row: Mapping[str, Any], source: str) -> list[Message]:
     if row.get("history"):
-        raise TsugikiError(f"{source} has a history, which is not read; give the turns as messages")
-    question = _filled(row, "instruction", source)
+        raise TsugikiError(f"{source} has a history, which is not supported; give all turns as messages")
+    question = _non_empty_text(row, "instruction", source)
     if row.get("input") not in (None, ""):
-        question += "\n\n" + _filled(row, "input", source)
-    answer = Message("assistant", _filled(row, "output", source))
+        question += "\n\n" + _non_empty_text(row, "input", source)
+    answer = Message("assistant", _non_empty_text(row, "output", source))
     return [*_system(row, source), Message("user", question), answer]
 
 
 def _messages(row: Mapping[str, Any], key: str, source: str, after: int = 0) -> list[Message]:
-    """The turns in a list; they are counted from `after` + 1 in errors."""
+    """Return the messages of a list. Errors number its turns from `after` + 1."""
     turns = row[key]
     if not isinstance(turns, list):
-        raise TsugikiError(f'{source}: {key} is {_kind(turns)}; it must be a list of {{"role": …, "content": …}}')
+        raise TsugikiError(f'{source}: {key} is {_type_name(turns)}; it must be a list of {{"role": …, "content": …}}')
     return [_message(turn, f"{source}: turn {number}") for number, turn in enumerate(turns, after + 1)]
 
 
 def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise TsugikiError(f'{where} is {_kind(turn)}; it must be an object like {{"role": "user", "content": "…"}}')
+        raise TsugikiError(
+            f'{where} is {_type_name(turn)}; it must be an object like {{"role": "user", "content": "…"}}'
+        )
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         known = ", ".join(_ROLES)
-        raise TsugikiError(f"{where} has the role {_shown(name)}; the roles are {known}; rename it or take the row out")
-    for key in _NOT_LEARNED:
+        raise TsugikiError(f"{where} has the unknown role {_abbreviate(name)}; use one of {known}")
+    for key in _UNSUPPORTED_KEYS:
         if turn.get(key):
-            raise TsugikiError(f"{where} ({role}) has {key}, which is not learned; take it out, or the row")
+            raise TsugikiError(f"{where} ({role}) has {key}, which is not supported; remove it or the row")
     content = turn.get("content", turn.get("value"))
     text = _content(content, f"{where} ({role})")
     if not text.strip():
-        raise TsugikiError(f"{where} ({role}) is empty; fill it or take the row out")
+        raise TsugikiError(f"{where} ({role}) is empty; fill it or remove the row")
     weight = turn.get("weight")
     if role == "assistant" and weight is not None and weight not in (0, 1):
-        raise TsugikiError(f"{where} (assistant) has the weight {_shown(weight)}; it must be 0 or 1")
+        raise TsugikiError(f"{where} (assistant) has weight {_abbreviate(weight)}; it must be 0 or 1")
     return Message(role, text, learned=role != "assistant" or weight != 0)
 
 
@@ -176,40 +181,44 @@ def _content(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise TsugikiError(f"{where} has {_kind(content)} as content; it must be a text")
+        raise TsugikiError(f"{where} has {_type_name(content)} as content; it must be a text")
     parts = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else part
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         if kind != "text":
-            raise TsugikiError(f"{where} has a part of the type {_shown(kind)}; only text is learned, take the row out")
+            raise TsugikiError(
+                f"{where} has a part of type {_abbreviate(kind)}; only text is supported; remove the row"
+            )
         if not isinstance(text, str):
-            raise TsugikiError(f'{where} has a part without text; a part is like {{"type": "text", "text": "…"}}')
+            raise TsugikiError(f'{where} has a part without text; write a part as {{"type": "text", "text": "…"}}')
         parts.append(text)
     return "".join(parts)
 
 
-def _checked(turns: list[Message], source: str) -> tuple[Message, ...]:
-    """Turns that have an order in which a model can have answered."""
+def _check_turns(turns: list[Message], source: str) -> tuple[Message, ...]:
+    """Check that the assistant answers the user and never writes two turns in a row; return the turns."""
     if all(turn.role != "assistant" for turn in turns):
-        raise TsugikiError(f"{source} has no assistant turn, so there is nothing to learn; add the answer")
+        raise TsugikiError(f"{source} has no turn of the assistant, so there is nothing to train on; add the answer")
     if turns[0].role == "assistant":
-        raise TsugikiError(f"{source} begins with the assistant; put the user's turn before it")
+        raise TsugikiError(f"{source} begins with a turn of the assistant; put the user's turn before it")
     for number, (before, turn) in enumerate(pairwise(turns), 2):
         if before.role == turn.role == "assistant":
-            raise TsugikiError(f"{source}: turn {number} is the assistant's again; join the two turns into one")
+            raise TsugikiError(f"{source}: turn {number} is a second turn of the assistant; join the two turns")
     return tuple(turns)
 
 
-def _refuse_half_characters(record: Record) -> None:
+def _check_surrogates(record: Record) -> None:
     try:
         record.text.encode()
     except UnicodeEncodeError as error:
-        half = ascii(record.text[error.start])[1:-1]
-        raise TsugikiError(f"{record.source} holds half a character ({half}); mend or remove it") from error
+        surrogate = ascii(record.text[error.start])[1:-1]
+        raise TsugikiError(
+            f"{record.source} contains an unpaired surrogate ({surrogate}); repair or remove it"
+        ) from error
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     match value:
         case None:
             return "null"
@@ -225,5 +234,5 @@ def _kind(value: Any) -> str:
             return "an object"
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     return "null" if value is None else repr(value)[:40]

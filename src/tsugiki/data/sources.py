@@ -1,7 +1,7 @@
-"""Records from files: `.txt` (one document each), `.jsonl`, `.csv` and `.parquet` (one record a row), a folder of
-these, or a data set on the hub by its name. Which fields a row has is in `schemas`.
+"""Read records from `.txt` files (one document each), from `.jsonl`, `.csv` and `.parquet` files (one record per row),
+from a folder of these, or from a data set on the hub. The fields of a row are described in `schemas`.
 
-Files are read as they are needed: of a `.txt` one whole file, of the others one row (`.parquet`: a row group).
+Records are yielded one by one. A `.txt` file is read whole, other files row by row (`.parquet`: in batches of rows).
 """
 
 import codecs
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.records import Document, Record
 from tsugiki.data.schemas import KEYS, read_row, schema_of
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 
@@ -23,34 +23,35 @@ _ENCODINGS = "UTF-8, UTF-16, EUC-JP or Shift_JIS"
 _EXTRA = "pip install 'tsugiki[datasets]'"
 _ROWS_AT_ONCE = 256
 
-_Rows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
+_NumberedRows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
 
 
 def read_records(data: str | Path) -> Iterator[Record]:
-    """Every record, in the order of files' names and of rows.
+    """Yield every record, sorted by file name, in the order of the rows.
 
-    UTF-8, UTF-16 (with its mark), EUC-JP and Shift_JIS are told apart; line ends become LF. Documents of white space
-    alone are left out.
+    UTF-8, UTF-16 (with a byte order mark), EUC-JP and Shift_JIS are detected; line ends become LF. Documents that
+    contain only white space are skipped.
 
     Args:
-        data: a file, a folder, or, where there is neither, the name of a data set on the hub: `owner/name`, or
-            `owner/name:split` for another split than train. No code from a data set runs.
+        data: a file or a folder; if it does not exist, the name of a data set on the hub: `owner/name`, or
+            `owner/name:split` for a split other than train. No code from a data set is executed.
 
     Raises:
-        TsugikiError: no such data, a kind that is not read, or (while reading) an encoding that is none of these, a
-            broken line or row, two kinds of rows in one file, or nothing to read at all.
+        TsugikiError: there is no such data or its file type is not supported. While reading: another encoding, a
+            malformed line or row, different schemas in one file, or no record at all.
     """
     if _is_on_hub(data):
-        return _refuse_nothing(_records_of_rows(_dataset_rows(str(data)), str(data)), data)
-    return _refuse_nothing((record for file in _files(Path(data).expanduser()) for record in _read_file(file)), data)
+        return _refuse_empty(_records_of_rows(_dataset_rows(str(data)), str(data)), data)
+    return _refuse_empty((record for file in _files(Path(data).expanduser()) for record in _read_file(file)), data)
 
 
 def content_key(data: str | Path) -> str:
-    """64 hexadecimal digits of SHA-256 over what `read_records` would read: names and bytes of files, or the
-    fingerprint of a data set on the hub.
+    """Return a SHA-256 in hexadecimal that identifies what `read_records` would read.
+
+    It covers the names and the bytes of files, or the fingerprint of a data set on the hub.
 
     Raises:
-        TsugikiError: no such data, or it cannot be read.
+        TsugikiError: there is no such data, or it cannot be read.
     """
     digest = hashlib.sha256()
     if _is_on_hub(data):
@@ -69,13 +70,16 @@ def content_key(data: str | Path) -> str:
 
 
 def decode(data: bytes, name: str) -> str:
-    """The text of a file's bytes, with LF line ends; `name` is for the error.
+    """Decode the bytes of a text file, and convert line ends to LF.
 
-    Strict decoding tells the encodings apart: text in one of these is practically never valid in those
-    tried before it.
+    The encodings are tried in turn with strict decoding: text in one of them is almost never valid in an earlier one.
+
+    Args:
+        data: the file's bytes.
+        name: the file's name, for errors.
 
     Raises:
-        TsugikiError: it is none of UTF-8, UTF-16, EUC-JP and Shift_JIS.
+        TsugikiError: the text is not in UTF-8, UTF-16, EUC-JP or Shift_JIS.
     """
     for encoding in _candidates(data):
         try:
@@ -95,20 +99,24 @@ def _files(root: Path) -> list[Path]:
     if root.is_dir():
         files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
-            raise TsugikiError(f"{root} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+            raise TsugikiError(f"{root} contains no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
         return files
     if not root.is_file():
         raise TsugikiError(
-            f"no data at {root}: there is no such file or folder (a data set on the hub is named like owner/name)"
+            f"no data at {root}: there is no such file or folder (data sets on the hub are written owner/name)"
         )
     if root.suffix.lower() not in SUFFIXES:
-        kind = root.suffix or "a file without an ending"
-        raise TsugikiError(f"{root}: {kind} is not read; use {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        kind = root.suffix or "a file without a suffix"
+        raise TsugikiError(f"{root}: {kind} is not supported; use {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     return [root]
 
 
 def _read_file(path: Path) -> Iterator[Record]:
-    readers: dict[str, Callable[[Path], _Rows]] = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    readers: dict[str, Callable[[Path], _NumberedRows]] = {
+        ".jsonl": _json_rows,
+        ".csv": _csv_rows,
+        ".parquet": _parquet_rows,
+    }
     try:
         if path.suffix.lower() == ".txt":
             text = decode(path.read_bytes(), str(path))
@@ -120,7 +128,7 @@ def _read_file(path: Path) -> Iterator[Record]:
         raise _unreadable(path, error) from error
 
 
-def _json_rows(path: Path) -> _Rows:
+def _json_rows(path: Path) -> _NumberedRows:
     with path.open(encoding=_encoding(path)) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -129,30 +137,33 @@ def _json_rows(path: Path) -> _Rows:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 what = f"{error.msg} at character {error.pos + 1}"
-                raise TsugikiError(f"{path}:{number} is not JSON: {what}; mend the line or take it out") from error
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-                raise TsugikiError(f"{path}:{number} cannot be read: {error}; take the line out") from error
+                raise TsugikiError(f"{path}:{number} is not JSON: {what}; correct or remove the line") from error
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # a number with thousands of digits, or too many nested brackets
+                raise TsugikiError(f"{path}:{number} cannot be read: {error}; remove the line") from error
             if not isinstance(row, dict):
-                raise TsugikiError(f'{path}:{number} is no object; each line is one, like {{"text": "…"}}')
+                raise TsugikiError(f'{path}:{number} is not a JSON object; write each line as {{"text": "…"}}')
             yield number, row
 
 
-def _csv_rows(path: Path) -> _Rows:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may hold a book; the default is 128 KiB
+def _csv_rows(path: Path) -> _NumberedRows:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
     number = 1
     with path.open(encoding=_encoding(path)) as file:
         reader = csv.reader(file, strict=True)
         header: list[str] | None = None
         while True:
-            number = reader.line_num + 1  # of the row's first line; cells may hold several
+            number = reader.line_num + 1  # the first line of this row; cells may span several lines
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 raise TsugikiError(
-                    f"{path}:{number} is no CSV row: {error}; put cells that hold commas, quotes or line ends in "
-                    'double quotes, and write a quote within as ""'
+                    f"{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends in "
+                    "double quotes, and double the quotes inside"
                 ) from error
             if not any(cells):
                 continue
@@ -161,8 +172,8 @@ def _csv_rows(path: Path) -> _Rows:
                 continue
             if len(cells) != len(header):
                 raise TsugikiError(
-                    f"{path}:{number} has {len(cells)} cells where the first line names {len(header)} columns; "
-                    "put cells that hold commas or line ends in double quotes"
+                    f"{path}:{number} has {len(cells)} cells, but the first line names {len(header)} columns; "
+                    "put cells that contain commas or line ends in double quotes"
                 )
             yield number, dict(zip(header, cells, strict=True))
 
@@ -175,63 +186,63 @@ def _header(cells: list[str], where: str) -> list[str]:
     if not any(set(names).issuperset(keys) for keys in KEYS.values()):
         raise TsugikiError(
             f"{where} names none of the columns {', '.join(reversed(KEYS))}; "
-            "the first line must name the columns, with commas between them"
+            "the first line must name the columns, separated by commas"
         )
     return names
 
 
-def _parquet_rows(path: Path) -> _Rows:
+def _parquet_rows(path: Path) -> _NumberedRows:
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise TsugikiError(f"{path}: reading .parquet needs pyarrow; {_EXTRA}") from error
+        raise TsugikiError(f"{path}: reading .parquet requires pyarrow: {_EXTRA}") from error
     try:
         with parquet.ParquetFile(path) as file:
-            wanted = [
+            columns = [
                 column.name
                 for column in file.schema_arrow
                 if column.name in _KNOWN
                 or arrow.types.is_string(column.type)
                 or arrow.types.is_large_string(column.type)
             ]
-            if not wanted:
+            if not columns:
                 raise TsugikiError(
-                    f"{path} has none of the columns {', '.join(reversed(KEYS))}, "
-                    f"but {', '.join(file.schema_arrow.names[:8]) or 'nothing'}; rename its columns to one of these"
+                    f"{path} has none of the columns {', '.join(reversed(KEYS))}; "
+                    f"it has {', '.join(file.schema_arrow.names[:8]) or 'nothing'}; rename its columns"
                 )
-            batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted)
+            batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     except (arrow.ArrowException, UnicodeDecodeError) as error:
-        raise TsugikiError(f"{path} cannot be read as Parquet: {_first_line(error)}; write it anew") from error
+        raise TsugikiError(f"{path} cannot be read as Parquet: {_error_line(error)}; export the file again") from error
 
 
 _KNOWN = frozenset(key for keys in KEYS.values() for key in keys) | {"input", "system", "history", "tools"}
 
 
 def _records_of_rows(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str) -> Iterator[Record]:
-    """Records of one file, all of one kind."""
-    kind: str | None = None
+    """Yield the records of one file, and check that all rows have the same schema."""
+    expected: str | None = None
     first = 0
     for number, row in rows:
         where = f"{name}:{number}"
         schema = schema_of(row, where)
-        if kind is None:
-            kind, first = schema, number
-        if schema != kind:
-            raise TsugikiError(f"{where} has {schema} where line {first} has {kind}; keep one kind to a file")
+        if expected is None:
+            expected, first = schema, number
+        if schema != expected:
+            raise TsugikiError(f"{where} has {schema}, but line {first} has {expected}; put them in separate files")
         record = read_row(row, where)
         if record is not None:
             yield record
 
 
-def _refuse_nothing(records: Iterator[Record], data: str | Path) -> Iterator[Record]:
+def _refuse_empty(records: Iterator[Record], data: str | Path) -> Iterator[Record]:
     empty = True
     for record in records:
         empty = False
         yield record
     if empty:
-        raise TsugikiError(f"{data} is empty: there is no text to learn from")
+        raise TsugikiError(f"{data} is empty: there is no text to train on")
 
 
 def _unreadable(path: Path, error: OSError) -> TsugikiError:
@@ -247,20 +258,20 @@ def _candidates(head: bytes) -> tuple[str, ...]:
 
 
 def _encoding(path: Path) -> str:
-    """The encoding of a file of lines, told apart as in `decode`, one line in memory at a time."""
+    """Detect the encoding of a file as `decode` does, with only one line in memory at a time."""
     with path.open("rb") as file:
         candidates = _candidates(file.read(2))
-    first_bad = None
+    first_invalid = None
     for encoding in candidates:
-        bad = _bad_line(path, encoding)
-        if bad is None:
+        invalid = _invalid_line(path, encoding)
+        if invalid is None:
             return encoding
-        first_bad = first_bad or bad
-    raise TsugikiError(f"{path}:{first_bad} is not text in {_ENCODINGS}; convert the file to UTF-8")
+        first_invalid = first_invalid or invalid
+    raise TsugikiError(f"{path}:{first_invalid} is not text in {_ENCODINGS}; convert the file to UTF-8")
 
 
-def _bad_line(path: Path, encoding: str) -> int | None:
-    """The first line that is no text in an encoding."""
+def _invalid_line(path: Path, encoding: str) -> int | None:
+    """Return the number of the first line that is not valid in an encoding, or None."""
     decoder = codecs.getincrementaldecoder(encoding)()
     number = 1
     with path.open("rb") as file:
@@ -278,48 +289,50 @@ def _bad_line(path: Path, encoding: str) -> int | None:
 
 
 def _is_on_hub(data: str | Path) -> bool:
-    """Whether data can only be the name of a data set: no path, and spelt `owner/name`.
+    """Whether data must be the name of a data set on the hub: it does not exist here and is written `owner/name`.
 
-    A single word is never looked up: it is a folder spelt wrong, and by some (csv, json, text) `datasets` would take
-    all such files in the working directory.
+    A single word is never looked up. It is more likely a misspelt folder, and for some words (csv, json, text)
+    `datasets` would read all such files of the working directory.
     """
     if isinstance(data, Path) or "\\" in data or Path(data).expanduser().exists():
         return False
     name = data.partition(":")[0]
     parts = name.split("/")
-    spelt = len(parts) == 2 and all(part[:1].isalnum() for part in parts)
-    return spelt and Path(name).suffix.lower() not in SUFFIXES
+    is_name = len(parts) == 2 and all(part[:1].isalnum() for part in parts)
+    return is_name and Path(name).suffix.lower() not in SUFFIXES
 
 
-def _dataset_rows(data: str) -> _Rows:
+def _dataset_rows(data: str) -> _NumberedRows:
     dataset = _load_dataset(data)
-    wanted = [
+    columns = [
         name for name, kind in dataset.features.items() if name in _KNOWN or getattr(kind, "dtype", "") == "string"
     ]
-    if not wanted:
+    if not columns:
         names = ", ".join(dataset.features)
-        raise TsugikiError(f"{data} has none of the columns {', '.join(reversed(KEYS))}, but {names}; choose another")
-    return enumerate(dataset.select_columns(wanted), 1)  # pictures and the like are not even decoded
+        raise TsugikiError(
+            f"{data} has none of the columns {', '.join(reversed(KEYS))}; it has {names}; choose another data set"
+        )
+    return enumerate(dataset.select_columns(columns), 1)  # other columns, such as images, are not decoded
 
 
 def _load_dataset(data: str) -> Any:
-    """A split of a data set on the hub, kept on disk by `datasets`, which from version 4 on runs no code of it."""
+    """Load a split of a data set from the hub; `datasets` caches it and, since version 4, executes no code from it."""
     name, _, split = data.partition(":")
     missing = f"there is no file or folder {name}"
     try:
         import datasets
     except ImportError as error:
-        raise TsugikiError(f"{missing}; to read a data set of that name from the hub, {_EXTRA}") from error
+        raise TsugikiError(f"{missing}; to read a data set of that name from the hub: {_EXTRA}") from error
     try:
         return datasets.load_dataset(name, split=split or "train")
     except datasets.exceptions.DatasetNotFoundError as error:
         raise TsugikiError(f"{missing}, and no data set of that name on the hub; check the spelling") from error
     except ConnectionError as error:
         raise TsugikiError(f"{missing}, and the hub cannot be reached to look for a data set of that name") from error
-    except Exception as error:  # an unknown split, several configurations, whatever a file of any kind may hold
-        what = _first_line(error.__cause__ or error)
+    except Exception as error:  # an unknown split, several configurations, a damaged file
+        what = _error_line(error.__cause__ or error)
         raise TsugikiError(f"the data set {data} cannot be read: {what}; choose another split or data set") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".;")
+def _error_line(error: BaseException) -> str:
+    return error_text(error).rstrip(".;")

@@ -1,6 +1,6 @@
-"""What is learned and what is measured: by records, and never the same text, or nearly the same, on both sides.
+"""Split records into training and held-out records, so that no text or near-duplicate is in both.
 
-The held-out part is a share of the records, those with a certain field (`author=…`), or a file of its own.
+The held-out records are a share of all records, those with a certain field value (`author=…`), or a separate file.
 """
 
 import hashlib
@@ -22,42 +22,54 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Condition:
-    """A field that held-out records have."""
+    """The field value that makes a record a held-out one."""
 
     field: str
     value: str
 
 
 def parse_held_out(held_out: float | str) -> float | Condition | Path:
-    """A share, a condition written `field=value`, or the path of a file.
+    """Parse the setting `held_out`.
+
+    Returns:
+        A share for a number, a condition for a text `field=value`, else the path of a file. A text that names an
+        existing file is always a path.
 
     Raises:
-        TsugikiError: a share that is none, or a condition without a value.
+        TsugikiError: the share is not between 0 and 1, or the condition has no field or no value.
     """
     if isinstance(held_out, float | int):
         if not 0 < held_out < 1:
-            raise TsugikiError(f"held-out fraction is {held_out}; it must be above 0 and below 1")
+            raise TsugikiError(f"held_out is {held_out}; a share must be above 0 and below 1")
         return float(held_out)
     name, sign, value = held_out.partition("=")
     if not sign or Path(held_out).exists():
         return Path(held_out)
     if not name.strip() or not value.strip():
-        raise TsugikiError(f"held-out condition is {held_out!r}; write it as author=… or title=…")
+        raise TsugikiError(f"held_out is {held_out!r}; write a condition as author=… or title=…")
     return Condition(name.strip(), value.strip())
 
 
 def split_records(index: Index, held_out: float | Condition, seed: int, groups: Sequence[Sequence[int]]) -> Integers:
-    """Numbers of the held-out records, sorted. Records of one group, near-duplicates, stay together.
+    """Return the sorted numbers of the held-out records. Near-duplicates, the records of a group, stay together.
 
-    By share, about so much of the characters is held out, chosen by `seed`; the order of choice comes from the
-    texts' digests, so that a record more moves no other. By condition, the records that fulfil it are held out,
-    and with them whatever is nearly the same.
+    With a share, about that share of all characters is held out. The choice depends on `seed` and on the digest of each
+    text, so that an additional record does not change the choice for the others. With a condition, the records that
+    fulfil it are held out, together with their near-duplicates.
+
+    Args:
+        index: the index of all records.
+        held_out: a share or a condition.
+        seed: the seed of the choice by share.
+        groups: the numbers of near-duplicates, as `near_duplicates` returns them.
 
     Raises:
-        TsugikiError: nothing is left to learn or to measure, or no record has the field or the value.
+        TsugikiError: no record is left for training or for evaluation, or no record has the field or the value.
     """
     if len(index) == 1:
-        raise TsugikiError(f"{index.sources[0]} is the only record, so none can be held out; add more, or name a file")
+        raise TsugikiError(
+            f"{index.sources[0]} is the only record, so none can be held out; add records, or give a held-out file"
+        )
     belongs = np.arange(len(index))
     for group in groups:
         belongs[list(group)] = group[0]
@@ -65,31 +77,34 @@ def split_records(index: Index, held_out: float | Condition, seed: int, groups: 
     inside = np.flatnonzero(np.isin(belongs, belongs[chosen]))
     if len(inside) == len(index):
         why = (
-            f"{held_out.field}={held_out.value} holds all of it out"
+            f"{held_out.field}={held_out.value} matches all records"
             if isinstance(held_out, Condition)
-            else ("all records are nearly the same text, so that none can be held out; name a held-out file")
+            else "all records are near-duplicates of each other; give a held-out file"
         )
-        raise TsugikiError(f"nothing is left to learn: {why}")
+        raise TsugikiError(f"no record is left for training: {why}")
     return inside
 
 
 def near_groups(index: Index) -> list[list[int]]:
-    """Groups of records that are nearly the same text, or the same."""
+    """Return groups of record numbers whose texts are equal or nearly equal."""
     return near_duplicates(index.signatures)
 
 
 def learned_and_measured(train: Index, held_out: Index) -> tuple[list[str], list[str]]:
-    """Of the training records, those that a held-out file holds too: (the same text, nearly the same text).
+    """Find training records whose text is also in a held-out file.
 
-    Each is told as `source (held out: source)`.
+    Returns:
+        Records with the same text, and records with nearly the same text, each as `source (held out: source)`.
     """
-    measured = {digest.tobytes(): source for digest, source in zip(held_out.digests, held_out.sources, strict=True)}
+    held_out_digests = {
+        digest.tobytes(): source for digest, source in zip(held_out.digests, held_out.sources, strict=True)
+    }
     same, near = [], []
     exact = set()
     for number, digest in enumerate(train.digests):
-        if digest.tobytes() in measured:
+        if digest.tobytes() in held_out_digests:
             exact.add(number)
-            same.append(f"{train.sources[number]} (held out: {measured[digest.tobytes()]})")
+            same.append(f"{train.sources[number]} (held out: {held_out_digests[digest.tobytes()]})")
     for group in near_duplicates(np.concatenate([train.signatures, held_out.signatures])):
         outside = [number - len(train) for number in group if number >= len(train)]
         near += [
@@ -101,22 +116,22 @@ def learned_and_measured(train: Index, held_out: Index) -> tuple[list[str], list
 
 
 def split_one(document: Document, fraction: float) -> tuple[Document, Document]:
-    """A single document's beginning and its last `fraction`, cut at a line end where there is one.
+    """Split a single document into its beginning and its last `fraction`, at a line end if there is one.
 
     Raises:
-        TsugikiError: it is too short.
+        TsugikiError: the document is too short.
     """
     text = document.text
     middle = int(len(text) * (1 - fraction))
     cut = text.find("\n", middle, len(text) - 1) + 1 or text.rfind("\n", 0, middle) + 1 or middle
     parts = text[:cut], text[cut:]
     if not all(part.strip() for part in parts):
-        raise TsugikiError(f"{document.source} is too short to hold a part out; add text or name a held-out file")
+        raise TsugikiError(f"{document.source} is too short to be split; add text or give a held-out file")
     return Document(parts[0], document.source), Document(parts[1], f"{document.source} (its end)")
 
 
 def _by_share(index: Index, fraction: float, seed: int, belongs: Integers) -> Integers:
-    """Whole groups in the order of their rank, as long as they fit; at least the smallest."""
+    """Choose whole groups in the order of their rank while they fit the share; at least the smallest group."""
     sizes = np.bincount(belongs, index.characters, minlength=len(index))
     budget = fraction * float(index.characters.sum())
     leaders = np.unique(belongs).tolist()
@@ -138,9 +153,11 @@ def _matching(index: Index, condition: Condition) -> Integers:
         return np.array(matching, np.int64)
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
     if values:
-        raise TsugikiError(f"no record has {condition.field}={condition.value}; there are {summarise_list(values)}")
+        raise TsugikiError(
+            f"no record has {condition.field}={condition.value}; the values are {summarise_list(values)}"
+        )
     known = sorted({name for fields in index.fields for name in fields})
     raise TsugikiError(
         f"no record has a field {condition.field}; "
-        + (f"the data has {summarise_list(known)}" if known else "the data has none, so hold out a share or a file")
+        + (f"the fields are {summarise_list(known)}" if known else "the data has no fields; hold out a share or a file")
     )

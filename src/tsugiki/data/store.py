@@ -1,14 +1,14 @@
-"""All records of a data set, tokenised once and kept on disk, however many there are.
+"""A data set, tokenised once and kept on disk, so that its size is not limited by memory.
 
-A store is a folder, written in one pass over the records and read through the page cache:
+A store is a folder that is written in one pass over the records and memory-mapped for reading:
 
-    ids.bin              every record's tokens, one after another, uint16 or int32 (as the vocabulary asks)
-    learned.bin          one byte a token: 1 where it is to be learned
-    index.safetensors    a row a record: where its tokens begin, characters, digest, signature, kind
-    records.jsonl        a line a record: where it came from, and its fields
-    store.json           the format and the type of ids.bin; written last
+    ids.bin              the token ids of all records, one after another, uint16 or int32 depending on the vocabulary
+    learned.bin          one byte per token: 1 if the token counts in the loss
+    index.safetensors    for each record: offset of its first token, characters, digest, signature, kind
+    records.jsonl        for each record: its source and its fields
+    store.json           the version of the format and the dtype of ids.bin; written last
 
-What is held in memory is the index: about 0.6 KB a record.
+Only the index is held in memory, about 0.6 KB per record.
 """
 
 import hashlib
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[Any]
 
 _FORMAT = 1
-# Records and characters a call of the tokenizer: enough to use every core, little enough to hold.
-_AT_ONCE, _CHARACTERS_AT_ONCE = 64, 1 << 20
-_DIGEST = 16
+# Limits of one call of the tokenizer: large enough to use all cores, small enough for memory.
+_BATCH_RECORDS, _BATCH_CHARACTERS = 64, 1 << 20
+_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """What is known of each record but its tokens; arrays and lists have a row a record."""
+    """Everything about the records except their tokens; arrays and lists have one entry per record."""
 
     characters: Array
-    """int64 [records], code points."""
+    """int64 [records]: the length of the text in code points."""
     digests: Array
-    """uint8 [records, 16], the beginning of the text's SHA-256."""
+    """uint8 [records, 16]: the first bytes of the text's SHA-256."""
     signatures: Array
-    """[records, …], see `duplicates.signature`."""
+    """uint32 [records, 126]: see `duplicates.signature`."""
     splittable: Array
-    """bool [records]: a document, which goes on in another row where it is too long; else it is cut off."""
+    """bool [records]: whether a long record may continue in another row (documents); other records are cut off."""
     sources: list[str]
     fields: list[Mapping[str, str]]
 
@@ -58,25 +58,25 @@ class Index:
         return len(self.sources)
 
     def name(self, record: int) -> str:
-        """Where a record came from, and its title if it has one."""
+        """Return the source of a record, with its title if it has one."""
         return " ".join(filter(None, (self.sources[record], self.fields[record].get("title"))))
 
     def fingerprint(self, records: Array) -> str:
-        """`sha256:` and 64 digits over the texts of the records with these numbers, in order."""
+        """Return `sha256:` and 64 hexadecimal digits over the texts of these records, in order."""
         return f"sha256:{hashlib.sha256(np.ascontiguousarray(self.digests[records]).tobytes()).hexdigest()}"
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """The tokens of every record, and their index."""
+    """The tokens and the index of all records."""
 
     index: Index
     ids: Array
-    """[tokens], memory-mapped."""
+    """uint16 or int32 [tokens], memory-mapped."""
     learned: Array
-    """bool [tokens], memory-mapped; a record's first token is never learned."""
+    """bool [tokens], memory-mapped: whether a token counts in the loss; False for the first token of each record."""
     offsets: Array
-    """int64 [records + 1]: record i has the tokens from offsets[i] to offsets[i + 1]."""
+    """int64 [records + 1]: the tokens of record i are ids[offsets[i] : offsets[i + 1]]."""
 
 
 def open_store(
@@ -87,42 +87,42 @@ def open_store(
     cache: Path,
     advance: Callable[[int], None] = lambda done: None,
 ) -> TokenStore:
-    """The store of these records: the one in the cache, or a new one.
+    """Open the store of these records from the cache, or tokenise the records and write it.
 
     Args:
-        records: read only where there is no store yet.
-        key: of the records' content (`sources.content_key`).
-        tokenizer: of the base model.
-        turns: which of an assistant's turns are learned.
-        cache: the folder that holds the stores.
-        advance: called with the number of records done since the last call.
+        records: the records; not read if the cache has their store.
+        key: identifies the content of the records (see `sources.content_key`).
+        tokenizer: the tokenizer of the base model.
+        turns: which of the assistant's turns count in the loss.
+        cache: the folder of all stores.
+        advance: called with the number of records that were tokenised since the last call.
 
     Raises:
-        TsugikiError: records without anything to learn, or what reading and encoding raise.
+        TsugikiError: no token of a record counts in the loss, or a record cannot be read or encoded.
     """
     folder = cache / _store_key(key, tokenizer, turns)
     if not (folder / "store.json").is_file():
-        part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-        part.mkdir(parents=True)
+        temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+        temporary.mkdir(parents=True)
         try:
-            _write(part, records, tokenizer, turns, advance)
-            shutil.rmtree(folder, ignore_errors=True)  # what another version left
-            os.replace(part, folder)
+            _write(temporary, records, tokenizer, turns, advance)
+            shutil.rmtree(folder, ignore_errors=True)  # an incomplete store of an interrupted process
+            os.replace(temporary, folder)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return _read(folder)
 
 
 def read_index(records: Iterable[Record]) -> Index:
-    """The index alone, of records that are not tokenised."""
-    rows = _Rows()
+    """Return the index of records without tokenising them."""
+    builder = _IndexBuilder()
     for record in records:
-        rows.add(record)
-    return rows.index()
+        builder.add(record)
+    return builder.index()
 
 
-class _Rows:
-    """An index that grows."""
+class _IndexBuilder:
+    """Collects the entries of an index record by record."""
 
     def __init__(self) -> None:
         self.characters: list[int] = []
@@ -134,8 +134,8 @@ class _Rows:
 
     def add(self, record: Record) -> None:
         self.characters.append(len(record.text))
-        self.digests += hashlib.sha256(record.text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST]
-        self.signatures.append(signature(_compared(record)))
+        self.digests += hashlib.sha256(record.text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
+        self.signatures.append(signature(_text_to_compare(record)))
         self.splittable.append(isinstance(record, Document))
         self.sources.append(record.source)
         self.fields.append(record.fields)
@@ -143,7 +143,7 @@ class _Rows:
     def index(self) -> Index:
         return Index(
             characters=np.array(self.characters, np.int64),
-            digests=np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, _DIGEST),
+            digests=np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, _DIGEST_BYTES),
             signatures=np.stack(self.signatures),
             splittable=np.array(self.splittable, np.bool_),
             sources=self.sources,
@@ -161,23 +161,23 @@ def _write(
     from safetensors.numpy import save_file
 
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-    rows, lengths = _Rows(), [0]
-    nothing: list[str] = []
+    builder, lengths = _IndexBuilder(), [0]
+    without_target: list[str] = []
     with (folder / "ids.bin").open("wb") as ids, (folder / "learned.bin").open("wb") as learned:
         for batch in _batches(records):
             for record, encoded in zip(batch, encode_records(tokenizer, batch, turns), strict=True):
                 if not encoded.target_tokens:
-                    nothing.append(record.source)
-                rows.add(record)
+                    without_target.append(record.source)
+                builder.add(record)
                 lengths.append(len(encoded.ids))
                 ids.write(np.array(encoded.ids, dtype).tobytes())
                 learned.write(np.array([False, *encoded.learned[1:]], np.bool_).tobytes())
             advance(len(batch))
-    if nothing:
+    if without_target:
         raise TsugikiError(
-            f"{summarise_list(nothing)}: there is nothing to learn; take it out, or give it an answer to learn"
+            f"{summarise_list(without_target)}: there is nothing to train on; remove the record, or add an answer"
         )
-    index = rows.index()
+    index = builder.index()
     with (folder / "records.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
         for source, fields in zip(index.sources, index.fields, strict=True):
             lines.write(json.dumps([source, dict(fields)], ensure_ascii=False) + "\n")
@@ -200,15 +200,15 @@ def _read(folder: Path) -> TokenStore:
     dtype = np.dtype(json.loads((folder / "store.json").read_text(encoding="utf-8"))["ids"])
     tensors = load_file(folder / "index.safetensors")
     with (folder / "records.jsonl").open(encoding="utf-8") as lines:
-        described = [json.loads(line) for line in lines]
+        sources_and_fields = [json.loads(line) for line in lines]
     return TokenStore(
         index=Index(
             characters=tensors["characters"],
             digests=tensors["digests"],
             signatures=tensors["signatures"],
             splittable=tensors["cuttable"],
-            sources=[source for source, _ in described],
-            fields=[fields for _, fields in described],
+            sources=[source for source, _ in sources_and_fields],
+            fields=[fields for _, fields in sources_and_fields],
         ),
         ids=np.memmap(folder / "ids.bin", dtype, mode="r"),
         learned=np.memmap(folder / "learned.bin", np.bool_, mode="r"),
@@ -230,15 +230,15 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
     for record in records:
         batch.append(record)
         characters += len(record.text)
-        if len(batch) == _AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+        if len(batch) == _BATCH_RECORDS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:
         yield batch
 
 
-def _compared(record: Record) -> str:
-    """What near-duplicates are found by: not the instructions that many conversations share."""
+def _text_to_compare(record: Record) -> str:
+    """Return the text by which near-duplicates are found, without system messages that many conversations share."""
     if isinstance(record, Conversation):
         return "\n".join(turn.content for turn in record.messages if turn.role not in ("system", "developer"))
     return record.text

@@ -1,12 +1,12 @@
-"""A tokenizer trained on texts: byte-pair encoding that gives back every text exactly and knows no unknown token.
+"""Train a tokenizer: byte-pair encoding with byte fallback, which reproduces every text exactly.
 
-    <|endoftext|>                begins, ends and pads; id 0
-    <0x00> … <0xFF>              bytes, for every character that is not in the alphabet
-    the alphabet                 ASCII, the commonest characters of the texts, and those that are asked for
-    pieces of several of these   merged inside a sentence; a line end is the first character of the line that follows
+    <|endoftext|>               begin, end and padding token; id 0
+    <0x00> … <0xFF>             bytes, for characters outside the alphabet
+    the alphabet                ASCII, the most frequent characters of the texts, and given characters
+    longer tokens               merged within a sentence; a line feed belongs to the following line
 
-There is no normaliser, and nothing is added: decoding is joining. The end token written in a text becomes the token,
-as in every tokenizer of transformers, and comes back as it was written.
+The tokenizer does not normalise the text and adds nothing to it, so decoding is concatenation. As in all tokenizers of
+transformers, an end token that is written in a text is encoded as that token.
 """
 
 import json
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 END = "<|endoftext|>"
 SENTENCE = r"\n*[^\n。]*。?"
-"""What merges stay inside, as a regular expression."""
+"""A regular expression for one sentence. No token spans several sentences."""
 
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-_ALWAYS = {chr(code) for code in range(32, 127)} | {"\n", "\t", "　"}
+_REQUIRED = {chr(code) for code in range(32, 127)} | {"\n", "\t", "　"}
 
 
 def train_vocabulary(
@@ -37,22 +37,23 @@ def train_vocabulary(
     max_piece: int = 8,
     sample_characters: int = 20_000_000,
 ) -> "PreTrainedTokenizerBase":
-    """A tokenizer of exactly `vocab_size` tokens.
+    """Train a tokenizer with exactly `vocab_size` tokens.
 
-    The texts are read twice and never held: once for the alphabet, once for the pieces. The same texts in the same
-    order give the same tokenizer.
+    The texts are read twice, once to count characters and once to learn merges, and are not kept in memory. The same
+    texts in the same order give the same tokenizer.
 
     Args:
-        texts: gives the texts anew at each call.
-        vocab_size: tokens in all.
-        common_characters: how many of the commonest characters are single tokens; by default a third of the
-            vocabulary, and no more than there are.
-        alphabet: characters that are single tokens however rare they are.
-        max_piece: characters a token at most.
-        sample_characters: pieces are learnt from about so many characters, sentences spread evenly over all texts.
+        texts: returns the texts; called once for each reading.
+        vocab_size: the total number of tokens.
+        common_characters: how many of the most frequent characters are single tokens; by default a third of the
+            vocabulary, at most all characters.
+        alphabet: characters that are single tokens even if they are rare.
+        max_piece: the largest number of characters in a token.
+        sample_characters: the approximate number of characters from which merges are learned, in sentences that are
+            spread evenly over all texts.
 
     Raises:
-        TsugikiError: a vocabulary too small for its alphabet, or larger than the texts support.
+        TsugikiError: the vocabulary is too small for the alphabet, or larger than the texts support.
     """
     from tokenizers import Tokenizer, models, trainers
 
@@ -60,12 +61,12 @@ def train_vocabulary(
     for text in texts():
         counts.update(text)
     common = vocab_size // 3 if common_characters is None else common_characters
-    letters = _ALWAYS | set(alphabet) | {character for character, _ in counts.most_common(common)}
-    least = 1 + len(_BYTES) + len(letters)
-    if vocab_size <= least:
+    letters = _REQUIRED | set(alphabet) | {character for character, _ in counts.most_common(common)}
+    minimum = 1 + len(_BYTES) + len(letters)
+    if vocab_size <= minimum:
         raise TsugikiError(
             f"vocab_size is {vocab_size:,}, but the end token, 256 bytes and {len(letters):,} characters take "
-            f"{least:,}; raise it, or lower common_characters"
+            f"{minimum:,}; raise it, or lower common_characters"
         )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -82,38 +83,38 @@ def train_vocabulary(
     if found < vocab_size:
         raise TsugikiError(
             f"vocab_size is {vocab_size:,}, but {counts.total():,} characters of text support only {found:,} tokens; "
-            f"say {found} or less, or train on more text"
+            f"choose {found} or less, or train on more text"
         )
-    return _wrapped(_with_byte_fallback(draft))
+    return _as_pretrained(_with_byte_fallback(draft))
 
 
 def _stretches(texts: Iterable[str], letters: set[str], total: int, sample: int) -> Iterator[str]:
-    """Sentences, cut where a character is not in the alphabet: about `sample` of `total` characters."""
+    """Yield about `sample` of `total` characters: sentences, split at characters outside the alphabet."""
     outside = re.compile("[^" + re.escape("".join(sorted(letters))) + "]+")
     share = min(1.0, sample / max(total, 1))
-    owed = 0.0
+    due = 0.0
     for text in texts:
         for sentence in re.findall(SENTENCE, text):
-            owed += share
-            if owed >= 1:
-                owed -= 1
+            due += share
+            if due >= 1:
+                due -= 1
                 yield from filter(None, outside.split(sentence))
 
 
 def _with_byte_fallback(draft: "Tokenizer") -> "Tokenizer":
-    """Built anew, because the bytes must not stay special: those are looked for in texts and left out by decoding."""
+    """Rebuild the tokenizer with ordinary byte tokens, because decoding drops special tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    learnt: dict[str, Any] = json.loads(draft.to_str())["model"]
-    merges = [tuple(pair) for pair in learnt["merges"]]
-    tokenizer = Tokenizer(models.BPE(learnt["vocab"], merges, byte_fallback=True))
+    trained: dict[str, Any] = json.loads(draft.to_str())["model"]
+    merges = [tuple(pair) for pair in trained["merges"]]
+    tokenizer = Tokenizer(models.BPE(trained["vocab"], merges, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(SENTENCE), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(END, special=True, normalized=False)])
     return tokenizer
 
 
-def _wrapped(tokenizer: "Tokenizer") -> "PreTrainedTokenizerBase":
+def _as_pretrained(tokenizer: "Tokenizer") -> "PreTrainedTokenizerBase":
     from transformers import PreTrainedTokenizerFast
 
     wrapped: PreTrainedTokenizerBase = PreTrainedTokenizerFast(

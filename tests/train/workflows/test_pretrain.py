@@ -194,7 +194,7 @@ def test_what_a_refused_run_began_with_is_not_taken_up(tmp_path: Path):
 
 def test_too_little_text(tmp_path: Path):
     (tmp_path / "short.txt").write_text("雨")
-    with pytest.raises(TsugikiError, match="too short to hold a part out"):
+    with pytest.raises(TsugikiError, match="too short"):
         pretrain(settings(tmp_path, data=str(tmp_path / "short.txt"), held_out=0.1))
 
 
