@@ -102,8 +102,8 @@ def fold(text: str) -> NDArray[np.uint32]:
 
     The result is used only for comparison. Letters, digits and symbols are lower case and of normal width. Old forms of
     kanji become new ones. All kana become hiragana, with つ for っ, ず for づ, わ for は, い for ひ and so on;
-    そう for さう, and しう for しょう, しやう and せう. Repeated characters other than digits become one, because 々 and ゝ
-    are removed.
+    そう for さう, and しう for しょう, しやう and せう. Repeated characters other than digits become one, since 々 and
+    ゝ are removed.
     """
     table, before_u, kinds = _tables()
     codes: NDArray[np.uint32] = table[_code_points(unicodedata.normalize("NFC", text))]
