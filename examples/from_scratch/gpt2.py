@@ -1,7 +1,7 @@
-"""Fourth step: the whole of GPT-2, frozen, with a pair beside each chosen layer.
+"""Step 4: a frozen GPT-2 with a LoRA branch on each target layer.
 
-Nothing of the model is rewritten. Each chosen layer is replaced by itself in a `LinearWithLoRA`, which is called as
-the layer was; attention, cache, `generate` and training loops notice nothing.
+The model's code is not changed. Each target layer is wrapped in a `LinearWithLoRA`, which is called in the same way as
+the layer, so attention, key-value cache, `generate` and training loops work as before.
 
     python examples/from_scratch/gpt2.py
 """
@@ -18,31 +18,31 @@ from transformers.pytorch_utils import Conv1D
 Model = TypeVar("Model", bound=nn.Module)
 
 ATTENTION = ("attn.c_attn", "attn.c_proj")
-"""The projections of GPT-2's attention: to query, key and value, and to the output."""
+"""The projections of GPT-2's attention: query, key and value in one layer, and the output."""
 
 
 def apply_lora_to_gpt2(model: Model, rank: int, alpha: float, targets: Sequence[str] = ATTENTION) -> Model:
-    """Freeze `model` and put a pair beside every layer whose name ends in one of `targets`, in place.
+    """Freeze `model` and wrap every layer whose name ends in one of `targets`, in place.
 
     Args:
-        model: a GPT-2, or any model of `nn.Linear` and `Conv1D` layers.
+        model: a GPT-2, or any model with `nn.Linear` and `Conv1D` layers.
         rank: see `LoRALayer`.
         alpha: see `LoRALayer`.
-        targets: ends of names, matched after a dot. "c_proj" is the end of two layers in a GPT-2 block, the output of
-            the attention and that of the feed-forward part; "attn.c_proj" is the end of one.
+        targets: endings of module names that start after a dot. "c_proj" matches two layers in each GPT-2 block, the
+            outputs of the attention and of the feed-forward part; "attn.c_proj" matches one.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: no layer matches.
     """
     endings = tuple(f".{target}" for target in targets)
     names = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and f".{name}".endswith(endings)
-    ]  # a list, made before anything is replaced
+    ]  # collected before any layer is replaced
     if not names:
         raise ValueError(f"no layer's name ends in {' or '.join(targets)}")
 
@@ -55,13 +55,13 @@ def apply_lora_to_gpt2(model: Model, rank: int, alpha: float, targets: Sequence[
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(those that train, all of them); a weight that two layers share counts once."""
+    """Return the numbers of (trainable, all) parameters; a weight that two layers share counts once."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
 def main() -> None:
-    """Count on GPT-2 small's shapes; the meta device holds shapes and no numbers, so nothing is downloaded."""
+    """Count the parameters of GPT-2 small on the meta device, which stores shapes without values: no download."""
     for targets in (ATTENTION, ("c_attn", "c_proj")):
         with torch.device("meta"):
             model = apply_lora_to_gpt2(GPT2LMHeadModel(GPT2Config()), rank=8, alpha=16, targets=targets)

@@ -1,12 +1,12 @@
-"""First step: one frozen weight W, and a low-rank update of it in two forms.
+"""Step 1: one frozen weight W and its low-rank update, in two forms.
 
-    weight form   y = (W + s · B A) x        build the changed weight, then multiply
-    branch form   y = W x + s · B (A x)      leave the weight alone, add a narrow path beside it
+    weight form   y = (W + s · B A) x        add the update to the weight, then multiply
+    branch form   y = W x + s · B (A x)      leave the weight unchanged and add a parallel low-rank branch
 
-    W [out, in] is frozen.   A [rank, in] and B [out, rank] train.   s = alpha / rank.
+    W [out, in] is frozen.   A [rank, in] and B [out, rank] are trained.   s = alpha / rank.
 
-Both give the same y. The branch form is what trains: B A, as large as W, is never built. The weight form is
-what merging does afterwards: one matrix again, and nothing more to compute.
+Both forms give the same y. Training uses the branch form, which never builds the matrix B A of the size of W.
+Merging uses the weight form after training: the result is one matrix and needs no extra computation.
 
     python examples/from_scratch/lora.py
 """
@@ -17,16 +17,16 @@ from torch.nn import functional as F
 
 
 class LoRALayer(nn.Module):
-    """The pair A, B of one layer; called on x it gives the branch, s · B (A x).
+    """The LoRA factors A and B of one layer. `forward` computes the branch s · B (A x).
 
-    A starts random and B at zero, so the update B A is zero and the model starts as the one that was pretrained.
-    Not both at zero: the gradient of each holds the other as a factor, and neither would ever move.
+    A is initialised at random and B with zeros, so the update B A is zero and the model starts as the pretrained one.
+    They cannot both be zero: the gradient of each factor is a product with the other, so neither would ever change.
 
     Args:
         in_features: length of x.
         out_features: length of W x.
-        rank: width of the narrow path; B A has at most this rank.
-        alpha: strength of the update; s = alpha / rank, so that another rank does not ask for another alpha.
+        rank: inner dimension of B A, which therefore has at most this rank.
+        alpha: scale of the update. s = alpha / rank, so alpha need not change when the rank does.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, alpha: float) -> None:
@@ -34,43 +34,43 @@ class LoRALayer(nn.Module):
         self.A = nn.Parameter(torch.empty(rank, in_features))
         self.B = nn.Parameter(torch.zeros(out_features, rank))
         self.scaling = alpha / rank
-        bound = in_features**-0.5  # as nn.Linear starts its own weight
+        bound = in_features**-0.5  # the distribution of nn.Linear's initial weight
         nn.init.uniform_(self.A, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch for x [..., in]: [..., out]."""
+        """Compute the branch s · B (A x) for x [..., in]; returns [..., out]."""
         narrow = x @ self.A.T  # [..., in] @ [in, rank] -> [..., rank]
         return self.scaling * (narrow @ self.B.T)  # [..., rank] @ [rank, out] -> [..., out]
 
     def delta_weight(self) -> Tensor:
-        """The update as a matrix, ΔW = s · B A [out, in]."""
+        """Return the update as a matrix, ΔW = s · B A [out, in]."""
         return self.scaling * (self.B @ self.A)  # [out, rank] @ [rank, in]
 
 
 def weight_form(x: Tensor, weight: Tensor, lora: LoRALayer) -> Tensor:
-    """(W + ΔW) x for x [..., in] and W [out, in]: [..., out]."""
+    """Compute (W + ΔW) x for x [..., in] and W [out, in]; returns [..., out]."""
     return F.linear(x, weight + lora.delta_weight())
 
 
 def branch_form(x: Tensor, weight: Tensor, lora: LoRALayer) -> Tensor:
-    """W x + s · B (A x) for x [..., in] and W [out, in]: [..., out]."""
+    """Compute W x + s · B (A x) for x [..., in] and W [out, in]; returns [..., out]."""
     y: Tensor = F.linear(x, weight) + lora(x)
     return y
 
 
 def main() -> None:
-    """Compare the two forms on one layer of GPT-2's width."""
+    """Compare the two forms on one layer with the width of GPT-2 small."""
     torch.manual_seed(0)
     x = torch.randn(4, 768, dtype=torch.float64)
     weight = torch.randn(768, 768, dtype=torch.float64)
     lora = LoRALayer(768, 768, rank=8, alpha=16).double()
-    print("before training the branch adds nothing:", torch.equal(branch_form(x, weight, lora), F.linear(x, weight)))
+    print("the branch adds nothing before training:", torch.equal(branch_form(x, weight, lora), F.linear(x, weight)))
 
-    nn.init.normal_(lora.B)  # as if it had been trained
+    nn.init.normal_(lora.B)  # stands for a trained B
     same = torch.allclose(weight_form(x, weight, lora), branch_form(x, weight, lora))
     print("weight form and branch form agree:", same)
-    pair = lora.A.numel() + lora.B.numel()
-    print(f"W has {weight.numel():,} numbers, A and B have {pair:,} ({100 * pair / weight.numel():.1f} %)")
+    factors = lora.A.numel() + lora.B.numel()
+    print(f"W has {weight.numel():,} elements, A and B have {factors:,} ({100 * factors / weight.numel():.1f} %)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Fifth step: A and B are trained, and nothing else, in a plain loop.
+"""Step 5: a plain training loop that updates A and B only.
 
-The embedded base, a small Japanese GPT-2, learns the historical orthography of the quickstart's texts.
+The embedded model, a small Japanese GPT-2, learns the historical orthography of the quickstart's texts.
 
     python examples/from_scratch/train_tiny.py
 """
@@ -19,7 +19,7 @@ STEPS, BATCH, LENGTH = 100, 8, 64
 
 
 def windows() -> Tensor:
-    """The quickstart's twenty texts as token ids, cut into windows [number, LENGTH]."""
+    """Return the token ids of the quickstart's twenty texts as windows [number, LENGTH]."""
     folder = files("tsugiki") / "assets" / "quickstart"
     paths = sorted((path for path in folder.iterdir() if path.name.endswith(".txt")), key=lambda path: path.name)
     text = "".join(path.read_text(encoding="utf-8") for path in paths)
@@ -28,25 +28,25 @@ def windows() -> Tensor:
 
 
 def loss_of(model: PreTrainedModel, rows: Tensor) -> Tensor:
-    """Mean negative log-likelihood of a token after those before it, in nats, over windows [batch, LENGTH]."""
-    logits = model(input_ids=rows).logits  # [batch, LENGTH, vocabulary]; place i tells of token i + 1
+    """Compute the mean negative log-likelihood per token, in nats, over windows [batch, LENGTH]."""
+    logits = model(input_ids=rows).logits  # [batch, LENGTH, vocabulary]; position i predicts token i + 1
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
 
 
 @torch.no_grad()
 def report(step: int, model: PreTrainedModel, held_out: Tensor) -> None:
-    """Print a line."""
-    print(f"step {step:3}  loss of held-out windows {loss_of(model, held_out):.2f}")
+    """Print the loss of the held-out windows."""
+    print(f"step {step:3}  held-out loss {loss_of(model, held_out):.2f}")
 
 
 def main() -> None:
-    """Train, and say what moved."""
+    """Train, then check which weights changed."""
     torch.manual_seed(0)
     model = load_model("embedded")
     before = {name: p.clone() for name, p in model.named_parameters()}
     apply_lora_to_gpt2(model, rank=8, alpha=32, targets=("c_attn", "c_proj"))
     trainable, total = count_parameters(model)
-    print(f"{trainable:,} of {total:,} parameters train")
+    print(f"{trainable:,} of {total:,} parameters are trainable")
 
     rows = windows()
     rows = rows[torch.randperm(len(rows))]
@@ -62,9 +62,9 @@ def main() -> None:
     report(STEPS, model, held_out)
 
     after = {name.replace(".linear.", "."): p for name, p in model.named_parameters() if ".lora." not in name}
-    print("frozen weights as they were, to the bit:", all(torch.equal(after[name], p) for name, p in before.items()))
+    print("frozen weights are bit-identical:", all(torch.equal(after[name], p) for name, p in before.items()))
     moved = [bool(p.any()) for name, p in model.named_parameters() if name.endswith(".lora.B")]
-    print("every B has moved from zero:", all(moved))
+    print("every B has changed from zero:", all(moved))
 
 
 if __name__ == "__main__":
