@@ -69,7 +69,7 @@ def main() -> None:
     config = GPT2Config(n_embd=64, n_head=4, attn_implementation="eager")
     pretrained = GPT2Attention(config, layer_idx=0).eval()
     x = torch.randn(2, 10, 64)
-    mask = torch.zeros(10, 10).masked_fill(future(x), -math.inf)  # the layer of transformers takes its mask as an argument
+    mask = torch.zeros(10, 10).masked_fill(future(x), -math.inf)  # that layer takes its mask as an argument
     theirs = pretrained(x, attention_mask=mask)[0]
 
     ours = SelfAttentionWithLoRA(pretrained, rank=8, alpha=16)

@@ -53,7 +53,7 @@ def factors(in_features: int, out_features: int) -> int:
 
 
 def chapters_attention(config: GPT2Config) -> int:
-    """Count the trainable parameters of the chapter's attention modules: four new, unfrozen layers with LoRA in each."""
+    """Count what is trained in the chapter's attention modules: each has four new, unfrozen layers with LoRA."""
     width: int = config.n_embd
     new_layer = width * width + width  # weight and bias
     blocks: int = config.n_layer
@@ -66,7 +66,7 @@ def chapters_head(config: GPT2Config) -> int:
 
 
 def adapter_file(config: GPT2Config, targets: Sequence[str]) -> int:
-    """Return the size in bytes of the adapter file that PEFT writes: the values, and a header that names every tensor."""
+    """Return the size in bytes of PEFT's adapter file: the values, and a header that names every tensor."""
     model = apply_lora_to_gpt2(shape_only(config), RANK, alpha=32, targets=targets)
     tensors = {
         f"base_model.model.{name.replace('.lora.', '.lora_')}.weight": torch.zeros(p.shape)
@@ -91,18 +91,18 @@ def audit() -> list[Figure]:
     steps = SAMPLES // step
     return [
         Figure("3,000", f"{100 * 5 + 5 * 500:,}", f"100 x 5 and 5 x 500 instead of 100 x 500 = {100 * 500:,}"),
-        Figure("124,439,808", f"{small:,}", "GPT-2 small; the head and the token embedding share one weight, which counts once"),
+        Figure("124,439,808", f"{small:,}", "GPT-2 small; the head and the token embedding share one weight"),
         Figure(
             "29,346,440",
             f"{attention:,} + {head:,} = {left:,}",
             "12 x 4 new random layers of 590,592, fully trained, each with LoRA of 12,288; and LoRA on the head",
         ),
-        Figure("23.58 %", percent(left / small), f"the share that is still trained; the reduction is {percent(1 - left / small)}"),
+        Figure("23.58 %", percent(left / small), f"still trained; the reduction is {percent(1 - left / small)}"),
         Figure("about 340 million", f"{medium:,}", "rinna/japanese-gpt2-medium"),
         Figure("1,179,648", f"{narrow:,}", "LoRA on the attention only: 24 x 8 x (1,024 + 3,072 + 1,024 + 1,024)"),
-        Figure("1,179,648", f"{wide:,}", "as configured: c_proj also matches mlp.c_proj, 24 x 8 x (4,096 + 1,024) more"),
-        Figure("337,668,096", f"{medium:,} + {narrow:,} = {medium + narrow:,}", "all parameters, LoRA on the attention only"),
-        Figure("337,668,096", f"{medium:,} + {wide:,} = {medium + wide:,}", "all parameters, as configured"),
+        Figure("1,179,648", f"{wide:,}", "as configured: c_proj matches mlp.c_proj too, 24 x 8 x (4,096 + 1,024) more"),
+        Figure("337,668,096", f"{medium:,} + {narrow:,} = {medium + narrow:,}", "in total, LoRA on the attention only"),
+        Figure("337,668,096", f"{medium:,} + {wide:,} = {medium + wide:,}", "in total, as configured"),
         Figure("0.35 %", percent(narrow / (medium + narrow)), "trainable share, LoRA on the attention only"),
         Figure("0.35 %", percent(wide / (medium + wide)), "trainable share, as configured"),
         Figure("about 5 MB", f"{BYTES * narrow / MB:.2f} MB", "float32, LoRA on the attention only"),
@@ -115,7 +115,7 @@ def audit() -> list[Figure]:
         Figure(
             "850 steps",
             f"{steps:,} steps",
-            f"one epoch of 110,000 samples, 4 x 4 per step; 850 steps would have {SAMPLES / 850:.0f} each, close to 128",
+            f"one epoch of 110,000 samples, 4 x 4 per step; 850 steps would have {SAMPLES / 850:.0f} each, near 128",
         ),
         Figure("2,550 steps", f"{EPOCHS * steps:,} steps", "three epochs"),
     ]

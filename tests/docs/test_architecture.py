@@ -1,0 +1,166 @@
+"""The documentation refers only to files, modules, names, commands and flags that exist."""
+
+import re
+import shlex
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from typer.main import get_command
+
+from tsugiki.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "tsugiki"
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")],
+    key=lambda page: page.relative_to(ROOT),
+)
+TWINS = [page for page in PAGES if page.with_name(f"{page.stem}.ja.md") in PAGES]
+PACKAGES = sorted(folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").is_file())
+HISTORY = {"CHANGELOG.md", "log.md"}
+"""Pages that name what existed at the time of an entry."""
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def anchor(heading: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_point_to_existing_files_and_headings(page: Path):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if re.match(r"https?:", link):
+            continue
+        path, _, heading = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        headings = re.findall(r"(?m)^#+ (.+)$", text_of(target)) if target.suffix == ".md" and target.exists() else []
+        if not target.exists() or (heading and heading not in map(anchor, headings)):
+            broken.append(link)
+    assert broken == []
+
+
+def exists(name: str) -> bool:
+    """Whether a path is in the repository or in the package."""
+    return any((root / name).exists() for root in (ROOT, SOURCE))
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a dotted name is a module of the package, or a name in one."""
+    module, _, attribute = dotted.rpartition(".")
+    for candidate, rest in ((dotted, ""), (module, attribute)):
+        try:
+            found = import_module(candidate)
+        except ModuleNotFoundError:
+            continue
+        return not rest or hasattr(found, rest)
+    return False
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=name_of)
+def test_paths_and_module_names_exist(page: Path):
+    code = re.findall(r"`([^`\n]+)`", text_of(page))
+    roots = ("src", "tests", "docs", "examples", "benchmarks", *PACKAGES)
+    paths = {token for token in code if re.fullmatch(rf"(?:{'|'.join(roots)})/[\w./-]*", token)}
+    assert sorted(path for path in paths if not exists(path)) == []
+    names = {f"tsugiki.{token.removeprefix('tsugiki.')}" for token in code if is_module_name(token)}
+    names |= {f"{module}.{name}" for module, name in imports_of(text_of(page))}
+    assert sorted(name for name in names if not resolves(name)) == []
+
+
+def is_module_name(token: str) -> bool:
+    """Whether code in a page, such as `lora.graft.graft`, names something in the package."""
+    return bool(re.fullmatch(rf"(?:tsugiki\.)?(?:{'|'.join(PACKAGES)})(?:\.\w+)+", token)) and not token.endswith(
+        (".md", ".py", ".html", ".json", ".yaml")
+    )
+
+
+def imports_of(text: str) -> list[tuple[str, str]]:
+    """(module, name) for each name that code in a page imports from the package."""
+    found = re.findall(r"(?m)^from (tsugiki[\w.]*) import (.+)$", text)
+    return [(module, name.strip()) for module, names in found for name in names.split(",")]
+
+
+@pytest.mark.parametrize("name", ["architecture.md", "architecture.ja.md"])
+def test_the_architecture_page_names_every_package(name: str):
+    text = text_of(ROOT / "docs" / name)
+    assert [package for package in PACKAGES if f"[`{package}`](../src/tsugiki/{package})" not in text] == []
+
+
+@cache
+def commands() -> dict[str, typer.core.TyperCommand]:
+    """Every command by its words, such as `adapters list`."""
+
+    def walk(command: object, words: tuple[str, ...]) -> dict[str, typer.core.TyperCommand]:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            return {" ".join(words): command}  # type: ignore[dict-item]
+        return {name: one for word, each in inner.items() for name, one in walk(each, (*words, word)).items()}
+
+    return walk(get_command(app), ())
+
+
+def quoted_commands(text: str) -> list[list[str]]:
+    """The words after `tsugiki` of every command that a text quotes, in lines of code and in backticks."""
+    lines = [line for block in re.findall(r"(?ms)^```\w*\n(.*?)^```", text) for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```", "", text))
+    lines += re.findall(r"(?m)^#\s+(tsugiki .+)$", text)
+    found = [match[1] for line in lines if (match := re.match(r"(?:\$ |pip install \. && )?tsugiki ([a-z].*)", line))]
+    return [shlex.split(re.sub(r"\s+#.*", "", command.replace("'", '"'))) for command in found]
+
+
+def problem_of(words: list[str]) -> str | None:
+    """What is wrong with a quoted command: a command or a flag that does not exist."""
+    name = next((" ".join(words[:length]) for length in (2, 1) if " ".join(words[:length]) in commands()), None)
+    if name is None:
+        return None if words == ["adapters"] else f"no such command: {' '.join(words[:2])}"
+    flags = {flag for one in commands()[name].params for flag in (*one.opts, *one.secondary_opts)} | {"--help"}
+    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in flags]
+    return f"{name} has no {', '.join(unknown)}" if unknown else None
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=name_of)
+def test_quoted_commands_have_existing_subcommands_and_flags(page: Path):
+    assert [problem for words in quoted_commands(text_of(page)) if (problem := problem_of(words))] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=name_of)
+def test_flags_in_prose_exist(page: Path):
+    known = {flag for one in commands().values() for each in one.params for flag in (*each.opts, *each.secondary_opts)}
+    known |= {"--help", "--debug"}
+    others = set(re.findall(r"(?:llama-cli|pytest|git|ruff|pip|python -m) [^`\n]*", text_of(page)))
+    elsewhere = {flag for line in others for flag in re.findall(r"--[a-z][\w-]*", line)}
+    said = {flag for code in re.findall(r"`(--[a-z][^`\n]*)`", text_of(page)) for flag in re.findall(r"--[\w-]+", code)}
+    assert sorted(said - known - elsewhere) == []
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("examples/**/*.yaml")), ids=name_of)
+def test_commands_in_recipes_exist(recipe: Path):
+    yaml.safe_load(text_of(recipe))
+    assert [problem for words in quoted_commands(text_of(recipe)) if (problem := problem_of(words))] == []
+
+
+@pytest.mark.parametrize("page", TWINS, ids=name_of)
+def test_both_languages_have_the_same_commands_and_links(page: Path):
+    one, other = (text_of(each).replace(".ja.md", ".md") for each in (page, page.with_name(f"{page.stem}.ja.md")))
+    assert fenced_commands(one) == fenced_commands(other)
+    own = {page.name}
+    links = [{link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)} - own for text in (one, other)]
+    assert links[0] == links[1]
+
+
+def fenced_commands(text: str) -> list[list[str]]:
+    """The quoted commands in blocks of code."""
+    return quoted_commands("\n".join(re.findall(r"(?ms)^```.*?^```", text)))

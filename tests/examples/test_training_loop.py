@@ -1,0 +1,62 @@
+"""The plain loop of examples/training_loop.py gives the losses of `tsugiki train`."""
+
+import shutil
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tsugiki.train.config import RunConfig
+from tsugiki.train.run import train
+
+LOOP = Path(__file__).resolve().parents[2] / "examples" / "training_loop.py"
+sys.path.insert(0, str(LOOP.parent))
+import training_loop  # noqa: E402
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    """Eight of the quickstart's texts."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for path in sorted(path for path in Path(str(files("tsugiki") / "assets" / "quickstart")).glob("*.txt"))[:8]:
+        shutil.copy(path, folder)
+    return str(folder)
+
+
+def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(texts: str, tmp_path: Path):
+    settings = training_loop.Settings(data=texts, out=str(tmp_path / "loop"), held_out=0.2, batch_size=3, grad_accum=2)
+    loop = training_loop.train(settings)
+    record = train(
+        RunConfig.model_validate(
+            {
+                "model": "embedded",
+                "data": texts,
+                "out": str(tmp_path / "run"),
+                "base_dtype": "fp32",
+                "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0},
+                "epochs": 2,
+                "batch_size": 3,
+                "grad_accum": 2,
+                "learning_rate": 2e-3,
+                "block_size": 128,
+                "held_out": 0.2,
+            }
+        )
+    )
+    run = [point["loss"] for point in record.loss_curve]
+    assert len(loop.step_losses) == len(run) > 8
+    # float32; the command computes the loss in chunks and attention in blocks, and sums gradients in groups of rows.
+    assert loop.step_losses == pytest.approx(run, rel=1e-5)
+    assert loop.held_out_before == pytest.approx(record.evaluations[0]["loss"], rel=1e-5)
+    assert loop.held_out_after == pytest.approx(record.evaluations[-1]["loss"], rel=1e-5)
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("loop", "run"))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (tensor - theirs[name]).norm() < 1e-3 * theirs[name].norm(), name
+
+
+def test_it_is_short():
+    assert len(LOOP.read_text(encoding="utf-8").splitlines()) <= 150
