@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from tsugiki.fast.paths import use_fast_paths
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import disable_adapter, graft, remove_adapter, set_adapter, trainable_parameters, ungraft
-    from tsugiki.lora.merge import merge, unmerge
-    from tsugiki.lora.merge_quantized import merge_quantized
+    from tsugiki.lora.merge import merge, merge_quantized, unmerge
     from tsugiki.lora.mixed_batch import mixed_batch
 
 __version__ = version("tsugiki")
@@ -46,7 +45,7 @@ _MODULE_OF = {
     "load_adapter": "tsugiki.adapters.format",
     "save_adapter": "tsugiki.adapters.format",
     "merge": "tsugiki.lora.merge",
-    "merge_quantized": "tsugiki.lora.merge_quantized",
+    "merge_quantized": "tsugiki.lora.merge",
     "mixed_batch": "tsugiki.lora.mixed_batch",
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",

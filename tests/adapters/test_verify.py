@@ -15,7 +15,7 @@ from tests.tiny import save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, graft, save_adapter
 from tsugiki.adapters.verify import known_base, verify
 from tsugiki.base.loading import load_model
-from tsugiki.lora.graft import add_adapter
+from tsugiki.lora.graft import add_adapter, new_adapter
 from tsugiki.methods.table import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -112,7 +112,7 @@ def test_a_base_that_it_does_not_fit(tmp_path: Path):
 def test_every_method_fits_its_base(method: str, tmp_path: Path):
     base = save_tiny(tmp_path / "base")
     model = load_model(base)
-    add_adapter(model, METHODS[method].configure({}).new_adapter(model), "default")
+    add_adapter(model, new_adapter(model, METHODS[method].configure({})), "default")
     shake(model)
     save_adapter(model, tmp_path / "a")
     assert verify(tmp_path / "a", known_base(base)) == []

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki.base import int8
-from tsugiki.base.int8 import Int8Linear, exact_integers, is_linear, plain_input_gradient, plain_product
+from tsugiki.base.int8 import Int8Linear, exact_integers, plain_input_gradient, plain_product
+from tsugiki.base.quantization import is_quantizable
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_exact_integers = pytest.mark.skipif(not exact_integers(), reason="the plain twin is all that runs here")
@@ -37,8 +38,8 @@ def _error(a: Tensor, b: Tensor) -> float:
 
 def _assert_is_plain(layer: Int8Linear, x: Tensor, dy: Tensor) -> None:
     y, dx = layer.product(x), layer.input_gradient(dy)
-    plain_y = plain_product(x, layer.codes, layer.scale, layer.bias)
-    plain_dx = plain_input_gradient(dy, layer.codes, layer.scale)
+    plain_y = plain_product(x, layer.qweight, layer.scale, layer.bias)
+    plain_dx = plain_input_gradient(dy, layer.qweight, layer.scale)
     for fast, plain in ((y, plain_y), (dx, plain_dx)):
         assert fast.dtype == plain.dtype == x.dtype
         assert fast.shape == plain.shape
@@ -101,7 +102,7 @@ def test_rows_are_rounded_to_255_levels_each_by_its_own_largest():
     torch.testing.assert_close(rounded.abs().amax(1, keepdim=True), largest)
     levels = rounded * 127 / largest
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
-    # On the way back what a row loses in the sum is given to all alike, as the mean of the codes says.
+    # In the backward pass, what a row loses in its sum is given back times the mean row of the quantised weight.
     given_back = (x - rounded).sum(1, keepdim=True) / 64
     assert ((layer.input_gradient(x) - (rounded + given_back)).abs() <= largest * 1e-5).all()
 
@@ -172,7 +173,7 @@ def test_forward_and_its_gradient(dtype: torch.dtype, bias: bool, shape: tuple[i
 
     # What the gradient stands for: that of the plain product, rounding taken as the identity.
     z = x.detach().float().requires_grad_()
-    F.linear(z, layer.codes * layer.scale[:, None]).backward(dy.float())
+    F.linear(z, layer.qweight * layer.scale[:, None]).backward(dy.float())
     assert z.grad is not None
     if z.numel():
         assert _error(x.grad, z.grad) < 0.015
@@ -198,16 +199,16 @@ def test_nothing_is_kept_for_the_way_back():
 def test_it_reads_as_the_layer_it_stands_for():
     plain = _float_layer(kind=Conv1D)
     layer = Int8Linear.from_layer(plain, torch.bfloat16)
-    assert is_linear(plain)
-    assert is_linear(_float_layer())
-    assert not is_linear(layer)
+    assert is_quantizable(plain)
+    assert is_quantizable(_float_layer())
+    assert not is_quantizable(layer)
     assert (layer.in_features, layer.out_features) == (48, 40)
     assert layer.weight.shape == (40, 48)
     assert layer.weight.dtype == torch.bfloat16
     assert layer.bias is plain.bias
-    assert set(layer.state_dict()) == {"codes", "scale", "means", "bias"}
+    assert set(layer.state_dict()) == {"qweight", "scale", "means", "bias"}
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
-    assert layer.codes.abs().amax(1).eq(127).all()  # each channel uses the whole range
+    assert layer.qweight.abs().amax(1).eq(127).all()  # each channel uses the whole range
     assert str(layer) == "Int8Linear(in_features=48, out_features=40, bias=True)"
 
 
@@ -216,7 +217,7 @@ def test_to_changes_the_dtype_and_never_the_precision_of_the_scales():
     moved = copy.deepcopy(layer).to(torch.float16)
     assert torch.equal(moved.scale, layer.scale)
     assert torch.equal(moved.means, layer.means)
-    assert moved.codes.dtype == torch.int8
+    assert moved.qweight.dtype == torch.int8
     assert moved.weight.dtype == moved.bias.dtype == torch.float16
     assert layer.weight.dtype == torch.bfloat16
     assert layer.to("cpu").dtype == torch.bfloat16
@@ -252,7 +253,7 @@ def test_a_processor_that_saturates_is_found_out():
         import torch
         from tsugiki.base.int8 import Int8Linear, exact_integers
         layer, x = Int8Linear(torch.ones(64, 256), None, torch.float32), torch.ones(64, 256)
-        saturates = bool((torch._int_mm(layer.codes, layer.codes.T) != 256 * 127 * 127).any())
+        saturates = bool((torch._int_mm(layer.qweight, layer.qweight.T) != 256 * 127 * 127).any())
         assert exact_integers() is not saturates
         torch.testing.assert_close(layer.product(x), torch.full((64, 64), 256.0))
     """

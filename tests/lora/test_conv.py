@@ -273,11 +273,11 @@ def test_a_module_that_trains_whole_has_statistics_of_its_own(tmp_path: Path):
 @pytest.mark.parametrize(
     ("layer", "fields", "said"),
     [
-        (nn.Conv2d(4, 4, 3, groups=4), {"r": 6}, "0 is a Conv2d in 4 groups, and rank 6 is no multiple of that"),
-        (nn.Conv2d(4, 4, 3, groups=2), {"use_dora": True}, "use_dora: 0 is a Conv2d in 2 groups"),
-        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), {}, "0 is a Conv2d that pads with circular"),
-        (nn.Conv2d(4, 4, 3), {"init_lora_weights": "pissa"}, "'pissa' is of linear layers, and 0 is a Conv2d"),
-        (nn.Conv2d(4, 4, 3), {"init_lora_weights": "orthogonal"}, "'orthogonal' is of linear layers"),
+        (nn.Conv2d(4, 4, 3, groups=4), {"r": 6}, "0 is a Conv2d .*4 groups.*rank 6"),
+        (nn.Conv2d(4, 4, 3, groups=2), {"use_dora": True}, "use_dora: 0 is a Conv2d .*2 groups"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), {}, "0 is a Conv2d .*circular"),
+        (nn.Conv2d(4, 4, 3), {"init_lora_weights": "pissa"}, "'pissa' .*linear layers.* 0 is a Conv2d"),
+        (nn.Conv2d(4, 4, 3), {"init_lora_weights": "orthogonal"}, "'orthogonal' .*linear layers"),
         (nn.ConvTranspose2d(4, 4, 3), {}, "matches 0, a ConvTranspose2d, which cannot be grafted"),
     ],
 )
@@ -292,7 +292,7 @@ def test_a_convolution_in_groups_is_not_merged():
     model = net(groups=2)
     graft(model, LoraConfig(**FIELDS))
     adapted = shake(model)(images())
-    with pytest.raises(TsugikiError, match="second is a convolution in 2 groups, into whose kernel no pair"):
+    with pytest.raises(TsugikiError, match="second .*2 groups"):
         merge(model)
     assert torch.equal(model(images()), adapted)
 

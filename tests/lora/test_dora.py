@@ -12,7 +12,8 @@ from tests.fast.kept import kept_bytes
 from tests.tiny import relative_error
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.lora.dora import add_magnitude, dora_factor, plain_factor
-from tsugiki.lora.layer import LoraLinear, new_pair, oriented, wrap
+from tsugiki.lora.frozen_layer import oriented
+from tsugiki.lora.layer import LoraLinear, new_pair, wrap
 
 LAYERS = {
     "linear": nn.Linear,

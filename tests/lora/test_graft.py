@@ -112,7 +112,7 @@ def test_targets(config: LoraConfig, layers: set[str]):
         (LoraConfig(target_modules=["ln_1"]), "a LayerNorm, which cannot be grafted"),
         (LoraConfig(target_modules=["c_attn"], layers_to_transform=[9]), "in layers [9] matches no layer"),
         (LoraConfig(target_modules=["c_attn"], modules_to_save=["head"]), "modules_to_save names 'head'"),
-        (LoraConfig(target_modules=["lm_head"], bias="lora_only"), "have no bias"),
+        (LoraConfig(target_modules=["lm_head"], bias="lora_only"), "bias is 'lora_only'"),
     ],
 )
 def test_a_refused_graft_leaves_the_model_as_it_was(config: LoraConfig, said: str):

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from tsugiki.lora.layer import LoraEmbedding, LoraLinear, features, merged_weight, new_pair, wrap
+from tsugiki.lora.frozen_layer import features
+from tsugiki.lora.layer import LoraEmbedding, LoraLinear, new_pair, updated_weight, wrap
 
 
 def _grafted(layer: nn.Module, r: int = 3, scaling: float = 2.0, seed: int = 0):
@@ -71,11 +72,11 @@ def test_embedding_row_is_looked_up_with_its_update():
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(5, 4), Conv1D(4, 5), nn.Embedding(11, 4)], ids=["linear", "conv1d", "emb"])
-def test_merged_weight_computes_the_same(layer: nn.Module):
+def test_the_updated_weight_computes_the_same(layer: nn.Module):
     grafted = _grafted(layer)
     x = torch.tensor([3, 7]) if isinstance(layer, nn.Embedding) else torch.randn(6, 5)
     adapted = grafted(x)
-    weight = merged_weight(layer, grafted.lora)
+    weight = updated_weight(layer, grafted.lora, layer.weight)
     assert weight.shape == layer.weight.shape
     layer.weight.data = weight
     torch.testing.assert_close(layer(x), adapted)

@@ -18,9 +18,11 @@ from tsugiki import (
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.quantization import quantise
 from tsugiki.lora.dora import add_magnitude
+from tsugiki.lora.frozen_layer import oriented
 from tsugiki.lora.initialise import init_pissa_
-from tsugiki.lora.layer import LowRank, new_pair, oriented, wrap
+from tsugiki.lora.layer import new_pair, wrap
 from tsugiki.lora.mixed_batch import _stacks, plain_rows, rows_product
+from tsugiki.lora.pair import LowRank
 
 NAMES = ["a", None, "c", "b", "__base__", "c"]
 

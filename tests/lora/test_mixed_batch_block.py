@@ -136,7 +136,7 @@ def test_nothing_is_grafted_or_something_is_merged():
         pass
     with_adapters(base=model)
     merge(model)
-    with pytest.raises(TsugikiError, match="'c' is merged into the base; unmerge"), mixed_batch(model, TWO):
+    with pytest.raises(TsugikiError, match="'c' is merged .*unmerge"), mixed_batch(model, TWO):
         pass
     unmerge(model)
     assert mixed_logits(model).shape[0] == 2
@@ -144,7 +144,7 @@ def test_nothing_is_grafted_or_something_is_merged():
 
 def test_no_adapter_can_be_called_as_the_base_is():
     model = tiny_model()
-    with pytest.raises(TsugikiError, match="'__base__' is what rows of a mixed batch call the base"):
+    with pytest.raises(TsugikiError, match="'__base__'"):
         graft(model, LoraConfig(r=2), "__base__")
     assert not any("lora" in name for name, _ in model.named_modules())
 
@@ -197,9 +197,9 @@ def test_what_rows_were_made_of_stays_within_the_block(tmp_path):
     }
     with mixed_batch(model, TWO):
         for change in changes.values():
-            with pytest.raises(TsugikiError, match="a mixed batch is on, .*; leave its `with` block first"):
+            with pytest.raises(TsugikiError, match="a mixed batch .*`with` block"):
                 change()
-            with disable_adapter(model), pytest.raises(TsugikiError, match="a mixed batch is on"):
+            with disable_adapter(model), pytest.raises(TsugikiError, match="a mixed batch"):
                 change()
             assert torch.equal(logits(model), mixed)
         with pytest.raises(TsugikiError, match="no adapter is active"):

@@ -14,10 +14,11 @@ from tests.tiny import relative_error
 from tsugiki import LoraConfig, graft, set_adapter
 from tsugiki.lora import layer as layer_module
 from tsugiki.lora import product
+from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product, has_product
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.layer import LoraLinear, new_pair
 from tsugiki.lora.masks import keep_mask
-from tsugiki.lora.product import frozen_input_gradient, frozen_product, grafted_product, has_product
+from tsugiki.lora.product import grafted_product
 
 LAYERS = {
     "linear": nn.Linear,
@@ -394,6 +395,12 @@ def test_a_layer_that_offers_its_product_is_asked_for_it(quick_calls: list[Any])
 
         def input_gradient(self, dy: Tensor) -> Tensor:
             return 2 * (dy @ self.weight)
+
+        def dequantize(self) -> Tensor:
+            return 2 * self.weight
+
+        def requantize(self, weight: Tensor) -> nn.Module:
+            raise NotImplementedError
 
         def forward(self, x: Tensor) -> Tensor:
             return 2 * F.linear(x, self.weight)

@@ -11,7 +11,7 @@ from tests.tiny import shake, tiny_model
 from tsugiki import LoraConfig, graft, save_adapter
 from tsugiki.adapters.algebra.spectrum import singular_values
 from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights, write_lora_weights
-from tsugiki.lora.graft import add_adapter
+from tsugiki.lora.graft import add_adapter, new_adapter
 from tsugiki.methods.table import METHODS
 from tsugiki.report.adapter import facts_lines, inspect_adapter, tensors_table, write_adapter_page
 from tsugiki.report.layers import bars, kinds_table, layers_table, measured
@@ -90,7 +90,7 @@ def test_dora_is_shown_as_what_can_be_told_of_it(tmp_path: Path):
 @pytest.mark.parametrize("method", ["prompt-tuning", "ia3", "bitfit", "houlsby"])
 def test_other_methods_are_tensors(method: str, tmp_path: Path):
     model = tiny_model()
-    add_adapter(model, METHODS[method].configure({}).new_adapter(model), "default")
+    add_adapter(model, new_adapter(model, METHODS[method].configure({})), "default")
     shake(model)
     save_adapter(model, tmp_path / "a")
     portrait = inspect_adapter(tmp_path / "a")

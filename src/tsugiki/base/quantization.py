@@ -1,4 +1,4 @@
-"""A whole model's frozen layers in 8 bits."""
+"""Quantising the frozen layers of a whole model to 8 bits."""
 
 import warnings
 from typing import TypeVar
@@ -6,21 +6,23 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from tsugiki.base.int8 import Int8Linear, exact_integers, is_linear
+from tsugiki.base.int8 import Int8Linear, exact_integers
+from tsugiki.lora.frozen_layer import is_conv1d
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def quantise(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
-    """Freeze `model` and put an `Int8Linear` in place of each of its linear layers, the output head included.
+    """Freeze `model` and replace each of its linear layers, the output head included, by an `Int8Linear`.
 
-    Layer by layer, so that of the float weights one is held at a time beyond those that the caller holds: loaded with
-    `from_pretrained(…, dtype="auto")` they are pages of the file, and the model is never in memory as floats.
+    This is done layer by layer, so at most one float weight is in memory beyond those that the caller holds. Weights
+    loaded with `from_pretrained(…, dtype="auto")` are pages of the file, so the model is never in memory as floats.
 
-    Embedding tables stay as they are, since nothing is multiplied with them. A head that was tied to one gets codes of
-    its own, half the size of a bfloat16 table; the two no longer share memory, and `tie_weights` has nothing to tie.
-    What is not a linear layer's weight (tables, norms, biases) is cast to `dtype`; buffers stay as they are.
-    Do it before grafting. The layers are called `codes` and `scale` in a state dict: it is no model to be saved.
+    Embedding tables stay as they are, because they are not multiplied with. An output head that is tied to one gets
+    quantised values of its own, half the size of a bfloat16 table; the two do not share memory any more, and
+    `tie_weights` has nothing to tie. All other parameters (tables, norms, biases) are cast to `dtype`; buffers stay as
+    they are. Quantise before grafting. The result is not meant to be saved: its state dict has `qweight` and `scale` in
+    the place of weights.
 
     Args:
         model: changed in place.
@@ -31,11 +33,13 @@ def quantise(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
     """
     if not exact_integers():
         warnings.warn(
-            "this processor cannot multiply 8-bit integers exactly (no VNNI): int8 saves memory, but it is slow here",
+            "this processor cannot multiply 8-bit integers exactly (it has no VNNI): int8 saves memory here, but it is "
+            "slow",
             stacklevel=2,
         )
     model.requires_grad_(False)
-    for path in [path for path, layer in model.named_modules(remove_duplicate=False) if is_linear(layer)]:
+    layers = [path for path, layer in model.named_modules(remove_duplicate=False) if is_quantizable(layer)]
+    for path in layers:
         parent, _, child = path.rpartition(".")
         model.get_submodule(parent).register_module(child, Int8Linear.from_layer(model.get_submodule(path), dtype))
     for parameter in model.parameters():
@@ -44,3 +48,8 @@ def quantise(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
     if config is not None:
         config.dtype = dtype
     return model
+
+
+def is_quantizable(layer: nn.Module) -> bool:
+    """Whether an `Int8Linear` can replace the layer: `nn.Linear` and transformers' `Conv1D`."""
+    return isinstance(layer, nn.Linear) or is_conv1d(layer)

@@ -29,7 +29,7 @@ from tsugiki.bench.work import RANK, WARM_UP, StepBarrier, Workload
 from tsugiki.dtypes import processor_has_bf16, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import features, is_conv1d
+from tsugiki.lora.frozen_layer import features, is_conv1d
 from tsugiki.lora.targets import find_targets
 from tsugiki.train.threads import run_in_threads
 

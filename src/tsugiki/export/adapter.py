@@ -17,7 +17,7 @@ from tsugiki.export.layout import HEAD, TABLE, gguf_names, llama_cpp_architectur
 from tsugiki.export.loaders import is_another_base, llama_cpp_refusals
 from tsugiki.export.ollama import CONTEXT, modelfile
 from tsugiki.io.atomic import new_file
-from tsugiki.lora.layer import features
+from tsugiki.lora.frozen_layer import features
 from tsugiki.lora.targets import base_modules
 
 

@@ -24,7 +24,7 @@ from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.export.layout import TABLE, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import features, is_conv1d
+from tsugiki.lora.frozen_layer import features, is_conv1d
 from tsugiki.lora.targets import base_modules, shortest_target_modules
 
 Stored: TypeAlias = Literal["f32", "f16"]

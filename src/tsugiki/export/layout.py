@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tsugiki.architectures import ARCHITECTURES, architecture_of, model_type
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.layer import is_linear
+from tsugiki.lora.frozen_layer import is_linear
 from tsugiki.lora.targets import base_modules, output_head
 
 RowOrder: TypeAlias = Callable[[Any, int], Tensor]

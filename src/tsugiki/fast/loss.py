@@ -25,9 +25,10 @@ from torch.nn import functional as F
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.dtypes import at_least_float32
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.lora.layer import LoraLinear, LowRank, base_of
+from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product, has_product, is_hooked
+from tsugiki.lora.layer import LoraLinear, base_of
 from tsugiki.lora.masks import dropout
-from tsugiki.lora.product import frozen_input_gradient, frozen_product, has_product, is_hooked
+from tsugiki.lora.pair import LowRank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

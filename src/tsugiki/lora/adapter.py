@@ -1,8 +1,8 @@
-"""A LoRA adapter: the pairs of all its layers, and what else it trains, as one thing that a model can hold.
+"""A LoRA adapter: the pairs of all its layers and everything else that it trains, as one object.
 
-Each target `layer` becomes `LoraLinear(layer)`, `LoraEmbedding(layer)` or `LoraConv2d(layer)` and stays it while the
-model holds the adapter; the pair is in it while the adapter is active. A trained bias or module is a copy that stands
-in its place.
+Each target `layer` is wrapped as `LoraLinear(layer)`, `LoraEmbedding(layer)` or `LoraConv2d(layer)` and stays wrapped
+while the model holds the adapter; the layer's pair is in it while the adapter is active. Biases and modules that train
+(`bias`, `modules_to_save`) are copies that replace the base's while the adapter is active.
 """
 
 import copy
@@ -17,21 +17,17 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.batchnorm import unfreeze_batchnorm
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dora import add_magnitude
+from tsugiki.lora.frozen_layer import features, is_linear, oriented
 from tsugiki.lora.layer import (
     Grafted,
-    LowRank,
     activate_factors,
     deactivate_factors,
-    features,
     grafted_layers,
-    is_linear,
-    merged_weight,
     new_pair,
-    oriented,
-    updated,
+    updated_weight,
     wrap,
 )
-from tsugiki.lora.merge import fold, require_unquantized
+from tsugiki.lora.pair import LowRank
 from tsugiki.lora.swap import (
     Undo,
     WeightUpdate,
@@ -46,7 +42,7 @@ from tsugiki.lora.targets import base_modules, find_modules_to_save, find_target
 
 @dataclass
 class LoraAdapter:
-    """What one LoRA adapter brings. Names are those of the model before any graft."""
+    """The trained parts of one LoRA adapter, by their names in the model before any graft."""
 
     config: LoraConfig
     pairs: dict[str, LowRank]
@@ -55,7 +51,7 @@ class LoraAdapter:
 
     @property
     def wrapped(self) -> set[str]:
-        """The grafted layers."""
+        """The names of the grafted layers."""
         return set(self.pairs)
 
     def attach(self, model: nn.Module) -> list[Undo]:
@@ -68,41 +64,31 @@ class LoraAdapter:
         undo += [replace_parameter(model, path, bias) for path, bias in self.biases.items()]
         return undo
 
-    def merge(self, model: nn.Module) -> list[Undo]:
-        """Fold the pairs into the weights of their layers; modules and biases are in their places already."""
-        layers = {path: layer for path, layer in grafted_layers(model).items() if path in self.pairs}
-        require_unquantized(
-            {path: layer.base_layer for path, layer in layers.items()},
-            "load the base as it is stored, or let merge_quantized(model) round the sum and say what is lost",
-        )
-        _refuse_groups({path: layer.base_layer for path, layer in layers.items()})
-        weights = {path: merged_weight(layer.base_layer, self.pairs[path]) for path, layer in layers.items()}
-        undo = fold(model, weights, also_untied=self.modules)
-        for path, layer in layers.items():
-            layer.lora = None
-            undo.append(partial(setattr, layer, "lora", self.pairs[path]))
-        return undo
-
-    def changes(self, model: nn.Module) -> dict[str, WeightUpdate]:
-        """Of weights with a pair their sum with ΔW; of trained biases and modules the trained values."""
+    def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
+        """Add ΔW to the weight of each layer with a pair; replace biases and modules by the trained ones."""
         every = dict(base_modules(model))
         layers = {path: every[path] for path in self.pairs}
-        _refuse_groups(layers)
-        summed: dict[str, WeightUpdate] = {
-            f"{path}.weight": partial(updated, layer, self.pairs[path]) for path, layer in layers.items()
+        for path, layer in layers.items():
+            if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+                raise TsugikiError(
+                    f"{path} is a convolution with {layer.groups} groups, into whose kernel no pair can be merged; "
+                    "keep the adapter separate"
+                )
+        updates: dict[str, WeightUpdate] = {
+            f"{path}.weight": partial(updated_weight, layer, self.pairs[path]) for path, layer in layers.items()
         }
-        return summed | {path: replace_with(bias) for path, bias in self.biases.items()} | module_updates(self.modules)
+        return updates | {path: replace_with(bias) for path, bias in self.biases.items()} | module_updates(self.modules)
 
 
-def new_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
-    """A fresh adapter with these settings for `model`, which stays as it is.
+def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
+    """Return a new, untrained LoRA adapter for `model`, which is not changed.
 
     Raises:
-        TsugikiError: the settings match nothing in the model, or something that cannot be.
+        TsugikiError: the settings match nothing in the model, or do not fit a layer.
     """
     targets = find_targets(model, config)
     for path, layer in targets.items():
-        _refuse_what_does_not_fit(path, layer, config)
+        _check_fit(path, layer, config)
     modules = copies_to_save(model, config)
     pairs = {path: _pair(path, layer, config) for path, layer in targets.items()}
     biases = trained_biases(model, config, targets)
@@ -112,10 +98,10 @@ def new_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
 
 
 def copies_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """Copies of the modules that `modules_to_save` names, to be trained: name before any graft -> copy.
+    """Return trainable copies of the modules that `modules_to_save` names, by name before any graft.
 
     Raises:
-        TsugikiError: a name that matches nothing, or a module in which another adapter has grafted layers.
+        TsugikiError: a name matches nothing, or another adapter has grafted layers inside a named module.
     """
     modules = find_modules_to_save(model, config)
     for path in modules:
@@ -126,66 +112,17 @@ def copies_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]
     return {path: _trained_copy(module) for path, module in modules.items()}
 
 
-def _refuse_groups(layers: Mapping[str, nn.Module]) -> None:
-    for path, layer in layers.items():
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            raise TsugikiError(
-                f"{path} is a convolution in {layer.groups} groups, into whose kernel no pair can be merged; keep the "
-                "adapter beside it"
-            )
+def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Return the base's biases that `config` trains, by name before any graft.
 
+    Args:
+        model: the base.
+        config: its `bias` says which: none, those of the targets, or all outside of `modules_to_save`.
+        targets: the layers that `config` grafts, by name.
 
-def _grafted(model: nn.Module, path: str) -> Grafted:
-    """The grafted layer at `path`, which becomes one where it is not yet."""
-    layer: Any = model
-    for child in path.split("."):  # as `get_submodule`, in a twentieth of its time
-        layer = layer._modules[child]
-    if isinstance(layer, Grafted):
-        return layer
-    grafted = wrap(layer)
-    grafted.training = layer.training
-    replace_module(model, path, grafted)
-    return grafted
-
-
-def _pair(path: str, layer: nn.Module, config: LoraConfig) -> LowRank:
-    """The pair of the layer called `path`."""
-    pair = new_pair(layer, config.rank_of(path), config.scaling_of(path), config.lora_dropout, config.init_lora_weights)
-    if config.use_dora:
-        add_magnitude(pair, oriented(layer))
-    if config.freeze_A and not isinstance(layer, nn.Embedding):
-        pair.A.requires_grad_(False)
-    return pair
-
-
-def _refuse_what_does_not_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
-    rank, start = config.rank_of(path), config.init_lora_weights
-    kind = type(layer).__name__
-    if isinstance(start, str) and start != "gaussian" and not is_linear(layer):
-        raise TsugikiError(f"init_lora_weights {start!r} is of linear layers, and {path} is a {kind}; leave it out")
-    if str(start).startswith("pissa") and rank > min(features(layer)):
-        raise TsugikiError(
-            f"init_lora_weights {start!r}: {path} has no {rank} principal directions, only {min(features(layer))}; "
-            "lower the rank"
-        )
-    if not isinstance(layer, nn.Conv2d):
-        return
-    if rank % layer.groups:
-        raise TsugikiError(f"{path} is a {kind} in {layer.groups} groups, and rank {rank} is no multiple of that")
-    if config.use_dora and layer.groups > 1:
-        raise TsugikiError(f"use_dora: {path} is a {kind} in {layer.groups} groups, where no row has one length")
-    if layer.padding_mode != "zeros":
-        raise TsugikiError(f"{path} is a {kind} that pads with {layer.padding_mode}; only zeros are known here")
-
-
-def _trained_copy(module: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(module).requires_grad_(True)
-    unfreeze_batchnorm(copied)  # another adapter may hold those of the base
-    return copied
-
-
-def trained_biases(model: nn.Module, config: LoraConfig, targets: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """The base's biases that `config` trains, by name before any graft."""
+    Raises:
+        TsugikiError: biases are to train, but these layers have none.
+    """
     if config.bias == "none":
         return {}
     owners = dict(base_modules(model)) if config.bias == "all" else targets
@@ -197,5 +134,65 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: dict[str, nn.M
         and not any(path == whole or path.startswith(f"{whole}.") for whole in saved_whole)
     }
     if not found:
-        raise TsugikiError(f"bias={config.bias!r}, but the layers meant have no bias; use bias='none'")
+        raise TsugikiError(f"bias is {config.bias!r}, but none of these layers has a bias; use bias='none'")
     return found
+
+
+def _grafted(model: nn.Module, path: str) -> Grafted:
+    """Return the grafted layer at `path`; a layer that is not grafted yet is wrapped first."""
+    layer: Any = model
+    for child in path.split("."):  # twenty times faster than `get_submodule`
+        layer = layer._modules[child]
+    if isinstance(layer, Grafted):
+        return layer
+    grafted = wrap(layer)
+    grafted.training = layer.training
+    replace_module(model, path, grafted)
+    return grafted
+
+
+def _pair(path: str, layer: nn.Module, config: LoraConfig) -> LowRank:
+    """Return a new pair for the layer called `path`."""
+    pair = new_pair(layer, config.rank_of(path), config.scaling_of(path), config.lora_dropout, config.init_lora_weights)
+    if config.use_dora:
+        add_magnitude(pair, oriented(layer))
+    if config.freeze_A and not isinstance(layer, nn.Embedding):
+        pair.A.requires_grad_(False)
+    return pair
+
+
+def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
+    """Raise a TsugikiError if the settings cannot be used for this layer."""
+    rank, init = config.rank_of(path), config.init_lora_weights
+    kind = type(layer).__name__
+    if isinstance(init, str) and init != "gaussian" and not is_linear(layer):
+        raise TsugikiError(
+            f"init_lora_weights {init!r} is for linear layers only, and {path} is a {kind}; leave it out of the targets"
+        )
+    if str(init).startswith("pissa") and rank > min(features(layer)):
+        raise TsugikiError(
+            f"init_lora_weights {init!r}: {path} has only {min(features(layer))} principal directions, fewer than rank "
+            f"{rank}; lower the rank"
+        )
+    if not isinstance(layer, nn.Conv2d):
+        return
+    if rank % layer.groups:
+        raise TsugikiError(
+            f"{path} is a {kind} with {layer.groups} groups, and rank {rank} is not a multiple of that; change the rank"
+        )
+    if config.use_dora and layer.groups > 1:
+        raise TsugikiError(
+            f"use_dora: {path} is a {kind} with {layer.groups} groups, for which DoRA is not defined; leave it out of "
+            "the targets"
+        )
+    if layer.padding_mode != "zeros":
+        raise TsugikiError(
+            f"{path} is a {kind} with padding_mode {layer.padding_mode!r}, and only 'zeros' is supported; leave it out "
+            "of the targets"
+        )
+
+
+def _trained_copy(module: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(module).requires_grad_(True)
+    unfreeze_batchnorm(copied)  # another adapter may have frozen those of the base
+    return copied

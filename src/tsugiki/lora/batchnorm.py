@@ -1,7 +1,7 @@
-"""Running statistics inside the frozen base (BatchNorm): used, and not moved, while an adapter trains.
+"""BatchNorm inside the frozen base: its running statistics are used but not updated while an adapter trains.
 
-In training mode BatchNorm takes the batch's statistics and writes them over its own: the base would no longer be what
-it was, although no parameter of it changed, and an adapter would compute something else in training than after it.
+In training mode BatchNorm normalises by the statistics of the batch and updates its running statistics. The base would
+change although no parameter of it does, and an adapter would compute something else in training than afterwards.
 """
 
 from functools import partial
@@ -14,17 +14,17 @@ def freeze_batchnorm(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
             module.eval()
-            module.train = partial(_stay, module)  # type: ignore[method-assign, assignment]
+            module.train = partial(_keep_mode, module)  # type: ignore[method-assign, assignment]
 
 
 def unfreeze_batchnorm(model: nn.Module) -> None:
-    """Undo `freeze_batchnorm`; the modules then have the mode of `model`."""
+    """Undo `freeze_batchnorm`; the modules get the mode of `model`."""
     for module in model.modules():
-        held = vars(module).get("train")
-        if isinstance(held, partial) and held.func is _stay:
+        replaced = vars(module).get("train")
+        if isinstance(replaced, partial) and replaced.func is _keep_mode:
             del module.train
             module.train(model.training)
 
 
-def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
     return module

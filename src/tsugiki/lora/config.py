@@ -4,14 +4,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from tsugiki.errors import TsugikiError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from tsugiki.lora.adapter import LoraAdapter
 
 Bias = Literal["none", "lora_only", "all"]
 _STARTS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
@@ -108,16 +103,6 @@ class LoraConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise TsugikiError(f"{pattern!r} is not a regular expression: {error}") from error
-
-    def new_adapter(self, model: "nn.Module") -> "LoraAdapter":
-        """A fresh adapter with these settings for `model`, which stays as it is.
-
-        Raises:
-            TsugikiError: the settings match nothing in the model, or something that cannot be.
-        """
-        from tsugiki.lora.adapter import new_adapter
-
-        return new_adapter(model, self)
 
     def rank_of(self, name: str) -> int:
         """The rank for the layer called `name`."""

@@ -1,12 +1,27 @@
-"""Grafting: adapters put into a model in place, switched, taken out again.
-
-The model stays the class that it was. What an adapter brings belongs to the adapter; activating it puts that into the
-model, and the base's own parameters are never edited. For LoRA, each target `layer` becomes `LoraLinear(layer)`,
-`LoraEmbedding(layer)` or `LoraConv2d(layer)` (see `lora.adapter`); the other methods are in `tsugiki.methods`.
+"""Grafting: adapters are put into a model in place, switched, and taken out again.
 
     graft(model, LoraConfig(r=8, lora_alpha=32))     # one trainable adapter called "default"
-    with disable_adapter(model): ...                  # the base, to the last bit
+    with disable_adapter(model): ...                  # bit-identical to the base
     ungraft(model)                                    # plain layers again
+
+The model keeps its class. The trained parts belong to the adapter: while it is active they are in the model, and the
+base's own parameters never change. A LoRA adapter wraps each target `layer` as `LoraLinear(layer)`,
+`LoraEmbedding(layer)` or `LoraConv2d(layer)` (see `lora.adapter`); the other methods are in `tsugiki.methods`.
+
+This is all that grafting changes in a model; `ungraft` undoes each of them:
+
+- the model gets the attribute `_tsugiki` (a `Graft`) and a `save_pretrained` that raises an error (this module);
+- every parameter of the base gets `requires_grad=False` (this module);
+- dropout probabilities are set to 0, unless `base_dropout` is set (`lora.dropout`);
+- BatchNorm modules get a `train` that keeps them in evaluation mode (`lora.batchnorm`);
+- target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
+- modules and parameters that train on a copy are replaced by it; a module that holds a 32-bit copy of a 16-bit
+  parameter gets a `forward` of its own (`lora.swap`);
+- modules get a child `tsugiki` and a hook that calls it (`methods.hooks`);
+- within `mixed_batch`, grafted layers get a `forward` of their own (`lora.mixed_batch`).
+
+Merged weights stay in the model: `ungraft(merge(model))` is the base with the adapter in its weights. Fast paths are
+independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_paths` undoes it.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,211 +32,209 @@ from typing import Any, Protocol
 from torch import nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.adapter import new_lora_adapter
 from tsugiki.lora.batchnorm import freeze_batchnorm, unfreeze_batchnorm
+from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dropout import SavedDropout, disable_dropout, restore_dropout
 from tsugiki.lora.layer import grafted_layers
-from tsugiki.lora.swap import Undo, WeightUpdate, replace_module
+from tsugiki.lora.swap import Undo, WeightUpdate, replace_module, undo_all
 
 DEFAULT_NAME = "default"
 BASE_ROW = "__base__"
-"""In `mixed_batch`, as in PEFT's mixed batches, a row that no adapter has a part in; so no adapter is called that."""
+"""Selects the base (no adapter) for a row of `mixed_batch`, as in PEFT. Reserved: no adapter can have this name."""
 _ATTRIBUTE = "_tsugiki"
 
 
 class Adapter(Protocol):
-    """What one adapter brings, and how it takes its place in a model."""
+    """The trained parts of one adapter, and how they are put into a model."""
 
     config: Any
 
     @property
     def wrapped(self) -> Collection[str]:
-        """Names of the layers that are grafted, as long as the model holds this adapter."""
+        """The names of the layers that stay wrapped as long as the model holds this adapter."""
 
     def attach(self, model: nn.Module) -> list[Undo]:
-        """Put it into the model, whose other adapters rest; returns what takes it out, the last first."""
+        """Put the adapter into the model, in which no other is active, and return what takes it out again."""
 
-    def merge(self, model: nn.Module) -> list[Undo]:
-        """Fold it, which is attached, into weights of the base; returns what unfolds it.
+    def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
+        """Return what merging the adapter does to weights of the base, by their names in the model before any graft.
 
-        Raises:
-            TsugikiError: it cannot be; the model is then as it was.
-        """
-
-    def changes(self, model: nn.Module) -> dict[str, WeightUpdate]:
-        """What `merge` makes of the base's parameters, by name before any graft, for weights that are elsewhere.
-
-        Parameters that are one and stay one have the same change.
+        Parameters that are one and stay one have the same update (the same object).
 
         Args:
-            model: the base, or what has its shape; its values are not looked at.
+            model: the base with no adapter active, or a model of its shape; the values of its weights are not used.
 
         Raises:
-            TsugikiError: it cannot be merged.
+            TsugikiError: the adapter cannot be merged.
         """
 
 
-class Rows(Protocol):
-    """What computes while each row of a batch has an adapter of its own (see `lora.mixed_batch`)."""
+class MixedRows(Protocol):
+    """Computes each row of a batch with its own adapter (see `lora.mixed_batch`)."""
 
     def attach(self) -> list[Undo]:
-        """Put it into the model, whose adapters all rest; returns what takes it out."""
+        """Put it into the model, in which no adapter is active, and return what takes it out again."""
 
 
 class Config(Protocol):
     """The settings of an adapter."""
 
     def new_adapter(self, model: nn.Module) -> Adapter:
-        """A fresh adapter for this model, in which no other is active, and which stays as it is.
+        """Return a new, untrained adapter for this model, in which no other is active; the model is not changed.
 
         Raises:
-            TsugikiError: it does not fit the model.
+            TsugikiError: the settings do not fit the model.
         """
 
 
 @dataclass
 class Graft:
-    """The adapters of one model, which of them is active, and how to bring the base back."""
+    """The adapters of one model, and what is needed to take them out."""
 
     adapters: dict[str, Any] = field(default_factory=dict)
     active: str | None = None
+    """The adapter that computes, or that is merged. None: the base alone computes, or a mixed batch."""
     attached: list[Undo] = field(default_factory=list)
+    """Takes out what is in the model now."""
     merged: list[Undo] | None = None
-    """None while nothing is merged."""
-    rows: Rows | None = None
-    """Within `mixed_batch`; it rests while nothing is attached."""
+    """Restores the base's weights; None while nothing is merged."""
+    mixed_rows: MixedRows | None = None
+    """The innermost `mixed_batch`; not in the model while `attached` is empty."""
     required_grad: dict[str, bool] = field(default_factory=dict)
-    silenced: SavedDropout = field(default_factory=list)
+    """`requires_grad` of the base's parameters before grafting."""
+    saved_dropout: SavedDropout = field(default_factory=list)
 
 
-def graft(model: nn.Module, config: Config, name: str = DEFAULT_NAME, *, base_dropout: bool = False) -> Any:
-    """Add an adapter to `model` in place, make it the active one, and freeze everything else.
+def new_adapter(model: nn.Module, config: LoraConfig | Config) -> Any:
+    """Return a new, untrained adapter with these settings for `model`, in which none is active.
 
-    That includes running statistics (BatchNorm's): they are used, in training too, and not moved.
-
-    Args:
-        model: any module; what of it can be grafted, the method says.
-        config: what to graft; `LoraConfig`, or that of another method.
-        name: a model can hold several adapters, one of them active.
-        base_dropout: leave dropout inside the frozen base as it is. It is off by default: frozen
-            weights gain nothing from it.
-
-    Returns:
-        The adapter, of its method's own class.
+    A `LoraConfig` does not build its adapter itself, so that it can be imported without torch.
 
     Raises:
-        TsugikiError: it does not fit the model, the name is taken, an adapter is merged, or a mixed batch is on.
+        TsugikiError: the settings do not fit the model.
+    """
+    return new_lora_adapter(model, config) if isinstance(config, LoraConfig) else config.new_adapter(model)
+
+
+def graft(
+    model: nn.Module, config: LoraConfig | Config, name: str = DEFAULT_NAME, *, base_dropout: bool = False
+) -> Any:
+    """Add a new adapter to `model` in place, make it the active one, and freeze everything else.
+
+    Running statistics (of BatchNorm) are frozen, too: they are used in training, but not updated.
+
+    Args:
+        model: any module.
+        config: `LoraConfig`, or the config of another method.
+        name: of the adapter; a model can hold several, of which one is active.
+        base_dropout: keep dropout inside the frozen base. By default it is switched off, since frozen weights gain
+            nothing from it.
+
+    Returns:
+        The adapter, an object of its method's class.
+
+    Raises:
+        TsugikiError: the settings do not fit the model, the name is taken, an adapter is merged, or the call is inside
+            a `mixed_batch` block.
     """
     with base_alone(model):
-        adapter = config.new_adapter(model)
+        adapter = new_adapter(model, config)
     add_adapter(model, adapter, name, base_dropout=base_dropout)
     return adapter
 
 
 def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: bool = False) -> None:
-    """What `graft` does, with an adapter that was made for this model already.
+    """Add an existing adapter, made for this model, and make it the active one, as `graft` does with a new one.
 
     Raises:
-        TsugikiError: the name is taken or that of the base, an adapter is merged, or a mixed batch is on.
+        TsugikiError: the name is taken or reserved, an adapter is merged, or the call is inside a `mixed_batch` block.
     """
     state = _state(model) or Graft()
-    _refuse_while_held(state)
+    _check_can_switch(state)
     if name == BASE_ROW:
-        raise TsugikiError(f"{name!r} is what rows of a mixed batch call the base; choose another name")
+        raise TsugikiError(f"the name {name!r} is reserved for the base in mixed batches; choose another name")
     if name in state.adapters:
         raise TsugikiError(f"the model already holds an adapter called {name!r}; choose another name")
     if not state.adapters:
-        state.required_grad = {path: p.requires_grad for path, p in model.named_parameters()}
-        model.requires_grad_(False)
-        if not base_dropout:
-            state.silenced = disable_dropout(model)
-        freeze_batchnorm(model)
-        setattr(model, _ATTRIBUTE, state)
-        if hasattr(model, "save_pretrained"):
-            model.save_pretrained = _refuse_to_save  # type: ignore[assignment]
+        _freeze(model, state, base_dropout)
     state.adapters[name] = adapter
     set_adapter(model, name)
 
 
 def ungraft(model: nn.Module) -> nn.Module:
-    """Take every adapter out and return the model with plain layers.
+    """Take every adapter out and return the same model with plain layers.
 
-    After `merge` the merged weights stay (as PEFT's `merge_and_unload`); otherwise the base is what it was,
-    the same tensors (as PEFT's `unload`).
+    After `merge` the merged weights stay (as in PEFT's `merge_and_unload`); otherwise the model is as before grafting,
+    with the same tensors (as in PEFT's `unload`).
     """
     state = require_state(model)
-    if state.merged is None:
-        deactivate(state)
-    for path, module in grafted_layers(model).items():
-        replace_module(model, path, module.base_layer)
-    for path, parameter in model.named_parameters():
-        parameter.requires_grad_(state.required_grad.get(path, True))
-    restore_dropout(state.silenced)
-    unfreeze_batchnorm(model)
-    delattr(model, _ATTRIBUTE)
-    model.__dict__.pop("save_pretrained", None)
+    detach_adapter(state)
+    _unwrap(model, keep=())
+    _unfreeze(model, state)
     return model
 
 
 def remove_adapter(model: nn.Module, name: str) -> None:
-    """Take one adapter out. With the last one the layers become plain again.
+    """Take one adapter out; if it is the last one, `ungraft` the model.
 
     Raises:
-        TsugikiError: no such adapter, one is merged, or a mixed batch is on.
+        TsugikiError: there is no such adapter, one is merged, or the call is inside a `mixed_batch` block.
     """
     state = require_state(model)
-    _refuse_while_held(state)
+    _check_can_switch(state)
     find_adapter(model, name)
     if len(state.adapters) == 1:
         ungraft(model)
         return
     if state.active == name:
-        deactivate(state)
+        detach_adapter(state)
+        state.active = None
     del state.adapters[name]
-    still = {path for adapter in state.adapters.values() for path in adapter.wrapped}
-    for path, module in grafted_layers(model).items():
-        if path not in still:
-            replace_module(model, path, module.base_layer)
+    _unwrap(model, keep={path for adapter in state.adapters.values() for path in adapter.wrapped})
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
-    """Make `name` the active adapter: it computes and trains, the others rest.
+    """Make `name` the active adapter: it computes and trains, the others do not.
 
     Raises:
-        TsugikiError: no such adapter, one is merged, or a mixed batch is on.
+        TsugikiError: there is no such adapter, one is merged, or the call is inside a `mixed_batch` block.
     """
     state = require_state(model)
-    _refuse_while_held(state)
+    _check_can_switch(state)
     adapter = find_adapter(model, name)
     if state.active == name:
         return
-    deactivate(state)
+    detach_adapter(state)
+    state.active = None  # also if `attach` raises
     state.attached = adapter.attach(model)
     state.active = name
 
 
 @contextmanager
 def disable_adapter(model: nn.Module) -> Iterator[None]:
-    """Within the `with` block the model is its base, to the last bit.
+    """Within the `with` block the model is bit-identical to its base.
 
     Raises:
-        TsugikiError: the adapter is merged into the base; `unmerge` first.
+        TsugikiError: an adapter is merged into the base; `unmerge` first.
     """
     state = require_state(model)
-    _refuse_while_merged(state)
-    active, rows = state.active, state.rows if state.attached else None
-    deactivate(state)
+    _check_not_merged(state)
+    active, rows = state.active, state.mixed_rows if state.attached else None
+    detach_adapter(state)
+    state.active = None
     try:
         yield
     finally:
         if rows is not None:
             state.attached = rows.attach()
-        elif active is not None and _state(model) is state:  # nobody has taken all adapters out
+        elif active is not None and _state(model) is state:  # the block has not ungrafted the model
             set_adapter(model, active)
 
 
 @contextmanager
 def base_alone(model: nn.Module) -> Iterator[None]:
-    """`disable_adapter`, of a model on which something may be grafted: what a new adapter is to be made from.
+    """`disable_adapter` for a model that may be grafted or not; new adapters are made within it.
 
     Raises:
         TsugikiError: an adapter is merged into the base.
@@ -234,7 +247,7 @@ def base_alone(model: nn.Module) -> Iterator[None]:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name in the model as it stands; `sum(p.numel() ...)` counts them."""
+    """Return the parameters that train, by their present names in the model."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -244,13 +257,13 @@ def is_grafted(model: nn.Module) -> bool:
 
 
 def is_merged(model: nn.Module) -> bool:
-    """Whether an adapter is folded into the model's weights."""
+    """Whether an adapter is merged into the model's weights."""
     state = _state(model)
     return state is not None and state.merged is not None
 
 
 def active_adapter(model: nn.Module) -> Any:
-    """The adapter that computes now, of its method's own class.
+    """Return the active adapter, an object of its method's class.
 
     Raises:
         TsugikiError: none is active.
@@ -262,10 +275,10 @@ def active_adapter(model: nn.Module) -> Any:
 
 
 def find_adapter(model: nn.Module, name: str) -> Any:
-    """The adapter called `name`, of its method's own class.
+    """Return the adapter called `name`, an object of its method's class.
 
     Raises:
-        TsugikiError: there is none; the message names those that there are.
+        TsugikiError: there is none; the message names the adapters of the model.
     """
     adapters = require_state(model).adapters
     if name not in adapters:
@@ -274,43 +287,71 @@ def find_adapter(model: nn.Module, name: str) -> Any:
 
 
 def require_state(model: nn.Module) -> Graft:
-    """The model's graft record.
+    """Return the model's `Graft`.
 
     Raises:
-        TsugikiError: nothing is grafted on it.
+        TsugikiError: the model is not grafted.
     """
     state = _state(model)
     if state is None:
-        raise TsugikiError("nothing is grafted on this model; graft(model, config) or load_adapter comes first")
+        raise TsugikiError("nothing is grafted on this model; call graft(model, config) or load_adapter first")
     return state
+
+
+def detach_adapter(state: Graft) -> None:
+    """Take the active adapter, or the rows of a mixed batch, out of the model, so that the base alone is left."""
+    undo_all(state.attached)
+    state.attached = []
+
+
+def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
+    """Prepare a model for its first adapter."""
+    state.required_grad = {path: p.requires_grad for path, p in model.named_parameters()}
+    model.requires_grad_(False)
+    if not base_dropout:
+        state.saved_dropout = disable_dropout(model)
+    freeze_batchnorm(model)
+    setattr(model, _ATTRIBUTE, state)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained = _refuse_to_save  # type: ignore[assignment]
+
+
+def _unfreeze(model: nn.Module, state: Graft) -> None:
+    """Undo `_freeze`."""
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(state.required_grad.get(path, True))
+    restore_dropout(state.saved_dropout)
+    unfreeze_batchnorm(model)
+    delattr(model, _ATTRIBUTE)
+    model.__dict__.pop("save_pretrained", None)
+
+
+def _unwrap(model: nn.Module, keep: Collection[str]) -> None:
+    """Put the frozen layers back in the places of the grafted ones, except for those whose names are in `keep`."""
+    for path, module in grafted_layers(model).items():
+        if path not in keep:
+            replace_module(model, path, module.base_layer)
 
 
 def _state(model: nn.Module) -> Graft | None:
     return getattr(model, _ATTRIBUTE, None)
 
 
-def _refuse_while_merged(state: Graft) -> None:
+def _check_not_merged(state: Graft) -> None:
     if state.merged is not None:
-        raise TsugikiError(f"adapter {state.active!r} is merged into the base; unmerge(model) comes first")
+        raise TsugikiError(f"adapter {state.active!r} is merged into the base; call unmerge(model) first")
 
 
-def _refuse_while_held(state: Graft) -> None:
-    """Which adapters there are, and which is active, stays while something was made of them."""
-    _refuse_while_merged(state)
-    if state.rows is not None:
-        raise TsugikiError("a mixed batch is on, whose rows have their adapters; leave its `with` block first")
-
-
-def deactivate(state: Graft) -> None:
-    """Leave the base alone in the model."""
-    for undo in reversed(state.attached):
-        undo()
-    state.attached, state.active = [], None
+def _check_can_switch(state: Graft) -> None:
+    """Raise a TsugikiError if the set of adapters, and which of them is active, must not change now."""
+    _check_not_merged(state)
+    if state.mixed_rows is not None:
+        raise TsugikiError("a mixed batch is active, which gives each row its adapter; leave its `with` block first")
 
 
 def _refuse_to_save(*_: object, **__: object) -> None:
     raise TsugikiError(
-        "save_pretrained would store the grafted layers under names that no loader knows; save_adapter(model, path) "
-        "stores the adapter (Trainer: save_strategy='no', or tsugiki's RunTrainer), and "
-        "ungraft(merge(model)).save_pretrained(path) the whole model"
+        "save_pretrained would store the grafted layers under names that no loader knows. Use save_adapter(model, "
+        "path) for the adapter (in transformers' Trainer with save_strategy='no'), or "
+        "ungraft(merge(model)).save_pretrained(path) for the whole model"
     )

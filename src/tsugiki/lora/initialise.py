@@ -1,38 +1,35 @@
-"""Other starts of a pair than A random and B zero: PiSSA, and orthogonal factors.
+"""Initial values of A and B other than A random and B zero: PiSSA and orthogonal factors.
 
-**PiSSA** (Meng et al. 2024, arXiv:2404.02948) begins with the principal part of the weight, W ≈ U S Vᵀ of rank r, which
-then trains, instead of with noise:
+**PiSSA** (Meng et al. 2024, arXiv:2404.02948) initialises the pair to the principal part of the weight, W ≈ U S Vᵀ of
+rank r, instead of noise:
 
     s A0 B0 = the best approximation of rank r:    A0 = (S/s)^½ Vᵀ [r, in],    B0 = U (S/s)^½ [out, r]
 
-In the paper and in PEFT the frozen weight becomes the rest, W - s B0 A0. Here no frozen weight changes: A0 and B0 stay
-beside the pair, and the layer computes W x + s (B A - B0 A0) x, the same function with the same gradients. So adapters
-can be switched, and a file is an ordinary LoRA of rank 2r (A on A0, B beside -B0, alpha such that s stays). The
-trade-off: it learns faster than LoRA from the first step, for a decomposition of each weight to begin with and a pair
-that is twice as wide to compute. `pissa` decomposes exactly, `pissa_niter_4` nearly, by a random projection with 4
-power iterations.
-Dropout is of the whole update here, so that the layer begins as its base in training too; in PEFT, of B A alone.
+In the paper and in PEFT, the frozen weight is replaced by the remainder, W - s B0 A0. Here no frozen weight changes: A0
+and B0 are kept with the pair, and the layer computes W x + s (B A - B0 A0) x, the same function with the same
+gradients. So adapters can be switched, and the file is an ordinary LoRA of rank 2r (A stacked on A0, B next to -B0, and
+an alpha that keeps s). PiSSA learns faster than LoRA from the first step; the cost is a decomposition of each weight
+before training and a pair that is twice as wide to compute. `pissa` decomposes exactly, `pissa_niter_4` approximately,
+by a random projection with 4 power iterations.
+Dropout applies to the whole update here, so that the layer equals its base before the first step in training mode, too;
+in PEFT it applies to B A alone.
 
-**Orthogonal** (as PEFT has it): with Q [r, r] orthogonal, X and Y random,
+**Orthogonal** (as in PEFT): with Q [r, r] orthogonal, X and Y random,
 
     A = Q[odd]ᵀ X / 10        B = Y Q[even] / 10
 
-so B A = Y Q[even] Q[odd]ᵀ X / 100 is zero, to rounding, while neither factor is: both have gradients from the first
-step on. The rank must be even.
+Then B A = Y Q[even] Q[odd]ᵀ X / 100 is zero up to rounding although neither factor is, so both have gradients from the
+first step. The rank must be even.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
 
-if TYPE_CHECKING:
-    from tsugiki.lora.layer import LowRank
+from tsugiki.lora.pair import LowRank
 
 
 @torch.no_grad()
-def init_orthogonal_(pair: "LowRank") -> None:
-    """A and B at right angles, such that B A is zero to rounding."""
+def init_orthogonal_(pair: LowRank) -> None:
+    """Initialise A and B with orthogonal row and column spaces, so that B A is zero up to rounding."""
     A, B = pair.A, pair.B
     r = len(A)
     q, _ = torch.linalg.qr(torch.randn(r, r, dtype=A.dtype, device=A.device))
@@ -43,19 +40,19 @@ def init_orthogonal_(pair: "LowRank") -> None:
 
 
 @torch.no_grad()
-def init_pissa_(pair: "LowRank", weight: Tensor, how: str) -> None:
-    """A and B as the principal part of a weight [out, in], kept as A0 and B0 too.
+def init_pissa_(pair: LowRank, weight: torch.Tensor, method: str) -> None:
+    """Initialise A and B to the principal part of `weight`, and keep copies as A0 and B0.
 
     Args:
-        pair: of a rank that the weight has.
-        weight: the frozen one.
-        how: "pissa", or "pissa_niter_" and a number of iterations.
+        pair: its rank must not be above that of the weight.
+        weight: the frozen weight, [out, in].
+        method: "pissa", or "pissa_niter_" followed by a number of power iterations.
     """
     weight, r = weight.to(pair.A.dtype), len(pair.A)
-    if how == "pissa":
+    if method == "pissa":
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     else:
-        u, s, v = torch.svd_lowrank(weight, r, niter=int(how.rpartition("_")[2]))
+        u, s, v = torch.svd_lowrank(weight, r, niter=int(method.rpartition("_")[2]))
         vh = v.T
     root = (s[:r] / pair.scaling).sqrt()
     pair.A.copy_(root[:, None] * vh[:r])

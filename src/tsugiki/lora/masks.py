@@ -1,12 +1,14 @@
-"""Dropout masks that cost little: random bits compared with a threshold, applied by a bitwise and.
+"""Cheap dropout masks: random bits are compared with a threshold, and the mask is applied by a bitwise and.
 
-Drawing `bernoulli` and multiplying takes 12 to 19 % of a LoRA step on a processor. Here each element gets 16 random
-bits from NumPy's SFC64 and is kept where these, as a number, are not below 65,536 p; so p is honoured to 1/65,536.
-The mask is a byte for each element, all bits set where it is kept, none where it is dropped; applied, it is widened to
-the element's bits. The factor 1 / (1 - p) is left to the caller, who has a scale to put it into.
+Drawing with `bernoulli` and multiplying takes 12 to 19 % of a LoRA step on a processor. Here each element gets 16
+random bits from NumPy's SFC64, and is kept if they, as an unsigned number, are at least 65,536 p; so p is exact to
+1/65,536. The mask has one byte for each element: all bits are set where the element is kept, none where it is dropped.
+To be applied, it is widened to the size of the element. The factor 1 / (1 - p) is left to the caller, who multiplies by
+some scale anyway.
 
-The seed of each mask comes from torch's generator, so `torch.manual_seed` decides it, and activation checkpointing,
-which restores that generator, draws the same mask again; but not within `masks_from`, whose generator it does not know.
+The seed of each mask is drawn from torch's generator, so `torch.manual_seed` determines it, and activation
+checkpointing, which restores that generator, draws the same mask again. Within `masks_from` the seeds come from another
+generator, which activation checkpointing does not restore.
 """
 
 import threading
@@ -18,15 +20,16 @@ import torch
 from torch import Tensor
 
 _LEVELS = 1 << 16
-_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
+_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integer dtype with this many bytes an element."""
 _local = threading.local()
 
 
 @contextmanager
 def masks_from(generator: torch.Generator | None) -> Iterator[None]:
-    """Within the block this thread's seeds come from `generator`; None: from torch's own, as everywhere else.
+    """Draw the seeds of this thread's masks from `generator` within the block; None: from torch's own generator.
 
-    Threads that share torch's own generator would draw by turns of luck.
+    If threads shared torch's generator, their masks would depend on which thread draws first.
     """
     before = getattr(_local, "generator", None)
     _local.generator = generator
@@ -37,19 +40,27 @@ def masks_from(generator: torch.Generator | None) -> Iterator[None]:
 
 
 def keep_mask(like: Tensor, p: float) -> Tensor:
-    """A mask for `apply_mask`, int8 of the shape and device of `like`; each element is dropped with probability `p`."""
-    if like.device.type != "cpu":  # an accelerator draws numbers quickly
+    """Draw a mask for `apply_mask`, in which each element is dropped with probability `p`.
+
+    Args:
+        like: the mask has its shape and device.
+        p: below 1.
+
+    Returns:
+        int8: -1 (all bits set) where the element is kept, 0 where it is dropped.
+    """
+    if like.device.type != "cpu":  # accelerators draw random numbers fast
         return -(torch.rand(like.shape, device=like.device) >= p).to(torch.int8)
     seed = int(torch.randint(1 << 62, (), generator=getattr(_local, "generator", None)))
     words = np.random.SFC64(seed).random_raw((like.numel() + 3) // 4)
     drawn = torch.from_numpy(words.view(np.int16))[: like.numel()].view(like.shape)
     kept = torch.empty(like.shape, dtype=torch.int8)
-    threshold = min(round(p * _LEVELS), _LEVELS - 1)  # beyond, 16 bits would wrap and keep all
+    threshold = min(round(p * _LEVELS), _LEVELS - 1)  # _LEVELS itself would overflow 16 bits and keep everything
     return torch.ge(drawn, threshold - _LEVELS // 2, out=kept).neg_()
 
 
 def apply_mask(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
-    """`x` with the dropped elements zero; into `out`, which may be `x`, or a new tensor."""
+    """Return `x` with the dropped elements set to 0, written into `out` (which may be `x`) or into a new tensor."""
     result = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
     bits = _INTEGER[x.element_size()]
     torch.bitwise_and(x.view(bits), mask, out=result.view(bits))
@@ -57,5 +68,5 @@ def apply_mask(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """`x` with elements dropped by such a mask and the rest divided by 1 - p; differentiable in `x`."""
+    """Drop elements of `x` by such a mask and divide the others by 1 - p; differentiable in `x`."""
     return x * (keep_mask(x, p) != 0) / (1 - p) if p else x

@@ -1,28 +1,42 @@
-"""Merging: an adapter folded into the frozen weights, so that it costs nothing while it computes.
+"""Merging: the active adapter is added to the base's weights, so that it costs nothing at inference.
 
-A layer gets a new weight, such as W + scaling · B A; the old one is kept for `unmerge`, which brings it back to
-the last bit. Since the new weight belongs to that layer alone, a weight that was shared (GPT-2's head and
-embedding) is no longer shared afterwards: the model's config then says so.
+An adapter states its effect once, as updates of named weights (`Adapter.weight_updates`). Here they are applied to a
+model in memory; `adapters.merge` applies them to the files of a model.
+
+    merge(model)             W                 →   W + ΔW, rounded to the dtype of W
+    merge_quantized(model)   scale · qweight   →   W   →   W + ΔW   →   scale' · qweight'
+
+The old weights are kept for `unmerge`, which restores them bit-identically. The new weight belongs to its layer alone,
+so a weight that was shared (such as GPT-2's by embedding and output head) is not shared any more, and the model's
+config then says so.
+
+A step between two quantised values can be larger than the adapter's update, which is then lost. The error can even
+exceed the update, since a row whose scale changes is quantised again as a whole. So `merge` raises an error for a
+quantised base, and `merge_quantized` returns the share that is lost, ‖scale' · qweight' - W - ΔW‖ / ‖ΔW‖.
 """
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.graft import active_adapter, require_state
-from tsugiki.lora.swap import Undo, replace_parameter
+from tsugiki.lora.frozen_layer import QuantizedLinear, is_quantized
+from tsugiki.lora.graft import active_adapter, detach_adapter, require_state
+from tsugiki.lora.layer import Grafted
+from tsugiki.lora.shared_parameters import shared_parameters
+from tsugiki.lora.swap import Undo, WeightUpdate, parameter_owner, replace_module, replace_parameter, undo_all
 
 
 @torch.no_grad()
 def merge(model: nn.Module) -> nn.Module:
-    """Fold the active adapter into the base's weights, in place; merging twice equals once.
+    """Add the active adapter to the base's weights, in place. A model that is merged already is left as it is.
 
-    A shared weight that is merged into becomes this layer's own, with a warning, and
-    `config.tie_word_embeddings` becomes False so that a saved model keeps both.
+    A shared weight that the adapter changes in one place only becomes two weights, with a warning;
+    `config.tie_word_embeddings` is set to False, so that a saved model keeps both.
 
     Returns:
         The same model; `ungraft(merge(model))` is a plain model with the adapter in its weights.
@@ -33,12 +47,53 @@ def merge(model: nn.Module) -> nn.Module:
     """
     state = require_state(model)
     if state.merged is None:
-        state.merged = active_adapter(model).merge(model)
+        with _updates_of_active_adapter(model) as updates:
+            quantized = [name for name in updates if _is_quantized(model, name)]
+            if quantized:
+                raise TsugikiError(
+                    f"{quantized[0]} is quantised, so merging would lose part of the update; load the base "
+                    "unquantised, or use merge_quantized(model), which quantises the sum and returns what is lost"
+                )
+            state.merged = _replace_weights(model, _new_weights(model, updates), _shared_in_part(model, updates))
     return model
 
 
+@torch.no_grad()
+def merge_quantized(model: nn.Module) -> dict[str, float]:
+    """Add the active adapter to the base's weights, in place, quantising again each layer that is quantised.
+
+    Other layers are merged as by `merge`. `unmerge` undoes it.
+
+    Returns:
+        For each quantised layer, the share of its update that is lost: 0 for none, 1 for as much as the update itself.
+
+    Raises:
+        TsugikiError: no adapter is active, its method cannot be merged, one is merged already, or a merged weight is
+            not finite.
+    """
+    state = require_state(model)
+    if state.merged is not None:
+        raise TsugikiError(f"adapter {state.active!r} is merged into the base already; unmerge(model) comes first")
+    layers: dict[str, nn.Module] = {}
+    lost: dict[str, float] = {}
+    with _updates_of_active_adapter(model) as updates:
+        for name in [name for name in updates if _is_quantized(model, name)]:
+            layer = parameter_owner(model, name)[0]
+            if not isinstance(layer, QuantizedLinear):
+                raise TsugikiError(
+                    f"{name} is quantised by a {type(layer).__name__}, which cannot be quantised again here; load the "
+                    "base unquantised or in int8"
+                )
+            path = name.rpartition(".")[0]
+            layers[path], lost[path] = _requantized(name, layer, updates.pop(name))
+        weights = _new_weights(model, updates)
+        undo = [_replace_layer(model, path, layer) for path, layer in layers.items()]
+        state.merged = undo + _replace_weights(model, weights, _shared_in_part(model, updates))
+    return lost
+
+
 def unmerge(model: nn.Module) -> nn.Module:
-    """Undo `merge`: the base's own weights come back to the last bit, and the adapter is active again.
+    """Undo `merge` or `merge_quantized`: the base's weights are bit-identical to before, and the adapter is active.
 
     Raises:
         TsugikiError: nothing is merged.
@@ -46,76 +101,112 @@ def unmerge(model: nn.Module) -> nn.Module:
     state = require_state(model)
     if state.merged is None:
         raise TsugikiError("nothing is merged into this model")
-    for undo in reversed(state.merged):
-        undo()
+    undo_all(state.merged)
     state.merged = None
+    state.attached = active_adapter(model).attach(model)
     return model
 
 
-def fold(model: nn.Module, weights: Mapping[str, Tensor], also_untied: Collection[str] = ()) -> list[Undo]:
-    """Give layers these weights of their own; what was shared is so no longer, and the config says it.
+def untie(model: nn.Module, layers: Collection[str]) -> list[Undo]:
+    """Record in the model's config that embedding and output head are two weights, if one of `layers` is either.
 
     Args:
-        model: whose layers they are.
-        weights: layer's name before any graft -> its new weight.
-        also_untied: other modules that the adapter has given weights of their own.
-
-    Raises:
-        TsugikiError: a weight is not finite.
+        model: its config changes.
+        layers: the names of layers whose weight is not shared any more.
     """
-    broken = [path for path, weight in weights.items() if not torch.isfinite(weight).all()]
-    if broken:
-        raise TsugikiError(f"merging gives values that are not finite in {broken[0]} ({len(broken)} such layers)")
-    untied = _shared_elsewhere(model, set(weights)) | set(also_untied)
-    undo = [
-        replace_parameter(model, f"{path}.weight", nn.Parameter(weight, requires_grad=False))
-        for path, weight in weights.items()
-    ]
-    return undo + untie(model, untied)
-
-
-def untie(model: nn.Module, layers: Collection[str]) -> list[Undo]:
-    """Say in the model's config that embedding and head are two weights, where one of these layers is either."""
     config = getattr(model, "config", None)
     tied = config is not None and getattr(config, "tie_word_embeddings", False)
     if not tied or not _embedding_paths(model) & set(layers):
         return []
     config.tie_word_embeddings = False  # type: ignore[union-attr]
     warnings.warn(
-        "the adapter changes one side of the shared embedding and head; merged, they are two weights "
-        "(tie_word_embeddings=False)",
-        stacklevel=4,
+        "the adapter changes the weight that the embedding and the output head share, but not in both places alike; "
+        "merged, they are two weights (tie_word_embeddings=False)",
+        stacklevel=5,
     )
     return [partial(setattr, config, "tie_word_embeddings", True)]
 
 
-def require_unquantized(layers: Mapping[str, nn.Module], instead: str = "load the base as it is stored") -> None:
-    """Ask that each of these layers of the base, by name, has a weight that can be merged into.
+@contextmanager
+def _updates_of_active_adapter(model: nn.Module) -> Iterator[dict[str, WeightUpdate]]:
+    """Take the active adapter out of the model and yield its updates; if the block raises, put it back."""
+    state, adapter = require_state(model), active_adapter(model)
+    detach_adapter(state)
+    try:
+        yield adapter.weight_updates(model)
+    except BaseException:
+        state.attached = adapter.attach(model)
+        raise
 
-    Args:
-        layers: the frozen layers.
-        instead: what to do where one has none.
+
+def _is_quantized(model: nn.Module, name: str) -> bool:
+    """Whether the weight called `name` is not a floating-point parameter (or a buffer) of its layer."""
+    owner, attribute = parameter_owner(model, name)
+    if attribute in owner._buffers:
+        return False
+    parameter = owner._parameters.get(attribute)
+    return parameter is None or (is_quantized(owner) and attribute == "weight") or not parameter.is_floating_point()
+
+
+def _new_weights(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> dict[str, Tensor]:
+    """Return the merged weights by name; weights that are one and have the same update stay one.
 
     Raises:
-        TsugikiError: one has none.
+        TsugikiError: a weight is not finite.
     """
-    for path, layer in layers.items():
-        if "weight" not in layer._parameters:
-            raise TsugikiError(f"{path} is held in few bits, where a merge would be lost; {instead}")
+    merged: dict[tuple[int, int], Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    not_finite: list[str] = []
+    for name, update in updates.items():
+        owner, attribute = parameter_owner(model, name)
+        before: Tensor = getattr(owner, attribute)
+        key = id(before), id(update)
+        if key not in merged:
+            merged[key] = update(before).detach().to(before.dtype).contiguous()
+            if isinstance(before, nn.Parameter):
+                merged[key] = nn.Parameter(merged[key], requires_grad=False)
+                if not torch.isfinite(merged[key]).all():
+                    not_finite.append(name)
+        weights[name] = merged[key]
+    if not_finite:
+        raise TsugikiError(f"merging gives values that are not finite in {not_finite[0]} ({len(not_finite)} in all)")
+    return weights
 
 
-def _shared_elsewhere(model: nn.Module, paths: set[str]) -> set[str]:
-    """Those of the layers whose weight some other module holds too."""
-    holders: dict[int, set[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        weight = module._parameters.get("weight")
-        if weight is not None:
-            holders.setdefault(id(weight), set()).add(path.removesuffix(".base_layer"))
-    return {path for group in holders.values() if len(group) > 1 for path in group & paths}
+def _replace_weights(model: nn.Module, weights: Mapping[str, Tensor], untied: Collection[str]) -> list[Undo]:
+    undo = [replace_parameter(model, name, weight) for name, weight in weights.items()]
+    return undo + untie(model, untied)
+
+
+def _requantized(name: str, layer: QuantizedLinear, update: WeightUpdate) -> tuple[nn.Module, float]:
+    """Return the layer with the merged weight, quantised, and the share of the update that is lost."""
+    before = layer.dequantize()
+    exact = update(before)
+    if not torch.isfinite(exact).all():
+        raise TsugikiError(f"merging gives values that are not finite in {name}")
+    after = layer.requantize(exact)
+    assert isinstance(after, QuantizedLinear)
+    error, size = (after.dequantize() - exact).norm(), (exact - before).norm()
+    return after, float(error / size) if size else 0.0
+
+
+def _replace_layer(model: nn.Module, path: str, layer: nn.Module) -> Undo:
+    grafted = isinstance(model.get_submodule(path), Grafted)
+    return replace_module(model, f"{path}.base_layer" if grafted else path, layer)
+
+
+def _shared_in_part(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> set[str]:
+    """Return the layers whose parameter is shared with another layer that does not get the same update."""
+    shared = shared_parameters(model)
+    return {
+        name.rpartition(".")[0]
+        for name, update in updates.items()
+        if any(updates.get(other) is not update for other in shared.get(name, ()))
+    }
 
 
 def _embedding_paths(model: nn.Module) -> set[str]:
-    """Names of the input embedding and of the output head."""
+    """Return the names of the input embedding and of the output head."""
     if not hasattr(model, "get_input_embeddings"):
         return set()
     ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]

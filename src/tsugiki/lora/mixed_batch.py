@@ -31,9 +31,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.dora import dora_factor
-from tsugiki.lora.graft import BASE_ROW, deactivate, disable_adapter, find_adapter, require_state
-from tsugiki.lora.layer import Grafted, LoraLinear, LowRank, activate_factors, oriented
-from tsugiki.lora.product import is_hooked
+from tsugiki.lora.frozen_layer import is_hooked, oriented
+from tsugiki.lora.graft import BASE_ROW, detach_adapter, disable_adapter, find_adapter, require_state
+from tsugiki.lora.layer import Grafted, LoraLinear, activate_factors
+from tsugiki.lora.pair import LowRank
 from tsugiki.lora.swap import Undo, replace_forward
 
 
@@ -56,14 +57,14 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
     """
     rows = _mixed_rows(model, adapter_names)
     state = require_state(model)
-    around = state.rows
+    around = state.mixed_rows
     with disable_adapter(model):
-        state.rows, state.attached = rows, rows.attach()
+        state.mixed_rows, state.attached = rows, rows.attach()
         try:
             yield
         finally:
-            deactivate(state)
-            state.rows = around
+            detach_adapter(state)
+            state.mixed_rows = around
 
 
 @dataclass(frozen=True)

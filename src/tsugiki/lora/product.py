@@ -1,16 +1,16 @@
-"""The grafted linear layer as one autograd function: what `LoraLinear` defines, quicker and in less memory.
+"""The grafted linear layer as one autograd function: the same result as `LoraLinear.plain`, in less time and memory.
 
-With m the dropout mask (all ones without dropout), s = scaling / (1 - p), and the frozen layer's product and input
-gradient taken as they are:
+Let m be the dropout mask (all ones without dropout) and s = scaling / (1 - p). The frozen layer gives its own product
+W x + b and input gradient Wᵀ dy (see `frozen_layer`). Then
 
     x̃ = m ∘ x              dlow = s · dy B
     low = x̃ Aᵀ             dA = dlowᵀ x̃        dB = s · dyᵀ low
     y = W x + b + s · low Bᵀ       dx = Wᵀ dy + m ∘ (dlow A)
 
-The low-rank parts are added in place; kept for the backward pass are x (which layers that read the same one share),
-m (a byte for each element) and low [rows, r], and nothing of the output's size. dx is left out where nothing below asks
-for it; where A is frozen (LoRA-FA), dA is, and x is not kept. A and B are cast to the activations' dtype for the
-products (they are small), and their gradients come back in their own.
+The low-rank parts are added in place. Kept for the backward pass are x (shared by the layers that read the same x),
+m (one byte for each element) and low [rows, r], but nothing of the output's size. dx is not computed where no gradient
+of x is needed. Where A is frozen (LoRA-FA), dA is not computed and x is not kept. A and B are cast to the dtype of the
+activations for the products (they are small); their gradients have the dtypes of A and B.
 """
 
 from typing import Any
@@ -18,57 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product
 from tsugiki.lora.masks import apply_mask, keep_mask
 
 
-def has_product(layer: nn.Module) -> bool:
-    """Whether the layer's product is known here, and nothing else happens when the layer is called.
-
-    Layers of other precisions offer `product(x)` and `input_gradient(dy)` on [rows, features] themselves. Subclasses
-    and hooks may do anything; such a layer is called as it is.
-    """
-    if is_hooked(layer):
-        return False
-    if hasattr(layer, "input_gradient"):
-        return True
-    weight = layer._parameters.get("weight")
-    return type(layer).__name__ in ("Linear", "Conv1D") and type(weight) is nn.Parameter and not weight.requires_grad
-
-
-def is_hooked(layer: nn.Module) -> bool:
-    """Whether calling this module does more than its class says."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks) or "forward" in vars(layer)
-
-
-def frozen_product(layer: nn.Module, x: Tensor) -> Tensor:
-    """W x + b for x [rows, in]; a new tensor [rows, out]."""
-    if hasattr(layer, "input_gradient"):
-        return layer.product(x)  # type: ignore[operator, no-any-return]
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, layer.weight, layer.bias)
-    return torch.addmm(layer.bias, x, layer.weight)  # type: ignore[arg-type]
-
-
-def frozen_input_gradient(layer: nn.Module, dy: Tensor) -> Tensor:
-    """Wᵀ dy for dy [rows, out]; a new tensor [rows, in]."""
-    if hasattr(layer, "input_gradient"):
-        return layer.input_gradient(dy)  # type: ignore[operator, no-any-return]
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return dy @ (weight if isinstance(layer, nn.Linear) else weight.T)
-
-
 def grafted_product(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
-    """W x + b + scaling · B A dropout(x), differentiable in x, A, B and, where it trains, the layer's bias.
+    """Return W x + b + scaling · B A dropout(x), differentiable in x, A, B and, if it trains, the layer's bias.
 
     Args:
-        layer: the frozen layer; `has_product` holds of it.
+        layer: the frozen layer; `has_product(layer)` must hold.
         x: [..., in], of the frozen weight's dtype.
         A: [r, in].
         B: [out, r].
-        scaling: on the product B A.
-        p: probability of dropping an element of x on the low-rank path; 0 for none.
+        scaling: the factor on B A.
+        p: the probability of dropping an element of x on the low-rank path; 0 for no dropout.
+
+    Returns:
+        [..., out], of the dtype of x.
     """
     flat = x.reshape(-1, x.shape[-1])
     y: Tensor = _GraftedProduct.apply(flat, A, B, layer.bias, layer, scaling, p)  # type: ignore[no-untyped-call]
@@ -109,7 +76,7 @@ class _GraftedProduct(torch.autograd.Function):
         return (
             dx,
             (d_low.T @ (x if mask is None else apply_mask(x, mask))).to(A.dtype) if needs_A else None,
-            # As [r, out], which is several times quicker than [out, r].
+            # Computed as [r, out], which is several times faster than [out, r].
             (low.T @ dy).mul_(ctx.scale).T.to(B.dtype) if needs_B else None,
             dy.sum(0) if needs_bias else None,
             None,

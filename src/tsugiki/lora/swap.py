@@ -1,8 +1,8 @@
-"""Putting modules and parameters into a model in place of others, so that the others can come back."""
+"""Replacing modules and parameters of a model, in a way that can be undone."""
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,58 +13,65 @@ from tsugiki.lora.layer import base_of
 from tsugiki.lora.shared_parameters import shared_parameters
 
 Undo: TypeAlias = "partial[None]"
-"""Brings back what something replaced. A closure would be shared by deep copies of the model, and act on the first."""
+"""Restores what was replaced. A `partial`, not a closure, so that `copy.deepcopy(model)` copies it with the model."""
 
 WeightUpdate: TypeAlias = Callable[[Tensor], Tensor]
-"""What becomes of a parameter of the base: it, in float32 or wider -> the new one, in any dtype."""
+"""Takes a weight of the base in any floating-point dtype, and returns the merged weight, in float32 or wider."""
 
 CHILD = "tsugiki"
-"""Under a module of the base, the name of what an adapter adds to it: no part of the base."""
+"""The name under which an adapter adds a submodule to a module of the base."""
+
+
+def undo_all(undo: Iterable[Undo]) -> None:
+    """Undo the replacements, the last one first."""
+    for one in reversed(list(undo)):
+        one()
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> Undo:
-    """Let `module` stand at `path`, in the mode of what stood there."""
+    """Put `module` in the place of the submodule `path`, in the training or evaluation mode of the old one."""
     parent, _, child = path.rpartition(".")
     owner, before = model.get_submodule(parent), model.get_submodule(path)
     owner.register_module(child, module.train(before.training))
-    return partial(_bring_back, owner, child, before)
+    return partial(_restore_module, owner, child, before)
 
 
-def replace_parameter(model: nn.Module, path: str, parameter: nn.Parameter) -> Undo:
-    """Let `parameter` stand at `path`, a name in the model before any graft."""
+def replace_parameter(model: nn.Module, path: str, tensor: Tensor) -> Undo:
+    """Put `tensor` in the place of a parameter or a buffer; `path` is its name in the model before any graft."""
     owner, attribute = parameter_owner(model, path)
-    before = owner._parameters[attribute]
-    _set_parameter(owner, attribute, parameter)
-    return partial(_set_parameter, owner, attribute, before)
+    before = _own_tensors(owner, attribute)[attribute]
+    _set_tensor(owner, attribute, tensor)
+    return partial(_set_tensor, owner, attribute, before)
 
 
 def parameter_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """The module, below any graft, whose parameter `path` names, and the parameter's name in it."""
+    """Return the module that holds the tensor `path`, a name in the model before any graft, and its name in there."""
     owner_path, _, attribute = path.rpartition(".")
     return base_of(model.get_submodule(owner_path)), attribute
 
 
 def cast_parameters(owner: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Undo:
-    """Let `owner` compute with its own parameters in these types, by name; their gradients come back in theirs.
+    """Let calls of `owner` compute with its own parameters cast to these dtypes, by name.
 
-    So a layer of a base in 16 bits can hold a parameter in 32. What is called is the class's own forward.
+    So a layer of a 16-bit base can hold a trained parameter in 32 bits; the gradient has the parameter's dtype. Calls
+    use the `forward` of the module's class.
     """
     return replace_forward(owner, partial(_cast_forward, owner, dtypes))
 
 
 def replace_forward(owner: nn.Module, forward: Callable[..., Any]) -> Undo:
-    """Let calls of this one module go to `forward`, which copies of the model are to have too: no closure."""
+    """Let calls of this module run `forward`; no closure, so that copies of the model can have it, too."""
     before = vars(owner).get("forward")
     owner.forward = forward
     return partial(_restore_forward, owner, before)
 
 
 def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
-    """A parameter trained on a copy no longer shares its values; that is never done in silence.
+    """Warn of each parameter that is shared and will train on a copy, so that it is no longer shared.
 
     Args:
-        model: as it stands before.
-        copies: name in the model before any graft -> the base's parameter that a copy is to stand for.
+        model: the model before the copies are in it.
+        copies: name in the model before any graft -> the parameter of the base that a copy will replace.
     """
     shared = shared_parameters(model)
     for path in copies:
@@ -78,41 +85,53 @@ def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) ->
 
 
 def replace_with(value: Tensor) -> WeightUpdate:
-    """Of a parameter that is replaced."""
-    return partial(_in_place_of, value)
+    """Return a WeightUpdate that replaces the weight by `value`."""
+    return partial(_second, value)
 
 
 def module_updates(modules: Mapping[str, nn.Module]) -> dict[str, WeightUpdate]:
-    """Of the parameters and buffers of modules that are replaced, by name."""
-    return {
-        f"{path}.{name}": replace_with(t) for path, module in modules.items() for name, t in module.state_dict().items()
-    }
+    """Return the updates that replace the parameters and buffers of whole modules, by name.
+
+    Args:
+        modules: name in the model before any graft -> the module that replaces it.
+    """
+    updates: dict[str, WeightUpdate] = {}
+    for path, module in modules.items():
+        tensors = module.state_dict(keep_vars=True)
+        of_tensor = {id(tensor): replace_with(tensor) for tensor in tensors.values()}  # shared tensors share an update
+        updates |= {f"{path}.{name}": of_tensor[id(tensor)] for name, tensor in tensors.items()}
+    return updates
 
 
-def _in_place_of(value: Tensor, before: Tensor) -> Tensor:
+def _second(value: Tensor, _: Tensor) -> Tensor:
     return value
 
 
-def _bring_back(owner: nn.Module, child: str, module: nn.Module) -> None:
+def _restore_module(owner: nn.Module, child: str, module: nn.Module) -> None:
     owner.register_module(child, module.train(owner.get_submodule(child).training))
 
 
-def _set_parameter(owner: nn.Module, attribute: str, parameter: nn.Parameter | None) -> None:
-    """Put it in; it follows what stood there, should the model have gone to another device meanwhile."""
-    now = owner._parameters[attribute]
-    if now is not None and parameter is not None and parameter.device != now.device:
-        parameter.data = parameter.data.to(now.device)
-    owner._parameters[attribute] = parameter
+def _own_tensors(owner: nn.Module, attribute: str) -> dict[str, Any]:
+    return owner._parameters if attribute in owner._parameters else owner._buffers
+
+
+def _set_tensor(owner: nn.Module, attribute: str, tensor: Tensor | None) -> None:
+    """Set it on the device of the present one: the model may have moved since `tensor` was replaced."""
+    tensors = _own_tensors(owner, attribute)
+    present = tensors[attribute]
+    if present is not None and tensor is not None and tensor.device != present.device:
+        tensor.data = tensor.data.to(present.device)
+    tensors[attribute] = tensor
 
 
 def _cast_forward(owner: nn.Module, dtypes: Mapping[str, torch.dtype], *args: Any, **kwargs: Any) -> Any:
-    """On a shallow copy that has the cast parameters: other threads may be in the same module."""
-    seen = copy.copy(owner)
-    vars(seen)["_parameters"] = {
+    """Call the module on a shallow copy with the cast parameters, since other threads may be in the same module."""
+    cast = copy.copy(owner)
+    vars(cast)["_parameters"] = {
         name: None if parameter is None else parameter.to(dtypes.get(name, parameter.dtype))
         for name, parameter in owner._parameters.items()
     }
-    return type(owner).forward(seen, *args, **kwargs)
+    return type(owner).forward(cast, *args, **kwargs)
 
 
 def _restore_forward(owner: nn.Module, before: Callable[..., Any] | None) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import base_of, features, is_graftable, is_linear
+from tsugiki.lora.frozen_layer import features, is_graftable, is_linear
+from tsugiki.lora.layer import base_of
 from tsugiki.lora.names import Names, matches, shortest_endings, split_block
 from tsugiki.lora.swap import CHILD
 

@@ -39,7 +39,8 @@ from torch.nn import functional as F
 from tsugiki.architectures import architecture_of, model_type
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.layer import base_of, features, is_linear
+from tsugiki.lora.frozen_layer import features, is_linear
+from tsugiki.lora.layer import base_of
 from tsugiki.lora.masks import dropout
 from tsugiki.lora.names import check_names, split_block
 from tsugiki.lora.swap import Undo
@@ -198,14 +199,12 @@ class BottleneckAdapter:
             attach_output_module(base_of(model.get_submodule(path)), part) for path, part in self.bottlenecks.items()
         ]
 
-    def merge(self, model: nn.Module) -> NoReturn:
-        """Raises TsugikiError: there is a non-linearity in it."""
+    def weight_updates(self, model: nn.Module) -> NoReturn:
+        """Raise a TsugikiError: no weight of the base can hold the non-linearity."""
         raise TsugikiError(
             "a bottleneck adapter cannot be merged: no weight of the base can hold its non-linearity; keep it as a "
             "file beside the base"
         )
-
-    changes = merge
 
 
 def _product(layer: nn.Linear, x: Tensor) -> Tensor:

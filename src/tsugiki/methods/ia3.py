@@ -27,12 +27,12 @@ from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import base_of, features, is_conv1d, is_linear
-from tsugiki.lora.merge import fold, require_unquantized
+from tsugiki.lora.frozen_layer import features, is_conv1d, is_linear
+from tsugiki.lora.layer import base_of
 from tsugiki.lora.names import check_names
-from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module, replace_parameter
+from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module
 from tsugiki.lora.targets import base_modules, find_targets
-from tsugiki.methods.hooks import attach_input_module, attach_output_module, detach_module
+from tsugiki.methods.hooks import attach_input_module, attach_output_module
 from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
 
 Names = Sequence[str] | str
@@ -108,11 +108,6 @@ class Scaling(nn.Module):
         """l ∘ x, [..., features], in the dtype of x."""
         return (x * self.ia3_l.flatten()).to(x.dtype)
 
-    def merged_weight(self, layer: nn.Module) -> Tensor:
-        """W with the factors in it, in the layer's layout and dtype; a new tensor."""
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        return self.scaled(layer, weight).to(weight.dtype)
-
     def scaled(self, layer: nn.Module, weight: Tensor) -> Tensor:
         """W with its rows (its columns, where `on_input`) times l; `weight` is W in the layout of `layer`."""
         return weight * (self.ia3_l.T if is_conv1d(layer) else self.ia3_l)
@@ -141,31 +136,8 @@ class IA3Adapter:
         undo = [_put(layers[path], scaling) for path, scaling in self.scalings.items()]
         return undo + [replace_module(model, path, module) for path, module in self.modules.items()]
 
-    def merge(self, model: nn.Module) -> list[Undo]:
-        """Fold the factors into weights and biases; modules are in their places already."""
-        layers = _own_layers(model, self.scalings)
-        require_unquantized(layers)
-        biases = {
-            path: scaling.scaled_bias(bias).to(bias.dtype)
-            for path, scaling in self.scalings.items()
-            if not scaling.on_input and (bias := layers[path]._parameters.get("bias")) is not None
-        }
-        broken = [path for path, bias in biases.items() if not torch.isfinite(bias).all()]
-        if broken:
-            raise TsugikiError(f"merging gives values that are not finite in the bias of {broken[0]}")
-        weights = {path: scaling.merged_weight(layers[path]) for path, scaling in self.scalings.items()}
-        undo = fold(model, weights, also_untied=self.modules)
-        undo += [
-            replace_parameter(model, f"{path}.bias", nn.Parameter(bias, requires_grad=False))
-            for path, bias in biases.items()
-        ]
-        for path, scaling in self.scalings.items():
-            detach_module(layers[path])
-            undo.append(partial(_put_back, layers[path], scaling))
-        return undo
-
-    def changes(self, model: nn.Module) -> dict[str, WeightUpdate]:
-        """Of weights and biases their product with the factors; of trained modules the trained values."""
+    def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
+        """Multiply weights and biases by the factors; replace modules by the trained ones."""
         layers = _own_layers(model, self.scalings)
         weights: dict[str, WeightUpdate] = {
             f"{path}.weight": partial(scaling.scaled, layers[path]) for path, scaling in self.scalings.items()
@@ -185,10 +157,6 @@ def _own_layers(model: nn.Module, paths: Mapping[str, Any]) -> dict[str, nn.Modu
 
 def _put(layer: nn.Module, scaling: Scaling) -> Undo:
     return (attach_input_module if scaling.on_input else attach_output_module)(layer, scaling)
-
-
-def _put_back(layer: nn.Module, scaling: Scaling) -> None:
-    _put(layer, scaling)
 
 
 def _named_as_in_lora(config: IA3Config, targets: Names | None) -> LoraConfig:

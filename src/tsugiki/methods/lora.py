@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import is_conv1d
+from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.names import check_names
 from tsugiki.lora.targets import base_modules, find_targets, shortest_target_modules
 from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields

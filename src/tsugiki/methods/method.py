@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.graft import graft
+from tsugiki.lora.graft import graft, new_adapter
 
 PREFIX = "base_model.model."
 """In the names of a PEFT file, every module path of the base follows this prefix."""
@@ -30,7 +30,7 @@ AdapterT = TypeVar("AdapterT")
 
 
 def _new_adapter(model: nn.Module, config: Any, names: Collection[str]) -> Any:
-    return config.new_adapter(model)
+    return new_adapter(model, config)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.merge import untie
 from tsugiki.lora.names import check_names, matches, shortest_endings
 from tsugiki.lora.swap import (
     Undo,
@@ -120,8 +119,6 @@ class SelectiveAdapter:
     copies: dict[str, nn.Parameter]
     dtypes: dict[str, torch.dtype]
     """What the base holds each in."""
-    untied: set[str]
-    """Layers whose parameter was another layer's too, which is not chosen."""
     wrapped: frozenset[str] = field(default_factory=frozenset)
 
     def attach(self, model: nn.Module) -> list[Undo]:
@@ -134,23 +131,8 @@ class SelectiveAdapter:
                 narrow.setdefault(id(owner), (owner, {}))[1][name] = self.dtypes[path]
         return undo + [cast_parameters(owner, dtypes) for owner, dtypes in narrow.values()]
 
-    def merge(self, model: nn.Module) -> list[Undo]:
-        """Leave the copies in their places for good, in the base's own type."""
-        broken = [path for path, own in self.copies.items() if not torch.isfinite(own).all()]
-        if broken:
-            raise TsugikiError(f"{broken[0]} holds values that are not finite ({len(broken)} such parameters)")
-        undo: list[Undo] = []
-        merged: dict[int, nn.Parameter] = {}
-        for path, own in self.copies.items():
-            final = nn.Parameter(own.detach().to(self.dtypes[path]), requires_grad=False)
-            undo.append(replace_parameter(model, path, merged.setdefault(id(own), final)))
-            owner, _ = parameter_owner(model, path)
-            if own.dtype != self.dtypes[path] and "forward" in vars(owner):
-                undo.append(partial(setattr, owner, "forward", vars(owner).pop("forward")))
-        return undo + untie(model, self.untied)
-
-    def changes(self, model: nn.Module) -> dict[str, WeightUpdate]:
-        """Of the chosen parameters the trained values."""
+    def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
+        """Replace the chosen parameters by the trained ones."""
         made = {id(own): replace_with(own) for own in self.copies.values()}
         return {path: made[id(own)] for path, own in self.copies.items()}
 
@@ -162,7 +144,6 @@ def _new_adapter(model: nn.Module, config: SelectiveConfig | LNTuningConfig, nam
     if coded:
         raise TsugikiError(f"{coded[0]} is held in few bits and cannot train; load the base as it is stored")
     warn_untied_weights(model, chosen)
-    left = {id(parameter) for name, parameter in every.items() if name not in chosen}
     copies: dict[int, nn.Parameter] = {}
     for parameter in chosen.values():
         dtype = at_least_float32(parameter.dtype)
@@ -171,7 +152,6 @@ def _new_adapter(model: nn.Module, config: SelectiveConfig | LNTuningConfig, nam
         config,
         {name: copies[id(parameter)] for name, parameter in chosen.items()},
         {name: parameter.dtype for name, parameter in chosen.items()},
-        {name.rpartition(".")[0] for name, parameter in chosen.items() if id(parameter) in left},
     )
 
 

@@ -104,15 +104,9 @@ class SoftPromptAdapter:
         after = base.register_forward_hook(_keep_unasked_cache, with_kwargs=True)
         return [partial(_take_out, base, [before, after])]
 
-    def merge(self, model: nn.Module) -> NoReturn:
-        """Never.
-
-        Raises:
-            TsugikiError: a soft prompt has no place in the base's weights.
-        """
+    def weight_updates(self, model: nn.Module) -> NoReturn:
+        """Raise a TsugikiError: a soft prompt is not a change of the base's weights."""
         raise TsugikiError("a soft prompt is no change of weights and cannot be merged; keep it as an adapter")
-
-    changes = merge
 
 
 def prompt_of_embeddings(config: Any, prompt: SoftPrompt, shape: CacheShape) -> SoftPromptAdapter:

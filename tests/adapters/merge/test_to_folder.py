@@ -218,7 +218,7 @@ def test_several_are_summed_and_weighted(tmp_path: Path):
 
 
 def test_a_layer_of_an_image_model_is_summed_as_in_memory():
-    from tsugiki.lora.layer import updated
+    from tsugiki.lora.layer import updated_weight
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
     graft(model, LoraConfig(r=2, target_modules=["0"]))
@@ -226,8 +226,8 @@ def test_a_layer_of_an_image_model_is_summed_as_in_memory():
     adapter = model._tsugiki.adapters["default"]
     kernel = model[0].base_layer.weight.detach().clone()
     with torch.no_grad():
-        made = adapter.changes(model)["0.weight"](kernel)
-        assert torch.equal(made, updated(model[0].base_layer, adapter.pairs["0"], kernel))
+        made = adapter.weight_updates(model)["0.weight"](kernel)
+        assert torch.equal(made, updated_weight(model[0].base_layer, adapter.pairs["0"], kernel))
     merge(model)
     assert torch.equal(model[0].base_layer.weight, made)
 

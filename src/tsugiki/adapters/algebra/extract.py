@@ -26,7 +26,7 @@ from tsugiki.base.loading import load_meta_model, model_folder
 from tsugiki.base.model_folder import LazyTensors, map_keys
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import is_conv1d
+from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.targets import find_targets, shortest_target_modules
 

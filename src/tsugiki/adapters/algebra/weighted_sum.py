@@ -11,7 +11,7 @@ from torch import nn
 from tsugiki.adapters.format import read_adapter, read_config
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter
-from tsugiki.lora.layer import LowRank
+from tsugiki.lora.pair import LowRank
 
 
 def load_weighted_sum(

@@ -114,7 +114,7 @@ def plan_merge(
         adapter = load_weighted_sum(
             model, adapters, weights, allow_other_base=allow_other_base, settings=read_peft_config
         )
-    changes: dict[str, WeightUpdate] = adapter.changes(model)
+    changes: dict[str, WeightUpdate] = adapter.weight_updates(model)
     added, config = _untied(model, changes, names.key_of, groups)
     gone = [name for name in changes if not any(one in names.key_of for one in groups.get(name, [name]))]
     if any(name in names.converted for name in gone):

@@ -1,11 +1,12 @@
-"""Merging into a base in 8 bits."""
+"""Merging in memory, into float and into 8-bit bases."""
 
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from tests.tiny import ids, logits, shake, tiny_model
+from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -33,7 +34,7 @@ def grafted(kind: str = "gpt2", dtype: torch.dtype = torch.float32, **fields: An
 
 
 def weights(layer: Int8Linear) -> torch.Tensor:
-    return layer.codes.double() * layer.scale.double()[:, None]
+    return layer.qweight.double() * layer.scale.double()[:, None]
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "orthogonal"}])
@@ -113,12 +114,60 @@ def test_a_base_that_is_stored_whole_is_merged_as_ever():
     assert torch.equal(logits(model), expected)
 
 
+def test_other_methods_are_merged_into_8_bits_too():
+    model = quantise(tiny_model(), torch.float32)
+    adapter = graft(model, METHODS["ia3"].configure({}))
+    with torch.no_grad():
+        for scaling in adapter.scalings.values():
+            scaling.ia3_l.mul_(1.5)
+    adapted = logits(model)
+    assert merge_quantized(model).keys() == adapter.scalings.keys()
+    assert relative_error(logits(model), adapted) < 0.1
+    assert torch.equal(logits(unmerge(model)), adapted)
+
+
+def test_a_refused_merge_leaves_the_adapter_in_the_model():
+    model = tiny_model()
+    graft(model, LoraConfig(r=4, target_modules=["c_attn"], modules_to_save=["ln_f"]))
+    adapted, names = logits(shake(model)), set(trainable_parameters(model))
+    last = model.transformer.ln_f.weight
+    kept, last.data = last.data, torch.full_like(last, torch.inf)
+    with pytest.raises(TsugikiError, match="ln_f"):
+        merge(model)
+    last.data = kept
+    assert set(trainable_parameters(model)) == names
+    assert torch.equal(logits(model), adapted)
+
+
+def test_buffers_and_shared_weights_of_saved_modules_are_merged():
+    class Saved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.norm = nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3)
+            self.two = nn.Linear(3, 3, bias=False)
+            self.two.weight = self.one.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(self.norm(self.one(x)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), Saved())
+    graft(model, LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"]))
+    x = torch.randn(8, 3)
+    shake(model.train())(x)  # moves the statistics of the copy
+    adapted = model.eval()(x)
+    merged = ungraft(merge(model))
+    torch.testing.assert_close(merged(x), adapted)
+    assert merged[1].one.weight is merged[1].two.weight
+    assert merged[1].norm.num_batches_tracked == 1
+
+
 def test_what_is_refused():
     model = grafted()
-    with pytest.raises(TsugikiError, match=r"held in few bits, .* or let merge_quantized\(model\) round the sum"):
+    with pytest.raises(TsugikiError, match=r"c_attn.weight .*merge_quantized\(model\)"):
         merge(model)
     merge_quantized(model)
-    with pytest.raises(TsugikiError, match="'default' is merged into the base already"):
+    with pytest.raises(TsugikiError, match="'default' is merged"):
         merge_quantized(model)
     assert merge(model) is model  # merging twice equals once
     unmerge(model)
@@ -128,9 +177,5 @@ def test_what_is_refused():
         merge_quantized(model)
     with disable_adapter(model):  # not merged
         assert torch.isfinite(logits(model)).all()
-    other = quantise(tiny_model(), torch.float32)
-    graft(other, METHODS["ia3"].configure({}))
-    with pytest.raises(TsugikiError, match="cannot be merged by rounding; LoRA adapters can"):
-        merge_quantized(other)
     with pytest.raises(TsugikiError, match="nothing is grafted"):
         merge_quantized(tiny_model())

@@ -1,0 +1,157 @@
+"""The frozen layer that an adapter is put on, whatever its class and precision.
+
+LoRA, the chunked loss and merging need the same few things of a frozen linear layer: its product, the gradient of its
+input, its weight, and the layer with another weight. For `nn.Linear` and transformers' `Conv1D`, the functions here
+compute them from the float weight. A layer of another precision implements `QuantizedLinear`, and the functions call
+its methods; `tsugiki.base.int8` is one.
+"""
+
+import math
+import sys
+from functools import cache
+from itertools import chain
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@runtime_checkable
+class QuantizedLinear(Protocol):
+    """A frozen linear layer whose weight is not a float parameter.
+
+    Besides these methods, the layer is an `nn.Module` with the attributes `in_features`, `out_features`, `bias`, and
+    `dtype`, the dtype in which it gives `weight` to code that reads it. Its parameters or buffers tell its device.
+    """
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return W x + b for x [rows, in], a new tensor [rows, out] of the dtype of x, without recording gradients."""
+
+    def input_gradient(self, dy: Tensor) -> Tensor:
+        """Return Wᵀ dy for dy [rows, out], a new tensor [rows, in] of the dtype of dy."""
+
+    def dequantize(self) -> Tensor:
+        """Return the exact weight that the quantised values stand for, float32 [out, in]."""
+
+    def requantize(self, weight: Tensor) -> nn.Module:
+        """Return this layer with `weight` [out, in], quantised, instead of its own; the bias is shared."""
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether the layer implements `QuantizedLinear`."""
+    kind: type = type(layer)
+    return _implements_quantized_linear(kind)
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether the layer is transformers' `Conv1D`, a linear layer whose weight is stored as [in, out].
+
+    This package imports torch only, so the class is looked up among the modules that are already imported: if
+    transformers is not imported, no layer can be a `Conv1D`.
+    """
+    conv1d = _conv1d_class()
+    return conv1d is not None and isinstance(layer, conv1d)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether the layer is a linear layer on which a low-rank branch can be put.
+
+    The output layer of `nn.MultiheadAttention` is not, because its weight is used without calling the layer.
+    """
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False
+    return isinstance(layer, nn.Linear) or is_conv1d(layer) or is_quantized(layer)
+
+
+def is_graftable(layer: nn.Module) -> bool:
+    """Whether a low-rank branch can be put on the layer: a linear layer, an embedding or a 2-d convolution."""
+    return isinstance(layer, nn.Embedding | nn.Conv2d) or is_linear(layer)
+
+
+def is_stored_in_out(layer: nn.Module) -> bool:
+    """Whether the layer's weight is stored as [in, out], the transpose of `nn.Linear`'s."""
+    return isinstance(layer, nn.Embedding) or is_conv1d(layer)
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether calling the layer may do more than its class's `forward`: it has hooks, or a `forward` of its own."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks) or "forward" in vars(layer)
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """Return the (in, out) sizes of a layer that can be grafted.
+
+    For an embedding they are (entries, width), for a convolution (in channels · kernel size, out channels).
+    """
+    if isinstance(layer, nn.Embedding):
+        return layer.num_embeddings, layer.embedding_dim
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels * math.prod(layer.kernel_size), layer.out_channels
+    if is_conv1d(layer):
+        rows, columns = layer.weight.shape  # type: ignore[misc]
+        return int(rows), int(columns)
+    return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
+
+
+def oriented(layer: nn.Module) -> Tensor:
+    """Return the frozen weight as [out, in]; that of a convolution as [out, in / groups, height, width]."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.T if is_stored_in_out(layer) else weight
+
+
+def device_of(layer: nn.Module) -> torch.device:
+    """Return the device of the layer; nothing is dequantised."""
+    for own in (layer._parameters, layer._buffers):  # much faster than iterating over `layer.parameters()`
+        for tensor in own.values():
+            if tensor is not None:
+                return tensor.device
+    return next(chain(layer.parameters(), layer.buffers())).device
+
+
+def factor_dtype(layer: nn.Module) -> torch.dtype:
+    """Return the dtype in which an adapter's factors for this layer train: float64 for float64, otherwise float32."""
+    dtype = layer.dtype if is_quantized(layer) else layer.weight.dtype
+    assert isinstance(dtype, torch.dtype)
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+
+
+def has_product(layer: nn.Module) -> bool:
+    """Whether `frozen_product` computes all that calling the layer does.
+
+    Subclasses and hooked layers may do anything, so they are called instead; so is a layer whose weight trains.
+    """
+    if is_hooked(layer):
+        return False
+    kind: type = type(layer)
+    if kind is nn.Linear or kind is _conv1d_class():
+        weight = layer._parameters.get("weight")
+        return type(weight) is nn.Parameter and not weight.requires_grad
+    return _implements_quantized_linear(kind)
+
+
+def frozen_product(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return W x + b for x [rows, in], a new tensor [rows, out]; `has_product(layer)` must hold."""
+    if type(layer) is nn.Linear:
+        return F.linear(x, layer.weight, layer.bias)
+    if is_quantized(layer):
+        return layer.product(x)  # type: ignore[operator, no-any-return]
+    return torch.addmm(layer.bias, x, layer.weight)  # type: ignore[arg-type]
+
+
+def frozen_input_gradient(layer: nn.Module, dy: Tensor) -> Tensor:
+    """Return Wᵀ dy for dy [rows, out], a new tensor [rows, in]; `has_product(layer)` must hold."""
+    if type(layer) is nn.Linear:
+        return dy @ layer.weight
+    if is_quantized(layer):
+        return layer.input_gradient(dy)  # type: ignore[operator, no-any-return]
+    return dy @ layer.weight.T  # type: ignore[operator]
+
+
+@cache
+def _implements_quantized_linear(kind: type) -> bool:
+    return issubclass(kind, QuantizedLinear)
+
+
+def _conv1d_class() -> type[nn.Module] | None:
+    return getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)

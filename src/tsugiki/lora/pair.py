@@ -1,0 +1,45 @@
+"""The pair of factors A and B that LoRA trains for one layer."""
+
+import torch
+from torch import Tensor, nn
+
+
+class LowRank(nn.Module):
+    """The factors A [r, in] and B [out, r] of one layer's update, and the scaling of their product.
+
+    For an embedding, `in` is the number of entries and `out` the width; for a convolution see `lora.conv`. The factors
+    are kept in float32 (float64 for a float64 layer), whatever the dtype of the frozen weight.
+    """
+
+    magnitude: nn.Parameter | None
+    """DoRA: the trained length of each row of the weight. None without DoRA."""
+    norms: Tensor | None
+    """DoRA: the lengths of the frozen weight's rows, [out]. None without DoRA."""
+    A0: Tensor | None
+    """PiSSA: A before training. None if the initial B A is zero."""
+    B0: Tensor | None
+    """PiSSA: B before training."""
+
+    def __init__(self, A: Tensor, B: Tensor, scaling: float, dropout: float) -> None:
+        super().__init__()
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout)
+        self.register_parameter("magnitude", None)
+        for name in ("norms", "A0", "B0"):
+            self.register_buffer(name, None)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return the factors whose product is the update.
+
+        For PiSSA they have rank 2r, since the update is B A - B0 A0 = B (A - A0) + (B - B0) A0. In this form it is
+        exactly zero before training, and no small difference of two large products, which 16 bits would lose.
+        """
+        if self.A0 is None or self.B0 is None:
+            return self.A, self.B
+        return torch.cat([self.A - self.A0, self.A0]), torch.cat([self.B, self.B - self.B0], 1)
+
+    def delta(self) -> Tensor:
+        """Return ΔW = scaling · B A in the shape of the weight, [out, in]."""
+        A, B = self.factors()
+        return self.scaling * (B.flatten(1) @ A.flatten(1)).view(len(B), *A.shape[1:])
