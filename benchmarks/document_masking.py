@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.data.blocks import Blocks, pack
-from tsugiki.data.store import Index, TokenStore
+from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.fast.document_masking import Collator, DocumentMasking, detect_document_masking
 from tsugiki.labels import IGNORE_INDEX
 
@@ -94,7 +94,7 @@ def _store() -> TokenStore:
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(1, _VOCABULARY, (length,), generator=generator).numpy() for length in _LENGTHS]
     count = len(_LENGTHS)
-    index = Index(
+    index = RecordIndex(
         characters=np.array(_LENGTHS),
         digests=np.zeros((count, 16), np.uint8),
         signatures=np.zeros((count, 1), np.uint32),
@@ -105,7 +105,7 @@ def _store() -> TokenStore:
     return TokenStore(
         index=index,
         ids=np.concatenate(ids).astype(np.uint16),
-        learned=np.concatenate([np.arange(length) > 0 for length in _LENGTHS]),
+        loss_mask=np.concatenate([np.arange(length) > 0 for length in _LENGTHS]),
         offsets=np.cumsum([0, *_LENGTHS]),
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import transformers
 
-from tsugiki.data.store import Index, TokenStore
+from tsugiki.data.store import RecordIndex, TokenStore
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 96,
@@ -136,11 +136,11 @@ def save_tiny(folder: Any, kind: str = "gpt2", seed: int = 0, **overrides: Any) 
 def store_of(records: list[list[int]], prompts: dict[int, int] | None = None) -> Any:
     """A token store in memory: a record for each list of ids.
 
-    `prompts` makes records examples that are cut off, not documents that go on: number -> tokens not learned.
+    `prompts` (number of a record -> tokens of its prompt) makes records that are cut off, not documents.
     """
     prompts = prompts or {}
-    learned = [[position >= prompts.get(i, 1) for position in range(len(ids))] for i, ids in enumerate(records)]
-    index = Index(
+    loss_mask = [[position >= prompts.get(i, 1) for position in range(len(ids))] for i, ids in enumerate(records)]
+    index = RecordIndex(
         characters=np.array([len(ids) for ids in records]),
         digests=np.zeros((len(records), 16), np.uint8),
         signatures=np.zeros((len(records), 1), np.uint32),
@@ -151,7 +151,7 @@ def store_of(records: list[list[int]], prompts: dict[int, int] | None = None) ->
     return TokenStore(
         index=index,
         ids=np.array([token for ids in records for token in ids], np.uint16),
-        learned=np.array([one for row in learned for one in row]),
+        loss_mask=np.array([one for row in loss_mask for one in row]),
         offsets=np.cumsum([0, *map(len, records)]),
     )
 

@@ -8,7 +8,7 @@ import pytest
 from tests.data.chat_templates import MARKED_THINKING, SHAPES, Shape, tokenizer_of
 from tsugiki import TsugikiError
 from tsugiki.data.chat import read_template, render
-from tsugiki.data.encoding import Encoded, encode_records
+from tsugiki.data.encoding import EncodedRecord, encode_records
 from tsugiki.data.records import AssistantTurns, Conversation, Message
 
 TALK = (
@@ -30,10 +30,10 @@ def talk(shape: Shape) -> Conversation:
     return conversation(*(turn for turn in TALK if turn[0] in shape.roles))
 
 
-def learned_runs(encoded: Encoded) -> list[tuple[int, list[int]]]:
+def target_runs(encoded: EncodedRecord) -> list[tuple[int, list[int]]]:
     """(where it begins, its ids) of each learned stretch."""
     runs = []
-    for learned, group in groupby(range(len(encoded.ids)), key=lambda index: encoded.learned[index]):
+    for learned, group in groupby(range(len(encoded.ids)), key=lambda index: encoded.loss_mask[index]):
         indices = list(group)
         if learned:
             runs.append((indices[0], [encoded.ids[index] for index in indices]))
@@ -59,7 +59,7 @@ def test_learned_is_what_a_model_has_to_write_after_what_it_was_given(name: str,
     (encoded,) = encode_records(tokenizer, [record], turns)
     answers = [index for index, message in enumerate(record.messages) if message.role == "assistant"]
     answers = answers if turns == "all" else answers[-1:]
-    runs = learned_runs(encoded)
+    runs = target_runs(encoded)
     assert len(runs) == len(answers)
     end = tokenizer.convert_tokens_to_ids(shape.end)
     for (start, ids), index in zip(runs, answers, strict=True):
@@ -81,7 +81,9 @@ def test_marks_of_the_template_are_followed_as_transformers_follows_them(name: s
     )
     assert encoded.ids == theirs["input_ids"]
     end, line = tokenizer.convert_tokens_to_ids(shape.end), tokenizer("\n").input_ids[0]
-    differing = {encoded.ids[i] for i, mask in enumerate(theirs["assistant_masks"]) if bool(mask) != encoded.learned[i]}
+    differing = {
+        encoded.ids[i] for i, mask in enumerate(theirs["assistant_masks"]) if bool(mask) != encoded.loss_mask[i]
+    }
     assert differing <= {end, line}, "only where the turn ends"
 
 
@@ -89,7 +91,7 @@ def test_marks_of_the_template_are_followed_as_transformers_follows_them(name: s
 def test_a_turn_of_weight_zero_and_what_follows_the_last_answer_are_not_learned(name: str):
     shape = SHAPES[name]
     template = read_template(tokenizer_of(shape), "")
-    unlearned = Conversation((Message("user", "a"), Message("assistant", "b", learned=False)), "talk.jsonl:1")
+    unlearned = Conversation((Message("user", "a"), Message("assistant", "b", in_loss=False)), "talk.jsonl:1")
     assert render(template, unlearned, "all").spans == ()
     assert render(template, unlearned, "last").spans == ()
     whole = render(template, conversation(("user", "a"), ("assistant", "b"), ("user", "c")), "all")
@@ -99,10 +101,10 @@ def test_a_turn_of_weight_zero_and_what_follows_the_last_answer_are_not_learned(
 def test_one_of_two_answers_has_weight_zero():
     shape = SHAPES["chatml"]
     tokenizer = tokenizer_of(shape)
-    first, second = Message("assistant", "one", learned=False), Message("assistant", "two")
+    first, second = Message("assistant", "one", in_loss=False), Message("assistant", "two")
     record = Conversation((Message("user", "a"), first, Message("user", "b"), second), "talk.jsonl:1")
     (encoded,) = encode_records(tokenizer, [record], "all")
-    assert [tokenizer.decode(ids) for _, ids in learned_runs(encoded)] == ["two<|im_end|>"]
+    assert [tokenizer.decode(ids) for _, ids in target_runs(encoded)] == ["two<|im_end|>"]
     assert "one" in tokenizer.decode(encoded.ids)
 
 
@@ -112,7 +114,7 @@ def test_white_space_at_the_edges_of_an_answer(name: str, content: str):
     shape = SHAPES[name]
     tokenizer = tokenizer_of(shape)
     (encoded,) = encode_records(tokenizer, [conversation(("user", "x"), ("assistant", content))], "all")
-    ((_, ids),) = learned_runs(encoded)
+    ((_, ids),) = target_runs(encoded)
     shown = content.strip() if name == "llama 3" else content
     assert tokenizer.decode(ids) == shape.written.replace("{}", shown)
 
@@ -122,14 +124,14 @@ def test_reasoning_of_the_last_turn_is_learned_and_an_earlier_one_is_refused():
     tokenizer = tokenizer_of(shape)
     thoughtful = conversation(("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"))
     (encoded,) = encode_records(tokenizer, [thoughtful], "all")
-    ((_, ids),) = learned_runs(encoded)
+    ((_, ids),) = target_runs(encoded)
     assert tokenizer.decode(ids) == "<think>\nhm\n</think>\n\nb<|im_end|>"
     with pytest.raises(TsugikiError, match=r"talk.jsonl:1: turn 2 .*\(assistant_turns: last\)"):
         encode_records(tokenizer, [conversation(*thoughtful_turns())], "all")
     tokenizer.chat_template = MARKED_THINKING
     (encoded,) = encode_records(tokenizer, [conversation(*thoughtful_turns())], "all")
     written = ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
-    assert [tokenizer.decode(ids) for _, ids in learned_runs(encoded)] == written
+    assert [tokenizer.decode(ids) for _, ids in target_runs(encoded)] == written
 
 
 def thoughtful_turns() -> list[tuple[str, str]]:
@@ -147,7 +149,7 @@ def test_a_tail_that_only_looks_like_more_content_is_not_learned():
     )
     tokenizer = tokenizer_of(shape)
     (encoded,) = encode_records(tokenizer, [conversation(("user", "end end"), ("assistant", "the end"))], "all")
-    ((_, ids),) = learned_runs(encoded)
+    ((_, ids),) = target_runs(encoded)
     assert tokenizer.decode(ids) == "the end end end<|endoftext|>"
 
 
@@ -163,7 +165,7 @@ def test_an_end_that_is_added_but_not_special_ends_the_turn():
     tokenizer = tokenizer_of(Shape(SHAPES["chatml"].template, (), "", ""))
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "\n"])
     record = conversation(("user", "a"), ("assistant", "b"))
-    ((_, ids),) = learned_runs(encode_records(tokenizer, [record], "all")[0])
+    ((_, ids),) = target_runs(encode_records(tokenizer, [record], "all")[0])
     assert tokenizer.decode(ids) == "b<|im_end|>"
     with pytest.raises(TsugikiError, match=r"talk.jsonl:1 contains <\|im_end\|>, the token that ends an answer"):
         encode_records(tokenizer, [conversation(("user", "a"), ("assistant", "b<|im_end|>c"))], "all")

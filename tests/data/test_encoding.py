@@ -47,7 +47,7 @@ def test_a_document_is_learned_whole_with_its_end():
     first, second = encode_records(tokenizer, [Document("ab", ""), Document("猫", "")])
     a, b = encode(tokenizer, ["ab", "猫"])
     assert (first.ids, second.ids) == ([0, *a, 0], [0, *b, 0])
-    assert first.learned == [False, True, True, True]
+    assert first.loss_mask == [False, True, True, True]
     assert second.target_tokens == 4
 
 
@@ -79,7 +79,7 @@ def test_no_token_is_of_the_prompt_and_learned(prompt: str, completion: str, tri
     (row,) = encode_records(tokenizer, [Completion(prompt, completion, "a.jsonl:1")])
     asked = encode(tokenizer, [prompt])[0]
     assert row.ids[: len(asked) + 1] == [0, *asked], "as generation would begin"
-    assert row.learned == [False] * (len(asked) + 1) + [True] * (len(row.ids) - len(asked) - 1)
+    assert row.loss_mask == [False] * (len(asked) + 1) + [True] * (len(row.ids) - len(asked) - 1)
     assert tokenizer.decode(row.ids[len(asked) + 1 :]) == completion + "<|endoftext|>"
     whole = encode(tokenizer, [prompt + completion])[0]
     if whole[: len(asked)] == asked:
@@ -100,8 +100,8 @@ def test_no_token_is_of_the_template_and_learned(header: str, answer: str, trim:
     (row,) = encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])
     asked = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)["input_ids"]
     assert row.ids[: len(asked)] == asked
-    assert row.learned[: len(asked)] == [False] * len(asked)
-    learned = [token for token, is_learned in zip(row.ids, row.learned, strict=True) if is_learned]
+    assert row.loss_mask[: len(asked)] == [False] * len(asked)
+    learned = [token for token, is_learned in zip(row.ids, row.loss_mask, strict=True) if is_learned]
     assert tokenizer.decode(learned) == (answer + "<|endoftext|>") * 2
 
 
@@ -110,7 +110,7 @@ def test_a_tokenizer_that_begins_texts_with_a_space_adds_none_where_texts_are_cu
     (row,) = encode_records(tokenizer, [Completion("b: ", "a b", "a.jsonl:1")])
     tokens = tokenizer.convert_ids_to_tokens(row.ids)
     assert tokens == ["</s>", "▁b", ":", "▁", "a", "▁b", "</s>"]
-    assert row.learned == [False] * 4 + [True] * 3
+    assert row.loss_mask == [False] * 4 + [True] * 3
 
 
 def test_an_end_that_swallows_the_line_after_it_is_learned_once():
@@ -123,8 +123,8 @@ def test_an_end_that_swallows_the_line_after_it_is_learned_once():
     asked = tokenizer.apply_chat_template([{"role": "user", "content": "Say:"}], add_generation_prompt=True)[
         "input_ids"
     ]
-    assert row.ids[: row.learned.index(True)] == asked
-    learned = [token for token, is_learned in zip(row.ids, row.learned, strict=True) if is_learned]
+    assert row.ids[: row.loss_mask.index(True)] == asked
+    learned = [token for token, is_learned in zip(row.ids, row.loss_mask, strict=True) if is_learned]
     assert tokenizer.convert_ids_to_tokens(learned) == ["Ġ", "T", "e", "a", "<|end|>"]
 
 
@@ -138,7 +138,7 @@ def test_a_mixed_batch_keeps_its_order():
 
 def test_a_record_without_anything_to_learn_says_so():
     tokenizer = tokenizer_of(SHAPES["chatml"])
-    unlearned = Conversation((Message("user", "a"), Message("assistant", "b", learned=False)), "")
+    unlearned = Conversation((Message("user", "a"), Message("assistant", "b", in_loss=False)), "")
     assert encode_records(tokenizer, [unlearned])[0].target_tokens == 0
 
 

@@ -26,7 +26,7 @@ def talk(*turns: Message) -> Conversation:
         ({"messages": [USER, ASSISTANT]}, talk(ASK, SAY)),
         ({"messages": [USER, {**ASSISTANT, "tool_calls": None, "name": "x"}], "tools": []}, talk(ASK, SAY)),
         ({"messages": [USER, {**ASSISTANT, "weight": 1}]}, talk(ASK, SAY)),
-        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, talk(ASK, Message("assistant", "say", learned=False))),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, talk(ASK, Message("assistant", "say", in_loss=False))),
         ({"messages": [{**USER, "weight": 0}, ASSISTANT]}, talk(ASK, SAY)),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "as"}, "k"]}, ASSISTANT]},
@@ -39,7 +39,7 @@ def talk(*turns: Message) -> Conversation:
         ({"messages": [USER, ASSISTANT], "prompt": "ask", "prompt_id": "x", "text": "kept beside"}, talk(ASK, SAY)),
         (
             {"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]},
-            talk(ASK, Message("assistant", "say", learned=False), ASK, SAY),
+            talk(ASK, Message("assistant", "say", in_loss=False), ASK, SAY),
         ),
         (
             {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "say"}]},

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from tsugiki import TsugikiError
+from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.records import Document
 from tsugiki.data.splits import (
-    Condition,
-    learned_and_measured,
-    near_groups,
+    FieldCondition,
+    find_overlap,
     parse_held_out,
-    split_one,
+    split_document,
     split_records,
 )
-from tsugiki.data.store import Index, read_index
+from tsugiki.data.store import RecordIndex, read_index
 from tsugiki.errors import summarise_list
 
 
@@ -31,7 +31,7 @@ def documents(count: int) -> list[Document]:
     ]
 
 
-def held(index: Index, fraction: float, seed: int, groups: list[list[int]] | None = None) -> set[int]:
+def held(index: RecordIndex, fraction: float, seed: int, groups: list[list[int]] | None = None) -> set[int]:
     return set(split_records(index, fraction, seed, groups or []).tolist())
 
 
@@ -55,7 +55,7 @@ def test_near_duplicates_stay_together(seed: int):
     records = documents(30)
     near = records[3].text[:-2] + "変更"
     index = read_index([*records, Document(records[5].text, "copy"), Document(near, "near")])
-    groups = near_groups(index)
+    groups = near_duplicates(index.signatures)
     assert groups == [[3, 31], [5, 30]]
     chosen = held(index, 0.3, seed, groups)
     assert (3 in chosen) == (31 in chosen)
@@ -65,7 +65,7 @@ def test_near_duplicates_stay_together(seed: int):
 def test_all_alike_is_refused():
     index = read_index([Document(sentence(0), str(i)) for i in range(3)])
     with pytest.raises(TsugikiError, match="near-duplicates"):
-        split_records(index, 0.5, 0, near_groups(index))
+        split_records(index, 0.5, 0, near_duplicates(index.signatures))
 
 
 def test_a_single_record_cannot_be_split():
@@ -76,30 +76,35 @@ def test_a_single_record_cannot_be_split():
 def test_a_condition_takes_the_records_that_fulfil_it_and_what_is_like_them():
     records = [*documents(6), Document(documents(6)[1].text, "f:copy", {"author": "C"})]
     index = read_index(records)
-    assert split_records(index, Condition("author", "B"), 0, []).tolist() == [1, 3, 5]
-    assert split_records(index, Condition("author", "B"), 0, near_groups(index)).tolist() == [1, 3, 5, 6]
-    assert split_records(index, Condition("title", "2"), 0, []).tolist() == [2]
+    assert split_records(index, FieldCondition("author", "B"), 0, []).tolist() == [1, 3, 5]
+    assert split_records(index, FieldCondition("author", "B"), 0, near_duplicates(index.signatures)).tolist() == [
+        1,
+        3,
+        5,
+        6,
+    ]
+    assert split_records(index, FieldCondition("title", "2"), 0, []).tolist() == [2]
 
 
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        (Condition("author", "X"), "no record has author=X.* A, B"),
-        (Condition("year", "1900"), "no record has a field year.* author, title"),
+        (FieldCondition("author", "X"), "no record has author=X.* A, B"),
+        (FieldCondition("year", "1900"), "no record has a field year.* author, title"),
     ],
 )
-def test_a_condition_that_nothing_fulfils(condition: Condition, said: str):
+def test_a_condition_that_nothing_fulfils(condition: FieldCondition, said: str):
     with pytest.raises(TsugikiError, match=said):
         split_records(read_index(documents(4)), condition, 0, [])
     with pytest.raises(TsugikiError, match="author=A matches all"):
-        split_records(read_index(documents(4)[::2]), Condition("author", "A"), 0, [])
+        split_records(read_index(documents(4)[::2]), FieldCondition("author", "A"), 0, [])
     with pytest.raises(TsugikiError, match="no fields"):
-        split_records(read_index([Document(sentence(i), "a") for i in range(2)]), Condition("author", "A"), 0, [])
+        split_records(read_index([Document(sentence(i), "a") for i in range(2)]), FieldCondition("author", "A"), 0, [])
 
 
 def test_what_held_out_can_be(tmp_path: Path):
     assert parse_held_out(0.1) == 0.1
-    assert parse_held_out("author=泉鏡花") == Condition("author", "泉鏡花")
+    assert parse_held_out("author=泉鏡花") == FieldCondition("author", "泉鏡花")
     assert parse_held_out("other.jsonl") == Path("other.jsonl")
     strange = tmp_path / "a=b.txt"
     strange.write_text("x")
@@ -119,19 +124,19 @@ def test_training_records_in_a_held_out_file_are_named():
     train = read_index(documents(5))
     near = Document(documents(5)[3].text[:-2] + "変更", "h:2")
     other = read_index([Document(documents(5)[1].text, "h:1"), near, Document(sentence(99), "h:3")])
-    same, alike = learned_and_measured(train, other)
+    same, alike = find_overlap(train, other)
     assert same == ["f:1 (held out: h:1)"]
     assert alike == ["f:3 (held out: h:2)"]
 
 
 def test_a_single_document_gives_its_end_at_a_line():
     text = "".join(f"{i}行目\n" for i in range(100))
-    train, held_out = split_one(Document(text, "novel.txt"), 0.1)
+    train, held_out = split_document(Document(text, "novel.txt"), 0.1)
     assert train.text + held_out.text == text
     assert train.text.endswith("\n")
     assert 0.05 < len(held_out.text) / len(text) < 0.15
     with pytest.raises(TsugikiError, match="too short"):
-        split_one(Document("字", "a"), 0.1)
+        split_document(Document("字", "a"), 0.1)
 
 
 def test_fingerprints_are_of_texts_in_order():

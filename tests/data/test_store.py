@@ -20,14 +20,14 @@ RECORDS: list[Record] = [
 
 def stored(tokens: TokenStore) -> list[tuple[list[int], list[bool]]]:
     spans = zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)
-    return [(tokens.ids[a:b].tolist(), tokens.learned[a:b].tolist()) for a, b in spans]
+    return [(tokens.ids[a:b].tolist(), tokens.loss_mask[a:b].tolist()) for a, b in spans]
 
 
 def test_what_is_read_back_is_what_was_encoded(tmp_path: Path):
     tokenizer = byte_tokenizer()
     done: list[int] = []
     found = open_store(iter(RECORDS), "key", tokenizer, "all", tmp_path, done.append)
-    assert stored(found) == [(one.ids, one.learned) for one in encode_records(tokenizer, RECORDS)]
+    assert stored(found) == [(one.ids, one.loss_mask) for one in encode_records(tokenizer, RECORDS)]
     assert sum(done) == len(RECORDS)
     index = found.index
     assert index.sources == [record.source for record in RECORDS]
@@ -77,7 +77,7 @@ def test_records_with_nothing_to_learn_are_all_named(tmp_path: Path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
     silent = [
-        Conversation((Message("user", "?"), Message("assistant", "…", learned=False)), f"t.jsonl:{i}") for i in range(7)
+        Conversation((Message("user", "?"), Message("assistant", "…", in_loss=False)), f"t.jsonl:{i}") for i in range(7)
     ]
     with pytest.raises(TsugikiError, match=r"t.jsonl:0, .*t.jsonl:4 and 2 more: "):
         open_store([RECORDS[0], *silent], "key", tokenizer, "all", tmp_path)

@@ -13,7 +13,7 @@ from tsugiki.bench.hugging_face import ENDLESS, StepBarrierCallback
 from tsugiki.bench.models import build
 from tsugiki.bench.work import StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
-from tsugiki.data.store import Index, TokenStore
+from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.fast.document_masking import detect_document_masking
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.model import load_dtype, prepare_model
@@ -69,7 +69,7 @@ _NOTES = ("base_dtype", "compute_dtype")
 def _blocks(workload: Workload, vocabulary: int) -> Blocks:
     ids = workload.rows(vocabulary).numpy()
     rows, length = ids.shape
-    index = Index(
+    index = RecordIndex(
         characters=np.full(rows, length),
         digests=np.zeros((rows, 16), np.uint8),
         signatures=np.zeros((rows, 1), np.uint32),
@@ -80,7 +80,7 @@ def _blocks(workload: Workload, vocabulary: int) -> Blocks:
     store = TokenStore(
         index=index,
         ids=ids.flatten().astype(np.int32),
-        learned=np.tile(np.arange(length) > 0, rows),
+        loss_mask=np.tile(np.arange(length) > 0, rows),
         offsets=np.arange(rows + 1) * length,
     )
     return pack(store, np.arange(rows), length, pad=0)

@@ -77,9 +77,9 @@ class Blocks(Dataset[dict[str, Tensor]]):
             in_row = slice(filled, filled + segment.length)
             in_store = slice(segment.start, segment.start + segment.length)
             ids[in_row] = torch.from_numpy(self.store.ids[in_store].astype(np.int64))
-            learned = torch.from_numpy(self.store.learned[in_store].copy())
-            learned[0] = False  # the token before it in the row belongs to another document
-            labels[in_row] = torch.where(learned, ids[in_row], IGNORE_INDEX)
+            loss_mask = torch.from_numpy(self.store.loss_mask[in_store].copy())
+            loss_mask[0] = False  # the token before it in the row belongs to another document
+            labels[in_row] = torch.where(loss_mask, ids[in_row], IGNORE_INDEX)
             positions[in_row] = torch.arange(segment.length)
             filled += segment.length
         positions[filled:] = torch.arange(self.block_size - filled)
@@ -105,7 +105,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
         digest.update(self.rows.tobytes())
         for start, length in self.segments[:, :2].tolist():
             digest.update(self.store.ids[start : start + length].astype("<i4").tobytes())
-            digest.update(self.store.learned[start : start + length].tobytes())
+            digest.update(self.store.loss_mask[start : start + length].tobytes())
         return f"sha256:{digest.hexdigest()}"
 
 
@@ -138,7 +138,7 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
             flat.extend((start, length, record, True, length == end - start))
             cut_records += length < end - start
             cut_tokens += end - start - length
-            targets = int(store.learned[start + 1 : start + length].sum())
+            targets = int(store.loss_mask[start + 1 : start + length].sum())
             target_tokens += targets
             if not targets:
                 without_target.append(store.index.sources[record])

@@ -102,10 +102,10 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     """
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     wanted = answers if assistant_turns == "all" else answers[-1:]
-    learned = [index for index in wanted if conversation.messages[index].learned]
-    if not learned:
+    targets = [index for index in wanted if conversation.messages[index].in_loss]
+    if not targets:
         return Rendering("", ())
-    rendered = conversation.messages[: learned[-1] + 1]
+    rendered = conversation.messages[: targets[-1] + 1]
     for number, message in enumerate(rendered, 1):
         if found := template.special.search(message.content):
             raise TsugikiError(
@@ -115,11 +115,11 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     messages = [{"role": message.role, "content": message.content} for message in rendered]
     whole, marks = _render(template, messages, conversation.source)
     spans: list[_Span] = []
-    for index in learned:
+    for index in targets:
         where = f"{conversation.source}: turn {index + 1}"
         start, stop, ended = _span(template, messages[: index + 1], whole, marks, where)
         if not ended:
-            if index != learned[-1]:
+            if index != targets[-1]:
                 raise TsugikiError(
                     f"{where} is not ended by a special token in this chat template, so its end cannot be trained; "
                     "train on the last turn only (assistant_turns: last)"

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedRecord:
     """The token ids of one record, and for each token whether it counts in the loss."""
 
     ids: list[int]
-    learned: list[bool]
+    loss_mask: list[bool]
 
     @property
     def target_tokens(self) -> int:
         """Number of tokens that count in the loss; 0 for a conversation of which no turn is trained on."""
-        return sum(self.learned)
+        return sum(self.loss_mask)
 
 
 def document_start(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -68,7 +68,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[l
 
 def encode_records(
     tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record], assistant_turns: AssistantTurns = "all"
-) -> list[Encoded]:
+) -> list[EncodedRecord]:
     """Encode a batch of records. The tokenizer is called once for documents and once for the other records.
 
     Args:
@@ -87,17 +87,17 @@ def encode_records(
     return [next(encoded_documents if isinstance(record, Document) else encoded_answers) for record in records]
 
 
-def _encode_documents(tokenizer: "PreTrainedTokenizerBase", documents: Sequence[Document]) -> list[Encoded]:
+def _encode_documents(tokenizer: "PreTrainedTokenizerBase", documents: Sequence[Document]) -> list[EncodedRecord]:
     if not documents:
         return []
     start, end = document_start(tokenizer), document_end(tokenizer)
     rows = encode(tokenizer, [document.text for document in documents])
-    return [Encoded([start, *ids, end], [False] + [True] * (len(ids) + 1)) for ids in rows]
+    return [EncodedRecord([start, *ids, end], [False] + [True] * (len(ids) + 1)) for ids in rows]
 
 
 def _encode_answers(
     tokenizer: "PreTrainedTokenizerBase", records: Sequence[Completion | Conversation], turns: AssistantTurns
-) -> list[Encoded]:
+) -> list[EncodedRecord]:
     template: ChatTemplate | None = None
     renderings: list[Rendering] = []
     for record in records:
@@ -110,13 +110,13 @@ def _encode_answers(
     for record, row in zip(records, _encode_renderings(tokenizer, renderings), strict=True):
         if isinstance(record, Completion):
             start, end = document_start(tokenizer), document_end(tokenizer)
-            row = Encoded([start, *row.ids, end], [False, *row.learned, True])
+            row = EncodedRecord([start, *row.ids, end], [False, *row.loss_mask, True])
         _check_end_tokens(tokenizer, row, record.source)
         encoded.append(row)
     return encoded
 
 
-def _encode_renderings(tokenizer: "PreTrainedTokenizerBase", renderings: Sequence[Rendering]) -> list[Encoded]:
+def _encode_renderings(tokenizer: "PreTrainedTokenizerBase", renderings: Sequence[Rendering]) -> list[EncodedRecord]:
     if not renderings:
         return []
     if not tokenizer.is_fast:
@@ -131,7 +131,7 @@ def _encode_renderings(tokenizer: "PreTrainedTokenizerBase", renderings: Sequenc
         borders = [start for start, _ in rendering.spans if start > 0]
         if not all(_is_between_tokens(border, offsets) for border in borders):
             ids, offsets = _encode_separately(tokenizer, rendering.text, borders)
-        encoded.append(Encoded(ids, _inside(offsets, rendering.spans)))
+        encoded.append(EncodedRecord(ids, _inside(offsets, rendering.spans)))
     return encoded
 
 
@@ -187,13 +187,13 @@ def _encode_piece(tokenizer: "PreTrainedTokenizerBase", piece: str, inner: bool)
     return list(zip(batch.input_ids, batch.offset_mapping, strict=True))
 
 
-def _check_end_tokens(tokenizer: "PreTrainedTokenizerBase", row: Encoded, source: str) -> None:
+def _check_end_tokens(tokenizer: "PreTrainedTokenizerBase", row: EncodedRecord, source: str) -> None:
     """Check that the last token of each answer, which ends it, does not also occur inside it."""
     answer: list[int] = []
-    for index, (token, learned) in enumerate(zip(row.ids, row.learned, strict=True)):
-        if learned:
+    for index, (token, in_loss) in enumerate(zip(row.ids, row.loss_mask, strict=True)):
+        if in_loss:
             answer.append(token)
-        if answer and (not learned or index + 1 == len(row.ids)):
+        if answer and (not in_loss or index + 1 == len(row.ids)):
             if answer.count(answer[-1]) > 1:
                 end = tokenizer.convert_ids_to_tokens(answer[-1])
                 raise TsugikiError(

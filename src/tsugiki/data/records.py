@@ -40,11 +40,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. An assistant's turn counts in the loss unless `learned` is False."""
+    """One turn of a conversation. An assistant's turn counts in the loss unless `in_loss` is False."""
 
     role: str
     content: str
-    learned: bool = True
+    in_loss: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Conversation:
 Record: TypeAlias = Document | Completion | Conversation
 
 
-def learned_text(record: Record, turns: AssistantTurns) -> str:
+def target_text(record: Record, turns: AssistantTurns) -> str:
     """Return the text that counts in the loss: a document, a completion, or the assistant's turns."""
     match record:
         case Document():
@@ -74,4 +74,4 @@ def learned_text(record: Record, turns: AssistantTurns) -> str:
         case Conversation():
             answers = [message for message in record.messages if message.role == "assistant"]
             chosen = answers if turns == "all" else answers[-1:]
-            return "".join(message.content for message in chosen if message.learned)
+            return "".join(message.content for message in chosen if message.in_loss)

@@ -101,7 +101,7 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
         case "prompt and completion":
             prompt = _messages(row, "prompt", source)
             completion = _messages(row, "completion", source, after=len(prompt))
-            prompt = [replace(message, learned=message.role != "assistant") for message in prompt]
+            prompt = [replace(message, in_loss=message.role != "assistant") for message in prompt]
             record = Conversation(_check_turns([*prompt, *completion], source), source, fields)
         case "instruction and output":
             record = Conversation(_check_turns(_instruction(row, source), source), source, fields)
@@ -172,7 +172,7 @@ def _message(turn: Any, where: str) -> Message:
     weight = turn.get("weight")
     if role == "assistant" and weight is not None and weight not in (0, 1):
         raise TsugikiError(f"{where} (assistant) has weight {_abbreviate(weight)}; it must be 0 or 1")
-    return Message(role, text, learned=role != "assistant" or weight != 0)
+    return Message(role, text, in_loss=role != "assistant" or weight != 0)
 
 
 def _content(content: Any, where: str) -> str:

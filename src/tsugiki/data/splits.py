@@ -14,21 +14,21 @@ import numpy.typing as npt
 
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.records import Document
-from tsugiki.data.store import Index
+from tsugiki.data.store import RecordIndex
 from tsugiki.errors import TsugikiError, summarise_list
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Condition:
+class FieldCondition:
     """The field value that makes a record a held-out one."""
 
     field: str
     value: str
 
 
-def parse_held_out(held_out: float | str) -> float | Condition | Path:
+def parse_held_out(held_out: float | str) -> float | FieldCondition | Path:
     """Parse the setting `held_out`.
 
     Returns:
@@ -47,10 +47,12 @@ def parse_held_out(held_out: float | str) -> float | Condition | Path:
         return Path(held_out)
     if not name.strip() or not value.strip():
         raise TsugikiError(f"held_out is {held_out!r}; write a condition as author=… or title=…")
-    return Condition(name.strip(), value.strip())
+    return FieldCondition(name.strip(), value.strip())
 
 
-def split_records(index: Index, held_out: float | Condition, seed: int, groups: Sequence[Sequence[int]]) -> Integers:
+def split_records(
+    index: RecordIndex, held_out: float | FieldCondition, seed: int, groups: Sequence[Sequence[int]]
+) -> Integers:
     """Return the sorted numbers of the held-out records. Near-duplicates, the records of a group, stay together.
 
     With a share, about that share of all characters is held out. The choice depends on `seed` and on the digest of each
@@ -78,19 +80,14 @@ def split_records(index: Index, held_out: float | Condition, seed: int, groups: 
     if len(inside) == len(index):
         why = (
             f"{held_out.field}={held_out.value} matches all records"
-            if isinstance(held_out, Condition)
+            if isinstance(held_out, FieldCondition)
             else "all records are near-duplicates of each other; give a held-out file"
         )
         raise TsugikiError(f"no record is left for training: {why}")
     return inside
 
 
-def near_groups(index: Index) -> list[list[int]]:
-    """Return groups of record numbers whose texts are equal or nearly equal."""
-    return near_duplicates(index.signatures)
-
-
-def learned_and_measured(train: Index, held_out: Index) -> tuple[list[str], list[str]]:
+def find_overlap(train: RecordIndex, held_out: RecordIndex) -> tuple[list[str], list[str]]:
     """Find training records whose text is also in a held-out file.
 
     Returns:
@@ -115,7 +112,7 @@ def learned_and_measured(train: Index, held_out: Index) -> tuple[list[str], list
     return same, near
 
 
-def split_one(document: Document, fraction: float) -> tuple[Document, Document]:
+def split_document(document: Document, fraction: float) -> tuple[Document, Document]:
     """Split a single document into its beginning and its last `fraction`, at a line end if there is one.
 
     Raises:
@@ -130,7 +127,7 @@ def split_one(document: Document, fraction: float) -> tuple[Document, Document]:
     return Document(parts[0], document.source), Document(parts[1], f"{document.source} (its end)")
 
 
-def _by_share(index: Index, fraction: float, seed: int, belongs: Integers) -> Integers:
+def _by_share(index: RecordIndex, fraction: float, seed: int, belongs: Integers) -> Integers:
     """Choose whole groups in the order of their rank while they fit the share; at least the smallest group."""
     sizes = np.bincount(belongs, index.characters, minlength=len(index))
     budget = fraction * float(index.characters.sum())
@@ -147,7 +144,7 @@ def _rank(digest: bytes, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0".encode() + digest).digest()
 
 
-def _matching(index: Index, condition: Condition) -> Integers:
+def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
     matching = [number for number, fields in enumerate(index.fields) if fields.get(condition.field) == condition.value]
     if matching:
         return np.array(matching, np.int64)

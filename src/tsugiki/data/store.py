@@ -3,7 +3,7 @@
 A store is a folder that is written in one pass over the records and memory-mapped for reading:
 
     ids.bin              the token ids of all records, one after another, uint16 or int32 depending on the vocabulary
-    learned.bin          one byte per token: 1 if the token counts in the loss
+    loss_mask.bin        one byte per token: 1 if the token counts in the loss
     index.safetensors    for each record: offset of its first token, characters, digest, signature, kind
     records.jsonl        for each record: its source and its fields
     store.json           the version of the format and the dtype of ids.bin; written last
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_FORMAT = 1
+_FORMAT = 2
 # Limits of one call of the tokenizer: large enough to use all cores, small enough for memory.
 _BATCH_RECORDS, _BATCH_CHARACTERS = 64, 1 << 20
 _DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
+class RecordIndex:
     """Everything about the records except their tokens; arrays and lists have one entry per record."""
 
     characters: Array
@@ -70,10 +70,10 @@ class Index:
 class TokenStore:
     """The tokens and the index of all records."""
 
-    index: Index
+    index: RecordIndex
     ids: Array
     """uint16 or int32 [tokens], memory-mapped."""
-    learned: Array
+    loss_mask: Array
     """bool [tokens], memory-mapped: whether a token counts in the loss; False for the first token of each record."""
     offsets: Array
     """int64 [records + 1]: the tokens of record i are ids[offsets[i] : offsets[i + 1]]."""
@@ -113,7 +113,7 @@ def open_store(
     return _read(folder)
 
 
-def read_index(records: Iterable[Record]) -> Index:
+def read_index(records: Iterable[Record]) -> RecordIndex:
     """Return the index of records without tokenising them."""
     builder = _IndexBuilder()
     for record in records:
@@ -140,8 +140,8 @@ class _IndexBuilder:
         self.sources.append(record.source)
         self.fields.append(record.fields)
 
-    def index(self) -> Index:
-        return Index(
+    def index(self) -> RecordIndex:
+        return RecordIndex(
             characters=np.array(self.characters, np.int64),
             digests=np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, _DIGEST_BYTES),
             signatures=np.stack(self.signatures),
@@ -163,7 +163,7 @@ def _write(
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
     builder, lengths = _IndexBuilder(), [0]
     without_target: list[str] = []
-    with (folder / "ids.bin").open("wb") as ids, (folder / "learned.bin").open("wb") as learned:
+    with (folder / "ids.bin").open("wb") as ids, (folder / "loss_mask.bin").open("wb") as loss_mask:
         for batch in _batches(records):
             for record, encoded in zip(batch, encode_records(tokenizer, batch, turns), strict=True):
                 if not encoded.target_tokens:
@@ -171,7 +171,7 @@ def _write(
                 builder.add(record)
                 lengths.append(len(encoded.ids))
                 ids.write(np.array(encoded.ids, dtype).tobytes())
-                learned.write(np.array([False, *encoded.learned[1:]], np.bool_).tobytes())
+                loss_mask.write(np.array([False, *encoded.loss_mask[1:]], np.bool_).tobytes())
             advance(len(batch))
     if without_target:
         raise TsugikiError(
@@ -187,7 +187,7 @@ def _write(
             "characters": index.characters,
             "digests": index.digests,
             "signatures": index.signatures,
-            "cuttable": index.splittable,
+            "splittable": index.splittable,
         },
         folder / "index.safetensors",
     )
@@ -202,16 +202,16 @@ def _read(folder: Path) -> TokenStore:
     with (folder / "records.jsonl").open(encoding="utf-8") as lines:
         sources_and_fields = [json.loads(line) for line in lines]
     return TokenStore(
-        index=Index(
+        index=RecordIndex(
             characters=tensors["characters"],
             digests=tensors["digests"],
             signatures=tensors["signatures"],
-            splittable=tensors["cuttable"],
+            splittable=tensors["splittable"],
             sources=[source for source, _ in sources_and_fields],
             fields=[fields for _, fields in sources_and_fields],
         ),
         ids=np.memmap(folder / "ids.bin", dtype, mode="r"),
-        learned=np.memmap(folder / "learned.bin", np.bool_, mode="r"),
+        loss_mask=np.memmap(folder / "loss_mask.bin", np.bool_, mode="r"),
         offsets=tensors["offsets"],
     )
 

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 
 from tsugiki.data.blocks import Blocks, Integers, pack
+from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
 from tsugiki.data.records import Document, Record
 from tsugiki.data.sources import content_key, read_records
 from tsugiki.data.splits import (
-    Condition,
-    learned_and_measured,
-    near_groups,
+    FieldCondition,
+    find_overlap,
     parse_held_out,
-    split_one,
+    split_document,
     split_records,
 )
-from tsugiki.data.store import Index, TokenStore, open_store, read_index
+from tsugiki.data.store import RecordIndex, TokenStore, open_store, read_index
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.document_masking import DocumentMasking, detect_document_masking
 from tsugiki.io.cache import cache_folder
@@ -86,9 +86,9 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
         return _split_document(config, single, held_out, tokenizer, progress)
     store = _tokenise(config, None, content_key(config.data), tokenizer, progress)
     with progress.stage("looking for near-duplicates", None):
-        groups = near_groups(store.index)
+        groups = near_duplicates(store.index.signatures)
     all_records = np.arange(len(store.index))
-    if isinstance(held_out, float | Condition):
+    if isinstance(held_out, float | FieldCondition):
         measured = split_records(store.index, held_out, config.seed, groups)
         numbers = set(measured.tolist())
         records = (record for number, record in enumerate(read_records(config.data)) if number in numbers)
@@ -155,7 +155,7 @@ def _split_document(
     progress: RunProgress,
 ) -> DatasetSplit:
     """Hold out the end of the only document."""
-    records = split_one(document, held_out)
+    records = split_document(document, held_out)
     store = _tokenise(config, records, f"{content_key(config.data)}\0{held_out}", tokenizer, progress)
     train, measured = np.array([0]), np.array([1])
     windows = split_windows(records[1:], store.index.characters[measured].tolist(), config.held_out_characters)
@@ -186,7 +186,7 @@ def _dataset_split(
     config: RunConfig,
     store: TokenStore,
     train: Integers,
-    held_out: Index,
+    held_out: RecordIndex,
     measured: Integers,
     windows: list[Window],
     groups: list[list[int]],
@@ -224,7 +224,7 @@ def _dataset_split(
     return DatasetSplit(store, train, windows, retention_windows, summary, notes)
 
 
-def _counts(index: Index, records: Integers) -> dict[str, Any]:
+def _counts(index: RecordIndex, records: Integers) -> dict[str, Any]:
     return {
         "documents": len(records),
         "characters": int(index.characters[records].sum()),
@@ -232,13 +232,13 @@ def _counts(index: Index, records: Integers) -> dict[str, Any]:
     }
 
 
-def _overlap(train: Index, held_out: Index) -> list[str]:
+def _overlap(train: RecordIndex, held_out: RecordIndex) -> list[str]:
     """Return a note if the held-out file has near-duplicates of training records.
 
     Raises:
         TsugikiError: the held-out file contains training records.
     """
-    same, near = learned_and_measured(train, held_out)
+    same, near = find_overlap(train, held_out)
     if same:
         raise TsugikiError(
             f"{len(same):,} records of the training data are in the held-out file as well: {summarise_list(same)}; "

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from tsugiki.base.inference import evaluating
 from tsugiki.data.encoding import document_start, encode, encode_records
-from tsugiki.data.records import AssistantTurns, Document, Record, learned_text
+from tsugiki.data.records import AssistantTurns, Document, Record, target_text
 from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.labels import IGNORE_INDEX
@@ -182,7 +182,7 @@ def evaluate(
     if not windows:
         raise TsugikiError("there is no text to evaluate on")
     context = context or context_length(model)
-    texts = [learned_text(window.record, turns) for window in windows]
+    texts = [target_text(window.record, turns) for window in windows]
     encoded = encode(tokenizer, texts)
     rows: list[_Row] = []
     counts: dict[int, list[int]] = {}  # document -> tokens, characters
@@ -194,7 +194,7 @@ def evaluate(
         left_out += not own
         if own:
             count = counts.setdefault(window.document, [0, 0])
-            count[0] += sum(int(row.learned[1:].sum()) for row in own)
+            count[0] += sum(int(row.loss_mask[1:].sum()) for row in own)
             count[1] += len(text)
     if not rows:
         raise TsugikiError(f"everything to evaluate on is longer than the model's context of {context} tokens")
@@ -229,7 +229,7 @@ class _Row:
     """Tokens for one forward pass."""
 
     ids: Tensor
-    learned: Tensor
+    loss_mask: Tensor
     """Whether to score a token; the first is context alone."""
     document: int
 
@@ -245,7 +245,7 @@ def _rows(
     encoded = encode_records(tokenizer, [window.record], turns)[0]
     if len(encoded.ids) > context:
         return []
-    return [_Row(torch.tensor(encoded.ids), torch.tensor(encoded.learned), window.document)]
+    return [_Row(torch.tensor(encoded.ids), torch.tensor(encoded.loss_mask), window.document)]
 
 
 def _score(model: "PreTrainedModel", rows: Sequence[_Row], advance: Callable[[int], None]) -> dict[int, float]:
@@ -275,7 +275,7 @@ def _nll(model: "PreTrainedModel", rows: Sequence[_Row]) -> list[float]:
     ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(model.device)
     labels = torch.full_like(ids, IGNORE_INDEX)
     for label, row in zip(labels, rows, strict=True):
-        label[: len(row.ids)] = torch.where(row.learned, row.ids, IGNORE_INDEX)
+        label[: len(row.ids)] = torch.where(row.loss_mask, row.ids, IGNORE_INDEX)
     lengths = torch.tensor([len(row.ids) for row in rows], device=model.device)
     attended = (torch.arange(ids.shape[1], device=model.device) < lengths[:, None]).long()
     logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits

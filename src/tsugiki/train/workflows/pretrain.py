@@ -17,7 +17,7 @@ import torch
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.sources import read_records
-from tsugiki.data.splits import Condition, near_groups, parse_held_out, split_one, split_records
+from tsugiki.data.splits import FieldCondition, parse_held_out, split_document, split_records
 from tsugiki.data.store import Array, read_index
 from tsugiki.data.vocabulary import train_vocabulary
 from tsugiki.errors import TsugikiError, error_text
@@ -152,24 +152,24 @@ def _split(config: PretrainConfig) -> tuple[Texts, Array]:
     held_out = parse_held_out(config.held_out)
     single = single_document(config.data) if isinstance(held_out, float) else None
     if single and isinstance(held_out, float):
-        learned, end = split_one(single, held_out)
+        learned, end = split_document(single, held_out)
         return lambda: iter([learned.text]), read_index([end]).signatures
     index = read_index(read_records(config.data))
     if isinstance(held_out, Path):
         return lambda: (record.text for record in read_records(config.data)), read_index(
             read_records(held_out)
         ).signatures
-    measured = split_records(index, held_out, config.seed, near_groups(index))
+    measured = split_records(index, held_out, config.seed, near_duplicates(index.signatures))
     left_out = set(measured.tolist())
     return lambda: _without(config.data, left_out), index.signatures[measured]
 
 
-def _unlike(data: str, measured: Array, held_out: float | Condition | Path) -> Texts:
+def _unlike(data: str, measured: Array, held_out: float | FieldCondition | Path) -> Texts:
     """The texts of other data, without what is nearly the same as a measured text or has the held-out field."""
     index = read_index(read_records(data))
     groups = near_duplicates(np.concatenate([index.signatures, measured]))
     left_out = {number for group in groups if max(group) >= len(index) for number in group}
-    if isinstance(held_out, Condition):
+    if isinstance(held_out, FieldCondition):
         values = (fields.get(held_out.field) for fields in index.fields)
         left_out |= {number for number, value in enumerate(values) if value == held_out.value}
     return lambda: _without(data, left_out)
