@@ -26,6 +26,7 @@ from tsugiki import (
     ungraft,
     use_fast_paths,
 )
+from tsugiki.base.context import context_length, virtual_tokens
 from tsugiki.base.loading import load_model
 from tsugiki.fast import attention
 from tsugiki.fast.document_masking import detect_document_masking, isolated
@@ -33,7 +34,6 @@ from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.p_tuning import PromptEncoderConfig
 from tsugiki.methods.prefix_tuning import PrefixTuningConfig
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
-from tsugiki.methods.soft_prompt import context_length, virtual_tokens
 from tsugiki.train import preparation
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import evaluate, split_windows
@@ -527,10 +527,13 @@ def test_the_context_is_what_the_prompt_leaves_of_it(tmp_path: Path):
         (lambda: PrefixTuningConfig(True), "num_virtual_tokens is True"),
         (lambda: PromptEncoderConfig(2.0), "num_virtual_tokens is 2.0"),
         (lambda: PromptTuningConfig(prompt_tuning_init="text"), "prompt_tuning_init is 'text'"),
-        (lambda: PromptTuningConfig(prompt_tuning_init="TEXT"), "goes with prompt_tuning_init_text"),
-        (lambda: PromptTuningConfig(prompt_tuning_init_text="a"), "goes with prompt_tuning_init_text"),
+        (lambda: PromptTuningConfig(prompt_tuning_init="TEXT"), "prompt_tuning_init TEXT .*prompt_tuning_init_text"),
+        (lambda: PromptTuningConfig(prompt_tuning_init_text="a"), "prompt_tuning_init TEXT .*prompt_tuning_init_text"),
         (lambda: PrefixTuningConfig(init_weights="ones"), "init_weights is 'ones'"),
-        (lambda: PrefixTuningConfig(init_weights="SAMPLE_VOCAB", prefix_projection=True), "goes without prefix_proj"),
+        (
+            lambda: PrefixTuningConfig(init_weights="SAMPLE_VOCAB", prefix_projection=True),
+            "SAMPLE_VOCAB .*prefix_pro",
+        ),
         (lambda: PrefixTuningConfig(prefix_projection="yes"), "prefix_projection is 'yes'"),
         (lambda: PrefixTuningConfig(encoder_hidden_size=0), "encoder_hidden_size is 0"),
         (lambda: PromptEncoderConfig(encoder_reparameterization_type="GRU"), "choose MLP or LSTM"),
@@ -557,7 +560,7 @@ def test_models_that_a_prompt_does_not_fit_are_told(method: str):
         torch.nn.Sequential(torch.nn.Linear(3, 3)),
     ]
     for model in without:
-        with pytest.raises(TsugikiError, match=f"{type(model).__name__} is no decoder language model with a KV cache"):
+        with pytest.raises(TsugikiError, match=f"{type(model).__name__} is .*decoder language model with a KV cache"):
             graft(model, OURS[method])
         assert not is_grafted(model)
 
@@ -565,7 +568,7 @@ def test_models_that_a_prompt_does_not_fit_are_told(method: str):
 def test_a_prompt_that_fills_the_context_is_refused():
     for config in (PromptTuningConfig(33), PrefixTuningConfig(64), PromptEncoderConfig(80)):
         model = tiny_model()
-        with pytest.raises(TsugikiError, match="the model's context is 64 tokens, .* choose 32 or fewer"):
+        with pytest.raises(TsugikiError, match="context is 64 tokens, .*32 or fewer"):
             graft(model, config)
         assert not is_grafted(model)
 
@@ -647,7 +650,7 @@ def test_an_untrained_prompt_takes_no_fast_path_from_a_bfloat16_base(method: str
         ({"num_virtual_tokens": 40}, {}, "choose 32 or fewer"),
         ({"num_virtual_tokens": 8}, {"block_size": 57}, "8 of which the soft prompt takes: 56 are left"),
         ({"num_tokens": 8}, {}, "num_tokens: no such setting"),
-        ({"prompt_tuning_init": "TEXT"}, {}, "goes with prompt_tuning_init_text"),
+        ({"prompt_tuning_init": "TEXT"}, {}, "prompt_tuning_init TEXT .*prompt_tuning_init_text"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(adapter: dict[str, Any], changes: dict[str, Any], said: str, run: Any):
@@ -681,7 +684,7 @@ def test_what_a_prompt_cannot_do_is_said():
         local(ids(2, 4), attention_mask=padded)
     model.gradient_checkpointing_enable()
     model.train()
-    with pytest.raises(TsugikiError, match="gradient checkpointing"):
+    with pytest.raises(TsugikiError, match="gradient_checkpointing_disable"):
         model(input_ids=ids(), labels=ids())
     model.eval()
     assert torch.equal(logits(model), before)

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.architectures import architecture_of, model_type
+from tsugiki.base.context import text_config
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.frozen_layer import features, is_linear
@@ -268,8 +269,7 @@ def _new_bottleneck(model: nn.Module, path: str, config: BottleneckConfig) -> Bo
 
 
 def _width(model: nn.Module, path: str) -> int:
-    config: Any = getattr(model, "config", None)
-    width = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "hidden_size", None)
+    width = getattr(text_config(model), "hidden_size", None)
     if not isinstance(width, int):
         raise TsugikiError(
             f"how wide the output of {path} is is not known (the model has no config.hidden_size); "

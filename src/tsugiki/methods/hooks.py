@@ -1,5 +1,9 @@
-"""Small modules put before or after modules of the base, which stay what they are: a child and a hook that calls it."""
+"""Attach a small trainable module to a layer of the base: it changes the layer's input or output.
 
+The layer itself is not replaced. The attached module becomes its child called `CHILD`, and a forward hook calls it.
+"""
+
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -9,40 +13,43 @@ from torch import nn
 from tsugiki.lora.swap import CHILD, Undo
 
 
-def attach_output_module(layer: nn.Module, part: nn.Module) -> Undo:
-    """Let `part` change what `layer` returns: a tensor, or the first of a tuple."""
-    layer.register_forward_hook(_after)
-    return _put_under(layer, part)
+def attach_output_module(layer: nn.Module, module: nn.Module) -> Undo:
+    """Apply `module` to the output of `layer`: to the tensor, or to the first element of the tuple."""
+    layer.register_forward_hook(_change_output)
+    return _add_child(layer, module)
 
 
-def attach_input_module(layer: nn.Module, part: nn.Module) -> Undo:
-    """Let `part` change the first of what `layer` is given."""
-    layer.register_forward_pre_hook(_before)
-    return _put_under(layer, part)
+def attach_input_module(layer: nn.Module, module: nn.Module) -> Undo:
+    """Apply `module` to the first argument of `layer`."""
+    layer.register_forward_pre_hook(_change_input)
+    return _add_child(layer, module)
 
 
 def detach_module(layer: nn.Module) -> None:
-    """Leave `layer` alone, as it was."""
+    """Remove the module that is attached to `layer`, and its hook."""
     del layer._modules[CHILD]
-    # By what they are, not by a handle: the one that put the part there may not be the one that takes it out.
+    # The hooks are found by their function, not by a handle: after `copy.deepcopy`, a handle belongs to the original.
     for hooks in (layer._forward_hooks, layer._forward_pre_hooks):
-        for key in [key for key, hook in hooks.items() if hook in (_after, _before)]:
+        for key in [key for key, hook in hooks.items() if hook in (_change_output, _change_input)]:
             del hooks[key]
 
 
-def _put_under(layer: nn.Module, part: nn.Module) -> Undo:
-    near = next(chain(layer.parameters(), layer.buffers()), None)
-    layer.register_module(CHILD, part.to(None if near is None else near.device).train(layer.training))
+def _add_child(layer: nn.Module, module: nn.Module) -> Undo:
+    tensor = next(chain(layer.parameters(), layer.buffers()), None)
+    layer.register_module(CHILD, module.to(None if tensor is None else tensor.device).train(layer.training))
     return partial(detach_module, layer)
 
 
-def _after(layer: nn.Module, args: Any, output: Any) -> Any:
-    part = layer._modules[CHILD]
-    assert part is not None
-    return (part(output[0]), *output[1:]) if isinstance(output, tuple) else part(output)
+def _attached(layer: nn.Module) -> Callable[..., Any]:
+    module = layer._modules[CHILD]
+    assert module is not None
+    return module
 
 
-def _before(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    part = layer._modules[CHILD]
-    assert part is not None
-    return (part(args[0]), *args[1:])
+def _change_output(layer: nn.Module, args: Any, output: Any) -> Any:
+    module = _attached(layer)
+    return (module(output[0]), *output[1:]) if isinstance(output, tuple) else module(output)
+
+
+def _change_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (_attached(layer)(args[0]), *args[1:])

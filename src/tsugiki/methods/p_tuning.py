@@ -1,21 +1,21 @@
-"""P-tuning: a prompt that a small network writes (Liu et al. 2021, arXiv:2103.10385).
+"""P-tuning: a prompt that is computed by a small network (Liu et al. 2021, arXiv:2103.10385).
 
     E [virtual tokens, width] ── MLP, or LSTM and MLP ── P [virtual tokens, width] ──┐
                                                                                      ├── frozen layers ── logits
     embedded text ───────────────────────────────────────────────────────────────────┘
 
     MLP    width → hidden → hidden → width, with ReLU between
-    LSTM   both directions, width → 2 · hidden, then 2 · hidden → 2 · hidden → width
+    LSTM   bidirectional, width → 2 · hidden, then an MLP 2 · hidden → 2 · hidden → width
 
-E and the network train; only P is needed afterwards, and only P is stored by PEFT. Since the network is shared by all
-virtual tokens, they learn together, which the paper finds steadier than prompt tuning. The trade-off: beside context
-and attention, some millions of parameters while training. This is the first P-tuning; what is called P-tuning v2 is
-`prefix_tuning`.
+E and the network train. Only P is needed afterwards, and PEFT stores only P. All virtual tokens share the network and
+so learn together, which the paper finds more stable than prompt tuning. The trade-off: in addition to the context and
+the attention that a prompt costs, there are some millions of parameters while training. This is the first version of
+P-tuning; the method called P-tuning v2 is `prefix_tuning`.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
@@ -24,18 +24,21 @@ from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     SoftPrompt,
     SoftPromptAdapter,
+    adapter_from_embeddings,
     cache_shape,
-    check_length,
+    check_at_least_1,
     embedding_width,
     from_json,
-    holds_network,
-    prompt_of_embeddings,
+    has_network,
     random_rows,
     tensors,
     to_json,
 )
 
-Encoder = Literal["MLP", "LSTM"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Encoder: TypeAlias = Literal["MLP", "LSTM"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,12 @@ class PromptEncoderConfig:
 
     Args:
         num_virtual_tokens: length of the prompt.
-        encoder_reparameterization_type: what writes it.
-        encoder_hidden_size: width inside; that of the base's embeddings where nothing is said.
-        encoder_num_layers: layers of the LSTM; the MLP has always the same.
+        encoder_reparameterization_type: the network that computes the prompt, "MLP" or "LSTM".
+        encoder_hidden_size: hidden width of the network; None: the width of the base's embeddings.
+        encoder_num_layers: number of layers of the LSTM; the MLP always has three.
 
     Raises:
-        TsugikiError: a value that cannot be meant.
+        TsugikiError: an invalid value.
     """
 
     num_virtual_tokens: int = 20
@@ -58,27 +61,26 @@ class PromptEncoderConfig:
     encoder_num_layers: int = 2
 
     def __post_init__(self) -> None:
-        check_length(self.num_virtual_tokens)
+        check_at_least_1("num_virtual_tokens", self.num_virtual_tokens)
         if self.encoder_reparameterization_type not in get_args(Encoder):
             raise TsugikiError(
                 f"encoder_reparameterization_type is {self.encoder_reparameterization_type!r}; choose MLP or LSTM"
             )
-        for name in ("encoder_hidden_size", "encoder_num_layers"):
-            size = getattr(self, name)
-            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-                raise TsugikiError(f"{name} is {size!r}; it is a whole number of at least 1")
+        if self.encoder_hidden_size is not None:
+            check_at_least_1("encoder_hidden_size", self.encoder_hidden_size)
+        check_at_least_1("encoder_num_layers", self.encoder_num_layers)
 
-    def new_adapter(self, model: nn.Module) -> SoftPromptAdapter:
-        """A fresh prompt and its encoder for `model`, which stays as it is.
+    def new_adapter(self, model: nn.Module) -> "SoftPromptAdapter[PromptEncoderConfig]":
+        """Build a new prompt and its network for `model`, which is not changed.
 
         Raises:
-            TsugikiError: a model without a KV cache, or a prompt too long for its context.
+            TsugikiError: the model has no KV cache, or the prompt is too long for its context.
         """
-        return _new(model, self, with_network=True)
+        return _build(model, self, with_network=True)
 
 
-class _Recurrent(nn.Module):
-    """An LSTM in both directions, and an MLP on what it gives."""
+class _LSTMEncoder(nn.Module):
+    """A bidirectional LSTM, followed by an MLP."""
 
     def __init__(self, width: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -86,35 +88,38 @@ class _Recurrent(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """[virtual tokens, width] to the same."""
+        """Compute the prompt, [virtual tokens, width], from the embedding of the same shape."""
         states, _ = self.lstm(embedding)
         prompt: Tensor = self.mlp(states)
         return prompt
 
 
-def _new(model: nn.Module, config: PromptEncoderConfig, with_network: bool) -> SoftPromptAdapter:
+def _build(
+    model: "PreTrainedModel", config: PromptEncoderConfig, with_network: bool
+) -> SoftPromptAdapter[PromptEncoderConfig]:
     shape, width = cache_shape(model, config.num_virtual_tokens), embedding_width(model)
     embedding = random_rows(model, config.num_virtual_tokens, width)
-    network = _network(config, width).to(embedding) if with_network else None
-    return prompt_of_embeddings(config, SoftPrompt(embedding, network), shape)
+    network = _new_network(config, width).to(embedding) if with_network else None
+    return adapter_from_embeddings(config, SoftPrompt(embedding, network), shape)
 
 
-def _network(config: PromptEncoderConfig, width: int) -> nn.Module:
+def _new_network(config: PromptEncoderConfig, width: int) -> nn.Module:
     hidden = config.encoder_hidden_size or width
     if config.encoder_reparameterization_type == "LSTM":
-        return _Recurrent(width, hidden, config.encoder_num_layers)
-    between = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
-    return nn.Sequential(*between, nn.Linear(hidden, width))
+        return _LSTMEncoder(width, hidden, config.encoder_num_layers)
+    hidden_layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+    return nn.Sequential(*hidden_layers, nn.Linear(hidden, width))
 
 
-def _for_file(model: nn.Module, config: PromptEncoderConfig, stored: Collection[str]) -> SoftPromptAdapter:
-    """PEFT's files hold the prompt alone: it then trains itself."""
-    return _new(model, config, holds_network(stored))
+def _build_for(
+    model: nn.Module, config: PromptEncoderConfig, names: Collection[str]
+) -> SoftPromptAdapter[PromptEncoderConfig]:
+    """Build an adapter for a file. PEFT's files have the prompt alone, which then trains without a network."""
+    return _build(model, config, has_network(names))
 
 
 def _from_json(fields: Mapping[str, Any]) -> PromptEncoderConfig:
-    config: PromptEncoderConfig = from_json(PromptEncoderConfig, fields, harmless=["encoder_dropout"])
-    return config
+    return from_json(PromptEncoderConfig, fields, harmless=["encoder_dropout"])
 
 
-P_TUNING = AdapterFormat("P_TUNING", PromptEncoderConfig, tensors, to_json, _from_json, build_for=_for_file)
+P_TUNING = AdapterFormat("P_TUNING", PromptEncoderConfig, tensors, to_json, _from_json, build_for=_build_for)

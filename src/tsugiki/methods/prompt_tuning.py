@@ -1,41 +1,45 @@
-"""Prompt tuning: embeddings of tokens that do not exist, in front of every text (Lester et al. 2021, arXiv:2104.08691).
+"""Prompt tuning: trained embeddings of virtual tokens before every text (Lester et al. 2021, arXiv:2104.08691).
 
     P [virtual tokens, width] ──┐
                                 ├── frozen layers ── logits of the text
     embedded text ──────────────┘
 
-Only P trains: virtual tokens · width numbers, the fewest of all methods. The trade-off: it costs context and the
-attention to it, and of small bases it makes little: the paper finds it level with full fine-tuning from some ten
-billion parameters on. Where P begins matters there: at rows of the vocabulary, or best at the embedded words of a text
-that says what is to be done; drawn from the normal distribution it begins far from any word. It wants a higher learning
-rate than weights do.
+Only P trains: virtual tokens · width parameters, the fewest of all methods. The trade-off: the prompt takes up context,
+and every token's attention to it costs time. With small bases the method achieves little: the paper finds that it
+reaches full fine-tuning only from about ten billion parameters. For small bases the initial value of P matters. Good
+ones are embeddings of random tokens of the vocabulary, or better, of a text that describes the task. Values drawn from
+the normal distribution are far from every token's embedding. P needs a higher learning rate than weights do.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     SoftPrompt,
     SoftPromptAdapter,
+    adapter_from_embeddings,
     cache_shape,
-    check_length,
+    check_at_least_1,
     embedding_of,
     embedding_width,
     from_json,
-    prompt_of_embeddings,
     random_rows,
     sampled_rows,
     tensors,
     to_json,
 )
 
-Start = Literal["TEXT", "SAMPLE_VOCAB", "RANDOM"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Initialisation: TypeAlias = Literal["TEXT", "SAMPLE_VOCAB", "RANDOM"]
 
 
 @dataclass(frozen=True)
@@ -44,49 +48,53 @@ class PromptTuningConfig:
 
     Args:
         num_virtual_tokens: length of the prompt.
-        prompt_tuning_init: where it begins: "TEXT", at the embedded tokens of `prompt_tuning_init_text`;
-            "SAMPLE_VOCAB", at those of random tokens; "RANDOM", drawn from the standard normal distribution.
-        prompt_tuning_init_text: of TEXT; cut off or repeated to the prompt's length.
-        tokenizer_name_or_path: of TEXT; the base's own tokenizer where nothing is said.
+        prompt_tuning_init: the initial value of the prompt. "TEXT": the embeddings of `prompt_tuning_init_text`.
+            "SAMPLE_VOCAB": the embeddings of random tokens. "RANDOM": drawn from the standard normal distribution.
+        prompt_tuning_init_text: for TEXT; it is cut or repeated to the length of the prompt.
+        tokenizer_name_or_path: for TEXT; None: the tokenizer of the base.
 
     Raises:
-        TsugikiError: a value that cannot be meant.
+        TsugikiError: an invalid value.
     """
 
     num_virtual_tokens: int = 20
-    prompt_tuning_init: Start = "RANDOM"
+    prompt_tuning_init: Initialisation = "RANDOM"
     prompt_tuning_init_text: str | None = None
     tokenizer_name_or_path: str | None = None
 
     def __post_init__(self) -> None:
-        check_length(self.num_virtual_tokens)
-        if self.prompt_tuning_init not in get_args(Start):
+        check_at_least_1("num_virtual_tokens", self.num_virtual_tokens)
+        if self.prompt_tuning_init not in get_args(Initialisation):
             raise TsugikiError(
-                f"prompt_tuning_init is {self.prompt_tuning_init!r}; choose one of {', '.join(get_args(Start))}"
+                f"prompt_tuning_init is {self.prompt_tuning_init!r}; choose one of "
+                f"{', '.join(get_args(Initialisation))}"
             )
         if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
-            raise TsugikiError("prompt_tuning_init TEXT goes with prompt_tuning_init_text, and it with TEXT")
+            raise TsugikiError("prompt_tuning_init TEXT requires prompt_tuning_init_text; other values do not allow it")
 
-    def new_adapter(self, model: nn.Module) -> SoftPromptAdapter:
-        """A fresh prompt for `model`, which stays as it is.
+    def new_adapter(self, model: nn.Module) -> "SoftPromptAdapter[PromptTuningConfig]":
+        """Build a new prompt for `model`, which is not changed.
 
         Raises:
-            TsugikiError: a model without a KV cache, a prompt too long for its context, or a text that has no tokens.
+            TsugikiError: the model has no KV cache, the prompt is too long for its context, or the text has no tokens.
         """
-        adapter = _unwritten(model, self)
+        adapter = _build(model, self)
         with torch.no_grad():
-            adapter.prompt.embedding.copy_(_start(model, self))
+            adapter.prompt.embedding.copy_(_initial_prompt(model, self))
         return adapter
 
 
-def _unwritten(model: nn.Module, config: PromptTuningConfig, stored: Collection[str] = ()) -> SoftPromptAdapter:
+def _build(
+    model: "PreTrainedModel", config: PromptTuningConfig, names: Collection[str] = ()
+) -> SoftPromptAdapter[PromptTuningConfig]:
+    """Build an adapter whose prompt has not got its initial value yet; a file's value will replace it."""
     shape = cache_shape(model, config.num_virtual_tokens)
     rows = random_rows(model, config.num_virtual_tokens, embedding_width(model))
-    return prompt_of_embeddings(config, SoftPrompt(rows), shape)
+    return adapter_from_embeddings(config, SoftPrompt(rows), shape)
 
 
-def _start(model: Any, config: PromptTuningConfig) -> Tensor:
-    """Where the prompt begins, [virtual tokens, width]."""
+def _initial_prompt(model: "PreTrainedModel", config: PromptTuningConfig) -> Tensor:
+    """Return the initial value of the prompt, [virtual tokens, width]."""
     length = config.num_virtual_tokens
     match config.prompt_tuning_init:
         case "RANDOM":
@@ -97,30 +105,31 @@ def _start(model: Any, config: PromptTuningConfig) -> Tensor:
             return _embedded_text(model, config)
 
 
-def _embedded_text(model: Any, config: PromptTuningConfig) -> Tensor:
+def _embedded_text(model: "PreTrainedModel", config: PromptTuningConfig) -> Tensor:
     tokens = _tokens(config, getattr(model, "name_or_path", None))
     ids = torch.tensor((tokens * config.num_virtual_tokens)[: config.num_virtual_tokens])
     embedding = embedding_of(model)
     if int(ids.max()) >= len(embedding.weight):  # type: ignore[arg-type]
-        raise TsugikiError(f"{config.tokenizer_name_or_path} has tokens that the model does not know")
+        raise TsugikiError(
+            f"the tokenizer {config.tokenizer_name_or_path} has tokens that are not in the model's vocabulary; set "
+            "tokenizer_name_or_path to the model's own tokenizer"
+        )
     embedded: Tensor = embedding(ids.to(model.device))
     return embedded
 
 
 def _tokens(config: PromptTuningConfig, base: str | None) -> list[int]:
-    """The text's tokens, with those that the tokenizer adds itself."""
-    from tsugiki.base.loading import load_tokenizer
-
+    """Tokenise the initial text, with the special tokens that the tokenizer adds."""
     name = config.tokenizer_name_or_path or base
     if not name:
-        raise TsugikiError("the model does not say where its tokenizer is; name it by tokenizer_name_or_path")
+        raise TsugikiError("the model does not name its tokenizer; set tokenizer_name_or_path")
     tokens: list[int] = load_tokenizer(name)(config.prompt_tuning_init_text)["input_ids"]
     if not tokens:
         raise TsugikiError(f"prompt_tuning_init_text {config.prompt_tuning_init_text!r} has no tokens")
     return tokens
 
 
-def _to_json(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Any]:
+def _to_json(model: nn.Module, adapter: SoftPromptAdapter[PromptTuningConfig]) -> dict[str, Any]:
     fields = to_json(model, adapter)
     if adapter.config.prompt_tuning_init == "TEXT":
         fields["tokenizer_name_or_path"] = adapter.config.tokenizer_name_or_path or getattr(model, "name_or_path", None)
@@ -131,8 +140,7 @@ def _from_json(fields: Mapping[str, Any]) -> PromptTuningConfig:
     used = {**fields, "prompt_tuning_init": fields.get("prompt_tuning_init") or "RANDOM"}
     if used["prompt_tuning_init"] != "TEXT":
         used["prompt_tuning_init_text"] = None
-    config: PromptTuningConfig = from_json(PromptTuningConfig, used, harmless=["tokenizer_kwargs"])
-    return config
+    return from_json(PromptTuningConfig, used, harmless=["tokenizer_kwargs"])
 
 
-PROMPT_TUNING = AdapterFormat("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, build_for=_unwritten)
+PROMPT_TUNING = AdapterFormat("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, build_for=_build)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tsugiki.base.context import context_length
 from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import disable_adapter, is_grafted
-from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
 from tsugiki.train.evaluation.sample import Sampling, generate_text

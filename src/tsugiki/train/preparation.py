@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tsugiki.base.context import context_length
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
@@ -27,7 +28,6 @@ from tsugiki.io.cache import cache_folder
 from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
-from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window, read_windows, split_windows
 

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsugiki.base.context import context_length
 from tsugiki.base.inference import evaluating
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Document, Record, target_text
 from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.evaluation.interval import Score, bits_interval, loss_interval
 
 if TYPE_CHECKING:

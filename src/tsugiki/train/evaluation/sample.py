@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from tsugiki.base.context import context_length
 from tsugiki.base.inference import evaluating, seeded
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
-from tsugiki.methods.soft_prompt import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

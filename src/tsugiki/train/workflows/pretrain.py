@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
+from tsugiki.base.context import context_length
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.sources import read_records
@@ -23,7 +24,6 @@ from tsugiki.data.vocabulary import train_vocabulary
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.progress import RunProgress
 from tsugiki.methods.full import save_model
-from tsugiki.methods.soft_prompt import context_length
 from tsugiki.train.preparation import single_document
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import CHECKPOINTS, load, run, start_or_resume

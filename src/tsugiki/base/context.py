@@ -1,0 +1,46 @@
+"""How much text a model can process at once."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+PROMPT_ATTRIBUTE = "tsugiki_prompt_tokens"
+"""The attribute in which a decoder has the number of virtual tokens of the soft prompt that is attached to it."""
+_DEFAULT_CONTEXT = 2048
+
+
+def text_config(model: nn.Module) -> "PretrainedConfig":
+    """Return the config of the language model, which for a multimodal model is a part of the model's config."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def decoder_of(model: nn.Module) -> "PreTrainedModel | None":
+    """Return the module with the embedding and the layers, which both `model(…)` and `model.base_model(…)` call.
+
+    Returns None for a model that is not a decoder.
+    """
+    decoder: PreTrainedModel | None = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
+    return decoder
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Return the largest number of tokens that the model has positions for, or None if its config names none."""
+    length = getattr(text_config(model), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Return the length of the soft prompt that is attached to the model; 0 if there is none."""
+    return int(getattr(decoder_of(model), PROMPT_ATTRIBUTE, 0))
+
+
+def context_length(model: nn.Module) -> int:
+    """Return how many tokens of text the model can process at once, after the soft prompt if one is attached.
+
+    A model whose config names no limit (such as BLOOM) counts as one with 2,048 positions.
+    """
+    return (max_positions(model) or _DEFAULT_CONTEXT) - virtual_tokens(model)
