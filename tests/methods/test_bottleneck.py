@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.methods import adapterhub
-from tests.tiny import CONFIGS, TEXT, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tests.runs import assert_resumes, run_config
+from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -31,12 +32,11 @@ from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.quantization import quantise
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
+from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.bottleneck import NON_LINEARITIES, Bottleneck, BottleneckConfig
 from tsugiki.methods.table import METHODS
-from tsugiki.train.checkpoint import checkpoints
-from tsugiki.train.config import RunConfig
-from tsugiki.train.run import CHECKPOINTS, train
+from tsugiki.train.run import train
 
 METHOD_NAMES = ["houlsby", "pfeiffer"]
 POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm between the sub-layer and the residual
@@ -262,7 +262,7 @@ def test_a_file_gives_the_same_model_again(kind: str, method: str, tmp_path: Pat
         (True, "swish") if method == "houlsby" else (False, "relu")
     )
     place = ARCHITECTURES[kind].attention + "." if method == "houlsby" else ""
-    keys = load_file(tmp_path / "adapter_model.safetensors").keys()
+    keys = load_file(tmp_path / ADAPTER_FILE).keys()
     assert any(key.endswith(f".0.{place}adapter_down.weight") for key in keys)
     assert all(key.startswith("base_model.model.") for key in keys)
 
@@ -412,7 +412,7 @@ def test_another_adapter_is_saved_without_a_trace_of_it(tmp_path: Path):
     save_adapter(shake(model), tmp_path / "alone", "lora")
     graft(model, config_of("houlsby", reduction_factor=4), "houlsby")
     save_adapter(model, tmp_path / "beside", "lora")
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
+    for file in (ADAPTER_FILE, "adapter_config.json"):
         assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "beside" / file).read_bytes()
 
 
@@ -508,34 +508,9 @@ def test_gradients_come_through_checkpointed_blocks():
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_a_run_trains_saves_and_goes_on(tmp_path: Path):
-    (tmp_path / "texts").mkdir()
-    for i in range(4):
-        (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
-    fields: dict[str, Any] = {
-        "model": save_tiny(tmp_path / "base"),
-        "data": str(tmp_path / "texts"),
-        "max_steps": 4,
-        "batch_size": 2,
-        "grad_accum": 1,
-        "block_size": 32,
-        "learning_rate": 1e-2,
-        "held_out": 0.2,
-        "save_steps": 2,
-        "method": "houlsby",
-        "method_config": {"reduction_factor": 4, "dropout": 0.1},
-    }
-    whole = train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}))
-    stored = load_file(tmp_path / "run" / "adapter_model.safetensors")
+def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
+    config = run_config(tmp_path, method="houlsby", method_config={"reduction_factor": 4, "dropout": 0.1})
+    whole = assert_resumes(train, config, 3)
     assert whole.loss_curve[-1]["loss"] < whole.loss_curve[0]["loss"]
+    stored = load_file(Path(config.out) / "whole" / ADAPTER_FILE)
     assert all(bool(t.any()) for t in stored.values()), "all of it moved"
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    (tmp_path / "run" / "adapter_model.safetensors").unlink()
-    _, last = checkpoints(tmp_path / "run" / CHECKPOINTS)
-    last.rename(tmp_path / last.name)
-    resumed = train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}), resume=True)
-    again = load_file(tmp_path / "run" / "adapter_model.safetensors")
-    assert resumed.loss_curve == whole.loss_curve
-    assert stored.keys() == again.keys()
-    assert all(torch.equal(stored[key], again[key]) for key in stored)

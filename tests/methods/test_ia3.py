@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import CONFIGS, TEXT, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tests.runs import assert_resumes, run_config
+from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -30,11 +31,10 @@ from tsugiki import (
 from tsugiki.base.quantization import quantise
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
+from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.ia3 import IA3Config
-from tsugiki.train.checkpoint import checkpoints
-from tsugiki.train.config import RunConfig
-from tsugiki.train.run import CHECKPOINTS, train
+from tsugiki.train.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
@@ -162,7 +162,7 @@ def test_gradients_and_steps_are_pefts(kind: str, tmp_path: Path):
         assert relative_error(p.grad, gradients[name.replace(".tsugiki.ia3_l", "")]) < 1e-5, name
     theirs.save_pretrained(tmp_path / "theirs")
     save_adapter(ours, tmp_path / "ours")
-    mine, other = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
+    mine, other = (load_file(tmp_path / who / ADAPTER_FILE) for who in ("ours", "theirs"))
     assert mine.keys() == other.keys()
     for key, tensor in mine.items():
         assert tensor.shape == other[key].shape
@@ -392,35 +392,13 @@ def test_generation_in_a_padded_batch_is_that_of_single_rows(kind: str):
         assert torch.equal(alone[0, len(row) :], out[7:])
 
 
-def test_a_run_trains_saves_and_goes_on(tmp_path: Path):
-    (tmp_path / "texts").mkdir()
-    for i in range(4):
-        (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
-    fields: dict[str, Any] = {
-        "model": save_tiny(tmp_path / "base"),
-        "data": str(tmp_path / "texts"),
-        "max_steps": 4,
-        "batch_size": 2,
-        "grad_accum": 1,
-        "block_size": 32,
-        "learning_rate": 3e-2,
-        "held_out": 0.2,
-        "save_steps": 2,
-        "method": "ia3",
-        "method_config": {"target_modules": ["c_attn", "mlp.c_proj"]},
-    }
-    whole = train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}))
-    stored = load_file(tmp_path / "run" / "adapter_model.safetensors")
+def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
+    fields = {"method": "ia3", "method_config": {"target_modules": ["c_attn", "mlp.c_proj"]}}
+    config = run_config(tmp_path, learning_rate=3e-2, **fields)
+    whole = assert_resumes(train, config, 3)
     assert whole.loss_curve[-1]["loss"] < whole.loss_curve[0]["loss"]
+    stored = load_file(Path(config.out) / "whole" / ADAPTER_FILE)
     assert all(bool((t != 1).any()) for t in stored.values()), "all of it moved"
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    _, last = checkpoints(tmp_path / "run" / CHECKPOINTS)
-    last.rename(tmp_path / last.name)
-    train(RunConfig.model_validate(fields | {"out": str(tmp_path / "run")}), resume=True)
-    again = load_file(tmp_path / "run" / "adapter_model.safetensors")
-    assert stored.keys() == again.keys()
-    assert all(torch.equal(stored[key], again[key]) for key in stored)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import TEXT, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tests.runs import assert_resumes, run_config
+from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -443,42 +444,16 @@ def test_values_that_are_not_finite_are_not_merged():
 
 
 @pytest.mark.parametrize("method", ["bitfit", "norms", "head"])
-def test_a_run_and_its_continuation(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    base = save_tiny(tmp_path / "base")
-    (tmp_path / "text.txt").write_text(TEXT)
-    fields = {"model": base, "data": str(tmp_path / "text.txt"), "method": method, "learning_rate": 1e-2}
-    fields |= {"max_steps": 4, "batch_size": 2, "grad_accum": 1, "block_size": 32, "save_steps": 2}
-    record = train(RunConfig.model_validate({**fields, "out": str(tmp_path / "whole")}))
+def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
+    config = run_config(tmp_path, method=method)
+    record = assert_resumes(train, config, 3)
     assert record.evaluations[-1]["loss"] < record.evaluations[0]["loss"]
     assert record.resolved_settings["base_dtype"] == "fp32"
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(config.model)
     before = logits(model)
-    load_adapter(model, tmp_path / "whole")
+    load_adapter(model, Path(config.out) / "whole")
     assert not torch.equal(logits(model), before)
     assert record.parameters["trainable"] == sum(p.numel() for p in trainable_parameters(model).values())
-
-    cut = RunConfig.model_validate({**fields, "out": str(tmp_path / "cut")})
-    stop_after(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
-        train(cut)
-    monkeypatch.undo()
-    train(cut, resume=True)
-    weights = [tmp_path / folder / "adapter_model.safetensors" for folder in ("whole", "cut")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Interrupt a run when it has come to this step."""
-    from tsugiki.train.evaluation_callback import EvaluationCallback
-
-    plain = EvaluationCallback.on_step_end
-
-    def interrupted(self: Any, args: Any, state: Any, control: Any, **given: Any) -> Any:
-        if state.global_step >= step:
-            raise KeyboardInterrupt
-        return plain(self, args, state, control, **given)
-
-    monkeypatch.setattr(EvaluationCallback, "on_step_end", interrupted)
 
 
 @pytest.mark.parametrize("base_dtype", ["bf16", "int8"])

@@ -12,7 +12,8 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from tests.tiny import TEXT, byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tests.runs import assert_resumes, run_config
+from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -38,7 +39,6 @@ from tsugiki.train import preparation
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import evaluate, split_windows
 from tsugiki.train.evaluation.sample import Sampling, generate_text
-from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.model import load_dtype, prepare_model
 from tsugiki.train.run import train
@@ -573,64 +573,25 @@ def test_a_prompt_that_fills_the_context_is_refused():
         assert not is_grafted(model)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Any:
-    """Train with a method's settings into a folder of this name; `resume` goes on with it."""
-    (tmp_path / "texts").mkdir()
-    for i in range(4):
-        (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
-    save_tiny(tmp_path / "base")
-
-    def call(name: str, method: str, adapter: dict[str, Any], resume: bool = False, **changes: Any) -> Any:
-        fields: dict[str, Any] = {
-            "model": str(tmp_path / "base"),
-            "data": str(tmp_path / "texts"),
-            "out": str(tmp_path / name),
-            "method": method,
-            "method_config": adapter,
-            "max_steps": 4,
-            "batch_size": 2,
-            "grad_accum": 2,
-            "learning_rate": 1e-2,
-            "held_out": 0.2,
-            "save_steps": 2,
-            "prompts": ["枝を"],
-            "sample_tokens": 4,
-        }
-        return train(RunConfig.model_validate(fields | changes), resume)
-
-    return call
+def settings(folder: Path, method: str, method_config: dict[str, Any], **changes: Any) -> RunConfig:
+    fields = {"method": method, "method_config": method_config, "grad_accum": 2, "block_size": None}
+    return run_config(folder, **{**fields, **changes})
 
 
-def test_a_resumed_run_ends_as_one_that_did_not_stop(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    method, adapter = "p-tuning", {"num_virtual_tokens": 4, "encoder_hidden_size": 8}
-    whole = run("whole", method, adapter)
-    measured = EvaluationCallback.on_step_end
-
-    def stop(watch: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-        measured(watch, args, state, control, **more)
-
-    monkeypatch.setattr(EvaluationCallback, "on_step_end", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run("cut", method, adapter)
-    monkeypatch.setattr(EvaluationCallback, "on_step_end", measured)
-    resumed = run("cut", method, adapter, resume=True)
-    weights = "adapter_model.safetensors"
-    assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
-    assert resumed.evaluations == whole.evaluations
-    assert resumed.samples == whole.samples
+def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
+    config = settings(tmp_path, "p-tuning", {"num_virtual_tokens": 4, "encoder_hidden_size": 8})
+    whole = assert_resumes(train, config, 3)
     losses = [entry["loss"] for entry in whole.evaluations]
     assert losses[-1] < losses[1]  # the first is the base's
-    other = run("other", "prompt-tuning", {"num_virtual_tokens": 4}, max_steps=1)
+    other = train(settings(tmp_path, "prompt-tuning", {"num_virtual_tokens": 4}, out="other", max_steps=1))
     assert other.evaluations[0] == whole.evaluations[0]
     assert other.samples[0] == whole.samples[0]
     assert whole.data["block_size"] == 60
     assert whole.data["document_masking"] == "positions"
-    theirs = peft.PeftModel.from_pretrained(load_model(str(tmp_path / "base")), tmp_path / "whole").eval()
-    ours = load_model(str(tmp_path / "base"))
-    load_adapter(ours, tmp_path / "whole")
+    folder = Path(config.out) / "whole"
+    theirs = peft.PeftModel.from_pretrained(load_model(config.model), folder).eval()
+    ours = load_model(config.model)
+    load_adapter(ours, folder)
     assert relative_error(peft_logits(theirs), logits(ours)) < 1e-5
 
 
@@ -653,9 +614,9 @@ def test_an_untrained_prompt_takes_no_fast_path_from_a_bfloat16_base(method: str
         ({"prompt_tuning_init": "TEXT"}, {}, "prompt_tuning_init TEXT .*prompt_tuning_init_text"),
     ],
 )
-def test_a_run_that_cannot_be_is_refused(adapter: dict[str, Any], changes: dict[str, Any], said: str, run: Any):
+def test_a_run_that_cannot_be_is_refused(adapter: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path):
     with pytest.raises((TsugikiError, ValueError), match=said):
-        run("run", "prompt-tuning", adapter, **changes)
+        train(settings(tmp_path, "prompt-tuning", adapter, **changes))
 
 
 def test_a_mask_of_documents_serves_as_well_as_positions():

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import TrainerCallback
 
-from tests.tiny import TEXT, byte_tokenizer, ids, logits, save_tiny, store_of, tiny_model
+from tests.runs import assert_resumes, run_config, tiny_base
+from tests.tiny import TEXT, byte_tokenizer, ids, logits, store_of, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import pack
@@ -23,40 +23,17 @@ from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
 from tsugiki.train.model import make_gradients, prepare_model
 from tsugiki.train.run import CHECKPOINTS, train
-from tsugiki.train.trainer import RunTrainer
 from tsugiki.train.workflows.preview import rows_in_order
 
 
-@pytest.fixture(autouse=True)
-def _working_directory(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text(TEXT)
-
-
-def settings(tmp_path: Path, out: str = "run", kind: str = "gpt2", **changes: Any) -> RunConfig:
-    base = tmp_path / f"base-{kind}"
-    if not base.exists():
-        save_tiny(base, kind)
-    fields: dict[str, Any] = {
-        "model": str(base),
-        "data": str(tmp_path / "text.txt"),
-        "out": str(tmp_path / out),
-        "method": "full",
-        "max_steps": 5,
-        "batch_size": 2,
-        "grad_accum": 2,
-        "block_size": 32,
-        "learning_rate": 1e-3,
-        "save_steps": 2,
-        "prompts": ["枝を"],
-        "sample_tokens": 4,
-        "compute_dtype": "fp32",
-    }
-    return RunConfig.model_validate(fields | changes)
+def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
+    fields = {"method": "full", "max_steps": 5, "grad_accum": 2, "learning_rate": 1e-3, "compute_dtype": "fp32"}
+    return run_config(folder, out, **{**fields, **changes})
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
-    config = settings(tmp_path, kind=kind, compute_dtype="bf16")
+    config = settings(tmp_path, model=tiny_base(tmp_path, kind), compute_dtype="bf16")
     record = train(config)
     before, after = load_model(config.model), load_model(config.out)
     assert not torch.allclose(logits(before), logits(after), atol=1e-3)
@@ -88,33 +65,9 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("cut", [1, 3])
-def test_a_run_that_was_cut_goes_on_to_the_same_bytes(
-    cut: int, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_resumed_run_gives_the_same_bytes(cut: int, optimizer: str, tmp_path: Path):
     changes = {"optimizer": optimizer, "compute_dtype": "bf16", "lr_scheduler_type": "cosine", "warmup_ratio": 0.2}
-    whole = train(settings(tmp_path, "whole", **changes))
-    config = settings(tmp_path, "cut", **changes)
-
-    class PowerCut(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == cut:
-                raise KeyboardInterrupt
-
-    class CutTrainer(RunTrainer):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.add_callback(PowerCut())
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "RunTrainer", CutTrainer)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    assert not (tmp_path / "cut" / MODEL_FILE).exists()
-    resumed = train(config, resume=True)
-    assert (tmp_path / "cut" / MODEL_FILE).read_bytes() == (tmp_path / "whole" / MODEL_FILE).read_bytes()
-    assert resumed.samples == whole.samples
-    assert resumed.evaluations == whole.evaluations
-    assert resumed.loss_curve == whole.loss_curve
+    assert_resumes(train, settings(tmp_path, **changes), cut, [MODEL_FILE])
 
 
 def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
@@ -201,6 +154,7 @@ def test_settings_that_do_not_go_together(fields: dict[str, Any], said: str):
 
 def test_a_folder_that_holds_a_model_or_cannot_be_is_refused(tmp_path: Path):
     config = settings(tmp_path)
+    (tmp_path / "text.txt").touch()
     with pytest.raises(TsugikiError, match="already holds a run"):
         train(config.model_copy(update={"out": config.model}))
     with pytest.raises(TsugikiError, match="cannot be written: .*text.txt is no folder"):

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
+from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, store_of, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, trainable_parameters, ungraft
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.fast.document_masking import detect_document_masking
+from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
@@ -25,39 +27,9 @@ from tsugiki.train.run import CHECKPOINTS, train
 from tsugiki.train.trainer import RunTrainer
 from tsugiki.train.workflows.preview import rows_in_order
 
-WEIGHTS = "adapter_model.safetensors"
 
-
-@pytest.fixture
-def base(tmp_path: Path) -> str:
-    return save_tiny(tmp_path / "base")
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> str:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for i in range(4):
-        (folder / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
-    return str(folder)
-
-
-def settings(base: str, texts: str, out: Path, **changes: Any) -> RunConfig:
-    fields: dict[str, Any] = {
-        "model": base,
-        "data": texts,
-        "out": str(out),
-        "max_steps": 6,
-        "batch_size": 2,
-        "grad_accum": 2,
-        "block_size": 32,
-        "learning_rate": 1e-2,
-        "held_out": 0.2,
-        "save_steps": 2,
-        "prompts": ["枝を"],
-        "sample_tokens": 8,
-    }
-    return RunConfig.model_validate(fields | changes)
+def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
+    return run_config(folder, out, **{"max_steps": 6, "grad_accum": 2, "sample_tokens": 8, **changes})
 
 
 def uneven_blocks() -> Blocks:
@@ -139,12 +111,12 @@ def test_stock_trainer_trains_a_grafted_model_in_place(tmp_path: Path):
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters())
 
 
-def test_a_run_leaves_an_adapter_that_peft_loads_and_a_record(base: str, texts: str, tmp_path: Path):
+def test_a_run_leaves_an_adapter_that_peft_loads_and_a_record(tmp_path: Path):
     out = tmp_path / "run"
-    record = train(settings(base, texts, out))
-    model = AutoModelForCausalLM.from_pretrained(base)
+    record = train(settings(tmp_path))
+    model = AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path))
     before = logits(model)
-    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out).eval()
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path)), out).eval()
     load_adapter(model, out)
     torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(logits(model), before, atol=1e-3)
@@ -161,105 +133,70 @@ def test_a_run_leaves_an_adapter_that_peft_loads_and_a_record(base: str, texts: 
     )
     assert stored["base"]["fingerprint"].startswith("sha256:")
     assert stored["data"]["train"]["documents"] == 3
-    assert stored["parameters"]["trainable"] == sum(t.numel() for t in load_file(out / WEIGHTS).values())
+    assert stored["parameters"]["trainable"] == sum(t.numel() for t in load_file(out / ADAPTER_FILE).values())
     assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert not list(out.rglob("*.part"))
 
 
-def test_the_same_seed_gives_the_same_bytes(base: str, texts: str, tmp_path: Path):
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(settings(base, texts, tmp_path / name, seed=seed))
-    one, two, other = ((tmp_path / name / WEIGHTS).read_bytes() for name in "abc")
+        train(settings(tmp_path, name, seed=seed))
+    one, two, other = ((tmp_path / name / ADAPTER_FILE).read_bytes() for name in "abc")
     assert one == two
     assert one != other
 
 
-def test_looking_at_a_run_does_not_change_it(base: str, texts: str, tmp_path: Path):
-    train(settings(base, texts, tmp_path / "watched", eval_steps=1))
-    train(settings(base, texts, tmp_path / "unwatched", eval_steps=6, prompts=[]))
-    assert (tmp_path / "watched" / WEIGHTS).read_bytes() == (tmp_path / "unwatched" / WEIGHTS).read_bytes()
-
-
-class _PowerCut(TrainerCallback):
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.at:
-            raise KeyboardInterrupt
+def test_looking_at_a_run_does_not_change_it(tmp_path: Path):
+    train(settings(tmp_path, "watched", eval_steps=1))
+    train(settings(tmp_path, "unwatched", eval_steps=6, prompts=[]))
+    assert (tmp_path / "watched" / ADAPTER_FILE).read_bytes() == (tmp_path / "unwatched" / ADAPTER_FILE).read_bytes()
 
 
 @pytest.mark.parametrize("cut", [1, 3, 5])
-def test_a_run_that_was_cut_goes_on_to_the_same_bytes(
-    cut: int, base: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    # An epoch is 5 steps or so: the run crosses into a second one, and checkpoints stand at 2, 4 and 6.
-    whole = train(settings(base, texts, tmp_path / "whole", max_steps=8))
-    config = settings(base, texts, tmp_path / "cut", max_steps=8)
-
-    class CutTrainer(RunTrainer):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.add_callback(_PowerCut(cut))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "RunTrainer", CutTrainer)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    assert [p.name for p in checkpoints(tmp_path / "cut" / CHECKPOINTS)] == [
-        f"checkpoint-{n}" for n in (2, 4) if n <= cut
-    ]
-    with pytest.raises(TsugikiError, match="already holds a run"):
-        train(config)
-    resumed = train(config, resume=True)
-    assert (tmp_path / "cut" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    assert resumed.samples == whole.samples
-    assert resumed.evaluations == whole.evaluations
-    assert resumed.loss_curve == whole.loss_curve
-    assert (resumed.training["loss"], resumed.training["tokens"]) == (whole.training["loss"], whole.training["tokens"])
-    with pytest.raises(TsugikiError, match="is finished"):
-        train(config, resume=True)
+def test_a_resumed_run_gives_the_same_bytes(cut: int, tmp_path: Path):
+    # An epoch is about five steps: the run crosses into a second one.
+    assert_resumes(train, settings(tmp_path, max_steps=8), cut)
 
 
-def test_a_checkpoint_is_an_adapter_folder(base: str, texts: str, tmp_path: Path):
-    train(settings(base, texts, tmp_path / "run"))
+def test_a_checkpoint_is_an_adapter_folder(tmp_path: Path):
+    train(settings(tmp_path))
     last = checkpoints(tmp_path / "run" / CHECKPOINTS)[-1]
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path))
     load_adapter(model, last)
-    assert (last / WEIGHTS).read_bytes() == (tmp_path / "run" / WEIGHTS).read_bytes()
+    assert (last / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
 
 
-def test_other_settings_are_not_resumed(base: str, texts: str, tmp_path: Path):
-    config = settings(base, texts, tmp_path / "run")
+def test_other_settings_are_not_resumed(tmp_path: Path):
+    config = settings(tmp_path)
     train(config)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
     with pytest.raises(TsugikiError, match=r"other settings: learning_rate .was 0.01, now 0.1"):
         train(config.model_copy(update={"learning_rate": 0.1}), resume=True)
     with pytest.raises(TsugikiError, match="holds no run"):
-        train(settings(base, texts, tmp_path / "new"), resume=True)
-    (Path(texts) / "4.txt").write_text(TEXT[:300])
+        train(settings(tmp_path, "new"), resume=True)
+    (tmp_path / "texts" / "4.txt").write_text(TEXT[:300])
     with pytest.raises(TsugikiError, match="has changed since"):
         train(config, resume=True)
 
 
-def test_the_number_of_steps_is_foretold(base: str, texts: str, tmp_path: Path):
+def test_the_number_of_steps_is_foretold(tmp_path: Path):
     for epochs in (0.3, 2):
-        record = train(settings(base, texts, tmp_path / str(epochs), max_steps=None, epochs=epochs, prompts=[]))
+        record = train(settings(tmp_path, str(epochs), max_steps=None, epochs=epochs, prompts=[]))
         assert record.resolved_settings["steps"] == record.training["steps"] == record.loss_curve[-1]["step"]
     assert record.training["tokens"] == 2 * record.data["target_tokens_per_epoch"]
 
 
-def test_another_base_under_the_adapter_is_refused(base: str, texts: str, tmp_path: Path):
-    train(settings(base, texts, tmp_path / "run"))
+def test_another_base_under_the_adapter_is_refused(tmp_path: Path):
+    train(settings(tmp_path))
     other = AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "other", seed=1))
     with pytest.raises(TsugikiError, match="another base"):
         load_adapter(other, tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(base: str, texts: str, tmp_path: Path):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
     with pytest.raises(TsugikiError, match=r"the loss is (nan|inf) at step \d+: lower the learning rate"):
-        train(settings(base, texts, tmp_path / "run", learning_rate=1e30, max_grad_norm=0, save_steps=100))
+        train(settings(tmp_path, learning_rate=1e30, max_grad_norm=0, save_steps=100))
 
 
 @pytest.mark.parametrize(
@@ -274,17 +211,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(base: str, texts: str, tmp_path
         ({"report_to": ["no-such-logger"]}, "no-such-logger"),
     ],
 )
-def test_bad_input_leaves_nothing_behind(changes: dict[str, Any], said: str, base: str, texts: str, tmp_path: Path):
+def test_bad_input_leaves_nothing_behind(changes: dict[str, Any], said: str, tmp_path: Path):
     with pytest.raises(TsugikiError, match=said):
-        train(settings(base, texts, tmp_path / "run", **changes))
+        train(settings(tmp_path, **changes))
     assert not (tmp_path / "run").exists()
 
 
-def test_too_little_text(base: str, tmp_path: Path):
+def test_too_little_text(tmp_path: Path):
     path = tmp_path / "short.txt"
     path.write_text("雨")
     with pytest.raises(TsugikiError, match="too short"):
-        train(settings(base, str(path), tmp_path / "run"))
+        train(settings(tmp_path, data=str(path)))
 
 
 @pytest.mark.parametrize(

@@ -8,39 +8,19 @@ import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
-from tests.tiny import TEXT, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tests.runs import assert_resumes, run_config, short_texts, tiny_base
+from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter, trainable_parameters
-from tsugiki.train import run as run_module
+from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.train.config import RunConfig, load_config
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.run import train
-from tsugiki.train.trainer import RunTrainer
-
-WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _working_directory(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text(TEXT)
-    save_tiny(tmp_path / "base")
-
-
-def settings(tmp_path: Path, out: str = "run", **changes: Any) -> RunConfig:
-    fields: dict[str, Any] = {
-        "model": str(tmp_path / "base"),
-        "data": str(tmp_path / "text.txt"),
-        "out": str(tmp_path / out),
-        "max_steps": 5,
-        "batch_size": 2,
-        "grad_accum": 1,
-        "block_size": 32,
-        "learning_rate": 1e-3,
-        "save_steps": 2,
-        "sample_tokens": 4,
-    }
-    return RunConfig.model_validate(fields | changes)
+def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
+    return run_config(folder, out, **{"max_steps": 5, "learning_rate": 1e-3, **changes})
 
 
 def plus(**changes: Any) -> RunConfig:
@@ -72,12 +52,12 @@ def test_a_step_is_pefts(decay: float, more: dict[str, Any], tmp_path: Path):
             optimizer.step()
     theirs.save_pretrained(tmp_path / "theirs")
     save_adapter(ours, tmp_path / "ours")
-    mine, other = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
+    mine, other = (load_file(tmp_path / who / ADAPTER_FILE) for who in ("ours", "theirs"))
     for key, tensor in mine.items():
         # A bias of the attention's keys has no gradient but rounding, of which Adam makes a step.
         parts = [slice(0, 32), slice(64, 96)] if key.endswith("c_attn.base_layer.bias") else [slice(None)]
         assert all(relative_error(tensor[part], other[key][part]) < 1e-4 for part in parts), key
-    start = load_file(tmp_path / "start" / WEIGHTS)
+    start = load_file(tmp_path / "start" / ADAPTER_FILE)
     moved = {
         letter: max(float((t - start[k]).abs().max()) for k, t in mine.items() if f"lora_{letter}" in k)
         for letter in "AB"
@@ -99,33 +79,13 @@ def test_every_parameter_that_trains_is_in_one_group():
         assert inside[id(p)]["weight_decay"] == (0 if p.ndim == 1 else 0.1), name
 
 
-class _PowerCut(TrainerCallback):
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("method", ["dora", "lora+", "pissa", "orthogonal", "lora-fa"])
-def test_a_run_that_was_cut_goes_on_to_the_same_bytes(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = train(settings(tmp_path, "whole", method=method))
-    config = settings(tmp_path, "cut", method=method)
-
-    class CutTrainer(RunTrainer):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.add_callback(_PowerCut())
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "RunTrainer", CutTrainer)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    resumed = train(config, resume=True)
-    assert (tmp_path / "cut" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    assert resumed.loss_curve == whole.loss_curve
-
-    model, base = (AutoModelForCausalLM.from_pretrained(tmp_path / "base") for _ in range(2))
-    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "whole").eval()
-    load_adapter(model, tmp_path / "whole")
+def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
+    config = settings(tmp_path, method=method)
+    whole, folder = assert_resumes(train, config, 3), Path(config.out) / "whole"
+    model, base = (AutoModelForCausalLM.from_pretrained(config.model) for _ in range(2))
+    theirs = peft.PeftModel.from_pretrained(base, folder).eval()
+    load_adapter(model, folder)
     torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
     assert whole.evaluations[-1]["loss"] < whole.evaluations[0]["loss"]
     assert whole.parameters["trainable"] == sum(p.numel() for p in trainable_parameters(model).values())
@@ -137,7 +97,7 @@ def test_the_ratio_changes_the_run_and_is_recorded(tmp_path: Path):
     }
     assert records[8].config["loraplus_lr_ratio"] == 8
     train(settings(tmp_path, "lora"))
-    one, eight, lora = ((tmp_path / name / WEIGHTS) for name in ("1", "8", "lora"))
+    one, eight, lora = ((tmp_path / name / ADAPTER_FILE) for name in ("1", "8", "lora"))
     assert eight.read_bytes() != lora.read_bytes()
     for key, tensor in load_file(one).items():
         torch.testing.assert_close(tensor, load_file(lora)[key], rtol=1e-4, atol=1e-6)
@@ -166,12 +126,14 @@ def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
 def test_ranks_by_layer_come_from_yaml(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        f"model: {tmp_path / 'base'}\ndata: {tmp_path / 'text.txt'}\nout: {tmp_path / 'run'}\nmax_steps: 1\n"
+        f"model: {tiny_base(tmp_path)}\ndata: {short_texts(tmp_path)}\nout: {tmp_path / 'run'}\nmax_steps: 1\n"
         "block_size: 32\nlora:\n  r: 2\n  rank_pattern: {c_attn: 3, 'h.1.mlp.c_proj': 5}\n"
         "  alpha_pattern: {c_attn: 7}\n"
     )
     train(load_config(path, {}))
-    shapes = {key: tensor.shape[0] for key, tensor in load_file(tmp_path / "run" / WEIGHTS).items() if "lora_A" in key}
+    shapes = {
+        key: tensor.shape[0] for key, tensor in load_file(tmp_path / "run" / ADAPTER_FILE).items() if "lora_A" in key
+    }
     ranks = {
         key.removeprefix("base_model.model.transformer.").removesuffix(".lora_A.weight"): r for key, r in shapes.items()
     }

@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
+from tests.runs import assert_resumes, interrupt
 from tests.tiny import TEXT, logits
 from tsugiki import TsugikiError
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import Blocks
+from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.train import run as run_module
 from tsugiki.train.run import CHECKPOINTS
 from tsugiki.train.trainer import RunTrainer
@@ -82,31 +83,16 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("cut", [0, 3])
-def test_a_run_that_was_cut_goes_on_to_the_same_bytes(cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = pretrain(settings(tmp_path, "whole", optimizer="muon"))
+def test_a_resumed_run_gives_the_same_bytes(cut: int, tmp_path: Path):
+    files = [MODEL_FILE, "tokenizer.json", "config.json"]
+    assert_resumes(pretrain, settings(tmp_path, optimizer="muon"), cut, files)
 
-    class PowerCut(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == cut:
-                raise KeyboardInterrupt
 
-    class CutTrainer(RunTrainer):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.add_callback(PowerCut())
-
-    config = settings(tmp_path, "cut", optimizer="muon")
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "RunTrainer", CutTrainer)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(config)
-    with pytest.raises(TsugikiError, match=r"other settings: model.n_layer \(was 1, now 2\)$"):
+def test_a_run_of_other_settings_is_not_resumed(tmp_path: Path):
+    config = settings(tmp_path)
+    interrupt(pretrain, config, 0)
+    with pytest.raises(TsugikiError, match=r"model.n_layer \(was 1, now 2\)$"):
         pretrain(config.model_copy(update={"model": {**MODEL, "n_layer": 2}}), resume=True)
-    resumed = pretrain(config, resume=True)
-    for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert resumed.loss_curve == whole.loss_curve
-    assert resumed.evaluations == whole.evaluations
 
 
 def vocabulary(tmp_path: Path, out: str, **changes: Any) -> set[str]:

@@ -1,0 +1,100 @@
+"""Short training runs of a tiny model, and runs that are interrupted and resumed."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from tests.tiny import TEXT, save_tiny
+from tsugiki import TsugikiError
+from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.train.checkpoint import checkpoints
+from tsugiki.train.config import RunConfig
+from tsugiki.train.record import RunRecord
+from tsugiki.train.run import CHECKPOINTS
+from tsugiki.train.trainer import RunTrainer
+
+
+def tiny_base(folder: Path, kind: str = "gpt2") -> str:
+    """The path of a tiny model in `folder`, which is saved on the first call."""
+    base = folder / f"base-{kind}"
+    return str(base) if base.exists() else save_tiny(base, kind)
+
+
+def short_texts(folder: Path) -> str:
+    """The path of four short documents in `folder`, which are written on the first call."""
+    texts = folder / "texts"
+    if not texts.exists():
+        texts.mkdir()
+        for i in range(4):
+            (texts / f"{i}.txt").write_text(f"{i}\n" + TEXT[i * 300 : i * 300 + 400])
+    return str(texts)
+
+
+def run_config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
+    """Settings of a short run of a tiny GPT-2 on four short documents, into the folder `out`; all are in `folder`."""
+    fields: dict[str, Any] = {
+        "model": changes.get("model") or tiny_base(folder),
+        "data": changes.get("data") or short_texts(folder),
+        "out": str(folder / out),
+        "max_steps": 4,
+        "batch_size": 2,
+        "grad_accum": 1,
+        "block_size": 32,
+        "learning_rate": 1e-2,
+        "held_out": 0.2,
+        "save_steps": 2,
+        "prompts": ["枝を"],
+        "sample_tokens": 4,
+    }
+    return RunConfig.model_validate(fields | changes)
+
+
+def interrupt(run: Callable[[Any], Any], config: Any, step: int) -> None:
+    """Start a run that receives a KeyboardInterrupt where its step number `step` begins, counted from 0."""
+
+    class Interruption(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                raise KeyboardInterrupt
+
+    initialise = RunTrainer.__init__
+
+    def with_interruption(trainer: Any, *arguments: Any, **named: Any) -> None:
+        initialise(trainer, *arguments, **named)
+        trainer.add_callback(Interruption())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunTrainer, "__init__", with_interruption)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+
+
+def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADAPTER_FILE,)) -> RunRecord:
+    """Interrupt a run before `step` and resume it: it must end as a run that was never interrupted.
+
+    Compares the bytes of `files` and what the two records say that was computed. The folders are `whole` and `cut` in
+    the run's folder. Returns the record of the whole run.
+    """
+    whole, cut = Path(config.out) / "whole", Path(config.out) / "cut"
+    expected: RunRecord = run(config.model_copy(update={"out": str(whole)}))
+    config = config.model_copy(update={"out": str(cut)})
+    interrupt(run, config, step)
+    saved = range(config.save_steps, step + 1, config.save_steps)[-2:]
+    assert [path.name for path in checkpoints(cut / CHECKPOINTS)] == [f"checkpoint-{n}" for n in saved]
+    assert not (cut / files[0]).exists()
+    with pytest.raises(TsugikiError, match="already holds a run"):
+        run(config)
+    resumed: RunRecord = run(config, resume=True)
+    for name in files:
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    assert resumed.loss_curve == expected.loss_curve
+    assert resumed.evaluations == expected.evaluations
+    assert resumed.samples == expected.samples
+    for name in ("loss", "tokens"):
+        assert resumed.training[name] == expected.training[name]
+    with pytest.raises(TsugikiError, match="finished"):
+        run(config, resume=True)
+    return expected
