@@ -27,12 +27,13 @@ from transformers.utils import logging
 from tsugiki import LoraConfig, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import Blocks, pack
+from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
 from tsugiki.data.sources import content_key, read_records
-from tsugiki.data.splits import near_groups, split_records
+from tsugiki.data.splits import split_records
 from tsugiki.data.store import open_store
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.train.evaluation.evaluate import Window, cut_windows, evaluate
+from tsugiki.train.evaluation.evaluate import Window, evaluate, split_windows
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ def prepare_data(settings: Settings) -> tuple[Blocks, list[Window]]:
     with TemporaryDirectory() as cache:
         store = open_store(read_records(settings.data), key, tokenizer, "all", Path(cache))
     # Near-duplicates stay on one side of the split, so that no held-out document is in the training data.
-    held_out = split_records(store.index, settings.held_out, settings.seed, near_groups(store.index))
+    held_out = split_records(store.index, settings.held_out, settings.seed, near_duplicates(store.index.signatures))
     training = np.setdiff1d(np.arange(len(store.index)), held_out)
     blocks = pack(store, training, settings.block_size, pad=document_end(tokenizer))
     records = [record for number, record in enumerate(read_records(settings.data)) if number in held_out]
-    return blocks, cut_windows(records, store.index.characters[held_out].tolist())
+    return blocks, split_windows(records, store.index.characters[held_out].tolist())
 
 
 def steps(blocks: Blocks, settings: Settings) -> Iterator[list[list[dict[str, Tensor]]]]:
