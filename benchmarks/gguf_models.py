@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 from torch import Tensor
 
@@ -26,8 +27,9 @@ from tsugiki import load_adapter
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.bench.table import markdown_table
 from tsugiki.data.encoding import document_start, encode
-from tsugiki.export.model_file import STORED
+from tsugiki.dtypes import GgufDtype
 
+_DTYPES = get_args(GgufDtype)
 _HEADERS = {
     "en": [
         *("dtype", "MB", "largest difference of a logit", "relative to the largest logit", "KL, nats"),
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--original", type=Path, help="GGUF file that the model was converted from; measured too")
     parser.add_argument("--prompt", default="吾輩は猫である。名前はまだ無い。")
-    parser.add_argument("--dtypes", nargs="+", default=list(STORED), choices=STORED)
+    parser.add_argument("--dtypes", nargs="+", default=list(_DTYPES), choices=_DTYPES)
     parser.add_argument("--out", type=Path, help="JSON file to write the table to")
     options = parser.parse_args()
 

@@ -71,18 +71,18 @@ def test_exports_that_cannot_be(run: Any, base: str, tmp_path: Path):
     adapter(gpt2, "positions", target_modules=["wpe", "wte"])
     adapter(opt, "of-opt")
     write_base(load_model(gpt2), Path("gpt2.gguf"))
-    assert "magnitudes of DoRA" in refused(run, "export", "dora", "--gguf", "x.gguf")
+    assert "DoRA" in refused(run, "export", "dora", "--gguf", "x.gguf")
     assert "(lm_head.weight)" in refused(run, "export", "head", "--gguf", "x.gguf")
-    assert "passes over (position_embd)" in refused(run, "export", "positions", "--gguf", "x.gguf")
-    assert "opt is not among the architectures" in refused(run, "export", "of-opt", "--gguf", "x.gguf")
+    assert "position_embd" in refused(run, "export", "positions", "--gguf", "x.gguf")
+    assert "opt" in refused(run, "export", "of-opt", "--gguf", "x.gguf")
     assert "trained on another base" in refused(run, "export", "a", "--gguf", "x.gguf", "--model", gpt2)
     assert "base does not have" in refused(
         run, "export", "a", "--gguf", "x.gguf", "--model", gpt2, "--allow-other-base"
     )
-    assert "of architecture 'gpt2'" in refused(run, "export", "a", "--gguf", "x.gguf", "--base", "gpt2.gguf")
+    assert "'gpt2'" in refused(run, "export", "a", "--gguf", "x.gguf", "--base", "gpt2.gguf")
     assert "GGUF" in refused(run, "export", "a", "--gguf", "x.gguf", "--base", f"{base}/config.json")
     assert "there is no folder" in refused(run, "export", "a", "--gguf", "no/x.gguf")
-    assert "ends in .gguf" in refused(run, "export", "a", "--gguf", "x.bin")
+    assert ".gguf" in refused(run, "export", "a", "--gguf", "x.bin")
     assert "no adapter" in refused(run, "export", "nothing", "--gguf", "x.gguf")
     assert run("export", "a", "--gguf", "x.gguf")[0] == 0
     assert "x.gguf is there already" in refused(run, "export", "a", "--gguf", "x.gguf")
@@ -120,10 +120,10 @@ def test_imports_that_cannot_be(run: Any, base: str, tmp_path: Path):
     def said(file: str, model: str, out: str = "./x", *more: str) -> str:
         return refused(run, "adapters", "import", file, "--model", model, "--out", out, *more)
 
-    assert "is for a base of architecture 'llama', and this one is 'gpt2'" in said(kept, gpt2)
-    assert "ffn_gate has A [2, 32] and B [48, 2], and the layer takes 32 and gives 64" in said(kept, wide)
+    assert "'llama'" in said(kept, gpt2)
+    assert "ffn_gate has A [2, 32] and B [48, 2], but the layer has 32 inputs, 64 outputs" in said(kept, wide)
     assert "was made for another base" in said(kept, other)
-    assert "is no adapter" in said("base.gguf", base)
+    assert "not an adapter" in said("base.gguf", base)
     assert "No such file" in said("none.gguf", base)
     assert "Is a directory" in said("a", base)
     assert "a is there already" in said(kept, base, "./a")

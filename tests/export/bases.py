@@ -1,6 +1,6 @@
-"""A model as a GGUF file in float32, and what llama.cpp computes with it: the oracle of everything GGUF.
+"""Write a model as a GGUF file in float32, and compute its logits with llama.cpp, the oracle of the tests of GGUF.
 
-The metadata of each architecture are written here from a model's config; names and orders are those that are tested.
+The metadata of each architecture are written here from the model's config; names and row orders are the tested ones.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ F32 = 0  # ggml's number of it
 
 
 def write_base(model: Any, path: Path) -> Path:
-    """The whole model, without a tokenizer."""
+    """Write the whole model, without a tokenizer."""
     config = model.config
     architecture = llama_cpp_architecture(model)
     writer = gguf.GGUFWriter(path, architecture)
@@ -103,7 +103,7 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def llama_cpp_logits(base: Path, tokens: list[int], lora: Path | None = None) -> np.ndarray:
-    """What llama.cpp computes for a row of tokens, [tokens, vocabulary]; keys and values in float32."""
+    """llama.cpp's logits of a row of tokens, [tokens, vocabulary], with keys and values in float32."""
     import llama_cpp
 
     model = llama_cpp.Llama(

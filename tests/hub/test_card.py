@@ -162,13 +162,13 @@ def test_a_card_that_was_edited_is_not_its_own():
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (LoraConfig(use_dora=True), "it is DoRA"),
-        (LoraConfig(modules_to_save=["lm_head"]), "it has whole modules in it"),
-        (LoraConfig(bias="all"), "it trains biases"),
-        (LoraConfig(rank_pattern={"q_proj": 4}), "which vLLM scales all alike"),
-        (LoraConfig(r=1024), "it is of a rank above 512"),
+        (LoraConfig(use_dora=True), "DoRA"),
+        (LoraConfig(modules_to_save=["lm_head"]), "modules_to_save"),
+        (LoraConfig(bias="all"), "biases"),
+        (LoraConfig(rank_pattern={"q_proj": 4}), "ranks or alphas"),
+        (LoraConfig(r=1024), "rank above 512"),
         (LoraConfig(fan_in_fan_out=True), "vLLM has no LoRA for GPT-2"),
-        (BottleneckConfig(), "it is no LoRA"),
+        (BottleneckConfig(), "not LoRA"),
     ],
 )
 def test_vllm_is_offered_what_it_takes(config: Any, said: str):

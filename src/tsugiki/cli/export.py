@@ -1,22 +1,13 @@
 """`tsugiki export`."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tsugiki.cli.adapters.options import Library
+from tsugiki.dtypes import GgufDtype
 from tsugiki.errors import TsugikiError
-
-
-class Numbers(StrEnum):
-    """What numbers are kept in."""
-
-    f32 = "f32"
-    f16 = "f16"
-    bf16 = "bf16"
-    q8_0 = "q8_0"
 
 
 def export_command(
@@ -39,14 +30,21 @@ def export_command(
         typer.Option(help="Of an adapter: its base as a GGUF file, to be checked against and named in the Modelfile."),
     ] = None,
     dtype: Annotated[
-        Numbers | None,
-        typer.Option(help="What numbers are kept in: of an adapter f32 or f16, of a model as its files hold them."),
+        GgufDtype | None,
+        typer.Option(
+            help="Type of the matrices in the file. For an adapter f32 (default) or f16; for a model any, by default "
+            "that of its files."
+        ),
     ] = None,
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="Take an adapter that was trained on another base.")
     ] = False,
-    allow_other_tokens: Annotated[
-        bool, typer.Option("--allow-other-tokens", help="Write a model that cuts text otherwise than its tokenizer.")
+    allow_tokenizer_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-tokenizer-mismatch",
+            help="Write a model even if the file gives other tokens than the model's tokenizer.",
+        ),
     ] = False,
     library: Library = None,
 ) -> None:
@@ -63,10 +61,10 @@ def export_command(
         _refuse(model is None, "nothing to export: name an adapter, or a model by --model")
     _refuse(base is not None and (merged or adapter is None), "--base goes with an adapter that stays one")
     if adapter is not None and not merged:
-        _refuse(dtype in (Numbers.bf16, Numbers.q8_0), "an adapter is kept in f32 or f16; --merged exports the model")
+        _refuse(dtype in ("bf16", "q8_0"), "an adapter can be exported in f32 or f16; --merged exports the model")
         _export_adapter(adapter, gguf, model, base, dtype, library, allow_other_base)
     else:
-        _export_model(adapter, gguf, model, dtype, library, allow_other_base, allow_other_tokens)
+        _export_model(adapter, gguf, model, dtype, library, allow_other_base, allow_tokenizer_mismatch)
 
 
 def _export_adapter(
@@ -74,7 +72,7 @@ def _export_adapter(
     gguf: Path,
     model: str | None,
     base: Path | None,
-    dtype: Numbers | None,
+    dtype: GgufDtype | None,
     library: Path | None,
     allow_other_base: bool,
 ) -> None:
@@ -85,10 +83,10 @@ def _export_adapter(
     folder = adapter_folder(adapter, library)
     with RunProgress().stage("export", None):  # the base's fingerprint takes a look at all of its weights
         done = export_gguf_adapter(
-            folder, gguf, model, base, "f16" if dtype == Numbers.f16 else "f32", allow_other_base=allow_other_base
+            folder, gguf, model, base, "f16" if dtype == "f16" else "f32", allow_other_base=allow_other_base
         )
     typer.echo(
-        f"{gguf}: {done.layers} layers, rank {done.ranks}, alpha {done.alpha:g}, {done.size / 1e6:.1f} MB; "
+        f"{gguf}: {done.layers} layers, rank {done.ranks}, alpha {done.alpha:g}, {done.bytes / 1e6:.1f} MB; "
         f"llama-cli -m {base or 'BASE.gguf'} --lora {gguf}"
     )
     typer.echo(f"{done.modelfile}: for Ollama before 0.34.1, which took adapters" + ("" if base else "; fill in FROM"))
@@ -98,10 +96,10 @@ def _export_model(
     adapter: str | None,
     gguf: Path,
     model: str | None,
-    dtype: Numbers | None,
+    dtype: GgufDtype | None,
     library: Path | None,
     allow_other_base: bool,
-    allow_other_tokens: bool,
+    allow_tokenizer_mismatch: bool,
 ) -> None:
     from tsugiki.adapters.format import read_base
     from tsugiki.adapters.library import adapter_folder
@@ -118,17 +116,19 @@ def _export_model(
         export = export_model(
             source,
             gguf,
-            dtype.value if dtype else None,
+            dtype,
             original=gguf_path(name),
-            allow_other_tokens=allow_other_tokens,
+            allow_tokenizer_mismatch=allow_tokenizer_mismatch,
             advance=advance,
         )
     written, tokens = export.written, export.tokens
     typer.echo(
-        f"{export.gguf}: {written.tensors} tensors of a {written.architecture} in {written.stored}, "
+        f"{export.gguf}: {written.tensors} tensors of a {written.architecture} in {written.dtype}, "
         f"{written.bytes / 1e6:,.1f} MB; for Ollama: {export.modelfile}"
     )
-    typer.echo(f"tokens: asked {tokens.asked}; {tokens.prompts} prompts, {len(tokens.problems)} differences")
+    typer.echo(
+        f"tokens: {tokens.prompts} prompts tokenised by {tokens.tokenized_by}, {len(tokens.problems)} differences"
+    )
     for line in (*tokens.problems, *tokens.notes):
         typer.echo(f"  {line}")
 

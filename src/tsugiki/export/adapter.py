@@ -1,36 +1,40 @@
-"""An adapter for llama.cpp and Ollama: the GGUF file, and a Modelfile beside it. And back."""
+"""Export a LoRA adapter for llama.cpp and Ollama, as a GGUF file with a Modelfile; and import such a GGUF file."""
 
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
+from tsugiki.base.fingerprint import is_different_base
 from tsugiki.base.gguf.file import read_header
 from tsugiki.base.loading import load_meta_model
+from tsugiki.dtypes import GgufAdapterDtype
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export.adapter_file import Stored, read_gguf_adapter, write_gguf_adapter
-from tsugiki.export.layout import HEAD, TABLE, gguf_names, llama_cpp_architecture
-from tsugiki.export.loaders import is_another_base, llama_cpp_refusals
-from tsugiki.export.ollama import CONTEXT, modelfile
+from tsugiki.export.adapter_file import read_gguf_adapter, write_gguf_adapter
+from tsugiki.export.compatibility import llama_cpp_incompatibilities
+from tsugiki.export.layout import OUTPUT_HEAD, TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture
+from tsugiki.export.ollama import MAX_CONTEXT, modelfile
 from tsugiki.io.atomic import new_file
 from tsugiki.lora.frozen_layer import features
 from tsugiki.lora.targets import base_modules
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written."""
+class AdapterExport:
+    """The result of an export."""
 
     layers: int
     ranks: str
     """`8`, or `4 to 16`."""
     alpha: float
-    size: int
-    """Of the GGUF file, bytes."""
+    bytes: int
+    """The size of the GGUF file."""
     modelfile: Path
 
 
@@ -39,104 +43,113 @@ def export_gguf_adapter(
     out: Path,
     model_name: str | None = None,
     base: Path | None = None,
-    stored: Stored = "f32",
+    dtype: GgufAdapterDtype = "f32",
     *,
     allow_other_base: bool = False,
-) -> Exported:
-    """Write the LoRA adapter in `folder` as GGUF, and beside it a Modelfile for Ollama; both, or neither.
+) -> AdapterExport:
+    """Write a LoRA adapter as a GGUF file, and a Modelfile for Ollama in the same folder. Both appear, or neither.
 
     Args:
         folder: the adapter.
         out: the new GGUF file.
-        model_name: its base, of which only the shape is read; unsaid, the one that the adapter names.
-        base: the base as a GGUF file, to be checked against, and to stand in the Modelfile.
-        stored: numbers of 32 bits, or of 16.
+        model_name: the adapter's base, of which only the config is read; if None, the base that the adapter names.
+        base: the base as a GGUF file. It is checked that the adapter fits, and the Modelfile names it.
+        dtype: the type of the factors in the file.
         allow_other_base: export an adapter that was trained on another base.
 
     Raises:
-        TsugikiError: llama.cpp would refuse the adapter or compute something else, it does not fit the base, or a file
-            is there already or cannot be written.
+        TsugikiError: llama.cpp would reject the adapter or compute something else, the adapter does not fit the base,
+            or a file exists already or cannot be written.
     """
     lora = read_lora_weights(folder)
     name = model_name or lora.base.name
     if name is None:
-        raise TsugikiError(f"{folder} does not say what base it was trained on; name it (--model)")
-    if not allow_other_base and is_another_base(lora.base.fingerprint, name):
+        raise TsugikiError(f"{folder} does not name the base that it was trained on; pass it as --model")
+    if not allow_other_base and is_different_base(lora.base.fingerprint, name):
         raise TsugikiError(
             f"{folder} was trained on another base ({lora.base.name}) than {name}: their weights differ; "
-            "--allow-other-base exports it all the same"
+            "--allow-other-base exports it anyway"
         )
     model = load_meta_model(name)
-    problems = llama_cpp_refusals(lora, model)
+    problems = llama_cpp_incompatibilities(lora, model)
     if problems:
         raise TsugikiError(
             f"llama.cpp would not compute {folder} as Tsugiki does: {'; '.join(problems)} "
-            "(--merged exports both as one model)"
+            "(--merged exports base and adapter as one model)"
         )
     if base is not None:
         check_gguf_base(base, model, lora.layers)
     if out.suffix != ".gguf":
-        raise TsugikiError(f"{out}: the name of a GGUF file ends in .gguf")
-    beside = out.with_suffix(".Modelfile")
-    context = min(getattr(model.config, "max_position_embeddings", None) or CONTEXT, CONTEXT)
-    with new_file(out) as part:
-        alpha = write_gguf_adapter(lora, model, part, stored)
-        with new_file(beside) as text:
-            begins = str(base.absolute()) if base else None
-            text.write_text(modelfile(begins, f"./{out.name}", num_ctx=context), encoding="utf-8")
+        raise TsugikiError(f"{out}: the name of a GGUF file must end in .gguf")
+    modelfile_path = out.with_suffix(".Modelfile")
+    context = min(getattr(model.config, "max_position_embeddings", None) or MAX_CONTEXT, MAX_CONTEXT)
+    with new_file(out) as temporary:
+        alpha = write_gguf_adapter(lora, model, temporary, dtype)
+        with new_file(modelfile_path) as temporary_modelfile:
+            base_path = str(base.absolute()) if base else None
+            temporary_modelfile.write_text(modelfile(base_path, f"./{out.name}", num_ctx=context), encoding="utf-8")
     ranks = sorted({layer.r for layer in lora.layers.values()})
-    shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    return Exported(len(lora.layers), shown, alpha, out.stat().st_size, beside)
+    ranks_text = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size, modelfile_path)
 
 
 def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_other_base: bool = False) -> LoraWeights:
-    """Write the LoRA adapter in a GGUF file as the new PEFT folder `out`.
+    """Write the LoRA adapter in a GGUF file as a new folder in PEFT's format.
 
     Args:
         file: the GGUF file.
-        model_name: its base, of which only the shape is read.
-        out: the folder; must not be there, or be empty.
-        allow_other_base: import an adapter that says it was made for another base.
+        model_name: the adapter's base, of which only the config is read.
+        out: the new folder; it must not exist, or be empty.
+        allow_other_base: import an adapter that was made for another base.
 
     Raises:
-        TsugikiError: no LoRA adapter, a broken one, or one that does not fit the base; `out` is there already or cannot
-            be written.
+        TsugikiError: the file is not a LoRA adapter, is broken or does not fit the base, or `out` exists already or
+            cannot be written.
     """
     lora = read_gguf_adapter(file, load_meta_model(model_name))
-    if not allow_other_base and is_another_base(lora.base.fingerprint, model_name):
+    if not allow_other_base and is_different_base(lora.base.fingerprint, model_name):
         raise TsugikiError(
             f"{file} was made for another base ({lora.base.name}) than {model_name}: their weights differ; "
-            "--allow-other-base imports it all the same"
+            "--allow-other-base imports it anyway"
         )
     lora = dataclasses.replace(lora, base=Base(model_name, lora.base.fingerprint))
     write_lora_weights(lora, out, {"imported from": file.name})
     return lora
 
 
-def check_gguf_base(file: Path, model: nn.Module, layers: Collection[str]) -> None:
-    """Ask that adapters of these layers of `model` fit the base in a GGUF file.
+def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str]) -> None:
+    """Check that an adapter fits the base in a GGUF file.
+
+    Args:
+        file: the GGUF file.
+        model: the base that the adapter was trained on; a model on the meta device is enough.
+        layers: names of the layers in `model` that the adapter changes.
 
     Raises:
-        TsugikiError: no such file, no model, another architecture, or a tensor that is not there or of another shape.
+        TsugikiError: the file does not exist or is not a model, its architecture is another one, or a tensor is missing
+            or has another shape.
     """
     header = read_header(file)
     if header.metadata.get("general.type") == "adapter":
-        raise TsugikiError(f"{file} is an adapter; --base is the model that it is for")
+        raise TsugikiError(f"{file} is an adapter; pass the adapter's base as --base")
     expected = llama_cpp_architecture(model)
     if header.architecture != expected:
-        raise TsugikiError(f"{file} is of architecture {header.architecture!r}, and the adapter's base is {expected!r}")
+        raise TsugikiError(
+            f"{file} has the architecture {header.architecture!r}, and the adapter's base has {expected!r}"
+        )
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     names, modules = gguf_names(model), dict(base_modules(model))
     problems = []
     for path in layers:
         tensor = f"{names[path]}.weight"
-        into, out = features(modules[path])
-        wanted = (into, out) if names[path] == TABLE else (out, into)
+        in_features, out_features = features(modules[path])
+        is_embedding = names[path] == TOKEN_EMBEDDING
+        shape = (in_features, out_features) if is_embedding else (out_features, in_features)
         if tensor not in shapes:
             problems.append(f"it has no {tensor}")
-        elif shapes[tensor] != wanted:
-            problems.append(f"its {tensor} is {list(shapes[tensor])}, and the adapter is for {list(wanted)}")
-    if TABLE in (names[path] for path in layers) and f"{HEAD}.weight" not in shapes:
-        problems.append(f"its head is its {TABLE}, of which llama.cpp takes no adapter")
+        elif shapes[tensor] != shape:
+            problems.append(f"its {tensor} is {list(shapes[tensor])}, and the adapter is for {list(shape)}")
+    if TOKEN_EMBEDDING in (names[path] for path in layers) and f"{OUTPUT_HEAD}.weight" not in shapes:
+        problems.append(f"its output head is tied to {TOKEN_EMBEDDING}, which llama.cpp then cannot adapt")
     if problems:
         raise TsugikiError(f"{file} is another base: {summarise_list(problems)}")

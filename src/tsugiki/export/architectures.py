@@ -1,115 +1,124 @@
-"""What llama.cpp wants to know of each architecture: its settings, and its tensors where they are not the stored ones.
+"""How each architecture is represented in GGUF: its hyperparameters, and the tensors that differ from transformers'.
 
-A row is here only if a random model of its kind gives the same logits in llama.cpp as in Transformers
-(`tests/export/test_model_file.py`). What a row cannot carry is refused by name.
+A row exists only for an architecture for which a random model gives the same logits in llama.cpp as in transformers
+(`tests/export/test_model_file.py`). A config field that GGUF cannot represent raises an error that names it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export.layout import neighbours
+from tsugiki.export.layout import KEY_ORDER, QUERY_ORDER
 
-Config: TypeAlias = Any
-"""A `transformers.PretrainedConfig`."""
-Setting: TypeAlias = bool | int | float | str
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-_ROTATED = {"attn_q": neighbours("num_attention_heads"), "attn_k": neighbours("num_key_value_heads")}
+Hyperparameters: TypeAlias = dict[str, bool | int | float | str]
+"""llama.cpp's key, without the architecture's name in front -> value."""
+
+_ROW_ORDERS = {"attn_q": QUERY_ORDER, "attn_k": KEY_ORDER}
 _GELU_TANH = ("gelu_new", "gelu_pytorch_tanh")
+_SILU: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
 
 
-def _as_stored(name: str, tensor: Tensor, config: Config) -> Tensor:
+def _unchanged(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
     return tensor
 
 
-def _nothing_more(config: Config) -> dict[str, Tensor]:
+def _nothing(config: "PretrainedConfig") -> dict[str, Tensor]:
     return {}
 
 
 @dataclass(frozen=True)
 class GgufArchitecture:
-    """One architecture of llama.cpp, seen from the config of a Transformers model."""
+    """How one of llama.cpp's architectures is made from a transformers model."""
 
     name: str
-    """llama.cpp's."""
-    settings: Callable[[Config], dict[str, Setting]]
-    """Its hyperparameters; keys without the architecture's name before them."""
+    """llama.cpp's name."""
+    hyperparameters: Callable[["PretrainedConfig"], Hyperparameters]
+    """Returns the hyperparameters for a config."""
     accepted: Mapping[str, tuple[Any, ...]]
-    """Field of the config -> the values that llama.cpp computes with, since it has no setting for it."""
-    change: Callable[[str, Tensor, Config], Tensor] = _as_stored
-    """(llama.cpp's name, the stored tensor, config) -> the tensor as llama.cpp has it."""
-    more: Callable[[Config], dict[str, Tensor]] = _nothing_more
-    """Tensors that a Transformers model computes and does not store."""
-    own_head: bool = True
-    """Whether the head may be another weight than the embedding."""
+    """Config field -> the values that llama.cpp supports, for fields that GGUF has no hyperparameter for."""
+    convert: Callable[[str, Tensor, "PretrainedConfig"], Tensor] = _unchanged
+    """(llama.cpp's name of a tensor, transformers' tensor, config) -> llama.cpp's tensor."""
+    computed: Callable[["PretrainedConfig"], dict[str, Tensor]] = _nothing
+    """Returns tensors that llama.cpp reads from the file and transformers computes from the config."""
+    untied_head: bool = True
+    """Whether the output head may have another weight than the token embedding."""
 
 
-def gguf_architecture_of(config: Config) -> GgufArchitecture:
-    """The row for a model's config.
+def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
+    """Return the row for a model's config.
 
     Raises:
-        TsugikiError: an architecture that is not known here, a model held in few bits, or a value that llama.cpp has
-            no place for.
+        TsugikiError: the architecture is not known here, the model is quantised, or llama.cpp does not support a value
+            in the config.
     """
     known = ARCHITECTURES.get(config.model_type)
     row = None if known is None or known.llama_cpp is None else GGUF_ARCHITECTURES.get(known.llama_cpp)
     if row is None:
         model_types = [name for name, one in ARCHITECTURES.items() if one.llama_cpp in GGUF_ARCHITECTURES]
         raise TsugikiError(
-            f"no GGUF for the architecture {config.model_type!r}; those known here are {', '.join(model_types)}"
+            f"the architecture {config.model_type!r} cannot be exported to GGUF; these can: {', '.join(model_types)}"
         )
     if getattr(config, "quantization_config", None):
-        raise TsugikiError("this model is held in few bits (quantization_config); export the one that it was made from")
+        raise TsugikiError("this model is quantised (quantization_config); export the model that it was made from")
     problems = [
-        f"{field} is {value!r} (llama.cpp computes with {' or '.join(map(repr, values))})"
+        f"{field} is {value!r} (llama.cpp supports {' or '.join(map(repr, values))})"
         for field, values in row.accepted.items()
         if (value := getattr(config, field, values[0])) not in values
     ]
-    if not row.own_head and not config.tie_word_embeddings:
-        problems.append("tie_word_embeddings is False (llama.cpp takes the embedding as its head)")
+    if not row.untied_head and not config.tie_word_embeddings:
+        problems.append("tie_word_embeddings is False (llama.cpp uses the token embedding as the output head)")
     if problems:
-        raise TsugikiError(f"llama.cpp's {row.name} cannot carry this model: {summarise_list(problems)}")
+        raise TsugikiError(f"llama.cpp's {row.name} cannot represent this model: {summarise_list(problems)}")
     return row
 
 
-def _llama(config: Config) -> dict[str, Setting]:
-    window = getattr(config, "sliding_window", None)  # Mistral's
+def _llama_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+    window = getattr(config, "sliding_window", None)  # Mistral has this field
     if window is not None and window < config.max_position_embeddings:
         raise TsugikiError(
-            f"llama.cpp's llama cannot carry this model: sliding_window is {window}, shorter than its "
-            f"context of {config.max_position_embeddings}"
+            f"llama.cpp's llama cannot represent this model: sliding_window is {window}, shorter than the context of "
+            f"{config.max_position_embeddings}"
         )
-    return {**_transformer(config), **_rope(_only(config.rope_parameters)), "rope.dimension_count": _head(config)}
+    return {
+        **_common_hyperparameters(config),
+        **_rope(_shared_rope(config.rope_parameters)),
+        "rope.dimension_count": _head_dim(config),
+    }
 
 
-def _llama_tensor(name: str, tensor: Tensor, config: Config) -> Tensor:
-    """Rows of queries and keys that rotate together beside each other (see `layout`)."""
-    order = _ROTATED.get(name.split(".")[-2])
+def _llama_tensor(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
+    """Put rows of queries and keys that rotate together next to each other (see `layout`)."""
+    order = _ROW_ORDERS.get(name.split(".")[-2])
     return tensor if order is None else tensor[order(config, len(tensor))]
 
 
-def _llama_more(config: Config) -> dict[str, Tensor]:
-    """How much slower each frequency turns than without Llama 3's scaling, [head / 2]."""
+def _llama_frequencies(config: "PretrainedConfig") -> dict[str, Tensor]:
+    """Return the factors by which Llama 3's RoPE scaling divides each frequency, [head_dim / 2]."""
     if config.rope_parameters["rope_type"] != "llama3":
         return {}
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, _head(config), 2).double() / _head(config))
+    plain = config.rope_parameters["rope_theta"] ** -(
+        torch.arange(0, _head_dim(config), 2).double() / _head_dim(config)
+    )
     return {"rope_freqs.weight": (plain / scaled.double()).float()}
 
 
-def _qwen(config: Config) -> dict[str, Setting]:
-    return {**_transformer(config), **_rope(_only(config.rope_parameters), scalings=("linear",))}
+def _qwen_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+    return {**_common_hyperparameters(config), **_rope(_shared_rope(config.rope_parameters), scalings=("linear",))}
 
 
-def _gpt2(config: Config) -> dict[str, Setting]:
+def _gpt2_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     return {
         "block_count": config.n_layer,
         "context_length": config.n_positions,
@@ -120,39 +129,41 @@ def _gpt2(config: Config) -> dict[str, Setting]:
     }
 
 
-def _gpt2_tensor(name: str, tensor: Tensor, config: Config) -> Tensor:
-    """Weights of the blocks as [out, in]; GPT-2's own are [in, out]."""
+def _gpt2_tensor(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
+    """Transpose the weights of the blocks to [out, in]; GPT-2 stores them as [in, out]."""
     return tensor.T if name.startswith("blk.") and tensor.dim() == 2 else tensor
 
 
-def _gemma(config: Config) -> dict[str, Setting]:
-    return {**_transformer(config), **_rope(_only(config.rope_parameters), scalings=())}
+def _gemma_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+    return {**_common_hyperparameters(config), **_rope(_shared_rope(config.rope_parameters), scalings=())}
 
 
-def _gemma_tensor(name: str, tensor: Tensor, config: Config) -> Tensor:
-    """Norms as they multiply: Gemma stores their distance from one."""
+def _gemma_tensor(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
+    """Add 1 to the weights of norms; Gemma stores them minus 1."""
     return tensor.float() + 1 if name.endswith("norm.weight") else tensor
 
 
-def _gemma2(config: Config) -> dict[str, Setting]:
-    _refuse_other_scale(config)
-    _refuse_other_pattern(config, period=2)
+def _gemma2_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+    _check_attention_scale(config)
+    _check_layer_types(config, period=2)
     return {
-        **_gemma(config),
+        **_gemma_hyperparameters(config),
         "attention.sliding_window": config.sliding_window,
         "attn_logit_softcapping": float(config.attn_logit_softcapping or 0),
         "final_logit_softcapping": float(config.final_logit_softcapping or 0),
     }
 
 
-def _gemma3(config: Config) -> dict[str, Setting]:
-    _refuse_other_scale(config)
-    _refuse_other_pattern(config, period=6)
+def _gemma3_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+    _check_attention_scale(config)
+    _check_layer_types(config, period=6)
     local = config.rope_parameters["sliding_attention"]
     if local["rope_type"] != "default":
-        raise TsugikiError(f"llama.cpp's gemma3 cannot carry this model: rope_type of its sliding layers is {local!r}")
+        raise TsugikiError(
+            f"llama.cpp's gemma3 cannot represent this model: the RoPE parameters of its sliding layers are {local!r}"
+        )
     return {
-        **_transformer(config),
+        **_common_hyperparameters(config),
         **_rope(config.rope_parameters["full_attention"], scalings=("linear",)),
         "rope.freq_base_swa": float(local["rope_theta"]),
         "attention.sliding_window": config.sliding_window,
@@ -160,7 +171,7 @@ def _gemma3(config: Config) -> dict[str, Setting]:
     }
 
 
-def _transformer(config: Config) -> dict[str, Setting]:
+def _common_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     return {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
@@ -168,63 +179,62 @@ def _transformer(config: Config) -> dict[str, Setting]:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": _head(config),
-        "attention.value_length": _head(config),
+        "attention.key_length": _head_dim(config),
+        "attention.value_length": _head_dim(config),
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "vocab_size": config.vocab_size,
     }
 
 
-def _head(config: Config) -> int:
+def _head_dim(config: "PretrainedConfig") -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _rope(parameters: Mapping[str, Any], scalings: tuple[str, ...] = ("linear", "llama3")) -> dict[str, Setting]:
+def _rope(parameters: Mapping[str, Any], scalings: tuple[str, ...] = ("linear", "llama3")) -> Hyperparameters:
     kind = parameters["rope_type"]
     if kind != "default" and kind not in scalings:
         raise TsugikiError(
-            f"llama.cpp cannot carry this model: rope_type {kind!r} is not known here; "
-            f"{', '.join(('default', *scalings))} would be"
+            f"llama.cpp cannot represent this model: rope_type is {kind!r}; "
+            f"{', '.join(('default', *scalings))} are supported"
         )
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise TsugikiError(
-            f"llama.cpp cannot carry this model: partial_rotary_factor is {parameters['partial_rotary_factor']}"
+            f"llama.cpp cannot represent this model: partial_rotary_factor is {parameters['partial_rotary_factor']}"
         )
-    base: dict[str, Setting] = {"rope.freq_base": float(parameters["rope_theta"])}
+    base: Hyperparameters = {"rope.freq_base": float(parameters["rope_theta"])}
     if kind == "linear":
         base |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(parameters["factor"])}
     return base
 
 
-def _only(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a model whose layers all rotate alike."""
+def _shared_rope(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the RoPE parameters of a model whose layers all have the same."""
     return next(iter(parameters.values())) if "rope_type" not in parameters else parameters
 
 
-def _refuse_other_scale(config: Config) -> None:
-    """llama.cpp knows the scale of Gemma's attention from the number of layers."""
+def _check_attention_scale(config: "PretrainedConfig") -> None:
+    """Check the scale of Gemma's attention scores, which llama.cpp derives from the number of layers."""
     large = config.num_hidden_layers == ARCHITECTURES[config.model_type].layers_of_27b
-    scale = config.hidden_size // config.num_attention_heads if large else _head(config)
+    scale = config.hidden_size // config.num_attention_heads if large else _head_dim(config)
     if config.query_pre_attn_scalar != scale:
         raise TsugikiError(
-            f"llama.cpp cannot carry this model: query_pre_attn_scalar is {config.query_pre_attn_scalar}, and it "
-            f"computes with {scale}"
+            f"llama.cpp cannot represent this model: query_pre_attn_scalar is {config.query_pre_attn_scalar}, and "
+            f"llama.cpp uses {scale}"
         )
 
 
-def _refuse_other_pattern(config: Config, period: int) -> None:
-    """llama.cpp takes every layer of Gemma but the last of each period as a sliding one."""
+def _check_layer_types(config: "PretrainedConfig", period: int) -> None:
+    """Check that every `period`-th layer has full attention and the others a sliding window, as in llama.cpp."""
     expected = [
         "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
         for layer in range(config.num_hidden_layers)
     ]
     if list(config.layer_types) != expected:
         raise TsugikiError(
-            f"llama.cpp cannot carry this model: layer_types are not {period - 1} sliding layers before each full one"
+            "llama.cpp cannot represent this model: layer_types must be "
+            f"{period - 1} sliding layers before each full one"
         )
 
-
-_SILU: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
 
 GGUF_ARCHITECTURES: Mapping[str, GgufArchitecture] = MappingProxyType(
     {
@@ -232,7 +242,7 @@ GGUF_ARCHITECTURES: Mapping[str, GgufArchitecture] = MappingProxyType(
         for row in (
             GgufArchitecture(
                 "gpt2",
-                _gpt2,
+                _gpt2_hyperparameters,
                 {
                     "activation_function": _GELU_TANH,
                     "scale_attn_weights": (True,),
@@ -241,26 +251,28 @@ GGUF_ARCHITECTURES: Mapping[str, GgufArchitecture] = MappingProxyType(
                 },
                 _gpt2_tensor,
             ),
-            GgufArchitecture("llama", _llama, _SILU, _llama_tensor, _llama_more),
-            GgufArchitecture("qwen2", _qwen, {**_SILU, "use_sliding_window": (False,)}),
-            GgufArchitecture("qwen3", _qwen, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}),
+            GgufArchitecture("llama", _llama_hyperparameters, _SILU, _llama_tensor, _llama_frequencies),
+            GgufArchitecture("qwen2", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,)}),
+            GgufArchitecture(
+                "qwen3", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}
+            ),
             GgufArchitecture(
                 "gemma",
-                _gemma,
+                _gemma_hyperparameters,
                 {"hidden_act": _GELU_TANH, "attention_bias": (False,)},
                 _gemma_tensor,
-                own_head=False,
+                untied_head=False,
             ),
             GgufArchitecture(
                 "gemma2",
-                _gemma2,
+                _gemma2_hyperparameters,
                 {"hidden_activation": _GELU_TANH, "attention_bias": (False,)},
                 _gemma_tensor,
-                own_head=False,
+                untied_head=False,
             ),
             GgufArchitecture(
                 "gemma3",
-                _gemma3,
+                _gemma3_hyperparameters,
                 {
                     "hidden_activation": _GELU_TANH,
                     "attention_bias": (False,),

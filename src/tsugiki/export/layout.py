@@ -1,16 +1,21 @@
-"""How llama.cpp names and orders the layers of a model, for each architecture that is known here.
+"""The names and row orders that llama.cpp uses for the layers of a model.
 
-`model.layers.0.self_attn.q_proj` is `blk.0.attn_q` there, and the rows of some weights stand in another order: rows
-that rotate together are half a head apart in transformers, and neighbours there (the `llama` family); where queries,
-keys and values of one head stand together, all queries come first there. B of a pair has the rows of its weight.
+llama.cpp calls `model.layers.0.self_attn.q_proj` `blk.0.attn_q`, and it stores the rows of some weights in another
+order than transformers:
 
-The names are the `gguf` package's. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+- Llama family: the two rows that rotary embedding rotates together are half a head apart in transformers, and adjacent
+  in llama.cpp.
+- Fused query, key and value of each head: llama.cpp has the queries of all heads first, then all keys, then all values.
+
+B of a LoRA pair has the same rows as its weight, so its rows change their order as well.
+
+The names are those of the `gguf` package. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,99 +26,110 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.frozen_layer import is_linear
 from tsugiki.lora.targets import base_modules, output_head
 
-RowOrder: TypeAlias = Callable[[Any, int], Tensor]
-"""A model's config and the rows of a weight -> for each row of llama.cpp's weight, which row of transformers' it is."""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
-TABLE, HEAD = "token_embd", "output"
-"""The table of embeddings and the output head."""
-# All others, such as a table of positions, llama.cpp uses without asking for an adapter.
-_ADAPTED = re.compile(rf"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))|{TABLE}|{HEAD}")
+RowOrder: TypeAlias = Callable[["PretrainedConfig", int], Tensor]
+"""(config, number of rows) -> for each row of llama.cpp's weight, the index of that row in transformers' weight."""
+
+TOKEN_EMBEDDING, OUTPUT_HEAD = "token_embd", "output"
+
+# llama.cpp uses every other tensor, such as the position embedding, without looking for an adapter.
+_ADAPTABLE = re.compile(rf"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))|{TOKEN_EMBEDDING}|{OUTPUT_HEAD}")
 
 
-def neighbours(heads: str) -> RowOrder:
-    """Rows that rotate together beside each other; `heads` names the config's number of them."""
+def _interleaved(heads: str) -> RowOrder:
+    """Return the order that interleaves the two halves of each head, so that rows that rotate together are adjacent.
 
-    def order(config: Any, rows: int) -> Tensor:
+    Args:
+        heads: the config's field with the number of heads.
+    """
+
+    def order(config: "PretrainedConfig", rows: int) -> Tensor:
         return torch.arange(rows).view(getattr(config, heads), 2, -1).transpose(1, 2).reshape(-1)
 
     return order
 
 
-def _kinds_apart(config: Any, rows: int) -> Tensor:
-    """All queries, all keys, all values, from the three of each head."""
+QUERY_ORDER, KEY_ORDER = _interleaved("num_attention_heads"), _interleaved("num_key_value_heads")
+"""The row orders of query and key weights in the llama family."""
+
+
+def _fused_heads(config: "PretrainedConfig", rows: int) -> Tensor:
+    """From (query, key, value) of each head to all queries, all keys, all values."""
     return torch.arange(rows).view(config.num_attention_heads, 3, -1).transpose(0, 1).reshape(-1)
 
 
-def _groups_apart(config: Any, rows: int) -> Tensor:
-    """The same, from groups of queries with one key and one value."""
+def _fused_groups(config: "PretrainedConfig", rows: int) -> Tensor:
+    """From (queries, one key, one value) of each group of heads to all queries, all keys, all values."""
     heads = config.num_attention_heads
-    one = 1 if config.multi_query else heads
-    groups = config.num_kv_heads if config.new_decoder_architecture else one
+    key_value_heads = 1 if config.multi_query else heads
+    groups = config.num_kv_heads if config.new_decoder_architecture else key_value_heads
     grouped = torch.arange(rows).view(groups, heads // groups + 2, -1)
     return torch.cat([grouped[:, :-2].reshape(-1), grouped[:, -2].reshape(-1), grouped[:, -1].reshape(-1)])
 
 
-_ROTATED = {"q_proj": neighbours("num_attention_heads"), "k_proj": neighbours("num_key_value_heads")}
+_LLAMA_ORDERS = {"q_proj": QUERY_ORDER, "k_proj": KEY_ORDER}
 
 _ROW_ORDERS: Mapping[str, Mapping[str, RowOrder]] = MappingProxyType(
     {
-        "llama": _ROTATED,
-        "granite": _ROTATED,
-        "smollm3": _ROTATED,
-        "gptneox": {"query_key_value": _kinds_apart},
-        "bloom": {"query_key_value": _kinds_apart},
-        "falcon": {"query_key_value": _groups_apart},
+        "llama": _LLAMA_ORDERS,
+        "granite": _LLAMA_ORDERS,
+        "smollm3": _LLAMA_ORDERS,
+        "gptneox": {"query_key_value": _fused_heads},
+        "bloom": {"query_key_value": _fused_heads},
+        "falcon": {"query_key_value": _fused_groups},
     }
 )
-"""llama.cpp's architecture -> last part of a layer's name -> the order of its rows; all other layers keep theirs.
+"""llama.cpp's architecture -> last part of a layer's name -> its row order. All other layers keep transformers' order.
 
-Every architecture is held to llama.cpp itself by a test.
+A test verifies each architecture against llama.cpp.
 """
 
 
 def llama_cpp_architecture(model: nn.Module) -> str:
-    """llama.cpp's name for the architecture of this model.
+    """Return llama.cpp's name for the architecture of a model.
 
     Raises:
-        TsugikiError: none that is known here.
+        TsugikiError: the architecture is not known here.
     """
     architecture = architecture_of(model)
     if architecture is None or architecture.llama_cpp is None:
         known = [name for name, row in ARCHITECTURES.items() if row.llama_cpp is not None]
         raise TsugikiError(
-            f"{model_type(model)} is not among the architectures whose layout in llama.cpp is known here: "
-            f"{', '.join(known)}"
+            f"the layout of {model_type(model)} in llama.cpp is not known here; known architectures: {', '.join(known)}"
         )
     return architecture.llama_cpp
 
 
-def gguf_names(model: Any) -> dict[str, str]:
-    """Layer -> its name in GGUF, without `.weight`, for every layer of which llama.cpp computes an adapter.
+def gguf_names(model: "PreTrainedModel") -> dict[str, str]:
+    """Map each layer that llama.cpp can adapt to its name in GGUF, without `.weight`.
 
     Raises:
-        TsugikiError: an architecture that is not known here.
+        TsugikiError: the architecture is not known here.
     """
-    return {path: name for path, name in _all_names(model).items() if _ADAPTED.fullmatch(name)}
+    return {path: name for path, name in _all_names(model).items() if _ADAPTABLE.fullmatch(name)}
 
 
-def unsupported_reason(model: Any, path: str) -> str:
-    """Why llama.cpp computes no adapter of this layer, which is not among `gguf_names`.
+def unsupported_reason(model: "PreTrainedModel", path: str) -> str:
+    """Return why llama.cpp cannot adapt a layer that is not in `gguf_names`, as a relative clause.
 
     Raises:
-        TsugikiError: an architecture that is not known here.
+        TsugikiError: the architecture is not known here.
     """
     layers = dict(base_modules(model))
     if path not in layers:
         return "which the base does not have"
     if not is_linear(layers[path]) and not isinstance(layers[path], nn.Embedding):
         return f"which is a {type(layers[path]).__name__}"
-    if path not in _all_names(model):
-        return "which is one tensor with the output head or the table of embeddings"
-    return f"whose adapter llama.cpp passes over ({_all_names(model)[path] or 'no tensor of that name'})"
+    names = _all_names(model)
+    if path not in names:
+        return "whose weight is shared by the token embedding and the output head"
+    return f"whose adapter llama.cpp ignores ({names[path] or 'it has no name for this layer'})"
 
 
-def _all_names(model: Any) -> dict[str, str]:
-    """Every linear layer and embedding, those that share their tensor with another left out; "" for an unknown name."""
+def _all_names(model: "PreTrainedModel") -> dict[str, str]:
+    """Map every linear layer and embedding to its name in GGUF, "" if it has none; tied layers are left out."""
     layers = {
         f"{path}.weight": layer
         for path, layer in base_modules(model)
@@ -121,21 +137,29 @@ def _all_names(model: Any) -> dict[str, str]:
     }
     names = llama_cpp_names(llama_cpp_architecture(model), model.config.num_hidden_layers, layers)
     head = output_head(model)
-    known = any(layer is head for name, layer in layers.items() if name in names)  # Gemma's has no name there
-    tied = model.config.tie_word_embeddings or not known
-    shared = {id(model.get_input_embeddings()), id(head)} if tied else set()
+    head_is_known = any(layer is head for name, layer in layers.items() if name in names)  # it is not for Gemma
+    is_tied = model.config.tie_word_embeddings or not head_is_known
+    tied = {id(model.get_input_embeddings()), id(head)} if is_tied else set()
     return {
         name.removesuffix(".weight"): names.get(name, "").removesuffix(".weight")
         for name, layer in layers.items()
-        if id(layer) not in shared
+        if id(layer) not in tied
     }
 
 
-def row_order(model: Any, path: str, rows: int) -> Tensor | None:
-    """For each row of a layer's weight in llama.cpp, which row of transformers' it is; None where all are the same.
+def row_order(model: "PreTrainedModel", path: str, rows: int) -> Tensor | None:
+    """Return for each row of a layer's weight in llama.cpp the index of that row in transformers' weight.
+
+    Args:
+        model: the model.
+        path: the layer's name in it.
+        rows: the number of rows of the layer's weight.
+
+    Returns:
+        [rows], or None if the order is the same.
 
     Raises:
-        TsugikiError: an architecture that is not known here.
+        TsugikiError: the architecture is not known here.
     """
     order = _ROW_ORDERS.get(llama_cpp_architecture(model), {}).get(path.rpartition(".")[2])
     return None if order is None else order(model.config, rows)

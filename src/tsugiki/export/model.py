@@ -1,9 +1,9 @@
-"""A model of Transformers, with an adapter in it or without, exported for llama.cpp and Ollama.
+"""Export a model, with or without an adapter merged into it, for llama.cpp and Ollama.
 
     source = stored_model("embedded")                    # or merged_model("embedded", adapter)
-    export_model(source, Path("tale.gguf"), "q8_0")      # tale.gguf and, for Ollama, tale.Modelfile
+    export_model(source, Path("tale.gguf"), "q8_0")      # writes tale.gguf and, for Ollama, tale.Modelfile
 
-Neither file appears before the first was read back and found to cut text as the model's tokenizer does.
+The files appear only after the GGUF file was read back and found to give the same tokens as the model's tokenizer.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,52 +11,58 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tsugiki.adapters.format import load_adapter
-from tsugiki.base.loading import load_model, load_tokenizer, model_folder
+from tsugiki.base.loading import load_config, load_model, load_tokenizer, model_folder
 from tsugiki.base.model_folder import LazyTensors
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.dtypes import GgufDtype
+from tsugiki.errors import TsugikiError
 from tsugiki.export.architectures import gguf_architecture_of
-from tsugiki.export.model_file import Source, Stored, Written, write_model_gguf
-from tsugiki.export.ollama import CONTEXT, modelfile
+from tsugiki.export.model_file import ModelSource, WrittenModel, write_model_gguf
+from tsugiki.export.ollama import MAX_CONTEXT, modelfile
 from tsugiki.export.tokens import TokenComparison, compare_tokens
 from tsugiki.io.atomic import new_file
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.merge import merge
 
-_NAMES: Mapping[torch.dtype, Stored] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+_GGUF_DTYPES: Mapping[torch.dtype, GgufDtype] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
-class Export:
-    """What was exported."""
+class ModelExport:
+    """The result of an export."""
 
     gguf: Path
     modelfile: Path
-    written: Written
+    written: WrittenModel
     tokens: TokenComparison
 
 
-def stored_model(name: str) -> Source:
-    """The model called `name` (as `load_model` takes it), its tensors where they are.
+def stored_model(name: str) -> ModelSource:
+    """Open a model for export; its tensors are read from its files when they are written.
+
+    Args:
+        name: as for `load_model`.
 
     Raises:
-        TsugikiError: no such model, a missing or broken shard, or no tokenizer.
+        TsugikiError: there is no such model, its architecture cannot be exported, a weight file is missing or broken,
+            or it has no tokenizer.
     """
-    from transformers import AutoConfig
-
     folder = model_folder(name)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise TsugikiError(f"{name} cannot be read: {error_text(error)}") from error
-    gguf_architecture_of(config)  # what cannot be exported is said before anything is read
+    config = load_config(name)
+    gguf_architecture_of(config)  # raises before any weight is read
     weights = LazyTensors(folder)
-    return Source(name, config, weights, _mostly(weights, name), load_tokenizer(name), _ends(folder))
+    return ModelSource(name, config, weights, _matrix_dtype(weights, name), load_tokenizer(name), _end_tokens(folder))
 
 
-def merged_model(name: str, adapter: Path, *, allow_other_base: bool = False) -> Source:
-    """The model called `name` with an adapter folded in, whole in memory in float32.
+def merged_model(name: str, adapter: Path, *, allow_other_base: bool = False) -> ModelSource:
+    """Load a model for export and merge an adapter into it, in memory and in float32.
+
+    Args:
+        name: as for `load_model`.
+        adapter: the adapter's folder.
+        allow_other_base: merge an adapter that was trained on another base.
 
     Raises:
         TsugikiError: as for `stored_model`, `load_adapter` and `merge`.
@@ -65,66 +71,69 @@ def merged_model(name: str, adapter: Path, *, allow_other_base: bool = False) ->
     model = load_model(name)
     load_adapter(model, adapter, allow_other_base=allow_other_base)
     ungraft(merge(model))
-    return Source(name, model.config, model.state_dict(), source.stored, source.tokenizer, source.ends)
+    return ModelSource(name, model.config, model.state_dict(), source.dtype, source.tokenizer, source.ends)
 
 
 def export_model(
-    source: Source,
+    source: ModelSource,
     out: Path,
-    stored: Stored | None = None,
+    dtype: GgufDtype | None = None,
     *,
     original: Path | None = None,
-    allow_other_tokens: bool = False,
+    allow_tokenizer_mismatch: bool = False,
     advance: Callable[[int], None] = lambda done: None,
-) -> Export:
-    """Write a model as a GGUF file, ask how it cuts text, and write a Modelfile beside it.
+) -> ModelExport:
+    """Write a model as a GGUF file, compare the file's tokenizer with the model's, and write a Modelfile.
 
     Args:
         source: the model.
-        out: the file, whose name ends in `.gguf`; neither it nor the Modelfile may be there.
-        stored: what its matrices are stored in; as the source where nothing is said.
-        original: the GGUF file that the source's base came from; its metadata are kept.
-        allow_other_tokens: keep a file that cuts text otherwise than the model's tokenizer.
-        advance: called with how many numbers each tensor has, once it is written.
+        out: the file; its name must end in `.gguf`. Neither it nor the Modelfile may exist.
+        dtype: the type of the matrices in the file; if None, that of the source.
+        original: the GGUF file that the source's base was converted from; its metadata are copied.
+        allow_tokenizer_mismatch: keep a file whose tokenizer gives other tokens than the model's.
+        advance: called after each tensor with its number of elements.
 
     Raises:
-        TsugikiError: as for `write_model_gguf`; or the file cuts text otherwise. Nothing is written then.
+        TsugikiError: as for `write_model_gguf`, or the tokens differ. Nothing is written then.
     """
     if out.suffix != ".gguf":
-        raise TsugikiError(f"{out} is to be a GGUF file: give it a name that ends in .gguf")
-    beside = out.with_suffix(".Modelfile")
-    context = min(source.config.max_position_embeddings, CONTEXT)
-    with new_file(beside) as text, new_file(out) as part:
-        text.write_text(modelfile(f"./{out.name}", stop=_stops(source), num_ctx=context), encoding="utf-8")
-        written = write_model_gguf(source, part, stored, original=original, advance=advance)
-        tokens = compare_tokens(source.tokenizer, part)
-        if tokens.problems and not allow_other_tokens:
-            more = f" (and {len(tokens.problems) - 1} more such)" if len(tokens.problems) > 1 else ""
+        raise TsugikiError(f"{out}: the name of a GGUF file must end in .gguf")
+    modelfile_path = out.with_suffix(".Modelfile")
+    context = min(source.config.max_position_embeddings, MAX_CONTEXT)
+    with new_file(modelfile_path) as temporary_modelfile, new_file(out) as temporary:
+        text = modelfile(f"./{out.name}", stop=_stop_texts(source), num_ctx=context)
+        temporary_modelfile.write_text(text, encoding="utf-8")
+        written = write_model_gguf(source, temporary, dtype, original=original, advance=advance)
+        tokens = compare_tokens(source.tokenizer, temporary)
+        if tokens.problems and not allow_tokenizer_mismatch:
+            more = f" (and {len(tokens.problems) - 1} more)" if len(tokens.problems) > 1 else ""
             raise TsugikiError(
-                f"the export would not read text as the model does: {tokens.problems[0]}{more}; --allow-other-tokens "
-                "writes it all the same"
+                f"the GGUF file would not tokenise text as the model does: {tokens.problems[0]}{more}; "
+                "--allow-tokenizer-mismatch writes it anyway"
             )
-    return Export(out, beside, written, tokens)
+    return ModelExport(out, modelfile_path, written, tokens)
 
 
-def _stops(source: Source) -> list[str]:
-    """Texts that end an answer; a model that has no turns just ends."""
+def _stop_texts(source: ModelSource) -> list[str]:
+    """Return the texts that end an answer; none for a model without a chat template."""
     if source.tokenizer.chat_template is None:
         return []
     ends = dict.fromkeys([source.tokenizer.eos_token_id, *source.ends])
     return [source.tokenizer.decode([token]) for token in ends]
 
 
-def _mostly(weights: LazyTensors, name: str) -> Stored:
-    """What the first matrix is stored in."""
+def _matrix_dtype(weights: Mapping[str, Tensor], name: str) -> GgufDtype:
+    """Return the dtype of the first matrix."""
     first = next((tensor for tensor in weights.values() if tensor.dim() > 1), None)
-    if first is None or first.dtype not in _NAMES:
-        what = "no matrix" if first is None else f"{first.dtype}, neither 16 nor 32 bits of floating point"
-        raise TsugikiError(f"{name} holds {what}, and cannot be exported")
-    return _NAMES[first.dtype]
+    if first is None:
+        raise TsugikiError(f"{name} has no matrix and cannot be exported")
+    if first.dtype not in _GGUF_DTYPES:
+        raise TsugikiError(f"{name} has weights of {first.dtype}; only float32, float16 and bfloat16 can be exported")
+    return _GGUF_DTYPES[first.dtype]
 
 
-def _ends(folder: Path) -> tuple[int, ...]:
+def _end_tokens(folder: Path) -> tuple[int, ...]:
+    """Return the ids of the EOS tokens in a model's generation config; there may be several."""
     from transformers import GenerationConfig
 
     try:

@@ -1,6 +1,6 @@
-"""A whole model as one GGUF file, which llama.cpp and Ollama load.
+"""Write a model as one GGUF file, which llama.cpp and Ollama load.
 
-Tensors are read, changed and written one at a time: what is held at once is the largest of them, a few times over.
+Tensors are read, converted and written one at a time, so the memory needed is a few times that of the largest tensor.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -10,231 +10,252 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as Kind
+from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.loading import meta_model
 from tsugiki.base.model_folder import map_keys
 from tsugiki.data.encoding import document_start
+from tsugiki.dtypes import GgufDtype
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export.architectures import Config, GgufArchitecture, gguf_architecture_of
+from tsugiki.export.architectures import GgufArchitecture, gguf_architecture_of
 from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabulary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Stored: TypeAlias = Literal["f32", "f16", "bf16", "q8_0"]
-"""What matrices are stored in. Vectors and positions are float32 always, as llama.cpp computes with them."""
-STORED: tuple[Stored, ...] = get_args(Stored)
-
-_KINDS: Mapping[str, Kind] = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
-_FILE_TYPES: Mapping[str, gguf.LlamaFileType] = {
-    "f32": gguf.LlamaFileType.ALL_F32,
-    "f16": gguf.LlamaFileType.MOSTLY_F16,
-    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+_TYPES: Mapping[GgufDtype, tuple[GGMLQuantizationType, gguf.LlamaFileType]] = {
+    "f32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "f16": (GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bf16": (GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "q8_0": (GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
-_WRITTEN_HERE = ("general.architecture", "general.file_type", "general.quantization_version")
-_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")  # files of old versions hold them
+"""The tensor type and the file type for each dtype."""
+_NEVER_KEPT = ("general.architecture", "general.file_type", "general.quantization_version")
+_BUFFERS = re.compile(
+    r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$"
+)  # files of old transformers versions hold them
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A model of Transformers, to be written."""
+class ModelSource:
+    """A transformers model to export."""
 
     name: str
-    config: Config
+    config: "PretrainedConfig"
     weights: Mapping[str, Tensor]
-    """By their names in the model. A folder's, read when they are asked for; or a `state_dict`."""
-    stored: Stored
-    """What the model's files hold, or those of the base that it was made from."""
+    """Key -> tensor: `LazyTensors` of a folder, or a `state_dict`."""
+    dtype: GgufDtype
+    """The dtype of the model's files, or of its base's files if an adapter was merged."""
     tokenizer: "PreTrainedTokenizerBase"
     ends: tuple[int, ...] = ()
-    """Tokens that end a text or a turn, besides the tokenizer's end token."""
+    """Ids of tokens that end a text or a turn, in addition to the tokenizer's EOS token."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was written."""
+class WrittenModel:
+    """What a GGUF file contains after it was written."""
 
     architecture: str
+    """llama.cpp's name."""
     tensors: int
     bytes: int
-    stored: Stored
+    dtype: GgufDtype
 
 
 def write_model_gguf(
-    source: Source,
+    source: ModelSource,
     path: Path,
-    stored: Stored | None = None,
+    dtype: GgufDtype | None = None,
     *,
     original: Path | None = None,
     advance: Callable[[int], None] = lambda done: None,
-) -> Written:
-    """Write a model as a GGUF file, and nothing but that: `model.export_model` does all of it, safely.
+) -> WrittenModel:
+    """Write a model to a GGUF file. Use `model.export_model` to also verify the file and write it atomically.
 
     Args:
         source: the model.
-        path: the file. When this fails, a part of it may be there.
-        stored: what its matrices are stored in; as the source where nothing is said.
-        original: the GGUF file that the source's base came from. Its metadata are kept, the tokenizer with them.
-        advance: called with how many numbers each tensor has, once it is written.
+        path: the file. If this function fails, an incomplete file may remain.
+        dtype: the type of the matrices in the file; if None, that of the source. Vectors and position embeddings are
+            float32, which llama.cpp requires.
+        original: the GGUF file that the source's base was converted from. Its metadata, tokenizer included, are copied.
+        advance: called after each tensor with its number of elements.
 
     Raises:
-        TsugikiError: an architecture, a setting or a tokenizer that GGUF has no place for, tensors that are missing or
-            not finite, or no room for the file.
+        TsugikiError: GGUF cannot represent the architecture, a config field or the tokenizer; tensors are missing or
+            not finite; or the disk has too little space.
         OSError: the file cannot be written.
     """
-    stored = stored or source.stored
-    row = gguf_architecture_of(source.config)
-    plan = _plan(source, row, _KINDS[stored])
-    needed, free = sum(entry.bytes for entry in plan), shutil.disk_usage(path.parent).free
+    dtype = dtype or source.dtype
+    tensor_type, file_type = _TYPES[dtype]
+    architecture = gguf_architecture_of(source.config)
+    plan = _plan(source, architecture, tensor_type)
+    needed, free = sum(tensor.bytes for tensor in plan), shutil.disk_usage(path.parent).free
     if free < needed:
         raise TsugikiError(f"{path.parent} has {free / 1e6:,.0f} MB left, and the model needs {needed / 1e6:,.0f} MB")
-    writer = gguf.GGUFWriter(path, row.name)
+    writer = gguf.GGUFWriter(path, architecture.name)
     try:
         if original is None:
-            _add_metadata(writer, source, row)
+            _add_metadata(writer, source, architecture)
         else:
-            _keep_metadata(writer, original, source, row)
-        writer.add_file_type(_FILE_TYPES[stored])
-        if stored == "q8_0":
+            _copy_metadata(writer, original, source, architecture)
+        writer.add_file_type(file_type)
+        if dtype == "q8_0":
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        for entry in plan:
-            writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, entry.kind)
+        for tensor in plan:
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes, tensor.type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for entry in plan:
-            writer.write_tensor_data(entry.read())
-            advance(prod(entry.shape))
+        for tensor in plan:
+            writer.write_tensor_data(tensor.read())
+            advance(prod(tensor.shape))
     finally:
         writer.close()
-    return Written(row.name, len(plan), path.stat().st_size, stored)
+    return WrittenModel(architecture.name, len(plan), path.stat().st_size, dtype)
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A tensor of the file."""
+class _PlannedTensor:
+    """A tensor to be written."""
 
     name: str
+    """llama.cpp's name."""
     shape: tuple[int, ...]
-    kind: Kind
-    tensor: Callable[[], Tensor]
+    type: GGMLQuantizationType
+    load: Callable[[], Tensor]
+    """Returns its values as llama.cpp orders them, before they are cast to `type`."""
 
     @property
     def bytes(self) -> int:
-        block, size = gguf.GGML_QUANT_SIZES[self.kind]
+        block, size = gguf.GGML_QUANT_SIZES[self.type]
         return prod(self.shape) // block * size
 
     def read(self) -> "np.ndarray[Any, Any]":
-        """Its values as they are stored.
+        """Load the tensor and cast or quantise it to its type.
 
         Raises:
-            TsugikiError: one is not finite, or not so any more when it is stored.
+            TsugikiError: a value is not finite, or is too large for the type.
         """
-        tensor = self.tensor().float().contiguous()
+        tensor = self.load().float().contiguous()
         low, high = torch.aminmax(tensor)
         if not torch.isfinite(high - low):
             raise TsugikiError(f"{self.name} is not finite; nothing was written")
-        if self.kind == Kind.F16 and max(-low, high) > torch.finfo(torch.float16).max:
+        if self.type == GGMLQuantizationType.F16 and max(-low, high) > torch.finfo(torch.float16).max:
             raise TsugikiError(f"{self.name} is too large for f16; use bf16 or f32")
-        values: np.ndarray[Any, Any] = gguf.quants.quantize(tensor.numpy(), self.kind)
+        values: np.ndarray[Any, Any] = gguf.quants.quantize(tensor.numpy(), self.type)
         return values
 
 
-def _plan(source: Source, row: GgufArchitecture, kind: Kind) -> list[_Entry]:
-    """Every tensor of the file in the model's own order, none of it read yet."""
-    model = meta_model(source.config)
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    if source.config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
-    names = llama_cpp_names(row.name, source.config.num_hidden_layers, expected)
-    present = _by_model_name(source.weights, model)
-    problems = [f"{name} is missing" for name in expected if name not in present]
-    entries = []
-    for name, shape in expected.items():
-        new = names.get(name)
-        if new is None:
-            raise TsugikiError(f"llama.cpp's {row.name} has no tensor for {name}")
-        if name not in present:
+def _plan(
+    source: ModelSource, architecture: GgufArchitecture, matrix_type: GGMLQuantizationType
+) -> list[_PlannedTensor]:
+    """Describe every tensor of the file, in the order of the model's parameters, without reading any.
+
+    Raises:
+        TsugikiError: the source lacks a tensor or has one of another shape, dtype or name than the config requires.
+    """
+    config = source.config
+    model = meta_model(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    names = llama_cpp_names(architecture.name, config.num_hidden_layers, shapes)
+    key_of = _map_all_keys(source.weights, model)
+    problems = [f"{name} is missing" for name in shapes if name not in key_of]
+    plan = []
+    for name, shape in shapes.items():
+        gguf_name = names.get(name)
+        if gguf_name is None:
+            raise TsugikiError(f"llama.cpp's {architecture.name} has no tensor for {name}")
+        if name not in key_of:
             continue
-        tensor = source.weights[present[name]]
+        tensor = source.weights[key_of[name]]
         if tuple(tensor.shape) != shape:
             problems.append(f"{name} is {list(tensor.shape)}, and the config says {list(shape)}")
         elif not tensor.is_floating_point() or tensor.element_size() < 2:
-            problems.append(f"{name} is of {tensor.dtype}, no floating-point numbers that can be exported")
+            problems.append(f"{name} is of {tensor.dtype}, and only tensors of 16 bits or more can be exported")
         else:
-            changed = tuple(row.change(new, torch.empty(shape, device="meta"), source.config).shape)
-            read = _reader(source, row, present[name], new)
-            entries.append(_Entry(new, changed, _kind_of(new, changed, kind), read))
+            converted = tuple(architecture.convert(gguf_name, torch.empty(shape, device="meta"), config).shape)
+            load = _loader(source, architecture, key_of[name], gguf_name)
+            plan.append(_PlannedTensor(gguf_name, converted, _tensor_type(gguf_name, converted, matrix_type), load))
     if problems:
-        raise TsugikiError(f"{source.name} is not a whole model: {summarise_list(problems)}")
-    more = row.more(source.config)
-    return entries + [_Entry(name, tuple(t.shape), Kind.F32, lambda t=t: t) for name, t in more.items()]  # type: ignore[misc]
+        raise TsugikiError(f"{source.name} is not a complete model: {summarise_list(problems)}")
+    for name, computed in architecture.computed(config).items():
+        plan.append(_PlannedTensor(name, tuple(computed.shape), GGMLQuantizationType.F32, lambda t=computed: t))  # type: ignore[misc]
+    return plan
 
 
-def _reader(source: Source, row: GgufArchitecture, stored_name: str, name: str) -> Callable[[], Tensor]:
-    return lambda: row.change(name, source.weights[stored_name].detach(), source.config)
+def _loader(source: ModelSource, architecture: GgufArchitecture, key: str, gguf_name: str) -> Callable[[], Tensor]:
+    return lambda: architecture.convert(gguf_name, source.weights[key].detach(), source.config)
 
 
-def _kind_of(name: str, shape: tuple[int, ...], kind: Kind) -> Kind:
+def _tensor_type(name: str, shape: tuple[int, ...], matrix_type: GGMLQuantizationType) -> GGMLQuantizationType:
     if len(shape) == 1 or name == "position_embd.weight":
-        return Kind.F32
-    if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
-        return Kind.F16  # rows that are no whole number of blocks
-    return kind
+        return GGMLQuantizationType.F32
+    if shape[-1] % gguf.GGML_QUANT_SIZES[matrix_type][0]:  # the rows cannot be split into blocks
+        return GGMLQuantizationType.F16
+    return matrix_type
 
 
-def _by_model_name(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Mapping[str, str]:
-    """Name in the model -> name in the source.
+def _map_all_keys(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Mapping[str, str]:
+    """Map the names of the model's parameters to the keys of the source.
 
     Raises:
-        TsugikiError: a tensor that the model has no place for.
+        TsugikiError: the source has a tensor that the model has no parameter for.
     """
-    found = map_keys(model, weights.keys()).key_of
-    taken = set(found.values())
-    surplus = [key for key in weights if key not in taken and not _BUFFERS.search(key)]
+    key_of = map_keys(model, weights.keys()).key_of
+    used = set(key_of.values())
+    surplus = [key for key in weights if key not in used and not _BUFFERS.search(key)]
     if surplus:
-        raise TsugikiError(f"the model has no place for {summarise_list(surplus)}; is it of another architecture?")
-    return found
+        raise TsugikiError(
+            f"the model has no parameter for {summarise_list(surplus)}; is its architecture another one?"
+        )
+    return key_of
 
 
-def _add_metadata(writer: gguf.GGUFWriter, source: Source, row: GgufArchitecture) -> None:
+def _add_metadata(writer: gguf.GGUFWriter, source: ModelSource, architecture: GgufArchitecture) -> None:
     writer.add_name(Path(source.name).name)
-    for key, value in row.settings(source.config).items():
-        _add(writer, f"{row.name}.{key}", value)
+    for key, value in architecture.hyperparameters(source.config).items():
+        _add_value(writer, f"{architecture.name}.{key}", value)
     add_vocabulary(writer, read_vocabulary(source.tokenizer, source.config.vocab_size, source.ends))
 
 
-def _keep_metadata(writer: gguf.GGUFWriter, original: Path, source: Source, row: GgufArchitecture) -> None:
+def _copy_metadata(
+    writer: gguf.GGUFWriter, original: Path, source: ModelSource, architecture: GgufArchitecture
+) -> None:
+    """Copy the metadata of the GGUF file that the model's base was converted from.
+
+    Raises:
+        TsugikiError: that file has another architecture or another vocabulary size.
+    """
     fields = gguf.GGUFReader(original).fields
-    architecture = fields["general.architecture"].contents()
+    original_architecture = fields["general.architecture"].contents()
     tokens = len(fields["tokenizer.ggml.tokens"].data)
-    if architecture != row.name or tokens != source.config.vocab_size:
+    if original_architecture != architecture.name or tokens != source.config.vocab_size:
         raise TsugikiError(
-            f"{original} is not what {source.name} came from: a {architecture} of {tokens:,} tokens, and this is a "
-            f"{row.name} of {source.config.vocab_size:,}"
+            f"{source.name} was not converted from {original}: that is a {original_architecture} of {tokens:,} tokens, "
+            f"and this is a {architecture.name} of {source.config.vocab_size:,}"
         )
-    own = set(_WRITTEN_HERE)
-    if source.tokenizer.chat_template is None:  # a text then begins as it does here, which few files say
-        own |= {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token"}
+    replaced = set(_NEVER_KEPT)
+    if source.tokenizer.chat_template is None:  # a plain text then begins as in training, which few files describe
+        replaced |= {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token"}
         writer.add_bos_token_id(document_start(source.tokenizer))
         writer.add_add_bos_token(adds_start(source.tokenizer))
     for key, field in fields.items():
-        if key not in own and not key.startswith("GGUF."):  # the reader's own fields
-            kind = field.types[0]
-            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(key, field.contents(), kind, inner)
+        if key not in replaced and not key.startswith("GGUF."):  # the reader adds fields of this name
+            value_type = field.types[0]
+            element_type = field.types[-1] if value_type == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), value_type, element_type)
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: bool | int | float | str) -> None:
+def _add_value(writer: gguf.GGUFWriter, key: str, value: bool | int | float | str) -> None:
     add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[
         type(value)
     ]

@@ -1,29 +1,28 @@
-"""An Ollama Modelfile: what `ollama create NAME -f FILE` takes. https://docs.ollama.com/modelfile"""
+"""Write a Modelfile, from which `ollama create NAME -f FILE` makes a model. https://docs.ollama.com/modelfile"""
 
 from collections.abc import Sequence
 
-CONTEXT = 4096
-"""Tokens that a Modelfile asks for, where the model takes as many."""
-_NO_ADAPTERS = "# Ollama takes no adapters since version 0.34.1; for that one or a newer, export the merged model."
+MAX_CONTEXT = 4096
+"""The context, in tokens, that a Modelfile asks for if the model's own is not shorter."""
+_NO_ADAPTERS = "# Ollama supports no adapters since version 0.34.1; for that version or newer, export the merged model."
 
 
 def modelfile(
     base: str | None, adapter: str | None = None, stop: Sequence[str] = (), num_ctx: int | None = None
 ) -> str:
-    """The text of a Modelfile.
+    """Return the text of a Modelfile.
 
-    No TEMPLATE is written: it would have to be one of Go's, and a chat template is Jinja's. Ollama finds its own by
-    the chat template in the GGUF file where it knows that; a file with none is completed as plain text.
+    It has no TEMPLATE, because Ollama's templates are written in Go's language and a chat template is written in
+    Jinja. Ollama recognises well-known chat templates in the GGUF file itself; without one, it completes plain text.
 
     Args:
-        base: a GGUF file, by its path from the Modelfile, or a name in Ollama's library; None leaves a line to fill in.
-        adapter: a GGUF adapter, by its path from the Modelfile.
+        base: the path of a GGUF file, relative to the Modelfile, or a name in Ollama's library; None leaves a comment
+            for the user to replace.
+        adapter: the path of a GGUF adapter, relative to the Modelfile.
         stop: texts that end an answer.
-        num_ctx: tokens of context; Ollama's default is short.
+        num_ctx: the context in tokens; Ollama's default is short.
     """
-    lines = [
-        f"FROM {base}" if base else "# FROM the base that the adapter was trained on: a GGUF file, or Ollama's name"
-    ]
+    lines = [f"FROM {base}" if base else "# FROM the adapter's base: a GGUF file, or its name in Ollama's library"]
     if adapter:
         lines = [_NO_ADAPTERS, *lines, f"ADAPTER {adapter}"]
     lines += [f"PARAMETER num_ctx {num_ctx}"] if num_ctx else []

@@ -1,7 +1,8 @@
-"""Does a GGUF file cut text as the tokenizer that a model was trained with? Asked on fixed prompts.
+"""Verify that a GGUF file tokenises text as the tokenizer that the model was trained with.
 
-Where llama.cpp is installed (the package llama-cpp-python) it is asked itself. Where it is not, the file is read back
-as a base is (`gguf_base.tokenizer`, which tests hold to llama.cpp), and of kinds that are not read so, what it says.
+If llama.cpp is installed (the package llama-cpp-python), it tokenises fixed prompts with the file. Otherwise the file's
+tokenizer is built here as for a base model (`base.gguf.tokenizer`, which tests compare with llama.cpp). If that is not
+possible for the tokenizer's type, only the file's metadata are compared.
 """
 
 import ctypes
@@ -18,7 +19,7 @@ from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
-from tsugiki.export.vocabulary import adds_start, other_normalizers
+from tsugiki.export.vocabulary import adds_start, unsupported_normalizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,9 +39,9 @@ PROMPTS = (
     "😀👍🏽👨‍👩‍👧‍👦 → ≠ ∞ 𠮷野家 ①②③",
     '<b>&amp;</b> {"key": [1, 2]} https://example.com/?a=1&b=2',
 )
-"""Compared in every export, beside each special token inside a text."""
+"""The prompts of every export. One more prompt is added for each special token, up to `_MAX_SPECIAL_TOKENS`."""
 
-_SPECIAL = 20  # Gemma has thousands
+_MAX_SPECIAL_TOKENS = 20  # Gemma has thousands of special tokens
 _CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
     [
         {"role": "system", "content": "簡潔に答える。"},
@@ -56,55 +57,69 @@ _CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
 )
 
 
-_Cut: TypeAlias = Callable[[str, bool], list[int]]
-"""Cuts a text, in which special tokens are such; says whether a begin token is put before."""
+_Tokenise: TypeAlias = Callable[[str, bool], list[int]]
+"""(text, whether to add a BOS token as for a prompt) -> token ids; special tokens in the text are recognised."""
 
 
 @dataclass(frozen=True)
 class TokenComparison:
-    """What came of it."""
+    """The differences between the tokenizer in a GGUF file and the model's own."""
 
-    asked: str
-    """Who cut the text: llama.cpp, or nobody."""
+    tokenized_by: str
+    """What tokenised the prompts with the file: llama.cpp, or Tsugiki's reader of GGUF files, or nothing."""
     prompts: int
-    """How many were cut by both."""
+    """The number of prompts that were tokenised."""
     problems: tuple[str, ...]
-    """What differs; empty where all is the same."""
+    """The differences found, one sentence each."""
     notes: tuple[str, ...] = ()
-    """What would differ on text that is not among the prompts."""
+    """Known differences that the prompts do not show."""
 
 
 def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenComparison:
-    """Compare tokens, begin and end tokens and chat template of a GGUF file with the tokenizer's.
+    """Compare the tokens, the BOS and EOS tokens and the chat template of a GGUF file with a tokenizer's.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        path: the GGUF file.
 
     Raises:
         TsugikiError: llama.cpp cannot read the file.
     """
     notes = tuple(
-        f"llama.cpp does not normalise text ({name}) as this tokenizer does" for name in other_normalizers(tokenizer)
+        f"llama.cpp does not normalise text ({name}) as this tokenizer does"
+        for name in unsupported_normalizers(tokenizer)
     )
-    with _llama_cpp(path) if _has_llama_cpp() else _read_back(path) as (asked, said, cut):
-        problems = _differing_words(tokenizer, said)
-        special = [tokenizer.decode([token]) for token in sorted(tokenizer.all_special_ids) if token < said.tokens]
-        prompts = [*PROMPTS, *(f"春{token}は {token}\n" for token in special[:_SPECIAL])] if cut else []
-        if cut:
-            for prompt, ours in zip(prompts, encode(tokenizer, prompts), strict=True):
-                problems += _difference(prompt, ours, cut(prompt, False))
-            start = [document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id]
-            expected = (start if adds_start(tokenizer) else []) + encode(tokenizer, ["春"])[0]
-            problems += _difference("春", expected, cut("春", True), " as a prompt")
-            problems += _compare_templates(tokenizer, said.template, cut)
-    return TokenComparison(asked, len(prompts), tuple(problems), notes)
+    with _llama_cpp_reader(path) if _has_llama_cpp() else _own_reader(path) as reader:
+        problems = _compare_metadata(tokenizer, reader)
+        if reader.tokenise is None:
+            return TokenComparison(reader.name, 0, tuple(problems), notes)
+        special_ids = [token for token in sorted(tokenizer.all_special_ids) if token < reader.tokens]
+        special = [tokenizer.decode([token]) for token in special_ids[:_MAX_SPECIAL_TOKENS]]
+        prompts = [*PROMPTS, *(f"春{token}は {token}\n" for token in special)]
+        for prompt, expected in zip(prompts, encode(tokenizer, prompts), strict=True):
+            problems += _compare_ids(prompt, expected, reader.tokenise(prompt, False))
+        start = [document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id]
+        expected = (start if adds_start(tokenizer) else []) + encode(tokenizer, ["春"])[0]
+        problems += _compare_ids("春", expected, reader.tokenise("春", True), " as a prompt")
+        problems += _compare_templates(tokenizer, reader.template, reader.tokenise)
+    return TokenComparison(reader.name, len(prompts), tuple(problems), notes)
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a file says of its tokenizer."""
+class _Reader:
+    """What llama.cpp, or Tsugiki's own reader, finds in a GGUF file."""
 
+    name: str
     tokens: int
+    """The size of the vocabulary."""
     end: int
+    """The id of the EOS token."""
     adds_start: bool
+    """Whether a prompt begins with BOS."""
     template: str | None
+    """The chat template."""
+    tokenise: _Tokenise | None
+    """None if the tokenizer cannot be built."""
 
 
 def _has_llama_cpp() -> bool:
@@ -112,55 +127,55 @@ def _has_llama_cpp() -> bool:
 
 
 @contextmanager
-def _read_back(path: Path) -> Iterator[tuple[str, _Said, _Cut | None]]:
-    """What the file says, and its tokenizer as a base's is read from a GGUF file, where it is of a kind that is."""
+def _own_reader(path: Path) -> Iterator[_Reader]:
+    """Read a GGUF file with Tsugiki's own reader."""
     header = read_header(path)
     end, start = (header.metadata[f"tokenizer.ggml.{kind}_token_id"] for kind in ("eos", "bos"))
-    said = _Said(
+    adds_bos = bool(header.metadata.get("tokenizer.ggml.add_bos_token"))
+    built = _build_tokenizer(path, header)
+
+    def tokenise(text: str, add_special: bool) -> list[int]:
+        return ([start] if add_special and adds_bos else []) + encode(built, [text])[0]
+
+    method = "only metadata were compared" if built is None else "Tsugiki's reader"
+    yield _Reader(
+        f"{method} (llama-cpp-python is not installed)",
         len(header.metadata["tokenizer.ggml.tokens"]),
         end,
-        bool(header.metadata.get("tokenizer.ggml.add_bos_token")),
+        adds_bos,
         header.metadata.get("tokenizer.chat_template"),
+        None if built is None else tokenise,
     )
-    back = _tokenizer_of(path, header)
-    if back is None:
-        yield "the file alone (llama-cpp-python is not installed)", said, None
-        return
-
-    def cut(text: str, add: bool) -> list[int]:
-        return ([start] if add and said.adds_start else []) + encode(back, [text])[0]
-
-    yield "the file, read back (llama-cpp-python is not installed)", said, cut
 
 
-def _tokenizer_of(path: Path, header: GgufHeader) -> "PreTrainedTokenizerBase | None":
-    """That of a GGUF file; None where it is of a kind that cannot be read back."""
+def _build_tokenizer(path: Path, header: GgufHeader) -> "PreTrainedTokenizerBase | None":
+    """Build the tokenizer of a GGUF file; None if that is not possible."""
     if header.metadata["tokenizer.ggml.model"] not in SUPPORTED_TOKENIZERS:
         return None
     with TemporaryDirectory() as folder:
         try:
             return build_tokenizer(path.absolute(), header, Path(folder))
-        except Exception:  # anything: one without merges, say
+        except Exception:  # transformers fails in many ways, for example on a tokenizer without merges
             return None
 
 
-def _differing_words(tokenizer: "PreTrainedTokenizerBase", said: _Said) -> list[str]:
+def _compare_metadata(tokenizer: "PreTrainedTokenizerBase", reader: _Reader) -> list[str]:
     template = tokenizer.chat_template
     default = template.get("default") if isinstance(template, dict) else template
-    pairs = [
-        ("the end token", said.end, document_end(tokenizer)),
-        ("the chat template", said.template, default),
-        ("whether a prompt begins with the begin token", said.adds_start, adds_start(tokenizer)),
+    values = [
+        ("the end token", reader.end, document_end(tokenizer)),
+        ("the chat template", reader.template, default),
+        ("whether a prompt begins with the begin token", reader.adds_start, adds_start(tokenizer)),
     ]
     return [
-        f"{what} is {_short(theirs)} in the file and {_short(ours)} here"
-        for what, theirs, ours in pairs
-        if theirs != ours
+        f"{what} is {_abbreviate(in_file)} in the file and {_abbreviate(expected)} in the tokenizer"
+        for what, in_file, expected in values
+        if in_file != expected
     ]
 
 
-def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | None, cut: _Cut) -> list[str]:
-    """A conversation as each renders and cuts it."""
+def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | None, tokenise: _Tokenise) -> list[str]:
+    """Compare a conversation as llama-cpp-python renders and tokenises it with the tokenizer's."""
     if tokenizer.chat_template is None or template is None or not _has_llama_cpp():
         return []
     from jinja2 import TemplateError
@@ -170,38 +185,43 @@ def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | Non
     )
     for conversation in _CONVERSATIONS:
         try:
-            ours = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        except TemplateError:  # some have no system role
+            expected = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        except TemplateError:  # some templates reject the system role
             continue
-        theirs = formatter(messages=conversation).prompt
-        if ours != theirs:
-            return [f"a conversation is {_short(theirs)} in llama.cpp and {_short(ours)} here"]
-        return _difference(ours, encode(tokenizer, [ours])[0], cut(theirs, False))
+        rendered = formatter(messages=conversation).prompt
+        if expected != rendered:
+            return [
+                f"a conversation is rendered as {_abbreviate(rendered)} by llama.cpp and as {_abbreviate(expected)} "
+                "by the tokenizer"
+            ]
+        return _compare_ids(expected, encode(tokenizer, [expected])[0], tokenise(rendered, False))
     return []
 
 
-def _difference(text: str, ours: Sequence[int], theirs: Sequence[int], where: str = "") -> list[str]:
-    if list(ours) == list(theirs):
+def _compare_ids(text: str, expected: Sequence[int], in_file: Sequence[int], where: str = "") -> list[str]:
+    """Return a sentence about the first difference, or nothing if the tokens are equal."""
+    if list(expected) == list(in_file):
         return []
-    first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    differing = (i for i, (a, b) in enumerate(zip(expected, in_file, strict=False)) if a != b)
+    first = next(differing, min(len(expected), len(in_file)))
     return [
-        f"{_short(text)}{where} is {len(theirs)} tokens in the file and {len(ours)} here; from token {first + 1} on "
-        f"{list(theirs[first : first + 4])} and {list(ours[first : first + 4])}"
+        f"{_abbreviate(text)}{where} is {len(in_file)} tokens in the file and {len(expected)} in the tokenizer; from "
+        f"token {first + 1} on {list(in_file[first : first + 4])} and {list(expected[first : first + 4])}"
     ]
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…" + text[0]
 
 
 @contextmanager
-def _llama_cpp(path: Path) -> Iterator[tuple[str, _Said, _Cut]]:
-    """What llama.cpp reads in the file, and how it cuts a text."""
+def _llama_cpp_reader(path: Path) -> Iterator[_Reader]:
+    """Read a GGUF file with llama.cpp, whose log is silenced meanwhile."""
     lib: Any = importlib.import_module("llama_cpp")
-    before, data = lib.llama_log_callback(), ctypes.c_void_p()
-    lib.llama_log_get(ctypes.byref(before), ctypes.byref(data))
-    silent = lib.llama_log_callback(lambda level, text, data: None)  # it says much
+    callback, data = lib.llama_log_callback(), ctypes.c_void_p()
+    lib.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+    silent = lib.llama_log_callback(lambda level, text, data: None)
     lib.llama_log_set(silent, None)
     model = None
     try:
@@ -212,25 +232,23 @@ def _llama_cpp(path: Path) -> Iterator[tuple[str, _Said, _Cut]]:
             raise TsugikiError(f"llama.cpp cannot read {path}")
         vocabulary = lib.llama_model_get_vocab(model)
 
-        def cut(text: str, add: bool) -> list[int]:
-            coded = text.encode()
-            room = len(coded) + 8
-            ids = (lib.llama_token * room)()
-            count = lib.llama_tokenize(vocabulary, coded, len(coded), ids, room, add, True)
+        def tokenise(text: str, add_special: bool) -> list[int]:
+            encoded = text.encode()
+            capacity = len(encoded) + 8
+            ids = (lib.llama_token * capacity)()
+            count = lib.llama_tokenize(vocabulary, encoded, len(encoded), ids, capacity, add_special, True)
             return list(ids[:count])
 
         template = lib.llama_model_chat_template(model, None)
-        yield (
+        yield _Reader(
             f"llama.cpp (llama-cpp-python {lib.__version__})",
-            _Said(
-                lib.llama_vocab_n_tokens(vocabulary),
-                lib.llama_vocab_eos(vocabulary),
-                lib.llama_vocab_get_add_bos(vocabulary),
-                template.decode() if template else None,
-            ),
-            cut,
+            lib.llama_vocab_n_tokens(vocabulary),
+            lib.llama_vocab_eos(vocabulary),
+            lib.llama_vocab_get_add_bos(vocabulary),
+            template.decode() if template else None,
+            tokenise,
         )
     finally:
         if model:
             lib.llama_model_free(model)
-        lib.llama_log_set(before, data)
+        lib.llama_log_set(callback, data)

@@ -1,13 +1,13 @@
-"""A tokenizer as the metadata of a GGUF file.
+"""Represent a tokenizer as metadata of a GGUF file.
 
-llama.cpp has tokenizers of its own, and a GGUF file says which of them to use with which vocabulary:
+llama.cpp implements three kinds of tokenizer. A GGUF file names the kind (`model`) and contains the vocabulary:
 
-    gpt2     byte-level BPE: merges, and how text is cut before them, by a name from a fixed list (`pre`)
-    llama    SentencePiece's BPE, or any BPE over characters with bytes for the rest: a merge is taken by the score of
-             what it makes, with no list of pairs
-    t5       SentencePiece's unigram model: the likeliest cut by the scores of its pieces
+    gpt2     byte-level BPE: a list of merges, and the name of a fixed way to split text before the merges (`pre`)
+    llama    SentencePiece's BPE, or any BPE over characters with byte fallback: no list of merges, the merge whose
+             result has the highest score comes first
+    t5       SentencePiece's unigram model: the most likely segmentation by the scores of the pieces
 
-Whether it then cuts text as ours does is asked of llama.cpp itself, in `tokens`.
+`tokens` verifies that the file then gives the same tokens as the tokenizer.
 """
 
 import base64
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What stands for a space in SentencePiece's vocabularies."""
+"""The character that represents a space in SentencePiece's vocabularies."""
 
-_NEVER = -1e30  # the score of what no merge makes
+_NEVER_MERGED = -1e30  # the score of a token that no merge produces
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 _CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -46,46 +46,48 @@ PRE_TOKENIZERS: Mapping[tuple[str, ...], str] = {
     (rf"{_CASED}|{_UPPER}|\p{{N}}|{_REST_SLASH}",): "tekken",
     (rf"{_CASED}{_SHORT}?|{_UPPER}{_SHORT}?|\p{{N}}{{1,3}}|{_REST_SLASH}",): "gpt-4o",
 }
-"""How a byte-level tokenizer cuts text before its merges -> llama.cpp's name of it."""
+"""The steps by which a byte-level tokenizer splits text before the merges -> llama.cpp's name for them."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer."""
+    """The metadata of a tokenizer in a GGUF file."""
 
     model: str
+    """`gpt2`, `llama` or `t5`."""
     tokens: Sequence[str]
     types: Sequence[TokenType]
     scores: Sequence[float] | None
     merges: Sequence[str] | None
     ids: Mapping[str, int]
-    """Kind of special token -> its id, as `gguf.SpecialVocab` calls them."""
+    """Kind of special token, by the names of `gguf.SpecialVocab` -> its id."""
     add_bos: bool
     chat_template: str | list[dict[str, str]] | None
     pre: str = "default"
+    """llama.cpp's name for the way to split text before the merges."""
     add_space_prefix: bool = False
     remove_extra_whitespaces: bool | None = None
     charsmap: bytes | None = None
 
 
 def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Sequence[int] = ()) -> Vocabulary:
-    """The tokenizer as llama.cpp can have it.
+    """Convert a tokenizer to the metadata of a GGUF file.
 
     Args:
-        tokenizer: of a model.
-        rows: of the model's embedding; those that have no token get one that is never used.
-        ends: ids that end a text or a turn, besides the tokenizer's end token.
+        tokenizer: a model's tokenizer.
+        rows: the number of rows of the model's embedding; rows without a token get an unused one.
+        ends: ids of tokens that end a text or a turn, in addition to the EOS token.
 
     Raises:
-        TsugikiError: a tokenizer of a kind that llama.cpp does not have, or with more tokens than the model has rows.
+        TsugikiError: llama.cpp has no such kind of tokenizer, or there are more tokens than rows.
     """
     fields = _fields(tokenizer)
     kind = fields["model"].get("type")
-    cut = _parts(fields["pre_tokenizer"])
-    byte_level = any(part["type"] == "ByteLevel" for part in cut)
+    pre_tokenizers = _steps(fields["pre_tokenizer"])
+    byte_level = any(step["type"] == "ByteLevel" for step in pre_tokenizers)
     model = {"BPE": "gpt2" if byte_level else "llama", "Unigram": "t5"}.get(kind)
     if model is None:
-        raise TsugikiError(f"the tokenizer is a {kind}; llama.cpp can have a BPE or a Unigram one")
+        raise TsugikiError(f"the tokenizer is a {kind} model; llama.cpp supports BPE and Unigram models")
     tokens, types = _tokens(tokenizer, fields, rows, spaces=model != "gpt2")
     vocabulary = Vocabulary(
         model,
@@ -98,7 +100,9 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
         chat_template=_template(tokenizer),
     )
     if model == "gpt2":
-        return replace(vocabulary, merges=[" ".join(pair) for pair in _merges(fields)], pre=_pre(fields, cut))
+        return replace(
+            vocabulary, merges=[" ".join(pair) for pair in _merges(fields)], pre=_pre(fields, pre_tokenizers)
+        )
     prefix = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE)
     if model == "llama":
         return replace(vocabulary, scores=_scores_of_merges(fields, tokens), add_space_prefix=prefix)
@@ -108,13 +112,13 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
         ids={**vocabulary.ids, "unknown": fields["model"]["unk_id"] or 0},
         scores=[float(scores.get(text, 0.0)) for text in tokens],
         add_space_prefix=prefix,
-        remove_extra_whitespaces=_merges_spaces(fields),
+        remove_extra_whitespaces=_removes_extra_spaces(fields),
         charsmap=_charsmap(fields),
     )
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    """Put the metadata of a tokenizer into a file that is being written."""
+    """Add the metadata of a tokenizer to a GGUF file that is being written."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -122,14 +126,14 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     if vocabulary.scores is not None:
         writer.add_token_scores(vocabulary.scores)
     if vocabulary.merges is not None:
-        writer.add_token_merges(vocabulary.merges or [""])  # llama.cpp asks that there be a list
+        writer.add_token_merges(vocabulary.merges or [""])  # llama.cpp requires a list
     if vocabulary.charsmap is not None:
         writer.add_precompiled_charsmap(vocabulary.charsmap)
     if vocabulary.remove_extra_whitespaces is not None:
         writer.add_remove_extra_whitespaces(vocabulary.remove_extra_whitespaces)
     writer.add_add_space_prefix(vocabulary.add_space_prefix)
     writer.add_add_bos_token(vocabulary.add_bos)
-    writer.add_add_eos_token(False)  # what is to be gone on with has not ended
+    writer.add_add_eos_token(False)  # a prompt that will be continued must not end with EOS
     for kind, token in vocabulary.ids.items():
         writer.add_uint32(f"tokenizer.ggml.{kind}_token_id", token)
     if vocabulary.chat_template:
@@ -137,62 +141,66 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 def adds_start(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a prompt begins with the start token: always, as here (`data.encoding`), unless there is a chat template.
+    """Return whether a prompt begins with a start token.
 
-    A template says for itself how a conversation begins; what stands before plain text is then the tokenizer's word.
+    Without a chat template it always does, as in training (see `data.encoding`). With one, the template decides how a
+    conversation begins, and the tokenizer decides how plain text begins.
     """
     if tokenizer.chat_template is None:
         return True
     return bool(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
 
 
-def other_normalizers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """What the tokenizer does to text before it cuts it, and llama.cpp does not: NFC, say."""
-    parts = _parts(_fields(tokenizer)["normalizer"])
-    return [part["type"] for part in parts if part["type"] not in ("Precompiled", "Prepend", "Replace")]
+def unsupported_normalizers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the normalisations of a tokenizer that llama.cpp does not do, such as NFC."""
+    steps = _steps(_fields(tokenizer)["normalizer"])
+    return [step["type"] for step in steps if step["type"] not in ("Precompiled", "Prepend", "Replace")]
 
 
 def _fields(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TsugikiError(
-            "the tokenizer has no tokenizer.json; save it with one (save_pretrained of a fast tokenizer)"
+            "the tokenizer has no tokenizer.json; load it as a fast tokenizer and save it again (save_pretrained)"
         )
     fields: dict[str, Any] = json.loads(backend.to_str())
     return fields
 
 
-def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normalizer or a pre-tokenizer."""
-    if part is None:
+def _steps(component: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the steps of a normalizer or a pre-tokenizer, which may be a sequence of several."""
+    if component is None:
         return []
-    steps = part.get("pretokenizers") or part.get("normalizers")
-    return [inner for step in steps for inner in _parts(step)] if steps else [part]
+    members = component.get("pretokenizers") or component.get("normalizers")
+    return [step for member in members for step in _steps(member)] if members else [component]
 
 
 def _tokens(
     tokenizer: "PreTrainedTokenizerBase", fields: Mapping[str, Any], rows: int, *, spaces: bool
 ) -> tuple[list[str], list[TokenType]]:
-    """Text and type of every token in the order of their ids.
+    """Return the text and the type of every token, in the order of their ids.
 
     Args:
-        tokenizer: whose they are.
-        fields: of its tokenizer.json.
-        rows: of the model's embedding.
-        spaces: whether llama.cpp writes spaces as SentencePiece does.
+        tokenizer: the tokenizer.
+        fields: the content of its tokenizer.json.
+        rows: the number of rows of the model's embedding.
+        spaces: whether the kind of tokenizer writes a space as ▁, as SentencePiece does.
+
+    Raises:
+        TsugikiError: a token that is not an added one has no row, or two tokens have the same text.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     added = {token["id"]: token for token in fields["added_tokens"]}
     surplus = [text for text, token in vocabulary.items() if token >= rows and token not in added]
     if surplus:
         raise TsugikiError(
-            f"the tokenizer has {len(surplus):,} tokens more than the model's {rows:,} rows: {summarise_list(surplus)}"
+            f"the tokenizer has {len(surplus):,} more tokens than the model's {rows:,} rows: {summarise_list(surplus)}"
         )
     unknown = tokenizer.unk_token_id
     tokens = [f"[PAD{row}]" for row in range(rows)]
     types = [TokenType.UNUSED] * rows
     for text, token in vocabulary.items():
-        if token >= rows:  # such as Gemma's for images: the model cannot read it
+        if token >= rows:  # such as Gemma's image token, for which the text model has no embedding
             continue
         tokens[token] = text
         if token in added:
@@ -205,14 +213,14 @@ def _tokens(
                 tokens[token] = text.replace(" ", SPACE)
         if token == unknown and spaces:
             types[token] = TokenType.UNKNOWN
-    twice = [text for text, times in Counter(tokens).items() if times > 1]
-    if twice:
-        raise TsugikiError(f"llama.cpp would take several tokens for the same: {summarise_list(twice)}")
+    duplicates = [text for text, count in Counter(tokens).items() if count > 1]
+    if duplicates:
+        raise TsugikiError(f"llama.cpp would confuse tokens that have the same text: {summarise_list(duplicates)}")
     return tokens, types
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", ends: Sequence[int]) -> dict[str, int]:
-    """The special tokens; with no begin token, what stands before a text in its place."""
+    """Return the ids of the special tokens. BOS is the token before every text: EOS if there is no BOS token."""
     end = document_end(tokenizer)
     begin = document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id
     ids = {"bos": end if begin is None else begin, "eos": end}
@@ -230,58 +238,58 @@ def _template(tokenizer: "PreTrainedTokenizerBase") -> str | list[dict[str, str]
 
 
 def _merges(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The pairs; files of old versions write one as a string with a space between."""
+    """Return the merges as pairs; old versions of tokenizers write a pair as one string with a space in it."""
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in fields["model"]["merges"])
     return [(left, right) for left, right in pairs]
 
 
-def _pre(fields: Mapping[str, Any], cut: Sequence[Mapping[str, Any]]) -> str:
-    """llama.cpp's name for how text is cut before the merges.
+def _pre(fields: Mapping[str, Any], pre_tokenizers: Sequence[Mapping[str, Any]]) -> str:
+    """Return llama.cpp's name for the way in which a byte-level tokenizer splits text before the merges.
 
     Raises:
-        TsugikiError: it has none that is known here.
+        TsugikiError: llama.cpp has no name for it.
     """
-    steps = []
-    for part in cut:
-        if part["type"] == "ByteLevel":
-            steps += ["a space in front"] if part["add_prefix_space"] else []
-            steps += ["bytes"] if part["use_regex"] else []
-        elif part["type"] == "Digits" and part["individual_digits"]:
-            steps.append("digits")
-        elif part["type"] == "Split" and part["behavior"] == "Isolated" and "Regex" in part["pattern"]:
-            steps.append(part["pattern"]["Regex"])
+    descriptions = []
+    for step in pre_tokenizers:
+        if step["type"] == "ByteLevel":
+            descriptions += ["a space in front"] if step["add_prefix_space"] else []
+            descriptions += ["bytes"] if step["use_regex"] else []
+        elif step["type"] == "Digits" and step["individual_digits"]:
+            descriptions.append("digits")
+        elif step["type"] == "Split" and step["behavior"] == "Isolated" and "Regex" in step["pattern"]:
+            descriptions.append(step["pattern"]["Regex"])
         else:
-            steps.append(f"{part['type']} {part.get('pattern', part.get('behavior', ''))}")
-    name = PRE_TOKENIZERS.get(tuple(steps))
+            descriptions.append(f"{step['type']} {step.get('pattern', step.get('behavior', ''))}")
+    name = PRE_TOKENIZERS.get(tuple(descriptions))
     if name is None and not fields["model"]["merges"]:
-        return "gpt-2"  # single bytes, wherever text is cut
+        return "gpt-2"  # without merges every token is one byte, so splitting changes nothing
     if name is None:
         raise TsugikiError(
-            f"llama.cpp cannot cut text as this tokenizer does: {' then '.join(steps) or 'not at all'} is none of "
-            f"{', '.join(PRE_TOKENIZERS.values())}"
+            f"llama.cpp cannot split text as this tokenizer does ({' then '.join(descriptions) or 'not at all'}); it "
+            f"supports {', '.join(PRE_TOKENIZERS.values())}"
         )
     return name
 
 
 def _scores_of_merges(fields: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
-    """A score for each token by which the merge that comes first in the list is also the best: minus its place."""
-    places: dict[str, int] = {}
-    for place, (left, right) in enumerate(_merges(fields)):
-        places.setdefault((left + right).replace(" ", SPACE), place)
-    return [-float(places[text]) if text in places else _NEVER for text in tokens]
+    """Return a score for each token such that earlier merges have higher scores: minus the position of the merge."""
+    positions: dict[str, int] = {}
+    for position, (left, right) in enumerate(_merges(fields)):
+        positions.setdefault((left + right).replace(" ", SPACE), position)
+    return [-float(positions[text]) if text in positions else _NEVER_MERGED for text in tokens]
 
 
-def _merges_spaces(fields: Mapping[str, Any]) -> bool:
-    """Whether several spaces count as one, and those at the ends as none."""
-    return any(part["type"] == "WhitespaceSplit" for part in _parts(fields["pre_tokenizer"])) or any(
-        part["type"] == "Replace" and part["pattern"].get("Regex") in (" {2,}", SPACE + "{2,}")
-        for part in _parts(fields["normalizer"])
+def _removes_extra_spaces(fields: Mapping[str, Any]) -> bool:
+    """Return whether the tokenizer merges repeated spaces into one and removes those at both ends."""
+    return any(step["type"] == "WhitespaceSplit" for step in _steps(fields["pre_tokenizer"])) or any(
+        step["type"] == "Replace" and step["pattern"].get("Regex") in (" {2,}", SPACE + "{2,}")
+        for step in _steps(fields["normalizer"])
     )
 
 
 def _charsmap(fields: Mapping[str, Any]) -> bytes | None:
-    """SentencePiece's table of what characters are replaced before anything else."""
+    """Return SentencePiece's table of characters that are replaced before tokenisation; None if there is none."""
     coded = next(
-        (part["precompiled_charsmap"] for part in _parts(fields["normalizer"]) if part["type"] == "Precompiled"), None
+        (step["precompiled_charsmap"] for step in _steps(fields["normalizer"]) if step["type"] == "Precompiled"), None
     )
     return base64.b64decode(coded) if coded else None

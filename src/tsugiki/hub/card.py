@@ -19,7 +19,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tsugiki.adapters.format import Base
 from tsugiki.base.loading import EMBEDDED
-from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads, rank_for_vllm, refused_by_vllm
+from tsugiki.export.compatibility import (
+    can_merge,
+    is_plain_lora,
+    peft_reads,
+    rank_for_vllm,
+    vllm_incompatibilities,
+)
 from tsugiki.hub.markdown import code_span, fenced
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS, format_of
@@ -65,7 +71,7 @@ class CardData:
 
 def model_card(adapter: CardData) -> str:
     """The text of `README.md`."""
-    form, refused = format_of(adapter.config), refused_by_vllm(adapter.config)
+    form, refused = format_of(adapter.config), vllm_incompatibilities(adapter.config)
     page = (
         _environment()
         .get_template("card.md")

@@ -1,12 +1,13 @@
 """What another program will refuse of the adapter that a run would train, said before it does."""
 
 from tsugiki.base.loading import load_meta_model
-from tsugiki.export.loaders import refusals_before_training
+from tsugiki.export import Loader
+from tsugiki.export.compatibility import incompatibilities_before_training
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import RunConfig
 
 
-def refusals_of_run(loader: str, settings: RunConfig) -> list[str]:
+def refusals_of_run(loader: Loader, settings: RunConfig) -> list[str]:
     """Why `loader` would not do with the run's adapter what Tsugiki does; none: it will.
 
     Raises:
@@ -14,4 +15,4 @@ def refusals_of_run(loader: str, settings: RunConfig) -> list[str]:
     """
     if not METHODS[settings.method].trains_adapter:
         return ["it trains every weight, so that there will be no adapter: export the model"]
-    return refusals_before_training(loader, settings.adapter_config, load_meta_model(settings.model))
+    return incompatibilities_before_training(loader, settings.adapter_config, load_meta_model(settings.model))

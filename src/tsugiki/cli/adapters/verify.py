@@ -1,24 +1,15 @@
 """`tsugiki adapters verify`."""
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsugiki.cli.adapters.options import Library
 from tsugiki.errors import TsugikiError
+from tsugiki.export import Loader
 
 if TYPE_CHECKING:
     from tsugiki.train.config import RunConfig
-
-
-class Loader(StrEnum):
-    """What else may be meant to load the adapter."""
-
-    llama_cpp = "llama.cpp"
-    ollama = "ollama"
-    peft = "peft"
-    vllm = "vllm"
 
 
 _SETTINGS = (".yaml", ".yml")
@@ -46,7 +37,7 @@ def verify_command(
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
     from tsugiki.adapters.verify import known_base, verify
     from tsugiki.cli.tables import say
-    from tsugiki.export.loaders import refusals
+    from tsugiki.export.compatibility import incompatibilities
     from tsugiki.io.progress import RunProgress
     from tsugiki.train.verify_loaders import refusals_of_run
 
@@ -64,7 +55,7 @@ def verify_command(
                 problems = refusals_of_run(_required(loader, name), _settings(name, model))
             else:
                 folder = adapter_folder(name, home)
-                problems = verify(folder, base) or (refusals(loader.value, folder, model) if loader else [])
+                problems = verify(folder, base) or (incompatibilities(loader, folder, model) if loader else [])
             broken += bool(problems)
             for problem in problems or ["nothing is wrong"]:
                 say(f"{name}: {problem}")
@@ -81,7 +72,7 @@ def _settings(path: str, model: str | None) -> "RunConfig":
     return load_config(Path(path), {"model": model} if model else {})
 
 
-def _required(loader: Loader | None, name: str) -> str:
+def _required(loader: Loader | None, name: str) -> Loader:
     if loader is None:
         raise TsugikiError(f"{name} is a run's settings: --for says which loader is to be asked about its adapter")
-    return loader.value
+    return loader

@@ -1,0 +1,194 @@
+"""Predict what other programs do with an adapter: which would reject it, or load it and compute something else.
+
+llama.cpp and Ollama load the GGUF file that `tsugiki export --gguf` writes; PEFT and vLLM load the adapter's folder.
+The answers can be given before training. Tests verify the statements about llama.cpp and PEFT against these programs;
+those about Ollama and vLLM are from their sources. vLLM's `lora/peft_helper.py` rejects DoRA, modules_to_save, biases
+and ranks above --max-lora-rank, and uses one alpha and one rank for all layers. Its list of supported models
+(docs.vllm.ai) has no LoRA for GPT-2.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from tsugiki.adapters.format import read_base, read_peft_config
+from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
+from tsugiki.base.fingerprint import is_different_base
+from tsugiki.base.loading import load_meta_model
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.export import Loader
+from tsugiki.export.layout import gguf_names, llama_cpp_architecture, unsupported_reason
+from tsugiki.lora.adapter import trained_biases
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.targets import find_modules_to_save, find_targets
+from tsugiki.methods.method import PREFIX, AdapterFormat
+from tsugiki.methods.table import METHODS, format_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank accepts
+_VLLM_DEFAULT_RANK = 16
+_EMBEDDING_AND_HEAD_NAMES = frozenset({"lm_head", "embed_out", "wte", "wpe", "embed_tokens", "embed_in"})
+_MERGE = "export it merged into its base instead (--merged)"
+# "LoRA adapters are no longer supported": github.com/ollama/ollama/pull/14969, server/create.go
+_OLLAMA = f"Ollama supports no adapters since version 0.34.1; for that version or newer, {_MERGE}"
+
+
+def incompatibilities(loader: Loader, folder: Path, model: str | None = None) -> list[str]:
+    """Return why a program will not do the same with an adapter as Tsugiki; empty if it will.
+
+    Args:
+        loader: the program.
+        folder: the adapter.
+        model: the adapter's base; if None, the base that the adapter names.
+
+    Raises:
+        TsugikiError: the loader is not known, or the folder is not an adapter or is broken.
+    """
+    _check_loader(loader)
+    config = read_peft_config(folder)
+    base = read_base(folder)
+    problems = []
+    if model is not None and is_different_base(base.fingerprint, model):
+        problems.append(f"it was trained on another base than {model}, which {loader} does not check")
+    if loader in ("peft", "vllm"):
+        return problems + _config_incompatibilities(loader, config)
+    if not isinstance(config, LoraConfig):
+        return problems + _not_lora(config) + _ollama(loader)
+    try:
+        shape = load_meta_model(model or base.name or "")
+    except TsugikiError as error:
+        return [*problems, f"whether llama.cpp can load it depends on its base: {error}", *_ollama(loader)]
+    return problems + llama_cpp_incompatibilities(read_lora_weights(folder), shape) + _ollama(loader)
+
+
+def incompatibilities_before_training(loader: Loader, config: Any, model: "PreTrainedModel") -> list[str]:
+    """Return what `incompatibilities` will return for an adapter that is not trained yet.
+
+    Args:
+        loader: the program.
+        config: the adapter's config, of any method.
+        model: the base; a model on the meta device is enough.
+
+    Raises:
+        TsugikiError: the loader is not known, or the config does not fit the model.
+    """
+    _check_loader(loader)
+    if loader in ("peft", "vllm"):
+        return _config_incompatibilities(loader, config)
+    if not isinstance(config, LoraConfig):
+        return _not_lora(config) + _ollama(loader)
+    targets = find_targets(model, config)
+    whole = [*find_modules_to_save(model, config), *trained_biases(model, config, targets)]
+    return _llama_cpp(model, targets, whole, config.use_dora) + _ollama(loader)
+
+
+def llama_cpp_incompatibilities(lora: LoraWeights, model: "PreTrainedModel") -> list[str]:
+    """Return why llama.cpp cannot compute this adapter of `model`, which may be on the meta device; empty if it can."""
+    whole = [key.removeprefix(PREFIX) for key in lora.others if not _is_frozen_copy(key, lora)]
+    dora = any(layer.magnitude is not None for layer in lora.layers.values())
+    return _llama_cpp(model, lora.layers, whole, dora)
+
+
+def vllm_incompatibilities(config: Any) -> list[str]:
+    """Return why vLLM does not serve an adapter, or serves it wrongly; each is a predicate whose subject is "it"."""
+    if not isinstance(config, LoraConfig):
+        return ["is not LoRA"]
+    reasons = {
+        "is for GPT-2's kind of layer (Conv1D), and vLLM has no LoRA for GPT-2": config.fan_in_fan_out,
+        "is DoRA": config.use_dora,
+        "contains whole modules (modules_to_save)": bool(config.modules_to_save),
+        "trains biases": config.bias != "none",
+        "has layers of different ranks or alphas, which vLLM scales alike": bool(
+            config.rank_pattern or config.alpha_pattern
+        ),
+        f"has a rank above {_VLLM_RANKS[-1]}": config.r > _VLLM_RANKS[-1],
+    }
+    return [reason for reason, applies in reasons.items() if applies]
+
+
+def rank_for_vllm(config: LoraConfig) -> int | None:
+    """Return the --max-lora-rank that vLLM needs, or None if its default is enough or no accepted value is."""
+    if config.r <= _VLLM_DEFAULT_RANK:
+        return None
+    return next((rank for rank in _VLLM_RANKS if rank >= config.r), None)
+
+
+def peft_reads(adapter_format: AdapterFormat[Any, Any]) -> bool:
+    """Return whether PEFT loads adapters of this format."""
+    return any(method.readable_by_peft for method in METHODS.values() if method.config is adapter_format.config)
+
+
+def can_merge(adapter_format: AdapterFormat[Any, Any]) -> bool:
+    """Return whether adapters of this format can be merged into the base, which every program can then load."""
+    return any(method.mergeable for method in METHODS.values() if method.config is adapter_format.config)
+
+
+def is_plain_lora(config: Any) -> bool:
+    """Return whether an adapter is LoRA on layers inside the blocks only, which llama.cpp supports for every base.
+
+    llama.cpp supports LoRA on embeddings and output heads for some bases only; `incompatibilities` decides that.
+    """
+    if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
+        return False
+    targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or ()
+    return not any(target.rpartition(".")[2] in _EMBEDDING_AND_HEAD_NAMES for target in targets)
+
+
+def _check_loader(loader: str) -> None:
+    if loader not in get_args(Loader):
+        raise TsugikiError(f"unknown loader {loader!r}; known loaders: {', '.join(get_args(Loader))}")
+
+
+def _config_incompatibilities(loader: Loader, config: Any) -> list[str]:
+    """Return the incompatibilities with PEFT or vLLM, which do not depend on the base."""
+    if loader == "vllm":
+        return [f"it {reason}" for reason in vllm_incompatibilities(config)]
+    adapter_format = format_of(config)
+    return [] if peft_reads(adapter_format) else [f"PEFT has no such method ({adapter_format.peft_type})"]
+
+
+def _not_lora(config: Any) -> list[str]:
+    adapter_format = format_of(config)
+    instead = f"; {_MERGE}" if can_merge(adapter_format) else ""
+    return [f"llama.cpp supports only LoRA, and this is {adapter_format.peft_type}{instead}"]
+
+
+def _ollama(loader: Loader) -> list[str]:
+    return [_OLLAMA] if loader == "ollama" else []
+
+
+def _llama_cpp(model: "PreTrainedModel", layers: Collection[str], whole: Collection[str], dora: bool) -> list[str]:
+    """Return the incompatibilities of a LoRA adapter with llama.cpp.
+
+    Args:
+        model: the base.
+        layers: names of the layers with LoRA factors.
+        whole: names of parameters and modules that are trained without factors.
+        dora: whether the adapter has DoRA's magnitudes.
+    """
+    try:
+        llama_cpp_architecture(model)
+    except TsugikiError as error:
+        return [str(error)]
+    names = gguf_names(model)
+    unsupported: dict[str, list[str]] = {}
+    for path in layers:
+        if path not in names:
+            unsupported.setdefault(unsupported_reason(model, path), []).append(path)
+    problems = [f"it adapts {summarise_list(paths)}, {reason}" for reason, paths in unsupported.items()]
+    if whole:
+        problems.append(
+            f"it trains parameters without LoRA factors ({summarise_list(list(whole))}), which llama.cpp cannot load; "
+            f"{_MERGE}"
+        )
+    if dora:
+        problems.append(f"llama.cpp does not support the magnitudes of DoRA; {_MERGE}")
+    return problems
+
+
+def _is_frozen_copy(key: str, lora: LoraWeights) -> bool:
+    """Return whether a tensor is the frozen weight that PEFT may store with the LoRA factors of an embedding."""
+    path = key.removeprefix(PREFIX)
+    return path.endswith(".base_layer.weight") and path.removesuffix(".base_layer.weight") in lora.layers
