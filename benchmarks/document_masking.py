@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.data.blocks import Blocks, pack
+from tsugiki.data.collator import Collator
 from tsugiki.data.store import RecordIndex, TokenStore
-from tsugiki.fast.document_masking import Collator, DocumentMasking, detect_document_masking
+from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
 from tsugiki.labels import IGNORE_INDEX
 
 _LENGTHS = [5, 12, 3, 21, 9, 55, 17, 2, 30]
@@ -59,7 +60,7 @@ def main() -> None:
             if model.config._attn_implementation != attention:
                 continue  # the architecture has only one attention implementation
             chosen = detect_document_masking(model)
-            blocks = pack(_store(), np.arange(len(_LENGTHS)), _ROW, pad=0, share_rows=chosen != "rows")
+            blocks = pack(_store(), np.arange(len(_LENGTHS)), _ROW, pad=0, share_rows=chosen != "separate_rows")
             shared = pack(_store(), np.arange(len(_LENGTHS)), _ROW, pad=0)
             print(
                 f"| {model_type} | {attention} | {chosen} | {_difference(model, blocks, chosen):.1e} | "

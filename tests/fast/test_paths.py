@@ -11,9 +11,10 @@ from torch import Tensor
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, store_of, tiny_model
 from tsugiki import LoraConfig, graft, merge
 from tsugiki.data.blocks import pack
+from tsugiki.data.collator import Collator
 from tsugiki.fast import attention, paths
 from tsugiki.fast.attention import NAME
-from tsugiki.fast.document_masking import Collator, detect_document_masking
+from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.methods.table import METHODS
@@ -38,7 +39,7 @@ def batch(model: Any) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 140, 30, 65, 14, 20, 7)]
     isolation = detect_document_masking(model)
-    blocks = pack(store_of(records), np.arange(7), 150, pad=0, share_rows=isolation != "rows")
+    blocks = pack(store_of(records), np.arange(7), 150, pad=0, share_rows=isolation != "separate_rows")
     return Collator(isolation, model.dtype)([blocks[row] for row in range(2)])
 
 

@@ -123,7 +123,7 @@ def record(**changes: Any) -> RunRecord:
             "blocks": 194,
             "block_size": 256,
             "blocks_fingerprint": "sha256:01",
-            "document_masking": "positions",
+            "document_masking": "position_ids",
             "target_tokens_per_epoch": 49494,
             "tokens_per_epoch": 49692,
             "padding": 74,

@@ -81,7 +81,7 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
     )  # fmt: skip
     ours = tiny_model("llama", vocab_size=257)
     prepare_model(ours, config)
-    trainer = run_module.build_trainer(config, ours, byte_tokenizer(), blocks, "positions")
+    trainer = run_module.build_trainer(config, ours, byte_tokenizer(), blocks, "position_ids")
     order = rows_in_order(trainer, 16)
     trainer.train()
 

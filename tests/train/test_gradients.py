@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from tests.tiny import shake, store_of, tiny_model
 from tsugiki import LoraConfig, graft
 from tsugiki.data.blocks import pack
-from tsugiki.fast.document_masking import Collator, detect_document_masking
+from tsugiki.data.collator import Collator
+from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.dropout import disable_dropout
@@ -30,7 +31,7 @@ def batch(model: Any, size: int = 24) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 30, 5, 14, 20, 7, 11)]
     isolation = detect_document_masking(model)
-    blocks = pack(store_of(records), np.arange(7), size, pad=0, share_rows=isolation != "rows")
+    blocks = pack(store_of(records), np.arange(7), size, pad=0, share_rows=isolation != "separate_rows")
     return Collator(isolation, model.dtype)([blocks[row] for row in range(4)])
 
 

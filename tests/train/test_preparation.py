@@ -96,7 +96,7 @@ def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest
 
 def test_a_model_that_cannot_isolate_says_so():
     prepared = prepare(lines("w.jsonl", works()), kind="bloom")
-    assert prepared.document_masking == "rows"
+    assert prepared.document_masking == "separate_rows"
     assert any("m cannot mask documents" in note for note in prepared.notes)
     assert all(len(prepared.blocks.row(i)) == 1 for i in range(len(prepared.blocks)))
 

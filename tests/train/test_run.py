@@ -17,7 +17,7 @@ from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import TEXT, byte_tokenizer, logits, save_tiny, store_of, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, trainable_parameters, ungraft
 from tsugiki.data.blocks import Blocks, pack
-from tsugiki.fast.document_masking import detect_document_masking
+from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train import run as run_module

@@ -14,7 +14,7 @@ from tsugiki.bench.models import build
 from tsugiki.bench.work import StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
-from tsugiki.fast.document_masking import detect_document_masking
+from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.model import load_dtype, prepare_model
 from tsugiki.train.run import build_trainer

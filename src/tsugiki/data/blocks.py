@@ -7,7 +7,7 @@ A row consists of segments. A document that is longer than a row continues in an
 is repeated as the first token of the next one, so that every token is predicted exactly once. The last segment of a
 long document shares a row with other documents. A completion or a conversation is never split: tokens that do not fit
 are cut off at its end and counted. Rows are filled by best fit, longest segments first, to keep padding small.
-Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masking`).
+Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`).
 """
 
 import hashlib

@@ -126,6 +126,12 @@ def causal_spans(mask: Tensor | None) -> Tensor | None:
     return first if torch.equal(seen, span) and bool((first <= places).all()) else None
 
 
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask to add to scores: the dtype's lowest number where `hidden`, 0 elsewhere."""
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min)
+
+
 def _known_spans(mask: Tensor | None) -> Tensor | None:
     """`causal_spans`, worked out once for all layers that are given this mask."""
     if mask is None:
@@ -212,5 +218,4 @@ def _apply_mask(scores: Tensor, first: Tensor, start: int, low: int) -> None:
     at = start - low if bool((first == low).all()) else 0
     queries = torch.arange(start, start + scores.shape[-2])
     hidden = (places[at:] > queries[:, None]) | (places[at:] < first[..., None])
-    lowest = torch.zeros(hidden.shape, dtype=scores.dtype).masked_fill_(hidden, torch.finfo(scores.dtype).min)
-    scores[..., at:] += lowest[:, None]
+    scores[..., at:] += additive_mask(hidden, scores.dtype)[:, None]

@@ -1,112 +1,213 @@
-"""Attention masks of text behind a soft prompt, which every token sees, whatever keeps the text apart.
+"""Attention masks that keep the documents of a packed row apart, with or without a soft prompt before them.
 
-Packed documents see the prompt and not each other; padding between the prompt and the text is seen by none; a sliding
-window counts from a token's own place.
+How a model can be made to mask documents from each other depends on its architecture and on transformers (5.24): most
+do it by position ids that start again at 0, if there is no attention mask and no cache; OPT needs an attention mask;
+BLOOM can do neither. So `detect_document_masking` tries them: if two short documents share a row, the second one must
+have the logits that it has alone, and its logits must be bit-identical whatever the first one says.
+
+With a soft prompt, every token sees the prompt. Packed documents see it but not each other, nothing sees the padding
+between the prompt and the text, and a sliding window counts positions within the document.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.attention import NAME
+from tsugiki.fast.attention import NAME, additive_mask
 
-_ADDITIVE_MASKS = ("eager", "sdpa", NAME)  # attention that takes a mask of numbers
-_EVERYWHERE, _NOWHERE = -1, -2  # instead of a document's number: of the prompt, and of padding
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DocumentMasking: TypeAlias = Literal["position_ids", "attention_mask", "separate_rows"]
+"""By position ids that start again, by a 4-d attention mask, or not at all: each document has separate rows."""
+
+_FIRST, _SECOND = 9, 14  # the lengths of the two documents that are tried, in tokens
+_ADDITIVE_MASKS = ("eager", "sdpa", NAME)  # the attention implementations that take an additive mask
+_PROMPT, _PADDING = -1, -2  # instead of a document's number
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """The positions and documents of the keys in rows of a batch, of which the last `queries` are attended from."""
+
+    positions: Tensor
+    """The position of each key in its document, after the prompt, [rows, keys]."""
+    documents: Tensor
+    """The number of each key's document in its row, [rows, keys]; `_PROMPT` is seen from all, `_PADDING` from none."""
+    queries: int
+
+
+def detect_document_masking(model: "PreTrainedModel") -> DocumentMasking:
+    """Return the first kind of masking that keeps documents apart in this model; the model is left as it was."""
+    first, other, second = torch.split(probe_ids(model, 2 * _FIRST + _SECOND)[0], [_FIRST, _FIRST, _SECOND])
+    with evaluating(model):
+        alone = model(input_ids=second[None], use_cache=False).logits[0]
+        kinds: tuple[DocumentMasking, ...] = ("position_ids", "attention_mask")
+        for masking in kinds:
+            try:
+                packed = _logits_of_second(model, first, second, masking)
+                same = torch.equal(packed, _logits_of_second(model, other, second, masking))
+            except (ValueError, RuntimeError, TypeError, TsugikiError):  # the model does not take such a mask
+                continue
+            if same and same_to_rounding(packed, alone):
+                return masking
+    return "separate_rows"
+
+
+def mask_documents(
+    batch: dict[str, Tensor], masking: DocumentMasking, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Return the arguments of a model for packed rows, so that it masks documents from each other.
+
+    Args:
+        batch: `input_ids`, `labels` and `position_ids`, [rows, length]; positions start at 0 in each document.
+        masking: what the model can do.
+        dtype: of an attention mask; the model's.
+    """
+    match masking:
+        case "position_ids":
+            return batch
+        case "attention_mask":
+            positions = batch["position_ids"]
+            layout = RowLayout(positions, count_documents(positions), positions.shape[-1])
+            return {**batch, "attention_mask": document_mask(layout, dtype)}
+        case "separate_rows":  # one document in each row, which causal attention masks correctly
+            return {name: tensor for name, tensor in batch.items() if name != "position_ids"}
+
+
+def count_documents(positions: Tensor) -> Tensor:
+    """Return the number of each token's document in its row, [rows, length].
+
+    A new document starts where a position does not follow the one before, as transformers detects packed rows.
+    """
+    return (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+
+
+def is_packed(positions: Tensor) -> bool:
+    """Whether a row holds several documents, given the positions [rows, length]."""
+    return bool((positions.diff(dim=-1) != 1).any())
+
+
+def document_mask(layout: RowLayout, dtype: torch.dtype, window: int | None = None) -> Tensor:
+    """Return the additive mask of rows with several documents, [rows, 1, queries, keys].
+
+    The mask is additive, and not boolean, because eager attention adds a boolean mask as a number.
+
+    Args:
+        layout: of the rows.
+        dtype: of the mask.
+        window: the number of positions that a token sees, itself included; None: all before it.
+    """
+    positions, documents, queries = layout.positions, layout.documents, layout.queries
+    order = torch.arange(positions.shape[-1], device=positions.device)
+    visible = (documents[:, -queries:, None] == documents[:, None]) | (documents[:, None] == _PROMPT)
+    visible &= order <= order[-queries:, None]
+    if window is not None:
+        visible &= positions[:, -queries:, None] - positions[:, None] < window
+    return additive_mask(~visible, dtype)[:, None]
+
+
+def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
+    """Return the masks of rows after a soft prompt, in the form in which the model makes its own.
+
+    Args:
+        base: the decoder.
+        layout: of the rows, with the prompt.
+
+    Returns:
+        A mask [rows, 1, queries, keys], or one for each kind of attention layer that the config names.
+
+    Raises:
+        TsugikiError: the model has a kind of attention for which no mask is known.
+    """
+    config = base.config.get_text_config()
+    if config._attn_implementation not in _ADDITIVE_MASKS:
+        raise TsugikiError(
+            f"{config._attn_implementation} attention takes no mask, which packed or padded rows with a soft prompt "
+            "need; use model.set_attn_implementation('sdpa')"
+        )
+    if has_unknown_window(base):
+        raise TsugikiError(
+            f"a soft prompt in {type(base).__name__} cannot be combined with packed rows or with padding on the left; "
+            "use a batch of single documents padded on the right"
+        )
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    masks = [document_mask(layout, base.dtype, window) for window in attention_windows(base)]
+    return dict(zip(kinds, masks, strict=True)) if kinds else masks[0]
 
 
 def extend_mask(mask: Any, length: int) -> Tensor:
-    """A mask of the text, [rows, tokens] or [rows, 1, queries, keys], with columns of a prompt that all see."""
+    """Return a mask of the text with `length` columns before it for a prompt that every token sees.
+
+    Args:
+        mask: [rows, tokens] or [rows, 1, queries, keys].
+        length: of the prompt, in tokens.
+    """
     if not isinstance(mask, Tensor):
         raise TsugikiError(
             f"a soft prompt takes an attention mask of two or four dimensions, not a {type(mask).__name__}"
         )
-    seen = mask.dim() == 2 or mask.dtype == torch.bool
-    columns = mask.new_full((*mask.shape[:-1], length), 1 if seen else 0)
-    return torch.cat([columns, mask], dim=-1)
+    visible = 1 if mask.dim() == 2 or mask.dtype == torch.bool else 0
+    return torch.cat([mask.new_full((*mask.shape[:-1], length), visible), mask], dim=-1)
 
 
-def apart(mask: Any) -> bool:
-    """Whether padding stands before tokens, and so between them and the prompt."""
+def has_left_padding(mask: Any) -> bool:
+    """Whether padding precedes tokens in a 2-d mask, and so stands between a prompt and the text."""
     return isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask.long().diff(dim=-1) > 0).any())
 
 
-def packed(positions: Tensor) -> bool:
-    """Whether a row holds several documents, as transformers tells: a position does not follow the one before."""
-    return bool((positions.diff(dim=-1) != 1).any())
+def packed_layout(positions: Tensor, length: int) -> RowLayout:
+    """Return the layout of packed rows after a prompt.
+
+    Args:
+        positions: of the text, [rows, tokens].
+        length: of the prompt, in tokens.
+    """
+    with_prompt = torch.cat([_prompt_positions(positions, length), positions + length], dim=-1)
+    documents = F.pad(count_documents(positions), (length, 0), value=_PROMPT)
+    return RowLayout(with_prompt, documents, positions.shape[-1])
 
 
-def packed_layout(positions: Tensor, length: int) -> tuple[Tensor, Tensor, int]:
-    """Places and documents [rows, prompt + tokens] of packed rows behind a prompt, and the number of tokens."""
-    places = torch.cat([_prompt_places(positions, length), positions + length], dim=-1)
-    document = (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1)
-    return places, F.pad(document, (length, 0), value=_EVERYWHERE), positions.shape[-1]
+def padded_layout(mask: Tensor, queries: int, length: int) -> RowLayout:
+    """Return the layout of rows with padding on the left, after a prompt.
+
+    Args:
+        mask: [rows, tokens], 0 for padding.
+        queries: how many of the tokens are new; the others are in the cache.
+        length: of the prompt, in tokens.
+    """
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0) + length
+    documents = F.pad(torch.where(mask.bool(), 0, _PADDING), (length, 0), value=_PROMPT)
+    return RowLayout(torch.cat([_prompt_positions(positions, length), positions], dim=-1), documents, queries)
 
 
-def padded_layout(mask: Tensor, tokens: int, length: int) -> tuple[Tensor, Tensor, int]:
-    """The same of rows with padding, of which the last `tokens` are new: padding is a document by itself."""
-    places = (mask.long().cumsum(-1) - 1).clamp(min=0) + length
-    document = torch.where(mask.bool(), 0, _NOWHERE)
-    places = torch.cat([_prompt_places(places, length), places], dim=-1)
-    return places, F.pad(document, (length, 0), value=_EVERYWHERE), tokens
-
-
-def _prompt_places(like: Tensor, length: int) -> Tensor:
-    return torch.arange(length, device=like.device).expand(len(like), -1)
-
-
-def windows(base: Any) -> list[int | None]:
-    """How many tokens the layers see at most, each number once; None: all."""
+def attention_windows(base: Any) -> list[int | None]:
+    """Return the sliding window of each kind of attention layer, sorted by the kind's name; None: no window."""
     config = base.config.get_text_config()
     window: int | None = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     return [window] if not kinds else [window if kind == "sliding_attention" else None for kind in sorted(kinds)]
 
 
-def is_unknown(base: Any) -> bool:
-    """Whether layers see less than all by a rule that no mask of ours follows."""
+def has_unknown_window(base: Any) -> bool:
+    """Whether layers of the model restrict attention by a rule that `document_mask` does not know."""
     config = base.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     return bool(kinds) or any(getattr(config, name, None) for name in ("attention_chunk_size", "window_size"))
 
 
-def masks(base: Any, places: Tensor, document: Tensor, tokens: int) -> Tensor | dict[str, Tensor]:
-    """Masks of rows behind a prompt (see `_mask`), in the form in which the model makes its own.
-
-    Raises:
-        TsugikiError: a kind of attention for which this is not known.
-    """
-    config = base.config.get_text_config()
-    if config._attn_implementation not in _ADDITIVE_MASKS:
-        raise TsugikiError(
-            f"{config._attn_implementation} attention takes no mask, which packed or padded rows behind a soft prompt "
-            "need; use model.set_attn_implementation('sdpa')"
-        )
-    if is_unknown(base):
-        raise TsugikiError(
-            f"rows of several documents, or padded on the left, do not go with a soft prompt in {type(base).__name__}"
-        )
-    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
-    made = [_mask(places, document, tokens, base.dtype, window) for window in windows(base)]
-    return dict(zip(kinds, made, strict=True)) if kinds else made[0]
+def _prompt_positions(like: Tensor, length: int) -> Tensor:
+    return torch.arange(length, device=like.device).expand(len(like), -1)
 
 
-def _mask(places: Tensor, document: Tensor, tokens: int, dtype: torch.dtype, window: int | None) -> Tensor:
-    """[rows, 1, tokens, keys], 0 where one of the last tokens sees a key, the type's lowest number elsewhere.
-
-    Args:
-        places: of the keys [rows, keys], in the text of their own and behind the prompt.
-        document: the number of each key's; those of the prompt are seen from all.
-        tokens: how many of the keys ask.
-        dtype: of the mask.
-        window: how many tokens are seen at most; None: all.
-    """
-    order = torch.arange(places.shape[-1], device=places.device)
-    own = document[:, -tokens:, None] == document[:, None]
-    seen = (own | (document[:, None] == _EVERYWHERE)) & (order <= order[-tokens:, None])
-    if window is not None:
-        seen &= places[:, -tokens:, None] - places[:, None] < window
-    mask = torch.zeros(seen.shape, dtype=dtype, device=places.device)
-    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+def _logits_of_second(model: "PreTrainedModel", first: Tensor, second: Tensor, masking: DocumentMasking) -> Tensor:
+    """Return the logits of the second of two documents in one row, [length, vocabulary]."""
+    positions = torch.cat([torch.arange(len(first)), torch.arange(len(second))]).to(model.device)
+    batch = {"input_ids": torch.cat([first, second])[None], "position_ids": positions[None]}
+    logits: Tensor = model(**mask_documents(batch, masking, model.dtype), use_cache=False).logits
+    return logits[0, len(first) :]

@@ -30,14 +30,14 @@ from tsugiki.base.inference import evaluating
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import (
-    apart,
+    attention_windows,
     extend_mask,
-    is_unknown,
-    masks,
-    packed,
+    has_left_padding,
+    has_unknown_window,
+    is_packed,
     packed_layout,
     padded_layout,
-    windows,
+    prompt_masks,
 )
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.swap import CHILD, Undo
@@ -300,7 +300,7 @@ def _prepend_prompt(
             "model.gradient_checkpointing_disable()"
         )
     mask, positions, length = kwargs.get("attention_mask"), kwargs.get("position_ids"), len(base.tsugiki.embedding)
-    padded = (is_unknown(base) or windows(base) != [None]) and apart(mask)
+    padded = (has_unknown_window(base) or attention_windows(base) != [None]) and has_left_padding(mask)
     cache = kwargs.pop("past_key_values", None) if kwargs.get("cache") is None else kwargs["cache"]
     is_first_call = cache is None or not cache.get_seq_length()
     if is_first_call:
@@ -308,10 +308,10 @@ def _prepend_prompt(
     kwargs[_cache_argument(base)] = cache
     if mask is not None:
         kwargs["attention_mask"] = (
-            masks(base, *padded_layout(mask, text.shape[1], length)) if padded else extend_mask(mask, length)
+            prompt_masks(base, padded_layout(mask, text.shape[1], length)) if padded else extend_mask(mask, length)
         )
-    elif is_first_call and positions is not None and packed(positions):
-        kwargs["attention_mask"] = masks(base, *packed_layout(positions, length))
+    elif is_first_call and positions is not None and is_packed(positions):
+        kwargs["attention_mask"] = prompt_masks(base, packed_layout(positions, length))
     if positions is not None:
         kwargs["position_ids"] = positions + length
     if "use_cache" in names and kwargs.get("use_cache") is None:

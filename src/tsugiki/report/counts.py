@@ -6,9 +6,9 @@ from typing import Any
 from tsugiki.report.formatting import fill_template
 
 _ISOLATION = {
-    "positions": "do not see each other (positions begin anew)",
-    "mask": "do not see each other (a mask)",
-    "rows": "each in rows of its own",
+    "position_ids": "do not see each other (positions begin anew)",
+    "attention_mask": "do not see each other (a mask)",
+    "separate_rows": "each in rows of its own",
 }
 _LINES = (
     ("to learn", "{train[documents]:,} records, {train[characters]:,} characters"),

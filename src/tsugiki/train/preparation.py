@@ -6,9 +6,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from tsugiki.base.context import context_length
+from tsugiki.base.inference import seeded
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
@@ -23,7 +23,7 @@ from tsugiki.data.splits import (
 )
 from tsugiki.data.store import RecordIndex, TokenStore, open_store, read_index
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.fast.document_masking import DocumentMasking, detect_document_masking
+from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import graft, ungraft
@@ -113,9 +113,9 @@ def pack_data(
     """
     size = _block_size(config, model)
     masking = _document_masking(config, model)
-    blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "rows")
+    blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "separate_rows")
     notes = [*split.notes]
-    if masking == "rows":
+    if masking == "separate_rows":
         notes.append(
             f"{config.model} cannot mask documents in the same row from each other: each document has separate rows, "
             "which are padded"
@@ -270,8 +270,7 @@ def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMa
         return detect_document_masking(model)
     # The probe's prompt consists of embeddings of real tokens. A normally distributed prompt causes so much rounding
     # error in bfloat16 that the probe could not tell the documents apart.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a resumed run must get the same answer
+    with seeded(0):  # a resumed run must get the same answer
         graft(model, PromptTuningConfig(length, prompt_tuning_init="SAMPLE_VOCAB"))
     try:
         return detect_document_masking(model)

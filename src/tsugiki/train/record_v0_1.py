@@ -13,6 +13,7 @@ _CONFIG = {
     "adapter": "method_config",
 }
 _DATA = {"isolation": "document_masking", "learned_tokens_per_epoch": "target_tokens_per_epoch"}
+_MASKING = {"positions": "position_ids", "mask": "attention_mask", "rows": "separate_rows"}
 _RECORD = {"choices": "resolved_settings", "own_evaluations": "retention_evaluations"}
 
 
@@ -25,6 +26,8 @@ def translate_record(fields: dict[str, Any]) -> dict[str, Any]:
         fields["resolved_settings"] = _rename(fields["resolved_settings"], _CONFIG)
     if isinstance(fields.get("data"), dict):
         fields["data"] = _rename(fields["data"], _DATA)
+        if "document_masking" in fields["data"]:
+            fields["data"]["document_masking"] = _MASKING[fields["data"]["document_masking"]]
     return fields
 
 

@@ -25,7 +25,7 @@ from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.fast.document_masking import DocumentMasking
+from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.io.progress import RunProgress
 from tsugiki.train.allocator import keep_freed_memory

@@ -18,8 +18,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from tsugiki.data.blocks import Blocks
+from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.document_masking import Collator, DocumentMasking
+from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.checkpoint import (
     keep_newest,

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from tests.tiny import CONFIGS, store_of, tiny_model
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.data.blocks import Blocks, pack
-from tsugiki.fast.document_masking import Collator, detect_document_masking
+from tsugiki.data.collator import Collator
+from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.labels import IGNORE_INDEX
 
-EXPECTED = dict.fromkeys(ARCHITECTURES, "positions") | {"opt": "mask", "bloom": "rows"}
+EXPECTED = dict.fromkeys(ARCHITECTURES, "position_ids") | {"opt": "attention_mask", "bloom": "separate_rows"}
 
 
 def documents() -> list[list[int]]:
@@ -62,7 +63,7 @@ def lone_losses(model: Any, blocks: Blocks) -> dict[int, float]:
 
 def difference(model: Any, isolation: Any) -> tuple[float, int]:
     """The largest difference of a token's loss, packed against alone, and how many rows there are."""
-    blocks = pack(store_of(documents()), np.arange(9), 40, pad=0, share_rows=isolation != "rows")
+    blocks = pack(store_of(documents()), np.arange(9), 40, pad=0, share_rows=isolation != "separate_rows")
     packed, alone = packed_losses(model, blocks, isolation), lone_losses(model, blocks)
     assert packed.keys() == alone.keys()
     assert len(packed) == blocks.target_tokens == sum(map(len, documents())) - 9
@@ -85,21 +86,21 @@ def test_a_packed_token_has_the_loss_that_it_has_alone(kind: str, attention: str
     assert isolation == EXPECTED[kind]
     error, rows = difference(model, isolation)
     assert error < 1e-5
-    assert rows == (10 if isolation == "rows" else 4)
+    assert rows == (10 if isolation == "separate_rows" else 4)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
 def test_without_isolation_the_losses_differ(kind: str):
     blocks = pack(store_of(documents()), np.arange(9), 40, pad=0)
     model = tiny_model(kind)
-    leaking, alone = packed_losses(model, blocks, "rows"), lone_losses(model, blocks)
+    leaking, alone = packed_losses(model, blocks, "separate_rows"), lone_losses(model, blocks)
     assert max(abs(leaking[i] - alone[i]) for i in alone) > 1e-2
 
 
 def test_half_precision_is_probed_too():
-    assert detect_document_masking(tiny_model("llama").bfloat16()) == "positions"
-    assert detect_document_masking(tiny_model("opt").bfloat16()) == "mask"
-    assert detect_document_masking(tiny_model("bloom").bfloat16()) == "rows"
+    assert detect_document_masking(tiny_model("llama").bfloat16()) == "position_ids"
+    assert detect_document_masking(tiny_model("opt").bfloat16()) == "attention_mask"
+    assert detect_document_masking(tiny_model("bloom").bfloat16()) == "separate_rows"
 
 
 def test_the_probe_leaves_the_mode_alone():
