@@ -19,21 +19,23 @@ quantised gets the dtype of `preferred_compute_dtype`."""
 LoadDtype: TypeAlias = Literal["bf16", "fp32", "int8", "auto"]
 """The dtype to load weights in. `auto` has the meaning that it has in transformers: the dtype that the model's config
 names, or else the dtype of its files."""
-SaveDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+SaveDtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
 """The dtype of the weights in a saved model."""
 GgufDtype: TypeAlias = Literal["f32", "f16", "bf16", "q8_0"]
 """The type of a GGUF model's matrices, by its name in llama.cpp."""
 GgufAdapterDtype: TypeAlias = Literal["f32", "f16"]
 """The type of a GGUF adapter's matrices."""
 
-_TORCH_NAMES: Mapping[str, str] = MappingProxyType({"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"})
+_TORCH_NAMES: Mapping[str, str] = MappingProxyType(
+    {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+)
 
 
 def torch_dtype(name: str) -> "torch.dtype":
-    """Return the torch dtype with this name: `bf16` or `bfloat16`, `fp32` or `float32`, `int8` and so on."""
+    """Return the torch dtype for one of the names `fp32`, `fp16`, `bf16` and `int8`."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, _TORCH_NAMES.get(name, name))
+    dtype: torch.dtype = getattr(torch, _TORCH_NAMES[name])
     return dtype
 
 
@@ -41,7 +43,7 @@ def at_least_float32(dtype: "torch.dtype") -> "torch.dtype":
     """Return the dtype for trained weights and exact results: float64 for float64, otherwise float32."""
     import torch
 
-    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def processor_has_bf16() -> bool:

@@ -121,7 +121,7 @@ def test_dropout_is_off_unless_it_is_asked_for_and_then_draws_in_order(on: bool)
 
 
 def test_the_file_is_stored_in_the_type_that_is_asked_for(tmp_path: Path):
-    train(settings(tmp_path, save_dtype="float16"))
+    train(settings(tmp_path, save_dtype="fp16"))
     stored = load_file(tmp_path / "run" / MODEL_FILE)
     exact = load_file(checkpoints(tmp_path / "run" / CHECKPOINTS)[-1] / MODEL_FILE)
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
         ({"method": "full", "lora": {"r": 4}}, "lora: no setting of method full"),
         ({"method": "full", "base_dtype": "fp32"}, "base_dtype: no setting of method full"),
         ({"compute_dtype": "bf16"}, "compute_dtype: no setting of method lora"),
-        ({"save_dtype": "float16"}, "save_dtype: no setting of method lora"),
+        ({"save_dtype": "fp16"}, "save_dtype: no setting of method lora"),
         ({"method": "full", "decay_ratio": 0.1}, "lr_scheduler_type warmup_stable_decay requires"),
         ({"method": "full", "optimizer": "sgd"}, "optimizer: input should be 'adamw' or 'muon'"),
     ],

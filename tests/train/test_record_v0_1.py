@@ -25,7 +25,7 @@ def test_settings_are_read_under_their_new_names():
     assert config(**old) == {
         "base_dtype": "int8",
         "compute_dtype": None,
-        "save_dtype": "float16",
+        "save_dtype": "fp16",
         "retention_data": "own.txt",
         "method_config": {"a": 1},
         "seed": 3,

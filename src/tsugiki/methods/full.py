@@ -40,9 +40,7 @@ def prepare_full(model: nn.Module, config: FullConfig, base_dropout: bool) -> No
         disable_dropout(model)
 
 
-def save_model(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: SaveDtype = "float32"
-) -> None:
+def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: SaveDtype = "fp32") -> None:
     """Write a model and its tokenizer into `folder`, next to the files that are there already.
 
     The files are written to a temporary folder and then moved one by one. The weights are moved last, so `folder`

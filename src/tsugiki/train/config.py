@@ -75,7 +75,7 @@ class TrainingSettings(BaseModel):
     compute_dtype: ComputeDtype | None = None
     """Where every weight trains: what products are computed in; unsaid, bf16 where the processor multiplies it.
     Weights and optimiser are float32 either way."""
-    save_dtype: SaveDtype = "float32"
+    save_dtype: SaveDtype = "fp32"
     """Where every weight trains: the type of the model's file at the end; checkpoints are float32."""
 
     held_out: float | Annotated[str, Field(min_length=1)] = 0.1

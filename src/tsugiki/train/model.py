@@ -75,7 +75,7 @@ def make_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
 
 
 def save_trained(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: SaveDtype = "float32"
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: SaveDtype = "fp32"
 ) -> None:
     """Write what was trained to `folder`: the adapter of a grafted model, otherwise the model and its tokenizer.
 

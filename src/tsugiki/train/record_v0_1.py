@@ -12,6 +12,7 @@ _CONFIG = {
     "own_text": "retention_data",
     "adapter": "method_config",
 }
+_SAVE_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _DATA = {"isolation": "document_masking", "learned_tokens_per_epoch": "target_tokens_per_epoch"}
 _MASKING = {"positions": "position_ids", "mask": "attention_mask", "rows": "separate_rows"}
 _RECORD = {"choices": "resolved_settings", "own_evaluations": "retention_evaluations"}
@@ -33,6 +34,8 @@ def translate_record(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _translate_config(config: dict[str, Any]) -> dict[str, Any]:
     config = _rename(config, _CONFIG)
+    if config.get("save_dtype") in _SAVE_DTYPES:
+        config["save_dtype"] = _SAVE_DTYPES[config["save_dtype"]]
     for name in ("warmup", "decay"):
         # One setting held both: a value below 1 was a share of all steps.
         length = config.pop(f"{name}_steps", None)

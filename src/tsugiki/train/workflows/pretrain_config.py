@@ -41,7 +41,7 @@ class PretrainConfig(TrainingSettings):
     warmup_ratio: float = Field(default=0.02, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, gt=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    save_dtype: SaveDtype = "float16"
+    save_dtype: SaveDtype = "fp16"
 
     def to_record(self) -> dict[str, Any]:
         """The settings that the run follows, as JSON has them."""

@@ -1,0 +1,55 @@
+"""Names of dtypes, promotion to float32, and what this machine computes in."""
+
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+import torch
+
+from tsugiki.dtypes import (
+    BaseDtype,
+    SaveDtype,
+    at_least_float32,
+    preferred_compute_dtype,
+    processor_has_bf16,
+    torch_dtype,
+)
+
+
+def test_every_name_of_the_settings_is_a_torch_dtype():
+    found = {name: torch_dtype(name) for name in (*get_args(BaseDtype), *get_args(SaveDtype))}
+    assert found == {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float64, torch.float64),
+        *((dtype, torch.float32) for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)),
+        *((dtype, torch.float32) for dtype in (torch.int8, torch.int64, torch.bool)),
+    ],
+)
+def test_trained_weights_are_float32_or_float64(dtype: torch.dtype, expected: torch.dtype):
+    assert at_least_float32(dtype) == expected
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
+def test_the_processor_decides_without_a_gpu(avx512: bool, amx: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    assert processor_has_bf16() == (avx512 or amx)
+    assert preferred_compute_dtype() == ("bf16" if avx512 or amx else "fp32")
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_a_gpu_decides_where_there_is_one(supported: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: supported)
+    assert preferred_compute_dtype() == ("bf16" if supported else "fp32")
+
+
+def test_the_names_are_imported_without_torch():
+    code = "import sys, tsugiki.dtypes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
