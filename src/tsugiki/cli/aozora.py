@@ -1,67 +1,63 @@
-"""`tsugiki aozora`: works out of Aozora Bunko, clean, one JSON line each."""
+"""`tsugiki aozora`: works of Aozora Bunko as clean text, one JSON line each."""
 
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tsugiki.data.aozora.index import Kana
 from tsugiki.data.aozora.query import Query, parse_role, select
 from tsugiki.data.aozora.site import SITE
 from tsugiki.data.aozora.source import check_target, open_source, read_entries, write_works
 
 
-class Kana(StrEnum):
-    """Which kana orthography."""
-
-    modern = "modern"
-    old = "old"
-
-
 def aozora_command(
-    out: Annotated[Path, typer.Option(help="JSON lines to write; must not exist yet.")],
-    source: Annotated[str, typer.Option(help="The site's URL, or a mirror folder that contains cards/.")] = SITE,
+    out: Annotated[Path, typer.Option(help="JSON-lines file to write; it must not exist.")],
+    source: Annotated[str, typer.Option(help="URL of a site, or a mirror folder that contains cards/.")] = SITE,
     author: Annotated[str | None, typer.Option(help="Full name, such as 夏目漱石.")] = None,
     role: Annotated[
         str,
-        typer.Option(help="What --author, or anyone, did in the work: author, translator (翻訳者), editor, reviser."),
+        typer.Option(
+            help="Role of --author (or of any person) in the work: author, translator (翻訳者), editor, reviser."
+        ),
     ] = "author",
     title: Annotated[str | None, typer.Option(help="The title or a part of it.")] = None,
     kana: Annotated[
-        Kana | None, typer.Option(help="Only this kana orthography: the index's, or a guess from the text without it.")
+        Kana | None,
+        typer.Option(help="Kana orthography, as the index gives it; if it does not, guessed from the text."),
     ] = None,
     skip_missing: Annotated[
         bool,
         typer.Option(
             "--skip-missing",
-            help="Leave out and count works whose file is not there; damaged ones are always left out and named.",
+            help="Skip and count works whose file does not exist. Damaged works are always skipped and listed.",
         ),
     ] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="Where a site's files are kept (default: ~/.cache/tsugiki/aozora).")
+        Path | None, typer.Option(help="Folder for the files of a site (default: ~/.cache/tsugiki/aozora).")
     ] = None,
 ) -> None:
-    """Turn works of Aozora Bunko into clean text: one JSON line a work with title, author, text and source.
+    """Convert works of Aozora Bunko to clean text: one JSON line per work, with title, author, text and source.
 
-    Works under copyright are never taken. A site's files are kept: a later run asks only for what is not there yet.
+    Works under copyright are never used. Files of a site are cached, and later runs download only missing ones.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     start = time.perf_counter()
     check_target(out)
-    query = Query(author, title, kana.value if kana else None, parse_role(role))
-    place = open_source(source, cache)
-    entries = select(place.entries(), query)
+    query = Query(author, title, kana, parse_role(role))
+    opened = open_source(source, cache)
+    entries = select(opened.entries(), query)
     skipped: list[str] = []
     missing: list[str] = []
     console = Console(stderr=True)
     columns = (TextColumn("works"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         works = read_entries(
-            place, progress.track(entries), query, skipped.append, missing.append if skip_missing else None
+            opened, progress.track(entries), query, skipped.append, missing.append if skip_missing else None
         )
         totals = write_works(works, out)
     seconds = time.perf_counter() - start

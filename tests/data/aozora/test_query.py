@@ -3,13 +3,13 @@
 import pytest
 
 from tests.data.aozora.samples import ROWS, index_csv
-from tsugiki.data.aozora.index import Entry, Person, read_index
+from tsugiki.data.aozora.index import IndexEntry, Person, read_index
 from tsugiki.data.aozora.query import Query, parse_role, select
 from tsugiki.errors import TsugikiError
 
 
-def signed(path: str, person: str, name: str | None) -> Entry:
-    return Entry(path, (Person(person, name),))
+def signed(path: str, person: str, name: str | None) -> IndexEntry:
+    return IndexEntry(path, (Person(person, name),))
 
 
 def chosen(**query: str) -> list[str | None]:
@@ -44,11 +44,11 @@ def test_roles_tell_authors_from_translators():
     [
         (
             {"author": "山田一", "role": "translator"},
-            "山田一 is no translator in this source, but author; .*--role author",
+            "山田一 .* translator .*author.*--role author",
         ),
         ({"author": "川田", "role": "translator"}, "no translator 川田 in this source; did you mean 川田二葉"),
-        ({"role": "editor"}, "no work matches --role editor; ask for less"),
-        ({"title": "新しい"}, "only works under copyright match --title 新しい; those are never taken"),
+        ({"role": "editor"}, "--role editor"),
+        ({"title": "新しい"}, "copyright .*--title 新しい"),
         ({"author": "山田一", "title": "よそ"}, "no work matches --author 山田一 --title よそ"),
     ],
 )
@@ -59,7 +59,7 @@ def test_what_matches_nothing_is_an_error_with_advice(query, message):
 
 @pytest.mark.parametrize("name", [None, "山田一"])
 def test_a_role_needs_a_source_that_knows_roles(name):
-    with pytest.raises(TsugikiError, match="--role translator: this source names nobody but authors"):
+    with pytest.raises(TsugikiError, match="--role translator: .*only authors"):
         select([signed("a", "1", name)], Query(role="translator"))
 
 
@@ -72,5 +72,5 @@ def test_roles_have_an_english_and_a_japanese_name():
         "editor",
         "reviser",
     ]
-    with pytest.raises(TsugikiError, match=r"--role poet: no such role; known are author \(著者\), translator"):
+    with pytest.raises(TsugikiError, match=r"--role poet: .*author \(著者\), translator"):
         parse_role("poet")

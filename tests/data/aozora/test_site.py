@@ -17,7 +17,7 @@ import pytest
 from tests.data.aozora.samples import FILES, ROWS, index_zip
 from tsugiki.data.aozora.index import INDEX
 from tsugiki.data.aozora.query import Query
-from tsugiki.data.aozora.site import Site, Unreachable
+from tsugiki.data.aozora.site import Site, SiteUnreachable
 from tsugiki.data.aozora.source import Work, read_entries
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
@@ -124,7 +124,7 @@ def test_a_missing_file_stops_the_run_at_its_row(stub, tmp_path):
         site_works(stub, tmp_path)
     assert str(caught.value) == (
         f"{stub.url}/index_pages/{INDEX}.zip/{INDEX}.csv: line 3: {stub.url}/cards/000001/files/2_ruby.zip: "
-        "the site answers 404; try later, or leave such works out with --skip-missing"
+        "the site answers 404; try again later, or skip such works with --skip-missing"
     )
     assert stub.asked["/cards/000001/files/2_ruby.zip"] == 1  # not asked for again at once
 
@@ -136,7 +136,7 @@ def test_missing_and_broken_files_are_left_out_and_the_rest_is_fetched_once(stub
     works, skipped = site_works(stub, tmp_path, missing.append)
     assert [work.title for work in works] == ["川の話"]
     assert skipped == [
-        f"{stub.url}/cards/000001/files/2_ruby.zip: a broken zip (File is not a zip file); fetch it again or delete it"
+        f"{stub.url}/cards/000001/files/2_ruby.zip: a damaged zip (File is not a zip file); download it again or delete it"
     ]
     assert len(missing) == 1
     assert f"line 2: {stub.url}/cards/000001/files/1_ruby.zip: the site answers 404" in missing[0]
@@ -150,7 +150,7 @@ def test_missing_and_broken_files_are_left_out_and_the_rest_is_fetched_once(stub
 @pytest.mark.parametrize("status", [403, 429, 503])
 def test_a_site_that_refuses_ends_the_run_and_keeps_what_it_gave(stub, tmp_path, status):
     stub.failures["/cards/000001/files/2_ruby.zip"] = [status] * 4
-    with pytest.raises(Unreachable, match=f"2_ruby.zip: the site answers {status}; run again later: what was fetched"):
+    with pytest.raises(SiteUnreachable, match=f"2_ruby.zip: the site answers {status}"):
         site_works(stub, tmp_path, pytest.fail)
     del stub.failures["/cards/000001/files/2_ruby.zip"]
     assert len(site_works(stub, tmp_path)[0]) == 3
@@ -163,13 +163,13 @@ def test_files_kept_elsewhere_and_rows_without_one_are_skipped_without_a_request
     works, skipped = site_works(stub, tmp_path)
     assert len(works) == 1
     elsewhere, no_file = skipped
-    assert elsewhere.endswith("line 3: https://example.org/a.zip is kept at another site, so it is left out")
-    assert no_file.endswith("line 4: 題名だけ has no text file, so it is left out")
+    assert elsewhere.endswith("line 3: https://example.org/a.zip is at another site, which is not supported")
+    assert no_file.endswith("line 4: 題名だけ has no text file")
     assert sum(stub.asked.values()) == 2
 
 
 def test_a_site_out_of_reach_is_one_line(tmp_path):
-    with pytest.raises(Unreachable, match="http://127.0.0.1:9/index_pages/.*cannot be reached") as caught:
+    with pytest.raises(SiteUnreachable, match="http://127.0.0.1:9/index_pages/.*cannot be reached") as caught:
         Site("http://127.0.0.1:9", tmp_path, pause=0.0).entries()
     assert "\n" not in str(caught.value)
 
@@ -179,7 +179,7 @@ def test_a_site_that_goes_away_ends_the_run(stub, tmp_path):
     works = read_entries(site, site.entries(), Query(), pytest.fail)
     next(works)
     site.url = "http://127.0.0.1:9"
-    with pytest.raises(Unreachable, match="run again later: what was fetched is kept"):
+    with pytest.raises(SiteUnreachable, match="again later"):
         next(works)
 
 

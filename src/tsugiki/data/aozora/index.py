@@ -1,12 +1,13 @@
-"""What Aozora Bunko holds: its own index (list_person_all_extended_utf8), or a manifest.tsv beside a mirror."""
+"""List the works in Aozora Bunko's index (list_person_all_extended_utf8) or in the manifest.tsv of a mirror."""
 
 import csv
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, cast
 from urllib.parse import urlsplit
 
@@ -18,18 +19,20 @@ Role = Literal["author", "translator", "editor", "reviser", "other"]
 
 INDEX = "list_person_all_extended_utf8"
 
-ROLES: dict[str, Role] = {
-    "著者": "author",
-    "翻訳者": "translator",
-    "編者": "editor",
-    "校訂者": "reviser",
-    "その他": "other",
-}
-"""The index's 役割フラグ."""
+ROLES: Mapping[str, Role] = MappingProxyType(
+    {
+        "著者": "author",
+        "翻訳者": "translator",
+        "編者": "editor",
+        "校訂者": "reviser",
+        "その他": "other",
+    }
+)
+"""The values of the index's column 役割フラグ."""
 
 _ENCODINGS: dict[str, Encoding] = {"ShiftJIS": "shift_jis", "UTF-8": "utf-8"}
 
-# The columns that are read; there are many more.
+# The columns that are used; the index has more.
 _WORK, _TITLE, _KANA, _RIGHTS, _PERSON, _FAMILY, _GIVEN, _ROLE, _URL, _ENCODING = _COLUMNS = (
     "作品ID",
     "作品名",
@@ -46,7 +49,7 @@ _WORK, _TITLE, _KANA, _RIGHTS, _PERSON, _FAMILY, _GIVEN, _ROLE, _URL, _ENCODING 
 
 @dataclass(frozen=True)
 class Person:
-    """Someone who has a part in a work; the name is None where only the number is known."""
+    """A person who contributed to a work; the name is None if only the id is known."""
 
     id: str
     name: str | None = None
@@ -54,56 +57,56 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What a source says of a work before it is read; None where it says nothing.
-
-    `path` is cards/… below a source, a whole URL for what another site keeps, or empty. `origin` says where the
-    entry stands (file and line), `orthography` is the index's own word for `kana`, `free` is False under copyright.
-    """
+class IndexEntry:
+    """What a source tells about a work before its text is read; None for what it does not tell."""
 
     path: str
+    """cards/… relative to the source, a full URL if the text is at another site, or empty if there is no text."""
     people: tuple[Person, ...] = ()
     title: str | None = None
     kana: Kana | None = None
     orthography: str | None = None
+    """The index's 文字遣い種別, such as 新字新仮名."""
     encoding: Encoding | None = None
     origin: str = ""
+    """File and line of the entry, for messages."""
     free: bool = True
+    """Whether the work is in the public domain."""
 
     def names(self, role: Role) -> str | None:
-        """Everyone in that role, as in 山田一、川田二葉; None where nobody is known."""
+        """Return the names of all people in this role, such as 山田一、川田二葉; None if there are none."""
         return "、".join(person.name for person in self.people if person.role == role and person.name) or None
 
 
-class Missing(TsugikiError):
-    """The file that an entry names is not there."""
+class FileMissing(TsugikiError):
+    """The file of an entry does not exist."""
 
 
 # The library's index -------------------------------------------------------------------------------------
 
 
-def read_index(data: bytes, name: str) -> list[Entry]:
-    """The works in the library's index, a CSV file or a zip of one: one entry a work, with all its people.
+def read_index(data: bytes, name: str) -> list[IndexEntry]:
+    """Read the library's index, a CSV file or a zip of one.
 
-    The index has a row for each person in a work; the first of them is the entry's line.
+    The index has a row for each person of a work. These rows become one entry, whose origin is the first row.
 
     Args:
         data: the file's bytes.
-        name: what messages call it.
+        name: the file's name, for messages.
 
     Raises:
-        TsugikiError: not such an index; the message names the line.
+        TsugikiError: the file is not such an index; the message names the line.
     """
     if data.lstrip()[:1] == b"<":
-        raise TsugikiError(f"{name}: a web page, not the index; fetch {INDEX}.zip again")
+        raise TsugikiError(f"{name}: a web page, not the index; download {INDEX}.zip again")
     if data[:2] == b"PK":
         data, name = _unzip(data, name)
-    works: dict[str, Entry] = {}
+    works: dict[str, IndexEntry] = {}
     for row, origin in _rows(data, name):
         path = _below_root(row[_URL])
         known = works.setdefault(
             path or row[_WORK],
-            Entry(
+            IndexEntry(
                 path=path,
                 title=row[_TITLE],
                 kana="old" if "旧仮名" in row[_KANA] else "modern" if "新仮名" in row[_KANA] else None,
@@ -126,18 +129,20 @@ def _unzip(data: bytes, name: str) -> tuple[bytes, str]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             tables = [member for member in archive.namelist() if member.lower().endswith(".csv")]
             if len(tables) != 1:
-                raise TsugikiError(f"{name}: {len(tables)} CSV files in the zip, expected one; fetch {INDEX}.zip again")
+                raise TsugikiError(
+                    f"{name}: {len(tables)} CSV files in the zip, expected one; download {INDEX}.zip again"
+                )
             return archive.read(tables[0]), f"{name}/{tables[0]}"
     except DAMAGE as error:
-        raise TsugikiError(f"{name}: a broken zip ({error}); fetch it again") from error
+        raise TsugikiError(f"{name}: a damaged zip ({error}); download it again") from error
 
 
 def _rows(data: bytes, name: str) -> Iterator[tuple[dict[str, str], str]]:
-    """Each row by its columns, and where it begins: a cell may go over several lines."""
+    """Yield each row as a mapping of its columns, and its first line; a cell can span several lines."""
     try:
         table = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
     except UnicodeDecodeError as error:
-        raise TsugikiError(f"{name}: not UTF-8 ({error}); fetch {INDEX}.zip again") from error
+        raise TsugikiError(f"{name}: not UTF-8 ({error}); download {INDEX}.zip again") from error
     line = 1
     try:
         header = next(table, [])
@@ -150,33 +155,35 @@ def _rows(data: bytes, name: str) -> Iterator[tuple[dict[str, str], str]]:
                 yield dict(zip(header, cells, strict=True)), f"{name}: line {line}"
             line = table.line_num + 1
     except (csv.Error, ValueError) as error:
-        raise TsugikiError(f"{name}: line {line}: not a row of the index ({error}); fetch the index again") from error
+        raise TsugikiError(
+            f"{name}: line {line}: not a row of the index ({error}); download the index again"
+        ) from error
 
 
 def _below_root(url: str) -> str:
-    """cards/… for what the library keeps itself, the whole URL for the rest."""
+    """Return the path cards/… of a file on the library's own site, or the full URL of any other file."""
     parts = urlsplit(url)
     path = parts.path.removeprefix("/")
-    own = parts.hostname in ("www.aozora.gr.jp", "aozora.gr.jp")
-    return path if own and re.fullmatch(r"cards/\d+/files/[\w.-]+\.zip", path) else url
+    is_library = parts.hostname in ("www.aozora.gr.jp", "aozora.gr.jp")
+    return path if is_library and re.fullmatch(r"cards/\d+/files/[\w.-]+\.zip", path) else url
 
 
 # A mirror's manifest -------------------------------------------------------------------------------------
 
 
-def read_manifest(path: Path) -> list[Entry]:
-    """Entries of a manifest.tsv: path, person_id, author_line, title_line, kana_guess.
+def read_manifest(path: Path) -> list[IndexEntry]:
+    """Read a manifest.tsv with the columns path, person_id, author_line, title_line and kana_guess.
 
-    Titles are left to the texts, whose headers also have the subtitles.
+    The titles are not taken from it but from the texts, whose headers also contain the subtitles.
 
     Raises:
-        TsugikiError: not such a file; the message names the line.
+        TsugikiError: the file is not such a manifest; the message names the line.
     """
     with path.open(encoding="utf-8", newline="") as lines:
         rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
             return [
-                Entry(
+                IndexEntry(
                     path=row["path"],
                     people=(
                         Person(row["person_id"], title_and_author([row["title_line"], row["author_line"]])[1] or None),

@@ -1,23 +1,23 @@
-"""Which works are wanted, by what their entries say."""
+"""Select works by author, title, orthography and role."""
 
 import difflib
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tsugiki.data.aozora.index import ROLES, Entry, Kana, Role
+from tsugiki.data.aozora.index import ROLES, IndexEntry, Kana, Role
 from tsugiki.errors import TsugikiError
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which works are wanted; None takes all.
+    """The works to select. None matches every work.
 
     Attributes:
-        author: a person's full name; spaces and widths do not matter.
+        author: a person's full name; spaces and character widths are ignored.
         title: the title or a part of it.
         kana: the orthography.
-        role: what that person, or anyone where no name is given, did in the work.
+        role: the role of that person; without a name, some person must have this role.
     """
 
     author: str | None = None
@@ -27,53 +27,58 @@ class Query:
 
 
 def parse_role(name: str) -> Role:
-    """A role by its English name or by the index's Japanese one.
+    """Parse the English name of a role, or the Japanese one of the index.
 
     Raises:
-        TsugikiError: no such role.
+        TsugikiError: there is no such role.
     """
     for flag, role in ROLES.items():
         if name in (flag, role):
             return role
     known = ", ".join(f"{role} ({flag})" for flag, role in ROLES.items())
-    raise TsugikiError(f"--role {name}: no such role; known are {known}")
+    raise TsugikiError(f"--role {name}: unknown role; choose from {known}")
 
 
-def select(entries: list[Entry], query: Query) -> list[Entry]:
-    """The free entries that match as far as they say anything, each path once.
+def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
+    """Select the works in the public domain that can match the query, each path once.
 
-    An author is a person: works that the same person signed with another name are taken too.
+    An entry without a title or an orthography can match any. Authors are compared as persons, so that works under
+    another name of the same person are selected too.
 
     Raises:
-        TsugikiError: nothing can match; names near matches for an author.
+        TsugikiError: no entry can match; the message suggests similar names of authors.
     """
     chosen = _by_person(entries, query)
     if query.title is not None:
-        chosen = [entry for entry in chosen if entry.title is None or plain(query.title) in plain(entry.title)]
+        chosen = [
+            entry
+            for entry in chosen
+            if entry.title is None or normalise_name(query.title) in normalise_name(entry.title)
+        ]
     if query.kana is not None:
         chosen = [entry for entry in chosen if entry.kana in (None, query.kana)]
     free = [entry for entry in chosen if entry.free]
     if chosen and not free:
-        raise TsugikiError(f"only works under copyright match{_asked(query)}; those are never taken")
+        raise TsugikiError(f"only works under copyright match{_options(query)}; they are never used")
     if not free:
-        raise nothing(query)
-    first: dict[str, Entry] = {}
+        raise no_work(query)
+    first: dict[str, IndexEntry] = {}
     for entry in free:
         first.setdefault(entry.path or entry.origin, entry)
     return list(first.values())
 
 
-def _by_person(entries: list[Entry], query: Query) -> list[Entry]:
+def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
     people = [person for entry in entries for person in entry.people if person.name]
     if query.role != "author" and all(person.role == "author" for person in people):
         raise TsugikiError(
-            f"--role {query.role}: this source names nobody but authors; put Aozora Bunko's index into the folder"
+            f"--role {query.role}: this source names only authors; put Aozora Bunko's index into the folder"
         )
     if not people:
         return entries
     if query.author is None:
         return [entry for entry in entries if any(person.role == query.role for person in entry.people)]
-    ids = {person.id for person in people if plain(person.name or "") == plain(query.author)}
+    ids = {person.id for person in people if normalise_name(person.name or "") == normalise_name(query.author)}
     chosen = [
         entry for entry in entries if any(person.id in ids and person.role == query.role for person in entry.people)
     ]
@@ -82,35 +87,35 @@ def _by_person(entries: list[Entry], query: Query) -> list[Entry]:
     others = sorted({person.role for person in people if person.id in ids})
     if others:
         raise TsugikiError(
-            f"{query.author} is no {query.role} in this source, but {' and '.join(others)}; ask with --role {others[0]}"
+            f"{query.author} is not {query.role} in this source, but {' and '.join(others)}; use --role {others[0]}"
         )
     raise no_author(query, {person.name for person in people if person.name and person.role == query.role})
 
 
-def plain(name: str) -> str:
-    """A name as it is compared: one width, no spaces."""
+def normalise_name(name: str) -> str:
+    """Return a name in the form that is compared: normalised widths, no spaces."""
     return "".join(unicodedata.normalize("NFKC", name).split())
 
 
 def no_author(query: Query, names: Iterable[str]) -> TsugikiError:
-    """The error for a name that nobody in the role has, with near ones."""
-    known = {plain(name): name for name in sorted(names)}
-    near = difflib.get_close_matches(plain(query.author or ""), known, n=3, cutoff=0.4)
+    """Return the error for a name that no person in the role has; it suggests similar names."""
+    known = {normalise_name(name): name for name in sorted(names)}
+    near = difflib.get_close_matches(normalise_name(query.author or ""), known, n=3, cutoff=0.4)
     advice = f"did you mean {', '.join(known[name] for name in near)}?" if near else "give the full name"
     return TsugikiError(f"no {query.role} {query.author} in this source; {advice}")
 
 
-def nothing(query: Query) -> TsugikiError:
-    """The error for a query that leaves no work."""
-    asked = _asked(query)
-    return TsugikiError(f"no work matches{asked}; ask for less" if asked else "no works in this source")
+def no_work(query: Query) -> TsugikiError:
+    """Return the error for a query that no work matches."""
+    options = _options(query)
+    return TsugikiError(f"no work matches{options}; remove an option" if options else "no works in this source")
 
 
-def _asked(query: Query) -> str:
-    given = {
+def _options(query: Query) -> str:
+    options = {
         "author": query.author,
         "title": query.title,
         "kana": query.kana,
         "role": query.role if query.role != "author" else None,
     }
-    return "".join(f" --{name} {value}" for name, value in given.items() if value)
+    return "".join(f" --{name} {value}" for name, value in options.items() if value)

@@ -1,4 +1,4 @@
-"""Aozora Bunko's site, or another in its layout, behind a cache."""
+"""Download works from Aozora Bunko's site, or from a site with the same layout, with a cache."""
 
 import io
 import os
@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsugiki.data.aozora.index import INDEX, Entry, Missing, read_index
+from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, read_index
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:
@@ -16,50 +16,63 @@ if TYPE_CHECKING:
 SITE = "https://www.aozora.gr.jp"
 
 
-class Unreachable(TsugikiError):
-    """The site is out of reach altogether."""
+class SiteUnreachable(TsugikiError):
+    """The site cannot be reached, or answers with an error other than "not found"."""
 
 
 class Site:
-    """A site in the library's layout, asked politely.
+    """A site with the layout of Aozora Bunko. Requests are spaced out to keep the load low.
 
-    A file in the cache is never fetched again; the index is, after a week, if the site can be reached.
+    Cached texts are never downloaded again. The cached index is renewed after a week if the site can be reached.
     """
 
     def __init__(self, url: str, cache: Path, pause: float = 0.5) -> None:
-        """Ask `url` at most once in `pause` seconds, which is also the first wait before asking again."""
+        """Initialise the site.
+
+        Args:
+            url: the address of the site.
+            cache: the folder for downloaded files.
+            pause: the shortest time between requests in seconds; it doubles with each failed attempt.
+        """
         self.url = url.rstrip("/")
         self.cache = cache / self.url.partition("://")[2].replace(":", "_")
         self.pause = pause
         self._next = 0.0
         self._client: httpx2.Client | None = None
 
-    def entries(self) -> list[Entry]:
-        """The works in the site's index."""
+    def entries(self) -> list[IndexEntry]:
+        """Return the works in the site's index."""
         path = f"index_pages/{INDEX}.zip"
         return read_index(self._cached(path, max_age=7 * 86_400), f"{self.url}/{path}")
 
-    def locate(self, entry: Entry) -> str:
-        """The URL."""
+    def locate(self, entry: IndexEntry) -> str:
+        """Return the URL of an entry's zip."""
         return f"{self.url}/{entry.path}"
 
-    def fetch(self, entry: Entry) -> bytes:
-        """The zip, from the cache if it is there. Raises Missing, or Unreachable for any other trouble."""
+    def fetch(self, entry: IndexEntry) -> bytes:
+        """Return an entry's zip, from the cache if possible.
+
+        Raises:
+            FileFileMissing: the site does not have the file.
+            SiteSiteUnreachable: the site cannot be reached, or answers with another error.
+        """
         return self._cached(entry.path)
 
     def _cached(self, path: str, max_age: float | None = None) -> bytes:
-        kept = self.cache / path
-        if kept.is_file() and (max_age is None or time.time() - kept.stat().st_mtime < max_age):
-            return kept.read_bytes()
+        cached = self.cache / path
+        if cached.is_file() and (max_age is None or time.time() - cached.stat().st_mtime < max_age):
+            return cached.read_bytes()
         try:
             data = self._get(f"{self.url}/{path}")
-        except Unreachable:
-            if kept.is_file():
-                return kept.read_bytes()
+        except SiteUnreachable:
+            if cached.is_file():
+                return cached.read_bytes()
             raise
-        if zipfile.is_zipfile(io.BytesIO(data)):  # what is broken is worth another try next time
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            _replace(kept, data)
+        if zipfile.is_zipfile(
+            io.BytesIO(data)
+        ):  # a damaged file is not cached, so that the next run downloads it again
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            _replace(cached, data)
         return data
 
     def _get(self, url: str, attempts: int = 4) -> bytes:
@@ -79,12 +92,12 @@ class Site:
                     return response.content
                 if response.status_code in (404, 410):
                     self._next = time.monotonic() + self.pause
-                    raise Missing(f"{url}: the site answers {response.status_code}; try later")
+                    raise FileMissing(f"{url}: the site answers {response.status_code}; try again later")
                 problem = f"the site answers {response.status_code}"
                 if response.status_code < 500 and response.status_code != 429:
                     break
             self._next = time.monotonic() + self.pause * 2**attempt
-        raise Unreachable(f"{url}: {problem}; run again later: what was fetched is kept")
+        raise SiteUnreachable(f"{url}: {problem}; run the command again later (downloaded files are kept)")
 
 
 def _replace(path: Path, data: bytes) -> None:

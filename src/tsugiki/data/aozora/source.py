@@ -1,8 +1,8 @@
-"""Works out of Aozora Bunko: from a mirror folder in its layout or from the site, one at a time.
+"""Read works of Aozora Bunko from its site or from a mirror folder, one at a time, and write them as JSON lines.
 
-A source lists its works, from the library's own index (list_person_all_extended_utf8), else from manifest.tsv,
-else by walking cards/<person>/files/. `select` narrows the list, `read_entries` fetches and cleans one work after
-another, `write_works` makes them JSON lines. `iter_works` is the first two in one call.
+A source lists its works: from the library's index (list_person_all_extended_utf8), from a manifest.tsv, or from the
+files in cards/<person>/files/. `select` chooses from this list, `read_entries` downloads and cleans the chosen works,
+and `write_works` writes them. `iter_works` combines selection and reading.
 """
 
 import json
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from tsugiki.data.aozora.index import INDEX, Entry, Kana, Missing, Person, Role, read_index, read_manifest
-from tsugiki.data.aozora.query import Query, no_author, nothing, plain, select
-from tsugiki.data.aozora.site import Site, Unreachable
+from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, Role, read_index, read_manifest
+from tsugiki.data.aozora.query import Query, no_author, no_work, normalise_name, select
+from tsugiki.data.aozora.site import Site, SiteUnreachable
 from tsugiki.data.aozora.text import guess_kana, read_work
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
@@ -24,46 +24,55 @@ from tsugiki.io.cache import cache_folder
 
 @dataclass(frozen=True)
 class Work:
-    """One cleaned work.
-
-    `source` is the path below the mirror or the URL, `unresolved` counts its 〓. Several authors or translators stand
-    in one string, as in 山田一、川田二葉, with the first author's number; `orthography` is the index's 文字遣い種別.
-    """
+    """A work with its clean text."""
 
     title: str
     author: str
+    """Several authors are joined, as in 山田一、川田二葉."""
     person_id: str
+    """The id of the first author."""
     text: str
     source: str
+    """The path in the mirror, or the URL."""
     kana: Kana
     unresolved: int
+    """Number of characters that became 〓 because they have no code point."""
     translator: str | None = None
+    """Several translators are joined like authors."""
     orthography: str | None = None
+    """The index's 文字遣い種別, such as 新字新仮名."""
 
 
-class Source(Protocol):
-    """A place that holds works."""
+class WorkSource(Protocol):
+    """A site or a folder that contains works."""
 
-    def entries(self) -> list[Entry]:
-        """All works, in a fixed order."""
+    def entries(self) -> list[IndexEntry]:
+        """Return all works in a fixed order."""
 
-    def locate(self, entry: Entry) -> str:
-        """What `Work.source` says."""
+    def locate(self, entry: IndexEntry) -> str:
+        """Return the value of `Work.source`."""
 
-    def fetch(self, entry: Entry) -> bytes:
-        """The zip. Raises Missing if it is not there, Unreachable if nothing can be had."""
+    def fetch(self, entry: IndexEntry) -> bytes:
+        """Return an entry's zip.
+
+        Raises:
+            FileMissing: the file does not exist.
+            SiteUnreachable: the site cannot be reached.
+        """
 
 
-class Folder:
-    """A mirror in the layout cards/<person>/files/*.zip, with the library's index, manifest.tsv, or neither."""
+class MirrorFolder:
+    """A local mirror with the layout cards/<person>/files/*.zip, with or without an index or a manifest.tsv."""
 
     def __init__(self, root: Path) -> None:
         if not (root / "cards").is_dir():
-            raise TsugikiError(f"{root}: no folder cards/ in it; give the folder that contains cards/, or a site's URL")
+            raise TsugikiError(
+                f"{root}: there is no folder cards/ in it; give the folder that contains cards/, or the URL of a site"
+            )
         self.root = root
 
-    def entries(self) -> list[Entry]:
-        """From the index, else from the manifest, else every zip below cards/ in sorted order."""
+    def entries(self) -> list[IndexEntry]:
+        """Return the works in the index, else those in the manifest, else every zip in cards/ (sorted)."""
         for name in (f"{INDEX}.csv", f"{INDEX}.zip"):
             for path in (self.root / name, self.root / "index_pages" / name):
                 if path.is_file():
@@ -72,32 +81,37 @@ class Folder:
         if manifest.is_file():
             return read_manifest(manifest)
         paths = sorted(path.relative_to(self.root) for path in self.root.glob("cards/*/files/*.zip"))
-        return [Entry(path.as_posix(), (Person(path.parts[1]),)) for path in paths]
+        return [IndexEntry(path.as_posix(), (Person(path.parts[1]),)) for path in paths]
 
-    def locate(self, entry: Entry) -> str:
-        """The path below the mirror."""
+    def locate(self, entry: IndexEntry) -> str:
+        """Return the path in the mirror."""
         return entry.path
 
-    def fetch(self, entry: Entry) -> bytes:
-        """Read the zip. Raises Missing if it is not there."""
+    def fetch(self, entry: IndexEntry) -> bytes:
+        """Read an entry's zip.
+
+        Raises:
+            FileMissing: the file does not exist.
+            TsugikiError: the file cannot be read.
+        """
         try:
             return (self.root / entry.path).read_bytes()
         except FileNotFoundError as error:
-            raise Missing(f"{self.root / entry.path}: no such file; complete the mirror") from error
+            raise FileMissing(f"{self.root / entry.path}: no such file; complete the mirror") from error
         except OSError as error:
-            raise TsugikiError(f"{entry.path}: {error.strerror or error}; make it readable") from error
+            raise TsugikiError(f"{entry.path}: {error.strerror or error}; check the permissions") from error
 
 
-def open_source(source: str, cache: Path | None = None) -> Source:
-    """The site behind a URL, or the mirror in a folder.
+def open_source(source: str, cache: Path | None = None) -> WorkSource:
+    """Open a site or a mirror folder.
 
     Args:
         source: an address such as https://www.aozora.gr.jp, or a folder that contains cards/.
-        cache: where a site's files are kept (default: tsugiki/aozora in the user's cache folder).
+        cache: the folder for files of a site (default: tsugiki/aozora in the user's cache folder).
     """
     if urlsplit(source).scheme in ("http", "https"):
         return Site(source, cache or cache_folder("aozora"))
-    return Folder(Path(source))
+    return MirrorFolder(Path(source))
 
 
 # Reading -------------------------------------------------------------------------------------------------
@@ -111,83 +125,86 @@ def iter_works(
     cache: Path | None = None,
     role: Role = "author",
 ) -> Iterator[Work]:
-    """The wanted works of a site or a mirror folder, one at a time; unreadable ones are logged and left out.
+    """Yield the works of a site or a mirror folder that match. Works that cannot be read are logged and skipped.
 
     Args:
         source: an address such as https://www.aozora.gr.jp, or a folder that contains cards/.
-        author: full name; spaces and widths do not matter.
+        author: a full name; spaces and character widths are ignored.
         title: the title or a part of it.
         kana: "modern" or "old" orthography.
-        cache: where a site's files are kept.
-        role: what `author`, or anyone where no name is given, did in the work.
+        cache: the folder for files of a site.
+        role: the role of `author`; without a name, some person must have this role.
 
     Raises:
-        TsugikiError: no such source, it cannot be reached, a file that it lists is not there, or no work is left.
+        TsugikiError: there is no such source, it cannot be reached, a file that it lists does not exist, or no work
+            matches.
     """
     query = Query(author, title, kana, role)
-    place = open_source(source, cache)
+    opened = open_source(source, cache)
     log = logging.getLogger(__name__)
-    return read_entries(place, select(place.entries(), query), query, lambda reason: log.warning("skipped %s", reason))
+    return read_entries(
+        opened, select(opened.entries(), query), query, lambda reason: log.warning("skipped %s", reason)
+    )
 
 
 def read_entries(
-    source: Source,
-    entries: Iterable[Entry],
+    source: WorkSource,
+    entries: Iterable[IndexEntry],
     query: Query,
     skip: Callable[[str], None],
     missing: Callable[[str], None] | None = None,
 ) -> Iterator[Work]:
-    """Fetch and clean the entries; what their source did not say is matched against the texts themselves.
+    """Read and clean the works of the entries. Conditions that the index could not decide are checked on the texts.
 
     Args:
-        source: where the entries come from.
-        entries: those that `select` has left.
-        query: what it was asked.
-        skip: called with one line for each work that cannot be read.
-        missing: called with one line for each work whose file is not there; None makes that an error.
+        source: the source of the entries.
+        entries: the entries that `select` returned.
+        query: the same query.
+        skip: called with a message for each work that cannot be read.
+        missing: called with a message for each work whose file does not exist; None makes this an error.
 
     Raises:
-        TsugikiError: a file is not there (without `missing`), or not one work is left.
-        Unreachable: a site went away.
+        TsugikiError: a file does not exist (and `missing` is None), or no work matches.
+        SiteUnreachable: the site cannot be reached.
     """
     authors: set[str] = set()
-    found = lost = 0
+    found = failed = 0
     first = ""
     for entry in entries:
         try:
             work = _read(source, entry)
-        except Unreachable:
+        except SiteUnreachable:
             raise
-        except Missing as error:
+        except FileMissing as error:
             reason = f"{entry.origin}: {error}" if entry.origin else str(error)
             if missing is None:
-                raise TsugikiError(f"{reason}, or leave such works out with --skip-missing") from error
+                raise TsugikiError(f"{reason}, or skip such works with --skip-missing") from error
             missing(reason)
         except TsugikiError as error:
             reason = str(error)
             skip(reason)
         else:
             authors.add(work.author)
-            if _wanted(work, entry, query):
+            if _matches(work, entry, query):
                 found += 1
                 yield work
             continue
-        lost += 1
+        failed += 1
         first = first or reason
     if found:
         return
-    if lost and not authors:
-        raise TsugikiError(f"no work is left, {lost} could not be read; the first: {first}")
-    if query.author is not None and plain(query.author) not in map(plain, authors):
+    if failed and not authors:
+        raise TsugikiError(f"no work could be read, {failed} failed; the first: {first}")
+    if query.author is not None and normalise_name(query.author) not in map(normalise_name, authors):
         raise no_author(query, authors)
-    raise nothing(query)
+    raise no_work(query)
 
 
-def _read(source: Source, entry: Entry) -> Work:
+def _read(source: WorkSource, entry: IndexEntry) -> Work:
     if not entry.path:
-        raise TsugikiError(f"{entry.origin}: {entry.title} has no text file, so it is left out")
+        raise TsugikiError(f"{entry.origin}: {entry.title} has no text file")
     if "://" in entry.path:
-        raise TsugikiError(f"{entry.origin}: {entry.path} is kept at another site, so it is left out")
+        raise TsugikiError(f"{entry.origin}: {entry.path} is at another site, which is not supported")
     name = source.locate(entry)
     clean = read_work(source.fetch(entry), name, entry.encoding)
     author = next((person for person in entry.people if person.role == "author"), entry.people[0])
@@ -204,12 +221,12 @@ def _read(source: Source, entry: Entry) -> Work:
     )
 
 
-def _wanted(work: Work, entry: Entry, query: Query) -> bool:
-    """What `select` could not decide; it has chosen the person already where the entry names any."""
+def _matches(work: Work, entry: IndexEntry, query: Query) -> bool:
+    """Check the conditions that `select` could not decide, because the entry does not name people, title or kana."""
     named = any(person.name for person in entry.people)
     return (
-        (query.author is None or named or plain(work.author) == plain(query.author))
-        and (query.title is None or plain(query.title) in plain(work.title))
+        (query.author is None or named or normalise_name(work.author) == normalise_name(query.author))
+        and (query.title is None or normalise_name(query.title) in normalise_name(work.title))
         and query.kana in (None, work.kana)
     )
 
@@ -219,7 +236,7 @@ def _wanted(work: Work, entry: Entry, query: Query) -> bool:
 
 @dataclass(frozen=True)
 class Totals:
-    """What went into a file."""
+    """Counts of the works that were written."""
 
     works: int = 0
     characters: int = 0
@@ -227,15 +244,19 @@ class Totals:
 
 
 def check_target(out: Path) -> None:
-    """Refuse an existing file and a folder that is not there, before any work is done."""
+    """Check that a new file can be written, before works are downloaded.
+
+    Raises:
+        TsugikiError: the file exists, or its folder does not.
+    """
     if out.exists():
         raise TsugikiError(f"{out}: exists already; choose another --out, or delete it first")
     if not out.parent.is_dir():
-        raise TsugikiError(f"{out}: no folder {out.parent}; make it first")
+        raise TsugikiError(f"{out}: there is no folder {out.parent}; create it first")
 
 
 def write_works(works: Iterable[Work], out: Path) -> Totals:
-    """One JSON object a line and work; `out` appears when the last one is written, never in part."""
+    """Write one JSON object per line and work. The file appears only when all works are written."""
     check_target(out)
     totals = Totals()
     part = out.with_name(out.name + ".part")
@@ -255,7 +276,7 @@ def write_works(works: Iterable[Work], out: Path) -> Totals:
 
 
 def _record(work: Work) -> dict[str, str]:
-    """What a line says; translator and orthography only where they are known."""
+    """Return the JSON object of a work; translator and orthography are left out if unknown."""
     return {
         "title": work.title,
         "author": work.author,
