@@ -135,9 +135,8 @@ def test_missing_and_broken_files_are_left_out_and_the_rest_is_fetched_once(stub
     missing: list[str] = []
     works, skipped = site_works(stub, tmp_path, missing.append)
     assert [work.title for work in works] == ["川の話"]
-    assert skipped == [
-        f"{stub.url}/cards/000001/files/2_ruby.zip: a damaged zip (File is not a zip file); download it again or delete it"
-    ]
+    (damaged,) = skipped
+    assert damaged.startswith(f"{stub.url}/cards/000001/files/2_ruby.zip: a damaged zip")
     assert len(missing) == 1
     assert f"line 2: {stub.url}/cards/000001/files/1_ruby.zip: the site answers 404" in missing[0]
     # What is broken is not kept.
