@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.format import write_json
 from tsugiki.bench.results import installed_versions
+from tsugiki.io.json import write_json
 from tsugiki.report.formatting import Table
 from tsugiki.train.record import describe_machine
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from benchmarks.figures import KIND, Figures
-from tsugiki.adapters.format import read_json
 from tsugiki.bench.results import EntryResult, Results
 from tsugiki.bench.table import ENGLISH, Labels, markdown_table, results_table
 from tsugiki.errors import TsugikiError
+from tsugiki.io.json import read_json
 
 Language: TypeAlias = Literal["en", "ja"]
 

@@ -18,12 +18,12 @@ PROCEDURES = {
     "file to file": (
         "from pathlib import Path\n"
         "from tsugiki.train.workflows.merge import *\n"
-        "merge_into_folder(Merge('base', [Path('adapter')], verify=False), Path('out'), RunProgress())"
+        "merge_into_folder(Merge('base', [Path('adapter')], verify=False), Path('out'), ProgressDisplay())"
     ),
     "file to file, verified": (
         "from pathlib import Path\n"
         "from tsugiki.train.workflows.merge import *\n"
-        "merge_into_folder(Merge('base', [Path('adapter')]), Path('out'), RunProgress())"
+        "merge_into_folder(Merge('base', [Path('adapter')]), Path('out'), ProgressDisplay())"
     ),
     "in memory, bfloat16": (
         "from tsugiki import load_adapter, merge, ungraft\n"

@@ -23,11 +23,11 @@ from tsugiki.base.loading import load_model
 from tsugiki.bench.hugging_face import StepBarrierCallback, with_peft
 from tsugiki.bench.table import markdown_table
 from tsugiki.bench.work import StepBarrier
-from tsugiki.io.progress import RunProgress
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.evaluation.evaluate import evaluate
 from tsugiki.train.model import prepare_model
 from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.progress import RunProgress
 from tsugiki.train.run import build_trainer, load, total_steps
 
 HEADERS = {

@@ -21,10 +21,10 @@ from benchmarks.figures import Figures
 from tsugiki import save_adapter
 from tsugiki.base.loading import load_model
 from tsugiki.bench.table import markdown_table
-from tsugiki.io.progress import RunProgress
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.model import prepare_model
+from tsugiki.train.progress import RunProgress
 from tsugiki.train.run import build_trainer, load, train
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}

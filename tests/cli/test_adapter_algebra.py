@@ -128,11 +128,11 @@ BAD = [
     (("combine", "a", "b", "--out", "x", "--type", "mean"), "no way to combine is called 'mean'"),
     (("combine", "a", "b", "--out", "x", "--type", "ties"), "asks for a density"),
     (("combine", "a", "b", "--out", "x", "--type", "svd", "--rank", "0"), "rank is 0"),
-    (("combine", "a", "b", "--out", "a"), "a is there already"),
+    (("combine", "a", "b", "--out", "a"), "a exists already"),
     (("combine", "a", "b", "--out", ".."), "cannot be called '..'"),
     (("combine", "a", "b", "--out", "x\x07"), "cannot stand in a name"),
     (("combine", "a", "b", "--out", "x" * 300), "longer than 100 characters"),
-    (("combine", "a", "b", "--out", "base/"), "base is there already"),
+    (("combine", "a", "b", "--out", "base/"), "base exists already"),
     (("combine", "a", "b", "--out", "text.txt/x"), "cannot write text.txt/x"),
     (("combine", "a", "b", "--out", ""), "cannot be called ''"),
     (("combine", "a", "base", "--out", "x"), "no adapter in base"),
@@ -156,7 +156,7 @@ BAD = [
     (("extract", "--model", "library/a", "--base", "base", "--out", "x"), "no model folder"),
     (("extract", "--model", "base", "--base", "base", "--out", "x", "--target-modules", "q"), "matches no layer"),
     (("extract", "--model", "base", "--base", "base", "--out", "x", "--rank", "-3"), "r is -3"),
-    (("extract", "--model", "base", "--base", "base", "--out", "a"), "a is there already"),
+    (("extract", "--model", "base", "--base", "base", "--out", "a"), "a exists already"),
 ]
 
 

@@ -85,9 +85,9 @@ def test_exports_that_cannot_be(run: Any, base: str, tmp_path: Path):
     assert ".gguf" in refused(run, "export", "a", "--gguf", "x.bin")
     assert "no adapter" in refused(run, "export", "nothing", "--gguf", "x.gguf")
     assert run("export", "a", "--gguf", "x.gguf")[0] == 0
-    assert "x.gguf is there already" in refused(run, "export", "a", "--gguf", "x.gguf")
+    assert "x.gguf exists already" in refused(run, "export", "a", "--gguf", "x.gguf")
     Path("x.gguf").unlink()
-    assert "x.Modelfile is there already" in refused(run, "export", "a", "--gguf", "x.gguf")
+    assert "x.Modelfile exists already" in refused(run, "export", "a", "--gguf", "x.gguf")
     assert "is an adapter" in refused(run, "export", "a", "--gguf", "y.gguf", "--base", _kept(run))
 
 
@@ -126,7 +126,7 @@ def test_imports_that_cannot_be(run: Any, base: str, tmp_path: Path):
     assert "not an adapter" in said("base.gguf", base)
     assert "No such file" in said("none.gguf", base)
     assert "Is a directory" in said("a", base)
-    assert "a is there already" in said(kept, base, "./a")
+    assert "a exists already" in said(kept, base, "./a")
     shutil.copy(kept, "nan.gguf")
     with Path("nan.gguf").open("r+b") as file:
         file.seek(-4, 2)

@@ -79,8 +79,8 @@ def test_a_bad_model_is_one_line_and_nothing_is_left(what: str, said: str, run: 
 @pytest.mark.parametrize(
     ("gguf", "said"),
     [
-        ("there.gguf", "there.gguf is there already"),
-        ("half.gguf", "half.Modelfile is there already"),
+        ("there.gguf", "there.gguf exists already"),
+        ("half.gguf", "half.Modelfile exists already"),
         ("m.bin", ".gguf"),
         ("nowhere/m.gguf", "there is no folder nowhere"),
         ("text.txt/m.gguf", "there is no folder text.txt"),

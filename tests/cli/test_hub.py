@@ -107,7 +107,7 @@ def test_through_hf_endpoint(trained: Path, hub: HubServer, tmp_path: Path):
         (("pull", "me/open"), "me/open is no adapter"),
         (("pull", "me/open", "--name", "../up"), "'/' cannot stand in a name"),
         (("pull", "https://huggingface.co/me/open"), "is no repository"),
-        (("pull", "me/open", "--name", "taken"), "is there already"),
+        (("pull", "me/open", "--name", "taken"), "exists already"),
     ],
 )
 def test_bad_input_is_one_line(

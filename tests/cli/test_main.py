@@ -46,7 +46,7 @@ def test_the_whole_way(base: str, run, tmp_path: Path):
 
     status, _, err = run("merge", "--model", base, "--adapter", "run", "--out", "merged")
     assert (status, err.count("\n")) == (2, 1)
-    assert "is there already" in err
+    assert "exists already" in err
 
 
 def test_a_yaml_file_and_resume(base: str, run, tmp_path: Path):

@@ -246,7 +246,7 @@ def test_a_taken_name_is_refused_before_anything_is_fetched(hub: HubServer, tmp_
     hub.add("me/it", adapter_files(tmp_path))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine").write_text("x")
-    with pytest.raises(TsugikiError, match="is there already"):
+    with pytest.raises(TsugikiError, match="exists already"):
         pull("me/it", tmp_path / "b")
     assert hub.requests == []
     assert contents(tmp_path / "b") == {"mine": b"x"}

@@ -184,9 +184,9 @@ def test_a_folder_that_is_not_writable(tmp_path: Path):
 def test_half_a_surrogate_pair_is_no_reason_to_fail(tmp_path: Path):
     run = record(samples=[{"step": 0, "prompt": "庭", "text": "\ud83c咲"}])
     (tmp_path / "report.html").write_text("")
-    from tsugiki.report.page import write_page
+    from tsugiki.io.atomic import write_text
 
-    write_page(tmp_path / "report.html", report_page(run, tmp_path))
+    write_text(tmp_path / "report.html", report_page(run, tmp_path))
     assert "?咲" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.data.test_splits import sentence
 from tests.tiny import TEXT, byte_tokenizer, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.config import RunConfig
 from tsugiki.train.preparation import PackedDataset, pack_data, read_data
 
@@ -32,7 +32,7 @@ def prepare(data: str, kind: str = "gpt2", template: str | None = None, **change
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64, **changes})
-    prepared = read_data(config, tokenizer, RunProgress())
+    prepared = read_data(config, tokenizer, ProgressDisplay())
     return pack_data(config, prepared, tiny_model(kind, vocab_size=257), tokenizer)
 
 

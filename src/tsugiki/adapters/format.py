@@ -10,8 +10,6 @@ by name.
 """
 
 import dataclasses
-import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -27,6 +25,8 @@ from torch import Tensor, nn
 from tsugiki.adapters.probe import logit_shift
 from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import files_into
+from tsugiki.io.json import read_json, write_json
 from tsugiki.lora.graft import DEFAULT_NAME, active_adapter, add_adapter, base_alone, find_adapter
 from tsugiki.lora.targets import base_modules
 from tsugiki.methods.method import PREFIX
@@ -67,17 +67,12 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     form = format_of(adapter.config)
     tensors = {key: t.detach().cpu().contiguous() for key, t in form.tensors(model, adapter).items()}
     base = {"name": getattr(model, "name_or_path", None) or None, "fingerprint": base_fingerprint(model)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".{WEIGHTS_FILE}.part"
-        save_file(tensors, part, metadata={"format": "pt"})
-        os.replace(part, folder / WEIGHTS_FILE)
-        write_json(folder / CONFIG_FILE, _common_fields(model, form.peft_type) | form.to_json(model, adapter))
-        beside = form.extra_settings(adapter.config) if form.extra_settings is not None else {}
-        write_json(folder / BASE_FILE, {"format": 1, "base": base} | ({"adapter": beside} if beside else {}))
-        share_weights(folder)
-    except (OSError, SafetensorError) as error:
-        raise TsugikiError(f"cannot write the adapter to {folder}: {error}") from error
+    beside = form.extra_settings(adapter.config) if form.extra_settings is not None else {}
+    with files_into(folder, last=CONFIG_FILE) as part:
+        save_file(tensors, part / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_json(part / CONFIG_FILE, _common_fields(model, form.peft_type) | form.to_json(model, adapter))
+        write_json(part / BASE_FILE, {"format": 1, "base": base} | ({"adapter": beside} if beside else {}))
+        share_weights(part)
 
 
 def share_weights(folder: Path) -> None:
@@ -205,30 +200,6 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         TsugikiError: no such file, or no JSON object.
     """
     return read_json(folder / CONFIG_FILE, missing=f"no adapter in {folder}: it has no {CONFIG_FILE}")
-
-
-def read_json(path: Path, missing: str) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        TsugikiError: `missing` where there is no such file, or it holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise TsugikiError(missing) from error
-    except (OSError, ValueError) as error:
-        raise TsugikiError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise TsugikiError(f"{path} holds no JSON object")
-    return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object so that the file is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 @torch.no_grad()

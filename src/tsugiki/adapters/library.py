@@ -12,7 +12,7 @@ from tsugiki.adapters.format import BASE_FILE, CONFIG_FILE, RECORD_FILE, WEIGHTS
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import new_folder, refuse_taken
+from tsugiki.io.atomic import new_folder, refuse_existing
 
 _LONGEST = 100  # characters
 _BYTES = 200  # file systems take 255, and what is being written has a longer name
@@ -108,7 +108,7 @@ def new_adapter_folder(given: str, library: Path | None = None) -> Path:
     """
     is_path = any(separator in given for separator in ("/", os.sep))
     out = Path(given).expanduser() if is_path else (library or library_folder()) / check_name(given)
-    refuse_taken(out)
+    refuse_existing(out)
     return out
 
 

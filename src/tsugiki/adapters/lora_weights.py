@@ -8,7 +8,6 @@ An adapter that PiSSA started is here the LoRA of twice the rank that its file i
 """
 
 import dataclasses
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -31,10 +30,11 @@ from tsugiki.adapters.format import (
     read_peft_config,
     read_weights,
     share_weights,
-    write_json,
 )
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
+from tsugiki.io.digests import file_sha256
+from tsugiki.io.json import write_json
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
 
@@ -160,9 +160,7 @@ def write_lora_weights(lora: LoraWeights, out: Path, made: Mapping[str, Any]) ->
 
 def source(folder: Path) -> dict[str, str]:
     """An adapter that another is made from, for the record of that: its folder's name, and a digest of its weights."""
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": folder.resolve().name, "weights": f"sha256:{digest}"}
+    return {"name": folder.resolve().name, "weights": file_sha256(folder / WEIGHTS_FILE)}
 
 
 def _tensors(path: str, layer: LayerFactors) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from tsugiki.adapters.format import (
     not_finite,
     read_base,
     read_config,
-    read_json,
     read_peft_config,
     read_weights,
 )
@@ -23,6 +22,7 @@ from tsugiki.adapters.lora_weights import parse_tensors
 from tsugiki.base.fingerprint import named_fingerprint
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.json import read_json
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import format_of
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
 from tsugiki.base.loading import gguf_path, local_folder
-from tsugiki.io.digests import combined_digest, digest_part
+from tsugiki.io.digests import combined_digest, tensor_digest
 from tsugiki.io.file_names import MODEL_FILES
 from tsugiki.io.shards import Shard, read_shard
 
@@ -65,6 +65,6 @@ def _digest_files(files: tuple[tuple[Path, int, int], ...]) -> str | None:
 def _digest_tensors(shard: Shard) -> dict[str, str]:
     with shard.path.open("rb") as file:
         return {
-            name: digest_part(file, entry.begin, entry.end, f"{entry.dtype} {list(entry.shape)} ")
+            name: tensor_digest(file, entry.begin, entry.end, f"{entry.dtype} {list(entry.shape)} ")
             for name, entry in shard.entries.items()
         }

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tsugiki.adapters.format import read_json, write_json
 from tsugiki.base.loading import OTHER_MODEL_FILES
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import (
@@ -22,6 +21,7 @@ from tsugiki.io.file_names import (
     MODEL_INDEX_FILE,
     RECORD_FILE,
 )
+from tsugiki.io.json import read_json, write_json
 from tsugiki.io.shards import Entry, Shard, read_shard
 
 if TYPE_CHECKING:

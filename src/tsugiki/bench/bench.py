@@ -1,6 +1,5 @@
 """Run one benchmark: choose the entries, measure them, and write the results."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,8 @@ from tsugiki.bench.runner import Measurement, measure
 from tsugiki.bench.table import results_page
 from tsugiki.bench.work import Workload
 from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import make_folder, write_text
+from tsugiki.io.formatting import format_size
 from tsugiki.train.record import describe_machine
 
 if TYPE_CHECKING:
@@ -76,32 +77,16 @@ def choose_entries(kind: Kind, names: Sequence[str]) -> dict[str, BenchmarkEntry
     return {name: table[name] for name in names or (DEFAULT_ENTRIES if kind == "train" else GENERATION_ENTRIES)}
 
 
-def check_folder(out: Path) -> None:
-    """Create the folder and check that results can be written to it, before any time is spent on measuring.
-
-    Raises:
-        TsugikiError: it is a file, or it cannot be created or written.
-    """
-    if out.is_file():
-        raise TsugikiError(f"{out} is a file; --out must be a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TsugikiError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise TsugikiError(f"{out} cannot be written; choose another --out")
-
-
 def write_results(results: Results, out: Path) -> None:
     """Write `results.json`, `table.md` and `plot.svg` to a folder.
 
     Raises:
         TsugikiError: the folder cannot be written.
     """
-    check_folder(out)
+    make_folder(out)
     results.write(out)
-    (out / "table.md").write_text(results_page(results), encoding="utf-8")
-    (out / "plot.svg").write_text(plot(results), encoding="utf-8")
+    write_text(out / "table.md", results_page(results))
+    write_text(out / "plot.svg", plot(results))
 
 
 def _check_length(workload: Workload, config: "PretrainedConfig") -> None:
@@ -124,5 +109,5 @@ def _why_too_large(workload: Workload, entry: BenchmarkEntry, parameters: int) -
         return f"skipped: {workload.model} is measured in bfloat16 and int8 only"
     free, needed = memory.available(), parameters * entry.bytes_per_parameter
     if free is not None and needed > free:
-        return f"not enough memory: {needed / 1e9:.1f} GB for the weights, {free / 1e9:.1f} GB free"
+        return f"not enough memory: {format_size(needed)} for the weights, {format_size(free)} free"
     return None

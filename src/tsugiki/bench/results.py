@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from tsugiki.adapters.format import write_json
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.runner import Measurement
 from tsugiki.bench.work import NEW_TOKENS, Workload
+from tsugiki.io.json import write_json
 
 Kind: TypeAlias = Literal["train", "generate"]
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tsugiki.bench.results import EntryResult, Results
+from tsugiki.io.formatting import format_gigabytes
 from tsugiki.report.formatting import Table
 
 _EMPTY = "–"
@@ -88,9 +89,9 @@ def _cells(row: EntryResult) -> dict[str, str]:
     if row.share is not None:
         cells["share"] = f"{row.share:.0%}"
     if row.peak is not None and not row.problem:
-        cells["peak"] = f"{row.peak / 1e9:.2f} GB"
+        cells["peak"] = format_gigabytes(row.peak)
     if row.above_loaded is not None and not row.problem:
-        cells["above"] = f"{row.above_loaded / 1e9:.2f} GB"
+        cells["above"] = format_gigabytes(row.above_loaded)
     return cells
 
 

@@ -43,8 +43,7 @@ def aozora_command(
 
     Works under copyright are never used. Files of a site are cached, and later runs download only missing ones.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from tsugiki.io.progress import ProgressDisplay
 
     start = time.perf_counter()
     check_target(out)
@@ -53,13 +52,9 @@ def aozora_command(
     entries = select(opened.entries(), query)
     skipped: list[str] = []
     missing: list[str] = []
-    console = Console(stderr=True)
-    columns = (TextColumn("works"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        works = read_entries(
-            opened, progress.track(entries), query, skipped.append, missing.append if skip_missing else None
-        )
-        totals = write_works(works, out)
+    tracked = ProgressDisplay().track(entries, "works")
+    works = read_entries(opened, tracked, query, skipped.append, missing.append if skip_missing else None)
+    totals = write_works(works, out)
     seconds = time.perf_counter() - start
     for reason in skipped:
         print(f"skipped {reason}", file=sys.stderr)

@@ -32,14 +32,15 @@ def bench_command(
     if list_:
         _list()
         return
-    from tsugiki.bench.bench import check_folder, choose_entries, run_benchmark, write_results
+    from tsugiki.bench.bench import choose_entries, run_benchmark, write_results
     from tsugiki.bench.entries import GENERATION_ENTRIES, TRAINING_ENTRIES
     from tsugiki.bench.results import Kind
     from tsugiki.bench.table import results_lines, results_table
     from tsugiki.bench.work import PROMPT, Workload
+    from tsugiki.io.atomic import check_writable
 
     if out is not None:
-        check_folder(out)
+        check_writable(out)
     kind: Kind = "generate" if generate else "train"
     table = GENERATION_ENTRIES if generate else TRAINING_ENTRIES
     names = list(table) if entries == "all" else [name.strip() for name in (entries or "").split(",") if name]

@@ -39,11 +39,11 @@ def evaluate_command(
     import json
 
     from tsugiki.cli.summary import print_evaluations
-    from tsugiki.io.progress import RunProgress
+    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
 
     chosen = evaluation_targets(model or [], adapter or [])
-    results = evaluate_targets(chosen, data, assistant_turns.value, characters, allow_other_base, RunProgress())
+    results = evaluate_targets(chosen, data, assistant_turns.value, characters, allow_other_base, ProgressDisplay())
     if as_json:
         for subject, result in zip(chosen, results, strict=True):
             names = {"model": subject.model, "adapter": subject.called or None}

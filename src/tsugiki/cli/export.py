@@ -78,15 +78,16 @@ def _export_adapter(
 ) -> None:
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.export.adapter import export_gguf_adapter
-    from tsugiki.io.progress import RunProgress
+    from tsugiki.io.formatting import format_size
+    from tsugiki.io.progress import ProgressDisplay
 
     folder = adapter_folder(adapter, library)
-    with RunProgress().stage("export", None):  # the base's fingerprint takes a look at all of its weights
+    with ProgressDisplay().stage("export", None):  # the base's fingerprint takes a look at all of its weights
         done = export_gguf_adapter(
             folder, gguf, model, base, "f16" if dtype == "f16" else "f32", allow_other_base=allow_other_base
         )
     typer.echo(
-        f"{gguf}: {done.layers} layers, rank {done.ranks}, alpha {done.alpha:g}, {done.bytes / 1e6:.1f} MB; "
+        f"{gguf}: {done.layers} layers, rank {done.ranks}, alpha {done.alpha:g}, {format_size(done.bytes)}; "
         f"llama-cli -m {base or 'BASE.gguf'} --lora {gguf}"
     )
     typer.echo(f"{done.modelfile}: for Ollama before 0.34.1, which took adapters" + ("" if base else "; fill in FROM"))
@@ -105,14 +106,15 @@ def _export_model(
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.base.loading import gguf_path
     from tsugiki.export.model import export_model, merged_model, stored_model
-    from tsugiki.io.progress import RunProgress
+    from tsugiki.io.formatting import format_size
+    from tsugiki.io.progress import ProgressDisplay
 
     folder = None if adapter is None else adapter_folder(adapter, library)
     name = model or (None if folder is None else read_base(folder).name)
     if name is None:
         raise TsugikiError(f"{folder} does not say what base it was trained on; name it by --model")
     source = stored_model(name) if folder is None else merged_model(name, folder, allow_other_base=allow_other_base)
-    with RunProgress().stage("exporting", sum(tensor.numel() for tensor in source.weights.values())) as advance:
+    with ProgressDisplay().stage("exporting", sum(tensor.numel() for tensor in source.weights.values())) as advance:
         export = export_model(
             source,
             gguf,
@@ -124,7 +126,7 @@ def _export_model(
     written, tokens = export.written, export.tokens
     typer.echo(
         f"{export.gguf}: {written.tensors} tensors of a {written.architecture} in {written.dtype}, "
-        f"{written.bytes / 1e6:,.1f} MB; for Ollama: {export.modelfile}"
+        f"{format_size(written.bytes)}; for Ollama: {export.modelfile}"
     )
     typer.echo(
         f"tokens: {tokens.prompts} prompts tokenised by {tokens.tokenized_by}, {len(tokens.problems)} differences"

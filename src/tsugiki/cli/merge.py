@@ -36,7 +36,7 @@ def merge_command(
     """Fold adapters into their base and write a plain Transformers model, tensor by tensor, in the base's own types."""
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.summary import print_merge
-    from tsugiki.io.progress import RunProgress
+    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.workflows.merge import Merge, merge_into_folder
 
     merge = Merge(
@@ -49,4 +49,4 @@ def merge_command(
         data,
         characters,
     )
-    print_merge(out, merge_into_folder(merge, out, RunProgress()))
+    print_merge(out, merge_into_folder(merge, out, ProgressDisplay()))

@@ -39,13 +39,14 @@ def preview_command(
 
     from rich.console import Console
 
-    from tsugiki.io.progress import RunProgress
+    from tsugiki.io.atomic import write_text
+    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import to_html, to_terminal
     from tsugiki.train.workflows.preview import preview
 
-    shown = preview(settings, rows, RunProgress())
+    shown = preview(settings, rows, ProgressDisplay())
     console = Console(highlight=False)
     console.print(to_terminal(shown, colours=console.color_system is not None))
     if html:
-        html.write_text(to_html(shown), encoding="utf-8")
+        write_text(html, to_html(shown))
         typer.echo(f"page: {html}")

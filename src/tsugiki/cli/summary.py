@@ -8,6 +8,7 @@ from rich.table import Table
 
 from tsugiki.adapters.format import WEIGHTS_FILE
 from tsugiki.cli.tables import print_table
+from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.report.formatting import with_interval
 from tsugiki.report.run import describe_change, held_out_table
 from tsugiki.train.evaluation.evaluate import Evaluation
@@ -28,8 +29,8 @@ def print_summary(record: RunRecord, page: Path) -> None:
         held_out_table(record),
         f"change: {describe_change(record)}",
         f"{training['steps']:,} steps, {training['tokens']:,} tokens in {training['seconds']:,.0f} s "
-        f"({training['tokens_per_second']:,.0f} tokens/s), peak memory {training['peak_memory'] / 1e9:.2f} GB",
-        f"{kind}: {out} ({size / 1e6:.2f} MB); page: {page}",
+        f"({training['tokens_per_second']:,.0f} tokens/s), peak memory {format_gigabytes(training['peak_memory'])}",
+        f"{kind}: {out} ({format_size(size)}); page: {page}",
         *([caveat] if caveat else []),
     )
 

@@ -10,9 +10,9 @@ are cut off at its end and counted. Rows are filled by best fit, longest segment
 Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`).
 """
 
-import hashlib
 from array import array
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from tsugiki.data.store import TokenStore
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.digests import sha256
 from tsugiki.labels import IGNORE_INDEX
 
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -101,12 +102,15 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
     def fingerprint(self) -> str:
         """Return `sha256:` and 64 hexadecimal digits over everything that determines the items, in order."""
-        digest = hashlib.sha256(repr((self.block_size, self.pad)).encode())
-        digest.update(self.rows.tobytes())
-        for start, length in self.segments[:, :2].tolist():
-            digest.update(self.store.ids[start : start + length].astype("<i4").tobytes())
-            digest.update(self.store.loss_mask[start : start + length].tobytes())
-        return f"sha256:{digest.hexdigest()}"
+
+        def parts() -> Iterator[bytes]:
+            yield repr((self.block_size, self.pad)).encode()
+            yield self.rows.tobytes()
+            for start, length in self.segments[:, :2].tolist():
+                yield self.store.ids[start : start + length].astype("<i4").tobytes()
+                yield self.store.loss_mask[start : start + length].tobytes()
+
+        return sha256(parts())
 
 
 def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_rows: bool = True) -> Blocks:

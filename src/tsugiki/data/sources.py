@@ -6,7 +6,6 @@ Records are yielded one by one. A `.txt` file is read whole, other files row by 
 
 import codecs
 import csv
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, TypeAlias
 from tsugiki.data.records import Document, Record
 from tsugiki.data.schemas import KEYS, read_row, schema_of
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.digests import combined_digest, file_sha256, sha256
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 
@@ -46,27 +46,23 @@ def read_records(data: str | Path) -> Iterator[Record]:
 
 
 def content_key(data: str | Path) -> str:
-    """Return a SHA-256 in hexadecimal that identifies what `read_records` would read.
+    """Return a digest that identifies what `read_records` would read.
 
     It covers the names and the bytes of files, or the fingerprint of a data set on the hub.
 
     Raises:
         TsugikiError: there is no such data, or it cannot be read.
     """
-    digest = hashlib.sha256()
     if _is_on_hub(data):
-        digest.update(f"{data}\0{_load_dataset(str(data))._fingerprint}".encode())
-        return digest.hexdigest()
+        return sha256([f"{data}\0{_load_dataset(str(data))._fingerprint}".encode()])
     root = Path(data).expanduser()
+    digests = {}
     for file in _files(root):
-        name = file.relative_to(root).as_posix() if root.is_dir() else file.name
-        digest.update(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
         try:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digests[file.relative_to(root).as_posix() if root.is_dir() else file.name] = file_sha256(file)
         except OSError as error:
             raise _unreadable(file, error) from error
-    return digest.hexdigest()
+    return combined_digest(digests)
 
 
 def decode(data: bytes, name: str) -> str:

@@ -3,7 +3,6 @@
 The held-out records are a share of all records, those with a certain field value (`author=…`), or a separate file.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.records import Document
 from tsugiki.data.store import RecordIndex
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.digests import sha256_bytes
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
@@ -141,7 +141,7 @@ def _by_share(index: RecordIndex, fraction: float, seed: int, belongs: Integers)
 
 
 def _rank(digest: bytes, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}\0".encode() + digest).digest()
+    return sha256_bytes(f"{seed}\0".encode() + digest)
 
 
 def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:

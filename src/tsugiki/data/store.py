@@ -11,10 +11,7 @@ A store is a folder that is written in one pass over the records and memory-mapp
 Only the index is held in memory, about 0.6 KB per record.
 """
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +24,9 @@ from tsugiki.data.duplicates import signature
 from tsugiki.data.encoding import document_end, document_start, encode_records
 from tsugiki.data.records import AssistantTurns, Conversation, Document, Record
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.atomic import new_folder
+from tsugiki.io.digests import sha256, sha256_bytes
+from tsugiki.io.json import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ class RecordIndex:
 
     def fingerprint(self, records: Array) -> str:
         """Return `sha256:` and 64 hexadecimal digits over the texts of these records, in order."""
-        return f"sha256:{hashlib.sha256(np.ascontiguousarray(self.digests[records]).tobytes()).hexdigest()}"
+        return sha256([np.ascontiguousarray(self.digests[records]).tobytes()])
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +102,8 @@ def open_store(
     """
     folder = cache / _store_key(key, tokenizer, turns)
     if not (folder / "store.json").is_file():
-        temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-        temporary.mkdir(parents=True)
-        try:
+        with new_folder(folder, replace=True) as temporary:  # an older version may have left a folder of this name
             _write(temporary, records, tokenizer, turns, advance)
-            shutil.rmtree(folder, ignore_errors=True)  # an incomplete store of an interrupted process
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return _read(folder)
 
 
@@ -134,7 +128,7 @@ class _IndexBuilder:
 
     def add(self, record: Record) -> None:
         self.characters.append(len(record.text))
-        self.digests += hashlib.sha256(record.text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
+        self.digests += sha256_bytes(record.text.encode("utf-8", "surrogatepass"))[:_DIGEST_BYTES]
         self.signatures.append(signature(_text_to_compare(record)))
         self.splittable.append(isinstance(record, Document))
         self.sources.append(record.source)
@@ -191,13 +185,13 @@ def _write(
         },
         folder / "index.safetensors",
     )
-    (folder / "store.json").write_text(json.dumps({"format": _FORMAT, "ids": np.dtype(dtype).name}), encoding="utf-8")
+    write_json(folder / "store.json", {"format": _FORMAT, "ids": np.dtype(dtype).name})
 
 
 def _read(folder: Path) -> TokenStore:
     from safetensors.numpy import load_file
 
-    dtype = np.dtype(json.loads((folder / "store.json").read_text(encoding="utf-8"))["ids"])
+    dtype = np.dtype(read_json(folder / "store.json")["ids"])
     tensors = load_file(folder / "index.safetensors")
     with (folder / "records.jsonl").open(encoding="utf-8") as lines:
         sources_and_fields = [json.loads(line) for line in lines]
@@ -217,11 +211,11 @@ def _read(folder: Path) -> TokenStore:
 
 
 def _store_key(key: str, tokenizer: "PreTrainedTokenizerBase", turns: AssistantTurns) -> str:
-    digest = hashlib.sha256(f"{_FORMAT}\0{key}\0{turns}\0{tokenizer.chat_template}\0".encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))).encode())
-    digest.update(repr((document_start(tokenizer), document_end(tokenizer))).encode())
-    return digest.hexdigest()
+    vocabulary = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
+    ends = repr((document_start(tokenizer), document_end(tokenizer)))
+    described = f"{_FORMAT}\0{key}\0{turns}\0{tokenizer.chat_template}\0{vocabulary}{ends}"
+    return sha256([described.encode()]).removeprefix("sha256:")
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:

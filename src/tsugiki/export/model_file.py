@@ -26,6 +26,7 @@ from tsugiki.dtypes import GgufDtype
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.architectures import GgufArchitecture, gguf_architecture_of
 from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabulary
+from tsugiki.io.formatting import format_size
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -98,7 +99,7 @@ def write_model_gguf(
     plan = _plan(source, architecture, tensor_type)
     needed, free = sum(tensor.bytes for tensor in plan), shutil.disk_usage(path.parent).free
     if free < needed:
-        raise TsugikiError(f"{path.parent} has {free / 1e6:,.0f} MB left, and the model needs {needed / 1e6:,.0f} MB")
+        raise TsugikiError(f"{path.parent} has {format_size(free)} left, and the model needs {format_size(needed)}")
     writer = gguf.GGUFWriter(path, architecture.name)
     try:
         if original is None:

@@ -4,8 +4,6 @@ Whatever was not written here stands in a code span or a fenced block, where Mar
 line carries a digest of the rest: a card that a person wrote or changed can be told from one that nobody touched.
 """
 
-import hashlib
-import json
 import math
 import re
 import shlex
@@ -27,13 +25,15 @@ from tsugiki.export.compatibility import (
     vllm_incompatibilities,
 )
 from tsugiki.hub.markdown import code_span, fenced
+from tsugiki.io.digests import sha256
+from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
+from tsugiki.io.json import value_text
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS, format_of
 from tsugiki.report.counts import data_lines
 from tsugiki.report.formatting import (
     change,
     describe_interval,
-    duration,
     fill_template,
     interval_of_change,
     number,
@@ -112,7 +112,7 @@ def _sealed(text: str) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.strip().encode("utf-8", errors="replace")).hexdigest()
+    return sha256([text.strip().encode("utf-8", errors="replace")]).removeprefix("sha256:")
 
 
 def _metadata(adapter: CardData) -> ModelCardData:
@@ -212,10 +212,7 @@ def _method(adapter: CardData) -> list[tuple[str, str]]:
 def _made(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not made:
         return []
-    told = [
-        f"{name.replace('_', ' ')} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in made.items()
-    ]
+    told = [f"{name.replace('_', ' ')} {value_text(value)}" for name, value in made.items()]
     return [("made of others", "; ".join(told))]
 
 
@@ -237,15 +234,15 @@ def _cost(record: RunRecord | None) -> list[tuple[str, str]]:
         return []
     training = dict(record.training)
     if training.get("seconds"):
-        training["time"] = duration(training["seconds"])
+        training["time"] = format_duration(training["seconds"])
     if training.get("peak_memory"):
-        training["gigabytes"] = training["peak_memory"] / 1e9
+        training["peak"] = format_gigabytes(training["peak_memory"])
     lines = fill_template(
         (
             ("machine", "{machine[processor]}, {machine[cores]} cores"),
             ("accelerator", "{machine[accelerator]}"),
             ("time in steps", "{training[time]}, {training[tokens_per_second]:,.0f} tokens/s"),
-            ("peak memory", "{training[gigabytes]:.2f} GB"),
+            ("peak memory", "{training[peak]}"),
         ),
         {"machine": _there(record.machine), "training": training},
     )
@@ -289,5 +286,5 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("tsugiki", "hub"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(code=code_span, fenced=fenced)
+    environment.filters.update(code=code_span, fenced=fenced, size=format_size)
     return environment

@@ -13,7 +13,6 @@ weights and samples give away.
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,6 @@ from tsugiki.adapters.format import (
     Base,
     read_base,
     read_config_file,
-    read_json,
     read_weights,
 )
 from tsugiki.adapters.verify import check_adapter
@@ -37,6 +35,7 @@ from tsugiki.base.loading import EMBEDDED
 from tsugiki.errors import TsugikiError
 from tsugiki.hub.card import CardData, model_card
 from tsugiki.hub.client import CARD_FILE, is_repo_id
+from tsugiki.io.json import read_json, to_json_text
 from tsugiki.train.record import RunRecord, read_record
 
 NO_BASE = "none"
@@ -169,4 +168,4 @@ def _public(value: Any) -> Any:
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8", errors="replace")
+    return to_json_text(content).encode("utf-8", errors="replace")

@@ -1,1 +1,1 @@
-"""Files and what is shown of them: atomic writes, JSON, digests, caches, shards of safetensors, progress."""
+"""Files (atomic writes, JSON, digests, caches, safetensors shards), and progress, sizes and times shown to users."""

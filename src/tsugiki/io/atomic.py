@@ -1,92 +1,223 @@
-"""Folders and files that appear, and disappear, whole or not at all."""
+"""Write files and folders so that they appear complete or not at all, also after a crash or a power failure.
 
+Everything is written under a temporary name first (`.NAME.8-hex-digits.part`, in the same folder), flushed to the disk,
+and renamed; then the folder is flushed, so that the new name lasts too. A temporary file is removed when writing fails.
+What a killed process left behind is removed by `remove_leftovers`.
+"""
+
+import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from tsugiki.errors import TsugikiError
 
+_NAME_LENGTH = 40  # characters of the target's name that a temporary name keeps
+
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to be filled; it becomes `out` when the block ends well, and is gone when it does not.
+def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to; it is renamed to `out` when the block succeeds and removed when it fails.
+
+    Args:
+        out: the file; its folder must exist.
+        replace: replace an existing file, which stays unchanged until the rename.
 
     Raises:
-        TsugikiError: `out` is there and is no empty folder, or something cannot be written (a full disk, say).
+        TsugikiError: `out` exists (without `replace`), its folder does not exist, or writing fails (a full disk, say).
     """
-    refuse_taken(out)
-    part = _hidden(out, "part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if out.is_dir():
-            out.rmdir()
-        part.rename(out)
-    except (OSError, SafetensorError) as error:  # safetensors says so when the disk is full
-        raise TsugikiError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with _write_errors(out):  # a name that is too long, say
+        exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()
+    if exists and not replace:
+        raise TsugikiError(f"{out} exists already; choose another name, or remove it first")
+    if not has_folder:
+        raise TsugikiError(f"cannot write {out}: there is no folder {out.parent}; create it first")
+    temporary = _temporary(out, "part")
+    with _write_errors(out):
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(out)
+            _flush(out.absolute().parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
-def refuse_taken(out: Path) -> None:
-    """Ask that `out` can become a new folder: nothing is there, or an empty folder.
+@contextmanager
+def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder to fill; it is renamed to `out` when the block succeeds and removed when it fails.
+
+    Args:
+        out: the folder; its parents are created.
+        replace: replace an existing folder, which stays unchanged until the rename.
 
     Raises:
-        TsugikiError: something is.
+        TsugikiError: `out` is a file or (without `replace`) a folder that is not empty, or writing fails.
+    """
+    if not replace:
+        refuse_existing(out)
+    temporary = _temporary(out, "part")
+    with _write_errors(out):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            _flush_tree(temporary)
+            if replace and out.is_dir():
+                remove_folder(out)
+            elif out.is_dir():
+                out.rmdir()
+            temporary.rename(out)
+            _flush(out.absolute().parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def files_into(folder: Path, last: str) -> Iterator[Path]:
+    """Yield a temporary folder to fill; its files move into `folder` when the block succeeds, and replace others there.
+
+    Each file appears complete or not at all. Those that match the pattern `last` move last, so that a folder that has
+    them has all.
+
+    Args:
+        folder: created if it does not exist; it may hold other files, which stay.
+        last: a pattern of file names, such as "*.safetensors".
+
+    Raises:
+        TsugikiError: the folder cannot be written.
+    """
+    temporary = _temporary(folder / "files", "part")
+    with _write_errors(folder):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            _flush_tree(temporary)
+            for path in sorted(temporary.iterdir(), key=lambda path: path.match(last)):
+                path.replace(folder / path.name)
+            _flush(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, replacing an existing one; lone surrogates become question marks.
+
+    Raises:
+        TsugikiError: the file cannot be written.
+    """
+    write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, replacing an existing one.
+
+    Raises:
+        TsugikiError: the file cannot be written.
+    """
+    with new_file(path, replace=True) as temporary:
+        temporary.write_bytes(content)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents; an existing folder is left as it is.
+
+    Raises:
+        TsugikiError: it cannot be created.
+    """
+    with _write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written into `folder`, or that it can be created; nothing is created.
+
+    Raises:
+        TsugikiError: `folder` is a file, or the user may not write there.
+    """
+    if folder.is_file():
+        raise TsugikiError(f"{folder} is a file; name a folder")
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise TsugikiError(f"{folder} cannot be written: {nearest} is not a folder that you may write to")
+
+
+def refuse_existing(out: Path) -> None:
+    """Check that a new folder can be called `out`: nothing has this name, or it is an empty folder.
+
+    Raises:
+        TsugikiError: something else has this name.
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise TsugikiError(f"{out} is there already; choose another name, or remove it first")
+        raise TsugikiError(f"{out} exists already; choose another name, or remove it first")
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and all that is in it; of a link to a folder the link alone.
+    """Remove a folder with its content; if it is a symbolic link, only the link is removed.
 
     Raises:
-        TsugikiError: it cannot be removed. If only something in it cannot, it is gone under its name.
+        TsugikiError: it cannot be removed. If a file in it cannot be removed, the rest is left under a hidden name.
     """
-    gone = _hidden(folder, "removed")
+    removed = _temporary(folder, "removed")
     try:
         if folder.is_symlink():
             folder.unlink()
             return
-        folder.rename(gone)
+        folder.rename(removed)
     except OSError as error:
         raise TsugikiError(f"cannot remove {folder}: {error.strerror or error}") from error
     try:
-        shutil.rmtree(gone)
+        shutil.rmtree(removed)
     except OSError as error:
-        raise TsugikiError(f"{folder} is removed, but {gone} is left of it: {error.strerror or error}") from error
+        raise TsugikiError(
+            f"{folder} was removed, but part of it remains in {removed}: {error.strerror or error}"
+        ) from error
+
+
+def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
+    """Remove the temporary files and folders that killed processes left in a folder; errors are ignored.
+
+    Args:
+        folder: only its direct entries are looked at.
+        older_than: seconds since the last change; use more than 0 where other processes may be writing.
+    """
+    for path in folder.glob(".*.part"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _temporary(path: Path, ending: str) -> Path:
+    """A hidden name in the same folder that is not used yet, and not longer than file systems allow."""
+    return path.with_name(f".{path.name[:_NAME_LENGTH]}.{uuid.uuid4().hex[:8]}.{ending}")
 
 
 @contextmanager
-def new_file(out: Path) -> Iterator[Path]:
-    """A path beside `out` to write to; it becomes `out` when the block ends well, and is gone when it does not.
+def _write_errors(out: Path) -> Iterator[None]:
+    """Turn the errors of writing into one line that names the target."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        raise TsugikiError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
 
-    Raises:
-        TsugikiError: `out` is there already, its folder is not, or it cannot be written (a full disk, say).
-    """
+
+def _flush(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk; Windows can do so for files alone."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
-        there, nowhere = out.is_symlink() or out.exists(), not out.absolute().parent.is_dir()
-    except OSError as error:  # a name that is too long, say
-        raise TsugikiError(f"cannot write {out}: {error.strerror or error}") from error
-    if there:
-        raise TsugikiError(f"{out} is there already; choose another name, or remove it first")
-    if nowhere:
-        raise TsugikiError(f"{out}: there is no folder {out.parent}; make it first")
-    part = _hidden(out, "part")
-    try:
-        yield part
-        part.rename(out)
-    except OSError as error:
-        raise TsugikiError(f"cannot write {out}: {error.strerror or error}") from error
+        os.fsync(descriptor)
     finally:
-        part.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def _hidden(folder: Path, ending: str) -> Path:
-    """A name beside the folder or file that no other has, and that fits where its own does."""
-    return folder.with_name(f".{folder.name[:40]}.{uuid.uuid4().hex[:8]}.{ending}")
+def _flush_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _flush(path)
+    _flush(folder)

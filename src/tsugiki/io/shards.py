@@ -7,7 +7,7 @@ whose tensors are all there at once.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from tsugiki.errors import TsugikiError
+from tsugiki.io.digests import read_chunks
 
-_CHUNK = 1 << 22  # bytes that are copied at once
 _ALIGNED = 8  # bytes; where tensors begin
 _DTYPES = {
     "F64": torch.float64,
@@ -152,25 +152,14 @@ def write_shard(
                 advance(entry.end - entry.begin)
             else:
                 source.seek(entry.begin)
-                for piece in chunks(source, entry.end - entry.begin):
-                    target.write(piece)
-                    advance(len(piece))
+                try:
+                    for chunk in read_chunks(source, entry.end - entry.begin):
+                        target.write(chunk)
+                        advance(len(chunk))
+                except EOFError as error:
+                    raise TsugikiError(str(error)) from error
         for like, make in added.values():
             _write_tensor(target, make(), shard.entries[like])
-
-
-def chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
-    """The next `length` bytes of a file, piece by piece.
-
-    Raises:
-        TsugikiError: it ends before.
-    """
-    while length:
-        piece = file.read(min(_CHUNK, length))
-        if not piece:
-            raise TsugikiError(f"{file.name} became shorter while it was read")
-        yield piece
-        length -= len(piece)
 
 
 def _write_tensor(target: BinaryIO, tensor: Tensor, entry: Entry) -> None:

@@ -10,8 +10,6 @@ The result is an ordinary model folder of transformers: the configuration, `mode
 """
 
 import copy
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +20,7 @@ from tsugiki.base.loading import load_model
 from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.dtypes import SaveDtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.atomic import files_into
 from tsugiki.lora.dropout import disable_dropout
 
 if TYPE_CHECKING:
@@ -55,20 +54,12 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
     Raises:
         TsugikiError: the folder cannot be written.
     """
-    part = folder / ".model.part"
     saved_dtype = torch_dtype(dtype)
     converted = model if saved_dtype == next(model.parameters()).dtype else copy.deepcopy(model).to(saved_dtype)
-    try:
-        part.mkdir(parents=True, exist_ok=True)
+    with files_into(folder, last="*.safetensors") as temporary:
         with hidden_progress_bars():  # a bar for one file would tell nothing
-            converted.save_pretrained(part)  # type: ignore[operator]
-        tokenizer.save_pretrained(part)
-        for path in sorted(part.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            os.replace(path, folder / path.name)
-    except OSError as error:
-        raise TsugikiError(f"cannot write the model to {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            converted.save_pretrained(temporary)  # type: ignore[operator]
+        tokenizer.save_pretrained(temporary)
 
 
 def load_weights_into(model: nn.Module, folder: Path) -> None:

@@ -11,16 +11,19 @@ from typing import Any
 from torch import Tensor
 
 from tsugiki.adapters.algebra.spectrum import singular_values
-from tsugiki.adapters.format import BASE_FILE, read_json, read_peft_config, read_weights
+from tsugiki.adapters.format import BASE_FILE, read_peft_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import write_text
+from tsugiki.io.formatting import format_duration, format_size
+from tsugiki.io.json import read_json
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
-from tsugiki.report.formatting import Table, duration, figure, file_size, fill_template, number
+from tsugiki.report.formatting import Table, figure, fill_template, number
 from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, measured
 from tsugiki.report.library import ranks_text, record_of
-from tsugiki.report.page import Section, page, pairs, part, table, write_page
+from tsugiki.report.page import Section, page, pairs, part, table
 from tsugiki.report.run import record_sections, summary_sentence
 from tsugiki.train.record import RunRecord
 
@@ -84,7 +87,7 @@ def facts_lines(portrait: AdapterReport) -> list[tuple[str, str]]:
         ("base", (facts.base.name or "not said") + fingerprint),
         ("method", facts.method + (f", r {ranks_text(facts.ranks)}" if facts.ranks else "")),
         ("targets", ", ".join(facts.targets) or "–"),
-        ("size", f"{facts.parameters:,} numbers, {file_size(facts.size)}"),
+        ("size", f"{facts.parameters:,} numbers, {format_size(facts.size)}"),
         ("changed", datetime.fromtimestamp(facts.changed).strftime("%Y-%m-%d %H:%M")),
         ("folder", str(portrait.folder)),
     ]
@@ -100,7 +103,7 @@ def facts_lines(portrait: AdapterReport) -> list[tuple[str, str]]:
             ("learning rate", "{config[learning_rate]:g}"),
             ("held out", "{data[held_out][documents]:,} records, {data[held_out][characters]:,} characters"),
         ),
-        {**vars(record), "time": duration(seconds)},
+        {**vars(record), "time": format_duration(seconds)},
     )
 
 
@@ -137,7 +140,7 @@ def write_adapter_page(path: Path, portrait: AdapterReport) -> None:
     sections.append(Section("How to use it", part("code", _commands(portrait))))
     base = portrait.facts.base.name or "a base that it does not name"
     lead = summary_sentence(record) if record else f"{portrait.facts.method} on {base}."
-    write_page(path, page(f"Adapter · {portrait.name}", lead, sections, portrait.notes))
+    write_text(path, page(f"Adapter · {portrait.name}", lead, sections, portrait.notes))
 
 
 def _commands(portrait: AdapterReport) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from tsugiki.report.page import Section, page, part, table, write_page
+from tsugiki.io.atomic import write_text
+from tsugiki.report.page import Section, page, part, table
 from tsugiki.report.plots import curves
 from tsugiki.report.run import REPORT_FILE, held_out_series
 from tsugiki.report.samples import sample_columns
@@ -53,5 +54,5 @@ def write_comparison(
         ("Samples", sample_columns(runs)),
     ]
     path = folder / REPORT_FILE
-    write_page(path, page(title, lead, [Section(heading, body) for heading, body in sections if body], notes))
+    write_text(path, page(title, lead, [Section(heading, body) for heading, body in sections if body], notes))
     return path

@@ -1,7 +1,6 @@
 """Two adapters beside each other, for `tsugiki adapters diff`."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from tsugiki.adapters.format import not_finite, read_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.json import value_text
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
 from tsugiki.report.formatting import Table, figure
@@ -134,4 +134,4 @@ def _plain(value: object) -> str:
     """A setting as text; lists of names in the order of their names, whichever the file had."""
     if isinstance(value, list | tuple | set):
         value = sorted(value, key=str)
-    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "–" if value is None else value_text(value)

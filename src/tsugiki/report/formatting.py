@@ -61,26 +61,10 @@ def describe_interval(interval: Interval | None, documents: int) -> str:
     )
 
 
-def file_size(count: float) -> str:
-    """A number of bytes as kB, MB or GB, of a thousand each."""
-    if count < 1e6:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
-
-
 def printable(text: str) -> str:
     """A text from a file of anybody's for a terminal: what would steer it, or cannot be written, is spelled out."""
     spelled = {c: c.encode("unicode_escape").decode() for c in text if unicodedata.category(c) in ("Cc", "Cs")}
     return "".join(spelled.get(c, c) if c != "\n" else c for c in text)
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as a person would say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def fill_template(lines: Sequence[tuple[str, str]], values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ from typing import Any
 from tsugiki.adapters.format import RECORD_FILE
 from tsugiki.adapters.library import Entry
 from tsugiki.errors import TsugikiError
-from tsugiki.report.formatting import Table, figure, file_size, number
+from tsugiki.io.formatting import format_size
+from tsugiki.report.formatting import Table, figure, number
 from tsugiki.train.record import RunRecord, read_record
 
 _FIGURES = ("loss", "perplexity", "bits_per_char")
@@ -68,7 +69,7 @@ def _row(entry: Entry) -> list[str]:
         ranks_text(facts.ranks),
         ", ".join(facts.targets) or "–",
         facts.base.name or "–",
-        file_size(facts.size),
+        format_size(facts.size),
         " → ".join(measured) or "–",
         datetime.fromtimestamp(facts.changed).strftime("%Y-%m-%d"),
     ]

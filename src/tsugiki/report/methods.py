@@ -6,10 +6,11 @@ from typing import Any, get_args
 
 from markupsafe import Markup
 
+from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.methods.method import Family
 from tsugiki.methods.table import family_of
 from tsugiki.report.comparison import write_comparison
-from tsugiki.report.formatting import Table, duration
+from tsugiki.report.formatting import Table
 from tsugiki.report.plots import Mark, Series, over_parameters, over_ranks
 from tsugiki.train.evaluation.interval import Interval
 from tsugiki.train.record import RunRecord
@@ -31,11 +32,11 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         [
             f"{row.name}\n{row.family}" if several else row.name,
             f"{row.trainable:,}\n{row.share:.2%}",
-            f"{row.file_size / 1e6:.2f} MB",
+            format_size(row.file_size),
             f"{row.learning_rate:g}",
-            duration(row.seconds),
+            format_duration(row.seconds),
             f"{row.tokens_per_second:,.0f}",
-            f"{row.peak_memory / 1e9:.2f} GB",
+            format_gigabytes(row.peak_memory),
             f"{row.perplexity_before:,.1f}\n→ {row.perplexity_after:,.1f}",
             f"{row.loss_before:.3f} → {row.loss_after:.3f}\n{_interval(row.loss_interval, '.3f')}",
             *([_own(row)] if own else []),
@@ -83,7 +84,7 @@ def sweep_table(points: Sequence[Point]) -> Table:
             f"{point.loss:.4f}",
             f"{point.record.evaluations[-1]['bits_per_char']:.4f}",
             "best" if point is best else _change(*change(best, point)),
-            duration(point.record.training["seconds"]),
+            format_duration(point.record.training["seconds"]),
         ]
         for point in points
     ]

@@ -3,18 +3,13 @@
 Text that is given to a part is escaped; what a part returns is HTML, and is not escaped again.
 """
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-
-from tsugiki.errors import TsugikiError
 
 
 @dataclass(frozen=True)
@@ -56,23 +51,6 @@ def part(name: str, *values: object) -> Markup:
     """A part of a page: the macro `name` of `parts.html`."""
     macro = getattr(_environment().get_template("parts.html").module, name)
     return Markup(macro(*values))
-
-
-def write_page(path: Path, content: str) -> None:
-    """Write a page so that it is there whole or not at all; one that was there stays until then.
-
-    Raises:
-        TsugikiError: the file cannot be written.
-    """
-    part_file = path.with_name(f".{path.name}.part")
-    try:
-        # Half a surrogate pair, which JSON can hold, is no character of UTF-8.
-        part_file.write_text(content, encoding="utf-8", errors="replace")
-        os.replace(part_file, path)
-    except OSError as error:
-        with suppress(OSError):  # the folder lets nothing be removed either
-            part_file.unlink(missing_ok=True)
-        raise TsugikiError(f"cannot write {path}: {error.strerror or error}; nothing else was changed") from error
 
 
 @cache

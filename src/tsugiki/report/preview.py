@@ -7,8 +7,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from tsugiki.io.formatting import format_duration
 from tsugiki.report.counts import alike_lines, data_lines
-from tsugiki.report.formatting import duration
 from tsugiki.report.page import render
 from tsugiki.train.workflows.preview import PieceView, Preview, RowView
 
@@ -53,7 +53,10 @@ def to_html(preview: Preview) -> str:
 def count_lines(preview: Preview) -> list[tuple[str, str]]:
     """The counts, labelled, as both displays show them."""
     counts = preview.counts
-    time = [("steps", f"{counts['steps']:,}"), ("time of training, here", f"about {duration(counts['seconds'])}")]
+    time = [
+        ("steps", f"{counts['steps']:,}"),
+        ("time of training, here", f"about {format_duration(counts['seconds'])}"),
+    ]
     return [*data_lines(counts), *time, *alike_lines(counts)]
 
 

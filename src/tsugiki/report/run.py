@@ -9,19 +9,20 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from tsugiki.io.atomic import write_text
+from tsugiki.io.formatting import format_duration, format_gigabytes
 from tsugiki.report.counts import alike_lines, data_lines
 from tsugiki.report.formatting import (
     Table,
     change,
     describe_interval,
-    duration,
     figure,
     fill_template,
     interval_of_change,
     number,
     with_interval,
 )
-from tsugiki.report.page import Section, page, pairs, part, table, write_page
+from tsugiki.report.page import Section, page, pairs, part, table
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.train.record import RunRecord, read_record
@@ -44,7 +45,7 @@ def write_report(folder: Path) -> Path:
         TsugikiError: there is no run, or the page cannot be written; one that was there is still there.
     """
     path = folder / REPORT_FILE
-    write_page(path, report_page(read_record(folder), folder))
+    write_text(path, report_page(read_record(folder), folder))
     return path
 
 
@@ -311,7 +312,7 @@ def _use(record: RunRecord, folder: Path) -> Markup:
 def _with_time(record: RunRecord) -> dict[str, Any]:
     """What training cost, and its seconds in words as `time`."""
     seconds = number(record.training.get("seconds"))
-    return record.training if math.isnan(seconds) else {**record.training, "time": duration(seconds)}
+    return record.training if math.isnan(seconds) else {**record.training, "time": format_duration(seconds)}
 
 
 def _plain(value: object) -> str:
@@ -319,4 +320,4 @@ def _plain(value: object) -> str:
 
 
 def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
+    return format_gigabytes(size)

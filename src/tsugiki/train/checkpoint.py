@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tsugiki.adapters.format import read_json, write_json
 from tsugiki.errors import TsugikiError
+from tsugiki.io.json import read_json, write_json
 
 _OPTIMIZER, _RANDOM, _TRAINING = "optimizer.safetensors", "random.safetensors", "training.json"
 

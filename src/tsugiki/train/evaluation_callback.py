@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tsugiki.base.context import context_length
-from tsugiki.io.progress import RunProgress
 from tsugiki.lora.graft import disable_adapter, is_grafted
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
 from tsugiki.train.evaluation.sample import Sampling, generate_text
 from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, peak_memory
 from tsugiki.train.trainer import RunTrainer
 

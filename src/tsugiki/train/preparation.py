@@ -25,7 +25,7 @@ from tsugiki.data.store import RecordIndex, TokenStore, open_store, read_index
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
 from tsugiki.io.cache import cache_folder
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.train.config import RunConfig
@@ -74,7 +74,7 @@ class PackedDataset:
     """What is unusual about the data, one sentence each."""
 
 
-def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: RunProgress) -> DatasetSplit:
+def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
     """Read, tokenise and split the data of a run.
 
     Raises:
@@ -152,7 +152,7 @@ def _split_document(
     document: Document,
     held_out: float,
     tokenizer: "PreTrainedTokenizerBase",
-    progress: RunProgress,
+    progress: ProgressDisplay,
 ) -> DatasetSplit:
     """Hold out the end of the only document."""
     records = split_document(document, held_out)
@@ -168,7 +168,7 @@ def _tokenise(
     records: Sequence[Record] | None,
     key: str,
     tokenizer: "PreTrainedTokenizerBase",
-    progress: RunProgress,
+    progress: ProgressDisplay,
 ) -> TokenStore:
     """Return the tokens of `records` (None: of `config.data`), from the cache if it has them under `key`."""
     with progress.stage("tokenising", None) as advance:

@@ -12,7 +12,6 @@ train
 
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,9 @@ from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
+from tsugiki.io.atomic import check_writable, remove_leftovers
 from tsugiki.io.file_names import MODEL_FILE
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import LORA_PLUS, RunConfig
@@ -36,6 +36,7 @@ from tsugiki.train.model import load_dtype, make_gradients, prepare_model, save_
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
 from tsugiki.train.preparation import PackedDataset, pack_data, read_data
+from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, describe_machine, read_record
 from tsugiki.train.trainer import RunTrainer
 
@@ -83,7 +84,9 @@ def start_or_resume(settings: dict[str, Any], out: Path, resume: bool) -> tuple[
     return _resume(settings, out) if resume else (_start(settings, out), None)
 
 
-def load(config: RunConfig, progress: RunProgress) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PackedDataset]":
+def load(
+    config: RunConfig, progress: ProgressDisplay
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PackedDataset]":
     """Load the tokenizer, the data and the base model, and pack the data into rows for the model.
 
     The data are read before the model is loaded, so that errors in them appear at once.
@@ -199,13 +202,7 @@ def _start(settings: dict[str, Any], out: Path) -> RunRecord:
     for name in (RECORD_FILE, WEIGHTS_FILE, MODEL_FILE):
         if (out / name).exists():
             raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
-    if out.is_file():
-        raise TsugikiError(f"{out} is a file; --out names a folder")
-    parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise TsugikiError(
-            f"{out} cannot be written: {parent} is no folder with write permission; choose another --out"
-        )
+    check_writable(out)
     return RunRecord(config=settings)
 
 
@@ -217,6 +214,8 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     changed = changed_settings(record.config, settings)
     if changed:
         raise TsugikiError(f"the run in {out} was started with other settings: {changed}")
+    remove_leftovers(out)
+    remove_leftovers(out / CHECKPOINTS)
     found = checkpoints(out / CHECKPOINTS)
     record.forget_after(int(found[-1].name.rpartition("-")[2]) if found else -1)
     return record, found[-1] if found else None

@@ -5,7 +5,6 @@ these weights without an error. It also pickles the optimiser. Everything that i
 `checkpoint`).
 """
 
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from tsugiki.data.blocks import Blocks
 from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import DocumentMasking
+from tsugiki.io.atomic import new_folder
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.checkpoint import (
     keep_newest,
@@ -152,12 +152,12 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         if not self.args.should_save:
             return
         root = Path(str(self.args.output_dir))
-        part = root / f".checkpoint-{self.state.global_step}.part"
-        part.mkdir(parents=True, exist_ok=True)
-        self.save_model(str(part))
-        save_training_state(part, self.optimizer.state_dict(), self.lr_scheduler.state_dict(), asdict(self.meters))
-        self.state.save_to_json(str(part / "trainer_state.json"))
-        os.replace(part, root / f"checkpoint-{self.state.global_step}")
+        with new_folder(root / f"checkpoint-{self.state.global_step}", replace=True) as temporary:
+            self.save_model(str(temporary))
+            save_training_state(
+                temporary, self.optimizer.state_dict(), self.lr_scheduler.state_dict(), asdict(self.meters)
+            )
+            self.state.save_to_json(str(temporary / "trainer_state.json"))
         keep_newest(root, _KEPT_CHECKPOINTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -15,13 +15,13 @@ from tsugiki.base.fp8 import encode
 from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.sources import read_records
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.evaluation.evaluate import evaluate, split_windows
 from tsugiki.train.workflows.merge import Merge, MergeReport, merge_into_folder
 
 
 def merged(out: Path, base: str, *adapters: Path, **more: Any) -> MergeReport:
-    return merge_into_folder(Merge(base, adapters, **more), out, RunProgress())
+    return merge_into_folder(Merge(base, adapters, **more), out, ProgressDisplay())
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("out", ["base/merged", "base", "a", "text.txt/merged", "base/../base/x"])
 def test_a_folder_that_cannot_be_new_is_refused(out: str, base: str, tmp_path: Path):
     before = contents(tmp_path)
-    with pytest.raises(TsugikiError, match=r"in the folder of the base|is there already|cannot write"):
+    with pytest.raises(TsugikiError, match=r"in the folder of the base|exists already|cannot write"):
         merged(tmp_path / out, base, tmp_path / "a")
     assert contents(tmp_path) == before
 

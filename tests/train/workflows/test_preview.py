@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import TEXT, save_tiny
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.report.preview import count_lines, to_html, to_terminal
 from tsugiki.train import run as run_module
 from tsugiki.train.config import RunConfig
@@ -33,7 +33,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def shown(config: RunConfig, rows: int = 3) -> Preview:
-    return preview(config, rows, RunProgress())
+    return preview(config, rows, ProgressDisplay())
 
 
 def row_text(row: Any) -> str:

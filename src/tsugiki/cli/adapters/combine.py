@@ -38,7 +38,7 @@ def combine_command(
     from tsugiki.adapters.algebra.combine import Combination, combine, distance, load_weighted_adapters, norm
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
     from tsugiki.adapters.lora_weights import source, write_lora_weights
-    from tsugiki.cli.adapters.shown import layers_bar, print_written
+    from tsugiki.cli.adapters.shown import print_written, track_layers
     from tsugiki.cli.tables import print_table
 
     folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
@@ -46,8 +46,7 @@ def combine_command(
     parts = load_weighted_adapters(
         folders, parse_weights(weights) if weights is not None else [1 / len(folders)] * len(folders)
     )
-    with layers_bar("layers") as track:
-        lora = combine(parts, how, allow_other_base=allow_other_base, track=track)
+    lora = combine(parts, how, allow_other_base=allow_other_base, track=track_layers)
     made = {
         "operation": "combine",
         **dataclasses.asdict(how),

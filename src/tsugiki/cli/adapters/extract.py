@@ -24,13 +24,12 @@ def extract_command(
     from tsugiki.adapters.algebra.extract import extract
     from tsugiki.adapters.library import new_adapter_folder
     from tsugiki.adapters.lora_weights import write_lora_weights
-    from tsugiki.cli.adapters.shown import layers_bar, print_kept, print_written
+    from tsugiki.cli.adapters.shown import print_kept, print_written, track_layers
     from tsugiki.cli.train import layer_names
     from tsugiki.errors import summarise_list
 
     target = new_adapter_folder(out, library)
-    with layers_bar("layers") as track:
-        found = extract(model, base, rank, layer_names(target_modules) or "all-linear", track)
+    found = extract(model, base, rank, layer_names(target_modules) or "all-linear", track_layers)
     made = {"operation": "extract", "rank": rank, "from": [{"name": model}], "energy": found.energy}
     write_lora_weights(found.lora, target, made)
     whole = sum(layer.whole for layer in found.kept.values()) + sum(found.left.values())

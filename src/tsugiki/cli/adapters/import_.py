@@ -21,10 +21,10 @@ def import_command(
     from tsugiki.adapters.library import new_adapter_folder
     from tsugiki.base.gguf.file import require_gguf
     from tsugiki.export.adapter import import_gguf_adapter
-    from tsugiki.io.progress import RunProgress
+    from tsugiki.io.progress import ProgressDisplay
 
     require_gguf()
     folder = new_adapter_folder(out, library)
-    with RunProgress().stage("import", None):
+    with ProgressDisplay().stage("import", None):
         lora = import_gguf_adapter(file, model, folder, allow_other_base=allow_other_base)
     typer.echo(f"{folder}: {len(lora.layers)} layers, for {model}")

@@ -16,14 +16,14 @@ def show_command(
     """What an adapter is, how it was trained, what it showed, and what it changes in each layer."""
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.tables import print_table, say
-    from tsugiki.io.progress import RunProgress
+    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.adapter import LAYERS_EXPLAINED, facts_lines, inspect_adapter, tensors_table, write_adapter_page
     from tsugiki.report.layers import kinds_table, layers_table
     from tsugiki.report.run import describe_change, held_out_table
     from tsugiki.report.samples import shown_samples
 
     folder = adapter_folder(adapter, library)
-    with RunProgress().stage("layers", None) as advance:
+    with ProgressDisplay().stage("layers", None) as advance:
         portrait = inspect_adapter(folder, advance)
     for label, text in facts_lines(portrait):
         say(f"{label:<14} {text}")

@@ -1,26 +1,20 @@
 """What the commands that make adapters show."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from tsugiki.adapters.algebra.combine import Track
     from tsugiki.adapters.algebra.truncate import RankReduction
 
 
-@contextmanager
-def layers_bar(label: str) -> Iterator["Track"]:
-    """What goes through layers and shows how far it is, in a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
+def track_layers(paths: Sequence[str]) -> Iterator[str]:
+    """Iterate over layers and show a progress bar in a terminal."""
+    from tsugiki.io.progress import ProgressDisplay
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield lambda paths: progress.track(paths, description=label)
+    return ProgressDisplay().track(paths, "layers")
 
 
 def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
@@ -34,5 +28,6 @@ def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
 def print_written(out: Path) -> None:
     """Where the new adapter is, and how large."""
     from tsugiki.adapters.format import WEIGHTS_FILE
+    from tsugiki.io.formatting import format_size
 
-    typer.echo(f"→ {out} ({(out / WEIGHTS_FILE).stat().st_size / 1e6:.2f} MB)")
+    typer.echo(f"→ {out} ({format_size((out / WEIGHTS_FILE).stat().st_size)})")

@@ -38,7 +38,7 @@ def verify_command(
     from tsugiki.adapters.verify import known_base, verify
     from tsugiki.cli.tables import say
     from tsugiki.export.compatibility import incompatibilities
-    from tsugiki.io.progress import RunProgress
+    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.verify_loaders import refusals_of_run
 
     home = library or library_folder()
@@ -46,7 +46,7 @@ def verify_command(
     if not given:
         say(f"no adapters in {home} yet; `tsugiki adapters add FOLDER` copies one there, a run's for example")
         return
-    progress, broken = RunProgress(), 0
+    progress, broken = ProgressDisplay(), 0
     with progress.stage("base", None):
         base = known_base(model) if model else None
     with progress.stage("adapters", len(given)) as advance:

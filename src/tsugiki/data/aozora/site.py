@@ -1,7 +1,6 @@
 """Download works from Aozora Bunko's site, or from a site with the same layout, with a cache."""
 
 import io
-import os
 import time
 import zipfile
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, read_index
 from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import write_bytes
 
 if TYPE_CHECKING:
     import httpx2
@@ -72,7 +72,7 @@ class Site:
             io.BytesIO(data)
         ):  # a damaged file is not cached, so that the next run downloads it again
             cached.parent.mkdir(parents=True, exist_ok=True)
-            _replace(cached, data)
+            write_bytes(cached, data)
         return data
 
     def _get(self, url: str, attempts: int = 4) -> bytes:
@@ -98,9 +98,3 @@ class Site:
                     break
             self._next = time.monotonic() + self.pause * 2**attempt
         raise SiteUnreachable(f"{url}: {problem}; run the command again later (downloaded files are kept)")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)

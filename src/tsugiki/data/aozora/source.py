@@ -7,7 +7,6 @@ and `write_works` writes them. `iter_works` combines selection and reading.
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tsugiki.data.aozora.query import Query, no_author, no_work, normalise_name,
 from tsugiki.data.aozora.site import Site, SiteUnreachable
 from tsugiki.data.aozora.text import guess_kana, read_work
 from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
 
 
@@ -259,19 +259,14 @@ def write_works(works: Iterable[Work], out: Path) -> Totals:
     """Write one JSON object per line and work. The file appears only when all works are written."""
     check_target(out)
     totals = Totals()
-    part = out.with_name(out.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as lines:
-            for work in works:
-                lines.write(json.dumps(_record(work), ensure_ascii=False) + "\n")
-                totals = Totals(
-                    totals.works + 1,
-                    totals.characters + len(work.text),
-                    totals.unresolved + work.unresolved,
-                )
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
+    with new_file(out) as part, part.open("w", encoding="utf-8", newline="\n") as lines:
+        for work in works:
+            lines.write(json.dumps(_record(work), ensure_ascii=False) + "\n")
+            totals = Totals(
+                totals.works + 1,
+                totals.characters + len(work.text),
+                totals.unresolved + work.unresolved,
+            )
     return totals
 
 

@@ -10,7 +10,7 @@ from tsugiki.adapters.library import adapter_folder
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.evaluate import Evaluation, evaluate, read_windows
 from tsugiki.train.evaluation.interval import Interval, change_interval
@@ -57,7 +57,7 @@ def evaluate_targets(
     turns: AssistantTurns,
     limit: int | None,
     allow_other_base: bool,
-    progress: RunProgress,
+    progress: ProgressDisplay,
 ) -> Iterator[Evaluation]:
     """The figures of each, in order; a base that comes twice in a row is loaded once.
 

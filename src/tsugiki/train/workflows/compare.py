@@ -13,9 +13,11 @@ from typing import Any
 
 import yaml
 
-from tsugiki.adapters.format import WEIGHTS_FILE, write_json
+from tsugiki.adapters.format import WEIGHTS_FILE
 from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import check_writable, make_folder, write_text
 from tsugiki.io.file_names import MODEL_FILES
+from tsugiki.io.json import write_json
 from tsugiki.methods.table import family_of
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.interval import Interval, change_interval
@@ -64,7 +66,8 @@ def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
     runs = config.runs()
     out = Path(config.out)
     earlier = {name: earlier_run(name, run) for name, run in runs.items()}
-    _make_folder(out)
+    check_writable(out)
+    make_folder(out)
     records = {name: _carried_out(name, run, earlier[name]) for name, run in runs.items()}
     _refuse_other_data(records)
     write_json(out / COMPARISON_FILE, {"format": 1, "rows": [asdict(row) for row in rows(records)]})
@@ -114,7 +117,7 @@ def _carried_out(name: str, run: RunConfig, earlier: RunRecord | None) -> RunRec
         print(f"{name}: already done, taken from {out}", file=sys.stderr)
         return earlier
     settings = out.with_name(f"{out.name}.yaml")
-    settings.write_text(yaml.safe_dump(_given(run), allow_unicode=True, sort_keys=False), encoding="utf-8")
+    write_text(settings, yaml.safe_dump(_given(run), allow_unicode=True, sort_keys=False))
     print(f"{name}: {'going on' if earlier else 'beginning'}", file=sys.stderr)
     command = [sys.executable, "-m", "tsugiki", "train", str(settings), *(["--resume"] if earlier else [])]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
@@ -138,12 +141,3 @@ def _refuse_other_data(records: Mapping[str, RunRecord]) -> None:
         raise TsugikiError(
             f"{', '.join(other)}: made on another state of the data than {first}; delete these runs and run again"
         )
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise TsugikiError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
-from tsugiki.adapters.format import BASE_FILE, read_config_file, write_json
+from tsugiki.adapters.format import BASE_FILE, read_config_file
 from tsugiki.adapters.lora_weights import source
 from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, rounding_of, write_merged
 from tsugiki.base.fingerprint import named_fingerprint
@@ -19,7 +19,8 @@ from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.json import write_json
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
 from tsugiki.train.evaluation.evaluate import Evaluation, Window, evaluate, read_windows
 
@@ -81,7 +82,7 @@ class MergeReport:
         return figures
 
 
-def merge_into_folder(merge: Merge, out: Path, progress: RunProgress) -> MergeReport:
+def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> MergeReport:
     """Write the merged model as the new folder `out`, which appears when all is done and verified.
 
     Raises:
@@ -118,7 +119,7 @@ def _refuse_inside(folder: Path, out: Path) -> None:
         raise TsugikiError(f"{out} is in the folder of the base, which stays as it is; choose another --out")
 
 
-def _refused(plan: MergePlan, progress: RunProgress) -> TsugikiError:
+def _refused(plan: MergePlan, progress: ProgressDisplay) -> TsugikiError:
     with progress.stage("what rounding would lose", len(plan.coded)) as advance:
         lost = rounding_of(plan, advance).share
     return TsugikiError(
@@ -129,7 +130,7 @@ def _refused(plan: MergePlan, progress: RunProgress) -> TsugikiError:
 
 
 def _verify(
-    merge: Merge, plan: MergePlan, merged: Path, windows: Sequence[Window], progress: RunProgress
+    merge: Merge, plan: MergePlan, merged: Path, windows: Sequence[Window], progress: ProgressDisplay
 ) -> tuple[Probe, tuple[Evaluation, Evaluation, Evaluation] | None]:
     """Base, adapted and merged, one model in memory at a time."""
     device = default_device()

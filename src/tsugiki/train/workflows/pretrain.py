@@ -4,8 +4,6 @@ What the run begins from is an ordinary model folder, `checkpoints/start` in the
 (packing, checkpoints, resuming, measuring, the record) is `train.run`'s.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,9 +20,10 @@ from tsugiki.data.splits import FieldCondition, parse_held_out, split_document, 
 from tsugiki.data.store import Array, read_index
 from tsugiki.data.vocabulary import train_vocabulary
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.atomic import new_folder
 from tsugiki.methods.full import save_model
 from tsugiki.train.preparation import single_document
+from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import CHECKPOINTS, load, run, start_or_resume
 from tsugiki.train.workflows.pretrain_config import PretrainConfig, TokenizerSettings
@@ -120,16 +119,11 @@ def _write_start(config: PretrainConfig, start: Path, shown: RunProgress) -> Non
     assert tokenizer is not None
     tokenizer.model_max_length = context
     model = build_model(config.model, tokenizer, config.seed)
-    part = start.with_name(f".{START}.part")
     made = [path for path in (start.parent, start.parent.parent) if not path.exists()]
     try:
-        save_model(model, tokenizer, part)
-        shutil.rmtree(start, ignore_errors=True)  # of a run that did not come to begin
-        os.replace(part, start)
-    except OSError as error:
-        raise TsugikiError(f"cannot write {start}: {error.strerror or error}") from error
+        with new_folder(start, replace=True) as temporary:  # a run that stopped before step 1 may have left one
+            save_model(model, tokenizer, temporary)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
         for path in made:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

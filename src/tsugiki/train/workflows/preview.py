@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 
 from tsugiki.data.blocks import Blocks, Segment
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model
@@ -68,7 +68,7 @@ class Preview:
     notes: tuple[str, ...]
 
 
-def preview(config: RunConfig, rows: int, progress: RunProgress) -> Preview:
+def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
     """Prepare a run as `train` would, and look at it; nothing is trained and nothing written but the token cache.
 
     Args:

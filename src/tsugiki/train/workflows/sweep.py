@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.format import write_json
-from tsugiki.io.progress import RunProgress
+from tsugiki.io.json import write_json
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.interval import Interval, change_interval
+from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import earlier_run, load, run, start_or_resume
 from tsugiki.train.workflows.compare_config import SweepConfig

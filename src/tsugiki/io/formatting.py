@@ -1,0 +1,22 @@
+"""Sizes and durations as text for people, the same on pages and in the terminal."""
+
+
+def format_size(count: float) -> str:
+    """A number of bytes in kB, MB or GB (powers of 1,000)."""
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.2f} MB" if count < 1e9 else format_gigabytes(count)
+
+
+def format_gigabytes(count: float) -> str:
+    """A number of bytes in GB, for columns whose figures are compared with each other."""
+    return f"{count / 1e9:.2f} GB"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours, whichever reads best."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

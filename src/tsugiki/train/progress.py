@@ -1,0 +1,81 @@
+"""Progress of a training run: a live line in a terminal, a few plain lines elsewhere. All on standard error."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from tsugiki.io.progress import ProgressDisplay
+
+_PLAIN_LINES = 10  # of a whole run, where standard error is not a terminal
+
+
+class RunProgress(ProgressDisplay):
+    """The display of one run; a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console)
+        self._progress = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("held-out perplexity {task.fields[perplexity]}"),
+            TextColumn("{task.fields[speed]} tokens/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=self.is_quiet,
+        )
+        self._task = self._progress.add_task("train", total=None, loss="–", perplexity="–", speed="–", visible=False)
+
+    def __enter__(self) -> "RunProgress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def stage(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """As in `ProgressDisplay`, but without a bar while the live line of steps is shown."""
+        if self._progress.live.is_started:
+            yield lambda done: None
+        else:
+            with super().stage(label, total) as advance:
+                yield advance
+
+    def begin(self, total: int, done: int) -> None:
+        """Show the live line.
+
+        Args:
+            total: optimiser steps of the whole run.
+            done: those already done, if the run is resumed.
+        """
+        self._progress.update(self._task, total=total, completed=done, visible=True)
+        self._progress.start()
+
+    def step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
+        """Show that an optimiser step is done."""
+        self._progress.update(self._task, completed=step, loss=f"{loss:.3f}", speed=f"{tokens_per_second:,.0f}")
+        if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
+            self.say(f"step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
+
+    def evaluation(self, entry: dict[str, Any]) -> None:
+        """Show an evaluation on the held-out text."""
+        self._progress.update(self._task, perplexity=f"{entry['perplexity']:,.2f}")
+        self.say(
+            f"step {entry['step']}  held-out loss {entry['loss']:.4f}  perplexity {entry['perplexity']:,.2f}  "
+            f"bits/char {entry['bits_per_char']:.3f}"
+        )
+
+    def sample(self, entry: dict[str, Any]) -> None:
+        """Show a text that the model generated."""
+        line = Text(f"step {entry['step']}  ")
+        line.append(entry["prompt"], style="bold")
+        line.append(entry["text"].rstrip().replace("\n", "⏎"), style="cyan")
+        self.console.print(line, soft_wrap=True)
