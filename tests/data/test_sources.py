@@ -225,7 +225,7 @@ def test_the_key_is_of_names_and_bytes(tmp_path: Path):
     assert key(a="x", b="y") == key(b="y", a="x")
     different = [key(a="x", b="y"), key(a="y", b="x"), key(a="xy"), key(a="x", c="y"), key(a="x", b="y", c="")]
     assert len(set(different)) == len(different)
-    assert all(len(digits) == 64 for digits in different)
+    assert all(digest.startswith("sha256:") and len(digest) == 71 for digest in different)
     with pytest.raises(TsugikiError, match="there is no such file"):
         content_key(tmp_path / "nowhere")
 
