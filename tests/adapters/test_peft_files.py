@@ -275,22 +275,6 @@ def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
     load_adapter(other, tmp_path / "adapter", allow_other_base=True)
 
 
-def test_the_fingerprint_is_of_the_tensors_not_of_the_files(tmp_path: Path):
-    from tsugiki.base.fingerprint import folder_fingerprint
-
-    model = tiny_model()
-    model.save_pretrained(tmp_path / "one")
-    model.save_pretrained(tmp_path / "many", max_shard_size="20KB")
-    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
-    one = folder_fingerprint(tmp_path / "one")
-    assert one == folder_fingerprint(tmp_path / "many")
-    with torch.no_grad():
-        model.transformer.ln_f.bias[0] += 1e-3
-    model.save_pretrained(tmp_path / "changed")
-    assert folder_fingerprint(tmp_path / "changed") != one
-    assert folder_fingerprint(tmp_path) is None
-
-
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path):
     model = tiny_model()
     graft(model, LoraConfig())

@@ -74,7 +74,7 @@ def test_logits_are_llama_cpps(kind: str, overrides: dict[str, Any], tmp_path: P
 
 @pytest.mark.parametrize("layer", ["embed_tokens", "lm_head"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3"])
-def test_head_and_embeddings_of_their_own(kind: str, layer: str, tmp_path: Path):
+def test_untied_head_and_embeddings(kind: str, layer: str, tmp_path: Path):
     same_in_llama_cpp(kind, tmp_path, target_modules=[layer])
 
 
@@ -142,7 +142,7 @@ def test_embeddings_and_patterns_there_and_back(tmp_path: Path):
 # What llama.cpp itself does with files that are rejected here.
 
 
-def _llama_cpp_apart(base: Path, lora: Path) -> subprocess.CompletedProcess[str]:
+def _run_llama_cpp(base: Path, lora: Path) -> subprocess.CompletedProcess[str]:
     """Run llama.cpp in a new process, since ggml may abort; it prints the largest change of a logit."""
     pytest.importorskip("llama_cpp")
     code = (
@@ -153,7 +153,7 @@ def _llama_cpp_apart(base: Path, lora: Path) -> subprocess.CompletedProcess[str]
 
 
 def _write_pair(
-    path: Path, architecture: str, name: str, shapes: tuple[tuple[int, int], tuple[int, int]], besides: str = ""
+    path: Path, architecture: str, name: str, shapes: tuple[tuple[int, int], tuple[int, int]], extra: str = ""
 ) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
@@ -163,8 +163,8 @@ def _write_pair(
         writer.add_tensor(
             f"{name}.lora_{letter}", np.linspace(-1, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape)
         )
-    if besides:
-        writer.add_tensor(besides, np.ones(32, np.float32))
+    if extra:
+        writer.add_tensor(extra, np.ones(32, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -172,9 +172,9 @@ def _write_pair(
     return path
 
 
-def test_llama_cpp_passes_over_positions(tmp_path: Path):
+def test_llama_cpp_ignores_position_embeddings(tmp_path: Path):
     base = write_base(tiny_model("gpt2"), tmp_path / "base.gguf")
-    ran = _llama_cpp_apart(base, _write_pair(tmp_path / "a.gguf", "gpt2", "position_embd.weight", ((4, 32), (64, 4))))
+    ran = _run_llama_cpp(base, _write_pair(tmp_path / "a.gguf", "gpt2", "position_embd.weight", ((4, 32), (64, 4))))
     assert (ran.returncode, float(ran.stdout)) == (0, 0.0)
     _, lora = grafted("gpt2", tmp_path / "a", {}, target_modules=["wpe", "c_attn"])
     said = llama_cpp_incompatibilities(lora, tiny_model("gpt2"))
@@ -183,24 +183,24 @@ def test_llama_cpp_passes_over_positions(tmp_path: Path):
     assert "position_embd" in said[0]
 
 
-def test_llama_cpp_takes_no_tied_embeddings(tmp_path: Path):
+def test_llama_cpp_rejects_tied_embeddings(tmp_path: Path):
     base = write_base(tiny_model("gpt2"), tmp_path / "base.gguf")
     table = _write_pair(tmp_path / "a.gguf", "gpt2", "token_embd.weight", ((96, 4), (32, 4)))
-    assert _llama_cpp_apart(base, table).returncode != 0
+    assert _run_llama_cpp(base, table).returncode != 0
     head = _write_pair(tmp_path / "b.gguf", "gpt2", "output.weight", ((4, 32), (96, 4)))
-    assert _llama_cpp_apart(base, head).returncode != 0
+    assert _run_llama_cpp(base, head).returncode != 0
     for layer in ("wte", "lm_head"):
         _, lora = grafted("gpt2", tmp_path / layer, {}, target_modules=[layer])
         assert "shared" in llama_cpp_incompatibilities(lora, tiny_model("gpt2"))[0]
 
 
-@pytest.mark.parametrize("besides", ["", "blk.0.attn_output.lora_magnitude", "blk.0.attn_output.bias"])
-def test_llama_cpp_takes_pairs_alone(besides: str, tmp_path: Path):
+@pytest.mark.parametrize("extra", ["", "blk.0.attn_output.lora_magnitude", "blk.0.attn_output.bias"])
+def test_llama_cpp_rejects_files_with_other_tensors(extra: str, tmp_path: Path):
     base = write_base(tiny_model("gpt2"), tmp_path / "base.gguf")
     shapes = ((4, 32), (32, 4))
-    ran = _llama_cpp_apart(base, _write_pair(tmp_path / "a.gguf", "gpt2", "blk.0.attn_output.weight", shapes, besides))
-    assert (ran.returncode == 0) == (not besides)
-    if not besides:
+    ran = _run_llama_cpp(base, _write_pair(tmp_path / "a.gguf", "gpt2", "blk.0.attn_output.weight", shapes, extra))
+    assert (ran.returncode == 0) == (not extra)
+    if not extra:
         assert float(ran.stdout) > 1e-3
 
 
@@ -213,14 +213,14 @@ def test_llama_cpp_takes_pairs_alone(besides: str, tmp_path: Path):
         (b"\0lora", b"\0\xff\xffra", "adapter of type"),
     ],
 )
-def test_a_file_that_says_strange_things(what: bytes, instead: bytes, said: str, tmp_path: Path):
+def test_files_with_invalid_names_and_types(what: bytes, instead: bytes, said: str, tmp_path: Path):
     file = _write_pair(tmp_path / "a.gguf", "gpt2", "blk.0.attn_output.weight", ((4, 32), (32, 4)))
     file.write_bytes(file.read_bytes().replace(what, instead))
     with pytest.raises(TsugikiError, match=said):
         read_gguf_adapter(file, tiny_model("gpt2"))
 
 
-def test_no_alpha_is_no_scaling_as_in_llama_cpp(tmp_path: Path):
+def test_without_alpha_the_scaling_is_one_as_in_llama_cpp(tmp_path: Path):
     file = _write_pair(tmp_path / "a.gguf", "gpt2", "blk.0.attn_output.weight", ((4, 32), (32, 4)))
     file.write_bytes(file.read_bytes().replace(b"adapter.lora.alpha", b"adapter.lora.alphx"))
     assert read_gguf_adapter(file, tiny_model("gpt2")).layers["transformer.h.0.attn.c_proj"].scaling == 1

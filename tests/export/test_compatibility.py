@@ -78,7 +78,7 @@ def test_before_training_and_after(fields: dict[str, Any], message: str, base: s
             raise TsugikiError("; ".join(problems))
 
 
-def test_what_peft_writes_beside_an_embedding_is_no_part_of_the_adapter(tmp_path: Path):
+def test_the_frozen_copy_that_peft_saves_with_an_embedding_is_ignored(tmp_path: Path):
     base = save_tiny(tmp_path / "base", "llama")
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["embed_tokens"])
     theirs = peft.get_peft_model(load_model(base), config)
@@ -109,6 +109,6 @@ def test_unknown_names(base: str, tmp_path: Path):
     assert "opt" in said[0]
 
 
-def test_a_base_that_is_not_here(base: str, tmp_path: Path):
+def test_a_base_that_is_not_found(base: str, tmp_path: Path):
     folder = saved(base, tmp_path / "a", LoraConfig(r=2))
     assert "no model at './gone'" in incompatibilities("llama.cpp", folder, "./gone")[0]

@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", _GEMMA),
     "gemma3": ("gemma3_text", _GEMMA3),
-    "gemma3, head of its own": ("gemma3_text", {**_GEMMA3, "tie_word_embeddings": False}),
+    "gemma3, untied head": ("gemma3_text", {**_GEMMA3, "tie_word_embeddings": False}),
     "gemma3, linear": (
         "gemma3_text",
         {

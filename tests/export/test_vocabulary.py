@@ -15,12 +15,12 @@ from tsugiki.export.tokens import PROMPTS, compare_tokens
 from tsugiki.export.vocabulary import PRE_TOKENIZERS, add_vocabulary, read_vocabulary
 
 
-def _bytes(cuts: tuple[str, ...], **special: Any) -> Any:
-    return bytes_bpe(*(cut for cut in cuts if cut != "bytes"), use_regex="bytes" in cuts, **special)
+def _bytes(steps: tuple[str, ...], **special: Any) -> Any:
+    return bytes_bpe(*(step for step in steps if step != "bytes"), use_regex="bytes" in steps, **special)
 
 
 KINDS = {
-    **{name: lambda cuts=cuts: _bytes(cuts) for cuts, name in PRE_TOKENIZERS.items()},
+    **{name: lambda steps=steps: _bytes(steps) for steps, name in PRE_TOKENIZERS.items()},
     "bytes alone": byte_tokenizer,
     "chat": lambda: _bytes(("bytes",), chat=True, begin=True),
     "gemma": lambda: sentencepiece_bpe(begin=True),

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that models come with, trained on a few lines."""
+"""Small tokenizers of the kinds that released models have, trained on a few lines."""
 
 import json
 from typing import Any
@@ -17,14 +17,14 @@ CHAT = (
 )
 
 
-def bytes_bpe(*cuts: str, use_regex: bool = False, size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; `cuts` are patterns to cut text by, or "digits"."""
+def bytes_bpe(*patterns: str, use_regex: bool = False, size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; `patterns` are regular expressions by which text is split first, or "digits"."""
     tokenizer = Tokenizer(models.BPE())
     steps = [
         pre_tokenizers.Digits(individual_digits=True)
-        if cut == "digits"
-        else pre_tokenizers.Split(Regex(cut), "isolated")
-        for cut in cuts
+        if pattern == "digits"
+        else pre_tokenizers.Split(Regex(pattern), "isolated")
+        for pattern in patterns
     ]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)]
@@ -35,7 +35,7 @@ def bytes_bpe(*cuts: str, use_regex: bool = False, size: int = 700, **special: A
 
 
 def sentencepiece_bpe(prefix: bool = False, size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
-    """BPE over characters, spaces as ▁, bytes for the rest: Gemma's, and with a prefix Llama 2's."""
+    """BPE over characters with ▁ for spaces and byte fallback, as in Gemma; with a prefix as in Llama 2."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     spaces = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
@@ -43,7 +43,7 @@ def sentencepiece_bpe(prefix: bool = False, size: int = 700, **special: Any) -> 
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
         + ([decoders.Strip(" ", 1, 0)] if prefix else [])
     )
-    # Lines, and no words: every pair of a piece is then a merge, as in the files of SentencePiece.
+    # Pieces are words with their space; every pair inside a piece is then a merge, as in SentencePiece's files.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     _train(tokenizer, trainers.BpeTrainer, size, bytes=True)
     fields = json.loads(tokenizer.to_str())
@@ -52,7 +52,7 @@ def sentencepiece_bpe(prefix: bool = False, size: int = 700, **special: Any) -> 
 
 
 def unigram(size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
-    """SentencePiece's unigram model, as T5 and Japanese GPT-2s have it."""
+    """SentencePiece's unigram model, as in T5 and Japanese GPT-2 models."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")

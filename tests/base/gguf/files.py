@@ -1,4 +1,4 @@
-"""Tiny GGUF files with the weights of a tiny Transformers model, written as llama.cpp's converter writes them."""
+"""Tiny GGUF files with the weights of a tiny transformers model, in the form that llama.cpp's converter writes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +13,15 @@ from tests.tiny import byte_tokenizer, tiny_model
 MERGES = [("t", "h"), ("Ġ", "th"), ("Ġth", "e"), ("ã", "ģ"), ("Ġ", "Ġ"), ("1", "2"), ("12", "3"), ("Ġ", "1")]
 _BYTES = byte_tokenizer().get_vocab()
 TOKENS = [*sorted(_BYTES, key=_BYTES.__getitem__), *map("".join, MERGES), "Ġcat"]
-"""Of a small BPE: an end token, the 256 bytes, some merges, and a word that no merge makes."""
+"""The vocabulary of a small BPE: an end token, the 256 bytes, some merges, and a word that no merge produces."""
 ARCHITECTURES = {"gemma3_text": "gemma3"}
-"""Of those that llama.cpp calls otherwise than Transformers does."""
+"""transformers' model type -> llama.cpp's name, where they differ."""
 
 Kind = gguf.GGMLQuantizationType
 
 
 _OVERRIDES: dict[str, dict[str, Any]] = {
-    # What llama.cpp takes for granted: how wide attention's window is in which layer, and what attention is scaled by.
+    # llama.cpp assumes these values: which layers have a sliding window, and the scale of attention scores.
     "gemma2": {"query_pre_attn_scalar": 8},
     "gemma3_text": {"query_pre_attn_scalar": 8, "num_hidden_layers": 6, "layer_types": None},
 }

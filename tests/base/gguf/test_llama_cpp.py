@@ -1,4 +1,4 @@
-"""llama.cpp itself as the oracle: logits and tokens of tiny files. Needs llama-cpp-python."""
+"""Logits and tokens of tiny GGUF files compared with llama.cpp's. Requires llama-cpp-python."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from tsugiki.base.loading import load_model, load_tokenizer
 llama_cpp = pytest.importorskip("llama_cpp")
 
 KINDS = {"gemma3": "gemma3_text"}
-"""Transformers' names, where they are others."""
+"""llama.cpp's name -> transformers' model type, where they differ."""
 TABLES = ("gpt2", "gemma2", "gemma3")
-"""llama.cpp looks GELU up in a table of float16."""
+"""Architectures with GELU, which llama.cpp reads from a float16 table."""
 TEXTS = [
     "The cat on the mat, then 12345 and 3.14.",
     "  two spaces\t\ttabs\n\n lines \r\n end ",
@@ -48,26 +48,26 @@ def compare_logits(path: Path, architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", VERIFIED)
-def test_logits_of_every_architecture_that_is_called_checked(architecture: str, tmp_path: Path):
+def test_logits_of_every_verified_architecture(architecture: str, tmp_path: Path):
     model = tiny_base(KINDS.get(architecture, architecture))
     compare_logits(write_gguf(tmp_path / "tiny.gguf", model), architecture)
 
 
 @pytest.mark.parametrize("kind", ["linear", "none", None])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_positions_stretched_by_a_factor(architecture: str, kind: str | None, tmp_path: Path):
+def test_rope_scaling_by_one_factor(architecture: str, kind: str | None, tmp_path: Path):
     model = tiny_base(KINDS.get(architecture, architecture))
-    stretched = {f"{architecture}.rope.scaling.type": kind, f"{architecture}.rope.scaling.factor": 4.0}
-    compare_logits(write_gguf(tmp_path / "tiny.gguf", model, settings=stretched), architecture)
+    scaling = {f"{architecture}.rope.scaling.type": kind, f"{architecture}.rope.scaling.factor": 4.0}
+    compare_logits(write_gguf(tmp_path / "tiny.gguf", model, settings=scaling), architecture)
 
 
-def test_positions_stretched_by_a_factor_for_each_frequency(tmp_path: Path):
+def test_rope_scaling_by_a_factor_for_each_frequency(tmp_path: Path):
     factors = {"rope_freqs.weight": np.array([1, 2, 4, 8], np.float32)}
     compare_logits(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama"), extra=factors), "llama")
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "olmo", "smollm", "command-r", "llama-bpe", "qwen2", "gpt-4o", "tekken"])
-def test_tokens_of_bytes(pre: str, tmp_path: Path):
+def test_tokens_of_byte_level_bpe(pre: str, tmp_path: Path):
     compare_tokens(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama"), settings={"tokenizer.ggml.pre": pre}))
 
 
