@@ -272,7 +272,7 @@ def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
     with pytest.raises(TsugikiError, match="trained on another base"):
         load_adapter(other, tmp_path / "adapter")
     assert not is_grafted(other)
-    load_adapter(other, tmp_path / "adapter", allow_other_base=True)
+    load_adapter(other, tmp_path / "adapter", allow_base_mismatch=True)
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path):

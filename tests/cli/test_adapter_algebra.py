@@ -181,6 +181,6 @@ def test_bad_input_is_one_line_and_nothing_is_lost(
 
 def test_other_bases_are_combined_when_asked(run: Run, pair: tuple[str, str], library: Path, tmp_path: Path):
     other = spoiled(library / "a", tmp_path / "other", "other")
-    assert run("adapters", "combine", "b", other, "--out", "x", "--allow-other-base")[0] == 0
+    assert run("adapters", "combine", "b", other, "--out", "x", "--allow-base-mismatch")[0] == 0
     named = json.loads((library / "x" / "tsugiki.json").read_text())["base"]
     assert named == json.loads((library / "b" / "tsugiki.json").read_text())["base"]

@@ -77,7 +77,7 @@ def test_exports_that_cannot_be(run: Any, base: str, tmp_path: Path):
     assert "opt" in refused(run, "export", "of-opt", "--gguf", "x.gguf")
     assert "trained on another base" in refused(run, "export", "a", "--gguf", "x.gguf", "--model", gpt2)
     assert "base does not have" in refused(
-        run, "export", "a", "--gguf", "x.gguf", "--model", gpt2, "--allow-other-base"
+        run, "export", "a", "--gguf", "x.gguf", "--model", gpt2, "--allow-base-mismatch"
     )
     assert "'gpt2'" in refused(run, "export", "a", "--gguf", "x.gguf", "--base", "gpt2.gguf")
     assert "GGUF" in refused(run, "export", "a", "--gguf", "x.gguf", "--base", f"{base}/config.json")

@@ -104,10 +104,10 @@ def test_adapters_that_do_not_fit(base: str, run, tmp_path: Path):
         status, out, err = run("generate", "--model", model, *prompt)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert said in err
-    status, _, err = run("generate", "--model", wide, *prompt, "--allow-other-base")
+    status, _, err = run("generate", "--model", wide, *prompt, "--allow-base-mismatch")
     assert status == 2
     assert "does not fit this model" in err
-    assert run("generate", "--model", other, *prompt, "--allow-other-base")[0] == 0
+    assert run("generate", "--model", other, *prompt, "--allow-base-mismatch")[0] == 0
     status, _, err = run("generate", "--model", base, "--adapter", "nowhere", "--prompt", "a")
     assert (status, "no adapter 'nowhere'" in err) == (2, True)
     status, _, err = run("generate", "--model", base, "--prompt", "雨" * 40)

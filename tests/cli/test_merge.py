@@ -63,7 +63,7 @@ def test_two_adapters_with_weights_and_their_figures(adapters: str, run):
         (("--adapter", "one", "--data", "nowhere.txt"), "no data at nowhere.txt"),
         (("--adapter", "one", "--data", "text.txt", "--no-verify"), "leave out one of the two"),
         (("--adapter", "one", "--model", "other"), "was trained on another base"),
-        (("--adapter", "one", "--model", "llama", "--allow-other-base"), "does not fit this model"),
+        (("--adapter", "one", "--model", "llama", "--allow-base-mismatch"), "does not fit this model"),
         (("--adapter", "one", "--model", "cut"), "its header speaks of"),
         (("--adapter", "one", "--model", "one"), "it is an adapter"),
         (("--adapter", "one", "--characters", "0"), "--characters"),

@@ -132,7 +132,7 @@ def test_settings_given_by_flag_reach_the_method(base: str, run, tmp_path: Path)
         merged.transformer.ln_f.weight, AutoModelForCausalLM.from_pretrained(base).transformer.ln_f.weight
     )
     llama = save_tiny(tmp_path / "llama", "llama")
-    for more, what in (((), "another base"), (("--allow-other-base",), "does not fit this model")):
+    for more, what in (((), "another base"), (("--allow-base-mismatch",), "does not fit this model")):
         status, out, err = run("generate", "--model", llama, *prompt, *more)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert what in err

@@ -169,11 +169,11 @@ def test_a_merged_model_is_the_adapted_one(targets: list[str], tmp_path: Path) -
     shake(model)
     save_adapter(model, tmp_path / "adapter")
     with pytest.warns(UserWarning, match="two weights") if targets == ["lm_head"] else _no_warning():
-        source = merged_model(folder, tmp_path / "adapter", allow_other_base=True)
+        source = merged_model(folder, tmp_path / "adapter", allow_base_mismatch=True)
     write_model_gguf(source, tmp_path / "m.gguf")
     row = ids(1, 20, 257)
     adapted = _plain(folder)
-    load_adapter(adapted, tmp_path / "adapter", allow_other_base=True)
+    load_adapter(adapted, tmp_path / "adapter", allow_base_mismatch=True)
     assert relative_error(logits(adapted, row), logits(_plain(folder), row)) > 0.05
     assert relative_error(llama_logits(tmp_path / "m.gguf", row), logits(adapted, row)[0]) < 2e-3
 

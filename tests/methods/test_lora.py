@@ -27,7 +27,7 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.adapters.format import refill_adapter
+from tsugiki.adapters.format import load_adapter_weights
 from tsugiki.base.loading import load_model
 from tsugiki.lora.graft import is_grafted
 from tsugiki.methods.table import METHODS
@@ -462,7 +462,7 @@ def test_pissa_is_refilled_to_the_bit_from_a_file_that_any_peft_reads(tmp_path: 
     torch.manual_seed(9)
     refilled = graft(other, config_of("pissa"))
     shake(other, seed=8)
-    refill_adapter(other, tmp_path)
+    load_adapter_weights(other, tmp_path)
     for path, pair in adapter.pairs.items():
         for name in ("A", "B", "A0", "B0"):
             assert torch.equal(getattr(pair, name), getattr(refilled.pairs[path], name)), (path, name)

@@ -26,17 +26,12 @@ from tsugiki.adapters.probe import logit_shift
 from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import files_into
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.lora.graft import DEFAULT_NAME, active_adapter, add_adapter, base_alone, find_adapter
 from tsugiki.lora.targets import base_modules
 from tsugiki.methods.method import PREFIX
 from tsugiki.methods.table import FORMATS, format_of
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-BASE_FILE = "tsugiki.json"
-RECORD_FILE = "run.json"
-"""What a run writes beside its adapter (see `tsugiki.train.record`)."""
 
 # Who wrote it, and for what.
 _COMMON_FIELDS = frozenset(
@@ -68,19 +63,21 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     tensors = {key: t.detach().cpu().contiguous() for key, t in form.tensors(model, adapter).items()}
     base = {"name": getattr(model, "name_or_path", None) or None, "fingerprint": base_fingerprint(model)}
     beside = form.extra_settings(adapter.config) if form.extra_settings is not None else {}
-    with files_into(folder, last=CONFIG_FILE) as part:
-        save_file(tensors, part / WEIGHTS_FILE, metadata={"format": "pt"})
-        write_json(part / CONFIG_FILE, _common_fields(model, form.peft_type) | form.to_json(model, adapter))
-        write_json(part / BASE_FILE, {"format": 1, "base": base} | ({"adapter": beside} if beside else {}))
+    with files_into(folder, last=ADAPTER_CONFIG_FILE) as part:
+        save_file(tensors, part / ADAPTER_FILE, metadata={"format": "pt"})
+        write_json(part / ADAPTER_CONFIG_FILE, _common_fields(model, form.peft_type) | form.to_json(model, adapter))
+        write_json(part / METADATA_FILE, {"format": 1, "base": base} | ({"adapter": beside} if beside else {}))
         share_weights(part)
 
 
 def share_weights(folder: Path) -> None:
     """Let whoever may read an adapter's config read its weights; safetensors writes files for their owner alone."""
-    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+    shutil.copymode(folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_FILE)
 
 
-def load_adapter(model: nn.Module, path: str | Path, name: str | None = None, *, allow_other_base: bool = False) -> Any:
+def load_adapter(
+    model: nn.Module, path: str | Path, name: str | None = None, *, allow_base_mismatch: bool = False
+) -> Any:
     """Graft the adapter stored in the folder `path`, written by Tsugiki or by PEFT, and make it active.
 
     Every tensor of the file is used, or the load fails and names the rest; the model is then as before. An
@@ -90,33 +87,33 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None, *,
         model: the base that the adapter was trained on.
         path: the folder.
         name: what to call it in this model; "default" where nothing is said.
-        allow_other_base: load although the adapter names another base than this one.
+        allow_base_mismatch: load although the adapter names another base than this one.
 
     Raises:
         TsugikiError: no adapter there, one of another method or base, or tensors that do not fit.
     """
     folder = Path(path)
-    adapter = read_adapter(model, folder, read_config(folder), allow_other_base=allow_other_base)
+    adapter = read_adapter(model, folder, read_adapter_config(folder), allow_base_mismatch=allow_base_mismatch)
     add_adapter(model, adapter, name or DEFAULT_NAME)
     if logit_shift(model) == 0:
         warnings.warn(f"the adapter in {folder} changes nothing: the model's logits are the base's", stacklevel=2)
     return adapter
 
 
-def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_other_base: bool = False) -> Any:
+def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mismatch: bool = False) -> Any:
     """The adapter stored in a folder, made for `model`, which stays as it is.
 
     Args:
         model: its base.
         folder: where it is stored.
-        config: from `read_config`, or from `read_peft_config`.
-        allow_other_base: as in `load_adapter`.
+        config: from `read_adapter_config`, or from `read_peft_config`.
+        allow_base_mismatch: as in `load_adapter`.
 
     Raises:
         TsugikiError: as in `load_adapter`.
     """
     stored = read_weights(folder)
-    if not allow_other_base:
+    if not allow_base_mismatch:
         _refuse_another_base(model, folder)
     with base_alone(model):
         try:
@@ -128,7 +125,7 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_other_bas
     return adapter
 
 
-def refill_adapter(model: nn.Module, folder: Path) -> None:
+def load_adapter_weights(model: nn.Module, folder: Path) -> None:
     """Put the values stored in `folder` into the active adapter, which must have the same tensors.
 
     Raises:
@@ -137,7 +134,7 @@ def refill_adapter(model: nn.Module, folder: Path) -> None:
     _fill(model, active_adapter(model), read_weights(folder), folder)
 
 
-def read_config(folder: Path) -> Any:
+def read_adapter_config(folder: Path) -> Any:
     """The settings in the folder's adapter_config.json and tsugiki.json, of the class that its method's form has.
 
     Raises:
@@ -145,22 +142,22 @@ def read_config(folder: Path) -> Any:
             the result.
     """
     config = read_peft_config(folder)
-    if format_of(config).extra_settings is None or not (folder / BASE_FILE).is_file():
+    if format_of(config).extra_settings is None or not (folder / METADATA_FILE).is_file():
         return config
     try:
-        return dataclasses.replace(config, **(read_json(folder / BASE_FILE, missing="").get("adapter") or {}))
+        return dataclasses.replace(config, **(read_json(folder / METADATA_FILE, missing="").get("adapter") or {}))
     except (TsugikiError, TypeError) as error:
-        raise TsugikiError(f"{folder / BASE_FILE}: {error}") from error
+        raise TsugikiError(f"{folder / METADATA_FILE}: {error}") from error
 
 
 def read_peft_config(folder: Path) -> Any:
     """The settings in adapter_config.json alone: of the file's tensors as PEFT reads them.
 
     Raises:
-        TsugikiError: as for `read_config`.
+        TsugikiError: as for `read_adapter_config`.
     """
-    path = folder / CONFIG_FILE
-    fields = read_config_file(folder)
+    path = folder / ADAPTER_CONFIG_FILE
+    fields = read_config_fields(folder)
     form = FORMATS.get(str(fields.get("peft_type")))
     if form is None:
         raise TsugikiError(
@@ -188,18 +185,18 @@ def read_base(folder: Path) -> Base:
     Raises:
         TsugikiError: no adapter there, or a file that is no JSON.
     """
-    name = read_config_file(folder).get("base_model_name_or_path") or None
-    said = read_json(folder / BASE_FILE, missing="").get("base") if (folder / BASE_FILE).is_file() else None
+    name = read_config_fields(folder).get("base_model_name_or_path") or None
+    said = read_json(folder / METADATA_FILE, missing="").get("base") if (folder / METADATA_FILE).is_file() else None
     return Base(name, said.get("fingerprint") if isinstance(said, dict) else None)
 
 
-def read_config_file(folder: Path) -> dict[str, Any]:
+def read_config_fields(folder: Path) -> dict[str, Any]:
     """All fields of adapter_config.json, not yet looked at.
 
     Raises:
         TsugikiError: no such file, or no JSON object.
     """
-    return read_json(folder / CONFIG_FILE, missing=f"no adapter in {folder}: it has no {CONFIG_FILE}")
+    return read_json(folder / ADAPTER_CONFIG_FILE, missing=f"no adapter in {folder}: it has no {ADAPTER_CONFIG_FILE}")
 
 
 @torch.no_grad()
@@ -211,7 +208,7 @@ def _fill(model: nn.Module, adapter: Any, stored: Mapping[str, Tensor], folder: 
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise TsugikiError(
-            f"{folder / WEIGHTS_FILE} does not fit this model: {'; '.join(problems[:3])}{more}; "
+            f"{folder / ADAPTER_FILE} does not fit this model: {'; '.join(problems[:3])}{more}; "
             "was it trained on another base?"
         )
     if form.load_tensors is not None:
@@ -261,7 +258,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         TsugikiError: no weights there, or a broken file.
     """
-    path = folder / WEIGHTS_FILE
+    path = folder / ADAPTER_FILE
     if not path.is_file():
         pickled = path.with_name("adapter_model.bin")
         hint = f"; {pickled.name} is pickled and is not loaded" if pickled.is_file() else ""
@@ -287,7 +284,7 @@ def _refuse_another_base(model: nn.Module, folder: Path) -> None:
     if base.fingerprint and here and base.fingerprint != here:
         raise TsugikiError(
             f"{folder} was trained on another base ({base.name}) than this one "
-            f"({getattr(model, 'name_or_path', '')}): their weights differ; --allow-other-base loads it all the same"
+            f"({getattr(model, 'name_or_path', '')}): their weights differ; --allow-base-mismatch loads it all the same"
         )
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.format import WEIGHTS_FILE, Base, read_base, read_config, read_peft_config, read_weights
+from tsugiki.adapters.format import Base, read_adapter_config, read_base, read_peft_config, read_weights
 from tsugiki.adapters.lora_weights import parse_tensors
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import methods_of
 
@@ -37,15 +38,15 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     Raises:
         TsugikiError: no adapter there, or one that is seen to be broken at a glance: its config, its names, its shapes.
     """
-    config, tensors = read_config(folder), read_weights(folder)
+    config, tensors = read_adapter_config(folder), read_weights(folder)
     ranks, targets = set(), _said_targets(config)
     if isinstance(config, LoraConfig):
         layers, _, problems = parse_tensors(read_peft_config(folder), tensors)
         if problems:
-            raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {summarise_list(problems)}")
+            raise TsugikiError(f"{folder / ADAPTER_FILE} is broken: {summarise_list(problems)}")
         ranks = {layer.r for layer in layers.values()}
         targets = sorted({path.rpartition(".")[2] for path in layers})
-    status = (folder / WEIGHTS_FILE).stat()
+    status = (folder / ADAPTER_FILE).stat()
     return AdapterInfo(
         " + ".join(methods_of(config)) or type(config).__name__,
         tuple(sorted(ranks)),

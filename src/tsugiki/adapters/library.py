@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from tsugiki.adapters.format import BASE_FILE, CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder, refuse_existing
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 
 _LONGEST = 100  # characters
 _BYTES = 200  # file systems take 255, and what is being written has a longer name
-_COPIED_FILES = (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE, RECORD_FILE, "README.md", "LICENSE")
+_COPIED_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE, "README.md", "LICENSE")
 _FORBIDDEN = frozenset('/\\:*?"<>|')  # by one system or another
 
 
@@ -88,13 +88,13 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
     """
     home = library or library_folder()
     path = _path(given)
-    if path and (path / CONFIG_FILE).is_file():
+    if path and (path / ADAPTER_CONFIG_FILE).is_file():
         return path
     names = _names(home)
     if given in names:
         return home / given
     if path and path.is_dir():
-        raise TsugikiError(f"no adapter in {given}: it has no {CONFIG_FILE}")
+        raise TsugikiError(f"no adapter in {given}: it has no {ADAPTER_CONFIG_FILE}")
     raise TsugikiError(
         f"no adapter {given!r}: there is no such folder, and none of that name in {home}{_nearest(given, names)}"
     )

@@ -20,13 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tsugiki.adapters.format import (
-    BASE_FILE,
-    CONFIG_FILE,
-    WEIGHTS_FILE,
     Base,
     not_finite,
     read_base,
-    read_config_file,
+    read_config_fields,
     read_peft_config,
     read_weights,
     share_weights,
@@ -34,6 +31,7 @@ from tsugiki.adapters.format import (
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.digests import file_sha256
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import write_json
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
@@ -92,8 +90,8 @@ def read_lora_weights(folder: Path) -> LoraWeights:
     layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)
     if problems:
-        raise TsugikiError(f"{folder / WEIGHTS_FILE} is broken: {summarise_list(problems)}")
-    return LoraWeights(config, layers, others, read_base(folder), read_config_file(folder).get("task_type"))
+        raise TsugikiError(f"{folder / ADAPTER_FILE} is broken: {summarise_list(problems)}")
+    return LoraWeights(config, layers, others, read_base(folder), read_config_fields(folder).get("task_type"))
 
 
 def parse_tensors(
@@ -150,17 +148,17 @@ def write_lora_weights(lora: LoraWeights, out: Path, made: Mapping[str, Any]) ->
     with new_folder(out) as part:
         save_file(
             {key: tensor.contiguous() for key, tensor in tensors.items()},
-            part / WEIGHTS_FILE,
+            part / ADAPTER_FILE,
             metadata={"format": "pt"},
         )
-        write_json(part / CONFIG_FILE, common | {"inference_mode": True} | fields)
-        write_json(part / BASE_FILE, {"format": 1, "base": base, "made": dict(made)})
+        write_json(part / ADAPTER_CONFIG_FILE, common | {"inference_mode": True} | fields)
+        write_json(part / METADATA_FILE, {"format": 1, "base": base, "made": dict(made)})
         share_weights(part)
 
 
 def source(folder: Path) -> dict[str, str]:
     """An adapter that another is made from, for the record of that: its folder's name, and a digest of its weights."""
-    return {"name": folder.resolve().name, "weights": file_sha256(folder / WEIGHTS_FILE)}
+    return {"name": folder.resolve().name, "weights": file_sha256(folder / ADAPTER_FILE)}
 
 
 def _tensors(path: str, layer: LayerFactors) -> dict[str, Tensor]:

@@ -7,21 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from tsugiki.adapters.format import (
-    CONFIG_FILE,
-    RECORD_FILE,
-    WEIGHTS_FILE,
-    misfits,
-    not_finite,
-    read_base,
-    read_config,
-    read_peft_config,
-    read_weights,
-)
+from tsugiki.adapters.format import misfits, not_finite, read_adapter_config, read_base, read_peft_config, read_weights
 from tsugiki.adapters.lora_weights import parse_tensors
 from tsugiki.base.fingerprint import named_fingerprint
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, RECORD_FILE
 from tsugiki.io.json import read_json
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import format_of
@@ -66,7 +57,7 @@ def check_adapter(folder: Path) -> Any:
     problems = find_problems(folder)
     if problems:
         raise TsugikiError(f"{folder} is no whole adapter: {summarise_list(problems)}")
-    return read_config(folder)
+    return read_adapter_config(folder)
 
 
 def find_problems(folder: Path) -> list[str]:
@@ -75,17 +66,17 @@ def find_problems(folder: Path) -> list[str]:
     Its config is known, its weights are safetensors, every number is finite; LoRA's pairs are whole, of the ranks that
     the config says, and of floating point; what else is kept beside them can be read.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        return [f"no adapter: it has no {CONFIG_FILE}"]
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        return [f"no adapter: it has no {ADAPTER_CONFIG_FILE}"]
     problems = []
     config = None
     try:
-        config = read_config(folder)
+        config = read_adapter_config(folder)
         read_base(folder)
     except TsugikiError as error:
         problems.append(without_path(str(error), folder))
     try:
-        problems += [f"{WEIGHTS_FILE}: {what}" for what in _wrong_tensors(folder, config)]
+        problems += [f"{ADAPTER_FILE}: {what}" for what in _wrong_tensors(folder, config)]
     except TsugikiError as error:
         problems.append(without_path(str(error), folder))
     try:
@@ -113,7 +104,7 @@ def find_misfits(folder: Path, base: KnownBase) -> list[str]:
         wanted = form.tensors(base.model, form.build_for(base.model, config, stored.keys()))
     except TsugikiError as error:
         return [*problems, f"it does not fit the base: {error}"]
-    return [*problems, *(f"{WEIGHTS_FILE}: {what}" for what in misfits(base.model, wanted, stored))]
+    return [*problems, *(f"{ADAPTER_FILE}: {what}" for what in misfits(base.model, wanted, stored))]
 
 
 def _wrong_tensors(folder: Path, config: object) -> list[str]:

@@ -31,8 +31,8 @@ def evaluate_command(
         AssistantTurns, typer.Option(help="Which answers of a conversation are scored.")
     ] = AssistantTurns.all,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")] = False,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Load an adapter that was trained on another base.")
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
     ] = False,
 ) -> None:
     """Loss, perplexity and bits per character of models and adapters on the same text, in one table."""
@@ -43,7 +43,7 @@ def evaluate_command(
     from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
 
     chosen = evaluation_targets(model or [], adapter or [])
-    results = evaluate_targets(chosen, data, assistant_turns.value, characters, allow_other_base, ProgressDisplay())
+    results = evaluate_targets(chosen, data, assistant_turns.value, characters, allow_base_mismatch, ProgressDisplay())
     if as_json:
         for subject, result in zip(chosen, results, strict=True):
             names = {"model": subject.model, "adapter": subject.called or None}

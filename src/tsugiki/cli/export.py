@@ -36,8 +36,8 @@ def export_command(
             "that of its files."
         ),
     ] = None,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Take an adapter that was trained on another base.")
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Take an adapter that was trained on another base.")
     ] = False,
     allow_tokenizer_mismatch: Annotated[
         bool,
@@ -62,9 +62,9 @@ def export_command(
     _refuse(base is not None and (merged or adapter is None), "--base goes with an adapter that stays one")
     if adapter is not None and not merged:
         _refuse(dtype in ("bf16", "q8_0"), "an adapter can be exported in f32 or f16; --merged exports the model")
-        _export_adapter(adapter, gguf, model, base, dtype, library, allow_other_base)
+        _export_adapter(adapter, gguf, model, base, dtype, library, allow_base_mismatch)
     else:
-        _export_model(adapter, gguf, model, dtype, library, allow_other_base, allow_tokenizer_mismatch)
+        _export_model(adapter, gguf, model, dtype, library, allow_base_mismatch, allow_tokenizer_mismatch)
 
 
 def _export_adapter(
@@ -74,7 +74,7 @@ def _export_adapter(
     base: Path | None,
     dtype: GgufDtype | None,
     library: Path | None,
-    allow_other_base: bool,
+    allow_base_mismatch: bool,
 ) -> None:
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.export.adapter import export_gguf_adapter
@@ -84,7 +84,7 @@ def _export_adapter(
     folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage("export", None):  # the base's fingerprint takes a look at all of its weights
         done = export_gguf_adapter(
-            folder, gguf, model, base, "f16" if dtype == "f16" else "f32", allow_other_base=allow_other_base
+            folder, gguf, model, base, "f16" if dtype == "f16" else "f32", allow_base_mismatch=allow_base_mismatch
         )
     typer.echo(
         f"{gguf}: {done.layers} layers, rank {done.ranks}, alpha {done.alpha:g}, {format_size(done.bytes)}; "
@@ -99,7 +99,7 @@ def _export_model(
     model: str | None,
     dtype: GgufDtype | None,
     library: Path | None,
-    allow_other_base: bool,
+    allow_base_mismatch: bool,
     allow_tokenizer_mismatch: bool,
 ) -> None:
     from tsugiki.adapters.format import read_base
@@ -113,7 +113,9 @@ def _export_model(
     name = model or (None if folder is None else read_base(folder).name)
     if name is None:
         raise TsugikiError(f"{folder} does not say what base it was trained on; name it by --model")
-    source = stored_model(name) if folder is None else merged_model(name, folder, allow_other_base=allow_other_base)
+    source = (
+        stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
+    )
     with ProgressDisplay().stage("exporting", sum(tensor.numel() for tensor in source.weights.values())) as advance:
         export = export_model(
             source,

@@ -13,8 +13,8 @@ def generate_command(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Draw from the likeliest tokens of this share.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Load an adapter that was trained on another base.")
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
     ] = False,
 ) -> None:
     """Let a model go on from a prompt; the text comes as it is written."""
@@ -25,7 +25,7 @@ def generate_command(
 
     base, tokenizer = load_model(model).to(default_device()), load_tokenizer(model)
     if adapter is not None:
-        load_adapter(base, adapter_folder(adapter), allow_other_base=allow_other_base)
+        load_adapter(base, adapter_folder(adapter), allow_base_mismatch=allow_base_mismatch)
     begun = False
 
     def emit(text: str) -> None:

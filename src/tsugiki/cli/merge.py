@@ -23,14 +23,14 @@ def merge_command(
     characters: Annotated[
         int | None, typer.Option(min=1, help="Of --data, about so many characters, spread evenly; all if unset.")
     ] = None,
-    into_low_bits: Annotated[
-        bool, typer.Option("--into-low-bits", help="Merge into a base in 8 bits too, where much of it is lost.")
+    allow_quantized_base: Annotated[
+        bool, typer.Option("--allow-quantized-base", help="Merge into a base in 8 bits too, where much of it is lost.")
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare logits, with the whole model in memory.")
     ] = True,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Merge an adapter that was trained on another base.")
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Merge an adapter that was trained on another base.")
     ] = False,
 ) -> None:
     """Fold adapters into their base and write a plain Transformers model, tensor by tensor, in the base's own types."""
@@ -43,8 +43,8 @@ def merge_command(
         model,
         [adapter_folder(one) for one in adapter],
         parse_weights(weights) if weights is not None else None,
-        allow_other_base,
-        into_low_bits,
+        allow_base_mismatch,
+        allow_quantized_base,
         verify,
         data,
         characters,

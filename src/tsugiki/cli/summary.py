@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tsugiki.adapters.format import WEIGHTS_FILE
 from tsugiki.cli.tables import print_table
+from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.report.formatting import with_interval
 from tsugiki.report.run import describe_change, held_out_table
@@ -23,7 +23,7 @@ _PLAIN_WIDTH = 120  # of a table that no terminal bounds
 def print_summary(record: RunRecord, page: Path) -> None:
     """Held-out figures before and after, what it cost, and where the adapter and the run's page are."""
     training, out, caveat = record.training, Path(record.config["out"]), record.evaluations[-1]["caveat"]
-    kind = "adapter" if (out / WEIGHTS_FILE).exists() else "model"
+    kind = "adapter" if (out / ADAPTER_FILE).exists() else "model"
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     print_table(
         held_out_table(record),

@@ -45,7 +45,7 @@ def export_gguf_adapter(
     base: Path | None = None,
     dtype: GgufAdapterDtype = "f32",
     *,
-    allow_other_base: bool = False,
+    allow_base_mismatch: bool = False,
 ) -> AdapterExport:
     """Write a LoRA adapter as a GGUF file, and a Modelfile for Ollama in the same folder. Both appear, or neither.
 
@@ -55,7 +55,7 @@ def export_gguf_adapter(
         model_name: the adapter's base, of which only the config is read; if None, the base that the adapter names.
         base: the base as a GGUF file. It is checked that the adapter fits, and the Modelfile names it.
         dtype: the type of the factors in the file.
-        allow_other_base: export an adapter that was trained on another base.
+        allow_base_mismatch: export an adapter that was trained on another base.
 
     Raises:
         TsugikiError: llama.cpp would reject the adapter or compute something else, the adapter does not fit the base,
@@ -65,10 +65,10 @@ def export_gguf_adapter(
     name = model_name or lora.base.name
     if name is None:
         raise TsugikiError(f"{folder} does not name the base that it was trained on; pass it as --model")
-    if not allow_other_base and is_different_base(lora.base.fingerprint, name):
+    if not allow_base_mismatch and is_different_base(lora.base.fingerprint, name):
         raise TsugikiError(
             f"{folder} was trained on another base ({lora.base.name}) than {name}: their weights differ; "
-            "--allow-other-base exports it anyway"
+            "--allow-base-mismatch exports it anyway"
         )
     model = load_meta_model(name)
     problems = llama_cpp_incompatibilities(lora, model)
@@ -93,24 +93,24 @@ def export_gguf_adapter(
     return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size, modelfile_path)
 
 
-def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_other_base: bool = False) -> LoraWeights:
+def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mismatch: bool = False) -> LoraWeights:
     """Write the LoRA adapter in a GGUF file as a new folder in PEFT's format.
 
     Args:
         file: the GGUF file.
         model_name: the adapter's base, of which only the config is read.
         out: the new folder; it must not exist, or be empty.
-        allow_other_base: import an adapter that was made for another base.
+        allow_base_mismatch: import an adapter that was made for another base.
 
     Raises:
         TsugikiError: the file is not a LoRA adapter, is broken or does not fit the base, or `out` exists already or
             cannot be written.
     """
     lora = read_gguf_adapter(file, load_meta_model(model_name))
-    if not allow_other_base and is_different_base(lora.base.fingerprint, model_name):
+    if not allow_base_mismatch and is_different_base(lora.base.fingerprint, model_name):
         raise TsugikiError(
             f"{file} was made for another base ({lora.base.name}) than {model_name}: their weights differ; "
-            "--allow-other-base imports it anyway"
+            "--allow-base-mismatch imports it anyway"
         )
     lora = dataclasses.replace(lora, base=Base(model_name, lora.base.fingerprint))
     write_lora_weights(lora, out, {"imported from": file.name})

@@ -56,20 +56,20 @@ def stored_model(name: str) -> ModelSource:
     return ModelSource(name, config, weights, _matrix_dtype(weights, name), load_tokenizer(name), _end_tokens(folder))
 
 
-def merged_model(name: str, adapter: Path, *, allow_other_base: bool = False) -> ModelSource:
+def merged_model(name: str, adapter: Path, *, allow_base_mismatch: bool = False) -> ModelSource:
     """Load a model for export and merge an adapter into it, in memory and in float32.
 
     Args:
         name: as for `load_model`.
         adapter: the adapter's folder.
-        allow_other_base: merge an adapter that was trained on another base.
+        allow_base_mismatch: merge an adapter that was trained on another base.
 
     Raises:
         TsugikiError: as for `stored_model`, `load_adapter` and `merge`.
     """
     source = stored_model(name)
     model = load_model(name)
-    load_adapter(model, adapter, allow_other_base=allow_other_base)
+    load_adapter(model, adapter, allow_base_mismatch=allow_base_mismatch)
     ungraft(merge(model))
     return ModelSource(name, model.config, model.state_dict(), source.dtype, source.tokenizer, source.ends)
 

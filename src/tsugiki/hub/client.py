@@ -18,16 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from tsugiki.adapters.format import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE
 from tsugiki.adapters.verify import find_problems
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_folder
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD_FILE = "README.md"
-HUB_FILES = (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE, "run.json", CARD_FILE)
+HUB_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, "run.json", CARD_FILE)
 """All that is sent or fetched; of a repository, these files are ours."""
 Outcome: TypeAlias = Literal["sent", "updated", "unchanged"]
 _TIMEOUT = 10  # seconds that the hub may take for its first answer
@@ -84,7 +84,7 @@ def push(
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         there = api.model_info(repo_id, timeout=_TIMEOUT)
     names = {file.rfilename for file in there.siblings or ()}
-    if "config.json" in names and CONFIG_FILE not in names:
+    if "config.json" in names and ADAPTER_CONFIG_FILE not in names:
         raise TsugikiError(f"{repo_id} holds a model, and an adapter does not belong beside it; choose another name")
     if private and not there.private:
         raise TsugikiError(
@@ -97,7 +97,7 @@ def push(
         ]
         stale = [CommitOperationDelete(name) for name in HUB_FILES if name in names and name not in files]
         commit = api.create_commit(repo_id, [*sent, *stale], commit_message=message, parent_commit=there.sha)
-    changed: Outcome = "updated" if WEIGHTS_FILE in names else "sent"
+    changed: Outcome = "updated" if ADAPTER_FILE in names else "sent"
     return Pushed(str(url), commit.oid, "unchanged" if commit.oid == there.sha else changed, kept_card)
 
 
@@ -175,13 +175,13 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def _refuse_no_adapter(repo_id: str, names: set[str]) -> None:
-    if CONFIG_FILE not in names:
-        kind = "it is a model; name it as --model" if "config.json" in names else f"it has no {CONFIG_FILE}"
+    if ADAPTER_CONFIG_FILE not in names:
+        kind = "it is a model; name it as --model" if "config.json" in names else f"it has no {ADAPTER_CONFIG_FILE}"
         raise TsugikiError(f"{repo_id} is no adapter: {kind}")
-    if WEIGHTS_FILE not in names:
+    if ADAPTER_FILE not in names:
         pickled = next((name for name in sorted(names) if name.startswith("adapter_model.")), None)
         hint = f"; {pickled} is pickled and is never fetched: ask its author for safetensors" if pickled else ""
-        raise TsugikiError(f"{repo_id} has no {WEIGHTS_FILE}{hint}")
+        raise TsugikiError(f"{repo_id} has no {ADAPTER_FILE}{hint}")
 
 
 def _read_text(api: "HfApi", repo_id: str, name: str, revision: str | None) -> str:

@@ -20,21 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from tsugiki.adapters.format import (
-    BASE_FILE,
-    CONFIG_FILE,
-    RECORD_FILE,
-    WEIGHTS_FILE,
-    Base,
-    read_base,
-    read_config_file,
-    read_weights,
-)
+from tsugiki.adapters.format import Base, read_base, read_config_fields, read_weights
 from tsugiki.adapters.verify import check_adapter
 from tsugiki.base.loading import EMBEDDED
 from tsugiki.errors import TsugikiError
 from tsugiki.hub.card import CardData, model_card
 from tsugiki.hub.client import CARD_FILE, is_repo_id
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.json import read_json, to_json_text
 from tsugiki.train.record import RunRecord, read_record
 
@@ -99,8 +91,8 @@ def publication(
         TsugikiError: no adapter there, or one that is broken.
     """
     config = check_adapter(folder)
-    fields = _public({**read_config_file(folder), "base_model_name_or_path": base})
-    beside = read_json(folder / BASE_FILE, missing="") if (folder / BASE_FILE).is_file() else None
+    fields = _public({**read_config_fields(folder), "base_model_name_or_path": base})
+    beside = read_json(folder / METADATA_FILE, missing="") if (folder / METADATA_FILE).is_file() else None
     record = _public_record(read_record(folder), base) if (folder / RECORD_FILE).is_file() else None
     card = model_card(
         CardData(
@@ -111,15 +103,15 @@ def publication(
             made=_public((beside or {}).get("made") or {}),
             record=record,
             parameters=sum(tensor.numel() for tensor in read_weights(folder).values()),
-            size=(folder / WEIGHTS_FILE).stat().st_size,
+            size=(folder / ADAPTER_FILE).stat().st_size,
             license_id=license_id,
             languages=languages,
         )
     )
-    files: dict[str, bytes | Path] = {WEIGHTS_FILE: folder / WEIGHTS_FILE, CONFIG_FILE: _json(fields)}
+    files: dict[str, bytes | Path] = {ADAPTER_FILE: folder / ADAPTER_FILE, ADAPTER_CONFIG_FILE: _json(fields)}
     if beside is not None:
         named = {**(beside.get("base") or {}), "name": base}
-        files[BASE_FILE] = _json(_public({**beside, "base": named}))
+        files[METADATA_FILE] = _json(_public({**beside, "base": named}))
     if record is not None:
         files[RECORD_FILE] = _json(record.to_json())
     files[CARD_FILE] = card.encode()

@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from tsugiki.adapters.algebra.spectrum import singular_values
-from tsugiki.adapters.format import BASE_FILE, read_peft_config, read_weights
+from tsugiki.adapters.format import read_peft_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import write_text
+from tsugiki.io.file_names import METADATA_FILE
 from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.io.json import read_json
 from tsugiki.lora.config import LoraConfig
@@ -154,7 +155,7 @@ def _commands(portrait: AdapterReport) -> str:
 
 def _made(folder: Path) -> Mapping[str, Any]:
     try:
-        made = read_json(folder / BASE_FILE, missing="").get("made")
+        made = read_json(folder / METADATA_FILE, missing="").get("made")
     except TsugikiError:
         return {}
     return made if isinstance(made, dict) else {}

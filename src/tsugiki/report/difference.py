@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tsugiki.adapters.algebra.difference import Difference, compare_layers, compare_tensors, overall, same_tensors
-from tsugiki.adapters.format import not_finite, read_config, read_weights
+from tsugiki.adapters.format import not_finite, read_adapter_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
 from tsugiki.errors import TsugikiError, summarise_list
@@ -45,7 +45,7 @@ def compare_adapters(first: Path, second: Path) -> Comparison:
         TsugikiError: one is no adapter, or is broken.
     """
     folders = (first, second)
-    facts, configs = [read_adapter_info(one) for one in folders], [read_config(one) for one in folders]
+    facts, configs = [read_adapter_info(one) for one in folders], [read_adapter_config(one) for one in folders]
     settings = _settings(facts, configs)
     notes = _about_bases(*(one.base for one in facts))
     stored = [_finite(one) for one in folders]

@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.format import RECORD_FILE
 from tsugiki.adapters.library import Entry
 from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.report.formatting import Table, figure, number
 from tsugiki.train.record import RunRecord, read_record

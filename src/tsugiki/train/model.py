@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import set_seed
 
-from tsugiki.adapters.format import refill_adapter, save_adapter
+from tsugiki.adapters.format import load_adapter_weights, save_adapter
 from tsugiki.dtypes import BaseDtype, SaveDtype, preferred_compute_dtype
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.graft import active_adapter, is_grafted
@@ -101,7 +101,7 @@ def load_trained(model: nn.Module, folder: Path) -> None:
         TsugikiError: the folder holds nothing that fits the model.
     """
     if is_grafted(model):
-        refill_adapter(model, folder)
+        load_adapter_weights(model, folder)
     else:
         load_weights_into(model, folder)
 

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.format import RECORD_FILE
 from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.train import record_v0_1
 

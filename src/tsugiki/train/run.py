@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments
 
-from tsugiki.adapters.format import RECORD_FILE, WEIGHTS_FILE
 from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.atomic import check_writable, remove_leftovers
-from tsugiki.io.file_names import MODEL_FILE
+from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import checkpoints
@@ -199,7 +198,7 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
 
 def _start(settings: dict[str, Any], out: Path) -> RunRecord:
     """Return the record of a new run, after checking that its folder can be written and holds no other run."""
-    for name in (RECORD_FILE, WEIGHTS_FILE, MODEL_FILE):
+    for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE):
         if (out / name).exists():
             raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
     check_writable(out)

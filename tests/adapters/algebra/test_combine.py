@@ -268,7 +268,7 @@ def test_bases():
     refused(r"a and b were trained on different bases \(here and here; their weights differ\)", a, other)
     refused(r"different bases \(there and here; whether their weights differ is not said\)", unsaid, a)
     assert combine([Part("b", silent, 1), Part("a", a, 1)], Combination()).base == a.base
-    found = combine([Part("a", a, 1), Part("b", other, 1)], Combination(), allow_other_base=True)
+    found = combine([Part("a", a, 1), Part("b", other, 1)], Combination(), allow_base_mismatch=True)
     assert found.base == a.base
 
 

@@ -329,7 +329,7 @@ def test_what_cannot_be_merged_leaves_nothing(how: str, said: str, tmp_path: Pat
     _spoil(tmp_path, how)
     there = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(TsugikiError, match=said), new_folder(tmp_path / "merged") as part:
-        write_merged(plan_merge(base, [tmp_path / "adapter"], allow_other_base=True), part)
+        write_merged(plan_merge(base, [tmp_path / "adapter"], allow_base_mismatch=True), part)
     assert sorted(path.name for path in tmp_path.iterdir()) == there
 
 
@@ -361,8 +361,8 @@ def test_an_adapter_of_another_base(tmp_path: Path):
     tiny_model("gpt2", 5).save_pretrained(tmp_path / "other")
     with pytest.raises(TsugikiError, match="was trained on another base"):
         plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"])
-    plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"], allow_other_base=True)
+    plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"], allow_base_mismatch=True)
     shutil.rmtree(tmp_path / "other")
     tiny_model("llama").save_pretrained(tmp_path / "other")
     with pytest.raises(TsugikiError, match="does not fit this model"):
-        plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"], allow_other_base=True)
+        plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"], allow_base_mismatch=True)

@@ -45,7 +45,7 @@ def test_the_figures_are_those_of_base_adapted_and_merged(base: str, tmp_path: P
         tmp_path / "out",
         in_bf16(base),
         tmp_path / "a",
-        allow_other_base=True,
+        allow_base_mismatch=True,
         data=str(tmp_path / "text.txt"),
         characters=600,
     )
@@ -54,7 +54,7 @@ def test_the_figures_are_those_of_base_adapted_and_merged(base: str, tmp_path: P
     tokenizer = load_tokenizer(base)
     model = load_model(base, "auto")
     assert model.dtype == torch.bfloat16
-    load_adapter(model, tmp_path / "a", allow_other_base=True)
+    load_adapter(model, tmp_path / "a", allow_base_mismatch=True)
     with disable_adapter(model):
         plain, before = probe_logits(model), evaluate(model, tokenizer, windows)
     adapted, during = probe_logits(model), evaluate(model, tokenizer, windows)
@@ -108,7 +108,7 @@ def test_float16_is_looked_at_in_float32_by_a_processor(
     monkeypatch.setattr(
         "tsugiki.train.workflows.merge.probe_logits", lambda model: seen.append(str(model.dtype)) or probe_logits(model)
     )
-    merged(tmp_path / "out", base, tmp_path / "a", allow_other_base=True)
+    merged(tmp_path / "out", base, tmp_path / "a", allow_base_mismatch=True)
     assert seen == [f"torch.{looked_at}"] * 3
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {getattr(torch, dtype)}
 
@@ -173,11 +173,11 @@ def in_8_bits(tmp_path: Path) -> str:
 def test_a_base_in_8_bits_is_merged_into_when_asked(in_8_bits: str, tmp_path: Path):
     before = contents(tmp_path)
     with pytest.raises(
-        TsugikiError, match=r"holds 14 of these weights in few bits.* lose \d+\.\d% of .*--into-low-bits"
+        TsugikiError, match=r"holds 14 of these weights in few bits.* lose \d+\.\d% of .*--allow-quantized-base"
     ):
         merged(tmp_path / "out", in_8_bits, tmp_path / "adapter")
     assert contents(tmp_path) == before
-    report = merged(tmp_path / "out", in_8_bits, tmp_path / "adapter", into_low_bits=True)
+    report = merged(tmp_path / "out", in_8_bits, tmp_path / "adapter", allow_quantized_base=True)
     assert report.probe is not None
     assert report.probe.error < report.probe.shift / 4
     model = load_model(in_8_bits)  # transformers decodes it
@@ -208,4 +208,4 @@ def test_other_low_bits_are_not_merged_into(said: dict[str, Any], in_8_bits: str
     with pytest.raises(
         TsugikiError, match=rf"held in few bits \({said['quant_method']}\), which cannot be merged into"
     ):
-        merged(tmp_path / "out", in_8_bits, tmp_path / "adapter", into_low_bits=True)
+        merged(tmp_path / "out", in_8_bits, tmp_path / "adapter", allow_quantized_base=True)

@@ -117,14 +117,14 @@ def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float]) ->
 
 @torch.no_grad()
 def combine(
-    parts: Sequence[Part], how: Combination, *, allow_other_base: bool = False, track: Track = iter
+    parts: Sequence[Part], how: Combination, *, allow_base_mismatch: bool = False, track: Track = iter
 ) -> LoraWeights:
     """One adapter of several.
 
     Args:
         parts: one at least.
         how: in which way.
-        allow_other_base: also where they were trained on different bases; the result is then said to be of the first's.
+        allow_base_mismatch: combine adapters of different bases; the result names the base of the first.
         track: goes through the layers.
 
     Raises:
@@ -135,7 +135,7 @@ def combine(
         if not math.isfinite(part.weight):
             raise TsugikiError(f"the weight of {part.name} is {part.weight}, no finite number")
         refuse_more_than_updates(part.lora, part.name)
-    if not allow_other_base:
+    if not allow_base_mismatch:
         _refuse_other_bases(parts)
     terms = _terms(parts)
     rank = how.rank or max(term.layer.r for layer in terms.values() for term in layer)
@@ -163,7 +163,7 @@ def norm(lora: LoraWeights) -> float:
 def distance(one: LoraWeights, two: LoraWeights) -> float:
     """‖ΔW - ΔW'‖ over all layers of two adapters of one base."""
     difference = [Part("one", one, 1.0), Part("the other", two, -1.0)]
-    return norm(combine(difference, Combination("cat"), allow_other_base=True))
+    return norm(combine(difference, Combination("cat"), allow_base_mismatch=True))
 
 
 def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
@@ -210,7 +210,7 @@ def _refuse_other_bases(parts: Sequence[Part]) -> None:
         if differ:
             raise TsugikiError(
                 f"{one.name} and {two.name} were trained on different bases ({a.name} and {b.name}; {why}); "
-                "--allow-other-base combines them all the same"
+                "--allow-base-mismatch combines them all the same"
             )
 
 

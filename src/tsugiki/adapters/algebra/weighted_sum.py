@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tsugiki.adapters.format import read_adapter, read_config
+from tsugiki.adapters.format import read_adapter, read_adapter_config
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.pair import LowRank
@@ -19,8 +19,8 @@ def load_weighted_sum(
     folders: Sequence[Path],
     weights: Sequence[float] | None = None,
     *,
-    allow_other_base: bool = False,
-    settings: Callable[[Path], Any] = read_config,
+    allow_base_mismatch: bool = False,
+    settings: Callable[[Path], Any] = read_adapter_config,
 ) -> Any:
     """One adapter in place of these: Σ weight · ΔW, exactly, by pairs side by side.
 
@@ -28,13 +28,13 @@ def load_weighted_sum(
         model: their base, which stays as it is.
         folders: where they are stored.
         weights: a factor for each; 1 where nothing is said.
-        allow_other_base: as in `load_adapter`.
-        settings: `read_config`, or `read_peft_config` for what is not to be trained.
+        allow_base_mismatch: as in `load_adapter`.
+        settings: `read_adapter_config`, or `read_peft_config` for what is not to be trained.
 
     Raises:
         TsugikiError: one does not fit, or it is to be summed or scaled and is not ΔW of LoRA alone.
     """
-    read = [read_adapter(model, one, settings(one), allow_other_base=allow_other_base) for one in folders]
+    read = [read_adapter(model, one, settings(one), allow_base_mismatch=allow_base_mismatch) for one in folders]
     if len(read) == 1 and weights is None:
         return read[0]
     factors = [1.0] * len(read) if weights is None else weights

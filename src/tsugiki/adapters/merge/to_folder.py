@@ -90,7 +90,7 @@ class Rounding:
 
 
 def plan_merge(
-    base: str, adapters: Sequence[Path], weights: Sequence[float] | None = None, *, allow_other_base: bool = False
+    base: str, adapters: Sequence[Path], weights: Sequence[float] | None = None, *, allow_base_mismatch: bool = False
 ) -> MergePlan:
     """Read the adapters, and find what of the base's files they change.
 
@@ -98,7 +98,7 @@ def plan_merge(
         base: the model, as `load_model` takes it.
         adapters: their folders; of several the updates are summed.
         weights: a factor on the update of each; 1 where nothing is said.
-        allow_other_base: merge adapters that were trained on another base.
+        allow_base_mismatch: merge adapters that were trained on another base.
 
     Raises:
         TsugikiError: a base that is not whole, an adapter that does not fit it or cannot be merged, several that
@@ -112,7 +112,7 @@ def plan_merge(
     groups = shared_parameters(model)
     with _real_values(model, adapters, {name: (home[key], key) for name, key in names.key_of.items()}, groups):
         adapter = load_weighted_sum(
-            model, adapters, weights, allow_other_base=allow_other_base, settings=read_peft_config
+            model, adapters, weights, allow_base_mismatch=allow_base_mismatch, settings=read_peft_config
         )
     changes: dict[str, WeightUpdate] = adapter.weight_updates(model)
     added, config = _untied(model, changes, names.key_of, groups)

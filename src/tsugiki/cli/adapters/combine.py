@@ -24,8 +24,8 @@ def combine_command(
     rank: Annotated[int | None, typer.Option(help="Of an svd's result; the highest of the adapters' if unset.")] = None,
     density: Annotated[float | None, typer.Option(help="The share of elements that stay, such as 0.2.")] = None,
     seed: Annotated[int, typer.Option(help="Of the elements that dare drops.")] = 0,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Combine adapters that were trained on different bases.")
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Combine adapters that were trained on different bases.")
     ] = False,
     library: Library = None,
 ) -> None:
@@ -46,7 +46,7 @@ def combine_command(
     parts = load_weighted_adapters(
         folders, parse_weights(weights) if weights is not None else [1 / len(folders)] * len(folders)
     )
-    lora = combine(parts, how, allow_other_base=allow_other_base, track=track_layers)
+    lora = combine(parts, how, allow_base_mismatch=allow_base_mismatch, track=track_layers)
     made = {
         "operation": "combine",
         **dataclasses.asdict(how),
@@ -56,7 +56,7 @@ def combine_command(
     rows = [[part.name, f"{part.weight:g}", f"{abs(part.weight) * norm(part.lora):.4g}"] for part in parts]
     line = f"{type_}: ‖ΔW‖ = {norm(lora):.4g}"
     if type_ != "cat":
-        exact = combine(parts, Combination("cat"), allow_other_base=allow_other_base)
+        exact = combine(parts, Combination("cat"), allow_base_mismatch=allow_base_mismatch)
         line += f"; the exact sum's is {norm(exact):.4g}, and it is {distance(lora, exact):.4g} away"
     print_table((["adapter", "weight", "‖weight · ΔW‖"], rows), line)
     print_written(target)

@@ -12,8 +12,8 @@ def import_command(
     file: Annotated[Path, typer.Argument(help="A LoRA adapter as a GGUF file, as llama.cpp reads it.")],
     model: Annotated[str, typer.Option(help="Its base, of which only the shape is read.")],
     out: Annotated[str, typer.Option(help="A new name in the library, or the path of a new folder.")],
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Import an adapter that was made for another base.")
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Import an adapter that was made for another base.")
     ] = False,
     library: Library = None,
 ) -> None:
@@ -26,5 +26,5 @@ def import_command(
     require_gguf()
     folder = new_adapter_folder(out, library)
     with ProgressDisplay().stage("import", None):
-        lora = import_gguf_adapter(file, model, folder, allow_other_base=allow_other_base)
+        lora = import_gguf_adapter(file, model, folder, allow_base_mismatch=allow_base_mismatch)
     typer.echo(f"{folder}: {len(lora.layers)} layers, for {model}")

@@ -27,7 +27,7 @@ def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
 
 def print_written(out: Path) -> None:
     """Where the new adapter is, and how large."""
-    from tsugiki.adapters.format import WEIGHTS_FILE
+    from tsugiki.io.file_names import ADAPTER_FILE
     from tsugiki.io.formatting import format_size
 
-    typer.echo(f"→ {out} ({format_size((out / WEIGHTS_FILE).stat().st_size)})")
+    typer.echo(f"→ {out} ({format_size((out / ADAPTER_FILE).stat().st_size)})")

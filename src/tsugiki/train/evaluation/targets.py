@@ -56,7 +56,7 @@ def evaluate_targets(
     data: str,
     turns: AssistantTurns,
     limit: int | None,
-    allow_other_base: bool,
+    allow_base_mismatch: bool,
     progress: ProgressDisplay,
 ) -> Iterator[Evaluation]:
     """The figures of each, in order; a base that comes twice in a row is loaded once.
@@ -66,7 +66,7 @@ def evaluate_targets(
         data: as in a run's config.
         turns: which of an assistant's turns are scored.
         limit: at most about so many characters.
-        allow_other_base: load an adapter that was trained on another base.
+        allow_base_mismatch: load an adapter that was trained on another base.
         progress: where to show it.
 
     Raises:
@@ -81,7 +81,7 @@ def evaluate_targets(
             model, tokenizer = load_model(subject.model).to(default_device()), load_tokenizer(subject.model)
             loaded = subject.model
         if subject.adapter:
-            load_adapter(model, subject.adapter, allow_other_base=allow_other_base)
+            load_adapter(model, subject.adapter, allow_base_mismatch=allow_base_mismatch)
         with progress.stage(str(subject), len(windows)) as advance:
             yield evaluate(model, tokenizer, windows, turns, advance)
         if subject.adapter:

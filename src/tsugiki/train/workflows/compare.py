@@ -13,10 +13,9 @@ from typing import Any
 
 import yaml
 
-from tsugiki.adapters.format import WEIGHTS_FILE
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder, write_text
-from tsugiki.io.file_names import MODEL_FILES
+from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILES
 from tsugiki.io.json import write_json
 from tsugiki.methods.table import family_of
 from tsugiki.train.config import RunConfig
@@ -106,7 +105,7 @@ def _row(name: str, record: RunRecord) -> Row:
 
 def _file_size(folder: Path) -> int:
     """Of the adapter's weights, or of the model's, which may be in several files."""
-    adapter = folder / WEIGHTS_FILE
+    adapter = folder / ADAPTER_FILE
     found = [adapter] if adapter.is_file() else folder.glob(MODEL_FILES)
     return sum(path.stat().st_size for path in found)
 

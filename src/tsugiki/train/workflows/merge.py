@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
-from tsugiki.adapters.format import BASE_FILE, read_config_file
+from tsugiki.adapters.format import read_config_fields
 from tsugiki.adapters.lora_weights import source
 from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, rounding_of, write_merged
 from tsugiki.base.fingerprint import named_fingerprint
@@ -19,6 +19,7 @@ from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder
+from tsugiki.io.file_names import METADATA_FILE
 from tsugiki.io.json import write_json
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
@@ -33,8 +34,8 @@ class Merge:
     adapters: Sequence[Path]
     weights: Sequence[float] | None = None
     """A factor on the update of each adapter; None: 1."""
-    allow_other_base: bool = False
-    into_low_bits: bool = False
+    allow_base_mismatch: bool = False
+    allow_quantized_base: bool = False
     """Merge into weights that are held in few bits, where much of a change is lost."""
     verify: bool = True
     """Compare logits, for which the model is loaded: as it is stored, or in float32 where that is float16 and there is
@@ -91,9 +92,9 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
     """
     windows = _windows(merge)
     with progress.stage("reading base and adapters", None):
-        plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_other_base=merge.allow_other_base)
+        plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
     _refuse_inside(plan.folder, out)
-    if plan.coded and not merge.into_low_bits:
+    if plan.coded and not merge.allow_quantized_base:
         raise _refused(plan, progress)
     with new_folder(out) as part:
         with progress.stage("merging", plan.size) as advance:
@@ -102,7 +103,7 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
         changed = len(plan.changed) + len(plan.added) + len(plan.in_memory)
         tensors = sum(len(shard.entries) for shard in plan.shards) + len(plan.added)
         report = MergeReport(changed, tensors, rounding.share, probe, evaluations)
-        write_json(part / BASE_FILE, {"format": 1, "merged": _origin(merge, plan), "figures": report.to_json()})
+        write_json(part / METADATA_FILE, {"format": 1, "merged": _origin(merge, plan), "figures": report.to_json()})
     return report
 
 
@@ -125,7 +126,7 @@ def _refused(plan: MergePlan, progress: ProgressDisplay) -> TsugikiError:
     return TsugikiError(
         f"{plan.base} holds {len(plan.coded):,} of these weights in few bits: rounded to them again, they would lose "
         f"{lost:.1%} of what the adapter changes; merge into the model that it was made from, keep the adapter beside "
-        "it, or have it all the same with --into-low-bits"
+        "it, or have it all the same with --allow-quantized-base"
     )
 
 
@@ -147,7 +148,7 @@ def _verify(
                 evaluations.append(evaluate(model, tokenizer, windows, advance=advance))
 
     model = load_model(merge.base, dtype).to(device)
-    adapter = load_weighted_sum(model, merge.adapters, merge.weights, allow_other_base=merge.allow_other_base)
+    adapter = load_weighted_sum(model, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
     look(model, "the base")
     add_adapter(model, adapter, DEFAULT_NAME)
     look(model, "the base with its adapters")
@@ -175,7 +176,7 @@ def _origin(merge: Merge, plan: MergePlan) -> dict[str, Any]:
         "adapters": [
             {
                 **source(folder),
-                "peft_type": read_config_file(folder)["peft_type"],
+                "peft_type": read_config_fields(folder)["peft_type"],
                 "weight": weight,
             }
             for folder, weight in zip(merge.adapters, weights, strict=True)
