@@ -1,34 +1,39 @@
-"""LoRA: a low-rank pair beside each target layer, whose own weight is frozen.
+"""LoRA: two low-rank factors for each target layer, whose own weight is frozen.
 
     y = W x + b + s · B A dropout(x)        A [r, in],  B [out, r],  s = alpha / r
 
-    lora      B starts at zero, so nothing changes before training      Hu et al. 2021, arXiv:2106.09685
-    rslora    s = alpha / √r, so that high ranks learn as fast          Kalajdzievski 2023, arXiv:2312.03732
+    lora      B is initialised with zeros, so nothing changes before training    Hu et al. 2021, arXiv:2106.09685
+    rslora    s = alpha / √r, so that high ranks learn as fast as low ones       Kalajdzievski 2023, arXiv:2312.03732
 
-r (in + out) numbers train instead of in · out, and merged, W + s · B A costs nothing. The trade-off: the update of a
-layer has rank r at most, and which layers have a pair matters more than r. The layer itself is `tsugiki.lora.layer`.
+Only r (in + out) parameters train instead of in · out. Merged into the weight, W + s · B A, the adapter costs nothing.
+The trade-off: the update of a layer has at most rank r, and the choice of target layers matters more than r. The layer
+itself is in `tsugiki.lora.layer`.
 
-In the file, which is PEFT's:
+The tensors in the file have PEFT's names and shapes:
 
-    base_model.model.<module path>.lora_A.weight            [r, in]; of a convolution [r, in, height, width]
-    base_model.model.<module path>.lora_B.weight            [out, r]; of a convolution [out, r / groups, 1, 1]
+    base_model.model.<module path>.lora_A.weight            [r, in]; convolution: [r, in, height, width]
+    base_model.model.<module path>.lora_B.weight            [out, r]; convolution: [out, r / groups, 1, 1]
     base_model.model.<module path>.lora_embedding_A         [r, entries]   (embeddings)
     base_model.model.<module path>.lora_embedding_B         [width, r]
-    base_model.model.<module path>.lora_magnitude_vector    [out], of a convolution [1, out, 1, 1]   (DoRA)
+    base_model.model.<module path>.lora_magnitude_vector    [out]; convolution: [1, out, 1, 1]   (DoRA)
     base_model.model.<module path>.base_layer.bias          (a trained bias of a grafted layer)
     base_model.model.<parameter path>                       (other biases, modules_to_save)
 
-A pair with a start (PiSSA) is written as the LoRA of rank 2r that it computes: lora_A is A on A0, lora_B is B beside
--B0, r and the ranks of the config are doubled and its alphas raised so that the scaling stays. PEFT, whatever its
-version, reads an ordinary LoRA. That the halves belong apart is said by `tsugiki.json`, so that the adapter is loaded
-as it was, to train on; a run that is resumed knows it by its own settings.
+PiSSA starts from factors A0 and B0 whose product is not zero, and its update is B A - B0 A0. The file has it as the
+LoRA of rank 2r that computes the same: lora_A is A above A0, lora_B is B next to -B0. The ranks in the config are
+doubled and its alphas raised, so that the scaling stays the same. Every version of PEFT reads it as an ordinary LoRA.
+`tsugiki.json` marks the file as PiSSA, so that loading splits the factors again and training can continue. A resumed
+run reads this from its own config.
 
-Its relatives are its settings, and explained there: DoRA (`lora.dora`), PiSSA and orthogonal factors (`lora.starts`), a
-rate of its own for B (`train.loraplus`). LoRA-FA (Zhang et al. 2023, arXiv:2308.03303) is y = W x + s B A x with
-A [r, in] frozen as it was drawn, and B [out, r] alone trained: the gradient of B needs A x [tokens, r], so no layer
-keeps its input x [tokens, in] (under dropout its mask, for the way back). The update is confined to the r directions of
-x that A happens to see. PEFT's optimiser of that name corrects B's gradient by (A Aᵀ)⁻¹ besides; here it is the run's
-own.
+Related methods are settings of LoRA, and each is explained in its own module: DoRA (`tsugiki.lora.dora`), PiSSA and
+orthogonal initialisation (`tsugiki.lora.initialise`), and a separate learning rate for B
+(`tsugiki.train.optimizers.loraplus`).
+
+LoRA-FA (Zhang et al. 2023, arXiv:2308.03303) is y = W x + s B A x with A [r, in] frozen at its random initial value,
+and only B [out, r] trained. The gradient of B needs A x [tokens, r] only, so no layer keeps its input x [tokens, in]
+for the backward pass (with dropout, it keeps the mask). The update is limited to the r directions of x that A happens
+to see. PEFT's optimiser of the same name also corrects the gradient of B by (A Aᵀ)⁻¹; here the run's optimiser is used
+as it is.
 """
 
 import dataclasses
@@ -49,16 +54,16 @@ from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
 
 _HARMLESS = frozenset(
     {
-        # settings of parallel engines: none of them changes what is computed
+        # for parallel engines; they do not change what is computed
         *("megatron_config", "megatron_core"),
-        # how A and B began: the file holds what became of them
+        # how A and B were initialised; the file has their trained values
         *("eva_config", "loftq_config"),
-        # a size that only means something with `use_qalora`
+        # has an effect only together with `use_qalora`
         "qalora_group_size",
     }
 )
-# Starts that leave the frozen weights alone; as PEFT stores the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), the file
-# is of a base that they changed.
+# Values of `init_lora_weights` that leave the frozen weights unchanged. With all others (PiSSA, OLoRA, CorDA, LoftQ,
+# LoRA-GA), PEFT changes the base, and the file fits only the changed one.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
@@ -80,27 +85,28 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
     return tensors
 
 
-def _fill(model: nn.Module, adapter: LoraAdapter, stored: Mapping[str, Tensor]) -> None:
+def _load_tensors(model: nn.Module, adapter: LoraAdapter, file_tensors: Mapping[str, Tensor]) -> None:
     layers = dict(base_modules(model))
     for path, pair in adapter.pairs.items():
         if pair.A0 is not None and pair.B0 is not None:
             key_A, key_B = _keys(path, layers[path])
-            (A, A0), (B, B0) = stored[key_A].chunk(2), stored[key_B].chunk(2, 1)
-            for part, value in ((pair.A, A), (pair.A0, A0), (pair.B, B), (pair.B0, -B0)):
-                part.copy_(value)
+            (A, A0), (B, B0) = file_tensors[key_A].chunk(2), file_tensors[key_B].chunk(2, 1)
+            for target, value in ((pair.A, A), (pair.A0, A0), (pair.B, B), (pair.B0, -B0)):
+                target.copy_(value)
+    # For PiSSA, `_tensors` returns concatenated copies; writing into them has no effect.
     for key, tensor in _tensors(model, adapter).items():
-        tensor.copy_(stored[key])  # of a pair with a start into a copy of it
+        tensor.copy_(file_tensors[key])
 
 
 def _keys(path: str, layer: nn.Module) -> tuple[str, str]:
-    form = "{}{}.lora_embedding_{}" if isinstance(layer, nn.Embedding) else "{}{}.lora_{}.weight"
-    return form.format(PREFIX, path, "A"), form.format(PREFIX, path, "B")
+    template = "{}{}.lora_embedding_{}" if isinstance(layer, nn.Embedding) else "{}{}.lora_{}.weight"
+    return template.format(PREFIX, path, "A"), template.format(PREFIX, path, "B")
 
 
 def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
     config = adapter.config
-    fields = dataclasses.asdict(_as_stored(config))
-    del fields["freeze_A"]  # how it was trained, which PEFT has no field for
+    fields = dataclasses.asdict(_as_ordinary_lora(config))
+    del fields["freeze_A"]  # PEFT has no such field; it matters for training only
     targets = find_targets(model, config)
     if config.target_modules is None or config.target_modules == "all-linear":
         fields["target_modules"] = shortest_target_modules(model, config, targets)
@@ -108,43 +114,42 @@ def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
     return fields
 
 
-def _as_stored(config: LoraConfig) -> LoraConfig:
-    """The LoRA of twice the rank that pairs with a start are."""
-    if not _has_a_start(config):
+def _as_ordinary_lora(config: LoraConfig) -> LoraConfig:
+    """Return the config of the LoRA of twice the rank that PiSSA's factors are saved as; other configs unchanged."""
+    if not _is_pissa(config):
         return config
-    more = math.sqrt(2) if config.use_rslora else 2
+    factor = math.sqrt(2) if config.use_rslora else 2  # keeps alpha / √r, or alpha / r
     return dataclasses.replace(
         config,
         init_lora_weights=True,
         r=2 * config.r,
         rank_pattern={name: 2 * rank for name, rank in config.rank_pattern.items()},
-        lora_alpha=more * config.lora_alpha,
-        alpha_pattern={name: more * alpha for name, alpha in config.alpha_pattern.items()},
+        lora_alpha=factor * config.lora_alpha,
+        alpha_pattern={name: factor * alpha for name, alpha in config.alpha_pattern.items()},
     )
 
 
-def _beside(config: LoraConfig) -> dict[str, Any]:
-    frozen = {"freeze_A": True} if config.freeze_A else {}
-    if not _has_a_start(config):
-        return frozen
+def _extra_settings(config: LoraConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {"freeze_A": True} if config.freeze_A else {}
+    if not _is_pissa(config):
+        return settings
     kept = ("r", "rank_pattern", "lora_alpha", "alpha_pattern")
-    # The file's own start replaces whatever the pair is made with, so that is the quickest there is.
-    return {name: getattr(config, name) for name in kept} | {"init_lora_weights": "pissa_niter_0"} | frozen
+    # The file replaces the initial factors, so loading uses the initialisation that is computed fastest.
+    return {name: getattr(config, name) for name in kept} | {"init_lora_weights": "pissa_niter_0"} | settings
 
 
-def _has_a_start(config: LoraConfig) -> bool:
+def _is_pissa(config: LoraConfig) -> bool:
     return str(config.init_lora_weights).startswith("pissa")
 
 
 def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
-    start = fields.get("init_lora_weights", True)
-    if start not in _INITIALISATIONS:
-        raise TsugikiError(f"init_lora_weights={start!r} would change the result and is not supported")
+    initialisation = fields.get("init_lora_weights", True)
+    if initialisation not in _INITIALISATIONS:
+        raise TsugikiError(f"init_lora_weights={initialisation!r} would change the result and is not supported")
     for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
         check_names(name, fields.get(name))
-    known_start = start if start in (True, False, "gaussian") else True
-    config: LoraConfig = read_fields(LoraConfig, {**fields, "init_lora_weights": known_start}, _HARMLESS)
-    return config
+    known = initialisation if initialisation in (True, False, "gaussian") else True
+    return read_fields(LoraConfig, {**fields, "init_lora_weights": known}, _HARMLESS)
 
 
-LORA = AdapterFormat("LORA", LoraConfig, _tensors, _to_json, _from_json, _fill, _beside)
+LORA = AdapterFormat("LORA", LoraConfig, _tensors, _to_json, _from_json, _load_tensors, _extra_settings)
