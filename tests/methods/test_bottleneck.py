@@ -239,7 +239,7 @@ def test_a_module_that_transformers_does_not_know():
             return x + self.feed(x)
 
     model = nn.ModuleDict({"blocks": nn.Sequential(Block(), Block())})
-    with pytest.raises(TsugikiError, match="sub-layers of 'ModuleDict' are is not known.*attention_modules"):
+    with pytest.raises(TsugikiError, match="attention_modules .*'ModuleDict'"):
         graft(model, config_of("houlsby"))
     with pytest.raises(TsugikiError, match="no config.hidden_size"):
         graft(model, config_of("pfeiffer", feedforward_modules=["feed"]))
@@ -303,8 +303,8 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_before(fields: dict[st
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"mh_adapter": False, "output_adapter": False}, "no adapter at all"),
-        ({"original_ln_before": True}, "goes with output_adapter alone"),
+        ({"mh_adapter": False, "output_adapter": False}, "mh_adapter and output_adapter"),
+        ({"original_ln_before": True}, "original_ln_before .*mh_adapter"),
         ({"reduction_factor": 0}, "reduction_factor is 0"),
         ({"reduction_factor": "8"}, "reduction_factor is '8'"),
         ({"reduction_factor": {"default": -1}}, r"reduction_factor\['default'\] is -1"),
@@ -328,8 +328,8 @@ def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], said: str):
     ("given", "said"),
     [
         ({"feedforward_modules": ["feed"]}, r"feedforward_modules=\['feed'\] matches no module"),
-        ({"reduction_factor": {"0": 4}}, "reduction_factor says nothing of transformer.h.1"),
-        ({"feedforward_modules": ["lm_head"]}, "lm_head is in no numbered block"),
+        ({"reduction_factor": {"0": 4}}, r"reduction_factor .*transformer\.h\.1"),
+        ({"feedforward_modules": ["lm_head"]}, "lm_head .*block"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused(given: dict[str, Any], said: str):
@@ -342,7 +342,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(given: dict[str, Any], s
 def test_a_module_of_another_width_is_named_when_it_runs():
     model = tiny_model("llama")
     graft(model, BottleneckConfig(mh_adapter=False, feedforward_modules=["act_fn"]))
-    with pytest.raises(TsugikiError, match="a bottleneck 32 wide stands after a module whose output is 48 wide"):
+    with pytest.raises(TsugikiError, match="width 32 .*width 48"):
         logits(model)
 
 

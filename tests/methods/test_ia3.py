@@ -409,7 +409,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
     [
         ({"target_modules": ["q_proj"]}, "target_modules=q_proj matches no layer; these can be grafted: c_attn"),
         ({"target_modules": ["ln_1"]}, "a LayerNorm, which cannot be grafted"),
-        ({"target_modules": ["wte"]}, "finds transformer.wte, a Embedding"),
+        ({"target_modules": ["wte"]}, "transformer.wte, a Embedding"),
         ({"target_modules": ["c_attn"], "modules_to_save": ["head"]}, "modules_to_save names 'head'"),
     ],
 )
@@ -428,7 +428,7 @@ def test_a_refused_graft_leaves_the_model_as_it_was(given: dict[str, Any], said:
         ({"target_modules": 3}, "target_modules is 3"),
         (
             {"target_modules": ["c_attn"], "feedforward_modules": ["c_attn", "c_proj"]},
-            "feedforward_modules names c_proj, which target_modules does not",
+            "feedforward_modules .*c_proj.* target_modules",
         ),
     ],
 )

@@ -371,11 +371,11 @@ def test_any_module_takes_one():
     [
         ("llama", BITFIT, r"target_parameters=bias matches no parameter of this model; it has down_proj.weight, embed"),
         ("gpt2", SelectiveConfig(["h.9.ln_1.bias"]), "h.9.ln_1.bias matches no parameter of this model; it has c_attn"),
-        ("gpt2", SelectiveConfig("ln_f.bias"), "a string is a regular expression for a whole name"),
+        ("gpt2", SelectiveConfig("ln_f.bias"), "regular expression"),
         ("gpt2", SelectiveConfig(".*"), r"target_parameters=\.\* matches every parameter: that is method full"),
         ("gpt2", SelectiveConfig(["weight", "bias"]), "every parameter: that is method full"),
         ("gpt2", LNTuningConfig(["norm"]), "target_modules=norm matches no layer .* end in ln_1, ln_2, ln_f"),
-        ("gpt2", LNTuningConfig(["attn"]), "matches transformer.h.0.attn, a GPT2Attention, which is no single layer"),
+        ("gpt2", LNTuningConfig(["attn"]), "matches transformer.h.0.attn, a GPT2Attention"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_the_model_is_as_before(kind: str, config: Any, said: str):
@@ -389,13 +389,13 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_before(kind: str, conf
 def test_models_without_what_is_meant():
     plain = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
     for config, said in (
-        (HEAD, "a Sequential names no output head"),
+        (HEAD, "Sequential .*output head"),
         (LNTuningConfig(), "nothing to train in this model: it has no normalisation layer"),
         (BITFIT, "matches no parameter of this model; it has 0.weight, 1.weight"),
     ):
         with pytest.raises(TsugikiError, match=said):
             graft(plain, config)
-    with pytest.raises(TsugikiError, match="the output head is held in few bits and cannot train"):
+    with pytest.raises(TsugikiError, match="output head is quantised"):
         graft(quantise(tiny_model()), HEAD)
 
 

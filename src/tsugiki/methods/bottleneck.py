@@ -1,26 +1,27 @@
-"""Bottleneck adapters: a small network of two layers, added to what it reads.
+"""Bottleneck adapters: a small two-layer network whose output is added to its input.
 
     Houlsby     s = x + a(h), with h = attention(norm(x))         a(h) = h + scaling · up(act(down(h)))
                 y = s + a'(h'), with h' = feed-forward(norm(s))
-    Pfeiffer    y = a(s + h')                                     after the feed-forward alone
+    Pfeiffer    y = a(s + h')                                     after the feed-forward only
 
 down is [width / reduction_factor, width] and up [width, width / reduction_factor], both with a bias; x, h, s, y are
-[..., width]. "Parameter-efficient transfer learning for NLP", Houlsby et al. 2019 (arXiv:1902.00751), who put one after
-each sub-layer; "AdapterFusion", Pfeiffer et al. 2020 (arXiv:2005.00247), who found one a block to be enough.
+[..., width]. "Parameter-efficient transfer learning for NLP", Houlsby et al. 2019 (arXiv:1902.00751), has one after
+each sub-layer; "AdapterFusion", Pfeiffer et al. 2020 (arXiv:2005.00247), finds that one per block is enough.
 
-Where they stand is what the AdapterHub library does in GPT-2 and Llama. Under its `DoubleSeqBnConfig` (Houlsby) they
-read the sub-layer's own output, and their sum goes into the residual; under its `SeqBnConfig` (Pfeiffer) the one reads
-what the block puts out, the residual in it. In blocks whose sub-layers work side by side (GPT-J, GPT-NeoX, Phi,
-Cohere), each sub-layer's output is changed in the first case and the block's in the second, as it does in GPT-J. Where
-a norm follows a sub-layer before the residual (Gemma 2 and 3, OLMo 2), the adapter comes before that norm; where one
-ends the block (OPT-350m), Pfeiffer's comes after it. Norms stay frozen, which the paper of 2019 trained.
+The positions are those that the AdapterHub library uses in GPT-2 and Llama. In its `DoubleSeqBnConfig` (Houlsby), the
+adapters read the output of the sub-layer, and the result is added to the residual. In its `SeqBnConfig` (Pfeiffer), the
+adapter reads the output of the block, which includes the residual. In blocks with parallel sub-layers (GPT-J, GPT-NeoX,
+Phi, Cohere), the first kind changes the output of each sub-layer and the second kind the output of the block, as in
+AdapterHub's GPT-J. If a norm follows the sub-layer before the residual is added (Gemma 2 and 3, OLMo 2), the adapter
+comes before that norm. If a norm ends the block (OPT-350m), Pfeiffer's adapter comes after it. The norms are frozen,
+although the paper of 2019 trained them.
 
-up begins at zero, so that the model is its base to the bit. The trade-off: unlike a low-rank pair, an adapter has a
-non-linearity, and can learn what no change of the weights could. That is why it cannot be merged, and costs two small
-products a sub-layer for good.
+up is initialised with zeros, so that the untrained model is bit-identical to its base. The trade-off: unlike low-rank
+factors, an adapter has a non-linearity, and can learn what no change of the weights could express. For the same reason
+it cannot be merged, and always costs two small matrix products per sub-layer.
 
-The file is not one of PEFT's, which refuses it by its `peft_type`:
-`base_model.model.<sub-layer or block>.adapter_down.weight`, `….adapter_down.bias`, and `adapter_up` likewise.
+PEFT has no such method and refuses the file because of its `peft_type`. The names in the file are
+`base_model.model.<sub-layer or block>.adapter_down.weight`, `….adapter_down.bias`, and the same with `adapter_up`.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, cast, get_args
+from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,13 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.frozen_layer import features, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.masks import dropout
-from tsugiki.lora.names import check_names, split_block
+from tsugiki.lora.names import Names, check_names, split_block
 from tsugiki.lora.swap import Undo
 from tsugiki.lora.targets import find_modules
 from tsugiki.methods.hooks import attach_output_module
 from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
 
-Start = Literal["mam_adapter", "bert"]
+Initialisation: TypeAlias = Literal["mam_adapter", "bert"]
 
 NON_LINEARITIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
@@ -62,7 +63,7 @@ NON_LINEARITIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "leakyrelu": F.leaky_relu,
     }
 )
-"""act, by AdapterHub's names."""
+"""The activation functions, by AdapterHub's names."""
 
 
 @dataclass(frozen=True)
@@ -70,25 +71,25 @@ class BottleneckConfig:
     """Settings of bottleneck adapters, named as in AdapterHub's `BnConfig`.
 
     Args:
-        mh_adapter: one after the attention.
-        output_adapter: one after the feed-forward.
-        reduction_factor: the width of the model over that of the bottleneck; or for each block by its number, as
-            {"0": 8, "default": 16}.
-        non_linearity: one of `NON_LINEARITIES`. None: as AdapterHub has it, "swish" where there is one after the
-            attention, "relu" where there is not.
-        original_ln_before: read what the block puts out, the residual added, instead of the feed-forward's own output;
-            goes with `output_adapter` alone.
+        mh_adapter: an adapter after the attention.
+        output_adapter: an adapter after the feed-forward network.
+        reduction_factor: width of the model divided by the width of the bottleneck. A mapping gives a value for each
+            block by its index, such as {"0": 8, "default": 16}.
+        non_linearity: one of `NON_LINEARITIES`. None: as in AdapterHub, "swish" with an adapter after the attention,
+            "relu" without.
+        original_ln_before: read the output of the block, which includes the residual, instead of the output of the
+            feed-forward network. It requires that `mh_adapter` is False.
         init_weights: "mam_adapter": down Kaiming-uniform, up zero, so that nothing changes before training. "bert",
-            which is AdapterHub's default: both normal with standard deviation 0.02, which changes the model at once.
-        scaling: the factor on what is added.
+            AdapterHub's default: both normal with standard deviation 0.02, which changes the model at once.
+        scaling: factor on what is added.
         dropout: probability of dropping an element of what is added, while training.
-        leave_out: numbers of the blocks that get none.
-        attention_modules: which modules are the attention: names or name endings, or a regular expression for the whole
+        leave_out: indices of the blocks that get no adapter.
+        attention_modules: the attention modules: a list of names or name endings, or a regular expression for the whole
             name. None: the model type decides (`tsugiki.architectures`).
-        feedforward_modules: which are the feed-forward, likewise.
+        feedforward_modules: the feed-forward modules, named the same way.
 
     Raises:
-        TsugikiError: a value that cannot be meant.
+        TsugikiError: an invalid value.
     """
 
     mh_adapter: bool = True
@@ -96,59 +97,65 @@ class BottleneckConfig:
     reduction_factor: float | Mapping[str, float] = 16
     non_linearity: str | None = None
     original_ln_before: bool = False
-    init_weights: Start = "mam_adapter"
+    init_weights: Initialisation = "mam_adapter"
     scaling: float = 1.0
     dropout: float = 0.0
     leave_out: Sequence[int] = ()
-    attention_modules: Sequence[str] | str | None = None
-    feedforward_modules: Sequence[str] | str | None = None
+    attention_modules: Names | None = None
+    feedforward_modules: Names | None = None
 
     def __post_init__(self) -> None:
         if not (self.mh_adapter or self.output_adapter):
-            raise TsugikiError("mh_adapter and output_adapter are both False, so that there is no adapter at all")
+            raise TsugikiError("mh_adapter and output_adapter are both False, so there is no adapter; set one to True")
         if self.original_ln_before and self.mh_adapter:
             raise TsugikiError(
-                "original_ln_before goes with output_adapter alone: no module puts out the sum after the attention; "
-                "leave mh_adapter or original_ln_before out"
+                "original_ln_before cannot be combined with mh_adapter: no module outputs the sum after the attention; "
+                "leave one of them out"
             )
         by_block = isinstance(self.reduction_factor, Mapping)
         factors = dict(self.reduction_factor) if by_block else {"": self.reduction_factor}  # type: ignore[arg-type]
         for block, factor in factors.items():
             if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
-                where = f"reduction_factor[{block!r}]" if by_block else "reduction_factor"
-                raise TsugikiError(f"{where} is {factor!r}; it is a finite number above 0")
+                setting = f"reduction_factor[{block!r}]" if by_block else "reduction_factor"
+                raise TsugikiError(f"{setting} is {factor!r}; it must be a finite number above 0")
         if self.non_linearity is not None and self.non_linearity not in list(NON_LINEARITIES):
             raise TsugikiError(f"non_linearity is {self.non_linearity!r}; choose one of {', '.join(NON_LINEARITIES)}")
-        if self.init_weights not in get_args(Start):
-            raise TsugikiError(f"init_weights is {self.init_weights!r}; choose one of {', '.join(get_args(Start))}")
+        if self.init_weights not in get_args(Initialisation):
+            raise TsugikiError(
+                f"init_weights is {self.init_weights!r}; choose one of {', '.join(get_args(Initialisation))}"
+            )
         if not isinstance(self.scaling, int | float) or not math.isfinite(self.scaling):
-            raise TsugikiError(f"scaling is {self.scaling!r}; it is a finite number")
+            raise TsugikiError(f"scaling is {self.scaling!r}; it must be a finite number")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise TsugikiError(f"dropout is {self.dropout!r}; it is a number of at least 0 and below 1")
-        if not isinstance(self.leave_out, Sequence) or not all(type(number) is int for number in self.leave_out):
-            raise TsugikiError(f"leave_out is {self.leave_out!r}; it is a list of the numbers of blocks")
+            raise TsugikiError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
+        if not isinstance(self.leave_out, Sequence) or not all(type(index) is int for index in self.leave_out):
+            raise TsugikiError(f"leave_out is {self.leave_out!r}; it must be a list of block indices")
         check_names("attention_modules", self.attention_modules)
         check_names("feedforward_modules", self.feedforward_modules)
 
     def new_adapter(self, model: nn.Module) -> "BottleneckAdapter":
-        """Fresh adapters with these settings for `model`, which stays as it is.
+        """Build new adapters with these settings for `model`, which is not changed.
 
         Raises:
-            TsugikiError: the model has no such sub-layers, or they are not known.
+            TsugikiError: the model has no such modules, or its model type is unknown and the settings name none.
         """
-        places = _places(model, self)
-        return BottleneckAdapter(self, {path: _new_bottleneck(model, path, self) for path in places})
+        modules = _adapted_modules(model, self)
+        return BottleneckAdapter(self, {path: _new_bottleneck(model, path, self) for path in modules})
 
     @property
     def activation(self) -> str:
-        """The name of act."""
+        """The name of the activation function."""
         return self.non_linearity or ("swish" if self.mh_adapter else "relu")
 
 
 class Bottleneck(nn.Module):
     """h + scaling · dropout(up(act(down(h)))).
 
-    Kept in float32 (float64 for a float64 base) whatever the base's dtype.
+    Args:
+        width: width of h.
+        inner: width of the bottleneck.
+        config: the activation function, scaling, dropout and initialisation.
+        like: a tensor of the base. The weights are on its device, in float32 (float64 if it is float64).
     """
 
     def __init__(self, width: int, inner: int, config: BottleneckConfig, like: Tensor) -> None:
@@ -167,138 +174,136 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(self.adapter_up.weight)
 
     def forward(self, h: Tensor) -> Tensor:
-        """[..., width] for h [..., width], in its dtype, in which the products are too: the weights are small.
+        """Apply the adapter to h, [..., width]. The products are computed in the dtype of h, which the result has too.
 
         Raises:
-            TsugikiError: h is of another width.
+            TsugikiError: h has another width.
         """
         if h.shape[-1] != self.adapter_down.in_features:
             raise TsugikiError(
-                f"a bottleneck {self.adapter_down.in_features} wide stands after a module whose output is "
-                f"{h.shape[-1]} wide; name the modules that put out what is added to the residual"
+                f"the adapter of width {self.adapter_down.in_features} follows a module whose output has width "
+                f"{h.shape[-1]}; name modules whose output is added to the residual"
             )
-        inner = NON_LINEARITIES[self.act](_product(self.adapter_down, h))
-        added = dropout(_product(self.adapter_up, inner), self.p if self.training else 0.0)
+        inner = NON_LINEARITIES[self.act](_linear(self.adapter_down, h))
+        added = dropout(_linear(self.adapter_up, inner), self.p if self.training else 0.0)
         return (h + self.scaling * added).to(h.dtype)
 
 
 @dataclass
 class BottleneckAdapter:
-    """The bottlenecks of one adapter, by the module after which each stands: a sub-layer or a block."""
+    """The bottlenecks of one adapter, by the path of the module (sub-layer or block) whose output each changes."""
 
     config: BottleneckConfig
     bottlenecks: dict[str, Bottleneck]
 
     @property
-    def wrapped(self) -> set[str]:
-        """No layer is: each stays what it is, with a part beside it."""
-        return set()
+    def wrapped(self) -> tuple[str, ...]:
+        """The grafted layers: none, because hooks apply the bottlenecks."""
+        return ()
 
     def attach(self, model: nn.Module) -> list[Undo]:
-        """Put the bottlenecks into the model."""
+        """Attach each bottleneck to its module."""
         return [
-            attach_output_module(base_of(model.get_submodule(path)), part) for path, part in self.bottlenecks.items()
+            attach_output_module(base_of(model.get_submodule(path)), bottleneck)
+            for path, bottleneck in self.bottlenecks.items()
         ]
 
     def weight_updates(self, model: nn.Module) -> NoReturn:
         """Raise a TsugikiError: no weight of the base can hold the non-linearity."""
         raise TsugikiError(
             "a bottleneck adapter cannot be merged: no weight of the base can hold its non-linearity; keep it as a "
-            "file beside the base"
+            "separate file"
         )
 
 
-def _product(layer: nn.Linear, x: Tensor) -> Tensor:
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
-def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Sequence[str] | str]:
-    """Of the attention and of the feed-forward, as far as they get an adapter: field of the config -> names."""
-    wanted = {"attention_modules": config.mh_adapter, "feedforward_modules": config.output_adapter}
-    architecture = architecture_of(model)
-    known = (
-        {}
-        if architecture is None
-        else dict(zip(wanted, (architecture.attention, architecture.feedforward), strict=True))
-    )
-    names: dict[str, Sequence[str] | str] = {}
-    for field in [field for field, there in wanted.items() if there]:
-        given = getattr(config, field)
-        if given is None and field not in known:
+def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Names]:
+    """Return the names of the attention and feed-forward modules that get an adapter, by the setting that names them.
+
+    Raises:
+        TsugikiError: the setting is None and the model type has no default.
+    """
+    row = architecture_of(model)
+    defaults = {} if row is None else {"attention_modules": row.attention, "feedforward_modules": row.feedforward}
+    used = {"attention_modules": config.mh_adapter, "feedforward_modules": config.output_adapter}
+    names: dict[str, Names] = {}
+    for setting in [setting for setting, is_used in used.items() if is_used]:
+        given = getattr(config, setting)
+        if given is None and setting not in defaults:
             raise TsugikiError(
-                f"where the sub-layers of {model_type(model)!r} are is not known; name the modules "
-                f"that put out what is added to the residual: {field}, such as [mlp]"
+                f"no default {setting} for {model_type(model)!r}; name the modules whose output is added to the "
+                f"residual, such as {setting}: [mlp]"
             )
-        names[field] = [known[field]] if given is None else given
+        names[setting] = [defaults[setting]] if given is None else given
     return names
 
 
-def _places(model: nn.Module, config: BottleneckConfig) -> list[str]:
-    """Names of the modules that get a bottleneck after them."""
-    places: list[str] = []
-    for field, names in _sublayer_names(model, config).items():
-        found = [path for path in find_modules(model, names) if _block(path)[1] not in config.leave_out]
+def _adapted_modules(model: nn.Module, config: BottleneckConfig) -> list[str]:
+    """Return the paths of the modules whose output an adapter changes."""
+    sublayers: list[str] = []
+    for setting, names in _sublayer_names(model, config).items():
+        found = [path for path in find_modules(model, names) if split_block(path)[1] not in config.leave_out]
         if not found:
             raise TsugikiError(
-                f"{field}={names} matches no module of this model"
+                f"{setting}={names} matches no module of this model"
                 + (f" outside of blocks {list(config.leave_out)}" if config.leave_out else "")
             )
-        places += found
-    if not config.original_ln_before:
-        return places
-    blocks = [_block(path)[0] for path in places]
-    if None in blocks:
-        raise TsugikiError(
-            f"{places[blocks.index(None)]} is in no numbered block, after which original_ln_before (pfeiffer) puts its "
-            "adapter; leave it out to have the adapter after the module itself"
-        )
-    return list(dict.fromkeys(cast(list[str], blocks)))
+        sublayers += found
+    return list(dict.fromkeys(map(_block_of, sublayers))) if config.original_ln_before else sublayers
 
 
-def _block(path: str) -> tuple[str | None, int | None]:
-    """Path and index of the block that a module is in."""
+def _block_of(path: str) -> str:
+    """Return the path of the block that a module is in."""
     blocks, index, _ = split_block(path)
-    return (None, None) if index is None else (f"{blocks}.{index}".removeprefix("."), index)
+    if index is None:
+        raise TsugikiError(
+            f"{path} is not in a numbered block, and original_ln_before (pfeiffer) puts its adapter after the block; "
+            "set original_ln_before to False to have the adapter after the module itself"
+        )
+    return f"{blocks}.{index}".removeprefix(".")
 
 
 def _new_bottleneck(model: nn.Module, path: str, config: BottleneckConfig) -> Bottleneck:
     module = base_of(model.get_submodule(path))
     like = next(chain(module.parameters(), module.buffers(), model.parameters()))
-    width = features(module)[1] if is_linear(module) else _width(model, path)
-    return Bottleneck(width, max(1, int(width // _reduction(config, path))), config, like)
+    width = features(module)[1] if is_linear(module) else _hidden_size(model, path)
+    return Bottleneck(width, max(1, int(width // _reduction_factor(config, path))), config, like)
 
 
-def _width(model: nn.Module, path: str) -> int:
+def _hidden_size(model: nn.Module, path: str) -> int:
     width = getattr(text_config(model), "hidden_size", None)
     if not isinstance(width, int):
         raise TsugikiError(
-            f"how wide the output of {path} is is not known (the model has no config.hidden_size); "
-            "name the linear layer that it ends with"
+            f"the width of the output of {path} is unknown, because the model has no config.hidden_size; name the last "
+            "linear layer of the module instead"
         )
     return width
 
 
-def _reduction(config: BottleneckConfig, path: str) -> float:
+def _reduction_factor(config: BottleneckConfig, path: str) -> float:
     if not isinstance(config.reduction_factor, Mapping):
         return config.reduction_factor
-    for key in (str(_block(path)[1]), "default"):
+    for key in (str(split_block(path)[1]), "default"):
         if key in config.reduction_factor:
             return config.reduction_factor[key]
-    raise TsugikiError(f"reduction_factor says nothing of {path}; add its block's number, or 'default'")
+    raise TsugikiError(f"reduction_factor has no value for {path}; add its block's index, or 'default'")
 
 
 def _tensors(model: nn.Module, adapter: BottleneckAdapter) -> dict[str, Tensor]:
     return {
         f"{PREFIX}{path}.{name}": parameter
-        for path, part in adapter.bottlenecks.items()
-        for name, parameter in part.named_parameters()
+        for path, bottleneck in adapter.bottlenecks.items()
+        for name, parameter in bottleneck.named_parameters()
     }
 
 
 def _to_json(model: nn.Module, adapter: BottleneckAdapter) -> dict[str, Any]:
     config = adapter.config
-    decided = {"non_linearity": config.activation, **_sublayer_names(model, config)}
-    return {**dataclasses.asdict(config), **decided}
+    resolved = {"non_linearity": config.activation, **_sublayer_names(model, config)}
+    return {**dataclasses.asdict(config), **resolved}
 
 
 def _from_json(fields: Mapping[str, Any]) -> BottleneckConfig:

@@ -1,20 +1,21 @@
-"""(IA)³: a learned factor for every feature of keys, values and the feed-forward's inner activations.
+"""(IA)³: a trained factor for every feature of the keys, the values and the feed-forward network's inner activations.
 
-    keys, values        y = l ∘ (W x + b)       l [out]      (of a fused projection, its queries too)
-    feed-forward        y = W (l ∘ x) + b       l [in]       its last layer, so that what it is given is scaled
+    keys, values        y = l ∘ (W x + b)       l [out]      (of a fused projection also its queries)
+    feed-forward        y = W (l ∘ x) + b       l [in]       the last layer, so that l scales the inner activations
 
-"Infused adapter by inhibiting and amplifying inner activations", Liu et al. 2022 (arXiv:2205.05638). All l begin at
-one, which is the base to the bit. The trade-off: it has the fewest parameters of all here, a number for each feature,
-and costs nothing once it is merged, as rows or columns of W (and b) times l; but it can only strengthen and weaken what
-the base computes already, and wants a high learning rate (the paper's is 3e-3).
+"Infused adapter by inhibiting and amplifying inner activations", Liu et al. 2022 (arXiv:2205.05638). Every l is
+initialised with ones, so that the untrained model is bit-identical to its base. It has the fewest parameters of all
+methods that change layers: one per feature. It costs nothing once it is merged: rows or columns of W, and b, are
+multiplied by l. The trade-off: it can only strengthen and weaken features that the base computes already, and it needs
+a high learning rate (the paper uses 3e-3).
 
-A file of PEFT's: `base_model.model.<module path>.ia3_l`, [out, 1], or [1, in] in the feed-forward; and modules_to_save
-under their own names.
+In the file, which has PEFT's format: `base_model.model.<module path>.ia3_l`, [out, 1] for a scaled output and [1, in]
+for a scaled input, and the modules of `modules_to_save` under their own names.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,13 +30,11 @@ from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import features, is_conv1d, is_linear
 from tsugiki.lora.layer import base_of
-from tsugiki.lora.names import check_names
+from tsugiki.lora.names import Names, check_names
 from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module
 from tsugiki.lora.targets import base_modules, find_targets
 from tsugiki.methods.hooks import attach_input_module, attach_output_module
 from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
-
-Names = Sequence[str] | str
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,19 @@ class IA3Config:
     """Settings of (IA)³, named as in PEFT's `IA3Config`.
 
     Args:
-        target_modules: which linear layers are scaled, named as in `LoraConfig`. None: the table here decides.
-        exclude_modules: layers left out although `target_modules` finds them; matched the same way.
-        feedforward_modules: those of them that are scaled on their input, not their output: name endings, each of
-            which `target_modules` has too, or a regular expression. None: the table decides; an empty list: none.
-        fan_in_fan_out: whether weights lie as [in, out]. Kept for the file: the layer itself tells.
-        modules_to_save: modules trained whole, on a copy, and stored in the adapter (names or endings).
-        init_ia3_weights: begin at one. False: at random, which changes the model at once; for tests only.
+        target_modules: the linear layers to scale, named as in `LoraConfig`. None: the model type decides
+            (`tsugiki.architectures`).
+        exclude_modules: layers left out although `target_modules` selects them; named the same way.
+        feedforward_modules: those of the target layers that are scaled on their input instead of their output. A list
+            of name endings, each of which `target_modules` must select too, or a regular expression. None: the model
+            type decides; an empty list: no layer.
+        fan_in_fan_out: whether weights are stored as [in, out]. Only written to the file; Tsugiki finds it out from
+            the layer.
+        modules_to_save: modules trained in full, on a copy, and stored in the adapter (names or endings).
+        init_ia3_weights: initialise with ones. False: with random values, which change the model at once; for tests.
 
     Raises:
-        TsugikiError: a value that cannot be meant.
+        TsugikiError: an invalid value.
     """
 
     target_modules: Names | None = None
@@ -63,104 +65,109 @@ class IA3Config:
     init_ia3_weights: bool = True
 
     def __post_init__(self) -> None:
-        for field in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):
-            check_names(field, getattr(self, field))
-        targets, inner = self.target_modules, self.feedforward_modules
-        if inner is None or targets is None or isinstance(inner, str) or isinstance(targets, str):
+        for setting in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):
+            check_names(setting, getattr(self, setting))
+        targets, feedforward = self.target_modules, self.feedforward_modules
+        if feedforward is None or targets is None or isinstance(feedforward, str) or isinstance(targets, str):
             return
-        for name in inner:
+        for name in feedforward:
             if not any(target.endswith(name) for target in targets):
-                raise TsugikiError(f"feedforward_modules names {name}, which target_modules does not; name it in both")
+                raise TsugikiError(f"feedforward_modules has {name}, but target_modules does not; add it to both")
 
     def new_adapter(self, model: nn.Module) -> "IA3Adapter":
-        """Fresh factors with these settings for `model`, which stays as it is.
+        """Build a new adapter with these settings for `model`, which is not changed.
 
         Raises:
-            TsugikiError: the settings match nothing in the model, or something that cannot be scaled.
+            TsugikiError: the settings select no layer of the model, or one that is not linear.
         """
-        named = _named_as_in_lora(self, _target_names(model, self))
-        targets, inner = find_targets(model, named), _feedforward_names(model, self)
+        as_lora = _as_lora_config(self, _target_names(model, self))
+        targets, feedforward = find_targets(model, as_lora), _feedforward_names(model, self)
         for path, layer in targets.items():
             if not is_linear(layer):
-                raise TsugikiError(f"target_modules finds {path}, a {type(layer).__name__}; (IA)³ scales linear layers")
+                raise TsugikiError(
+                    f"target_modules selects {path}, a {type(layer).__name__}; (IA)³ scales linear layers only"
+                )
         scalings = {
-            path: Scaling(layer, _is_feedforward(path, inner), self.init_ia3_weights) for path, layer in targets.items()
+            path: Scaling(layer, _is_feedforward(path, feedforward), self.init_ia3_weights)
+            for path, layer in targets.items()
         }
-        return IA3Adapter(self, scalings, copies_to_save(model, named))
+        return IA3Adapter(self, scalings, copies_to_save(model, as_lora))
 
 
 class Scaling(nn.Module):
-    """The factors l of one layer, in PEFT's shape: [out, 1], or [1, in] where `on_input`.
+    """The factors l of one layer, in float32 (float64 for a float64 layer) whatever the dtype of the frozen weight.
 
-    Kept in float32 (float64 for a float64 layer) whatever the frozen weight's dtype.
+    Args:
+        layer: the frozen layer.
+        on_input: scale the input, with factors of shape [1, in], instead of the output, [out, 1] (PEFT's shapes).
+        ones: initialise with ones instead of random values.
     """
 
     def __init__(self, layer: nn.Module, on_input: bool, ones: bool) -> None:
         super().__init__()
         in_features, out_features = features(layer)
-        like: Tensor = layer.weight  # type: ignore[assignment]
+        weight: Tensor = layer.weight  # type: ignore[assignment]
         shape = (1, in_features) if on_input else (out_features, 1)
-        dtype = at_least_float32(like.dtype)
-        self.ia3_l = nn.Parameter((torch.ones if ones else torch.randn)(shape, dtype=dtype, device=like.device))
+        initialise = torch.ones if ones else torch.randn
+        self.ia3_l = nn.Parameter(initialise(shape, dtype=at_least_float32(weight.dtype), device=weight.device))
         self.on_input = on_input
 
     def forward(self, x: Tensor) -> Tensor:
-        """l ∘ x, [..., features], in the dtype of x."""
+        """Compute l ∘ x, [..., features], in the dtype of x."""
         return (x * self.ia3_l.flatten()).to(x.dtype)
 
-    def scaled(self, layer: nn.Module, weight: Tensor) -> Tensor:
-        """W with its rows (its columns, where `on_input`) times l; `weight` is W in the layout of `layer`."""
+    def scale_weight(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """Multiply the rows of W, or its columns if the input is scaled, by l; `weight` is in the layout of `layer`."""
         return weight * (self.ia3_l.T if is_conv1d(layer) else self.ia3_l)
 
-    def scaled_bias(self, bias: Tensor) -> Tensor:
-        """l ∘ b [out]; of the layer's output."""
+    def scale_bias(self, bias: Tensor) -> Tensor:
+        """Compute l ∘ b [out] for a scaled output."""
         return bias * self.ia3_l.flatten()
 
 
 @dataclass
 class IA3Adapter:
-    """What one (IA)³ adapter brings. Names are those of the model before any graft."""
+    """The factors and modules of one (IA)³ adapter, by names in the ungrafted model."""
 
     config: IA3Config
     scalings: dict[str, Scaling]
     modules: dict[str, nn.Module]
 
     @property
-    def wrapped(self) -> set[str]:
-        """No layer is: each stays what it is, with a part beside it."""
-        return set()
+    def wrapped(self) -> tuple[str, ...]:
+        """The grafted layers: none, because hooks apply the factors."""
+        return ()
 
     def attach(self, model: nn.Module) -> list[Undo]:
-        """Put factors and modules into the model."""
-        layers = _own_layers(model, self.scalings)
-        undo = [_put(layers[path], scaling) for path, scaling in self.scalings.items()]
+        """Attach the factors to their layers, and put the trained modules in place of the base's."""
+        undo = []
+        for path, layer in _frozen_layers(model, self.scalings).items():
+            scaling = self.scalings[path]
+            attach = attach_input_module if scaling.on_input else attach_output_module
+            undo.append(attach(layer, scaling))
         return undo + [replace_module(model, path, module) for path, module in self.modules.items()]
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Multiply weights and biases by the factors; replace modules by the trained ones."""
-        layers = _own_layers(model, self.scalings)
+        layers = _frozen_layers(model, self.scalings)
         weights: dict[str, WeightUpdate] = {
-            f"{path}.weight": partial(scaling.scaled, layers[path]) for path, scaling in self.scalings.items()
+            f"{path}.weight": partial(scaling.scale_weight, layers[path]) for path, scaling in self.scalings.items()
         }
         biases = {
-            f"{path}.bias": scaling.scaled_bias
+            f"{path}.bias": scaling.scale_bias
             for path, scaling in self.scalings.items()
             if not scaling.on_input and layers[path]._parameters.get("bias") is not None
         }
         return weights | biases | module_updates(self.modules)
 
 
-def _own_layers(model: nn.Module, paths: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The layers of the base itself, below what another adapter may have put around them."""
+def _frozen_layers(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the layers of the base, unwrapped if another adapter has grafted them."""
     return {path: base_of(model.get_submodule(path)) for path in paths}
 
 
-def _put(layer: nn.Module, scaling: Scaling) -> Undo:
-    return (attach_input_module if scaling.on_input else attach_output_module)(layer, scaling)
-
-
-def _named_as_in_lora(config: IA3Config, targets: Names | None) -> LoraConfig:
-    """The LoRA that would be grafted on these layers: (IA)³ names its layers in the same way."""
+def _as_lora_config(config: IA3Config, targets: Names | None) -> LoraConfig:
+    """Return a LoRA config that selects the same layers, because (IA)³ names its layers as LoRA does."""
     return LoraConfig(
         r=1,
         target_modules=targets,
@@ -172,35 +179,36 @@ def _named_as_in_lora(config: IA3Config, targets: Names | None) -> LoraConfig:
 def _target_names(model: nn.Module, config: IA3Config) -> Names:
     if config.target_modules is not None:
         return config.target_modules
-    architecture = _architecture(model, "target_modules")
+    architecture = _require_architecture(model, "target_modules")
     return (*architecture.ia3_outputs, *architecture.ia3_inputs)
 
 
 def _feedforward_names(model: nn.Module, config: IA3Config) -> Names:
-    """The layers that are scaled on their input, among those of `_target_names`."""
+    """Return the names of the layers that are scaled on their input. Defaults are limited to the target layers."""
     if config.feedforward_modules is not None:
         return config.feedforward_modules
-    names, targets = _architecture(model, "feedforward_modules").ia3_inputs, config.target_modules
+    names = _require_architecture(model, "feedforward_modules").ia3_inputs
+    targets = config.target_modules
     return names if targets is None or isinstance(targets, str) else [name for name in names if name in targets]
 
 
-def _architecture(model: nn.Module, field: str) -> Architecture:
+def _require_architecture(model: nn.Module, setting: str) -> Architecture:
     architecture = architecture_of(model)
     if architecture is None:
         raise TsugikiError(
-            f"no default {field} of (IA)³ for {model_type(model)!r}; name the layers: keys, values and the last of the "
-            "feed-forward as target_modules, the last of the feed-forward as feedforward_modules"
+            f"no default {setting} of (IA)³ for {model_type(model)!r}; set target_modules to the layers of keys and "
+            "values and the last layer of the feed-forward network, and feedforward_modules to the latter"
         )
     return architecture
 
 
 def _is_feedforward(path: str, names: Names) -> bool:
-    """As PEFT has it: any ending of the name, not only after a dot."""
+    """Return whether `feedforward_modules` selects a layer. As in PEFT, a listed ending need not follow a dot."""
     return re.fullmatch(names, path) is not None if isinstance(names, str) else path.endswith(tuple(names))
 
 
 def _tensors(model: nn.Module, adapter: IA3Adapter) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {f"{PREFIX}{path}.ia3_l": s.ia3_l for path, s in adapter.scalings.items()}
+    tensors: dict[str, Tensor] = {f"{PREFIX}{path}.ia3_l": scaling.ia3_l for path, scaling in adapter.scalings.items()}
     for path, module in adapter.modules.items():
         tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in module.state_dict().items()}
     return tensors
@@ -208,14 +216,18 @@ def _tensors(model: nn.Module, adapter: IA3Adapter) -> dict[str, Tensor]:
 
 def _to_json(model: nn.Module, adapter: IA3Adapter) -> dict[str, Any]:
     config, layers = adapter.config, dict(base_modules(model))
-    targets, inner = _target_names(model, config), _feedforward_names(model, config)
-    listed = not isinstance(targets, str) and not isinstance(inner, str)
-    if targets == "all-linear" or (listed and set(inner) - set(targets)):  # PEFT wants one list to be part of the other
+    targets, feedforward = _target_names(model, config), _feedforward_names(model, config)
+    both_listed = not isinstance(targets, str) and not isinstance(feedforward, str)
+    # PEFT requires every entry of feedforward_modules to be in target_modules.
+    if targets == "all-linear" or (both_listed and set(feedforward) - set(targets)):
         targets = sorted(adapter.scalings)
-        inner = sorted(path for path, scaling in adapter.scalings.items() if scaling.on_input)
-    names = {"target_modules": targets, "feedforward_modules": inner}
-    fan_in_fan_out = any(is_conv1d(layers[path]) for path in adapter.scalings)
-    return {**dataclasses.asdict(config), **names, "fan_in_fan_out": fan_in_fan_out}
+        feedforward = sorted(path for path, scaling in adapter.scalings.items() if scaling.on_input)
+    return {
+        **dataclasses.asdict(config),
+        "target_modules": targets,
+        "feedforward_modules": feedforward,
+        "fan_in_fan_out": any(is_conv1d(layers[path]) for path in adapter.scalings),
+    }
 
 
 def _from_json(fields: Mapping[str, Any]) -> IA3Config:
