@@ -1,10 +1,10 @@
-"""Count what several ways of splitting make of a corpus, and what they would make of all of Aozora Bunko.
+"""Count the samples that several ways of splitting produce, for a corpus and scaled to all of Aozora Bunko.
 
     python examples/aozora_corpus/count_samples.py aozora.jsonl
 
-Reads the JSON lines of `tsugiki aozora` one work at a time, and prints a Markdown table: the count here, and the count
-scaled to the full set, once by its works and once by its characters. Where both numbers of the full set come from
-stands in README.md.
+The script reads the JSON lines of `tsugiki aozora` one work at a time. It prints a Markdown table with the number of
+samples in this corpus, and with that number scaled to all works, by works and by characters. README.md names the sources
+of both totals.
 """
 
 import argparse
@@ -18,18 +18,18 @@ from typing import Any
 from tsugiki.base.loading import load_tokenizer
 
 FULL_WORKS, FULL_CHARACTERS = 17_000, 219_000_000
-ASSUMED = 1.3, 1.6, 1.8, 2.0, 2.2  # characters a token, for a tokenizer that is not here
+ASSUMED = 1.3, 1.6, 1.8, 2.0, 2.2  # characters per token, for a tokenizer that is not available
 
 
 def works(path: Path) -> Iterator[dict[str, Any]]:
-    """The corpus, one work at a time."""
+    """Read the corpus, one work at a time."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
 
 
 def count(path: Path) -> Counter[str]:
-    """Works, characters, tokens and pieces; tokens are those of the embedded tokenizer, with one behind each work."""
+    """Count works, characters, tokens and pieces, with the embedded tokenizer and one end token per work."""
     tokenizer = load_tokenizer("embedded")
     counts: Counter[str] = Counter()
     for work in works(path):
@@ -48,7 +48,7 @@ def count(path: Path) -> Counter[str]:
 
 
 def splittings(counts: Counter[str]) -> Iterator[tuple[str, float]]:
-    """Each way of splitting and its number of samples here."""
+    """Yield each way of splitting and its number of samples in this corpus."""
     for name, number in counts.items():
         if not name.startswith(("characters", "tokens")):
             yield name, number
@@ -62,7 +62,7 @@ def splittings(counts: Counter[str]) -> Iterator[tuple[str, float]]:
 
 
 def main() -> None:
-    """Count, scale and print."""
+    """Count, scale and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="JSON lines of `tsugiki aozora`")
     parser.add_argument("--works", type=int, default=FULL_WORKS, help="works of the full set (default: %(default)s)")

@@ -1,7 +1,7 @@
-"""One adapter of each family on one loaded model, switched.
+"""Several adapters of different families on one model, and switching between them.
 
-The embedded base, a small Japanese GPT-2, holds all of them at once; each learns the same few texts for some steps, and
-then they take turns. Disabled, the base is there again, to the last bit.
+Each adapter is trained on the same few texts for some steps; the embedded model, a small Japanese GPT-2, holds all of
+them at once. With adapters disabled, its output is bit-identical to that of the base model.
 
     python examples/families/one_of_each.py
 """
@@ -21,7 +21,7 @@ from tsugiki.methods.table import METHODS
 STEPS, BATCH, LENGTH = 30, 8, 64
 PROMPT = "庭の木は"
 
-# Method, settings, learning rate: a line for each. What trains least takes the highest rate.
+# Method, settings, learning rate. Methods with few trainable parameters need high learning rates.
 CHOSEN: dict[str, tuple[dict[str, Any], float]] = {
     "prefix-tuning": ({"num_virtual_tokens": 8, "init_weights": "SAMPLE_VOCAB"}, 1e-2),
     "houlsby": ({}, 3e-3),
@@ -32,7 +32,7 @@ CHOSEN: dict[str, tuple[dict[str, Any], float]] = {
 
 
 def windows() -> Tensor:
-    """The quickstart's twenty texts as token ids, cut into windows [number, LENGTH]."""
+    """Return the token ids of the quickstart's twenty texts as windows [number, LENGTH]."""
     folder = files("tsugiki") / "assets" / "quickstart"
     paths = sorted((path for path in folder.iterdir() if path.name.endswith(".txt")), key=lambda path: path.name)
     text = "".join(path.read_text(encoding="utf-8") for path in paths)
@@ -41,13 +41,13 @@ def windows() -> Tensor:
 
 
 def loss_of(model: PreTrainedModel, rows: Tensor) -> Tensor:
-    """Mean negative log-likelihood of a token after those before it, in nats, over windows [batch, LENGTH]."""
-    logits = model(input_ids=rows).logits  # [batch, LENGTH, vocabulary]; place i tells of token i + 1
+    """Compute the mean negative log-likelihood per token, in nats, over windows [batch, LENGTH]."""
+    logits = model(input_ids=rows).logits  # [batch, LENGTH, vocabulary]; position i predicts token i + 1
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
 
 
 def train(model: PreTrainedModel, rows: Tensor, rate: float) -> None:
-    """A plain loop over what trains in the model, whatever the method: the active adapter."""
+    """Train the active adapter, whatever its method, in a plain loop."""
     model.train()
     optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=rate)
     for _ in range(STEPS):
@@ -60,7 +60,7 @@ def train(model: PreTrainedModel, rows: Tensor, rate: float) -> None:
 
 @torch.no_grad()
 def show(name: str, model: PreTrainedModel, tokenizer: Any, held_out: Tensor) -> float:
-    """Print the loss of held-out windows, and what the model writes; returns the loss."""
+    """Print and return the loss of the held-out windows; print the model's continuation of `PROMPT`."""
     loss = float(loss_of(model, held_out))
     prompt = tokenizer(PROMPT, return_tensors="pt")
     written = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0]  # type: ignore[operator]
@@ -69,7 +69,7 @@ def show(name: str, model: PreTrainedModel, tokenizer: Any, held_out: Tensor) ->
 
 
 def main() -> None:
-    """Graft, train, switch, and take off."""
+    """Add, train, switch and disable adapters."""
     torch.manual_seed(0)
     model, tokenizer, rows = load_model("embedded"), load_tokenizer("embedded"), windows()
     rows = rows[torch.randperm(len(rows))]
@@ -79,7 +79,7 @@ def main() -> None:
     for name, (settings, rate) in CHOSEN.items():
         graft(model, METHODS[name].configure(settings), name)
         count = sum(p.numel() for p in trainable_parameters(model).values())
-        print(f"{name} ({METHODS[name].family}): {count:,} parameters train")
+        print(f"{name} ({METHODS[name].family}): {count:,} trainable parameters")
         train(model, rows, rate)
 
     for name in CHOSEN:
@@ -87,7 +87,7 @@ def main() -> None:
         show(name, model, tokenizer, held_out)
     with disable_adapter(model):
         after = show("base again", model, tokenizer, held_out)
-    print("to the last bit:", before == after)
+    print("the base model's loss is identical:", before == after)
 
 
 if __name__ == "__main__":
