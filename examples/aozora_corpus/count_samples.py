@@ -3,8 +3,8 @@
     python examples/aozora_corpus/count_samples.py aozora.jsonl
 
 The script reads the JSON lines of `tsugiki aozora` one work at a time. It prints a Markdown table with the number of
-samples in this corpus, and with that number scaled to all works, by works and by characters. README.md names the sources
-of both totals.
+samples in this corpus, and with that number scaled to all works, by works and by characters. README.md names the
+sources of both totals.
 """
 
 import argparse

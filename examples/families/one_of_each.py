@@ -87,7 +87,7 @@ def main() -> None:
         show(name, model, tokenizer, held_out)
     with disable_adapter(model):
         after = show("base again", model, tokenizer, held_out)
-    print("the base model's loss is identical:", before == after)
+    print("identical to the base model:", before == after)
 
 
 if __name__ == "__main__":

@@ -29,5 +29,5 @@ def test_adapters_of_all_families_take_turns_on_one_model(
     (_, before), *adapted, (_, after) = losses
     assert all(loss < before for _, loss in adapted)
     assert after == before
-    assert lines[-1] == "the base model's loss is identical: True"
+    assert lines[-1] == "identical to the base model: True"
     assert {METHODS[name].family for name in one_of_each.CHOSEN} == {"additive", "reparametrised", "selective"}

@@ -37,7 +37,7 @@ def test_a_few_steps_of_it(
     config = LoraConfig(r=2, target_modules=targets)
     script.adapt("a model", getattr(script, name), config, 4, tmp_path)
     said = capsys.readouterr().out
-    assert f"  {trained:,} parameters train" in said
+    assert f"  adapter: {trained:,} trainable parameters" in said
     assert "the logits agree" in said
     assert {path.name for path in tmp_path.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
 
@@ -54,6 +54,6 @@ def test_the_images_are_of_four_kinds_and_can_be_inverted(script: Any):
 def test_the_adapters_learn_what_the_script_says(script: Any, capsys: pytest.CaptureFixture[str]):
     script.main()
     said = capsys.readouterr().out
-    found = [int(line.split()[5].rstrip("%")) for line in said.splitlines() if "with the adapter it tells" in line]
+    found = [int(line.split()[3].rstrip("%")) for line in said.splitlines() if "with the adapter: " in line]
     assert len(found) == 2
     assert min(found) >= 85
