@@ -37,7 +37,7 @@ def test_a_day(run, tmp_path: Path, library: Path):
     status, out, _ = run("adapters", "list")
     assert (status, out.count("c_attn"), "copy" in out, "soseki" in out) == (0, 2, True, True)
     status, out, _ = run("adapters", "diff", "soseki", "copy")
-    assert (status, "the same to the last bit, and so are the settings" in out) == (0, True)
+    assert (status, "bit-identical, and the settings are the same" in out) == (0, True)
     assert run("adapters", "verify")[:2] == (0, "copy: nothing is wrong\nsoseki: nothing is wrong\n")
     assert run("adapters", "remove", "copy", "--yes")[:2] == (0, f"removed {library / 'copy'}\n")
     assert [path.name for path in library.iterdir()] == ["soseki"]

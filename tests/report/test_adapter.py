@@ -14,7 +14,7 @@ from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights, write
 from tsugiki.lora.graft import add_adapter, new_adapter
 from tsugiki.methods.table import METHODS
 from tsugiki.report.adapter import facts_lines, inspect_adapter, tensors_table, write_adapter_page
-from tsugiki.report.layers import bars, kinds_table, layers_table, measured
+from tsugiki.report.layers import bars, kinds_table, layers_table, with_spectra
 
 
 def test_every_layer_has_a_row_in_the_order_of_the_blocks(tmp_path: Path):
@@ -36,7 +36,7 @@ def test_blocks_of_two_lists_are_kept_apart():
     layer = next(iter(lora_of().layers.values()))
     layers = {"text.layers.0.q": layer, "vision.layers.0.q": layer, "lm_head": layer}
     spectra = {path: singular_values(layer) for path in layers}
-    assert [one.kind for one in measured(layers, spectra)] == ["text.layers.*.q", "vision.layers.*.q", "lm_head"]
+    assert [one.kind for one in with_spectra(layers, spectra)] == ["text.layers.*.q", "vision.layers.*.q", "lm_head"]
 
 
 def test_bars():

@@ -6,18 +6,22 @@ import typer
 
 
 def methods_command(
-    name: Annotated[str | None, typer.Argument(help="One method, with its settings; all in a table if unset.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Describe this method and its settings; without it, list all methods.")
+    ] = None,
     model: Annotated[
-        str, typer.Option(help="The base of which parameters are counted: 'embedded', a folder, or a hub id.")
+        str, typer.Option(help="Model whose parameters are counted: 'embedded', a folder, or a hub id.")
     ] = "embedded",
 ) -> None:
-    """The ways to adapt a model: what trains, how much of it, and what becomes of the file."""
+    """List the methods to adapt a model, or describe one of them."""
     from tsugiki.cli.tables import print_table
     from tsugiki.report.families import describe_method, methods_table
 
     if name is None:
         print_table(
-            methods_table(model), f"trains: of {model}, with default settings", "tsugiki methods NAME says more"
+            methods_table(model),
+            f"trainable parameters: of {model}, with default settings",
+            "tsugiki methods NAME describes one method",
         )
         return
     text, settings, notes = describe_method(name, model)

@@ -7,9 +7,9 @@ import typer
 
 
 def report_command(
-    folder: Annotated[Path, typer.Argument(help="A run's folder; the run may be going on.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, which may still be running.")],
 ) -> None:
-    """Write a run's page, report.html, anew from its record."""
+    """Regenerate the page of a run, report.html, from its record."""
     from tsugiki.report.run import write_report
 
     typer.echo(str(write_report(folder)))

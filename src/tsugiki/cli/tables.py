@@ -1,4 +1,4 @@
-"""Tables on standard output."""
+"""Print tables and text on standard output."""
 
 import typer
 from rich.console import Console
@@ -7,18 +7,18 @@ from rich.table import Table
 from tsugiki.report.formatting import Table as Cells
 from tsugiki.report.formatting import printable
 
-_PLAIN_WIDTH = 150  # where no terminal bounds it
+_WIDTH = 150  # if the output is not a terminal
 
 
 def print_table(cells: "Cells", *lines: str) -> None:
-    """A table, and lines below it."""
-    console = Console(highlight=False, markup=False)  # brackets in a cell are meant
+    """Print a table, and lines below it."""
+    console = Console(highlight=False, markup=False)  # cells can contain brackets
     if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
+        console.width = _WIDTH
     headers, rows = cells
     table = Table()
-    for place, header in enumerate(headers):  # in a narrow terminal names and figures stay whole, texts are wrapped
-        table.add_column(header, no_wrap=place == 0 or not any(" " in row[place] for row in rows))
+    for column, header in enumerate(headers):  # a narrow terminal wraps texts, but not names and numbers
+        table.add_column(header, no_wrap=column == 0 or not any(" " in row[column] for row in rows))
     for row in rows:
         table.add_row(*map(printable, row))
     console.print(table)
@@ -27,5 +27,5 @@ def print_table(cells: "Cells", *lines: str) -> None:
 
 
 def say(line: str) -> None:
-    """One line of text, a part of which may come from anybody's file."""
+    """Print one line of text, in which control characters (from a file, for example) are escaped."""
     typer.echo(printable(line).replace("\n", "\\n"))

@@ -22,7 +22,7 @@ from tsugiki.io.json import read_json
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
 from tsugiki.report.formatting import Table, figure, fill_template, number
-from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, measured
+from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, with_spectra
 from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.page import Section, page, pairs, part, table
 from tsugiki.report.run import record_sections, summary_sentence
@@ -75,7 +75,7 @@ def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: 
         for path, layer in lora.layers.items():
             spectra[path] = singular_values(layer)
             advance(1)
-        layers, tensors = measured(lora.layers, spectra), dict(lora.others)
+        layers, tensors = with_spectra(lora.layers, spectra), dict(lora.others)
         notes = [_DORA] * config.use_dora + [_NOTHING] * (not tensors and not any(layer.norm for layer in layers))
     return AdapterReport(folder.resolve().name, folder, facts, _made(folder), record_of(folder), layers, tensors, notes)
 

@@ -1,4 +1,4 @@
-"""`report.html` of several runs side by side."""
+"""`report.html` of several runs: their table, held-out curves and samples."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from tsugiki.report.run import REPORT_FILE, held_out_series
 from tsugiki.report.samples import sample_columns
 from tsugiki.train.record import RunRecord
 
-_BANDS = 3  # intervals that can be told apart in one plot
+_MAX_BANDS = 3  # with more runs, their intervals would hide each other
 
 
 def write_comparison(
@@ -26,31 +26,31 @@ def write_comparison(
     figures: Sequence[Markup] = (),
     notes: Sequence[str] = (),
 ) -> Path:
-    """Write the page of a comparison: the table, the held-out curves, and what each run wrote.
+    """Write the page of a comparison.
 
     Args:
-        folder: where to write `report.html`; it must exist.
-        title: of the page.
-        lead: the sentence that says what came out.
-        headers: of the table.
-        rows: of the table, as text; a line break in a cell is kept.
-        runs: their names, which tell them apart, and their records.
-        figures: more plots, such as `plots.over_ranks` makes of a sweep; they stand first.
-        notes: what one should know before reading on.
+        folder: the folder for `report.html`; it must exist.
+        title: the title of the page.
+        lead: a sentence with the main result.
+        headers: the headers of the table.
+        rows: the cells of the table; line breaks in a cell are kept.
+        runs: unique names of the runs, with their records.
+        figures: additional plots, such as `plots.over_ranks`, which come first.
+        notes: warnings, which come before the table.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
-        TsugikiError: the page cannot be written; one that was there is still there.
+        TsugikiError: the page cannot be written; an existing page is unchanged.
     """
-    held_out = [held_out_series(record, name, place) for place, (name, record) in enumerate(runs)]
-    if len(runs) > _BANDS:
+    held_out = [held_out_series(record, name, colour) for colour, (name, record) in enumerate(runs)]
+    if len(runs) > _MAX_BANDS:
         held_out = [replace(line, band=()) for line in held_out]
-    drawn = [*figures, curves(held_out, "Held-out text by step, bits a character")]
+    plots = [*figures, curves(held_out, "Held-out text by step, bits per character")]
     sections = [
         ("Runs", table(headers, rows) if rows else Markup()),
-        ("Figures", part("figures", [one for one in drawn if one]) if any(drawn) else Markup()),
+        ("Figures", part("figures", [plot for plot in plots if plot]) if any(plots) else Markup()),
         ("Samples", sample_columns(runs)),
     ]
     path = folder / REPORT_FILE

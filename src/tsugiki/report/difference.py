@@ -1,4 +1,4 @@
-"""Two adapters beside each other, for `tsugiki adapters diff`."""
+"""Compare two adapters, for `tsugiki adapters diff`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,56 +20,56 @@ from tsugiki.report.formatting import Table, figure
 from tsugiki.report.layers import block_order
 from tsugiki.report.library import ranks_text
 
-_ROUNDING = 1e-6  # of a norm, below which two are one
+_ROUNDING = 1e-6  # smaller relative differences of updates are rounding errors
 _DORA = (
-    "one is DoRA: what it changes depends on the base's weights too, and its low-rank parts and lengths are compared "
-    "each by itself"
+    "one adapter is DoRA: its update also depends on the weights of the base, so low-rank parts and magnitude vectors "
+    "are compared separately"
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is different between two adapters."""
+    """The differences between two adapters."""
 
     settings: Table
-    """Those that differ."""
+    """The settings that differ."""
     matrices: Table
-    """A row for each layer and each other tensor, and for all of them together."""
+    """A row for each layer and each other tensor, and a last row for all of them together."""
     notes: Sequence[str]
 
 
 def compare_adapters(first: Path, second: Path) -> Comparison:
-    """Read two adapters whole and compare them; ranks and bases may differ.
+    """Read two adapters and compare their settings and tensors; ranks and bases may differ.
 
     Raises:
-        TsugikiError: one is no adapter, or is broken.
+        TsugikiError: a folder does not contain an adapter, or the adapter is damaged.
     """
     folders = (first, second)
     facts, configs = [read_adapter_info(one) for one in folders], [read_adapter_config(one) for one in folders]
     settings = _settings(facts, configs)
     notes = _about_bases(*(one.base for one in facts))
-    stored = [_finite(one) for one in folders]
+    tensors = [_read_finite_weights(one) for one in folders]
     if type(configs[0]) is not type(configs[1]):
-        notes.append("the methods differ, and with them what their tensors mean: these are not compared")
+        notes.append("the methods differ, so the tensors have different meanings and are not compared")
         return Comparison(settings, _table([]), notes)
     if isinstance(configs[0], LoraConfig):
         one, other = (read_lora_weights(folder) for folder in folders)
         differences = compare_layers(one.layers, other.layers)
-        differences += compare_tensors(_no_pairs(one), _no_pairs(other))
+        differences += compare_tensors(_other_tensors(one), _other_tensors(other))
         notes += [_DORA] * (one.config.use_dora or other.config.use_dora)
     else:
-        differences = compare_tensors(*stored)
+        differences = compare_tensors(*tensors)
     differences.sort(key=lambda one: block_order(one.name.removeprefix(PREFIX)))
     notes += [
-        f"only the {which} has {sum(one.only_in == place for one in differences):,} of these"
+        f"only the {which} adapter has {sum(one.only_in == place for one in differences):,} of these"
         for place, which in enumerate(("first", "second"))
         if any(one.only_in == place for one in differences)
     ]
-    notes += [f"{one.name} has other shapes: {one.unlike}" for one in differences if one.unlike]
-    if same_tensors(*stored):
-        notes.append("the tensors are the same to the last bit" + ("" if settings[1] else ", and so are the settings"))
+    notes += [f"{one.name} has different shapes: {one.unlike}" for one in differences if one.unlike]
+    if same_tensors(*tensors):
+        notes.append("the tensors are bit-identical" + ("" if settings[1] else ", and the settings are the same"))
     elif overall(differences).relative < _ROUNDING:
-        notes.append("the tensors are others, what they change is the same but for rounding")
+        notes.append("the tensors differ, but their updates are the same up to rounding")
     return Comparison(settings, _table(differences), notes)
 
 
@@ -89,49 +89,49 @@ def _table(differences: Sequence[Difference]) -> Table:
 
 
 def _settings(facts: Sequence[AdapterInfo], configs: Sequence[Any]) -> Table:
-    said: list[Mapping[str, object]] = [
+    settings: list[Mapping[str, object]] = [
         {
             "method": one.method,
             "rank": ranks_text(one.ranks),
             "base": one.base.name,
-            "base's fingerprint": one.base.fingerprint,
+            "fingerprint of the base": one.base.fingerprint,
             **dataclasses.asdict(config),
         }
         for one, config in zip(facts, configs, strict=True)
     ]
-    names = {**said[0], **said[1]}
-    cells = [[name, *(_plain(one.get(name)) for one in said)] for name in names]
+    names = {**settings[0], **settings[1]}
+    cells = [[name, *(_setting_text(one.get(name)) for one in settings)] for name in names]
     return ["setting", "first", "second"], [row for row in cells if row[1] != row[2]]
 
 
 def _about_bases(first: Any, second: Any) -> list[str]:
     if first.fingerprint and second.fingerprint:
-        return ["the bases differ: what is alike as a matrix need not act alike"] * (
+        return ["the bases differ: equal updates can have different effects"] * (
             first.fingerprint != second.fingerprint
         )
-    return ["they name different bases, and may not have the same weights under them"] * (first.name != second.name)
+    return ["the names of the bases differ, so their weights may differ too"] * (first.name != second.name)
 
 
-def _no_pairs(lora: LoraWeights) -> dict[str, Tensor]:
-    """What is no pair: biases, modules, and DoRA's lengths."""
-    lengths = {
+def _other_tensors(lora: LoraWeights) -> dict[str, Tensor]:
+    """Return all tensors other than A and B: biases, whole modules, and DoRA's magnitude vectors."""
+    magnitudes = {
         f"{path}.lora_magnitude_vector": layer.magnitude.flatten()
         for path, layer in lora.layers.items()
         if layer.magnitude is not None
     }
-    return {**lora.others, **lengths}
+    return {**lora.others, **magnitudes}
 
 
-def _finite(folder: Path) -> dict[str, Tensor]:
+def _read_finite_weights(folder: Path) -> dict[str, Tensor]:
     tensors = read_weights(folder)
-    broken = not_finite(tensors)
-    if broken:
-        raise TsugikiError(f"{folder} is broken: {summarise_list(broken)}")
+    damaged = not_finite(tensors)
+    if damaged:
+        raise TsugikiError(f"{folder} is damaged: {summarise_list(damaged)}")
     return tensors
 
 
-def _plain(value: object) -> str:
-    """A setting as text; lists of names in the order of their names, whichever the file had."""
+def _setting_text(value: object) -> str:
+    """Format a setting as text; lists are sorted, because their order has no meaning."""
     if isinstance(value, list | tuple | set):
         value = sorted(value, key=str)
     return "–" if value is None else value_text(value)

@@ -1,4 +1,4 @@
-"""What methods there are, and what each is: for `tsugiki methods`."""
+"""The table and the descriptions of the methods, for `tsugiki methods`."""
 
 import copy
 import dataclasses
@@ -22,17 +22,28 @@ from tsugiki.train.config import RunConfig, validate_method
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_LONG = 60  # characters of a reason in a cell
+_REASON_LENGTH = 60  # characters of a reason in a cell
 
 
 def methods_table(model: str) -> Table:
-    """A row for each method, with what it trains of the model called `model`, of which no weights are read.
+    """Return a table with a row for each method.
+
+    Args:
+        model: the name of the model whose trainable parameters are counted; its weights are not read.
 
     Raises:
-        TsugikiError: no such model.
+        TsugikiError: there is no such model.
     """
     shape = load_meta_model(model)
-    headers = ["method", "family", "what trains", "parameters", "PEFT reads it", "merges", "goes without"]
+    headers = [
+        "method",
+        "family",
+        "what is trained",
+        "trainable parameters",
+        "PEFT reads it",
+        "mergeable",
+        "not accelerated",
+    ]
     rows = [
         [
             name,
@@ -49,10 +60,13 @@ def methods_table(model: str) -> Table:
 
 
 def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
-    """What a method is, its settings with their defaults, and what else there is to know.
+    """Describe one method.
+
+    Returns:
+        Its docstring, a table of its settings with their defaults, and further facts.
 
     Raises:
-        TsugikiError: no method of this name (the message says the nearest), or no such model.
+        TsugikiError: there is no such method (the message suggests a similar name) or no such model.
     """
     try:
         validate_method(name)
@@ -62,10 +76,10 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
     text = f"{name} · {method.family} · {method.summary}\n\n{_idea(method)}\n"
     notes = [f"{setting} is {value!r} in this method" for setting, value in method.fixed_settings.items()]
     notes += [
-        f"learning rate of a run that says none: {method.learning_rate:g}",
-        f"parameters that train of {model}: {_count(name, model, load_meta_model(model))}",
-        f"PEFT reads the file: {_yes(method.readable_by_peft)}; merges into the base: {_yes(method.mergeable)}"
-        + (f"; goes without: {method.not_accelerated}" if method.not_accelerated else ""),
+        f"default learning rate: {method.learning_rate:g}",
+        f"trainable parameters of {model}: {_count(name, model, load_meta_model(model))}",
+        f"PEFT reads the file: {_yes(method.readable_by_peft)}; can be merged into the base: {_yes(method.mergeable)}"
+        + (f"; not accelerated: {method.not_accelerated}" if method.not_accelerated else ""),
     ]
     return text, _settings(name, method), notes
 
@@ -84,29 +98,29 @@ def count_parameters(method: Method, config: Any, model: "PreTrainedModel") -> t
 
 
 def _count(name: str, model: str, shape: "PreTrainedModel") -> str:
-    """How much of the model called `model`, of this shape, trains; or in a few words why that cannot be said."""
+    """Return how many parameters of a model are trainable, or a short reason why the number is not known."""
     method = METHODS[name]
     try:
         config = _default_config(name)
     except ValueError as error:
-        return _shortened(f"needs settings: {error}")
+        return _shorten(f"requires settings: {error}")
     try:
         try:
             trained, total = count_parameters(method, config, copy.deepcopy(shape))
         except (RuntimeError, NotImplementedError):
-            if model != EMBEDDED:  # its start is computed from weights, which are not read here
-                return "known once it is loaded"
+            if model != EMBEDDED:  # the method is initialised from weights, which are not read here
+                return "known when the model is loaded"
             trained, total = count_parameters(method, config, load_model(model))
     except TsugikiError as error:
-        return _shortened(f"does not fit: {error}")
+        return _shorten(f"does not fit: {error}")
     return f"{trained:,} ({trained / total:.2%})"
 
 
 def _default_config(name: str) -> Any:
-    """What `tsugiki train --method NAME` trains with.
+    """Return the config that `tsugiki train --method NAME` uses.
 
     Raises:
-        ValueError: something has to be said first.
+        ValueError: the method requires a setting.
     """
     try:
         return RunConfig(model="-", data="-", out="-", method=name).adapter_config
@@ -131,20 +145,20 @@ def _settings(name: str, method: Method) -> Table:
         if one.name not in method.fixed_settings:
             default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
             value = default if defaults is None else getattr(defaults, one.name)
-            rows.append([one.name, _shown(value), meanings.get(one.name, "")])
+            rows.append([one.name, _value_text(value), meanings.get(one.name, "")])
     if not rows:
         return [], []
     section = "lora" if method.config is LoraConfig else "method_config"
-    return [f"--set NAME=VALUE, or {section}: in a file", "default", "meaning"], rows
+    return [f"--set NAME=VALUE, or {section}: in the YAML file", "default", "meaning"], rows
 
 
 def _meanings(docstring: str) -> Mapping[str, str]:
-    """What an `Args:` section says of each name."""
+    """Return the description of each name in the `Args:` section of a docstring."""
     found: dict[str, str] = {}
     name = ""
     for line in docstring.partition("Args:\n")[2].splitlines():
-        if begun := re.match(r" {4}(\w+): (.*)", line):
-            name, found[begun[1]] = begun[1], begun[2]
+        if start := re.match(r" {4}(\w+): (.*)", line):
+            name, found[start[1]] = start[1], start[2]
         elif name and line.startswith(" " * 8):
             found[name] += " " + line.strip()
         else:
@@ -152,7 +166,7 @@ def _meanings(docstring: str) -> Mapping[str, str]:
     return found
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     return "–" if value is None or value is dataclasses.MISSING else str(value)
 
 
@@ -160,6 +174,6 @@ def _yes(fact: bool) -> str:
     return "yes" if fact else "no"
 
 
-def _shortened(reason: str) -> str:
+def _shorten(reason: str) -> str:
     first = reason.partition(";")[0]
-    return first if len(first) <= _LONG else first[: _LONG - 1].rstrip() + "…"
+    return first if len(first) <= _REASON_LENGTH else first[: _REASON_LENGTH - 1].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""The layers of a LoRA adapter by the singular values of their updates: tables and plots."""
+"""Tables and plots of the layers of a LoRA adapter, by the singular values of their updates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,54 +15,54 @@ from tsugiki.report.formatting import Table, figure
 from tsugiki.report.plots import Series, curves
 
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDEST = 16  # bars of one cell
+_MAX_BARS = 16  # in one cell
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer's update, measured."""
+    """The update of one layer and its singular values."""
 
     path: str
     block: int | None
-    """Which of the model's blocks it is in; None of one that is in none, such as the head."""
+    """The index of the model's block that contains the layer; None for layers outside blocks, such as the head."""
     kind: str
-    """Its name in that block, `attn.c_attn` for example, which other blocks have too."""
+    """The layer's name relative to its block, such as `attn.c_attn`; the same in all blocks."""
     r: int
     shape: tuple[int, ...]
     values: Tensor
-    """The singular values of ΔW, the largest first."""
+    """The singular values of ΔW in descending order."""
 
     @property
     def norm(self) -> float:
-        """‖ΔW‖_F."""
+        """The Frobenius norm of ΔW."""
         return float(self.values.norm())
 
     @property
     def effective_rank(self) -> float:
-        """How many directions ΔW uses (see `adapters.spectrum`)."""
+        """The effective rank of ΔW (see `adapters.algebra.spectrum`)."""
         return effective_rank(self.values)
 
 
-def measured(layers: Mapping[str, LayerFactors], spectra: Mapping[str, Tensor]) -> list[Layer]:
-    """The layers of a file with their singular values, in the order of the blocks."""
-    places = {path: split_block(path) for path in layers}
-    lists = {owner for owner, block, _ in places.values() if block is not None}
+def with_spectra(layers: Mapping[str, LayerFactors], spectra: Mapping[str, Tensor]) -> list[Layer]:
+    """Combine the layers of an adapter with their singular values, sorted by block."""
+    split_paths = {path: split_block(path) for path in layers}
+    block_lists = {owner for owner, block, _ in split_paths.values() if block is not None}
     found = []
     for path, layer in layers.items():
-        owner, block, rest = places[path]
-        kind = rest if block is None or len(lists) == 1 else f"{owner}.*.{rest}"
+        owner, block, rest = split_paths[path]
+        kind = rest if block is None or len(block_lists) == 1 else f"{owner}.*.{rest}"
         found.append(Layer(path, block, kind, layer.r, update_shape(layer), spectra[path]))
     return sorted(found, key=lambda one: block_order(one.path))
 
 
 def block_order(path: str) -> tuple[bool, int, str]:
-    """To sort the names of layers by: as the blocks come, and what is in none at the end."""
+    """Return a sort key for names of layers: by block, with layers outside blocks at the end."""
     _, block, _ = split_block(path)
     return block is None, block or 0, path
 
 
 def layers_table(layers: Sequence[Layer]) -> Table:
-    """A row for each layer."""
+    """Return a table with a row for each layer."""
     headers = ["layer", "shape", "r", "‖ΔW‖", "σ₁", "effective rank", "σ / σ₁"]
     return headers, [
         [
@@ -79,32 +79,35 @@ def layers_table(layers: Sequence[Layer]) -> Table:
 
 
 def kinds_table(layers: Sequence[Layer]) -> Table:
-    """A row for each kind of layer: means, and bars for its blocks from the first to the last."""
+    """Return a table with a row for each kind of layer: means, and a bar for each block."""
     headers = ["kind", "layers", "mean ‖ΔW‖", "by block", "mean effective rank", "by block"]
     rows = []
-    for kind, some in by_kind(layers).items():
-        norms, ranks = [layer.norm for layer in some], [layer.effective_rank for layer in some]
+    for kind, group in by_kind(layers).items():
+        norms, ranks = [layer.norm for layer in group], [layer.effective_rank for layer in group]
         rows.append(
-            [kind, str(len(some)), figure(fmean(norms)), bars(norms), f"{fmean(ranks):.2f}", bars(ranks)],
+            [kind, str(len(group)), figure(fmean(norms)), bars(norms), f"{fmean(ranks):.2f}", bars(ranks)],
         )
     return headers, rows
 
 
 def layer_plots(layers: Sequence[Layer]) -> list[Markup]:
-    """Norm and effective rank by block, and the mean spectrum, with a line for each kind."""
+    """Return plots with a line for each kind of layer: norm by block, effective rank by block, and mean spectrum."""
     kinds = by_kind(layers)
-    norms = [_by_block(kind, some, [one.norm for one in some]) for kind, some in kinds.items()]
-    ranks = [_by_block(kind, some, [one.effective_rank for one in some]) for kind, some in kinds.items()]
-    drawn = [
+    norms = [_by_block(kind, group, [layer.norm for layer in group]) for kind, group in kinds.items()]
+    ranks = [_by_block(kind, group, [layer.effective_rank for layer in group]) for kind, group in kinds.items()]
+    plots = [
         curves(norms, "‖ΔW‖ by block"),
         curves(ranks, "Effective rank of ΔW by block"),
-        curves([_mean_spectrum(kind, some) for kind, some in kinds.items()], "Singular values over the largest, mean"),
+        curves(
+            [_mean_spectrum(kind, group) for kind, group in kinds.items()],
+            "Singular values relative to the largest, mean",
+        ),
     ]
-    return [one for one in drawn if one]
+    return [plot for plot in plots if plot]
 
 
 def by_kind(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """The layers of each kind."""
+    """Group layers by kind."""
     kinds: dict[str, list[Layer]] = {}
     for layer in layers:
         kinds.setdefault(layer.kind, []).append(layer)
@@ -112,9 +115,9 @@ def by_kind(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
 
 
 def bars(values: Sequence[float]) -> str:
-    """A bar for each number, over the largest of them; evenly taken where there are many."""
-    if len(values) > _WIDEST:
-        values = [values[round(i * (len(values) - 1) / (_WIDEST - 1))] for i in range(_WIDEST)]
+    """Draw a bar of block characters for each value, relative to the largest; of many values, evenly spaced ones."""
+    if len(values) > _MAX_BARS:
+        values = [values[round(i * (len(values) - 1) / (_MAX_BARS - 1))] for i in range(_MAX_BARS)]
     top = max(values, default=0)
     if not top > 0:
         return " " * len(values)
@@ -127,7 +130,7 @@ def _by_block(kind: str, layers: Sequence[Layer], figures: Sequence[float]) -> S
 
 
 def _mean_spectrum(kind: str, layers: Sequence[Layer]) -> Series:
-    """σ_i / σ₁ by i, over the layers that have an i-th value and any update."""
+    """Return the mean of σ_i / σ₁ by i, over the layers that have an i-th singular value and an update."""
     spectra = [layer.values / layer.values[0] for layer in layers if layer.values[0] > 0]
     longest = max(map(len, spectra), default=0)
     means = [torch.stack([one[i] for one in spectra if len(one) > i]).mean() for i in range(longest)]
