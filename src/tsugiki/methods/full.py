@@ -2,9 +2,8 @@
 
     y = f(x; θ + Δ)        Δ has as many elements as θ
 
-The trade-off: nothing limits what the model can learn. In return, weights, gradients and the two moments of the
-optimiser take 16 bytes per parameter, every task needs a model of its own, and the learning rate must be lower than
-that of an adapter.
+The trade-off: nothing limits what the model can learn, but weights, gradients and the two moments of the optimiser
+take 16 bytes per parameter, every task needs a whole model, and the learning rate must be lower than that of an adapter.
 
 The result is an ordinary model folder of transformers: the configuration, `model.safetensors` and the tokenizer.
 """

@@ -76,8 +76,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             LoraConfig,
             {"use_dora": True},
             doc_module="tsugiki.lora.dora",
-            not_accelerated="each layer's output is kept, and with lora_dropout there are two products per layer; a "
-            "grafted output head computes the logits whole",
+            not_accelerated="discarding a layer's output after the forward pass; one product per layer with "
+            "lora_dropout; the chunked loss with a grafted output head",
         ),
         "lora+": Method(
             "reparametrised",
