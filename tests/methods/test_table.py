@@ -25,6 +25,7 @@ def test_a_row_is_complete(name: str):
     assert method.trains_base_weights == (method.family in ("selective", "full fine-tuning"))
 
 
+@pytest.mark.filterwarnings("ignore:lm_head shares")
 @pytest.mark.parametrize("name", METHODS)
 def test_prepare_makes_trainable_what_the_method_trains(name: str):
     model = tiny_model("gpt2")
@@ -33,18 +34,17 @@ def test_prepare_makes_trainable_what_the_method_trains(name: str):
     method.prepare(model, method.configure(NEEDED.get(name, {})), False)
     trained = sum(p.numel() for p in trainable_parameters(model).values())
     assert trained == total if name == "full" else 0 < trained < total
-    assert not any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and "lora" not in str(type(m)))
 
 
-def test_dropout_of_the_base_stays_where_it_is_asked_for():
-    for name in ("full", "lora"):
-        model = tiny_model("gpt2")
-        before = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-        assert any(before)
-        METHODS[name].prepare(model, METHODS[name].configure({}), True)
-        assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)][
-            : len(before)
-        ] == before or name == "lora"
+@pytest.mark.parametrize("name", ["full", "bitfit"])
+@pytest.mark.parametrize("base_dropout", [True, False])
+def test_prepare_turns_dropout_off_unless_told_otherwise(name: str, base_dropout: bool):
+    model = tiny_model("gpt2")
+    before = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    METHODS[name].prepare(model, METHODS[name].configure({}), base_dropout)
+    after = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert any(before)
+    assert after == (before if base_dropout else [0] * len(before))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ is 1 and the layer is bit-identical to the frozen one. In the backward pass the 
     y = W x + b + (g - 1) ∘ W x̃ + g ∘ s B A x̃
 
 Full fine-tuning mostly changes the directions of rows and hardly their lengths. LoRA couples the two; DoRA separates
-them, which helps most at small ranks. The cost is `out` more parameters, the norms at every step, and W x̃
-[tokens, out], which is kept for the gradient of m.
+them, which helps most at small ranks. The trade-off: it has `out` more parameters, computes the norms at every step,
+and keeps W x̃ [tokens, out] for the gradient of m.
 
 The norms are computed without a matrix of the weight's size: for a row w of W and its row b of B,
 ‖w + s A'b‖² = ‖w‖² + 2s b·(A w) + s² b·(A A')b.

@@ -8,9 +8,9 @@ rank r, instead of noise:
 In the paper and in PEFT, the frozen weight is replaced by the remainder, W - s B0 A0. Here no frozen weight changes: A0
 and B0 are kept with the pair, and the layer computes W x + s (B A - B0 A0) x, the same function with the same
 gradients. So adapters can be switched, and the file is an ordinary LoRA of rank 2r (A stacked on A0, B next to -B0, and
-an alpha that keeps s). PiSSA learns faster than LoRA from the first step; the cost is a decomposition of each weight
-before training and a pair that is twice as wide to compute. `pissa` decomposes exactly, `pissa_niter_4` approximately,
-by a random projection with 4 power iterations.
+an alpha that keeps s). The trade-off: PiSSA learns faster than LoRA from the first step, but each weight must be
+decomposed before training, and the pair is twice as wide to compute. `pissa` decomposes exactly, `pissa_niter_4`
+approximately, by a random projection with 4 power iterations.
 Dropout applies to the whole update here, so that the layer equals its base before the first step in training mode, too;
 in PEFT it applies to B A alone.
 

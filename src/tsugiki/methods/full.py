@@ -3,7 +3,7 @@
     y = f(x; θ + Δ)        Δ has as many elements as θ
 
 The trade-off: nothing limits what the model can learn, but weights, gradients and the two moments of the optimiser
-take 16 bytes per parameter, every task needs a whole model, and the learning rate must be lower than that of an adapter.
+take 16 bytes per parameter, every task needs a whole model, and the learning rate must be lower than an adapter's.
 
 The result is an ordinary model folder of transformers: the configuration, `model.safetensors` and the tokenizer.
 """
