@@ -55,14 +55,14 @@ def load_model(name: str, dtype: LoadDtype = "fp32") -> "PreTrainedModel":
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _loading_error(name, error) from error
     missing = sorted(loading_info["missing_keys"])
-    if missing:  # transformers initialises these at random and only warns
+    if missing:  # transformers fills missing weights with random values and only warns
         raise TsugikiError(f"{name} is not a complete model: {missing[0]} is missing ({len(missing)} such weights)")
     if dtype == "int8":
         from tsugiki.base.quantization import quantise
 
         quantise(model, torch_dtype(preferred_compute_dtype()))
     model.eval()
-    # transformers stores the path that it loaded from. Files of adapters must name the model as the user did.
+    # transformers stores the resolved path here, but an adapter's files must name the model as the user did.
     model.name_or_path = model.config._name_or_path = name
     return model
 

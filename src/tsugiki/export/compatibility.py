@@ -63,7 +63,7 @@ def incompatibilities(loader: Loader, folder: Path, model: str | None = None) ->
     return problems + llama_cpp_incompatibilities(read_lora_weights(folder), shape) + _ollama(loader)
 
 
-def incompatibilities_before_training(loader: Loader, config: Any, model: "PreTrainedModel") -> list[str]:
+def incompatibilities_before_training(loader: Loader, config: object, model: "PreTrainedModel") -> list[str]:
     """Return what `incompatibilities` will return for an adapter that is not trained yet.
 
     Args:
@@ -91,7 +91,7 @@ def llama_cpp_incompatibilities(lora: LoraWeights, model: "PreTrainedModel") -> 
     return _llama_cpp(model, lora.layers, whole, dora)
 
 
-def vllm_incompatibilities(config: Any) -> list[str]:
+def vllm_incompatibilities(config: object) -> list[str]:
     """Return why vLLM does not serve an adapter, or serves it wrongly; each is a predicate whose subject is "it"."""
     if not isinstance(config, LoraConfig):
         return ["is not LoRA"]
@@ -125,7 +125,7 @@ def can_merge(adapter_format: AdapterFormat[Any, Any]) -> bool:
     return any(method.mergeable for method in METHODS.values() if method.config is adapter_format.config)
 
 
-def is_plain_lora(config: Any) -> bool:
+def is_plain_lora(config: object) -> bool:
     """Return whether an adapter is LoRA on layers inside the blocks only, which llama.cpp supports for every base.
 
     llama.cpp supports LoRA on embeddings and output heads for some bases only; `incompatibilities` decides that.
@@ -141,7 +141,7 @@ def _check_loader(loader: str) -> None:
         raise TsugikiError(f"unknown loader {loader!r}; known loaders: {', '.join(get_args(Loader))}")
 
 
-def _config_incompatibilities(loader: Loader, config: Any) -> list[str]:
+def _config_incompatibilities(loader: Loader, config: object) -> list[str]:
     """Return the incompatibilities with PEFT or vLLM, which do not depend on the base."""
     if loader == "vllm":
         return [f"it {reason}" for reason in vllm_incompatibilities(config)]
@@ -149,7 +149,7 @@ def _config_incompatibilities(loader: Loader, config: Any) -> list[str]:
     return [] if peft_reads(adapter_format) else [f"PEFT has no such method ({adapter_format.peft_type})"]
 
 
-def _not_lora(config: Any) -> list[str]:
+def _not_lora(config: object) -> list[str]:
     adapter_format = format_of(config)
     instead = f"; {_MERGE}" if can_merge(adapter_format) else ""
     return [f"llama.cpp supports only LoRA, and this is {adapter_format.peft_type}{instead}"]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 MAX_CONTEXT = 4096
-"""The context, in tokens, that a Modelfile asks for if the model's own is not shorter."""
+"""The longest context, in tokens, that a Modelfile sets."""
 _NO_ADAPTERS = "# Ollama supports no adapters since version 0.34.1; for that version or newer, export the merged model."
 
 

@@ -151,7 +151,7 @@ def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> "PreTrain
         output_loading_info=True,
     )
     missing = sorted(loading_info["missing_keys"])
-    if missing:  # transformers initialises these at random and only warns
+    if missing:  # transformers fills missing weights with random values and only warns
         raise TsugikiError(f"{path} is not a complete model: it has no {summarise_list(missing)}")
     _check_all_tensors_read(path, header, set(model.state_dict()))
     model.config.__dict__.pop("_model_name_or_path", None)

@@ -103,8 +103,9 @@ def _convert(path: Path, folder: Path) -> None:
             with _conversion_progress(path, len(header.tensors)) as advance:
                 write_folder(path, header, temporary, lambda: advance(1))
     except TsugikiError as error:
-        if not folder.is_dir():  # otherwise another process has converted the same file in the meantime
-            raise _write_error(error) if isinstance(error.__cause__, OSError) else error from error.__cause__
+        if folder.is_dir():  # another process has converted the same file in the meantime
+            return
+        raise _write_error(error) if isinstance(error.__cause__, OSError) else error from error.__cause__
     _remove_outdated(folder)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
-# Numbers of value types in the format -> formats of the struct module.
+# Value types of the GGUF format that are numbers -> their formats in the struct module.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
