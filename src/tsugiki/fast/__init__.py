@@ -1,1 +1,1 @@
-"""Parts of a forward that have a quicker equal: each stands beside its plain definition."""
+"""Faster equivalents of parts of a model's forward and backward pass, each beside its plain definition."""

@@ -1,11 +1,12 @@
-"""Activations of the form x σ(z) with a cubic z: GELU's tanh form, quick GELU, SiLU.
+"""Activations of the form x σ(z) with a cubic z: GELU's tanh approximation, quick GELU and SiLU.
 
     y  = x σ(z),   z = linear x + cubic x³
     y' = σ(z) + x σ(z) (1 - σ(z)) (linear + 3 cubic x²)
 
-σ is what takes the time, so y' is found together with y and kept in place of x: the backward is one product.
-In 16 bits x has 65,536 values: y and y' of all of them are computed once, in float64, and looked up from then on.
-torch's own GELU takes three times as long on a CPU, since its tanh is slow there; its SiLU is as quick as can be.
+Computing σ takes most of the time, so y' is computed together with y and kept instead of x: the backward pass is then
+one product. In 16 bits x has only 65,536 possible values: y and y' of all of them are computed once, in float64, and
+looked up afterwards. torch's own GELU takes three times as long on a processor, because its tanh is slow; torch's SiLU
+is fast enough and is used as it is.
 """
 
 import math
@@ -20,12 +21,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_CHUNK = 1 << 18  # numbers at once: what is computed on the way stays in the cache, and calls stay few
+_CHUNK = 1 << 18  # elements at once: small enough for intermediate results to stay in the cache, large enough for speed
 
 
 @dataclass(frozen=True)
 class Swish:
-    """x σ(linear x + cubic x³)."""
+    """The activation x σ(linear x + cubic x³)."""
 
     linear: float
     cubic: float = 0.0
@@ -37,24 +38,28 @@ GELU_TANH = Swish(2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044
 """x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))), since (1 + tanh u) / 2 = σ(2u)."""
 
 
-def plain_swish(x: Tensor, form: Swish) -> Tensor:
-    """The definition."""
-    return x * torch.sigmoid(form.linear * x + form.cubic * x**3)
+def plain_swish(x: Tensor, activation: Swish) -> Tensor:
+    """Compute the activation by its definition."""
+    return x * torch.sigmoid(activation.linear * x + activation.cubic * x**3)
 
 
-def swish(x: Tensor, form: Swish) -> Tensor:
-    """`plain_swish` [...] in the dtype of x, with one rounding; keeps y', as large as x, for the backward."""
-    if form == SILU:
+def swish(x: Tensor, activation: Swish) -> Tensor:
+    """Compute `plain_swish` in the dtype of x [...], rounding once; keeps y', as large as x, for the backward pass."""
+    if activation == SILU:
         return F.silu(x)
     if not eager_on_cpu(x):
-        return plain_swish(x, form)
+        return plain_swish(x, activation)
     if not torch.is_grad_enabled():
-        return value_and_slope(x, form)[0]
-    return _Swish.apply(x, form)  # type: ignore[no-any-return, no-untyped-call]
+        return value_and_slope(x, activation)[0]
+    return _Swish.apply(x, activation)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def eager_on_cpu(*tensors: Tensor) -> bool:
-    """Whether work on these is ours: elsewhere kernels are others' strength, and a compiler fuses plain definitions."""
+    """Whether our own functions should compute with these tensors.
+
+    They must be floats of one dtype on the processor, without autocast. Accelerators have fast kernels of their own,
+    and a compiler fuses the plain definitions.
+    """
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == tensors[0].dtype for tensor in tensors)
         and tensors[0].is_floating_point()
@@ -64,18 +69,18 @@ def eager_on_cpu(*tensors: Tensor) -> bool:
 
 
 @torch.no_grad()
-def value_and_slope(x: Tensor, form: Swish, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """y and y', the latter times `times` (like x) where given; both like x, without gradients."""
-    if form == SILU:
+def value_and_slope(x: Tensor, activation: Swish, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return y and y', or y and y' · times, both of the shape and dtype of x and without gradients."""
+    if activation == SILU:
         return F.silu(x), torch.ops.aten.silu_backward(torch.ones_like(x) if times is None else times, x)
     x, times = x.contiguous(), None if times is None else times.contiguous()
-    return (_looked_up if x.dtype.itemsize == 2 else _computed)(x, form, times)
+    return (_look_up if x.dtype.itemsize == 2 else _compute)(x, activation, times)
 
 
 class _Swish(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, form: Swish) -> Tensor:
-        value, slope = value_and_slope(x, form)
+    def forward(ctx: Any, x: Tensor, activation: Swish) -> Tensor:
+        value, slope = value_and_slope(x, activation)
         ctx.save_for_backward(slope)
         return value
 
@@ -86,11 +91,11 @@ class _Swish(torch.autograd.Function):
         return grad * slope, None
 
 
-def _computed(x: Tensor, form: Swish, times: Tensor | None) -> tuple[Tensor, Tensor]:
+def _compute(x: Tensor, activation: Swish, times: Tensor | None) -> tuple[Tensor, Tensor]:
     value, slope = torch.empty_like(x), torch.empty_like(x)
-    linear = torch.tensor(form.linear, dtype=x.dtype, device="cpu")
+    linear = torch.tensor(activation.linear, dtype=x.dtype, device="cpu")
     for x_, value_, slope_, times_ in _chunks(x, value, slope, times):
-        ratio = torch.addcmul(linear, x_, x_, value=form.cubic)
+        ratio = torch.addcmul(linear, x_, x_, value=activation.cubic)
         sigma = torch.mul(ratio, x_).sigmoid_()
         torch.mul(x_, sigma, out=value_)
         d_z = torch.add(-2 * linear, ratio, alpha=3, out=ratio)
@@ -101,9 +106,9 @@ def _computed(x: Tensor, form: Swish, times: Tensor | None) -> tuple[Tensor, Ten
     return value, slope
 
 
-def _looked_up(x: Tensor, form: Swish, times: Tensor | None) -> tuple[Tensor, Tensor]:
+def _look_up(x: Tensor, activation: Swish, times: Tensor | None) -> tuple[Tensor, Tensor]:
     value, slope = torch.empty_like(x), torch.empty_like(x)
-    table = _table(form, x.dtype)
+    table = _table(activation, x.dtype)
     for x_, value_, slope_, times_ in _chunks(x, value, slope, times):
         both = table.index_select(0, x_.view(torch.uint16).int())
         value_.view(torch.int16).copy_(both)
@@ -114,14 +119,18 @@ def _looked_up(x: Tensor, form: Swish, times: Tensor | None) -> tuple[Tensor, Te
 
 
 @cache
-def _table(form: Swish, dtype: torch.dtype) -> Tensor:
-    """For each value of a 16-bit dtype, by its bits: those of y, and 16 bits higher those of y'. [65536] int32."""
+def _table(activation: Swish, dtype: torch.dtype) -> Tensor:
+    """Return y and y' for every value of a 16-bit dtype, as int32 [65536].
+
+    The index is the bits of x. The low 16 bits of an entry are those of y, the high 16 bits those of y'.
+    """
     with torch.inference_mode(False), torch.no_grad():
         x = torch.arange(1 << 16, dtype=torch.int32, device="cpu").to(torch.int16).view(dtype).double()
-        value, slope = (bits.to(dtype).view(torch.int16).int() for bits in _computed(x, form, None))
+        value, slope = (bits.to(dtype).view(torch.int16).int() for bits in _compute(x, activation, None))
         return (slope << 16) | (value & 0xFFFF)
 
 
 def _chunks(x: Tensor, value: Tensor, slope: Tensor, times: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    parts = [torch.split(tensor.view(-1), _CHUNK) for tensor in (x, value, slope)]
-    return zip(*parts, repeat(None) if times is None else torch.split(times.view(-1), _CHUNK), strict=False)
+    """Yield matching flat pieces of the four tensors; None in the place of `times` if that is None."""
+    pieces = [torch.split(tensor.view(-1), _CHUNK) for tensor in (x, value, slope)]
+    return zip(*pieces, repeat(None) if times is None else torch.split(times.view(-1), _CHUNK), strict=False)

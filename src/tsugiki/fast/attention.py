@@ -1,15 +1,15 @@
-"""Causal attention as plain products over blocks of queries, each against only the keys that it may see.
+"""Causal attention as plain products over blocks of queries, each with only the keys that it may see.
 
     for each block of queries:   S = scale · Q K[lo:hi]ᵀ      P = softmax(S)      O = P V[lo:hi]
 
-`lo` is the first key that any query of the block sees, `hi` the end of the block: what lies above the diagonal, before
-a sliding window, or in another document of a packed row is never computed, so that a document costs attention of its
-own length, not of the row's. Keys that stand before the queries and that all of them see (a cache's) join each block.
-Queries that share a key head (grouped-query attention) are rows of one product.
+`lo` is the first key that any query of the block sees, `hi` the end of the block. Keys above the diagonal, before a
+sliding window or in another document of a packed row are not multiplied, so a document costs attention over its own
+length, not over that of the row. Keys that precede the queries and that all queries see (from a cache) are added to
+each block. Queries that share a key head (grouped-query attention) are rows of one product.
 P is kept for the backward pass: dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − rowsum), dQ = scale · dS K, dK = scale · dSᵀ Q.
 
-On a processor this takes less time than torch's fused kernel, in bfloat16 half of it, since that computes in float32.
-The definition is `plain_attention`.
+On a processor this is faster than torch's fused kernel; in bfloat16 it takes half the time, because the kernel
+computes in float32. `plain_attention` is the definition.
 """
 
 from typing import Any
@@ -23,15 +23,15 @@ from tsugiki.dtypes import at_least_float32
 from tsugiki.fast.activations import eager_on_cpu
 
 NAME = "tsugiki"
-"""As transformers' `attn_implementation`."""
+"""The name of this attention as transformers' `attn_implementation`."""
 
-_BLOCK = 128  # queries: large enough for efficient products, small enough to leave out most of what is masked
-_MASKED = -1e4  # added to a score, leaves nothing of it
-_SHORT = 64  # a row of fewer tokens is one block in any case
+_BLOCK = 128  # queries; large enough for efficient products, small enough to skip most of the masked keys
+_MASKED = -1e4  # a mask value that is small enough to make a probability 0
+_SHORT = 64  # the plain definition is used for rows of at most this many tokens
 
 
 def register() -> None:
-    """Make the attention known to transformers under `NAME`, with boolean masks as its fused attention takes them."""
+    """Register the attention in transformers under `NAME`, with the boolean masks of transformers' SDPA attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -54,30 +54,30 @@ def attention_forward(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it; the plain definition wherever the blocks do not apply.
+    """Compute attention as transformers calls it; by the plain definition wherever the blocks do not apply.
 
     Args:
-        module: the attention layer (transformers hands it over).
+        module: the attention layer, which transformers passes.
         query: [batch, heads, length, width].
         key: [batch, key heads, keys, width]; heads are a multiple of key heads.
         value: [batch, key heads, keys, value width].
-        attention_mask: [batch or 1, 1, length, keys], True or 0 where a query sees a key; None: all are seen.
-        dropout: on the probabilities.
-        scaling: of the scores; 1 / sqrt(width) by default.
-        softcap: scores go through softcap · tanh(score / softcap).
+        attention_mask: [batch or 1, 1, length, keys], True or 0 where a query sees a key; None: it sees all keys.
+        dropout: the probability of dropping a probability.
+        scaling: the factor on the scores; None: 1 / sqrt(width).
+        softcap: the scores become softcap · tanh(score / softcap); None: they stay.
 
     Returns:
-        [batch, length, heads, value width], and None for the probabilities.
+        The output [batch, length, heads, value width], and None in the place of the probabilities.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     spans = None
-    lengths = _SHORT < query.shape[2] <= key.shape[2]
-    if not dropout and softcap is None and lengths and eager_on_cpu(query, key, value):
+    long_enough = _SHORT < query.shape[2] <= key.shape[2]
+    if not dropout and softcap is None and long_enough and eager_on_cpu(query, key, value):
         spans = _known_spans(attention_mask)
     if spans is None:
         return plain_attention(query, key, value, attention_mask, scale, softcap, dropout).transpose(1, 2), None
-    seen: Tensor = _BlockAttention.apply(query, key, value, scale, spans)  # type: ignore[no-untyped-call]
-    return seen.transpose(1, 2), None
+    output: Tensor = _BlockAttention.apply(query, key, value, scale, spans)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2), None
 
 
 def plain_attention(
@@ -89,7 +89,7 @@ def plain_attention(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(scale · Q Kᵀ) V with a mask, in words that anyone can read; shapes as in `attention_forward`.
+    """Compute softmax(scale · Q Kᵀ) V with a mask, by the definition; arguments as in `attention_forward`.
 
     Returns:
         [batch, heads, length, value width].
@@ -107,23 +107,30 @@ def plain_attention(
 
 
 def causal_spans(mask: Tensor | None) -> Tensor | None:
-    """The first key that each query sees, [batch or 1, length], where it sees all from there to itself and no other.
+    """Return the first key that each query sees, if each query sees all keys from there up to itself, and no other.
 
-    Where there are more keys than queries, the first ones stand before the queries, are not counted, and all see them.
-    None where the mask is of another kind (such as padding on the left, or attention to what follows).
+    If there are more keys than queries, the additional ones precede the queries; every query must see them, and they
+    are not counted.
+
+    Args:
+        mask: [batch or 1, 1, length, keys], as in `attention_forward`.
+
+    Returns:
+        [batch or 1, length], or None for a mask of another kind (such as padding on the left, or attention to later
+        tokens).
     """
     if mask is None or mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] > mask.shape[3]:
         return None
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask <= _MASKED)).all()):
-        return None  # scores are shifted, not hidden
-    seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
-    before = mask.shape[3] - mask.shape[2]
-    if not seen[..., :before].all():
+        return None  # the mask changes scores without masking them
+    visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
+    past = mask.shape[3] - mask.shape[2]
+    if not visible[..., :past].all():
         return None
-    seen, places = seen[..., before:], torch.arange(mask.shape[2])
-    first = places + 1 - seen.sum(-1)
-    span = (places >= first[..., None]) & (places <= places[:, None])
-    return first if torch.equal(seen, span) and bool((first <= places).all()) else None
+    visible, positions = visible[..., past:], torch.arange(mask.shape[2])
+    first = positions + 1 - visible.sum(-1)
+    span = (positions >= first[..., None]) & (positions <= positions[:, None])
+    return first if torch.equal(visible, span) and bool((first <= positions).all()) else None
 
 
 def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,7 +140,7 @@ def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _known_spans(mask: Tensor | None) -> Tensor | None:
-    """`causal_spans`, worked out once for all layers that are given this mask."""
+    """Return `causal_spans`, computed once for all layers that get this mask."""
     if mask is None:
         return None
     if not hasattr(mask, "_tsugiki_spans"):
@@ -147,15 +154,15 @@ class _BlockAttention(torch.autograd.Function):
         batch, heads, length, _ = query.shape
         q, k, v = _by_key_head(query, key) * scale, key.flatten(0, 1).contiguous(), value.flatten(0, 1).contiguous()
         out = q.new_empty(*q.shape[:3], v.shape[-1])
-        before = key.shape[2] - length
+        past = key.shape[2] - length
         kept = []
         for start, end, low in _blocks(first):
             block = q[:, :, start:end].flatten(1, 2)
-            scores = block @ _seen(k, before, low, end).transpose(1, 2)
-            of_row = scores.view(batch, heads, end - start, before + end - low)
-            _apply_mask(of_row[..., before:], first[:, start:end], start, low)
+            scores = block @ _visible_keys(k, past, low, end).transpose(1, 2)
+            of_row = scores.view(batch, heads, end - start, past + end - low)
+            _apply_mask(of_row[..., past:], first[:, start:end], start, low)
             probabilities = torch.softmax(scores, -1)
-            out[:, :, start:end] = (probabilities @ _seen(v, before, low, end)).view(
+            out[:, :, start:end] = (probabilities @ _visible_keys(v, past, low, end)).view(
                 *q.shape[:2], end - start, v.shape[-1]
             )
             if any(ctx.needs_input_grad):
@@ -170,52 +177,70 @@ class _BlockAttention(torch.autograd.Function):
         q, k, v, first, *kept = ctx.saved_tensors
         d_out = d_out.reshape(*q.shape[:3], v.shape[-1])
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        before = k.shape[1] - q.shape[2]
+        past = k.shape[1] - q.shape[2]
         for (start, end, low), probabilities in zip(_blocks(first), kept, strict=True):
             d_block = d_out[:, :, start:end].flatten(1, 2)
             block = q[:, :, start:end].flatten(1, 2)
-            _add_seen(dv, before, low, end, probabilities.transpose(1, 2) @ d_block)
-            d_scores = d_block @ _seen(v, before, low, end).transpose(1, 2)
+            _add_to_visible(dv, past, low, end, probabilities.transpose(1, 2) @ d_block)
+            d_scores = d_block @ _visible_keys(v, past, low, end).transpose(1, 2)
             d_scores = torch._softmax_backward_data(d_scores, probabilities, -1, q.dtype)
-            seen = _seen(k, before, low, end)
-            dq[:, :, start:end] = (d_scores @ seen).view(*q.shape[:2], end - start, k.shape[-1])
-            _add_seen(dk, before, low, end, d_scores.transpose(1, 2) @ block)
+            visible = _visible_keys(k, past, low, end)
+            dq[:, :, start:end] = (d_scores @ visible).view(*q.shape[:2], end - start, k.shape[-1])
+            _add_to_visible(dk, past, low, end, d_scores.transpose(1, 2) @ block)
         dq *= ctx.scale
         return dq.view(ctx.shapes[0]), dk.view(ctx.shapes[1]), dv.view(ctx.shapes[2]), None, None
 
 
 def _by_key_head(query: Tensor, key: Tensor) -> Tensor:
-    """[batch · key heads, queries of a key head, length, width]."""
+    """Group the queries by their key head: [batch · key heads, queries of a key head, length, width]."""
     batch, heads, length, width = query.shape
     return query.reshape(batch * key.shape[1], heads // key.shape[1], length, width)
 
 
 def _blocks(first: Tensor) -> list[tuple[int, int, int]]:
-    """The first query of each block, the one after its last, and the first key that any of them sees."""
+    """Return for each block its first query, the query after its last, and the first key that any of them sees.
+
+    Args:
+        first: the first key that each query sees, [batch or 1, length].
+    """
     length = first.shape[-1]
     starts = range(0, length, _BLOCK)
     lows = [int(first[:, start : start + _BLOCK].min()) for start in starts]
     return [(start, min(start + _BLOCK, length), low) for start, low in zip(starts, lows, strict=True)]
 
 
-def _seen(keys: Tensor, before: int, low: int, end: int) -> Tensor:
-    """Of keys or values [heads, before + length, width], those before all queries and those from `low` to `end`."""
-    if not before or not low:
-        return keys[:, low : before + end]
-    return torch.cat([keys[:, :before], keys[:, before + low : before + end]], dim=1)
+def _visible_keys(keys: Tensor, past: int, low: int, end: int) -> Tensor:
+    """Return the keys (or values) that a block uses: all `past` ones before the queries, and those from `low` to `end`.
+
+    Args:
+        keys: [heads, past + length, width].
+        past: the number of keys before the queries.
+        low: the first key of the block.
+        end: the key after its last.
+    """
+    if not past or not low:
+        return keys[:, low : past + end]
+    return torch.cat([keys[:, :past], keys[:, past + low : past + end]], dim=1)
 
 
-def _add_seen(sums: Tensor, before: int, low: int, end: int, gradient: Tensor) -> None:
-    """Add the gradient of what `_seen` gives to that of all."""
-    sums[:, :before] += gradient[:, :before]
-    sums[:, before + low : before + end] += gradient[:, before:]
+def _add_to_visible(sums: Tensor, past: int, low: int, end: int, gradient: Tensor) -> None:
+    """Add the gradient of what `_visible_keys` returns to the gradient of all keys."""
+    sums[:, :past] += gradient[:, :past]
+    sums[:, past + low : past + end] += gradient[:, past:]
 
 
 def _apply_mask(scores: Tensor, first: Tensor, start: int, low: int) -> None:
-    """Set scores [batch, heads, queries, keys from `low` on] that a query does not see to the lowest number."""
-    places = torch.arange(scores.shape[-1]) + low
-    # Where all see the block's first key, only what lies above the diagonal is hidden.
+    """Mask the keys that a query does not see, in place.
+
+    Args:
+        scores: of a block, [batch, heads, queries, keys from `low` on].
+        first: the first key that each query of the block sees, [batch or 1, queries].
+        start: the position of the first query.
+        low: the position of the first key.
+    """
+    positions = torch.arange(scores.shape[-1]) + low
+    # If every query sees the block's first key, only keys above the diagonal are hidden.
     at = start - low if bool((first == low).all()) else 0
     queries = torch.arange(start, start + scores.shape[-2])
-    hidden = (places[at:] > queries[:, None]) | (places[at:] < first[..., None])
+    hidden = (positions[at:] > queries[:, None]) | (positions[at:] < first[..., None])
     scores[..., at:] += additive_mask(hidden, scores.dtype)[:, None]

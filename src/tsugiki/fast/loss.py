@@ -1,16 +1,17 @@
-"""Cross-entropy from hidden states, a few rows at a time: the logits never stand as a whole.
+"""Cross-entropy from hidden states, a few rows at a time, so that the logits never exist as a whole.
 
 For rows h [width] and their targets t, with logits z = h Wᵀ (+ b) and p = softmax(z):
 
     loss = -Σ log p[t]         dz = p - onehot(t)         dh = dz W        dW = dzᵀ h
 
-A chunk's logits are turned into p and into dz where they lie, and its dh comes out at once, so a chunk of 112 rows of
-a vocabulary of 262,144 takes 56 MiB in bfloat16 where the logits of a step take gigabytes. Where p[t] is near 1, what
-is missing to it is taken from the sum of the others: rounded to 16 bits, p[t] itself would be 1. A grafted head brings
-low = dropout(h) Aᵀ [rows, r] and s · B [vocabulary, r] along: z = h Wᵀ + low (sB)ᵀ; torch does the rest of its chain.
-Logits that are scaled (Cohere, Granite) or capped (Gemma 2: cap · tanh(z / cap)) are, here too.
+The logits of a chunk are turned into p and then into dz in place, and dh of the chunk is computed in the same pass. So
+a chunk of 112 rows with a vocabulary of 262,144 takes 56 MiB in bfloat16, where the logits of a whole step take
+gigabytes. Where p[t] is near 1, 1 - p[t] is computed as the sum of the other probabilities, because p[t] itself would
+be rounded to 1 in 16 bits. A grafted output head adds low = dropout(h) Aᵀ [rows, r] and s · B [vocabulary, r], so that
+z = h Wᵀ + low (sB)ᵀ; autograd computes the gradients of A and B from those of low and s · B. Logits that the model
+scales (Cohere, Granite) or caps (Gemma 2: cap · tanh(z / cap)) are scaled and capped here, too.
 
-The definition is `plain_loss`. Horace He's fused linear cross-entropy and Liger-Kernel do the same on a GPU.
+`plain_loss` is the definition. Horace He's fused linear cross-entropy and Liger-Kernel do the same on a GPU.
 """
 
 import math
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.dtypes import at_least_float32
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product, has_product, is_hooked
+from tsugiki.lora.frozen_layer import features, frozen_input_gradient, frozen_product, has_product, is_hooked
 from tsugiki.lora.layer import LoraLinear, base_of
 from tsugiki.lora.masks import dropout
 from tsugiki.lora.pair import LowRank
@@ -33,34 +34,36 @@ from tsugiki.lora.pair import LowRank
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SCRATCH = 56 << 20  # bytes of logits at once
-_ROWS = (16, 512)  # fewer make products slow, more gain nothing
-_TILE = 4096  # words of the vocabulary in one product: a whole one is slow where their number is odd, as GPT-2's
-_RECOMPUTE_ABOVE_NLL = 60.0  # nats, beyond which a probability is too coarse to take the logarithm of
-_PROBE_GAIN = 64  # a cap on logits shows only where they are large
+_SCRATCH = 56 << 20  # bytes of logits in a chunk
+_ROWS = (16, 512)  # rows of a chunk; with fewer the products are slow, more are not faster
+_TILE = 4096  # words of the vocabulary in one product; a product with all of an odd number of words (GPT-2) is slow
+_RECOMPUTE_ABOVE_NLL = 60.0  # nats; above this, the probability is too imprecise to take its logarithm
+_PROBE_GAIN = 64  # factor on the head's input in a probe; a cap makes a difference for large logits only
 
 
 @dataclass(frozen=True)
 class Head:
-    """How a model gets from its last hidden states to its logits: cap(scale · layer(hidden))."""
+    """How a model computes its logits from its last hidden states: cap(scale · layer(hidden))."""
 
     layer: nn.Module
+    """The output layer, possibly grafted."""
     scale: float = 1.0
     softcap: float | None = None
+    """The logits become softcap · tanh(logits / softcap); None: they stay."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., vocabulary] for hidden states [..., width]."""
+        """Return the logits [..., vocabulary] for hidden states [..., width]."""
         logits: Tensor = self.layer(hidden) * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
-    """Summed cross-entropy of all learned tokens, in nats: the definition.
+    """Return the summed cross-entropy of all target tokens, in nats, by the definition.
 
     Args:
-        hidden: [..., width].
-        head: what makes logits of it.
-        labels: [...], the token that each row is to say; `IGNORE_INDEX` where nothing is learned.
+        hidden: hidden states, [..., width].
+        head: computes the logits.
+        labels: the target token of each row, [...]; `IGNORE_INDEX` for rows without one.
     """
     logits = head.logits(hidden).flatten(0, -2)
     exact = at_least_float32(logits.dtype)
@@ -68,29 +71,32 @@ def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
 
 
 def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
-    """`plain_loss` without whole logits; differentiable in the hidden states and in whatever of the head trains."""
+    """Compute `plain_loss` without whole logits, differentiable in the hidden states and in what trains of the head.
+
+    The definition is used where the chunks do not apply: under autocast or a compiler, and for heads of other kinds.
+    """
     layer: Any = head.layer
     pair: LowRank | None = None
     if isinstance(layer, LoraLinear) and not is_hooked(layer):
         layer, pair = layer.base_layer, layer.lora
-    scaled_bias = head.scale != 1 and layer.bias is not None  # no model has both
+    scaled_bias = head.scale != 1 and layer.bias is not None  # no known model has both
     if (
         not _has_chunks(layer)
         or scaled_bias
-        or (pair is not None and pair.magnitude is not None)  # DoRA's is no low-rank update
+        or (pair is not None and pair.magnitude is not None)  # DoRA changes more than a low-rank update can
         or torch.is_autocast_enabled(hidden.device.type)
         or torch.compiler.is_compiling()
     ):
         return plain_loss(hidden, head, labels)
-    learned = labels.flatten() != IGNORE_INDEX
-    rows, targets = hidden.flatten(0, -2)[learned], labels.flatten()[learned]
+    is_target = labels.flatten() != IGNORE_INDEX
+    rows, targets = hidden.flatten(0, -2)[is_target], labels.flatten()[is_target]
     if head.scale != 1.0:
         rows = rows * head.scale
     low = up = None
     if pair is not None:
         A, B = pair.factors()
-        seen = dropout(rows, pair.dropout.p if pair.training else 0.0)
-        low = F.linear(seen, A.to(rows.dtype))
+        dropped = dropout(rows, pair.dropout.p if pair.training else 0.0)
+        low = F.linear(dropped, A.to(rows.dtype))
         up = (pair.scaling * B).to(rows.dtype)
     weight = (
         layer.weight if torch.is_grad_enabled() and type(layer) is nn.Linear and layer.weight.requires_grad else None
@@ -121,23 +127,24 @@ class _ChunkedLoss(torch.autograd.Function):
             for at, (source, needed) in enumerate(zip(sources, needs, strict=True))
         ]
         d_hidden, d_weight, d_bias, d_low, d_up = grads
-        unheard_of = min(_RECOMPUTE_ABOVE_NLL, -math.log(torch.finfo(hidden.dtype).tiny))
+        recompute_above = min(_RECOMPUTE_ABOVE_NLL, -math.log(torch.finfo(hidden.dtype).tiny))
         size = _rows_at_once(layer, hidden.element_size() * (1 if softcap is None else 2))
         for at in range(0, len(hidden), size):
             rows, target = hidden[at : at + size], targets[at : at + size, None]
             logits = _logits(layer, rows, low, up, at, softcap)
             slope = None if softcap is None else logits / softcap
-            # The kernel reads an element before it writes it, so that its output may take the input's place.
+            # The kernel reads each element before it writes it, so the output may be the input.
             torch.ops.aten._softmax.out(logits, -1, False, out=logits)
-            place = torch.arange(len(target), device=target.device), target[:, 0]  # `scatter_` copies all of it
+            # Indexing is faster than `scatter_`, which copies the whole tensor.
+            place = torch.arange(len(target), device=target.device), target[:, 0]
             chosen = logits[place].to(exact)
             logits[place] = 0
-            others = logits.sum(1).to(exact)  # with `dtype` it would copy the logits
+            others = logits.sum(1).to(exact)  # with `dtype=exact`, `sum` would copy the logits
             likely = chosen > 0.5
             nll = torch.where(likely, -torch.log1p(-others), -chosen.log())
-            for lost in (nll > unheard_of).nonzero()[:, 0]:  # too unlikely for a probability to tell
-                again = _logits(layer, rows[lost : lost + 1], low, up, at + int(lost), softcap).to(exact)
-                nll[lost] = again.logsumexp(1)[0] - again[0, target[lost, 0]]
+            for row in (nll > recompute_above).nonzero()[:, 0]:
+                again = _logits(layer, rows[row : row + 1], low, up, at + int(row), softcap).to(exact)
+                nll[row] = again.logsumexp(1)[0] - again[0, target[row, 0]]
             loss += nll.sum()
             if not any(needs):
                 del logits, slope
@@ -155,7 +162,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 torch.mm(logits, up, out=d_low[at : at + size])
             if d_up is not None and low is not None:
                 d_up += (low[at : at + size].T @ logits).T
-            del logits, slope  # before the next chunk's stand beside them
+            del logits, slope  # so that two chunks are never in memory at once
         ctx.grads = grads
         ctx.dtypes = [None if source is None else source.dtype for source in sources]
         return loss
@@ -173,7 +180,16 @@ class _ChunkedLoss(torch.autograd.Function):
 def _logits(
     layer: nn.Module, rows: Tensor, low: Tensor | None, up: Tensor | None, at: int, softcap: float | None
 ) -> Tensor:
-    """Logits of some rows, of which the first is row `at` of `low`."""
+    """Return the logits of some rows, as a new tensor.
+
+    Args:
+        layer: the frozen output layer.
+        rows: hidden states, [rows, width].
+        low: dropout(h) Aᵀ of all rows, [all rows, r]; None without a pair.
+        up: s · B, [vocabulary, r]; None without a pair.
+        at: the first row's number in `low`.
+        softcap: see `Head`.
+    """
     logits = _tiled(layer, rows) if type(layer) is nn.Linear else frozen_product(layer, rows)
     if low is not None and up is not None:
         logits.addmm_(low[at : at + len(rows)], up.T)
@@ -181,7 +197,7 @@ def _logits(
 
 
 def _tiled(layer: nn.Linear, rows: Tensor) -> Tensor:
-    """The layer's product, a part of its vocabulary at a time."""
+    """Return the layer's product, computed for `_TILE` words of the vocabulary at a time."""
     logits = rows.new_empty(len(rows), len(layer.weight))
     for weight, tile in zip(torch.split(layer.weight, _TILE), torch.split(logits, _TILE, 1), strict=True):
         torch.mm(rows, weight.T, out=tile)
@@ -189,20 +205,22 @@ def _tiled(layer: nn.Linear, rows: Tensor) -> Tensor:
 
 
 def _has_chunks(layer: nn.Module) -> bool:
-    """Whether the head is a plain linear layer (its weight may train), or offers its product itself."""
+    """Whether `_logits` can compute the layer: its product is known; the weight of an `nn.Linear` may train."""
     return has_product(layer) or (type(layer) is nn.Linear and not is_hooked(layer))
 
 
-def _rows_at_once(layer: Any, bytes_a_logit: int) -> int:
-    vocabulary = layer.out_features if hasattr(layer, "out_features") else layer.weight.shape[1]
-    fit = _SCRATCH // (int(vocabulary) * bytes_a_logit) // 16 * 16
+def _rows_at_once(layer: nn.Module, bytes_a_logit: int) -> int:
+    """Return how many rows a chunk has, a multiple of 16."""
+    fit = _SCRATCH // (features(layer)[1] * bytes_a_logit) // 16 * 16
     return max(_ROWS[0], min(_ROWS[1], fit))
 
 
 def find_head(model: "PreTrainedModel") -> Head | None:
-    """How the model makes logits of hidden states, found out by trying the forms that there are; None: none of them.
+    """Find out how the model computes its logits from its hidden states, by trying what its config may mean.
 
-    A mixture of experts adds a loss of its own in its forward, which a head knows nothing of: None too.
+    Returns:
+        The head, or None if none of them gives the model's logits, or if the model has a loss of its own besides
+        cross-entropy (a mixture of experts with router logits).
     """
     layer = model.get_output_embeddings()
     plain = None if layer is None else base_of(layer)

@@ -1,15 +1,16 @@
-"""The quicker equals put into a model, in place, without knowing its architecture.
+"""Modules of a model replaced by fused equivalents, in place and for any architecture.
 
-What a module computes is found out by trying: where its output on a probe is not that of one of ours, it stays as it
-is. Only `forward` of the module's instance changes, as with the hooks of Accelerate: classes, parameters, their names
-and checkpoints do not, and copies and pickles work. The module's own `forward` still serves wherever it is as good.
+What a module computes is found out by trying: if its output on a probe is not that of one of our functions, the module
+stays as it is. Only `forward` of the module's instance is replaced, as with the hooks of Accelerate. Classes,
+parameters, their names and checkpoints stay the same, and copies and pickles of the model work. The class's own
+`forward` still runs wherever it is as fast.
 """
 
 import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,113 +23,121 @@ from tsugiki.fast.norms import rms_norm
 from tsugiki.lora.swap import CHILD
 
 ReplacedModules = list[tuple[nn.Module, str]]
-"""Modules whose forward was replaced, and by what."""
+"""The modules whose `forward` was replaced, and the name of what replaced it."""
 
-_FORMS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
+_SWISHES = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{name: partial(swish, form=form) for name, form in _FORMS.items()},
+    **{name: partial(swish, activation=activation) for name, activation in _SWISHES.items()},
     "gelu": F.gelu,
 }
-_PARTS = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
+_PROJECTIONS = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
+"""The names of a gated feed-forward network's linear layers."""
 
-_Found = tuple[str, "partial[Tensor]"] | None
+
+class _Equivalent(NamedTuple):
+    name: str
+    forward: "partial[Tensor]"
 
 
 def use_fused_modules(model: nn.Module) -> ReplacedModules:
-    """Replace what has a quicker equal inside `model`; returns what `restore_modules` needs.
+    """Replace the `forward` of every module inside `model` that has a fused equivalent.
 
-    That is: gated feed-forward parts ("gated_silu", "gated_gelu_tanh", "gated_quick_gelu"), RMSNorm ("rms_norm"), and
-    activations ("gelu_tanh", "quick_gelu"; "silu" and "gelu", which torch has, in case they are written out).
+    These are gated feed-forward networks ("gated_silu", "gated_gelu_tanh", "gated_quick_gelu"), RMSNorm ("rms_norm")
+    and activations ("gelu_tanh", "quick_gelu"; also "silu" and "gelu", which a model may compute step by step).
+
+    Returns:
+        The replaced modules, for `restore_modules`.
     """
-    sped_up: ReplacedModules = []
+    replaced: ReplacedModules = []
     inside: set[nn.Module] = set()
     with torch.no_grad(), seeded(0):
         for module in model.modules():
             if module not in inside and _takes_one_tensor(module):
-                found = _find_gated(module) or _find_norm(module) or _find_activation(module)
+                found = _match_gated(module) or _match_norm(module) or _match_activation(module)
                 if found is not None:
-                    name, module.forward = found
-                    sped_up.append((module, name))
-            if _is_sped_up(module):
-                inside |= {child for child in module.children() if _is_activation(child)}
-    return sped_up
+                    module.forward = found.forward
+                    replaced.append((module, found.name))
+            if _is_replaced(module):
+                inside |= {child for child in module.children() if _may_be_activation(child)}
+    return replaced
 
 
-def restore_modules(sped_up: ReplacedModules) -> None:
-    """Give the modules their own forward back; one that was wrapped again since keeps what wraps it."""
-    for module, _ in sped_up:
-        if _is_sped_up(module):
+def restore_modules(replaced: ReplacedModules) -> None:
+    """Give the modules their own `forward` back; a module whose `forward` was wrapped again since stays as it is."""
+    for module, _ in replaced:
+        if _is_replaced(module):
             del module.forward
 
 
-def _activation_forward(module: nn.Module, x: Tensor, quick: Callable[[Tensor], Tensor]) -> Tensor:
-    return quick(x) if eager_on_cpu(x) else _own(module, x)
+def _activation_forward(module: nn.Module, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    return function(x) if eager_on_cpu(x) else _own_forward(module, x)
 
 
 def _norm_forward(module: nn.Module, x: Tensor, eps: str, offset: float) -> Tensor:
     weight: Tensor = module.weight  # type: ignore[assignment]
     if weight.requires_grad or not eager_on_cpu(x, weight):
-        return _own(module, x)
+        return _own_forward(module, x)
     return rms_norm(x, weight, getattr(module, eps), offset)
 
 
-def _gated_forward(module: Any, x: Tensor, form: Swish) -> Tensor:
+def _gated_forward(module: Any, x: Tensor, activation: Swish) -> Tensor:
     if not eager_on_cpu(x):
-        return _own(module, x)
+        return _own_forward(module, x)
     if "gate_up_proj" in module._modules:
         gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
     else:
         gate, up = module.gate_proj(x), module.up_proj(x)
-    return module.down_proj(gated(gate, up, form))  # type: ignore[no-any-return]
+    return module.down_proj(gated(gate, up, activation))  # type: ignore[no-any-return]
 
 
 _FORWARDS = (_activation_forward, _norm_forward, _gated_forward)
 
 
-def _own(module: nn.Module, x: Tensor) -> Tensor:
+def _own_forward(module: nn.Module, x: Tensor) -> Tensor:
     return type(module).forward(module, x)  # type: ignore[no-any-return]
 
 
-def _is_sped_up(module: nn.Module) -> bool:
+def _is_replaced(module: nn.Module) -> bool:
     forward = vars(module).get("forward")
     return isinstance(forward, partial) and forward.func in _FORWARDS
 
 
-def _find_activation(module: nn.Module) -> _Found:
-    if not _is_activation(module):
+def _match_activation(module: nn.Module) -> _Equivalent | None:
+    """Return the function that computes what the module does on a probe, with some large values, which some clip."""
+    if not _may_be_activation(module):
         return None
-    probe = torch.cat([torch.linspace(-6, 6, 97), torch.tensor([-1e3, -30.0, 30.0, 1e3])])  # far out some are clipped
-    for name, quick in _ACTIVATIONS.items():
-        if _agree(module, probe, quick(probe)):
-            return name, partial(_activation_forward, module, quick=quick)
+    probe = torch.cat([torch.linspace(-6, 6, 97), torch.tensor([-1e3, -30.0, 30.0, 1e3])])
+    for name, function in _ACTIVATIONS.items():
+        if _computes(module, probe, function(probe)):
+            return _Equivalent(name, partial(_activation_forward, module, function=function))
     return None
 
 
-def _find_norm(module: nn.Module) -> _Found:
-    """One whose only parameter is a weight [width]; eps is one of its numbers."""
+def _match_norm(module: nn.Module) -> _Equivalent | None:
+    """Match RMSNorm: the only parameter is a weight [width], and eps is one of the module's float attributes."""
     weight = module._parameters.get("weight")
     if len(list(module.parameters())) != 1 or weight is None or weight.dim() != 1:
         return None
-    scales = torch.tensor([1e-3, 1e-2, 1.0, 30.0], device=weight.device)  # eps shows in small numbers
+    scales = torch.tensor([1e-3, 1e-2, 1.0, 30.0], device=weight.device)  # eps makes a difference for small inputs only
     probe = torch.randn(4, len(weight), device=weight.device) * scales[:, None]
     for eps in (name for name, value in vars(module).items() if isinstance(value, float)):
         for offset in (0.0, 1.0):
-            if _agree(module, probe, rms_norm(probe, weight.detach().float(), getattr(module, eps), offset)):
-                return "rms_norm", partial(_norm_forward, module, eps=eps, offset=offset)
+            if _computes(module, probe, rms_norm(probe, weight.detach().float(), getattr(module, eps), offset)):
+                return _Equivalent("rms_norm", partial(_norm_forward, module, eps=eps, offset=offset))
     return None
 
 
-def _find_gated(module: nn.Module) -> _Found:
-    """Tried with small layers in the place of its own, which may be large, grafted or packed.
+def _match_gated(module: nn.Module) -> _Equivalent | None:
+    """Match a gated feed-forward network, on a copy with small layers: its own may be large, grafted or quantised.
 
-    What an adapter adds to it is called by a hook, and so after any forward.
+    A child that an adapter added is ignored, because a hook calls it after `forward`, whatever that is.
     """
-    acts = [name for name, child in module._modules.items() if child is not None and _is_activation(child)]
-    if len(acts) != 1 or module._modules.keys() - {*acts, CHILD} not in _PARTS:
+    acts = [name for name, child in module._modules.items() if child is not None and _may_be_activation(child)]
+    if len(acts) != 1 or module._modules.keys() - {*acts, CHILD} not in _PROJECTIONS:
         return None
-    act = _find_activation(module._modules[acts[0]])  # type: ignore[arg-type]
-    form = _FORMS.get(act[0]) if act else None
-    if form is None:
+    found = _match_activation(module._modules[acts[0]])  # type: ignore[arg-type]
+    activation = _SWISHES.get(found.name) if found else None
+    if found is None or activation is None:
         return None
     small = copy.copy(module)
     shapes = {"gate_proj": (8, 6), "up_proj": (8, 6), "gate_up_proj": (8, 12), "down_proj": (6, 8)}
@@ -136,24 +145,25 @@ def _find_gated(module: nn.Module) -> _Found:
         name: nn.Linear(*shapes[name]) if name in shapes else child for name, child in module._modules.items()
     }
     probe = 3 * torch.randn(4, 8)
-    if not _agree(small, probe, _gated_forward(small, probe, form)):
+    if not _computes(small, probe, _gated_forward(small, probe, activation)):
         return None
-    return f"gated_{act[0]}", partial(_gated_forward, module, form=form)  # type: ignore[index]
+    return _Equivalent(f"gated_{found.name}", partial(_gated_forward, module, activation=activation))
 
 
-def _is_activation(module: nn.Module) -> bool:
-    """Whether it can be one: a function of its input alone."""
+def _may_be_activation(module: nn.Module) -> bool:
+    """Whether the module has no children, parameters or buffers, so that it can be a function of its input alone."""
     return not any(any(True for _ in own) for own in (module.children(), module.parameters(), module.buffers()))
 
 
 def _takes_one_tensor(module: nn.Module) -> bool:
-    """Whether its class's forward does, and nothing was put in that one's place."""
+    """Whether the module's `forward` is its class's and has one parameter."""
     return "forward" not in vars(module) and len(inspect.signature(module.forward).parameters) == 1
 
 
-def _agree(module: nn.Module, probe: Tensor, ours: Tensor) -> bool:
+def _computes(module: nn.Module, probe: Tensor, expected: Tensor) -> bool:
+    """Whether the module's own `forward` gives this output for the probe."""
     try:
-        theirs: Any = _own(module, probe)
-        return isinstance(theirs, Tensor) and torch.allclose(theirs, ours, rtol=1e-5, atol=1e-5)
-    except Exception:  # whatever it is, it is not one of these
+        output: Any = _own_forward(module, probe)
+        return isinstance(output, Tensor) and torch.allclose(output, expected, rtol=1e-5, atol=1e-5)
+    except Exception:  # a module of another kind may raise anything
         return False

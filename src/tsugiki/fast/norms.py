@@ -1,9 +1,9 @@
-"""RMSNorm (arXiv:1910.07467) whose weight is frozen.
+"""RMSNorm (arXiv:1910.07467) with a frozen weight.
 
-    y = x q s,   q = 1 / √(mean x² + eps) a row,   s = offset + weight
+    y = x q s,   q = 1 / √(mean x² + eps) for each row,   s = offset + weight
     dx = q (dy s) - x q³ mean(x dy s)
 
-Only x and q, one number a row, are kept: autograd keeps x in float32.
+Only x and q, one number for each row, are kept for the backward pass; autograd would also keep x in float32.
 """
 
 from typing import Any
@@ -17,20 +17,20 @@ from tsugiki.fast.activations import eager_on_cpu
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """The definition, computed in float32 at least."""
+    """Compute RMSNorm by its definition, in float32 or wider; arguments as in `rms_norm`."""
     exact = x.to(at_least_float32(x.dtype))
     inverse = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)
     return (exact * inverse * (offset + weight)).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """`plain_rms_norm` with one rounding; the definition itself where the weight trains.
+    """Compute `plain_rms_norm`, rounding once; if the weight trains, by the definition.
 
     Args:
         x: [..., width].
         weight: [width], in the dtype of x.
         eps: added to the mean square.
-        offset: added to the weight: 0 for Llama, 1 for Gemma.
+        offset: added to the weight; 0 for Llama, 1 for Gemma.
     """
     if weight.requires_grad or not eager_on_cpu(x, weight):
         return plain_rms_norm(x, weight, eps, offset)
@@ -59,5 +59,8 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _times(exact: Tensor, factor: Tensor, of: Tensor) -> Tensor:
-    """The product, in the place of `exact` where that is a copy `of` another tensor: memory is what takes the time."""
+    """Return exact · factor, in the memory of `exact` if that is a converted copy `of` another tensor.
+
+    Allocating new memory would take more time than the product.
+    """
     return torch.mul(exact, factor, out=None if exact is of else exact)

@@ -1,7 +1,7 @@
-"""The fast paths of a model, put in and taken out.
+"""The fast paths of a model, switched on and off.
 
-Which of them fit is found out by trying: the model's logits must stay what they were. What does not fit is left as it
-is, without an error, since it changes no result.
+Which of them fit a model is found out by trying: its logits must stay what they were. What does not fit is left as it
+is, without an error, because the result is the same.
 """
 
 from contextlib import nullcontext
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from tsugiki.base.context import max_positions
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
@@ -19,58 +20,63 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TOKENS = 96
-_BEFORE = "_tsugiki_attention"
-_SPED_UP = "_tsugiki_sped_up"
+_FORMER_ATTENTION = "_tsugiki_attention"
+_REPLACED_MODULES = "_tsugiki_replaced_modules"
 
 
 def use_fast_paths(
     model: "PreTrainedModel", *, attention: bool = True, modules: bool = True, loss: bool = True
 ) -> None:
-    """Let the model compute the same more quickly, in place; `use_plain_paths` undoes it.
+    """Let the model compute the same results faster, in place; `use_plain_paths` undoes it.
+
+    This is all that changes in the model: its attention implementation, whose former name is kept in the attribute
+    `_tsugiki_attention`; the `forward` of activations, feed-forward networks and RMSNorm, listed in
+    `_tsugiki_replaced_modules`; and the model's own `forward`, for its loss. Attention masks of a model with block
+    attention get an attribute `_tsugiki_spans`.
 
     Args:
         model: a causal language model, grafted or not.
-        attention: in blocks (see `fast.attention`).
-        modules: activations, gated feed-forward parts and RMSNorm (see `fast.modules`).
-        loss: of `model(…, labels=…)`, without whole logits (see `fast.forward`).
+        attention: compute attention in blocks (see `fast.attention`).
+        modules: fuse activations, gated feed-forward networks and RMSNorm (see `fast.modules`).
+        loss: compute the loss of `model(…, labels=…)` without whole logits (see `fast.forward`).
     """
-    if attention and not hasattr(model, _BEFORE):
+    if attention and not hasattr(model, _FORMER_ATTENTION):
         _use_block_attention(model)
     if modules:
-        setattr(model, _SPED_UP, [*getattr(model, _SPED_UP, []), *use_fused_modules(model)])
+        setattr(model, _REPLACED_MODULES, [*getattr(model, _REPLACED_MODULES, []), *use_fused_modules(model)])
     if loss:
         enable_chunked_loss(model)
 
 
 def use_plain_paths(model: "PreTrainedModel") -> None:
-    """Bring back what `use_fast_paths` replaced."""
-    if hasattr(model, _BEFORE):
-        model.set_attn_implementation(getattr(model, _BEFORE))
-        delattr(model, _BEFORE)
-    restore_modules(vars(model).pop(_SPED_UP, []))
+    """Undo `use_fast_paths`."""
+    if hasattr(model, _FORMER_ATTENTION):
+        model.set_attn_implementation(getattr(model, _FORMER_ATTENTION))
+        delattr(model, _FORMER_ATTENTION)
+    restore_modules(vars(model).pop(_REPLACED_MODULES, []))
     disable_chunked_loss(model)
 
 
 def _use_block_attention(model: "PreTrainedModel") -> None:
     register()
-    before = model.config._attn_implementation
-    # An untrained soft prompt makes more noise than what tells one kind of attention from another.
+    former = model.config._attn_implementation
+    # An untrained soft prompt causes more rounding error than the difference that a wrong attention makes.
     with nullcontext() if is_merged(model) else base_alone(model):
-        wanted = _logits(model)
+        expected = _logits(model)
         try:
             model.set_attn_implementation(NAME)
-            fits = same_to_rounding(_logits(model), wanted)
-        except (ValueError, RuntimeError, TypeError, KeyError):  # an architecture with attention of its own
+            fits = same_to_rounding(_logits(model), expected)
+        except (ValueError, RuntimeError, TypeError, KeyError):  # the architecture has an attention of its own
             fits = False
     if fits:
-        setattr(model, _BEFORE, before)
+        setattr(model, _FORMER_ATTENTION, former)
     else:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(former)
 
 
 def _logits(model: "PreTrainedModel") -> Tensor:
     """Return the logits of one fixed row in evaluation mode."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _TOKENS
+    ids = probe_ids(model, min(_TOKENS, max_positions(model) or _TOKENS))
     with evaluating(model):
-        logits: Tensor = model(input_ids=probe_ids(model, min(_TOKENS, context)), use_cache=False).logits
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits

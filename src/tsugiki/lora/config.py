@@ -1,4 +1,4 @@
-"""What a LoRA adapter is: its settings, under the names that PEFT gives them."""
+"""The settings of a LoRA adapter, under the names that PEFT gives them; imported without torch."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, get_args
 from tsugiki.errors import TsugikiError
 
 Bias = Literal["none", "lora_only", "all"]
-_STARTS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
+_INITIALISATIONS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
 T = TypeVar("T")
 
 
@@ -18,31 +18,34 @@ class LoraConfig:
     """Settings of a low-rank adapter (Hu et al. 2021, arXiv:2106.09685), named as in PEFT's `LoraConfig`.
 
     Args:
-        r: rank of the update; A is [r, in], B is [out, r].
+        r: the rank of the update; A is [r, in], B is [out, r].
         lora_alpha: the update is scaled by `lora_alpha / r` (see `use_rslora`).
-        target_modules: which layers to graft. A list holds names or name endings (`c_attn` finds every
-            `….c_attn`); a string is a regular expression for the whole name, or "all-linear" for every
-            linear layer but the output head. None: the model type decides (`tsugiki.architectures`).
-        exclude_modules: layers left out although `target_modules` finds them; matched the same way.
-        lora_dropout: probability of dropping an input element on the low-rank path, while training.
-        bias: which biases train: "none", those of grafted layers ("lora_only"), or "all".
+        target_modules: the layers to graft. A list holds names or name endings (`c_attn` selects every `….c_attn`); a
+            string is a regular expression for the whole name, or "all-linear" for every linear layer except the output
+            head. None: the layers that `tsugiki.architectures` names for the model type.
+        exclude_modules: layers to leave out although `target_modules` selects them; matched in the same way.
+        lora_dropout: the probability of dropping an input element on the low-rank path during training.
+        bias: the biases that train: "none", those of grafted layers ("lora_only"), or "all".
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023, arXiv:2312.03732).
-        modules_to_save: modules trained whole, on a copy, and stored in the adapter (names or endings).
-        init_lora_weights: True: A Kaiming-uniform, B zero (embeddings: A zero, B normal), so that nothing
-            changes before training. "gaussian": A normal with standard deviation 1/r. "pissa",
-            "pissa_niter_" and a number, "orthogonal": see `tsugiki.lora.initialise`; of linear layers only.
-            False: both random, which changes the model at once; for tests only.
-        use_dora: train the lengths of the weight's rows too, and apart (see `tsugiki.lora.dora`).
-        freeze_A: train B alone (LoRA-FA, Zhang et al. 2023, arXiv:2308.03303); an embedding, which has no input to
-            keep, trains both. PEFT has no such field: the file is a LoRA.
+        modules_to_save: names or name endings of modules that train as a whole, on a copy, and are stored in the
+            adapter.
+        init_lora_weights: True: A is Kaiming-uniform and B is zero (for embeddings, A is zero and B is normal), so that
+            nothing changes before training. "gaussian": A is normal with standard deviation 1/r. "pissa",
+            "pissa_niter_" followed by a number, and "orthogonal" are for linear layers only; see
+            `tsugiki.lora.initialise`. False: both are random, which changes the model at once; for tests only.
+        use_dora: train the lengths of the weight's rows separately (see `tsugiki.lora.dora`).
+        freeze_A: train only B (LoRA-FA, Zhang et al. 2023, arXiv:2308.03303). For an embedding A trains, too, because
+            freezing it would save no memory. PEFT has no such field; the file is that of a LoRA.
         layers_to_transform: graft only in blocks with these indices.
-        layers_pattern: name of the list that holds the blocks, where the first index in a name is not theirs.
-        rank_pattern: another rank for layers whose name ends in a match of the key.
-        alpha_pattern: another alpha, likewise.
-        fan_in_fan_out: whether grafted weights lie as [in, out]. Kept for the file: the layer itself tells.
+        layers_pattern: the name of the list of blocks, needed if the first index in layer names is that of another
+            list.
+        rank_pattern: regular expression -> the rank of layers whose name ends in a match.
+        alpha_pattern: regular expression -> the alpha of layers whose name ends in a match.
+        fan_in_fan_out: whether the grafted weights are stored as [in, out]. It has no effect, because the layers tell;
+            it is kept for PEFT's files.
 
     Raises:
-        TsugikiError: a value that cannot be meant.
+        TsugikiError: an invalid value.
     """
 
     r: int = 8
@@ -68,7 +71,7 @@ class LoraConfig:
             *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items()),
         ]:
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-                raise TsugikiError(f"{where} is {rank!r}; a rank is a whole number of at least 1")
+                raise TsugikiError(f"{where} is {rank!r}; a rank is an integer of at least 1")
         for where, alpha in [
             ("lora_alpha", self.lora_alpha),
             *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items()),
@@ -82,20 +85,20 @@ class LoraConfig:
         blocks = self.layers_to_transform
         listed = blocks if isinstance(blocks, list | tuple | range) else [blocks or 0]
         if not all(isinstance(one, int) for one in listed):
-            raise TsugikiError(f"layers_to_transform is {blocks!r}; it is the number of a block, or a list of them")
-        start = self.init_lora_weights
-        if not isinstance(start, bool) and re.fullmatch(_STARTS, str(start)) is None:
+            raise TsugikiError(f"layers_to_transform is {blocks!r}; give the index of a block, or a list of indices")
+        init = self.init_lora_weights
+        if not isinstance(init, bool) and re.fullmatch(_INITIALISATIONS, str(init)) is None:
             raise TsugikiError(
-                f"init_lora_weights is {start!r}; known are True, False, 'gaussian', 'orthogonal', 'pissa' and "
+                f"init_lora_weights is {init!r}; choose True, False, 'gaussian', 'orthogonal', 'pissa' or "
                 "'pissa_niter_[number]'"
             )
         odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
-        if start == "orthogonal" and odd:
-            raise TsugikiError(f"init_lora_weights 'orthogonal' asks for even ranks, and one is {odd[0]}")
+        if init == "orthogonal" and odd:
+            raise TsugikiError(f"init_lora_weights 'orthogonal' requires even ranks, and one is {odd[0]}")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise TsugikiError(
-                "layers_to_transform goes with a list of target_modules; "
-                f"{self.target_modules!r} is a pattern and can name the layers itself"
+                "layers_to_transform requires a list of target_modules; "
+                f"{self.target_modules!r} is a pattern, which can name the layers itself"
             )
         patterns = [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
         for pattern in [*patterns, *self.rank_pattern, *self.alpha_pattern]:
@@ -105,21 +108,21 @@ class LoraConfig:
                 raise TsugikiError(f"{pattern!r} is not a regular expression: {error}") from error
 
     def rank_of(self, name: str) -> int:
-        """The rank for the layer called `name`."""
+        """Return the rank for the layer called `name`."""
         return _look_up(self.rank_pattern, name, self.r)
 
     def alpha_of(self, name: str) -> float:
-        """The alpha for the layer called `name`."""
+        """Return alpha for the layer called `name`."""
         return _look_up(self.alpha_pattern, name, self.lora_alpha)
 
     def scaling_of(self, name: str) -> float:
-        """The factor on B A x for the layer called `name`: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+        """Return the factor on B A x for the layer called `name`: alpha / r, or alpha / sqrt(r) for rsLoRA."""
         rank = self.rank_of(name)
         return self.alpha_of(name) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def _look_up(patterns: Mapping[str, T], name: str, default: T) -> T:
-    """The value of the first pattern that matches the whole name or its end after a dot, as in PEFT."""
+    """Return the value of the first pattern that matches the whole name or its end after a dot, as in PEFT."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value

@@ -17,7 +17,8 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 - target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
 - modules and parameters that train on a copy are replaced by it; a module that holds a 32-bit copy of a 16-bit
   parameter gets a `forward` of its own (`lora.swap`);
-- modules get a child `tsugiki` and a hook that calls it (`methods.hooks`);
+- modules get a child `tsugiki` and hooks that call it (`methods.hooks`, `methods.soft_prompt`); a decoder with a soft
+  prompt has its length in the attribute `tsugiki_prompt_tokens`;
 - within `mixed_batch`, grafted layers get a `forward` of their own (`lora.mixed_batch`).
 
 Merged weights stay in the model: `ungraft(merge(model))` is the base with the adapter in its weights. Fast paths are

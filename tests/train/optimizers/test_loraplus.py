@@ -112,7 +112,7 @@ def test_the_ratio_changes_the_run_and_is_recorded(tmp_path: Path):
         ({"method": "lora+", "loraplus_lr_ratio": 0}, "loraplus_lr_ratio: input should be greater than 0"),
         ({"method": "lora+", "optimizer": "muon"}, "method lora+ goes with optimizer adamw; leave muon out"),
         ({"method": "lorafa"}, "no such method; did you mean lora-fa?"),
-        ({"method": "orthogonal", "lora": {"r": 3}}, "asks for even ranks, and one is 3"),
+        ({"method": "orthogonal", "lora": {"r": 3}}, "even ranks, and one is 3"),
         ({"method": "pissa", "lora": {"init_lora_weights": "gaussian"}}, "init_lora_weights is 'pissa' in this method"),
     ],
 )
