@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tsugiki.data import duplicates
-from tsugiki.data.aozora.source import iter_works
+from tsugiki.data.aozora.works import iter_works
 from tsugiki.data.duplicates import SHINGLE, fold, near_duplicates, signature, similarity
 
 MODERN = (

@@ -10,7 +10,7 @@ import typer
 from tsugiki.data.aozora.index import Kana
 from tsugiki.data.aozora.query import Query, parse_role, select
 from tsugiki.data.aozora.site import SITE
-from tsugiki.data.aozora.source import check_target, open_source, read_entries, write_works
+from tsugiki.data.aozora.works import check_target, open_source, read_entries, write_works
 
 
 def aozora_command(

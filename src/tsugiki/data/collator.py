@@ -1,4 +1,4 @@
-"""Batches from the rows of `data.blocks`."""
+"""Collate rows of `data.blocks` into batches."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ class Collator:
     """Stacks rows of a dataset into a batch for a model, so that it masks documents from each other.
 
     Args:
-        masking: what the model can do (see `fast.document_masks`).
-        dtype: of an attention mask; the model's.
+        masking: how the model masks documents in the same row from each other (see `fast.document_masks`).
+        dtype: the dtype of an attention mask, which must be that of the model.
     """
 
     def __init__(self, masking: DocumentMasking, dtype: torch.dtype = torch.float32) -> None:
@@ -21,6 +21,6 @@ class Collator:
         self.dtype = dtype
 
     def __call__(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the model's arguments for these rows."""
+        """Stack the rows and add the arguments that mask documents."""
         batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return mask_documents(batch, self.masking, self.dtype)

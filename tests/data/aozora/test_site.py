@@ -18,7 +18,7 @@ from tests.data.aozora.samples import FILES, ROWS, index_zip
 from tsugiki.data.aozora.index import INDEX
 from tsugiki.data.aozora.query import Query
 from tsugiki.data.aozora.site import Site, SiteUnreachable
-from tsugiki.data.aozora.source import Work, read_entries
+from tsugiki.data.aozora.works import Work, read_entries
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
 

@@ -259,7 +259,7 @@ def write_works(works: Iterable[Work], out: Path) -> Totals:
     """Write one JSON object per line and work. The file appears only when all works are written."""
     check_target(out)
     totals = Totals()
-    with new_file(out) as part, part.open("w", encoding="utf-8", newline="\n") as lines:
+    with new_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as lines:
         for work in works:
             lines.write(json.dumps(_record(work), ensure_ascii=False) + "\n")
             totals = Totals(

@@ -1,4 +1,4 @@
-"""Folders, and what becomes of their works."""
+"""Works of mirror folders: selected, read, cleaned and written."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tests.data.aozora.samples import (
 from tests.data.aozora.test_text import FOOTER, zipped
 from tsugiki.data.aozora.index import INDEX
 from tsugiki.data.aozora.query import Query, select
-from tsugiki.data.aozora.source import (
+from tsugiki.data.aozora.works import (
     MirrorFolder,
     Work,
     check_target,
