@@ -20,7 +20,7 @@ def _config(base: str, **fields: Any) -> None:
 def test_a_model_folder(run: Any, base: str, tmp_path: Path) -> None:
     status, out, err = run("export", "--model", base, "--gguf", "m.gguf", "--dtype", "f16")
     assert (status, err) == (0, "")
-    assert out.startswith("m.gguf: 28 tensors of a gpt2 in f16, 0.1 MB; for Ollama: m.Modelfile\ntokens: ")
+    assert out.startswith("m.gguf: 28 tensors of a gpt2 in f16, 83.4 kB; for Ollama: m.Modelfile\ntokens: ")
     assert out.endswith(" 0 differences\n")
     assert {"m.gguf", "m.Modelfile"} <= {path.name for path in tmp_path.iterdir()}
 
@@ -118,7 +118,7 @@ def test_too_little_room_is_said_before_anything_is_written(
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=50_000))
     before = sorted(os.listdir("."))
     status, _, err = run("export", "--model", base, "--gguf", "m.gguf")
-    assert (status, err) == (2, "tsugiki: . has 0 MB left, and the model needs 0 MB\n")
+    assert (status, err) == (2, "tsugiki: . has 50.0 kB left, and the model needs 143.0 kB\n")
     assert sorted(os.listdir(".")) == before
 
 

@@ -130,9 +130,11 @@ def _export_model(
         f"{export.gguf}: {written.tensors} tensors of a {written.architecture} in {written.dtype}, "
         f"{format_size(written.bytes)}; for Ollama: {export.modelfile}"
     )
-    typer.echo(
-        f"tokens: {tokens.prompts} prompts tokenised by {tokens.tokenized_by}, {len(tokens.problems)} differences"
-    )
+    if tokens.tokenized_by is None:
+        compared = "only metadata compared (llama-cpp-python is not installed)"
+    else:
+        compared = f"{tokens.prompts} prompts tokenised by {tokens.tokenized_by}"
+    typer.echo(f"tokens: {compared}, {len(tokens.problems)} differences")
     for line in (*tokens.problems, *tokens.notes):
         typer.echo(f"  {line}")
 

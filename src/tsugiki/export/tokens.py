@@ -65,8 +65,9 @@ _Tokenise: TypeAlias = Callable[[str, bool], list[int]]
 class TokenComparison:
     """The differences between the tokenizer in a GGUF file and the model's own."""
 
-    tokenized_by: str
-    """What tokenised the prompts with the file: llama.cpp, or Tsugiki's reader of GGUF files, or nothing."""
+    tokenized_by: str | None
+    """What tokenised the prompts with the file: llama.cpp, or Tsugiki's reader. None if only metadata were compared,
+    because Tsugiki cannot read this kind of tokenizer and llama.cpp is not installed."""
     prompts: int
     """The number of prompts that were tokenised."""
     problems: tuple[str, ...]
@@ -92,7 +93,7 @@ def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenCom
     with _llama_cpp_reader(path) if _has_llama_cpp() else _own_reader(path) as reader:
         problems = _compare_metadata(tokenizer, reader)
         if reader.tokenise is None:
-            return TokenComparison(reader.name, 0, tuple(problems), notes)
+            return TokenComparison(None, 0, tuple(problems), notes)
         special_ids = [token for token in sorted(tokenizer.all_special_ids) if token < reader.tokens]
         special = [tokenizer.decode([token]) for token in special_ids[:_MAX_SPECIAL_TOKENS]]
         prompts = [*PROMPTS, *(f"春{token}は {token}\n" for token in special)]
@@ -137,9 +138,8 @@ def _own_reader(path: Path) -> Iterator[_Reader]:
     def tokenise(text: str, add_special: bool) -> list[int]:
         return ([start] if add_special and adds_bos else []) + encode(built, [text])[0]
 
-    method = "only metadata were compared" if built is None else "Tsugiki's reader"
     yield _Reader(
-        f"{method} (llama-cpp-python is not installed)",
+        "Tsugiki's reader (llama-cpp-python is not installed)",
         len(header.metadata["tokenizer.ggml.tokens"]),
         end,
         adds_bos,

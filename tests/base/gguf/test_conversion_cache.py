@@ -133,7 +133,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 def test_disk_space_is_checked_before_the_conversion(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10))
-    with pytest.raises(TsugikiError, match=r"GB .* 1e-08 GB .*XDG_CACHE_HOME"):
+    with pytest.raises(TsugikiError, match=r"needs 71.2 kB .* 0.0 kB .*XDG_CACHE_HOME"):
         converted_folder(path)
     assert not debris(cache)
 
@@ -224,6 +224,6 @@ def test_progress_is_called_for_each_tensor(path: Path, tmp_path: Path):
 
 def test_one_line_is_printed_for_a_conversion(path: Path, capfd: pytest.CaptureFixture[str]):
     converted_folder(path)
-    assert capfd.readouterr() == ("", "converting tiny.gguf (0 MB); the result is cached for later runs\n")
+    assert capfd.readouterr() == ("", "converting tiny.gguf (44.3 kB); the result is cached for later runs\n")
     converted_folder(path)
     assert capfd.readouterr() == ("", "")
