@@ -8,11 +8,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from tsugiki.bench.bench import check_folder, run_benchmark, write_results
+from tsugiki.bench.bench import run_benchmark, write_results
 from tsugiki.bench.entries import TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.table import results_page
 from tsugiki.bench.work import Workload
 from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import check_writable
 
 ENTRIES = {
     **TRAINING_ENTRIES,
@@ -49,7 +50,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in ENTRIES]:
         parser.error(f"unknown entry {', '.join(unknown)}; choose from {', '.join(ENTRIES)}")
     if options.out:
-        check_folder(options.out)
+        check_writable(options.out)
     results = run_benchmark(
         "train",
         {name: ENTRIES[name] for name in names},
