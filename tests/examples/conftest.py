@@ -1,4 +1,4 @@
-"""The from-scratch walk is a folder of scripts; the tests import them as the scripts import each other."""
+"""Makes the scripts of examples/from_scratch importable, as they import each other."""
 
 import sys
 from pathlib import Path

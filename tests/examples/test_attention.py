@@ -1,4 +1,4 @@
-"""The attention beside transformers' own: equal before training, equal after it, causal throughout."""
+"""SelfAttentionWithLoRA equals the attention of transformers before and after training, and is causal."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def pretrained(implementation: str = "eager", seed: int = 0) -> Any:
 
 
 def theirs(attention: Any, x: Tensor) -> Tensor:
-    """What transformers computes, given the mask that its model would give."""
+    """Compute the output of transformers' attention with the mask that its model would pass."""
     mask = torch.full((TOKENS, TOKENS), -torch.inf).triu(1).expand(len(x), 1, TOKENS, TOKENS)
     out: Tensor = attention(x, attention_mask=mask)[0]
     return out
@@ -47,8 +47,8 @@ def test_equals_transformers_on_merged_projections_after_training(x: Tensor):
     attention = pretrained()
     before = theirs(attention, x)
     ours = SelfAttentionWithLoRA(attention, rank=4, alpha=8)
-    for part in (ours.c_attn, ours.c_proj):
-        nn.init.normal_(part.lora.B, std=0.3)
+    for layer in (ours.c_attn, ours.c_proj):
+        nn.init.normal_(layer.lora.B, std=0.3)
     other = pretrained()
     other.c_attn, other.c_proj = ours.c_attn.merged(), ours.c_proj.merged()
     torch.testing.assert_close(ours(x), theirs(other, x))
@@ -61,8 +61,8 @@ def test_a_later_token_changes_no_earlier_output(x: Tensor):
     for changed in range(TOKENS):
         other = x.clone()
         other[:, changed] += 1
-        moved = (ours(other) - ours(x)).abs().amax(dim=(0, 2)) > 1e-4  # [tokens]
-        assert moved.tolist() == [i >= changed for i in range(TOKENS)]
+        differs = (ours(other) - ours(x)).abs().amax(dim=(0, 2)) > 1e-4  # [tokens]
+        assert differs.tolist() == [i >= changed for i in range(TOKENS)]
 
 
 def test_keeps_the_pretrained_projections_themselves_and_freezes_them():
@@ -74,8 +74,8 @@ def test_keeps_the_pretrained_projections_themselves_and_freezes_them():
     assert trains == {"c_attn.lora.A", "c_attn.lora.B", "c_proj.lora.A", "c_proj.lora.B"}
 
 
-class InABlock(nn.Module):
-    """Called as GPT-2's block calls its attention."""
+class BlockInterface(nn.Module):
+    """Wraps the attention so that it can be called as a GPT-2 block calls it."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -89,5 +89,5 @@ def test_a_gpt2_whose_attentions_are_ours_gives_the_same_logits():
     model = tiny_model()
     expected = logits(model)
     for block in model.transformer.h:
-        block.attn = InABlock(block.attn)
+        block.attn = BlockInterface(block.attn)
     torch.testing.assert_close(logits(model), expected)

@@ -1,4 +1,4 @@
-"""The audit's figures one by one, each against a sum by hand and, where there is one, against PEFT."""
+"""Every number of the audit, compared with a calculation by hand and with PEFT where PEFT has it."""
 
 import warnings
 from collections import Counter
@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 
 def parameters_of_gpt2(vocabulary: int, width: int, blocks: int) -> int:
-    """Tables of tokens and 1,024 positions, blocks, and the last norm; the head is the token table."""
+    """Count embeddings of tokens and 1,024 positions, blocks, and the last norm; the head is the token embedding."""
     norm = 2 * width
     attention = (width * 3 * width + 3 * width) + (width * width + width)
     feed_forward = (width * 4 * width + 4 * width) + (4 * width * width + width)
@@ -28,7 +28,7 @@ def test_rinna_medium_has_336_128_000_parameters():
     assert count_parameters(audit.shape_only(MEDIUM))[1] == parameters_of_gpt2(32000, 1024, 24) == 336_128_000
 
 
-def test_the_chapters_29_346_440_are_new_attentions_and_a_pair_on_the_head():
+def test_the_chapters_29_346_440_are_new_attention_layers_and_lora_on_the_head():
     attention, head = audit.chapters_attention(SMALL), audit.chapters_head(SMALL)
     assert attention == 12 * 4 * (768 * 768 + 768 + 8 * (768 + 768)) == 28_938_240
     assert head == 8 * (768 + 50257) == 408_200
@@ -42,10 +42,10 @@ def test_the_attention_alone_has_1_179_648_and_the_chapters_targets_2_162_688():
 
 
 def with_peft(targets: list[str]) -> peft.PeftModel:
-    """PEFT on the same shape with the chapter's other settings, on the meta device."""
+    """Build the model with PEFT and the chapter's other settings, on the meta device."""
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.1, target_modules=targets)
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it sets fan_in_fan_out for Conv1D itself, and says so
+        warnings.simplefilter("ignore")  # it warns that it sets fan_in_fan_out for Conv1D
         return peft.get_peft_model(audit.shape_only(MEDIUM), config)
 
 

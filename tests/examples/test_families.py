@@ -10,7 +10,7 @@ from tsugiki.methods.table import METHODS
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "families"
 
 
-def test_adapters_of_all_families_take_turns_on_one_model(
+def test_adapters_of_all_families_are_switched_on_one_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.syspath_prepend(str(FOLDER))

@@ -1,4 +1,4 @@
-"""A whole GPT-2 with pairs: what trains, what stays, and that the library computes the same."""
+"""A GPT-2 with LoRA: its trainable and frozen parameters, and equality with the library."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ def wrapped(model: Any) -> dict[str, LinearWithLoRA]:
 
 
 @pytest.mark.parametrize("targets", [ATTENTION, WIDER, ("lm_head",)])
-def test_logits_stay_to_the_bit_until_something_trains(targets: tuple[str, ...]):
+def test_logits_are_bit_identical_before_training_and_change_with_b(targets: tuple[str, ...]):
     model = tiny_model()
     expected = logits(model)
     assert apply_lora_to_gpt2(model, rank=4, alpha=8, targets=targets) is model
     assert torch.equal(logits(model), expected)
-    assert not torch.isclose(logits(shake(model)), expected).all(), "a dead adapter"
+    assert not torch.isclose(logits(shake(model)), expected).all(), "the adapter has no effect"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The guides show what the scripts print, and the two languages say the same."""
+"""The guides show the output of the scripts, and both languages have the same content."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ def test_the_guides_show_the_output_as_it_is_printed(script: str, capsys: pytest
         assert f"```\n$ python examples/from_scratch/{script}.py\n{printed}```" in guide.read_text(encoding="utf-8")
 
 
-def test_the_short_training_moves_a_and_b_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_short_training_changes_a_and_b_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(train_tiny, "STEPS", 2)
     train_tiny.main()
     count, first, last, *ends = capsys.readouterr().out.splitlines()

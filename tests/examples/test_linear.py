@@ -1,4 +1,4 @@
-"""One wrapped layer, in both of the layouts that a weight is stored in."""
+"""One wrapped layer, in both layouts of the weight."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def layer_of(kind: str, in_features: int = 6, out_features: int = 10) -> nn.Modu
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_b_at_zero_is_the_frozen_layer_to_the_bit_and_a_moved_b_is_not(kind: str):
+def test_a_zero_b_is_bit_identical_to_the_frozen_layer_and_another_b_is_not(kind: str):
     base, x = layer_of(kind), torch.randn(3, 5, 6)
     expected = base(x)
     wrapped = LinearWithLoRA(base, rank=2, alpha=4)

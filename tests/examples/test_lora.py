@@ -1,4 +1,4 @@
-"""The two forms of an update, and what each factor's start means."""
+"""The two forms of the update, and the effect of the initial values of A and B."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_weight_form_equals_branch_form_in_values_and_every_gradient(in_features
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_both_are_the_formula_number_by_number():
+def test_both_forms_are_the_formula_element_by_element():
     in_features, out_features, rank = 3, 2, 2
     lora = trained(in_features, out_features, rank)
     x, weight = torch.randn(3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_both_are_the_formula_number_by_number():
         torch.testing.assert_close(form(x, weight, lora), torch.stack(expected))  # type: ignore[arg-type]
 
 
-def test_b_at_zero_changes_nothing_and_b_elsewhere_does():
+def test_a_zero_b_changes_nothing_and_another_b_does():
     lora, x, weight = LoRALayer(6, 4, rank=2, alpha=16), torch.randn(5, 6), torch.randn(4, 6)
     plain = nn.functional.linear(x, weight)
     assert torch.equal(branch_form(x, weight, lora), plain)
@@ -71,10 +71,10 @@ def test_at_the_first_step_b_alone_has_a_gradient_and_with_both_at_zero_neither_
     assert not lora.B.grad.any()  # type: ignore[union-attr]
 
 
-def test_the_update_has_the_rank_that_was_asked_for():
+def test_the_update_has_the_given_rank():
     assert torch.linalg.matrix_rank(trained(20, 30, rank=3).delta_weight()) == 3
 
 
-def test_the_strength_of_the_update_is_alpha_over_rank():
+def test_the_scale_of_the_update_is_alpha_over_rank():
     lora = trained(6, 4, rank=8)
     torch.testing.assert_close(lora.delta_weight(), 2.0 * lora.B @ lora.A)  # alpha 16

@@ -1,4 +1,4 @@
-"""Every YAML file in examples/ goes through the real command line for a step, on a tiny model and tiny text."""
+"""Every YAML file in examples runs one step through the real command line, on a tiny model and a tiny text."""
 
 import json
 import sys
@@ -29,11 +29,11 @@ def command_of(recipe: dict[str, Any]) -> str:
 
 
 def shrunk(recipe: dict[str, Any], base: str) -> dict[str, Any]:
-    """The same recipe with a tiny model, tiny text and one step; what it sets is still set."""
+    """Return the recipe with a tiny model, a tiny text and one step; its other settings do not change."""
     small = {**recipe, "data": "d.jsonl", "out": "out"}
     target = small.setdefault("settings", {}) if "settings" in recipe else small
     target.pop("epochs", None)
-    target |= SMALL | {"max_steps": 1} | ({"retention_data": "own.txt"} if "retention_data" in target else {})
+    target |= SMALL | {"max_steps": 1} | ({"retention_data": "retention.txt"} if "retention_data" in target else {})
     if command_of(recipe) == "pretrain":
         small["model"] = {**recipe["model"], **GPT2}
         small["tokenizer"] = {**recipe["tokenizer"], "vocab_size": 800, "common_characters": 20, "data": "d.jsonl"}
@@ -72,7 +72,7 @@ def test_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     texts = [{"text": f"{i} " + TEXT[i * 100 : i * 100 + 190 + i]} for i in range(12)]
     Path("d.jsonl").write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts))
-    Path("own.txt").write_text(TEXT[500:700])
+    Path("retention.txt").write_text(TEXT[500:700])
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     Path("recipe.yaml").write_text(
         yaml.safe_dump(shrunk(recipe, save_tiny(tmp_path / "base", n_positions=128)), allow_unicode=True)

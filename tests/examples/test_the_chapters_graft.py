@@ -1,7 +1,7 @@
-"""What becomes of a GPT-2 that is grafted as the chapter does it: rebuilt here in our own words, as small as can be.
+"""The effects of applying LoRA to GPT-2 as the chapter's code does, reproduced in a short implementation.
 
-Every `nn.Linear` gets a branch beside it, every attention gives way to a new one of four new layers, and nothing
-else is changed.
+Every `nn.Linear` gets a LoRA branch, every attention is replaced by a new one with four new layers, and nothing else
+changes.
 """
 
 import math
@@ -16,8 +16,8 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from tests.tiny import ids, logits, tiny_model
 
 
-class Pair(nn.Module):
-    """A layer, and a branch scaled by alpha alone; the second factor starts at zero."""
+class WithLoRA(nn.Module):
+    """A layer with a LoRA branch scaled by alpha; the second factor is initialised with zeros."""
 
     def __init__(self, layer: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class Pair(nn.Module):
 
 
 class NewAttention(nn.Module):
-    """Four new layers with pairs, heads, a softmax, and no mask; takes the hidden states and nothing else."""
+    """Self-attention with four new layers with LoRA, without a mask; its only argument is the hidden states."""
 
     def __init__(self, width: int, heads: int, rank: int, alpha: float) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.o = (Pair(nn.Linear(width, width), rank, alpha) for _ in range(4))
+        self.q, self.k, self.v, self.o = (WithLoRA(nn.Linear(width, width), rank, alpha) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
@@ -45,12 +45,12 @@ class NewAttention(nn.Module):
 
 
 def graft_as_the_chapter_does(model: GPT2LMHeadModel, rank: int = 8, alpha: float = 16) -> GPT2LMHeadModel:
-    """Freeze, then replace. (The chapter's function ends without a return; this one returns, to have something.)"""
+    """Freeze the model and replace its layers; return it, which the chapter's function does not do."""
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         parent_name, _, child = name.rpartition(".")
         if isinstance(module, nn.Linear):
-            setattr(model.get_submodule(parent_name), child, Pair(module, rank, alpha))
+            setattr(model.get_submodule(parent_name), child, WithLoRA(module, rank, alpha))
         elif isinstance(module, GPT2Attention):
             new = NewAttention(module.embed_dim, module.num_heads, rank, alpha)
             setattr(model.get_submodule(parent_name), child, new)
@@ -63,7 +63,7 @@ def test_it_trains_29_346_440_parameters():
     assert count_parameters(model)[0] == 29_346_440
     trains = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     whole = sum(size for name, size in trains.items() if ".attn." in name and ".layer." in name)
-    assert whole == 12 * 4 * (768 * 768 + 768), "new weights and biases, 97 % of all that trains"
+    assert whole == 12 * 4 * (768 * 768 + 768), "new weights and biases, 97 % of the trainable parameters"
 
 
 def test_the_head_is_the_only_nn_linear_of_gpt2():
@@ -77,7 +77,7 @@ def test_its_forward_raises_a_type_error():
 
 
 class TakesAnything(nn.Module):
-    """Mends the call, so that one can see what else there is."""
+    """Accepts the arguments of a GPT-2 block, so that the other effects can be tested."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class TakesAnything(nn.Module):
         return self.inner(x), None
 
 
-def test_with_the_call_mended_the_pretrained_attention_is_lost_and_later_tokens_change_earlier_logits():
+def test_with_corrected_arguments_the_pretrained_attention_is_lost_and_later_tokens_change_earlier_logits():
     model = tiny_model()
     pretrained = logits(model)
     graft_as_the_chapter_does(model)

@@ -1,4 +1,4 @@
-"""The example beyond language models, in short and as it stands."""
+"""The vision example, with a few steps and in full."""
 
 import importlib.util
 from pathlib import Path
@@ -24,7 +24,7 @@ def script() -> Any:
 
 @pytest.mark.parametrize(
     ("name", "targets", "trained"),
-    # a pair of rank 2: in · kernel + out, of the stem, the two steps of a block; of the patches, queries, feed-forward
+    # rank 2 · (in · kernel + out): the stem and the two convolutions of a block; the patches, queries, feed-forward
     [
         ("small_resnet", r"0|2\.conv\d", 2 * (9 + 16 + 2 * (16 * 9 + 16))),
         ("small_vit", ["projection", "q_proj", "fc1"], 2 * (16 + 64 + 2 * (64 + 64) + 2 * (64 + 128))),
@@ -51,7 +51,7 @@ def test_the_images_are_of_four_kinds_and_can_be_inverted(script: Any):
 
 
 @pytest.mark.slow
-def test_the_adapters_learn_what_the_script_says(script: Any, capsys: pytest.CaptureFixture[str]):
+def test_the_adapters_reach_the_accuracy_of_the_docstring(script: Any, capsys: pytest.CaptureFixture[str]):
     script.main()
     said = capsys.readouterr().out
     found = [int(line.split()[3].rstrip("%")) for line in said.splitlines() if "with the adapter: " in line]
