@@ -53,13 +53,13 @@ def test_rows_of_the_base_are_the_same_bits_whatever_is_loaded():
         (["a", "x"], "no adapter is called 'x'; this model holds 'a', 'b', 'c'"),
         (["a", ""], "no adapter is called ''"),
         (["a", "__BASE__"], "no adapter is called '__BASE__'"),
-        ("ab", "adapter_names is 'ab'; it is a list"),
-        ([], r"adapter_names is \[\]; it is a list"),
-        (["a", 1], r"adapter_names is \['a', 1\]; it is a list"),
-        (["a", ["b"]], "it is a list"),
-        (["prompt", "a"], r"'prompt' is no LoRA \(PromptTuningConfig\), and cannot have rows"),
-        (["whole", "a"], r"'whole' trains transformer.ln_f whole \(1 such\)"),
-        (["biased", "a"], r"'biased' trains transformer.h.0.attn.c_attn.bias whole \(2 such\)"),
+        ("ab", "adapter_names is 'ab'"),
+        ([], r"adapter_names is \[\]"),
+        (["a", 1], r"adapter_names is \['a', 1\]"),
+        (["a", ["b"]], "adapter_names is"),
+        (["prompt", "a"], r"'prompt' .*PromptTuningConfig"),
+        (["whole", "a"], r"'whole' .*transformer.ln_f .*1 such"),
+        (["biased", "a"], r"'biased' .*transformer.h.0.attn.c_attn.bias .*2 such"),
     ],
 )
 def test_names_that_cannot_be_meant_are_refused_and_nothing_changes(names, said: str):
@@ -81,7 +81,7 @@ def test_names_that_cannot_be_meant_are_refused_and_nothing_changes(names, said:
 def test_a_batch_of_another_size_is_refused_with_both_numbers():
     model = with_adapters()
     with mixed_batch(model, ["a", "b", None]):
-        with pytest.raises(TsugikiError, match=r"the batch has 2 rows .*h.0.attn.c_attn.* 3 adapter names were given"):
+        with pytest.raises(TsugikiError, match=r"h.0.attn.c_attn .*2 rows.* 3 adapter names"):
             logits(model)
         assert logits(model, ids(3)).shape[0] == 3, "and the block goes on"
         assert logits(model, ids(6)).shape[0] == 6
@@ -103,14 +103,14 @@ def test_names_serve_neighbouring_rows():
 def test_it_is_for_inference():
     model = with_adapters()
     model.train()
-    with mixed_batch(model, TWO), pytest.raises(TsugikiError, match="training mode; use model.eval"):
+    with mixed_batch(model, TWO), pytest.raises(TsugikiError, match="training mode.*model.eval"):
         model(input_ids=ids())
     model.eval()
     with mixed_batch(model, TWO):
         assert not trainable_parameters(model)
         assert not model(input_ids=ids()).logits.requires_grad
         embeddings = torch.randn(2, 3, 32, requires_grad=True)
-        with pytest.raises(TsugikiError, match="gradients are asked for"):
+        with pytest.raises(TsugikiError, match="gradients"):
             model(inputs_embeds=embeddings)
         with torch.no_grad():
             model(inputs_embeds=embeddings)
@@ -262,5 +262,5 @@ def test_experts_see_tokens_and_not_rows():
 
     model = Experts().eval()
     graft(model, LoraConfig(r=1, target_modules=["0"]), "a")
-    with pytest.raises(TsugikiError, match="experts.0 is one of several experts"), mixed_batch(model, ["a"]):
+    with pytest.raises(TsugikiError, match="experts.0 .*experts"), mixed_batch(model, ["a"]):
         pass

@@ -1,18 +1,18 @@
-"""One batch in which each row has an adapter of its own.
+"""A batch in which each row has its own adapter.
 
-    with mixed_batch(model, ["poet", "lawyer", None]):     # None, or PEFT's "__base__": a row of the base
+    with mixed_batch(model, ["poet", "lawyer", None]):     # None, or PEFT's "__base__", selects the base
         model.generate(**three_prompts)
 
-Of a linear layer, row i is  y_i = W x_i + b + s_i · B_i A_i x_i.  The frozen product is one for the whole batch, and so
-is the rest, with the rows' pairs one behind another, the smaller ranks filled up with zeros:
+Row i of a linear layer is  y_i = W x_i + b + s_i · B_i A_i x_i.  The frozen product is computed once for the whole
+batch. So is the low-rank part, with the rows' pairs stacked and smaller ranks padded with zeros:
 
     low = x Aᵀ      y += low (s B)ᵀ
 
 with x [rows, tokens, in], A [rows, r, in], B [rows, out, r] and y [rows, tokens, out].
-Neighbouring rows of one adapter share a pair. Rows of the base are what the frozen layer made of them, to the bit:
-nothing is added to them. A DoRA pair then rescales its rows by its factor, which is found once (see `dora`).
+Neighbouring rows with the same adapter share a pair. Nothing is added to rows of the base, so they are bit-identical
+to the output of the frozen layer. A DoRA pair also scales its rows by its factor, which is computed once (see `dora`).
 
-`plain_rows` is the definition, and what computes embeddings and convolutions.
+`plain_rows` is the definition; it also computes embeddings and convolutions.
 """
 
 import copy
@@ -40,102 +40,103 @@ from tsugiki.lora.swap import Undo, replace_forward
 
 @contextmanager
 def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterator[None]:
-    """Within the `with` block row i of a batch is computed with the LoRA adapter called `adapter_names[i]`.
+    """Within the `with` block, row i of a batch is computed with the LoRA adapter called `adapter_names[i]`.
 
-    For inference: nothing trains, and the model is in evaluation mode. A batch of n · k rows, as of beams and
-    `num_return_sequences`, gives each of n names k neighbouring rows. Which adapters the model holds, and which is
-    active, cannot be changed within the block; after it the active one is what it was. A deep copy of the model that is
-    made within the block stays in it until `ungraft`.
+    This is for inference: nothing trains, and the model must be in evaluation mode. In a batch of n · k rows, as for
+    beam search and `num_return_sequences`, each of n names selects the adapter of k neighbouring rows. Within the block
+    no adapter can be added, removed or activated; after it, the adapter is active that was active before. A deep copy
+    of the model that is made within the block computes with these rows until it is ungrafted.
 
     Args:
-        model: any grafted model; whatever of it is grafted must see the rows in the order of the batch.
-        adapter_names: of loaded LoRA adapters; None or "__base__" for a row of the base, to the last bit.
+        model: a grafted model; all its grafted layers must get the rows in the order of the batch.
+        adapter_names: names of LoRA adapters in the model; None or "__base__" for a row of the base.
 
     Raises:
-        TsugikiError: a name that is not loaded, an adapter that is no LoRA or trains more than pairs, or one is
-            merged. Within the block: a batch of another number of rows, training mode, or gradients.
+        TsugikiError: there is no adapter of that name, it is not a LoRA adapter or trains more than pairs, or an
+            adapter is merged. Within the block: the batch has another number of rows, the model is in training mode, or
+            gradients are recorded.
     """
     rows = _mixed_rows(model, adapter_names)
     state = require_state(model)
-    around = state.mixed_rows
+    outer = state.mixed_rows
     with disable_adapter(model):
         state.mixed_rows, state.attached = rows, rows.attach()
         try:
             yield
         finally:
             detach_adapter(state)
-            state.mixed_rows = around
+            state.mixed_rows = outer
 
 
 @dataclass(frozen=True)
 class RowAdapters:
-    """The grafted layers of a model, and what the rows bring to each."""
+    """The grafted layers of a model, each with the pairs of the rows."""
 
     layers: list[tuple[Grafted, "LayerRowAdapters"]]
 
     def attach(self) -> list[Undo]:
-        """Let the layers compute row by row; returns what lets them compute as before."""
+        """Let the layers compute each row with its pair, and return what undoes that."""
         return [replace_forward(layer, partial(_forward, layer, rows)) for layer, rows in self.layers]
 
 
 @dataclass
 class LayerRowAdapters:
-    """What the rows of a batch bring to one layer."""
+    """The pairs that the rows of a batch use in one layer."""
 
     path: str
     names: int
-    """How many rows were named."""
+    """The number of names that were given."""
     pairs: list[LowRank | None]
-    """Of groups of as many neighbouring rows each; None: of the base."""
+    """The pair of each group of neighbouring rows, all of the same size; None: the base."""
     stacks: list["Stack"] = field(default_factory=list)
-    """Of all groups that have a pair; made when first used, in the types that are used."""
+    """The pairs of all groups that have one; stacked at the first use, in the dtype that is used then."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The pairs of neighbouring groups, all of which have one."""
+    """The pairs of neighbouring groups of rows, stacked; each of the groups has a pair."""
 
     groups: slice
     A: Tensor
     """[groups, r, in]"""
     B: Tensor
-    """Times the scaling, [groups, r, out]."""
-    stretch: Tensor | None
-    """DoRA's g - 1, [groups, 1, out]; 0 for a pair without. None: no pair has one."""
+    """The transposed B, multiplied by the scaling, [groups, r, out]."""
+    magnitude_delta: Tensor | None
+    """DoRA's g - 1, [groups, 1, out]; 0 for a pair without DoRA. None if no pair has DoRA."""
 
 
 @torch.no_grad()
 def plain_rows(layer: Grafted, pairs: Sequence[LowRank | None], x: Tensor, y: Tensor) -> Tensor:
-    """The definition: each group of rows through the layer with its own pair.
+    """Compute each group of rows with its pair, by the definition.
 
     Args:
         layer: a grafted layer, in evaluation mode.
-        pairs: of groups of as many neighbouring rows each; None: of the base.
-        x: [rows, …], what the layer is given.
-        y: [rows, …], what its base makes of x.
+        pairs: the pair of each group of neighbouring rows, all of the same size; None: the base.
+        x: the layer's input, [rows, …].
+        y: the frozen layer's output for x, [rows, …].
     """
-    parts = zip(pairs, x.chunk(len(pairs)), y.chunk(len(pairs)), strict=True)
-    return torch.cat([of_base if pair is None else _alone(layer, pair, given) for pair, given, of_base in parts])
+    groups = zip(pairs, x.chunk(len(pairs)), y.chunk(len(pairs)), strict=True)
+    return torch.cat([base_rows if pair is None else _with_pair(layer, pair, rows) for pair, rows, base_rows in groups])
 
 
 def rows_product(layer: LoraLinear, stacks: Sequence[Stack], groups: int, x: Tensor, y: Tensor) -> Tensor:
-    """`plain_rows` of a linear layer, in place in y.
+    """Compute `plain_rows` for a linear layer, in place in y.
 
     Args:
         layer: the grafted layer.
         stacks: the pairs of the groups, in the dtype of x and y.
-        groups: how many there are, with those of the base.
-        x: [rows, …, in].
-        y: [rows, …, out], what the base makes of x, and nobody else holds.
+        groups: the number of groups of rows, including those of the base.
+        x: the layer's input, [rows, …, in].
+        y: the frozen layer's output for x, [rows, …, out]; overwritten.
     """
-    given, made = x.reshape(groups, -1, x.shape[-1]), y.view(groups, -1, y.shape[-1])
+    inputs, outputs = x.reshape(groups, -1, x.shape[-1]), y.view(groups, -1, y.shape[-1])
     bias: Tensor | None = layer.base_layer.bias  # type: ignore[assignment]
     for stack in stacks:
-        own = made[stack.groups]
-        low = torch.bmm(given[stack.groups], stack.A.transpose(1, 2))
-        own.baddbmm_(low, stack.B)
-        if stack.stretch is not None:
-            own.addcmul_(own if bias is None else own - bias, stack.stretch)
+        out = outputs[stack.groups]
+        low = torch.bmm(inputs[stack.groups], stack.A.transpose(1, 2))
+        out.baddbmm_(low, stack.B)
+        if stack.magnitude_delta is not None:
+            out.addcmul_(out if bias is None else out - bias, stack.magnitude_delta)
     return y
 
 
@@ -143,46 +144,53 @@ def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAda
     names = [None if name == BASE_ROW else name for name in adapter_names]
     if isinstance(adapter_names, str) or not names or not all(isinstance(name, str | None) for name in names):
         raise TsugikiError(
-            f"adapter_names is {adapter_names!r}; it is a list of a name or None for each row of the batch"
+            f"adapter_names is {adapter_names!r}; give a list with a name or None for each row of the batch"
         )
-    adapters = {name: _lora_called(model, name) for name in names if name is not None}
+    adapters = {name: _find_lora_adapter(model, name) for name in names if name is not None}
     neighbours = gcd(*(len(list(run)) for _, run in groupby(names)))
     groups = [None if name is None else adapters[name] for name in names[::neighbours]]
     layers = []
     for path in dict.fromkeys(path for adapter in adapters.values() for path in adapter.pairs):
         if "experts" in path.split("."):
-            raise TsugikiError(f"{path} is one of several experts, which cannot tell whose tokens they are given")
+            raise TsugikiError(
+                f"{path} belongs to one of several experts, which get tokens of several rows mixed; a mixed batch is "
+                "not possible with adapters on experts"
+            )
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
         layers.append((layer, LayerRowAdapters(path, len(names), pairs)))
     return RowAdapters(layers)
 
 
-def _lora_called(model: nn.Module, name: str) -> LoraAdapter:
+def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
     adapter = find_adapter(model, name)
     if not isinstance(adapter, LoraAdapter):
         kind = type(adapter.config).__name__
-        raise TsugikiError(f"{name!r} is no LoRA ({kind}), and cannot have rows of a batch; set_adapter activates it")
-    more = [*adapter.modules, *adapter.biases]
-    if more:
         raise TsugikiError(
-            f"{name!r} trains {more[0]} whole ({len(more)} such), which a batch has only once; set_adapter activates it"
+            f"{name!r} is not a LoRA adapter ({kind}) and cannot be used for single rows; set_adapter activates it for "
+            "the whole batch"
+        )
+    copies = [*adapter.modules, *adapter.biases]
+    if copies:
+        raise TsugikiError(
+            f"{name!r} trains {copies[0]} on a copy ({len(copies)} such), which cannot be used for single rows; "
+            "set_adapter activates it for the whole batch"
         )
     return adapter
 
 
 def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
-    """In place of the layer's own."""
+    """Replace the layer's own `forward` within a mixed batch."""
     if layer.training:
-        raise TsugikiError("a mixed batch is for inference, and the model is in training mode; use model.eval()")
+        raise TsugikiError("a mixed batch is for inference, but the model is in training mode; call model.eval()")
     if len(x) % rows.names:
         raise TsugikiError(
-            f"the batch has {len(x)} rows where {rows.path} sees it, and {rows.names} adapter names were given; "
-            "give a name for each row"
+            f"{rows.path} got {len(x)} rows, but {rows.names} adapter names were given; give a name for each row of "
+            "the batch"
         )
     y: Tensor = layer.base_layer(x)
     if y.requires_grad:
-        raise TsugikiError("a mixed batch is for inference, and gradients are asked for; use torch.no_grad()")
+        raise TsugikiError("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()")
     if not isinstance(layer, LoraLinear) or not layer.fused or x.dtype != y.dtype or is_hooked(layer.base_layer):
         return plain_rows(layer, rows.pairs, x, y)
     if not rows.stacks or rows.stacks[0].A.dtype != x.dtype or rows.stacks[0].A.device != x.device:
@@ -190,24 +198,24 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     return rows_product(layer, rows.stacks, len(rows.pairs), x, y.contiguous())
 
 
-def _alone(layer: Grafted, pair: LowRank, x: Tensor) -> Tensor:
-    """What the layer makes of x with this pair; on a shallow copy, since other threads may be in the same layer."""
-    seen = copy.copy(layer)
-    vars(seen)["_modules"] = dict(layer._modules)
-    activate_factors(seen, pair)
-    y: Tensor = type(layer).forward(seen, x)  # type: ignore[arg-type]
+def _with_pair(layer: Grafted, pair: LowRank, x: Tensor) -> Tensor:
+    """Compute the layer with this pair, on a shallow copy, since other threads may be in the same layer."""
+    copied = copy.copy(layer)
+    vars(copied)["_modules"] = dict(layer._modules)
+    activate_factors(copied, pair)
+    y: Tensor = type(layer).forward(copied, x)  # type: ignore[arg-type]
     return y
 
 
 @torch.no_grad()
 def _stacks(layer: LoraLinear, pairs: Sequence[LowRank | None], like: Tensor) -> list[Stack]:
-    """Those of every run of groups that have pairs, in the dtype and on the device of `like`."""
+    """Stack each run of groups that have pairs, in the dtype and on the device of `like`."""
     stacks, start = [], 0
     for has_pair, run in groupby(pairs, lambda pair: pair is not None):
-        here = list(run)
-        groups = slice(start, start := start + len(here))
+        pairs_of_run = list(run)
+        groups = slice(start, start := start + len(pairs_of_run))
         if has_pair:
-            stacks.append(_stack(layer, here, groups, like))  # type: ignore[arg-type]
+            stacks.append(_stack(layer, pairs_of_run, groups, like))  # type: ignore[arg-type]
     return stacks
 
 
@@ -218,10 +226,10 @@ def _stack(layer: LoraLinear, pairs: Sequence[LowRank], groups: slice, like: Ten
     factors = [pair.factors() for pair in pairs]
     A = pad_sequence([A for A, _ in factors], batch_first=True)
     B = pad_sequence([pair.scaling * B.T for pair, (_, B) in zip(pairs, factors, strict=True)], batch_first=True)
-    stretch = None
+    delta = None
     if any(pair.magnitude is not None for pair in pairs):
         weight = oriented(layer.base_layer)
-        none = torch.ones(len(weight), device=like.device)
-        stretch = torch.stack([none if pair.magnitude is None else dora_factor(weight, pair) for pair in pairs]) - 1
-        stretch = stretch[:, None].to(like.dtype)
-    return Stack(groups, A.to(like.dtype), B.to(like.dtype), stretch)
+        one = torch.ones(len(weight), device=like.device)
+        delta = torch.stack([one if pair.magnitude is None else dora_factor(weight, pair) for pair in pairs]) - 1
+        delta = delta[:, None].to(like.dtype)
+    return Stack(groups, A.to(like.dtype), B.to(like.dtype), delta)
