@@ -1,14 +1,14 @@
-"""What AdapterHub's `adapters` computes, kept in `fixtures/adapterhub.safetensors`: the oracle of `test_bottleneck`.
+"""The results of AdapterHub's `adapters`, stored in `fixtures/adapterhub.safetensors`: the oracle of `test_bottleneck`.
 
-`adapters` 1.3.0, the newest, pins transformers ~= 4.57.6 and cannot be imported beside transformers 5: its `utils.py`
-imports `HfFolder` from huggingface_hub, which has it no more. So this file is also the script that writes the fixture,
-in an environment of its own, from the repository root:
+`adapters` 1.3.0, the newest release, pins transformers ~= 4.57.6 and cannot be imported with transformers 5: its
+`utils.py` imports `HfFolder`, which huggingface_hub has removed. So this file is also the script that writes the
+fixture. Run it in a separate environment, from the repository root:
 
     pip install adapters==1.3.0 transformers==4.57.6 torch
     python -m tests.methods.adapterhub
 
-Every parameter is made from its own name, so that both sides have the same model without a file of weights. All is in
-float64, where the two agree to rounding.
+The values of every parameter are computed from its name, so that both sides have the same model without a file of
+weights. Everything is float64, in which the two agree up to rounding.
 """
 
 import zlib
@@ -35,14 +35,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 24,
     },
 }
-# Where the bottlenecks stand here, and what AdapterHub calls them inside of a block.
+# The path of the blocks, and the sub-layers inside a block that get a bottleneck.
 BLOCKS = {"gpt2": "transformer.h", "gptj": "transformer.h", "llama": "model.layers"}
 SUBLAYERS = {"gpt2": ("attn", "mlp"), "gptj": ("attn", "mlp"), "llama": ("self_attn", "mlp")}
 IDS = torch.arange(20).view(2, 10) * 7 % 24
 
 
 def value(name: str, like: Tensor) -> Tensor:
-    """The values of the parameter called `name`, in the shape and dtype of `like`."""
+    """Return the values of the parameter called `name`, in the shape and dtype of `like`."""
     wave = torch.sin(torch.arange(like.numel(), dtype=torch.float64) * 0.7 + zlib.crc32(name.encode()) % 1000)
     is_norm = like.dim() == 1 and name.endswith("weight")
     return (wave * 0.3 + is_norm).view(like.shape).to(like.dtype)
@@ -50,13 +50,13 @@ def value(name: str, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(model: Any) -> None:
-    """Give each parameter of a base its values."""
+    """Set the parameters of a base to the values of their names."""
     for name, parameter in model.named_parameters():
         parameter.copy_(value(name, parameter))
 
 
 def names_there(kind: str, method: str) -> dict[str, str]:
-    """Names of the adapter's parameters here -> in AdapterHub's model."""
+    """Return a mapping from our names of the adapter's parameters to AdapterHub's."""
     attention, feedforward = SUBLAYERS[kind]
     places = {attention: "attention_adapters", feedforward: "output_adapters"}
     if method == "pfeiffer":
@@ -73,7 +73,7 @@ def names_there(kind: str, method: str) -> dict[str, str]:
 
 
 def computed(kind: str, method: str) -> dict[str, Tensor]:
-    """Logits and gradients as AdapterHub computes them."""
+    """Return the logits and gradients that AdapterHub computes."""
     import transformers
 
     import adapters

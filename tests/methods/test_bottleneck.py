@@ -1,4 +1,4 @@
-"""Bottleneck adapters: AdapterHub's arithmetic, where they stand in every architecture, and their life in a model."""
+"""Bottleneck adapters: AdapterHub's results, their positions in every architecture, files, and use in a model."""
 
 import copy
 import json
@@ -59,7 +59,7 @@ def grafted(kind: str = "gpt2", method: str = "houlsby", **given: Any) -> Any:
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("kind", adapterhub.CONFIGS)
-def test_logits_and_gradients_are_adapterhubs(kind: str, method: str):
+def test_logits_and_gradients_equal_adapterhubs(kind: str, method: str):
     stored = load_file(adapterhub.FIXTURE)
     config = AutoConfig.for_model(kind, **adapterhub.CONFIGS[kind], attn_implementation="eager")
     model = AutoModelForCausalLM.from_config(config).double().eval()
@@ -78,15 +78,15 @@ def test_logits_and_gradients_are_adapterhubs(kind: str, method: str):
     logits_here.pow(2).mean().backward()
     ours = logits_here.detach()
     assert relative_error(ours, base) > 1e-2
-    tolerance = 1e-12 if kind == "gpt2" else 1e-6  # the others have parts in float32 whatever the model is in
+    tolerance = 1e-12 if kind == "gpt2" else 1e-6  # the other models compute in float32 in places, whatever their dtype
     assert relative_error(ours, stored[f"{kind}.{method}.logits"]) < tolerance
     for name, parameter in parameters.items():
         assert relative_error(parameter.grad, stored[f"{kind}.{method}.gradient.{name}"]) < 10 * tolerance, name
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
-def test_adapterhub_itself_says_so(method: str):
-    # Runs only in an environment of AdapterHub's own (see `adapterhub.py`): its releases import no transformers 5.
+def test_adapterhub_computes_the_stored_results(method: str):
+    # Runs only in a separate environment (see `adapterhub.py`): AdapterHub cannot be imported with transformers 5.
     try:
         pytest.importorskip("adapters")
     except ImportError as error:
@@ -96,11 +96,11 @@ def test_adapterhub_itself_says_so(method: str):
         assert relative_error(tensor, stored[name]) < 1e-10
 
 
-# --- the formula and the places -----------------------------------------------------------------------------
+# --- the formula and the positions -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("act", NON_LINEARITIES)
-def test_a_bottleneck_is_its_formula(act: str):
+def test_a_bottleneck_computes_its_formula(act: str):
     acts: dict[str, Any] = {
         "relu": lambda z: z.clamp(min=0),
         "gelu": lambda z: z * (1 + torch.erf(z / 2**0.5)) / 2,
@@ -122,7 +122,7 @@ def test_a_bottleneck_is_its_formula(act: str):
     assert torch.autograd.gradcheck(part, h)
 
 
-def test_dropout_is_of_what_is_added_and_only_in_training():
+def test_dropout_applies_to_what_is_added_while_training():
     part = Bottleneck(6, 4, BottleneckConfig(dropout=0.5, init_weights="bert"), torch.zeros(1))
     h = torch.randn(400, 6)
     whole = part.eval()(h) - h
@@ -133,8 +133,8 @@ def test_dropout_is_of_what_is_added_and_only_in_training():
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_each_stands_where_its_output_goes_into_the_residual(kind: str):
-    """y = x + a(attention) + a'(feed-forward), whether these come one after the other or side by side."""
+def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
+    """y = x + a(attention) + a'(feed-forward), for sequential and for parallel sub-layers."""
     model = grafted(kind)
     for parameters in model.parameters():
         parameters.data = parameters.data.double()
@@ -164,7 +164,7 @@ def test_each_stands_where_its_output_goes_into_the_residual(kind: str):
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_grafted_equals_base_to_the_bit_until_something_trains(kind: str, method: str):
+def test_an_untrained_adapter_is_bit_identical_to_the_base(kind: str, method: str):
     model = tiny_model(kind)
     base = logits(model)
     adapter = graft(model, config_of(method, reduction_factor=4))
@@ -182,7 +182,7 @@ def test_grafted_equals_base_to_the_bit_until_something_trains(kind: str, method
     assert not [name for name, module in model.named_modules() if "tsugiki" in name or module._forward_hooks]
 
 
-def test_exactly_the_bottlenecks_train():
+def test_only_the_bottlenecks_train():
     model = tiny_model()
     graft(model, config_of("houlsby", reduction_factor=4))
     shapes = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
@@ -205,14 +205,14 @@ def test_exactly_the_bottlenecks_train():
 
 
 @pytest.mark.parametrize(("method", "an_adapter"), [("houlsby", 2), ("pfeiffer", 1)])
-def test_the_count_is_that_of_the_papers(method: str, an_adapter: int):
+def test_the_parameter_count_is_the_papers(method: str, an_adapter: int):
     with torch.device("meta"):
         model = tiny_model(n_embd=768, n_layer=12, n_head=12, vocab_size=50257, n_positions=1024)
-        graft(model, config_of(method))  # reduced by 16: 48 wide
+        graft(model, config_of(method))  # reduction factor 16: width 48
     assert sum(p.numel() for p in trainable_parameters(model).values()) == 12 * an_adapter * (2 * 768 * 48 + 48 + 768)
 
 
-def test_chosen_blocks_widths_and_modules():
+def test_settings_for_blocks_widths_and_modules():
     model = tiny_model("llama")
     adapter = graft(model, config_of("houlsby", reduction_factor={"1": 2, "default": 16}))
     widths = {path: part.adapter_down.out_features for path, part in adapter.bottlenecks.items()}
@@ -228,7 +228,7 @@ def test_chosen_blocks_widths_and_modules():
     assert adapter.bottlenecks["model.layers.1.mlp.up_proj"].adapter_up.out_features == 48
 
 
-def test_a_module_that_transformers_does_not_know():
+def test_a_module_without_a_transformers_config():
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -252,7 +252,7 @@ def test_a_module_that_transformers_does_not_know():
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
-def test_a_file_gives_the_same_model_again(kind: str, method: str, tmp_path: Path):
+def test_a_saved_adapter_is_loaded_unchanged(kind: str, method: str, tmp_path: Path):
     model = grafted(kind, method)
     save_adapter(model, tmp_path)
     again = tiny_model(kind)
@@ -267,7 +267,7 @@ def test_a_file_gives_the_same_model_again(kind: str, method: str, tmp_path: Pat
     assert all(key.startswith("base_model.model.") for key in keys)
 
 
-def test_peft_refuses_the_file_by_its_type(tmp_path: Path):
+def test_peft_refuses_the_file_because_of_its_type(tmp_path: Path):
     save_adapter(grafted(), tmp_path)
     for load in (
         lambda: peft.PeftConfig.from_pretrained(tmp_path),
@@ -289,7 +289,9 @@ def test_peft_refuses_the_file_by_its_type(tmp_path: Path):
         ({"non_linearity": "sine"}, "non_linearity is 'sine'"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_the_model_is_as_before(fields: dict[str, Any], said: str, tmp_path: Path):
+def test_a_file_that_does_not_fit_is_refused_and_the_model_is_unchanged(
+    fields: dict[str, Any], said: str, tmp_path: Path
+):
     save_adapter(grafted(), tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -319,7 +321,7 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_before(fields: dict[st
         ({"feedforward_modules": [3]}, r"feedforward_modules is \[3\]"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], said: str):
+def test_invalid_settings_are_refused(fields: dict[str, Any], said: str):
     with pytest.raises(TsugikiError, match=said):
         BottleneckConfig(**fields)
 
@@ -339,14 +341,14 @@ def test_settings_that_do_not_fit_the_model_are_refused(given: dict[str, Any], s
     assert not is_grafted(model)
 
 
-def test_a_module_of_another_width_is_named_when_it_runs():
+def test_a_module_of_another_width_is_an_error_in_the_forward_pass():
     model = tiny_model("llama")
     graft(model, BottleneckConfig(mh_adapter=False, feedforward_modules=["act_fn"]))
     with pytest.raises(TsugikiError, match="width 32 .*width 48"):
         logits(model)
 
 
-def test_what_the_method_decides_is_not_set():
+def test_fixed_settings_cannot_be_changed():
     with pytest.raises(TsugikiError, match="mh_adapter is False in this method"):
         config_of("pfeiffer", mh_adapter=True)
     with pytest.raises(TsugikiError, match="lora_alpha: no such setting"):
@@ -357,7 +359,7 @@ def test_what_the_method_decides_is_not_set():
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
-def test_it_cannot_be_merged_and_stays(method: str):
+def test_merging_is_refused_and_the_adapter_stays_active(method: str):
     model = grafted(method=method)
     before = logits(model)
     with pytest.raises(TsugikiError, match="cannot be merged"):
@@ -368,7 +370,7 @@ def test_it_cannot_be_merged_and_stays(method: str):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])
-def test_several_on_one_model_and_a_lora(kind: str):
+def test_several_adapters_and_a_lora_on_one_model(kind: str):
     model = tiny_model(kind)
     base = logits(model)
     adapters: dict[str, Any] = {
@@ -389,7 +391,7 @@ def test_several_on_one_model_and_a_lora(kind: str):
             with disable_adapter(model):
                 assert torch.equal(logits(model), base)
     set_adapter(model, "houlsby")
-    remove_adapter(model, "lora")  # unwraps the layers, of which OPT's fc2 is a sub-layer's end
+    remove_adapter(model, "lora")  # unwraps the layers; OPT's fc2 is also the last layer of a sub-layer
     assert torch.equal(logits(model), found["houlsby"])
     remove_adapter(model, "houlsby")
     assert torch.equal(logits(model), base)
@@ -397,7 +399,7 @@ def test_several_on_one_model_and_a_lora(kind: str):
     assert torch.equal(logits(model), base)
 
 
-def test_a_lora_after_it_finds_only_the_base():
+def test_a_lora_grafted_later_finds_only_layers_of_the_base():
     model = grafted("llama")
     adapter = graft(model, LoraConfig(r=2, target_modules=r".*_proj|.*adapter_down"), "lora")
     assert not [path for path in adapter.pairs if "tsugiki" in path]
@@ -406,17 +408,17 @@ def test_a_lora_after_it_finds_only_the_base():
         graft(model, LoraConfig(r=2, target_modules=["adapter_down"]), "lora")
 
 
-def test_another_adapter_is_saved_without_a_trace_of_it(tmp_path: Path):
+def test_another_adapters_file_does_not_depend_on_it(tmp_path: Path):
     model = tiny_model()
     graft(model, LoraConfig(r=2, target_modules="all-linear"), "lora")
     save_adapter(shake(model), tmp_path / "alone", "lora")
     graft(model, config_of("houlsby", reduction_factor=4), "houlsby")
-    save_adapter(model, tmp_path / "beside", "lora")
+    save_adapter(model, tmp_path / "with", "lora")
     for file in (ADAPTER_FILE, "adapter_config.json"):
-        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "beside" / file).read_bytes()
+        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "with" / file).read_bytes()
 
 
-def test_it_is_in_the_mode_of_the_model():
+def test_it_follows_the_models_training_mode():
     model = tiny_model().train()
     adapter = graft(model, config_of("houlsby"))
     graft(model.eval(), LoraConfig(r=2), "lora")
@@ -429,7 +431,7 @@ def test_it_is_in_the_mode_of_the_model():
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_deep_copy_is_a_model_of_its_own(method: str):
+def test_a_deep_copy_is_independent(method: str):
     model = grafted(method=method)
     twin, before = copy.deepcopy(model), logits(model)
     assert torch.equal(logits(twin), before)
@@ -442,7 +444,7 @@ def test_a_deep_copy_is_a_model_of_its_own(method: str):
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
-def test_the_fast_paths_serve_it(kind: str, method: str):
+def test_the_fast_paths_compute_the_same(kind: str, method: str):
     plain, quick, bare = grafted(kind, method), grafted(kind, method), tiny_model(kind)
     assert [name for _, name in use_fused_modules(quick)] == [name for _, name in use_fused_modules(bare)]
     use_fast_paths(quick)
@@ -458,11 +460,11 @@ def test_the_fast_paths_serve_it(kind: str, method: str):
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("few_bits", [False, True], ids=["bf16", "int8"])
-def test_a_base_in_fewer_bits(few_bits: bool, method: str):
+def test_a_16_bit_or_int8_base(few_bits: bool, method: str):
     exact = grafted("llama", method)
     model = tiny_model("llama")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a processor without VNNI
+        warnings.simplefilter("ignore")  # the warning of a processor without VNNI
         model = quantise(model) if few_bits else model.bfloat16()
     base = logits(model)
     torch.manual_seed(0)
@@ -483,7 +485,7 @@ def test_a_base_in_fewer_bits(few_bits: bool, method: str):
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gptj"])
-def test_generation_in_a_padded_batch_is_that_of_single_rows(kind: str, method: str):
+def test_generation_in_a_padded_batch_equals_that_of_single_rows(kind: str, method: str):
     model = grafted(kind, method)
     rows = [ids(1, n, seed=n)[0].clamp(min=1) for n in (3, 7)]
     padded = torch.stack([nn.functional.pad(row, (7 - len(row), 0)) for row in rows])
@@ -499,7 +501,7 @@ def test_generation_in_a_padded_batch_is_that_of_single_rows(kind: str, method: 
         assert torch.equal(tokens, alone[0])
 
 
-def test_gradients_come_through_checkpointed_blocks():
+def test_gradients_with_gradient_checkpointing():
     plain, saving = grafted("llama", "pfeiffer"), grafted("llama", "pfeiffer").train()
     saving.activation_checkpointing_enable({"use_reentrant": False})
     for model in (plain, saving):

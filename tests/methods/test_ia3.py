@@ -1,4 +1,4 @@
-"""(IA)³ with PEFT as the oracle, its merge, and its life in a model."""
+"""(IA)³: compared with PEFT, merging, and use in a model."""
 
 import copy
 import json
@@ -90,7 +90,7 @@ def test_ours_loads_in_peft(kind: str, variant: str, tmp_path: Path):
     adapted = logits(model)
     save_adapter(model, tmp_path)
     theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
-    assert relative_error(adapted, base) > 1e-5  # keys alone move little
+    assert relative_error(adapted, base) > 1e-5  # scaled keys alone change little
     assert relative_error(logits(theirs), adapted) < 1e-6
 
 
@@ -110,7 +110,7 @@ def test_pefts_loads_here(kind: str, variant: str, tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("kind", "variant"), [case for case in CASES if "head" not in case[1]])
-def test_merged_weights_are_pefts(kind: str, variant: str, tmp_path: Path):
+def test_merged_weights_equal_pefts(kind: str, variant: str, tmp_path: Path):
     theirs = shake(peft_model(kind, variant))
     theirs.save_pretrained(tmp_path)
     model = tiny_model(kind)
@@ -127,7 +127,8 @@ def test_merged_weights_are_pefts(kind: str, variant: str, tmp_path: Path):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_merged_head_gives_the_adapted_logits(kind: str, tmp_path: Path):
-    # PEFT scales the weight that head and embedding share, and so the embedding too: the oracle is its adapted model.
+    # PEFT scales the weight that head and embedding share, and so changes the embedding, too. Compare with its adapted
+    # model instead.
     theirs = shake(peft_model(kind, "head"))
     theirs.save_pretrained(tmp_path / "adapter")
     model = tiny_model(kind)
@@ -139,12 +140,12 @@ def test_a_merged_head_gives_the_adapted_logits(kind: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_gradients_and_steps_are_pefts(kind: str, tmp_path: Path):
+def test_gradients_and_steps_equal_pefts(kind: str, tmp_path: Path):
     theirs = shake(peft_model(kind, "default"))
     theirs.save_pretrained(tmp_path / "start")
     ours = tiny_model(kind)
     load_adapter(ours, tmp_path / "start")
-    ours.train()  # dropout inside the base is off; theirs is in evaluation mode for that
+    ours.train()  # our base has its dropout off; PEFT's model is in evaluation mode instead
     for model in (theirs, ours):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         for seed in range(3):
@@ -169,8 +170,9 @@ def test_gradients_and_steps_are_pefts(kind: str, tmp_path: Path):
         assert relative_error(tensor, other[key]) < 1e-5, key
 
 
-def test_a_file_that_peft_writes_and_does_not_read(tmp_path: Path):
-    # "all-linear" becomes whole names there, of which the feed-forward's ending is no part; ours are whole names too.
+def test_a_file_that_peft_writes_but_does_not_read(tmp_path: Path):
+    # PEFT replaces "all-linear" by full names, and then misses the ending of feedforward_modules among them. We write
+    # full names for both.
     peft_model("gpt2", "all-linear").save_pretrained(tmp_path / "theirs")
     with pytest.raises(ValueError, match="subset"):
         peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "theirs")
@@ -184,7 +186,7 @@ def test_a_file_that_peft_writes_and_does_not_read(tmp_path: Path):
 @pytest.mark.parametrize(
     "kind", [kind for kind in CONFIGS if kind in peft.utils.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING]
 )
-def test_the_default_layers_are_pefts(kind: str):
+def test_the_default_layers_equal_pefts(kind: str):
     theirs = peft_model(kind, "default")
     expected = {
         name.replace("base_model.model.", "").replace(".ia3_l.default", ""): tuple(p.shape)
@@ -195,7 +197,7 @@ def test_the_default_layers_are_pefts(kind: str):
     assert {path: tuple(s.ia3_l.shape) for path, s in adapter.scalings.items()} == expected
 
 
-def test_config_holds_pefts_field_names(tmp_path: Path):
+def test_the_config_file_has_pefts_field_names(tmp_path: Path):
     for kind, fan_in in (("gpt2", True), ("llama", False)):
         save_adapter(grafted(kind), tmp_path)
         fields = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -205,7 +207,7 @@ def test_config_holds_pefts_field_names(tmp_path: Path):
         assert peft.IA3Config.from_pretrained(tmp_path).feedforward_modules == {INNER[kind]}
 
 
-def test_random_factors_begin_as_pefts():
+def test_random_factors_are_initialised_as_in_peft():
     adapter = graft(tiny_model(n_embd=256), IA3Config(init_ia3_weights=False))
     values = torch.cat([s.ia3_l.detach().flatten() for s in adapter.scalings.values()])
     assert abs(float(values.mean())) < 0.05
@@ -216,7 +218,7 @@ def test_random_factors_begin_as_pefts():
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_grafted_equals_base_to_the_bit_until_something_trains(kind: str):
+def test_an_untrained_adapter_is_bit_identical_to_the_base(kind: str):
     model = tiny_model(kind)
     base = logits(model)
     graft(model, IA3Config())
@@ -235,7 +237,7 @@ def test_grafted_equals_base_to_the_bit_until_something_trains(kind: str):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_merged_is_adapted_and_unmerged_is_the_base(kind: str):
+def test_merging_keeps_the_logits_and_unmerging_restores_the_base(kind: str):
     model = grafted(kind)
     base, adapted = logits(tiny_model(kind)), logits(model)
     merge(model)
@@ -257,7 +259,7 @@ def test_merged_is_adapted_and_unmerged_is_the_base(kind: str):
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_exactly_the_factors_train():
+def test_only_the_factors_train():
     model = tiny_model()
     graft(model, IA3Config())
     assert {name: tuple(p.shape) for name, p in trainable_parameters(model).items()} == {
@@ -267,11 +269,11 @@ def test_exactly_the_factors_train():
     }
     with torch.device("meta"):
         model = tiny_model("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=3)
-        graft(model, IA3Config())  # four heads of width 16, two of them for keys and values
+        graft(model, IA3Config())  # four query heads of width 16, two key and value heads
     assert sum(p.numel() for p in trainable_parameters(model).values()) == 3 * (32 + 32 + 160)
 
 
-def test_switched_with_others_and_a_lora_on_the_same_layers():
+def test_switching_with_others_and_a_lora_on_the_same_layers():
     model = tiny_model()
     base = logits(model)
     adapters: dict[str, Any] = {
@@ -304,7 +306,7 @@ def test_switched_with_others_and_a_lora_on_the_same_layers():
     assert torch.equal(logits(model), found["two"])
 
 
-def test_a_fresh_adapter_copies_modules_of_the_base():
+def test_a_new_adapter_copies_modules_of_the_base():
     model = grafted(modules_to_save=["ln_f", "ln_1"])
     base = logits(tiny_model())
     for name, config in {
@@ -317,7 +319,7 @@ def test_a_fresh_adapter_copies_modules_of_the_base():
         assert not [m for m in model._tsugiki.adapters[name].modules.values() if hasattr(m, "tsugiki")]
 
 
-def test_a_deep_copy_is_a_model_of_its_own():
+def test_a_deep_copy_is_independent():
     model = grafted()
     twin, before = copy.deepcopy(model), logits(model)
     assert not torch.equal(logits(shake(twin, seed=9)), before)
@@ -331,7 +333,7 @@ def test_a_deep_copy_is_a_model_of_its_own():
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "phi3", "gpt2"])
 @pytest.mark.parametrize("targets", [None, "all-linear", ["lm_head"]], ids=["default", "all", "head"])
-def test_the_fast_paths_do_not_pass_by_it(kind: str, targets: Any):
+def test_the_fast_paths_do_not_skip_it(kind: str, targets: Any):
     given = {} if targets is None else {"target_modules": targets, "feedforward_modules": r".*(c_proj|down_proj)"}
     plain, quick, bare = grafted(kind, **given), grafted(kind, **given), tiny_model(kind)
     assert [name for _, name in use_fused_modules(quick)] == [name for _, name in use_fused_modules(bare)]
@@ -348,11 +350,11 @@ def test_the_fast_paths_do_not_pass_by_it(kind: str, targets: Any):
 
 
 @pytest.mark.parametrize("few_bits", [False, True], ids=["bf16", "int8"])
-def test_a_base_in_fewer_bits(few_bits: bool):
+def test_a_16_bit_or_int8_base(few_bits: bool):
     exact = grafted("opt")
     model = tiny_model("opt")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a processor without VNNI
+        warnings.simplefilter("ignore")  # the warning of a processor without VNNI
         model = quantise(model) if few_bits else model.bfloat16()
     base = logits(model)
     graft(model, IA3Config())
@@ -380,7 +382,7 @@ def test_a_base_in_fewer_bits(few_bits: bool):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
-def test_generation_in_a_padded_batch_is_that_of_single_rows(kind: str):
+def test_generation_in_a_padded_batch_equals_that_of_single_rows(kind: str):
     model = grafted(kind)
     rows = [ids(1, n, seed=n)[0].clamp(min=1) for n in (3, 7)]
     padded = torch.stack([nn.functional.pad(row, (7 - len(row), 0)) for row in rows])
@@ -401,7 +403,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
     assert all(bool((t != 1).any()) for t in stored.values()), "all of it moved"
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -413,7 +415,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
         ({"target_modules": ["c_attn"], "modules_to_save": ["head"]}, "modules_to_save names 'head'"),
     ],
 )
-def test_a_refused_graft_leaves_the_model_as_it_was(given: dict[str, Any], said: str):
+def test_a_refused_graft_leaves_the_model_unchanged(given: dict[str, Any], said: str):
     model = tiny_model()
     with pytest.raises(TsugikiError, match=said):
         graft(model, IA3Config(**given))
@@ -432,12 +434,12 @@ def test_a_refused_graft_leaves_the_model_as_it_was(given: dict[str, Any], said:
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(given: dict[str, Any], said: str):
+def test_invalid_settings_are_refused(given: dict[str, Any], said: str):
     with pytest.raises(TsugikiError, match=said):
         IA3Config(**given)
 
 
-def test_an_unknown_architecture_asks_for_both_names():
+def test_an_unknown_architecture_needs_both_settings():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
     with pytest.raises(TsugikiError, match=r"no default target_modules of \(IA\)³ for 'Sequential'"):
         graft(model, IA3Config())
@@ -470,7 +472,7 @@ def test_a_file_that_does_not_fit_is_refused(fields: dict[str, Any], said: str, 
     assert not is_grafted(model)
 
 
-def test_a_merge_that_is_not_finite_is_refused_and_changes_nothing():
+def test_merging_non_finite_values_is_refused_and_changes_nothing():
     for attribute in ("weight", "bias"):
         model = tiny_model()
         getattr(model.transformer.h[0].attn.c_attn, attribute).data.mul_(1e30)

@@ -1,4 +1,4 @@
-"""LoRA's relatives (DoRA, PiSSA, orthogonal factors, LoRA-FA) on whole models, with PEFT as the oracle."""
+"""Variants of LoRA (DoRA, PiSSA, orthogonal factors, LoRA-FA) on whole models, compared with PEFT."""
 
 import copy
 import dataclasses
@@ -51,7 +51,7 @@ def peft_model(kind: str, **fields: Any) -> Any:
 
 
 def file_name(name: str) -> str:
-    """Under what PEFT stores one of its parameters."""
+    """Return the name under which PEFT saves one of its parameters."""
     return (
         name.replace("base_model.model.", "")
         .replace(".default", "")
@@ -60,7 +60,7 @@ def file_name(name: str) -> str:
 
 
 def our_name(name: str) -> str:
-    """The file's name of one of our parameters; of an embedding's too."""
+    """Return the name in the file of one of our parameters, also for embeddings."""
     path, _, part = name.partition(".lora.")
     form = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}[part]
     embedding = path.endswith(("wte", "embed_tokens")) and part != "magnitude"
@@ -69,7 +69,7 @@ def our_name(name: str) -> str:
 
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_before_training_it_is_the_base(name: str, kind: str):
+def test_an_untrained_adapter_is_bit_identical_to_the_base(name: str, kind: str):
     model = tiny_model(kind)
     base = logits(model)
     graft(model, config_of(name, kind, lora_dropout=0.5))
@@ -89,7 +89,7 @@ def test_before_training_it_is_the_base(name: str, kind: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_exactly_what_trains(name: str):
+def test_which_parameters_train(name: str):
     model = tiny_model()
     graft(
         model,
@@ -113,7 +113,7 @@ def test_exactly_what_trains(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_frozen_weights_are_never_touched(name: str):
+def test_the_frozen_weights_never_change(name: str):
     model = tiny_model("llama")
     before = {path: p.detach().clone() for path, p in model.named_parameters()}
     graft(model, config_of(name, "llama"))
@@ -132,7 +132,7 @@ def set_adapter_and_back(model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_switched_with_a_lora_on_the_same_layers(name: str):
+def test_switching_with_a_lora_on_the_same_layers(name: str):
     model = tiny_model()
     base = logits(model)
     graft(model, LoraConfig(r=2), "lora")
@@ -158,7 +158,7 @@ def test_switched_with_a_lora_on_the_same_layers(name: str):
 
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_and_loaded_it_is_the_same_here_and_in_peft(name: str, kind: str, tmp_path: Path):
+def test_a_saved_adapter_gives_the_same_logits_here_and_in_peft(name: str, kind: str, tmp_path: Path):
     model = tiny_model(kind)
     base = logits(model)
     graft(model, config_of(name, kind, rank_pattern={TARGETS[kind][0]: 2}, alpha_pattern={TARGETS[kind][1]: 5}))
@@ -192,7 +192,7 @@ def test_merging(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_generating_in_a_padded_batch_is_generating_alone(name: str):
+def test_generation_in_a_padded_batch_equals_that_of_single_rows(name: str):
     model = tiny_model("llama")
     graft(model, config_of(name, "llama"))
     shake(model)
@@ -209,12 +209,12 @@ def test_generating_in_a_padded_batch_is_generating_alone(name: str):
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 @pytest.mark.parametrize("name", NAMES)
-def test_on_a_base_in_few_bits(name: str, precision: Any, tmp_path: Path):
+def test_a_16_bit_or_int8_base(name: str, precision: Any, tmp_path: Path):
     folder = save_tiny(tmp_path / "base", "llama")
     model = load_model(folder, precision)
     base = logits(model)
     graft(model, config_of(name, "llama"))
-    # int8 rounds what it multiplies, and with another rounding of the hidden states before it differs by that.
+    # int8 quantises the hidden states, so a small difference in them can become as large as one quantisation step.
     assert relative_error(logits(model), base) < (2e-2 if name == "orthogonal" else 1e-9)
     assert all(p.dtype == torch.float32 for p in trainable_parameters(model).values())
     model(input_ids=ids(), labels=ids()).loss.backward()
@@ -227,7 +227,7 @@ def test_on_a_base_in_few_bits(name: str, precision: Any, tmp_path: Path):
     assert set(trained) == set(trainable_parameters(model))
 
 
-# DoRA in PEFT: the same files, values, gradients, steps and merged weights.
+# DoRA compared with PEFT: files, values, gradients, steps and merged weights.
 
 
 def dora_fields(kind: str, **more: Any) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def dora_fields(kind: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_dora_of_peft_loads_here(kind: str, tmp_path: Path):
+def test_pefts_dora_loads_here(kind: str, tmp_path: Path):
     theirs = shake(peft_model(kind, **dora_fields(kind, use_rslora=True)))
     theirs.save_pretrained(tmp_path)
     model = tiny_model(kind)
@@ -246,7 +246,7 @@ def test_dora_of_peft_loads_here(kind: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_dora_of_ours_loads_in_peft_under_its_keys(kind: str, tmp_path: Path):
+def test_our_dora_loads_in_peft_under_its_keys(kind: str, tmp_path: Path):
     model = tiny_model(kind)
     graft(model, config_of("dora", kind, target_modules=[*TARGETS[kind], EMBEDDING[kind]]))
     adapted = logits(shake(model))
@@ -260,7 +260,7 @@ def test_dora_of_ours_loads_in_peft_under_its_keys(kind: str, tmp_path: Path):
     }
 
 
-def test_dora_begins_as_long_as_the_rows_are():
+def test_doras_magnitude_is_initialised_with_the_lengths_of_the_rows():
     model = tiny_model("llama")
     adapter = graft(model, config_of("dora", "llama", target_modules=["q_proj", "embed_tokens"]))
     theirs = peft_model("llama", use_dora=True, target_modules=["q_proj", "embed_tokens"])
@@ -270,7 +270,7 @@ def test_dora_begins_as_long_as_the_rows_are():
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_a_step_of_dora_is_pefts(kind: str, tmp_path: Path):
+def test_a_step_of_dora_equals_pefts(kind: str, tmp_path: Path):
     theirs = shake(peft_model(kind, **dora_fields(kind)))
     theirs.save_pretrained(tmp_path / "start")
     ours = tiny_model(kind)
@@ -279,8 +279,8 @@ def test_a_step_of_dora_is_pefts(kind: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_dora_with_dropout_is_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # One mask for both, in the place of each one's own.
+def test_dora_with_dropout_equals_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Both use this one mask instead of drawing their own.
     def same(x: torch.Tensor, p: float = 0.5, *_: Any) -> torch.Tensor:
         generator = torch.Generator().manual_seed(x.shape[-1])
         return x * (torch.rand(x.shape[-1], generator=generator) >= p) / (1 - p)
@@ -298,7 +298,7 @@ def test_dora_with_dropout_is_pefts(kind: str, tmp_path: Path, monkeypatch: pyte
 
 
 def steps_agree(ours: Any, theirs: Any, folder: Path) -> None:
-    """Gradients and two steps of AdamW are the same in both, and so is what is then stored."""
+    """Check that gradients, two steps of AdamW and the file saved after them are equal in both."""
     for model in (theirs, ours):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         for seed in range(2):
@@ -318,7 +318,7 @@ def steps_agree(ours: Any, theirs: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_merged_dora_is_pefts(kind: str, tmp_path: Path):
+def test_merged_dora_equals_pefts(kind: str, tmp_path: Path):
     theirs = shake(peft_model(kind, use_dora=True))
     theirs.save_pretrained(tmp_path)
     model = tiny_model(kind)
@@ -331,7 +331,7 @@ def test_merged_dora_is_pefts(kind: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_grafted_head_gives_its_loss_and_gradients(name: str):
+def test_loss_and_gradients_with_a_grafted_head(name: str):
     from tsugiki.fast.loss import chunked_loss, find_head, plain_loss
 
     model = tiny_model("llama")
@@ -349,11 +349,11 @@ def test_a_grafted_head_gives_its_loss_and_gradients(name: str):
         assert relative_error(quick, plain) < 1e-5, what
 
 
-# PiSSA in PEFT changes the base; converted to a LoRA of the base as it was, it is ours.
+# PiSSA compared with PEFT, which changes the base. Its file must be converted to a LoRA of the unchanged base first.
 
 
 def pissa_pair(kind: str, how: str, **more: Any) -> tuple[Any, Any]:
-    """Ours and PEFT's, begun on one base."""
+    """Return our model and PEFT's, initialised on the same base."""
     torch.manual_seed(5)
     theirs = peft_model(kind, init_lora_weights=how, **more)
     torch.manual_seed(5)
@@ -365,7 +365,7 @@ def pissa_pair(kind: str, how: str, **more: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_pissa_begins_and_steps_as_in_peft(kind: str, use_rslora: bool, tmp_path: Path):
+def test_pissa_is_initialised_and_trained_as_in_peft(kind: str, use_rslora: bool, tmp_path: Path):
     ours, theirs = pissa_pair(kind, "pissa", use_rslora=use_rslora)
     base = logits(tiny_model(kind))
     assert torch.equal(logits(ours), base)
@@ -375,8 +375,8 @@ def test_pissa_begins_and_steps_as_in_peft(kind: str, use_rslora: bool, tmp_path
             path, _, part = file_name(name).partition(".lora_")
             mine = getattr(ours.get_submodule(path).lora, part[0])
             assert relative_error(mine, p) < 1e-5, name
-    theirs.peft_config["default"].init_lora_weights = True  # the factors as they begin, for the conversion
-    theirs.save_pretrained(tmp_path / "begun")
+    theirs.peft_config["default"].init_lora_weights = True  # save the initial factors, for the conversion
+    theirs.save_pretrained(tmp_path / "initial")
     theirs.peft_config["default"].init_lora_weights = "pissa"
     for model in (theirs, ours.train()):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -390,7 +390,7 @@ def test_pissa_begins_and_steps_as_in_peft(kind: str, use_rslora: bool, tmp_path
     assert relative_error(logits(ours), logits(theirs)) < 1e-4
     assert relative_error(logits(ours), base) > 1e-3, "two steps move it"
 
-    theirs.save_pretrained(tmp_path / "theirs", path_initial_model_for_weight_conversion=str(tmp_path / "begun"))
+    theirs.save_pretrained(tmp_path / "theirs", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
     save_adapter(ours, tmp_path / "ours")
     mine, other = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
     assert mine.keys() == other.keys()
@@ -405,7 +405,7 @@ def test_pissa_begins_and_steps_as_in_peft(kind: str, use_rslora: bool, tmp_path
     assert relative_error(logits(again), logits(ours)) < 1e-4
 
 
-def test_pissa_by_a_random_projection_begins_as_in_peft():
+def test_pissa_by_a_random_projection_is_initialised_as_in_peft():
     torch.manual_seed(0)
     planted = 4 * torch.linalg.qr(torch.randn(32, 4))[0] @ torch.randn(4, 32) + 0.01 * torch.randn(32, 32)
     models = [tiny_model("llama"), tiny_model("llama"), tiny_model("llama")]
@@ -433,7 +433,7 @@ def test_pissa_is_the_best_approximation_of_its_rank():
 
 
 def test_a_small_step_of_pissa_is_not_lost_in_16_bits():
-    # B A - B0 A0 as it stands would be a difference of products a thousand times larger.
+    # Computed as written, B A - B0 A0 would be the difference of two products a thousand times larger.
     model = tiny_model("llama").bfloat16()
     exact = tiny_model("llama")
     for one in (model, exact):
@@ -451,7 +451,7 @@ def test_a_small_step_of_pissa_is_not_lost_in_16_bits():
     assert relative_error(change, wanted) < 0.05
 
 
-def test_pissa_is_refilled_to_the_bit_from_a_file_that_any_peft_reads(tmp_path: Path):
+def test_pissa_is_loaded_bit_identical_from_a_file_that_every_peft_reads(tmp_path: Path):
     model = tiny_model()
     adapter = graft(model, config_of("pissa"))
     shake(model)
@@ -471,7 +471,7 @@ def test_pissa_is_refilled_to_the_bit_from_a_file_that_any_peft_reads(tmp_path: 
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
-def test_without_our_own_file_pissa_is_a_lora_of_twice_the_rank(tmp_path: Path):
+def test_without_tsugiki_json_pissa_is_a_lora_of_twice_the_rank(tmp_path: Path):
     model = tiny_model()
     graft(model, config_of("pissa", use_rslora=True, rank_pattern={"c_attn": 3}))
     adapted = logits(shake(model))
@@ -517,7 +517,7 @@ def test_orthogonal_factors_are_drawn_as_in_peft(kind: str):
         assert float(pair.B.abs().max()) > 1e-2
 
 
-def test_orthogonal_of_peft_loads_here(tmp_path: Path):
+def test_pefts_orthogonal_factors_load_here(tmp_path: Path):
     theirs = shake(peft_model("llama", init_lora_weights="orthogonal"))
     theirs.save_pretrained(tmp_path)
     model = tiny_model("llama")
@@ -536,12 +536,12 @@ def test_lora_fa_keeps_no_inputs():
         graft(model, METHODS[name].configure({"r": 2, "target_modules": targets}), name)
         kept[name] = kept_bytes(lambda: model(input_ids=ids()).logits, model.parameters())
     rows, float32 = 2 * 12, 4
-    # What o_proj and down_proj read is kept by nothing else; RMSNorm keeps what q_proj reads, or what makes it.
+    # No other layer keeps the inputs of o_proj and down_proj. RMSNorm keeps the input of q_proj, or its own input.
     assert kept["lora"] - kept["lora-fa"] >= rows * (32 + 48) * float32
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_a_grafted_layer_of_lora_fa_keeps_no_input(p: float):
+def test_a_lora_fa_layer_keeps_no_input(p: float):
     model = nn.Sequential(nn.Linear(24, 40))
     x = torch.randn(64, 24)
     sizes = {}
@@ -552,7 +552,7 @@ def test_a_grafted_layer_of_lora_fa_keeps_no_input(p: float):
     assert sizes["lora"] == 64 * 3 * 4 + 64 * 24 * (5 if p else 4), "x, and a byte for each element of the mask"
 
 
-def test_a_step_of_lora_fa_is_loras_with_a_left_out(tmp_path: Path):
+def test_a_step_of_lora_fa_is_loras_without_the_step_of_a(tmp_path: Path):
     theirs = shake(peft_model("llama"))
     theirs.save_pretrained(tmp_path)
     (tmp_path / "tsugiki.json").write_text(json.dumps({"format": 1, "base": {}, "adapter": {"freeze_A": True}}))
@@ -563,7 +563,7 @@ def test_a_step_of_lora_fa_is_loras_with_a_left_out(tmp_path: Path):
     steps_agree(ours, theirs, tmp_path)
 
 
-def test_lora_fa_is_stored_as_a_lora(tmp_path: Path):
+def test_lora_fa_is_saved_as_a_lora(tmp_path: Path):
     model = tiny_model()
     graft(model, config_of("lora-fa"))
     save_adapter(shake(model), tmp_path)
@@ -572,7 +572,7 @@ def test_lora_fa_is_stored_as_a_lora(tmp_path: Path):
     assert json.loads((tmp_path / "tsugiki.json").read_text())["adapter"] == {"freeze_A": True}
 
 
-# What cannot be.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -587,7 +587,7 @@ def test_lora_fa_is_stored_as_a_lora(tmp_path: Path):
         ({"init_lora_weights": "orthogonal", "rank_pattern": {"a": 5}}, "even ranks, and one is 5"),
     ],
 )
-def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
+def test_invalid_settings_are_refused(fields: dict[str, Any], said: str):
     with pytest.raises(TsugikiError) as caught:
         LoraConfig(**fields)
     assert said in str(caught.value)
@@ -610,7 +610,7 @@ def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
         ),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(config: LoraConfig, said: str):
+def test_settings_that_do_not_fit_the_model_are_refused(config: LoraConfig, said: str):
     model = tiny_model()
     with pytest.raises(TsugikiError, match=said):
         graft(model, config)
@@ -618,14 +618,14 @@ def test_what_does_not_fit_the_model_is_refused(config: LoraConfig, said: str):
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
-def test_a_file_of_peft_whose_base_was_changed_is_refused(start: str, tmp_path: Path):
+def test_pefts_file_for_a_changed_base_is_refused(start: str, tmp_path: Path):
     theirs = peft_model("llama", init_lora_weights=start)
     theirs.save_pretrained(tmp_path)
     with pytest.raises(TsugikiError, match=f"init_lora_weights='{start}' would change the result"):
         load_adapter(tiny_model("llama"), tmp_path)
 
 
-def test_our_own_file_with_a_setting_that_is_none_is_refused(tmp_path: Path):
+def test_tsugiki_json_with_an_unknown_setting_is_refused(tmp_path: Path):
     model = tiny_model()
     graft(model, config_of("lora-fa"))
     save_adapter(shake(model), tmp_path)
@@ -635,7 +635,7 @@ def test_our_own_file_with_a_setting_that_is_none_is_refused(tmp_path: Path):
         load_adapter(tiny_model(), tmp_path)
 
 
-def test_a_method_decides_its_setting():
+def test_fixed_settings_cannot_be_changed():
     with pytest.raises(TsugikiError, match="use_dora is True"):
         METHODS["dora"].configure({"use_dora": False})
     assert dataclasses.asdict(config_of("dora"))["use_dora"] is True

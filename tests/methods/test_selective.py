@@ -1,4 +1,4 @@
-"""Selective methods: PEFT is the oracle of the norms, plain training of the chosen weights that of the others."""
+"""Selective methods: norms compared with PEFT, the others with plain training of the selected weights."""
 
 import copy
 import json
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_the_base_until_something_trains_and_again_after(kind: str, name: str):
+def test_the_base_is_bit_identical_before_training_and_after_ungraft(kind: str, name: str):
     model = tiny_model(kind)
     base = logits(model)
     own = {path: (p, p.detach().clone()) for path, p in model.named_parameters(remove_duplicate=False)}
@@ -69,7 +69,7 @@ def test_the_base_until_something_trains_and_again_after(kind: str, name: str):
         assert torch.equal(p, own[path][1])
 
 
-def test_exactly_the_chosen_parameters_train():
+def test_only_the_selected_parameters_train():
     names = {name for name, _ in tiny_model().named_parameters()}
     wanted = {
         "bitfit": {name for name in names if name.endswith("bias")},
@@ -77,7 +77,7 @@ def test_exactly_the_chosen_parameters_train():
         "head": {"lm_head.weight"},
         "select": {name for name in names if ".h.1." in name},
     }
-    # Two blocks of width 32: c_attn 96, two c_proj 32, c_fc 128, two norms 32; and the last norm.
+    # Each of the two blocks has biases of c_attn (96), two c_proj (32), c_fc (128) and two norms (32). One more norm.
     counts = {"bitfit": 2 * (96 + 32 + 32 + 128 + 64) + 32, "norms": 2 * 128 + 64, "head": 96 * 32}
     for name, config in CONFIGS.items():
         model = tiny_model()
@@ -100,12 +100,12 @@ def test_exactly_the_chosen_parameters_train():
         (LNTuningConfig(exclude_modules=r".*\.h\..*"), {"transformer.ln_f.weight", "transformer.ln_f.bias"}),
     ],
 )
-def test_patterns(config: Any, found: set[str]):
+def test_which_parameters_a_pattern_selects(config: Any, found: set[str]):
     assert set(graft(tiny_model(), config).copies) == found
 
 
 @pytest.mark.parametrize("kind", NORMS)
-def test_norms_are_files_of_pefts_both_ways(kind: str, tmp_path: Path):
+def test_files_of_norms_are_exchanged_with_peft_both_ways(kind: str, tmp_path: Path):
     ours = tiny_model(kind)
     base = logits(ours)
     graft(ours, LNTuningConfig())
@@ -132,7 +132,7 @@ def test_norms_are_files_of_pefts_both_ways(kind: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", NORMS)
-def test_a_training_step_of_norms_is_pefts(kind: str, tmp_path: Path):
+def test_a_training_step_of_norms_equals_pefts(kind: str, tmp_path: Path):
     config = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=NORMS[kind])
     theirs, ours = peft.get_peft_model(tiny_model(kind), config).eval(), tiny_model(kind)
     graft(ours, LNTuningConfig())
@@ -150,7 +150,7 @@ def test_a_training_step_of_norms_is_pefts(kind: str, tmp_path: Path):
 
 
 def one_step(model: Any) -> dict[str, torch.Tensor]:
-    """One of AdamW on what trains; returns the gradients."""
+    """Do one AdamW step on the trainable parameters and return their gradients."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     model(input_ids=ids(), labels=ids()).loss.backward()
     torch.optim.AdamW(trained.values(), lr=1e-2).step()
@@ -158,7 +158,7 @@ def one_step(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[1] != "norms"])
-def test_a_training_step_is_that_of_the_weights_themselves(kind: str, name: str):
+def test_a_training_step_equals_that_of_the_weights_themselves(kind: str, name: str):
     ours, plain = tiny_model(kind), tiny_model(kind)
     if name == "head":
         for model in (ours, plain):
@@ -176,7 +176,7 @@ def test_a_training_step_is_that_of_the_weights_themselves(kind: str, name: str)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "norms"])
-def test_the_file_is_read_here_and_refused_by_peft_by_name(name: str, tmp_path: Path):
+def test_the_file_is_read_here_and_peft_refuses_its_type(name: str, tmp_path: Path):
     model = tiny_model()
     graft(model, CONFIGS[name])
     adapted = logits(shake(model))
@@ -194,7 +194,7 @@ def test_the_file_is_read_here_and_refused_by_peft_by_name(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_merged_is_adapted_and_unmerged_is_the_base(kind: str, name: str, tmp_path: Path):
+def test_merging_keeps_the_logits_and_unmerging_restores_the_base(kind: str, name: str, tmp_path: Path):
     model = tiny_model(kind)
     base = logits(model)
     graft(model, CONFIGS[name])
@@ -214,7 +214,7 @@ def test_merged_is_adapted_and_unmerged_is_the_base(kind: str, name: str, tmp_pa
     assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) is tied
 
 
-def test_a_head_that_is_the_embedding_trains_as_a_copy_and_it_is_said():
+def test_a_tied_head_trains_as_a_copy_with_a_warning():
     model = tiny_model()
     with pytest.warns(UserWarning, match="lm_head shares its weight with transformer.wte.weight"):
         graft(model, HEAD)
@@ -227,7 +227,7 @@ def test_a_head_that_is_the_embedding_trains_as_a_copy_and_it_is_said():
     assert model.config.tie_word_embeddings is True
 
 
-def test_a_shared_weight_that_is_chosen_whole_stays_shared(tmp_path: Path):
+def test_a_shared_weight_stays_shared_if_all_its_names_are_selected(tmp_path: Path):
     model = tiny_model()
     graft(model, SelectiveConfig(["wte.weight", "lm_head.weight"]))
     assert model.lm_head.weight is model.transformer.wte.weight
@@ -244,13 +244,13 @@ def test_a_shared_weight_that_is_chosen_whole_stays_shared(tmp_path: Path):
     assert again.config.tie_word_embeddings is True
 
 
-def test_adapters_of_several_methods_take_turns():
+def test_switching_between_adapters_of_several_methods():
     model = tiny_model()
     base = logits(model)
     states = {}
     for name, config in {**CONFIGS, "lora": LoraConfig(r=2, bias="all"), "bitfit again": BITFIT}.items():
         graft(model, config, name)
-        assert torch.equal(logits(model), base), f"{name} begins from the base, whatever is active"
+        assert torch.equal(logits(model), base), f"{name} is initialised from the base, whichever adapter is active"
         states[name] = logits(shake(model, seed=len(states)))
     for name in [*states, *reversed(states)]:
         set_adapter(model, name)
@@ -262,7 +262,7 @@ def test_adapters_of_several_methods_take_turns():
     assert torch.equal(logits(ungraft(model)), base)
 
 
-def test_an_adapter_loaded_beside_another_begins_from_the_base(tmp_path: Path):
+def test_an_adapter_loaded_while_another_is_active_is_built_from_the_base(tmp_path: Path):
     model = tiny_model()
     graft(model, SelectiveConfig(["ln_f.weight"]))
     one = logits(shake(model))
@@ -277,7 +277,7 @@ def test_an_adapter_loaded_beside_another_begins_from_the_base(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_a_deep_copy_is_a_model_of_its_own(kind: str):
+def test_a_deep_copy_is_independent(kind: str):
     model = tiny_model().to(getattr(torch, kind))
     base = logits(model)
     graft(model, CONFIGS["norms"])
@@ -292,11 +292,11 @@ def test_a_deep_copy_is_a_model_of_its_own(kind: str):
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_a_base_in_16_bits_computes_with_copies_in_32(kind: str, name: str, tmp_path: Path):
+def test_a_16_bit_base_computes_with_float32_copies(kind: str, name: str, tmp_path: Path):
     model = tiny_model(kind).bfloat16()
     base = logits(model)
     graft(model, CONFIGS[name])
-    assert torch.equal(logits(model), base), "to the bit"
+    assert torch.equal(logits(model), base), "bit-identical"
     assert all(p.dtype == torch.float32 for p in trainable_parameters(model).values())
     model.train()
     gradients = one_step(model)
@@ -316,7 +316,7 @@ def test_a_base_in_16_bits_computes_with_copies_in_32(kind: str, name: str, tmp_
 
 
 @pytest.mark.parametrize("name", ["bitfit", "norms"])
-def test_a_base_in_8_bits(name: str):
+def test_an_int8_base(name: str):
     model = quantise(tiny_model())
     base = logits(model)
     graft(model, CONFIGS[name])
@@ -340,7 +340,7 @@ def test_fast_paths_compute_the_same(kind: str, name: str):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_generation_in_a_batch_is_that_of_single_rows(name: str):
+def test_generation_in_a_batch_equals_that_of_single_rows(name: str):
     model = tiny_model()
     graft(model, CONFIGS[name])
     shake(model)
@@ -355,7 +355,7 @@ def test_generation_in_a_batch_is_that_of_single_rows(name: str):
     assert torch.equal(together, torch.stack(single))
 
 
-def test_any_module_takes_one():
+def test_any_module_can_be_grafted():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
     x = torch.randn(2, 3, 5, 5)
     before = model.eval()(x)
@@ -378,7 +378,7 @@ def test_any_module_takes_one():
         ("gpt2", LNTuningConfig(["attn"]), "matches transformer.h.0.attn, a GPT2Attention"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_the_model_is_as_before(kind: str, config: Any, said: str):
+def test_settings_that_do_not_fit_are_refused_and_the_model_is_unchanged(kind: str, config: Any, said: str):
     model = tiny_model(kind)
     with pytest.raises(TsugikiError, match=said):
         graft(model, config)
@@ -386,7 +386,7 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_before(kind: str, conf
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_models_without_what_is_meant():
+def test_models_without_the_selected_parameters():
     plain = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
     for config, said in (
         (HEAD, "Sequential .*output head"),
@@ -411,12 +411,12 @@ def test_models_without_what_is_meant():
         (lambda: METHODS["select"].configure({"r": 8}), "^r: .*target_parameters"),
     ],
 )
-def test_settings_that_cannot_be(make: Any, said: str):
+def test_invalid_settings_are_refused(make: Any, said: str):
     with pytest.raises(TsugikiError, match=said):
         make()
 
 
-def test_a_file_of_one_method_is_not_read_as_another(tmp_path: Path):
+def test_a_file_of_one_method_is_not_loaded_as_another(tmp_path: Path):
     model = tiny_model()
     graft(model, LNTuningConfig())
     save_adapter(model, tmp_path)
@@ -434,7 +434,7 @@ def test_a_file_of_one_method_is_not_read_as_another(tmp_path: Path):
         assert not is_grafted(fresh)
 
 
-def test_values_that_are_not_finite_are_not_merged():
+def test_non_finite_values_are_not_merged():
     model = tiny_model()
     graft(model, CONFIGS["norms"])
     with torch.no_grad():
@@ -457,6 +457,6 @@ def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("base_dtype", ["bf16", "int8"])
-def test_a_run_on_a_base_in_few_bits_is_refused(base_dtype: str):
+def test_a_run_on_a_16_bit_or_int8_base_is_refused(base_dtype: str):
     with pytest.raises(ValueError, match=rf"base_dtype {base_dtype}"):
         RunConfig(model="-", data="-", out="-", method="bitfit", base_dtype=base_dtype)  # type: ignore[arg-type]

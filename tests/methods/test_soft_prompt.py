@@ -1,4 +1,4 @@
-"""Soft prompts against PEFT, and against what each text is alone."""
+"""Soft prompts: compared with PEFT, and texts in a batch compared with each text alone."""
 
 import copy
 import json
@@ -72,7 +72,7 @@ CASES = [(kind, method) for kind in KINDS for method in OURS if method != "lstm"
 NAMES = {"embedding.weight": "embedding", "transform.": "network.", "lstm_head.": "network.lstm."}
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # PEFT calls transformers by its earlier names
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # PEFT uses deprecated names of transformers
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
@@ -94,7 +94,7 @@ def peft_logits(model: Any) -> torch.Tensor:
 
 
 def our_name(method: str, name: str) -> str:
-    """PEFT's name of a weight of its encoder -> ours."""
+    """Translate PEFT's name of a weight of its encoder to ours."""
     name = name.replace("mlp_head.", "network.mlp." if method == "lstm" else "network.")
     for theirs, ours in NAMES.items():
         name = name.replace(theirs, ours)
@@ -136,7 +136,7 @@ def test_pefts_loads_here_and_its_prompt_trains(kind: str, method: str, tmp_path
 
 
 @pytest.mark.parametrize(("kind", "method"), CASES)
-def test_training_steps_are_pefts(kind: str, method: str):
+def test_training_steps_equal_pefts(kind: str, method: str):
     theirs, ours = peft_model(kind, method), tiny_model(kind)
     adapter = graft(ours, OURS[method])
     encoder = theirs.prompt_encoder["default"]
@@ -147,7 +147,8 @@ def test_training_steps_are_pefts(kind: str, method: str):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         for seed in range(2):
             optimizer.zero_grad()
-            # PEFT lets the last virtual token predict the text's first; here that is given, as it is to the base.
+            # In PEFT's loss, the last virtual token predicts the first token of the text. In ours, as in the loss
+            # of the base, no token predicts it.
             labels = ids(seed=seed).index_fill(1, torch.tensor([0]), -100)
             model(input_ids=ids(seed=seed), labels=labels).loss.backward()
             optimizer.step()
@@ -156,12 +157,12 @@ def test_training_steps_are_pefts(kind: str, method: str):
     for name, weight in encoder.named_parameters():
         assert weight.grad.abs().max() > 0, name
         assert relative_error(mine[our_name(method, name)].grad, weight.grad) < 1e-3, name
-        # Adam divides by the gradient's size, and so makes much of the rounding of small ones.
+        # Adam divides by the size of the gradient, which amplifies the rounding error of small gradients.
         assert relative_error(mine[our_name(method, name)], weight) < 1e-3, name
 
 
 @pytest.mark.parametrize("method", OURS)
-def test_a_prompt_begins_as_pefts(method: str):
+def test_a_prompt_is_initialised_as_in_peft(method: str):
     theirs = peft_model("llama", method).prompt_encoder["default"].state_dict()
     torch.manual_seed(1)
     ours = graft(tiny_model("llama"), OURS[method]).prompt.state_dict()
@@ -181,7 +182,7 @@ def test_a_prompt_begins_as_pefts(method: str):
         ("mlp", LENGTH * 32 + (32 + 1) * 12 + (12 + 1) * 12 + (12 + 1) * 32),
     ],
 )
-def test_what_trains_is_the_prompt_alone(method: str, count: int):
+def test_only_the_prompt_trains(method: str, count: int):
     model = tiny_model("llama")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     graft(model, OURS[method])
@@ -197,16 +198,16 @@ def test_what_trains_is_the_prompt_alone(method: str, count: int):
     assert not model.model._forward_hooks
 
 
-def test_a_prefix_of_zeros_begins_with_keys_and_values_of_zero():
+def test_a_prefix_initialised_with_zeros_has_zero_keys_and_values():
     for config in (OURS["prefix"], OURS["projected prefix"]):
         fields = {**vars(config), "init_weights": "zero"}
         adapter = graft(tiny_model(), PrefixTuningConfig(**fields))
         assert not adapter.prompt().any()
 
 
-def test_a_text_begins_a_prompt_as_in_peft(tmp_path: Path):
-    name = save_tiny(tmp_path / "base", "gemma3_text")  # whose embedding multiplies what it looks up
-    for text in ("庭師は枝を", "a"):  # cut off, repeated
+def test_a_prompt_is_initialised_with_a_text_as_in_peft(tmp_path: Path):
+    name = save_tiny(tmp_path / "base", "gemma3_text")  # its embedding layer scales the embeddings
+    for text in ("庭師は枝を", "a"):  # longer than the prompt (cut), shorter (repeated)
         theirs = peft.get_peft_model(
             load_model(name),
             peft.PromptTuningConfig(
@@ -221,7 +222,7 @@ def test_a_text_begins_a_prompt_as_in_peft(tmp_path: Path):
         fields: dict[str, Any] = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text}
         adapter = graft(model, PromptTuningConfig(LENGTH, **fields))
         assert torch.equal(adapter.prompt.embedding, theirs.prompt_encoder["default"].embedding.weight)
-        # Neither reads the tokenizer again to load what became of it.
+        # Neither library reads the tokenizer again to load the trained prompt.
         save_adapter(shake(model), tmp_path / text)
         (tmp_path / "base" / "tokenizer.json").rename(tmp_path / "hidden")
         again = load_model(name)
@@ -232,7 +233,7 @@ def test_a_text_begins_a_prompt_as_in_peft(tmp_path: Path):
         (tmp_path / "hidden").rename(tmp_path / "base" / "tokenizer.json")
 
 
-def test_words_of_the_vocabulary_begin_a_prompt():
+def test_a_prompt_initialised_with_tokens_of_the_vocabulary():
     model = tiny_model("gemma3_text")
     adapter = graft(model, PromptTuningConfig(LENGTH, prompt_tuning_init="SAMPLE_VOCAB"))
     table = model.get_input_embeddings()(torch.arange(96))
@@ -240,8 +241,8 @@ def test_words_of_the_vocabulary_begin_a_prompt():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_words_of_the_vocabulary_begin_a_prefix(kind: str, tmp_path: Path):
-    # What the layers keep of words that stand before a text is all that the text sees of them.
+def test_a_prefix_initialised_with_tokens_of_the_vocabulary(kind: str, tmp_path: Path):
+    # A text depends on the tokens before it only through their keys and values.
     prompted, prefixed = tiny_model(kind), tiny_model(kind).train()
     torch.manual_seed(2)
     graft(prefixed, PrefixTuningConfig(LENGTH, init_weights="SAMPLE_VOCAB"))
@@ -256,7 +257,7 @@ def test_words_of_the_vocabulary_begin_a_prefix(kind: str, tmp_path: Path):
     assert relative_error(peft_logits(theirs), expected) < 1e-5
 
 
-def test_prompts_and_a_lora_are_switched_on_one_model():
+def test_switching_between_prompts_and_a_lora():
     model = tiny_model("llama")
     base = logits(model)
     seen = {}
@@ -273,14 +274,16 @@ def test_prompts_and_a_lora_are_switched_on_one_model():
             assert torch.equal(logits(model), base)
             assert virtual_tokens(model) == 0
     set_adapter(model, "mlp")
-    graft(model, LoraConfig(r=2, target_modules="all-linear"), "another lora")  # while a network hangs in the model
+    graft(
+        model, LoraConfig(r=2, target_modules="all-linear"), "another lora"
+    )  # while the network of a prompt is attached
     assert not any("tsugiki" in path for path in model._tsugiki.adapters["another lora"].pairs)
     remove_adapter(model, "prompt")
     assert torch.equal(logits(ungraft(model)), base)
 
 
 @pytest.mark.parametrize("method", ["prefix", "mlp"])
-def test_a_deep_copy_has_a_prompt_of_its_own(method: str):
+def test_a_deep_copy_is_independent(method: str):
     model = grafted("gpt2", method)
     before = logits(model)
     twin = copy.deepcopy(model)
@@ -294,7 +297,7 @@ def test_a_deep_copy_has_a_prompt_of_its_own(method: str):
 
 
 @pytest.mark.parametrize("method", OURS)
-def test_a_saved_prompt_comes_back_with_what_computes_it(method: str, tmp_path: Path):
+def test_a_saved_prompt_is_loaded_with_its_network(method: str, tmp_path: Path):
     model = grafted("gpt2", method)
     save_adapter(model, tmp_path)
     again = tiny_model()
@@ -306,7 +309,7 @@ def test_a_saved_prompt_comes_back_with_what_computes_it(method: str, tmp_path: 
 
 
 def continued(model: Any, tokens: torch.Tensor, count: int) -> torch.Tensor:
-    """The likeliest continuation, without a cache."""
+    """Return the greedy continuation, computed without a cache."""
     for _ in range(count):
         tokens = torch.cat([tokens, logits(model, tokens)[:, -1:].argmax(-1)], dim=-1)
     return tokens
@@ -314,9 +317,9 @@ def continued(model: Any, tokens: torch.Tensor, count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 @pytest.mark.parametrize("kind", [*KINDS, "mistral", "opt", "bloom"])
-def test_generation_goes_on_behind_the_prompt(kind: str, method: str):
+def test_generation_with_a_prompt(kind: str, method: str):
     model = grafted(kind, method)
-    with torch.no_grad():  # far from where all tokens are as likely
+    with torch.no_grad():  # so that the tokens have clearly different probabilities
         model.get_decoder().tsugiki.embedding.mul_(3)
     tokens = ids(rows=2, length=7)
     options: dict[str, Any] = {
@@ -342,7 +345,7 @@ def test_generation_goes_on_behind_the_prompt(kind: str, method: str):
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 @pytest.mark.parametrize("kind", [*KINDS, "opt"])
-def test_left_padded_rows_are_what_they_are_alone(kind: str, method: str):
+def test_left_padded_rows_equal_single_rows(kind: str, method: str):
     model = grafted(kind, method)
     long, short = ids(1, 9, seed=2), ids(1, 4, seed=3)
     padded = torch.cat([long, F.pad(short, (5, 0))])
@@ -354,7 +357,7 @@ def test_left_padded_rows_are_what_they_are_alone(kind: str, method: str):
     assert torch.equal(together[1:, 5:], model.generate(short, **options))
 
 
-def test_generation_is_pefts(tmp_path: Path):
+def test_generation_equals_pefts(tmp_path: Path):
     for method in ("prompt", "prefix"):
         model = grafted("gpt2", method)
         save_adapter(model, tmp_path / method)
@@ -363,7 +366,7 @@ def test_generation_is_pefts(tmp_path: Path):
         assert torch.equal(theirs.generate(input_ids=ids(), **options), model.generate(ids(), **options))
 
 
-def test_a_cache_that_was_not_asked_for_is_not_given():
+def test_a_cache_is_returned_only_on_request():
     for kind in KINDS:
         model = grafted(kind, "prompt")
         with torch.no_grad():
@@ -377,7 +380,7 @@ def test_a_cache_that_was_not_asked_for_is_not_given():
 
 
 def documents() -> list[torch.Tensor]:
-    """Shorter and longer than the tiny models' sliding window of 8."""
+    """Texts shorter and longer than the sliding window of 8 of the tiny models."""
     return [ids(1, length, seed=length) for length in (3, 12, 9, 2)]
 
 
@@ -389,7 +392,7 @@ def packed(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "tsugiki"])
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 @pytest.mark.parametrize("kind", [*KINDS, "mistral", "qwen2", "opt"])
-def test_packed_documents_are_what_each_is_alone(kind: str, method: str, attention: str):
+def test_packed_documents_equal_single_documents(kind: str, method: str, attention: str):
     model = grafted(kind, method)
     if attention == "tsugiki":
         use_fast_paths(model, loss=False)
@@ -412,7 +415,7 @@ def test_packed_documents_are_what_each_is_alone(kind: str, method: str, attenti
 
 
 @pytest.mark.parametrize(("kind", "place"), [("gpt2", "n_positions"), ("llama", "max_position_embeddings")])
-def test_attention_in_blocks_takes_the_prompt_along(kind: str, place: str, monkeypatch: pytest.MonkeyPatch):
+def test_blockwise_attention_includes_the_prompt(kind: str, place: str, monkeypatch: pytest.MonkeyPatch):
     model = tiny_model(kind, **{place: 256})
     graft(model, OURS["prefix"])
     batch = packed([ids(1, 90), ids(1, 110)])
@@ -448,7 +451,7 @@ def test_a_prompt_may_be_longer_than_the_sliding_window(kind: str, config: Any, 
 @pytest.mark.parametrize(
     ("kind", "bare"), [("bloom", "separate_rows"), ("gpt_neo", "position_ids"), ("opt", "attention_mask")]
 )
-def test_how_documents_are_kept_apart_is_found_out_behind_the_prompt(kind: str, bare: str):
+def test_document_masking_is_detected_with_the_prompt(kind: str, bare: str):
     config = RunConfig(model="-", data="-", out="-", method="prompt-tuning", method_config={"num_virtual_tokens": 5})
     model = tiny_model(kind)
     assert detect_document_masking(model) == bare
@@ -456,8 +459,8 @@ def test_how_documents_are_kept_apart_is_found_out_behind_the_prompt(kind: str, 
     assert not is_grafted(model)
 
 
-def test_a_prompt_hidden_by_a_long_window_of_packed_documents_is_seen_as_alone():
-    # The second document's first tokens stand far from the prompt in the row, and near it in their own text.
+def test_packed_documents_see_the_prompt_within_a_sliding_window():
+    # In the row, the second document's first tokens are far from the prompt; in their own text, they are close to it.
     model = grafted("mistral", "prompt")
     rows = [ids(1, 30, seed=5), ids(1, 6, seed=6)]
     together = logits_of(model, packed(rows))[:, 30:]
@@ -472,7 +475,7 @@ def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", ["prefix", "mlp"])
-def test_gradients_of_a_run_are_those_of_the_plain_loss(method: str):
+def test_gradients_of_a_run_equal_those_of_the_plain_loss(method: str):
     model = grafted("llama", method)
     batch = packed(documents())
     labels = batch["input_ids"].clone()
@@ -488,7 +491,7 @@ def test_gradients_of_a_run_are_those_of_the_plain_loss(method: str):
 
 @pytest.mark.parametrize("method", ["prompt", "projected prefix"])
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_a_base_of_few_bits_has_a_prompt_in_float32(precision: Any, method: str, tmp_path: Path):
+def test_a_16_bit_or_int8_base_has_a_float32_prompt(precision: Any, method: str, tmp_path: Path):
     name = save_tiny(tmp_path / "base", "llama")
     model = load_model(name, precision)
     graft(model, OURS[method])
@@ -502,8 +505,8 @@ def test_a_base_of_few_bits_has_a_prompt_in_float32(precision: Any, method: str,
     assert model.generate(ids(1, 3), max_new_tokens=3, do_sample=False).shape == (1, 6)
 
 
-def test_the_context_is_what_the_prompt_leaves_of_it(tmp_path: Path):
-    name = save_tiny(tmp_path / "base")  # 64 positions, learned
+def test_the_prompt_takes_up_context(tmp_path: Path):
+    name = save_tiny(tmp_path / "base")  # 64 learned positions
     model, tokenizer = load_model(name), byte_tokenizer()
     graft(model, PrefixTuningConfig(num_virtual_tokens=32))
     assert context_length(model) == 32
@@ -542,13 +545,13 @@ def test_the_context_is_what_the_prompt_leaves_of_it(tmp_path: Path):
         (lambda: PromptEncoderConfig(encoder_num_layers=0), "encoder_num_layers is 0"),
     ],
 )
-def test_values_that_cannot_be_meant_are_named(config: Any, said: str):
+def test_invalid_settings_are_refused(config: Any, said: str):
     with pytest.raises(TsugikiError, match=said):
         config()
 
 
 @pytest.mark.parametrize("method", ["prompt", "prefix", "mlp"])
-def test_models_that_a_prompt_does_not_fit_are_told(method: str):
+def test_models_without_a_kv_cache_are_refused(method: str):
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96}
     bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
     without: list[Any] = [
@@ -584,7 +587,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
     config = settings(tmp_path, "p-tuning", {"num_virtual_tokens": 4, "encoder_hidden_size": 8})
     whole = assert_resumes(train, config, 3)
     losses = [entry["loss"] for entry in whole.evaluations]
-    assert losses[-1] < losses[1]  # the first is the base's
+    assert losses[-1] < losses[1]  # the first is the loss of the base
     other = train(settings(tmp_path, "prompt-tuning", {"num_virtual_tokens": 4}, out="other", max_steps=1))
     assert other.evaluations[0] == whole.evaluations[0]
     assert other.samples[0] == whole.samples[0]
@@ -598,7 +601,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
-def test_an_untrained_prompt_takes_no_fast_path_from_a_bfloat16_base(method: str):
+def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(method: str):
     config = RunConfig(model="embedded", data="-", out="-", method=method, base_dtype="bf16")
     model = load_model(config.model, load_dtype(config))
     assert preparation._document_masking(config, model) == "position_ids"
@@ -616,12 +619,12 @@ def test_an_untrained_prompt_takes_no_fast_path_from_a_bfloat16_base(method: str
         ({"prompt_tuning_init": "TEXT"}, {}, "prompt_tuning_init TEXT .*prompt_tuning_init_text"),
     ],
 )
-def test_a_run_that_cannot_be_is_refused(adapter: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path):
+def test_an_invalid_run_is_refused(adapter: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path):
     with pytest.raises((TsugikiError, ValueError), match=said):
         train(settings(tmp_path, "prompt-tuning", adapter, **changes))
 
 
-def test_a_mask_of_documents_serves_as_well_as_positions():
+def test_a_mask_of_documents_gives_the_same_as_positions():
     model = grafted("gpt2", "prefix")
     batch = packed(documents())
     by_positions = logits_of(model, batch)
@@ -631,7 +634,7 @@ def test_a_mask_of_documents_serves_as_well_as_positions():
     assert relative_error(logits_of(model, {**by_mask, "attention_mask": seen}), by_positions) < 1e-5
 
 
-def test_what_a_prompt_cannot_do_is_said():
+def test_what_a_prompt_cannot_do_is_an_error():
     model = grafted("llama", "prompt")
     before = logits(model)
     with pytest.raises(TsugikiError, match="cannot be merged"):
@@ -639,9 +642,9 @@ def test_what_a_prompt_cannot_do_is_said():
     assert torch.equal(logits(model), before)
     with pytest.raises(TsugikiError, match="cache of fixed length"):
         model.generate(ids(), cache_implementation="static", max_new_tokens=2)
-    with pytest.raises(ValueError, match="inputs_embeds"):  # transformers' own
+    with pytest.raises(ValueError, match="inputs_embeds"):  # raised by transformers
         model()
-    local = grafted("gpt_neo", "prompt")  # whose windows count places in the row, padding and all
+    local = grafted("gpt_neo", "prompt")  # its windows count positions in the row, including padding
     padded = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     with pytest.raises(TsugikiError, match="GPTNeoModel .*padding on the left"):
         local(ids(2, 4), attention_mask=padded)

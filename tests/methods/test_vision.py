@@ -1,4 +1,4 @@
-"""Models that are no language models: a ViT of transformers, torchvision's ViT and ResNet."""
+"""Vision models: a ViT of transformers, torchvision's ViT and ResNet."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def train(model: Any, x: Tensor, steps: int) -> list[float]:
 
 
 def whole_life(make: Any, config: LoraConfig, folder: Path, size: int = 16, start: float = 0.0, steps: int = 25) -> Any:
-    """Graft, train, save, load here and in PEFT, switch off, merge; returns the loaded model."""
+    """Graft, train, save, load here and in PEFT, disable and merge an adapter; return the loaded model."""
     model, x = make(), images(size)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     base = outputs(model, x)
@@ -92,7 +92,7 @@ def test_a_vit_of_transformers(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["pissa", "orthogonal"])
-def test_other_starts_on_its_linear_layers(name: str, tmp_path: Path):
+def test_other_initialisations_on_its_linear_layers(name: str, tmp_path: Path):
     config = METHODS[name].configure({"r": 4, "target_modules": "all-linear", "modules_to_save": ["classifier"]})
     whole_life(vit, config, tmp_path, start=1e-4 if name == "orthogonal" else 0.0)
 
@@ -108,7 +108,7 @@ def test_all_linear_leaves_convolutions_out():
     assert len(adapter.pairs) == 2 * 6 + 1
 
 
-# torchvision's own shapes; it is no dependency.
+# The same shapes as in torchvision, which is not a dependency.
 
 
 def resnet18() -> Any:
@@ -118,13 +118,13 @@ def resnet18() -> Any:
 
 
 def vit_b_16() -> Any:
-    """Its shape, with fewer and narrower layers."""
+    """The structure of torchvision's ViT, with fewer and narrower layers."""
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
     model = torchvision.models.VisionTransformer(
         image_size=32, patch_size=16, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=5
     )
-    nn.init.normal_(model.heads.head.weight)  # zero at first
+    nn.init.normal_(model.heads.head.weight)  # its initial value is zero
     return model.eval()
 
 
@@ -141,7 +141,7 @@ def test_torchvisions_vit(tmp_path: Path):
     whole_life(vit_b_16, config, tmp_path, size=32)
 
 
-def test_the_count_on_the_shape_of_vit_b_16():
+def test_the_parameter_count_of_vit_b_16():
     torchvision = pytest.importorskip("torchvision")
     with torch.device("meta"):
         model = torchvision.models.vit_b_16()
@@ -150,7 +150,7 @@ def test_the_count_on_the_shape_of_vit_b_16():
     assert trained == 8 * (3 * 16 * 16 + 768) + 12 * 8 * 2 * (768 + 3072)
 
 
-def test_what_multihead_attention_does_not_call_is_refused():
+def test_layers_that_multihead_attention_does_not_call_are_refused():
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     with pytest.raises(
         TsugikiError, match=r"matches 0\.out_proj, a NonDynamicallyQuantizableLinear, which cannot be grafted"
@@ -159,7 +159,7 @@ def test_what_multihead_attention_does_not_call_is_refused():
     assert set(graft(model, LoraConfig(target_modules="all-linear")).pairs) == {"1"}
 
 
-def test_a_vit_without_names_asks_for_them():
+def test_a_vit_without_target_modules_is_refused():
     with pytest.raises(TsugikiError, match="no default target_modules for 'vit'; name them"):
         graft(vit(), LoraConfig())
 
