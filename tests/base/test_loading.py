@@ -58,7 +58,7 @@ def test_folders_that_hold_no_model(tmp_path: Path):
         load_model(str(tmp_path / "empty"))
 
 
-def test_broken_models_are_one_sentence(tmp_path: Path):
+def test_broken_models_give_one_sentence(tmp_path: Path):
     folder = Path(save_tiny(tmp_path / "base"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "model.safetensors").rename(folder / "kept")
@@ -86,7 +86,7 @@ def test_code_in_a_model_folder_is_not_run(tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_model_with_a_weight_missing_is_refused(tmp_path: Path):
+def test_a_model_with_a_missing_weight_is_rejected(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     folder = Path(save_tiny(tmp_path / "base"))
@@ -103,7 +103,7 @@ def test_every_architecture_loads_with_the_logits_of_the_saved_model(kind: str, 
     assert torch.equal(logits(loaded), logits(tiny_model(kind, vocab_size=257)))
 
 
-def test_the_embedded_base_is_whole_and_its_tokenizer_loses_nothing():
+def test_the_embedded_base_is_complete_and_its_tokenizer_is_lossless():
     model, tokenizer = load_model("embedded"), load_tokenizer("embedded")
     assert model.name_or_path == "embedded"
     assert local_folder("embedded") is not None
@@ -139,7 +139,7 @@ def test_a_model_in_the_hubs_cache_is_found_without_the_hub(tmp_path: Path):
     assert model_folder(str(cached)) == cached
 
 
-def test_what_is_fetched_from_the_hub_is_neither_pickle_nor_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_neither_pickled_files_nor_code_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub.utils import filter_repo_objects
 
     seen: dict[str, Any] = {}

@@ -39,7 +39,7 @@ def refused(run: Any, *arguments: str) -> str:
     return str(error)
 
 
-def test_there_and_back(run: Any, base: str):
+def test_export_and_import(run: Any, base: str):
     write_base(load_model(base), Path("base.gguf"))
     status, out, _ = run("export", "a", "--gguf", "a.gguf", "--base", "base.gguf")
     assert status == 0
@@ -63,7 +63,7 @@ def _exported(run: Any, name: str, adapter: str) -> list[str]:
     return Path(f"{name}.Modelfile").read_text().splitlines()
 
 
-def test_exports_that_cannot_be(run: Any, base: str, tmp_path: Path):
+def test_rejected_exports(run: Any, base: str, tmp_path: Path):
     gpt2 = save_tiny(tmp_path / "gpt2", "gpt2")
     opt = save_tiny(tmp_path / "opt", "opt")
     adapter(base, "dora", use_dora=True)
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_nothing(run: Any, base: str, monkeypatch: pytest.Mon
     assert "cannot write x.gguf: No space left on device" in refused(run, "export", "a", "--gguf", "x.gguf")
 
 
-def test_imports_that_cannot_be(run: Any, base: str, tmp_path: Path):
+def test_rejected_imports(run: Any, base: str, tmp_path: Path):
     kept = _kept(run)
     content = Path(kept).read_bytes()
     for size in (3, 200, 2000, len(content) - 9):

@@ -65,7 +65,7 @@ def _break(what: str, base: str) -> None:
         ("vocabulary", "wte.weight is [257, 32], and the config says [200, 32]"),
     ],
 )
-def test_a_bad_model_is_one_line_and_nothing_is_left(what: str, said: str, run: Any, base: str, tmp_path: Path) -> None:
+def test_a_bad_model_gives_one_line_and_no_file(what: str, said: str, run: Any, base: str, tmp_path: Path) -> None:
     _break(what, base)
     before = sorted(os.listdir(tmp_path))
     status, out, err = run("export", "--model", base, "--gguf", "m.gguf")
@@ -87,7 +87,7 @@ def test_a_bad_model_is_one_line_and_nothing_is_left(what: str, said: str, run: 
         ("x" * 300 + ".gguf", "File name too long"),
     ],
 )
-def test_a_bad_place_is_one_line_and_what_was_there_stays(gguf: str, said: str, run: Any, base: str) -> None:
+def test_a_bad_path_gives_one_line_and_leaves_existing_files(gguf: str, said: str, run: Any, base: str) -> None:
     Path("there.gguf").write_text("mine")
     Path("half.Modelfile").write_text("mine")
     before = sorted(os.listdir("."))
@@ -99,7 +99,7 @@ def test_a_bad_place_is_one_line_and_what_was_there_stays(gguf: str, said: str, 
     assert Path("there.gguf").read_text() == "mine"
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_left(run: Any, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_gives_one_line_and_no_file(run: Any, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import gguf
 
     def full(*arguments: Any) -> None:
@@ -112,9 +112,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(run: Any, base: str, monkey
     assert sorted(os.listdir(".")) == before
 
 
-def test_too_little_room_is_said_before_anything_is_written(
-    run: Any, base: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_space_is_checked_before_writing(run: Any, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=50_000))
     before = sorted(os.listdir("."))
     status, _, err = run("export", "--model", base, "--gguf", "m.gguf")
@@ -122,7 +120,7 @@ def test_too_little_room_is_said_before_anything_is_written(
     assert sorted(os.listdir(".")) == before
 
 
-def test_other_tokens_are_refused_unless_they_are_asked_for(run: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_mismatch_requires_the_flag(run: Any, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from tests.export.tokenizers_of_kinds import unigram
 

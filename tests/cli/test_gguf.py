@@ -17,7 +17,7 @@ def model(tmp_path: Path) -> str:
     return str(write_gguf(tmp_path / "tiny.gguf", tiny_base("llama", intermediate_size=64), Kind.Q8_0))
 
 
-def test_a_whole_life_on_a_gguf_file(run, model: str, tmp_path: Path):
+def test_train_generate_evaluate_and_merge_on_a_gguf_file(run, model: str, tmp_path: Path):
     once = "converting tiny.gguf"
     status, _, said = run("train", "--model", model, "--data", "text.txt", "--out", "run", *TRAIN)
     assert status == 0, said
@@ -37,7 +37,7 @@ def test_a_whole_life_on_a_gguf_file(run, model: str, tmp_path: Path):
     assert status == 0, said
 
 
-def test_what_is_no_gguf_model(run, model: str, tmp_path: Path, cache: Path):
+def test_files_that_are_not_gguf_models(run, model: str, tmp_path: Path, cache: Path):
     content = Path(model).read_bytes()
     (tmp_path / "cut.gguf").write_bytes(content[:5000])
     (tmp_path / "text.gguf").write_text("a text")

@@ -68,7 +68,7 @@ def same_in_llama_cpp(kind: str, folder: Path, overrides: dict[str, Any] | None 
 
 
 @pytest.mark.parametrize(("kind", "overrides"), CASES, ids=str)
-def test_logits_are_llama_cpps(kind: str, overrides: dict[str, Any], tmp_path: Path):
+def test_llama_cpp_computes_the_same_logits(kind: str, overrides: dict[str, Any], tmp_path: Path):
     same_in_llama_cpp(kind, tmp_path, overrides, target_modules="all-linear")
 
 
@@ -79,7 +79,7 @@ def test_untied_head_and_embeddings(kind: str, layer: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("layer", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-def test_each_layer_alone(layer: str, tmp_path: Path):
+def test_llama_cpp_computes_the_same_for_each_target_module(layer: str, tmp_path: Path):
     same_in_llama_cpp("llama", tmp_path, target_modules=[layer])
 
 
@@ -92,11 +92,11 @@ def test_each_layer_alone(layer: str, tmp_path: Path):
         {"layers_to_transform": [1], "target_modules": ["k_proj"]},
     ],
 )
-def test_scalings_of_any_kind(fields: dict[str, Any], tmp_path: Path):
+def test_llama_cpp_computes_the_same_for_every_scaling(fields: dict[str, Any], tmp_path: Path):
     same_in_llama_cpp("llama", tmp_path, **fields)
 
 
-def test_sixteen_bits(tmp_path: Path):
+def test_factors_in_16_bits(tmp_path: Path):
     pytest.importorskip("llama_cpp")
     model, lora = grafted("llama", tmp_path / "a", {})
     file = write_base(sharp_model("llama"), tmp_path / "base.gguf")
@@ -109,7 +109,7 @@ def test_sixteen_bits(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma3_text", "gpt_neox", "falcon"])
-def test_there_and_back(kind: str, tmp_path: Path):
+def test_export_and_import_restore_the_factors(kind: str, tmp_path: Path):
     model, lora = grafted(kind, tmp_path / "a", {})
     write_gguf_adapter(lora, model, tmp_path / "a.gguf")
     again = read_gguf_adapter(tmp_path / "a.gguf", sharp_model(kind))
@@ -125,7 +125,7 @@ def test_there_and_back(kind: str, tmp_path: Path):
     assert read_lora_weights(tmp_path / "b").config.target_modules == sorted(lora.config.target_modules or ())
 
 
-def test_embeddings_and_patterns_there_and_back(tmp_path: Path):
+def test_export_and_import_of_embeddings_and_patterns(tmp_path: Path):
     fields = {
         "target_modules": ["q_proj", "embed_tokens", "lm_head"],
         "rank_pattern": {"q_proj": 2},

@@ -39,7 +39,7 @@ def saved(base: str, folder: Path, config: Any) -> Path:
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.trains_adapter])
-def test_each_method_as_peft_has_it(method: str, base: str, tmp_path: Path):
+def test_predictions_for_peft_match_peft(method: str, base: str, tmp_path: Path):
     config = METHODS[method].configure(_NEEDED.get(method, {}))
     folder = saved(base, tmp_path / "a", config)
     before = incompatibilities_before_training("peft", config, load_meta_model(base))
@@ -52,7 +52,7 @@ def test_each_method_as_peft_has_it(method: str, base: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.trains_adapter])
-def test_llama_cpp_has_lora_alone(method: str, base: str, tmp_path: Path):
+def test_llama_cpp_supports_only_lora(method: str, base: str, tmp_path: Path):
     config = METHODS[method].configure(_NEEDED.get(method, {}))
     said = incompatibilities("llama.cpp", saved(base, tmp_path / "a", config))
     assert said == incompatibilities_before_training("llama.cpp", config, load_meta_model(base))
@@ -69,7 +69,9 @@ def test_llama_cpp_has_lora_alone(method: str, base: str, tmp_path: Path):
         ({"target_modules": ["lm_head"]}, "lm_head, .*shared"),
     ],
 )
-def test_before_training_and_after(fields: dict[str, Any], message: str, base: str, tmp_path: Path):
+def test_predictions_are_the_same_before_and_after_training(
+    fields: dict[str, Any], message: str, base: str, tmp_path: Path
+):
     config = LoraConfig(r=2, **fields)
     after = incompatibilities("llama.cpp", saved(base, tmp_path / "a", config))
     before = incompatibilities_before_training("llama.cpp", config, load_meta_model(base))
@@ -86,7 +88,7 @@ def test_the_frozen_copy_that_peft_saves_with_an_embedding_is_ignored(tmp_path: 
     assert incompatibilities("llama.cpp", tmp_path / "a", base) == []
 
 
-def test_another_base_is_seen_by_none_of_them(base: str, tmp_path: Path):
+def test_another_base_is_reported_since_no_loader_checks_it(base: str, tmp_path: Path):
     folder = saved(base, tmp_path / "a", LoraConfig(r=2))
     other = save_tiny(tmp_path / "other", "gpt2", seed=1)
     for loader in ("llama.cpp", "ollama", "peft"):
@@ -94,7 +96,7 @@ def test_another_base_is_seen_by_none_of_them(base: str, tmp_path: Path):
         assert not any("another base" in said for said in incompatibilities(loader, folder, base))
 
 
-def test_a_run_before_it_begins(base: str):
+def test_predictions_for_the_config_of_a_run(base: str):
     common = {"model": base, "data": "x.txt", "out": "out"}
     assert refusals_of_run("llama.cpp", RunConfig(**common)) == []
     assert "DoRA" in refusals_of_run("llama.cpp", RunConfig(**common, method="dora"))[0]
@@ -102,7 +104,7 @@ def test_a_run_before_it_begins(base: str):
     assert "every weight" in refusals_of_run("peft", RunConfig(**common, method="full"))[0]
 
 
-def test_unknown_names(base: str, tmp_path: Path):
+def test_unknown_loaders_and_architectures(base: str, tmp_path: Path):
     with pytest.raises(TsugikiError, match=r"'tgi'.*llama.cpp, ollama, peft"):
         incompatibilities("tgi", tmp_path)  # type: ignore[arg-type]
     said = incompatibilities_before_training("llama.cpp", LoraConfig(), tiny_model("opt"))

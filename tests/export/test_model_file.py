@@ -89,7 +89,7 @@ def _tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
     return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
-def test_every_architecture_of_the_table_is_tried() -> None:
+def test_every_architecture_of_the_table_is_tested() -> None:
     assert {kind for kind, _ in MODELS.values()} == {
         kind for kind, row in ARCHITECTURES.items() if row.llama_cpp in GGUF_ARCHITECTURES
     }
@@ -122,7 +122,7 @@ def test_tensors_have_llama_cpps_names_and_order(tmp_path: Path) -> None:
     assert np.array_equal(tensors["blk.1.ffn_up.weight"].data, up.T.numpy())
 
 
-def test_names_of_a_file_without_its_prefix(tmp_path: Path) -> None:
+def test_keys_without_the_models_prefix(tmp_path: Path) -> None:
     """As GPT-2's own file on the hub has them, with its buffers."""
     folder = save_tiny(tmp_path / "model", "gpt2")
     write_model_gguf(stored_model(folder), tmp_path / "long.gguf")
@@ -137,7 +137,7 @@ def test_names_of_a_file_without_its_prefix(tmp_path: Path) -> None:
     ("dtype", "kind", "error"),
     [("f32", Kind.F32, 0.0), ("f16", Kind.F16, 1e-3), ("bf16", Kind.BF16, 8e-3), ("q8_0", Kind.Q8_0, 1e-2)],
 )
-def test_matrices_are_stored_as_said_and_vectors_in_float32(
+def test_matrices_have_the_given_dtype_and_vectors_are_float32(
     dtype: Any, kind: Kind, error: float, tmp_path: Path
 ) -> None:
     folder = save_tiny(tmp_path / "model", "llama")
@@ -155,14 +155,14 @@ def test_matrices_are_stored_as_said_and_vectors_in_float32(
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [(torch.float16, "f16"), (torch.bfloat16, "bf16")])
-def test_a_model_in_16_bits_stays_so(dtype: torch.dtype, stored: str, tmp_path: Path) -> None:
+def test_a_model_in_16_bits_keeps_its_dtype(dtype: torch.dtype, stored: str, tmp_path: Path) -> None:
     tiny_model("llama", vocab_size=257).to(dtype).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     assert write_model_gguf(stored_model(str(tmp_path / "model")), tmp_path / "m.gguf").dtype == stored
 
 
 @pytest.mark.parametrize("targets", [["c_attn", "c_proj", "c_fc"], ["lm_head"]])
-def test_a_merged_model_is_the_adapted_one(targets: list[str], tmp_path: Path) -> None:
+def test_a_merged_model_gives_the_adapted_logits(targets: list[str], tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "gpt2")
     model = _plain(folder)
     graft(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
@@ -178,7 +178,7 @@ def test_a_merged_model_is_the_adapted_one(targets: list[str], tmp_path: Path) -
     assert relative_error(llama_logits(tmp_path / "m.gguf", row), logits(adapted, row)[0]) < 2e-3
 
 
-def test_metadata_of_the_original_file_are_kept(tmp_path: Path) -> None:
+def test_metadata_of_the_original_file_are_copied(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "llama")
     source = stored_model(folder)
     write_model_gguf(source, tmp_path / "plain.gguf")
@@ -198,7 +198,7 @@ def test_metadata_of_the_original_file_are_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "no.gguf").exists()
 
 
-def test_an_export_has_a_modelfile_and_nothing_else(tmp_path: Path) -> None:
+def test_an_export_writes_a_modelfile_and_no_other_file(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "gpt2")
     (tmp_path / "out").mkdir()
     export = export_model(stored_model(folder), tmp_path / "out" / "tale.gguf")
@@ -223,13 +223,13 @@ def test_an_export_has_a_modelfile_and_nothing_else(tmp_path: Path) -> None:
         ("gemma3_text", {**_GEMMA3, "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
     ],
 )
-def test_what_llama_cpp_cannot_carry_is_refused_by_name(kind: str, overrides: Any, said: str) -> None:
+def test_unsupported_config_fields_are_named(kind: str, overrides: Any, said: str) -> None:
     config = tiny_model(kind, **overrides).config
     with pytest.raises(TsugikiError, match=said):
         gguf_architecture_of(config).hyperparameters(config)
 
 
-def test_broken_tensors_are_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_broken_tensors_are_named_and_no_file_remains(tmp_path: Path) -> None:
     folder = Path(save_tiny(tmp_path / "model", "llama"))
     path = folder / "model.safetensors"
     good = load_file(path)
@@ -251,7 +251,7 @@ def test_broken_tensors_are_named_and_nothing_is_left(tmp_path: Path) -> None:
     assert "blk.1.ffn_up.weight is too large for f16" in message({up: good[up] * 1e7}, "f16")
 
 
-def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     tiny_model("llama", vocab_size=257).save_pretrained(tmp_path / "model", max_shard_size="60KB")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     write_model_gguf(stored_model(str(tmp_path / "model")), tmp_path / "m.gguf")

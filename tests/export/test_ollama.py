@@ -3,7 +3,7 @@
 from tsugiki.export.ollama import modelfile
 
 
-def test_a_model_an_adapter_and_what_ends_an_answer() -> None:
+def test_base_adapter_stop_texts_and_context() -> None:
     assert modelfile("./a.gguf", "./b.gguf", ["<|im_end|>", 'say "no"'], 2048) == (
         "# Ollama supports no adapters since version 0.34.1; for that version or newer, export the merged model.\n"
         "FROM ./a.gguf\n"
@@ -14,7 +14,7 @@ def test_a_model_an_adapter_and_what_ends_an_answer() -> None:
     )
 
 
-def test_an_unknown_base_is_left_to_be_filled_in() -> None:
+def test_an_unknown_base_becomes_a_comment() -> None:
     lines = modelfile(None, "./b.gguf").splitlines()
     assert lines[1].startswith("# FROM ")
     assert lines[2:] == ["ADAPTER ./b.gguf"]

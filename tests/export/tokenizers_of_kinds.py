@@ -1,13 +1,17 @@
 """Small tokenizers of the kinds that released models have, trained on a few lines."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import gguf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import TEXT
+from tests.tiny import TEXT, byte_tokenizer
+from tsugiki.base.loading import load_tokenizer
 from tsugiki.export.tokens import PROMPTS
+from tsugiki.export.vocabulary import PRE_TOKENIZERS, add_vocabulary
 
 _TEXTS = [TEXT, *PROMPTS * 3]
 CHAT = (
@@ -85,3 +89,32 @@ def _whole(
     if chat:
         whole.chat_template = CHAT
     return whole
+
+
+def byte_level(steps: tuple[str, ...], **special: Any) -> PreTrainedTokenizerFast:
+    """Byte-level BPE that splits text by the steps of a key of `PRE_TOKENIZERS`."""
+    return bytes_bpe(*(step for step in steps if step != "bytes"), use_regex="bytes" in steps, **special)
+
+
+KINDS = {
+    **{name: lambda steps=steps: byte_level(steps) for steps, name in PRE_TOKENIZERS.items()},
+    "bytes alone": byte_tokenizer,
+    "chat": lambda: byte_level(("bytes",), chat=True, begin=True),
+    "gemma": lambda: sentencepiece_bpe(begin=True),
+    "gemma, chat": lambda: sentencepiece_bpe(begin=True, chat=True),
+    "llama 2": lambda: sentencepiece_bpe(prefix=True, begin=True),
+    "embedded": lambda: load_tokenizer("embedded"),
+}
+
+
+def write_tokenizer(path: Path, vocabulary: Any) -> Path:
+    """A GGUF file with a tokenizer and no tensors."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for key in ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"):
+        writer.add_uint32(f"llama.{key}", 8)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    add_vocabulary(writer, vocabulary)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path

@@ -58,7 +58,7 @@ def test_the_second_use_does_not_read_the_file(path: Path, count: list[Path], mo
     assert len(count) == 1
 
 
-def test_a_name_needs_no_ending(path: Path):
+def test_a_file_name_needs_no_extension(path: Path):
     blob = path.rename(path.with_name("sha256-0123"))
     assert load_model(str(blob)).config.model_type == "llama"
 
@@ -94,7 +94,7 @@ def test_the_fingerprint_is_over_the_quantised_tensors(path: Path, tmp_path: Pat
     assert gguf_fingerprint(write_gguf(tmp_path / "seed.gguf", base(seed=1), Kind.Q8_0)) != expected
 
 
-def test_an_adapter_belongs_to_its_file(path: Path, tmp_path: Path):
+def test_an_adapter_is_tied_to_its_gguf_file(path: Path, tmp_path: Path):
     trained = load_model(str(path))
     graft(trained, LoraConfig(r=2, target_modules=["q_proj"]))
     shake(trained)
@@ -186,7 +186,7 @@ def test_damaged_cached_digests_are_computed_again(path: Path, cache: Path):
     assert converted_folder(path) == first
 
 
-def test_other_packages_are_left_as_they_were(path: Path, tmp_path: Path):
+def test_patched_packages_are_restored(path: Path, tmp_path: Path):
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 

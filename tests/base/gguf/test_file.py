@@ -55,7 +55,7 @@ def test_a_truncated_file_is_noticed_at_every_length(path: Path, tmp_path: Path)
         (24, struct.pack("<Q", 1 << 63), "truncated or damaged"),
     ],
 )
-def test_damage(at: int, bytes_: bytes, message: str, path: Path):
+def test_damaged_headers(at: int, bytes_: bytes, message: str, path: Path):
     content = bytearray(path.read_bytes())
     content[at : at + len(bytes_)] = bytes_
     path.write_bytes(content)
