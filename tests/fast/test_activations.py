@@ -7,22 +7,22 @@ from torch.nn import functional as F
 from tests.fast.kept import kept_bytes
 from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, plain_swish, swish, value_and_slope
 
-FORMATS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
+ACTIVATIONS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """One rounding of the value; of the gradient two, that of the slope and that of the product."""
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("shape", [(), (7,), (5, 3), (2, 5, 3), (3, 0), (3, 100_000)])
-def test_value_and_gradient_are_the_definitions(form: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
+def test_value_and_gradient_are_the_definitions(activation: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
     torch.manual_seed(0)
     x = (3 * torch.randn(shape)).to(dtype).requires_grad_()
     grad = torch.randn(shape).to(dtype)
-    y = swish(x, form)
+    y = swish(x, activation)
     y.backward(grad)
     exact = x.detach().double().requires_grad_()
-    plain = plain_swish(exact, form)
+    plain = plain_swish(exact, activation)
     plain.backward(grad.double())
     assert y.dtype == x.grad.dtype == dtype
     assert y.shape == x.grad.shape == x.shape
@@ -30,21 +30,21 @@ def test_value_and_gradient_are_the_definitions(form: Swish, dtype: torch.dtype,
     torch.testing.assert_close(y.double(), plain, rtol=tolerance / 2, atol=tolerance * 1e-2)
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=tolerance, atol=tolerance * 1e-1)
     with torch.no_grad():
-        assert torch.equal(swish(x, form), y)
+        assert torch.equal(swish(x, activation), y)
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_each_value_that_16_bits_can_have_is_rounded_once(form: Swish, dtype: torch.dtype):
+def test_each_value_that_16_bits_can_have_is_rounded_once(activation: Swish, dtype: torch.dtype):
     x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
     x = x[x.isfinite() & (x.abs() < 1e18)].requires_grad_()
     exact = x.detach().double().requires_grad_()
-    plain_swish(exact, form).sum().backward()
-    swish(x, form).sum().backward()
-    if form != SILU:  # torch's own, in float32
-        assert torch.equal(swish(x, form), plain_swish(exact, form).to(dtype))
+    plain_swish(exact, activation).sum().backward()
+    swish(x, activation).sum().backward()
+    if activation != SILU:  # torch's own, in float32
+        assert torch.equal(swish(x, activation), plain_swish(exact, activation).to(dtype))
         assert torch.equal(x.grad, exact.grad.to(dtype))
-    assert not swish(x, form).isnan().any()
+    assert not swish(x, activation).isnan().any()
     assert not x.grad.isnan().any()
 
 
@@ -56,10 +56,10 @@ def test_the_tanh_form_is_torchs():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-def test_gradients_pass_gradcheck(form: Swish):
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_gradients_pass_gradcheck(activation: Swish):
     x = (2 * torch.randn(4, 5, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: swish(x, form), x)
+    assert torch.autograd.gradcheck(lambda x: swish(x, activation), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -75,10 +75,10 @@ def test_the_strides_of_the_input_and_of_the_gradient_do_not_matter(dtype: torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-def test_large_values_stay_themselves(dtype: torch.dtype, form: Swish):
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_large_values_stay_themselves(dtype: torch.dtype, activation: Swish):
     x = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4]).to(dtype).requires_grad_()
-    y = swish(x, form)
+    y = swish(x, activation)
     y.sum().backward()
     assert torch.equal(y, x.clamp_min(0))
     assert torch.equal(x.grad, torch.tensor([0, 0, 0.5, 1, 1], dtype=dtype))
@@ -87,9 +87,9 @@ def test_large_values_stay_themselves(dtype: torch.dtype, form: Swish):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_slope_can_come_multiplied(dtype: torch.dtype):
     x, times = torch.randn(2, 40, 9).to(dtype)
-    for form in FORMATS.values():
-        value, slope = value_and_slope(x, form)
-        again, product = value_and_slope(x, form, times.T.contiguous().T)
+    for activation in ACTIVATIONS.values():
+        value, slope = value_and_slope(x, activation)
+        again, product = value_and_slope(x, activation, times.T.contiguous().T)
         assert torch.equal(value, again)
         torch.testing.assert_close(product, slope * times, rtol=8e-3 if dtype == torch.bfloat16 else 1e-6, atol=1e-7)
 
@@ -97,8 +97,8 @@ def test_the_slope_can_come_multiplied(dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_tensor_is_kept(dtype: torch.dtype):
     x = torch.randn(32, 48).to(dtype).requires_grad_()
-    for form in FORMATS.values():
-        assert kept_bytes(lambda form=form: swish(x, form)) == x.nbytes
+    for activation in ACTIVATIONS.values():
+        assert kept_bytes(lambda activation=activation: swish(x, activation)) == x.nbytes
 
 
 def test_a_compiler_and_autocast_see_the_definition():

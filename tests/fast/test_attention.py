@@ -152,13 +152,14 @@ def test_a_document_sees_nothing_of_the_one_before(blocks: list[torch.Size]):
     assert len(blocks) == 3
 
 
-def test_gradcheck(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("past", [0, 2])
+@pytest.mark.parametrize("key_heads", [1, 4])
+def test_gradcheck(key_heads: int, past: int, blocks: list[torch.Size], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "_BLOCK", 3)
     monkeypatch.setattr(attention, "_SHORT", 0)
-    mask = torch.cat([packed(2, 5), window(7, 3)])
-    first = causal_spans(mask)
-    assert first is not None
-    assert torch.autograd.gradcheck(lambda *given: attention._BlockAttention.apply(*given, 0.3, first), tensors(mask))
+    mask = behind(torch.cat([packed(2, 5), window(7, 3)]), past)
+    assert torch.autograd.gradcheck(lambda *given: quick(*given, mask, 0.3), tensors(mask, key_heads=key_heads))
+    assert blocks
 
 
 @pytest.mark.parametrize("length", [1, 5, 64])

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from tests.fast.kept import kept_bytes
 from tests.tiny import relative_error
 from tsugiki.base.int8 import Int8Linear
+from tsugiki.lora import dora
 from tsugiki.lora.dora import add_magnitude, dora_factor, plain_factor
 from tsugiki.lora.frozen_layer import oriented
 from tsugiki.lora.layer import LoraLinear, new_pair, wrap
@@ -72,13 +73,25 @@ def test_the_definition_is_the_formula(kind: str):
     torch.testing.assert_close(module(x), expected)
 
 
-def test_gradcheck_but_for_the_norm_which_is_a_constant(monkeypatch: pytest.MonkeyPatch):
-    module = grafted(dtype=torch.float64, shape=(5, 4))
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("name", ["forward", "plain"])
+def test_gradcheck(name: str, kind: str, p: float, monkeypatch: pytest.MonkeyPatch):
+    module = grafted(kind, torch.float64, p, shape=(5, 4))
     pair = module.lora
-    factor = dora_factor(module.base_layer.weight, pair).detach() / pair.magnitude.detach()
-    monkeypatch.setattr("tsugiki.lora.dora.dora_factor", lambda weight, pair: pair.magnitude * factor)
+
+    def forward(x: Tensor, *_: Tensor) -> Tensor:
+        torch.manual_seed(3)  # the same dropout mask each time
+        return getattr(module, name)(x)  # type: ignore[no-any-return]
+
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, *_: module(x), (x, pair.A, pair.B, pair.magnitude))
+    pair.A.requires_grad_(False), pair.B.requires_grad_(False)
+    assert torch.autograd.gradcheck(forward, (x, pair.magnitude))
+    # The gradients of A and B treat the norm of W + ΔW as a constant, so it must not change with them here either.
+    norms = dora._positive(dora.row_norms(oriented(module.base_layer) + pair.delta()))
+    monkeypatch.setattr(dora, "_positive", lambda _: norms.detach())
+    pair.A.requires_grad_(True), pair.B.requires_grad_(True)
+    assert torch.autograd.gradcheck(forward, (x, pair.A, pair.B, pair.magnitude))
 
 
 def test_the_norm_gets_no_gradient():

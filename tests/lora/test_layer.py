@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki.lora.frozen_layer import features
@@ -42,14 +41,24 @@ def test_linear_is_the_formula_and_so_are_its_gradients(dtype: torch.dtype, shap
     assert layer.weight.grad is None
 
 
-def test_gradients_pass_gradcheck():
-    grafted = _grafted(nn.Linear(5, 4).double())
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Linear(5, 4, bias=False), Conv1D(4, 5)])
+def test_gradients_of_the_layer_pass_gradcheck(layer: nn.Module, fused: bool):
+    grafted = _grafted(layer.double().requires_grad_(False)).train()
+    grafted.fused, grafted.lora.dropout.p = fused, 0.3
+
+    def forward(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)  # the same dropout mask each time
+        return grafted(x)
+
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, a, b: _with(grafted, a, b)(x), (x, grafted.lora.A, grafted.lora.B))
+    assert torch.autograd.gradcheck(forward, (x, grafted.lora.A, grafted.lora.B))
 
 
-def _with(grafted, a, b):
-    return lambda x: grafted.base_layer(x) + F.linear(F.linear(x, a), b) * grafted.lora.scaling
+def test_gradients_of_an_embedding_pass_gradcheck():
+    grafted = _grafted(nn.Embedding(6, 4).double().requires_grad_(False))
+    ids = torch.tensor([[0, 5, 2], [2, 2, 1]])
+    assert torch.autograd.gradcheck(lambda *_: grafted(ids), (grafted.lora.A, grafted.lora.B))
 
 
 def test_conv1d_is_the_linear_with_the_transposed_weight():
