@@ -50,7 +50,6 @@ def test_a_length_below_one_was_a_share_of_all_steps(old: dict[str, Any], new: d
 def test_the_rest_of_a_record_is_read_under_its_new_names():
     old = {"format": 1, "choices": {"frozen": "bf16", "steps": 4}, "own_evaluations": [{"step": 0}], "samples": []}
     assert translate_record(old) == {
-        "format": 1,
         "resolved_settings": {"base_dtype": "bf16", "steps": 4},
         "retention_evaluations": [{"step": 0}],
         "samples": [],

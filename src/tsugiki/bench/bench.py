@@ -57,7 +57,7 @@ def run_benchmark(
     limit = found.pop("limit", Measurement("limit"))
     measurements = {name: found[name] for name in entries}
     limits = limit.limits[-1] if limit.limits else {}
-    results = collect(kind, workload, entries, measurements, limits, command, describe_machine())
+    results = collect(kind, workload, entries, measurements, limits, command, describe_machine().model_dump())
     if not any(row.tokens_per_second for row in results.rows):
         problems = "; ".join(f"{row.name}: {row.problem}" for row in results.rows)
         raise TsugikiError(f"no entry could be measured: {problems}")

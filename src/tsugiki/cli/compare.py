@@ -19,11 +19,11 @@ def compare_command(
     """
     from tsugiki.cli.tables import print_table
     from tsugiki.report.methods import comparison_table, write_comparison_page
-    from tsugiki.train.workflows.compare import compare, rows
+    from tsugiki.train.workflows.compare import compare, comparison_rows
     from tsugiki.train.workflows.compare_config import load_comparison
 
     settings = load_comparison(config, out, data)
     records = compare(settings)
-    table = rows(records)
+    table = comparison_rows(records)
     page = write_comparison_page(Path(settings.out), table, records)
     print_table(comparison_table(table), "in brackets 95 % intervals over documents", f"page: {page}")

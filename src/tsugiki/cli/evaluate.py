@@ -47,6 +47,6 @@ def evaluate_command(
     if as_json:
         for subject, result in zip(chosen, results, strict=True):
             names = {"model": subject.model, "adapter": subject.called or None}
-            typer.echo(json.dumps(names | result.to_json()))
+            typer.echo(json.dumps(names | result.model_dump(mode="json")))
         return
     print_evaluations([str(subject) for subject in chosen], list(results))

@@ -15,6 +15,6 @@ def quickstart_command(
     from tsugiki.train.workflows.quickstart import quickstart
 
     record = quickstart(out)
-    folder = record.config["out"]
-    print_summary(record, write_report(Path(folder)))
-    typer.echo(f"next: tsugiki generate --model embedded --adapter {folder} --prompt '{record.config['prompts'][0]}'")
+    folder = record.folder()
+    print_summary(record, write_report(folder))
+    typer.echo(f"next: tsugiki generate --model embedded --adapter {folder} --prompt '{record.config.prompts[0]}'")

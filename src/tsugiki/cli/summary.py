@@ -9,12 +9,10 @@ from rich.table import Table
 from tsugiki.cli.tables import print_table
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
-from tsugiki.report.formatting import with_interval
-from tsugiki.report.run import describe_change, held_out_table
-from tsugiki.train.evaluation.evaluate import Evaluation
-from tsugiki.train.evaluation.interval import Interval
-from tsugiki.train.evaluation.targets import change_against
-from tsugiki.train.record import RunRecord
+from tsugiki.report.formatting import describe_change, format_change, with_interval
+from tsugiki.report.run import change_of_run, held_out_table
+from tsugiki.train.evaluation.result import Evaluation, change_of_bits
+from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.merge import MergeReport
 
 _PLAIN_WIDTH = 120  # of a table that no terminal bounds
@@ -22,16 +20,17 @@ _PLAIN_WIDTH = 120  # of a table that no terminal bounds
 
 def print_summary(record: RunRecord, page: Path) -> None:
     """Held-out figures before and after, what it cost, and where the adapter and the run's page are."""
-    training, out, caveat = record.training, Path(record.config["out"]), record.evaluations[-1]["caveat"]
+    out, warning = record.folder(), record.evaluations[-1].warning
+    training, _ = finished(record)
     kind = "adapter" if (out / ADAPTER_FILE).exists() else "model"
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     print_table(
         held_out_table(record),
-        f"change: {describe_change(record)}",
-        f"{training['steps']:,} steps, {training['tokens']:,} tokens in {training['seconds']:,.0f} s "
-        f"({training['tokens_per_second']:,.0f} tokens/s), peak memory {format_gigabytes(training['peak_memory'])}",
+        f"change: {describe_change(change_of_run(record))}",
+        f"{training.steps:,} steps, {training.tokens:,} tokens in {training.seconds:,.0f} s "
+        f"({training.tokens_per_second:,.0f} tokens/s), peak memory {format_gigabytes(training.peak_memory)}",
         f"{kind}: {out} ({format_size(size)}); page: {page}",
-        *([caveat] if caveat else []),
+        *([warning] if warning else []),
     )
 
 
@@ -42,14 +41,12 @@ def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> No
         console.width = _PLAIN_WIDTH
     table = Table("model", "loss", "perplexity", "bits/char", "change of bits", "tokens")
     for name, result in zip(names, results, strict=True):
-        figures = result.to_json()
-        change, interval = change_against(results[0], result)
         table.add_row(
             name,
-            with_interval(figures, "loss"),
+            with_interval(result.loss, result.loss_interval),
             f"{result.perplexity:,.4g}",
-            with_interval(figures, "bits_per_char"),
-            "–" if result is results[0] else f"{change:+.1%}" + _percent(interval),
+            with_interval(result.bits_per_char, result.bits_per_char_interval),
+            "–" if result is results[0] else format_change(change_of_bits(results[0], result)),
             f"{result.tokens:,}",
         )
     console.print(table)
@@ -63,12 +60,12 @@ def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> No
         "compare bits per character between models: loss and perplexity are each tokenizer's own", soft_wrap=True
     )
     for name, result in zip(names, results, strict=True):
-        if result.caveat:
-            console.print(f"{name}: {result.caveat}")
-        if result.left_out:
-            console.print(f"{name}: {result.left_out:,} examples are longer than its context and are not scored")
-        if result.cut_windows:
-            console.print(f"{name}: {result.cut_windows:,} windows are longer than its context and scored in pieces")
+        if result.warning:
+            console.print(f"{name}: {result.warning}")
+        if result.skipped_records:
+            console.print(f"{name}: {result.skipped_records:,} examples are longer than its context and are not scored")
+        if result.split_windows:
+            console.print(f"{name}: {result.split_windows:,} windows are longer than its context and scored in pieces")
 
 
 def print_merge(out: Path, report: MergeReport) -> None:
@@ -87,7 +84,3 @@ def print_merge(out: Path, report: MergeReport) -> None:
         )
     if report.evaluations is not None:
         print_evaluations(["base", "with the adapter", "merged"], report.evaluations)
-
-
-def _percent(interval: Interval | None) -> str:
-    return f"\n[{interval[0]:+.1%}, {interval[1]:+.1%}]" if interval else ""

@@ -31,20 +31,14 @@ from tsugiki.io.json import value_text
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS, format_of
 from tsugiki.report.counts import data_lines
-from tsugiki.report.formatting import (
-    change,
-    describe_interval,
-    fill_template,
-    interval_of_change,
-    number,
-    with_interval,
-)
+from tsugiki.report.formatting import describe_change, with_interval
+from tsugiki.train.evaluation.interval import Interval
+from tsugiki.train.evaluation.result import Evaluation, change_of_bits
 from tsugiki.train.record import RunRecord
 
 _SEAL = re.compile(
     r"\n<!-- tsugiki push wrote this card, and writes it anew while nobody edits it: ([0-9a-f]{64}) -->\s*$"
 )
-_FIGURES = (("perplexity", "perplexity"), ("bits_per_char", "bits per character"), ("loss", "loss, nats a token"))
 
 
 @dataclass(frozen=True)
@@ -134,7 +128,8 @@ def _metadata(adapter: CardData) -> ModelCardData:
 
 def _results(record: RunRecord | None) -> list[EvalResult]:
     """The figures after training, on the run's own held-out text."""
-    last: Mapping[str, Any] = record.evaluations[-1] if record is not None and record.evaluations else {}
+    if record is None or not record.evaluations:
+        return []
     return [
         EvalResult(
             task_type="text-generation",
@@ -142,10 +137,10 @@ def _results(record: RunRecord | None) -> list[EvalResult]:
             dataset_name="held-out text of the run",
             metric_type=name,
             metric_name=label,
-            metric_value=float(f"{number(last.get(name)):.6g}"),
+            metric_value=float(f"{value:.6g}"),
         )
-        for name, label in _FIGURES
-        if math.isfinite(number(last.get(name)))
+        for name, label, value, _ in _figures_of(record.evaluations[-1])
+        if math.isfinite(value)
     ]
 
 
@@ -155,26 +150,36 @@ def _figures(record: RunRecord | None) -> dict[str, Any]:
         return {}
     before, after = record.evaluations[0], record.evaluations[-1]
     rows = [
-        [label, *(with_interval(entry, name).replace("\n", " ") for entry in (before, after))]
-        for name, label in _FIGURES
+        [label, *(with_interval(value, interval).replace("\n", " ") for value, interval in ((was, of), (now, at)))]
+        for (_, label, was, of), (_, _, now, at) in zip(_figures_of(before), _figures_of(after), strict=True)
     ]
-    sure = describe_interval(interval_of_change(before, after), len(after.get("documents") or ()))
-    changed = change(before, after, "bits_per_char")
-    sure = sure if math.isnan(changed) else f"{changed:+.1%} ({sure})"
-    return {"rows": rows, "sure": sure, "caveat": after.get("caveat"), "characters": after.get("characters")}
+    change = change_of_bits(before, after)
+    described = describe_change(change)
+    if not math.isnan(change.relative):
+        described = f"{change.relative:+.1%} ({described})"
+    return {"rows": rows, "change": described, "warning": after.warning, "characters": after.characters}
+
+
+def _figures_of(result: Evaluation) -> list[tuple[str, str, float, Interval | None]]:
+    """Return name, label, value and 95 % interval of every figure."""
+    return [
+        ("perplexity", "perplexity", result.perplexity, result.perplexity_interval),
+        ("bits_per_char", "bits per character", result.bits_per_char, result.bits_per_char_interval),
+        ("loss", "loss, nats a token", result.loss, result.loss_interval),
+    ]
 
 
 def _samples(record: RunRecord | None) -> list[tuple[str, list[tuple[str, str]]]]:
     """Of each prompt what was written first and last."""
     samples = record.samples if record is not None else []
     found = []
-    for prompt in dict.fromkeys(str(sample.get("prompt", "")) for sample in samples):
-        written = [sample for sample in samples if sample.get("prompt", "") == prompt]
+    for prompt in dict.fromkeys(sample.prompt for sample in samples):
+        written = [sample for sample in samples if sample.prompt == prompt]
         first_and_last = [written[0], *written[1:][-1:]]
         texts = [
             (
-                "before training" if one.get("step") == 0 else f"after step {number(one.get('step')):,.0f}",
-                str(one.get("text", "")).strip("\n"),
+                "before training" if one.step == 0 else f"after step {one.step:,}",
+                one.text.strip("\n"),
             )
             for one in first_and_last
         ]
@@ -186,8 +191,8 @@ def _method(adapter: CardData) -> list[tuple[str, str]]:
     """What was trained, and how, label and value."""
     lines: list[tuple[str, str]] = []
     config, record = adapter.config, adapter.record
-    if record is not None and record.config.get("method") in METHODS:
-        method = str(record.config["method"])
+    if record is not None and record.config.method in METHODS:
+        method = record.config.method
         lines.append(("method", f"{method}: {METHODS[method].summary}"))
     else:
         lines.append(("method", str(adapter.fields.get("peft_type"))))
@@ -195,17 +200,22 @@ def _method(adapter: CardData) -> list[tuple[str, str]]:
         lines.append(("rank, alpha", f"{config.r}, {config.lora_alpha:g}"))
         lines.append(("layers", _listed(config.target_modules)))
     if record is not None:
-        lines += fill_template(
-            (
-                ("trained", "{parameters[trainable]:,} of {parameters[total]:,} parameters, {parameters[share]:.2%}"),
-                ("dropout", "{config[lora][lora_dropout]:g}"),
-                ("learning rate", "{config[learning_rate]:g}, {config[lr_scheduler_type]}"),
-                ("a step", "{config[grad_accum]} × {config[batch_size]} rows"),
-                ("steps", "{training[steps]:,}"),
-                ("seed", "{config[seed]}"),
-            ),
-            {"parameters": record.parameters, "config": record.config, "training": record.training},
-        )
+        lines += _training(record)
+    return lines
+
+
+def _training(record: RunRecord) -> list[tuple[str, str]]:
+    lines = []
+    if record.parameters:
+        counts = record.parameters
+        lines.append(("trained", f"{counts.trainable:,} of {counts.total:,} parameters, {counts.share:.2%}"))
+    if record.config.lora:
+        lines.append(("dropout", f"{record.config.lora.lora_dropout:g}"))
+    lines.append(("learning rate", f"{record.config.learning_rate:g}, {record.config.lr_scheduler_type}"))
+    lines.append(("an optimiser step", f"{record.config.grad_accum} × {record.config.batch_size} rows"))
+    if record.training:
+        lines.append(("steps", f"{record.training.steps:,}"))
+    lines.append(("seed", str(record.config.seed)))
     return lines
 
 
@@ -217,41 +227,35 @@ def _made(made: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _data(record: RunRecord | None) -> list[tuple[str, str]]:
-    """Counts and fingerprints of the data; no text."""
+    """Return labels and values of the data, and their fingerprints."""
     if record is None:
         return []
-    fingerprints = (
-        ("fingerprint, to learn", "{train[fingerprint]}"),
-        ("fingerprint, held out", "{held_out[fingerprint]}"),
-        ("fingerprint, rows", "{blocks_fingerprint}"),
-    )
-    read_from = fill_template((("read from", "{data}"),), record.config)
-    return [*read_from, *data_lines(record.data), *fill_template(fingerprints, record.data)]
+    lines = [("read from", record.config.data)]
+    if record.data:
+        lines += data_lines(record.data)
+        lines.append(("fingerprint of the training texts", record.data.train.fingerprint))
+        lines.append(("fingerprint of the held-out texts", record.data.held_out.fingerprint))
+        lines.append(("fingerprint of the rows", record.data.blocks_fingerprint))
+    return lines
 
 
 def _cost(record: RunRecord | None) -> list[tuple[str, str]]:
+    """Return labels and values of the machine, the time and the memory."""
     if record is None:
         return []
-    training = dict(record.training)
-    if training.get("seconds"):
-        training["time"] = format_duration(training["seconds"])
-    if training.get("peak_memory"):
-        training["peak"] = format_gigabytes(training["peak_memory"])
-    lines = fill_template(
-        (
-            ("machine", "{machine[processor]}, {machine[cores]} cores"),
-            ("accelerator", "{machine[accelerator]}"),
-            ("time in steps", "{training[time]}, {training[tokens_per_second]:,.0f} tokens/s"),
-            ("peak memory", "{training[peak]}"),
-        ),
-        {"machine": _there(record.machine), "training": training},
-    )
+    lines = []
+    if record.machine:
+        lines.append(("machine", f"{record.machine.processor}, {record.machine.cores} cores"))
+        if record.machine.accelerator:
+            lines.append(("accelerator", record.machine.accelerator))
+    if record.training:
+        training = record.training
+        speed = f"{training.tokens_per_second:,.0f} tokens/s"
+        lines.append(("time in steps", f"{format_duration(training.seconds)}, {speed}"))
+        if training.peak_memory:
+            lines.append(("peak memory", format_gigabytes(training.peak_memory)))
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return [*lines, *([("versions", versions)] if versions else [])]
-
-
-def _there(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _base_in_words(name: str | None) -> str:
@@ -273,7 +277,7 @@ def _loading(name: str | None) -> str:
 
 
 def _first_prompt(record: RunRecord | None) -> str:
-    prompts = [str(sample.get("prompt", "")) for sample in record.samples] if record is not None else []
+    prompts = [sample.prompt for sample in record.samples] if record is not None else []
     return next((prompt for prompt in prompts if prompt), "…")
 
 

@@ -12,7 +12,6 @@ report and whatever else lies in the folder. Nothing of the data's text is in an
 weights and samples give away.
 """
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -135,13 +134,14 @@ def _notes(folder: Path, base: str | None, license_id: str | None, record: RunRe
 
 
 def _public_record(record: RunRecord, base: str | None) -> RunRecord:
-    near = record.data.get("near_duplicates") or {}
-    return dataclasses.replace(
-        record,
-        config=_public(_without(record.config, "model", "out") | ({"model": base} if base else {})),
-        base=_without(record.base, "name") | ({"name": base} if base else {}),
-        data=record.data | ({"near_duplicates": _without(near, "first")} if near else {}),
-    )
+    """Return the record without the paths of this machine and without the names of the data's records."""
+    public = record.to_json()
+    public["config"] = _public(_without(public["config"], "model", "out") | ({"model": base} if base else {}))
+    if public["base"]:
+        public["base"]["name"] = base
+    if public["data"]:
+        public["data"]["near_duplicates"]["first"] = []
+    return RunRecord.model_validate(public)
 
 
 def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.io.json import read_json
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
-from tsugiki.report.formatting import Table, figure, fill_template, number
+from tsugiki.report.formatting import Table, figure
 from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, with_spectra
 from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.page import Section, page, pairs, part, table
@@ -96,16 +96,17 @@ def facts_lines(portrait: AdapterReport) -> list[tuple[str, str]]:
     record = portrait.record
     if record is None:
         return lines
-    seconds = number(record.training.get("seconds"))
-    return lines + fill_template(
-        (
-            ("trained on", "{config[data]}"),
-            ("training", "{training[steps]:,} steps, {training[tokens]:,} tokens in {time}"),
-            ("learning rate", "{config[learning_rate]:g}"),
-            ("held out", "{data[held_out][documents]:,} records, {data[held_out][characters]:,} characters"),
-        ),
-        {**vars(record), "time": format_duration(seconds)},
-    )
+    lines.append(("trained on", record.config.data))
+    if record.training:
+        training = record.training
+        lines.append(
+            ("training", f"{training.steps:,} steps, {training.tokens:,} tokens in {format_duration(training.seconds)}")
+        )
+    lines.append(("learning rate", f"{record.config.learning_rate:g}"))
+    if record.data:
+        held_out = record.data.held_out
+        lines.append(("held out", f"{held_out.documents:,} records, {held_out.characters:,} characters"))
+    return lines
 
 
 def tensors_table(tensors: Mapping[str, Tensor]) -> Table:

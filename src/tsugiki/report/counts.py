@@ -1,41 +1,33 @@
-"""What there is to know about a run's data, labelled."""
+"""The counts of a run's data, with labels."""
 
-from collections.abc import Mapping
-from typing import Any
+from tsugiki.train.record import DataSummary
 
-from tsugiki.report.formatting import fill_template
-
-_ISOLATION = {
-    "position_ids": "do not see each other (positions begin anew)",
-    "attention_mask": "do not see each other (a mask)",
-    "separate_rows": "each in rows of its own",
+_DOCUMENT_MASKING = {
+    "position_ids": "masked from each other by position ids",
+    "attention_mask": "masked from each other by an attention mask",
+    "separate_rows": "in separate rows",
 }
-_LINES = (
-    ("to learn", "{train[documents]:,} records, {train[characters]:,} characters"),
-    ("held out", "{held_out[documents]:,} records, {held_out[characters]:,} characters"),
-    ("tokens", "{tokens_per_epoch:,}, {characters_per_token:.2f} characters a token"),
-    ("learned", "{target_tokens_per_epoch:,} tokens, {learned_share:.1%}"),
-    ("rows", "{blocks:,} of {block_size} tokens, {padded_share:.1%} padding"),
-    ("records in a row", "{kept_apart}"),
-    ("longest record", "{longest[tokens]:,} tokens, {longest[source]}"),
-    ("go on in other rows", "{split_records:,} documents"),
-    ("cut off", "{cut_records:,} examples, {cut_tokens:,} tokens"),
-    ("near-duplicates", "{near_duplicates[records]:,} records in {near_duplicates[groups]:,} groups"),
-)
 
 
-def data_lines(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The counts of `train.preparation`, and those of a preview where they are given; what is not there is left out."""
-    shares = {}
-    if counts.get("blocks") and counts.get("block_size"):
-        shares["padded_share"] = counts.get("padding", 0) / (counts["blocks"] * counts["block_size"])
-    if counts.get("tokens_per_epoch"):
-        shares["learned_share"] = counts.get("target_tokens_per_epoch", 0) / counts["tokens_per_epoch"]
-    if counts.get("document_masking") in _ISOLATION:
-        shares["kept_apart"] = _ISOLATION[counts["document_masking"]]
-    return fill_template(_LINES, {**shares, **counts})
+def data_lines(data: DataSummary) -> list[tuple[str, str]]:
+    """Return labels and texts for the counts of a run's data."""
+    size = data.blocks * data.block_size
+    return [
+        ("training data", f"{data.train.documents:,} records, {data.train.characters:,} characters"),
+        ("held out", f"{data.held_out.documents:,} records, {data.held_out.characters:,} characters"),
+        ("tokens", f"{data.tokens_per_epoch:,}"),
+        (
+            "target tokens",
+            f"{data.target_tokens_per_epoch:,}, {data.target_tokens_per_epoch / data.tokens_per_epoch:.1%}",
+        ),
+        ("rows", f"{data.blocks:,} of {data.block_size} tokens, {data.padding / size:.1%} padding"),
+        ("documents in a row", _DOCUMENT_MASKING[data.document_masking]),
+        ("continue in other rows", f"{data.split_records:,} documents"),
+        ("cut off", f"{data.cut_records:,} examples, {data.cut_tokens:,} tokens"),
+        ("near-duplicates", f"{data.near_duplicates.records:,} records in {data.near_duplicates.groups:,} groups"),
+    ]
 
 
-def alike_lines(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The first groups of near-duplicates, by name."""
-    return [("  alike", " · ".join(group)) for group in counts.get("near_duplicates", {}).get("first", ())]
+def near_duplicate_lines(data: DataSummary) -> list[tuple[str, str]]:
+    """Return labels and texts for the first groups of near-duplicates: the names of their records."""
+    return [("  nearly the same", " · ".join(group)) for group in data.near_duplicates.first]

@@ -11,10 +11,9 @@ from tsugiki.adapters.library import Entry
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
-from tsugiki.report.formatting import Table, figure, number
+from tsugiki.report.formatting import Table, figure
+from tsugiki.train.evaluation.result import Evaluation, StepEvaluation
 from tsugiki.train.record import RunRecord, read_record
-
-_FIGURES = ("loss", "perplexity", "bits_per_char")
 
 
 def library_table(entries: Sequence[Entry]) -> Table:
@@ -62,7 +61,7 @@ def record_of(folder: Path) -> RunRecord | None:
 def _row(entry: Entry) -> list[str]:
     facts = entry.facts
     assert facts is not None
-    measured = [figure(one.get("perplexity")) for one in _first_and_last(entry.folder)]
+    measured = [figure(one.perplexity) for one in _first_and_last(entry.folder)]
     return [
         entry.name,
         facts.method,
@@ -75,14 +74,14 @@ def _row(entry: Entry) -> list[str]:
     ]
 
 
-def _first_and_last(folder: Path) -> list[dict[str, Any]]:
+def _first_and_last(folder: Path) -> list[StepEvaluation]:
     """The held-out figures before training and after, or those before alone, or none."""
     record = record_of(folder)
     evaluations = record.evaluations if record else []
     return evaluations if len(evaluations) < 2 else [evaluations[0], evaluations[-1]]
 
 
-def _finite(measured: dict[str, Any]) -> dict[str, float | None]:
-    """JSON has no infinity."""
-    figures = {name: number(measured.get(name)) for name in _FIGURES}
+def _finite(result: Evaluation) -> dict[str, float | None]:
+    """Return the figures of an evaluation; None for those that JSON cannot express."""
+    figures = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_char": result.bits_per_char}
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}

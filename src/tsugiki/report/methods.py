@@ -10,25 +10,24 @@ from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.methods.method import Family
 from tsugiki.methods.table import family_of
 from tsugiki.report.comparison import write_comparison
-from tsugiki.report.formatting import Table
+from tsugiki.report.formatting import Table, format_change
 from tsugiki.report.plots import Mark, Series, over_parameters, over_ranks
-from tsugiki.train.evaluation.interval import Interval
-from tsugiki.train.record import RunRecord
-from tsugiki.train.workflows.compare import Row
+from tsugiki.train.record import RunRecord, finished
+from tsugiki.train.workflows.compare import ComparisonRow
 from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, Point, change, smallest_sufficient_rank
 
 _FAMILIES = get_args(Family)
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     """The chapter's table in 4.4.6, a row for each method.
 
     Families are told where adapters of several are compared, and what each forgets where that was measured.
     """
     several = len({row.family for row in rows} - {family_of("full")}) > 1
-    own = any(row.retention_loss_before is not None for row in rows)
+    retention = any(row.retention_loss_before is not None for row in rows)
     headers = ["method", "trains", "file", "rate", "time", "tokens/s", "memory", "perplexity", "held-out loss"]
-    return headers + (["retention loss"] if own else []), [
+    return headers + (["retention loss"] if retention else []), [
         [
             f"{row.name}\n{row.family}" if several else row.name,
             f"{row.trainable:,}\n{row.share:.2%}",
@@ -38,14 +37,14 @@ def comparison_table(rows: Sequence[Row]) -> Table:
             f"{row.tokens_per_second:,.0f}",
             format_gigabytes(row.peak_memory),
             f"{row.perplexity_before:,.1f}\n→ {row.perplexity_after:,.1f}",
-            f"{row.loss_before:.3f} → {row.loss_after:.3f}\n{_interval(row.loss_interval, '.3f')}",
-            *([_own(row)] if own else []),
+            f"{row.loss_before:.3f} → {row.loss_after:.3f}\n{_interval(row)}",
+            *([_retention(row)] if retention else []),
         ]
         for row in rows
     ]
 
 
-def write_comparison_page(folder: Path, rows: Sequence[Row], records: Mapping[str, RunRecord]) -> Path:
+def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> Path:
     """`report.html` of a comparison.
 
     Raises:
@@ -63,7 +62,7 @@ def write_comparison_page(folder: Path, rows: Sequence[Row], records: Mapping[st
     return write_comparison(folder, title, lead, headers, cells, runs, _over_parameters(rows))
 
 
-def _over_parameters(rows: Sequence[Row]) -> list[Markup]:
+def _over_parameters(rows: Sequence[ComparisonRow]) -> list[Markup]:
     """Perplexity over what trains, coloured by family; nothing of a single method."""
     marks = [
         Mark(f"{row.name} ({row.family})", row.trainable, row.perplexity_after, _FAMILIES.index(row.family))
@@ -80,11 +79,11 @@ def sweep_table(points: Sequence[Point]) -> Table:
     return headers, [
         [
             *(_plain(value) for value in point.values.values()),
-            f"{point.record.parameters['trainable']:,}",
+            f"{finished(point.record)[1].trainable:,}",
             f"{point.loss:.4f}",
-            f"{point.record.evaluations[-1]['bits_per_char']:.4f}",
-            "best" if point is best else _change(*change(best, point)),
-            format_duration(point.record.training["seconds"]),
+            f"{point.record.evaluations[-1].bits_per_char:.4f}",
+            "best" if point is best else format_change(change(best, point), digits=2),
+            format_duration(finished(point.record)[0].seconds),
         ]
         for point in points
     ]
@@ -130,23 +129,19 @@ def _over_ranks(points: Sequence[Point]) -> list[Series]:
 
 
 def _budget(records: Mapping[str, RunRecord]) -> str:
-    tokens = next(iter(records.values())).training["tokens"]
-    return f"{tokens:,} tokens"
+    training, _ = finished(next(iter(records.values())))
+    return f"{training.tokens:,} tokens"
 
 
-def _own(row: Row) -> str:
-    if row.retention_loss_before is None or row.retention_loss_after is None:
+def _retention(row: ComparisonRow) -> str:
+    if row.retention_loss_before is None or row.retention_loss_after is None or row.retention_change is None:
         return "–"
-    changed = _change(row.retention_loss_after / row.retention_loss_before - 1, row.retention_change_interval, digits=1)
-    return f"{row.retention_loss_before:.3f} → {row.retention_loss_after:.3f}\n{changed}"
+    change = format_change(row.retention_change)
+    return f"{row.retention_loss_before:.3f} → {row.retention_loss_after:.3f}\n{change}"
 
 
-def _change(relative: float, interval: Interval | None, digits: int = 2) -> str:
-    return f"{relative:+.{digits}%} {_interval(interval, f'+.{digits}%')}".strip()
-
-
-def _interval(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"
+def _interval(row: ComparisonRow) -> str:
+    return "" if row.loss_interval is None else f"[{row.loss_interval[0]:.3f}, {row.loss_interval[1]:.3f}]"
 
 
 def _plain(value: Any) -> str:

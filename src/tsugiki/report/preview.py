@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tsugiki.io.formatting import format_duration
-from tsugiki.report.counts import alike_lines, data_lines
+from tsugiki.report.counts import data_lines, near_duplicate_lines
 from tsugiki.report.page import render
 from tsugiki.train.workflows.preview import PieceView, Preview, RowView
 
@@ -53,16 +53,18 @@ def to_html(preview: Preview) -> str:
 def count_lines(preview: Preview) -> list[tuple[str, str]]:
     """The counts, labelled, as both displays show them."""
     counts = preview.counts
-    time = [
-        ("steps", f"{counts['steps']:,}"),
-        ("time of training, here", f"about {format_duration(counts['seconds'])}"),
+    more = [
+        ("characters per token", f"{counts.characters_per_token:.2f}"),
+        ("longest record", f"{counts.longest_tokens:,} tokens, {counts.longest_record}"),
+        ("steps", f"{counts.steps:,}"),
+        ("training time on this machine", f"about {format_duration(counts.seconds)}"),
     ]
-    return [*data_lines(counts), *time, *alike_lines(counts)]
+    return [*data_lines(counts), *more, *near_duplicate_lines(counts)]
 
 
 def _row_title(row: RowView, preview: Preview) -> str:
-    size = preview.counts["block_size"]
-    return f"row {row.number} of {preview.counts['blocks']:,}, {size - row.padding} of {size} tokens"
+    size = preview.counts.block_size
+    return f"row {row.number} of {preview.counts.blocks:,}, {size - row.padding} of {size} tokens"
 
 
 def _piece(piece: PieceView, colours: bool) -> Text:

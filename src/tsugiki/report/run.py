@@ -2,30 +2,28 @@
 
 import math
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
 
 from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes
-from tsugiki.report.counts import alike_lines, data_lines
+from tsugiki.methods.table import family_of
+from tsugiki.report.counts import data_lines, near_duplicate_lines
 from tsugiki.report.formatting import (
     Table,
-    change,
-    describe_interval,
+    describe_change,
     figure,
-    fill_template,
-    interval_of_change,
-    number,
+    format_change,
     with_interval,
 )
 from tsugiki.report.page import Section, page, pairs, part, table
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
-from tsugiki.train.record import RunRecord, read_record
+from tsugiki.train.evaluation.interval import Change, Interval
+from tsugiki.train.evaluation.result import change_of_bits
+from tsugiki.train.record import RunRecord, TrainingFigures, read_record
 
 REPORT_FILE = "report.html"
 _SMOOTHED = 12  # stretches of a loss curve that are told apart
@@ -80,44 +78,58 @@ def record_sections(record: RunRecord) -> list[Section]:
 
 
 def held_out_table(record: RunRecord) -> Table:
-    """Held-out figures before and after, with 95 % intervals; no rows where there are none."""
+    """Return the held-out figures before and after training, with 95 % intervals; no rows if one of them is missing."""
     rows = []
     if len(record.evaluations) > 1:
         before, after = record.evaluations[0], record.evaluations[-1]
-        for name, label in (("loss", "loss"), ("perplexity", "perplexity"), ("bits_per_char", "bits per character")):
-            changed = change(before, after, name)
-            shown = "–" if math.isnan(changed) else f"{changed:+.1%}"
-            rows.append([label, with_interval(before, name), with_interval(after, name), shown])
+        rows = [
+            [
+                "loss",
+                with_interval(before.loss, before.loss_interval),
+                with_interval(after.loss, after.loss_interval),
+                _relative(before.loss, after.loss),
+            ],
+            [
+                "perplexity",
+                with_interval(before.perplexity, before.perplexity_interval),
+                with_interval(after.perplexity, after.perplexity_interval),
+                _relative(before.perplexity, after.perplexity),
+            ],
+            [
+                "bits per character",
+                with_interval(before.bits_per_char, before.bits_per_char_interval),
+                with_interval(after.bits_per_char, after.bits_per_char_interval),
+                _relative(before.bits_per_char, after.bits_per_char),
+            ],
+        ]
     return ["held-out text", "before", "after", "change"], rows
 
 
-def describe_change(record: RunRecord) -> str:
-    """How sure the change of the held-out figures is."""
-    before, after = record.evaluations[0], record.evaluations[-1]
-    return describe_interval(interval_of_change(before, after), len(after.get("documents") or ()))
+def change_of_run(record: RunRecord) -> Change:
+    """Return the change of the held-out bits per character from the first to the last evaluation of a run."""
+    return change_of_bits(record.evaluations[0], record.evaluations[-1])
 
 
 def summary_sentence(record: RunRecord) -> str:
-    """What became of the held-out figures."""
+    """Return what the run has done to the held-out figures, in one sentence."""
     if not record.evaluations:
-        return "Nothing was measured yet."
+        return "There is no evaluation yet."
     before, after = record.evaluations[0], record.evaluations[-1]
-    took = f"{figure(after.get('bits_per_char'))} bits a character (loss {figure(after.get('loss'))})"
+    figures = f"{figure(after.bits_per_char)} bits per character (loss {figure(after.loss)})"
     if len(record.evaluations) == 1:
-        return f"At step {after.get('step')} the held-out text takes {took}; nothing was measured after that yet."
-    changed = change(before, after, "bits_per_char")
-    if math.isnan(changed):
-        return f"At step {after.get('step')} the held-out text takes {took}; how that changed cannot be told."
+        return f"At step {after.step} the held-out text takes {figures}; there is no later evaluation yet."
+    change = change_of_run(record)
+    if math.isnan(change.relative):
+        return f"At step {after.step} the held-out text takes {figures}; the change cannot be computed."
     return (
-        f"After {number(after.get('step')):,.0f} steps the held-out text takes {took} instead of "
-        f"{figure(before.get('bits_per_char'))} (loss {figure(before.get('loss'))}): {changed:+.1%} "
-        f"({describe_change(record)})."
+        f"After {after.step:,} steps the held-out text takes {figures} instead of {figure(before.bits_per_char)} "
+        f"(loss {figure(before.loss)}): {change.relative:+.1%} ({describe_change(change)})."
     )
 
 
 def loss_series(record: RunRecord) -> list[Series]:
     """Training loss as it was and smoothed, and the held-out loss, all in nats a token by step."""
-    points = [(number(entry.get("step")), number(entry.get("loss"))) for entry in record.loss_curve]
+    points = [(float(point.step), point.loss) for point in record.loss_curve]
     window = max(1, len(points) // _SMOOTHED) | 1
     if window == 1:
         training = [Series("training", points, colour=_TRAINING)] if points else []
@@ -126,166 +138,162 @@ def loss_series(record: RunRecord) -> list[Series]:
             Series("training", points, colour=_TRAINING, faint=True),
             Series(f"training, mean of {window}", smoothed(points, window), colour=_TRAINING),
         ]
-    return [*training, *_measured(record, "loss", "held-out")]
+    losses = [entry.loss for entry in record.evaluations]
+    return [*training, *_series(record, "held-out", losses, [entry.loss_interval for entry in record.evaluations])]
 
 
 def held_out_series(record: RunRecord, name: str, colour: int = _HELD_OUT) -> Series:
     """Bits per character of the held-out text by step, with their intervals."""
-    found = _measured(record, "bits_per_char", name, colour)
+    bits = [entry.bits_per_char for entry in record.evaluations]
+    found = _series(record, name, bits, [entry.bits_per_char_interval for entry in record.evaluations], colour)
     return found[0] if found else Series(name, [], colour=colour)
 
 
-def _measured(record: RunRecord, figure_name: str, name: str, colour: int = _HELD_OUT) -> list[Series]:
-    points = [(number(entry.get("step")), number(entry.get(figure_name))) for entry in record.evaluations]
-    bands = [entry.get(f"{figure_name}_interval") for entry in record.evaluations]
-    edges = [(number(band[0]), number(band[1])) for band in bands if band]
-    edges = edges if len(edges) == len(points) else []  # one held-out document has no interval
-    return [Series(name, points, edges, colour=colour)] if points else []
+def _series(
+    record: RunRecord, name: str, points: list[float], intervals: list[Interval | None], colour: int = _HELD_OUT
+) -> list[Series]:
+    """Return the line of a held-out figure by step; nothing before the first evaluation."""
+    edges = [interval for interval in intervals if interval is not None]
+    edges = edges if len(edges) == len(points) else []  # a single held-out document has no interval
+    steps = [float(entry.step) for entry in record.evaluations]
+    return [Series(name, list(zip(steps, points, strict=True)), edges, colour=colour)] if points else []
 
 
 def _notes(record: RunRecord) -> list[str]:
     notes = []
     if record.status != "finished":
-        done, planned = record.training.get("steps") or 0, record.resolved_settings.get("steps")
+        steps = record.training.steps if record.training else 0
+        planned = record.resolved_settings.get("steps")
         of = f" of {planned:,}" if planned else ""
         notes.append(
-            f"Not finished: step {done:,}{of}. If it was stopped, the same command with --resume goes on with it; "
-            "`tsugiki report` writes this page anew."
+            f"Not finished: step {steps:,}{of}. If the run was stopped, the same command with --resume continues it; "
+            "`tsugiki report` updates this page."
         )
-    last: Mapping[str, Any] = record.evaluations[-1] if record.evaluations else {}
-    if last.get("caveat"):
-        notes.append(str(last["caveat"]))
-    if last.get("left_out"):
-        notes.append(f"{last['left_out']:,} held-out examples are longer than the model's context and are not scored.")
+    if record.evaluations:
+        last = record.evaluations[-1]
+        if last.warning:
+            notes.append(last.warning)
+        if last.skipped_records:
+            skipped = f"{last.skipped_records:,} held-out examples"
+            notes.append(f"{skipped} are longer than the model's context and are not scored.")
     return notes
 
 
 def _figures(record: RunRecord) -> Markup:
-    rates = [(number(entry.get("step")), number(entry.get("learning_rate"))) for entry in record.loss_curve]
+    rates = [(float(point.step), point.learning_rate) for point in record.loss_curve]
     drawn = [
         curves(loss_series(record), "Loss by step, nats a token", below=Series("learning rate", rates)),
         curves([held_out_series(record, "held-out, 95 % interval over documents")], "Bits a character by step"),
     ]
-    facts = [("bits a character", _from_to(record))] if len(record.evaluations) > 1 else []
-    training = _with_time(record)
-    facts += fill_template(
-        (
-            ("parameters trained", "{trainable:,}"),
-            ("time in steps", "{time}"),
-            ("speed", "{tokens_per_second:,.0f} tokens/s"),
-        ),
-        {**training, **record.parameters},
-    )
-    if record.training.get("peak_memory"):
-        facts.append(("peak memory", _gigabytes(record.training["peak_memory"])))
+    facts = []
+    if len(record.evaluations) > 1:
+        first, last = record.evaluations[0].bits_per_char, record.evaluations[-1].bits_per_char
+        facts.append(("bits a character", f"{figure(first)} → {figure(last)}"))
+    if record.parameters:
+        facts.append(("parameters trained", f"{record.parameters.trainable:,}"))
+    if record.training:
+        facts.append(("time in steps", format_duration(record.training.seconds)))
+        facts.append(("speed", f"{record.training.tokens_per_second:,.0f} tokens/s"))
+        facts += _peak_memory(record.training)
     return part("facts", facts) + part("figures", [one for one in drawn if one])
-
-
-def _from_to(record: RunRecord) -> str:
-    first, last = (figure(record.evaluations[place].get("bits_per_char")) for place in (0, -1))
-    return f"{first} → {last}"
 
 
 def _evaluations(record: RunRecord) -> Markup:
     if not record.evaluations:
         return Markup()
-    first = record.evaluations[0]
+    first, last = record.evaluations[0], record.evaluations[-1]
     rows = [
         (
-            str(entry.get("step")),
-            with_interval(entry, "loss"),
-            figure(entry.get("perplexity")),
-            with_interval(entry, "bits_per_char"),
-            "–" if entry is first else _change(first, entry),
+            str(entry.step),
+            with_interval(entry.loss, entry.loss_interval),
+            figure(entry.perplexity),
+            with_interval(entry.bits_per_char, entry.bits_per_char_interval),
+            "–" if entry is first else format_change(change_of_bits(first, entry)),
         )
         for entry in record.evaluations
     ]
-    counts = fill_template(
-        (("", "{characters:,} characters in {tokens:,} tokens and {windows:,} windows. "),), record.evaluations[-1]
-    )
     explained = (
-        "".join(text for _, text in counts)
-        + "In brackets 95 % intervals, of documents drawn anew. Between models with different tokenizers, compare bits."
+        f"{last.characters:,} characters in {last.tokens:,} tokens and {last.windows:,} windows. In brackets 95 % "
+        "intervals over documents. Between models with different tokenizers, compare bits per character."
     )
     headers = ("step", "loss, nats a token", "perplexity", "bits a character", "change of bits")
     return table(headers, rows) + Markup("<p>{}</p>").format(explained)
 
 
-def _change(first: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-    changed, interval = change(first, entry, "bits_per_char"), interval_of_change(first, entry)
-    if math.isnan(changed):
-        return "–"
-    return f"{changed:+.1%}" + (f"\n[{interval[0]:+.1%}, {interval[1]:+.1%}]" if interval else "")
-
-
 def _data(record: RunRecord) -> Markup:
-    counts = record.data
-    lines = [("read from", str(record.config["data"]))] if "data" in record.config else []
-    lines += data_lines(counts)
-    lines += fill_template((("measured", "{held_out[measured_characters]:,} held-out characters"),), counts)
-    lines += alike_lines(counts)
-    prints = (
-        ("learned texts", "{train[fingerprint]}"),
-        ("held-out texts", "{held_out[fingerprint]}"),
-        ("rows", "{blocks_fingerprint}"),
-    )
-    found = fill_template(prints, counts)
-    folded = part("folded", "fingerprints", pairs(found)) if found else Markup()
-    return pairs(lines) + folded if lines else Markup()
+    lines = [("read from", record.config.data)]
+    data = record.data
+    if data is None:
+        return pairs(lines)
+    lines += data_lines(data)
+    lines.append(("scored", f"{data.held_out.measured_characters:,} held-out characters"))
+    lines += near_duplicate_lines(data)
+    fingerprints = [
+        ("training texts", data.train.fingerprint),
+        ("held-out texts", data.held_out.fingerprint),
+        ("rows", data.blocks_fingerprint),
+    ]
+    return pairs(lines) + part("folded", "fingerprints", pairs(fingerprints))
 
 
 def _parameters(record: RunRecord) -> Markup:
-    lines = fill_template(
-        (
-            ("base", "{base[name]}"),
-            ("its weights", "{base[dtype]}, {base[fingerprint]}"),
-            ("method", "{config[method]}"),
-            ("trained", "{parameters[trainable]:,} of {parameters[total]:,} parameters, {parameters[share]:.2%}"),
-        ),
-        {"base": record.base, "config": record.config, "parameters": record.parameters},
-    )
-    lines += [(name.replace("_", " "), _plain(choice)) for name, choice in record.resolved_settings.items()]
-    return pairs(lines) if lines else Markup()
+    lines = []
+    if record.base:
+        lines.append(("base", record.base.name or "not named"))
+        lines.append(("weights of the base", f"{record.base.dtype}, {record.base.fingerprint}"))
+    lines.append(("method", record.config.method))
+    if record.parameters:
+        counts = record.parameters
+        lines.append(("trained", f"{counts.trainable:,} of {counts.total:,} parameters, {counts.share:.2%}"))
+    lines += [(name.replace("_", " "), _plain(value)) for name, value in record.resolved_settings.items()]
+    return pairs(lines)
 
 
 def _settings(record: RunRecord) -> Markup:
-    length = () if record.config.get("max_steps") else (("epochs", "{epochs:g}"),)  # steps win, and are told above
-    lines = fill_template(
-        (
-            ("adapter", "r {lora[r]}, alpha {lora[lora_alpha]:g}, dropout {lora[lora_dropout]:g}"),
-            ("learning rate", "{learning_rate:g}, {lr_scheduler_type}"),
-            ("a step", "{grad_accum} × {batch_size} rows"),
-            *length,
-            ("seed", "{seed}"),
-        ),
-        record.config,
-    )
-    everything = yaml.safe_dump(record.config, allow_unicode=True, sort_keys=False).strip()
-    return (pairs(lines) if lines else Markup()) + part("folded", "all of them", part("code", everything))
+    config = record.config
+    lines = []
+    if config.lora:
+        lora = config.lora
+        lines.append(("LoRA", f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}"))
+    lines.append(("learning rate", f"{config.learning_rate:g}, {config.lr_scheduler_type}"))
+    lines.append(("an optimiser step", f"{config.grad_accum} × {config.batch_size} rows"))
+    if config.max_steps is None:
+        lines.append(("epochs", f"{config.epochs:g}"))
+    lines.append(("seed", str(config.seed)))
+    everything = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False).strip()
+    return pairs(lines) + part("folded", "all settings", part("code", everything))
 
 
 def _machine(record: RunRecord) -> Markup:
-    lines = [(name, _plain(value)) for name, value in record.machine.items() if value is not None]
-    training = _with_time(record)
-    lines += fill_template(
-        (
-            ("steps", "{steps:,}"),
-            ("learned", "{tokens:,} tokens in {seconds:,.0f} s ({time}) of steps, {tokens_per_second:,.0f} tokens/s"),
-        ),
-        training,
-    )
-    if record.training.get("peak_memory"):
-        lines.append(("peak memory", _gigabytes(record.training["peak_memory"])))
+    lines = []
+    if record.machine:
+        lines += [(name, str(value)) for name, value in record.machine if value is not None]
+    if record.training:
+        training = record.training
+        lines.append(("steps", f"{training.steps:,}"))
+        lines.append(
+            (
+                "target tokens",
+                f"{training.tokens:,} in {training.seconds:,.0f} s ({format_duration(training.seconds)}) of steps, "
+                f"{training.tokens_per_second:,.0f} tokens/s",
+            )
+        )
+        lines += _peak_memory(training)
     lines.append(("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())))
     return pairs(lines)
 
 
+def _peak_memory(training: TrainingFigures) -> list[tuple[str, str]]:
+    """Return the line of the peak memory; nothing if the system did not tell."""
+    return [("peak memory", format_gigabytes(training.peak_memory))] if training.peak_memory else []
+
+
 def _use(record: RunRecord, folder: Path) -> Markup:
-    """Commands for what the folder holds; nothing before it holds something."""
+    """Return commands for the trained adapter or model; nothing before the run has finished."""
     if record.status != "finished":
         return Markup()
-    here, prompt = shlex.quote(str(folder)), shlex.quote((record.config.get("prompts") or ["…"])[0])
-    if record.config.get("method") in ("full", "pretrain"):
+    here, prompt = shlex.quote(str(folder)), shlex.quote((record.config.prompts or ["…"])[0])
+    if family_of(record.config.method) == "full fine-tuning":
         commands = (
             f"tsugiki generate --model {here} --prompt {prompt}\n"
             f"tsugiki eval --model {here} --data other.txt\n"
@@ -295,7 +303,8 @@ def _use(record: RunRecord, folder: Path) -> Markup:
             f"from transformers import AutoModelForCausalLM\n\nAutoModelForCausalLM.from_pretrained({str(folder)!r})"
         )
     else:
-        base = shlex.quote(str(record.base.get("name", record.config.get("model", "BASE"))))
+        name = record.base.name if record.base and record.base.name else "BASE"
+        base = shlex.quote(name)
         commands = (
             f"tsugiki generate --model {base} --adapter {here} --prompt {prompt}\n"
             f"tsugiki eval --adapter {here} --data other.txt\n"
@@ -303,21 +312,16 @@ def _use(record: RunRecord, folder: Path) -> Markup:
         )
         python = (
             "from tsugiki import load_adapter\nfrom tsugiki.base.loading import load_model\n\n"
-            f"model = load_model({str(record.base.get('name', 'BASE'))!r})\n"
+            f"model = load_model({name!r})\n"
             f"load_adapter(model, {str(folder)!r})"
         )
     return part("code", commands) + part("code", python)
 
 
-def _with_time(record: RunRecord) -> dict[str, Any]:
-    """What training cost, and its seconds in words as `time`."""
-    seconds = number(record.training.get("seconds"))
-    return record.training if math.isnan(seconds) else {**record.training, "time": format_duration(seconds)}
+def _relative(before: float, after: float) -> str:
+    finite = before and math.isfinite(before) and math.isfinite(after)
+    return f"{after / before - 1:+.1%}" if finite else "–"
 
 
 def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _gigabytes(size: float) -> str:
-    return format_gigabytes(size)

@@ -1,12 +1,11 @@
 """What the model wrote, side by side: at the start, in the middle, and at the end."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from tsugiki.report.page import part
-from tsugiki.train.record import RunRecord
+from tsugiki.train.record import RunRecord, Sample
 
 
 def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
@@ -31,30 +30,29 @@ def shown_samples(record: RunRecord) -> list[tuple[str, str, str]]:
 
 def all_samples(record: RunRecord) -> Markup:
     """Every sample, folded; nothing where the three of each prompt are all."""
-    prompts = {sample.get("prompt", "") for sample in record.samples}
+    prompts = {sample.prompt for sample in record.samples}
     if len(record.samples) <= 3 * len(prompts):
         return Markup()
-    cells = [(_label("", one, record), one.get("prompt", ""), one.get("text", "")) for one in record.samples]
+    cells = [(_label("", sample, record), sample.prompt, sample.text) for sample in record.samples]
     return part("folded", f"all {len(cells):,} samples", part("sample_row", cells))
 
 
 def _prompts(record: RunRecord) -> list[str]:
-    return list(dict.fromkeys(str(sample.get("prompt", "")) for sample in record.samples))
+    return list(dict.fromkeys(sample.prompt for sample in record.samples))
 
 
 def _of_prompt(record: RunRecord, prompt: str, name: str) -> list[tuple[str, str, str]]:
-    written = [sample for sample in record.samples if str(sample.get("prompt", "")) == prompt]
-    return [(_label(name, one, record), prompt, str(one.get("text", ""))) for one in _three(written)]
+    samples = [sample for sample in record.samples if sample.prompt == prompt]
+    return [(_label(name, sample, record), prompt, sample.text) for sample in _three(samples)]
 
 
-def _three(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _three(samples: Sequence[Sample]) -> list[Sample]:
     """The first, the middle one, and the last; fewer where there are fewer."""
     places = sorted({0, len(samples) // 2, len(samples) - 1})
     return [samples[place] for place in places]
 
 
-def _label(name: str, sample: Mapping[str, Any], record: RunRecord) -> str:
-    step = sample.get("step")
-    ended = record.status == "finished" and step == record.training.get("steps")
-    when = "before the first step" if step == 0 else f"step {step}" + (", the end" if ended else "")
+def _label(name: str, sample: Sample, record: RunRecord) -> str:
+    at_end = record.status == "finished" and record.training is not None and sample.step == record.training.steps
+    when = "before the first step" if sample.step == 0 else f"step {sample.step}" + (", the end" if at_end else "")
     return f"{name} · {when}" if name else when

@@ -1,4 +1,4 @@
-"""Looks at a run from outside at chosen steps: measures the held-out text, lets the model write, keeps the record."""
+"""Evaluate and sample during a run, and keep its record up to date."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,20 +11,21 @@ from tsugiki.base.context import context_length
 from tsugiki.lora.graft import disable_adapter, is_grafted
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
+from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.evaluation.sample import Sampling, generate_text
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import RunRecord, peak_memory
+from tsugiki.train.record import LossPoint, RunRecord, Sample, TrainingFigures, peak_memory
 from tsugiki.train.trainer import RunTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_EVALUATIONS = 5
+_EVALUATIONS_PER_RUN = 5
 
 
 class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
-    """Evaluates and samples before the first step, at chosen steps, and at the end."""
+    """Evaluates and samples before the first step, at regular steps and at the end, and writes `run.json`."""
 
     def __init__(
         self,
@@ -38,11 +39,12 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.trainer, self.model, self.tokenizer = trainer, model, tokenizer
         self.data, self.config, self.record, self.progress = data, config, record, progress
+        # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
+        # that both are scored on the same pieces of text.
         self.context = context_length(model)
-        """Of the model as it trains: the base is measured on the same windows, whatever a soft prompt takes."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Measure the base: what most fresh adapters leave as it is, but an untrained soft prompt does not."""
+        """Evaluate the base model. Most new adapters do not change it, but an untrained soft prompt does."""
         if state.global_step == 0:
             with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
                 self._evaluate(0)
@@ -51,14 +53,14 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
         self.progress.begin(state.max_steps, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Show the step; measure and sample where it is time."""
+        """Show the step, and evaluate and sample if it is time."""
         step, total = state.global_step, state.max_steps
         self.progress.step(step, total, self.trainer.step_loss, self.trainer.meters.tokens_per_second)
-        if _due(step, total, self.config.eval_steps or max(1, total // _EVALUATIONS)):
+        if _is_due(step, total, self.config.eval_steps or max(1, total // _EVALUATIONS_PER_RUN)):
             self._evaluate(step)
         if step == total:
             self._evaluate_retention(step)
-        if _due(step, total, self.config.sample_steps or max(1, total // 2)):
+        if _is_due(step, total, self.config.sample_steps or max(1, total // 2)):
             self._sample(step)
 
     def on_log(
@@ -69,54 +71,50 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Keep the loss curve."""
-        self.record.loss_curve = [
-            {name: entry[name] for name in ("step", "loss", "learning_rate")}
-            for entry in state.log_history
-            if "loss" in entry
-        ]
-        self._keep()
+        """Copy the loss curve into the record."""
+        self.record.loss_curve = [LossPoint.model_validate(entry) for entry in state.log_history if "loss" in entry]
+        self._write_record()
 
     def _evaluate(self, step: int) -> None:
-        entry = self._measure(step, self.data.windows)
-        self.record.evaluations.append(entry)
-        self.progress.evaluation(entry)
-        self._keep()
+        result = self._score(step, self.data.windows)
+        self.record.evaluations.append(result)
+        self.progress.evaluation(result)
+        self._write_record()
 
     def _evaluate_retention(self, step: int) -> None:
         if self.data.retention_windows:
-            entry = self._measure(step, self.data.retention_windows)
-            self.record.retention_evaluations.append(entry)
-            self.progress.say(f"step {step}  retention loss {entry['loss']:.4f}")
-            self._keep()
+            result = self._score(step, self.data.retention_windows)
+            self.record.retention_evaluations.append(result)
+            self.progress.say(f"step {step}  retention loss {result.loss:.4f}")
+            self._write_record()
 
-    def _measure(self, step: int, windows: list[Window]) -> dict[str, Any]:
-        with self.progress.stage("measuring", len(windows)) as advance:
+    def _score(self, step: int, windows: list[Window]) -> StepEvaluation:
+        with self.progress.stage("evaluating", len(windows)) as advance:
             result = evaluate(self.model, self.tokenizer, windows, self.config.assistant_turns, advance, self.context)
-        return {"step": step, **result.to_json()}
+        return StepEvaluation(step=step, **dict(result))
 
     def _sample(self, step: int) -> None:
         sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
         for prompt in self.config.prompts:
-            entry = {"step": step, "prompt": prompt, "text": ""}
-            entry["text"] = generate_text(self.model, self.tokenizer, prompt, sampling)
-            self.record.samples.append(entry)
-            self.progress.sample(entry)
-        self._keep()
+            text = generate_text(self.model, self.tokenizer, prompt, sampling)
+            sample = Sample(step=step, prompt=prompt, text=text)
+            self.record.samples.append(sample)
+            self.progress.sample(sample)
+        self._write_record()
 
-    def _keep(self) -> None:
+    def _write_record(self) -> None:
         meters = self.trainer.meters
-        self.record.training |= {
-            "steps": self.trainer.state.global_step,
-            "loss": meters.loss,
-            "tokens": meters.tokens,
-            "seconds": meters.seconds,
-            "tokens_per_second": meters.tokens_per_second,
-            "peak_memory": peak_memory(),
-        }
+        self.record.training = TrainingFigures(
+            steps=self.trainer.state.global_step,
+            loss=meters.loss,
+            tokens=meters.tokens,
+            seconds=meters.seconds,
+            tokens_per_second=meters.tokens_per_second,
+            peak_memory=peak_memory(),
+        )
         self.record.write(Path(self.config.out))
 
 
-def _due(step: int, total: int, every: int) -> bool:
-    """At the end, and at each multiple of `every` that is not just before it."""
+def _is_due(step: int, total: int, every: int) -> bool:
+    """Return whether a step is the last one, or a multiple of `every` that is not shortly before the last one."""
     return step == total or (step % every == 0 and total - step > every // 2)

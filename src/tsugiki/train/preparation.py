@@ -30,6 +30,7 @@ from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window, read_windows, split_windows
+from tsugiki.train.record import DataSummary, HeldOutCounts, NearDuplicates, RecordCounts, SplitSummary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +51,7 @@ class DatasetSplit:
     """The held-out text."""
     retention_windows: list[Window]
     """The text of `retention_data`."""
-    summary: dict[str, Any]
+    summary: SplitSummary
     """Counts and fingerprints of the records, for the run's record."""
     notes: list[str]
     """What is unusual about the data, one sentence each."""
@@ -68,7 +69,7 @@ class PackedDataset:
     """The text of `retention_data`."""
     document_masking: DocumentMasking
     """How documents in the same row are masked from each other."""
-    summary: dict[str, Any]
+    summary: DataSummary
     """Counts and fingerprints of the records and of the rows, for the run's record."""
     notes: list[str]
     """What is unusual about the data, one sentence each."""
@@ -125,19 +126,21 @@ def pack_data(
             f"{blocks.cut_records:,} examples are longer than a block of {size} tokens: "
             f"{blocks.cut_tokens:,} tokens at their ends are cut off"
         )
-    summary = {
-        **split.summary,
-        "blocks": len(blocks),
-        "block_size": size,
-        "blocks_fingerprint": blocks.fingerprint(),
-        "document_masking": masking,
-        "target_tokens_per_epoch": blocks.target_tokens,
-        "tokens_per_epoch": blocks.tokens,
-        "padding": len(blocks) * size - blocks.tokens,
-        "split_records": blocks.split_records,
-        "cut_records": blocks.cut_records,
-        "cut_tokens": blocks.cut_tokens,
-    }
+    summary = DataSummary(
+        train=split.summary.train,
+        held_out=split.summary.held_out,
+        near_duplicates=split.summary.near_duplicates,
+        blocks=len(blocks),
+        block_size=size,
+        blocks_fingerprint=blocks.fingerprint(),
+        document_masking=masking,
+        target_tokens_per_epoch=blocks.target_tokens,
+        tokens_per_epoch=blocks.tokens,
+        padding=len(blocks) * size - blocks.tokens,
+        split_records=blocks.split_records,
+        cut_records=blocks.cut_records,
+        cut_tokens=blocks.cut_tokens,
+    )
     return PackedDataset(blocks, split.windows, split.retention_windows, masking, summary, notes)
 
 
@@ -207,18 +210,14 @@ def _dataset_split(
     duplicates = sum(map(len, groups))
     if groups:
         notes.append(f"{duplicates:,} records are near-duplicates of others ({len(groups):,} groups, kept together)")
-    summary = {
-        "train": _counts(store.index, train),
-        "held_out": {
-            **_counts(held_out, measured),
-            "measured_characters": sum(len(window.record.text) for window in windows),
-        },
-        "near_duplicates": {
-            "groups": len(groups),
-            "records": duplicates,
-            "first": [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]],
-        },
-    }
+    first = [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]]
+    summary = SplitSummary(
+        train=RecordCounts(**_counts(store.index, train)),
+        held_out=HeldOutCounts(
+            **_counts(held_out, measured), measured_characters=sum(len(window.record.text) for window in windows)
+        ),
+        near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
+    )
     data = config.retention_data
     retention_windows = read_windows(data, config.held_out_characters) if data is not None else []
     return DatasetSplit(store, train, windows, retention_windows, summary, notes)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from tsugiki.io.progress import ProgressDisplay
+from tsugiki.train.evaluation.result import StepEvaluation
+from tsugiki.train.record import Sample
 
 _PLAIN_LINES = 10  # of a whole run, where standard error is not a terminal
 
@@ -65,17 +66,17 @@ class RunProgress(ProgressDisplay):
         if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
             self.say(f"step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
 
-    def evaluation(self, entry: dict[str, Any]) -> None:
+    def evaluation(self, result: StepEvaluation) -> None:
         """Show an evaluation on the held-out text."""
-        self._progress.update(self._task, perplexity=f"{entry['perplexity']:,.2f}")
+        self._progress.update(self._task, perplexity=f"{result.perplexity:,.2f}")
         self.say(
-            f"step {entry['step']}  held-out loss {entry['loss']:.4f}  perplexity {entry['perplexity']:,.2f}  "
-            f"bits/char {entry['bits_per_char']:.3f}"
+            f"step {result.step}  held-out loss {result.loss:.4f}  perplexity {result.perplexity:,.2f}  "
+            f"bits/char {result.bits_per_char:.3f}"
         )
 
-    def sample(self, entry: dict[str, Any]) -> None:
+    def sample(self, sample: Sample) -> None:
         """Show a text that the model generated."""
-        line = Text(f"step {entry['step']}  ")
-        line.append(entry["prompt"], style="bold")
-        line.append(entry["text"].rstrip().replace("\n", "⏎"), style="cyan")
+        line = Text(f"step {sample.step}  ")
+        line.append(sample.prompt, style="bold")
+        line.append(sample.text.rstrip().replace("\n", "⏎"), style="cyan")
         self.console.print(line, soft_wrap=True)

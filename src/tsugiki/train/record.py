@@ -1,96 +1,286 @@
-"""`run.json`: everything that a run was and showed, written as it goes."""
+"""`run.json`: the settings, the data and the results of a run. It is rewritten while the run goes on.
+
+All losses are in nats per token, times in seconds, sizes in bytes.
+"""
 
 import os
 import platform
 import sys
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.train import record_v0_1
+from tsugiki.train.evaluation.result import StepEvaluation
 
-_LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
 FORMAT = 2
 """Version of the format of `run.json`."""
-_LISTS = ("evaluations", "retention_evaluations", "samples", "loss_curve")
+_LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
 
 
-@dataclass
-class RunRecord:
-    """The record of one run. Losses are in nats a token, times in seconds, memory in bytes."""
+class RecordedLora(BaseModel):
+    """The settings of a LoRA adapter that reports show; the others are kept as well."""
 
-    config: dict[str, Any]
-    status: str = "running"
-    """"running", or "finished"."""
-    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _LIBRARIES})
-    machine: dict[str, Any] = field(default_factory=dict)
-    base: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    parameters: dict[str, Any] = field(default_factory=dict)
-    resolved_settings: dict[str, Any] = field(default_factory=dict)
-    """What Tsugiki chose where nothing was said."""
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    retention_evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """On the base's own kind of text, before and after."""
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    training: dict[str, Any] = field(default_factory=dict)
-    loss_curve: list[dict[str, Any]] = field(default_factory=list)
+    model_config = ConfigDict(extra="allow")
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+
+
+class RecordedConfig(BaseModel):
+    """The settings of a run, from `RunConfig` or `PretrainConfig`.
+
+    Settings that reports show are declared here; the others are kept as well. A record that was pushed to the hub has
+    no `out`, and no `model` if the hub does not have it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+    data: str
+    model: str | dict[str, Any] | None = None
+    out: str | None = None
+    learning_rate: float
+    lr_scheduler_type: str
+    epochs: float
+    max_steps: int | None
+    batch_size: int
+    grad_accum: int
+    seed: int
+    prompts: list[str]
+    lora: RecordedLora | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as they are in `run.json`."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Machine(BaseModel):
+    """The machine that a run was trained on."""
+
+    processor: str
+    cores: int | None
+    threads: int
+    accelerator: str | None
+    system: str
+    python: str
+
+
+class RecordedBase(BaseModel):
+    """The base model of a run."""
+
+    name: str | None = None
+    """None in a record that was pushed to the hub, if the hub does not have the base."""
+    fingerprint: str | None
+    """Digest of the weights; None if the base was not loaded from files."""
+    dtype: str
+
+
+class RecordCounts(BaseModel):
+    """Counts of some of the data's records."""
+
+    documents: int
+    """Number of records."""
+    characters: int
+    fingerprint: str
+    """Digest of their texts."""
+
+
+class HeldOutCounts(RecordCounts):
+    """Counts of the held-out records."""
+
+    measured_characters: int
+    """Characters in the windows that are scored."""
+
+
+class NearDuplicates(BaseModel):
+    """Groups of records that are nearly the same. A group is never split between training and held-out data."""
+
+    groups: int
+    records: int
+    first: list[list[str]] = Field(default_factory=list)
+    """Names of the records in the first groups; empty in a record that was pushed to the hub."""
+
+
+class SplitSummary(BaseModel):
+    """The data of a run, before they are packed."""
+
+    train: RecordCounts
+    held_out: HeldOutCounts
+    near_duplicates: NearDuplicates
+
+
+class DataSummary(SplitSummary):
+    """The data of a run."""
+
+    blocks: int
+    """Number of rows."""
+    block_size: int
+    """Tokens per row."""
+    blocks_fingerprint: str
+    document_masking: DocumentMasking
+    target_tokens_per_epoch: int
+    """Tokens in the loss."""
+    tokens_per_epoch: int
+    """All tokens but padding."""
+    padding: int
+    """Padding tokens."""
+    split_records: int
+    """Documents that continue in another row."""
+    cut_records: int
+    """Examples that are longer than a row; their ends are cut off."""
+    cut_tokens: int
+    """Tokens that are cut off."""
+
+
+class Parameters(BaseModel):
+    """Numbers of parameters."""
+
+    trainable: int
+    total: int
+    share: float
+    """trainable / total"""
+
+
+class Sample(BaseModel):
+    """A text that the model generated during the run."""
+
+    step: int
+    prompt: str
+    text: str
+    """The continuation, without the prompt."""
+
+
+class TrainingFigures(BaseModel):
+    """The results of the steps so far."""
+
+    steps: int
+    loss: float
+    """Mean training loss over all steps."""
+    tokens: int
+    """Tokens in the loss."""
+    seconds: float
+    """Time in steps, without evaluating, sampling and saving."""
+    tokens_per_second: float
+    peak_memory: int
+    """Largest memory of the process; 0 if the system does not tell."""
+
+
+class LossPoint(BaseModel):
+    """A point of the training loss curve."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+class RunRecord(BaseModel):
+    """The record of one run. A part is None until it is known."""
+
+    format: int = FORMAT
+    config: RecordedConfig
+    status: Literal["running", "finished"] = "running"
+    versions: dict[str, str] = Field(default_factory=lambda: {name: version(name) for name in _LIBRARIES})
+    """Library -> version."""
+    machine: Machine | None = None
+    base: RecordedBase | None = None
+    data: DataSummary | None = None
+    parameters: Parameters | None = None
+    resolved_settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings that depend on the model or the machine, such as the target modules."""
+    evaluations: list[StepEvaluation] = Field(default_factory=list)
+    """On the held-out text."""
+    retention_evaluations: list[StepEvaluation] = Field(default_factory=list)
+    """On the text of `retention_data`, before and after training."""
+    samples: list[Sample] = Field(default_factory=list)
+    training: TrainingFigures | None = None
+    loss_curve: list[LossPoint] = Field(default_factory=list)
+
+    def folder(self) -> Path:
+        """Return the folder of the run.
+
+        Raises:
+            TsugikiError: the record was pushed to the hub, and so does not name it.
+        """
+        if self.config.out is None:
+            raise TsugikiError(f"this {RECORD_FILE} does not name the folder of its run")
+        return Path(self.config.out)
 
     def write(self, folder: Path) -> None:
-        """Write `run.json`, whole or not at all."""
+        """Write `run.json` atomically."""
         write_json(folder / RECORD_FILE, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `run.json`."""
-        return {"format": FORMAT, **vars(self)}
+        return {**self.model_dump(mode="json", exclude={"config"}), "config": self.config.to_dict()}
 
     def forget_after(self, step: int) -> None:
-        """Drop what was measured after a step, when a run goes on from an earlier checkpoint."""
-        self.evaluations = [entry for entry in self.evaluations if entry["step"] <= step]
-        self.retention_evaluations = [entry for entry in self.retention_evaluations if entry["step"] <= step]
-        self.samples = [entry for entry in self.samples if entry["step"] <= step]
+        """Remove the evaluations and samples after a step, when the run resumes from an earlier checkpoint."""
+        self.evaluations = [entry for entry in self.evaluations if entry.step <= step]
+        self.retention_evaluations = [entry for entry in self.retention_evaluations if entry.step <= step]
+        self.samples = [entry for entry in self.samples if entry.step <= step]
+
+
+def new_record(settings: dict[str, Any]) -> RunRecord:
+    """Return the record of a run with these settings (from `to_record`) that has not started."""
+    return RunRecord(config=RecordedConfig.model_validate(settings))
+
+
+def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:
+    """Return the results of a finished run.
+
+    Raises:
+        TsugikiError: the run has not finished, or its record lacks them.
+    """
+    if record.status != "finished" or record.training is None or record.parameters is None or not record.evaluations:
+        raise TsugikiError(f"the run in {record.config.out} has not finished")
+    return record.training, record.parameters
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record in a run's folder.
+    """Read the record of the run in a folder. Records of version 0.1 are translated.
 
     Raises:
-        TsugikiError: there is none, or it cannot be read.
+        TsugikiError: there is none, it cannot be read, or a field is missing or invalid.
     """
-    fields = read_json(folder / RECORD_FILE, missing=f"{folder} holds no run: it has no {RECORD_FILE}")
-    if fields.get("format") == record_v0_1.FORMAT:
+    path = folder / RECORD_FILE
+    fields = read_json(path, missing=f"{folder} holds no run: it has no {RECORD_FILE}")
+    number = fields.get("format")
+    if number == record_v0_1.FORMAT:
         fields = record_v0_1.translate_record(fields)
-    known = {name: value for name, value in fields.items() if name in RunRecord.__dataclass_fields__}
-    if "config" not in known:
-        raise TsugikiError(f"{folder / RECORD_FILE} is no run's record: it has no config")
-    for name, value in known.items():
-        kind = list if name in _LISTS else str if name == "status" else dict
-        entries = value if isinstance(value, list) else ()
-        if not isinstance(value, kind) or not all(isinstance(entry, dict) for entry in entries):
-            raise TsugikiError(f"{folder / RECORD_FILE} is no run's record: {name} is {str(value)[:40]!r}")
-    return RunRecord(**{"versions": {}, **known})
+    elif number != FORMAT:
+        raise TsugikiError(f"{path} has format {number!r}; this version of Tsugiki reads formats 1 and {FORMAT}")
+    try:
+        return RunRecord.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise TsugikiError(f"{path} is not the record of a run: {where}: {problem['msg'].lower()}") from error
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads and accelerator of this machine."""
+def describe_machine() -> Machine:
+    """Return processor, cores, threads and accelerator of this machine."""
     import torch
 
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
+    return Machine(
+        processor=_processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+    )
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held so far, in bytes; 0 where the system does not say."""
+    """Return the largest memory of this process so far, in bytes; 0 if the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows

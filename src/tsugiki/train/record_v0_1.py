@@ -16,11 +16,25 @@ _SAVE_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _DATA = {"isolation": "document_masking", "learned_tokens_per_epoch": "target_tokens_per_epoch"}
 _MASKING = {"positions": "position_ids", "mask": "attention_mask", "rows": "separate_rows"}
 _RECORD = {"choices": "resolved_settings", "own_evaluations": "retention_evaluations"}
+_EVALUATION = {
+    "cut_windows": "split_windows",
+    "left_out": "skipped_records",
+    "round_trips": "tokenizer_is_lossless",
+    "caveat": "warning",
+}
+_EMPTY_UNTIL_KNOWN = ("machine", "base", "data", "parameters", "training")
 
 
 def translate_record(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a version 0.1 `run.json` under today's names."""
+    """Return the fields of a version 0.1 `run.json` under today's names, without `format`."""
     fields = _rename(fields, _RECORD)
+    fields.pop("format", None)
+    for name in _EMPTY_UNTIL_KNOWN:
+        if fields.get(name) == {}:
+            del fields[name]
+    for name in ("evaluations", "retention_evaluations"):
+        if isinstance(fields.get(name), list):
+            fields[name] = [_rename(entry, _EVALUATION) if isinstance(entry, dict) else entry for entry in fields[name]]
     if isinstance(fields.get("config"), dict):
         fields["config"] = _translate_config(fields["config"])
     if isinstance(fields.get("resolved_settings"), dict):

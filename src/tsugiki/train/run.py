@@ -36,7 +36,7 @@ from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
 from tsugiki.train.preparation import PackedDataset, pack_data, read_data
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import RunRecord, describe_machine, read_record
+from tsugiki.train.record import Parameters, RecordedBase, RunRecord, describe_machine, new_record, read_record
 from tsugiki.train.trainer import RunTrainer
 
 if TYPE_CHECKING:
@@ -125,9 +125,9 @@ def run(
     out = Path(config.out)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     resolved = prepare_model(model, config)
-    _describe(record, config, model, data, resolved)
+    parameters = _describe(record, config, model, data, resolved)
     trainer = build_trainer(config, model, tokenizer, data.blocks, data.document_masking)
-    _print_header(record, data, progress)
+    _print_header(config.model, parameters, data, progress)
     record.write(out)
     trainer.add_callback(EvaluationCallback(trainer, model, tokenizer, data, config, record, progress))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -190,7 +190,7 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     if not (out / RECORD_FILE).is_file():
         return None
     record = read_record(out)
-    changed = changed_settings(record.config, config.to_record())
+    changed = changed_settings(record.config.to_dict(), config.to_record())
     if changed:
         raise TsugikiError(f"{name}: {out} holds a run with other settings: {changed}; delete it or rename this one")
     return record
@@ -202,7 +202,7 @@ def _start(settings: dict[str, Any], out: Path) -> RunRecord:
         if (out / name).exists():
             raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
     check_writable(out)
-    return RunRecord(config=settings)
+    return new_record(settings)
 
 
 def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
@@ -210,7 +210,7 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     record = read_record(out)
     if record.status == "finished":
         raise TsugikiError(f"the run in {out} is finished; there is nothing to resume")
-    changed = changed_settings(record.config, settings)
+    changed = changed_settings(record.config.to_dict(), settings)
     if changed:
         raise TsugikiError(f"the run in {out} was started with other settings: {changed}")
     remove_leftovers(out)
@@ -272,24 +272,27 @@ def _decay(config: RunConfig, steps: int) -> dict[str, Any] | None:
 
 def _describe(
     record: RunRecord, config: RunConfig, model: "PreTrainedModel", data: PackedDataset, resolved: dict[str, Any]
-) -> None:
+) -> Parameters:
     """Write the machine, the base, the data and the resolved settings into the record.
+
+    Returns:
+        The numbers of parameters, which the record contains as well.
 
     Raises:
         TsugikiError: a resumed run has another base, other data, or other resolved settings than before.
     """
     record.machine = describe_machine()
     base_before, data_before = record.base, record.data
-    record.base = {"name": config.model, "fingerprint": base_fingerprint(model), "dtype": str(model.dtype)}
+    record.base = RecordedBase(name=config.model, fingerprint=base_fingerprint(model), dtype=str(model.dtype))
     record.data = data.summary
-    if (base_before or data_before) and (base_before, data_before) != (record.base, record.data):
+    if base_before is not None and (base_before, data_before) != (record.base, record.data):
         raise TsugikiError(
             f"{config.data} or {config.model} has changed since the run in {config.out} was started; restore it, or "
             "start a new run with another --out"
         )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    record.parameters = {"trainable": trainable, "total": total, "share": trainable / total}
+    record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
     resolved_before = record.resolved_settings
     record.resolved_settings = {**resolved, "steps": total_steps(config, len(data.blocks))}
     for name, value in resolved_before.items():
@@ -299,19 +302,16 @@ def _describe(
                 f"the run in {config.out} was started on another machine or with another base: {name} was {value} and "
                 f"would be {now} here"
             )
+    return record.parameters
 
 
-def _print_header(record: RunRecord, data: PackedDataset, progress: RunProgress) -> None:
-    parameters, counts = record.parameters, record.data
+def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:
+    progress.say(f"{model}: {parameters.trainable:,} of {parameters.total:,} parameters train ({parameters.share:.2%})")
+    counts, train, held_out = data.summary, data.summary.train, data.summary.held_out
     progress.say(
-        f"{record.base['name']}: {parameters['trainable']:,} of {parameters['total']:,} parameters train "
-        f"({parameters['share']:.2%})"
-    )
-    progress.say(
-        f"{counts['train']['documents']:,} training documents ({counts['train']['characters']:,} characters, "
-        f"{counts['target_tokens_per_epoch']:,} target tokens in {counts['blocks']:,} blocks of "
-        f"{counts['block_size']}), {counts['held_out']['documents']:,} held-out documents "
-        f"({counts['held_out']['characters']:,} characters)"
+        f"{train.documents:,} training documents ({train.characters:,} characters, "
+        f"{counts.target_tokens_per_epoch:,} target tokens in {counts.blocks:,} blocks of {counts.block_size}), "
+        f"{held_out.documents:,} held-out documents ({held_out.characters:,} characters)"
     )
     for note in data.notes:
         progress.say(note)

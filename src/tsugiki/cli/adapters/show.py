@@ -18,8 +18,9 @@ def show_command(
     from tsugiki.cli.tables import print_table, say
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.adapter import LAYERS_EXPLAINED, facts_lines, inspect_adapter, tensors_table, write_adapter_page
+    from tsugiki.report.formatting import describe_change
     from tsugiki.report.layers import kinds_table, layers_table
-    from tsugiki.report.run import describe_change, held_out_table
+    from tsugiki.report.run import change_of_run, held_out_table
     from tsugiki.report.samples import shown_samples
 
     folder = adapter_folder(adapter, library)
@@ -31,7 +32,7 @@ def show_command(
         say(f"note: {note}")
     record = portrait.record
     if record and len(record.evaluations) > 1:
-        print_table(held_out_table(record), f"change: {describe_change(record)}")
+        print_table(held_out_table(record), f"change: {describe_change(change_of_run(record))}")
     for when, prompt, text in shown_samples(record) if record else ():
         say(f"{when}: {prompt}{text.rstrip()}".replace("\n", "⏎"))
     if portrait.tensors:

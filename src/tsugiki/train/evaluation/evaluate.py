@@ -13,10 +13,9 @@ is scored in pieces that fit, each beginning anew. Of a prompt with a completion
 is what is scored: the answers and their end tokens, given all that stands before them; `characters` are the answers'.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from tsugiki.data.records import AssistantTurns, Document, Record, target_text
 from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.train.evaluation.interval import Score, bits_interval, loss_interval
+from tsugiki.train.evaluation.result import Evaluation, summarise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,84 +46,6 @@ class Window:
     record: Record
     document: int
     """Number of the record that it comes from."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured. `nll` is in nats, `characters` in code points."""
-
-    documents: tuple[Score, ...]
-    """NLL, tokens and characters of each document."""
-    windows: int
-    cut_windows: int
-    """Windows that had to be scored in pieces."""
-    left_out: int
-    """Prompts and conversations that are longer than the model's context and are not scored."""
-    unknown_tokens: int
-    """Tokens that stand for characters the tokenizer does not have: bits per character then says too little."""
-    round_trips: bool
-    """Whether decoding the tokens gives the text back."""
-
-    @property
-    def nll(self) -> float:
-        """Summed negative log-likelihood of all tokens, in nats."""
-        return sum(nll for nll, _, _ in self.documents)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens scored."""
-        return sum(tokens for _, tokens, _ in self.documents)
-
-    @property
-    def characters(self) -> int:
-        """Characters that these tokens stand for."""
-        return sum(characters for _, _, characters in self.documents)
-
-    @property
-    def loss(self) -> float:
-        """Mean negative log-likelihood of a token, in nats."""
-        return self.nll / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss); infinite where that is too large to hold."""
-        return _exp(self.loss)
-
-    @property
-    def bits_per_char(self) -> float:
-        """Bits needed for a character of the text."""
-        return self.nll / math.log(2) / self.characters
-
-    @property
-    def caveat(self) -> str | None:
-        """Why bits per character flatter this tokenizer on this text, if they do."""
-        if self.unknown_tokens:
-            return f"{self.unknown_tokens:,} unknown tokens: bits per character are lower than the text deserves"
-        if not self.round_trips:
-            return "decoding does not give the text back: bits per character may be lower than the text deserves"
-        return None
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures with their 95 % intervals over documents, and the counts behind them."""
-        loss, bits = loss_interval(self.documents), bits_interval(self.documents)
-        return {
-            "loss": self.loss,
-            "loss_interval": loss and list(loss),
-            "perplexity": self.perplexity,
-            "perplexity_interval": loss and [_exp(loss[0]), _exp(loss[1])],
-            "bits_per_char": self.bits_per_char,
-            "bits_per_char_interval": bits and list(bits),
-            "nll": self.nll,
-            "tokens": self.tokens,
-            "characters": self.characters,
-            "windows": self.windows,
-            "cut_windows": self.cut_windows,
-            "left_out": self.left_out,
-            "unknown_tokens": self.unknown_tokens,
-            "round_trips": self.round_trips,
-            "caveat": self.caveat,
-            "documents": [list(score) for score in self.documents],
-        }
 
 
 def read_windows(data: str, limit: int | None = None) -> list[Window]:
@@ -186,12 +107,12 @@ def evaluate(
     encoded = encode(tokenizer, texts)
     rows: list[_Row] = []
     counts: dict[int, list[int]] = {}  # document -> tokens, characters
-    cut = left_out = 0
+    split = skipped = 0
     for window, text, ids in zip(windows, texts, encoded, strict=True):
         own = _rows(tokenizer, window, ids, turns, context)
         rows += own
-        cut += len(own) > 1
-        left_out += not own
+        split += len(own) > 1
+        skipped += not own
         if own:
             count = counts.setdefault(window.document, [0, 0])
             count[0] += sum(int(row.loss_mask[1:].sum()) for row in own)
@@ -200,21 +121,17 @@ def evaluate(
         raise TsugikiError(f"everything to evaluate on is longer than the model's context of {context} tokens")
     nll = _score(model, rows, advance)
     unknown = tokenizer.unk_token_id
-    return Evaluation(
-        documents=tuple((nll[number], tokens, characters) for number, (tokens, characters) in counts.items()),
+    return summarise(
+        [(nll[number], tokens, characters) for number, (tokens, characters) in counts.items()],
         windows=len(windows),
-        cut_windows=cut,
-        left_out=left_out,
+        split_windows=split,
+        skipped_records=skipped,
         unknown_tokens=0 if unknown is None else sum(ids.count(unknown) for ids in encoded),
-        round_trips=all(
+        tokenizer_is_lossless=all(
             tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
             for ids, text in zip(encoded, texts, strict=True)
         ),
     )
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _stretches(record: Record) -> list[Record]:

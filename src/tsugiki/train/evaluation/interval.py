@@ -1,56 +1,90 @@
-"""Intervals that say how much of a figure is the luck of which documents were held out.
+"""Bootstrap intervals: how much a figure depends on which documents were held out.
 
-The documents are drawn anew, with replacement, many times; between the 2.5th and the 97.5th percentile of the figures
-that come out lies the interval (B. Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979). Whole documents
-are drawn, since what stands in one document is of a kind. With few documents an interval is too narrow.
+The documents are resampled with replacement many times. The interval lies between the 2.5th and the 97.5th percentile
+of the resulting figures (B. Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979). Whole documents are
+resampled, because the tokens of one document are not independent of each other. With few documents the interval is too
+narrow.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Interval: TypeAlias = tuple[float, float]
+"""Lower and upper end of a 95 % interval."""
 Score: TypeAlias = tuple[float, int, int]
 """Of one document: summed negative log-likelihood in nats, tokens, characters."""
 
-_DRAWS = 2000
+_SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Change:
+    """The relative change of a figure between two evaluations."""
+
+    relative: float
+    """After / before - 1; not a number if it cannot be computed."""
+    interval: Interval | None
+    """95 % interval over documents; None if the two did not score the same documents, or scored fewer than two."""
+    documents: int
+    """Number of documents after the change."""
 
 
 def loss_interval(scores: Sequence[Score]) -> Interval | None:
-    """95 % interval of the mean loss of a token; None for fewer than two documents."""
-    return _interval(scores, 1)
+    """Return the 95 % interval of the mean loss per token; None for fewer than two documents."""
+    return _ratio_interval(scores, 1)
 
 
 def bits_interval(scores: Sequence[Score]) -> Interval | None:
-    """95 % interval of the bits per character; None for fewer than two documents."""
-    found = _interval(scores, 2)
+    """Return the 95 % interval of the bits per character; None for fewer than two documents."""
+    found = _ratio_interval(scores, 2)
     return found and (found[0] / float(np.log(2)), found[1] / float(np.log(2)))
 
 
-def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval | None:
-    """95 % interval of NLL after / NLL before - 1, the same documents drawn for both; None for fewer than two.
+def change(before: float, after: float, scores_before: Sequence[Score], scores_after: Sequence[Score]) -> Change:
+    """Return the change of a figure that is proportional to the NLL, such as the loss or the bits per character.
 
-    It is the relative change of loss and of bits per character alike.
+    Args:
+        before: the figure of the first evaluation.
+        after: the figure of the second evaluation.
+        scores_before: the documents of the first evaluation.
+        scores_after: the documents of the second evaluation.
+    """
+    finite = before and math.isfinite(before) and math.isfinite(after)
+    same = [score[2] for score in scores_before] == [score[2] for score in scores_after]
+    interval = change_interval(scores_before, scores_after) if same else None
+    if interval and not all(map(math.isfinite, interval)):
+        interval = None
+    return Change(after / before - 1 if finite else math.nan, interval, len(scores_after))
+
+
+def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval | None:
+    """Return the 95 % interval of NLL after / NLL before - 1; None for fewer than two documents.
+
+    Every resample takes the same documents on both sides.
     """
     if len(before) < 2 or len(before) != len(after):
         return None
-    drawn = _draw(np.array([[one[0], other[0]] for one, other in zip(before, after, strict=True)]))
-    return _percentiles(drawn[:, 1] / drawn[:, 0] - 1)
+    sums = _resample(np.array([[one[0], other[0]] for one, other in zip(before, after, strict=True)]))
+    return _percentiles(sums[:, 1] / sums[:, 0] - 1)
 
 
-def _interval(scores: Sequence[Score], per: int) -> Interval | None:
+def _ratio_interval(scores: Sequence[Score], per: int) -> Interval | None:
+    """Return the interval of NLL per token (`per` 1) or per character (`per` 2)."""
     if len(scores) < 2:
         return None
-    drawn = _draw(np.array(scores))
-    return _percentiles(drawn[:, 0] / drawn[:, per])
+    sums = _resample(np.array(scores))
+    return _percentiles(sums[:, 0] / sums[:, per])
 
 
-def _draw(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Column sums of documents drawn with replacement, [draws, columns]; the same documents for each call."""
+def _resample(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the sums of every column [samples, columns]; every call resamples the same documents."""
     count = len(scores)
-    times = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_DRAWS)
+    times = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_SAMPLES)
     return times @ scores
 
 

@@ -12,8 +12,8 @@ from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import ungraft
-from tsugiki.train.evaluation.evaluate import Evaluation, evaluate, read_windows
-from tsugiki.train.evaluation.interval import Interval, change_interval
+from tsugiki.train.evaluation.evaluate import evaluate, read_windows
+from tsugiki.train.evaluation.result import Evaluation
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,3 @@ def evaluate_targets(
             yield evaluate(model, tokenizer, windows, turns, advance)
         if subject.adapter:
             model = ungraft(model)
-
-
-def change_against(first: Evaluation, other: Evaluation) -> tuple[float, Interval | None]:
-    """Relative change of the bits per character, and its 95 % interval over the documents that both scored.
-
-    The first is None where the two did not score the same documents.
-    """
-    change = other.bits_per_char / first.bits_per_char - 1
-    same = [score[2] for score in first.documents] == [score[2] for score in other.documents]
-    return change, change_interval(first.documents, other.documents) if same else None

@@ -1,42 +1,45 @@
-"""Several methods on one budget and one held-out text, each as a run of its own, and what came of them in a table.
+"""Compare several methods: one run for each, with the same data and the same number of steps.
 
-Every run is a process of its own, so that its time and its peak memory are its own. A run that is finished is taken as
-it is, one that was cut goes on.
+Every run has a separate process, so that its time and its peak memory can be measured. Runs that have finished are not
+repeated; an interrupted run is resumed.
 """
 
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import check_writable, make_folder, write_text
+from tsugiki.io.atomic import check_writable, make_folder
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILES
 from tsugiki.io.json import write_json
 from tsugiki.methods.table import family_of
 from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluation.interval import Interval, change_interval
-from tsugiki.train.record import RunRecord, read_record
+from tsugiki.train.evaluation.interval import Change, Interval
+from tsugiki.train.evaluation.result import change_of_loss
+from tsugiki.train.record import RunRecord, finished, read_record
 from tsugiki.train.run import earlier_run
 from tsugiki.train.workflows.compare_config import ComparisonConfig
 
 COMPARISON_FILE = "comparison.json"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One method's line. Times in seconds, sizes in bytes, losses in nats a token."""
+class ComparisonRow(BaseModel):
+    """The results of one method. Times are in seconds, sizes in bytes, losses in nats per token."""
 
     name: str
     family: str
-    """Of its method (`methods.table.family_of`)."""
+    """The family of its method (`methods.table.family_of`)."""
     trainable: int
+    """Number of trained parameters."""
     share: float
+    """Their share of all parameters."""
     file_size: int
+    """Size of the weights of the adapter, or of the model."""
     learning_rate: float
     seconds: float
     tokens_per_second: float
@@ -46,97 +49,113 @@ class Row:
     loss_before: float
     loss_after: float
     loss_interval: Interval | None
+    """95 % interval of `loss_after`."""
     retention_loss_before: float | None
-    """On the base's own kind of text: what a method forgets raises it."""
+    """Loss on the text of `retention_data`. What a method forgets raises it."""
     retention_loss_after: float | None
-    retention_change_interval: Interval | None
-    """95 % interval of the relative change of the loss on that text."""
+    retention_change: Change | None
+    """Relative change of that loss."""
+
+
+class Comparison(BaseModel):
+    """The content of `comparison.json`."""
+
+    format: int = 2
+    rows: list[ComparisonRow]
 
 
 def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
-    """Carry out, or take over, the run of each method; the table is then in `config.out`.
+    """Run each method that has not finished yet, and write `comparison.json` to `config.out`.
 
     Returns:
-        The records, in the order of the methods.
+        Name -> record, in the order of the methods.
 
     Raises:
-        TsugikiError: settings that cannot be, a folder with another run, or a run that failed.
+        TsugikiError: invalid settings, a folder that holds another run, or a run that failed.
     """
     runs = config.runs()
     out = Path(config.out)
     earlier = {name: earlier_run(name, run) for name, run in runs.items()}
     check_writable(out)
     make_folder(out)
-    records = {name: _carried_out(name, run, earlier[name]) for name, run in runs.items()}
-    _refuse_other_data(records)
-    write_json(out / COMPARISON_FILE, {"format": 1, "rows": [asdict(row) for row in rows(records)]})
+    records = {name: _run_method(name, run, earlier[name]) for name, run in runs.items()}
+    _check_same_data(records)
+    write_json(out / COMPARISON_FILE, Comparison(rows=comparison_rows(records)).model_dump(mode="json"))
     return records
 
 
-def rows(records: Mapping[str, RunRecord]) -> list[Row]:
-    """The table of these finished runs."""
+def comparison_rows(records: Mapping[str, RunRecord]) -> list[ComparisonRow]:
+    """Return the results of finished runs, by the names of their methods."""
     return [_row(name, record) for name, record in records.items()]
 
 
-def _row(name: str, record: RunRecord) -> Row:
+def _row(name: str, record: RunRecord) -> ComparisonRow:
+    training, parameters = finished(record)
     before, after = record.evaluations[0], record.evaluations[-1]
-    own = record.retention_evaluations
-    training = record.training
-    return Row(
+    retention = record.retention_evaluations
+    return ComparisonRow(
         name=name,
-        family=family_of(record.config.get("method", "")),
-        trainable=record.parameters["trainable"],
-        share=record.parameters["share"],
-        file_size=_file_size(Path(record.config["out"])),
-        learning_rate=record.config["learning_rate"],
-        seconds=training["seconds"],
-        tokens_per_second=training["tokens_per_second"],
-        peak_memory=training["peak_memory"],
-        perplexity_before=before["perplexity"],
-        perplexity_after=after["perplexity"],
-        loss_before=before["loss"],
-        loss_after=after["loss"],
-        loss_interval=after["loss_interval"],
-        retention_loss_before=own[0]["loss"] if own else None,
-        retention_loss_after=own[-1]["loss"] if own else None,
-        retention_change_interval=change_interval(own[0]["documents"], own[-1]["documents"]) if own else None,
+        family=family_of(record.config.method),
+        trainable=parameters.trainable,
+        share=parameters.share,
+        file_size=_file_size(record.folder()),
+        learning_rate=record.config.learning_rate,
+        seconds=training.seconds,
+        tokens_per_second=training.tokens_per_second,
+        peak_memory=training.peak_memory,
+        perplexity_before=before.perplexity,
+        perplexity_after=after.perplexity,
+        loss_before=before.loss,
+        loss_after=after.loss,
+        loss_interval=after.loss_interval,
+        retention_loss_before=retention[0].loss if retention else None,
+        retention_loss_after=retention[-1].loss if retention else None,
+        retention_change=change_of_loss(retention[0], retention[-1]) if retention else None,
     )
 
 
 def _file_size(folder: Path) -> int:
-    """Of the adapter's weights, or of the model's, which may be in several files."""
+    """Return the size of the adapter's weights, or of the model's, which may be in several files."""
     adapter = folder / ADAPTER_FILE
     found = [adapter] if adapter.is_file() else folder.glob(MODEL_FILES)
     return sum(path.stat().st_size for path in found)
 
 
-def _carried_out(name: str, run: RunConfig, earlier: RunRecord | None) -> RunRecord:
+def _run_method(name: str, run: RunConfig, earlier: RunRecord | None) -> RunRecord:
+    """Start, resume or reuse the run of one method, in a process of its own."""
     out = Path(run.out)
     if earlier and earlier.status == "finished":
-        print(f"{name}: already done, taken from {out}", file=sys.stderr)
+        print(f"{name}: already finished in {out}", file=sys.stderr)
         return earlier
     settings = out.with_name(f"{out.name}.yaml")
-    write_text(settings, yaml.safe_dump(_given(run), allow_unicode=True, sort_keys=False))
-    print(f"{name}: {'going on' if earlier else 'beginning'}", file=sys.stderr)
+    write_text(settings, yaml.safe_dump(_explicit_settings(run), allow_unicode=True, sort_keys=False))
+    print(f"{name}: {'resuming' if earlier else 'starting'}", file=sys.stderr)
     command = [sys.executable, "-m", "tsugiki", "train", str(settings), *(["--resume"] if earlier else [])]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise TsugikiError(f"{name} did not finish (its own message stands above); what is done is kept, run again")
+        raise TsugikiError(f"{name} did not finish (see its message above); run the command again to continue")
     return read_record(out)
 
 
-def _given(run: RunConfig) -> dict[str, Any]:
-    """The settings of a run as a file has them: what is the default is left out."""
+def _explicit_settings(run: RunConfig) -> dict[str, Any]:
+    """Return the settings that were set explicitly, as a YAML file has them."""
     return run.model_dump(mode="json", exclude_unset=True)
 
 
-def _refuse_other_data(records: Mapping[str, RunRecord]) -> None:
-    """All runs have learned and been measured by the same texts."""
-    kinds = ("train", "held_out")
-    seen = {name: tuple(record.data[kind]["fingerprint"] for kind in kinds) for name, record in records.items()}
-    first = next(iter(seen))
-    other = [name for name in seen if seen[name] != seen[first]]
+def _check_same_data(records: Mapping[str, RunRecord]) -> None:
+    """Check that all runs have the same training and held-out texts.
+
+    Raises:
+        TsugikiError: the data have changed between two runs.
+    """
+    fingerprints = {
+        name: (record.data.train.fingerprint, record.data.held_out.fingerprint)
+        for name, record in records.items()
+        if record.data is not None
+    }
+    first = next(iter(fingerprints))
+    other = [name for name in fingerprints if fingerprints[name] != fingerprints[first]]
     if other:
         raise TsugikiError(
-            f"{', '.join(other)}: made on another state of the data than {first}; delete these runs and run again"
+            f"{', '.join(other)}: the data have changed since {first} was trained; delete these runs and run again"
         )

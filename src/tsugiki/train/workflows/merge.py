@@ -23,7 +23,8 @@ from tsugiki.io.file_names import METADATA_FILE
 from tsugiki.io.json import write_json
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
-from tsugiki.train.evaluation.evaluate import Evaluation, Window, evaluate, read_windows
+from tsugiki.train.evaluation.evaluate import Window, evaluate, read_windows
+from tsugiki.train.evaluation.result import Evaluation
 
 
 @dataclass(frozen=True)

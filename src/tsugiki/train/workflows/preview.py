@@ -15,6 +15,7 @@ from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model
 from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.record import DataSummary
 from tsugiki.train.run import build_trainer, load, total_steps
 from tsugiki.train.trainer import RunTrainer
 
@@ -57,6 +58,20 @@ class RowView:
     padding: int
 
 
+class PreviewCounts(DataSummary):
+    """The data of a run, and the time that it would take."""
+
+    characters_per_token: float
+    longest_record: str
+    """Name of the longest record."""
+    longest_tokens: int
+    """Tokens of the longest record."""
+    steps: int
+    """Optimiser steps of the run."""
+    seconds: float
+    """Estimated time of all steps, from one timed batch."""
+
+
 @dataclass(frozen=True)
 class Preview:
     """The first rows, and what there is to know about all of them."""
@@ -64,7 +79,7 @@ class Preview:
     model: str
     data: str
     rows: tuple[RowView, ...]
-    counts: dict[str, Any]
+    counts: PreviewCounts
     notes: tuple[str, ...]
 
 
@@ -154,16 +169,16 @@ def _seconds_a_batch(trainer: RunTrainer, blocks: Blocks, advance: Any) -> float
     return seconds
 
 
-def _counts(config: RunConfig, prepared: PackedDataset, seconds_a_batch: float) -> dict[str, Any]:
-    blocks, summary = prepared.blocks, prepared.summary
+def _counts(config: RunConfig, data: PackedDataset, seconds_per_batch: float) -> PreviewCounts:
+    blocks = data.blocks
     index, lengths = blocks.store.index, blocks.store.offsets[1:] - blocks.store.offsets[:-1]
     longest = int(lengths.argmax())
     steps = total_steps(config, len(blocks))
-    return {
-        **summary,
-        "characters_per_token": float(index.characters.sum() / lengths.sum()),
-        "learned_share": blocks.target_tokens / blocks.tokens,
-        "longest": {"source": index.name(longest), "tokens": int(lengths[longest])},
-        "steps": steps,
-        "seconds": steps * config.grad_accum * seconds_a_batch,
-    }
+    return PreviewCounts(
+        **dict(data.summary),
+        characters_per_token=float(index.characters.sum() / lengths.sum()),
+        longest_record=index.name(longest),
+        longest_tokens=int(lengths[longest]),
+        steps=steps,
+        seconds=steps * config.grad_accum * seconds_per_batch,
+    )

@@ -1,42 +1,67 @@
-"""A grid of LoRA settings on one base and one text: the base is loaded once, the text tokenised once."""
+"""Sweep over a grid of LoRA settings: the base is loaded once, the text is tokenised once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from tsugiki.io.json import write_json
 from tsugiki.lora.graft import ungraft
-from tsugiki.train.evaluation.interval import Interval, change_interval
+from tsugiki.train.evaluation.interval import Change, Interval
+from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import RunRecord
+from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.run import earlier_run, load, run, start_or_resume
 from tsugiki.train.workflows.compare_config import SweepConfig
 
 SWEEP_FILE = "sweep.json"
 MIN_RELATIVE_GAIN = 0.005
-"""Share of the loss, below which a difference is not worth more parameters."""
+"""A loss that is lower by less than this share is not worth more parameters."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """One point of the grid, and the run that was made of it."""
+class Point(BaseModel):
+    """A point of the grid, and its run."""
 
     name: str
-    values: Mapping[str, Any]
+    values: dict[str, Any]
+    """Setting -> value."""
     record: RunRecord
 
     @property
     def loss(self) -> float:
-        """Held-out loss at the end, in nats a token."""
-        return float(self.record.evaluations[-1]["loss"])
+        """Held-out loss at the end, in nats per token."""
+        return self.record.evaluations[-1].loss
+
+
+class PointResult(BaseModel):
+    """The results of one point of the grid, in `sweep.json`."""
+
+    name: str
+    values: dict[str, Any]
+    trainable: int
+    loss: float
+    loss_interval: Interval | None
+    perplexity: float
+    bits_per_char: float
+    seconds: float
+
+
+class Sweep(BaseModel):
+    """The content of `sweep.json`."""
+
+    format: int = 2
+    points: list[PointResult]
 
 
 def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Point]:
-    """Carry out, or take over, the run of each point; the table is then in `config.out`.
+    """Run each point of the grid that has not finished yet, and write `sweep.json` to `config.out`.
+
+    Args:
+        config: the settings.
+        progress: where to show the progress; None: a new display on standard error.
 
     Raises:
-        TsugikiError: settings that cannot be, a folder with another run, or whatever stops a run.
+        TsugikiError: invalid settings, a folder that holds another run, or an error in a run.
     """
     runs = config.runs()
     earlier = {name: earlier_run(name, settings) for name, (_, settings) in runs.items()}
@@ -45,7 +70,7 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
     for number, (name, (values, settings)) in enumerate(runs.items(), 1):
         done = earlier[name]
         if done and done.status == "finished":
-            points.append(Point(name, values, done))
+            points.append(Point(name=name, values=values, record=done))
             continue
         with progress or RunProgress() as shown:
             shown.say(f"{number} of {len(runs)}: {name}")
@@ -53,43 +78,47 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
             record, checkpoint = start_or_resume(settings.to_record(), Path(settings.out), resume=done is not None)
             run(settings, model, tokenizer, data, record, checkpoint, shown)
             ungraft(model)
-        points.append(Point(name, values, record))
-    table = [{"name": point.name, "values": dict(point.values), **_figures(point.record)} for point in points]
-    write_json(Path(config.out) / SWEEP_FILE, {"format": 1, "points": table})
+        points.append(Point(name=name, values=values, record=record))
+    write_json(
+        Path(config.out) / SWEEP_FILE, Sweep(points=[_result(point) for point in points]).model_dump(mode="json")
+    )
     return points
 
 
-def change(best: Point, other: Point) -> tuple[float, Interval | None]:
-    """Relative change of the held-out loss from the best point to another, and its 95 % interval over documents."""
-    first, last = best.record.evaluations[-1], other.record.evaluations[-1]
-    return other.loss / best.loss - 1, change_interval(first["documents"], last["documents"])
+def change(best: Point, other: Point) -> Change:
+    """Return the relative change of the held-out loss from the best point to another one."""
+    return change_of_loss(best.record.evaluations[-1], other.record.evaluations[-1])
 
 
 def smallest_sufficient_rank(points: list[Point]) -> Point | None:
-    """The point of the smallest rank from which on nothing is gained; None where rank was not swept.
+    """Return the point of the smallest rank from which on nothing is gained; None if the grid has one rank only.
 
-    Of each rank its best point counts. Nothing is gained where the best of all has a loss lower by less than
-    `MIN_RELATIVE_GAIN`, or where its lead may be luck: the interval of the change begins at zero or below.
+    Each rank is represented by its best point. A rank is sufficient if the best of all points has a loss that is lower
+    by less than `MIN_RELATIVE_GAIN`, or if the difference may be due to the choice of documents (the interval of the
+    change includes 0).
     """
     ranked = [point for point in points if "r" in point.values]
     if len({point.values["r"] for point in ranked}) < 2:
         return None
     best = min(ranked, key=lambda point: point.loss)
     for rank in sorted({point.values["r"] for point in ranked}):
-        own = min((point for point in ranked if point.values["r"] == rank), key=lambda point: point.loss)
-        worse, interval = change(best, own)
-        if worse < MIN_RELATIVE_GAIN or (interval is not None and interval[0] <= 0):
-            return own
+        candidate = min((point for point in ranked if point.values["r"] == rank), key=lambda point: point.loss)
+        worse = change(best, candidate)
+        if worse.relative < MIN_RELATIVE_GAIN or (worse.interval is not None and worse.interval[0] <= 0):
+            return candidate
     return best
 
 
-def _figures(record: RunRecord) -> dict[str, Any]:
-    after = record.evaluations[-1]
-    return {
-        "trainable": record.parameters["trainable"],
-        "loss": after["loss"],
-        "loss_interval": after["loss_interval"],
-        "perplexity": after["perplexity"],
-        "bits_per_char": after["bits_per_char"],
-        "seconds": record.training["seconds"],
-    }
+def _result(point: Point) -> PointResult:
+    training, parameters = finished(point.record)
+    after = point.record.evaluations[-1]
+    return PointResult(
+        name=point.name,
+        values=point.values,
+        trainable=parameters.trainable,
+        loss=after.loss,
+        loss_interval=after.loss_interval,
+        perplexity=after.perplexity,
+        bits_per_char=after.bits_per_char,
+        seconds=training.seconds,
+    )

@@ -1,0 +1,110 @@
+"""The result of an evaluation: loss, perplexity and bits per character, with their intervals and counts."""
+
+import math
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from tsugiki.train.evaluation.interval import Change, Interval, Score, bits_interval, change, loss_interval
+
+
+class Evaluation(BaseModel):
+    """What `evaluate` measured. Losses are in nats per token, intervals cover 95 %; see `train.evaluation.evaluate`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    loss: float
+    loss_interval: Interval | None
+    """None if the text is one document."""
+    perplexity: float
+    perplexity_interval: Interval | None
+    bits_per_char: float
+    bits_per_char_interval: Interval | None
+    nll: float
+    """Summed negative log-likelihood of all tokens, in nats."""
+    tokens: int
+    """Number of tokens that are scored."""
+    characters: int
+    """Number of characters (code points) in these tokens."""
+    windows: int
+    """Number of windows of text."""
+    split_windows: int
+    """Number of windows that were scored in several pieces, because they are longer than the context."""
+    skipped_records: int
+    """Number of examples that were not scored, because they are longer than the context."""
+    unknown_tokens: int
+    """Number of tokens that replace characters which the tokenizer does not have."""
+    tokenizer_is_lossless: bool
+    """Whether decoding the tokens gives the text back."""
+    warning: str | None
+    """Why the bits per character are too low, if they are."""
+    documents: tuple[Score, ...]
+    """NLL, tokens and characters of every document."""
+
+
+class StepEvaluation(Evaluation):
+    """An evaluation during a run."""
+
+    step: int
+    """Number of optimiser steps before it."""
+
+
+def summarise(
+    documents: Sequence[Score],
+    windows: int,
+    split_windows: int,
+    skipped_records: int,
+    unknown_tokens: int,
+    tokenizer_is_lossless: bool,
+) -> Evaluation:
+    """Return the evaluation that follows from the scores of the documents.
+
+    Args:
+        documents: NLL, tokens and characters of every document.
+        windows: see `Evaluation`, as for the others.
+        split_windows: counted by the caller.
+        skipped_records: counted by the caller.
+        unknown_tokens: counted by the caller.
+        tokenizer_is_lossless: whether decoding the tokens gives the text back.
+    """
+    nll = sum(score[0] for score in documents)
+    tokens = sum(score[1] for score in documents)
+    characters = sum(score[2] for score in documents)
+    interval = loss_interval(documents)
+    warning = None
+    if unknown_tokens:
+        warning = f"{unknown_tokens:,} unknown tokens: bits per character are lower than the text deserves"
+    elif not tokenizer_is_lossless:
+        warning = "decoding does not give the text back: bits per character may be lower than the text deserves"
+    return Evaluation(
+        loss=nll / tokens,
+        loss_interval=interval,
+        perplexity=_exp(nll / tokens),
+        perplexity_interval=interval and (_exp(interval[0]), _exp(interval[1])),
+        bits_per_char=nll / math.log(2) / characters,
+        bits_per_char_interval=bits_interval(documents),
+        nll=nll,
+        tokens=tokens,
+        characters=characters,
+        windows=windows,
+        split_windows=split_windows,
+        skipped_records=skipped_records,
+        unknown_tokens=unknown_tokens,
+        tokenizer_is_lossless=tokenizer_is_lossless,
+        warning=warning,
+        documents=tuple(documents),
+    )
+
+
+def change_of_bits(before: Evaluation, after: Evaluation) -> Change:
+    """Return the relative change of the bits per character."""
+    return change(before.bits_per_char, after.bits_per_char, before.documents, after.documents)
+
+
+def change_of_loss(before: Evaluation, after: Evaluation) -> Change:
+    """Return the relative change of the loss between two models with the same tokenizer."""
+    return change(before.loss, after.loss, before.documents, after.documents)
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
