@@ -94,7 +94,7 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
     assert resumed.evaluations == expected.evaluations
     assert resumed.samples == expected.samples
     for name in ("loss", "tokens"):
-        assert resumed.training[name] == expected.training[name]
+        assert getattr(resumed.training, name) == getattr(expected.training, name)
     with pytest.raises(TsugikiError, match="finished"):
         run(config, resume=True)
     return expected

@@ -142,16 +142,18 @@ def test_the_record_of_a_run_is_read(name: str):
     record = read_record(Path("runs") / name)
     assert record.status == "finished"
     now = config(name).to_record()
-    assert changed_settings(record.config, now) == ""
-    assert {key for key in record.config.keys() ^ now.keys() if not key.startswith(("warmup_", "decay_"))} == set()
-    assert [entry["loss"] for entry in record.evaluations] == [entry["loss"] for entry in stored["evaluations"]]
+    assert changed_settings(record.config.to_dict(), now) == ""
+    assert {
+        key for key in record.config.to_dict().keys() ^ now.keys() if not key.startswith(("warmup_", "decay_"))
+    } == set()
+    assert [entry.loss for entry in record.evaluations] == [entry["loss"] for entry in stored["evaluations"]]
     retention = [entry["loss"] for entry in stored["own_evaluations"]]
-    assert [entry["loss"] for entry in record.retention_evaluations] == retention
+    assert [entry.loss for entry in record.retention_evaluations] == retention
     assert len(retention) == (2 if name in ("lora", "full") else 0)
-    assert record.samples == stored["samples"]
-    assert record.loss_curve == stored["loss_curve"]
-    assert record.parameters["trainable"] == stored["parameters"]["trainable"]
-    assert record.data["train"] == stored["data"]["train"]
+    assert [sample.model_dump() for sample in record.samples] == stored["samples"]
+    assert [point.model_dump() for point in record.loss_curve] == stored["loss_curve"]
+    assert record.parameters.trainable == stored["parameters"]["trainable"]
+    assert record.data.train.model_dump() == stored["data"]["train"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_a_stopped_run_is_resumed_to_the_same_weights(name: str):
     assert begun.status == "running"
     record = pretrain(run, resume=True) if isinstance(run, PretrainConfig) else train(run, resume=True)
     assert record.status == "finished"
-    assert [entry["step"] for entry in record.loss_curve] == list(range(1, run.max_steps + 1))
+    assert [entry.step for entry in record.loss_curve] == list(range(1, run.max_steps + 1))
     assert record.evaluations[0] == begun.evaluations[0]
     assert len(record.retention_evaluations) == (2 if name == "lora" else 0)
     weights = "adapter_model" if name == "lora" else "model"

@@ -50,8 +50,8 @@ def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(texts: str, 
     assert len(loop.step_losses) == len(run) > 8
     # float32; the command computes the loss in chunks and attention in blocks, and sums gradients in groups of rows.
     assert loop.step_losses == pytest.approx(run, rel=1e-5)
-    assert loop.held_out_before == pytest.approx(record.evaluations[0]["loss"], rel=1e-5)
-    assert loop.held_out_after == pytest.approx(record.evaluations[-1]["loss"], rel=1e-5)
+    assert loop.held_out_before == pytest.approx(record.evaluations[0].loss, rel=1e-5)
+    assert loop.held_out_after == pytest.approx(record.evaluations[-1].loss, rel=1e-5)
     ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("loop", "run"))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():

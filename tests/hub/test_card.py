@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from tests.report import pages
 from tsugiki import LoraConfig
 from tsugiki.adapters.format import Base
 from tsugiki.hub.card import CardData, is_own_card, model_card
@@ -29,37 +30,32 @@ AWKWARD = [
 
 
 def evaluation(step: int, loss: float, **more: Any) -> dict[str, Any]:
+    """An evaluation on twelve documents whose bits per character are half the loss."""
     return {
-        "step": step,
-        "loss": loss,
-        "perplexity": math.exp(loss),
+        **pages.evaluation(step, loss),
         "bits_per_char": loss / 2,
         "bits_per_char_interval": [loss / 2 - 0.1, loss / 2 + 0.1],
         "documents": [[loss * 10 * i, 10 * i, 20 * i] for i in range(1, 13)],
         "characters": 2000,
-        "caveat": None,
         **more,
     }
 
 
 def record(**changed: Any) -> RunRecord:
+    """A finished run, with some of its fields replaced."""
+    config = {"data": "soseki.jsonl", "learning_rate": 1e-4, "seed": 7, **changed.pop("config", {})}
+    machine = {"processor": "A | B", "cores": 2, "threads": 2, "accelerator": None, "system": "S", "python": "3"}
     fields: dict[str, Any] = {
-        "config": {
-            "data": "soseki.jsonl",
-            "method": "lora",
-            "learning_rate": 1e-4,
-            "lr_scheduler_type": "linear",
-            "seed": 7,
-        },
-        "status": "finished",
-        "machine": {"processor": "A | B", "cores": 2, "accelerator": None},
-        "data": {"train": {"documents": 3, "characters": 99, "fingerprint": "sha256:abc"}},
+        "machine": machine,
         "parameters": {"trainable": 10, "total": 100, "share": 0.1},
         "evaluations": [evaluation(0, 4.0), evaluation(8, 3.0)],
         "samples": [{"step": step, "prompt": "雨が", "text": f"降る{step}\n"} for step in (0, 4, 8)],
-        "training": {"steps": 8, "seconds": 61.0, "tokens_per_second": 5.0, "peak_memory": 10**9},
-    }
-    return RunRecord(**{**fields, **changed})
+        "training": {
+            "steps": 8, "loss": 3.5, "tokens": 305, "seconds": 61.0, "tokens_per_second": 5.0, "peak_memory": 10**9
+        },
+        **changed,
+    }  # fmt: skip
+    return pages.record(config=config, **fields)
 
 
 def described(**changed: Any) -> CardData:
@@ -120,7 +116,7 @@ def test_the_page_tells_the_run():
     assert "| bits per character | 2.000 [1.900, 2.100] | 1.500 [1.400, 1.600] |" in page
     assert "Change of bits per character: -25.0% (95 % interval" in page
     assert "over 12 documents" in page
-    assert "sha256:abc" in page
+    assert "sha256:cd" in page
     assert "`sha256:123`" in page
     assert code_of(card)[:2] == ["降る0\n", "降る8\n"]
     assert "降る4" not in page
@@ -131,9 +127,12 @@ def test_the_page_tells_the_run():
 
 @pytest.mark.parametrize("text", AWKWARD)
 def test_what_a_model_wrote_stays_in_its_block(text: str):
-    samples = [{"step": step, "prompt": text, "text": text} for step in (0, 8)]
-    odd = record(samples=samples, config={"data": text, "method": "lora"}, machine={"processor": text, "cores": 1})
-    odd.evaluations[1]["caveat"] = text
+    valid = text.encode(errors="replace").decode()  # a record has no half surrogate pairs
+    samples = [{"step": step, "prompt": valid, "text": valid} for step in (0, 8)]
+    last = evaluation(8, 3.0, warning=valid)
+    odd = record(samples=samples, config={"data": valid}, evaluations=[evaluation(0, 4.0), last])
+    assert odd.machine is not None
+    odd.machine.processor = valid
     card = model_card(described(record=odd, made={text or "made": text}, license_id=None))
     plain = model_card(described(license_id=None))
     assert headings(card) == headings(plain)

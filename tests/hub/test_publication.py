@@ -13,6 +13,7 @@ from tests.tiny import logits, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
 from tsugiki.hub.publication import Publication, publication, published_base
 from tsugiki.report.run import write_report
+from tsugiki.train.record import RecordedBase, RecordedConfig
 
 
 def saved(folder: Path, base: str, **changed: Any) -> Path:
@@ -21,8 +22,8 @@ def saved(folder: Path, base: str, **changed: Any) -> Path:
     model.name_or_path = base
     save_adapter(shake(model), folder)
     run = record(**changed)
-    run.base = {"name": base, "fingerprint": None}
-    run.config |= {"model": base, "out": str(folder)}
+    run.base = RecordedBase(name=base, fingerprint=None, dtype="torch.float32")
+    run.config = RecordedConfig.model_validate(run.config.to_dict() | {"model": base, "out": str(folder)})
     run.write(folder)
     return folder
 
@@ -42,7 +43,9 @@ def test_nothing_private_is_sent(tmp_path: Path):
         "prompts": ["/anna is a prompt"],
         "method": "lora",
     }
-    data = {"near_duplicates": {"groups": 1, "records": 2, "first": [["letters.jsonl:3 To my love", "x"]]}}
+    data = record().data
+    assert data is not None
+    data.near_duplicates.first = [["letters.jsonl:3 To my love", "x"]]
     folder = saved(tmp_path / "run", str(base), config=config, data=data)
     (folder / "notes.txt").write_text("mine")
     beside = json.loads((folder / "tsugiki.json").read_text())
@@ -63,7 +66,7 @@ def test_nothing_private_is_sent(tmp_path: Path):
     assert run["config"]["held_out"] == "held.txt"
     assert run["config"]["prompts"] == ["/anna is a prompt"]
     assert "out" not in run["config"]
-    assert run["data"]["near_duplicates"] == {"groups": 1, "records": 2}
+    assert run["data"]["near_duplicates"] == {"groups": 1, "records": 2, "first": []}
     assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] is None
     assert json.loads(sent.files["tsugiki.json"])["made"] == {"from": ["a", "b"]}
     assert any("--base names it" in note for note in sent.notes)

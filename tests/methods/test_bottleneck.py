@@ -513,6 +513,6 @@ def test_gradients_with_gradient_checkpointing():
 def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
     config = run_config(tmp_path, method="houlsby", method_config={"reduction_factor": 4, "dropout": 0.1})
     whole = assert_resumes(train, config, 3)
-    assert whole.loss_curve[-1]["loss"] < whole.loss_curve[0]["loss"]
+    assert whole.loss_curve[-1].loss < whole.loss_curve[0].loss
     stored = load_file(Path(config.out) / "whole" / ADAPTER_FILE)
     assert all(bool(t.any()) for t in stored.values()), "all of it moved"

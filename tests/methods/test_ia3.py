@@ -398,7 +398,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
     fields = {"method": "ia3", "method_config": {"target_modules": ["c_attn", "mlp.c_proj"]}}
     config = run_config(tmp_path, learning_rate=3e-2, **fields)
     whole = assert_resumes(train, config, 3)
-    assert whole.loss_curve[-1]["loss"] < whole.loss_curve[0]["loss"]
+    assert whole.loss_curve[-1].loss < whole.loss_curve[0].loss
     stored = load_file(Path(config.out) / "whole" / ADAPTER_FILE)
     assert all(bool((t != 1).any()) for t in stored.values()), "all of it moved"
 

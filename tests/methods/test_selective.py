@@ -447,13 +447,13 @@ def test_non_finite_values_are_not_merged():
 def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
     config = run_config(tmp_path, method=method)
     record = assert_resumes(train, config, 3)
-    assert record.evaluations[-1]["loss"] < record.evaluations[0]["loss"]
+    assert record.evaluations[-1].loss < record.evaluations[0].loss
     assert record.resolved_settings["base_dtype"] == "fp32"
     model = AutoModelForCausalLM.from_pretrained(config.model)
     before = logits(model)
     load_adapter(model, Path(config.out) / "whole")
     assert not torch.equal(logits(model), before)
-    assert record.parameters["trainable"] == sum(p.numel() for p in trainable_parameters(model).values())
+    assert record.parameters.trainable == sum(p.numel() for p in trainable_parameters(model).values())
 
 
 @pytest.mark.parametrize("base_dtype", ["bf16", "int8"])

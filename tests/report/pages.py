@@ -93,11 +93,11 @@ def evaluation(step: int, loss: float, documents: int = 12) -> dict[str, Any]:
         "tokens": 100 * documents,
         "characters": 160 * documents,
         "windows": documents,
-        "cut_windows": 0,
-        "left_out": 0,
+        "split_windows": 0,
+        "skipped_records": 0,
         "unknown_tokens": 0,
-        "round_trips": True,
-        "caveat": None,
+        "tokenizer_is_lossless": True,
+        "warning": None,
         "documents": scores,
     }
 
@@ -111,10 +111,23 @@ def record(**changes: Any) -> RunRecord:
             "method": "lora",
             "lora": {"r": 8, "lora_alpha": 32.0, "lora_dropout": 0.1},
             "learning_rate": 0.001,
+            "lr_scheduler_type": "linear",
+            "epochs": 3.0,
+            "max_steps": None,
+            "batch_size": 4,
+            "grad_accum": 4,
+            "seed": 42,
             "prompts": ["庭の梅は"],
         },
         "status": "finished",
-        "machine": {"processor": "Abacus 9", "cores": 2, "accelerator": None},
+        "machine": {
+            "processor": "Abacus 9",
+            "cores": 2,
+            "threads": 2,
+            "accelerator": None,
+            "system": "Abax 1",
+            "python": "3.11.7",
+        },
         "base": {"name": "embedded", "fingerprint": "sha256:ab", "dtype": "torch.float32"},
         "data": {
             "train": {"documents": 90, "characters": 66491, "fingerprint": "sha256:cd"},
@@ -151,4 +164,5 @@ def record(**changes: Any) -> RunRecord:
         },
         "loss_curve": [{"step": i, "loss": 6 - i / 40, "learning_rate": 1e-3 * (1 - i / 40)} for i in range(1, 41)],
     }
-    return RunRecord(**{**fields, **changes})
+    config = {**fields["config"], **changes.pop("config", {})}
+    return RunRecord(**{**fields, **changes, "config": config})

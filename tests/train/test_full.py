@@ -22,6 +22,7 @@ from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
 from tsugiki.train.model import make_gradients, prepare_model
+from tsugiki.train.record import Parameters
 from tsugiki.train.run import CHECKPOINTS, train
 from tsugiki.train.workflows.preview import rows_in_order
 
@@ -47,13 +48,13 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
     assert load_tokenizer(config.out)(TEXT).input_ids == byte_tokenizer()(TEXT).input_ids
 
     total = sum(p.numel() for p in before.parameters())
-    assert record.parameters == {"trainable": total, "total": total, "share": 1.0}
+    assert record.parameters == Parameters(trainable=total, total=total, share=1.0)
     assert record.resolved_settings == {
         "base_dropout": "off while the model trains",
         "compute_dtype": "bf16",
         "steps": 5,
     }
-    assert record.evaluations[-1]["loss"] < record.evaluations[0]["loss"]
+    assert record.evaluations[-1].loss < record.evaluations[0].loss
     stored = json.loads((tmp_path / "run" / "run.json").read_text())
     assert stored["status"] == "finished"
     assert "lora" not in stored["config"]

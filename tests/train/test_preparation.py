@@ -12,6 +12,7 @@ from tsugiki import TsugikiError
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.config import RunConfig
 from tsugiki.train.preparation import PackedDataset, pack_data, read_data
+from tsugiki.train.record import DataSummary
 
 
 @pytest.fixture(autouse=True)
@@ -44,16 +45,16 @@ def learned_sources(prepared: PackedDataset) -> set[str]:
 def test_a_share_is_held_out_and_everything_counted():
     prepared = prepare(lines("w.jsonl", works()), held_out=0.2)
     summary = prepared.summary
-    assert summary["train"]["documents"] + summary["held_out"]["documents"] == 20
+    assert summary.train.documents + summary.held_out.documents == 20
     measured = {window.record.source for window in prepared.windows}
     assert measured
     assert not measured & learned_sources(prepared)
     texts = [work["text"] for work in works()]
-    assert summary["target_tokens_per_epoch"] == sum(
+    assert summary.target_tokens_per_epoch == sum(
         len(text.encode()) + 1 for i, text in enumerate(texts, 1) if f"w.jsonl:{i}" in learned_sources(prepared)
     )
-    assert summary["blocks"] * 64 == summary["tokens_per_epoch"] + summary["padding"]
-    assert json.loads(json.dumps(summary)) == summary
+    assert summary.blocks * 64 == summary.tokens_per_epoch + summary.padding
+    assert DataSummary.model_validate_json(summary.model_dump_json()) == summary
 
 
 def test_a_condition_holds_an_author_out():
@@ -69,7 +70,7 @@ def test_near_duplicates_are_on_one_side_and_told():
     learned = learned_sources(prepared)
     for i in range(5):
         assert (f"w.jsonl:{i + 1}" in learned) == (f"w.jsonl:{i + 21}" in learned)
-    assert prepared.summary["near_duplicates"]["groups"] == 5
+    assert prepared.summary.near_duplicates.groups == 5
     assert any("10 records are near-duplicates" in note for note in prepared.notes)
 
 
@@ -89,9 +90,9 @@ def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest
     assert prepare(data).summary == one
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
     assert prepare(data).summary == one, "with or without a cache"
-    assert prepare(data, seed=43).summary["blocks_fingerprint"] != one["blocks_fingerprint"]
+    assert prepare(data, seed=43).summary.blocks_fingerprint != one.blocks_fingerprint
     lines("w.jsonl", works(21))
-    assert prepare(data).summary["blocks_fingerprint"] != one["blocks_fingerprint"]
+    assert prepare(data).summary.blocks_fingerprint != one.blocks_fingerprint
 
 
 def test_a_model_that_cannot_isolate_says_so():
@@ -114,10 +115,10 @@ def test_conversations_are_cut_counted_and_refused_by_line():
     ]
     data = lines("t.jsonl", talks)
     whole = prepare(data, template=CHATML, held_out=0.3)
-    assert whole.summary["cut_records"] == 0
+    assert whole.summary.cut_records == 0
     assert {window.record.source for window in whole.windows}.isdisjoint(learned_sources(whole))
     cut = prepare(data, template=CHATML, held_out=0.3, block_size=56)
-    assert cut.summary["cut_records"] > 0
+    assert cut.summary.cut_records > 0
     assert any("longer than a block of 56 tokens" in note for note in cut.notes)
     with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.* 20 tokens"):
         prepare(data, template=CHATML, block_size=20)
@@ -131,4 +132,4 @@ def test_a_single_document_gives_its_end():
     assert any("its last 10% is held out" in note for note in prepared.notes)
     held_out = "".join(window.record.text for window in prepared.windows)
     assert TEXT.endswith(held_out)
-    assert prepared.summary["target_tokens_per_epoch"] == len(TEXT[: -len(held_out)].encode()) + 1
+    assert prepared.summary.target_tokens_per_epoch == len(TEXT[: -len(held_out)].encode()) + 1

@@ -183,8 +183,8 @@ def test_other_settings_are_not_resumed(tmp_path: Path):
 def test_the_number_of_steps_is_foretold(tmp_path: Path):
     for epochs in (0.3, 2):
         record = train(settings(tmp_path, str(epochs), max_steps=None, epochs=epochs, prompts=[]))
-        assert record.resolved_settings["steps"] == record.training["steps"] == record.loss_curve[-1]["step"]
-    assert record.training["tokens"] == 2 * record.data["target_tokens_per_epoch"]
+        assert record.resolved_settings["steps"] == record.training.steps == record.loss_curve[-1].step
+    assert record.training.tokens == 2 * record.data.target_tokens_per_epoch
 
 
 def test_another_base_under_the_adapter_is_refused(tmp_path: Path):

@@ -240,7 +240,7 @@ def _parameters(record: RunRecord) -> Markup:
     lines = []
     if record.base:
         lines.append(("base", record.base.name or "not named"))
-        lines.append(("weights of the base", f"{record.base.dtype}, {record.base.fingerprint}"))
+        lines.append(("weights of the base", ", ".join(filter(None, (record.base.dtype, record.base.fingerprint)))))
     lines.append(("method", record.config.method))
     if record.parameters:
         counts = record.parameters

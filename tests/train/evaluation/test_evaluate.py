@@ -40,8 +40,8 @@ def test_every_token_counts_given_what_stands_before_it(kind: str):
     assert result.loss == pytest.approx(expected / result.tokens)
     assert result.perplexity == pytest.approx(math.exp(expected / result.tokens))
     assert result.bits_per_char == pytest.approx(expected / math.log(2) / result.characters)
-    assert result.round_trips
-    assert result.caveat is None
+    assert result.tokenizer_is_lossless
+    assert result.warning is None
 
 
 def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_a_token():
@@ -66,7 +66,7 @@ def test_batching_and_mode_do_not_matter(monkeypatch: pytest.MonkeyPatch):
 def test_a_window_beyond_the_context_is_scored_in_pieces():
     model = tiny_model(vocab_size=257)  # a context of 64 tokens, 21 characters
     result = score(model, ["雨" * 30])
-    assert (result.windows, result.cut_windows, result.tokens) == (1, 1, 90)
+    assert (result.windows, result.split_windows, result.tokens) == (1, 1, 90)
     assert result.nll == pytest.approx(naive_nll(model, ["雨" * 21]) + naive_nll(model, ["雨" * 9]), rel=1e-5)
 
 
@@ -79,9 +79,9 @@ def test_unknowns_and_lost_text_are_counted():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
     result = score(tiny_model(), ["aabc"], tokenizer)
     assert result.unknown_tokens == 2
-    assert not result.round_trips
-    assert result.caveat is not None
-    assert "2 unknown tokens" in result.caveat
+    assert not result.tokenizer_is_lossless
+    assert result.warning is not None
+    assert "2 unknown tokens" in result.warning
 
 
 def test_windows_are_of_equal_characters_and_spread_over_all():
@@ -111,7 +111,7 @@ def test_figures_are_of_documents_and_add_up():
     result = evaluate(model, byte_tokenizer(), windows)
     assert [(tokens, characters) for _, tokens, characters in result.documents] == [(15, 5), (18, 6)]
     assert result.documents[0][0] == pytest.approx(naive_nll(model, [texts[0], texts[2]]), rel=1e-5)
-    figures = result.to_json()
+    figures = result.model_dump(mode="json")
     low, high = figures["loss_interval"]
     assert low < result.loss < high
     assert figures["perplexity_interval"] == pytest.approx((math.exp(low), math.exp(high)))
@@ -128,7 +128,7 @@ def test_of_an_answer_what_is_learned_is_scored():
     long = Completion("雨" * 30, "x", "t:2")
     result = evaluate(model, tokenizer, [Window(Completion("ab", "雨", "c:1"), 0), Window(talk, 1), Window(long, 2)])
     assert [(tokens, characters) for _, tokens, characters in result.documents] == [(4, 1), (7, 2)]
-    assert result.left_out == 1
+    assert result.skipped_records == 1
     for (nll, _, _), ids, learned in (
         (result.documents[0], [0, *tokenizer("ab雨").input_ids, 0], 4),
         (result.documents[1], [*tokenizer("u:枝?").input_ids, 0, *tokenizer("a:はい").input_ids, 0], 7),

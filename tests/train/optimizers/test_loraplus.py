@@ -87,15 +87,15 @@ def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
     theirs = peft.PeftModel.from_pretrained(base, folder).eval()
     load_adapter(model, folder)
     torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
-    assert whole.evaluations[-1]["loss"] < whole.evaluations[0]["loss"]
-    assert whole.parameters["trainable"] == sum(p.numel() for p in trainable_parameters(model).values())
+    assert whole.evaluations[-1].loss < whole.evaluations[0].loss
+    assert whole.parameters.trainable == sum(p.numel() for p in trainable_parameters(model).values())
 
 
 def test_the_ratio_changes_the_run_and_is_recorded(tmp_path: Path):
     records = {
         ratio: train(settings(tmp_path, str(ratio), method="lora+", loraplus_lr_ratio=ratio)) for ratio in (1, 8)
     }
-    assert records[8].config["loraplus_lr_ratio"] == 8
+    assert records[8].config.loraplus_lr_ratio == 8
     train(settings(tmp_path, "lora"))
     one, eight, lora = ((tmp_path / name / ADAPTER_FILE) for name in ("1", "8", "lora"))
     assert eight.read_bytes() != lora.read_bytes()

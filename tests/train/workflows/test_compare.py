@@ -20,7 +20,7 @@ from tsugiki.train.record import read_record
 from tsugiki.train.run import train
 from tsugiki.train.workflows import compare as comparison_module
 from tsugiki.train.workflows import sweep as sweep_module
-from tsugiki.train.workflows.compare import compare, rows
+from tsugiki.train.workflows.compare import compare, comparison_rows
 from tsugiki.train.workflows.compare_config import load_comparison, load_sweep
 from tsugiki.train.workflows.sweep import change, smallest_sufficient_rank, sweep
 
@@ -55,7 +55,7 @@ def test_methods_share_budget_and_text_and_are_put_into_one_table():
         write("c.yaml", settings={**SETTINGS, "retention_data": "own.txt", "prompts": ["枝"]}, methods=METHODS), None
     )
     records = compare(config)
-    table = {row.name: row for row in rows(records)}
+    table = {row.name: row for row in comparison_rows(records)}
     assert list(table) == ["full", "lora r=2"]
     full, lora = table.values()
     assert full.share == 1
@@ -65,7 +65,7 @@ def test_methods_share_budget_and_text_and_are_put_into_one_table():
     assert full.perplexity_before == pytest.approx(lora.perplexity_before, rel=1e-3)
     assert full.retention_loss_before == pytest.approx(lora.retention_loss_before, rel=1e-3)
     assert full.retention_loss_after != full.retention_loss_before
-    tokens = {record.training["tokens"] for record in records.values()}
+    tokens = {record.training.tokens for record in records.values()}
     assert len(tokens) == 1
     assert json.loads(Path("c/comparison.json").read_text())["rows"][1]["name"] == "lora r=2"
 
@@ -179,19 +179,19 @@ def grid(**axes: list[Any]) -> Path:
 
 def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
     loads: list[Any] = []
-    plain = sweep_module.prepare
-    monkeypatch.setattr(sweep_module, "prepare", lambda *given: loads.append(given) or plain(*given))
+    plain = sweep_module.load
+    monkeypatch.setattr(sweep_module, "load", lambda *given: loads.append(given) or plain(*given))
     config = load_sweep(grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), None)
     points = sweep(config)
     assert len(loads) == 1
     assert [dict(point.values) for point in points] == [
         {"r": r, "learning_rate": rate} for r in (1, 2) for rate in (1e-2, 1e-3)
     ]
-    assert len({point.record.evaluations[0]["loss"] for point in points}) == 1, "each begins from the base"
+    assert len({point.record.evaluations[0].loss for point in points}) == 1, "each begins from the base"
     alone = load_sweep(grid(r=[2], learning_rate=[1e-3]), "alone")
     weights = "adapter_model.safetensors"
     (own,) = sweep(alone)
-    folders = (Path(points[3].record.config["out"]), Path(own.record.config["out"]))
+    folders = (Path(points[3].record.config.out), Path(own.record.config.out))
     assert (folders[0] / weights).read_bytes() == (folders[1] / weights).read_bytes(), "in company as alone"
     again = sweep(config)
     assert len(loads) == 2, "nothing is loaded where all is done"

@@ -72,12 +72,12 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
     assert {tensor.dtype for tensor in load_file(tmp_path / "run" / "model.safetensors").values()} == {torch.float16}
     start = load_model(str(tmp_path / "run" / CHECKPOINTS / START))
     assert not torch.allclose(logits(start), logits(made), atol=1e-3)
-    assert record.config["method"] == "pretrain"
-    assert record.config["model"] == model
-    assert record.parameters["share"] == 1
-    assert record.data["held_out"]["documents"] == 1
-    assert record.evaluations[-1]["bits_per_char"] < record.evaluations[0]["bits_per_char"]
-    assert all(entry["round_trips"] and not entry["unknown_tokens"] for entry in record.evaluations)
+    assert record.config.method == "pretrain"
+    assert record.config.model == model
+    assert record.parameters.share == 1
+    assert record.data.held_out.documents == 1
+    assert record.evaluations[-1].bits_per_char < record.evaluations[0].bits_per_char
+    assert all(entry.tokenizer_is_lossless and not entry.unknown_tokens for entry in record.evaluations)
     with pytest.raises(TsugikiError, match="already holds a run"):
         pretrain(settings(tmp_path))
 

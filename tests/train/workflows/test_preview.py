@@ -61,10 +61,10 @@ def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: 
 def test_its_counts_are_those_of_the_run(config: RunConfig):
     counts = shown(config).counts
     record = train(config)
-    assert counts["steps"] == record.training["steps"]
-    assert counts["target_tokens_per_epoch"] == record.training["tokens"]
-    assert counts["blocks_fingerprint"] == record.data["blocks_fingerprint"]
-    assert counts["seconds"] > 0
+    assert counts.steps == record.training.steps
+    assert counts.target_tokens_per_epoch == record.training.tokens
+    assert counts.blocks_fingerprint == record.data.blocks_fingerprint
+    assert counts.seconds > 0
 
 
 def test_learned_masked_special_and_cut_are_told_apart(config: RunConfig):

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import check_writable, make_folder
+from tsugiki.io.atomic import check_writable, make_folder, write_text
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILES
 from tsugiki.io.json import write_json
 from tsugiki.methods.table import family_of
