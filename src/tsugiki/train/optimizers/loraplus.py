@@ -1,11 +1,13 @@
-"""LoRA+: AdamW whose learning rate for B is a multiple of that for A (Hayou et al. 2024, arXiv:2402.12354).
+"""LoRA+: AdamW with a higher learning rate for B than for A (Hayou et al. 2024, arXiv:2402.12354).
 
-A [r, in] begins random and B [out, r] at zero, and what each has to move differs with the width: with one rate for
-both, wide layers learn too slowly or not stably. About 16 is the paper's ratio. The pairs, and the file, are LoRA's.
-The trade-off: one more number to choose, and a rate of B that is soon too high; begin with half the `learning_rate`.
+A [r, in] is initialised at random and B [out, r] with zeros, and the sizes of the updates that they need depend on the
+width of the layer in different ways. With one learning rate for both, wide layers learn too slowly or become unstable.
+The paper recommends a ratio of about 16. The factors and the file are LoRA's.
+The trade-off: there is one more hyperparameter, and B's learning rate is soon too high; start with half the usual
+`learning_rate`.
 
-As in PEFT, whatever has one axis (biases, DoRA's magnitudes) learns at B's rate. An embedding's pair, where A begins at
-zero, learns at the run's own rate (in PEFT at a fixed 1e-6).
+As in PEFT, parameters with one axis (biases, DoRA's magnitudes) have B's learning rate. The factors of an embedding,
+whose A is initialised with zeros, have the learning rate of the run (in PEFT, a fixed 1e-6).
 """
 
 from typing import TYPE_CHECKING
