@@ -11,23 +11,30 @@ from tsugiki.errors import TsugikiError
 
 
 def export_command(
-    gguf: Annotated[Path, typer.Option(help="The new GGUF file; a Modelfile for Ollama is written beside it.")],
+    gguf: Annotated[
+        Path, typer.Option(help="The new GGUF file. A Modelfile for Ollama is written to the same folder.")
+    ],
     adapter: Annotated[
-        str | None, typer.Argument(help="A folder, such as a run's, or a name in the library; a whole model if unset.")
+        str | None,
+        typer.Argument(
+            help="An adapter: a folder, such as a run's, or a name in the library. If unset, a model is exported."
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="The model, or the adapter's base: 'embedded', a folder, a GGUF file, a hub id. "
-            "The base that the adapter names if unset."
+            help="The model, or the adapter's base: 'embedded', a folder, a GGUF file or a hub id. "
+            "By default the base that the adapter names."
         ),
     ] = None,
     merged: Annotated[
-        bool, typer.Option("--merged", help="Fold the adapter into its base, and export the whole model.")
+        bool, typer.Option("--merged", help="Merge the adapter into its base and export the model.")
     ] = False,
     base: Annotated[
         Path | None,
-        typer.Option(help="Of an adapter: its base as a GGUF file, to be checked against and named in the Modelfile."),
+        typer.Option(
+            help="The adapter's base as a GGUF file. It is checked that the adapter fits, and the Modelfile names it."
+        ),
     ] = None,
     dtype: Annotated[
         GgufDtype | None,
@@ -37,7 +44,7 @@ def export_command(
         ),
     ] = None,
     allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="Take an adapter that was trained on another base.")
+        bool, typer.Option("--allow-base-mismatch", help="Export an adapter that was trained on another base.")
     ] = False,
     allow_tokenizer_mismatch: Annotated[
         bool,
@@ -48,23 +55,23 @@ def export_command(
     ] = False,
     library: Library = None,
 ) -> None:
-    """Write an adapter, or a whole model, as a GGUF file for llama.cpp.
+    """Export an adapter or a model as a GGUF file for llama.cpp.
 
-    An adapter goes beside its base (llama-cli -m BASE --lora ADAPTER). A whole model is read back, and cuts text into
-    tokens as its tokenizer does, or it is not written.
+    llama.cpp loads an adapter together with its base (llama-cli -m BASE --lora ADAPTER). A model is written only if the
+    file tokenises text as the model's own tokenizer does.
     """
     from tsugiki.base.gguf.file import require_gguf
 
     require_gguf()
     if adapter is None:
-        _refuse(merged, "--merged folds an adapter into a base; name the adapter first")
-        _refuse(model is None, "nothing to export: name an adapter, or a model by --model")
-    _refuse(base is not None and (merged or adapter is None), "--base goes with an adapter that stays one")
-    if adapter is not None and not merged:
-        _refuse(dtype in ("bf16", "q8_0"), "an adapter can be exported in f32 or f16; --merged exports the model")
-        _export_adapter(adapter, gguf, model, base, dtype, library, allow_base_mismatch)
-    else:
+        _require(not merged, "--merged requires an adapter, which is merged into its base")
+        _require(model is not None, "nothing to export: name an adapter, or pass a model as --model")
+    if adapter is None or merged:
+        _require(base is None, "--base requires an adapter and cannot be combined with --merged")
         _export_model(adapter, gguf, model, dtype, library, allow_base_mismatch, allow_tokenizer_mismatch)
+    else:
+        _require(dtype not in ("bf16", "q8_0"), "an adapter can be exported in f32 or f16; --merged exports the model")
+        _export_adapter(adapter, gguf, model, base, dtype, library, allow_base_mismatch)
 
 
 def _export_adapter(
@@ -82,7 +89,7 @@ def _export_adapter(
     from tsugiki.io.progress import ProgressDisplay
 
     folder = adapter_folder(adapter, library)
-    with ProgressDisplay().stage("export", None):  # the base's fingerprint takes a look at all of its weights
+    with ProgressDisplay().stage("export", None):  # computing the base's fingerprint reads all of its weights
         done = export_gguf_adapter(
             folder, gguf, model, base, "f16" if dtype == "f16" else "f32", allow_base_mismatch=allow_base_mismatch
         )
@@ -90,7 +97,7 @@ def _export_adapter(
         f"{gguf}: {done.layers} layers, rank {done.ranks}, alpha {done.alpha:g}, {format_size(done.bytes)}; "
         f"llama-cli -m {base or 'BASE.gguf'} --lora {gguf}"
     )
-    typer.echo(f"{done.modelfile}: for Ollama before 0.34.1, which took adapters" + ("" if base else "; fill in FROM"))
+    typer.echo(f"{done.modelfile}: for Ollama before version 0.34.1" + ("" if base else "; fill in the base at FROM"))
 
 
 def _export_model(
@@ -112,7 +119,7 @@ def _export_model(
     folder = None if adapter is None else adapter_folder(adapter, library)
     name = model or (None if folder is None else read_base(folder).name)
     if name is None:
-        raise TsugikiError(f"{folder} does not say what base it was trained on; name it by --model")
+        raise TsugikiError(f"{folder} does not name the base that it was trained on; pass it as --model")
     source = (
         stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
     )
@@ -139,6 +146,6 @@ def _export_model(
         typer.echo(f"  {line}")
 
 
-def _refuse(wrong: bool, message: str) -> None:
-    if wrong:
+def _require(holds: bool, message: str) -> None:
+    if not holds:
         raise TsugikiError(message)
