@@ -1,4 +1,4 @@
-"""Names of dtypes, and which dtypes to compute in.
+"""Names of dtypes, and the dtypes that this machine computes in.
 
 Settings and flags call dtypes `fp32`, `fp16`, `bf16` and, for quantised bases, `int8`. GGUF files have names of their
 own. The settings and the command line import this module, so it imports torch only inside functions.
@@ -40,7 +40,7 @@ def torch_dtype(name: str) -> "torch.dtype":
 
 
 def at_least_float32(dtype: "torch.dtype") -> "torch.dtype":
-    """Return the dtype for trained weights and exact results: float64 for float64, otherwise float32."""
+    """Return the dtype for trained weights and exact results: float64 if `dtype` is float64, otherwise float32."""
     import torch
 
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -114,7 +114,7 @@ def meta_model(config: "PretrainedConfig", attn_implementation: str | None = Non
 
 
 def load_meta_model(name: str) -> "PreTrainedModel":
-    """Build a model on torch's meta device, which reads its config and none of its weights.
+    """Build a model on torch's meta device from its config; its weights are not read.
 
     Raises:
         TsugikiError: as for `load_model`.

@@ -167,7 +167,7 @@ def _read_layers(file: Path, alpha: float, model: "PreTrainedModel") -> dict[str
             continue
         order = row_order(model, path, len(B))
         B = B if order is None else B[order.argsort()]
-        scaling = alpha / len(A) if alpha else 1.0  # llama.cpp does the same
+        scaling = alpha / len(A) if alpha else 1.0  # without alpha llama.cpp uses 1 as well
         layers[path] = LayerFactors(A, B, scaling, embedding=name == TOKEN_EMBEDDING)
     problems += [f"{name} has no layer" for name in remaining]
     if not problems and not layers:

@@ -40,9 +40,9 @@ class GgufArchitecture:
     """How one of llama.cpp's architectures is made from a transformers model."""
 
     name: str
-    """llama.cpp's name."""
+    """llama.cpp's name for the architecture."""
     hyperparameters: Callable[["PretrainedConfig"], Hyperparameters]
-    """Returns the hyperparameters for a config."""
+    """Returns llama.cpp's hyperparameters for a config."""
     accepted: Mapping[str, tuple[Any, ...]]
     """Config field -> the values that llama.cpp supports, for fields that GGUF has no hyperparameter for."""
     convert: Callable[[str, Tensor, "PretrainedConfig"], Tensor] = _unchanged
@@ -54,7 +54,7 @@ class GgufArchitecture:
 
 
 def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
-    """Return the row for a model's config.
+    """Return how to represent a model with this config.
 
     Raises:
         TsugikiError: the architecture is not known here, the model is quantised, or llama.cpp does not support a value

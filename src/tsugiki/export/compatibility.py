@@ -36,7 +36,7 @@ _OLLAMA = f"Ollama supports no adapters since version 0.34.1; for that version o
 
 
 def incompatibilities(loader: Loader, folder: Path, model: str | None = None) -> list[str]:
-    """Return why a program will not do the same with an adapter as Tsugiki; empty if it will.
+    """Return the reasons why a program would reject an adapter, or compute something else; empty if there are none.
 
     Args:
         loader: the program.
@@ -64,7 +64,7 @@ def incompatibilities(loader: Loader, folder: Path, model: str | None = None) ->
 
 
 def incompatibilities_before_training(loader: Loader, config: object, model: "PreTrainedModel") -> list[str]:
-    """Return what `incompatibilities` will return for an adapter that is not trained yet.
+    """Return what `incompatibilities` will return for the adapter after training with this config.
 
     Args:
         loader: the program.

@@ -137,7 +137,7 @@ def _all_names(model: "PreTrainedModel") -> dict[str, str]:
     }
     names = llama_cpp_names(llama_cpp_architecture(model), model.config.num_hidden_layers, layers)
     head = output_head(model)
-    head_is_known = any(layer is head for name, layer in layers.items() if name in names)  # it is not for Gemma
+    head_is_known = any(layer is head for name, layer in layers.items() if name in names)  # Gemma's head has no name
     is_tied = model.config.tie_word_embeddings or not head_is_known
     tied = {id(model.get_input_embeddings()), id(head)} if is_tied else set()
     return {

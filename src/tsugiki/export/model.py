@@ -51,7 +51,7 @@ def stored_model(name: str) -> ModelSource:
     """
     folder = model_folder(name)
     config = load_config(name)
-    gguf_architecture_of(config)  # raises before any weight is read
+    gguf_architecture_of(config)  # an unsupported model gives its error here, before weights are opened
     weights = LazyTensors(folder)
     return ModelSource(name, config, weights, _matrix_dtype(weights, name), load_tokenizer(name), _end_tokens(folder))
 

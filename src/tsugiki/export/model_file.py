@@ -64,7 +64,7 @@ class WrittenModel:
     """What a GGUF file contains after it was written."""
 
     architecture: str
-    """llama.cpp's name."""
+    """llama.cpp's name for the architecture."""
     tensors: int
     bytes: int
     dtype: GgufDtype
@@ -127,7 +127,7 @@ class _PlannedTensor:
     """A tensor to be written."""
 
     name: str
-    """llama.cpp's name."""
+    """llama.cpp's name for the tensor."""
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     load: Callable[[], Tensor]

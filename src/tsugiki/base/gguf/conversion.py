@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 VERIFIED = ("gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3")
 """Architectures, by llama.cpp's names, whose logits were compared with llama.cpp's. Mistral's name is llama."""
 UNVERIFIED = (
-    *("bloom", "falcon", "gpt-oss", "lfm2", "mamba", "minimax-m2", "nemotron", "qwen2moe", "qwen35", "qwen35moe"),
-    "qwen3moe",
+    *("bloom", "falcon", "gpt-oss", "lfm2", "mamba", "minimax-m2", "nemotron"),
+    *("qwen2moe", "qwen3moe", "qwen35", "qwen35moe"),
 )
 """Architectures that transformers can read and that were not compared; loading one gives a warning. StarCoder 2 and
 StableLM are left out, because transformers ignores the base frequency of their rotary embedding."""
