@@ -39,9 +39,8 @@ _TYPES: Mapping[GgufDtype, tuple[GGMLQuantizationType, gguf.LlamaFileType]] = {
 }
 """The tensor type and the file type for each dtype."""
 _NEVER_KEPT = ("general.architecture", "general.file_type", "general.quantization_version")
-_BUFFERS = re.compile(
-    r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$"
-)  # files of old transformers versions hold them
+# Buffers that old versions of transformers saved with the weights.
+_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 
 
 @dataclass(frozen=True, eq=False)
