@@ -1,18 +1,19 @@
 """Bottleneck adapters: AdapterHub's results, their positions in every architecture, files, and use in a model."""
 
 import copy
+import functools
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.lifecycle import assert_lifecycle
 from tests.methods import adapterhub
 from tests.runs import assert_resumes, run_config
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
@@ -22,7 +23,6 @@ from tsugiki import (
     disable_adapter,
     graft,
     load_adapter,
-    merge,
     save_adapter,
     set_adapter,
     trainable_parameters,
@@ -164,22 +164,12 @@ def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_an_untrained_adapter_is_bit_identical_to_the_base(kind: str, method: str):
-    model = tiny_model(kind)
-    base = logits(model)
-    adapter = graft(model, config_of(method, reduction_factor=4))
-    assert len(adapter.bottlenecks) == (4 if method == "houlsby" else 2)
-    assert torch.equal(logits(model), base)
-    with torch.no_grad():
-        assert torch.equal(model.train()(input_ids=ids()).logits, base)
-    assert relative_error(logits(shake(model)), base) > 1e-3, "a dead adapter"
-    model(input_ids=ids()).logits.float().pow(2).mean().backward()
-    assert all(bool(p.grad.abs().sum() > 0) for p in trainable_parameters(model).values())
-    with disable_adapter(model):
-        assert torch.equal(logits(model), base)
-    ungraft(model)
-    assert torch.equal(logits(model), base)
-    assert not [name for name, module in model.named_modules() if "tsugiki" in name or module._forward_hooks]
+def test_the_life_of_an_adapter(kind: str, method: str, tmp_path: Path):
+    config = config_of(method, reduction_factor=4)
+    model = assert_lifecycle(
+        functools.partial(tiny_model, kind), config, tmp_path, mergeable=False, readable_by_peft=False
+    )
+    assert len(model._tsugiki.adapters["default"].bottlenecks) == (4 if method == "houlsby" else 2)
 
 
 def test_only_the_bottlenecks_train():
@@ -267,16 +257,6 @@ def test_a_saved_adapter_is_loaded_unchanged(kind: str, method: str, tmp_path: P
     assert all(key.startswith("base_model.model.") for key in keys)
 
 
-def test_peft_refuses_the_file_because_of_its_type(tmp_path: Path):
-    save_adapter(grafted(), tmp_path)
-    for load in (
-        lambda: peft.PeftConfig.from_pretrained(tmp_path),
-        lambda: peft.PeftModel.from_pretrained(tiny_model(), tmp_path),
-    ):
-        with pytest.raises(Exception, match="TSUGIKI_BOTTLENECK"):
-            load()
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -356,17 +336,6 @@ def test_fixed_settings_cannot_be_changed():
 
 
 # --- in a model ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_merging_is_refused_and_the_adapter_stays_active(method: str):
-    model = grafted(method=method)
-    before = logits(model)
-    with pytest.raises(TsugikiError, match="cannot be merged"):
-        merge(model)
-    assert torch.equal(logits(model), before)
-    with disable_adapter(model):
-        assert not torch.equal(logits(model), before)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])

@@ -1,6 +1,7 @@
 """(IA)³: compared with PEFT, merging, and use in a model."""
 
 import copy
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
@@ -217,46 +219,10 @@ def test_random_factors_are_initialised_as_in_peft():
 # --- in a model ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_an_untrained_adapter_is_bit_identical_to_the_base(kind: str):
-    model = tiny_model(kind)
-    base = logits(model)
-    graft(model, IA3Config())
-    assert torch.equal(logits(model), base)
-    with torch.no_grad():
-        assert torch.equal(model.train()(input_ids=ids()).logits, base)
-    assert relative_error(logits(shake(model)), base) > 1e-4, "a dead adapter"
-    model(input_ids=ids()).logits.float().pow(2).mean().backward()
-    dead = [name for name, p in trainable_parameters(model).items() if not p.grad.abs().sum() > 0]
-    assert not dead
-    with disable_adapter(model):
-        assert torch.equal(logits(model), base)
-    ungraft(model)
-    assert torch.equal(logits(model), base)
-    assert not [n for n, m in model.named_modules() if "tsugiki" in n or m._forward_hooks or m._forward_pre_hooks]
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_merging_keeps_the_logits_and_unmerging_restores_the_base(kind: str):
-    model = grafted(kind)
-    base, adapted = logits(tiny_model(kind)), logits(model)
-    merge(model)
-    assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
-    merged = logits(model)
-    assert relative_error(merged, adapted) < 1e-5
-    assert torch.equal(logits(merge(model)), merged), "merging twice equals once"
-    with pytest.raises(TsugikiError, match="unmerge"), disable_adapter(model):
-        pass
-    unmerge(model)
-    assert torch.equal(logits(model), adapted)
-    with disable_adapter(model):
-        assert torch.equal(logits(model), base)
-    set_adapter(model, "default")
-    assert torch.equal(logits(model), adapted)
-    ungraft(merge(model))
-    assert torch.equal(logits(model), merged)
-    assert [n for n, _ in model.named_parameters()] == [n for n, _ in tiny_model(kind).named_parameters()]
-    assert all(p.requires_grad for p in model.parameters())
+def test_the_life_of_an_adapter(kind: str, tmp_path: Path):
+    assert_lifecycle(functools.partial(tiny_model, kind), IA3Config(), tmp_path)
 
 
 def test_only_the_factors_train():

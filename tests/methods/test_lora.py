@@ -25,7 +25,6 @@ from tsugiki import (
     set_adapter,
     trainable_parameters,
     ungraft,
-    unmerge,
 )
 from tsugiki.adapters.format import load_adapter_weights
 from tsugiki.base.loading import load_model
@@ -65,27 +64,6 @@ def our_name(name: str) -> str:
     form = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}[part]
     embedding = path.endswith(("wte", "embed_tokens")) and part != "magnitude"
     return f"{path}.lora_embedding_{part}" if embedding else f"{path}.{form}"
-
-
-@pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
-def test_an_untrained_adapter_is_bit_identical_to_the_base(name: str, kind: str):
-    model = tiny_model(kind)
-    base = logits(model)
-    graft(model, config_of(name, kind, lora_dropout=0.5))
-    for mode in (False, True):
-        with torch.no_grad():
-            found = model.train(mode)(input_ids=ids()).logits
-        if name == "orthogonal":
-            assert relative_error(found, base) < 1e-5
-            assert mode or not torch.equal(found, base), "both factors are there"
-        else:
-            assert torch.equal(found, base)
-    assert relative_error(logits(shake(model)), base) > 1e-2, "a dead adapter"
-    with disable_adapter(model):
-        assert torch.equal(logits(model), base)
-    ungraft(model)
-    assert torch.equal(logits(model), base)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,41 +132,6 @@ def test_switching_with_a_lora_on_the_same_layers(name: str):
     assert torch.equal(logits(model), other)
     with disable_adapter(model):
         assert torch.equal(logits(model), base)
-
-
-@pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
-def test_a_saved_adapter_gives_the_same_logits_here_and_in_peft(name: str, kind: str, tmp_path: Path):
-    model = tiny_model(kind)
-    base = logits(model)
-    graft(model, config_of(name, kind, rank_pattern={TARGETS[kind][0]: 2}, alpha_pattern={TARGETS[kind][1]: 5}))
-    adapted = logits(shake(model))
-    assert relative_error(adapted, base) > 1e-2
-    save_adapter(model, tmp_path)
-    again = tiny_model(kind)
-    adapter = load_adapter(again, tmp_path)
-    assert torch.equal(logits(again), adapted)
-    assert set(trainable_parameters(again)) == set(trainable_parameters(model)), "it trains on as it was"
-    assert adapter.config.rank_of(f"x.{TARGETS[kind][0]}") == 2
-    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
-    assert relative_error(logits(theirs), adapted) < 1e-5
-    fields = json.loads((tmp_path / CONFIG).read_text())
-    assert not set(fields) - set(peft.LoraConfig().to_dict())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_merging(name: str):
-    model = tiny_model("llama")
-    base = logits(model)
-    graft(model, config_of(name, "llama"))
-    adapted = logits(shake(model))
-    merged = logits(merge(model))
-    assert relative_error(merged, adapted) < 1e-5
-    assert torch.equal(logits(unmerge(model)), adapted)
-    with disable_adapter(model):
-        assert torch.equal(logits(model), base)
-    ungraft(merge(model))
-    assert torch.equal(logits(model), merged)
 
 
 @pytest.mark.parametrize("name", NAMES)

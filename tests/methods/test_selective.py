@@ -1,6 +1,7 @@
 """Selective methods: norms compared with PEFT, the others with plain training of the selected weights."""
 
 import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
@@ -52,21 +54,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_the_base_is_bit_identical_before_training_and_after_ungraft(kind: str, name: str):
-    model = tiny_model(kind)
-    base = logits(model)
-    own = {path: (p, p.detach().clone()) for path, p in model.named_parameters(remove_duplicate=False)}
-    adapter = graft(model, CONFIGS[name])
-    assert torch.equal(logits(model), base)
-    assert not torch.equal(logits(shake(model)), base), "a dead adapter"
-    assert set(adapter.wrapped) == set()
-    with disable_adapter(model):
-        assert torch.equal(logits(model), base)
-        assert not trainable_parameters(model)
-    ungraft(model)
-    for path, p in model.named_parameters(remove_duplicate=False):
-        assert p is own[path][0]
-        assert torch.equal(p, own[path][1])
+def test_the_life_of_an_adapter(kind: str, name: str, tmp_path: Path):
+    model = assert_lifecycle(
+        functools.partial(tiny_model, kind), CONFIGS[name], tmp_path, readable_by_peft=name == "norms"
+    )
+    assert model._tsugiki.adapters["default"].wrapped == ()
 
 
 def test_only_the_selected_parameters_train():
@@ -175,38 +167,13 @@ def test_a_training_step_equals_that_of_the_weights_themselves(kind: str, name: 
         assert relative_error(p, after[path]) < 1e-5, path
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "norms"])
-def test_the_file_is_read_here_and_peft_refuses_its_type(name: str, tmp_path: Path):
-    model = tiny_model()
-    graft(model, CONFIGS[name])
-    adapted = logits(shake(model))
-    save_adapter(model, tmp_path)
-    again = tiny_model()
-    load_adapter(again, tmp_path)
-    assert torch.equal(logits(again), adapted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "tsugiki.json",
-    ]
-    with pytest.raises((KeyError, ValueError), match="TSUGIKI_SELECTIVE"):
-        peft.PeftModel.from_pretrained(tiny_model(), tmp_path)
-
-
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_merging_keeps_the_logits_and_unmerging_restores_the_base(kind: str, name: str, tmp_path: Path):
+def test_a_merged_model_is_saved_with_the_ties_that_it_has(kind: str, name: str, tmp_path: Path):
     model = tiny_model(kind)
-    base = logits(model)
     graft(model, CONFIGS[name])
     adapted = logits(shake(model))
-    for _ in range(2):
-        assert torch.equal(logits(merge(model)), adapted)
-    assert not trainable_parameters(model)
-    assert torch.equal(logits(unmerge(model)), adapted)
-    assert trainable_parameters(model)
-    with disable_adapter(model):
-        assert torch.equal(logits(model), base)
-    ungraft(merge(model)).save_pretrained(tmp_path)
+    assert torch.equal(logits(merge(model)), adapted)
+    ungraft(model).save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert relative_error(logits(again), adapted) < 1e-6
     tied = kind != "llama" and name != "head"

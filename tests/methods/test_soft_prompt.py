@@ -1,7 +1,9 @@
 """Soft prompts: compared with PEFT, and texts in a batch compared with each text alone."""
 
 import copy
+import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
 from tsugiki import (
@@ -102,16 +105,8 @@ def our_name(method: str, name: str) -> str:
 
 
 @pytest.mark.parametrize(("kind", "method"), CASES)
-def test_ours_loads_in_peft(kind: str, method: str, tmp_path: Path):
-    model = grafted(kind, method)
-    adapted = logits(model)
-    with disable_adapter(model):
-        assert relative_error(adapted, logits(model)) > 1e-2
-    save_adapter(model, tmp_path)
-    theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
-    assert relative_error(peft_logits(theirs), adapted) < 1e-5
-    fields = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert not set(fields) - set(THEIRS[method]().to_dict())
+def test_the_life_of_an_adapter(kind: str, method: str, tmp_path: Path):
+    assert_lifecycle(functools.partial(tiny_model, kind), OURS[method], tmp_path, start=math.inf, mergeable=False)
 
 
 @pytest.mark.parametrize(("kind", "method"), CASES)
@@ -294,18 +289,6 @@ def test_a_deep_copy_is_independent(method: str):
     assert torch.equal(logits(model), before)
     with disable_adapter(model):
         assert torch.equal(logits(model), base)
-
-
-@pytest.mark.parametrize("method", OURS)
-def test_a_saved_prompt_is_loaded_with_its_network(method: str, tmp_path: Path):
-    model = grafted("gpt2", method)
-    save_adapter(model, tmp_path)
-    again = tiny_model()
-    load_adapter(again, tmp_path)
-    assert torch.equal(logits(again), logits(model))
-    mine, other = trainable_parameters(model), trainable_parameters(again)
-    assert mine.keys() == other.keys()
-    assert all(torch.equal(mine[name], other[name]) for name in mine)
 
 
 def continued(model: Any, tokens: torch.Tensor, count: int) -> torch.Tensor:

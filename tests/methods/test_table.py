@@ -1,15 +1,31 @@
 """The table of methods: rows, families, and which methods a config belongs to."""
 
+import functools
+import math
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.lifecycle import assert_lifecycle
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, trainable_parameters
 from tsugiki.methods.table import FORMATS, METHODS, family_of, format_of, methods_of
 
 NEEDED = {"select": {"target_parameters": ["bias"]}}
+SMALL: dict[str, dict[str, Any]] = {
+    "prompt-tuning": {"num_virtual_tokens": 5},
+    "prefix-tuning": {"num_virtual_tokens": 5},
+    "p-tuning": {"num_virtual_tokens": 5, "encoder_hidden_size": 12},
+    "houlsby": {"reduction_factor": 4},
+    "pfeiffer": {"reduction_factor": 4},
+    "select": {"target_parameters": r".*\.(h|layers)\.1\..*"},
+}
+LORA_TARGETS = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "gemma3_text": ["q_proj", "down_proj"]}
+START = {"orthogonal": 1e-5, "prompt-tuning": math.inf, "prefix-tuning": math.inf, "p-tuning": math.inf}
+"""By how much a method's model may differ from the base before it is trained, where that is not 0."""
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -74,3 +90,29 @@ def test_fixed_and_unknown_settings_are_refused_by_name():
     METHODS["dora"].check_fixed_settings({"use_dora": True, "r": 3})
     with pytest.raises(TsugikiError, match=r"^r: .*none"):
         METHODS["full"].configure({"r": 3})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls transformers by its earlier names
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name in METHODS
+        for kind in LORA_TARGETS
+        if name != "full" and (name != "bitfit" or kind == "gpt2")  # the other two have no biases
+    ],
+)
+def test_the_life_of_an_adapter(name: str, kind: str, tmp_path: Path):
+    method = METHODS[name]
+    first, second = LORA_TARGETS[kind]
+    lora = {"r": 4, "lora_alpha": 12, "lora_dropout": 0.5, "target_modules": [first, second]}
+    lora |= {"rank_pattern": {first: 2}, "alpha_pattern": {second: 5}}
+    assert_lifecycle(
+        functools.partial(tiny_model, kind),
+        method.configure(SMALL.get(name, lora if method.family == "reparametrised" else {})),
+        tmp_path,
+        start=START.get(name, 0),
+        mergeable=method.mergeable,
+        readable_by_peft=method.readable_by_peft,
+    )
