@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
 
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.names import check_names, look_up
 
 Bias = Literal["none", "lora_only", "all"]
 _INITIALISATIONS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
@@ -100,30 +101,22 @@ class LoraConfig:
                 "layers_to_transform requires a list of target_modules; "
                 f"{self.target_modules!r} is a pattern, which can name the layers itself"
             )
-        patterns = [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
-        for pattern in [*patterns, *self.rank_pattern, *self.alpha_pattern]:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise TsugikiError(f"{pattern!r} is not a regular expression: {error}") from error
+        for setting, names in (("target_modules", self.target_modules), ("exclude_modules", self.exclude_modules)):
+            if isinstance(names, str):
+                check_names(setting, names)
+        for setting, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            for pattern in patterns:
+                check_names(setting, pattern)
 
     def rank_of(self, name: str) -> int:
         """Return the rank for the layer called `name`."""
-        return _look_up(self.rank_pattern, name, self.r)
+        return look_up(self.rank_pattern, name, self.r)
 
     def alpha_of(self, name: str) -> float:
         """Return alpha for the layer called `name`."""
-        return _look_up(self.alpha_pattern, name, self.lora_alpha)
+        return look_up(self.alpha_pattern, name, self.lora_alpha)
 
     def scaling_of(self, name: str) -> float:
         """Return the factor on B A x for the layer called `name`: alpha / r, or alpha / sqrt(r) for rsLoRA."""
         rank = self.rank_of(name)
         return self.alpha_of(name) / (math.sqrt(rank) if self.use_rslora else rank)
-
-
-def _look_up(patterns: Mapping[str, T], name: str, default: T) -> T:
-    """Return the value of the first pattern that matches the whole name or its end after a dot, as in PEFT."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default

@@ -1,10 +1,12 @@
 """Names of modules and parameters: how settings select them, and which block a name is in."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 from tsugiki.errors import TsugikiError
+
+T = TypeVar("T")
 
 Names: TypeAlias = Sequence[str] | str
 """A selection of names: a list of names or name endings, or one regular expression for the whole name."""
@@ -19,6 +21,14 @@ def matches(name: str, wanted: Names) -> bool:
     if isinstance(wanted, str):
         return re.fullmatch(wanted, name) is not None
     return any(name == ending or name.endswith(f".{ending}") for ending in wanted)
+
+
+def look_up(patterns: Mapping[str, T], name: str, default: T) -> T:
+    """Return the value of the first regular expression that matches `name`, or its end after a dot, as in PEFT."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
 
 
 def check_names(setting: str, value: object) -> None:

@@ -1,1 +1,1 @@
-"""The families of parameter-efficient fine-tuning behind one door: a file for each idea, a row of `table` for each."""
+"""Fine-tuning methods: a module for each kind of adapter, and a table with a row for each method."""
