@@ -118,7 +118,7 @@ def _as_ordinary_lora(config: LoraConfig) -> LoraConfig:
     """Return the config of the LoRA of twice the rank that PiSSA's factors are saved as; other configs unchanged."""
     if not _is_pissa(config):
         return config
-    factor = math.sqrt(2) if config.use_rslora else 2  # keeps alpha / √r, or alpha / r
+    factor = math.sqrt(2) if config.use_rslora else 2  # so that alpha / √r, or alpha / r, stays the same
     return dataclasses.replace(
         config,
         init_lora_weights=True,
