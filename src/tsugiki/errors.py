@@ -1,21 +1,21 @@
-"""The one family of exceptions that Tsugiki raises on purpose."""
+"""The exception that Tsugiki raises for errors that the user can correct, and helpers for its messages."""
 
 from collections.abc import Sequence
 
-_LISTED = 5
+_MAX_ITEMS = 5
 
 
 class TsugikiError(Exception):
-    """Something a person can put right: the message says what was wrong, where, and what to do.
+    """An error that the user can correct. Its message says what was wrong, where, and what to do.
 
-    The command line prints the message as one line and exits with status 2.
+    The command line prints the message as one line and exits with status 2; `--debug` prints the traceback as well.
     """
 
 
-def summarise_list(places: Sequence[str]) -> str:
-    """The first few of these, for a message, and how many more there are."""
-    more = f" and {len(places) - _LISTED:,} more" if len(places) > _LISTED else ""
-    return ", ".join(places[:_LISTED]) + more
+def summarise_list(items: Sequence[str]) -> str:
+    """Return the first few items, separated by commas, and how many more there are."""
+    more = f" and {len(items) - _MAX_ITEMS:,} more" if len(items) > _MAX_ITEMS else ""
+    return ", ".join(items[:_MAX_ITEMS]) + more
 
 
 def error_text(error: object, limit: int = 300) -> str:
