@@ -1,4 +1,4 @@
-"""Write a model as a GGUF file in float32, and compute its logits with llama.cpp, the oracle of the tests of GGUF.
+"""Write a model as a GGUF file in float32.
 
 The metadata of each architecture are written here from the model's config; names and row orders are the tested ones.
 """
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
-import torch
 
 from tsugiki.export.layout import llama_cpp_architecture, row_order
 
@@ -100,29 +98,3 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_logit_scale(config.logit_scale)
     if config.model_type == "gpt_neox":
         writer.add_parallel_residual(config.use_parallel_residual)
-
-
-def llama_cpp_logits(base: Path, tokens: list[int], lora: Path | None = None) -> np.ndarray:
-    """llama.cpp's logits of a row of tokens, [tokens, vocabulary], with keys and values in float32."""
-    import llama_cpp
-
-    model = llama_cpp.Llama(
-        str(base),
-        lora_path=str(lora) if lora else None,
-        n_ctx=max(64, len(tokens)),
-        n_threads=1,
-        logits_all=True,
-        type_k=F32,
-        type_v=F32,
-        verbose=False,
-    )
-    try:
-        model.eval(tokens)
-        return np.array(model.scores[: len(tokens)])
-    finally:
-        model.close()
-
-
-@torch.no_grad()
-def own_logits(model: Any, tokens: list[int]) -> np.ndarray:
-    return model(input_ids=torch.tensor([tokens])).logits[0].float().numpy()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.bases import llama_cpp_logits, own_logits, write_base
-from tests.tiny import ids, shake, tiny_model
+from tests.export.bases import write_base
+from tests.llama_cpp_logits import llama_cpp_logits
+from tests.tiny import ids, logits, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
 from tsugiki.architectures import ARCHITECTURES
@@ -19,7 +20,8 @@ from tsugiki.base.gguf.file import read_header
 from tsugiki.export.adapter_file import read_gguf_adapter, write_gguf_adapter
 from tsugiki.export.compatibility import llama_cpp_incompatibilities
 
-TOKENS = ids(1, 8)[0].tolist()
+ROW = ids(1, 8)
+TOKENS = ROW[0].tolist()
 ROUNDED_GELU = ("gpt2", "gemma", "gemma2", "gemma3_text", "phi", "gpt_neox", "bloom", "falcon")  # ggml's is a table
 OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 8},  # as in the released models, where it is the width of a head
@@ -55,16 +57,16 @@ def grafted(kind: str, folder: Path, overrides: dict[str, Any], **fields: Any) -
 def same_in_llama_cpp(kind: str, folder: Path, overrides: dict[str, Any] | None = None, **fields: Any) -> None:
     pytest.importorskip("llama_cpp")
     model, lora = grafted(kind, folder / "a", overrides or {}, **fields)
-    ours = own_logits(model, TOKENS)
+    ours = logits(model, ROW)[0]
     with disable_adapter(model):
-        base = own_logits(model, TOKENS)
+        base = logits(model, ROW)[0]
         file = write_base(sharp_model(kind, **overrides or {}), folder / "base.gguf")
     assert not llama_cpp_incompatibilities(lora, model)
     write_gguf_adapter(lora, model, folder / "a.gguf")
-    tolerance = (4e-3 if kind in ROUNDED_GELU else 1e-5) * np.abs(ours).max()
-    assert np.abs(llama_cpp_logits(file, TOKENS) - base).max() < tolerance
-    assert np.abs(llama_cpp_logits(file, TOKENS, folder / "a.gguf") - ours).max() < tolerance
-    assert np.abs(ours - base).max() > 20 * tolerance
+    tolerance = (4e-3 if kind in ROUNDED_GELU else 1e-5) * ours.abs().max()
+    assert (llama_cpp_logits(file, TOKENS) - base).abs().max() < tolerance
+    assert (llama_cpp_logits(file, TOKENS, folder / "a.gguf") - ours).abs().max() < tolerance
+    assert (ours - base).abs().max() > 20 * tolerance
 
 
 @pytest.mark.parametrize(("kind", "overrides"), CASES, ids=str)
@@ -102,7 +104,7 @@ def test_factors_in_16_bits(tmp_path: Path):
     file = write_base(sharp_model("llama"), tmp_path / "base.gguf")
     write_gguf_adapter(lora, model, tmp_path / "a.gguf", "f16")
     assert {one.type.name for one in read_header(tmp_path / "a.gguf").tensors} == {"F16"}
-    assert np.abs(llama_cpp_logits(file, TOKENS, tmp_path / "a.gguf") - own_logits(model, TOKENS)).max() < 5e-3
+    assert (llama_cpp_logits(file, TOKENS, tmp_path / "a.gguf") - logits(model, ROW)[0]).abs().max() < 5e-3
     big = {path: type(layer)(layer.A * 1e6, layer.B, layer.scaling) for path, layer in lora.layers.items()}
     with pytest.raises(TsugikiError, match="too large for 16 bits"):
         write_gguf_adapter(LoraWeights(lora.config, big, {}, lora.base, None), model, tmp_path / "b.gguf", "f16")
@@ -121,7 +123,7 @@ def test_export_and_import_restore_the_factors(kind: str, tmp_path: Path):
     write_lora_weights(again, tmp_path / "b", {})
     fresh = sharp_model(kind)
     load_adapter(fresh, tmp_path / "b")
-    assert np.array_equal(own_logits(fresh, TOKENS), own_logits(model, TOKENS))
+    assert torch.equal(logits(fresh, ROW)[0], logits(model, ROW)[0])
     assert read_lora_weights(tmp_path / "b").config.target_modules == sorted(lora.config.target_modules or ())
 
 
@@ -136,7 +138,7 @@ def test_export_and_import_of_embeddings_and_patterns(tmp_path: Path):
     write_lora_weights(read_gguf_adapter(tmp_path / "a.gguf", model), tmp_path / "b", {})
     fresh = sharp_model("llama")
     load_adapter(fresh, tmp_path / "b")
-    assert np.abs(own_logits(fresh, TOKENS) - own_logits(model, TOKENS)).max() < 1e-5
+    assert (logits(fresh, ROW)[0] - logits(model, ROW)[0]).abs().max() < 1e-5
 
 
 # What llama.cpp itself does with files that are rejected here.
@@ -146,8 +148,9 @@ def _run_llama_cpp(base: Path, lora: Path) -> subprocess.CompletedProcess[str]:
     """Run llama.cpp in a new process, since ggml may abort; it prints the largest change of a logit."""
     pytest.importorskip("llama_cpp")
     code = (
-        "from pathlib import Path; from tests.export.bases import llama_cpp_logits as f; import numpy as np; "
-        f"b, l, t = Path({str(base)!r}), Path({str(lora)!r}), {TOKENS}; print(np.abs(f(b, t, l) - f(b, t)).max())"
+        "from pathlib import Path; from tests.llama_cpp_logits import llama_cpp_logits as f; "
+        f"b, l, t = Path({str(base)!r}), Path({str(lora)!r}), {TOKENS}; "
+        "print(float((f(b, t, l) - f(b, t)).abs().max()))"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.export.llama import llama_logits
+from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, load_adapter, save_adapter
 from tsugiki.architectures import ARCHITECTURES
@@ -102,7 +102,7 @@ def test_llama_cpp_gives_the_logits_of_transformers(name: str, tmp_path: Path) -
     written = write_model_gguf(stored_model(folder), tmp_path / "m.gguf")
     assert written.tensors == len(_tensors(tmp_path / "m.gguf"))
     row = ids(1, 40, 257)
-    assert relative_error(llama_logits(tmp_path / "m.gguf", row), logits(_plain(folder), row)[0]) < 2e-3
+    assert relative_error(llama_cpp_logits(tmp_path / "m.gguf", row[0].tolist()), logits(_plain(folder), row)[0]) < 2e-3
 
 
 def test_tensors_have_llama_cpps_names_and_order(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_matrices_have_the_given_dtype_and_vectors_are_float32(
     # 48 columns are no whole number of blocks of 32
     assert tensors["blk.0.ffn_down.weight"].tensor_type == (Kind.F16 if dtype == "q8_0" else kind)
     row = ids(1, 20, 257)
-    assert relative_error(llama_logits(tmp_path / "m.gguf", row), logits(_plain(folder), row)[0]) < 0.05
+    assert relative_error(llama_cpp_logits(tmp_path / "m.gguf", row[0].tolist()), logits(_plain(folder), row)[0]) < 0.05
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [(torch.float16, "f16"), (torch.bfloat16, "bf16")])
@@ -175,7 +175,7 @@ def test_a_merged_model_gives_the_adapted_logits(targets: list[str], tmp_path: P
     adapted = _plain(folder)
     load_adapter(adapted, tmp_path / "adapter", allow_base_mismatch=True)
     assert relative_error(logits(adapted, row), logits(_plain(folder), row)) > 0.05
-    assert relative_error(llama_logits(tmp_path / "m.gguf", row), logits(adapted, row)[0]) < 2e-3
+    assert relative_error(llama_cpp_logits(tmp_path / "m.gguf", row[0].tolist()), logits(adapted, row)[0]) < 2e-3
 
 
 def test_metadata_of_the_original_file_are_copied(tmp_path: Path) -> None:
@@ -190,7 +190,9 @@ def test_metadata_of_the_original_file_are_copied(tmp_path: Path) -> None:
     assert differing == {"general.file_type"}
     assert kept["tokenizer.ggml.token_type"].types == before["tokenizer.ggml.token_type"].types
     row = ids(1, 20, 257)
-    assert relative_error(llama_logits(tmp_path / "kept.gguf", row), logits(_plain(folder), row)[0]) < 2e-3
+    assert (
+        relative_error(llama_cpp_logits(tmp_path / "kept.gguf", row[0].tolist()), logits(_plain(folder), row)[0]) < 2e-3
+    )
 
     other = stored_model(save_tiny(tmp_path / "other", "qwen2"))
     with pytest.raises(TsugikiError, match="llama of 257 tokens.*qwen2"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.base.gguf.files import TOKENS, tiny_base, write_gguf, write_vocabulary
+from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny import TEXT, ids, logits
 from tsugiki.base.gguf.conversion import VERIFIED
 from tsugiki.base.loading import load_model, load_tokenizer
@@ -30,19 +31,9 @@ TEXTS = [
 ]
 
 
-def their_logits(path: Path, tokens: torch.Tensor) -> torch.Tensor:
-    model = llama_cpp.Llama(
-        str(path), verbose=False, logits_all=True, n_ctx=64, n_threads=1, type_k=0, type_v=0, flash_attn=False
-    )
-    model.eval(tokens.tolist())
-    scores = torch.tensor(np.array(model.scores[: len(tokens)]))
-    model.close()
-    return scores
-
-
 def compare_logits(path: Path, architecture: str) -> None:
     tokens = ids(1, 40, len(TOKENS))
-    expected = their_logits(path, tokens[0])
+    expected = llama_cpp_logits(path, tokens[0].tolist())
     close = 5e-3 if architecture in TABLES else 1e-4
     torch.testing.assert_close(logits(load_model(str(path)), tokens)[0], expected, atol=close, rtol=0)
 
