@@ -1,4 +1,4 @@
-"""The integer products against the same rounding in floats, and against the float weight."""
+"""The integer products, compared with the same rounding in floats and with the float weight."""
 
 import copy
 import subprocess
@@ -32,7 +32,7 @@ def _layer(out: int = 40, into: int = 48, bias: bool = True) -> Int8Linear:
 
 
 def _error(a: Tensor, b: Tensor) -> float:
-    """Relative, of the whole."""
+    """Return the norm of the difference, relative to the norm."""
     return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300))
 
 
@@ -51,14 +51,14 @@ def _assert_is_plain(layer: Int8Linear, x: Tensor, dy: Tensor) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("out", "into"), [(48, 40), (40, 48), (33, 7), (1, 5), (5, 1)])
 @pytest.mark.parametrize("rows", [0, 1, 3, 17])
-def test_both_products_are_the_plain_ones(dtype: torch.dtype, bias: bool, out: int, into: int, rows: int):
+def test_both_products_equal_the_plain_ones(dtype: torch.dtype, bias: bool, out: int, into: int, rows: int):
     torch.manual_seed(1)
     x, dy = torch.randn(rows, into).to(dtype), torch.randn(rows, out).to(dtype)
     _assert_is_plain(_layer(out, into, bias), x, dy)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tiles_meet_without_a_seam(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+def test_results_do_not_depend_on_the_tiles(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(int8, "_ROWS", 4)
     monkeypatch.setattr(int8, "_CHANNELS", 16)
     torch.manual_seed(1)
@@ -66,7 +66,7 @@ def test_tiles_meet_without_a_seam(dtype: torch.dtype, monkeypatch: pytest.Monke
         _assert_is_plain(_layer(out, 12), torch.randn(rows, 12).to(dtype), torch.randn(rows, out).to(dtype))
 
 
-def test_a_layer_of_the_real_size_is_the_plain_one():
+def test_a_layer_of_real_size_equals_the_plain_one():
     torch.manual_seed(1)
     _assert_is_plain(_layer(3200, 96), torch.randn(300, 96).bfloat16(), torch.randn(300, 3200).bfloat16())
 
@@ -84,7 +84,7 @@ def test_strides_do_not_matter():
         _assert_is_plain(layer, x, dy)
 
 
-def test_the_inputs_are_not_written_over():
+def test_the_inputs_are_not_overwritten():
     x, dy = torch.randn(5, 48), torch.randn(5, 40)
     before = x.clone(), dy.clone()
     layer = _layer()
@@ -93,8 +93,8 @@ def test_the_inputs_are_not_written_over():
     assert torch.equal(dy, before[1])
 
 
-def test_rows_are_rounded_to_255_levels_each_by_its_own_largest():
-    layer = Int8Linear(torch.eye(64), None, torch.float32)  # the product is x, rounded
+def test_each_row_is_rounded_to_255_levels_of_its_largest_value():
+    layer = Int8Linear(torch.eye(64), None, torch.float32)  # so the product is x, rounded
     x = torch.randn(9, 64) * torch.logspace(-20, 20, 9)[:, None]
     largest = x.abs().amax(1, keepdim=True)
     rounded = layer.product(x)
@@ -134,7 +134,7 @@ def test_a_channel_of_zeros_gives_its_bias():
 
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gaussian_values_lose_less_than_1_5_percent(kind: type[nn.Module], dtype: torch.dtype):
+def test_the_error_for_gaussian_values_is_below_1_5_percent(kind: type[nn.Module], dtype: torch.dtype):
     plain = _float_layer(576, 768, kind=kind)
     layer = Int8Linear.from_layer(plain, dtype)
     torch.manual_seed(1)
@@ -145,8 +145,8 @@ def test_gaussian_values_lose_less_than_1_5_percent(kind: type[nn.Module], dtype
     assert _error(layer.weight, weight) < 0.01
 
 
-def test_what_a_softmax_says_of_thousands_of_others_is_not_lost():
-    """Its gradient is near -1 for one channel and rounds to nothing for most, who together weigh as much."""
+def test_the_sum_of_thousands_of_tiny_softmax_gradients_is_kept():
+    """The gradient is near -1 for one channel; most others are rounded to 0, although their sum is 1."""
     torch.manual_seed(1)
     weight, targets = torch.randn(8192, 64) + 2, torch.arange(0, 8192, 512)
     dz = torch.softmax(torch.randn(16, 8192) * 2.5, -1)
@@ -171,7 +171,7 @@ def test_forward_and_its_gradient(dtype: torch.dtype, bias: bool, shape: tuple[i
     assert x.grad is not None
     assert torch.equal(x.grad, layer.input_gradient(dy_rows).view(shape))
 
-    # What the gradient stands for: that of the plain product, rounding taken as the identity.
+    # It approximates the gradient of the plain product, with rounding treated as the identity.
     z = x.detach().float().requires_grad_()
     F.linear(z, layer.qweight * layer.scale[:, None]).backward(dy.float())
     assert z.grad is not None
@@ -187,7 +187,7 @@ def test_a_trained_bias_gets_its_gradient():
     torch.testing.assert_close(layer.bias.grad, dy.sum((0, 1)))
 
 
-def test_nothing_is_kept_for_the_way_back():
+def test_nothing_is_kept_for_backward():
     layer, kept = _layer(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = layer(torch.randn(5, 48, requires_grad=True))
@@ -196,7 +196,7 @@ def test_nothing_is_kept_for_the_way_back():
     assert not layer(torch.randn(5, 48)).requires_grad
 
 
-def test_it_reads_as_the_layer_it_stands_for():
+def test_it_has_the_attributes_of_the_layer_that_it_replaces():
     plain = _float_layer(kind=Conv1D)
     layer = Int8Linear.from_layer(plain, torch.bfloat16)
     assert is_quantizable(plain)
@@ -212,7 +212,7 @@ def test_it_reads_as_the_layer_it_stands_for():
     assert str(layer) == "Int8Linear(in_features=48, out_features=40, bias=True)"
 
 
-def test_to_changes_the_dtype_and_never_the_precision_of_the_scales():
+def test_casting_does_not_change_the_precision_of_the_scales():
     layer = _layer()
     moved = copy.deepcopy(layer).to(torch.float16)
     assert torch.equal(moved.scale, layer.scale)
@@ -224,7 +224,7 @@ def test_to_changes_the_dtype_and_never_the_precision_of_the_scales():
 
 
 @needs_exact_integers
-def test_other_devices_and_processors_take_the_plain_way(monkeypatch: pytest.MonkeyPatch):
+def test_other_devices_and_processors_use_the_plain_products(monkeypatch: pytest.MonkeyPatch):
     layer, x, dy = _layer(), torch.randn(5, 48), torch.randn(5, 40)
     expected = layer.product(x), layer.input_gradient(dy)
     monkeypatch.setattr(int8, "exact_integers", lambda: False)
@@ -247,8 +247,8 @@ def test_a_compiled_layer_computes_the_same():
     torch.testing.assert_close(z.grad, layer.input_gradient(torch.ones(5, 40)))
 
 
-def test_a_processor_that_saturates_is_found_out():
-    """oneDNN told to use AVX2 alone, where it adds in 16 bits: the product must not be trusted, and is not used."""
+def test_a_processor_that_saturates_is_detected():
+    """With AVX2 only, oneDNN adds in 16 bits, so the integer product is wrong and must not be used."""
     program = """if True:
         import torch
         from tsugiki.base.int8 import Int8Linear, exact_integers

@@ -1,4 +1,4 @@
-"""A model whose linear layers all became int8."""
+"""Models whose linear layers are all quantised to int8."""
 
 import copy
 import weakref
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import CONFIGS, ids, logits, save_tiny, tiny_model
-from tsugiki.base import quantization as room
+from tsugiki.base import quantization as quantization_module
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.quantization import is_quantizable, quantise
@@ -45,7 +45,7 @@ def test_the_gradient_reaches_the_input_nearly_as_before(kind: str):
     assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.995
 
 
-def test_what_is_not_a_linear_weight_is_cast_and_buffers_are_not():
+def test_other_parameters_are_cast_and_buffers_are_not():
     model = tiny_model("llama")
     frequencies = model.model.rotary_emb.inv_freq.clone()
     quantise(model)
@@ -56,7 +56,7 @@ def test_what_is_not_a_linear_weight_is_cast_and_buffers_are_not():
     assert model.lm_head.scale.dtype == torch.float32
 
 
-def test_a_tied_head_has_codes_of_its_own_and_the_table_stays():
+def test_a_tied_head_is_quantised_and_the_embedding_stays():
     model = tiny_model("gpt2")
     table = copy.deepcopy(model.transformer.wte.weight)
     assert model.lm_head.weight is model.transformer.wte.weight
@@ -66,7 +66,7 @@ def test_a_tied_head_has_codes_of_its_own_and_the_table_stays():
     assert (model.lm_head.weight - table).abs().max() <= table.abs().max() / 254 * 1.001
 
 
-def test_weights_go_one_by_one(monkeypatch: pytest.MonkeyPatch):
+def test_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch):
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
     weights = [weakref.ref(layer.weight) for layer in model]
     alive: list[int] = []
@@ -81,7 +81,7 @@ def test_weights_go_one_by_one(monkeypatch: pytest.MonkeyPatch):
     assert alive == [5, 4, 3, 2, 1]
 
 
-def test_a_model_loaded_as_stored(tmp_path: Path):
+def test_a_model_loaded_in_the_dtype_of_its_files(tmp_path: Path):
     folder = save_tiny(tmp_path / "base")
     expected = logits(load_model(folder))
     model = quantise(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), torch.float32)
@@ -98,7 +98,7 @@ def test_the_embedded_model_predicts_as_well_as_before():
     assert abs(found - expected) < 0.01 * expected
 
 
-def test_a_processor_without_exact_integers_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(room, "exact_integers", lambda: False)
+def test_a_processor_without_exact_integers_gives_a_warning(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quantization_module, "exact_integers", lambda: False)
     with pytest.warns(UserWarning, match="cannot multiply 8-bit integers exactly"):
         quantise(tiny_model())

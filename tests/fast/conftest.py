@@ -1,4 +1,4 @@
-"""What tests of the attention share."""
+"""Fixtures for tests of the attention."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ from tsugiki.fast import attention
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The shapes of the queries that the blocks, not the plain definition, computed."""
+    """The shapes of the queries that block attention computed, instead of the plain definition."""
     made: list[torch.Size] = []
     function = attention._BlockAttention
 

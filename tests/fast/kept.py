@@ -1,4 +1,4 @@
-"""What a forward keeps for its backward."""
+"""The memory that a forward pass keeps for the backward pass."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def kept_bytes(forward: Callable[[], Any], besides: Iterable[torch.Tensor] = ()) -> int:
-    """Bytes of the tensors kept, each storage once, `besides` those of some, such as a model's weights."""
+    """Return the bytes of the kept tensors, each storage once, without those in `besides`, such as weights."""
     kept = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

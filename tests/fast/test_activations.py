@@ -1,4 +1,4 @@
-"""The activations against the formula in float64, against torch's own, and against transformers' modules."""
+"""The activations, compared with the formula in float64, with torch's and with transformers' modules."""
 
 import pytest
 import torch
@@ -9,13 +9,13 @@ from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, plain_s
 
 ACTIVATIONS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""One rounding of the value; of the gradient two, that of the slope and that of the product."""
+"""The value is rounded once, the gradient twice: the slope and the product."""
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("shape", [(), (7,), (5, 3), (2, 5, 3), (3, 0), (3, 100_000)])
-def test_value_and_gradient_are_the_definitions(activation: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
+def test_value_and_gradient_equal_the_definition(activation: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
     torch.manual_seed(0)
     x = (3 * torch.randn(shape)).to(dtype).requires_grad_()
     grad = torch.randn(shape).to(dtype)
@@ -35,7 +35,7 @@ def test_value_and_gradient_are_the_definitions(activation: Swish, dtype: torch.
 
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_each_value_that_16_bits_can_have_is_rounded_once(activation: Swish, dtype: torch.dtype):
+def test_every_16_bit_value_is_rounded_once(activation: Swish, dtype: torch.dtype):
     x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
     x = x[x.isfinite() & (x.abs() < 1e18)].requires_grad_()
     exact = x.detach().double().requires_grad_()
@@ -48,7 +48,7 @@ def test_each_value_that_16_bits_can_have_is_rounded_once(activation: Swish, dty
     assert not x.grad.isnan().any()
 
 
-def test_the_tanh_form_is_torchs():
+def test_gelu_tanh_equals_torchs():
     x = torch.linspace(-12, 12, 4801).requires_grad_()
     (ours,) = torch.autograd.grad(swish(x, GELU_TANH).sum(), x)
     (theirs,) = torch.autograd.grad(F.gelu(x, approximate="tanh").sum(), x)
@@ -76,7 +76,7 @@ def test_the_strides_of_the_input_and_of_the_gradient_do_not_matter(dtype: torch
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
-def test_large_values_stay_themselves(dtype: torch.dtype, activation: Swish):
+def test_large_values_are_returned_unchanged(dtype: torch.dtype, activation: Swish):
     x = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4]).to(dtype).requires_grad_()
     y = swish(x, activation)
     y.sum().backward()
@@ -85,7 +85,7 @@ def test_large_values_stay_themselves(dtype: torch.dtype, activation: Swish):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_slope_can_come_multiplied(dtype: torch.dtype):
+def test_the_slope_can_be_multiplied(dtype: torch.dtype):
     x, times = torch.randn(2, 40, 9).to(dtype)
     for activation in ACTIVATIONS.values():
         value, slope = value_and_slope(x, activation)
@@ -95,13 +95,13 @@ def test_the_slope_can_come_multiplied(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_tensor_is_kept(dtype: torch.dtype):
+def test_one_tensor_is_kept_for_backward(dtype: torch.dtype):
     x = torch.randn(32, 48).to(dtype).requires_grad_()
     for activation in ACTIVATIONS.values():
         assert kept_bytes(lambda activation=activation: swish(x, activation)) == x.nbytes
 
 
-def test_a_compiler_and_autocast_see_the_definition():
+def test_a_compiler_and_autocast_use_the_definition():
     x = torch.randn(3, 4, requires_grad=True)
     compiled = torch.compile(lambda x: swish(x, GELU_TANH), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), plain_swish(x, GELU_TANH))

@@ -1,4 +1,4 @@
-"""Attention in blocks beside its plain twin, and which masks it knows."""
+"""Block attention against the plain definition, and which masks it supports."""
 
 import functools
 from typing import Any
@@ -13,7 +13,7 @@ from tests.tiny import relative_error
 from tsugiki.fast import attention
 from tsugiki.fast.attention import attention_forward, causal_spans, plain_attention
 
-# What the difference from float64 may be beside twice that of the plain path: they round scores in different places.
+# The error against float64 may be twice that of the plain path plus this: the two round scores in different places.
 FLOOR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3}
 NAMES = ("out", "query", "key", "value")
 
@@ -30,13 +30,13 @@ def packed(*lengths: int) -> Tensor:
     return torch.block_diag(*[torch.ones(n, n) for n in lengths]).bool()[None, None] & causal(sum(lengths))
 
 
-def behind(mask: Tensor, keys: int) -> Tensor:
-    """The mask where so many more keys stand before, which all see."""
+def after_keys(mask: Tensor, keys: int) -> Tensor:
+    """Return the mask with `keys` more keys before the others, which every query sees."""
     return F.pad(mask, (keys, 0), value=True)
 
 
 def added(mask: Tensor, dtype: torch.dtype = torch.float32, lowest: float = -torch.inf) -> Tensor:
-    """The mask as numbers to be added to the scores."""
+    """Return the mask as an additive mask."""
     return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, lowest)
 
 
@@ -54,8 +54,8 @@ MASKS = {
     "another mask each row": torch.cat([causal(200), packed(90, 110), window(200, 7), packed(*[10] * 20)]),
 }
 MASKS |= {
-    "behind five keys": behind(causal(200), 5),
-    "documents behind seventy": torch.cat([behind(packed(40, 150, 10, 60), 70), behind(causal(260), 70)]),
+    "after five keys": after_keys(causal(200), 5),
+    "documents after seventy keys": torch.cat([after_keys(packed(40, 150, 10, 60), 70), after_keys(causal(260), 70)]),
 }
 OTHERS = {
     "all see all": torch.ones(1, 1, 100, 100, dtype=torch.bool),
@@ -64,14 +64,14 @@ OTHERS = {
     "a prefix that sees itself": causal(100) | ((torch.arange(100) < 7) & (torch.arange(100) < 7)[:, None]),
     "a hole": causal(100) & ((torch.arange(100) != 5) | (torch.arange(100) < 6)[:, None]),
     "one row of another kind": torch.cat([causal(100), torch.ones(1, 1, 100, 100, dtype=torch.bool)]),
-    "some see what is before": behind(causal(100), 5) & (torch.arange(105) != torch.arange(100)[:, None] // 20),
-    "padding before what is before": behind(causal(100), 5) & (torch.arange(105) > 1),
+    "some see what is before": after_keys(causal(100), 5) & (torch.arange(105) != torch.arange(100)[:, None] // 20),
+    "padding before what is before": after_keys(causal(100), 5) & (torch.arange(105) > 1),
     "a mask a head": causal(100).repeat(1, 4, 1, 1),
 }
 
 
 def tensors(mask: Tensor, dtype: torch.dtype = torch.float64, key_heads: int = 2, batch: int = 2) -> list[Tensor]:
-    """Query of four heads, key, value of another; in transformers' layout, [batch, length, heads, width]."""
+    """Return query (four heads), key and value (another width), stored as [batch, length, heads, width]."""
     batch, (length, keys) = max(batch, mask.shape[0]), mask.shape[-2:]
     generator = torch.Generator().manual_seed(0)
     shapes = ((batch, length, 4, 8), (batch, keys, key_heads, 8), (batch, keys, key_heads, 6))
@@ -80,17 +80,17 @@ def tensors(mask: Tensor, dtype: torch.dtype = torch.float64, key_heads: int = 2
     ]
 
 
-def quick(
+def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None = None, **rest: Any
 ) -> Tensor:
-    """`attention_forward`, [batch, heads, length, width]."""
+    """Return the output of `attention_forward` as [batch, heads, length, width]."""
     out, probabilities = attention_forward(nn.Module(), query, key, value, mask, scaling=scale, **rest)
     assert probabilities is None
     return out.transpose(1, 2)
 
 
 def results(forward: Any, given: list[Tensor], *rest: Any) -> list[Tensor]:
-    """The output, and the gradients of query, key and value for a gradient of the output that is random."""
+    """Return the output, and the gradients of query, key and value for a random gradient of the output."""
     out = forward(*given, *rest)
     for tensor in given:
         tensor.grad = None
@@ -101,10 +101,10 @@ def results(forward: Any, given: list[Tensor], *rest: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", FLOOR)
 @pytest.mark.parametrize("name", MASKS)
-def test_values_and_gradients_are_those_of_the_definition(name: str, dtype: torch.dtype, blocks: list[torch.Size]):
+def test_values_and_gradients_equal_the_definition(name: str, dtype: torch.dtype, blocks: list[torch.Size]):
     mask = MASKS[name]
     given = tensors(mask, dtype)
-    found, plain = results(quick, given, mask, 0.3), results(plain_attention, given, mask, 0.3)
+    found, plain = results(attend, given, mask, 0.3), results(plain_attention, given, mask, 0.3)
     exact = results(plain_attention, [t.detach().double().requires_grad_() for t in given], mask, 0.3)
     assert len(blocks) == 1
     for what, ours, theirs, true in zip(NAMES, found, plain, exact, strict=True):
@@ -114,20 +114,20 @@ def test_values_and_gradients_are_those_of_the_definition(name: str, dtype: torc
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("form", ["bool", "-inf", "lowest"])
-def test_key_heads_are_shared_and_masks_may_be_numbers(key_heads: int, form: str, blocks: list[torch.Size]):
+def test_grouped_key_heads_and_additive_masks(key_heads: int, form: str, blocks: list[torch.Size]):
     mask = MASKS["another mask each row"]
     given = tensors(mask, key_heads=key_heads)
     low = {"-inf": -torch.inf, "lowest": torch.finfo(torch.float64).min}
-    said = mask if form == "bool" else added(mask, torch.float64, low[form])
+    given_mask = mask if form == "bool" else added(mask, torch.float64, low[form])
     for name, ours, theirs in zip(
-        NAMES, results(quick, given, said), results(plain_attention, given, mask, 8**-0.5), strict=True
+        NAMES, results(attend, given, given_mask), results(plain_attention, given, mask, 8**-0.5), strict=True
     ):
         torch.testing.assert_close(ours, theirs, msg=name)
     assert len(blocks) == 1
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_the_definition_is_torchs(scale: float | None):
+def test_the_definition_equals_torchs(scale: float | None):
     mask = MASKS["another mask each row"]
     given = tensors(mask)
 
@@ -139,16 +139,16 @@ def test_the_definition_is_torchs(scale: float | None):
         torch.testing.assert_close(ours, wanted, msg=name)
 
 
-def test_a_document_sees_nothing_of_the_one_before(blocks: list[torch.Size]):
+def test_a_document_does_not_see_the_one_before(blocks: list[torch.Size]):
     mask = packed(70, 90, 140)
     query, key, value = tensors(mask)
-    whole = quick(query, key, value, mask)
+    whole = attend(query, key, value, mask)
     torch.testing.assert_close(
-        whole[:, :, 70:160], quick(*(t[:, :, 70:160] for t in (query, key, value)), causal(90)), rtol=1e-12, atol=1e-12
+        whole[:, :, 70:160], attend(*(t[:, :, 70:160] for t in (query, key, value)), causal(90)), rtol=1e-12, atol=1e-12
     )
     noise = torch.zeros_like(key)
     noise[:, :, :70] = torch.randn(70, 8, dtype=torch.float64) * 100
-    assert torch.equal(quick(query, key + noise, value, mask)[:, :, 70:], whole[:, :, 70:])
+    assert torch.equal(attend(query, key + noise, value, mask)[:, :, 70:], whole[:, :, 70:])
     assert len(blocks) == 3
 
 
@@ -157,73 +157,73 @@ def test_a_document_sees_nothing_of_the_one_before(blocks: list[torch.Size]):
 def test_gradcheck(key_heads: int, past: int, blocks: list[torch.Size], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "_BLOCK", 3)
     monkeypatch.setattr(attention, "_SHORT", 0)
-    mask = behind(torch.cat([packed(2, 5), window(7, 3)]), past)
-    assert torch.autograd.gradcheck(lambda *given: quick(*given, mask, 0.3), tensors(mask, key_heads=key_heads))
+    mask = after_keys(torch.cat([packed(2, 5), window(7, 3)]), past)
+    assert torch.autograd.gradcheck(lambda *given: attend(*given, mask, 0.3), tensors(mask, key_heads=key_heads))
     assert blocks
 
 
 @pytest.mark.parametrize("length", [1, 5, 64])
-def test_short_rows_are_left_to_the_definition(length: int, blocks: list[torch.Size]):
+def test_short_rows_use_the_definition(length: int, blocks: list[torch.Size]):
     mask = causal(length)
     given = tensors(mask)
-    for ours, theirs in zip(results(quick, given, mask), results(plain_attention, given, mask, 8**-0.5), strict=True):
+    for ours, theirs in zip(results(attend, given, mask), results(plain_attention, given, mask, 8**-0.5), strict=True):
         assert torch.equal(ours, theirs)
     assert not blocks
 
 
 @pytest.mark.parametrize("form", ["bool", "-inf"])
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_masks_are_left_to_the_definition(name: str, form: str, blocks: list[torch.Size]):
+def test_other_masks_use_the_definition(name: str, form: str, blocks: list[torch.Size]):
     mask = OTHERS[name]
     assert causal_spans(mask) is None
     given = tensors(mask)
-    said = mask if form == "bool" else added(mask, torch.float64)
-    blind = ~mask.any(-1, keepdim=True)  # there is no right answer where nothing is seen
-    ours, theirs = quick(*given, said), plain_attention(*given, mask, 8**-0.5)
+    given_mask = mask if form == "bool" else added(mask, torch.float64)
+    blind = ~mask.any(-1, keepdim=True)  # the output of a query that sees no key is undefined
+    ours, theirs = attend(*given, given_mask), plain_attention(*given, mask, 8**-0.5)
     torch.testing.assert_close(ours.masked_fill(blind, 0), theirs.masked_fill(blind, 0))
     assert not blocks
 
 
-def test_without_a_mask_all_is_seen(blocks: list[torch.Size]):
+def test_without_a_mask_every_key_is_seen(blocks: list[torch.Size]):
     given = tensors(causal(100))
-    torch.testing.assert_close(quick(*given, None), F.scaled_dot_product_attention(*given, enable_gqa=True))
+    torch.testing.assert_close(attend(*given, None), F.scaled_dot_product_attention(*given, enable_gqa=True))
     assert not blocks
 
 
 @pytest.mark.parametrize("new", [70, 3])
-def test_keys_of_earlier_steps_join_each_block(new: int, blocks: list[torch.Size]):
+def test_keys_from_a_cache_are_added_to_each_block(new: int, blocks: list[torch.Size]):
     mask = causal(100)
     query, key, value = tensors(mask)
     torch.testing.assert_close(
-        quick(query[:, :, -new:], key, value, mask[:, :, -new:]), quick(query, key, value, mask)[:, :, -new:]
+        attend(query[:, :, -new:], key, value, mask[:, :, -new:]), attend(query, key, value, mask)[:, :, -new:]
     )
     assert [size[2] for size in blocks] == ([70, 100] if new == 70 else [100]), "a few go by the definition"
 
 
-def test_a_cap_on_scores_is_left_to_the_definition(blocks: list[torch.Size]):
+def test_a_softcap_uses_the_definition(blocks: list[torch.Size]):
     mask = causal(100)
     given = tensors(mask)
-    capped = quick(*given, mask, softcap=0.5)
+    capped = attend(*given, mask, softcap=0.5)
     scores = given[0] @ given[1].repeat_interleave(2, 1).transpose(2, 3) * 8**-0.5
     probabilities = (0.5 * torch.tanh(scores / 0.5)).masked_fill(~mask, -torch.inf).softmax(-1)
     torch.testing.assert_close(capped, probabilities @ given[2].repeat_interleave(2, 1))
-    assert not torch.allclose(capped, quick(*given, mask))
+    assert not torch.allclose(capped, attend(*given, mask))
     assert len(blocks) == 1, "the one without"
 
 
-def test_dropout_is_left_to_the_definition(blocks: list[torch.Size]):
+def test_dropout_uses_the_definition(blocks: list[torch.Size]):
     mask = causal(100)
     given = tensors(mask)
     torch.manual_seed(0)
-    dropped = quick(*given, mask, dropout=0.5)
-    assert not torch.allclose(dropped, quick(*given, mask, dropout=0.0))
+    dropped = attend(*given, mask, dropout=0.5)
+    assert not torch.allclose(dropped, attend(*given, mask, dropout=0.0))
     torch.manual_seed(0)
     assert torch.equal(dropped, plain_attention(*given, mask, 8**-0.5, None, 0.5))
     assert len(blocks) == 1
 
 
 @pytest.mark.parametrize("form", ["bool", "-inf", "lowest"])
-def test_the_spans_of_masks(form: str):
+def test_spans_of_masks(form: str):
     def first(mask: Tensor) -> list[list[int]]:
         low = {"-inf": -torch.inf, "lowest": torch.finfo(torch.float32).min}
         spans = causal_spans(mask if form == "bool" else added(mask, torch.float32, low[form]))
@@ -253,27 +253,27 @@ def test_the_spans_of_masks(form: str):
     ],
     ids=["none", "3-d", "not square", "heads", "the rest", "left padding", "nothing", "all", "the future"],
 )
-def test_masks_that_have_no_spans(mask: Tensor | None):
+def test_masks_without_spans(mask: Tensor | None):
     assert causal_spans(mask) is None
 
 
-def test_spans_are_worked_out_once_a_mask(monkeypatch: pytest.MonkeyPatch):
+def test_spans_are_computed_once_for_each_mask(monkeypatch: pytest.MonkeyPatch):
     looked: list[Tensor] = []
     monkeypatch.setattr(attention, "causal_spans", lambda mask: looked.append(mask) or causal_spans(mask))
     for mask in (causal(100), OTHERS["all see all"].clone()):
         given = tensors(mask)
         for _ in range(3):
-            quick(*given, mask)
+            attend(*given, mask)
     assert len(looked) == 2
 
 
 def test_gradients_of_two_batches_add_up():
     mask = packed(50, 100)
     given = tensors(mask)
-    once = torch.autograd.grad(quick(*given, mask).sum(), given)
+    once = torch.autograd.grad(attend(*given, mask).sum(), given)
     leaves = [t.detach().requires_grad_() for t in given]
     for times in (1, 2):
-        (times * quick(*leaves, mask).sum()).backward()
+        (times * attend(*leaves, mask).sum()).backward()
     for leaf, wanted in zip(leaves, once, strict=True):
         torch.testing.assert_close(leaf.grad, 3 * wanted)
 
@@ -282,8 +282,8 @@ def test_gradients_of_two_batches_add_up():
 def test_under_checkpointing(reentrant: bool, blocks: list[torch.Size]):
     mask = packed(50, 100)
     given = tensors(mask)
-    run = functools.partial(checkpoint, quick, use_reentrant=reentrant)
-    for ours, theirs in zip(results(run, given, mask), results(quick, given, mask), strict=True):
+    run = functools.partial(checkpoint, attend, use_reentrant=reentrant)
+    for ours, theirs in zip(results(run, given, mask), results(attend, given, mask), strict=True):
         assert torch.equal(ours, theirs)
     assert len(blocks) == 3
 
@@ -295,7 +295,7 @@ def test_under_autocast(dtypes: tuple[torch.dtype, ...], blocks: list[torch.Size
     mask = causal(100)
     given = [t.detach().to(dtype).requires_grad_() for t, dtype in zip(tensors(mask), dtypes, strict=True)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = quick(*given, mask)
+        out = attend(*given, mask)
     grads = torch.autograd.grad(out.float().square().sum(), given)
     exact = [t.detach().double().requires_grad_() for t in given]
     wanted = plain_attention(*exact, mask, 8**-0.5)
@@ -305,10 +305,10 @@ def test_under_autocast(dtypes: tuple[torch.dtype, ...], blocks: list[torch.Size
     assert not blocks
 
 
-def test_compiled_it_is_the_definition(blocks: list[torch.Size]):
+def test_compiled_it_uses_the_definition(blocks: list[torch.Size]):
     mask = causal(100)
     given = tensors(mask)
-    compiled = torch.compile(quick, backend="aot_eager")
+    compiled = torch.compile(attend, backend="aot_eager")
     for ours, theirs in zip(
         results(compiled, given, mask), results(plain_attention, given, mask, 8**-0.5), strict=True
     ):
@@ -316,15 +316,15 @@ def test_compiled_it_is_the_definition(blocks: list[torch.Size]):
     assert not blocks
 
 
-def test_probabilities_are_kept_of_what_is_seen_alone():
+def test_only_probabilities_of_visible_keys_are_kept():
     length, kept = 512, []
     given = tensors(causal(length), batch=1)
     for mask in (causal(length), packed(*[64] * 8)):
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            quick(*given, mask)
+            attend(*given, mask)
         kept.append(sum(sizes) - sum(t.numel() for t in given) - length)
-    # Of four blocks of 128 queries each sees the keys up to its end, or those of its own two documents.
+    # Each of four blocks of 128 queries sees the keys up to its end, or those of its own two documents.
     assert kept == [4 * 128 * (128 + 256 + 384 + 512), 4 * 128 * (4 * 128)]
 
 
@@ -332,16 +332,16 @@ def test_without_gradients():
     mask = causal(100)
     with torch.inference_mode():
         given = tensors(mask)
-        torch.testing.assert_close(quick(*given, mask), plain_attention(*given, mask, 8**-0.5))
+        torch.testing.assert_close(attend(*given, mask), plain_attention(*given, mask, 8**-0.5))
 
 
-def test_scores_that_are_shifted_and_not_hidden_are_left_to_the_definition():
+def test_masks_that_shift_scores_use_the_definition():
     distance = torch.arange(100) - torch.arange(100)[:, None]
     shifted = torch.where(distance > 0, -torch.inf, distance.float())  # as ALiBi: 0 on the diagonal alone
     assert causal_spans(shifted[None, None]) is None
 
 
-def test_a_batch_of_nothing():
+def test_an_empty_batch():
     given = [torch.empty(0, 2, 100, 8, requires_grad=True) for _ in range(3)]
     mask = torch.ones(100, 100, dtype=torch.bool).tril()[None, None]
     out = attention.attention_forward(nn.Module(), *given, mask)[0]

@@ -1,4 +1,4 @@
-"""Documents that share a row: each token's loss is what it is when its document stands alone."""
+"""Documents that share a row: the loss of each token equals its loss when the document is alone."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ EXPECTED = dict.fromkeys(ARCHITECTURES, "position_ids") | {"opt": "attention_mas
 
 
 def documents() -> list[list[int]]:
-    """Shorter and longer than the sliding window of 8, and longer than a row of 40."""
+    """Documents shorter and longer than the sliding window of 8, and longer than a row of 40."""
     generator = torch.Generator().manual_seed(0)
     lengths = [5, 12, 3, 21, 9, 55, 17, 2, 30]
     return [torch.randint(1, 96, (length,), generator=generator).tolist() for length in lengths]
@@ -26,7 +26,7 @@ def documents() -> list[list[int]]:
 
 @torch.no_grad()
 def losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Loss of each token after the first, [rows, length - 1]; 0 where none is learned."""
+    """Return the loss of each token after the first, [rows, length - 1]; 0 for tokens that are no targets."""
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits[:, :-1]
     targets = labels[:, 1:].flatten()
@@ -34,10 +34,10 @@ def losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return flat.view(labels[:, 1:].shape)
 
 
-def packed_losses(model: Any, blocks: Blocks, isolation: Any) -> dict[int, float]:
-    """Number of a token in the store -> its loss in the rows that training sees, two rows a batch."""
+def packed_losses(model: Any, blocks: Blocks, masking: Any) -> dict[int, float]:
+    """Return each token's loss in packed rows, two rows in a batch, by its number in the store."""
     found: dict[int, float] = {}
-    collate = Collator(isolation)
+    collate = Collator(masking)
     for first in range(0, len(blocks), 2):
         rows = [blocks[i] for i in range(first, min(first + 2, len(blocks)))]
         for number, row in enumerate(losses(model, collate(rows))):
@@ -51,7 +51,7 @@ def packed_losses(model: Any, blocks: Blocks, isolation: Any) -> dict[int, float
 
 
 def lone_losses(model: Any, blocks: Blocks) -> dict[int, float]:
-    """The same, each piece in a forward pass of its own, with nothing but its ids."""
+    """Return each token's loss, with each segment in a separate forward pass of only its ids."""
     found: dict[int, float] = {}
     for number in range(len(blocks)):
         for piece in blocks.row(number):
@@ -61,49 +61,49 @@ def lone_losses(model: Any, blocks: Blocks) -> dict[int, float]:
     return found
 
 
-def difference(model: Any, isolation: Any) -> tuple[float, int]:
-    """The largest difference of a token's loss, packed against alone, and how many rows there are."""
-    blocks = pack(store_of(documents()), np.arange(9), 40, pad=0, share_rows=isolation != "separate_rows")
-    packed, alone = packed_losses(model, blocks, isolation), lone_losses(model, blocks)
+def difference(model: Any, masking: Any) -> tuple[float, int]:
+    """Return the largest difference of a token's loss, packed and alone, and the number of rows."""
+    blocks = pack(store_of(documents()), np.arange(9), 40, pad=0, share_rows=masking != "separate_rows")
+    packed, alone = packed_losses(model, blocks, masking), lone_losses(model, blocks)
     assert packed.keys() == alone.keys()
     assert len(packed) == blocks.target_tokens == sum(map(len, documents())) - 9
     return max(abs(packed[i] - alone[i]) for i in packed), len(blocks)
 
 
-def test_every_architecture_of_the_table_is_covered():
+def test_every_architecture_is_covered():
     assert set(ARCHITECTURES) <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_a_packed_token_has_the_loss_that_it_has_alone(kind: str, attention: str):
+def test_a_packed_token_has_the_same_loss_as_alone(kind: str, attention: str):
     model = tiny_model(kind)
     try:
         model.set_attn_implementation(attention)
     except ValueError:
         pytest.skip(f"{kind} has no {attention} attention")
-    isolation = detect_document_masking(model)
-    assert isolation == EXPECTED[kind]
-    error, rows = difference(model, isolation)
+    masking = detect_document_masking(model)
+    assert masking == EXPECTED[kind]
+    error, rows = difference(model, masking)
     assert error < 1e-5
-    assert rows == (10 if isolation == "separate_rows" else 4)
+    assert rows == (10 if masking == "separate_rows" else 4)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
-def test_without_isolation_the_losses_differ(kind: str):
+def test_without_masking_the_losses_differ(kind: str):
     blocks = pack(store_of(documents()), np.arange(9), 40, pad=0)
     model = tiny_model(kind)
     leaking, alone = packed_losses(model, blocks, "separate_rows"), lone_losses(model, blocks)
     assert max(abs(leaking[i] - alone[i]) for i in alone) > 1e-2
 
 
-def test_half_precision_is_probed_too():
+def test_in_half_precision():
     assert detect_document_masking(tiny_model("llama").bfloat16()) == "position_ids"
     assert detect_document_masking(tiny_model("opt").bfloat16()) == "attention_mask"
     assert detect_document_masking(tiny_model("bloom").bfloat16()) == "separate_rows"
 
 
-def test_the_probe_leaves_the_mode_alone():
+def test_the_probe_leaves_the_mode_unchanged():
     assert tiny_model().train().training
     model = tiny_model().train()
     detect_document_masking(model)

@@ -1,4 +1,4 @@
-"""A model's loss in chunks against its class's own forward: the loss, every gradient, and what stays as it was."""
+"""The chunked loss of a model against its class's own forward: loss, gradients, and other calls."""
 
 import copy
 import inspect
@@ -65,10 +65,10 @@ def assert_learns_the_same(model: Any, **given: Any) -> None:
 @pytest.mark.filterwarnings("ignore:lm_head shares its weight")
 @pytest.mark.parametrize("setup", SETUPS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_those_of_the_models_own_forward(kind: str, setup: str, monkeypatch: pytest.MonkeyPatch):
+def test_loss_and_gradients_equal_the_models_own(kind: str, setup: str, monkeypatch: pytest.MonkeyPatch):
     model = trained(kind, setup)
     enable_chunked_loss(model)
-    monkeypatch.delattr(loss_module, "plain_loss")  # whole logits
+    monkeypatch.delattr(loss_module, "plain_loss")  # which computes whole logits
     assert_learns_the_same(model)
 
 
@@ -82,21 +82,21 @@ def test_loss_and_gradients_are_those_of_the_models_own_forward(kind: str, setup
         {"labels": LABELS.masked_fill(LABELS == -100, -1), "ignore_index": -1},
         {"attention_mask": (torch.arange(12) < 8).long().expand(3, 12), "use_cache": True},
         {"position_ids": torch.tensor([[*range(7), *range(5)]] * 3)},
-        {"position_ids": torch.tensor([[*range(7), *range(5)]] * 3), "use_cache": False},  # two documents apart
+        {"position_ids": torch.tensor([[*range(7), *range(5)]] * 3), "use_cache": False},  # two documents in a row
         {"return_dict": True},
     ],
     ids=lambda given: " ".join(given),
 )
-def test_arguments_mean_what_they_mean_to_the_model(given: dict[str, Any]):
+def test_arguments_have_the_models_meaning(given: dict[str, Any]):
     model = trained("gpt2")
     enable_chunked_loss(model)
-    if "return_dict" in given:  # nothing that the chunks know of: the model's own forward serves
+    if "return_dict" in given:  # not known to the chunked loss, so the model's own forward runs
         assert model(input_ids=IDS, labels=LABELS, **given).logits is not None
     else:
         assert_learns_the_same(model, **given)
 
 
-def test_ids_may_be_given_by_position_and_everything_but_the_logits_comes_back():
+def test_ids_by_position_and_outputs_other_than_logits():
     model = trained("llama")
     enable_chunked_loss(model)
     found, wanted = model(IDS, labels=LABELS), own(model, input_ids=IDS, labels=LABELS)
@@ -108,7 +108,7 @@ def test_ids_may_be_given_by_position_and_everything_but_the_logits_comes_back()
 @pytest.mark.parametrize(
     "given", [{}, {"logits_to_keep": 2}, {"output_hidden_states": True}, {"labels": LABELS, "return_dict": False}]
 )
-def test_other_calls_are_the_models_own(given: dict[str, Any]):
+def test_other_calls_use_the_models_own_forward(given: dict[str, Any]):
     model = trained("llama")
     enable_chunked_loss(model)
     found, wanted = model(input_ids=IDS, **given), own(model, input_ids=IDS, **given)
@@ -118,7 +118,7 @@ def test_other_calls_are_the_models_own(given: dict[str, Any]):
     assert torch.equal(found[at], wanted[at])
 
 
-def test_logits_are_there_without_gradients():
+def test_without_gradients_there_are_logits():
     model = trained("gemma2")
     enable_chunked_loss(model)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_logits_are_there_without_gradients():
     assert found.logits.shape == (3, 12, 96)
 
 
-def test_a_loss_of_the_users_own_wins():
+def test_a_custom_loss_function_is_used():
     model = trained("llama")
     enable_chunked_loss(model)
     model.loss_function = lambda logits, labels, **_: logits.sum()
@@ -137,7 +137,7 @@ def test_a_loss_of_the_users_own_wins():
     assert "forward" not in vars(other)
 
 
-def test_the_head_is_the_one_that_is_there_at_the_call():
+def test_the_head_is_looked_up_at_each_call():
     model = tiny_model("llama")
     enable_chunked_loss(model)
     assert_learns_the_same(model)
@@ -156,7 +156,7 @@ def test_the_head_is_the_one_that_is_there_at_the_call():
     assert_learns_the_same(model)
 
 
-def test_the_model_stays_what_it_was():
+def test_parameters_config_and_signature_do_not_change():
     model, plain = trained("llama"), trained("llama")
     enable_chunked_loss(model)
     assert inspect.signature(model.forward) == inspect.signature(plain.forward)
@@ -180,14 +180,14 @@ def test_a_copy_computes_with_its_own_weights(copied: Any):
     assert_learns_the_same(model)
 
 
-def test_gradient_checkpointing_goes_on():
+def test_gradient_checkpointing_still_works():
     model = trained("llama").train()
     enable_chunked_loss(model)
     model.gradient_checkpointing_enable()
     assert_learns_the_same(model)
 
 
-def test_a_compiler_sees_the_models_own_forward():
+def test_a_compiler_uses_the_models_own_forward():
     model = trained("llama")
     enable_chunked_loss(model)
     compiled = torch.compile(model, backend="eager")
@@ -196,8 +196,8 @@ def test_a_compiler_sees_the_models_own_forward():
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_accelerate_may_wrap_it(precision: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # one process has one precision otherwise
+def test_accelerate_can_wrap_it(precision: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # otherwise a process keeps its first precision
     model, plain = trained("llama"), trained("llama")
     enable_chunked_loss(model)
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
@@ -207,7 +207,7 @@ def test_accelerate_may_wrap_it(precision: str, monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(found.loss, wanted.loss, rtol=tolerance, atol=tolerance)
 
 
-def test_a_forward_that_somebody_replaced_stays():
+def test_a_forward_that_the_user_replaced_stays():
     model = tiny_model("llama")
     model.forward = theirs = lambda **given: None
     enable_chunked_loss(model)
@@ -215,7 +215,7 @@ def test_a_forward_that_somebody_replaced_stays():
     assert vars(model)["forward"] is theirs
 
 
-def test_a_mixture_of_experts_keeps_the_loss_of_its_router():
+def test_a_mixture_of_experts_keeps_its_router_loss():
     config = MixtralConfig(**CONFIGS["llama"], num_local_experts=2, output_router_logits=True)
     model = MixtralForCausalLM(config)
     enable_chunked_loss(model)

@@ -1,4 +1,4 @@
-"""act(gate) · up against its definition in float64 and against torch's own operations."""
+"""act(gate) · up, compared with its definition in float64 and with torch's operations."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def tensors(dtype: torch.dtype, shape: tuple[int, ...] = (9, 6)) -> list[torch.T
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3), (2, 0, 3), (3, 100_000)])
-def test_value_and_gradients_are_the_definitions(activation: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
+def test_value_and_gradients_equal_the_definition(activation: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
     gate, up, grad = tensors(dtype, shape)
     h = gated(gate.requires_grad_(), up.requires_grad_(), activation)
     h.backward(grad)
@@ -45,7 +45,7 @@ def test_gradients_pass_gradcheck(activation: Swish):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
-def test_halves_of_one_tensor_are_as_good(dtype: torch.dtype, activation: Swish):
+def test_gate_and_up_can_be_halves_of_one_tensor(dtype: torch.dtype, activation: Swish):
     gate, up, grad = tensors(dtype)
     joined = torch.cat([gate, up], dim=-1).requires_grad_()
     h = gated(*joined.chunk(2, dim=-1), activation)
@@ -69,7 +69,7 @@ def test_large_values_give_no_nan(dtype: torch.dtype, activation: Swish):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_tensors_are_kept(dtype: torch.dtype):
+def test_two_tensors_are_kept_for_backward(dtype: torch.dtype):
     gate, up, _ = tensors(dtype)
     gate, up = gate.requires_grad_(), up.requires_grad_()
     assert kept_bytes(lambda: F.silu(gate) * up) == 3 * gate.nbytes
@@ -77,7 +77,7 @@ def test_two_tensors_are_kept(dtype: torch.dtype):
         assert kept_bytes(lambda activation=activation: gated(gate, up, activation)) == 2 * gate.nbytes
 
 
-def test_shapes_and_dtypes_that_differ_are_left_to_torch():
+def test_different_shapes_or_dtypes_use_torch():
     gate, up, _ = tensors(torch.float32)
     assert torch.equal(gated(gate, up[:1], SILU), F.silu(gate) * up[:1])
     assert gated(gate, up.double(), SILU).dtype == torch.float64

@@ -1,4 +1,4 @@
-"""The loss in chunks beside its plain twin, and the heads of the architectures that users bring."""
+"""The chunked loss against the plain one, and the heads of many architectures."""
 
 import copy
 import functools
@@ -23,7 +23,7 @@ from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.layer import LoraLinear, new_pair
 from tsugiki.lora.masks import keep_mask
 
-# What the difference from float64 may be beside twice that of the plain path.
+# The error against float64 may be twice that of the plain path plus this.
 FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3}
 WIDTH, VOCABULARY = 16, 50
 LAYERS = ("frozen", "trained", "frozen with bias", "trained with bias", "trained bias", "grafted", "grafted with bias")
@@ -41,7 +41,7 @@ def head_of(kind: str, form: str = "plain", dtype: torch.dtype = torch.float64, 
 
 
 def batch(dtype: torch.dtype = torch.float64, rows: int = 3, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor]:
-    """Hidden states [rows, 7, width] that are part of a longer tensor, and labels with some that are not learned."""
+    """Return hidden states [rows, 7, width], a view of a longer tensor, and labels, of which some are ignored."""
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(rows, 8, WIDTH, generator=generator).to(dtype)[:, :-1].requires_grad_()
     labels = torch.randint(0, vocabulary, (rows, 7), generator=generator)
@@ -50,7 +50,7 @@ def batch(dtype: torch.dtype = torch.float64, rows: int = 3, vocabulary: int = V
 
 
 def results(loss: Any, hidden: Tensor, head: Head, labels: Tensor, factor: float = 1.0) -> dict[str, Tensor]:
-    """The loss, and the gradients that `factor` times it leaves."""
+    """Return the loss, and the gradients of `factor` times the loss."""
     parameters = dict(head.layer.named_parameters())
     hidden = hidden.detach().requires_grad_()
     for parameter in parameters.values():
@@ -63,14 +63,14 @@ def results(loss: Any, hidden: Tensor, head: Head, labels: Tensor, factor: float
 
 
 def exact(hidden: Tensor, head: Head, labels: Tensor, factor: float = 1.0) -> dict[str, Tensor]:
-    """The same in float64, from the whole logits."""
+    """Return `results` computed in float64 from whole logits."""
     double = copy.deepcopy(head.layer).double()
     return results(plain_loss, hidden.detach().double(), Head(double, head.scale, head.softcap), labels, factor)
 
 
 @pytest.fixture
 def no_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What follows is not computed by the definition."""
+    """Make the definition fail, so that the test shows that the chunks are used."""
 
     def refuse(*_: Any) -> Tensor:
         raise AssertionError("the definition was asked")
@@ -80,7 +80,7 @@ def no_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[1, 5, 64])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Rows at once: one; a number that does not divide that of the rows; more than there are. And tiles of 16 words."""
+    """Chunks of one row, of a number that does not divide the rows, and of more than all; tiles of 16 words."""
     monkeypatch.setattr(loss_module, "_TILE", 16)
     monkeypatch.setattr(loss_module, "_ROWS", (1, request.param))
     return request.param
@@ -92,7 +92,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     ("kind", "form"),
     [(kind, form) for kind in LAYERS for form in SCALES_AND_CAPS if not ("bias" in kind and "scaled" in form)],
 )
-def test_loss_and_gradients_are_those_of_the_definition(kind: str, form: str, dtype: torch.dtype):
+def test_loss_and_gradients_equal_the_definition(kind: str, form: str, dtype: torch.dtype):
     head, (hidden, labels) = head_of(kind, form, dtype), batch(dtype)
     found, plain = results(chunked_loss, hidden, head, labels), results(plain_loss, hidden, head, labels)
     true = exact(hidden, head, labels)
@@ -103,7 +103,7 @@ def test_loss_and_gradients_are_those_of_the_definition(kind: str, form: str, dt
         assert relative_error(found[name], true[name]) <= allowed, name
 
 
-def test_the_definition_is_the_mean_surprise_of_the_tokens():
+def test_the_definition_is_the_summed_negative_log_likelihood():
     head, (hidden, labels) = head_of("frozen with bias", "scaled and capped"), batch()
     layer: Any = head.layer
     z = 3 * torch.tanh(2 * (hidden @ layer.weight.T + layer.bias) / 3)
@@ -117,7 +117,7 @@ def test_the_definition_is_the_mean_surprise_of_the_tokens():
 
 @pytest.mark.usefixtures("no_plain", "chunk")
 @pytest.mark.parametrize("kind", LAYERS)
-def test_gradients_follow_the_one_that_comes_in(kind: str):
+def test_gradients_scale_with_the_incoming_gradient(kind: str):
     head, (hidden, labels) = head_of(kind), batch()
     for factor in (1.0, -0.3, 0.0):
         true = exact(hidden, head, labels, factor)
@@ -153,7 +153,7 @@ def test_gradcheck(kind: str, form: str, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.usefixtures("no_plain", "chunk")
 @pytest.mark.parametrize("kind", LAYERS)
-def test_where_nothing_is_learned_nothing_is_lost(kind: str):
+def test_without_targets_the_loss_is_zero(kind: str):
     head, (hidden, labels) = head_of(kind), batch()
     found = results(chunked_loss, hidden, head, torch.full_like(labels, IGNORE_INDEX))
     assert found["loss"] == 0
@@ -161,7 +161,7 @@ def test_where_nothing_is_learned_nothing_is_lost(kind: str):
     assert not any(gradient.any() for name, gradient in found.items() if name != "loss")
 
 
-def test_what_is_not_learned_is_not_looked_at():
+def test_rows_without_a_target_are_not_used():
     head, (hidden, labels) = head_of("trained"), batch()
     spoiled = hidden.detach().clone()
     spoiled[0, 2:4] = torch.nan
@@ -174,8 +174,8 @@ def test_what_is_not_learned_is_not_looked_at():
 @pytest.mark.usefixtures("no_plain")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("nats", [30.0, 59.0, 61.0, 100.0, 500.0, 5000.0])
-def test_the_loss_of_what_seemed_impossible(nats: float, dtype: torch.dtype):
-    """Logits of 0 and -nats: exp(-nats) is no number of its own from 104 nats on in float32."""
+def test_the_loss_of_very_unlikely_tokens(nats: float, dtype: torch.dtype):
+    """The logits are 0 and -nats; from 104 nats on, exp(-nats) is 0 in float32."""
     layer = nn.Linear(1, 3, bias=False).to(dtype)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.0], [-1.0], [-1.0]]))
@@ -184,14 +184,14 @@ def test_the_loss_of_what_seemed_impossible(nats: float, dtype: torch.dtype):
     assert float(found["loss"]) == pytest.approx(
         float(hidden[0]), rel=8e-3 if nats < 60 and dtype.itemsize == 2 else 1e-6
     )
-    # p = (1, 0, 0) in both rows; the first row's token is the second entry.
+    # p is (1, 0, 0) in both rows; the target of the first row is the second word.
     torch.testing.assert_close(found["hidden"], torch.tensor([[1.0], [0.0]], dtype=dtype), atol=1e-9, rtol=0)
     torch.testing.assert_close(found["weight"], torch.tensor([[nats], [-nats], [0]]).to(dtype), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.usefixtures("no_plain")
 @pytest.mark.parametrize("sign", [1, -1])
-def test_logits_may_be_huge(sign: int):
+def test_huge_logits(sign: int):
     head, (hidden, labels) = head_of("grafted"), batch()
     true = exact(1e5 * sign * hidden, head, labels)
     found = results(chunked_loss, 1e5 * sign * hidden, head, labels)
@@ -200,7 +200,7 @@ def test_logits_may_be_huge(sign: int):
         torch.testing.assert_close(found[name], tensor, msg=name)
 
 
-def test_a_loss_that_is_no_number_stays_none():
+def test_a_loss_of_nan_stays_nan():
     head, (hidden, labels) = head_of("frozen"), batch()
     spoiled = hidden.detach().clone()
     spoiled[1, 1] = torch.nan
@@ -228,7 +228,7 @@ def test_hidden_states_of_any_shape(shape: tuple[int, ...]):
 
 
 @pytest.mark.usefixtures("no_plain")
-def test_only_what_trains_gets_a_gradient():
+def test_only_trainable_parameters_get_a_gradient():
     head, (hidden, labels) = head_of("trained"), batch()
     (grad,) = torch.autograd.grad(chunked_loss(hidden.detach(), head, labels), [head.layer.weight])
     torch.testing.assert_close(grad, exact(hidden, head, labels)["weight"])
@@ -239,7 +239,7 @@ def test_only_what_trains_gets_a_gradient():
 
 @pytest.mark.usefixtures("no_plain")
 @pytest.mark.parametrize("frozen", ["A", "B"])
-def test_half_a_pair_may_be_frozen(frozen: str):
+def test_one_factor_can_be_frozen(frozen: str):
     head, (hidden, labels) = head_of("grafted"), batch()
     getattr(head.layer.lora, frozen).requires_grad_(False)
     true = exact(hidden, head, labels)
@@ -250,7 +250,7 @@ def test_half_a_pair_may_be_frozen(frozen: str):
 
 
 @pytest.mark.usefixtures("no_plain")
-def test_a_tied_weight_learns_from_both_ends():
+def test_a_tied_weight_gets_both_gradients():
     torch.manual_seed(0)
     table = nn.Embedding(VOCABULARY, WIDTH).double()
     head = nn.Linear(WIDTH, VOCABULARY, bias=False)
@@ -292,7 +292,7 @@ def test_under_checkpointing(reentrant: bool):
 
 
 @pytest.mark.parametrize("kind", ["trained with bias", "grafted"])
-def test_under_autocast_it_is_the_definition(kind: str):
+def test_under_autocast_it_uses_the_definition(kind: str):
     head, (hidden, labels) = head_of(kind, dtype=torch.float32), batch(torch.float32)
 
     def under(loss: Any) -> Any:
@@ -303,7 +303,7 @@ def test_under_autocast_it_is_the_definition(kind: str):
         assert torch.equal(found[name], wanted), name
 
 
-def test_compiled_it_is_the_definition():
+def test_compiled_it_uses_the_definition():
     head, (hidden, labels) = head_of("trained with bias"), batch()
     compiled = torch.compile(lambda hidden: chunked_loss(hidden, head, labels), backend="aot_eager")
     found = results(lambda hidden, *_: compiled(hidden), hidden, head, labels)
@@ -327,7 +327,7 @@ def _hooked() -> nn.Module:
     [Head(Doubled(WIDTH, VOCABULARY).double()), Head(_hooked()), head_of("trained with bias", "scaled")],
     ids=["subclass", "hook", "scaled bias"],
 )
-def test_other_heads_are_left_to_the_definition(head: Head):
+def test_other_heads_use_the_definition(head: Head):
     hidden, labels = batch()
     wanted = exact(hidden, head, labels)
     for name, ours in results(chunked_loss, hidden, head, labels).items():
@@ -335,7 +335,7 @@ def test_other_heads_are_left_to_the_definition(head: Head):
 
 
 class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation makes, and of all large ones at once."""
+    """Counts the bytes of the largest tensor that an operation makes, and of all large ones at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,9 +356,9 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("form", ["plain", "capped"])
-def test_logits_never_stand_as_a_whole(form: str):
+def test_the_logits_never_exist_as_a_whole(form: str):
     head = head_of("grafted", form, torch.float32, 50_000)
-    hidden, labels = batch(torch.float32, 293, 50_000)  # 2,051 rows, of which 2,049 are learned
+    hidden, labels = batch(torch.float32, 293, 50_000)  # 2,051 rows, of which 2,049 have a target
     with Largest() as largest:
         results(chunked_loss, hidden, head, labels)
     assert largest.bytes <= 56 << 20
@@ -435,7 +435,7 @@ def test_a_grafted_head_is_found(kind: str):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_heads_that_are_none_of_these():
+def test_models_without_a_known_head():
     assert find_head(tiny_model().transformer) is None, "no head"
     model = tiny_model()
     model.lm_head.register_forward_hook(lambda module, given, y: y)
@@ -445,7 +445,7 @@ def test_heads_that_are_none_of_these():
     assert find_head(model) is None, "no linear layer"
 
 
-def test_logits_that_the_config_does_not_tell_of():
+def test_logits_that_the_config_does_not_explain():
     model = tiny_model()
     forward = type(model).forward
 
@@ -459,14 +459,14 @@ def test_logits_that_the_config_does_not_tell_of():
     assert find_head(model) is None
 
 
-def test_a_mixture_of_experts_that_learns_to_share_its_work_keeps_its_own_loss():
+def test_a_mixture_of_experts_with_a_router_loss_keeps_its_own_loss():
     config = dict(CONFIGS["llama"], num_local_experts=2, num_experts_per_tok=1)
     for asked in (False, True):
         made = transformers.MixtralConfig(**config, output_router_logits=asked)
         assert (find_head(transformers.MixtralForCausalLM(made)) is None) == asked
 
 
-def test_a_model_that_fails_is_left_as_it_was():
+def test_a_model_that_raises_an_error_is_left_unchanged():
     model = tiny_model().train()
     model.transformer.forward = lambda **_: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -476,8 +476,8 @@ def test_a_model_that_fails_is_left_as_it_was():
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
-def test_what_is_missing_to_a_sure_token_is_not_rounded_away(dtype: torch.dtype, allowed: float):
-    """At 0.0015 nats a token p rounds to 1; the definition's own gradient is 0.018 and 0.0023 off here."""
+def test_the_gradient_of_a_near_certain_token_is_precise(dtype: torch.dtype, allowed: float):
+    """At 0.0015 nats for a token, p is rounded to 1; the errors of the definition are 0.018 and 0.0023 here."""
     torch.manual_seed(0)
     labels = torch.randint(200, (64,))
     hidden = (0.3 * torch.randn(64, 200) + 12 * F.one_hot(labels, 200)).to(dtype)

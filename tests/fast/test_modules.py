@@ -1,4 +1,4 @@
-"""Models of all kinds with and without the quicker parts, and what such a model still is."""
+"""Fused modules in models of many architectures, and that such a model can still be copied, saved and restored."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ def grafted(model: Any, config: LoraConfig) -> Any:
 
 
 def gradients(model: Any) -> list[torch.Tensor]:
-    """Logits, and the gradients of what the model reads and of what trains."""
+    """Return the logits, and the gradients of the input embeddings and of the trainable parameters."""
     embedded = model.get_input_embeddings()(ids()).detach().requires_grad_()
     out = model(inputs_embeds=embedded, use_cache=False).logits
     wanted = [embedded, *(p for p in model.parameters() if p.requires_grad)]
@@ -57,13 +57,13 @@ def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance
 
 
 @pytest.mark.parametrize("kind", GOT)
-def test_what_has_a_quicker_equal_gets_it(kind: str):
+def test_modules_with_a_fused_equivalent_are_replaced(kind: str):
     assert names(use_fused_modules(tiny_model(kind))) == GOT[kind]
 
 
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen", "all_trains"])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_the_model_computes_what_it_did_and_can_be_restored(kind: str, trains: bool):
+def test_the_model_computes_the_same_and_can_be_restored(kind: str, trains: bool):
     model = tiny_model(kind).requires_grad_(trains)
     plain, state = gradients(model), {name: value.clone() for name, value in model.state_dict().items()}
     described, keys = repr(model), [set(vars(module)) for module in model.modules()]
@@ -78,7 +78,7 @@ def test_the_model_computes_what_it_did_and_can_be_restored(kind: str, trains: b
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "phi3"])
-def test_in_bf16_it_is_as_near_to_the_exact_model(kind: str):
+def test_in_bf16_the_error_is_not_larger(kind: str):
     exact = gradients(tiny_model(kind).double().requires_grad_(False))
     model = tiny_model(kind).bfloat16().requires_grad_(False)
     plain = gradients(model)
@@ -88,7 +88,7 @@ def test_in_bf16_it_is_as_near_to_the_exact_model(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "qwen3"])
-def test_less_is_kept(kind: str):
+def test_less_is_kept_for_backward(kind: str):
     model = tiny_model(kind).requires_grad_(False)
     embedded = model.get_input_embeddings()(ids()).detach().requires_grad_()
 
@@ -101,7 +101,7 @@ def test_less_is_kept(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "phi3"])
-def test_grafting_and_speeding_up_come_in_any_order(kind: str):
+def test_grafting_and_fusing_in_either_order(kind: str):
     config = LoraConfig(r=2, target_modules="all-linear")
     first, then = tiny_model(kind), tiny_model(kind)
     use_fused_modules(first)
@@ -128,7 +128,7 @@ def test_a_norm_that_trains_gets_its_gradient():
     assert_equal(gradients(model), gradients(plain))
 
 
-def test_a_norm_computes_by_its_own_forward_while_it_trains():
+def test_a_norm_that_trains_uses_its_own_forward():
     norm, x = LlamaRMSNorm(64).bfloat16(), torch.randn(32, 64).bfloat16().requires_grad_()
     nn.init.normal_(norm.weight)
     own = norm(x)
@@ -140,7 +140,7 @@ def test_a_norm_computes_by_its_own_forward_while_it_trains():
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "phi3"])
-def test_copies_and_pickles_stand_on_their_own(kind: str):
+def test_copies_and_pickles_are_independent(kind: str):
     model = tiny_model(kind).requires_grad_(False)
     use_fused_modules(model)
     before, replaced = gradients(model), ["forward" in vars(module) for module in model.modules()]
@@ -156,7 +156,7 @@ def test_copies_and_pickles_stand_on_their_own(kind: str):
         assert_equal(gradients(other), before)
 
 
-def test_a_compiler_sees_the_models_own_forward():
+def test_a_compiler_uses_the_models_own_forward():
     model = tiny_model("llama").requires_grad_(False)
     plain = gradients(model)
     use_fused_modules(model)
@@ -172,7 +172,7 @@ def test_a_compiler_sees_the_models_own_forward():
     assert not any("autograd_function" in target for target in seen)
 
 
-def test_a_forward_that_is_not_the_classs_own_is_left_alone():
+def test_a_replaced_forward_is_left_alone():
     model = tiny_model("llama")
     norm = model.model.norm
     own = norm.forward
@@ -210,7 +210,7 @@ def test_transformers_activations_are_recognised(name: str, got: str | None):
 
 
 class Doubled(nn.Module):
-    """A gated part that is nearly one of ours."""
+    """A gated feed-forward network that differs slightly from ours."""
 
     def __init__(self, act: nn.Module, factor: float = 1.0) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class Doubled(nn.Module):
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x) * self.factor)
 
 
-def test_what_only_looks_like_one_is_left_alone():
+def test_similar_modules_are_left_alone():
     assert names(use_fused_modules(Doubled(nn.SiLU()))) == {"gated_silu": 1}
     assert names(use_fused_modules(Doubled(nn.SiLU(), 1.001))) == {"silu": 1}
     assert names(use_fused_modules(Doubled(nn.Tanh()))) == {}
@@ -230,7 +230,7 @@ def test_what_only_looks_like_one_is_left_alone():
     assert names(use_fused_modules(nn.Dropout(0.1))) == {}
 
 
-def test_trying_draws_no_random_numbers_and_changes_nothing_else():
+def test_probing_does_not_change_the_random_state_or_the_model():
     model = tiny_model("gpt2").train()
     state = torch.get_rng_state()
     use_fused_modules(model)

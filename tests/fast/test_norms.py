@@ -1,4 +1,4 @@
-"""RMSNorm against the formula in float64 and against transformers' modules."""
+"""RMSNorm, compared with the formula in float64 and with transformers' modules."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def tensors(dtype: torch.dtype, shape: tuple[int, ...] = (5, 6)) -> list[torch.T
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6), (2, 3, 5, 6), (0, 6)])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
-def test_value_and_gradient_are_the_definitions(dtype: torch.dtype, shape: tuple[int, ...], offset: float, size: float):
+def test_values_equal_the_definition(dtype: torch.dtype, shape: tuple[int, ...], offset: float, size: float):
     x, weight, grad = tensors(dtype, shape)
     x = (size * x).requires_grad_()
     y = rms_norm(x, weight, EPS, offset)
@@ -49,7 +49,7 @@ def test_gradients_pass_gradcheck(offset: float):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "offset"), [(LlamaRMSNorm, 0.0), (Gemma3RMSNorm, 1.0)])
-def test_it_is_that_of_transformers_up_to_rounding(dtype: torch.dtype, kind: Any, offset: float):
+def test_it_equals_transformers_to_rounding(dtype: torch.dtype, kind: Any, offset: float):
     x, weight, grad = tensors(dtype, (4, 64))
     module = kind(64, eps=1e-3).to(dtype).requires_grad_(False)
     module.weight.copy_(weight)
@@ -78,7 +78,7 @@ def test_the_strides_of_the_input_and_of_the_gradient_do_not_matter(dtype: torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_input_and_a_number_a_row_are_kept(dtype: torch.dtype):
+def test_the_input_and_one_number_for_each_row_are_kept(dtype: torch.dtype):
     x, weight, _ = tensors(dtype)
     x.requires_grad_()
     assert kept_bytes(lambda: rms_norm(x, weight, EPS)) == x.nbytes + 4 * len(x) + weight.nbytes
@@ -92,7 +92,7 @@ def test_a_weight_that_trains_gets_its_gradient():
     torch.testing.assert_close(weight.grad, (grad * F.rms_norm(x, (6,), eps=EPS)).sum(0))
 
 
-def test_a_compiler_and_autocast_see_the_definition():
+def test_a_compiler_and_autocast_use_the_definition():
     x, weight, _ = tensors(torch.float32)
     x.requires_grad_()
     compiled = torch.compile(rms_norm, backend="eager", fullgraph=True)

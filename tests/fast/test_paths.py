@@ -1,4 +1,4 @@
-"""The fast paths of whole models: what a model computes stays what it was."""
+"""The fast paths of whole models, which must not change results."""
 
 import copy
 from typing import Any
@@ -21,9 +21,9 @@ from tsugiki.methods.table import METHODS
 from tsugiki.train.trainer import token_weighted_loss
 
 OWN = ("bloom", "gpt_neo", "falcon")
-"""Architectures with an attention of their own."""
+"""Architectures that compute attention themselves."""
 CAPPED = ("gemma2",)
-"""Those whose scores are capped, which the blocks leave to the definition."""
+"""Architectures with capped scores, for which the plain definition is used."""
 
 
 def model_of(kind: str, **settings: Any) -> Any:
@@ -56,13 +56,13 @@ def results(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        # Some architectures compute in float32 here and there. A bias of keys has no part in what softmax gives.
+        # Some architectures compute some steps in float32. A bias of the keys does not change the softmax.
         allowed = 1e-5 * float(tensor.abs().max()) + 1e-12
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=allowed, msg=name)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_logits_and_gradients_stay_and_documents_stay_apart(kind: str, blocks: list[torch.Size]):
+def test_logits_gradients_and_document_masking_do_not_change(kind: str, blocks: list[torch.Size]):
     model = model_of(kind)
     before, isolation, inputs = model.config._attn_implementation, detect_document_masking(model), batch(model)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -100,7 +100,7 @@ def test_a_grafted_model(kind: str, blocks: list[torch.Size]):
     assert_equal(found, wanted)
 
 
-def test_half_precision_is_no_worse(blocks: list[torch.Size]):
+def test_in_half_precision_the_error_is_not_larger(blocks: list[torch.Size]):
     model = model_of("llama")
     short = copy.deepcopy(model).bfloat16()
     inputs = batch(model)
@@ -114,7 +114,7 @@ def test_half_precision_is_no_worse(blocks: list[torch.Size]):
         assert relative_error(found[name], tensor) < 2e-3 + 2 * relative_error(plain[name], tensor), name
 
 
-def test_twice_is_once(blocks: list[torch.Size]):
+def test_applying_twice_equals_once(blocks: list[torch.Size]):
     model = model_of("llama")
     before = model.config._attn_implementation
     use_fast_paths(model)
@@ -125,7 +125,7 @@ def test_twice_is_once(blocks: list[torch.Size]):
     assert model.config._attn_implementation == before
 
 
-def test_the_mode_stays():
+def test_the_mode_does_not_change():
     for training in (True, False):
         model = model_of("gpt2").train(training)
         state = torch.get_rng_state()
@@ -134,7 +134,7 @@ def test_the_mode_stays():
         assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_copy_can_be_brought_back_alone():
+def test_a_copy_can_be_restored_independently():
     model = model_of("llama")
     before = model.config._attn_implementation
     use_fast_paths(model)
@@ -168,7 +168,7 @@ def _failing(*_: Any, **__: Any) -> tuple[Tensor, None]:
 
 
 @pytest.mark.parametrize("forward", [_wrong, _failing])
-def test_what_does_not_compute_the_same_is_not_used(forward: Any, monkeypatch: pytest.MonkeyPatch):
+def test_an_attention_with_other_results_is_not_used(forward: Any, monkeypatch: pytest.MonkeyPatch):
     from transformers import AttentionInterface
 
     def register() -> None:
@@ -187,23 +187,23 @@ def test_what_does_not_compute_the_same_is_not_used(forward: Any, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral"])
-def test_texts_of_several_lengths_go_on_as_before(kind: str):
-    """Left padding, and keys of earlier steps."""
+def test_generation_from_padded_prompts_does_not_change(kind: str):
+    """The prompts are padded on the left, and later steps use the cache."""
     model = model_of(kind)
     prompts = ids(2, 80)
     seen = torch.ones_like(prompts)
     seen[0, :30] = 0
-    said = []
+    generated = []
     for change in (use_plain_paths, use_fast_paths):
         change(model)
-        said.append(
+        generated.append(
             model.generate(input_ids=prompts, attention_mask=seen, max_new_tokens=6, do_sample=False, pad_token_id=0)
         )
-    assert torch.equal(*said)
-    assert said[0].shape == (2, 86)
+    assert torch.equal(*generated)
+    assert generated[0].shape == (2, 86)
 
 
-def test_a_merged_adapter_and_a_long_prompt_are_no_hindrance():
+def test_with_a_merged_adapter_and_with_a_long_soft_prompt():
     model = tiny_model()
     graft(model, LoraConfig())
     merge(shake(model))

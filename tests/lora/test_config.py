@@ -1,4 +1,4 @@
-"""Settings that cannot be meant are refused with the field's name."""
+"""Invalid settings raise an error that names the field."""
 
 import math
 
@@ -26,7 +26,7 @@ from tsugiki import LoraConfig, TsugikiError
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
     ],
 )
-def test_refused(fields: dict[str, object], named: str):
+def test_an_invalid_value_is_refused(fields: dict[str, object], named: str):
     with pytest.raises(TsugikiError) as caught:
         LoraConfig(**fields)  # type: ignore[arg-type]
     assert named in str(caught.value)

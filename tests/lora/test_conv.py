@@ -1,4 +1,4 @@
-"""LoRA on convolutions, with PEFT as the oracle, and running statistics that stay the base's."""
+"""LoRA on convolutions, compared with PEFT, and running statistics of the base, which must not change."""
 
 import copy
 from pathlib import Path
@@ -34,7 +34,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 class Net(nn.Module):
-    """Convolutions of several kinds, with normalisation, and a linear head."""
+    """A network of several kinds of convolutions with normalisation and a linear head."""
 
     def __init__(self, groups: int = 1, norm: bool = False) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def theirs_like(model: Any, variant: str) -> Any:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("groups", [1, 2])
-def test_files_go_both_ways(groups: int, variant: str, tmp_path: Path):
+def test_peft_reads_our_files_and_we_read_its(groups: int, variant: str, tmp_path: Path):
     if variant == "dora" and groups > 1:
         pytest.skip("refused")
     model, x = net(groups=groups), images()
@@ -106,8 +106,8 @@ def test_files_go_both_ways(groups: int, variant: str, tmp_path: Path):
 
 @pytest.mark.parametrize("variant", ["plain", "dora"])
 @pytest.mark.parametrize("p", [0.0, 0.5])
-def test_steps_are_pefts(p: float, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def same(x: Tensor, p: float = 0.5) -> Tensor:  # one mask for both
+def test_training_steps_equal_pefts(p: float, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def same(x: Tensor, p: float = 0.5) -> Tensor:  # the same mask for both
         return x * (torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(x.shape[1])) >= p) / (1 - p)
 
     monkeypatch.setitem(
@@ -141,7 +141,7 @@ def test_steps_are_pefts(p: float, variant: str, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_merged_it_is_peft_merged(variant: str, tmp_path: Path):
+def test_merged_weights_equal_pefts(variant: str, tmp_path: Path):
     theirs = shake(theirs_like(net(), variant))
     theirs.save_pretrained(tmp_path)
     model, x = net(), images()
@@ -180,7 +180,7 @@ def test_exactly_the_pairs_train():
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_it_is_the_convolution_with_the_merged_kernel(layer: nn.Conv2d, dtype: torch.dtype):
+def test_it_computes_the_convolution_with_the_merged_kernel(layer: nn.Conv2d, dtype: torch.dtype):
     torch.manual_seed(0)
     model = nn.Sequential(copy.deepcopy(layer)).to(dtype)
     graft(model, LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
@@ -194,7 +194,7 @@ def test_it_is_the_convolution_with_the_merged_kernel(layer: nn.Conv2d, dtype: t
     assert model[0].weight is model[0].base_layer.weight
 
 
-def test_dropout_is_of_the_low_rank_way_and_of_training_alone():
+def test_dropout_applies_to_the_low_rank_path_in_training_only():
     model = net()
     graft(model, LoraConfig(r=4, target_modules=["second"], lora_dropout=0.5))
     x = images()
@@ -205,7 +205,7 @@ def test_dropout_is_of_the_low_rank_way_and_of_training_alone():
     assert torch.equal(model(x), net()(x))
 
 
-def test_switched_and_copied():
+def test_adapters_can_be_switched_and_models_copied():
     model, x = net(norm=True), images()
     base = model(x)
     found = {}
@@ -225,10 +225,10 @@ def test_switched_and_copied():
         assert torch.equal(model(x), base)
 
 
-def test_running_statistics_are_used_and_not_moved():
+def test_running_statistics_are_used_but_not_updated():
     model, x = net(norm=True), images()
     with torch.no_grad():
-        model.train()(3 * x + 1)  # statistics that are not the first ones
+        model.train()(3 * x + 1)  # so that the running statistics differ from their initial values
     base, state = model.eval()(x), copy.deepcopy(model.state_dict())
     graft(model, LoraConfig(r=2, target_modules=["first"], modules_to_save=["fc"]))
     assert torch.equal(model.train()(x), base)
@@ -246,7 +246,7 @@ def test_running_statistics_are_used_and_not_moved():
     assert not torch.equal(model.norm.running_mean, state["norm.running_mean"])
 
 
-def test_a_module_that_trains_whole_has_statistics_of_its_own(tmp_path: Path):
+def test_a_module_to_save_updates_its_own_statistics(tmp_path: Path):
     def block() -> Any:
         torch.manual_seed(0)
         return nn.ModuleDict({"body": nn.Conv2d(3, 4, 3), "head": nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))})
@@ -271,7 +271,7 @@ def test_a_module_that_trains_whole_has_statistics_of_its_own(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("layer", "fields", "said"),
+    ("layer", "fields", "message"),
     [
         (nn.Conv2d(4, 4, 3, groups=4), {"r": 6}, "0 is a Conv2d .*4 groups.*rank 6"),
         (nn.Conv2d(4, 4, 3, groups=2), {"use_dora": True}, "use_dora: 0 is a Conv2d .*2 groups"),
@@ -281,14 +281,14 @@ def test_a_module_that_trains_whole_has_statistics_of_its_own(tmp_path: Path):
         (nn.ConvTranspose2d(4, 4, 3), {}, "matches 0, a ConvTranspose2d, which cannot be grafted"),
     ],
 )
-def test_what_does_not_fit_is_refused(layer: nn.Module, fields: dict[str, Any], said: str):
+def test_settings_that_do_not_fit_a_layer_are_refused(layer: nn.Module, fields: dict[str, Any], message: str):
     model = nn.Sequential(layer)
-    with pytest.raises(TsugikiError, match=said):
+    with pytest.raises(TsugikiError, match=message):
         graft(model, LoraConfig(target_modules=["0"], **fields))
     assert not is_grafted(model)
 
 
-def test_a_convolution_in_groups_is_not_merged():
+def test_a_convolution_with_groups_cannot_be_merged():
     model = net(groups=2)
     graft(model, LoraConfig(**FIELDS))
     adapted = shake(model)(images())
@@ -297,7 +297,7 @@ def test_a_convolution_in_groups_is_not_merged():
     assert torch.equal(model(images()), adapted)
 
 
-def test_a_model_without_a_config_asks_for_names():
+def test_a_model_without_a_config_requires_target_names():
     with pytest.raises(
         TsugikiError, match="no default target_modules for 'Net'.*can be grafted: fc, first, one, second"
     ):

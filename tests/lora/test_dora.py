@@ -1,4 +1,4 @@
-"""DoRA's layer: the quick way beside the definition, and the edges of both."""
+"""DoRA: the fused product against the definition, and edge cases of both."""
 
 import functools
 from typing import Any
@@ -26,7 +26,7 @@ LAYERS = {
 def grafted(
     kind: str = "linear", dtype: torch.dtype = torch.float32, p: float = 0.0, shape: tuple[int, int] = (24, 40)
 ) -> Any:
-    """A frozen layer with a DoRA pair of rank 3 that has been moved, in training mode."""
+    """A frozen layer in training mode with a DoRA pair of rank 3, moved away from its initial values."""
     torch.manual_seed(0)
     base = LAYERS[kind](*shape).to(dtype).requires_grad_(False)
     if base.bias is not None:
@@ -51,7 +51,7 @@ def results(module: Any, forward: Any, x: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_quick_way_is_the_definition(kind: str, dtype: torch.dtype):
+def test_the_fused_product_equals_the_definition(kind: str, dtype: torch.dtype):
     module = grafted(kind, dtype)
     x = torch.randn(2, 7, 24).to(dtype).requires_grad_()
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
@@ -62,7 +62,7 @@ def test_the_quick_way_is_the_definition(kind: str, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_definition_is_the_formula(kind: str):
+def test_the_definition_equals_the_formula(kind: str):
     module = grafted(kind, torch.float64)
     pair, layer = module.lora, module.base_layer
     whole = oriented(layer) + 0.7 * pair.B @ pair.A
@@ -106,7 +106,7 @@ def test_the_norm_gets_no_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_with_dropout_too_and_it_rests_in_evaluation(kind: str, dtype: torch.dtype):
+def test_with_dropout_in_training_and_without_in_evaluation(kind: str, dtype: torch.dtype):
     module = grafted(kind, dtype, p=0.5)
     x = torch.randn(16, 24).to(dtype).requires_grad_()
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
@@ -141,7 +141,7 @@ def test_a_row_of_zeros_stays_finite():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_begins_as_its_base_and_is_near_the_layer_that_it_stands_for(dtype: torch.dtype):
+def test_on_int8_it_starts_as_its_base_and_stays_near_the_float_layer(dtype: torch.dtype):
     exact = grafted(dtype=dtype, shape=(64, 96))
     layer = Int8Linear.from_layer(exact.base_layer, dtype)
     module: Any = LoraLinear(layer).train()
@@ -155,17 +155,17 @@ def test_int8_begins_as_its_base_and_is_near_the_layer_that_it_stands_for(dtype:
     assert relative_error(module(x), exact(x)) < 2e-2
 
 
-def test_what_is_kept_is_one_of_the_outputs_size():
+def test_one_tensor_of_the_outputs_size_is_kept_for_backward():
     module = grafted("no bias")
     x = torch.randn(64, 24)
     kept = kept_bytes(lambda: module(x), [x, *module.parameters(), *module.buffers()])
-    # z, low, and g's [out]; the definition keeps more.
+    # z, low and g [out] are kept; the definition keeps more.
     assert 64 * 40 * 4 <= kept <= 64 * (40 + 3) * 4 + 8 * 40 * 4
     assert kept < kept_bytes(lambda: module.plain(x), [x, *module.parameters(), *module.buffers()])
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, "embedding"])
-def test_under_autocast_it_begins_as_its_base_too(kind: str):
+def test_under_autocast_too_it_starts_as_its_base(kind: str):
     torch.manual_seed(0)
     layer = (nn.Embedding(24, 40) if kind == "embedding" else LAYERS[kind](24, 40)).requires_grad_(False)
     module: Any = wrap(layer).train()
@@ -176,7 +176,7 @@ def test_under_autocast_it_begins_as_its_base_too(kind: str):
         assert torch.equal(module(x), layer(x))
 
 
-def test_compiled_it_is_the_definition():
+def test_compiled_it_uses_the_definition():
     module = grafted()
     x = torch.randn(4, 24, requires_grad=True)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)

@@ -1,4 +1,4 @@
-"""Grafting in place: what trains, what stays, and that the base always comes back."""
+"""Grafting in place: what trains, what does not change, and that the base can always be restored."""
 
 import copy
 import functools
@@ -46,7 +46,7 @@ def test_the_table_knows_the_architecture(kind: str):
     assert wrapped == set(ARCHITECTURES[kind].target_modules)
 
 
-def test_exactly_the_pairs_train():
+def test_exactly_the_factors_train():
     model = tiny_model()
     graft(model, LoraConfig(r=8, target_modules=["c_attn", "c_proj"]))
     shapes = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
@@ -97,7 +97,7 @@ def test_targets(config: LoraConfig, layers: set[str]):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (
             LoraConfig(target_modules=["q_proj"]),
@@ -109,16 +109,16 @@ def test_targets(config: LoraConfig, layers: set[str]):
         (LoraConfig(target_modules=["lm_head"], bias="lora_only"), "bias is 'lora_only'"),
     ],
 )
-def test_a_refused_graft_leaves_the_model_as_it_was(config: LoraConfig, said: str):
+def test_a_refused_graft_leaves_the_model_unchanged(config: LoraConfig, message: str):
     model = tiny_model()
     before = dict(model.named_modules())
-    with pytest.raises(TsugikiError, match=said.replace("[", r"\[").replace("]", r"\]")):
+    with pytest.raises(TsugikiError, match=message.replace("[", r"\[").replace("]", r"\]")):
         graft(model, config)
     assert dict(model.named_modules()) == before
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_an_unknown_architecture_asks_for_targets():
+def test_an_unknown_architecture_requires_targets():
     with pytest.raises(TsugikiError, match="no default target_modules for 'Sequential'.*can be grafted: 0, 2"):
         graft(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), LoraConfig())
 
@@ -129,12 +129,12 @@ def test_any_module_can_be_grafted():
     assert len(trainable_parameters(model)) == 4
 
 
-def test_a_rank_above_the_matrix_is_allowed_and_said():
+def test_a_rank_above_that_of_the_matrix_gives_a_warning():
     with pytest.warns(UserWarning, match=r"rank 33 .*transformer\.h\.0\.attn\.c_attn"):
         graft(tiny_model(), LoraConfig(r=33))
 
 
-def test_dropout_of_the_base_goes_and_comes_back_in_both_its_forms():
+def test_dropout_of_the_base_is_switched_off_and_restored_in_both_forms():
     model = tiny_model("opt", dropout=0.3, attention_dropout=0.2, layerdrop=0.1)
     was = {(name, key): value for name, m in model.named_modules() for key, value in vars(m).items() if "drop" in key}
     assert {0.3, 0.2, 0.1} <= {value for value in was.values() if isinstance(value, float)}
@@ -160,7 +160,7 @@ def test_biases_train_on_copies(bias: str):
     assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
 
 
-def test_several_adapters_one_active():
+def test_one_of_several_adapters_is_active():
     model = tiny_model()
     base = logits(model)
     graft(model, LoraConfig(r=2, target_modules=["c_attn"], bias="all", modules_to_save=["ln_f"]), "one")
@@ -187,7 +187,7 @@ def test_several_adapters_one_active():
     assert not any("lora" in name for name, _ in model.named_modules())
 
 
-def test_merging_into_a_shared_weight_unties_it_aloud(tmp_path):
+def test_merging_into_a_shared_weight_unties_it_with_a_warning(tmp_path):
     import transformers
 
     for targets in (["lm_head"], ["wte"]):
@@ -208,7 +208,7 @@ def test_merging_into_a_shared_weight_unties_it_aloud(tmp_path):
         torch.testing.assert_close(logits(again), adapted, rtol=1e-4, atol=1e-4)
 
 
-def test_an_adapter_elsewhere_leaves_shared_weights_shared():
+def test_an_adapter_on_other_layers_leaves_shared_weights_shared():
     model = tiny_model()
     graft(model, LoraConfig(r=4))
     ungraft(merge(shake(model)))
@@ -216,7 +216,7 @@ def test_an_adapter_elsewhere_leaves_shared_weights_shared():
     assert model.config.tie_word_embeddings
 
 
-def test_training_a_copy_of_a_shared_module_is_said():
+def test_training_a_copy_of_a_shared_module_gives_a_warning():
     model = tiny_model()
     with pytest.warns(UserWarning, match="lm_head shares its weight with transformer.wte.weight"):
         graft(model, LoraConfig(r=2, modules_to_save=["lm_head"]))
@@ -233,7 +233,7 @@ def test_save_pretrained_of_a_grafted_model_is_refused(tmp_path):
     ungraft(model).save_pretrained(tmp_path)
 
 
-def test_a_deep_copy_is_a_model_of_its_own():
+def test_a_deep_copy_is_independent():
     model = tiny_model()
     graft(model, LoraConfig())
     twin = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""The grafted layer against the formula, written out in float64."""
+"""The grafted layers against their formulas in float64."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def _grafted(layer: nn.Module, r: int = 3, scaling: float = 2.0, seed: int = 0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_is_the_formula_and_so_are_its_gradients(dtype: torch.dtype, shape: tuple[int, ...], bias: bool):
+def test_linear_and_its_gradients_equal_the_formula(dtype: torch.dtype, shape: tuple[int, ...], bias: bool):
     torch.manual_seed(1)
     layer = nn.Linear(5, 4, bias=bias).to(dtype).requires_grad_(False)
     grafted = _grafted(layer)
@@ -61,7 +61,7 @@ def test_gradients_of_an_embedding_pass_gradcheck():
     assert torch.autograd.gradcheck(lambda *_: grafted(ids), (grafted.lora.A, grafted.lora.B))
 
 
-def test_conv1d_is_the_linear_with_the_transposed_weight():
+def test_conv1d_equals_linear_with_the_transposed_weight():
     conv, linear = Conv1D(4, 5), nn.Linear(5, 4)
     with torch.no_grad():
         linear.weight.copy_(conv.weight.T)
@@ -71,7 +71,7 @@ def test_conv1d_is_the_linear_with_the_transposed_weight():
     assert features(conv) == features(linear) == (5, 4)
 
 
-def test_embedding_row_is_looked_up_with_its_update():
+def test_an_embedding_row_includes_its_update():
     layer = nn.Embedding(11, 4)
     grafted = _grafted(layer)
     table = layer.weight + 2.0 * (grafted.lora.B @ grafted.lora.A).T
@@ -81,7 +81,7 @@ def test_embedding_row_is_looked_up_with_its_update():
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(5, 4), Conv1D(4, 5), nn.Embedding(11, 4)], ids=["linear", "conv1d", "emb"])
-def test_the_updated_weight_computes_the_same(layer: nn.Module):
+def test_the_updated_weight_computes_what_the_grafted_layer_does(layer: nn.Module):
     grafted = _grafted(layer)
     x = torch.tensor([3, 7]) if isinstance(layer, nn.Embedding) else torch.randn(6, 5)
     adapted = grafted(x)
@@ -91,7 +91,7 @@ def test_the_updated_weight_computes_the_same(layer: nn.Module):
     torch.testing.assert_close(layer(x), adapted)
 
 
-def test_dropout_acts_on_the_low_rank_path_alone_and_only_in_training():
+def test_dropout_applies_to_the_low_rank_path_in_training_only():
     grafted = _grafted(nn.Linear(5, 4))
     grafted.lora.dropout.p = 0.5
     x = torch.randn(64, 5)

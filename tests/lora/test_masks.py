@@ -1,4 +1,4 @@
-"""Dropout masks: how many elements they drop, who decides which, and what is left of those kept."""
+"""Dropout masks: how many elements they drop, what determines which, and that kept elements do not change."""
 
 from concurrent.futures import ThreadPoolExecutor
 from math import sqrt
@@ -20,31 +20,31 @@ def kept(p: float, count: int = 200_000, dtype: torch.dtype = torch.float32) -> 
 def test_an_element_is_dropped_with_probability_p(p: float, dtype: torch.dtype):
     torch.manual_seed(0)
     count = 200_000
-    # Five standard deviations of a binomial: one run in two million falls outside by chance, and the seed is fixed.
+    # Five standard deviations of a binomial distribution: one run in two million is outside, and the seed is fixed.
     assert abs(kept(p, count, dtype) - count * (1 - p)) < 5 * sqrt(count * p * (1 - p))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.1, 0.9])
-def test_p_is_honoured_in_steps_of_a_ten_thousandth(p: float):
+def test_p_is_exact_to_a_ten_thousandth(p: float):
     masks = []
     for probability in (p, p + 1e-4):
         torch.manual_seed(0)
         masks.append(keep_mask(torch.empty(2_000_000, dtype=torch.float16), probability))
     fewer, more = masks
     assert not (more & ~fewer).any(), "one seed drops what it dropped with a smaller p, and more"
-    # 200 are due; p is rounded to 1/65536, which is 15 either way, and five standard deviations are 71.
+    # 200 are expected. Rounding p to 1/65536 changes that by up to 15; five standard deviations are 71.
     assert abs(int((fewer & ~more).count_nonzero()) - 200) < 31 + 71
 
 
 @pytest.mark.parametrize(("p", "dropped"), [(1e-6, 0), (1 - 1e-6, 10_000)])
-def test_the_ends_are_not_passed(p: float, dropped: int):
+def test_the_smallest_and_the_largest_p(p: float, dropped: int):
     torch.manual_seed(0)
     assert abs(10_000 - kept(p, 10_000) - dropped) <= 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (5,), (3, 7), (2, 3, 5)])
-def test_mask_has_a_byte_for_each_element(shape: tuple[int, ...], dtype: torch.dtype):
+def test_a_mask_has_one_byte_for_each_element(shape: tuple[int, ...], dtype: torch.dtype):
     mask = keep_mask(torch.empty(shape, dtype=dtype), 0.5)
     assert mask.shape == shape
     assert mask.dtype == torch.int8
@@ -52,7 +52,7 @@ def test_mask_has_a_byte_for_each_element(shape: tuple[int, ...], dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_kept_stays_to_the_bit_and_the_rest_is_zero(dtype: torch.dtype):
+def test_kept_elements_are_bit_identical_and_the_others_zero(dtype: torch.dtype):
     torch.manual_seed(0)
     x = torch.randn(33, 7).to(dtype)
     before = x.clone()
@@ -74,7 +74,7 @@ def test_a_mask_is_applied_in_place():
 
 
 @pytest.mark.parametrize("of", [lambda x: x.T, lambda x: x[:, ::2], lambda x: x[1:2].expand(4, -1)])
-def test_a_mask_falls_on_the_elements_and_not_on_their_order_in_memory(of):
+def test_a_mask_applies_to_elements_whatever_their_order_in_memory(of):
     x = of(torch.randn(6, 8))
     mask = keep_mask(x, 0.4)
     assert torch.equal(apply_mask(x, mask), x.masked_fill(mask == 0, 0))
@@ -87,7 +87,7 @@ def test_rows_and_columns_are_dropped_independently():
         assert abs(float((dropped * other).mean())) < 0.25 * 5 / 512
 
 
-def test_the_seed_of_torch_decides():
+def test_the_seed_of_torch_determines_the_mask():
     like = torch.empty(100)
     torch.manual_seed(7)
     first, second = keep_mask(like, 0.5), keep_mask(like, 0.5)
@@ -100,7 +100,7 @@ def test_the_seed_of_torch_decides():
     assert torch.equal(keep_mask(like, 0.5), third)
 
 
-def test_each_thread_draws_from_the_generator_that_it_was_given():
+def test_each_thread_draws_from_its_generator():
     def draw(seed: int) -> list[torch.Tensor]:
         with masks_from(torch.Generator().manual_seed(seed)):
             return [keep_mask(torch.empty(1000), 0.5) for _ in range(20)]
@@ -114,7 +114,7 @@ def test_each_thread_draws_from_the_generator_that_it_was_given():
     assert not torch.equal(wanted[0][0], wanted[1][0])
 
 
-def test_after_the_block_what_was_before_decides_again():
+def test_after_the_block_the_former_generator_is_used():
     like, outer, inner = torch.empty(100), torch.Generator(), torch.Generator()
     outer.manual_seed(1)
     wanted = [_with(outer, like), _with(outer, like)]

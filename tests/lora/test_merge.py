@@ -39,7 +39,7 @@ def weights(layer: Int8Linear) -> torch.Tensor:
 
 @pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "orthogonal"}])
 @pytest.mark.parametrize("kind", TARGETS)
-def test_the_merged_base_is_in_8_bits_and_computes_nearly_the_same(kind: str, fields: dict[str, Any]):
+def test_the_merged_base_is_int8_and_computes_nearly_the_same(kind: str, fields: dict[str, Any]):
     if kind == "llama" and "bias" in fields:
         pytest.skip("it has no biases")
     if "init_lora_weights" in fields:
@@ -52,7 +52,7 @@ def test_the_merged_base_is_in_8_bits_and_computes_nearly_the_same(kind: str, fi
     coded = {path for path, layer in model.named_modules() if isinstance(layer, Int8Linear)}
     assert {f"{path}.base_layer" for path in lost} <= coded
     merged = logits(model)
-    assert 0 < max(lost.values()) < 0.2  # a shaken adapter changes much
+    assert 0 < max(lost.values()) < 0.2  # the adapter changes the weights much
     assert (merged - adapted).norm() < 0.1 * (adapted - base).norm()
     plain = ungraft(model)
     assert torch.equal(logits(plain), merged)
@@ -60,7 +60,7 @@ def test_the_merged_base_is_in_8_bits_and_computes_nearly_the_same(kind: str, fi
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_what_is_lost_is_its_definition(kind: str):
+def test_the_lost_share_equals_its_definition(kind: str):
     model = grafted(kind)
     layers = {path: layer for path, layer in model.named_modules() if hasattr(layer, "lora")}
     before = {
@@ -75,7 +75,7 @@ def test_what_is_lost_is_its_definition(kind: str):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unmerged_it_is_what_it_was_to_the_bit(dtype: torch.dtype):
+def test_unmerge_is_bit_identical(dtype: torch.dtype):
     model = grafted(dtype=dtype)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     names, adapted = set(trainable_parameters(model)), logits(model)
@@ -90,7 +90,7 @@ def test_unmerged_it_is_what_it_was_to_the_bit(dtype: torch.dtype):
     assert all(parameter.grad is not None for parameter in trainable_parameters(model).values())
 
 
-def test_an_update_of_nothing_changes_no_code():
+def test_an_update_of_zero_changes_no_quantised_value():
     model = quantise(tiny_model(), torch.float32)
     graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
     base = logits(model)
@@ -98,7 +98,7 @@ def test_an_update_of_nothing_changes_no_code():
     assert torch.equal(logits(model), base)
 
 
-def test_a_small_update_is_lost_and_that_is_said():
+def test_a_small_update_is_lost_and_the_share_is_returned():
     model = grafted(target_modules=["c_attn"])
     with torch.no_grad():
         for pair in (layer.lora for layer in model.modules() if hasattr(layer, "lora")):
@@ -106,7 +106,7 @@ def test_a_small_update_is_lost_and_that_is_said():
     assert min(merge_quantized(model).values()) > 0.9
 
 
-def test_a_base_that_is_stored_whole_is_merged_as_ever():
+def test_merge_quantized_merges_a_float_base_as_merge_does():
     model = tiny_model()
     graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
     expected = logits(merge(shake(model)))
@@ -114,7 +114,7 @@ def test_a_base_that_is_stored_whole_is_merged_as_ever():
     assert torch.equal(logits(model), expected)
 
 
-def test_other_methods_are_merged_into_8_bits_too():
+def test_other_methods_can_be_merged_into_int8():
     model = quantise(tiny_model(), torch.float32)
     adapter = graft(model, METHODS["ia3"].configure({}))
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_other_methods_are_merged_into_8_bits_too():
     assert torch.equal(logits(unmerge(model)), adapted)
 
 
-def test_a_refused_merge_leaves_the_adapter_in_the_model():
+def test_a_refused_merge_leaves_the_adapter_active():
     model = tiny_model()
     graft(model, LoraConfig(r=4, target_modules=["c_attn"], modules_to_save=["ln_f"]))
     adapted, names = logits(shake(model)), set(trainable_parameters(model))
@@ -154,7 +154,7 @@ def test_buffers_and_shared_weights_of_saved_modules_are_merged():
     model = nn.Sequential(nn.Linear(3, 3), Saved())
     graft(model, LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"]))
     x = torch.randn(8, 3)
-    shake(model.train())(x)  # moves the statistics of the copy
+    shake(model.train())(x)  # updates the running statistics of the copy
     adapted = model.eval()(x)
     merged = ungraft(merge(model))
     torch.testing.assert_close(merged(x), adapted)
@@ -162,7 +162,7 @@ def test_buffers_and_shared_weights_of_saved_modules_are_merged():
     assert merged[1].norm.num_batches_tracked == 1
 
 
-def test_what_is_refused():
+def test_merges_that_are_refused():
     model = grafted()
     with pytest.raises(TsugikiError, match=r"c_attn.weight .*merge_quantized\(model\)"):
         merge(model)
@@ -175,7 +175,7 @@ def test_what_is_refused():
         next(layer for layer in model.modules() if hasattr(layer, "lora")).lora.B.fill_(float("inf"))
     with pytest.raises(TsugikiError, match="not finite in transformer"):
         merge_quantized(model)
-    with disable_adapter(model):  # not merged
+    with disable_adapter(model):  # nothing has been merged
         assert torch.isfinite(logits(model)).all()
     with pytest.raises(TsugikiError, match="nothing is grafted"):
         merge_quantized(tiny_model())

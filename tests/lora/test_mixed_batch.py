@@ -1,4 +1,4 @@
-"""A batch with an adapter for each row, against each row alone, and against PEFT's own mixed batch."""
+"""A batch with an adapter for each row, compared with each row alone and with PEFT's mixed batch."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def with_adapters(kind: str = "gpt2", targets: object = None, base=None, **setti
 
 
 def each_alone(model, names, compute):
-    """`compute(row)` for each row by its own adapter, the model being left as it was."""
+    """Return `compute(row)` for each row with its adapter; the model is left as it was."""
     active = model._tsugiki.active
     found = []
     for row, name in enumerate(names):
@@ -52,7 +52,7 @@ def each_alone(model, names, compute):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt", "gpt_neox", "phi3"])
-def test_each_row_is_what_it_is_alone_and_rows_of_the_base_are_its_own_to_the_bit(kind: str):
+def test_each_row_equals_the_row_alone_and_base_rows_are_bit_identical(kind: str):
     model = tiny_model(kind)
     tokens = ids(len(NAMES))
     base = logits(model, tokens)
@@ -74,7 +74,7 @@ def test_each_row_is_what_it_is_alone_and_rows_of_the_base_are_its_own_to_the_bi
     [{"targets": ["embed_tokens", "q_proj"]}, {"targets": ["lm_head", "embed_tokens"]}, {"use_dora": True}],
     ids=["embedding", "head", "dora"],
 )
-def test_embeddings_heads_and_dora_have_rows_too(settings: dict):
+def test_embeddings_heads_and_dora_in_a_mixed_batch(settings: dict):
     model = with_adapters("gemma3_text", **settings)
     tokens = ids(len(NAMES))
     alone = torch.cat(each_alone(model, NAMES, lambda row: logits(model, tokens[row : row + 1])))
@@ -82,7 +82,7 @@ def test_embeddings_heads_and_dora_have_rows_too(settings: dict):
         torch.testing.assert_close(logits(model, tokens), alone, rtol=1e-4, atol=1e-5)
 
 
-def test_adapters_of_different_layers_forms_and_types_share_a_batch():
+def test_adapters_with_different_layers_and_settings_share_a_batch():
     model = tiny_model("llama").bfloat16()
     for name, config in {
         "few": LoraConfig(r=2, target_modules=["q_proj"]),
@@ -102,7 +102,7 @@ def test_adapters_of_different_layers_forms_and_types_share_a_batch():
 
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
-def test_generate_is_each_row_alone(search: dict):
+def test_generate_equals_each_row_alone(search: dict):
     model = with_adapters("llama")
     prompts = ids(len(NAMES), 5)
     given = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0, **search}
@@ -112,10 +112,10 @@ def test_generate_is_each_row_alone(search: dict):
     assert torch.equal(mixed, torch.cat(alone))
     with disable_adapter(model):
         base = model.generate(prompts, **given)
-    assert not torch.equal(base, mixed), "the adapters change what is said"
+    assert not torch.equal(base, mixed), "the adapters change the output"
 
 
-def test_padded_prompts_of_different_lengths_generate_as_each_alone():
+def test_padded_prompts_generate_as_each_alone():
     model = with_adapters("llama")
     tokens = ids(3, 8)
     lengths = [8, 5, 3]
@@ -129,7 +129,7 @@ def test_padded_prompts_of_different_lengths_generate_as_each_alone():
     assert torch.equal(mixed, torch.cat(alone))
 
 
-def test_forward_and_generate_are_pefts_mixed_batch(tmp_path):
+def test_forward_and_generate_equal_pefts_mixed_batch(tmp_path):
     peft = pytest.importorskip("peft")
     ours = with_adapters("llama")
     for name in "abc":
@@ -143,14 +143,14 @@ def test_forward_and_generate_are_pefts_mixed_batch(tmp_path):
     given = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0, "num_beams": 2}
     with torch.no_grad():
         wanted = theirs(input_ids=tokens, adapter_names=names).logits
-        said = theirs.generate(input_ids=tokens, adapter_names=names, **given)
+        expected = theirs.generate(input_ids=tokens, adapter_names=names, **given)
     with mixed_batch(ours, names):
         torch.testing.assert_close(logits(ours, tokens), wanted, rtol=1e-5, atol=1e-5)
-        assert torch.equal(ours.generate(tokens, **given), said)
+        assert torch.equal(ours.generate(tokens, **given), expected)
 
 
 def _pairs(layer: nn.Module, kinds: str) -> list[LowRank | None]:
-    """A letter for each: `-` none, `l` a pair, `d` DoRA, `p` one with a start; of ranks 1, 2, 3 …"""
+    """Pairs of ranks 1, 2, 3 …, by letters: `-` no pair, `l` LoRA, `d` DoRA, `p` PiSSA."""
     pairs: list[LowRank | None] = []
     for at, kind in enumerate(kinds):
         torch.manual_seed(at)
@@ -177,7 +177,7 @@ LAYERS = {
 @pytest.mark.parametrize("shape", [(6, 1, 12), (6, 5, 12), (6, 12), (12, 3, 12), (6, 2, 3, 12)])
 @pytest.mark.parametrize("kinds", ["l", "lll", "l-ldl-", "--l", "dpd", "-p"])
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-def test_the_products_are_the_definition(make, kinds: str, shape: tuple[int, ...], dtype: torch.dtype):
+def test_the_stacked_products_equal_the_definition(make, kinds: str, shape: tuple[int, ...], dtype: torch.dtype):
     torch.manual_seed(1)
     layer = wrap(make().requires_grad_(False).to(dtype)).eval()
     pairs = _pairs(layer.base_layer, kinds)
@@ -193,7 +193,7 @@ def test_the_products_are_the_definition(make, kinds: str, shape: tuple[int, ...
         assert torch.equal(mine, of_base) == (pair is None)
 
 
-def test_the_definition_is_the_formula():
+def test_the_definition_equals_the_formula():
     layer = wrap(nn.Linear(12, 10).double()).eval()
     pairs = _pairs(layer.base_layer, "l-l")
     x = torch.randn(3, 4, 12, dtype=torch.float64)
@@ -204,7 +204,7 @@ def test_the_definition_is_the_formula():
         torch.testing.assert_close(found[row], x[row] @ whole.T + layer.base_layer.bias)
 
 
-def test_convolutions_have_rows():
+def test_convolutions_in_a_mixed_batch():
     model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(6, 3, 1)).eval()
     for seed, name in enumerate("ab"):
         graft(model, LoraConfig(r=2 + 2 * seed, target_modules=["0", "2"]), name)
@@ -215,17 +215,17 @@ def test_convolutions_have_rows():
         torch.testing.assert_close(model(x), alone)
 
 
-def test_a_layer_that_is_hooked_or_kept_to_the_definition_computes_the_same():
+def test_a_hooked_or_unfused_layer_computes_the_same():
     model = with_adapters()
     tokens = ids(len(NAMES))
     with mixed_batch(model, NAMES):
-        quick = logits(model, tokens)
+        stacked = logits(model, tokens)
     seen = []
     layer = model.transformer.h[0].attn.c_attn
     handle = layer.base_layer.register_forward_hook(lambda module, given, y: seen.append(y))
     model.transformer.h[1].mlp.c_proj.fused = False
     with mixed_batch(model, NAMES):
-        torch.testing.assert_close(logits(model, tokens), quick, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits(model, tokens), stacked, rtol=1e-5, atol=1e-5)
     kept = seen[0].clone()
     handle.remove()
     with disable_adapter(model):
@@ -234,7 +234,7 @@ def test_a_layer_that_is_hooked_or_kept_to_the_definition_computes_the_same():
     assert torch.equal(kept, seen[-1]), "what a hook holds is not written over"
 
 
-def test_under_autocast_it_is_each_row_alone():
+def test_under_autocast_it_equals_each_row_alone():
     model = with_adapters("llama")
     tokens = ids(len(NAMES))
 
@@ -248,7 +248,7 @@ def test_under_autocast_it_is_each_row_alone():
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
-def test_the_fast_paths_and_int8_go_with_it(kind: str):
+def test_with_the_fast_paths_and_int8(kind: str):
     places = {"n_positions" if kind == "gpt2" else "max_position_embeddings": 128}
     model = with_adapters(kind, base=quantise(tiny_model(kind, **places), torch.float32))
     names = ["b", None, "a", "a"]
@@ -258,7 +258,7 @@ def test_the_fast_paths_and_int8_go_with_it(kind: str):
     with mixed_batch(model, names):
         mixed = logits(model, tokens)
         loss = model(input_ids=tokens, labels=tokens).loss
-    # Where a last bit differs, a number may round to the next of 8 bits.
+    # Where the last bit differs, a value may be rounded to the next int8 value.
     torch.testing.assert_close(mixed, alone, rtol=1e-2, atol=1e-2)
     wanted = nn.functional.cross_entropy(alone[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""What may happen before, within and after the block of a mixed batch."""
+"""The `with` block of a mixed batch: what is allowed before, within and after it."""
 
 import copy
 
@@ -33,7 +33,7 @@ def mixed_logits(model, names=TWO):
         return logits(model)
 
 
-def test_rows_of_the_base_are_the_same_bits_whatever_is_loaded():
+def test_rows_of_the_base_are_bit_identical_whatever_is_loaded():
     model = tiny_model()
     base = logits(model)
     graft(model, LoraConfig(r=4), "a")
@@ -48,7 +48,7 @@ def test_rows_of_the_base_are_the_same_bits_whatever_is_loaded():
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["a", "x"], "no adapter is called 'x'; this model holds 'a', 'b', 'c'"),
         (["a", ""], "no adapter is called ''"),
@@ -62,7 +62,7 @@ def test_rows_of_the_base_are_the_same_bits_whatever_is_loaded():
         (["biased", "a"], r"'biased' .*transformer.h.0.attn.c_attn.bias .*2 such"),
     ],
 )
-def test_names_that_cannot_be_meant_are_refused_and_nothing_changes(names, said: str):
+def test_invalid_names_are_refused_and_nothing_changes(names, message: str):
     model = with_adapters()
     others = {
         "prompt": PromptTuningConfig(num_virtual_tokens=3),
@@ -73,7 +73,7 @@ def test_names_that_cannot_be_meant_are_refused_and_nothing_changes(names, said:
         graft(model, others[name], name)
     set_adapter(model, "b")
     before = logits(model)
-    with pytest.raises(TsugikiError, match=said), mixed_batch(model, names):
+    with pytest.raises(TsugikiError, match=message), mixed_batch(model, names):
         pass
     assert torch.equal(logits(model), before)
 
@@ -87,7 +87,7 @@ def test_a_batch_of_another_size_is_refused_with_both_numbers():
         assert logits(model, ids(6)).shape[0] == 6
 
 
-def test_names_serve_neighbouring_rows():
+def test_a_name_selects_neighbouring_rows():
     model = with_adapters()
     tokens = ids(6)
     with mixed_batch(model, ["a", None, "b"]):
@@ -100,7 +100,7 @@ def test_names_serve_neighbouring_rows():
     torch.testing.assert_close(all_by_one, logits(model, tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_it_is_for_inference():
+def test_training_and_gradients_are_refused():
     model = with_adapters()
     model.train()
     with mixed_batch(model, TWO), pytest.raises(TsugikiError, match="training mode.*model.eval"):
@@ -118,19 +118,19 @@ def test_it_is_for_inference():
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_an_adapter_that_was_training_drops_nothing(fused: bool):
+def test_dropout_of_an_adapter_that_was_training_is_off(fused: bool):
     model = with_adapters("llama", lora_dropout=0.9)
     alone = logits(model)
     model.train()
     set_adapter(model, "b")
-    set_adapter(model, "c")  # which leaves both in training mode
+    set_adapter(model, "c")  # both stay in training mode
     set_adapter(model, "a")
     model.eval()
     model.model.layers[0].self_attn.q_proj.fused = fused
     torch.testing.assert_close(mixed_logits(model, ["c", "b"])[0], alone[0], rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_is_grafted_or_something_is_merged():
+def test_a_plain_or_a_merged_model_is_refused():
     model = tiny_model()
     with pytest.raises(TsugikiError, match="nothing is grafted"), mixed_batch(model, [None, None]):
         pass
@@ -142,14 +142,14 @@ def test_nothing_is_grafted_or_something_is_merged():
     assert mixed_logits(model).shape[0] == 2
 
 
-def test_no_adapter_can_be_called_as_the_base_is():
+def test_the_name_of_the_base_is_reserved():
     model = tiny_model()
     with pytest.raises(TsugikiError, match="'__base__'"):
         graft(model, LoraConfig(r=2), "__base__")
     assert not any("lora" in name for name, _ in model.named_modules())
 
 
-def test_blocks_within_blocks():
+def test_nested_blocks():
     model = with_adapters()
     base = logits(ungraft(copy.deepcopy(model)))
     outer, inner = mixed_logits(model), mixed_logits(model, ["b", "c"])
@@ -174,7 +174,7 @@ def test_blocks_within_blocks():
     assert torch.equal(logits(model), active)
 
 
-def test_an_exception_within_leaves_the_model_as_it_was():
+def test_an_exception_in_the_block_leaves_the_model_as_it_was():
     model = with_adapters()
     active = logits(model)
     trained = list(trainable_parameters(model))
@@ -185,7 +185,7 @@ def test_an_exception_within_leaves_the_model_as_it_was():
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_what_rows_were_made_of_stays_within_the_block(tmp_path):
+def test_adapters_cannot_change_within_the_block(tmp_path):
     model = with_adapters()
     save_adapter(model, tmp_path, "b")
     mixed = mixed_logits(model)
@@ -209,7 +209,7 @@ def test_what_rows_were_made_of_stays_within_the_block(tmp_path):
     assert torch.equal(mixed_logits(model), mixed)
 
 
-def test_ungraft_within_takes_everything_out():
+def test_ungraft_within_the_block():
     model = tiny_model()
     base = logits(model)
     with_adapters(base=model)
@@ -224,7 +224,7 @@ def test_ungraft_within_takes_everything_out():
     graft(model, LoraConfig(), "a")
 
 
-def test_a_deep_copy_is_a_model_of_its_own():
+def test_a_deep_copy_is_independent():
     model = with_adapters()
     mixed = mixed_logits(model)
     twin = copy.deepcopy(model)
@@ -242,7 +242,7 @@ def test_a_deep_copy_is_a_model_of_its_own():
     graft(ungraft(twin), LoraConfig())
 
 
-def test_a_model_that_moves_within_the_block_computes_in_its_new_type():
+def test_a_model_cast_within_the_block_computes_in_its_new_dtype():
     model = with_adapters("llama")
     with mixed_batch(model, ["a", "b"]):
         exact = logits(model)
@@ -254,7 +254,7 @@ def test_a_model_that_moves_within_the_block_computes_in_its_new_type():
         torch.testing.assert_close(logits(model).float(), exact, rtol=5e-2, atol=5e-2)
 
 
-def test_experts_see_tokens_and_not_rows():
+def test_adapters_on_experts_are_refused():
     class Experts(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""`grafted_product` beside its plain twin, `LoraLinear.plain`: values, every gradient, and what is kept for them."""
+"""`grafted_product` against `LoraLinear.plain`: values, every gradient, and what is kept for backward."""
 
 import functools
 from typing import Any
@@ -25,8 +25,8 @@ LAYERS = {
     "no bias": functools.partial(nn.Linear, bias=False),
     "conv1d": lambda wide, out: Conv1D(out, wide),
 }
-# The quick path may be twice as far from a formula in float64 as the plain one, and so much besides. In 16 bits the
-# plain one has the low-rank part in float32; the quick one rounds A or B, what lies between them, and the result.
+# The error of the fused path, against the formula in float64, may be twice that of the plain path plus this. In 16 bits
+# the plain path computes the low-rank part in float32; the fused one rounds A, B, the intermediate result and the sum.
 FLOOR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 3 * 2**-9}
 DTYPES = list(FLOOR)
 Results = dict[str, Tensor]
@@ -68,7 +68,7 @@ def results(module: Any, x: Tensor, weight: Tensor, forward: Any) -> Results:
 
 
 def formula(module: Any, x: Tensor, weight: Tensor, keep: Tensor | None, p: float) -> Results:
-    """The same, written out in float64; `keep`, of the shape of x, is True where dropout keeps."""
+    """Compute `results` by the formula in float64; `keep`, of the shape of x, is True where dropout keeps."""
     w = module.base_layer.weight.double()
     w = w.T if isinstance(module.base_layer, Conv1D) else w
     bias = None if module.bias is None else module.bias.detach().double().requires_grad_()
@@ -82,18 +82,18 @@ def formula(module: Any, x: Tensor, weight: Tensor, keep: Tensor | None, p: floa
     return found | ({} if bias is None or not module.bias.requires_grad else {"bias": bias.grad})
 
 
-def holds(quick: Results, exact: Results, dtype: torch.dtype, plain: Results | None = None) -> None:
-    """The quick results are no further from the exact ones than twice the plain ones are."""
-    assert quick.keys() == exact.keys()
+def holds(fused: Results, exact: Results, dtype: torch.dtype, plain: Results | None = None) -> None:
+    """Check that the error of the fused results is at most twice that of the plain ones."""
+    assert fused.keys() == exact.keys()
     for name, wanted in exact.items():
         allowed = FLOOR[dtype] + (2 * relative_error(plain[name], wanted) if plain else 0)
-        assert quick[name].shape == wanted.shape
-        assert relative_error(quick[name], wanted) <= allowed, name
+        assert fused[name].shape == wanted.shape
+        assert relative_error(fused[name], wanted) <= allowed, name
 
 
 @pytest.fixture
-def quick_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The layers whose product the quick path computed."""
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The layers whose product the fused path computed."""
     calls: list[Any] = []
 
     def counted(layer: nn.Module, *rest: Any) -> Tensor:
@@ -107,36 +107,36 @@ def quick_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize("train_bias", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_values_and_gradients_are_those_of_the_definition(
-    kind: str, dtype: torch.dtype, train_bias: bool, quick_calls: list[Any]
+def test_values_and_gradients_equal_the_definition(
+    kind: str, dtype: torch.dtype, train_bias: bool, fused_calls: list[Any]
 ):
     module = grafted(kind, dtype, train_bias=train_bias)
     x, weight = inputs(dtype), inputs(dtype, (2, 16, 40), 2).detach()
-    quick = results(module, x, weight, module)
-    assert len(quick_calls) == 1
+    fused = results(module, x, weight, module)
+    assert len(fused_calls) == 1
     plain = results(module, x, weight, module.plain)
-    holds(quick, formula(module, x, weight, None, 0.0), dtype, plain)
-    assert {name: t.dtype for name, t in quick.items()} == {name: t.dtype for name, t in plain.items()}
-    assert ("bias" in quick) == (train_bias and kind != "no bias")
+    holds(fused, formula(module, x, weight, None, 0.0), dtype, plain)
+    assert {name: t.dtype for name, t in fused.items()} == {name: t.dtype for name, t in plain.items()}
+    assert ("bias" in fused) == (train_bias and kind != "no bias")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-def test_dropout_is_the_mask_that_the_seed_draws(kind: str, dtype: torch.dtype, quick_calls: list[Any]):
+def test_dropout_uses_the_mask_that_the_seed_determines(kind: str, dtype: torch.dtype, fused_calls: list[Any]):
     module, p = grafted(kind, dtype, p=0.3), 0.3
     x, weight = inputs(dtype), inputs(dtype, (2, 16, 40), 2).detach()
     torch.manual_seed(5)
     keep = keep_mask(x.detach().flatten(0, 1), p).view(x.shape) != 0
     assert 0.2 < 1 - keep.double().mean() < 0.4
-    # The definition with this mask in the place of its own.
+    # The definition, with this mask instead of its own.
     module.lora.dropout.forward = lambda h: h * keep / (1 - p)
     plain = results(module, x, weight, module.plain)
     torch.manual_seed(5)
     holds(results(module, x, weight, module), formula(module, x, weight, keep, p), dtype, plain)
-    assert len(quick_calls) == 1
+    assert len(fused_calls) == 1
 
 
-def test_dropout_rests_in_evaluation():
+def test_dropout_is_off_in_evaluation():
     module = grafted(p=0.5).eval()
     x = inputs(torch.float32).detach()
     torch.testing.assert_close(module(x), module.plain(x))
@@ -153,7 +153,7 @@ def test_gradcheck(kind: str, p: float):
         return grafted_product(module.base_layer, x, a, b, 0.7, p)
 
     given = (inputs(torch.float64, (2, 2, 5)), module.lora.A, module.lora.B)
-    # The bias is read from the layer, and moved there by gradcheck.
+    # The bias is read from the layer, where gradcheck changes it.
     assert torch.autograd.gradcheck(forward, given if module.bias is None else (*given, module.bias))
 
 
@@ -173,7 +173,7 @@ SHAPES: dict[str, Any] = {
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_inputs_of_any_shape_and_layout(shape: str, p: float, quick_calls: list[Any]):
+def test_inputs_of_any_shape_and_layout(shape: str, p: float, fused_calls: list[Any]):
     module = grafted(dtype=torch.float64, p=p)
     x = SHAPES[shape]()
     x.retain_grad()
@@ -183,12 +183,12 @@ def test_inputs_of_any_shape_and_layout(shape: str, p: float, quick_calls: list[
     weight = torch.randn(*x.shape[:-1], 40, dtype=torch.float64).transpose(0, -1).clone().transpose(0, -1)
     torch.manual_seed(5)
     y = module(x)
-    y.backward(weight)  # a gradient that is not contiguous either
+    y.backward(weight)  # the gradient is not contiguous, either
     exact = formula(module, x, weight, keep, p)
     found = {"y": y.detach(), "x": x.grad, "A": module.lora.A.grad, "B": module.lora.B.grad}
     for name, wanted in exact.items():
         torch.testing.assert_close(found[name], wanted, msg=name)
-    assert len(quick_calls) == 1
+    assert len(fused_calls) == 1
 
 
 def test_gradients_of_two_batches_add_up():
@@ -202,7 +202,7 @@ def test_gradients_of_two_batches_add_up():
         torch.testing.assert_close(tensor.grad, 3 * one[name], msg=name)
 
 
-def test_one_forward_is_used_twice():
+def test_backward_can_run_twice():
     module, x = grafted(p=0.3), inputs(torch.float32)
     y = module(x)
     once = torch.autograd.grad(y.sum(), [x, module.lora.A, module.lora.B], retain_graph=True)
@@ -211,7 +211,7 @@ def test_one_forward_is_used_twice():
         torch.testing.assert_close(2 * a, b)
 
 
-def test_a_gradient_of_the_gradient_is_refused():
+def test_a_second_derivative_is_refused():
     module, x = grafted(), inputs(torch.float32)
     (grad,) = torch.autograd.grad(module(x).square().sum(), [x], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -219,7 +219,7 @@ def test_a_gradient_of_the_gradient_is_refused():
 
 
 @pytest.mark.parametrize("bias", ["none", "lora_only"])
-def test_the_adapter_that_is_set_computes_and_learns(bias: Any, quick_calls: list[Any]):
+def test_the_active_adapter_computes_and_trains(bias: Any, fused_calls: list[Any]):
     torch.manual_seed(0)
     model = nn.ModuleDict({"first": nn.Linear(24, 24), "second": nn.Linear(24, 40)}).double()
     for name, r in (("small", 2), ("large", 5)):
@@ -237,13 +237,13 @@ def test_the_adapter_that_is_set_computes_and_learns(bias: Any, quick_calls: lis
         for forward in (LoraLinear.forward, LoraLinear.plain):
             y = forward(model["second"], torch.tanh(forward(model["first"], x)))
             found.append([y, *torch.autograd.grad(y.square().sum(), [x, *trained.values()])])
-        for quick, plain, path in zip(*found, ["y", "x", *trained], strict=True):
-            torch.testing.assert_close(quick, plain, msg=path)
-    assert len(quick_calls) == 6
+        for fused, plain, path in zip(*found, ["y", "x", *trained], strict=True):
+            torch.testing.assert_close(fused, plain, msg=path)
+    assert len(fused_calls) == 6
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_draws_the_same_mask_again(reentrant: bool, quick_calls: list[Any]):
+def test_checkpointing_draws_the_same_mask_again(reentrant: bool, fused_calls: list[Any]):
     module, x = grafted(p=0.5), inputs(torch.float32)
     found = []
     for run in (module, functools.partial(checkpoint, module, use_reentrant=reentrant)):
@@ -251,10 +251,10 @@ def test_checkpointing_draws_the_same_mask_again(reentrant: bool, quick_calls: l
         found.append(results(module, x, torch.ones(()), run))
     for name, wanted in found[0].items():
         assert torch.equal(found[1][name], wanted), name
-    assert len(quick_calls) == 3
+    assert len(fused_calls) == 3
 
 
-def test_under_autocast_the_definition_computes(quick_calls: list[Any]):
+def test_under_autocast_the_definition_is_used(fused_calls: list[Any]):
     module, x = grafted(), inputs(torch.float32)
     found = []
     for forward in (module, module.plain):
@@ -263,17 +263,17 @@ def test_under_autocast_the_definition_computes(quick_calls: list[Any]):
         assert y.dtype == torch.bfloat16
         found.append(torch.autograd.grad(y.float().sum(), [x, module.lora.A, module.lora.B]))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert not quick_calls
+    assert not fused_calls
 
 
-def test_compiled_it_is_the_definition(quick_calls: list[Any]):
+def test_compiled_it_uses_the_definition(fused_calls: list[Any]):
     module, x = grafted(train_bias=True), inputs(torch.float32)
-    # Traced and differentiated ahead of time, without the code generation at the end, which takes long.
+    # Traced and differentiated ahead of time, but without generating code, which takes long.
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     plain = results(module, x, torch.ones(()), module.plain)
     for name, wanted in results(module, x, torch.ones(()), compiled).items():
         torch.testing.assert_close(wanted, plain[name], msg=name)
-    assert not quick_calls
+    assert not fused_calls
 
 
 def kept_for_backward(forward: Any) -> tuple[Tensor, list[Tensor]]:
@@ -290,14 +290,14 @@ def test_nothing_of_the_outputs_size_is_kept(p: float):
     assert not [name for name, value in vars(node).items() if isinstance(value, Tensor)], "kept beside what is saved"
     own = {module.lora.A.data_ptr(), module.lora.B.data_ptr(), x.data_ptr()}
     sizes = sorted(tensor.nbytes for tensor in kept if tensor.data_ptr() not in own)
-    # low in float32; with dropout the mask too, a byte an element
+    # low in float32, and with dropout the mask, one byte for each element
     assert sizes == ([64 * 3 * 4] if not p else [64 * 3 * 4, 64 * 24])
     assert sum(t.numel() for t in kept_for_backward(lambda: module.plain(x))[1]) > sum(t.numel() for t in kept)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("needed", [True, False])
-def test_the_input_gradient_is_computed_where_it_is_asked_for(needed: bool, p: float, monkeypatch: pytest.MonkeyPatch):
+def test_the_input_gradient_is_computed_only_if_needed(needed: bool, p: float, monkeypatch: pytest.MonkeyPatch):
     calls = []
     monkeypatch.setattr(
         product, "frozen_input_gradient", lambda layer, dy: calls.append(layer) or frozen_input_gradient(layer, dy)
@@ -310,7 +310,7 @@ def test_the_input_gradient_is_computed_where_it_is_asked_for(needed: bool, p: f
     assert module.lora.A.grad is not None
 
 
-def test_what_is_frozen_gets_no_gradient():
+def test_frozen_factors_get_no_gradient():
     module, x = grafted(), inputs(torch.float32)
     module.lora.A.requires_grad_(False)
     assert results(module, x, torch.ones(()), module).keys() == {"y", "x", "B"}
@@ -319,7 +319,7 @@ def test_what_is_frozen_gets_no_gradient():
     assert results(module, x, torch.ones(()), module).keys() == {"y", "x", "A"}
 
 
-def test_nothing_is_kept_where_no_gradient_is_asked_for():
+def test_nothing_is_kept_without_gradients():
     module = grafted(p=0.3).eval()
     with torch.inference_mode():
         y = module(torch.ones(3, 24))
@@ -367,7 +367,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_a_layer_that_may_do_something_else_is_called_as_it_is(kind: str, quick_calls: list[Any]):
+def test_a_layer_whose_product_is_not_known_is_called(kind: str, fused_calls: list[Any]):
     torch.manual_seed(0)
     layer = OTHERS[kind]()
     assert not has_product(layer)
@@ -376,15 +376,15 @@ def test_a_layer_that_may_do_something_else_is_called_as_it_is(kind: str, quick_
     x = inputs(torch.float32)
     low = 0.7 * F.linear(F.linear(x, module.lora.A), module.lora.B)
     torch.testing.assert_close(module(x), layer(x) + low)
-    assert not quick_calls
+    assert not fused_calls
     if kind == "trained":
         module(x).sum().backward()
         assert layer.weight.grad is not None
 
 
-def test_a_layer_that_offers_its_product_is_asked_for_it(quick_calls: list[Any]):
+def test_a_quantised_layer_computes_its_product(fused_calls: list[Any]):
     class Packed(nn.Module):
-        """W = 2 T; `forward` is what the other two are the halves of."""
+        """A quantised linear layer with the weight 2 T."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -414,11 +414,11 @@ def test_a_layer_that_offers_its_product_is_asked_for_it(quick_calls: list[Any])
     plain = results(module, x, torch.ones(()), module.plain)
     for name, wanted in results(module, x, torch.ones(()), module).items():
         torch.testing.assert_close(wanted, plain[name], msg=name)
-    assert quick_calls == [layer]
+    assert fused_calls == [layer]
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_halves_of_a_frozen_layer(kind: str):
+def test_the_product_and_the_input_gradient_of_a_frozen_layer(kind: str):
     layer = grafted(kind, torch.float64).base_layer
     x = inputs(torch.float64, (5, 24))
     y = layer(x)
@@ -427,15 +427,15 @@ def test_the_halves_of_a_frozen_layer(kind: str):
     torch.testing.assert_close(frozen_input_gradient(layer, dy), torch.autograd.grad(y, x, dy)[0])
 
 
-def test_switched_off_the_definition_computes(quick_calls: list[Any]):
+def test_fused_can_be_switched_off(fused_calls: list[Any]):
     module, x = grafted(), inputs(torch.float32)
     module.fused = False
     assert torch.equal(module(x), module.plain(x))
-    assert not quick_calls
+    assert not fused_calls
 
 
-def test_inputs_of_another_type_than_the_weight_take_the_definition(quick_calls: list[Any]):
+def test_inputs_of_another_dtype_use_the_definition(fused_calls: list[Any]):
     module = grafted(dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match="dtype"):  # as the frozen layer itself
         module(inputs(torch.float32))
-    assert not quick_calls
+    assert not fused_calls

@@ -66,7 +66,7 @@ def _use_block_attention(model: "PreTrainedModel") -> None:
         try:
             model.set_attn_implementation(NAME)
             fits = same_to_rounding(_logits(model), expected)
-        except (ValueError, RuntimeError, TypeError, KeyError):  # the architecture has an attention of its own
+        except (ValueError, RuntimeError, TypeError, KeyError):  # the architecture computes its attention itself
             fits = False
     if fits:
         setattr(model, _FORMER_ATTENTION, former)

@@ -75,7 +75,7 @@ def is_stored_in_out(layer: nn.Module) -> bool:
 
 
 def is_hooked(layer: nn.Module) -> bool:
-    """Whether calling the layer may do more than its class's `forward`: it has hooks, or a `forward` of its own."""
+    """Whether calling the layer may do more than its class's `forward`: it has hooks or a replaced `forward`."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks) or "forward" in vars(layer)
 
 

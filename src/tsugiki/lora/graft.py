@@ -16,10 +16,10 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 - BatchNorm modules get a `train` that keeps them in evaluation mode (`lora.batchnorm`);
 - target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
 - modules and parameters that train on a copy are replaced by it; a module that holds a 32-bit copy of a 16-bit
-  parameter gets a `forward` of its own (`lora.swap`);
+  parameter gets another `forward` (`lora.swap`);
 - modules get a child `tsugiki` and hooks that call it (`methods.hooks`, `methods.soft_prompt`); a decoder with a soft
   prompt has its length in the attribute `tsugiki_prompt_tokens`;
-- within `mixed_batch`, grafted layers get a `forward` of their own (`lora.mixed_batch`).
+- within `mixed_batch`, grafted layers get another `forward` (`lora.mixed_batch`).
 
 Merged weights stay in the model: `ungraft(merge(model))` is the base with the adapter in its weights. Fast paths are
 independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_paths` undoes it.
