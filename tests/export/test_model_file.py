@@ -13,14 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.llama_cpp_logits import llama_cpp_logits
-from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
-from tsugiki import LoraConfig, load_adapter, save_adapter
+from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, tiny_model
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.errors import TsugikiError
 from tsugiki.export.architectures import GGUF_ARCHITECTURES, gguf_architecture_of
-from tsugiki.export.model import export_model, merged_model, stored_model
+from tsugiki.export.model import stored_model
 from tsugiki.export.model_file import write_model_gguf
-from tsugiki.lora.graft import graft
 
 _GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 _GEMMA3 = {**_GEMMA, "num_hidden_layers": 6, "layer_types": None}
@@ -161,23 +159,6 @@ def test_a_model_in_16_bits_keeps_its_dtype(dtype: torch.dtype, stored: str, tmp
     assert write_model_gguf(stored_model(str(tmp_path / "model")), tmp_path / "m.gguf").dtype == stored
 
 
-@pytest.mark.parametrize("targets", [["c_attn", "c_proj", "c_fc"], ["lm_head"]])
-def test_a_merged_model_gives_the_adapted_logits(targets: list[str], tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "model", "gpt2")
-    model = _plain(folder)
-    graft(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
-    shake(model)
-    save_adapter(model, tmp_path / "adapter")
-    with pytest.warns(UserWarning, match="two weights") if targets == ["lm_head"] else _no_warning():
-        source = merged_model(folder, tmp_path / "adapter", allow_base_mismatch=True)
-    write_model_gguf(source, tmp_path / "m.gguf")
-    row = ids(1, 20, 257)
-    adapted = _plain(folder)
-    load_adapter(adapted, tmp_path / "adapter", allow_base_mismatch=True)
-    assert relative_error(logits(adapted, row), logits(_plain(folder), row)) > 0.05
-    assert relative_error(llama_cpp_logits(tmp_path / "m.gguf", row[0].tolist()), logits(adapted, row)[0]) < 2e-3
-
-
 def test_metadata_of_the_original_file_are_copied(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "llama")
     source = stored_model(folder)
@@ -200,15 +181,6 @@ def test_metadata_of_the_original_file_are_copied(tmp_path: Path) -> None:
     assert not (tmp_path / "no.gguf").exists()
 
 
-def test_an_export_writes_a_modelfile_and_no_other_file(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "model", "gpt2")
-    (tmp_path / "out").mkdir()
-    export = export_model(stored_model(folder), tmp_path / "out" / "tale.gguf")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tale.Modelfile", "tale.gguf"]
-    assert export.modelfile.read_text() == "FROM ./tale.gguf\nPARAMETER num_ctx 64\n"
-    assert export.written.bytes == (tmp_path / "out" / "tale.gguf").stat().st_size
-
-
 @pytest.mark.parametrize(
     ("kind", "overrides", "said"),
     [
@@ -229,28 +201,6 @@ def test_unsupported_config_fields_are_named(kind: str, overrides: Any, said: st
     config = tiny_model(kind, **overrides).config
     with pytest.raises(TsugikiError, match=said):
         gguf_architecture_of(config).hyperparameters(config)
-
-
-def test_broken_tensors_are_named_and_no_file_remains(tmp_path: Path) -> None:
-    folder = Path(save_tiny(tmp_path / "model", "llama"))
-    path = folder / "model.safetensors"
-    good = load_file(path)
-
-    def message(change: dict[str, Any], dtype: Any = None) -> str:
-        save_file({key: t for key, t in {**good, **change}.items() if t is not None}, path)
-        with pytest.raises(TsugikiError) as error:
-            export_model(stored_model(str(folder)), tmp_path / "m.gguf", dtype)
-        assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
-        return str(error.value)
-
-    up, norm = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
-    assert "output_norm.weight is not finite" in message({norm: torch.full([32], float("nan"))})
-    assert "blk.1.ffn_up.weight is not finite" in message({up: good[up] / 0})
-    assert f"{up} is missing" in message({up: None})
-    assert f"{up} is [48, 31], and the config says [48, 32]" in message({up: good[up][:, :31].contiguous()})
-    assert f"{up} is of torch.int8" in message({up: good[up].to(torch.int8)})
-    assert "model.layers.2.mlp" in message({"model.layers.2.mlp.up_proj.weight": good[up] * 1})
-    assert "blk.1.ffn_up.weight is too large for f16" in message({up: good[up] * 1e7}, "f16")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -283,9 +233,3 @@ def _copy_with(path: Path, out: Path, fields: dict[str, str]) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _no_warning() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
