@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from tsugiki.base import int8
 from tsugiki.base.int8 import Int8Linear, exact_integers, plain_input_gradient, plain_product
 from tsugiki.base.quantization import is_quantizable
+from tsugiki.lora.frozen_layer import QuantizedLinear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_exact_integers = pytest.mark.skipif(not exact_integers(), reason="the plain twin is all that runs here")
@@ -199,6 +200,7 @@ def test_nothing_is_kept_for_backward():
 def test_it_has_the_attributes_of_the_layer_that_it_replaces():
     plain = _float_layer(kind=Conv1D)
     layer = Int8Linear.from_layer(plain, torch.bfloat16)
+    assert isinstance(layer, QuantizedLinear)
     assert is_quantizable(plain)
     assert is_quantizable(_float_layer())
     assert not is_quantizable(layer)

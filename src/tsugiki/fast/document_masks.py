@@ -38,7 +38,8 @@ class RowLayout:
     positions: Tensor
     """The position of each key in its document, after the prompt, [rows, keys]."""
     documents: Tensor
-    """The number of each key's document in its row, [rows, keys]; `_PROMPT` is seen from all, `_PADDING` from none."""
+    """The number of each key's document in its row, [rows, keys]. Every query sees keys with the number `_PROMPT`, and
+    none sees keys with the number `_PADDING`."""
     queries: int
 
 
@@ -157,7 +158,7 @@ def extend_mask(mask: Any, length: int) -> Tensor:
 
 
 def has_left_padding(mask: Any) -> bool:
-    """Whether padding precedes tokens in a 2-d mask, and so stands between a prompt and the text."""
+    """Whether padding precedes tokens in a 2-d mask, so that it would be between a soft prompt and the text."""
     return isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask.long().diff(dim=-1) > 0).any())
 
 
