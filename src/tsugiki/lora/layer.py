@@ -75,7 +75,7 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, for code that reads `layer.weight`. Backward through it is an error while a pair is active.
+        """The frozen weight, for code that reads `layer.weight`; while a pair is active, it cannot be differentiated.
 
         Raises:
             TsugikiError: in the backward pass of a loss that was computed from this weight: such a loss skips the
