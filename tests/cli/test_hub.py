@@ -20,7 +20,7 @@ WEIGHTS = "adapter_model.safetensors"
 def trained(base: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run's folder."""
     monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
-    assert run("train", "--model", base, *TRAIN, "--prompt", "枝を")[0] == 0
+    assert run("train", "--model", base, *TRAIN, "--prompts", "枝を")[0] == 0
     return tmp_path / "run"
 
 

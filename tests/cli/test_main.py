@@ -15,7 +15,7 @@ TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size
 
 
 def test_the_whole_way(base: str, run, tmp_path: Path):
-    status, out, err = run("train", "--model", base, *TRAIN, "--rank", "4", "--prompt", "枝を")
+    status, out, err = run("train", "--model", base, *TRAIN, "--r", "4", "--prompts", "枝を")
     assert status == 0
     assert "perplexity" in out
     assert "adapter: run" in out
@@ -61,9 +61,9 @@ def test_a_yaml_file_and_resume(base: str, run, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--rank", "0"), "r is 0"),
-        (("--alpha", "nan"), "lora_alpha is nan"),
-        (("--dropout", "1"), "lora_dropout is 1.0"),
+        (("--r", "0"), "r is 0"),
+        (("--lora-alpha", "nan"), "lora_alpha is nan"),
+        (("--lora-dropout", "1"), "lora_dropout is 1.0"),
         (("--learning-rate", "-1"), "learning_rate: input should be greater than 0"),
         (("--learning-rate", "inf"), "learning_rate: input should be a finite number"),
         (("--target-modules", "q_proj,v_proj"), "matches no layer; these can be grafted: c_attn"),
@@ -74,7 +74,7 @@ def test_a_yaml_file_and_resume(base: str, run, tmp_path: Path):
         (("--held-out", "text.txt"), "are in the held-out file as well: text.txt (held out: text.txt)"),
         (("--model", "./nowhere"), "there is no such folder"),
         (("--model", "text.txt"), "is a file"),
-        (("--prompt", "雨" * 40), "leaves no room"),
+        (("--prompts", "雨" * 40), "leaves no room"),
         (("--method", "lola"), "method: no such method; did you mean lora?"),
         (("--out", "text.txt"), "is a file"),
         (("--block-size", "1000"), "context is 64"),
@@ -115,7 +115,7 @@ def test_adapters_that_do_not_fit(base: str, run, tmp_path: Path):
 
 
 def test_a_rank_above_the_matrix_is_a_note(base: str, run):
-    status, _, err = run("train", "--model", base, *TRAIN, "--rank", "40")
+    status, _, err = run("train", "--model", base, *TRAIN, "--r", "40")
     assert status == 0
     assert "note: rank 40 is above" in err
 
@@ -125,7 +125,7 @@ def test_a_rank_above_the_matrix_is_a_note(base: str, run):
     [
         (("nosuch",), "No such command 'nosuch'"),
         (("train", "--ranc", "8"), "No such option: --ranc"),
-        (("train", "--rank", "many"), "Invalid value for '--rank'"),
+        (("train", "--r", "many"), "Invalid value for '--r'"),
         (("merge", "--out", "x"), "Missing option '--model'"),
         (("generate", "--model", "embedded", "--prompt", "a", "--max-new-tokens", "0"), "greater than or equal to 1"),
     ],
@@ -156,7 +156,7 @@ def test_help_answers_without_torch():
         "import sys; sys.argv = ['tsugiki', '--help']\n"
         "from tsugiki.cli.main import main\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'pydantic', 'httpx2'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'httpx2'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

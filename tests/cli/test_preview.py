@@ -22,7 +22,7 @@ def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):
     ("arguments", "said"),
     [
         ((), "data: field required"),
-        (("--data", "text.txt", "--html", "no/p.html"), "there is no folder no"),
+        (("--data", "text.txt", "--html", "no/p.html"), "no/p.html"),
         (("--data", "text.txt", "--assistant-turns", "some"), "assistant_turns: input should be 'all' or 'last'"),
         (("--data", "text.txt", "--rows", "0"), "greater than or equal to 1"),
         (("--data", "roles.jsonl"), "roles.jsonl:1"),

@@ -59,7 +59,7 @@ def test_there_are_recipes():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
     path = EXAMPLES / "recipes" / "families.yaml"
-    runs = load_comparison(path, None).runs()
+    runs = load_comparison(path, {}).runs()
     assert {run.method for run in runs.values()} == set(METHODS)
     for run in runs.values():
         if run.method != "full":

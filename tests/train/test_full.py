@@ -158,7 +158,7 @@ def test_a_folder_that_holds_a_model_or_cannot_be_is_refused(tmp_path: Path):
     (tmp_path / "text.txt").touch()
     with pytest.raises(TsugikiError, match="already holds a run"):
         train(config.model_copy(update={"out": config.model}))
-    with pytest.raises(TsugikiError, match="cannot be written: .*text.txt is no folder"):
+    with pytest.raises(TsugikiError, match="cannot be written: .*text.txt"):
         train(config.model_copy(update={"out": str(tmp_path / "text.txt" / "run")}))
 
 

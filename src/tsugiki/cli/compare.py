@@ -1,29 +1,30 @@
 """`tsugiki compare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tsugiki.cli.flags import with_flags
+from tsugiki.train.workflows.compare_config import ComparisonConfig
 
+
+@with_flags(ComparisonConfig, only=["model", "data", "out"])
 def compare_command(
-    config: Annotated[Path, typer.Argument(help="A YAML file: model, data, out, settings, methods.")],
-    data: Annotated[
-        str | None, typer.Option(help="A .txt, .jsonl, .csv or .parquet file, a folder, or a dataset's id; wins too.")
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="A folder for the runs; wins over the file's.")] = None,
+    config: Annotated[Path, typer.Argument(help="YAML file: model, data, out, settings, methods.")],
+    settings: Any = None,
 ) -> None:
-    """Run several methods on one budget and one held-out text, and put them into one table.
+    """Train with several methods on the same data, and show the results in one table.
 
-    Runs that are finished are taken as they are; an interrupted comparison goes on where it was.
+    Runs that have finished are not repeated; an interrupted comparison continues where it stopped.
     """
     from tsugiki.cli.tables import print_table
     from tsugiki.report.methods import comparison_table, write_comparison_page
     from tsugiki.train.workflows.compare import compare, comparison_rows
     from tsugiki.train.workflows.compare_config import load_comparison
 
-    settings = load_comparison(config, out, data)
-    records = compare(settings)
-    table = comparison_rows(records)
-    page = write_comparison_page(Path(settings.out), table, records)
-    print_table(comparison_table(table), "in brackets 95 % intervals over documents", f"page: {page}")
+    comparison = load_comparison(config, settings)
+    records = compare(comparison)
+    rows = comparison_rows(records)
+    page = write_comparison_page(Path(comparison.out), rows, records)
+    print_table(comparison_table(rows), "in brackets: 95 % intervals over documents", f"page: {page}")

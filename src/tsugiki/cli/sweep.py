@@ -1,25 +1,29 @@
 """`tsugiki sweep`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tsugiki.cli.flags import with_flags
+from tsugiki.train.workflows.compare_config import SweepConfig
 
+
+@with_flags(SweepConfig, only=["model", "data", "out"])
 def sweep_command(
-    config: Annotated[Path, typer.Argument(help="A YAML file: model, data, out, settings, grid.")],
-    out: Annotated[str | None, typer.Option(help="A folder for the runs; wins over the file's.")] = None,
+    config: Annotated[Path, typer.Argument(help="YAML file: model, data, out, settings, grid.")],
+    settings: Any = None,
 ) -> None:
-    """Try a grid of LoRA settings (ranks, alphas, learning rates, layers) and show where rank stops paying.
+    """Train with every combination of some LoRA settings, and show from which rank on nothing is gained.
 
-    Runs that are finished are taken as they are; an interrupted sweep goes on where it was.
+    Runs that have finished are not repeated; an interrupted sweep continues where it stopped.
     """
     from tsugiki.cli.tables import print_table
     from tsugiki.report.methods import sweep_sentence, sweep_table, write_sweep_page
     from tsugiki.train.workflows.compare_config import load_sweep
     from tsugiki.train.workflows.sweep import sweep
 
-    settings = load_sweep(config, out)
-    points = sweep(settings)
-    page = write_sweep_page(Path(settings.out), points)
+    sweep_config = load_sweep(config, settings)
+    points = sweep(sweep_config)
+    page = write_sweep_page(Path(sweep_config.out), points)
     print_table(sweep_table(points), sweep_sentence(points), f"page: {page}")

@@ -3,9 +3,7 @@
 import copy
 import dataclasses
 import inspect
-import re
 import warnings
-from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import Method
 from tsugiki.methods.table import METHODS
 from tsugiki.report.formatting import Table
-from tsugiki.train.config import RunConfig, validate_method
+from tsugiki.train.config import RunConfig, argument_descriptions, validate_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,7 +137,7 @@ def _settings(name: str, method: Method) -> Table:
         defaults = _default_config(name)
     except ValueError:
         defaults = None
-    meanings = _meanings(inspect.getdoc(method.config) or "")
+    meanings = argument_descriptions(inspect.getdoc(method.config) or "")
     rows = []
     for one in dataclasses.fields(method.config):
         if one.name not in method.fixed_settings:
@@ -150,20 +148,6 @@ def _settings(name: str, method: Method) -> Table:
         return [], []
     section = "lora" if method.config is LoraConfig else "method_config"
     return [f"--set NAME=VALUE, or {section}: in the YAML file", "default", "meaning"], rows
-
-
-def _meanings(docstring: str) -> Mapping[str, str]:
-    """Return the description of each name in the `Args:` section of a docstring."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in docstring.partition("Args:\n")[2].splitlines():
-        if start := re.match(r" {4}(\w+): (.*)", line):
-            name, found[start[1]] = start[1], start[2]
-        elif name and line.startswith(" " * 8):
-            found[name] += " " + line.strip()
-        else:
-            break
-    return found
 
 
 def _value_text(value: object) -> str:

@@ -1,15 +1,18 @@
-"""The settings of a run: a YAML file, flags, or both.
+"""The settings of a run, from a YAML file, from flags, or both.
 
-The defaults are those of the textbook chapter on LoRA that the project implements, called "the chapter" here.
+The text under a field is its help text on the command line (see `cli.flags`). The defaults are those of the textbook
+chapter on LoRA that the project implements. This module is imported for `tsugiki train --help`, so it imports torch
+and the table of methods only inside functions.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -18,88 +21,100 @@ from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.table import METHODS
 
-CHAPTER_LORA = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1}
-"""The chapter's adapter; what a config does not say of `lora` comes from here."""
+if TYPE_CHECKING:
+    from tsugiki.methods.method import Method
+
+CHAPTER_LORA: Mapping[str, Any] = MappingProxyType({"r": 8, "lora_alpha": 32, "lora_dropout": 0.1})
+"""The chapter's adapter: the defaults of the section `lora`."""
 
 
-def _with_chapter_defaults(given: Any) -> Any:
-    if not isinstance(given, dict):
-        return given
+def _with_chapter_defaults(settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        return settings
     known = {field.name for field in fields(LoraConfig)}
-    unknown = ", ".join(key for key in given if key not in known)
+    unknown = ", ".join(name for name in settings if name not in known)
     if unknown:
         raise ValueError(f"{unknown}: no such setting; known are {', '.join(sorted(known))}")
-    return {**CHAPTER_LORA, **given}
+    return {**CHAPTER_LORA, **settings}
 
 
 class TrainingSettings(BaseModel):
-    """What every kind of training is told. Names are those of transformers' `TrainingArguments` where it has them."""
+    """The settings of every kind of training, named as in transformers' `TrainingArguments` if it has them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: str = Field(min_length=1)
-    """A `.txt`, `.jsonl`, `.csv` or `.parquet` file, a folder of these, or the hub id of a dataset."""
+    """Training data: a .txt, .jsonl, .csv or .parquet file, a folder of such files, or the id of a dataset on the
+    hub."""
     out: str = Field(min_length=1)
-    """The run's folder; what was trained is in it afterwards."""
+    """Folder of the run. It will contain the trained adapter or model."""
 
     epochs: float = Field(default=3, gt=0, le=10_000, allow_inf_nan=False)
+    """Passes over the training data."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; wins over `epochs`."""
+    """Number of optimiser steps. Overrides epochs."""
     batch_size: int = Field(default=4, ge=1)
-    """Rows at once."""
+    """Rows per batch."""
     grad_accum: int = Field(default=4, ge=1)
-    """Batches an optimiser step."""
+    """Batches per optimiser step (gradient accumulation)."""
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    """Peak learning rate. Some methods have a higher default (see `tsugiki methods`)."""
     lr_scheduler_type: str = "linear"
-    """The name of a schedule of transformers, such as `linear`, `cosine` or `warmup_stable_decay`."""
+    """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""
     warmup_steps: int | None = Field(default=None, ge=1)
-    """Steps over which the learning rate rises to its peak. Overrides `warmup_ratio`."""
+    """Steps over which the learning rate rises to its peak. Overrides warmup_ratio."""
     warmup_ratio: float = Field(default=0, ge=0, lt=1)
-    """The same as a share of all steps."""
+    """Share of all steps over which the learning rate rises to its peak."""
     decay_steps: int | None = Field(default=None, ge=1)
-    """With `warmup_stable_decay`: steps at the end over which the learning rate falls linearly to 0."""
+    """Steps over which the learning rate falls to 0 at the end. Requires warmup_stable_decay."""
     decay_ratio: float | None = Field(default=None, gt=0, lt=1)
-    """The same as a share of all steps."""
+    """Share of all steps over which the learning rate falls to 0 at the end. Requires warmup_stable_decay."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon takes the matrices inside the layers, AdamW the rest."""
+    """Optimiser. Muon updates the matrices inside the layers, and AdamW everything else."""
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
+    """AdamW's beta 2."""
     weight_decay: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Weight decay of matrices. Biases and norms have none."""
     max_grad_norm: float = Field(default=1, ge=0, allow_inf_nan=False)
+    """Largest norm of the gradients; larger gradients are scaled down. 0: no limit."""
     block_size: int | None = Field(default=None, ge=2)
-    """Tokens a row; 512, or the model's context where that is shorter."""
+    """Tokens per row. Default: 512, or the model's context if it is shorter."""
     seed: int = Field(default=42, ge=0)
+    """Seed of the split, the initial values and the order of the rows."""
     base_dropout: bool = False
-    """Leave dropout inside the model on."""
+    """Keep the dropout layers of the model active during training."""
     compute_dtype: ComputeDtype | None = None
-    """Where every weight trains: what products are computed in; unsaid, bf16 where the processor multiplies it.
-    Weights and optimiser are float32 either way."""
+    """Dtype of the matrix products in full fine-tuning and pretraining; weights and optimiser are float32. Default:
+    bf16 if the processor or accelerator multiplies it natively, otherwise fp32."""
     save_dtype: SaveDtype = "fp32"
-    """Where every weight trains: the type of the model's file at the end; checkpoints are float32."""
+    """Dtype of the model's file after full fine-tuning or pretraining; checkpoints are float32."""
 
     held_out: float | Annotated[str, Field(min_length=1)] = 0.1
-    """What is measured and never learned: a share of the text, `field=value` of the records, or a file."""
+    """Held-out text, which is evaluated and not trained on: a share of the data (0.1), a condition on the records
+    (author=NAME), or a file."""
     assistant_turns: AssistantTurns = "all"
-    """Which turns of a conversation's assistant are learned: all, or the last."""
+    """Which answers of a conversation count in the loss: all, or the last one only."""
     held_out_characters: int = Field(default=20_000, ge=1)
-    """At most about so many held-out characters are scored, in windows spread evenly."""
+    """Approximate number of held-out characters to evaluate, in windows spread evenly over the text."""
     retention_data: str | None = Field(default=None, min_length=1)
-    """Text of the kind that the base was made from, as files: measured before and after, for what training forgets."""
+    """Text like the base's own training data, to measure what the model forgets: it is evaluated before and after
+    training. Same formats as data."""
     eval_steps: int | None = Field(default=None, ge=1)
-    """Steps between measurements; a fifth of the run."""
+    """Steps between evaluations. Default: a fifth of the run."""
     save_steps: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; a tenth of the run."""
+    """Steps between checkpoints. Default: a tenth of the run."""
     prompts: tuple[str, ...] = ()
-    """Continued before the first step, every `sample_steps`, and at the end."""
+    """Prompt that the model continues before training, every sample_steps and at the end; can be repeated."""
     sample_steps: int | None = Field(default=None, ge=1)
-    """Steps between samples; half the run."""
+    """Steps between samples. Default: half of the run."""
     sample_tokens: int = Field(default=80, ge=1)
+    """Length of a sample in tokens."""
     report_to: tuple[str, ...] = ()
-    """Logging integrations of transformers, such as `tensorboard`."""
+    """Logging integration of transformers, such as tensorboard; can be repeated."""
 
     @model_validator(mode="after")
-    def _decay_fits_the_schedule(self) -> Self:
+    def _check_schedule(self) -> Self:
         given = [name for name in ("decay_steps", "decay_ratio") if getattr(self, name) is not None]
         if len(given) != (self.lr_scheduler_type == "warmup_stable_decay"):
             raise ValueError(
@@ -114,17 +129,17 @@ class TrainingSettings(BaseModel):
 
 
 LORA_PLUS = "lora+"
-"""The method that is LoRA with a learning rate of its own for B."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_ADAPTERS_HAVE_NO = ("compute_dtype", "save_dtype")
 
 
 def validate_method(name: str) -> str:
-    """The name itself.
+    """Return `name` if it is the name of a method.
 
     Raises:
-        ValueError: it is no method's; the message says the nearest.
+        ValueError: it is not; the message suggests the nearest name.
     """
+    from tsugiki.methods.table import METHODS
+
     if name in METHODS:
         return name
     near = get_close_matches(name, METHODS, n=1, cutoff=0.5)
@@ -132,39 +147,42 @@ def validate_method(name: str) -> str:
 
 
 class RunConfig(TrainingSettings):
-    """What `tsugiki train` does."""
+    """The settings of `tsugiki train`."""
 
     model: str = Field(min_length=1)
-    """`embedded`, a folder, or a hub id."""
+    """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
     method: Annotated[str, AfterValidator(validate_method)] = "lora"
-    """An adapter, by a name of `tsugiki methods`; or `full`, every weight."""
+    """Fine-tuning method (`tsugiki methods` lists them)."""
     base_dtype: BaseDtype | None = None
-    """Of an adapter: what the frozen base is held and multiplied in; unsaid, bf16 where the processor multiplies it.
-    What trains is float32 in any case."""
-    lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)  # type: ignore[arg-type]
-    """Of the methods that are LoRA's."""
+    """Dtype of the frozen base while an adapter trains; the adapter is float32. Default: bf16 if the processor or
+    accelerator multiplies it natively, otherwise fp32."""
+    lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)
+    """Settings of the LoRA methods."""
     loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)
-    """Of method lora+: the learning rate of B over that of A, which is `learning_rate`."""
+    """Method lora+: learning rate of B / learning rate of A."""
     method_config: dict[str, Any] = {}
-    """Settings of any other method, as `tsugiki methods NAME` lists them."""
+    """Settings of any other method (`tsugiki methods NAME` lists them)."""
 
     @model_validator(mode="before")
     @classmethod
-    def _rate_of_the_method(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or "learning_rate" in given or str(given.get("method")) not in METHODS:
-            return given
-        return {**given, "learning_rate": METHODS[given["method"]].learning_rate}
+    def _default_learning_rate(cls, settings: Any) -> Any:
+        from tsugiki.methods.table import METHODS
+
+        if not isinstance(settings, dict) or "learning_rate" in settings:
+            return settings
+        method = METHODS.get(str(settings.get("method")))
+        return settings if method is None else {**settings, "learning_rate": method.learning_rate}
 
     @model_validator(mode="after")
-    def _settings_fit_the_method(self) -> Self:
-        # What a method has no use for would be ignored.
+    def _check_method(self) -> Self:
+        # A setting that the method does not have would be ignored.
         given = [name for name in self._inapplicable_fields() if name in self.model_fields_set and getattr(self, name)]
         if given:
             raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
         if self.method == LORA_PLUS and self.optimizer != "adamw":
-            raise ValueError(f"method {LORA_PLUS} goes with optimizer adamw; leave {self.optimizer} out")
-        _ = self.adapter_config
-        if self.base_dtype not in (None, "fp32") and self.trains_base_parameters():
+            raise ValueError(f"method {LORA_PLUS} cannot be combined with optimizer {self.optimizer}; use adamw")
+        trains_base = self.trains_base_parameters()  # also validates the method's settings
+        if self.base_dtype not in (None, "fp32") and trains_base:
             raise ValueError(
                 f"base_dtype {self.base_dtype} requires that no parameter of the base trains; with these settings some "
                 "do, in float32: set base_dtype to fp32 or leave it out"
@@ -176,9 +194,9 @@ class RunConfig(TrainingSettings):
         """The config of the adapter that the method trains, such as a `LoraConfig`.
 
         Raises:
-            ValueError: no such method, or settings that it does not have.
+            ValueError: invalid settings.
         """
-        method = METHODS[self.method]
+        method = self._method()
         try:
             return method.configure(_non_defaults(self.lora) if method.config is LoraConfig else self.method_config)
         except TsugikiError as error:
@@ -187,24 +205,33 @@ class RunConfig(TrainingSettings):
     def trains_base_parameters(self) -> bool:
         """Return whether parameters of the base (or copies of them) train, and not only parameters that are added."""
         config = self.adapter_config
-        return bool(METHODS[self.method].trains_base_weights or getattr(config, "modules_to_save", None)) or (
-            getattr(config, "bias", "none") != "none"
+        return (
+            self._method().trains_base_weights
+            or bool(getattr(config, "modules_to_save", None))
+            or getattr(config, "bias", "none") != "none"
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The settings that the run follows, as JSON has them."""
+        """Return the settings for `run.json`: those that have an effect."""
         return self.model_dump(mode="json", exclude={*self._inapplicable_fields(), *self.overridden()})
 
+    def _method(self) -> "Method":
+        from tsugiki.methods.table import METHODS
+
+        return METHODS[self.method]
+
     def _inapplicable_fields(self) -> tuple[str, ...]:
-        method = METHODS[self.method]
+        """Return the names of settings that have no effect with this method."""
+        method = self._method()
         ratio = () if self.method == LORA_PLUS else ("loraplus_lr_ratio",)
         if not method.trains_adapter:
             return ("lora", "method_config", "base_dtype", *ratio)
-        return (*_ADAPTERS_HAVE_NO, "method_config" if method.config is LoraConfig else "lora", *ratio)
+        section = "method_config" if method.config is LoraConfig else "lora"
+        return ("compute_dtype", "save_dtype", section, *ratio)
 
 
 def _non_defaults(lora: LoraConfig) -> dict[str, Any]:
-    """What differs from the defaults, which a method may decide otherwise."""
+    """Return the settings that differ from the defaults; a method may fix other values for the rest."""
     defaults = vars(LoraConfig())
     return {name: value for name, value in vars(lora).items() if value != defaults[name]}
 
@@ -212,37 +239,41 @@ def _non_defaults(lora: LoraConfig) -> dict[str, Any]:
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def load_config(path: Path | None, overrides: dict[str, Any], of_the_method: Mapping[str, Any] = _NOTHING) -> RunConfig:
-    """The settings from a YAML file (or none), with others on top.
+def load_config(
+    path: Path | None, overrides: dict[str, Any], method_settings: Mapping[str, Any] = _NOTHING
+) -> RunConfig:
+    """Read the settings of a run from a YAML file and from overrides.
 
     Args:
-        path: the file.
-        overrides: settings, nested as in the file.
-        of_the_method: settings of whatever method it is, which are `lora`'s or `method_config`'s.
+        path: the file; None: only the overrides.
+        overrides: settings that take precedence, nested as in the file.
+        method_settings: settings of the method, which belong to the section `lora` or `method_config` depending on it.
 
     Raises:
-        TsugikiError: no such file, no YAML, an unknown setting, or a value that cannot be.
+        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
     """
-    given = read_yaml(path) if path is not None else {}
-    method = METHODS.get(str(overrides.get("method", given.get("method", "lora"))))
+    from tsugiki.methods.table import METHODS
+
+    settings = read_yaml(path) if path is not None else {}
+    method = METHODS.get(str(overrides.get("method", settings.get("method", "lora"))))
     own = "lora" if method is not None and method.config is LoraConfig else "method_config"
-    overrides[own] = {**overrides.get(own, {}), **of_the_method}
+    overrides = {**overrides, own: {**overrides.get(own, {}), **method_settings}}
     for section in ("lora", "method_config"):
-        inner = given.pop(section, None) or {}
+        inner = settings.pop(section, None) or {}
         if not isinstance(inner, dict):
-            raise TsugikiError(f"{path}: {section} is {inner!r}; it should hold settings, such as r of lora")
+            raise TsugikiError(f"{path}: {section} is {inner!r}; it must contain settings, such as r: 8 in lora")
         inner = {**inner, **overrides.pop(section, {})}
         if method is not None and section == own:
             method.check_fixed_settings(inner)
-        given |= {section: inner} if inner else {}
-    return validated(RunConfig, {**given, **overrides}, path)
+        settings |= {section: inner} if inner else {}
+    return validated(RunConfig, {**settings, **overrides}, path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a file, not yet looked at.
+    """Read the settings in a YAML file, without validating them.
 
     Raises:
-        TsugikiError: no such file, no YAML, or no settings in it.
+        TsugikiError: the file cannot be read, is not YAML, or contains no settings.
     """
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -251,28 +282,48 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TsugikiError(f"{path} is not YAML: {error_text(error)}") from error
     if not isinstance(loaded, dict):
-        raise TsugikiError(f"{path} holds no settings; it should say model, data and out at least")
+        raise TsugikiError(f"{path} holds no settings; it must contain at least model, data and out")
     return loaded
 
 
-def validated(kind: type[Settings], given: dict[str, Any], path: Path | None) -> Settings:
-    """Settings of a kind; `path` is for the error.
+def validated(kind: type[Settings], settings: dict[str, Any], path: Path | None) -> Settings:
+    """Build a config from settings.
+
+    Args:
+        kind: the class of the config.
+        settings: the settings.
+        path: where they are from, for the error.
 
     Raises:
-        TsugikiError: an unknown setting, one that is missing, or a value that cannot be.
+        TsugikiError: a setting is unknown, missing or invalid.
     """
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise TsugikiError(_one_line(error, path)) from error
+        raise TsugikiError(f"{path or 'settings'}: {describe_problems(error)}") from error
 
 
-def _one_line(error: ValidationError, path: Path | None) -> str:
+def describe_problems(error: ValidationError) -> str:
+    """Return all problems of a validation in one line, each with the name of its field."""
     problems = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
-        whole = problem["type"] in ("missing", "extra_forbidden") or not where
-        given = "" if whole else f" (got {problem['input']!r})"
+        has_value = where and problem["type"] not in ("missing", "extra_forbidden")
+        got = f" (got {problem['input']!r})" if has_value else ""
         message = problem["msg"].removeprefix("Value error, ")
-        problems.append(f"{where}: {message[:1].lower()}{message[1:]}{given}" if where else message)
-    return f"{path or 'settings'}: {'; '.join(problems)}"
+        problems.append(f"{where}: {message[:1].lower()}{message[1:]}{got}" if where else message)
+    return "; ".join(problems)
+
+
+def argument_descriptions(docstring: str) -> Mapping[str, str]:
+    """Return name -> description from the `Args:` section of a docstring (from `inspect.getdoc`)."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in docstring.partition("Args:\n")[2].splitlines():
+        if start := re.match(r" {4}(\w+): (.*)", line):
+            name, found[start[1]] = start[1], start[2]
+        elif name and line.startswith(" " * 8):
+            found[name] += " " + line.strip()
+        else:
+            break
+    return found

@@ -25,7 +25,7 @@ def extract_command(
     from tsugiki.adapters.library import new_adapter_folder
     from tsugiki.adapters.lora_weights import write_lora_weights
     from tsugiki.cli.adapters.shown import print_kept, print_written, track_layers
-    from tsugiki.cli.train import layer_names
+    from tsugiki.cli.flags import layer_names
     from tsugiki.errors import summarise_list
 
     target = new_adapter_folder(out, library)

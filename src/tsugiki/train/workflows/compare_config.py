@@ -1,4 +1,4 @@
-"""The settings of a comparison and of a sweep: one YAML file, from which the settings of every run follow."""
+"""The settings of a comparison and of a sweep: a YAML file that describes several runs."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -11,68 +11,78 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import RunConfig, read_yaml, validated
 
-_OWN = (
+_PER_METHOD = (
     *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio", "optimizer"),
     *("weight_decay", "base_dropout", "compute_dtype", "save_dtype"),
 )
-"""What may differ from method to method; all else is the budget and the text, which they share."""
+"""Settings that may differ between methods. All others are the same, so that the methods can be compared."""
 
 _LORA_FIELDS = frozenset(LoraConfig.__dataclass_fields__)
 
 
-class ComparisonConfig(BaseModel):
-    """What `tsugiki compare` does."""
+class _SeveralRuns(BaseModel):
+    """The settings that all runs of a comparison or of a sweep share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: str = Field(min_length=1)
+    """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
     data: str = Field(min_length=1)
+    """Training data: a .txt, .jsonl, .csv or .parquet file, a folder of such files, or the id of a dataset on the
+    hub."""
     out: str = Field(min_length=1)
-    """A folder; each method's run is a folder in it."""
+    """Folder of the runs. Each run gets a folder in it."""
     settings: dict[str, Any] = {}
     """Settings of `tsugiki train` that all runs share."""
+
+    def _run(self, where: str, name: str, settings: Mapping[str, Any]) -> RunConfig:
+        """Return the settings of one run: those of all runs, then its own.
+
+        Args:
+            where: the place in the YAML file, for errors.
+            name: the name of the run and of its folder.
+            settings: the settings of this run only.
+        """
+        shared = {"model": self.model, "data": self.data, "out": str(Path(self.out) / name)}
+        return validated(RunConfig, {**self.settings, **settings, **shared}, Path(where))
+
+
+class ComparisonConfig(_SeveralRuns):
+    """The settings of `tsugiki compare`."""
+
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Name -> what is the method's own: `method`, `lora`, `learning_rate` and such."""
+    """Name -> settings of this method only, such as `method`, `lora` and `learning_rate`."""
 
     def runs(self) -> dict[str, RunConfig]:
-        """The settings of each run, by the method's name.
+        """Return name -> settings of its run.
 
         Raises:
-            TsugikiError: a method with another budget than the others, or settings that cannot be.
+            TsugikiError: invalid settings, or a method with a setting that must be the same for all.
         """
         runs = {}
-        for name, own in self.methods.items():
-            _refuse_folder_name(name)
-            shared = [key for key in own if key not in _OWN and key in RunConfig.model_fields]
+        for name, settings in self.methods.items():
+            _check_folder_name(name)
+            shared = [key for key in settings if key not in _PER_METHOD and key in RunConfig.model_fields]
             if shared:
                 raise TsugikiError(
-                    f"methods.{name}: {', '.join(shared)} is the same for all methods, or they cannot be compared; "
-                    "set it under settings"
+                    f"methods.{name}: {', '.join(shared)} must be the same for all methods, so that they can be "
+                    "compared; set it under settings"
                 )
-            given = {**self.settings, **own, "model": self.model, "data": self.data, "out": str(Path(self.out) / name)}
-            runs[name] = validated(RunConfig, given, Path(f"methods.{name}"))
+            runs[name] = self._run(f"methods.{name}", name, settings)
         return runs
 
 
-class SweepConfig(BaseModel):
-    """What `tsugiki sweep` does."""
+class SweepConfig(_SeveralRuns):
+    """The settings of `tsugiki sweep`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = Field(min_length=1)
-    data: str = Field(min_length=1)
-    out: str = Field(min_length=1)
-    """A folder; each run is a folder in it."""
-    settings: dict[str, Any] = {}
-    """Settings of `tsugiki train` that all runs share."""
     grid: dict[str, list[Any]]
-    """Name -> values: settings of `lora` (`r`, `lora_alpha`, `target_modules`, …) or `learning_rate`."""
+    """Setting -> values. Axes are settings of `lora` (`r`, `lora_alpha`, `target_modules`, …) and `learning_rate`."""
 
     def runs(self) -> dict[str, tuple[dict[str, Any], RunConfig]]:
-        """Each point of the grid, the last axis changing fastest: name -> (its values, the settings of its run).
+        """Return name -> (values of the point, settings of its run); the last axis changes fastest.
 
         Raises:
-            TsugikiError: a grid without points, an axis that is none, or settings that cannot be.
+            TsugikiError: an empty grid, an unknown axis, or invalid settings.
         """
         empty = [axis for axis, values in self.grid.items() if not values]
         if not self.grid or empty:
@@ -80,46 +90,45 @@ class SweepConfig(BaseModel):
             raise TsugikiError(f"{where}; give each axis a list, such as r: [1, 2, 4, 8]")
         for axis in self.grid:
             if axis not in _LORA_FIELDS | {"learning_rate"}:
-                raise TsugikiError(f"grid.{axis}: no axis; known are learning_rate, {', '.join(sorted(_LORA_FIELDS))}")
+                known = ", ".join(sorted(_LORA_FIELDS))
+                raise TsugikiError(f"grid.{axis}: no such axis; known are learning_rate, {known}")
         runs = {}
         for values in product(*self.grid.values()):
             point = dict(zip(self.grid, values, strict=True))
             name = " ".join(f"{axis}={_plain(value)}" for axis, value in point.items())
             if name in runs:
-                raise TsugikiError(f"grid: {name} comes twice; take one out")
-            runs[name] = (point, self._run(name, point))
+                raise TsugikiError(f"grid: {name} occurs twice; remove one")
+            runs[name] = (point, self._point(name, point))
         return runs
 
-    def _run(self, name: str, point: Mapping[str, Any]) -> RunConfig:
+    def _point(self, name: str, point: Mapping[str, Any]) -> RunConfig:
         lora = {**self.settings.get("lora", {}), **{key: value for key, value in point.items() if key in _LORA_FIELDS}}
-        rest = {key: value for key, value in point.items() if key not in _LORA_FIELDS}
-        given = {**self.settings, **rest, "lora": lora, "method": "lora", "model": self.model, "data": self.data}
-        return validated(RunConfig, {**given, "out": str(Path(self.out) / name)}, Path(f"grid, {name}"))
+        others = {key: value for key, value in point.items() if key not in _LORA_FIELDS}
+        return self._run(f"grid, {name}", name, {**others, "lora": lora, "method": "lora"})
 
 
-def load_comparison(path: Path, out: str | None, data: str | None = None) -> ComparisonConfig:
-    """The comparison in a YAML file; `out` and `data` win over the file's.
-
-    Raises:
-        TsugikiError: no such file, no YAML, an unknown setting, or a value that cannot be.
-    """
-    given = {name: value for name, value in (("out", out), ("data", data)) if value}
-    return validated(ComparisonConfig, read_yaml(path) | given, path)
-
-
-def load_sweep(path: Path, out: str | None) -> SweepConfig:
-    """The sweep in a YAML file; `out` wins over the file's.
+def load_comparison(path: Path, overrides: Mapping[str, Any]) -> ComparisonConfig:
+    """Read the settings of a comparison from a YAML file; `overrides` take precedence.
 
     Raises:
-        TsugikiError: no such file, no YAML, an unknown setting, or a value that cannot be.
+        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
     """
-    return validated(SweepConfig, read_yaml(path) | ({"out": out} if out else {}), path)
+    return validated(ComparisonConfig, {**read_yaml(path), **overrides}, path)
+
+
+def load_sweep(path: Path, overrides: Mapping[str, Any]) -> SweepConfig:
+    """Read the settings of a sweep from a YAML file; `overrides` take precedence.
+
+    Raises:
+        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
+    """
+    return validated(SweepConfig, {**read_yaml(path), **overrides}, path)
 
 
 def _plain(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _refuse_folder_name(name: str) -> None:
+def _check_folder_name(name: str) -> None:
     if not name.strip() or name in (".", "..") or "/" in name or "\\" in name:
-        raise TsugikiError(f"methods: {name!r} is no name for a folder, in which the method's run is to be; rename it")
+        raise TsugikiError(f"methods: {name!r} cannot be the name of a folder, which the method's run needs; rename it")

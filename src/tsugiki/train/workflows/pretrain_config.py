@@ -1,4 +1,4 @@
-"""The settings of training from nothing: a YAML file, with a few flags on top."""
+"""The settings of pretraining, from a YAML file and from flags."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,29 +10,31 @@ from tsugiki.train.config import RunConfig, TrainingSettings, read_yaml, validat
 
 
 class TokenizerSettings(BaseModel):
-    """A tokenizer to be trained (see `data.vocabulary`)."""
+    """The settings of a tokenizer to train (see `data.vocabulary`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     vocab_size: int = Field(ge=258, le=1_000_000)
-    """Tokens in all."""
+    """Number of tokens."""
     data: str | None = Field(default=None, min_length=1)
-    """More text to learn it from, beside the run's own; what is like the held-out text is left out."""
+    """More text to train the tokenizer on, besides the run's data. Texts that are nearly the same as held-out text are
+    left out."""
     common_characters: int | None = Field(default=None, ge=0)
-    """How many of the commonest characters are single tokens; a third of the vocabulary."""
+    """How many of the most frequent characters are single tokens. Default: a third of the vocabulary."""
     alphabet: str = ""
-    """Characters that are single tokens however rare they are."""
+    """Characters that are always single tokens, no matter how rare they are."""
     max_piece: int = Field(default=8, ge=1)
-    """Characters a token at most."""
+    """Largest number of characters in a token."""
 
 
 class PretrainConfig(TrainingSettings):
-    """What `tsugiki pretrain` does. Defaults are those of training from nothing, not of an adapter."""
+    """The settings of `tsugiki pretrain`, with defaults for training from scratch."""
 
     model: dict[str, Any]
-    """`model_type` (gpt2, llama, …) and settings of that model's config; what is not said is the config's default."""
+    """Architecture, in YAML: model_type (gpt2, llama, …) and settings of that model's config in transformers."""
     tokenizer: TokenizerSettings | Annotated[str, Field(min_length=1)]
-    """One to be trained, or the folder or hub id of one that there is."""
+    """Tokenizer: the settings of one to train, in YAML ({vocab_size: 8000}), or the folder or hub id of an existing
+    one."""
 
     epochs: float = Field(default=1, gt=0, le=10_000, allow_inf_nan=False)
     batch_size: int = Field(default=8, ge=1)
@@ -44,19 +46,19 @@ class PretrainConfig(TrainingSettings):
     save_dtype: SaveDtype = "fp16"
 
     def to_record(self) -> dict[str, Any]:
-        """The settings that the run follows, as JSON has them."""
+        """Return the settings for `run.json`: those that have an effect."""
         return {"method": "pretrain", **self.model_dump(mode="json", exclude=self.overridden())}
 
     def as_run(self, start: Path) -> RunConfig:
-        """The run that trains every weight of the model in the folder `start`."""
+        """Return the settings of the run that trains every weight of the model in the folder `start`."""
         shared = self.model_dump(include=set(TrainingSettings.model_fields))
         return RunConfig(model=str(start), method="full", **shared)
 
 
 def load_pretrain_config(path: Path, overrides: dict[str, Any]) -> PretrainConfig:
-    """The settings from a YAML file, with `overrides` on top.
+    """Read the settings from a YAML file; `overrides` take precedence.
 
     Raises:
-        TsugikiError: no such file, no YAML, an unknown setting, or a value that cannot be.
+        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
     """
     return validated(PretrainConfig, {**read_yaml(path), **overrides}, path)

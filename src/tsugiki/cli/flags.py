@@ -1,0 +1,222 @@
+"""Flags of a command, made from the fields of its config.
+
+Every field becomes a flag with the name, the type, the default and the description of the field, so these stand in the
+config only. The fields of a nested dataclass, such as those of `RunConfig.lora`, become flags as well.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import BaseModel
+
+from tsugiki.errors import TsugikiError
+from tsugiki.train.config import argument_descriptions
+
+_SIMPLE = (str, int, float, bool)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that has a flag."""
+
+    path: tuple[str, ...]
+    """Its place in the config, such as ("lora", "r")."""
+    types: tuple[Any, ...]
+    """The types that it can have, without None."""
+    default: Any
+    description: str
+
+    @property
+    def flag(self) -> str:
+        """The flag, such as `--lora-alpha`."""
+        return f"--{self.path[-1].replace('_', '-')}"
+
+    @property
+    def parameter(self) -> str:
+        """The name of the command's parameter."""
+        return "__".join(self.path)
+
+
+def settings_of(config: type[BaseModel], exclude: Collection[str] = ()) -> list[Setting]:
+    """Return the settings of a config class: first those that are required, then the others, each in their order.
+
+    Args:
+        config: the class; its fields have descriptions, or override fields that have.
+        exclude: names of fields that have no flag.
+    """
+    found = []
+    fields = {name: field for name, field in config.model_fields.items() if name not in exclude}
+    for name, field in sorted(fields.items(), key=lambda item: not item[1].is_required()):
+        types = _types(field.annotation)
+        if dataclasses.is_dataclass(types[0]):
+            found += _nested(name, types[0], field.default)
+        else:
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            found.append(Setting((name,), types, default, _description(config, name)))
+    return found
+
+
+def with_flags(
+    config: type[BaseModel], exclude: Collection[str] = (), only: Collection[str] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command: its parameter `settings` becomes flags for the fields of a config.
+
+    The command is called with `settings` as a dictionary of the settings that the user has given, nested as in a YAML
+    file.
+
+    Args:
+        config: the class of the config.
+        exclude: names of fields that have no flag.
+        only: names of the fields that have a flag; None: all others.
+    """
+    skipped = {*exclude, *(() if only is None else set(config.model_fields) - set(only))}
+    table = {setting.parameter: setting for setting in settings_of(config, skipped)}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+
+        @wraps(command)
+        def call(**values: Any) -> None:
+            given = {name: values.pop(name) for name in table}
+            command(settings=_parse(table, given), **values)
+
+        parameters = []
+        for parameter in signature.parameters.values():
+            if parameter.name == "settings":
+                parameters += [_parameter(setting) for setting in table.values()]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        vars(call)["__signature__"] = signature.replace(parameters=parameters)
+        del vars(call)["__wrapped__"]
+        call.__annotations__ = {}
+        return call
+
+    return decorate
+
+
+def _nested(section: str, config: Any, defaults: Any) -> list[Setting]:
+    """Return the settings of a dataclass that is the field `section` of a config."""
+    hints, descriptions = get_type_hints(config), argument_descriptions(inspect.getdoc(config) or "")
+    return [
+        Setting(
+            (section, field.name),
+            _types(hints[field.name]),
+            getattr(defaults, field.name),
+            description[:1].upper() + description[1:],
+        )
+        for field in dataclasses.fields(config)
+        for description in [descriptions[field.name]]
+    ]
+
+
+def _description(config: type[BaseModel], name: str) -> str:
+    """Return the description of a field, which an overridden field inherits."""
+    for base in config.__mro__:
+        field = getattr(base, "model_fields", {}).get(name)
+        if field is not None and field.description:
+            return " ".join(field.description.split())
+    raise KeyError(f"{config.__name__}.{name} has no description")
+
+
+def _types(annotation: Any) -> tuple[Any, ...]:
+    """Return the types in an annotation, without None and metadata."""
+    if get_origin(annotation) is Annotated:
+        return _types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(one for part in get_args(annotation) for one in _types(part) if one is not NoneType)
+    return (annotation,)
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """Return the parameter of the command; None means that the user has not given the flag."""
+    names = [setting.flag]
+    kind: Any = str
+    metavar = None
+    if setting.types == (bool,):
+        kind, names = bool, [f"{setting.flag}/--no-{setting.flag[2:]}"]
+    elif len(setting.types) == 1 and setting.types[0] in _SIMPLE:
+        kind = setting.types[0]
+    elif _is_repeated(setting):
+        kind = list[str]
+    elif get_origin(setting.types[0]) is Literal:
+        metavar = "|".join(map(str, get_args(setting.types[0])))
+    option = typer.Option(
+        *names, help=_help(setting), show_default=False, metavar=metavar, rich_help_panel=_panel(setting)
+    )
+    return inspect.Parameter(
+        setting.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _help(setting: Setting) -> str:
+    """Return the description and the default."""
+    shown = setting.default
+    if shown is None or shown is False or shown == () or shown == {}:
+        return _escape(setting.description)
+    return _escape(f"{setting.description} (default: {shown})")
+
+
+def _escape(text: str) -> str:
+    """Escape brackets, which rich would take for markup."""
+    return text.replace("[", r"\[")
+
+
+def _panel(setting: Setting) -> str:
+    return "Settings" if len(setting.path) == 1 else f"Settings of {setting.path[0]}"
+
+
+def _is_repeated(setting: Setting) -> bool:
+    """Return whether the flag can be given several times."""
+    return get_origin(setting.types[0]) is tuple
+
+
+def _parse(table: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given settings, nested as in a YAML file."""
+    settings: dict[str, Any] = {}
+    for parameter, value in values.items():
+        if value is None or value == []:
+            continue
+        *sections, name = table[parameter].path
+        inner = settings
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = _value(table[parameter], value)
+    return settings
+
+
+def _value(setting: Setting, value: Any) -> Any:
+    """Return the value of a flag that typer has read as text because the setting can have several types."""
+    if not isinstance(value, str) or setting.types == (str,) or get_origin(setting.types[0]) is Literal:
+        return value
+    if any(_is_names(one) for one in setting.types):
+        return layer_names(value)
+    return yaml_value(setting.flag, value)
+
+
+def _is_names(kind: Any) -> bool:
+    return get_args(kind) == (str,)
+
+
+def layer_names(text: str | None) -> list[str] | str | None:
+    """Return the layers that a flag names: a list from names with commas between them, or "all-linear"."""
+    return text if text is None or text == "all-linear" else [name.strip() for name in text.split(",")]
+
+
+def yaml_value(flag: str, text: str) -> Any:
+    """Return the value that a flag's text has in YAML.
+
+    Raises:
+        TsugikiError: the text is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TsugikiError(f"{flag}: {text!r} is not a value in YAML") from error

@@ -1,0 +1,115 @@
+"""Flags are made from the fields of configs: every setting has one, with the field's default and description."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import typer
+from pydantic import BaseModel
+from typer.main import get_command
+
+from tsugiki import TsugikiError
+from tsugiki.cli import main as main_module
+from tsugiki.cli.flags import settings_of, with_flags
+from tsugiki.lora.config import LoraConfig
+from tsugiki.train.config import CHAPTER_LORA, RunConfig
+from tsugiki.train.workflows.compare_config import ComparisonConfig, SweepConfig
+from tsugiki.train.workflows.pretrain_config import PretrainConfig
+
+
+def flags_of(command: str) -> dict[str, str]:
+    """Flag -> help of a command of `tsugiki`."""
+    parameters = get_command(main_module.app).commands[command].params
+    return {flag: parameter.help or "" for parameter in parameters for flag in getattr(parameter, "opts", ())}
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "without"),
+    [
+        ("train", RunConfig, {"method_config"}),
+        ("pretrain", PretrainConfig, set()),
+        ("preview", RunConfig, {"method_config", "out"}),
+        ("compare", ComparisonConfig, {"settings", "methods"}),
+        ("sweep", SweepConfig, {"settings", "grid"}),
+    ],
+)
+def test_every_setting_has_a_flag_with_its_default_and_description(
+    command: str, config: type[BaseModel], without: set[str]
+):
+    flags = flags_of(command)
+    for name in config.model_fields.keys() - without - {"lora"}:
+        assert f"--{name.replace('_', '-')}" in flags, name
+    for setting in settings_of(config, without):
+        text = flags[setting.flag].replace("\\[", "[")
+        assert text.startswith(setting.description)
+        if setting.default not in (None, False, (), {}):
+            assert f"(default: {setting.default})" in text
+
+
+def test_every_field_of_the_lora_config_has_a_flag_with_the_default_of_a_run():
+    nested = {setting.path[1]: setting for setting in settings_of(RunConfig) if setting.path[0] == "lora"}
+    assert nested.keys() == {field.name for field in dataclasses.fields(LoraConfig)}
+    default = LoraConfig(**CHAPTER_LORA)
+    assert all(setting.default == getattr(default, name) for name, setting in nested.items())
+    assert {setting.flag for setting in nested.values()} <= flags_of("train").keys()
+
+
+def test_method_settings_are_given_by_set():
+    assert "--set" in flags_of("train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ([], {}),
+        (["--epochs", "2", "--seed", "7"], {"epochs": 2.0, "seed": 7}),
+        (["--base-dropout"], {"base_dropout": True}),
+        (["--no-base-dropout"], {"base_dropout": False}),
+        (["--held-out", "0.2"], {"held_out": 0.2}),
+        (["--held-out", "author=A"], {"held_out": "author=A"}),
+        (["--prompts", "a, b", "--prompts", "c"], {"prompts": ["a, b", "c"]}),
+        (["--r", "4", "--lora-alpha", "8"], {"lora": {"r": 4, "lora_alpha": 8.0}}),
+        (["--target-modules", "q_proj, v_proj"], {"lora": {"target_modules": ["q_proj", "v_proj"]}}),
+        (["--target-modules", "c_attn"], {"lora": {"target_modules": ["c_attn"]}}),
+        (["--target-modules", "all-linear"], {"lora": {"target_modules": "all-linear"}}),
+        (["--init-lora-weights", "pissa"], {"lora": {"init_lora_weights": "pissa"}}),
+        (["--init-lora-weights", "false"], {"lora": {"init_lora_weights": False}}),
+        (["--layers-to-transform", "[0, 1]"], {"lora": {"layers_to_transform": [0, 1]}}),
+        (["--rank-pattern", "{c_fc: 2}"], {"lora": {"rank_pattern": {"c_fc": 2}}}),
+        (["--base-dtype", "int8"], {"base_dtype": "int8"}),
+    ],
+)
+def test_given_flags_are_settings_as_in_a_yaml_file(arguments: list[str], settings: dict[str, object]):
+    received: list[dict[str, object]] = []
+
+    @with_flags(RunConfig, exclude=["method_config"])
+    def command(settings: dict[str, object]) -> None:
+        received.append(settings)
+
+    app = typer.Typer()
+    app.command()(command)
+    app(arguments, standalone_mode=False)
+    assert received == [settings]
+
+
+def test_a_flag_that_is_not_yaml_is_named():
+    @with_flags(RunConfig, exclude=["method_config"])
+    def command(settings: dict[str, object]) -> None:
+        raise AssertionError
+
+    app = typer.Typer()
+    app.command()(command)
+    with pytest.raises(TsugikiError, match="--rank-pattern"):
+        app(["--rank-pattern", "{"], standalone_mode=False)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "train --help", "pretrain --help"])
+def test_help_does_not_import_torch(arguments: str):
+    code = (
+        f"import sys; sys.argv = ['tsugiki', *{arguments.split()!r}]\n"
+        "from tsugiki.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
