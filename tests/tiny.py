@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import transformers
 
+from tsugiki import graft, save_adapter
 from tsugiki.data.store import RecordIndex, TokenStore
 
 _LLAMA: dict[str, Any] = {
@@ -105,6 +106,19 @@ def shake(model: Any, seed: int = 3) -> Any:
         for _, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def grafted(model: Any, config: Any, seed: int = 3) -> Any:
+    """Graft an adapter into a model and move its parameters, as training would; returns the model."""
+    torch.manual_seed(0)
+    graft(model, config)
+    return shake(model, seed)
+
+
+def save_grafted(folder: Any, model: Any, config: Any, seed: int = 3) -> Any:
+    """Save the adapter of `grafted` in a folder; returns the model."""
+    save_adapter(grafted(model, config, seed), folder)
     return model
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.adapters.test_peft_files import CASES, peft_model, settings
-from tests.tiny import logits, relative_error, shake, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tests.tiny import logits, relative_error, save_grafted, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -19,11 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 def saved(folder: Path, **fields: Any) -> torch.Tensor:
     """Save a shaken adapter of a tiny GPT-2; returns its logits."""
-    model = tiny_model()
-    graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}))
-    shake(model)
-    save_adapter(model, folder)
-    return logits(model)
+    return logits(save_grafted(folder, tiny_model(), LoraConfig(**{"r": 4, "lora_alpha": 12, **fields})))
 
 
 @pytest.mark.parametrize(("kind", "variant"), CASES)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import ids, logits, relative_error, shake, tiny_model
+from tests.tiny import ids, logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, merge, save_adapter, ungraft
 from tsugiki.lora.graft import is_grafted
 
@@ -181,9 +181,7 @@ def test_config_holds_pefts_field_names(tmp_path: Path):
 
 
 def saved(tmp_path: Path, **fields: Any) -> Path:
-    model = tiny_model()
-    graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
-    save_adapter(shake(model), tmp_path)
+    save_grafted(tmp_path, tiny_model(), LoraConfig(r=4, target_modules=["c_attn"]))
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     return tmp_path

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.export.bases import write_base
-from tests.tiny import save_tiny, shake
-from tsugiki import LoraConfig, graft, save_adapter
+from tests.tiny import save_grafted, save_tiny
+from tsugiki import LoraConfig
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.base.loading import load_model
 
@@ -17,10 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def adapter(base: str, folder: str, **fields: Any) -> None:
-    model = load_model(base)
-    graft(model, LoraConfig(**{"r": 2, "lora_alpha": 4, **fields}))
-    shake(model)
-    save_adapter(model, folder)
+    save_grafted(folder, load_model(base), LoraConfig(**{"r": 2, "lora_alpha": 4, **fields}))
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from tests.hub_server import HubServer
 from tests.tiny import shake, tiny_model
 from tsugiki import LoraConfig, graft, save_adapter
+from tsugiki.io.file_names import ADAPTER_FILE
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
-WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_there_and_back(trained: Path, base: str, hub: HubServer, run, tmp_path:
     assert status == 0
     assert hub.requests == []
     assert card.startswith("---\nbase_model: them/base\n")
-    assert f"bytes  {WEIGHTS}" in err
+    assert f"bytes  {ADAPTER_FILE}" in err
 
     status, out, err = run(*arguments)
     assert (status, out.startswith(f"{hub.url}/me/niwashi (")) == (0, True)
@@ -44,7 +44,7 @@ def test_there_and_back(trained: Path, base: str, hub: HubServer, run, tmp_path:
     status, out, _ = run("pull", "me/niwashi", "--name", "庭師")
     assert (status, "an adapter for them/base" in out) == (0, True)
     pulled = tmp_path / "library" / "庭師"
-    assert (pulled / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
+    assert (pulled / ADAPTER_FILE).read_bytes() == (trained / ADAPTER_FILE).read_bytes()
     prompt = ("generate", "--model", base, "--prompt", "枝", "--max-new-tokens", "9", "--adapter")
     assert run(*prompt, str(pulled))[1] == run(*prompt, "run")[1]
     assert run("report", str(pulled))[0] == 0
@@ -84,7 +84,7 @@ def test_through_hf_endpoint(trained: Path, hub: HubServer, tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert (tmp_path / "library" / "it" / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
+    assert (tmp_path / "library" / "it" / ADAPTER_FILE).read_bytes() == (trained / ADAPTER_FILE).read_bytes()
     assert done.stdout.count("\n") == 2
     assert "it/s" not in done.stderr  # no bars where there is no terminal
 
@@ -119,8 +119,8 @@ def test_bad_input_is_one_line(
     model.name_or_path = "embedded"
     for name in ("run", "broken"):
         save_adapter(shake(model), tmp_path / name)
-    whole = (tmp_path / "run" / WEIGHTS).read_bytes()
-    (tmp_path / "broken" / WEIGHTS).write_bytes(whole[:-9])
+    whole = (tmp_path / "run" / ADAPTER_FILE).read_bytes()
+    (tmp_path / "broken" / ADAPTER_FILE).write_bytes(whole[:-9])
     (tmp_path / "base").mkdir()
     (tmp_path / "library" / "taken").mkdir(parents=True)
     (tmp_path / "library" / "taken" / "mine").write_text("x")
@@ -129,5 +129,5 @@ def test_bad_input_is_one_line(
     errors = [line for line in err.splitlines() if line.startswith("tsugiki: ")]
     assert (status, out, len(errors)) == (2, "", 1)
     assert said in errors[0]
-    assert not any(WEIGHTS in repository.files for repository in hub.repositories.values())
+    assert not any(ADAPTER_FILE in repository.files for repository in hub.repositories.values())
     assert [path.name for path in (tmp_path / "library").iterdir()] == ["taken"]

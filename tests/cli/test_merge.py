@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import save_tiny, shake
+from tests.tiny import save_grafted, save_tiny
 from tsugiki import LoraConfig, graft, save_adapter
 from tsugiki.base.loading import load_model
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
@@ -23,9 +23,7 @@ def adapters(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "prompt": PromptTuningConfig(num_virtual_tokens=3),
     }
     for seed, (name, config) in enumerate(configs.items()):
-        model = load_model(base)
-        graft(model, config)
-        save_adapter(shake(model, seed), tmp_path / name)
+        save_grafted(tmp_path / name, load_model(base), config, seed)
     return base
 
 

@@ -12,8 +12,8 @@ import torch
 
 from tests.export.bases import write_base
 from tests.llama_cpp_logits import llama_cpp_logits
-from tests.tiny import ids, logits, shake, tiny_model
-from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
+from tests.tiny import ids, logits, save_grafted, tiny_model
+from tsugiki import LoraConfig, TsugikiError, disable_adapter, load_adapter
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.gguf.file import read_header
@@ -48,9 +48,7 @@ def sharp_model(kind: str, **overrides: Any) -> Any:
 def grafted(kind: str, folder: Path, overrides: dict[str, Any], **fields: Any) -> tuple[Any, LoraWeights]:
     """A model with a random adapter, and the adapter's weights read from its folder."""
     model = sharp_model(kind, **overrides)
-    graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}))
-    shake(model)
-    save_adapter(model, folder)
+    save_grafted(folder, model, LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}))
     return model, read_lora_weights(folder)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import peft
 import pytest
 
-from tests.tiny import save_tiny, shake, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
+from tests.tiny import save_grafted, save_tiny, tiny_model
+from tsugiki import LoraConfig, TsugikiError
 from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.export.compatibility import incompatibilities, incompatibilities_before_training
 from tsugiki.methods.table import METHODS
@@ -31,10 +31,7 @@ def base(tmp_path: Path) -> str:
 
 
 def saved(base: str, folder: Path, config: Any) -> Path:
-    model = load_model(base)
-    graft(model, config)
-    shake(model)
-    save_adapter(model, folder)
+    save_grafted(folder, load_model(base), config)
     return folder
 
 

@@ -14,8 +14,8 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.fast.kept import kept_bytes
-from tests.tiny import CONFIGS, ids, logits, shake, tiny_model
-from tsugiki import LoraConfig, disable_adapter, graft, trainable_parameters, ungraft
+from tests.tiny import CONFIGS, grafted, ids, logits, tiny_model
+from tsugiki import LoraConfig, disable_adapter, trainable_parameters, ungraft
 from tsugiki.fast.modules import ReplacedModules, restore_modules, use_fused_modules
 
 GOT = {
@@ -33,12 +33,6 @@ GOT = {
 
 def names(sped_up: ReplacedModules) -> dict[str, int]:
     return dict(Counter(name for _, name in sped_up))
-
-
-def grafted(model: Any, config: LoraConfig) -> Any:
-    torch.manual_seed(0)
-    graft(model, config)
-    return shake(model)
 
 
 def gradients(model: Any) -> list[torch.Tensor]:

@@ -10,20 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.hub_server import READER, HubServer
-from tests.tiny import logits, shake, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tests.tiny import logits, save_grafted, tiny_model
+from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.hub.client import HUB_FILES, pull, push, refuse_unknown_base
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.train.record import RECORD_FILE
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def saved(folder: Path, seed: int = 3) -> torch.Tensor:
     """Save a shaken adapter of a tiny GPT-2; returns its logits."""
-    model = tiny_model()
-    graft(model, LoraConfig(r=4, lora_alpha=12))
-    save_adapter(shake(model, seed), folder)
-    return logits(model)
+    return logits(save_grafted(folder, tiny_model(), LoraConfig(r=4, lora_alpha=12), seed))
 
 
 def files_of(folder: Path) -> dict[str, bytes | Path]:
@@ -58,7 +54,7 @@ def test_peft_loads_it_from_there(hub: HubServer, tmp_path: Path):
     push(files_of(tmp_path / "a"), "me/it", may_replace_card=nobody_minds)
     theirs = peft.PeftModel.from_pretrained(tiny_model(), "me/it")
     assert float((logits(theirs) - adapted).abs().max()) < 1e-5
-    assert f"GET /me/it/resolve/main/{CONFIG}" in hub.requests
+    assert f"GET /me/it/resolve/main/{ADAPTER_CONFIG_FILE}" in hub.requests
 
 
 def test_a_second_push_takes_the_place_of_the_first(hub: HubServer, tmp_path: Path):
@@ -101,7 +97,7 @@ def test_private_is_private_or_nothing(hub: HubServer, tmp_path: Path):
     push(files_of(tmp_path / "a"), "me/new", may_replace_card=nobody_minds, private=True)
     assert hub.repositories["me/new"].private
     hub.add("me/old", {})
-    with pytest.raises(TsugikiError, match="everyone can see it"):
+    with pytest.raises(TsugikiError, match="me/old.*private"):
         push(files_of(tmp_path / "a"), "me/old", may_replace_card=nobody_minds, private=True)
     assert hub.repositories["me/old"].files == {}
 
@@ -114,7 +110,7 @@ def test_a_change_meanwhile_is_not_overwritten(hub: HubServer, tmp_path: Path):
         hub.repositories["me/it"].commit({"README.md": b"new"})
         return True
 
-    with pytest.raises(TsugikiError, match="changed by someone else meanwhile"):
+    with pytest.raises(TsugikiError, match="me/it"):
         push(files_of(tmp_path / "a"), "me/it", may_replace_card=edit)
     assert hub.repositories["me/it"].files == {"README.md": b"new"}
 
@@ -122,16 +118,16 @@ def test_a_change_meanwhile_is_not_overwritten(hub: HubServer, tmp_path: Path):
 @pytest.mark.parametrize(
     ("part", "status", "said"),
     [
-        ("/repos/create", 401, "does not accept your token"),
-        ("/repos/create", 403, "may not do this to me/it"),
-        ("/repos/create", 500, "answered 500"),
-        ("/api/models/me/it", 404, "nothing of the name me/it"),
-        ("/preupload/", 403, "may not do this"),
-        ("/objects/batch", 500, "answered 500"),
-        ("/lfs/", 503, "answered 503"),
-        ("/commit/", 409, "is being changed by someone else"),
-        ("/commit/", 500, "answered 500"),
-        ("/commit/", 429, "asked too often"),
+        ("/repos/create", 401, "token.*hf auth login"),
+        ("/repos/create", 403, "me/it.*write access"),
+        ("/repos/create", 500, "500"),
+        ("/api/models/me/it", 404, "me/it"),
+        ("/preupload/", 403, "me/it.*write access"),
+        ("/objects/batch", 500, "500"),
+        ("/lfs/", 503, "503"),
+        ("/commit/", 409, "me/it.*again"),
+        ("/commit/", 500, "500"),
+        ("/commit/", 429, "minutes"),
     ],
 )
 def test_a_push_that_the_hub_refuses_is_one_sentence(
@@ -149,25 +145,25 @@ def test_a_push_that_the_hub_refuses_is_one_sentence(
 def test_a_token_that_may_only_read(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     saved(tmp_path / "a")
     monkeypatch.setenv("HF_TOKEN", READER)
-    with pytest.raises(TsugikiError, match="it needs write access there"):
+    with pytest.raises(TsugikiError, match="write access"):
         push(files_of(tmp_path / "a"), "me/it", may_replace_card=nobody_minds)
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
-    with pytest.raises(TsugikiError, match="does not accept your token"):
+    with pytest.raises(TsugikiError, match="token.*hf auth login"):
         push(files_of(tmp_path / "a"), "me/it", may_replace_card=nobody_minds)
     monkeypatch.setenv("HF_TOKEN", "トークン")
-    with pytest.raises(TsugikiError, match="has characters that no token has"):
+    with pytest.raises(TsugikiError, match="characters.*HF_TOKEN"):
         push(files_of(tmp_path / "a"), "me/it", may_replace_card=nobody_minds)
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(TsugikiError, match="nobody is logged in"):
+    with pytest.raises(TsugikiError, match="hf auth login"):
         push(files_of(tmp_path / "a"), "me/it", may_replace_card=nobody_minds)
     assert hub.repositories == {}
 
 
 @pytest.mark.parametrize("repo_id", ["it", "me/../it", "me/it/there", "me/-it", "../it", "me/it.git", "", "me/日本"])
 def test_names_that_cannot_be_are_not_asked_for(repo_id: str, hub: HubServer, tmp_path: Path):
-    with pytest.raises(TsugikiError, match="is no repository"):
+    with pytest.raises(TsugikiError, match="USER/NAME"):
         push({}, repo_id, may_replace_card=nobody_minds)
-    with pytest.raises(TsugikiError, match="is no repository"):
+    with pytest.raises(TsugikiError, match="USER/NAME"):
         pull(repo_id, tmp_path / "b")
     assert hub.requests == []
 
@@ -189,15 +185,18 @@ def _with_nan(tmp_path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({CONFIG: None, "config.json": b"{}"}, "me/it is no adapter: it is a model"),
-        ({CONFIG: None}, f"me/it is no adapter: it has no {CONFIG}"),
-        ({WEIGHTS: None}, f"me/it has no {WEIGHTS}$"),
-        ({WEIGHTS: None, "adapter_model.bin": b"\x80"}, "adapter_model.bin is pickled and is never fetched"),
-        ({CONFIG: b"[]"}, f"me/it is no whole adapter: {CONFIG} holds no JSON object"),
-        ({CONFIG: b'{"peft_type": "LOHA"}'}, f"me/it is no whole adapter: {CONFIG}: peft_type is 'LOHA'"),
-        ({CONFIG: b'{"peft_type": "LORA", "use_new": 3}'}, "use_new=3 would change the result"),
-        ({WEIGHTS: b"\x10\0\0\0\0\0\0\0{"}, f"me/it is no whole adapter: {WEIGHTS} is broken"),
-        ({WEIGHTS: _with_nan}, "is not finite"),
+        ({ADAPTER_CONFIG_FILE: None, "config.json": b"{}"}, "me/it.*--model"),
+        ({ADAPTER_CONFIG_FILE: None}, f"me/it.*{ADAPTER_CONFIG_FILE}"),
+        ({ADAPTER_FILE: None}, f"me/it has no {ADAPTER_FILE}$"),
+        ({ADAPTER_FILE: None, "adapter_model.bin": b"\x80"}, "adapter_model.bin.*safetensors"),
+        ({ADAPTER_CONFIG_FILE: b"[]"}, f"me/it.*{ADAPTER_CONFIG_FILE}.*JSON"),
+        (
+            {ADAPTER_CONFIG_FILE: b'{"peft_type": "LOHA"}'},
+            f"me/it.*{ADAPTER_CONFIG_FILE}.*peft_type.*'LOHA'",
+        ),
+        ({ADAPTER_CONFIG_FILE: b'{"peft_type": "LORA", "use_new": 3}'}, "use_new=3"),
+        ({ADAPTER_FILE: b"\x10\0\0\0\0\0\0\0{"}, f"me/it.*{ADAPTER_FILE}"),
+        ({ADAPTER_FILE: _with_nan}, "finite"),
     ],
 )
 def test_what_is_no_whole_adapter_is_not_pulled(changed: dict[str, Any], said: str, hub: HubServer, tmp_path: Path):
@@ -219,12 +218,12 @@ def test_only_an_adapters_own_files_are_fetched(hub: HubServer, tmp_path: Path):
     assert [path.name for path in (tmp_path / "library").iterdir()] == ["b"]
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+@pytest.mark.parametrize("name", [ADAPTER_FILE, ADAPTER_CONFIG_FILE])
 def test_what_was_cut_short_is_not_there(name: str, hub: HubServer, tmp_path: Path):
     hub.add("me/it", adapter_files(tmp_path))
     hub.cut.add(name)
     (tmp_path / "library").mkdir()
-    with pytest.raises(TsugikiError, match="cut short|cannot be read as JSON"):
+    with pytest.raises(TsugikiError, match=f"me/it.*again|{ADAPTER_CONFIG_FILE}.*JSON"):
         pull("me/it", tmp_path / "library" / "b")
     assert list((tmp_path / "library").iterdir()) == []
 
@@ -246,7 +245,7 @@ def test_a_taken_name_is_refused_before_anything_is_fetched(hub: HubServer, tmp_
     hub.add("me/it", adapter_files(tmp_path))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine").write_text("x")
-    with pytest.raises(TsugikiError, match="exists already"):
+    with pytest.raises(TsugikiError, match="exists"):
         pull("me/it", tmp_path / "b")
     assert hub.requests == []
     assert contents(tmp_path / "b") == {"mine": b"x"}
@@ -256,39 +255,39 @@ def test_revisions_and_repositories_that_are_not_there(hub: HubServer, tmp_path:
     hub.add("me/it", adapter_files(tmp_path))
     hub.add("me/gated", adapter_files(tmp_path), gated=True)
     hub.add("me/hidden", adapter_files(tmp_path), private=True)
-    with pytest.raises(TsugikiError, match="me/it has no revision 'v9'"):
+    with pytest.raises(TsugikiError, match="me/it.*'v9'"):
         pull("me/it", tmp_path / "b", "v9")
-    with pytest.raises(TsugikiError, match="no me/nothing on the hub"):
+    with pytest.raises(TsugikiError, match="me/nothing.*hf auth login"):
         pull("me/nothing", tmp_path / "b")
-    with pytest.raises(TsugikiError, match="me/gated asks for consent"):
+    with pytest.raises(TsugikiError, match="me/gated.*terms"):
         pull("me/gated", tmp_path / "b")
     pull("me/hidden", tmp_path / "mine")
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(TsugikiError, match="no me/hidden on the hub, or it is not for you to see"):
+    with pytest.raises(TsugikiError, match="me/hidden.*hf auth login"):
         pull("me/hidden", tmp_path / "b")
     hub.failures["/api/models/"] = 502
-    with pytest.raises(TsugikiError, match="the hub answered 502"):
+    with pytest.raises(TsugikiError, match="502"):
         pull("me/it", tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
 def test_a_hub_that_is_none_or_away(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(TsugikiError, match="the hub at http://127.0.0.1:9 cannot be reached"):
+    with pytest.raises(TsugikiError, match="http://127.0.0.1:9 "):
         pull("me/it", tmp_path / "b")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"{hub.url}/lfs")
     hub.objects["api/models/me/it"] = b"<html>a login page</html>"
-    with pytest.raises(TsugikiError, match="did not answer as the hub does"):
+    with pytest.raises(TsugikiError, match=hub.url):
         pull("me/it", tmp_path / "b")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(TsugikiError, match="HF_HUB_OFFLINE is set|cannot be reached"):
+    with pytest.raises(TsugikiError, match="HF_HUB_OFFLINE|127.0.0.1"):
         pull("me/it", tmp_path / "b")
 
 
 def test_no_adapter_among_a_models_files(hub: HubServer, tmp_path: Path):
     saved(tmp_path / "a")
     hub.add("me/model", {"config.json": b"{}", "model.safetensors": b""})
-    with pytest.raises(TsugikiError, match="holds a model"):
+    with pytest.raises(TsugikiError, match="me/model .* model"):
         push(files_of(tmp_path / "a"), "me/model", may_replace_card=nobody_minds)
     assert set(hub.repositories["me/model"].files) == {"config.json", "model.safetensors"}
 
@@ -296,7 +295,7 @@ def test_no_adapter_among_a_models_files(hub: HubServer, tmp_path: Path):
 def test_a_card_that_the_hub_does_not_take(hub: HubServer, tmp_path: Path):
     saved(tmp_path / "a")
     files = {**files_of(tmp_path / "a"), "README.md": b"---\nlicense: wtf-1.0\n---\n"}
-    with pytest.raises(TsugikiError, match='the hub does not take the card: .*"license" must be one of'):
+    with pytest.raises(TsugikiError, match='"license" must be one of'):
         push(files, "me/it", may_replace_card=nobody_minds)
 
 
@@ -304,7 +303,7 @@ def test_bases_are_looked_up(hub: HubServer):
     hub.add("gpt2", {})
     hub.add("them/base", {})
     refuse_unknown_base("them/base")
-    with pytest.raises(TsugikiError, match="the base, them/typo, is not on the hub"):
+    with pytest.raises(TsugikiError, match="them/typo.*--base"):
         refuse_unknown_base("them/typo")
 
 
@@ -319,13 +318,13 @@ def test_a_full_disk_is_said(hub: HubServer, tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.file_download._chmod_and_move", full)
-    with pytest.raises(TsugikiError, match=r"cannot write .*: No space left"):
+    with pytest.raises(TsugikiError, match="No space left"):
         pull("me/it", tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
 def test_the_config_is_sent_as_it_is_given(hub: HubServer, tmp_path: Path):
     saved(tmp_path / "a")
-    files = {**files_of(tmp_path / "a"), CONFIG: json.dumps({"peft_type": "LORA"}).encode()}
+    files = {**files_of(tmp_path / "a"), ADAPTER_CONFIG_FILE: json.dumps({"peft_type": "LORA"}).encode()}
     push(files, "me/it", may_replace_card=nobody_minds)
-    assert json.loads(hub.repositories["me/it"].files[CONFIG]) == {"peft_type": "LORA"}
+    assert json.loads(hub.repositories["me/it"].files[ADAPTER_CONFIG_FILE]) == {"peft_type": "LORA"}

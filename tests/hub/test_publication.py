@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.hub.test_card import record
-from tests.tiny import logits, shake, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tests.tiny import logits, save_grafted, tiny_model
+from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.hub.publication import Publication, publication, published_base
 from tsugiki.report.run import write_report
 from tsugiki.train.record import RecordedBase, RecordedConfig
@@ -18,9 +18,8 @@ from tsugiki.train.record import RecordedBase, RecordedConfig
 
 def saved(folder: Path, base: str, **changed: Any) -> Path:
     model = tiny_model()
-    graft(model, LoraConfig(r=4))
     model.name_or_path = base
-    save_adapter(shake(model), folder)
+    save_grafted(folder, model, LoraConfig(r=4))
     run = record(**changed)
     run.base = RecordedBase(name=base, fingerprint=None, dtype="torch.float32")
     run.config = RecordedConfig.model_validate(run.config.to_dict() | {"model": base, "out": str(folder)})
@@ -107,7 +106,7 @@ def test_what_is_a_name_of_the_hub(
 
 
 def test_a_base_that_cannot_be_a_name(tmp_path: Path):
-    with pytest.raises(TsugikiError, match="--base ./mine: name it as the hub does"):
+    with pytest.raises(TsugikiError, match="--base.*./mine"):
         published_base(saved(tmp_path / "run", "them/base"), "./mine")
 
 
@@ -138,5 +137,5 @@ def test_a_broken_adapter_is_not_described(tmp_path: Path):
     folder = saved(tmp_path / "run", "them/base")
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(TsugikiError, match="is broken"):
+    with pytest.raises(TsugikiError, match="adapter_model.safetensors"):
         publication(folder, "me/it", "them/base")

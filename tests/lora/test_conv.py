@@ -25,12 +25,11 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
+from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.conv import LoraConv2d
 from tsugiki.lora.graft import is_grafted
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 class Net(nn.Module):
@@ -98,7 +97,7 @@ def test_peft_reads_our_files_and_we_read_its(groups: int, variant: str, tmp_pat
     mine = net(groups=groups)
     load_adapter(mine, tmp_path / "theirs")
     assert relative_error(mine(x), theirs(x)) < 1e-5
-    stored, given = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
+    stored, given = (load_file(tmp_path / who / ADAPTER_FILE) for who in ("ours", "theirs"))
     assert {key: t.shape for key, t in stored.items()} == {key: t.shape for key, t in given.items()}
     with disable_adapter(mine):
         assert torch.equal(mine(x), base)
@@ -135,7 +134,7 @@ def test_training_steps_equal_pefts(p: float, variant: str, tmp_path: Path, monk
     assert relative_error(ours.eval()(images()), theirs.eval()(images())) < 1e-4
     theirs.save_pretrained(tmp_path / "theirs")
     save_adapter(ours, tmp_path / "ours")
-    mine, other = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
+    mine, other = (load_file(tmp_path / who / ADAPTER_FILE) for who in ("ours", "theirs"))
     for key, tensor in mine.items():
         assert relative_error(tensor, other[key]) < 1e-4, key
 

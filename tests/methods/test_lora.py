@@ -28,6 +28,7 @@ from tsugiki import (
 )
 from tsugiki.adapters.format import load_adapter_weights
 from tsugiki.base.loading import load_model
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.lora.graft import is_grafted
 from tsugiki.methods.table import METHODS
 
@@ -37,7 +38,6 @@ SHAPES = ["gpt2", "llama", "gemma3_text"]
 TARGETS = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "gemma3_text": ["q_proj", "down_proj"]}
 EMBEDDING = {"gpt2": "wte", "llama": "embed_tokens", "gemma3_text": "embed_tokens"}
 NAMES = ["dora", "lora+", "pissa", "orthogonal", "lora-fa"]
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def config_of(name: str, kind: str = "gpt2", **more: Any) -> Any:
@@ -197,7 +197,7 @@ def test_our_dora_loads_in_peft_under_its_keys(kind: str, tmp_path: Path):
     theirs = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path).eval()
     assert relative_error(logits(theirs), adapted) < 1e-5
     theirs.save_pretrained(tmp_path / "theirs")
-    mine, other = load_file(tmp_path / WEIGHTS), load_file(tmp_path / "theirs" / WEIGHTS)
+    mine, other = load_file(tmp_path / ADAPTER_FILE), load_file(tmp_path / "theirs" / ADAPTER_FILE)
     assert {key: t.shape for key, t in mine.items()} == {
         key: t.shape for key, t in other.items() if "base_layer" not in key
     }
@@ -255,7 +255,7 @@ def steps_agree(ours: Any, theirs: Any, folder: Path) -> None:
         assert relative_error(gradient, gradients[name]) < 2e-5, name
     theirs.save_pretrained(folder / "theirs")
     save_adapter(ours, folder / "ours")
-    stored, other = (load_file(folder / who / WEIGHTS) for who in ("ours", "theirs"))
+    stored, other = (load_file(folder / who / ADAPTER_FILE) for who in ("ours", "theirs"))
     for key, tensor in stored.items():
         assert relative_error(tensor, other[key]) < 1e-4, key
 
@@ -335,7 +335,7 @@ def test_pissa_is_initialised_and_trained_as_in_peft(kind: str, use_rslora: bool
 
     theirs.save_pretrained(tmp_path / "theirs", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
     save_adapter(ours, tmp_path / "ours")
-    mine, other = (load_file(tmp_path / who / WEIGHTS) for who in ("ours", "theirs"))
+    mine, other = (load_file(tmp_path / who / ADAPTER_FILE) for who in ("ours", "theirs"))
     assert mine.keys() == other.keys()
     for key, tensor in mine.items():
         assert relative_error(tensor, other[key]) < 1e-3, key
@@ -399,7 +399,7 @@ def test_pissa_is_loaded_bit_identical_from_a_file_that_every_peft_reads(tmp_pat
     adapter = graft(model, config_of("pissa"))
     shake(model)
     save_adapter(model, tmp_path)
-    fields = json.loads((tmp_path / CONFIG).read_text())
+    fields = json.loads((tmp_path / ADAPTER_CONFIG_FILE).read_text())
     assert (fields["r"], fields["lora_alpha"], fields["init_lora_weights"], fields["use_dora"]) == (8, 24, True, False)
     other = tiny_model()
     torch.manual_seed(9)
@@ -410,7 +410,7 @@ def test_pissa_is_loaded_bit_identical_from_a_file_that_every_peft_reads(tmp_pat
         for name in ("A", "B", "A0", "B0"):
             assert torch.equal(getattr(pair, name), getattr(refilled.pairs[path], name)), (path, name)
     save_adapter(other, tmp_path / "again")
-    for file in (WEIGHTS, CONFIG, "tsugiki.json"):
+    for file in (ADAPTER_FILE, ADAPTER_CONFIG_FILE, "tsugiki.json"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
@@ -510,7 +510,7 @@ def test_lora_fa_is_saved_as_a_lora(tmp_path: Path):
     model = tiny_model()
     graft(model, config_of("lora-fa"))
     save_adapter(shake(model), tmp_path)
-    fields = json.loads((tmp_path / CONFIG).read_text())
+    fields = json.loads((tmp_path / ADAPTER_CONFIG_FILE).read_text())
     assert "freeze_A" not in fields
     assert json.loads((tmp_path / "tsugiki.json").read_text())["adapter"] == {"freeze_A": True}
 

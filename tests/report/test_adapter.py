@@ -7,11 +7,10 @@ import torch
 
 from tests.adapters.folders import lora_of, write
 from tests.report.pages import assert_whole, record
-from tests.tiny import shake, tiny_model
-from tsugiki import LoraConfig, graft, save_adapter
+from tests.tiny import save_grafted, tiny_model
+from tsugiki import LoraConfig
 from tsugiki.adapters.algebra.spectrum import singular_values
 from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights, write_lora_weights
-from tsugiki.lora.graft import add_adapter, new_adapter
 from tsugiki.methods.table import METHODS
 from tsugiki.report.adapter import facts_lines, inspect_adapter, tensors_table, write_adapter_page
 from tsugiki.report.layers import bars, kinds_table, layers_table, with_spectra
@@ -77,10 +76,7 @@ def test_an_adapter_that_does_nothing_is_called_so(tmp_path: Path):
 
 
 def test_dora_is_shown_as_what_can_be_told_of_it(tmp_path: Path):
-    model = tiny_model()
-    graft(model, LoraConfig(use_dora=True, use_rslora=True))
-    shake(model)
-    save_adapter(model, tmp_path / "a")
+    save_grafted(tmp_path / "a", tiny_model(), LoraConfig(use_dora=True, use_rslora=True))
     portrait = inspect_adapter(tmp_path / "a")
     assert portrait.facts.method == "rslora + dora"
     assert "low-rank part" in portrait.notes[0]
@@ -89,10 +85,7 @@ def test_dora_is_shown_as_what_can_be_told_of_it(tmp_path: Path):
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "ia3", "bitfit", "houlsby"])
 def test_other_methods_are_tensors(method: str, tmp_path: Path):
-    model = tiny_model()
-    add_adapter(model, new_adapter(model, METHODS[method].configure({})), "default")
-    shake(model)
-    save_adapter(model, tmp_path / "a")
+    save_grafted(tmp_path / "a", tiny_model(), METHODS[method].configure({}))
     portrait = inspect_adapter(tmp_path / "a")
     assert (portrait.facts.method, portrait.facts.ranks, list(portrait.layers)) == (method, (), [])
     _, rows = tensors_table(portrait.tensors)

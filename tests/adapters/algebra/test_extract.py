@@ -17,10 +17,10 @@ from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, ungraf
 from tsugiki.adapters.algebra.extract import extract
 from tsugiki.adapters.lora_weights import write_lora_weights
 from tsugiki.base.loading import load_model
+from tsugiki.io.file_names import MODEL_FILE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-WEIGHTS = "model.safetensors"
 BOTH = {"gpt2": ["c_attn", "mlp.c_proj", "wte", "lm_head"], "llama": ["q_proj", "down_proj", "embed_tokens", "lm_head"]}
 
 
@@ -32,11 +32,11 @@ def base(tmp_path: Path) -> str:
 def changed(base: str, out: Path, *names: str, scale: float = 0.02) -> str:
     """The base with noise on some of its tensors."""
     shutil.copytree(base, out)
-    tensors = load_file(out / WEIGHTS)
+    tensors = load_file(out / MODEL_FILE)
     for name in names:
         noise = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(len(name)))
         tensors[name] = tensors[name] + scale * noise
-    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, out / MODEL_FILE, metadata={"format": "pt"})
     return str(out)
 
 
@@ -97,7 +97,7 @@ def test_a_rank_of_a_whole_training_is_the_best_there_is(kind: str, tmp_path: Pa
 def test_all_ranks_of_all_matrices_are_the_model(kind: str, tmp_path: Path):
     """With both uses of a shared table; what is not in matrices did not change."""
     base = save_tiny(tmp_path / "base", kind)
-    names = [name for name, tensor in load_file(tmp_path / "base" / WEIGHTS).items() if tensor.dim() == 2]
+    names = [name for name, tensor in load_file(tmp_path / "base" / MODEL_FILE).items() if tensor.dim() == 2]
     if kind == "gpt2":
         names.remove("transformer.wpe.weight")
     model = changed(base, tmp_path / "trained", *names)
@@ -125,15 +125,15 @@ def test_what_the_adapter_does_not_reach_is_said(base: str, tmp_path: Path):
 def test_files_without_the_prefix_and_in_pieces_and_in_sixteen_bits(base: str, tmp_path: Path):
     model = changed(base, tmp_path / "trained", "transformer.h.0.attn.c_attn.weight", scale=1)
     expected = extract(model, base, 4)
-    tensors = load_file(tmp_path / "trained" / WEIGHTS)
+    tensors = load_file(tmp_path / "trained" / MODEL_FILE)
     headless = {name.removeprefix("transformer."): tensor.bfloat16() for name, tensor in tensors.items()}
-    (tmp_path / "trained" / WEIGHTS).unlink()
+    (tmp_path / "trained" / MODEL_FILE).unlink()
     index = {}
     for i in range(2):
         part, name = dict(list(headless.items())[i::2]), f"model-0000{i + 1}-of-00002.safetensors"
         save_file(part, tmp_path / "trained" / name)
         index |= dict.fromkeys(part, name)
-    (tmp_path / "trained" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": index}))
+    (tmp_path / "trained" / f"{MODEL_FILE}.index.json").write_text(json.dumps({"weight_map": index}))
     found = extract(model, base, 4)
     layer = "transformer.h.0.attn.c_attn"
     assert relative_error(updates(found.lora.layers[layer])[0], updates(expected.lora.layers[layer])[0]) < 0.02
@@ -204,7 +204,7 @@ def test_models_that_are_no_pair(base: str, tmp_path: Path):
 )
 def test_broken_models(how: str, said: str, base: str, tmp_path: Path):
     model = changed(base, tmp_path / "trained", "transformer.h.0.attn.c_attn.weight")
-    path = tmp_path / "trained" / WEIGHTS
+    path = tmp_path / "trained" / MODEL_FILE
     tensors = load_file(path)
     if how == "nan":
         tensors["transformer.h.0.attn.c_attn.weight"][0, 0] = torch.nan

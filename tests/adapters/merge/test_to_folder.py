@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.adapters.test_peft_files import CASES, settings
-from tests.tiny import logits, relative_error, save_tiny, shake, tiny_model
+from tests.tiny import logits, relative_error, save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, ungraft
 from tsugiki.adapters.merge.to_folder import Rounding, plan_merge, write_merged
 from tsugiki.base.loading import load_model
@@ -43,10 +43,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def adapter_on(base: str, folder: Path, seed: int = 3, **fields: Any) -> Any:
     """Save a shaken LoRA adapter; returns the model with it."""
-    model = load_model(base, "auto")
-    graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}))
-    save_adapter(shake(model, seed), folder)
-    return model
+    return save_grafted(folder, load_model(base, "auto"), LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}), seed)
 
 
 @pytest.mark.parametrize(("kind", "variant"), CASES)
@@ -77,9 +74,7 @@ def test_pefts_adapters_on_every_kind_of_base(kind: str, variant: str, tmp_path:
 @pytest.mark.parametrize("name", MERGE)
 def test_every_method_that_merges_gives_what_it_gives_in_memory(name: str, tmp_path: Path):
     base = save_base(tmp_path / "base")
-    model = load_model(base)
-    graft(model, METHODS[name].configure(GIVEN.get(name, {})))
-    save_adapter(shake(model), tmp_path / "adapter")
+    model = save_grafted(tmp_path / "adapter", load_model(base), METHODS[name].configure(GIVEN.get(name, {})))
     expected = dict(ungraft(merge(model)).named_parameters(remove_duplicate=False))
     merged_into(tmp_path / "merged", base, tmp_path / "adapter")
     again = load_model(str(tmp_path / "merged"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import TEXT, save_tiny, shake, tiny_model
+from tests.tiny import TEXT, save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
 from tsugiki.base.fp8 import encode
 from tsugiki.base.inference import probe_logits
@@ -28,9 +28,8 @@ def merged(out: Path, base: str, *adapters: Path, **more: Any) -> MergeReport:
 def base(tmp_path: Path) -> str:
     base = save_tiny(tmp_path / "base")
     for seed, name in enumerate("ab"):
-        model = load_model(base)
-        graft(model, LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj"]))
-        save_adapter(shake(model, seed), tmp_path / name)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj"])
+        save_grafted(tmp_path / name, load_model(base), config, seed)
     (tmp_path / "text.txt").write_text(TEXT)
     return base
 
