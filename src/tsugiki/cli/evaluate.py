@@ -1,16 +1,10 @@
 """`tsugiki eval`."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-
-class AssistantTurns(StrEnum):
-    """Which turns of a conversation's assistant count."""
-
-    all = "all"
-    last = "last"
+from tsugiki.data.records import AssistantTurns
 
 
 def evaluate_command(
@@ -29,7 +23,7 @@ def evaluate_command(
     ] = None,
     assistant_turns: Annotated[
         AssistantTurns, typer.Option(help="Which answers of a conversation are scored.")
-    ] = AssistantTurns.all,
+    ] = "all",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")] = False,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
@@ -43,7 +37,7 @@ def evaluate_command(
     from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
 
     chosen = evaluation_targets(model or [], adapter or [])
-    results = evaluate_targets(chosen, data, assistant_turns.value, characters, allow_base_mismatch, ProgressDisplay())
+    results = evaluate_targets(chosen, data, assistant_turns, characters, allow_base_mismatch, ProgressDisplay())
     if as_json:
         for subject, result in zip(chosen, results, strict=True):
             names = {"model": subject.model, "adapter": subject.called or None}
