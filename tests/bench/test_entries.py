@@ -80,7 +80,7 @@ def test_generation(name: str, folder: str):
     assert len(script.messages) == 3
 
 
-def test_the_limit_is_a_job_too(folder: str):
+def test_the_limit(folder: str):
     script = Script()
     script.asked = iter(["step\n"] * 4)
     with pytest.raises(StopRequested):
@@ -88,7 +88,7 @@ def test_the_limit_is_a_job_too(folder: str):
     assert [set(message.get("limits", ())) >= {"fp32"} for message in script.messages] == [False] * 3 + [True] * 2
 
 
-def test_every_row_of_the_table_is_a_function():
+def test_the_function_of_every_entry_exists():
     assert set(DEFAULT_ENTRIES) <= set(TRAINING_ENTRIES)
     for entry in [*TRAINING_ENTRIES.values(), *GENERATION_ENTRIES.values(), LIMIT_ENTRY]:
         if not entry.missing:
@@ -96,7 +96,7 @@ def test_every_row_of_the_table_is_a_function():
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator computes in float16")
-def test_the_chapters_fp16_changes_nothing_on_a_processor(folder: str, trained: list[torch.nn.Module]):
+def test_the_chapters_fp16_has_no_effect_on_a_cpu(folder: str, trained: list[torch.nn.Module]):
     script, seen = Script(), set()
     receive = script.barrier._receive
 
@@ -111,16 +111,18 @@ def test_the_chapters_fp16_changes_nothing_on_a_processor(folder: str, trained: 
     assert {weight.dtype for weight in trained[0].parameters()} == {torch.float32}
 
 
-def test_everyone_gets_the_same_rows():
+def test_the_rows_depend_only_on_the_seed():
     work = Workload("any", batch=2, length=8)
     assert torch.equal(work.rows(50), work.rows(50))
     assert not torch.equal(work.rows(50), Workload("any", batch=2, length=8, seed=1).rows(50))
 
 
-def test_shapes_are_those_of_the_models_that_they_are_named_for(monkeypatch: pytest.MonkeyPatch):
+def test_shapes_have_the_published_numbers_of_parameters(monkeypatch: pytest.MonkeyPatch):
     counts = {}
     for name in SHAPES:
-        monkeypatch.setattr(torch.Tensor, "add_", lambda tensor, other: tensor)  # no page of a meta tensor to touch
+        monkeypatch.setattr(
+            torch.Tensor, "add_", lambda tensor, other: tensor
+        )  # meta tensors have no memory to write to
         with torch.device("meta"):
             counts[name] = sum(weight.numel() for weight in build(name, torch.bfloat16).parameters())
     # As published; the chapter's base as docs/from-scratch.md counts it.
@@ -132,12 +134,12 @@ def test_shapes_are_those_of_the_models_that_they_are_named_for(monkeypatch: pyt
     }
 
 
-def test_an_unknown_model_is_told_the_shapes_that_there_are():
+def test_an_unknown_model_is_an_error_with_the_known_shapes():
     with pytest.raises(TsugikiError, match=r"no such folder.*gpt2-small, rinna-medium"):
         read_model_config("./nowhere")
 
 
-def test_a_process_speaks_json_alone(folder: str):
+def test_a_process_prints_only_json(folder: str):
     process = EntryProcess("tsugiki-fp32", TRAINING_ENTRIES["tsugiki-fp32"], Workload(folder, batch=2, length=16))
     try:
         step = process.step()
@@ -149,7 +151,7 @@ def test_a_process_speaks_json_alone(folder: str):
         assert 10e6 < process.loaded <= step["peak"] < 4e9
 
 
-def test_a_process_that_fails_says_why():
+def test_a_failed_process_reports_the_reason():
     entry = BenchmarkEntry("", "tsugiki.bench.hugging_face:nobody")
     with pytest.raises(EntryFailed, match=r"AttributeError: .*nobody"):
         EntryProcess("nobody", entry, Workload("any"))

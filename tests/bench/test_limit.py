@@ -1,4 +1,4 @@
-"""The limit counts exactly the products that a step of LoRA needs."""
+"""The limit counts exactly the matrix products that a LoRA step needs."""
 
 import math
 
@@ -19,7 +19,7 @@ def flops(product: Product) -> int:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma3_text", "gpt_neox", "opt", "falcon", "phi"])
-def test_as_many_operations_as_torch_counts_in_a_step_of_pefts(kind: str):
+def test_the_operations_are_those_that_torch_counts_in_a_step_of_peft(kind: str):
     model = tiny_model(kind)
     model.set_attn_implementation("eager")
     found = products(model.config, ROWS, LENGTH, RANK)
@@ -28,15 +28,17 @@ def test_as_many_operations_as_torch_counts_in_a_step_of_pefts(kind: str):
     )
     grafted = get_peft_model(model, config)
     tokens = ids(ROWS, LENGTH)
-    grafted(input_ids=tokens, labels=tokens).loss.backward()  # what is made once, such as rotary tables, is made
+    grafted(
+        input_ids=tokens, labels=tokens
+    ).loss.backward()  # creates what is computed only once, such as rotary tables
     with FlopCounterMode(display=False) as counter:
         grafted(input_ids=tokens, labels=tokens).loss.backward()
     ours = sum(count * flops(product) for product, count in found.items() if product.group != "causal attention")
-    rotary = 2 * ROWS * LENGTH * 16 * 4  # the angles, at most: a product too, but of constants
+    rotary = 2 * ROWS * LENGTH * 16 * 4  # upper bound of the products of constants for rotary angles
     assert 0 <= counter.get_total_flops() - ours <= rotary * (kind not in ("gpt2", "opt"))
 
 
-def test_causal_attention_is_the_blocks_below_the_diagonal():
+def test_causal_attention_counts_blocks_up_to_the_diagonal():
     model = tiny_model("gpt2", n_positions=512)
     found = products(model.config, 1, 300)
     layers, heads, width = 2, 4, 8
@@ -47,10 +49,10 @@ def test_causal_attention_is_the_blocks_below_the_diagonal():
     assert whole == 2 * layers * heads * width * 300 * 300 * 6
 
 
-def test_nothing_below_the_first_layer_wants_a_gradient():
+def test_the_first_layers_input_needs_no_gradient():
     found = products(tiny_model("llama").config, 1, 8)
     into_queries = found[Product("frozen layers", 8, 32, 32)], found[Product("frozen layers", 8, 16, 32)]
-    # Two layers: q and o each way, but for the first q backward; and k, v backward in the second alone.
+    # Two layers: q and o forward and backward, without the first q backward; k and v backward only in the second.
     assert into_queries == (2 + 2 + 1 + 2, 2)
 
 
@@ -74,7 +76,7 @@ def test_every_layout_is_the_same_product(product: Product, dtype: torch.dtype):
     assert len(strides) == 2
 
 
-def test_the_sum_takes_each_product_in_the_type_that_serves_it_best():
+def test_each_product_counts_in_its_fastest_allowed_dtype():
     frozen, pair = Product("frozen layers", 4, 4, 4), Product("low rank", 4, 4, 2)
     whole, causal = Product("attention", 4, 4, 4, 2, "batch"), Product("causal attention", 2, 4, 4, 2, "batch")
     timings = Timings({frozen: 2, pair: 3, whole: 1, causal: 1}, ["fp32", "bf16", "int8"])
@@ -92,7 +94,7 @@ def test_the_sum_takes_each_product_in_the_type_that_serves_it_best():
     assert 100 / limits["int8"]["causal_tokens_per_second"] == pytest.approx(2 + 3 + 2)
 
 
-def test_measuring_fills_in_every_product():
+def test_every_product_is_measured():
     timings = Timings(products(tiny_model("gpt2").config, 2, 8), ["fp32", "int8"])
     timings.choose_layouts()
     timings.measure()

@@ -64,17 +64,17 @@ def test_the_table():
     assert cells[5]["settings"] == "with causal attention: 1,200"
 
 
-def test_markdown_lines_up():
+def test_markdown_tables_are_regular():
     lines = markdown_table(results_table(example())).splitlines()
     assert len({line.count(" | ") for line in lines}) == 1
     assert markdown_table((["a", "b"], [["x|y", "z"]])).splitlines()[-1] == r"| x\|y | z |"
     assert "tsugiki bench --rounds 3" in results_page(example())
 
 
-def test_bars_are_as_long_as_their_figures():
+def test_bars_are_proportional_to_their_figures():
     svg = plot(example())
     ElementTree.fromstring(svg)
-    assert "#00fe" not in svg, "every colour is one of the page's"
+    assert "#00fe" not in svg, "all placeholder colours are replaced"
     assert "prefers-color-scheme: dark" in svg
     bars = [
         float(right) - float(left)

@@ -14,15 +14,15 @@ GB = 10**9
 
 
 class Fake:
-    """A process whose n-th step takes n seconds; what happens is written down."""
+    """A process whose n-th step takes n seconds, and which logs its calls."""
 
-    told: list[str]
+    log: list[str]
     held: int
     failing: str
 
     def __init__(self, name: str, entry: BenchmarkEntry, workload: Workload) -> None:
         self.name, self.count = name, 0
-        self.told.append(f"start {name}")
+        self.log.append(f"start {name}")
         if name == self.failing:
             raise EntryFailed("no luck")
         Fake.held += GB
@@ -30,22 +30,22 @@ class Fake:
 
     def step(self) -> dict[str, Any]:
         self.count += 1
-        self.told.append(f"{self.name} {self.count}")
+        self.log.append(f"{self.name} {self.count}")
         if self.failing == f"{self.name} {self.count}":
             raise EntryFailed("no luck")
         return {"seconds": float(self.count), "peak": GB + self.count * 1000, "resident": GB}
 
     def close(self) -> None:
         Fake.held -= GB
-        self.told.append(f"end {self.name}")
+        self.log.append(f"end {self.name}")
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    Fake.told, Fake.held, Fake.failing = [], 0, ""
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    Fake.log, Fake.held, Fake.failing = [], 0, ""
     monkeypatch.setattr(runner, "EntryProcess", Fake)
     monkeypatch.setattr("tsugiki.bench.memory.available", lambda: 100 * GB)
-    return Fake.told
+    return Fake.log
 
 
 def run(*names: str, rounds: int = 2) -> dict[str, runner.Measurement]:
@@ -53,9 +53,9 @@ def run(*names: str, rounds: int = 2) -> dict[str, runner.Measurement]:
     return {one.name: one for one in measure(entries, Workload("any"), rounds, lambda line: None)}
 
 
-def test_by_turns_after_all_are_warm(told: list[str]):
+def test_steps_in_turn_after_the_warm_up(log: list[str]):
     found = run("a", "b")
-    assert told == [
+    assert log == [
         *("start a", "a 1", "a 2", "start b", "b 1", "b 2"),
         *("a 3", "b 3", "a 4", "b 4"),
         *("end b", "end a"),
@@ -65,30 +65,30 @@ def test_by_turns_after_all_are_warm(told: list[str]):
     assert found["a"].notes == {"attention": "eager"}
 
 
-def test_what_is_not_installed_is_not_started(told: list[str]):
+def test_entries_that_are_not_installed_are_not_started(log: list[str]):
     found = run("absent", "b")
     assert found["absent"].problem == "not installed (pip install 'tsugiki[bench]')"
     assert found["absent"].seconds == []
-    assert "start absent" not in told
+    assert "start absent" not in log
     assert found["b"].seconds == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("failing", ["a", "a 2", "a 3"])
-def test_one_that_fails_does_not_stop_the_others(failing: str, told: list[str]):
+def test_a_failed_entry_does_not_stop_the_others(failing: str, log: list[str]):
     Fake.failing = failing
     found = run("a", "b")
     assert found["a"].problem == "no luck"
     assert (found["b"].problem, found["b"].seconds) == (None, [3.0, 4.0])
     assert Fake.held == 0
-    assert told.count("a 4") == 0
+    assert log.count("a 4") == 0
 
 
-def test_in_turn_where_memory_does_not_hold_all(told: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_one_by_one_if_memory_does_not_hold_all(log: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tsugiki.bench.memory.available", lambda: 5 * GB // 2 - Fake.held)
     found = run("a", "b", "c", rounds=3)
-    assert told[:7] == ["start a", "a 1", "a 2", "start b", "b 1", "b 2", "end b"]
+    assert log[:7] == ["start a", "a 1", "a 2", "start b", "b 1", "b 2", "end b"]
     ones = [f"{name} {count}" for name in "abc" for count in (1, 2, 3, 4)]
-    assert [line for line in told[8:] if not line.startswith(("start", "end"))] == ones + [
+    assert [line for line in log[8:] if not line.startswith(("start", "end"))] == ones + [
         f"{name} {count}" for name in "abc" for count in (1, 2, 3)
     ]
     assert all(one.seconds == [3.0, 4.0, 3.0] for one in found.values())

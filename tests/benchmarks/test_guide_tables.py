@@ -13,7 +13,7 @@ from tsugiki.errors import TsugikiError
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_file_comes_back_as_it_was(tmp_path: Path):
+def test_results_are_read_back(tmp_path: Path):
     example().write(tmp_path)
     back = read_results(tmp_path / "results.json")
     assert results_table(back) == results_table(example())
@@ -25,7 +25,7 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path):
         read_results(tmp_path / "other.json")
 
 
-def test_a_guide_is_filled_from_the_file(tmp_path: Path):
+def test_a_table_of_a_guide_is_regenerated(tmp_path: Path):
     example().write(tmp_path)
     guide = tmp_path / "guide.ja.md"
     guide.write_text("前\n<!-- figures: results.json -->\nold\n<!-- end of figures -->\n後\n", encoding="utf-8")
@@ -40,7 +40,7 @@ def test_a_guide_is_filled_from_the_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["benchmarks.md", "benchmarks.ja.md"])
-def test_the_guides_say_what_the_committed_files_say(name: str):
+def test_the_guides_match_the_committed_results(name: str):
     guide = ROOT / "docs" / name
     text = guide.read_text(encoding="utf-8")
     assert fill_guide(text, guide.parent, guide_language(guide)) == text, (
@@ -49,4 +49,4 @@ def test_the_guides_say_what_the_committed_files_say(name: str):
     named = set(re.findall(r"<!-- figures: (\S+) -->", text))
     results = ROOT / "benchmarks" / "results"
     committed = {f"../benchmarks/results/{file.relative_to(results)}" for file in results.rglob("*.json")}
-    assert named == committed, "every committed file stands in the guide, and only those"
+    assert named == committed, "the guide shows every committed file and no other"

@@ -1,4 +1,4 @@
-"""The command: what it prints and where it stops."""
+"""`tsugiki aozora`: its output and its errors."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def test_writes_the_chosen_works_and_one_summary_line(mirror, tmp_path):
     assert "works/s" in summary
 
 
-def test_author_and_title_choose(mirror, tmp_path):
+def test_selection_by_author_and_title(mirror, tmp_path):
     out = tmp_path / "works.jsonl"
     assert run("--source", mirror, "--author", "山田一", "--title", "の", "--out", out).exit_code == 0
     assert [json.loads(line)["title"] for line in out.read_text(encoding="utf-8").splitlines()] == ["坂の上", "海の底"]
@@ -48,7 +48,7 @@ def test_author_and_title_choose(mirror, tmp_path):
     assert [json.loads(line)["title"] for line in out.read_text(encoding="utf-8").splitlines()] == ["海の底"]
 
 
-def test_names_what_it_skips(mirror, tmp_path):
+def test_skipped_works_are_named(mirror, tmp_path):
     (mirror / "cards/000001/files/1_ruby.zip").write_bytes(b"PK nonsense")
     result = run("--source", mirror, "--out", tmp_path / "works.jsonl")
     assert result.exit_code == 0
@@ -81,7 +81,7 @@ def test_a_missing_file_is_one_line_with_status_2_and_no_output(mirror, tmp_path
 
 
 @pytest.mark.parametrize("role", ["translator", "翻訳者"])
-def test_a_role_chooses(mirror, tmp_path, role):
+def test_selection_by_role(mirror, tmp_path, role):
     (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
     (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
     out = tmp_path / "works.jsonl"
@@ -90,7 +90,7 @@ def test_a_role_chooses(mirror, tmp_path, role):
     assert json.loads(out.read_text(encoding="utf-8"))["translator"] == "川田二葉"
 
 
-def test_an_unknown_role_is_refused_with_the_known_ones(mirror, tmp_path):
+def test_an_unknown_role_is_an_error_with_the_known_ones(mirror, tmp_path):
     result = run("--source", mirror, "--role", "poet", "--out", tmp_path / "works.jsonl")
     assert isinstance(result.exception, TsugikiError)
     assert "author (著者), translator (翻訳者)" in str(result.exception)

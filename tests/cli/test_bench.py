@@ -58,7 +58,7 @@ def test_generation_and_names(base: str, run, fast, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "fact"),
     [
         (("--entries", "chaptre"), "'chaptre'; choose from chapter, peft-fp32"),
         (("--generate", "--entries", "chapter"), "'chapter'; choose from peft-grafted"),
@@ -70,13 +70,13 @@ def test_generation_and_names(base: str, run, fast, tmp_path: Path):
         (("--model", "qwen3-1.7b", "--entries", "chapter"), "measured in bfloat16 and int8 only"),
     ],
 )
-def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run, fast):
+def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, base: str, run, fast):
     status, out, err = run("bench", "--model", base, *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert fact in err
 
 
-def test_too_little_memory_is_said_before_anything_is_loaded(run, fast, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_memory_is_reported_before_loading(run, fast, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tsugiki.bench.memory.available", lambda: 300_000_000)
     status, _, err = run("bench", "--entries", "chapter")
     assert (status, err.count("\n")) == (2, 1)
@@ -86,7 +86,7 @@ def test_too_little_memory_is_said_before_anything_is_loaded(run, fast, monkeypa
     assert "not enough memory" in out
 
 
-def test_nothing_measured_is_an_error_that_says_why(base: str, run, monkeypatch: pytest.MonkeyPatch):
+def test_no_measurement_is_an_error_with_the_reason(base: str, run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench, "measure", lambda entries, *_: [Measurement(n, problem="no luck") for n in entries])
     status, _, err = run("bench", "--model", base, "--length", "64", "--entries", "chapter")
     assert (status, err.count("\n")) == (2, 1)

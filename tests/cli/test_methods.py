@@ -1,4 +1,4 @@
-"""`tsugiki methods`: every row of the table, counted without weights, and each method's own page."""
+"""`tsugiki methods`: the table, counted without weights, and the description of each method."""
 
 import dataclasses
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_the_table_has_every_method_with_the_parameters_that_a_run_trains(base: 
         assert f" {row[0]} " in out
 
 
-def test_a_method_that_does_not_fit_says_so_in_its_cell(tmp_path: Path):
+def test_a_method_that_does_not_fit_gives_the_reason_in_its_cell(tmp_path: Path):
     headers, rows = methods_table(save_tiny(tmp_path / "llama", "llama"))
     cell = next(row for row in rows if row[0] == "bitfit")[headers.index("trainable parameters")]
     assert cell.startswith("does not fit: target_parameters=bias matches no parameter")
@@ -57,7 +57,9 @@ def test_no_weights_are_read(base: str):
     assert methods_table(base) == before
 
 
-def test_a_start_that_needs_weights_is_counted_on_the_embedded_base_alone(base: str, monkeypatch: pytest.MonkeyPatch):
+def test_methods_initialised_from_weights_are_counted_only_on_the_embedded_base(
+    base: str, monkeypatch: pytest.MonkeyPatch
+):
     plain = SelectiveConfig.new_adapter
 
     def needing_weights(self: SelectiveConfig, model: Any) -> Any:
@@ -72,19 +74,19 @@ def test_a_start_that_needs_weights_is_counted_on_the_embedded_base_alone(base: 
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_each_method_tells_its_idea_its_paper_and_its_settings(name: str, base: str, run):
+def test_each_method_has_docstring_paper_and_settings(name: str, base: str, run):
     status, out, _ = run("methods", name, "--model", base)
     assert status == 0
-    said = " ".join(out.split())
-    assert said.startswith(f"{name} · ")
-    assert "trade-off" in said or "cost" in said
+    fact = " ".join(out.split())
+    assert fact.startswith(f"{name} · ")
+    assert "trade-off" in fact or "cost" in fact
     if name != "full":
-        assert "arXiv:" in said
+        assert "arXiv:" in fact
         for one in dataclasses.fields(METHODS[name].config):
-            assert one.name in said
+            assert one.name in fact
 
 
-def test_defaults_and_meanings_stand_beside_the_settings(base: str):
+def test_settings_have_defaults_and_descriptions(base: str):
     _, (headers, rows), notes = describe_method("rslora", base)
     settings = {row[0]: row for row in rows}
     assert headers[0] == "--set NAME=VALUE, or lora: in the YAML file"
@@ -100,17 +102,17 @@ def test_brackets_are_printed(base: str, run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "fact"),
     [
         (("nroms",), "nroms: no such method; did you mean norms?"),
         (("--model", "./nowhere"), "there is no such folder"),
         (("lora", "--model", "./nowhere"), "there is no such folder"),
     ],
 )
-def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, run):
+def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, run):
     status, out, err = run("methods", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert fact in err
 
 
 def test_settings_given_by_flag_reach_the_method(base: str, run, tmp_path: Path):
@@ -142,6 +144,6 @@ def test_an_adapter_that_cannot_be_merged_is_one_line(base: str, run):
     common = ("--model", base, "--data", "text.txt", "--max-steps", "1", "--block-size", "32")
     assert run("train", *common, "--method", "prompt-tuning", "--out", "run")[0] == 0
     status, out, err = run("merge", "--model", base, "--adapter", "run", "--out", "merged")
-    said = "tsugiki: a soft prompt is no change of weights and cannot be merged; keep it as an adapter\n"
-    assert (status, out, err) == (2, "", said)
+    fact = "tsugiki: a soft prompt is no change of weights and cannot be merged; keep it as an adapter\n"
+    assert (status, out, err) == (2, "", fact)
     assert not Path("merged").exists()

@@ -1,4 +1,4 @@
-"""Tokenizers with chat templates of the shapes that real models have, written by us."""
+"""Tokenizers with chat templates like those of real models; the templates are our own."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ def _chatml_marked(answer: str) -> str:
 
 
 def _thinking(answer: str, shown: str) -> str:
-    """As Qwen3: the reasoning of turns before the last question is dropped, the last answer always has some."""
+    """As in Qwen3: reasoning is removed before the last question, and the last answer always has reasoning."""
     return (
         "{% set ns = namespace(last=-1) %}"
         "{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"

@@ -1,4 +1,4 @@
-"""Blocks: every token learned once, nothing but padding lost, what is cut is counted, the same on every run."""
+"""Rows contain every token once as a label, count what is cut off, and are the same on every run."""
 
 import hashlib
 from typing import Any
@@ -25,7 +25,7 @@ LENGTHS = [5, 2, 9, 40, 8, 3, 16, 2, 15, 7, 22]
 
 @pytest.mark.parametrize("share_rows", [True, False])
 @pytest.mark.parametrize("block", [2, 5, 8, 64])
-def test_every_token_but_a_documents_first_is_learned_once_in_its_own_context(block: int, share_rows: bool):
+def test_every_token_but_the_first_is_a_label_once_with_its_own_context(block: int, share_rows: bool):
     records = numbered(LENGTHS)
     blocks = pack(store_of(records), np.arange(len(records)), block, pad=0, share_rows=share_rows)
     learned: list[int] = []
@@ -59,7 +59,7 @@ def test_an_example_is_cut_at_its_end_and_counted():
     assert blocks.target_tokens == 4 + 5 + 3
 
 
-def test_an_example_whose_prompt_fills_the_block_is_named():
+def test_a_prompt_that_fills_the_row_is_an_error():
     store = store_of(numbered([6, 12, 40, 4]), prompts={0: 2, 1: 8, 2: 39})
     with pytest.raises(TsugikiError, match=r"data:2, data:3: .* 8 tokens.*--block-size"):
         pack(store, np.arange(4), 8, pad=0)
@@ -68,7 +68,7 @@ def test_an_example_whose_prompt_fills_the_block_is_named():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_best_fit_fills_bins_and_loses_nothing(seed: int):
+def test_best_fit_keeps_every_item_within_the_capacity(seed: int):
     generator = np.random.default_rng(seed)
     lengths = generator.integers(1, 65, size=200).tolist()
     bins = best_fit(lengths, 64)
@@ -78,7 +78,7 @@ def test_best_fit_fills_bins_and_loses_nothing(seed: int):
     assert len(bins) <= sum(lengths) / 64 * 1.1 + 1, "within a tenth of what the tokens alone need"
 
 
-def test_an_item_goes_where_it_leaves_the_least_room():
+def test_best_fit_chooses_the_bin_with_the_least_room():
     assert best_fit([6, 5, 4, 3], 9) == [[0, 3], [1, 2]]
 
 
@@ -100,7 +100,7 @@ def test_blocks_are_the_same_on_any_number_of_workers(workers: int):
     assert make().fingerprint() == plain.fingerprint()
 
 
-def test_the_fingerprint_is_of_the_rows():
+def test_the_fingerprint_covers_the_rows():
     records, everything = numbered(LENGTHS), np.arange(len(LENGTHS))
     found = {
         pack(store_of(records), everything, 16, pad=0).fingerprint(),

@@ -1,4 +1,4 @@
-"""What is learned of a conversation is what a model would have to write, in every shape of template."""
+"""The loss covers what the model must generate in a conversation, for every kind of chat template."""
 
 from itertools import groupby
 from typing import Any
@@ -14,7 +14,7 @@ from tsugiki.data.records import AssistantTurns, Conversation, Message
 TALK = (
     ("system", "Answer in one line."),
     ("user", "What is an answer?"),
-    ("assistant", "An answer: what is said back."),
+    ("assistant", "An answer: what is fact back."),
     ("user", "花の名は?"),
     ("assistant", "梅です。\nuser"),
     ("user", "And?"),
@@ -31,7 +31,7 @@ def talk(shape: Shape) -> Conversation:
 
 
 def target_runs(encoded: EncodedRecord) -> list[tuple[int, list[int]]]:
-    """(where it begins, its ids) of each learned stretch."""
+    """(position, token ids) of each sequence of tokens that count in the loss."""
     runs = []
     for learned, group in groupby(range(len(encoded.ids)), key=lambda index: encoded.loss_mask[index]):
         indices = list(group)
@@ -41,7 +41,7 @@ def target_runs(encoded: EncodedRecord) -> list[tuple[int, list[int]]]:
 
 
 def prompt_ids(tokenizer: Any, record: Conversation, index: int) -> list[int]:
-    """What generation would begin from."""
+    """The token ids from which generation starts."""
     turns = [{"role": message.role, "content": message.content} for message in record.messages[:index]]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
@@ -52,7 +52,7 @@ CASES = [(name, turns) for name, shape in SHAPES.items() for turns in shape.turn
 
 @pytest.mark.parametrize("pad", [False, True], ids=["", "pad is end"])
 @pytest.mark.parametrize(("name", "turns"), CASES)
-def test_learned_is_what_a_model_has_to_write_after_what_it_was_given(name: str, turns: AssistantTurns, pad: bool):
+def test_targets_are_what_the_model_generates_after_the_prompt(name: str, turns: AssistantTurns, pad: bool):
     shape = SHAPES[name]
     tokenizer = tokenizer_of(shape, pad)
     record = talk(shape)
@@ -69,7 +69,7 @@ def test_learned_is_what_a_model_has_to_write_after_what_it_was_given(name: str,
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if "marks" in name])
-def test_marks_of_the_template_are_followed_as_transformers_follows_them(name: str):
+def test_generation_marks_are_used_as_in_transformers(name: str):
     shape = SHAPES[name]
     tokenizer = tokenizer_of(shape)
     record = talk(shape)
@@ -88,7 +88,7 @@ def test_marks_of_the_template_are_followed_as_transformers_follows_them(name: s
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_turn_of_weight_zero_and_what_follows_the_last_answer_are_not_learned(name: str):
+def test_a_turn_of_weight_zero_and_text_after_the_last_answer_do_not_count(name: str):
     shape = SHAPES[name]
     template = read_template(tokenizer_of(shape), "")
     unlearned = Conversation((Message("user", "a"), Message("assistant", "b", in_loss=False)), "talk.jsonl:1")
@@ -119,7 +119,7 @@ def test_white_space_at_the_edges_of_an_answer(name: str, content: str):
     assert tokenizer.decode(ids) == shape.written.replace("{}", shown)
 
 
-def test_reasoning_of_the_last_turn_is_learned_and_an_earlier_one_is_refused():
+def test_reasoning_in_the_last_turn_counts_and_in_earlier_turns_is_an_error():
     shape = SHAPES["qwen 3"]
     tokenizer = tokenizer_of(shape)
     thoughtful = conversation(("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"))
@@ -138,8 +138,8 @@ def thoughtful_turns() -> list[tuple[str, str]]:
     return [("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), ("user", "c"), ("assistant", "d")]
 
 
-def test_a_tail_that_only_looks_like_more_content_is_not_learned():
-    """The template's own words after an answer may be those of the answer."""
+def test_template_text_after_an_answer_does_not_count():
+    """The text that a template adds after an answer can be equal to the answer."""
     shape = Shape(
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %} end end"
         "{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
@@ -153,7 +153,7 @@ def test_a_tail_that_only_looks_like_more_content_is_not_learned():
     assert tokenizer.decode(ids) == "the end end end<|endoftext|>"
 
 
-def test_of_two_tokens_that_begin_alike_the_longer_ends_the_turn():
+def test_the_longest_matching_token_ends_the_turn():
     template = SHAPES["zephyr"].template.replace("{{ eos_token }}", "<end><of turn>")
     tokenizer = tokenizer_of(Shape(template, ("<end>", "<end><of turn>"), "", ""))
     rendering = render(read_template(tokenizer, ""), conversation(("user", "a"), ("assistant", "b")), "all")
@@ -161,7 +161,7 @@ def test_of_two_tokens_that_begin_alike_the_longer_ends_the_turn():
     assert rendering.text[start:stop] == "b<end><of turn>"
 
 
-def test_an_end_that_is_added_but_not_special_ends_the_turn():
+def test_an_added_token_that_is_not_special_ends_the_turn():
     tokenizer = tokenizer_of(Shape(SHAPES["chatml"].template, (), "", ""))
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "\n"])
     record = conversation(("user", "a"), ("assistant", "b"))
@@ -231,10 +231,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_learned_as_it_is_written_is_refused(case: str):
-    template, turns, said = REFUSED[case]
+def test_conversations_that_cannot_be_trained_are_errors(case: str):
+    template, turns, fact = REFUSED[case]
     tokenizer = tokenizer_of(Shape(template, ("<|im_start|>", "<|im_end|>"), "", ""))
-    with pytest.raises(TsugikiError, match=r"^talk.jsonl:1: " + said) as caught:
+    with pytest.raises(TsugikiError, match=r"^talk.jsonl:1: " + fact) as caught:
         encode_records(tokenizer, [conversation(*turns)], "all")
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Near-duplicates of invented texts, against plain loops, and in the Aozora corpus."""
+"""Near-duplicates of invented texts, compared with plain loops, and of the Aozora corpus."""
 
 import hashlib
 import random
@@ -76,12 +76,12 @@ def edited(rng: random.Random, text: str, edits: int) -> str:
         ("改行\nと　空白", "改行と空白"),
     ],
 )
-def test_fold_makes_one_of_two_spellings(one: str, other: str) -> None:
+def test_fold_equates_two_spellings(one: str, other: str) -> None:
     assert fold(one).tolist() == fold(other).tolist()
 
 
 @pytest.mark.parametrize(("one", "other"), [("はい", "いいえ"), ("三人", "二人"), ("かく", "がく"), ("1+1", "1-1")])
-def test_fold_keeps_what_differs_apart(one: str, other: str) -> None:
+def test_fold_distinguishes_different_texts(one: str, other: str) -> None:
     assert fold(one).tolist() != fold(other).tolist()
 
 
@@ -106,7 +106,7 @@ def test_similarity_estimates_the_jaccard_index_of_the_shingles(length: int, tol
     assert abs(sum(errors) / len(errors)) < 0.02
 
 
-def test_a_text_hashed_in_pieces_keeps_nearly_all_its_shingles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_hashed_in_chunks_keeps_nearly_all_shingles(monkeypatch: pytest.MonkeyPatch) -> None:
     text = random_text(random.Random(0), 20_000)
     whole = signature(text)
     monkeypatch.setattr(duplicates, "_CHUNK", 1000)
@@ -150,7 +150,7 @@ def test_a_shared_template_makes_no_near_duplicates(texts: tuple[str, ...]) -> N
     assert groups(*texts) == []
 
 
-def test_likeness_is_passed_on() -> None:
+def test_similarity_is_transitive() -> None:
     rng = random.Random(3)
     first = random_text(rng, 400)
     second = edited(rng, first, 25)
@@ -158,7 +158,7 @@ def test_likeness_is_passed_on() -> None:
     assert groups(third, OTHER, first, second) == [[0, 2, 3]]
 
 
-def test_groups_are_those_that_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_PAIRS", 1)
     rng = random.Random(4)
     texts, made = [], []
@@ -175,7 +175,7 @@ def test_groups_are_those_that_were_made(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found == sorted(members for members in expected.values() if len(members) > 1)
 
 
-def test_of_long_texts_half_alike_nearly_all_pairs_are_found() -> None:
+def test_nearly_all_pairs_of_half_equal_long_texts_are_found() -> None:
     rng = random.Random(6)
     pairs = []
     for _ in range(200):
@@ -187,7 +187,7 @@ def test_of_long_texts_half_alike_nearly_all_pairs_are_found() -> None:
     assert len(found) >= 190
 
 
-def test_a_crowd_with_one_template_takes_linear_time_and_loses_no_pair() -> None:
+def test_many_texts_of_one_template_take_linear_time() -> None:
     rng = random.Random(5)
     template = "次の文を読んで、その要点を一つだけ短くまとめてください。"
     texts = [template + random_text(rng, 60) for _ in range(2000)]
@@ -221,7 +221,7 @@ def test_the_corpus_has_its_works_in_two_orthographies_and_no_absurd_groups(aozo
     assert (len(found), files, len(pairs)) == (255, 549, 346)
     assert max(map(len, found)) == 6
 
-    # Of pairs alike in author, title and length only two stay apart: two letters, and a story beside its play.
+    # Of the pairs with equal author, title and length, only two are not grouped: two letters, and a story and its play.
     by_title = defaultdict(list)
     for index, (person, title, _) in enumerate(works):
         by_title[person, title].append(index)
@@ -233,5 +233,5 @@ def test_the_corpus_has_its_works_in_two_orthographies_and_no_absurd_groups(aozo
         if 0.95 < works[a][2] / works[b][2] < 1 / 0.95
     }
     assert (len(same), len(same - set(pairs))) == (305, 2)
-    # The others were read: one work under two titles, or one that holds the other.
+    # The others were checked by reading: one work under two titles, or one work that contains the other.
     assert sum(works[a][:2] != works[b][:2] for a, b in pairs) == 29

@@ -1,4 +1,4 @@
-"""Ids and what is learned of them: documents, prompts with completions, conversations, mixed in one batch."""
+"""Token ids and loss masks of documents, completions and conversations, also mixed in one batch."""
 
 import itertools
 from typing import Any
@@ -31,7 +31,7 @@ def merging_tokenizer(trim_offsets: bool = False, eos: str = "<|endoftext|>") ->
 
 
 def spaced_tokenizer() -> Any:
-    """As Llama 2's: a space is put before a text's beginning, and ` a` and `a` are two tokens."""
+    """As in Llama 2: a space is added before a text, and ` a` and `a` are different tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     symbols = ["<unk>", "</s>", "▁", "\n", *"abcTea:", "▁a", "▁T", "▁b"]
@@ -42,7 +42,7 @@ def spaced_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
 
 
-def test_a_document_is_learned_whole_with_its_end():
+def test_a_document_counts_whole_with_its_end_token():
     tokenizer = byte_tokenizer()
     first, second = encode_records(tokenizer, [Document("ab", ""), Document("猫", "")])
     a, b = encode(tokenizer, ["ab", "猫"])
@@ -51,7 +51,7 @@ def test_a_document_is_learned_whole_with_its_end():
     assert second.target_tokens == 4
 
 
-def test_a_begin_token_that_the_tokenizer_sets_is_the_start():
+def test_the_start_is_the_begin_token_if_the_tokenizer_adds_one():
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = byte_tokenizer()
@@ -74,7 +74,7 @@ def test_a_begin_token_that_the_tokenizer_sets_is_the_start():
     ),
 )
 @pytest.mark.parametrize("trim", [False, True], ids=["", "trimmed offsets"])
-def test_no_token_is_of_the_prompt_and_learned(prompt: str, completion: str, trim: bool):
+def test_no_token_spans_prompt_and_completion(prompt: str, completion: str, trim: bool):
     tokenizer = merging_tokenizer(trim)
     (row,) = encode_records(tokenizer, [Completion(prompt, completion, "a.jsonl:1")])
     asked = encode(tokenizer, [prompt])[0]
@@ -89,7 +89,7 @@ def test_no_token_is_of_the_prompt_and_learned(prompt: str, completion: str, tri
 @pytest.mark.parametrize("trim", [False, True], ids=["", "trimmed offsets"])
 @pytest.mark.parametrize("answer", ["Tea", "\nTea", "Tea\n\n", "T T"])
 @pytest.mark.parametrize("header", ["A: ", "A:\n", "A:", "A:\n\n"])
-def test_no_token_is_of_the_template_and_learned(header: str, answer: str, trim: bool):
+def test_no_token_spans_template_and_answer(header: str, answer: str, trim: bool):
     tokenizer = merging_tokenizer(trim)
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}\n{% else %}"
@@ -105,7 +105,7 @@ def test_no_token_is_of_the_template_and_learned(header: str, answer: str, trim:
     assert tokenizer.decode(learned) == (answer + "<|endoftext|>") * 2
 
 
-def test_a_tokenizer_that_begins_texts_with_a_space_adds_none_where_texts_are_cut():
+def test_no_space_is_added_where_a_text_is_split():
     tokenizer = spaced_tokenizer()
     (row,) = encode_records(tokenizer, [Completion("b: ", "a b", "a.jsonl:1")])
     tokens = tokenizer.convert_ids_to_tokens(row.ids)
@@ -113,7 +113,7 @@ def test_a_tokenizer_that_begins_texts_with_a_space_adds_none_where_texts_are_cu
     assert row.loss_mask == [False] * 4 + [True] * 3
 
 
-def test_an_end_that_swallows_the_line_after_it_is_learned_once():
+def test_an_end_token_that_includes_the_line_feed_counts_once():
     from tokenizers import AddedToken
 
     shape = SHAPES["phi 3, an end of all after the last turn"]
@@ -136,20 +136,20 @@ def test_a_mixed_batch_keeps_its_order():
     assert encode_records(tokenizer, []) == []
 
 
-def test_a_record_without_anything_to_learn_says_so():
+def test_a_record_without_targets_has_none():
     tokenizer = tokenizer_of(SHAPES["chatml"])
     unlearned = Conversation((Message("user", "a"), Message("assistant", "b", in_loss=False)), "")
     assert encode_records(tokenizer, [unlearned])[0].target_tokens == 0
 
 
-def test_a_completion_with_the_end_token_in_it_is_refused():
+def test_a_completion_that_contains_the_end_token_is_an_error():
     with pytest.raises(TsugikiError, match=r"a.jsonl:4 contains <\|endoftext\|>, the token that ends an answer"):
         encode_records(byte_tokenizer(), [Completion("a", "b<|endoftext|>", "a.jsonl:4")])
     (row,) = encode_records(byte_tokenizer(), [Completion("a<|endoftext|>", "b", "a.jsonl:4")])
     assert row.target_tokens == 2, "a prompt may"
 
 
-def test_tokenizers_that_do_not_serve():
+def test_tokenizers_that_cannot_be_used():
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(TsugikiError, match="no end token"):

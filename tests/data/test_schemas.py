@@ -1,4 +1,4 @@
-"""Rows of known kinds become records; every other row is refused in one sentence that names its place."""
+"""Rows of known schemas become records; other rows are one-line errors that name file and line."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ def test_other_short_texts_are_the_fields(row: dict[str, Any]):
         ({"messages": None, "text": "a"}, "text"),
     ],
 )
-def test_a_row_is_of_one_kind(row: dict[str, Any], schema: str):
+def test_the_schema_with_more_structure_wins(row: dict[str, Any], schema: str):
     assert schema_of(row, "f:1") == schema
 
 
@@ -89,7 +89,7 @@ def messages(*turns: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "fact"),
     [
         (
             {},
@@ -148,8 +148,8 @@ def messages(*turns: Any) -> dict[str, Any]:
         (messages(USER, {**ASSISTANT, "content": "\udc00"}), r"f:1 .*\\udc00"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_its_place(row: dict[str, Any], said: str):
-    with pytest.raises(TsugikiError, match=said) as caught:
+def test_invalid_rows_are_errors_that_name_the_line(row: dict[str, Any], fact: str):
+    with pytest.raises(TsugikiError, match=fact) as caught:
         read_row(row, "f:1")
     message = str(caught.value)
     assert message.startswith("f:1")

@@ -1,4 +1,4 @@
-"""Records in: encodings told apart, files read in order and as they are needed, errors that name file and line."""
+"""Reading records: encodings are detected, files are read in order and lazily, errors name file and line."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ def turns(question: str, answer: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("text", [SENTENCE, "あ", "カタカナと①", "plain ascii"])
-def test_encodings_are_told_apart(encoding: str, text: str, tmp_path: Path):
+def test_encodings_are_detected(encoding: str, text: str, tmp_path: Path):
     if encoding == "euc_jp":
         text = text.replace("①", "一")
     path = tmp_path / "a.txt"
@@ -50,7 +50,7 @@ def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("data", [b"\xff\x00\x81", b"GIF89a\x00\x00\xff\xfe\x80", "字".encode("utf-32-le")])
-def test_what_is_no_text_is_named(data: bytes, tmp_path: Path):
+def test_bytes_that_are_not_text_are_an_error(data: bytes, tmp_path: Path):
     (tmp_path / "bad.txt").write_bytes(data)
     with pytest.raises(TsugikiError, match=r"bad.txt is not text in UTF-8"):
         read(tmp_path)
@@ -89,7 +89,7 @@ def test_csv_cells_of_many_lines(tmp_path: Path):
     assert [record.fields for record in read(path)] == [{"title": title} for title in "xyz"]
 
 
-def test_a_cell_may_hold_a_book(tmp_path: Path):
+def test_a_cell_can_be_very_long(tmp_path: Path):
     (tmp_path / "a.csv").write_text("text\n" + "b" * 300_000)
     assert len(read(tmp_path)[0].text) == 300_000
 
@@ -127,16 +127,16 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_files_are_named_with_their_line(case: str, tmp_path: Path):
-    name, content, said = BAD[case]
+    name, content, fact = BAD[case]
     if name.endswith(".parquet"):
         pytest.importorskip("pyarrow")
     (tmp_path / name).write_text(content)
-    with pytest.raises(TsugikiError, match=said) as caught:
+    with pytest.raises(TsugikiError, match=fact) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_there(tmp_path: Path):
+def test_missing_data(tmp_path: Path):
     for name in (
         tmp_path / "nowhere",
         str(tmp_path / "nowhere"),
@@ -191,7 +191,7 @@ def test_parquet(tmp_path: Path):
     path = write("many.parquet", {"text": [str(i) for i in range(1000)]})
     assert [record.text for record in read(path)] == [str(i) for i in range(1000)]
     assert read(path)[-1].source == f"{path}:1000"
-    for table, said in (
+    for table, fact in (
         ({"id": [1], "content": ["a"]}, "x.parquet:1 has none of .*text, .*content"),
         ({"id": [1]}, "x.parquet has none of .*text, .*id"),
         ({"text": ["a", None]}, "x.parquet:2 has null as text"),
@@ -202,7 +202,7 @@ def test_parquet(tmp_path: Path):
             "x.parquet:2 has prompt and completion",
         ),
     ):
-        with pytest.raises(TsugikiError, match=said):
+        with pytest.raises(TsugikiError, match=fact):
             read(write("x.parquet", table))
 
 
@@ -213,7 +213,7 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read(tmp_path)
 
 
-def test_the_key_is_of_names_and_bytes(tmp_path: Path):
+def test_the_content_key_covers_names_and_bytes(tmp_path: Path):
     def key(**files: str) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
@@ -235,7 +235,7 @@ def test_the_key_is_of_names_and_bytes(tmp_path: Path):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Any]:
-    """A hub in memory in place of `datasets.load_dataset`: (name, split) to a data set or an error."""
+    """Replaces `datasets.load_dataset` by a mapping of (name, split) to a data set or an error."""
     datasets = pytest.importorskip("datasets")
     held: dict[tuple[str, str], Any] = {}
 
@@ -273,13 +273,13 @@ def test_a_data_set_by_name(hub: dict[tuple[str, str], Any], tmp_path: Path, mon
     assert [record.text for record in read("someone/talks")] == ["here"], "a folder of that name goes first"
 
 
-def test_errors_of_the_hub_are_one_sentence(hub: dict[tuple[str, str], Any]):
+def test_errors_of_the_hub_are_one_line(hub: dict[tuple[str, str], Any]):
     hub["far/away", "train"] = ConnectionError("Couldn't reach 'away' on the Hub")
     generation = RuntimeError("An error occurred while generating")
     generation.__cause__ = ValueError("line 3 is broken")
     hub["a/c", "train"] = generation
     hub["a/b", "dev"] = ValueError("Unknown split \"dev\". Should be one of ['train'].\nmore")
-    for name, said in (
+    for name, fact in (
         ("nobody/nothing", "there is no file or folder nobody/nothing, and no data set of that name on the hub"),
         ("far/away", "there is no file or folder far/away, and the hub cannot be reached"),
         (
@@ -289,7 +289,7 @@ def test_errors_of_the_hub_are_one_sentence(hub: dict[tuple[str, str], Any]):
         ("a/c", "the data set a/c cannot be read: line 3 is broken"),
     ):
         for function in (read, content_key):
-            with pytest.raises(TsugikiError, match=said):
+            with pytest.raises(TsugikiError, match=fact):
                 function(name)
 
 

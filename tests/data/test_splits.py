@@ -1,4 +1,4 @@
-"""Splits: whole records, by the seed, near-duplicates together, and nothing on both sides."""
+"""Splits contain whole records, depend on the seed, and keep near-duplicates on one side."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tsugiki.errors import summarise_list
 
 
 def sentence(seed: int, length: int = 60) -> str:
-    """Characters without any sense, different for each seed."""
+    """Random characters, different for each seed."""
     return "".join(chr(0x4E00 + i) for i in np.random.default_rng(seed).integers(0, 3000, length))
 
 
@@ -36,7 +36,7 @@ def held(index: RecordIndex, fraction: float, seed: int, groups: list[list[int]]
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
-def test_a_share_is_of_characters_and_of_the_seed(fraction: float):
+def test_a_share_is_of_characters_and_depends_on_the_seed(fraction: float):
     index = read_index(documents(40))
     chosen = held(index, fraction, 1)
     assert 0 < len(chosen) < 40
@@ -46,7 +46,7 @@ def test_a_share_is_of_characters_and_of_the_seed(fraction: float):
     assert fraction == 0.01 or held(index, fraction, 2) != chosen
 
 
-def test_a_record_more_moves_no_other_by_much():
+def test_an_additional_record_hardly_changes_the_split():
     assert len(held(read_index(documents(40)), 0.5, 1) ^ held(read_index(documents(41)), 0.5, 1)) <= 4
 
 
@@ -62,7 +62,7 @@ def test_near_duplicates_stay_together(seed: int):
     assert (5 in chosen) == (30 in chosen)
 
 
-def test_all_alike_is_refused():
+def test_only_near_duplicates_is_an_error():
     index = read_index([Document(sentence(0), str(i)) for i in range(3)])
     with pytest.raises(TsugikiError, match="near-duplicates"):
         split_records(index, 0.5, 0, near_duplicates(index.signatures))
@@ -73,7 +73,7 @@ def test_a_single_record_cannot_be_split():
         split_records(read_index(documents(1)), 0.5, 0, [])
 
 
-def test_a_condition_takes_the_records_that_fulfil_it_and_what_is_like_them():
+def test_a_condition_holds_out_matching_records_and_their_near_duplicates():
     records = [*documents(6), Document(documents(6)[1].text, "f:copy", {"author": "C"})]
     index = read_index(records)
     assert split_records(index, FieldCondition("author", "B"), 0, []).tolist() == [1, 3, 5]
@@ -87,14 +87,14 @@ def test_a_condition_takes_the_records_that_fulfil_it_and_what_is_like_them():
 
 
 @pytest.mark.parametrize(
-    ("condition", "said"),
+    ("condition", "fact"),
     [
         (FieldCondition("author", "X"), "no record has author=X.* A, B"),
         (FieldCondition("year", "1900"), "no record has a field year.* author, title"),
     ],
 )
-def test_a_condition_that_nothing_fulfils(condition: FieldCondition, said: str):
-    with pytest.raises(TsugikiError, match=said):
+def test_a_condition_that_no_record_fulfils(condition: FieldCondition, fact: str):
+    with pytest.raises(TsugikiError, match=fact):
         split_records(read_index(documents(4)), condition, 0, [])
     with pytest.raises(TsugikiError, match="author=A matches all"):
         split_records(read_index(documents(4)[::2]), FieldCondition("author", "A"), 0, [])
@@ -102,7 +102,7 @@ def test_a_condition_that_nothing_fulfils(condition: FieldCondition, said: str):
         split_records(read_index([Document(sentence(i), "a") for i in range(2)]), FieldCondition("author", "A"), 0, [])
 
 
-def test_what_held_out_can_be(tmp_path: Path):
+def test_parsing_held_out(tmp_path: Path):
     assert parse_held_out(0.1) == 0.1
     assert parse_held_out("author=泉鏡花") == FieldCondition("author", "泉鏡花")
     assert parse_held_out("other.jsonl") == Path("other.jsonl")
@@ -115,7 +115,7 @@ def test_what_held_out_can_be(tmp_path: Path):
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
-def test_fractions_that_cannot_be(fraction: float):
+def test_invalid_shares(fraction: float):
     with pytest.raises(TsugikiError, match="held_out is"):
         parse_held_out(fraction)
 
@@ -129,7 +129,7 @@ def test_training_records_in_a_held_out_file_are_named():
     assert alike == ["f:3 (held out: h:2)"]
 
 
-def test_a_single_document_gives_its_end_at_a_line():
+def test_a_single_document_is_split_at_a_line_end():
     text = "".join(f"{i}行目\n" for i in range(100))
     train, held_out = split_document(Document(text, "novel.txt"), 0.1)
     assert train.text + held_out.text == text
@@ -139,13 +139,13 @@ def test_a_single_document_gives_its_end_at_a_line():
         split_document(Document("字", "a"), 0.1)
 
 
-def test_fingerprints_are_of_texts_in_order():
+def test_fingerprints_cover_texts_in_order():
     index = read_index(documents(3))
     moved = read_index([Document(d.text, "elsewhere") for d in documents(3)])
     assert index.fingerprint(np.arange(3)) == moved.fingerprint(np.arange(3))
     assert index.fingerprint(np.array([0, 1])) != index.fingerprint(np.array([1, 0]))
 
 
-def test_many_places_are_shortened():
+def test_long_lists_are_shortened():
     assert summarise_list(["a", "b"]) == "a, b"
     assert summarise_list([str(i) for i in range(12)]) == "0, 1, 2, 3, 4 and 7 more"

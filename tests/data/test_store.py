@@ -1,4 +1,4 @@
-"""The store: what is encoded is what is read back, once, by content."""
+"""The token store returns what was encoded, and tokenises the same content only once."""
 
 from pathlib import Path
 
@@ -38,14 +38,14 @@ def test_what_is_read_back_is_what_was_encoded(tmp_path: Path):
     assert (index.digests == read_index(RECORDS).digests).all()
 
 
-def test_a_big_vocabulary_needs_more_than_two_bytes(tmp_path: Path):
+def test_a_large_vocabulary_uses_int32(tmp_path: Path):
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([f"<extra {i}>" for i in range(1 << 16)])
     found = open_store([Document("枝<extra 65535>", "a")], "key", tokenizer, "all", tmp_path)
     assert found.ids.max() == len(tokenizer) - 1 > 1 << 16
 
 
-def test_a_store_is_made_once_for_data_tokenizer_and_turns(tmp_path: Path):
+def test_a_store_depends_on_data_tokenizer_and_turns(tmp_path: Path):
     tokenizer = byte_tokenizer()
     first = open_store(RECORDS, "key", tokenizer, "all", tmp_path)
     again = open_store(iter(()), "key", tokenizer, "all", tmp_path)
@@ -59,7 +59,7 @@ def test_a_store_is_made_once_for_data_tokenizer_and_turns(tmp_path: Path):
     assert len(open_store(RECORDS[:2], "key", tokenizer, "all", tmp_path).index) == 2
 
 
-def test_nothing_half_made_is_left(tmp_path: Path):
+def test_no_partial_store_is_left(tmp_path: Path):
     def broken():
         yield RECORDS[0]
         raise TsugikiError("line 2 is broken")
@@ -73,7 +73,7 @@ def test_nothing_half_made_is_left(tmp_path: Path):
     assert len(found.index) == 1
 
 
-def test_records_with_nothing_to_learn_are_all_named(tmp_path: Path):
+def test_all_records_without_targets_are_named(tmp_path: Path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
     silent = [
@@ -83,7 +83,7 @@ def test_records_with_nothing_to_learn_are_all_named(tmp_path: Path):
         open_store([RECORDS[0], *silent], "key", tokenizer, "all", tmp_path)
 
 
-def test_batches_are_bounded_by_characters_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_batches_are_limited_by_characters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     sizes: list[int] = []
     plain = store_module.encode_records
 
@@ -98,7 +98,7 @@ def test_batches_are_bounded_by_characters_as_well(monkeypatch: pytest.MonkeyPat
     assert max(sizes) < 10
 
 
-def test_near_duplicates_are_not_told_by_their_instructions():
+def test_system_messages_do_not_make_near_duplicates():
     system = Message("system", "よい助手として、丁寧な日本語で、簡潔に、正確に、根拠を添えて答えること。" * 3)
     talks = [
         Conversation((system, Message("user", ask), Message("assistant", answer)), ask)

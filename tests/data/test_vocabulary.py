@@ -1,4 +1,4 @@
-"""A trained tokenizer: every text comes back, nothing is unknown, and it is as large as was asked."""
+"""A trained tokenizer reproduces every text, has no unknown token, and has the requested size."""
 
 import random
 from collections.abc import Iterable
@@ -33,14 +33,14 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_every_text_comes_back(tokenizer, text: str):
+def test_every_text_is_reproduced(tokenizer, text: str):
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.decode(ids) == text
     assert tokenizer.unk_token_id is None
     assert all(0 <= token < 420 for token in ids)
 
 
-def test_random_text_comes_back(tokenizer):
+def test_random_text_is_reproduced(tokenizer):
     draw = random.Random(0)
     planes = [(0, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF), (0x3000, 0x30FF)]
     for _ in range(300):
@@ -59,20 +59,20 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
         assert loaded.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
-def test_size_ends_and_bytes(tokenizer):
+def test_size_end_token_and_bytes(tokenizer):
     assert len(tokenizer) == tokenizer.vocab_size == 420
     assert tokenizer.convert_ids_to_tokens([0, 1, 256]) == [END, "<0x00>", "<0xFF>"]
     assert {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} == {0}
 
 
-def test_pieces_stay_inside_a_sentence(tokenizer):
+def test_tokens_stay_within_a_sentence(tokenizer):
     for piece in tokenizer.get_vocab():
         assert "\n" not in piece.lstrip("\n")
         assert "。" not in piece[:-1]
     assert len(tokenizer(TEXT).input_ids) < len(TEXT) / 2
 
 
-def test_the_alphabet_that_is_asked_for_is_single_tokens():
+def test_characters_of_the_given_alphabet_are_single_tokens():
     text = "舊字體の鷗"
     plain = train_vocabulary(lambda: [TEXT], 420, common_characters=30)
     asked = train_vocabulary(lambda: [TEXT], 420, common_characters=30, alphabet="舊體鷗")
@@ -86,7 +86,7 @@ def test_the_same_texts_give_the_same_tokenizer():
     assert one == two
 
 
-def test_a_vocabulary_that_the_text_does_not_support_is_refused_with_the_number_that_it_does():
+def test_too_large_a_vocabulary_is_an_error_with_the_possible_size():
     with pytest.raises(TsugikiError, match=r"vocab_size is 5,000, but .* support only (\d+) tokens") as caught:
         train_vocabulary(lambda: [TEXT], 5000)
     supported = int(str(caught.value).partition("support only ")[2].split()[0].replace(",", ""))
@@ -95,12 +95,12 @@ def test_a_vocabulary_that_the_text_does_not_support_is_refused_with_the_number_
         train_vocabulary(lambda: [TEXT], supported + 1, common_characters=1666)
 
 
-def test_a_vocabulary_smaller_than_its_alphabet_is_refused():
+def test_a_vocabulary_smaller_than_its_alphabet_is_an_error():
     with pytest.raises(TsugikiError, match=r"the end token, 256 bytes and \d+ characters take \d+"):
         train_vocabulary(lambda: [TEXT], 370)
 
 
-def test_texts_are_read_as_they_come_and_a_sample_is_spread():
+def test_texts_are_streamed_and_the_sample_is_spread():
     reads = 0
 
     def texts() -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""Invented records, and a reader of pages that sees what a browser would."""
+"""Invented records, and a parser that checks pages."""
 
 import math
 from html.parser import HTMLParser
@@ -61,12 +61,12 @@ class Page(HTMLParser):
         return "".join(self.texts)
 
     def table(self, header: str) -> list[list[str]]:
-        """The rows of the table whose first heading this is."""
+        """Return the rows of the table with this first header."""
         return next(rows for rows in self.tables if rows[0][0] == header)
 
 
 def assert_whole(content: str) -> Page:
-    """The page is balanced, its ids are its own, all that it points to is in it, and nothing is fetched."""
+    """Check that tags are balanced, ids unique, links internal, and that the page loads nothing."""
     page = Page(content)
     assert len(set(page.ids)) == len(page.ids)
     assert set(page.addresses) <= {f"#{name}" for name in page.ids}

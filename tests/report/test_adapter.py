@@ -1,4 +1,4 @@
-"""What is shown of an adapter: tables, bars, and a page that needs nothing else."""
+"""Tables, bars and the page of an adapter."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_every_layer_has_a_row_in_the_order_of_the_blocks(tmp_path: Path):
     assert kinds_table(portrait.layers)[1][0][:2] == ["attn.c_attn", "12"]
 
 
-def test_blocks_of_two_lists_are_kept_apart():
+def test_blocks_of_two_lists_are_distinguished():
     layer = next(iter(lora_of().layers.values()))
     layers = {"text.layers.0.q": layer, "vision.layers.0.q": layer, "lm_head": layer}
     spectra = {path: singular_values(layer) for path in layers}
@@ -46,7 +46,7 @@ def test_bars():
     assert bars(range(1, 300))[0] == "▁"
 
 
-def test_the_page_needs_nothing_else(tmp_path: Path):
+def test_the_page_is_self_contained(tmp_path: Path):
     folder = write(tmp_path / "庭 <b>")
     record().write(folder)
     write_adapter_page(tmp_path / "a.html", inspect_adapter(folder))
@@ -58,14 +58,14 @@ def test_the_page_needs_nothing_else(tmp_path: Path):
     assert ("trained on", "庭.txt") in facts_lines(inspect_adapter(folder))
 
 
-def test_how_it_was_made_is_told(tmp_path: Path):
+def test_the_provenance_is_shown(tmp_path: Path):
     write_lora_weights(lora_of(), tmp_path / "a", {"truncated": "to rank 4", "energy": [0.5, 1]})
     lines = facts_lines(inspect_adapter(tmp_path / "a"))
     assert ("made: truncated", "to rank 4") in lines
     assert ("made: energy", "[0.5, 1]") in lines
 
 
-def test_an_adapter_that_does_nothing_is_called_so(tmp_path: Path):
+def test_a_zero_adapter_has_a_note(tmp_path: Path):
     lora = lora_of()
     silent = {path: LayerFactors(one.A, 0 * one.B, one.scaling) for path, one in lora.layers.items()}
     write_lora_weights(type(lora)(lora.config, silent, {}, lora.base, None), tmp_path / "a", {})
@@ -75,7 +75,7 @@ def test_an_adapter_that_does_nothing_is_called_so(tmp_path: Path):
     write_adapter_page(tmp_path / "a.html", portrait)
 
 
-def test_dora_is_shown_as_what_can_be_told_of_it(tmp_path: Path):
+def test_dora_shows_its_low_rank_part_with_a_note(tmp_path: Path):
     save_grafted(tmp_path / "a", tiny_model(), LoraConfig(use_dora=True, use_rslora=True))
     portrait = inspect_adapter(tmp_path / "a")
     assert portrait.facts.method == "rslora + dora"
@@ -84,7 +84,7 @@ def test_dora_is_shown_as_what_can_be_told_of_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "ia3", "bitfit", "houlsby"])
-def test_other_methods_are_tensors(method: str, tmp_path: Path):
+def test_other_methods_show_their_tensors(method: str, tmp_path: Path):
     save_grafted(tmp_path / "a", tiny_model(), METHODS[method].configure({}))
     portrait = inspect_adapter(tmp_path / "a")
     assert (portrait.facts.method, portrait.facts.ranks, list(portrait.layers)) == (method, (), [])

@@ -13,7 +13,7 @@ HEADERS = ("run", "bits a character", "parameters")
 ROWS = (("LoRA <8>", "4.955\n[4.8, 5.1]", "135,168"), ("全体", "4.8", "6,967,296"))
 
 
-def test_it_holds_the_table_the_curves_and_every_sample(tmp_path: Path):
+def test_the_page_has_the_table_the_curves_and_every_sample(tmp_path: Path):
     other = record(
         evaluations=[evaluation(0, 5.6), evaluation(40, 4.5)],
         samples=[{"step": 0, "prompt": "庭の梅は", "text": "別の文。"}, {"step": 9, "prompt": "雨", "text": "降る。"}],
@@ -30,7 +30,7 @@ def test_it_holds_the_table_the_curves_and_every_sample(tmp_path: Path):
     assert page.text.index("LoRA <8> · step 40, the end") < page.text.index("全体 · before the first step")
 
 
-def test_intervals_are_drawn_while_they_can_be_told_apart(tmp_path: Path):
+def test_intervals_are_drawn_only_for_a_few_runs(tmp_path: Path):
     for count, drawn in ((3, True), (4, False)):
         runs = [(f"run {i}", record(samples=[])) for i in range(count)]
         content = write_comparison(tmp_path, "t", "l", HEADERS, [], runs).read_text(encoding="utf-8")
@@ -38,11 +38,11 @@ def test_intervals_are_drawn_while_they_can_be_told_apart(tmp_path: Path):
         assert assert_whole(content).text.count("run ") >= count
 
 
-def test_runs_that_measured_nothing_make_a_page(tmp_path: Path):
+def test_runs_without_evaluations(tmp_path: Path):
     runs = [("a", record(evaluations=[], samples=[])), ("b", record(evaluations=[], samples=[]))]
     assert assert_whole(write_comparison(tmp_path, "t", "l", HEADERS, ROWS, runs).read_text(encoding="utf-8"))
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path):
+def test_a_missing_folder(tmp_path: Path):
     with pytest.raises(TsugikiError, match="cannot write"):
         write_comparison(tmp_path / "none", "t", "l", HEADERS, ROWS, [("a", record())])

@@ -1,4 +1,4 @@
-"""Plots show the numbers that they are given, in the page's own colours and fonts."""
+"""Plots show the given numbers, in the colours and fonts of the page."""
 
 import math
 import re
@@ -14,7 +14,7 @@ LINE = Series("held-out", [(24 * i, value) for i, value in enumerate(VALUES)], [
 
 
 def scale(svg: str) -> tuple[float, float]:
-    """What a pixel is worth, and the value at the top: from the grid's lines and their labels."""
+    """Return the value of one pixel, and the value at the top, from the grid lines and their labels."""
     heights = re.findall(r'<path d="M [\d.]+ ([\d.]+)\s+L [\d.]+ \1\s+" clip-path[^>]*var\(--line\)', svg)
     labels = re.findall(r"text-anchor: end[^>]*>([\d.]+)</text>", svg)
     pairs = [(float(height), float(label)) for height, label in zip(heights, labels, strict=True)]
@@ -27,11 +27,11 @@ def test_points_lie_where_their_values_are():
     svg = curves([LINE], "Bits")
     each, top = scale(svg)
     marks = re.findall(r'<use href="#[^"]*" x="[\d.]+" y="([\d.]+)" style="fill: var\(--s1\)', svg)
-    marks = [float(y) for y in marks if float(y) < 289]  # the band is placed as a whole, at the bottom
+    marks = [float(y) for y in marks if float(y) < 289]  # excludes the band, which is one element at the bottom
     assert [top + each * y for y in marks] == pytest.approx(VALUES, abs=0.003)
 
 
-def test_ranks_are_spaced_by_doublings():
+def test_ranks_have_a_logarithmic_axis():
     svg = over_ranks([Series("alpha 32", [(rank, 5 - rank / 100) for rank in (1, 2, 4, 16)])], "Loss by rank")
     marks = [float(x) for x in re.findall(r'<use href="#[^"]*" x="([\d.]+)" y="[\d.]+" style="fill: var\(--s1\)', svg)]
     assert len(marks) == 4
@@ -40,7 +40,7 @@ def test_ranks_are_spaced_by_doublings():
     assert re.findall(r"text-anchor: middle[^>]*>([^<]+)</text>", svg) == ["1", "2", "4", "16"]
 
 
-def test_methods_are_numbered_points_over_tenfolds_of_parameters():
+def test_methods_are_numbered_points_over_parameters():
     marks = [Mark(f"手法{i}", 10.0**i, 300 - 10 * i, colour=i % 2) for i in (3, 4, 6)]
     figure = over_parameters([*marks, Mark("lost", 10, math.inf, 0), Mark("nothing", 0, 5, 0)], "Perplexity")
     svg = figure[figure.index("<svg") :]
@@ -61,7 +61,7 @@ def test_methods_are_numbered_points_over_tenfolds_of_parameters():
     assert {"20,000", "50,000"} <= set(re.findall(r">([^<>]+)</text>", near))
 
 
-def test_numbers_of_points_that_lie_together_can_be_read():
+def test_numbers_of_close_points_do_not_overlap():
     marks = [Mark("a", 1e5, 400 + i / 10, 1) for i in range(8)] + [Mark("b", 1e6, 200, 0)]
     svg = over_parameters(marks, "c")
     texts = re.findall(r'<text style="[^"]*text-anchor: middle[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)</text>', svg)
@@ -70,26 +70,26 @@ def test_numbers_of_points_that_lie_together_can_be_read():
     assert min(math.dist(a, b) for a, b in combinations(places, 2)) > 8
 
 
-def test_colours_are_the_pages_and_names_stand_outside_the_drawing():
+def test_colours_are_css_variables_and_names_are_in_the_legend():
     names = [f"実行{i}" for i in range(20)]
     figure = curves([Series(name, [(0, i), (1, i + 1.0)]) for i, name in enumerate(names)], "損失 by step")
     page = Page(figure)
     drawing = figure[figure.index("<svg") :]
-    assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a colour that dark pages do not change"
+    assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a colour that does not follow the theme"
     assert all(name in page.text for name in names)
     assert not re.search(r"[^\x00-\x7f−]", drawing.partition(">")[2]), "numbers only"
     legend = re.findall(r'style="(border-color[^"]*)"', figure)
     assert len(set(legend)) == len(names), "no two lines look alike"
 
 
-def test_the_rate_is_a_strip_with_its_peak_in_full():
+def test_the_learning_rate_is_a_strip_below_the_plot():
     svg = curves([LINE], "Loss", below=Series("learning rate", [(i, 1.5e-4 * (1 - i / 100)) for i in range(97)]))
     assert ">0.00015</text>" in svg
     assert ">learning rate</text>" in svg
     assert curves([LINE], "Loss", below=Series("learning rate", [(0, math.nan)])).count("<text") < svg.count("<text")
 
 
-def test_what_is_not_finite_is_left_out():
+def test_points_that_are_not_finite_are_left_out():
     holes = [(0, 5.0), (1, math.nan), (2, math.inf), (3, 4.0), (math.nan, 3.0)]
     assert curves([Series("x", holes)], "c").count("<use href") >= 2
     assert curves([Series("x", [(0, math.nan)])], "c") == ""
@@ -99,11 +99,11 @@ def test_what_is_not_finite_is_left_out():
     assert "nan" not in svg
 
 
-def test_one_plot_is_the_same_each_time():
+def test_plots_are_deterministic():
     assert curves([LINE], "Bits") == curves([LINE], "Bits")
 
 
-def test_smoothing_is_the_mean_around_each_point():
+def test_smoothing_is_a_moving_average():
     points = [(float(i), math.sin(i) * 3) for i in range(40)]
     for window in (1, 3, 7, 99):
         half = window // 2

@@ -1,4 +1,4 @@
-"""A small Aozora Bunko of our own: three works, and an index with the rows that the real one has."""
+"""A small invented Aozora Bunko: three works, and an index with the kinds of rows that the real one has."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The library's index as it is, and what only looks like it."""
+"""Reading the library's index, and errors for files that are not the index."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_an_entry_is_a_work_with_its_people(data, name):
         ("", None),
     ],
 )
-def test_kana_is_what_the_index_says(name, kana):
+def test_kana_is_read_from_the_index(name, kana):
     (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, 文字遣い種別=name)]), "index")
     assert (entry.kana, entry.orthography) == (kana, name or None)
 
@@ -52,18 +52,18 @@ def test_kana_is_what_the_index_says(name, kana):
 @pytest.mark.parametrize(
     ("name", "encoding"), [("ShiftJIS", "shift_jis"), ("UTF-8", "utf-8"), ("", None), ("EUC", None)]
 )
-def test_an_encoding_is_one_of_two_or_left_to_the_text(name, encoding):
+def test_the_encoding_is_one_of_two_or_unknown(name, encoding):
     (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, テキストファイル符号化方式=name)]), "index")
     assert entry.encoding == encoding
 
 
-def test_a_row_that_comes_twice_counts_once():
+def test_repeated_rows_count_once():
     (entry,) = read_index(index_csv([ROWS[0], ROWS[1], ROWS[0]])[:-1] + b"\n", "index")[:1]
     assert entry.people == (YAMADA_WROTE,)
     assert entry.origin == "index: line 2"
 
 
-def test_one_row_under_copyright_is_enough():
+def test_one_row_under_copyright_excludes_the_work():
     rows = [row("1", "坂", "000001", YAMADA), row("1", "坂", "000001", KAWADA, 作品著作権フラグ="あり")]
     for order in (rows, rows[::-1]):
         (entry,) = read_index(index_csv(order), "index")
@@ -72,12 +72,12 @@ def test_one_row_under_copyright_is_enough():
     assert not entry.free
 
 
-def test_a_role_that_is_not_known_is_other():
+def test_an_unknown_role_is_other():
     (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, 役割フラグ="挿絵")]), "index")
     assert entry.people == (Person("000001", "山田一", "other"),)
 
 
-def test_lines_are_the_files_even_behind_cells_of_several_lines():
+def test_line_numbers_count_lines_within_cells():
     data = index_csv([row("1", "坂の\n上\r\n下", "000001", YAMADA), row("2", "海", "000001", YAMADA)])
     origins = [entry.origin for entry in read_index(data, "index")]
     lines = data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
@@ -93,7 +93,7 @@ def test_lines_are_the_files_even_behind_cells_of_several_lines():
         f"{ROOT}/cards/000001/files/1.html",
     ],
 )
-def test_what_is_no_zip_of_the_librarys_own_keeps_its_address(url):
+def test_files_of_other_sites_keep_their_url(url):
     (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, テキストファイルURL=url)]), "index")
     assert entry.path == url
 
@@ -111,13 +111,13 @@ def test_what_is_no_zip_of_the_librarys_own_keeps_its_address(url):
     ],
     ids=["column", "empty", "zip", "no csv", "web page", "encoding", "short row"],
 )
-def test_what_is_no_index_is_refused_by_name(data, message):
+def test_other_files_are_errors(data, message):
     with pytest.raises(TsugikiError, match=f"^here: {message}") as caught:
         read_index(data, "here")
     assert "\n" not in str(caught.value)
 
 
-def test_a_manifest_that_is_none_is_refused_by_line(tmp_path):
+def test_an_invalid_manifest_is_an_error_with_its_line(tmp_path):
     path = tmp_path / "manifest.tsv"
     path.write_text("path\tperson_id\na\t1\n", encoding="utf-8")
     with pytest.raises(TsugikiError, match=r"manifest.tsv: line 2: "):

@@ -1,4 +1,4 @@
-"""Which entries a query leaves."""
+"""Selecting entries by a query."""
 
 import pytest
 
@@ -16,22 +16,22 @@ def chosen(**query: str) -> list[str | None]:
     return [entry.title for entry in select(read_index(index_csv(ROWS), "index"), Query(**query))]  # type: ignore[arg-type]
 
 
-def test_a_person_is_taken_under_every_name():
+def test_works_under_every_name_of_a_person_are_selected():
     entries = [signed("a", "1", "山田一"), signed("b", "1", "山田生"), signed("c", "2", "川田"), signed("d", "1", None)]
     assert [entry.path for entry in select(entries, Query(author="山田一"))] == ["a", "b", "d"]
 
 
-def test_the_width_of_letters_does_not_matter():
+def test_character_widths_are_ignored():
     entries = [signed("a", "1", "Ａ・ヤマダ"), signed("b", "2", "川田")]
     assert [entry.path for entry in select(entries, Query(author="A・ﾔﾏﾀﾞ"))] == ["a"]
 
 
-def test_a_path_comes_once():
+def test_a_path_is_selected_once():
     entries = [signed("a", "1", "山田一"), signed("b", "1", "山田一"), signed("a", "2", "川田")]
     assert select(entries, Query()) == entries[:2]
 
 
-def test_roles_tell_authors_from_translators():
+def test_roles_distinguish_authors_and_translators():
     assert chosen() == ["坂の上", "海の底", "川の話", "訳した話", "よそにある話", "題名だけ"]
     assert chosen(author="山田一") == ["坂の上", "海の底", "川の話", "訳した話"]
     assert chosen(author="川田二葉") == ["川の話", "よそにある話", "題名だけ"]
@@ -52,13 +52,13 @@ def test_roles_tell_authors_from_translators():
         ({"author": "山田一", "title": "よそ"}, "no work matches --author 山田一 --title よそ"),
     ],
 )
-def test_what_matches_nothing_is_an_error_with_advice(query, message):
+def test_a_query_without_matches_is_an_error_with_advice(query, message):
     with pytest.raises(TsugikiError, match=message):
         chosen(**query)
 
 
 @pytest.mark.parametrize("name", [None, "山田一"])
-def test_a_role_needs_a_source_that_knows_roles(name):
+def test_a_role_requires_a_source_with_roles(name):
     with pytest.raises(TsugikiError, match="--role translator: .*only authors"):
         select([signed("a", "1", name)], Query(role="translator"))
 

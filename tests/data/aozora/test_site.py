@@ -1,4 +1,4 @@
-"""A made-up site on 127.0.0.1 that counts what it is asked."""
+"""Reading works from a test server on 127.0.0.1 that counts requests."""
 
 import itertools
 import os
@@ -25,7 +25,7 @@ from tsugiki.io.cache import cache_folder
 
 @dataclass
 class Stub:
-    """A site that answers from `files`, fails as often as `failures` says, with that status, and stops at `limit`."""
+    """A server with `files`; requests fail as `failures` defines, and the server stops after `limit` requests."""
 
     url: str
     files: dict[str, bytes]
@@ -92,7 +92,7 @@ def test_a_site_is_read_through_its_index_once(stub, tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(stub, tmp_path):
+def test_an_interrupted_run_continues_from_the_cache(stub, tmp_path):
     stub.limit = 3  # the index and two works
     out = tmp_path / "works.jsonl"
     arguments = ["aozora", "--source", stub.url, "--cache", str(tmp_path / "cache"), "--out", str(out)]
@@ -109,7 +109,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(stub, tmp_path):
     assert len(stub.asked) == 4
 
 
-def test_a_site_that_stumbles_is_asked_again(stub, tmp_path):
+def test_failed_requests_are_repeated(stub, tmp_path):
     stub.failures["/cards/000001/files/1_ruby.zip"] = [503]
     stub.failures[f"/index_pages/{INDEX}.zip"] = [500, 429]
     works, skipped = site_works(stub, tmp_path)
@@ -126,10 +126,10 @@ def test_a_missing_file_stops_the_run_at_its_row(stub, tmp_path):
         f"{stub.url}/index_pages/{INDEX}.zip/{INDEX}.csv: line 3: {stub.url}/cards/000001/files/2_ruby.zip: "
         "the site answers 404; try again later, or skip such works with --skip-missing"
     )
-    assert stub.asked["/cards/000001/files/2_ruby.zip"] == 1  # not asked for again at once
+    assert stub.asked["/cards/000001/files/2_ruby.zip"] == 1  # not requested again immediately
 
 
-def test_missing_and_broken_files_are_left_out_and_the_rest_is_fetched_once(stub, tmp_path):
+def test_missing_and_damaged_files_are_skipped_and_others_downloaded_once(stub, tmp_path):
     del stub.files["/cards/000001/files/1_ruby.zip"]
     stub.files["/cards/000001/files/2_ruby.zip"] = b"<html>busy</html>"
     missing: list[str] = []
@@ -139,7 +139,7 @@ def test_missing_and_broken_files_are_left_out_and_the_rest_is_fetched_once(stub
     assert damaged.startswith(f"{stub.url}/cards/000001/files/2_ruby.zip: a damaged zip")
     assert len(missing) == 1
     assert f"line 2: {stub.url}/cards/000001/files/1_ruby.zip: the site answers 404" in missing[0]
-    # What is broken is not kept.
+    # The damaged file is not cached.
     stub.files["/cards/000001/files/2_ruby.zip"] = FILES["cards/000001/files/2_ruby.zip"]
     works, skipped = site_works(stub, tmp_path, missing.append)
     assert [work.title for work in works] == ["海の底", "川の話"]
@@ -147,7 +147,7 @@ def test_missing_and_broken_files_are_left_out_and_the_rest_is_fetched_once(stub
 
 
 @pytest.mark.parametrize("status", [403, 429, 503])
-def test_a_site_that_refuses_ends_the_run_and_keeps_what_it_gave(stub, tmp_path, status):
+def test_an_error_status_ends_the_run_and_keeps_downloaded_files(stub, tmp_path, status):
     stub.failures["/cards/000001/files/2_ruby.zip"] = [status] * 4
     with pytest.raises(SiteUnreachable, match=f"2_ruby.zip: the site answers {status}"):
         site_works(stub, tmp_path, pytest.fail)
@@ -157,7 +157,7 @@ def test_a_site_that_refuses_ends_the_run_and_keeps_what_it_gave(stub, tmp_path,
     assert stub.asked["/cards/000001/files/2_ruby.zip"] == (2 if status == 403 else 5)
 
 
-def test_files_kept_elsewhere_and_rows_without_one_are_skipped_without_a_request(stub, tmp_path):
+def test_files_of_other_sites_and_rows_without_files_are_skipped(stub, tmp_path):
     stub.files[f"/index_pages/{INDEX}.zip"] = index_zip([ROWS[0], *ROWS[-2:]])
     works, skipped = site_works(stub, tmp_path)
     assert len(works) == 1
@@ -167,13 +167,13 @@ def test_files_kept_elsewhere_and_rows_without_one_are_skipped_without_a_request
     assert sum(stub.asked.values()) == 2
 
 
-def test_a_site_out_of_reach_is_one_line(tmp_path):
+def test_an_unreachable_site_is_a_one_line_error(tmp_path):
     with pytest.raises(SiteUnreachable, match="http://127.0.0.1:9/index_pages/.*cannot be reached") as caught:
         Site("http://127.0.0.1:9", tmp_path, pause=0.0).entries()
     assert "\n" not in str(caught.value)
 
 
-def test_a_site_that_goes_away_ends_the_run(stub, tmp_path):
+def test_a_site_that_becomes_unreachable_ends_the_run(stub, tmp_path):
     site = Site(stub.url, tmp_path, pause=0.0)
     works = read_entries(site, site.entries(), Query(), pytest.fail)
     next(works)
@@ -182,7 +182,7 @@ def test_a_site_that_goes_away_ends_the_run(stub, tmp_path):
         next(works)
 
 
-def test_the_index_is_fetched_again_after_a_week_if_it_can_be(stub, tmp_path):
+def test_the_index_is_downloaded_again_after_a_week(stub, tmp_path):
     site_works(stub, tmp_path)
     (kept,) = tmp_path.rglob(f"{INDEX}.zip")
     os.utime(kept, (0, 0))
@@ -194,7 +194,7 @@ def test_the_index_is_fetched_again_after_a_week_if_it_can_be(stub, tmp_path):
     assert len(site.entries()) == 2
 
 
-def test_requests_keep_their_distance(stub, tmp_path, monkeypatch):
+def test_requests_are_spaced_out(stub, tmp_path, monkeypatch):
     now = 100.0
     times: list[float] = []
 
@@ -212,7 +212,7 @@ def test_requests_keep_their_distance(stub, tmp_path, monkeypatch):
     assert gaps == [0.5, 0.5, 1.0, 0.5, 0.5]
 
 
-def test_the_cache_is_the_users(monkeypatch, tmp_path):
+def test_the_default_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder("aozora") == tmp_path / "tsugiki" / "aozora"
     monkeypatch.delenv("XDG_CACHE_HOME")

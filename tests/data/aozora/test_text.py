@@ -1,4 +1,4 @@
-"""Every rule of the notation on sentences of our own, then the whole mirror where there is one."""
+"""The rules of the notation on invented sentences, and on the whole mirror if it is available."""
 
 import io
 import re
@@ -93,7 +93,7 @@ def zipped(text: str | bytes, name: str = "work.txt", encoding: str = "shift_jis
         ("　一。\n\n\n　二。", "　一。\n\n\n　二。"),
     ],
 )
-def test_what_a_reader_reads(source, expected):
+def test_notation_becomes_plain_text(source, expected):
     assert plain_text(source) == (expected, 0)
 
 
@@ -131,7 +131,7 @@ def test_men_ku_ten_covers_jis_x_0213_as_the_codec_does():
     assert checked > 11_000
 
 
-def test_a_work_is_its_body_title_and_author():
+def test_a_work_has_body_title_and_author():
     work = read_work(zipped(f"坂《さか》の上\n山田｜一《はじめ》\n\n{LEGEND}\n　坂を上る。\n　下る。\n{FOOTER}"))
     assert (work.title, work.author) == ("坂の上", "山田一")
     assert work.text == "　坂を上る。\n　下る。"
@@ -156,7 +156,7 @@ def test_header_and_footer_in_their_variants(source):
     assert (work.title, work.author, work.text) == ("坂", "山田一", "　上る。\n\n　下る。")
 
 
-def test_rules_and_source_words_within_the_body_stay():
+def test_rules_and_footer_words_within_the_body_are_kept():
     body = f"　これを底本とした。\n\n{RULE}\n\n　次の章。"
     assert read_work(zipped(f"坂\n山田一\n\n{LEGEND}\n{body}{FOOTER}")).text == body
     assert read_work(zipped(f"坂\n山田一\n\n{RULE}\n\n　章。{FOOTER}")).text == f"{RULE}\n\n　章。"
@@ -197,7 +197,7 @@ def test_encodings():
     assert read_work(zipped(vendor, encoding="cp932")).text == "　波線は〜、棒は−、丸は①。"
 
 
-def test_an_encoding_that_is_named_must_be_the_texts():
+def test_the_encoding_must_be_that_of_the_index():
     text = f"坂\n山田一\n\n　上る。{FOOTER}"
     assert read_work(zipped(text), encoding="shift_jis") == read_work(zipped(text))
     assert read_work(zipped(text, encoding="utf-8"), encoding="utf-8") == read_work(zipped(text))
@@ -228,7 +228,7 @@ def two_texts() -> bytes:
     ],
     ids=["no zip", "cut off", "no text", "two texts", "encoding", "empty"],
 )
-def test_what_cannot_be_read_is_named_in_one_line(data, message):
+def test_unreadable_files_are_one_line_errors(data, message):
     with pytest.raises(TsugikiError, match=message) as caught:
         read_work(data, "cards/000001/files/1.zip")
     assert str(caught.value).startswith("cards/000001/files/1.zip: ")
@@ -243,7 +243,7 @@ def test_damage_inside_the_zip_is_found():
         data = bytearray(whole)
         data[position] ^= 0xFF
         try:
-            assert read_work(bytes(data)) == expected  # a byte that nobody reads, such as the date
+            assert read_work(bytes(data)) == expected  # a byte that is not used, such as the date
         except TsugikiError:
             refused += 1
     assert refused > len(whole) / 2
@@ -254,7 +254,7 @@ def test_kana_of_a_text():
     assert guess_kana("　町へ行つたと思ふ。もう遅いだらう。") == "old"
 
 
-# True exceptions in the mirror: marks that are no notation.
+# Exceptions in the mirror: marks that are not notation.
 LITERAL = {
     # box drawings and a table with ｜ for their vertical lines
     "cards/000040/files/47288_ruby_29408.zip": "｜",

@@ -43,7 +43,7 @@ def titles(source: Path | str, **query: str) -> list[str]:
 # Folders -------------------------------------------------------------------------------------------------
 
 
-def test_a_bare_folder_speaks_through_its_texts(mirror):
+def test_without_an_index_the_texts_give_title_and_author(mirror):
     assert list(iter_works(str(mirror))) == [
         Work("坂の上", "山田一", "000001", "　上ったと思う。", "cards/000001/files/1_ruby.zip", "modern", 0),
         Work("海の底", "山田一", "000001", "　下つたと思ふ。", "cards/000001/files/2_ruby.zip", "old", 0),
@@ -52,7 +52,7 @@ def test_a_bare_folder_speaks_through_its_texts(mirror):
 
 
 @pytest.mark.parametrize("place", [f"{INDEX}.csv", f"{INDEX}.zip", f"index_pages/{INDEX}.zip"])
-def test_an_index_in_the_folder_goes_before_the_texts(mirror, place):
+def test_an_index_in_the_folder_takes_precedence(mirror, place):
     (mirror / "index_pages").mkdir()
     rows = [row("1", "坂の上（索引）", "000009", ("索引", "者"), テキストファイルURL=ROWS[0]["テキストファイルURL"])]
     (mirror / place).write_bytes(index_csv(rows) if place.endswith(".csv") else index_zip(rows))
@@ -70,13 +70,13 @@ def test_a_manifest_names_files_persons_and_kana(mirror):
     )
     works = list(iter_works(str(mirror)))
     assert [(w.title, w.author, w.person_id, w.kana) for w in works] == [
-        ("坂の上", "山田一", "000001", "modern"),  # a translator is no author: the text knows better
+        ("坂の上", "山田一", "000001", "modern"),  # the manifest names the translator; the text gives the author
         ("川の話", "川田二葉", "000002", "old"),
     ]
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_author_title_and_kana_choose(mirror, indexed):
+def test_selection_by_author_title_and_kana(mirror, indexed):
     if indexed:
         (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS[:3]))
     assert titles(mirror, author="山田一") == ["坂の上", "海の底"]
@@ -87,7 +87,7 @@ def test_author_title_and_kana_choose(mirror, indexed):
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_what_matches_nothing_is_an_error_with_advice(mirror, indexed):
+def test_a_query_without_matches_is_an_error_with_advice(mirror, indexed):
     if indexed:
         (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS[:3]))
     with pytest.raises(TsugikiError, match=r"no author 山田二 .*did you mean 山田一"):
@@ -98,7 +98,7 @@ def test_what_matches_nothing_is_an_error_with_advice(mirror, indexed):
         titles(mirror, author="山田一", title="川")
 
 
-def test_a_folder_without_cards_is_refused(tmp_path):
+def test_a_folder_without_cards_is_an_error(tmp_path):
     with pytest.raises(TsugikiError, match="cards/"):
         open_source(str(tmp_path))
     (tmp_path / "cards").mkdir()
@@ -106,7 +106,7 @@ def test_a_folder_without_cards_is_refused(tmp_path):
         titles(tmp_path)
 
 
-def test_a_broken_work_is_skipped_by_name_and_the_rest_comes(mirror):
+def test_damaged_works_are_skipped_and_named(mirror):
     (mirror / "cards/000001/files/0_ruby.zip").write_bytes(b"PK nonsense")
     (mirror / "cards/000001/files/9_ruby.zip").write_bytes(zipped("図", name="figure.png"))
     rows = [*ROWS[:3], row("0", "欠", "000001", YAMADA), row("9", "欠", "000001", YAMADA), *ROWS[-2:]]
@@ -123,7 +123,7 @@ def test_a_broken_work_is_skipped_by_name_and_the_rest_comes(mirror):
 
 
 @pytest.mark.parametrize("index", [f"{INDEX}.csv", "manifest.tsv"])
-def test_a_missing_file_is_an_error_by_line_or_left_out(mirror, index):
+def test_a_missing_file_is_an_error_or_skipped(mirror, index):
     names = list(FILES)
     manifest = "path\tperson_id\tauthor_line\ttitle_line\tkana_guess\n" + "".join(
         f"{name}\t000001\t\t\t\n" for name in names
@@ -144,7 +144,7 @@ def test_a_missing_file_is_an_error_by_line_or_left_out(mirror, index):
     assert missing[0].startswith(f"{mirror / index}: line 3: ")
 
 
-def test_a_work_of_several_people_is_read_once_and_is_its_authors(mirror):
+def test_a_work_of_several_people_is_read_once(mirror):
     (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
     (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
     (work,) = iter_works(str(mirror), author="川田二葉", role="translator")
@@ -153,13 +153,13 @@ def test_a_work_of_several_people_is_read_once_and_is_its_authors(mirror):
     assert (work.author, work.person_id, work.translator) == ("川田二葉、山田一", "000002", None)
 
 
-def test_an_anthology_without_an_author_takes_its_texts(mirror):
+def test_a_work_without_author_in_the_index_uses_its_text(mirror):
     (mirror / f"{INDEX}.csv").write_bytes(index_csv([ROWS[0] | {"役割フラグ": "編者"}]))
     (work,) = iter_works(str(mirror), role="editor")
     assert (work.author, work.person_id) == ("山田一", "000001")
 
 
-def test_kana_is_the_indexs_and_a_guess_only_without_it(mirror):
+def test_kana_is_guessed_only_if_the_index_does_not_give_it(mirror):
     rows = [ROWS[0] | {"文字遣い種別": "新字旧仮名"}, ROWS[1] | {"文字遣い種別": "その他"}]
     (mirror / f"{INDEX}.csv").write_bytes(index_csv(rows))
     assert [(work.kana, work.orthography) for work in iter_works(str(mirror))] == [
@@ -168,7 +168,7 @@ def test_kana_is_the_indexs_and_a_guess_only_without_it(mirror):
     ]
 
 
-def test_the_encoding_is_the_indexs(mirror):
+def test_the_encoding_is_that_of_the_index(mirror):
     (mirror / "cards/000001/files/2_ruby.zip").write_bytes(
         zipped(f"海の底\n山田一\n\n　底。{FOOTER}", encoding="utf-8")
     )
@@ -186,14 +186,14 @@ def test_the_encoding_is_the_indexs(mirror):
     ]
 
 
-def test_nothing_but_broken_works_is_an_error(mirror):
+def test_only_damaged_works_is_an_error(mirror):
     for name in FILES:
         (mirror / name).write_bytes(b"PK nonsense")
     with pytest.raises(TsugikiError, match=r"3 failed; the first: cards/000001/files/1_ruby"):
         titles(mirror)
 
 
-def test_works_stream(mirror):
+def test_works_are_read_lazily(mirror):
     works = iter_works(str(mirror))
     next(works)
     for name in FILES:
@@ -205,7 +205,7 @@ def test_works_stream(mirror):
 # Writing -------------------------------------------------------------------------------------------------
 
 
-def test_one_json_line_a_work(mirror, tmp_path):
+def test_one_json_line_per_work(mirror, tmp_path):
     out = tmp_path / "works.jsonl"
     totals = write_works(iter_works(str(mirror)), out)
     lines = out.read_bytes().decode("utf-8").splitlines()
@@ -217,12 +217,12 @@ def test_one_json_line_a_work(mirror, tmp_path):
         "person_id": "000001",
         "kana": "modern",
     }
-    assert "坂の上" in lines[0]  # as it is, not escaped
+    assert "坂の上" in lines[0]  # not escaped
     assert len(lines) == 3
     assert (totals.works, totals.characters, totals.unresolved) == (3, 21, 1)
 
 
-def test_a_line_says_what_the_index_adds(mirror, tmp_path):
+def test_lines_include_translator_and_orthography_of_the_index(mirror, tmp_path):
     (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
     (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
     out = tmp_path / "works.jsonl"
@@ -231,7 +231,7 @@ def test_a_line_says_what_the_index_adds(mirror, tmp_path):
     assert (record["author"], record["translator"], record["orthography"]) == ("山田一", "川田二葉", "新字新仮名")
 
 
-def test_a_target_is_never_overwritten_or_half_written(mirror, tmp_path):
+def test_the_output_is_never_overwritten_or_partial(mirror, tmp_path):
     out = tmp_path / "works.jsonl"
 
     def works() -> Iterator[Work]:
