@@ -12,13 +12,13 @@ from tsugiki import LoraConfig
 from tsugiki.adapters.algebra.spectrum import singular_values
 from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights, write_lora_weights
 from tsugiki.methods.table import METHODS
-from tsugiki.report.adapter import facts_lines, inspect_adapter, tensors_table, write_adapter_page
+from tsugiki.report.adapter import info_lines, inspect_adapter, tensors_table, write_adapter_page
 from tsugiki.report.layers import bars, kinds_table, layers_table, with_spectra
 
 
 def test_every_layer_has_a_row_in_the_order_of_the_blocks(tmp_path: Path):
-    portrait = inspect_adapter(write(tmp_path / "a", blocks=12))
-    _, rows = layers_table(portrait.layers)
+    adapter = inspect_adapter(write(tmp_path / "a", blocks=12))
+    _, rows = layers_table(adapter.layers)
     assert [row[0] for row in rows] == [f"transformer.h.{block}.attn.c_attn" for block in range(12)]
     layer = read_lora_weights(tmp_path / "a").layers["transformer.h.10.attn.c_attn"]
     delta = layer.scaling * layer.B.double() @ layer.A.double()
@@ -28,7 +28,7 @@ def test_every_layer_has_a_row_in_the_order_of_the_blocks(tmp_path: Path):
     assert [float(cell) for cell in rows[10][3:6]] == pytest.approx(
         [float(delta.norm()), float(values[0]), float((-(shares * shares.log()).sum()).exp())], rel=2e-3
     )
-    assert kinds_table(portrait.layers)[1][0][:2] == ["attn.c_attn", "12"]
+    assert kinds_table(adapter.layers)[1][0][:2] == ["attn.c_attn", "12"]
 
 
 def test_blocks_of_two_lists_are_distinguished():
@@ -55,41 +55,41 @@ def test_the_page_is_self_contained(tmp_path: Path):
     for said in ("Adapter · 庭 <b>", "After 40 steps", "庭の梅は", "all 2 layers", "Roy & Vetterli 2007"):
         assert said in page.text, said
     assert len(page.table("layer")) == 3
-    assert ("trained on", "庭.txt") in facts_lines(inspect_adapter(folder))
+    assert ("trained on", "庭.txt") in info_lines(inspect_adapter(folder))
 
 
 def test_the_provenance_is_shown(tmp_path: Path):
     write_lora_weights(lora_of(), tmp_path / "a", {"truncated": "to rank 4", "energy": [0.5, 1]})
-    lines = facts_lines(inspect_adapter(tmp_path / "a"))
-    assert ("made: truncated", "to rank 4") in lines
-    assert ("made: energy", "[0.5, 1]") in lines
+    lines = info_lines(inspect_adapter(tmp_path / "a"))
+    assert ("provenance: truncated", "to rank 4") in lines
+    assert ("provenance: energy", "[0.5, 1]") in lines
 
 
 def test_a_zero_adapter_has_a_note(tmp_path: Path):
     lora = lora_of()
     silent = {path: LayerFactors(one.A, 0 * one.B, one.scaling) for path, one in lora.layers.items()}
     write_lora_weights(type(lora)(lora.config, silent, {}, lora.base, None), tmp_path / "a", {})
-    portrait = inspect_adapter(tmp_path / "a")
-    assert "changes nothing" in portrait.notes[0]
-    assert layers_table(portrait.layers)[1][0][3:6] == ["0.000", "0.000", "0.00"]
-    write_adapter_page(tmp_path / "a.html", portrait)
+    adapter = inspect_adapter(tmp_path / "a")
+    assert "zero" in adapter.notes[0]
+    assert layers_table(adapter.layers)[1][0][3:6] == ["0.000", "0.000", "0.00"]
+    write_adapter_page(tmp_path / "a.html", adapter)
 
 
 def test_dora_shows_its_low_rank_part_with_a_note(tmp_path: Path):
     save_grafted(tmp_path / "a", tiny_model(), LoraConfig(use_dora=True, use_rslora=True))
-    portrait = inspect_adapter(tmp_path / "a")
-    assert portrait.facts.method == "rslora + dora"
-    assert "low-rank part" in portrait.notes[0]
-    assert portrait.layers
+    adapter = inspect_adapter(tmp_path / "a")
+    assert adapter.info.method == "rslora + dora"
+    assert "low-rank part" in adapter.notes[0]
+    assert adapter.layers
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "ia3", "bitfit", "houlsby"])
 def test_other_methods_show_their_tensors(method: str, tmp_path: Path):
     save_grafted(tmp_path / "a", tiny_model(), METHODS[method].configure({}))
-    portrait = inspect_adapter(tmp_path / "a")
-    assert (portrait.facts.method, portrait.facts.ranks, list(portrait.layers)) == (method, (), [])
-    _, rows = tensors_table(portrait.tensors)
+    adapter = inspect_adapter(tmp_path / "a")
+    assert (adapter.info.method, adapter.info.ranks, list(adapter.layers)) == (method, (), [])
+    _, rows = tensors_table(adapter.tensors)
     assert rows
     assert all(float(row[3]) > 0 for row in rows)
-    write_adapter_page(tmp_path / "a.html", portrait)
-    assert "Its tensors" in assert_whole((tmp_path / "a.html").read_text(encoding="utf-8")).text
+    write_adapter_page(tmp_path / "a.html", adapter)
+    assert "Tensors" in assert_whole((tmp_path / "a.html").read_text(encoding="utf-8")).text

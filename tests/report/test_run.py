@@ -1,4 +1,4 @@
-"""The page of a run says what its record says, whatever the record holds."""
+"""The page of a run shows what its record contains."""
 
 import math
 import os
@@ -60,13 +60,13 @@ def test_the_figures_are_those_of_the_record():
         assert said in page.text, said
 
 
-def test_the_settings_come_back_from_the_page():
+def test_the_settings_can_be_read_from_the_page():
     page = of(record())
     block = next(text for text in page.texts if "model: embedded" in text)
     assert yaml.safe_load(block) == record().config.to_dict()
 
 
-def test_text_is_text():
+def test_texts_are_escaped():
     evil = '</pre><script>alert("x")</script>&amp;'
     run = record(samples=[{"step": 0, "prompt": evil, "text": evil}], config={"data": evil, "prompts": [evil]})
     run.machine.processor = evil
@@ -78,7 +78,7 @@ def test_text_is_text():
     assert page.text.count(evil) >= 5
 
 
-def test_samples_stand_side_by_side_with_their_lines_and_half_characters():
+def test_samples_are_side_by_side_with_their_line_ends():
     page = of(record())
     assert "庭の梅は" in page.text
     for step in (0, 20, 40):
@@ -87,7 +87,7 @@ def test_samples_stand_side_by_side_with_their_lines_and_half_characters():
     assert labels == ["before the first step", "step 20", "step 40, the end"]
 
 
-def test_of_many_samples_the_start_the_middle_and_the_end_stand_first():
+def test_of_many_samples_the_first_the_middle_and_the_last_are_shown():
     many = [{"step": step, "prompt": "庭", "text": f"本文{step}。"} for step in range(0, 101, 10)]
     content = report_page(record(samples=many), HERE)
     assert_whole(content)
@@ -100,8 +100,8 @@ def test_of_many_samples_the_start_the_middle_and_the_end_stand_first():
     [
         ({"evaluations": []}, "no evaluation yet"),
         ({"evaluations": [evaluation(0, 5.6)]}, "no later evaluation yet"),
-        ({"evaluations": [evaluation(0, 5.6, 1), evaluation(9, 5.0, 1)]}, "for other documents cannot be told"),
-        ({"evaluations": [evaluation(0, 5.6, 3), evaluation(9, 5.0, 3)]}, "so few make it too narrow"),
+        ({"evaluations": [evaluation(0, 5.6, 1), evaluation(9, 5.0, 1)]}, "no interval"),
+        ({"evaluations": [evaluation(0, 5.6, 3), evaluation(9, 5.0, 3)]}, "too narrow"),
         ({"evaluations": [evaluation(0, 800.0), evaluation(9, 5.0)]}, "inf"),
         ({"evaluations": [evaluation(0, 5.6), evaluation(9, math.nan)]}, "the change cannot be computed"),
         ({"samples": []}, "After 40 steps"),
@@ -113,21 +113,21 @@ def test_of_many_samples_the_start_the_middle_and_the_end_stand_first():
         ({"status": "running", "training": None, "resolved_settings": {}, "evaluations": []}, "Not finished: step 0."),
     ],
 )
-def test_what_a_record_lacks_is_left_out(changes: dict, said: str):
+def test_missing_parts_of_a_record_are_left_out(changes: dict, said: str):
     text = of(record(**changes)).text
     assert said in text
     assert "nan" not in text
     assert "None" not in text
 
 
-def test_a_change_that_may_be_luck_is_called_so():
+def test_a_change_that_may_be_due_to_chance_is_marked():
     before, after = evaluation(0, 5.0), evaluation(9, 5.0)
     after["documents"] = [[nll * (1.1 if i % 2 else 0.91), *rest] for i, (nll, *rest) in enumerate(before["documents"])]
-    assert "it may be luck" in of(record(evaluations=[before, after])).text
-    assert "it may be luck" not in of(record()).text
+    assert "due to chance" in of(record(evaluations=[before, after])).text
+    assert "due to chance" not in of(record()).text
 
 
-def test_each_method_is_used_in_its_own_way():
+def test_the_commands_depend_on_the_method():
     assert "tsugiki generate --model embedded --adapter runs/庭" in of(record()).text.replace("'", "")
     for method in ("full", "pretrain"):
         page = of(record(config={"method": method}))
@@ -148,7 +148,7 @@ def test_a_long_run_makes_a_small_page():
     assert max(map(float, labels)) >= 8, "a peak is not thinned away"
 
 
-def test_the_page_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_page_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     record().write(tmp_path)
     (tmp_path / "report.html").write_text("what was there")
 
@@ -157,7 +157,7 @@ def test_the_page_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", fail)
+        patched.setattr(Path, "write_bytes", fail)
         with pytest.raises(TsugikiError, match=r"report\.html: No space left"):
             write_report(tmp_path)
     assert (tmp_path / "report.html").read_text() == "what was there"
@@ -183,7 +183,7 @@ def test_a_folder_that_is_not_writable(tmp_path: Path):
     assert (tmp_path / "run.json").read_bytes() == before
 
 
-def test_half_a_surrogate_pair_is_no_reason_to_fail(tmp_path: Path):
+def test_unpaired_surrogates_are_replaced(tmp_path: Path):
     run = record(samples=[Sample.model_construct(step=0, prompt="庭", text="\ud83c咲")])
     (tmp_path / "report.html").write_text("")
     from tsugiki.io.atomic import write_text
@@ -192,7 +192,7 @@ def test_half_a_surrogate_pair_is_no_reason_to_fail(tmp_path: Path):
     assert "?咲" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_command_says_where_the_page_is(tmp_path: Path):
+def test_the_command_prints_the_path_of_the_page(tmp_path: Path):
     import typer
 
     from tsugiki.cli.report import report_command

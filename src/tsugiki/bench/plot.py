@@ -20,7 +20,7 @@ _INK, _FAINT, _RULE, _PAPER = "#00fe01", "#00fe02", "#00fe03", "#00fe04"
 _OURS, _THEIRS, _LIMIT = "#00fe05", "#00fe06", "#00fe07"
 _VARIABLES = {
     _INK: "--ink",
-    _FAINT: "--masked",
+    _FAINT: "--faint",
     _RULE: "--line",
     _PAPER: "--paper",
     _OURS: "--s1",

@@ -1,4 +1,4 @@
-"""What a finished run, or an evaluation, shows on standard output."""
+"""Print the results of a run, of evaluations and of a merge."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +9,17 @@ from rich.table import Table
 from tsugiki.cli.tables import print_table
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
-from tsugiki.report.formatting import describe_change, format_change, with_interval
+from tsugiki.report.formatting import describe_change, format_change, format_with_interval
 from tsugiki.report.run import change_of_run, held_out_table
 from tsugiki.train.evaluation.result import Evaluation, change_of_bits
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.merge import MergeReport
 
-_PLAIN_WIDTH = 120  # of a table that no terminal bounds
+_WIDTH = 120  # if the output is not a terminal
 
 
 def print_summary(record: RunRecord, page: Path) -> None:
-    """Held-out figures before and after, what it cost, and where the adapter and the run's page are."""
+    """Print the held-out figures of a run before and after training, its time and memory, and its files."""
     out, warning = record.folder(), record.evaluations[-1].warning
     training, _ = finished(record)
     kind = "adapter" if (out / ADAPTER_FILE).exists() else "model"
@@ -35,17 +35,17 @@ def print_summary(record: RunRecord, page: Path) -> None:
 
 
 def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> None:
-    """A table with a line for each model, the first one being what the others are compared with."""
+    """Print a table with a row for each model; changes are relative to the first one."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
+        console.width = _WIDTH
     table = Table("model", "loss", "perplexity", "bits/char", "change of bits", "tokens")
     for name, result in zip(names, results, strict=True):
         table.add_row(
             name,
-            with_interval(result.loss, result.loss_interval),
+            format_with_interval(result.loss, result.loss_interval),
             f"{result.perplexity:,.4g}",
-            with_interval(result.bits_per_char, result.bits_per_char_interval),
+            format_with_interval(result.bits_per_char, result.bits_per_char_interval),
             "–" if result is results[0] else format_change(change_of_bits(results[0], result)),
             f"{result.tokens:,}",
         )
@@ -53,33 +53,33 @@ def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> No
     first = results[0]
     console.print(
         f"{first.characters:,} characters of {len(first.documents):,} documents in {first.windows:,} windows; "
-        "in brackets 95 % intervals over documents",
+        "95 % intervals over documents in brackets",
         soft_wrap=True,
     )
-    console.print(
-        "compare bits per character between models: loss and perplexity are each tokenizer's own", soft_wrap=True
-    )
+    console.print("between models with different tokenizers, compare only bits per character", soft_wrap=True)
     for name, result in zip(names, results, strict=True):
         if result.warning:
             console.print(f"{name}: {result.warning}")
         if result.skipped_records:
-            console.print(f"{name}: {result.skipped_records:,} examples are longer than its context and are not scored")
+            console.print(f"{name}: {result.skipped_records:,} examples are longer than the context and are not scored")
         if result.split_windows:
-            console.print(f"{name}: {result.split_windows:,} windows are longer than its context and scored in pieces")
+            console.print(
+                f"{name}: {result.split_windows:,} windows are longer than the context and are scored in pieces"
+            )
 
 
 def print_merge(out: Path, report: MergeReport) -> None:
-    """How much of the base changed, and how near the merged model is to base and adapters."""
+    """Print how many tensors changed, the rounding error, and the differences that were verified."""
     console = Console(highlight=False)
     console.print(
         f"{out}: {report.changed:,} of {report.tensors:,} tensors changed; "
-        f"rounded to their types, they lose {report.rounding:.2%} of the change",
+        f"rounding to their dtypes loses {report.rounding:.2%} of the change",
         soft_wrap=True,
     )
     if report.probe is not None:
         console.print(
-            f"the adapter moves the probe's logits by up to {report.probe.shift:.3g}; "
-            f"merged, they are the adapted model's to {report.probe.error:.1e}",
+            f"probe: the adapter changes the logits by up to {report.probe.shift:.3g}; the merged model's logits "
+            f"differ from the adapted model's by up to {report.probe.error:.1e}",
             soft_wrap=True,
         )
     if report.evaluations is not None:

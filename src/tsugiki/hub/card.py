@@ -31,7 +31,7 @@ from tsugiki.io.json import value_text
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS, format_of
 from tsugiki.report.counts import data_lines
-from tsugiki.report.formatting import describe_change, with_interval
+from tsugiki.report.formatting import describe_change, format_with_interval
 from tsugiki.train.evaluation.interval import Interval
 from tsugiki.train.evaluation.result import Evaluation, change_of_bits
 from tsugiki.train.record import RunRecord
@@ -150,7 +150,10 @@ def _figures(record: RunRecord | None) -> dict[str, Any]:
         return {}
     before, after = record.evaluations[0], record.evaluations[-1]
     rows = [
-        [label, *(with_interval(value, interval).replace("\n", " ") for value, interval in ((was, of), (now, at)))]
+        [
+            label,
+            *(format_with_interval(value, interval).replace("\n", " ") for value, interval in ((was, of), (now, at))),
+        ]
         for (_, label, was, of), (_, _, now, at) in zip(_figures_of(before), _figures_of(after), strict=True)
     ]
     change = change_of_bits(before, after)

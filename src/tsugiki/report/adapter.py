@@ -1,6 +1,5 @@
-"""One adapter: what it is, how it came about, what it showed, and what it changes where."""
+"""Inspect one adapter: its base, method, training run, and updates by layer."""
 
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,56 +17,54 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import METADATA_FILE
 from tsugiki.io.formatting import format_duration, format_size
-from tsugiki.io.json import read_json
+from tsugiki.io.json import read_json, value_text
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
-from tsugiki.report.formatting import Table, figure
+from tsugiki.report.formatting import Table, format_number
 from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, with_spectra
 from tsugiki.report.library import ranks_text, record_of
-from tsugiki.report.page import Section, page, pairs, part, table
+from tsugiki.report.page import Section, page, pairs, render_macro, table
 from tsugiki.report.run import record_sections, summary_sentence
 from tsugiki.train.record import RunRecord
 
 LAYERS_EXPLAINED = (
-    "‖ΔW‖ is the Frobenius norm of a layer's update, σ its singular values, the largest first. The effective rank is "
+    "‖ΔW‖ is the Frobenius norm of a layer's update, σ its singular values in descending order. The effective rank is "
     "the exponential of the entropy of σ / Σσ (Roy & Vetterli 2007)."
 )
-_DORA = (
-    "DoRA gives the rows of W + ΔW lengths of their own, which cannot be told without W: ΔW here is its low-rank part."
-)
+_DORA = "DoRA also trains the norms of the rows of W + ΔW, which cannot be computed without W. ΔW is the low-rank part."
 _DIGITS = len("sha256:") + 12
-_NOTHING = "It changes nothing: every update is zero."
+_ZERO = "The adapter has no effect: every update is zero."
 
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """All that is shown of an adapter."""
+    """Everything that is shown about an adapter."""
 
     name: str
     folder: Path
-    facts: AdapterInfo
-    made: Mapping[str, Any]
-    """How it came about, where it was made of other adapters or models."""
+    info: AdapterInfo
+    provenance: Mapping[str, Any]
+    """How the adapter was derived from other adapters or models; empty if it was trained."""
     record: RunRecord | None
-    """Of the run that trained it."""
+    """The record of the training run, if it is in the folder."""
     layers: Sequence[Layer]
-    """LoRA's."""
+    """The LoRA layers."""
     tensors: Mapping[str, Tensor]
-    """Those that belong to no pair of LoRA's."""
+    """All other tensors."""
     notes: Sequence[str]
 
 
 def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: None) -> AdapterReport:
-    """Read an adapter whole and measure its layers.
+    """Read an adapter and compute the singular values of its layers.
 
     Args:
-        folder: the adapter's.
-        advance: is called with 1 when a layer is done.
+        folder: the folder of the adapter.
+        advance: called with 1 after each layer.
 
     Raises:
-        TsugikiError: no adapter there, or a broken one.
+        TsugikiError: the folder does not contain an adapter, or the adapter is damaged.
     """
-    facts, config = read_adapter_info(folder), read_peft_config(folder)
+    info, config = read_adapter_info(folder), read_peft_config(folder)
     layers, tensors, notes = [], read_weights(folder), []
     if isinstance(config, LoraConfig):
         lora = read_lora_weights(folder)
@@ -76,24 +73,25 @@ def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: 
             spectra[path] = singular_values(layer)
             advance(1)
         layers, tensors = with_spectra(lora.layers, spectra), dict(lora.others)
-        notes = [_DORA] * config.use_dora + [_NOTHING] * (not tensors and not any(layer.norm for layer in layers))
-    return AdapterReport(folder.resolve().name, folder, facts, _made(folder), record_of(folder), layers, tensors, notes)
+        notes = [_DORA] * config.use_dora + [_ZERO] * (not tensors and not any(layer.norm for layer in layers))
+    name, provenance = folder.resolve().name, _provenance(folder)
+    return AdapterReport(name, folder, info, provenance, record_of(folder), layers, tensors, notes)
 
 
-def facts_lines(portrait: AdapterReport) -> list[tuple[str, str]]:
-    """What it is and how it came about: labels and texts."""
-    facts = portrait.facts
-    fingerprint = f", {facts.base.fingerprint[:_DIGITS]}…" if facts.base.fingerprint else ""
+def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
+    """Return labels and texts for the adapter's base, method, size, provenance and training."""
+    info = adapter.info
+    fingerprint = f", {info.base.fingerprint[:_DIGITS]}…" if info.base.fingerprint else ""
     lines = [
-        ("base", (facts.base.name or "not said") + fingerprint),
-        ("method", facts.method + (f", r {ranks_text(facts.ranks)}" if facts.ranks else "")),
-        ("targets", ", ".join(facts.targets) or "–"),
-        ("size", f"{facts.parameters:,} numbers, {format_size(facts.size)}"),
-        ("changed", datetime.fromtimestamp(facts.changed).strftime("%Y-%m-%d %H:%M")),
-        ("folder", str(portrait.folder)),
+        ("base", (info.base.name or "not named") + fingerprint),
+        ("method", info.method + (f", r {ranks_text(info.ranks)}" if info.ranks else "")),
+        ("targets", ", ".join(info.targets) or "–"),
+        ("size", f"{info.parameters:,} parameters, {format_size(info.size)}"),
+        ("changed", datetime.fromtimestamp(info.changed).strftime("%Y-%m-%d %H:%M")),
+        ("folder", str(adapter.folder)),
     ]
-    lines += [(f"made: {key}", _plain(value)) for key, value in portrait.made.items()]
-    record = portrait.record
+    lines += [(f"provenance: {key}", value_text(value)) for key, value in adapter.provenance.items()]
+    record = adapter.record
     if record is None:
         return lines
     lines.append(("trained on", record.config.data))
@@ -110,57 +108,53 @@ def facts_lines(portrait: AdapterReport) -> list[tuple[str, str]]:
 
 
 def tensors_table(tensors: Mapping[str, Tensor]) -> Table:
-    """A row for each tensor, under its name without PEFT's prefix."""
+    """Return a table with a row for each tensor, named without PEFT's prefix."""
     rows = [
         [
             key.removeprefix(PREFIX),
             "×".join(map(str, tensor.shape)),
             str(tensor.dtype).removeprefix("torch."),
-            figure(float(tensor.double().norm())),
-            figure(float(tensor.double().abs().max())),
+            format_number(float(tensor.double().norm())),
+            format_number(float(tensor.double().abs().max())),
         ]
         for key, tensor in tensors.items()
     ]
-    return ["tensor", "shape", "dtype", "norm", "largest"], rows
+    return ["tensor", "shape", "dtype", "norm", "largest value"], rows
 
 
-def write_adapter_page(path: Path, portrait: AdapterReport) -> None:
-    """Write the adapter's page.
+def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
+    """Write the page of an adapter.
 
     Raises:
-        TsugikiError: it cannot be written; one that was there is still there.
+        TsugikiError: the page cannot be written; an existing page is unchanged.
     """
-    sections = [Section("What it is", pairs(facts_lines(portrait)))]
-    if portrait.layers:
-        body = part("figures", layer_plots(portrait.layers)) + table(*kinds_table(portrait.layers))
-        body += part("folded", f"all {len(portrait.layers):,} layers", table(*layers_table(portrait.layers)))
-        sections.append(Section("What it changes where", body + part("paragraph", LAYERS_EXPLAINED)))
-    if portrait.tensors:
-        sections.append(Section("Its tensors", table(*tensors_table(portrait.tensors))))
-    record = portrait.record
+    sections = [Section("Adapter", pairs(info_lines(adapter)))]
+    if adapter.layers:
+        body = render_macro("figures", layer_plots(adapter.layers)) + table(*kinds_table(adapter.layers))
+        body += render_macro("folded", f"all {len(adapter.layers):,} layers", table(*layers_table(adapter.layers)))
+        sections.append(Section("Updates by layer", body + render_macro("paragraph", LAYERS_EXPLAINED)))
+    if adapter.tensors:
+        sections.append(Section("Tensors", table(*tensors_table(adapter.tensors))))
+    record = adapter.record
     sections += record_sections(record) if record else []
-    sections.append(Section("How to use it", part("code", _commands(portrait))))
-    base = portrait.facts.base.name or "a base that it does not name"
-    lead = summary_sentence(record) if record else f"{portrait.facts.method} on {base}."
-    write_text(path, page(f"Adapter · {portrait.name}", lead, sections, portrait.notes))
+    sections.append(Section("How to use it", render_macro("code", _commands(adapter))))
+    base = adapter.info.base.name or "an unnamed base"
+    lead = summary_sentence(record) if record else f"{adapter.info.method} on {base}."
+    write_text(path, page(f"Adapter · {adapter.name}", lead, sections, adapter.notes))
 
 
-def _commands(portrait: AdapterReport) -> str:
-    base, adapter = shlex.quote(portrait.facts.base.name or "BASE"), shlex.quote(str(portrait.folder))
+def _commands(adapter: AdapterReport) -> str:
+    base, folder = shlex.quote(adapter.info.base.name or "BASE"), shlex.quote(str(adapter.folder))
     return (
-        f"tsugiki generate --model {base} --adapter {adapter} --prompt …\n"
-        f"tsugiki eval --adapter {adapter} --data other.txt\n"
-        f"tsugiki merge --model {base} --adapter {adapter} --out merged"
+        f"tsugiki generate --model {base} --adapter {folder} --prompt …\n"
+        f"tsugiki eval --adapter {folder} --data other.txt\n"
+        f"tsugiki merge --model {base} --adapter {folder} --out merged"
     )
 
 
-def _made(folder: Path) -> Mapping[str, Any]:
+def _provenance(folder: Path) -> Mapping[str, Any]:
     try:
-        made = read_json(folder / METADATA_FILE, missing="").get("made")
+        provenance = read_json(folder / METADATA_FILE, missing="").get("made")
     except TsugikiError:
         return {}
-    return made if isinstance(made, dict) else {}
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return provenance if isinstance(provenance, dict) else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from tsugiki.io.atomic import write_text
-from tsugiki.report.page import Section, page, part, table
+from tsugiki.report.page import Section, page, render_macro, table
 from tsugiki.report.plots import curves
 from tsugiki.report.run import REPORT_FILE, held_out_series
 from tsugiki.report.samples import sample_columns
@@ -50,7 +50,7 @@ def write_comparison(
     plots = [*figures, curves(held_out, "Held-out text by step, bits per character")]
     sections = [
         ("Runs", table(headers, rows) if rows else Markup()),
-        ("Figures", part("figures", [plot for plot in plots if plot]) if any(plots) else Markup()),
+        ("Figures", render_macro("figures", [plot for plot in plots if plot]) if any(plots) else Markup()),
         ("Samples", sample_columns(runs)),
     ]
     path = folder / REPORT_FILE

@@ -30,4 +30,4 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
 
 def near_duplicate_lines(data: DataSummary) -> list[tuple[str, str]]:
     """Return labels and texts for the first groups of near-duplicates: the names of their records."""
-    return [("  nearly the same", " · ".join(group)) for group in data.near_duplicates.first]
+    return [("  group", " · ".join(group)) for group in data.near_duplicates.first]

@@ -16,7 +16,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.json import value_text
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import PREFIX
-from tsugiki.report.formatting import Table, figure
+from tsugiki.report.formatting import Table, format_number
 from tsugiki.report.layers import block_order
 from tsugiki.report.library import ranks_text
 
@@ -79,10 +79,10 @@ def _table(differences: Sequence[Difference]) -> Table:
     return headers, [
         [
             one.name.removeprefix(PREFIX),
-            "–" if one.only_in == 1 else figure(one.norms[0]),
-            "–" if one.only_in == 0 else figure(one.norms[1]),
+            "–" if one.only_in == 1 else format_number(one.norms[0]),
+            "–" if one.only_in == 0 else format_number(one.norms[1]),
             "–" if one.only_in is not None or one.cosine != one.cosine else f"{one.cosine:+.4f}",
-            figure(one.relative),
+            format_number(one.relative),
         ]
         for one in rows
     ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tsugiki.adapters.algebra.spectrum import effective_rank, update_shape
 from tsugiki.adapters.lora_weights import LayerFactors
 from tsugiki.lora.names import split_block
-from tsugiki.report.formatting import Table, figure
+from tsugiki.report.formatting import Table, format_number
 from tsugiki.report.plots import Series, curves
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -69,8 +69,8 @@ def layers_table(layers: Sequence[Layer]) -> Table:
             layer.path,
             "×".join(map(str, layer.shape)),
             str(layer.r),
-            figure(layer.norm),
-            figure(float(layer.values[0])),
+            format_number(layer.norm),
+            format_number(float(layer.values[0])),
             f"{layer.effective_rank:.2f}",
             bars(layer.values.tolist()),
         ]
@@ -85,7 +85,7 @@ def kinds_table(layers: Sequence[Layer]) -> Table:
     for kind, group in by_kind(layers).items():
         norms, ranks = [layer.norm for layer in group], [layer.effective_rank for layer in group]
         rows.append(
-            [kind, str(len(group)), figure(fmean(norms)), bars(norms), f"{fmean(ranks):.2f}", bars(ranks)],
+            [kind, str(len(group)), format_number(fmean(norms)), bars(norms), f"{fmean(ranks):.2f}", bars(ranks)],
         )
     return headers, rows
 

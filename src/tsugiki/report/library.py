@@ -1,4 +1,4 @@
-"""The library at a glance, for `tsugiki adapters list`."""
+"""List the adapters of the library, for `tsugiki adapters list`."""
 
 import json
 import math
@@ -11,23 +11,23 @@ from tsugiki.adapters.library import Entry
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
-from tsugiki.report.formatting import Table, figure
+from tsugiki.report.formatting import Table, format_number
 from tsugiki.train.evaluation.result import Evaluation, StepEvaluation
 from tsugiki.train.record import RunRecord, read_record
 
 
 def library_table(entries: Sequence[Entry]) -> Table:
-    """A row for each adapter that is whole."""
+    """Return a table with a row for each adapter that is not damaged."""
     headers = ["name", "method", "r", "targets", "base", "size", "perplexity", "changed"]
     return headers, [_row(entry) for entry in entries if entry.facts]
 
 
 def entry_line(entry: Entry) -> str:
-    """The same as a JSON object; its figures are null where they are not known, `broken` where it is whole."""
+    """Return a JSON object about an adapter in one line; unknown values are null, as is `broken` of an intact one."""
     facts = entry.facts
     fields: dict[str, Any] = {"name": entry.name, "path": str(entry.folder), "broken": entry.broken or None}
     if facts:
-        measured = _first_and_last(entry.folder)
+        evaluations = _first_and_last(entry.folder)
         fields |= {
             "method": facts.method,
             "ranks": facts.ranks,
@@ -36,22 +36,23 @@ def entry_line(entry: Entry) -> str:
             "base_fingerprint": facts.base.fingerprint,
             "parameters": facts.parameters,
             "bytes": facts.size,
-            "held_out": {when: _finite(one) for when, one in zip(("before", "after"), measured, strict=False)} or None,
+            "held_out": {when: _finite(one) for when, one in zip(("before", "after"), evaluations, strict=False)}
+            or None,
             "changed": datetime.fromtimestamp(facts.changed).astimezone().isoformat(timespec="seconds"),
         }
     line = json.dumps(fields, ensure_ascii=False)
-    return line.encode(errors="backslashreplace").decode()  # a name may hold bytes that are no text
+    return line.encode(errors="backslashreplace").decode()  # a file name can contain bytes that are not valid text
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
-    """The rank, or the lowest and the highest; a dash where there is none."""
+    """Format the rank, or the lowest and the highest one; a dash if there is none."""
     if not ranks:
         return "–"
     return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
 
 
 def record_of(folder: Path) -> RunRecord | None:
-    """The record beside an adapter; None where there is none, or none that can be read."""
+    """Return the training record in an adapter's folder; None if there is none or it cannot be read."""
     try:
         return read_record(folder) if (folder / RECORD_FILE).is_file() else None
     except TsugikiError:
@@ -61,7 +62,7 @@ def record_of(folder: Path) -> RunRecord | None:
 def _row(entry: Entry) -> list[str]:
     facts = entry.facts
     assert facts is not None
-    measured = [figure(one.perplexity) for one in _first_and_last(entry.folder)]
+    perplexities = [format_number(one.perplexity) for one in _first_and_last(entry.folder)]
     return [
         entry.name,
         facts.method,
@@ -69,13 +70,13 @@ def _row(entry: Entry) -> list[str]:
         ", ".join(facts.targets) or "–",
         facts.base.name or "–",
         format_size(facts.size),
-        " → ".join(measured) or "–",
+        " → ".join(perplexities) or "–",
         datetime.fromtimestamp(facts.changed).strftime("%Y-%m-%d"),
     ]
 
 
 def _first_and_last(folder: Path) -> list[StepEvaluation]:
-    """The held-out figures before training and after, or those before alone, or none."""
+    """Return the first and the last evaluation of the training run, if there are any."""
     record = record_of(folder)
     evaluations = record.evaluations if record else []
     return evaluations if len(evaluations) < 2 else [evaluations[0], evaluations[-1]]

@@ -1,8 +1,8 @@
-"""The tables of a comparison and of a sweep as text, and their pages."""
+"""The tables and the pages of a comparison and of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from markupsafe import Markup
 
@@ -10,7 +10,7 @@ from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.methods.method import Family
 from tsugiki.methods.table import family_of
 from tsugiki.report.comparison import write_comparison
-from tsugiki.report.formatting import Table, format_change
+from tsugiki.report.formatting import Table, format_change, format_value
 from tsugiki.report.plots import Mark, Series, over_parameters, over_ranks
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.compare import ComparisonRow
@@ -20,13 +20,14 @@ _FAMILIES = get_args(Family)
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
-    """The chapter's table in 4.4.6, a row for each method.
+    """Return the table of a comparison, as in section 4.4.6 of the textbook chapter, with a row for each method.
 
-    Families are told where adapters of several are compared, and what each forgets where that was measured.
+    Families are named if the methods are of several, and the retention loss is shown if it was measured.
     """
     several = len({row.family for row in rows} - {family_of("full")}) > 1
     retention = any(row.retention_loss_before is not None for row in rows)
-    headers = ["method", "trains", "file", "rate", "time", "tokens/s", "memory", "perplexity", "held-out loss"]
+    headers = ["method", "trainable parameters", "file", "learning rate", "time", "tokens/s"]
+    headers += ["peak memory", "perplexity", "held-out loss"]
     return headers + (["retention loss"] if retention else []), [
         [
             f"{row.name}\n{row.family}" if several else row.name,
@@ -45,40 +46,40 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
 
 
 def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> Path:
-    """`report.html` of a comparison.
+    """Write `report.html` of a comparison.
 
     Raises:
-        TsugikiError: it cannot be written.
+        TsugikiError: the page cannot be written.
     """
     best = min(rows, key=lambda row: row.loss_after)
     lead = f"On the same text and the same {_budget(records)}, the held-out loss is lowest with {best.name}: "
     lead += f"{best.loss_before:.3f} → {best.loss_after:.3f}."
-    kept = [row for row in rows if row.retention_loss_before is not None and row.retention_loss_after is not None]
-    if kept:
-        least = min(kept, key=lambda row: row.retention_loss_after or 0.0)
-        lead += f" The base's own kind of text suffers least with {least.name}."
+    measured = [row for row in rows if row.retention_loss_before is not None and row.retention_loss_after is not None]
+    if measured:
+        least = min(measured, key=lambda row: row.retention_loss_after or 0.0)
+        lead += f" The retention loss is lowest with {least.name}."
     headers, cells = comparison_table(rows)
     title, runs = f"Comparison · {folder.name}", list(records.items())
     return write_comparison(folder, title, lead, headers, cells, runs, _over_parameters(rows))
 
 
 def _over_parameters(rows: Sequence[ComparisonRow]) -> list[Markup]:
-    """Perplexity over what trains, coloured by family; nothing of a single method."""
+    """Plot perplexity over trainable parameters, coloured by family; no plot for a single method."""
     marks = [
         Mark(f"{row.name} ({row.family})", row.trainable, row.perplexity_after, _FAMILIES.index(row.family))
         for row in rows
     ]
-    caption = "Held-out perplexity at the end by parameters that train"
+    caption = "Final held-out perplexity by trainable parameters"
     return [over_parameters(marks, caption)] if len(marks) > 1 else []
 
 
 def sweep_table(points: Sequence[Point]) -> Table:
-    """A row for each point of the grid, compared with the best one."""
+    """Return a table with a row for each point of the grid, compared with the best one."""
     best = min(points, key=lambda point: point.loss)
-    headers = [*points[0].values, "trains", "held-out loss", "bits/char", "against the best", "time"]
+    headers = [*points[0].values, "trainable parameters", "held-out loss", "bits/char", "change from the best", "time"]
     return headers, [
         [
-            *(_plain(value) for value in point.values.values()),
+            *(format_value(value) for value in point.values.values()),
             f"{finished(point.record)[1].trainable:,}",
             f"{point.loss:.4f}",
             f"{point.record.evaluations[-1].bits_per_char:.4f}",
@@ -90,40 +91,40 @@ def sweep_table(points: Sequence[Point]) -> Table:
 
 
 def sweep_sentence(points: Sequence[Point]) -> str:
-    """What came out of a sweep: the best point, and from which rank on nothing is gained."""
+    """Return the result of a sweep in words: the best point, and the smallest sufficient rank."""
     best = min(points, key=lambda point: point.loss)
     sentence = f"Best of {len(points)}: {best.name}, held-out loss {best.loss:.4f}."
-    enough = smallest_sufficient_rank(list(points))
-    if enough is not None and enough.values["r"] == max(point.values["r"] for point in points):
-        sentence += f" Rank still pays at {enough.values['r']}, the highest tried."
-    elif enough is not None:
+    sufficient = smallest_sufficient_rank(list(points))
+    if sufficient is not None and sufficient.values["r"] == max(point.values["r"] for point in points):
+        sentence += f" The loss still falls up to rank {sufficient.values['r']}, the highest one in the sweep."
+    elif sufficient is not None:
         sentence += (
-            f" Rank {enough.values['r']} is enough: no higher one lowers the loss by {MIN_RELATIVE_GAIN:.1%}, "
-            "or not surely so (95 % over documents)."
+            f" Rank {sufficient.values['r']} is sufficient: no higher rank lowers the loss by at least "
+            f"{MIN_RELATIVE_GAIN:.1%} with 95 % confidence over documents."
         )
     return sentence
 
 
 def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
-    """`report.html` of a sweep.
+    """Write `report.html` of a sweep.
 
     Raises:
-        TsugikiError: it cannot be written.
+        TsugikiError: the page cannot be written.
     """
     headers, cells = sweep_table(points)
     lines = _over_ranks(points)
-    figures = [over_ranks(lines, "Held-out loss at the end by rank, nats a token")] if lines else []
+    figures = [over_ranks(lines, "Final held-out loss by rank, nats per token")] if lines else []
     runs = [(point.name, point.record) for point in points]
     title = f"Sweep · {folder.name}"
     return write_comparison(folder, title, sweep_sentence(points), headers, cells, runs, figures)
 
 
 def _over_ranks(points: Sequence[Point]) -> list[Series]:
-    """Loss over rank, a line for each setting of the other axes; none where rank was not swept."""
+    """Return lines of loss over rank, one for each value of the other settings; none if the rank was not swept."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for point in points:
         if "r" in point.values:
-            rest = " ".join(f"{axis}={_plain(value)}" for axis, value in point.values.items() if axis != "r")
+            rest = " ".join(f"{axis}={format_value(value)}" for axis, value in point.values.items() if axis != "r")
             lines.setdefault(rest or "held-out loss", []).append((point.values["r"], point.loss))
     return [Series(name, sorted(line)) for name, line in lines.items() if len(line) > 1]
 
@@ -142,7 +143,3 @@ def _retention(row: ComparisonRow) -> str:
 
 def _interval(row: ComparisonRow) -> str:
     return "" if row.loss_interval is None else f"[{row.loss_interval[0]:.3f}, {row.loss_interval[1]:.3f}]"
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

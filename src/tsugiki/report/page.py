@@ -1,6 +1,6 @@
-"""One page that needs nothing else: its style, its parts, and how it gets into a file.
+"""Render self-contained HTML pages with jinja2.
 
-Text that is given to a part is escaped; what a part returns is HTML, and is not escaped again.
+Texts that are passed to a template or a macro are escaped. The result is `Markup`, which is not escaped again.
 """
 
 from collections.abc import Sequence
@@ -14,42 +14,42 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A section of a page: a heading and its content."""
 
     heading: str
     body: Markup
 
 
 def page(title: str, lead: str, sections: Sequence[Section], notes: Sequence[str] = ()) -> str:
-    """A whole page, in light and dark.
+    """Render a whole page, with a light and a dark theme.
 
     Args:
-        title: of the page.
-        lead: the sentence that says it all.
-        sections: in order.
-        notes: what one should know before reading on.
+        title: the title of the page.
+        lead: a sentence with the main result, below the title.
+        sections: the sections, in order.
+        notes: warnings, which come before the sections.
     """
     return render("page.html", title=title, lead=lead, sections=sections, notes=notes)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """A table with a heading for each column; a line break in a cell is kept."""
-    return part("table", headers, rows)
+    """Render a table with a header for each column; line breaks in cells are kept."""
+    return render_macro("table", headers, rows)
 
 
 def pairs(lines: Sequence[tuple[str, str]]) -> Markup:
-    """A table of labels and values."""
-    return part("pairs", lines)
+    """Render a table of labels and values."""
+    return render_macro("pairs", lines)
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder as text; a name that it uses and is not given is an error."""
+    """Render a template of this folder. A variable that is not given is an error."""
     return _environment().get_template(template).render(values)
 
 
-def part(name: str, *values: object) -> Markup:
-    """A part of a page: the macro `name` of `parts.html`."""
-    macro = getattr(_environment().get_template("parts.html").module, name)
+def render_macro(name: str, *values: object) -> Markup:
+    """Render the macro `name` of `macros.html`."""
+    macro = getattr(_environment().get_template("macros.html").module, name)
     return Markup(macro(*values))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from tsugiki.report.page import part
+from tsugiki.report.page import render_macro
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ _NARROW = 20  # a logarithmic axis with a smaller ratio of its ends has more tic
 _LINES = (("solid", "-"), ("dashed", "--"), ("dotted", ":"))  # in CSS, in matplotlib
 # Placeholder colours, which are replaced by CSS variables in the SVG that matplotlib writes.
 _INK, _FAINT_INK, _RULE = "#00fe01", "#00fe02", "#00fe03"
-_VARIABLES = {_INK: "--ink", _FAINT_INK: "--masked", _RULE: "--line"} | {
+_VARIABLES = {_INK: "--ink", _FAINT_INK: "--faint", _RULE: "--line"} | {
     f"#00ff{i:02x}": f"--s{i}" for i in range(1, _COLOURS + 1)
 }
 
@@ -77,7 +77,7 @@ def curves(series: Sequence[Series], caption: str, below: Series | None = None) 
         strip.set_yticks([0, top] if top else [0], ["0", f"{top:.3g}"] if top else ["0"])
         strip.set_title(below.name, loc="left", fontsize=_TEXT * 0.9, color=_FAINT_INK, pad=3)
     (strip or axes).xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    return part("figure", caption, _legend(series), _svg(figure, caption))
+    return render_macro("figure", caption, _legend(series), _svg(figure, caption))
 
 
 def over_ranks(series: Sequence[Series], caption: str) -> Markup:
@@ -101,7 +101,7 @@ def over_ranks(series: Sequence[Series], caption: str) -> Markup:
     axes.xaxis.set_major_locator(FixedLocator(ranks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    return part("figure", caption, _legend(series), _svg(figure, caption))
+    return render_macro("figure", caption, _legend(series), _svg(figure, caption))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def over_parameters(marks: Sequence[Mark], caption: str) -> Markup:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     legend = [Series(f"{number} {mark.name}", [], colour=mark.colour % _COLOURS) for number, mark in drawn_marks]
-    return part("figure", caption, _legend(legend), _svg(figure, caption))
+    return render_macro("figure", caption, _legend(legend), _svg(figure, caption))
 
 
 def _mark_colour(mark: Mark) -> str:

@@ -1,4 +1,4 @@
-"""A preview of what will be learned, for the terminal and as one self-contained HTML page."""
+"""Show a preview of the training data in the terminal or as a self-contained HTML page."""
 
 from itertools import groupby
 
@@ -10,29 +10,34 @@ from rich.text import Text
 from tsugiki.io.formatting import format_duration
 from tsugiki.report.counts import data_lines, near_duplicate_lines
 from tsugiki.report.page import render
-from tsugiki.train.workflows.preview import PieceView, Preview, RowView
+from tsugiki.train.workflows.preview import Preview, RowView, SegmentView
 
 STYLES = {
-    "learned": "green",
-    "masked": "bright_black",
-    "learned special": "black on green",
-    "masked special": "bright_black reverse",
+    "target": "green",
+    "context": "bright_black",
+    "target special": "black on green",
+    "context special": "bright_black reverse",
 }
 
 
 def to_terminal(preview: Preview, colours: bool) -> RenderableType:
-    """Rows, then the counts; what is learned is in colour, or, where there are none, between ⟦ and ⟧."""
-    legend = Text("learned" if colours else "⟦learned⟧", STYLES["learned"])
+    """Render the rows and the counts for a terminal.
+
+    Args:
+        preview: the preview.
+        colours: whether tokens that count in the loss are coloured; otherwise they are enclosed in ⟦ and ⟧.
+    """
+    legend = Text("in the loss" if colours else "⟦in the loss⟧", STYLES["target"])
     legend.append("  ")
-    legend.append("read, not learned", STYLES["masked"])
+    legend.append("context only", STYLES["context"])
     legend.append("  ")
-    legend.append("special token", STYLES["learned special"])
-    legend.append("  ✂ goes on elsewhere or is cut off", "yellow")
+    legend.append("special token", STYLES["target special"])
+    legend.append("  ✂ continues in another row, or is cut off", "yellow")
     parts: list[RenderableType] = [legend]
     for row in preview.rows:
         parts += [
             Rule(_row_title(row, preview), align="left", style="bright_black"),
-            *(_piece(piece, colours) for piece in row.pieces),
+            *(_segment(segment, colours) for segment in row.segments),
         ]
         if row.padding:
             parts.append(Text(f"+ {row.padding} tokens of padding", "bright_black italic"))
@@ -43,7 +48,7 @@ def to_terminal(preview: Preview, colours: bool) -> RenderableType:
 
 
 def to_html(preview: Preview) -> str:
-    """One page that needs nothing else, in light and dark."""
+    """Render a self-contained page with a light and a dark theme."""
     titles = {row.number: _row_title(row, preview) for row in preview.rows}
     return render(
         "preview.html", preview=preview, counts=count_lines(preview), titles=titles, before=_before, after=_after
@@ -51,7 +56,7 @@ def to_html(preview: Preview) -> str:
 
 
 def count_lines(preview: Preview) -> list[tuple[str, str]]:
-    """The counts, labelled, as both displays show them."""
+    """Return the labels and texts of the counts."""
     counts = preview.counts
     more = [
         ("characters per token", f"{counts.characters_per_token:.2f}"),
@@ -67,22 +72,22 @@ def _row_title(row: RowView, preview: Preview) -> str:
     return f"row {row.number} of {preview.counts.blocks:,}, {size - row.padding} of {size} tokens"
 
 
-def _piece(piece: PieceView, colours: bool) -> Text:
-    text = Text(f"┌ {piece.source} ({piece.tokens} tokens)\n", "cyan")
-    text.append(_before(piece), "yellow")
-    for learned, spans in groupby(piece.spans, key=lambda span: span.kind.startswith("learned")):
-        marks = ("⟦", "⟧") if learned and not colours else ("", "")
+def _segment(segment: SegmentView, colours: bool) -> Text:
+    text = Text(f"┌ {segment.source} ({segment.tokens} tokens)\n", "cyan")
+    text.append(_before(segment), "yellow")
+    for in_loss, spans in groupby(segment.spans, key=lambda span: span.kind.startswith("target")):
+        marks = ("⟦", "⟧") if in_loss and not colours else ("", "")
         text.append(marks[0])
         for span in spans:
             text.append(span.text, STYLES[span.kind])
         text.append(marks[1])
-    text.append(_after(piece), "yellow")
+    text.append(_after(segment), "yellow")
     return text
 
 
-def _before(piece: PieceView) -> str:
-    return "" if piece.first else "✂ … "
+def _before(segment: SegmentView) -> str:
+    return "" if segment.first else "✂ … "
 
 
-def _after(piece: PieceView) -> str:
-    return "" if piece.last else " … ✂" if piece.goes_on else " ✂ cut off"
+def _after(segment: SegmentView) -> str:
+    return "" if segment.last else " … ✂" if segment.continues else " ✂ cut off"

@@ -1,4 +1,4 @@
-"""`report.html` of a run: what it showed, and everything that it was."""
+"""`report.html` of a run: results, samples, data, settings and machine."""
 
 import math
 import shlex
@@ -14,11 +14,12 @@ from tsugiki.report.counts import data_lines, near_duplicate_lines
 from tsugiki.report.formatting import (
     Table,
     describe_change,
-    figure,
     format_change,
-    with_interval,
+    format_number,
+    format_value,
+    format_with_interval,
 )
-from tsugiki.report.page import Section, page, pairs, part, table
+from tsugiki.report.page import Section, page, pairs, render_macro, table
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.train.evaluation.interval import Change, Interval
@@ -26,21 +27,21 @@ from tsugiki.train.evaluation.result import change_of_bits
 from tsugiki.train.record import RunRecord, TrainingFigures, read_record
 
 REPORT_FILE = "report.html"
-_SMOOTHED = 12  # stretches of a loss curve that are told apart
+_SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
 _TRAINING, _HELD_OUT = 0, 1  # colours
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` from the `run.json` beside it, of a run that is finished, going on, or was stopped.
+    """Write `report.html` from the `run.json` in the same folder. The run need not be finished.
 
     Args:
-        folder: the run's.
+        folder: the folder of the run.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
-        TsugikiError: there is no run, or the page cannot be written; one that was there is still there.
+        TsugikiError: there is no run, or the page cannot be written; an existing page is unchanged.
     """
     path = folder / REPORT_FILE
     write_text(path, report_page(read_record(folder), folder))
@@ -48,11 +49,11 @@ def write_report(folder: Path) -> Path:
 
 
 def report_page(record: RunRecord, folder: Path) -> str:
-    """The page of a run as HTML; what the record does not hold is left out.
+    """Render the page of a run as HTML, with what its record contains so far.
 
     Args:
-        record: of the run.
-        folder: where it is, for the title and the commands.
+        record: the record of the run.
+        folder: the folder of the run, for the title and the commands.
     """
     use = _use(record, folder)
     return page(
@@ -64,13 +65,13 @@ def report_page(record: RunRecord, folder: Path) -> str:
 
 
 def record_sections(record: RunRecord) -> list[Section]:
-    """All that the record says, as parts of a page; what it does not hold is left out."""
+    """Render the sections of a page for a record, without those that are empty."""
     sections = [
         ("Held-out text and loss", _figures(record)),
         ("Samples", sample_columns([("", record)]) + all_samples(record)),
-        ("Measured", _evaluations(record)),
+        ("Evaluations", _evaluations(record)),
         ("Data", _data(record)),
-        ("What trained", _parameters(record)),
+        ("Model and method", _parameters(record)),
         ("Settings", _settings(record)),
         ("Machine", _machine(record)),
     ]
@@ -85,20 +86,20 @@ def held_out_table(record: RunRecord) -> Table:
         rows = [
             [
                 "loss",
-                with_interval(before.loss, before.loss_interval),
-                with_interval(after.loss, after.loss_interval),
+                format_with_interval(before.loss, before.loss_interval),
+                format_with_interval(after.loss, after.loss_interval),
                 _relative(before.loss, after.loss),
             ],
             [
                 "perplexity",
-                with_interval(before.perplexity, before.perplexity_interval),
-                with_interval(after.perplexity, after.perplexity_interval),
+                format_with_interval(before.perplexity, before.perplexity_interval),
+                format_with_interval(after.perplexity, after.perplexity_interval),
                 _relative(before.perplexity, after.perplexity),
             ],
             [
                 "bits per character",
-                with_interval(before.bits_per_char, before.bits_per_char_interval),
-                with_interval(after.bits_per_char, after.bits_per_char_interval),
+                format_with_interval(before.bits_per_char, before.bits_per_char_interval),
+                format_with_interval(after.bits_per_char, after.bits_per_char_interval),
                 _relative(before.bits_per_char, after.bits_per_char),
             ],
         ]
@@ -115,22 +116,23 @@ def summary_sentence(record: RunRecord) -> str:
     if not record.evaluations:
         return "There is no evaluation yet."
     before, after = record.evaluations[0], record.evaluations[-1]
-    figures = f"{figure(after.bits_per_char)} bits per character (loss {figure(after.loss)})"
+    figures = f"{format_number(after.bits_per_char)} bits per character (loss {format_number(after.loss)})"
     if len(record.evaluations) == 1:
         return f"At step {after.step} the held-out text takes {figures}; there is no later evaluation yet."
     change = change_of_run(record)
     if math.isnan(change.relative):
         return f"At step {after.step} the held-out text takes {figures}; the change cannot be computed."
     return (
-        f"After {after.step:,} steps the held-out text takes {figures} instead of {figure(before.bits_per_char)} "
-        f"(loss {figure(before.loss)}): {change.relative:+.1%} ({describe_change(change)})."
+        f"After {after.step:,} steps the held-out text takes {figures} instead of "
+        f"{format_number(before.bits_per_char)} (loss {format_number(before.loss)}): "
+        f"{change.relative:+.1%} ({describe_change(change)})."
     )
 
 
 def loss_series(record: RunRecord) -> list[Series]:
-    """Training loss as it was and smoothed, and the held-out loss, all in nats a token by step."""
+    """Return lines for training loss, smoothed training loss and held-out loss by step, in nats per token."""
     points = [(float(point.step), point.loss) for point in record.loss_curve]
-    window = max(1, len(points) // _SMOOTHED) | 1
+    window = max(1, len(points) // _SECTIONS) | 1
     if window == 1:
         training = [Series("training", points, colour=_TRAINING)] if points else []
     else:
@@ -143,7 +145,7 @@ def loss_series(record: RunRecord) -> list[Series]:
 
 
 def held_out_series(record: RunRecord, name: str, colour: int = _HELD_OUT) -> Series:
-    """Bits per character of the held-out text by step, with their intervals."""
+    """Return a line for the held-out bits per character by step, with intervals."""
     bits = [entry.bits_per_char for entry in record.evaluations]
     found = _series(record, name, bits, [entry.bits_per_char_interval for entry in record.evaluations], colour)
     return found[0] if found else Series(name, [], colour=colour)
@@ -181,21 +183,21 @@ def _notes(record: RunRecord) -> list[str]:
 
 def _figures(record: RunRecord) -> Markup:
     rates = [(float(point.step), point.learning_rate) for point in record.loss_curve]
-    drawn = [
-        curves(loss_series(record), "Loss by step, nats a token", below=Series("learning rate", rates)),
-        curves([held_out_series(record, "held-out, 95 % interval over documents")], "Bits a character by step"),
+    plots = [
+        curves(loss_series(record), "Loss by step, nats per token", below=Series("learning rate", rates)),
+        curves([held_out_series(record, "held-out, 95 % interval over documents")], "Bits per character by step"),
     ]
     facts = []
     if len(record.evaluations) > 1:
         first, last = record.evaluations[0].bits_per_char, record.evaluations[-1].bits_per_char
-        facts.append(("bits a character", f"{figure(first)} → {figure(last)}"))
+        facts.append(("bits per character", f"{format_number(first)} → {format_number(last)}"))
     if record.parameters:
-        facts.append(("parameters trained", f"{record.parameters.trainable:,}"))
+        facts.append(("trainable parameters", f"{record.parameters.trainable:,}"))
     if record.training:
         facts.append(("time in steps", format_duration(record.training.seconds)))
         facts.append(("speed", f"{record.training.tokens_per_second:,.0f} tokens/s"))
         facts += _peak_memory(record.training)
-    return part("facts", facts) + part("figures", [one for one in drawn if one])
+    return render_macro("facts", facts) + render_macro("figures", [plot for plot in plots if plot])
 
 
 def _evaluations(record: RunRecord) -> Markup:
@@ -205,19 +207,19 @@ def _evaluations(record: RunRecord) -> Markup:
     rows = [
         (
             str(entry.step),
-            with_interval(entry.loss, entry.loss_interval),
-            figure(entry.perplexity),
-            with_interval(entry.bits_per_char, entry.bits_per_char_interval),
+            format_with_interval(entry.loss, entry.loss_interval),
+            format_number(entry.perplexity),
+            format_with_interval(entry.bits_per_char, entry.bits_per_char_interval),
             "–" if entry is first else format_change(change_of_bits(first, entry)),
         )
         for entry in record.evaluations
     ]
-    explained = (
+    explanation = (
         f"{last.characters:,} characters in {last.tokens:,} tokens and {last.windows:,} windows. In brackets 95 % "
         "intervals over documents. Between models with different tokenizers, compare bits per character."
     )
-    headers = ("step", "loss, nats a token", "perplexity", "bits a character", "change of bits")
-    return table(headers, rows) + Markup("<p>{}</p>").format(explained)
+    headers = ("step", "loss, nats per token", "perplexity", "bits per character", "change of bits")
+    return table(headers, rows) + Markup("<p>{}</p>").format(explanation)
 
 
 def _data(record: RunRecord) -> Markup:
@@ -233,7 +235,7 @@ def _data(record: RunRecord) -> Markup:
         ("held-out texts", data.held_out.fingerprint),
         ("rows", data.blocks_fingerprint),
     ]
-    return pairs(lines) + part("folded", "fingerprints", pairs(fingerprints))
+    return pairs(lines) + render_macro("folded", "fingerprints", pairs(fingerprints))
 
 
 def _parameters(record: RunRecord) -> Markup:
@@ -244,8 +246,8 @@ def _parameters(record: RunRecord) -> Markup:
     lines.append(("method", record.config.method))
     if record.parameters:
         counts = record.parameters
-        lines.append(("trained", f"{counts.trainable:,} of {counts.total:,} parameters, {counts.share:.2%}"))
-    lines += [(name.replace("_", " "), _plain(value)) for name, value in record.resolved_settings.items()]
+        lines.append(("trainable", f"{counts.trainable:,} of {counts.total:,} parameters, {counts.share:.2%}"))
+    lines += [(name.replace("_", " "), format_value(value)) for name, value in record.resolved_settings.items()]
     return pairs(lines)
 
 
@@ -261,7 +263,7 @@ def _settings(record: RunRecord) -> Markup:
         lines.append(("epochs", f"{config.epochs:g}"))
     lines.append(("seed", str(config.seed)))
     everything = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False).strip()
-    return pairs(lines) + part("folded", "all settings", part("code", everything))
+    return pairs(lines) + render_macro("folded", "all settings", render_macro("code", everything))
 
 
 def _machine(record: RunRecord) -> Markup:
@@ -284,7 +286,7 @@ def _machine(record: RunRecord) -> Markup:
 
 
 def _peak_memory(training: TrainingFigures) -> list[tuple[str, str]]:
-    """Return the line of the peak memory; nothing if the system did not tell."""
+    """Return the line of the peak memory; nothing if the system does not report it."""
     return [("peak memory", format_gigabytes(training.peak_memory))] if training.peak_memory else []
 
 
@@ -315,13 +317,9 @@ def _use(record: RunRecord, folder: Path) -> Markup:
             f"model = load_model({name!r})\n"
             f"load_adapter(model, {str(folder)!r})"
         )
-    return part("code", commands) + part("code", python)
+    return render_macro("code", commands) + render_macro("code", python)
 
 
 def _relative(before: float, after: float) -> str:
     finite = before and math.isfinite(before) and math.isfinite(after)
     return f"{after / before - 1:+.1%}" if finite else "–"
-
-
-def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

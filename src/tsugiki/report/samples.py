@@ -1,40 +1,40 @@
-"""What the model wrote, side by side: at the start, in the middle, and at the end."""
+"""Samples of a run side by side: before the first step, in the middle, and at the end."""
 
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from tsugiki.report.page import part
+from tsugiki.report.page import render_macro
 from tsugiki.train.record import RunRecord, Sample
 
 
 def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
-    """For each prompt a row of samples for each run; nothing where nothing was written.
+    """Render, for each prompt, a row of samples for each run.
 
     Args:
-        runs: their names, and their records. A name of nothing is not shown.
+        runs: names and records of the runs; an empty name is not shown.
     """
-    shown = Markup()
+    rendered = Markup()
     for prompt in dict.fromkeys(prompt for _, record in runs for prompt in _prompts(record)):
-        shown += part("prompt_heading", prompt)
+        rendered += render_macro("prompt_heading", prompt)
         for name, record in runs:
             if prompt in _prompts(record):
-                shown += part("sample_row", _of_prompt(record, prompt, name))
-    return shown
+                rendered += render_macro("sample_row", _of_prompt(record, prompt, name))
+    return rendered
 
 
 def shown_samples(record: RunRecord) -> list[tuple[str, str, str]]:
-    """The same of one run, prompt by prompt: when it was written, the prompt, and the text."""
+    """Return (step, prompt, text) for the first, the middle and the last sample of each prompt."""
     return [cell for prompt in _prompts(record) for cell in _of_prompt(record, prompt, "")]
 
 
 def all_samples(record: RunRecord) -> Markup:
-    """Every sample, folded; nothing where the three of each prompt are all."""
+    """Render every sample in a folded section; empty if each prompt has at most three samples."""
     prompts = {sample.prompt for sample in record.samples}
     if len(record.samples) <= 3 * len(prompts):
         return Markup()
     cells = [(_label("", sample, record), sample.prompt, sample.text) for sample in record.samples]
-    return part("folded", f"all {len(cells):,} samples", part("sample_row", cells))
+    return render_macro("folded", f"all {len(cells):,} samples", render_macro("sample_row", cells))
 
 
 def _prompts(record: RunRecord) -> list[str]:
@@ -47,9 +47,9 @@ def _of_prompt(record: RunRecord, prompt: str, name: str) -> list[tuple[str, str
 
 
 def _three(samples: Sequence[Sample]) -> list[Sample]:
-    """The first, the middle one, and the last; fewer where there are fewer."""
-    places = sorted({0, len(samples) // 2, len(samples) - 1})
-    return [samples[place] for place in places]
+    """Return the first, the middle and the last sample, without repetition."""
+    positions = sorted({0, len(samples) // 2, len(samples) - 1})
+    return [samples[position] for position in positions]
 
 
 def _label(name: str, sample: Sample, record: RunRecord) -> str:

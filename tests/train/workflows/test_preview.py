@@ -37,7 +37,7 @@ def shown(config: RunConfig, rows: int = 3) -> Preview:
 
 
 def row_text(row: Any) -> str:
-    return "".join(span.text for piece in row.pieces for span in piece.spans)
+    return "".join(span.text for segment in row.segments for span in segment.spans)
 
 
 def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
@@ -67,17 +67,17 @@ def test_its_counts_are_those_of_the_run(config: RunConfig):
     assert counts.seconds > 0
 
 
-def test_learned_masked_special_and_cut_are_told_apart(config: RunConfig):
+def test_targets_context_special_tokens_and_cuts_are_distinguished(config: RunConfig):
     Path("t.jsonl").write_text(
         "".join(json.dumps({"prompt": f"問{i}", "completion": "答え" * (1 if i else 20)}) + "\n" for i in range(9))
     )
     config = config.model_copy(update={"data": "t.jsonl", "block_size": 48})
-    pieces = [piece for row in shown(config, 20).rows for piece in row.pieces]
-    whole = next(piece for piece in pieces if piece.last)
-    assert [span.kind for span in whole.spans] == ["masked special", "masked", "learned", "learned special"]
+    segments = [segment for row in shown(config, 20).rows for segment in row.segments]
+    whole = next(segment for segment in segments if segment.last)
+    assert [span.kind for span in whole.spans] == ["context special", "context", "target", "target special"]
     assert whole.spans[2].text == "答え"
-    cut = [piece for piece in pieces if not piece.last]
-    assert all(not piece.goes_on and piece.spans[-1].kind == "learned" for piece in cut)
+    cut = [segment for segment in segments if not segment.last]
+    assert all(not segment.continues and segment.spans[-1].kind == "target" for segment in cut)
 
 
 def test_both_displays_hold_text_counts_and_cuts(config: RunConfig):

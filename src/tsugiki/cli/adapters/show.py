@@ -17,7 +17,7 @@ def show_command(
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.tables import print_table, say
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.report.adapter import LAYERS_EXPLAINED, facts_lines, inspect_adapter, tensors_table, write_adapter_page
+    from tsugiki.report.adapter import LAYERS_EXPLAINED, info_lines, inspect_adapter, tensors_table, write_adapter_page
     from tsugiki.report.formatting import describe_change
     from tsugiki.report.layers import kinds_table, layers_table
     from tsugiki.report.run import change_of_run, held_out_table
@@ -25,21 +25,21 @@ def show_command(
 
     folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage("layers", None) as advance:
-        portrait = inspect_adapter(folder, advance)
-    for label, text in facts_lines(portrait):
+        report = inspect_adapter(folder, advance)
+    for label, text in info_lines(report):
         say(f"{label:<14} {text}")
-    for note in portrait.notes:
+    for note in report.notes:
         say(f"note: {note}")
-    record = portrait.record
+    record = report.record
     if record and len(record.evaluations) > 1:
         print_table(held_out_table(record), f"change: {describe_change(change_of_run(record))}")
     for when, prompt, text in shown_samples(record) if record else ():
         say(f"{when}: {prompt}{text.rstrip()}".replace("\n", "⏎"))
-    if portrait.tensors:
-        print_table(tensors_table(portrait.tensors))
-    if portrait.layers:
-        print_table(layers_table(portrait.layers))
-        print_table(kinds_table(portrait.layers), LAYERS_EXPLAINED)
+    if report.tensors:
+        print_table(tensors_table(report.tensors))
+    if report.layers:
+        print_table(layers_table(report.layers))
+        print_table(kinds_table(report.layers), LAYERS_EXPLAINED)
     if html:
-        write_adapter_page(html, portrait)
+        write_adapter_page(html, report)
         say(f"page: {html}")

@@ -22,29 +22,29 @@ from tsugiki.train.trainer import RunTrainer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Kind: TypeAlias = Literal["learned", "masked", "learned special", "masked special"]
+Kind: TypeAlias = Literal["target", "context", "target special", "context special"]
 
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring tokens of one kind, as text."""
+    """Consecutive tokens of one kind, as text."""
 
     text: str
     kind: Kind
 
 
 @dataclass(frozen=True)
-class PieceView:
-    """A piece of a record in a row; `tokens` of it."""
+class SegmentView:
+    """A segment of a record in a row."""
 
     source: str
     tokens: int
     first: bool
-    """Whether the record begins here, or goes on from another row."""
+    """Whether the segment is the beginning of its record."""
     last: bool
-    """Whether it ends here; else it goes on in another row, or is cut off."""
-    goes_on: bool
-    """Of one that does not end here: whether another row has the rest."""
+    """Whether the segment is the end of its record."""
+    continues: bool
+    """Whether the rest of the record, if any, is in another row; otherwise it is cut off."""
     spans: tuple[Span, ...]
 
 
@@ -53,8 +53,8 @@ class RowView:
     """A row of a batch."""
 
     number: int
-    """In the order of training, from 1."""
-    pieces: tuple[PieceView, ...]
+    """Position in the order of training, from 1."""
+    segments: tuple[SegmentView, ...]
     padding: int
 
 
@@ -124,21 +124,21 @@ def rows_in_order(trainer: RunTrainer, count: int) -> list[int]:
 
 def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:
     """Row `row` of the blocks as text; `number` is what it is called."""
-    pieces = blocks.row(row)
     item = blocks[row]
     views, filled = [], 0
-    for piece in pieces:
-        here = slice(filled, filled + piece.length)
+    for segment in blocks.row(row):
+        here = slice(filled, filled + segment.length)
         spans = tuple(_spans(item["input_ids"][here].tolist(), item["labels"][here].tolist(), tokenizer))
-        views.append(_view(blocks, piece, spans))
-        filled += piece.length
+        views.append(_view(blocks, segment, spans))
+        filled += segment.length
     return RowView(number, tuple(views), blocks.block_size - filled)
 
 
-def _view(blocks: Blocks, piece: Segment, spans: tuple[Span, ...]) -> PieceView:
+def _view(blocks: Blocks, segment: Segment, spans: tuple[Span, ...]) -> SegmentView:
     index = blocks.store.index
-    goes_on = bool(index.splittable[piece.record])
-    return PieceView(index.name(piece.record), piece.length, piece.first, piece.last, goes_on, spans)
+    continues = bool(index.splittable[segment.record])
+    name = index.name(segment.record)
+    return SegmentView(name, segment.length, segment.first, segment.last, continues, spans)
 
 
 def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Span]:
@@ -149,8 +149,8 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
     def kind(pair: tuple[int, int]) -> Kind:
         token, label = pair
         if token in special:
-            return "masked special" if label == IGNORE_INDEX else "learned special"
-        return "masked" if label == IGNORE_INDEX else "learned"
+            return "context special" if label == IGNORE_INDEX else "target special"
+        return "context" if label == IGNORE_INDEX else "target"
 
     for found, pairs in groupby(zip(ids, labels, strict=True), key=kind):
         yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), found)
