@@ -14,7 +14,7 @@ from tests.tiny import relative_error
 from tsugiki import LoraConfig, graft, set_adapter
 from tsugiki.lora import layer as layer_module
 from tsugiki.lora import product
-from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product, has_product
+from tsugiki.lora.frozen_layer import frozen_input_gradient, has_product
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.layer import LoraLinear, new_pair
 from tsugiki.lora.masks import keep_mask
@@ -415,16 +415,6 @@ def test_a_quantised_layer_computes_its_product(fused_calls: list[Any]):
     for name, wanted in results(module, x, torch.ones(()), module).items():
         torch.testing.assert_close(wanted, plain[name], msg=name)
     assert fused_calls == [layer]
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_the_product_and_the_input_gradient_of_a_frozen_layer(kind: str):
-    layer = grafted(kind, torch.float64).base_layer
-    x = inputs(torch.float64, (5, 24))
-    y = layer(x)
-    torch.testing.assert_close(frozen_product(layer, x.detach()), y)
-    dy = inputs(torch.float64, (5, 40), 2).detach()
-    torch.testing.assert_close(frozen_input_gradient(layer, dy), torch.autograd.grad(y, x, dy)[0])
 
 
 def test_fused_can_be_switched_off(fused_calls: list[Any]):

@@ -39,6 +39,11 @@ def masks_from(generator: torch.Generator | None) -> Iterator[None]:
         _local.generator = before
 
 
+def draw_seed(generator: torch.Generator | None = None) -> int:
+    """Draw a seed for another generator from `generator`; None: from torch's own."""
+    return int(torch.randint(1 << 62, (), generator=generator))
+
+
 def keep_mask(like: Tensor, p: float) -> Tensor:
     """Draw a mask for `apply_mask`, in which each element is dropped with probability `p`.
 
@@ -51,7 +56,7 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     """
     if like.device.type != "cpu":  # accelerators draw random numbers fast
         return -(torch.rand(like.shape, device=like.device) >= p).to(torch.int8)
-    seed = int(torch.randint(1 << 62, (), generator=getattr(_local, "generator", None)))
+    seed = draw_seed(getattr(_local, "generator", None))
     words = np.random.SFC64(seed).random_raw((like.numel() + 3) // 4)
     drawn = torch.from_numpy(words.view(np.int16))[: like.numel()].view(like.shape)
     kept = torch.empty(like.shape, dtype=torch.int8)

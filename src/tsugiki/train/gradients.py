@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from tsugiki.fast.loss import chunked_loss, find_head
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.lora.masks import masks_from
+from tsugiki.lora.masks import draw_seed, masks_from
 from tsugiki.train.threads import run_in_threads
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Gradients:
 
 def _generator() -> torch.Generator:
     """A generator of dropout masks, seeded by torch's own."""
-    return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
+    return torch.Generator().manual_seed(draw_seed())
 
 
 def _in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,90 @@
+"""Replacing modules and parameters, and undoing it."""
+
+import copy
+
+import torch
+from torch import nn
+
+from tsugiki import LoraConfig, graft
+from tsugiki.lora.swap import (
+    cast_parameters,
+    module_updates,
+    parameter_owner,
+    replace_module,
+    replace_parameter,
+    replace_with,
+    undo_all,
+)
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+
+
+def test_replacements_are_undone_in_reverse_order():
+    net = model()
+    first, weight = net[0], net[0].weight
+    other = nn.Linear(2, 2)
+    undo = [replace_parameter(net, "0.weight", nn.Parameter(torch.ones(2, 2))), replace_module(net, "0", other)]
+    assert net[0] is other
+    undo_all(undo)
+    assert net[0] is first
+    assert net[0].weight is weight
+
+
+def test_a_replaced_module_gets_the_mode_of_the_old_one():
+    net = model().eval()
+    undo = replace_module(net, "0", nn.Linear(2, 2).train())
+    assert not net[0].training
+    net.train()
+    undo()
+    assert net[0].training
+
+
+def test_buffers_can_be_replaced():
+    net = model()
+    before = net[1].running_mean
+    undo = replace_parameter(net, "1.running_mean", torch.ones(2))
+    assert torch.equal(net[1].running_mean, torch.ones(2))
+    undo()
+    assert net[1].running_mean is before
+
+
+def test_names_are_those_before_any_graft():
+    net = model()
+    layer = net[0]
+    graft(net, LoraConfig(r=1, target_modules=["0"]))
+    assert parameter_owner(net, "0.weight") == (layer, "weight")
+
+
+def test_a_copy_of_the_model_undoes_its_own_replacements():
+    net = model()
+    net.undo = [replace_parameter(net, "0.weight", nn.Parameter(torch.ones(2, 2)))]
+    twin = copy.deepcopy(net)
+    undo_all(twin.undo)
+    assert torch.equal(net[0].weight, torch.ones(2, 2))
+    assert not torch.equal(twin[0].weight, torch.ones(2, 2))
+
+
+def test_cast_parameters_compute_in_the_dtype_and_learn_in_their_own():
+    layer = nn.Linear(2, 2)
+    undo = cast_parameters(layer, {"weight": torch.bfloat16, "bias": torch.bfloat16})
+    y = layer(torch.ones(1, 2, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+    undo()
+    assert "forward" not in vars(layer)
+
+
+def test_updates_of_modules_name_each_tensor_and_keep_what_is_shared():
+    net = model()
+    net.twin = nn.Linear(2, 2, bias=False)
+    net.twin.weight = net[0].weight
+    updates = module_updates({"block": net})
+    assert updates.keys() == {f"block.{name}" for name in net.state_dict()}
+    assert updates["block.0.weight"] is updates["block.twin.weight"]
+    assert updates["block.0.weight"](torch.zeros(2, 2)) is net[0].weight
+    assert replace_with(torch.ones(1))(torch.zeros(1)).item() == 1
