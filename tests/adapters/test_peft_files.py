@@ -12,7 +12,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import ids, logits, relative_error, save_grafted, shake, tiny_model
-from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, merge, save_adapter, ungraft
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable_parameters,
+    ungraft,
+)
 from tsugiki.lora.graft import is_grafted
 
 SHAPES = ["gpt2", "llama", "gemma3_text"]
@@ -223,11 +233,14 @@ def test_a_refused_adapter_leaves_the_others_as_they_were(tmp_path: Path):
     assert torch.equal(logits(model), before)
 
 
-def test_harmless_fields_of_peft_are_accepted(tmp_path: Path):
-    folder = saved(
-        tmp_path, peft_version="0.99", eva_config={"rho": 2.0}, init_lora_weights="eva", qalora_group_size=16
-    )
-    load_adapter(tiny_model(), folder)
+def test_harmless_fields_of_peft_are_accepted_and_change_nothing(tmp_path: Path):
+    plain, model = tiny_model(), tiny_model()
+    load_adapter(plain, saved(tmp_path / "plain"))
+    fields = {"peft_version": "0.99", "eva_config": {"rho": 2.0}, "init_lora_weights": "eva", "qalora_group_size": 16}
+    load_adapter(model, saved(tmp_path / "more", **fields))
+    assert torch.equal(logits(model), logits(plain))
+    assert not torch.equal(logits(model), logits(tiny_model()))
+    assert trainable_parameters(model).keys() == trainable_parameters(plain).keys()
 
 
 def test_broken_files_are_named(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Rows contain every token once as a label, count what is cut off, and are the same on every run."""
 
 import hashlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -102,13 +103,17 @@ def test_blocks_are_the_same_on_any_number_of_workers(workers: int):
 
 def test_the_fingerprint_covers_the_rows():
     records, everything = numbered(LENGTHS), np.arange(len(LENGTHS))
-    found = {
-        pack(store_of(records), everything, 16, pad=0).fingerprint(),
-        pack(store_of(records), everything, 17, pad=0).fingerprint(),
-        pack(store_of(records), everything, 16, pad=1).fingerprint(),
-        pack(store_of(records), everything[:-1], 16, pad=0).fingerprint(),
-        pack(store_of(records), everything[::-1], 16, pad=0).fingerprint(),
-        pack(store_of(records, prompts={0: 2}), everything, 16, pad=0).fingerprint(),
-        pack(store_of([[900, *records[0][1:]], *records[1:]]), everything, 16, pad=0).fingerprint(),
+    packed = {
+        "as it is": pack(store_of(records), everything, 16, pad=0),
+        "longer rows": pack(store_of(records), everything, 17, pad=0),
+        "other padding": pack(store_of(records), everything, 16, pad=1),
+        "a record less": pack(store_of(records), everything[:-1], 16, pad=0),
+        "another order": pack(store_of(records), everything[::-1], 16, pad=0),
+        "a prompt": pack(store_of(records, prompts={0: 2}), everything, 16, pad=0),
+        "another token": pack(store_of([[900, *records[0][1:]], *records[1:]]), everything, 16, pad=0),
     }
-    assert len(found) == 7
+    fingerprints = {what: blocks.fingerprint() for what, blocks in packed.items()}
+    for one, other in itertools.combinations(fingerprints, 2):
+        assert fingerprints[one] != fingerprints[other], (one, other)
+    again = pack(store_of(records), everything, 16, pad=0)
+    assert again.fingerprint() == fingerprints["as it is"]

@@ -125,8 +125,20 @@ def test_an_unknown_architecture_requires_targets():
 
 def test_any_module_can_be_grafted():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
-    graft(model, LoraConfig(r=1, target_modules=["0", "2"]))
-    assert len(trainable_parameters(model)) == 4
+    x = torch.randn(5, 3)
+    base, weights = model(x), [(model[i].weight.clone(), model[i].bias.clone()) for i in (0, 2)]
+    adapter = graft(model, LoraConfig(r=1, lora_alpha=3, target_modules=["0", "2"]))
+    assert trainable_parameters(model).keys() == {f"{i}.lora.{factor}" for i in (0, 2) for factor in "AB"}
+    assert torch.equal(model(x), base)
+    shake(model)
+    hidden, expected = x, base
+    for path, (weight, bias) in zip(("0", "2"), weights, strict=True):
+        pair = adapter.pairs[path]
+        expected = hidden @ (weight + 3 * pair.B @ pair.A).T + bias
+        hidden = expected.relu()
+    torch.testing.assert_close(model(x), expected)
+    assert not torch.allclose(expected, base)
+    assert torch.equal(ungraft(model)(x), base)
 
 
 def test_a_rank_above_that_of_the_matrix_gives_a_warning():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.tiny import byte_tokenizer, tiny_model
 from tsugiki import TsugikiError
@@ -44,5 +45,10 @@ def test_a_prompt_longer_than_the_context():
 
 
 def test_generation_stops_at_the_context():
-    text = generate_text(tiny_model(vocab_size=257), byte_tokenizer(), "a" * 60, Sampling(50, 0.0))
-    assert len(byte_tokenizer()(text).input_ids) <= 3
+    model, tokenizer = tiny_model(vocab_size=257), byte_tokenizer()
+    always = F.one_hot(torch.tensor(tokenizer("b").input_ids[-1]), 257).float()
+    model.lm_head.register_forward_hook(lambda module, inputs, scores: scores * 0 + always)
+    prompt = "a" * 60
+    room = 64 - 1 - 60  # of the context, the first token and the prompt
+    assert generate_text(model, tokenizer, prompt, Sampling(50, 0.0)) == "b" * room
+    assert generate_text(model, tokenizer, prompt, Sampling(room - 1, 0.0)) == "b" * (room - 1)
