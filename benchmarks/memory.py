@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tsugiki import LoraConfig, graft, use_fast_paths
 from tsugiki.bench.memory import peak, reset_peak, resident
-from tsugiki.fast.loss import _rows_at_once
+from tsugiki.fast.loss import rows_per_chunk
 from tsugiki.train.gradients import Gradients
 
 _GROUP = 512
@@ -52,7 +52,7 @@ def main() -> None:
     gradients.add(batch, ids.numel())
     threads = min(torch.get_num_threads(), len(ids))
     width = model.dtype.itemsize
-    chunk = _rows_at_once(model.lm_head, width) * 50_257 * width
+    chunk = rows_per_chunk(model.lm_head, width) * 50_257 * width
     predicted = threads * (saved.total() + chunk + 4 * _GROUP * 768 * width)
     reset_peak()
     before = resident() or 0

@@ -374,8 +374,8 @@ def test_the_logits_never_exist_as_a_whole(form: str):
     ("vocabulary", "size", "rows"),
     [(50_257, 4, 288), (50_257, 2, 512), (262_144, 2, 112), (262_144, 4, 48), (10**8, 4, 16), (1, 2, 512)],
 )
-def test_rows_at_once(vocabulary: int, size: int, rows: int):
-    assert loss_module._rows_at_once(nn.Linear(1, vocabulary, device="meta"), size) == rows
+def test_rows_per_chunk(vocabulary: int, size: int, rows: int):
+    assert loss_module.rows_per_chunk(nn.Linear(1, vocabulary, device="meta"), size) == rows
 
 
 HEADS = dict.fromkeys(CONFIGS, (1.0, None)) | {"gemma2": (1.0, 30.0), "cohere": (0.0625, None)}

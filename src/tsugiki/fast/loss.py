@@ -128,7 +128,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ]
         d_hidden, d_weight, d_bias, d_low, d_up = grads
         recompute_above = min(_RECOMPUTE_ABOVE_NLL, -math.log(torch.finfo(hidden.dtype).tiny))
-        size = _rows_at_once(layer, hidden.element_size() * (1 if softcap is None else 2))
+        size = rows_per_chunk(layer, hidden.element_size() * (1 if softcap is None else 2))
         for at in range(0, len(hidden), size):
             rows, target = hidden[at : at + size], targets[at : at + size, None]
             logits = _logits(layer, rows, low, up, at, softcap)
@@ -209,9 +209,9 @@ def _has_chunks(layer: nn.Module) -> bool:
     return has_product(layer) or (type(layer) is nn.Linear and not is_hooked(layer))
 
 
-def _rows_at_once(layer: nn.Module, bytes_a_logit: int) -> int:
-    """Return how many rows a chunk has, a multiple of 16."""
-    fit = _SCRATCH // (features(layer)[1] * bytes_a_logit) // 16 * 16
+def rows_per_chunk(layer: nn.Module, bytes_per_logit: int) -> int:
+    """Return how many rows a chunk has with this output layer, a multiple of 16."""
+    fit = _SCRATCH // (features(layer)[1] * bytes_per_logit) // 16 * 16
     return max(_ROWS[0], min(_ROWS[1], fit))
 
 

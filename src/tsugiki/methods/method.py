@@ -2,7 +2,8 @@
 
 The file of a method defines three things:
 
-    a config         a frozen dataclass of its settings, under PEFT's names, with `new_adapter(model)`
+    a config         a frozen dataclass of its settings, under PEFT's names, with `new_adapter(model)` (for a
+                     `LoraConfig`, `lora.graft.new_adapter` builds the adapter)
     an adapter       the parameters that train, and how they enter the model (the Protocol `lora.graft.Adapter`)
     an AdapterFormat how config and adapter are written to a PEFT folder
 
