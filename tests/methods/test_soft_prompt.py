@@ -31,19 +31,20 @@ from tsugiki import (
     use_fast_paths,
 )
 from tsugiki.base.context import context_length, virtual_tokens
-from tsugiki.base.loading import load_model
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.fast import attention
 from tsugiki.fast.document_masks import detect_document_masking, mask_documents
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.p_tuning import PromptEncoderConfig
 from tsugiki.methods.prefix_tuning import PrefixTuningConfig
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
-from tsugiki.train import preparation
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import evaluate, split_windows
 from tsugiki.train.evaluation.sample import Sampling, generate_text
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.model import load_dtype, prepare_model
+from tsugiki.train.preparation import pack_data, read_data
 from tsugiki.train.run import train
 
 KINDS = ["gpt2", "llama", "gemma3_text"]
@@ -434,11 +435,12 @@ def test_a_prompt_may_be_longer_than_the_sliding_window(kind: str, config: Any, 
 @pytest.mark.parametrize(
     ("kind", "bare"), [("bloom", "separate_rows"), ("gpt_neo", "position_ids"), ("opt", "attention_mask")]
 )
-def test_document_masking_is_detected_with_the_prompt(kind: str, bare: str):
-    config = RunConfig(model="-", data="-", out="-", method="prompt-tuning", method_config={"num_virtual_tokens": 5})
-    model = tiny_model(kind)
+def test_document_masking_is_detected_with_the_prompt(kind: str, bare: str, tmp_path: Path):
+    config = settings(tmp_path, "prompt-tuning", {"num_virtual_tokens": 5})
+    model = tiny_model(kind, vocab_size=257)
     assert detect_document_masking(model) == bare
-    assert preparation._document_masking(config, model) == ("position_ids" if kind == "opt" else "separate_rows")
+    data = pack_data(config, read_data(config, byte_tokenizer(), ProgressDisplay()), model, byte_tokenizer())
+    assert data.document_masking == ("position_ids" if kind == "opt" else "separate_rows")
     assert not is_grafted(model)
 
 
@@ -584,10 +586,13 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
-def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(method: str):
-    config = RunConfig(model="embedded", data="-", out="-", method=method, base_dtype="bf16")
-    model = load_model(config.model, load_dtype(config))
-    assert preparation._document_masking(config, model) == "position_ids"
+def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(method: str, tmp_path: Path):
+    config = settings(tmp_path, method, {}, model="embedded", base_dtype="bf16")
+    model, tokenizer = load_model(config.model, load_dtype(config)), load_tokenizer(config.model)
+    assert (
+        pack_data(config, read_data(config, tokenizer, ProgressDisplay()), model, tokenizer).document_masking
+        == "position_ids"
+    )
     torch.manual_seed(42)
     prepare_model(model, config)
     assert model.config._attn_implementation == "tsugiki"

@@ -20,11 +20,9 @@ from tsugiki.data.blocks import Blocks, pack
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
-from tsugiki.train.run import CHECKPOINTS, train
-from tsugiki.train.trainer import RunTrainer
+from tsugiki.train.run import CHECKPOINTS, build_trainer, train
 from tsugiki.train.workflows.preview import rows_in_order
 
 
@@ -46,8 +44,7 @@ def train_blocks(kind: str, blocks: Blocks, out: Path, batch_size: int, grad_acc
     config = RunConfig(
         model="-", data="-", out=str(out), epochs=2, batch_size=batch_size, grad_accum=grad_accum, learning_rate=1e-2
     )
-    arguments = run_module._training_arguments(config, len(blocks))
-    trainer = RunTrainer(model, arguments, blocks, detect_document_masking(model), byte_tokenizer())
+    trainer = build_trainer(config, model, byte_tokenizer(), blocks, detect_document_masking(model))
     trainer.train()
     return model, trainer
 
