@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import warnings
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,9 @@ from tsugiki import (
     TsugikiError,
     disable_adapter,
     graft,
-    merge,
     set_adapter,
     trainable_parameters,
     ungraft,
-    unmerge,
 )
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.lora.graft import remove_adapter
@@ -185,35 +182,6 @@ def test_one_of_several_adapters_is_active():
     remove_adapter(model, "one")
     assert torch.equal(logits(model), base)
     assert not any("lora" in name for name, _ in model.named_modules())
-
-
-def test_merging_into_a_shared_weight_unties_it_with_a_warning(tmp_path):
-    import transformers
-
-    for targets in (["lm_head"], ["wte"]):
-        model = tiny_model()
-        graft(model, LoraConfig(r=4, target_modules=targets))
-        adapted = logits(shake(model))
-        with pytest.warns(UserWarning, match="two weights"):
-            merge(model)
-        torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=1e-4)
-        unmerge(model)
-        assert model.config.tie_word_embeddings
-        assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ungraft(merge(model)).save_pretrained(tmp_path / targets[0])
-        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / targets[0])
-        assert again.config.tie_word_embeddings is False
-        torch.testing.assert_close(logits(again), adapted, rtol=1e-4, atol=1e-4)
-
-
-def test_an_adapter_on_other_layers_leaves_shared_weights_shared():
-    model = tiny_model()
-    graft(model, LoraConfig(r=4))
-    ungraft(merge(shake(model)))
-    assert model.lm_head.weight is model.transformer.wte.weight
-    assert model.config.tie_word_embeddings
 
 
 def test_training_a_copy_of_a_shared_module_gives_a_warning():

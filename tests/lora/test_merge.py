@@ -1,9 +1,12 @@
 """Merging in memory, into float and into 8-bit bases."""
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from tests.tiny import ids, logits, relative_error, shake, tiny_model
@@ -160,6 +163,43 @@ def test_buffers_and_shared_weights_of_saved_modules_are_merged():
     torch.testing.assert_close(merged(x), adapted)
     assert merged[1].one.weight is merged[1].two.weight
     assert merged[1].norm.num_batches_tracked == 1
+
+
+def test_a_layer_quantised_by_another_library_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4))
+    graft(model, LoraConfig(r=2, target_modules=["0"]))
+    model[0].base_layer.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    for merging in (merge, merge_quantized):
+        with pytest.raises(TsugikiError, match="0.weight is quantised"):
+            merging(model)
+        assert set(trainable_parameters(model)) == {"0.lora.A", "0.lora.B"}
+
+
+def test_merging_into_a_shared_weight_unties_it_with_a_warning(tmp_path: Path):
+    for targets in (["lm_head"], ["wte"]):
+        model = tiny_model()
+        graft(model, LoraConfig(r=4, target_modules=targets))
+        adapted = logits(shake(model))
+        with pytest.warns(UserWarning, match="two weights"):
+            merge(model)
+        torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=1e-4)
+        unmerge(model)
+        assert model.config.tie_word_embeddings
+        assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ungraft(merge(model)).save_pretrained(tmp_path / targets[0])
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / targets[0])
+        assert again.config.tie_word_embeddings is False
+        torch.testing.assert_close(logits(again), adapted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_on_other_layers_leaves_shared_weights_shared():
+    model = tiny_model()
+    graft(model, LoraConfig(r=4))
+    ungraft(merge(shake(model)))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.config.tie_word_embeddings
 
 
 def test_merges_that_are_refused():
