@@ -99,7 +99,7 @@ def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: py
     page = Page(Path("c/report.html").read_text(encoding="utf-8"))
     cells = [row[0] for row in page.table("method")[1:]]
     assert cells == [f"{name}\n{family}" for name, family in families.items()]
-    assert "Held-out perplexity at the end by parameters that train" in page.text
+    assert "Final held-out perplexity by trainable parameters" in page.text
     for i, (name, family) in enumerate(families.items(), 1):
         assert f"{i} {name} ({family})" in page.text
 
