@@ -15,7 +15,7 @@ from tests.tiny import CONFIGS, ids, logits, save_tiny, tiny_model
 from tsugiki.base import quantization as quantization_module
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.base.quantization import is_quantizable, quantise
+from tsugiki.base.quantization import is_quantizable, quantize
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -23,7 +23,7 @@ def test_every_linear_layer_is_replaced_and_the_model_computes_nearly_the_same(k
     model = tiny_model(kind)
     expected = logits(model)
     linear = {path for path, layer in model.named_modules() if is_quantizable(layer)}
-    quantise(model, torch.float32)
+    quantize(model, torch.float32)
     assert {path for path, layer in model.named_modules() if isinstance(layer, Int8Linear)} == linear
     assert isinstance(model.get_output_embeddings(), Int8Linear)
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -41,14 +41,14 @@ def test_the_gradient_reaches_the_input_nearly_as_before(kind: str):
         return x.grad
 
     expected = gradient(model)
-    found = gradient(quantise(model, torch.float32))
+    found = gradient(quantize(model, torch.float32))
     assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.995
 
 
 def test_other_parameters_are_cast_and_buffers_are_not():
     model = tiny_model("llama")
     frequencies = model.model.rotary_emb.inv_freq.clone()
-    quantise(model)
+    quantize(model)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.dtype == model.config.dtype == torch.bfloat16
     assert logits(model).dtype == torch.bfloat16
@@ -60,7 +60,7 @@ def test_a_tied_head_is_quantised_and_the_embedding_stays():
     model = tiny_model("gpt2")
     table = copy.deepcopy(model.transformer.wte.weight)
     assert model.lm_head.weight is model.transformer.wte.weight
-    quantise(model, torch.float32)
+    quantize(model, torch.float32)
     assert torch.equal(model.transformer.wte.weight, table)
     assert isinstance(model.lm_head, Int8Linear)
     assert (model.lm_head.weight - table).abs().max() <= table.abs().max() / 254 * 1.001
@@ -77,14 +77,14 @@ def test_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch):
         return make(layer, dtype)
 
     monkeypatch.setattr(Int8Linear, "from_layer", counting)
-    quantise(model)
+    quantize(model)
     assert alive == [5, 4, 3, 2, 1]
 
 
 def test_a_model_loaded_in_the_dtype_of_its_files(tmp_path: Path):
     folder = save_tiny(tmp_path / "base")
     expected = logits(load_model(folder))
-    model = quantise(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), torch.float32)
+    model = quantize(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), torch.float32)
     assert (logits(model) - expected).norm() / expected.norm() < 0.05
 
 
@@ -94,11 +94,11 @@ def test_the_embedded_model_predicts_as_well_as_before():
     tokens = torch.tensor([tokenizer(text, truncation=True, max_length=512)["input_ids"]])
     with torch.no_grad():
         expected = model(input_ids=tokens, labels=tokens).loss
-        found = quantise(model)(input_ids=tokens, labels=tokens).loss
+        found = quantize(model)(input_ids=tokens, labels=tokens).loss
     assert abs(found - expected) < 0.01 * expected
 
 
 def test_a_processor_without_exact_integers_gives_a_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(quantization_module, "exact_integers", lambda: False)
     with pytest.warns(UserWarning, match="cannot multiply 8-bit integers exactly"):
-        quantise(tiny_model())
+        quantize(tiny_model())

@@ -9,7 +9,7 @@ import torch
 from tests.tiny import ids, logits, shake, tiny_model
 from tsugiki import LoraConfig, graft, load_adapter, save_adapter, set_adapter, trainable_parameters, ungraft
 from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.quantization import quantise
+from tsugiki.base.quantization import quantize
 from tsugiki.lora.graft import remove_adapter
 from tsugiki.lora.layer import grafted_layers
 
@@ -22,7 +22,7 @@ def two_adapters(model):
 
 
 def test_grafting_and_switching_dequantise_nothing(monkeypatch):
-    model = quantise(tiny_model(), torch.float32)
+    model = quantize(tiny_model(), torch.float32)
     monkeypatch.delattr(Int8Linear, "dequantize")
     two_adapters(model)
     set_adapter(model, "a")

@@ -22,7 +22,7 @@ from tsugiki import (
     unmerge,
 )
 from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.quantization import quantise
+from tsugiki.base.quantization import quantize
 from tsugiki.methods.table import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -31,7 +31,7 @@ TARGETS = {"gpt2": ["c_attn", "mlp.c_proj", "wte"], "llama": ["q_proj", "down_pr
 
 
 def grafted(kind: str = "gpt2", dtype: torch.dtype = torch.float32, **fields: Any) -> Any:
-    model = quantise(tiny_model(kind), dtype)
+    model = quantize(tiny_model(kind), dtype)
     graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": TARGETS[kind], **fields}))
     return shake(model)
 
@@ -94,7 +94,7 @@ def test_unmerge_is_bit_identical(dtype: torch.dtype):
 
 
 def test_an_update_of_zero_changes_no_quantised_value():
-    model = quantise(tiny_model(), torch.float32)
+    model = quantize(tiny_model(), torch.float32)
     graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
     base = logits(model)
     assert set(merge_quantized(model).values()) == {0.0}
@@ -118,7 +118,7 @@ def test_merge_quantized_merges_a_float_base_as_merge_does():
 
 
 def test_other_methods_can_be_merged_into_int8():
-    model = quantise(tiny_model(), torch.float32)
+    model = quantize(tiny_model(), torch.float32)
     adapter = graft(model, METHODS["ia3"].configure({}))
     with torch.no_grad():
         for scaling in adapter.scalings.values():

@@ -16,7 +16,7 @@ from tsugiki import (
     use_fast_paths,
 )
 from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.quantization import quantise
+from tsugiki.base.quantization import quantize
 from tsugiki.lora.dora import add_magnitude
 from tsugiki.lora.frozen_layer import oriented
 from tsugiki.lora.initialise import init_pissa_
@@ -250,7 +250,7 @@ def test_under_autocast_it_equals_each_row_alone():
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
 def test_with_the_fast_paths_and_int8(kind: str):
     places = {"n_positions" if kind == "gpt2" else "max_position_embeddings": 128}
-    model = with_adapters(kind, base=quantise(tiny_model(kind, **places), torch.float32))
+    model = with_adapters(kind, base=quantize(tiny_model(kind, **places), torch.float32))
     names = ["b", None, "a", "a"]
     tokens = ids(4, 80)  # long enough for attention in blocks
     alone = torch.cat(each_alone(model, names, lambda row: logits(model, tokens[row : row + 1])))

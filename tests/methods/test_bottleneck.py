@@ -29,7 +29,7 @@ from tsugiki import (
     ungraft,
 )
 from tsugiki.architectures import ARCHITECTURES
-from tsugiki.base.quantization import quantise
+from tsugiki.base.quantization import quantize
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.file_names import ADAPTER_FILE
@@ -434,7 +434,7 @@ def test_a_16_bit_or_int8_base(few_bits: bool, method: str):
     model = tiny_model("llama")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the warning of a processor without VNNI
-        model = quantise(model) if few_bits else model.bfloat16()
+        model = quantize(model) if few_bits else model.bfloat16()
     base = logits(model)
     torch.manual_seed(0)
     graft(model, config_of(method, reduction_factor=4))

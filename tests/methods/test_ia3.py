@@ -30,7 +30,7 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.base.quantization import quantise
+from tsugiki.base.quantization import quantize
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.file_names import ADAPTER_FILE
@@ -321,7 +321,7 @@ def test_a_16_bit_or_int8_base(few_bits: bool):
     model = tiny_model("opt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the warning of a processor without VNNI
-        model = quantise(model) if few_bits else model.bfloat16()
+        model = quantize(model) if few_bits else model.bfloat16()
     base = logits(model)
     graft(model, IA3Config())
     assert torch.equal(logits(model), base)

@@ -30,7 +30,7 @@ from tsugiki import (
     unmerge,
     use_fast_paths,
 )
-from tsugiki.base.quantization import quantise
+from tsugiki.base.quantization import quantize
 from tsugiki.lora.graft import is_grafted
 from tsugiki.methods.selective import LNTuningConfig, SelectiveConfig
 from tsugiki.methods.table import METHODS
@@ -284,7 +284,7 @@ def test_a_16_bit_base_computes_with_float32_copies(kind: str, name: str, tmp_pa
 
 @pytest.mark.parametrize("name", ["bitfit", "norms"])
 def test_an_int8_base(name: str):
-    model = quantise(tiny_model())
+    model = quantize(tiny_model())
     base = logits(model)
     graft(model, CONFIGS[name])
     assert torch.equal(logits(model), base)
@@ -363,7 +363,7 @@ def test_models_without_the_selected_parameters():
         with pytest.raises(TsugikiError, match=said):
             graft(plain, config)
     with pytest.raises(TsugikiError, match="output head is quantised"):
-        graft(quantise(tiny_model()), HEAD)
+        graft(quantize(tiny_model()), HEAD)
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,9 @@ def load_model(name: str, dtype: LoadDtype = "fp32") -> "PreTrainedModel":
     if missing:  # transformers fills missing weights with random values and only warns
         raise TsugikiError(f"{name} is not a complete model: {missing[0]} is missing ({len(missing)} such weights)")
     if dtype == "int8":
-        from tsugiki.base.quantization import quantise
+        from tsugiki.base.quantization import quantize
 
-        quantise(model, torch_dtype(preferred_compute_dtype()))
+        quantize(model, torch_dtype(preferred_compute_dtype()))
     model.eval()
     # transformers stores the resolved path here, but an adapter's files must name the model as the user did.
     model.name_or_path = model.config._name_or_path = name

@@ -12,7 +12,7 @@ from tsugiki.lora.frozen_layer import is_conv1d
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def quantise(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
+def quantize(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
     """Freeze `model` and replace each of its linear layers, the output head included, by an `Int8Linear`.
 
     This is done layer by layer, so at most one float weight is in memory beyond those that the caller holds. Weights

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tsugiki.base.loading import EMBEDDED, load_tokenizer
-from tsugiki.base.quantization import quantise
+from tsugiki.base.quantization import quantize
 from tsugiki.bench.hugging_face import ENDLESS, StepBarrierCallback
 from tsugiki.bench.models import build
 from tsugiki.bench.work import StepBarrier, Workload
@@ -53,7 +53,7 @@ def _base(config: RunConfig) -> "PreTrainedModel":
     if precision == "fp32":
         return build(config.model, torch.float32)
     model = build(config.model, torch.bfloat16)
-    return quantise(model) if precision == "int8" else model
+    return quantize(model) if precision == "int8" else model
 
 
 tsugiki = run
