@@ -13,8 +13,8 @@ from tsugiki import graft, trainable_parameters
 from tsugiki.base.loading import load_meta_model
 from tsugiki.methods.selective import SelectiveConfig
 from tsugiki.methods.table import METHODS, family_of
-from tsugiki.report import families
-from tsugiki.report.families import describe_method, methods_table
+from tsugiki.report import methods as report_methods
+from tsugiki.report.methods import describe_method, methods_table
 from tsugiki.train.config import RunConfig
 
 NEEDS_SETTINGS = {"select"}
@@ -69,8 +69,8 @@ def test_methods_initialised_from_weights_are_counted_only_on_the_embedded_base(
 
     shapes = {name: load_meta_model(name) for name in ("embedded", base)}
     monkeypatch.setattr(SelectiveConfig, "new_adapter", needing_weights)
-    assert families._count("bitfit", "embedded", shapes["embedded"]) == "17,152 (0.25%)"
-    assert families._count("bitfit", base, shapes[base]) == "known when the model is loaded"
+    assert report_methods._count("bitfit", "embedded", shapes["embedded"]) == "17,152 (0.25%)"
+    assert report_methods._count("bitfit", base, shapes[base]) == "known when the model is loaded"
 
 
 @pytest.mark.parametrize("name", list(METHODS))

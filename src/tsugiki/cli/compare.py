@@ -19,7 +19,7 @@ def compare_command(
     Runs that have finished are not repeated; an interrupted comparison continues where it stopped.
     """
     from tsugiki.cli.tables import print_table
-    from tsugiki.report.methods import comparison_table, write_comparison_page
+    from tsugiki.report.comparison import comparison_table, write_comparison_page
     from tsugiki.train.workflows.compare import compare, comparison_rows
     from tsugiki.train.workflows.compare_config import load_comparison
 

@@ -15,7 +15,7 @@ def methods_command(
 ) -> None:
     """List the methods to adapt a model, or describe one of them."""
     from tsugiki.cli.tables import print_table
-    from tsugiki.report.families import describe_method, methods_table
+    from tsugiki.report.methods import describe_method, methods_table
 
     if name is None:
         print_table(

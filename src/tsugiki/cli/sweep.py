@@ -19,7 +19,7 @@ def sweep_command(
     Runs that have finished are not repeated; an interrupted sweep continues where it stopped.
     """
     from tsugiki.cli.tables import print_table
-    from tsugiki.report.methods import sweep_sentence, sweep_table, write_sweep_page
+    from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
     from tsugiki.train.workflows.compare_config import load_sweep
     from tsugiki.train.workflows.sweep import sweep
 

@@ -1,19 +1,127 @@
-"""`report.html` of several runs: their table, held-out curves and samples."""
+"""The tables and the pages of a comparison and of a sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from markupsafe import Markup
 
 from tsugiki.io.atomic import write_text
+from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
+from tsugiki.methods.method import Family
+from tsugiki.methods.table import family_of
+from tsugiki.report.formatting import Table, format_change, format_value
 from tsugiki.report.page import Section, page, render_macro, table
-from tsugiki.report.plots import curves
+from tsugiki.report.plots import Mark, Series, curves, over_parameters, over_ranks
 from tsugiki.report.run import REPORT_FILE, held_out_series
 from tsugiki.report.samples import sample_columns
-from tsugiki.train.record import RunRecord
+from tsugiki.train.record import RunRecord, finished
+from tsugiki.train.workflows.compare import ComparisonRow
+from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, Point, change, smallest_sufficient_rank
 
 _MAX_BANDS = 3  # with more runs, their intervals would hide each other
+_FAMILIES = get_args(Family)
+
+
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
+    """Return the table of a comparison, as in section 4.4.6 of the textbook chapter, with a row for each method.
+
+    Families are named if the methods are of several, and the retention loss is shown if it was measured.
+    """
+    several = len({row.family for row in rows} - {family_of("full")}) > 1
+    retention = any(row.retention_loss_before is not None for row in rows)
+    headers = ["method", "trainable parameters", "file", "learning rate", "time", "tokens/s"]
+    headers += ["peak memory", "perplexity", "held-out loss"]
+    return headers + (["retention loss"] if retention else []), [
+        [
+            f"{row.name}\n{row.family}" if several else row.name,
+            f"{row.trainable:,}\n{row.share:.2%}",
+            format_size(row.file_size),
+            f"{row.learning_rate:g}",
+            format_duration(row.seconds),
+            f"{row.tokens_per_second:,.0f}",
+            format_gigabytes(row.peak_memory),
+            f"{row.perplexity_before:,.1f}\n→ {row.perplexity_after:,.1f}",
+            f"{row.loss_before:.3f} → {row.loss_after:.3f}\n{_interval(row)}",
+            *([_retention(row)] if retention else []),
+        ]
+        for row in rows
+    ]
+
+
+def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> Path:
+    """Write `report.html` of a comparison.
+
+    Raises:
+        TsugikiError: the page cannot be written.
+    """
+    best = min(rows, key=lambda row: row.loss_after)
+    lead = f"On the same text and the same {_budget(records)}, the held-out loss is lowest with {best.name}: "
+    lead += f"{best.loss_before:.3f} → {best.loss_after:.3f}."
+    measured = [row for row in rows if row.retention_loss_before is not None and row.retention_loss_after is not None]
+    if measured:
+        least = min(measured, key=lambda row: row.retention_loss_after or 0.0)
+        lead += f" The retention loss is lowest with {least.name}."
+    headers, cells = comparison_table(rows)
+    title, runs = f"Comparison · {folder.name}", list(records.items())
+    return write_comparison(folder, title, lead, headers, cells, runs, _over_parameters(rows))
+
+
+def _over_parameters(rows: Sequence[ComparisonRow]) -> list[Markup]:
+    """Plot perplexity over trainable parameters, coloured by family; no plot for a single method."""
+    marks = [
+        Mark(f"{row.name} ({row.family})", row.trainable, row.perplexity_after, _FAMILIES.index(row.family))
+        for row in rows
+    ]
+    caption = "Final held-out perplexity by trainable parameters"
+    return [over_parameters(marks, caption)] if len(marks) > 1 else []
+
+
+def sweep_table(points: Sequence[Point]) -> Table:
+    """Return a table with a row for each point of the grid, compared with the best one."""
+    best = min(points, key=lambda point: point.loss)
+    headers = [*points[0].values, "trainable parameters", "held-out loss", "bits/char", "change from the best", "time"]
+    return headers, [
+        [
+            *(format_value(value) for value in point.values.values()),
+            f"{finished(point.record)[1].trainable:,}",
+            f"{point.loss:.4f}",
+            f"{point.record.evaluations[-1].bits_per_char:.4f}",
+            "best" if point is best else format_change(change(best, point), digits=2),
+            format_duration(finished(point.record)[0].seconds),
+        ]
+        for point in points
+    ]
+
+
+def sweep_sentence(points: Sequence[Point]) -> str:
+    """Return the result of a sweep in words: the best point, and the smallest sufficient rank."""
+    best = min(points, key=lambda point: point.loss)
+    sentence = f"Best of {len(points)}: {best.name}, held-out loss {best.loss:.4f}."
+    sufficient = smallest_sufficient_rank(list(points))
+    if sufficient is not None and sufficient.values["r"] == max(point.values["r"] for point in points):
+        sentence += f" The loss still falls up to rank {sufficient.values['r']}, the highest one in the sweep."
+    elif sufficient is not None:
+        sentence += (
+            f" Rank {sufficient.values['r']} is sufficient: no higher rank lowers the loss by at least "
+            f"{MIN_RELATIVE_GAIN:.1%} with 95 % confidence over documents."
+        )
+    return sentence
+
+
+def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
+    """Write `report.html` of a sweep.
+
+    Raises:
+        TsugikiError: the page cannot be written.
+    """
+    headers, cells = sweep_table(points)
+    lines = _over_ranks(points)
+    figures = [over_ranks(lines, "Final held-out loss by rank, nats per token")] if lines else []
+    runs = [(point.name, point.record) for point in points]
+    title = f"Sweep · {folder.name}"
+    return write_comparison(folder, title, sweep_sentence(points), headers, cells, runs, figures)
 
 
 def write_comparison(
@@ -56,3 +164,29 @@ def write_comparison(
     path = folder / REPORT_FILE
     write_text(path, page(title, lead, [Section(heading, body) for heading, body in sections if body], notes))
     return path
+
+
+def _over_ranks(points: Sequence[Point]) -> list[Series]:
+    """Return lines of loss over rank, one for each value of the other settings; none if the rank was not swept."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        if "r" in point.values:
+            rest = " ".join(f"{axis}={format_value(value)}" for axis, value in point.values.items() if axis != "r")
+            lines.setdefault(rest or "held-out loss", []).append((point.values["r"], point.loss))
+    return [Series(name, sorted(line)) for name, line in lines.items() if len(line) > 1]
+
+
+def _budget(records: Mapping[str, RunRecord]) -> str:
+    training, _ = finished(next(iter(records.values())))
+    return f"{training.tokens:,} tokens"
+
+
+def _retention(row: ComparisonRow) -> str:
+    if row.retention_loss_before is None or row.retention_loss_after is None or row.retention_change is None:
+        return "–"
+    change = format_change(row.retention_change)
+    return f"{row.retention_loss_before:.3f} → {row.retention_loss_after:.3f}\n{change}"
+
+
+def _interval(row: ComparisonRow) -> str:
+    return "" if row.loss_interval is None else f"[{row.loss_interval[0]:.3f}, {row.loss_interval[1]:.3f}]"

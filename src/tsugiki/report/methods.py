@@ -1,145 +1,163 @@
-"""The tables and the pages of a comparison and of a sweep."""
+"""The table and the descriptions of the methods, for `tsugiki methods`."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import get_args
+import copy
+import dataclasses
+import inspect
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from pydantic import ValidationError
 
-from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
-from tsugiki.methods.method import Family
-from tsugiki.methods.table import family_of
-from tsugiki.report.comparison import write_comparison
-from tsugiki.report.formatting import Table, format_change, format_value
-from tsugiki.report.plots import Mark, Series, over_parameters, over_ranks
-from tsugiki.train.record import RunRecord, finished
-from tsugiki.train.workflows.compare import ComparisonRow
-from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, Point, change, smallest_sufficient_rank
+from tsugiki.base.loading import EMBEDDED, load_meta_model, load_model
+from tsugiki.errors import TsugikiError
+from tsugiki.lora.config import LoraConfig
+from tsugiki.methods.method import Method
+from tsugiki.methods.table import METHODS
+from tsugiki.report.formatting import Table
+from tsugiki.train.config import RunConfig, argument_descriptions, validate_method
 
-_FAMILIES = get_args(Family)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-
-def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
-    """Return the table of a comparison, as in section 4.4.6 of the textbook chapter, with a row for each method.
-
-    Families are named if the methods are of several, and the retention loss is shown if it was measured.
-    """
-    several = len({row.family for row in rows} - {family_of("full")}) > 1
-    retention = any(row.retention_loss_before is not None for row in rows)
-    headers = ["method", "trainable parameters", "file", "learning rate", "time", "tokens/s"]
-    headers += ["peak memory", "perplexity", "held-out loss"]
-    return headers + (["retention loss"] if retention else []), [
-        [
-            f"{row.name}\n{row.family}" if several else row.name,
-            f"{row.trainable:,}\n{row.share:.2%}",
-            format_size(row.file_size),
-            f"{row.learning_rate:g}",
-            format_duration(row.seconds),
-            f"{row.tokens_per_second:,.0f}",
-            format_gigabytes(row.peak_memory),
-            f"{row.perplexity_before:,.1f}\n→ {row.perplexity_after:,.1f}",
-            f"{row.loss_before:.3f} → {row.loss_after:.3f}\n{_interval(row)}",
-            *([_retention(row)] if retention else []),
-        ]
-        for row in rows
-    ]
+_REASON_LENGTH = 60  # characters of a reason in a cell
 
 
-def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> Path:
-    """Write `report.html` of a comparison.
+def methods_table(model: str) -> Table:
+    """Return a table with a row for each method.
+
+    Args:
+        model: the name of the model whose trainable parameters are counted; its weights are not read.
 
     Raises:
-        TsugikiError: the page cannot be written.
+        TsugikiError: there is no such model.
     """
-    best = min(rows, key=lambda row: row.loss_after)
-    lead = f"On the same text and the same {_budget(records)}, the held-out loss is lowest with {best.name}: "
-    lead += f"{best.loss_before:.3f} → {best.loss_after:.3f}."
-    measured = [row for row in rows if row.retention_loss_before is not None and row.retention_loss_after is not None]
-    if measured:
-        least = min(measured, key=lambda row: row.retention_loss_after or 0.0)
-        lead += f" The retention loss is lowest with {least.name}."
-    headers, cells = comparison_table(rows)
-    title, runs = f"Comparison · {folder.name}", list(records.items())
-    return write_comparison(folder, title, lead, headers, cells, runs, _over_parameters(rows))
-
-
-def _over_parameters(rows: Sequence[ComparisonRow]) -> list[Markup]:
-    """Plot perplexity over trainable parameters, coloured by family; no plot for a single method."""
-    marks = [
-        Mark(f"{row.name} ({row.family})", row.trainable, row.perplexity_after, _FAMILIES.index(row.family))
-        for row in rows
+    shape = load_meta_model(model)
+    headers = [
+        "method",
+        "family",
+        "what is trained",
+        "trainable parameters",
+        "PEFT reads it",
+        "mergeable",
+        "not accelerated",
     ]
-    caption = "Final held-out perplexity by trainable parameters"
-    return [over_parameters(marks, caption)] if len(marks) > 1 else []
-
-
-def sweep_table(points: Sequence[Point]) -> Table:
-    """Return a table with a row for each point of the grid, compared with the best one."""
-    best = min(points, key=lambda point: point.loss)
-    headers = [*points[0].values, "trainable parameters", "held-out loss", "bits/char", "change from the best", "time"]
-    return headers, [
+    rows = [
         [
-            *(format_value(value) for value in point.values.values()),
-            f"{finished(point.record)[1].trainable:,}",
-            f"{point.loss:.4f}",
-            f"{point.record.evaluations[-1].bits_per_char:.4f}",
-            "best" if point is best else format_change(change(best, point), digits=2),
-            format_duration(finished(point.record)[0].seconds),
+            name,
+            method.family,
+            method.summary,
+            _count(name, model, shape),
+            _yes(method.readable_by_peft),
+            _yes(method.mergeable),
+            method.not_accelerated or "–",
         ]
-        for point in points
+        for name, method in METHODS.items()
     ]
+    return headers, rows
 
 
-def sweep_sentence(points: Sequence[Point]) -> str:
-    """Return the result of a sweep in words: the best point, and the smallest sufficient rank."""
-    best = min(points, key=lambda point: point.loss)
-    sentence = f"Best of {len(points)}: {best.name}, held-out loss {best.loss:.4f}."
-    sufficient = smallest_sufficient_rank(list(points))
-    if sufficient is not None and sufficient.values["r"] == max(point.values["r"] for point in points):
-        sentence += f" The loss still falls up to rank {sufficient.values['r']}, the highest one in the sweep."
-    elif sufficient is not None:
-        sentence += (
-            f" Rank {sufficient.values['r']} is sufficient: no higher rank lowers the loss by at least "
-            f"{MIN_RELATIVE_GAIN:.1%} with 95 % confidence over documents."
-        )
-    return sentence
+def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
+    """Describe one method.
 
-
-def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
-    """Write `report.html` of a sweep.
+    Returns:
+        Its docstring, a table of its settings with their defaults, and further facts.
 
     Raises:
-        TsugikiError: the page cannot be written.
+        TsugikiError: there is no such method (the message suggests a similar name) or no such model.
     """
-    headers, cells = sweep_table(points)
-    lines = _over_ranks(points)
-    figures = [over_ranks(lines, "Final held-out loss by rank, nats per token")] if lines else []
-    runs = [(point.name, point.record) for point in points]
-    title = f"Sweep · {folder.name}"
-    return write_comparison(folder, title, sweep_sentence(points), headers, cells, runs, figures)
+    try:
+        validate_method(name)
+    except ValueError as error:
+        raise TsugikiError(f"{name}: {error}") from error
+    method = METHODS[name]
+    text = f"{name} · {method.family} · {method.summary}\n\n{_idea(method)}\n"
+    notes = [f"{setting} is {value!r} in this method" for setting, value in method.fixed_settings.items()]
+    notes += [
+        f"default learning rate: {method.learning_rate:g}",
+        f"trainable parameters of {model}: {_count(name, model, load_meta_model(model))}",
+        f"PEFT reads the file: {_yes(method.readable_by_peft)}; can be merged into the base: {_yes(method.mergeable)}"
+        + (f"; not accelerated: {method.not_accelerated}" if method.not_accelerated else ""),
+    ]
+    return text, _settings(name, method), notes
 
 
-def _over_ranks(points: Sequence[Point]) -> list[Series]:
-    """Return lines of loss over rank, one for each value of the other settings; none if the rank was not swept."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for point in points:
-        if "r" in point.values:
-            rest = " ".join(f"{axis}={format_value(value)}" for axis, value in point.values.items() if axis != "r")
-            lines.setdefault(rest or "held-out loss", []).append((point.values["r"], point.loss))
-    return [Series(name, sorted(line)) for name, line in lines.items() if len(line) > 1]
+def count_parameters(method: Method, config: Any, model: "PreTrainedModel") -> tuple[int, int]:
+    """Count the parameters of `model` that the method trains with this config, and all parameters. Changes `model`.
+
+    Raises:
+        TsugikiError: the settings do not fit the model.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        method.prepare(model, config, False)
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trains in counts if trains), sum(size for size, _ in counts)
 
 
-def _budget(records: Mapping[str, RunRecord]) -> str:
-    training, _ = finished(next(iter(records.values())))
-    return f"{training.tokens:,} tokens"
+def _count(name: str, model: str, shape: "PreTrainedModel") -> str:
+    """Return how many parameters of a model are trainable, or a short reason why the number is not known."""
+    method = METHODS[name]
+    try:
+        config = _default_config(name)
+    except ValueError as error:
+        return _shorten(f"requires settings: {error}")
+    try:
+        try:
+            trained, total = count_parameters(method, config, copy.deepcopy(shape))
+        except (RuntimeError, NotImplementedError):
+            if model != EMBEDDED:  # the method is initialised from weights, which are not read here
+                return "known when the model is loaded"
+            trained, total = count_parameters(method, config, load_model(model))
+    except TsugikiError as error:
+        return _shorten(f"does not fit: {error}")
+    return f"{trained:,} ({trained / total:.2%})"
 
 
-def _retention(row: ComparisonRow) -> str:
-    if row.retention_loss_before is None or row.retention_loss_after is None or row.retention_change is None:
-        return "–"
-    change = format_change(row.retention_change)
-    return f"{row.retention_loss_before:.3f} → {row.retention_loss_after:.3f}\n{change}"
+def _default_config(name: str) -> Any:
+    """Return the config that `tsugiki train --method NAME` uses.
+
+    Raises:
+        ValueError: the method requires a setting.
+    """
+    try:
+        return RunConfig(model="-", data="-", out="-", method=name).adapter_config
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
-def _interval(row: ComparisonRow) -> str:
-    return "" if row.loss_interval is None else f"[{row.loss_interval[0]:.3f}, {row.loss_interval[1]:.3f}]"
+def _idea(method: Method) -> str:
+    """Return the docstring that explains the method."""
+    module = import_module(method.doc_module or method.config.__module__)
+    return inspect.cleandoc(module.__doc__ or method.summary)
+
+
+def _settings(name: str, method: Method) -> Table:
+    try:
+        defaults = _default_config(name)
+    except ValueError:
+        defaults = None
+    meanings = argument_descriptions(inspect.getdoc(method.config) or "")
+    rows = []
+    for one in dataclasses.fields(method.config):
+        if one.name not in method.fixed_settings:
+            default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+            value = default if defaults is None else getattr(defaults, one.name)
+            rows.append([one.name, _value_text(value), meanings.get(one.name, "")])
+    if not rows:
+        return [], []
+    section = "lora" if method.config is LoraConfig else "method_config"
+    return [f"--set NAME=VALUE, or {section}: in the YAML file", "default", "meaning"], rows
+
+
+def _value_text(value: object) -> str:
+    return "–" if value is None or value is dataclasses.MISSING else str(value)
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
+
+
+def _shorten(reason: str) -> str:
+    first = reason.partition(";")[0]
+    return first if len(first) <= _REASON_LENGTH else first[: _REASON_LENGTH - 1].rstrip() + "…"
