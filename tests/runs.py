@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import TrainerCallback
 
-from tests.tiny import TEXT, save_tiny
+from tests.tiny import TEXT, byte_tokenizer, save_tiny, store_of
 from tsugiki import TsugikiError
+from tsugiki.data.blocks import Blocks, pack
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
@@ -98,3 +100,10 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
     with pytest.raises(TsugikiError, match="finished"):
         run(config, resume=True)
     return expected
+
+
+def uneven_blocks() -> Blocks:
+    """Sixteen rows that hold different numbers of learned tokens."""
+    ids = byte_tokenizer()(TEXT, add_special_tokens=False).input_ids
+    rows = [ids[row * 20 : row * 20 + 20] for row in range(16)]
+    return pack(store_of(rows, prompts={row: 2 + row for row in range(16)}), np.arange(16), 20, pad=0)

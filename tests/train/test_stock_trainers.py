@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments, default_data_collator
 
+from tests.runs import uneven_blocks
 from tests.tiny import byte_tokenizer, ids, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, save_adapter, trainable_parameters, use_fast_paths
+from tsugiki import LoraConfig, TsugikiError, graft, save_adapter, trainable_parameters, ungraft, use_fast_paths
 from tsugiki.fast import forward
 
 QUIET: dict[str, Any] = {"disable_tqdm": True, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
@@ -149,3 +150,16 @@ def test_trl_trains_a_head_that_is_trained_whole(tmp_path: Path):
     before = model.lm_head.weight.detach().clone()
     sft(model, tmp_path).train()
     assert not torch.equal(model.lm_head.weight, before)
+
+
+def test_stock_trainer_trains_a_grafted_model_in_place(tmp_path: Path):
+    from transformers import Trainer, TrainingArguments
+
+    model = tiny_model(vocab_size=257)
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adapter = graft(model, LoraConfig(r=4))
+    arguments = TrainingArguments(str(tmp_path), max_steps=3, learning_rate=1e-2, save_strategy="no", report_to=[])
+    Trainer(model=model, args=arguments, train_dataset=uneven_blocks()).train()
+    assert all(pair.B.any() for pair in adapter.pairs.values())
+    ungraft(model)
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters())

@@ -20,7 +20,7 @@ from tsugiki.labels import IGNORE_INDEX
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
-from tsugiki.train.config import RunConfig, load_config
+from tsugiki.train.config import RunConfig
 from tsugiki.train.model import make_gradients, prepare_model
 from tsugiki.train.record import Parameters
 from tsugiki.train.run import CHECKPOINTS, train
@@ -134,23 +134,6 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
     save_model(tiny_model("gpt2", n_embd=16, vocab_size=257), byte_tokenizer(), tmp_path / "other")
     with pytest.raises(TsugikiError, match="other holds"):
         load_weights_into(tiny_model("gpt2", vocab_size=257), tmp_path / "other")
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"method": "full", "lora": {"r": 4}}, "lora: no setting of method full"),
-        ({"method": "full", "base_dtype": "fp32"}, "base_dtype: no setting of method full"),
-        ({"compute_dtype": "bf16"}, "compute_dtype: no setting of method lora"),
-        ({"save_dtype": "fp16"}, "save_dtype: no setting of method lora"),
-        ({"method": "full", "decay_ratio": 0.1}, "lr_scheduler_type warmup_stable_decay requires"),
-        ({"method": "full", "optimizer": "sgd"}, "optimizer: input should be 'adamw' or 'muon'"),
-    ],
-)
-def test_settings_that_do_not_go_together(fields: dict[str, Any], said: str):
-    with pytest.raises(TsugikiError) as caught:
-        load_config(None, {"model": "m", "data": "d", "out": "o", **fields})
-    assert said in str(caught.value)
 
 
 def test_a_folder_that_holds_a_model_or_cannot_be_is_refused(tmp_path: Path):

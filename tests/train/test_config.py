@@ -1,0 +1,81 @@
+"""Settings of a run: from YAML and flags, defaults of methods, and values that are refused."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsugiki import TsugikiError
+from tsugiki.train.config import load_config
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate: .*greater than 0"),
+        ({"learning_rate": math.nan}, "learning_rate: .*finite"),
+        ({"learning_rate": math.inf}, "learning_rate: .*finite"),
+        ({"epochs": 0}, "epochs: .*greater than 0"),
+        ({"lora": {"r": 0}}, "r is 0"),
+        ({"lora": {"rank": 4}}, "rank"),
+        ({"method": "lola"}, "method: .*lora"),
+        ({"method": "dora", "lora": {"use_dora": False}}, "use_dora is True"),
+        ({"method": "houlsby", "method_config": {"mh_adapter": False}}, "mh_adapter is True"),
+        ({"lora": {"freeze_B": True}}, "freeze_A"),
+        ({"banana": 1}, "banana"),
+        ({"batch_size": "many"}, "batch_size"),
+    ],
+)
+def test_invalid_values_are_refused_by_name(fields: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        load_config(None, {"model": "m", "data": "d", "out": "o", **fields})
+
+
+def test_yaml_and_flags(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\ndata: d\nout: o\nlora: {r: 4}\nepochs: 2\n")
+    config = load_config(path, {"epochs": 5, "lora": {"lora_alpha": 16}})
+    assert (config.epochs, config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (5, 4, 16, 0.1)
+    chapter = load_config(None, {"model": "m", "data": "d", "out": "o"})
+    assert (chapter.epochs, chapter.batch_size, chapter.grad_accum, chapter.learning_rate) == (3, 4, 4, 1e-4)
+    assert (chapter.lora.r, chapter.lora.lora_alpha, chapter.lora.lora_dropout) == (8, 32, 0.1)
+    for content, said in (
+        ("[1]", "holds no settings"),
+        ("a: [", "is not YAML"),
+        ("lora: 5", "lora is 5"),
+        ("model: m", "data: field required"),
+    ):
+        path.write_text(content)
+        with pytest.raises(TsugikiError, match=said):
+            load_config(path, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({}, 1e-4),
+        ({"method": "full"}, 1e-4),
+        ({"method": "ia3"}, 3e-3),
+        ({"method": "ia3", "learning_rate": 1e-4}, 1e-4),
+        ({"method": "prompt-tuning"}, 3e-2),
+    ],
+)
+def test_the_default_learning_rate_depends_on_the_method(given: dict[str, Any], rate: float):
+    assert load_config(None, {"model": "m", "data": "d", "out": "o", **given}).learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "full", "lora": {"r": 4}}, "lora: .*full"),
+        ({"method": "full", "base_dtype": "fp32"}, "base_dtype: .*full"),
+        ({"compute_dtype": "bf16"}, "compute_dtype: .*lora"),
+        ({"save_dtype": "fp16"}, "save_dtype: .*lora"),
+        ({"method": "full", "decay_ratio": 0.1}, "lr_scheduler_type.*warmup_stable_decay"),
+        ({"method": "full", "optimizer": "sgd"}, "optimizer: .*'adamw' or 'muon'"),
+    ],
+)
+def test_settings_that_cannot_be_combined(fields: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        load_config(None, {"model": "m", "data": "d", "out": "o", **fields})
