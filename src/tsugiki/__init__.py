@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tsugiki.adapters.format import load_adapter, save_adapter
     from tsugiki.errors import TsugikiError
-    from tsugiki.fast.paths import use_fast_paths
+    from tsugiki.fast.paths import use_fast_paths, use_plain_paths
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import disable_adapter, graft, remove_adapter, set_adapter, trainable_parameters, ungraft
     from tsugiki.lora.merge import merge, merge_quantized, unmerge
@@ -37,6 +37,7 @@ __all__ = [
     "ungraft",
     "unmerge",
     "use_fast_paths",
+    "use_plain_paths",
 ]
 
 _MODULE_OF = {
@@ -49,6 +50,7 @@ _MODULE_OF = {
     "mixed_batch": "tsugiki.lora.mixed_batch",
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",
+    "use_plain_paths": "tsugiki.fast.paths",
 }
 
 

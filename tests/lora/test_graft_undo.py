@@ -19,8 +19,8 @@ from tsugiki import (
     ungraft,
     unmerge,
     use_fast_paths,
+    use_plain_paths,
 )
-from tsugiki.fast.paths import use_plain_paths
 from tsugiki.methods.table import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
