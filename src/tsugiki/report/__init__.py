@@ -1,1 +1,1 @@
-"""What a person looks at: data before a run, in the terminal and as a page, and pages of runs and comparisons."""
+"""Pages, tables and plots of runs, comparisons, adapters and methods, and previews of training data."""

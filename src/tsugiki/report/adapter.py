@@ -137,7 +137,7 @@ def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
         sections.append(Section("Tensors", table(*tensors_table(adapter.tensors))))
     record = adapter.record
     sections += record_sections(record) if record else []
-    sections.append(Section("How to use it", render_macro("code", _commands(adapter))))
+    sections.append(Section("Usage", render_macro("code", _commands(adapter))))
     base = adapter.info.base.name or "an unnamed base"
     lead = summary_sentence(record) if record else f"{adapter.info.method} on {base}."
     write_text(path, page(f"Adapter · {adapter.name}", lead, sections, adapter.notes))

@@ -59,7 +59,7 @@ def report_page(record: RunRecord, folder: Path) -> str:
     return page(
         f"Run · {folder.resolve().name}",
         summary_sentence(record),
-        record_sections(record) + ([Section("How to use it", use)] if use else []),
+        record_sections(record) + ([Section("Usage", use)] if use else []),
         _notes(record),
     )
 
@@ -118,12 +118,12 @@ def summary_sentence(record: RunRecord) -> str:
     before, after = record.evaluations[0], record.evaluations[-1]
     figures = f"{format_number(after.bits_per_char)} bits per character (loss {format_number(after.loss)})"
     if len(record.evaluations) == 1:
-        return f"At step {after.step} the held-out text takes {figures}; there is no later evaluation yet."
+        return f"At step {after.step} the held-out text needs {figures}; there is no later evaluation yet."
     change = change_of_run(record)
     if math.isnan(change.relative):
-        return f"At step {after.step} the held-out text takes {figures}; the change cannot be computed."
+        return f"At step {after.step} the held-out text needs {figures}; the change cannot be computed."
     return (
-        f"After {after.step:,} steps the held-out text takes {figures} instead of "
+        f"After {after.step:,} steps the held-out text needs {figures} instead of "
         f"{format_number(before.bits_per_char)} (loss {format_number(before.loss)}): "
         f"{change.relative:+.1%} ({describe_change(change)})."
     )
@@ -194,7 +194,7 @@ def _figures(record: RunRecord) -> Markup:
     if record.parameters:
         facts.append(("trainable parameters", f"{record.parameters.trainable:,}"))
     if record.training:
-        facts.append(("time in steps", format_duration(record.training.seconds)))
+        facts.append(("training time", format_duration(record.training.seconds)))
         facts.append(("speed", f"{record.training.tokens_per_second:,.0f} tokens/s"))
         facts += _peak_memory(record.training)
     return render_macro("facts", facts) + render_macro("figures", [plot for plot in plots if plot])
@@ -227,9 +227,8 @@ def _data(record: RunRecord) -> Markup:
     data = record.data
     if data is None:
         return pairs(lines)
-    lines += data_lines(data)
+    lines += [*data_lines(data), *near_duplicate_lines(data)]
     lines.append(("scored", f"{data.held_out.measured_characters:,} held-out characters"))
-    lines += near_duplicate_lines(data)
     fingerprints = [
         ("training texts", data.train.fingerprint),
         ("held-out texts", data.held_out.fingerprint),
@@ -258,7 +257,7 @@ def _settings(record: RunRecord) -> Markup:
         lora = config.lora
         lines.append(("LoRA", f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}"))
     lines.append(("learning rate", f"{config.learning_rate:g}, {config.lr_scheduler_type}"))
-    lines.append(("an optimiser step", f"{config.grad_accum} × {config.batch_size} rows"))
+    lines.append(("rows per optimiser step", f"{config.grad_accum} × {config.batch_size}"))
     if config.max_steps is None:
         lines.append(("epochs", f"{config.epochs:g}"))
     lines.append(("seed", str(config.seed)))
