@@ -18,6 +18,9 @@ from tsugiki.train.record import RunRecord
 from tsugiki.train.run import CHECKPOINTS
 from tsugiki.train.trainer import RunTrainer
 
+TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
+"""Flags of `tsugiki train` for a short run in the working directory of the command line's tests."""
+
 
 def tiny_base(folder: Path, kind: str = "gpt2") -> str:
     """The path of a tiny model in `folder`, which is saved on the first call."""

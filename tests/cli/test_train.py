@@ -1,0 +1,70 @@
+"""`tsugiki train`: a YAML file, resuming, and notes."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import TRAIN
+
+
+def test_a_yaml_file_and_resume(base: str, run, tmp_path: Path):
+    (tmp_path / "c.yaml").write_text(f"model: {base}\ndata: text.txt\nout: run\nmax_steps: 2\nblock_size: 32\n")
+    assert run("train", "c.yaml")[0] == 0
+    status, _, err = run("train", "c.yaml")
+    assert (status, "--resume" in err) == (2, True)
+    status, _, err = run("train", "c.yaml", "--resume")
+    assert (status, "finished" in err) == (2, True)
+
+
+def test_a_rank_above_the_matrix_is_a_note(base: str, run):
+    status, _, err = run("train", "--model", base, *TRAIN, "--r", "40")
+    assert status == 0
+    assert "rank 40" in err
+
+
+def test_an_interrupted_run_says_how_to_go_on(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tsugiki.train.run.train", interrupt)
+    status, _, err = run("train", "--model", base, *TRAIN)
+    assert status == 130
+    assert "--resume" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--r", "0"), "r is 0"),
+        (("--lora-alpha", "nan"), "lora_alpha is nan"),
+        (("--lora-dropout", "1"), "lora_dropout is 1.0"),
+        (("--learning-rate", "-1"), "learning_rate"),
+        (("--learning-rate", "inf"), "learning_rate"),
+        (("--target-modules", "q_proj,v_proj"), "c_attn"),
+        (("--data", "empty.txt"), "empty.txt"),
+        (("--data", "binary.txt"), "binary.txt"),
+        (("--data", "nowhere"), "nowhere"),
+        (("--held-out", "2"), "held_out"),
+        (("--held-out", "text.txt"), "text.txt (held out: text.txt)"),
+        (("--model", "./nowhere"), "./nowhere"),
+        (("--model", "text.txt"), "text.txt"),
+        (("--prompts", "雨" * 40), "64"),
+        (("--method", "lola"), "lora?"),
+        (("--out", "text.txt"), "text.txt"),
+        (("--block-size", "1000"), "64"),
+        (("missing.yaml",), "missing.yaml"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: tuple[str, ...], said: str, base: str, run, tmp_path: Path
+):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(b"\x00\xff\x81")
+    status, out, err = run("train", "--model", base, *TRAIN, *arguments)
+    errors = [line for line in err.splitlines() if line.startswith("tsugiki: ")]
+    assert status == 2
+    assert out == ""
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
