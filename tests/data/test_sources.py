@@ -1,6 +1,7 @@
 """Reading records: encodings are detected, files are read in order and lazily, errors name file and line."""
 
 import json
+import re
 import sys
 import tracemalloc
 from itertools import islice
@@ -52,14 +53,14 @@ def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
 @pytest.mark.parametrize("data", [b"\xff\x00\x81", b"GIF89a\x00\x00\xff\xfe\x80", "字".encode("utf-32-le")])
 def test_bytes_that_are_not_text_are_an_error(data: bytes, tmp_path: Path):
     (tmp_path / "bad.txt").write_bytes(data)
-    with pytest.raises(TsugikiError, match=r"bad.txt is not text in UTF-8"):
+    with pytest.raises(TsugikiError, match="bad.txt.*UTF-8"):
         read(tmp_path)
     for name in ("bad.jsonl", "bad.csv"):
         (tmp_path / name).write_bytes(b"text\na\n" + data)
-        with pytest.raises(TsugikiError, match=rf"{name}:3 is not text in UTF-8.*convert"):
+        with pytest.raises(TsugikiError, match=rf"{name}:3 .*UTF-8.*convert"):
             read(tmp_path / name)
     (tmp_path / "bad.csv").write_bytes("text\n字\n".encode("utf-16")[:-1])
-    with pytest.raises(TsugikiError, match=r"bad.csv:2 is not text"):
+    with pytest.raises(TsugikiError, match="bad.csv:2 "):
         read(tmp_path / "bad.csv")
 
 
@@ -147,9 +148,9 @@ def test_missing_data(tmp_path: Path):
         "csv",
         "texts",
     ):
-        with pytest.raises(TsugikiError, match="there is no such file"):
+        with pytest.raises(TsugikiError, match=re.escape(Path(name).name)):
             read_records(name)
-    with pytest.raises(TsugikiError, match="no .txt, .jsonl, .csv or .parquet file"):
+    with pytest.raises(TsugikiError, match=r"\.txt, \.jsonl, \.csv or \.parquet"):
         read_records(tmp_path)
 
 
@@ -192,14 +193,14 @@ def test_parquet(tmp_path: Path):
     assert [record.text for record in read(path)] == [str(i) for i in range(1000)]
     assert read(path)[-1].source == f"{path}:1000"
     for table, fact in (
-        ({"id": [1], "content": ["a"]}, "x.parquet:1 has none of .*text, .*content"),
-        ({"id": [1]}, "x.parquet has none of .*text, .*id"),
-        ({"text": ["a", None]}, "x.parquet:2 has null as text"),
-        ({"text": [1]}, "x.parquet:1 has a number as text"),
+        ({"id": [1], "content": ["a"]}, "x.parquet:1 .*text, .*content"),
+        ({"id": [1]}, "x.parquet .*text, .*id"),
+        ({"text": ["a", None]}, "x.parquet:2 .*null.*text"),
+        ({"text": [1]}, "x.parquet:1 .*number.*text"),
         ({"text": pyarrow.array([], pyarrow.string())}, "x.parquet is empty"),
         (
             {"text": ["a", None], "prompt": [None, "b"], "completion": [None, "c"]},
-            "x.parquet:2 has prompt and completion",
+            "x.parquet:2 .*prompt.*completion",
         ),
     ):
         with pytest.raises(TsugikiError, match=fact):
@@ -209,7 +210,7 @@ def test_parquet(tmp_path: Path):
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(TsugikiError, match=r"requires pyarrow.*pip install 'tsugiki\[datasets\]'"):
+    with pytest.raises(TsugikiError, match=r"pyarrow.*pip install 'tsugiki\[datasets\]'"):
         read(tmp_path)
 
 
@@ -226,7 +227,7 @@ def test_the_content_key_covers_names_and_bytes(tmp_path: Path):
     different = [key(a="x", b="y"), key(a="y", b="x"), key(a="xy"), key(a="x", c="y"), key(a="x", b="y", c="")]
     assert len(set(different)) == len(different)
     assert all(digest.startswith("sha256:") and len(digest) == 71 for digest in different)
-    with pytest.raises(TsugikiError, match="there is no such file"):
+    with pytest.raises(TsugikiError, match="nowhere"):
         content_key(tmp_path / "nowhere")
 
 
@@ -261,7 +262,7 @@ def test_a_data_set_by_name(hub: dict[tuple[str, str], Any], tmp_path: Path, mon
     assert records[0].messages == (Message("user", "a"), Message("assistant", "b"))
     assert records[1].fields == {"topic": "y"}
     assert read("some/talks:test") == [Document("a", "some/talks:test:1")]
-    with pytest.raises(TsugikiError, match=r"someone/numbers has none of .*text, .*id"):
+    with pytest.raises(TsugikiError, match="someone/numbers .*text, .*id"):
         read("someone/numbers")
     key = content_key("someone/talks")
     assert key == content_key("someone/talks")
@@ -280,13 +281,13 @@ def test_errors_of_the_hub_are_one_line(hub: dict[tuple[str, str], Any]):
     hub["a/c", "train"] = generation
     hub["a/b", "dev"] = ValueError("Unknown split \"dev\". Should be one of ['train'].\nmore")
     for name, fact in (
-        ("nobody/nothing", "there is no file or folder nobody/nothing, and no data set of that name on the hub"),
-        ("far/away", "there is no file or folder far/away, and the hub cannot be reached"),
+        ("nobody/nothing", "nobody/nothing.* hub"),
+        ("far/away", "far/away.* reached"),
         (
             "a/b:dev",
             r"the data set a/b:dev cannot be read: Unknown split \"dev\". Should be one of \['train'\]",
         ),
-        ("a/c", "the data set a/c cannot be read: line 3 is broken"),
+        ("a/c", "a/c .*line 3 is broken"),
     ):
         for function in (read, content_key):
             with pytest.raises(TsugikiError, match=fact):
@@ -295,5 +296,5 @@ def test_errors_of_the_hub_are_one_line(hub: dict[tuple[str, str], Any]):
 
 def test_a_name_without_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(TsugikiError, match=r"no file or folder some/talks; .* pip install 'tsugiki\[datasets\]'"):
+    with pytest.raises(TsugikiError, match=r"some/talks.* pip install 'tsugiki\[datasets\]'"):
         read_records("some/talks")

@@ -69,7 +69,7 @@ def test_only_near_duplicates_is_an_error():
 
 
 def test_a_single_record_cannot_be_split():
-    with pytest.raises(TsugikiError, match="f:0 is the only record"):
+    with pytest.raises(TsugikiError, match="f:0"):
         split_records(read_index(documents(1)), 0.5, 0, [])
 
 
@@ -89,14 +89,14 @@ def test_a_condition_holds_out_matching_records_and_their_near_duplicates():
 @pytest.mark.parametrize(
     ("condition", "fact"),
     [
-        (FieldCondition("author", "X"), "no record has author=X.* A, B"),
-        (FieldCondition("year", "1900"), "no record has a field year.* author, title"),
+        (FieldCondition("author", "X"), "author=X.* A, B"),
+        (FieldCondition("year", "1900"), "year.* author, title"),
     ],
 )
 def test_a_condition_that_no_record_fulfils(condition: FieldCondition, fact: str):
     with pytest.raises(TsugikiError, match=fact):
         split_records(read_index(documents(4)), condition, 0, [])
-    with pytest.raises(TsugikiError, match="author=A matches all"):
+    with pytest.raises(TsugikiError, match="author=A"):
         split_records(read_index(documents(4)[::2]), FieldCondition("author", "A"), 0, [])
     with pytest.raises(TsugikiError, match="no fields"):
         split_records(read_index([Document(sentence(i), "a") for i in range(2)]), FieldCondition("author", "A"), 0, [])
@@ -116,7 +116,7 @@ def test_parsing_held_out(tmp_path: Path):
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
 def test_invalid_shares(fraction: float):
-    with pytest.raises(TsugikiError, match="held_out is"):
+    with pytest.raises(TsugikiError, match="held_out"):
         parse_held_out(fraction)
 
 

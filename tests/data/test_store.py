@@ -64,7 +64,7 @@ def test_no_partial_store_is_left(tmp_path: Path):
         yield RECORDS[0]
         raise TsugikiError("line 2 is broken")
 
-    with pytest.raises(TsugikiError, match="line 2 is broken"):
+    with pytest.raises(TsugikiError, match="line 2"):
         open_store(broken(), "key", byte_tokenizer(), "all", tmp_path)
     assert list(tmp_path.iterdir()) == []
     leftover = tmp_path / "part"

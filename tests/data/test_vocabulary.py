@@ -1,6 +1,7 @@
 """A trained tokenizer reproduces every text, has no unknown token, and has the requested size."""
 
 import random
+import re
 from collections.abc import Iterable
 
 import pytest
@@ -87,16 +88,17 @@ def test_the_same_texts_give_the_same_tokenizer():
 
 
 def test_too_large_a_vocabulary_is_an_error_with_the_possible_size():
-    with pytest.raises(TsugikiError, match=r"vocab_size is 5,000, but .* support only (\d+) tokens") as caught:
+    with pytest.raises(TsugikiError, match=r"vocab_size is 5,000") as caught:
         train_vocabulary(lambda: [TEXT], 5000)
-    supported = int(str(caught.value).partition("support only ")[2].split()[0].replace(",", ""))
+    (number,) = re.findall(r"(\d[\d,]*) tokens", str(caught.value))
+    supported = int(number.replace(",", ""))
     assert len(train_vocabulary(lambda: [TEXT], supported, common_characters=1666)) == supported
-    with pytest.raises(TsugikiError, match="support only"):
+    with pytest.raises(TsugikiError, match=f" {supported:,} tokens"):
         train_vocabulary(lambda: [TEXT], supported + 1, common_characters=1666)
 
 
 def test_a_vocabulary_smaller_than_its_alphabet_is_an_error():
-    with pytest.raises(TsugikiError, match=r"the end token, 256 bytes and \d+ characters take \d+"):
+    with pytest.raises(TsugikiError, match=r"256 bytes and \d+ characters .*\d+"):
         train_vocabulary(lambda: [TEXT], 370)
 
 

@@ -176,7 +176,7 @@ def test_metadata_of_the_original_file_are_copied(tmp_path: Path) -> None:
     )
 
     other = stored_model(save_tiny(tmp_path / "other", "qwen2"))
-    with pytest.raises(TsugikiError, match="llama of 257 tokens.*qwen2"):
+    with pytest.raises(TsugikiError, match="llama.*257.*qwen2"):
         write_model_gguf(other, tmp_path / "no.gguf", original=original)
     assert not (tmp_path / "no.gguf").exists()
 
@@ -212,7 +212,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     )
     assert len(names) > 1
     (tmp_path / "model" / names[1]).unlink()
-    with pytest.raises(TsugikiError, match=f"{names[1]} is missing"):
+    with pytest.raises(TsugikiError, match=names[1]):
         stored_model(str(tmp_path / "model"))
 
 

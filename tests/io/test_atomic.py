@@ -28,7 +28,7 @@ def test_a_new_file_appears_when_the_block_ends(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [out]
     with pytest.raises(TsugikiError, match="exists already"), new_file(out):
         pass
-    with pytest.raises(TsugikiError, match="no folder"), new_file(tmp_path / "nowhere" / "out.txt"):
+    with pytest.raises(TsugikiError, match="nowhere"), new_file(tmp_path / "nowhere" / "out.txt"):
         pass
 
 

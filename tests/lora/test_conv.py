@@ -252,7 +252,5 @@ def test_a_convolution_with_groups_cannot_be_merged():
 
 
 def test_a_model_without_a_config_requires_target_names():
-    with pytest.raises(
-        TsugikiError, match="no default target_modules for 'Net'.*can be grafted: fc, first, one, second"
-    ):
+    with pytest.raises(TsugikiError, match="target_modules.* fc, first, one, second"):
         graft(net(), LoraConfig())

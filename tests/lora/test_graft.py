@@ -98,25 +98,25 @@ def test_targets(config: LoraConfig, layers: set[str]):
     [
         (
             LoraConfig(target_modules=["q_proj"]),
-            "target_modules=q_proj matches no layer; these can be grafted: c_attn, c_fc",
+            "target_modules=q_proj .* c_attn, c_fc",
         ),
-        (LoraConfig(target_modules=["ln_1"]), "a LayerNorm, which cannot be grafted"),
-        (LoraConfig(target_modules=["c_attn"], layers_to_transform=[9]), "in layers [9] matches no layer"),
-        (LoraConfig(target_modules=["c_attn"], modules_to_save=["head"]), "modules_to_save names 'head'"),
+        (LoraConfig(target_modules=["ln_1"]), "ln_1.*LayerNorm"),
+        (LoraConfig(target_modules=["c_attn"], layers_to_transform=[9]), r"c_attn.*\[9\]"),
+        (LoraConfig(target_modules=["c_attn"], modules_to_save=["head"]), "modules_to_save.*'head'"),
         (LoraConfig(target_modules=["lm_head"], bias="lora_only"), "bias is 'lora_only'"),
     ],
 )
 def test_a_refused_graft_leaves_the_model_unchanged(config: LoraConfig, message: str):
     model = tiny_model()
     before = dict(model.named_modules())
-    with pytest.raises(TsugikiError, match=message.replace("[", r"\[").replace("]", r"\]")):
+    with pytest.raises(TsugikiError, match=message):
         graft(model, config)
     assert dict(model.named_modules()) == before
     assert all(p.requires_grad for p in model.parameters())
 
 
 def test_an_unknown_architecture_requires_targets():
-    with pytest.raises(TsugikiError, match="no default target_modules for 'Sequential'.*can be grafted: 0, 2"):
+    with pytest.raises(TsugikiError, match="target_modules.*'Sequential'.* 0, 2"):
         graft(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), LoraConfig())
 
 
@@ -171,9 +171,9 @@ def test_one_of_several_adapters_is_active():
         assert torch.equal(logits(model), one)
         set_adapter(model, "two")
         assert torch.equal(logits(model), two)
-    with pytest.raises(TsugikiError, match=r"no adapter is called 'three'; this model holds 'one', 'two'"):
+    with pytest.raises(TsugikiError, match="'three'.*'one', 'two'"):
         set_adapter(model, "three")
-    with pytest.raises(TsugikiError, match="already holds an adapter called 'one'"):
+    with pytest.raises(TsugikiError, match="'one'"):
         graft(model, LoraConfig(), "one")
     remove_adapter(model, "two")
     assert torch.equal(logits(model), base)
@@ -186,7 +186,7 @@ def test_one_of_several_adapters_is_active():
 
 def test_training_a_copy_of_a_shared_module_gives_a_warning():
     model = tiny_model()
-    with pytest.warns(UserWarning, match="lm_head shares its weight with transformer.wte.weight"):
+    with pytest.warns(UserWarning, match="lm_head.*transformer.wte.weight"):
         graft(model, LoraConfig(r=2, modules_to_save=["lm_head"]))
     assert model.lm_head.weight is not model.transformer.wte.weight
     ungraft(model)

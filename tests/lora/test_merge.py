@@ -170,7 +170,7 @@ def test_a_layer_quantised_by_another_library_is_refused():
     graft(model, LoraConfig(r=2, target_modules=["0"]))
     model[0].base_layer.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
     for merging in (merge, merge_quantized):
-        with pytest.raises(TsugikiError, match="0.weight is quantised"):
+        with pytest.raises(TsugikiError, match="0.weight"):
             merging(model)
         assert set(trainable_parameters(model)) == {"0.lora.A", "0.lora.B"}
 
@@ -207,7 +207,7 @@ def test_merges_that_are_refused():
     with pytest.raises(TsugikiError, match=r"c_attn.weight .*merge_quantized\(model\)"):
         merge(model)
     merge_quantized(model)
-    with pytest.raises(TsugikiError, match="'default' is merged"):
+    with pytest.raises(TsugikiError, match="'default'.*unmerge"):
         merge_quantized(model)
     assert merge(model) is model  # merging twice equals once
     unmerge(model)

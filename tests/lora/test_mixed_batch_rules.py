@@ -136,7 +136,7 @@ def test_a_plain_or_a_merged_model_is_refused():
         pass
     with_adapters(base=model)
     merge(model)
-    with pytest.raises(TsugikiError, match="'c' is merged .*unmerge"), mixed_batch(model, TWO):
+    with pytest.raises(TsugikiError, match="'c' .*unmerge"), mixed_batch(model, TWO):
         pass
     unmerge(model)
     assert mixed_logits(model).shape[0] == 2

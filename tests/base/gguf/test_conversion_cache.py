@@ -133,7 +133,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 def test_disk_space_is_checked_before_the_conversion(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10))
-    with pytest.raises(TsugikiError, match=r"needs 71.2 kB .* 0.0 kB .*XDG_CACHE_HOME"):
+    with pytest.raises(TsugikiError, match="71.2 kB .* 0.0 kB .*XDG_CACHE_HOME"):
         converted_folder(path)
     assert not debris(cache)
 
@@ -141,7 +141,7 @@ def test_disk_space_is_checked_before_the_conversion(path: Path, cache: Path, mo
 def test_a_cache_that_cannot_be_written(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(TsugikiError, match=r"cannot write .*file/tsugiki/gguf/known: Not a directory; XDG_CACHE_HOME"):
+    with pytest.raises(TsugikiError, match="file/tsugiki/gguf/known: Not a directory.*XDG_CACHE_HOME"):
         converted_folder(path)
 
 

@@ -202,9 +202,9 @@ def test_the_encoding_must_be_that_of_the_index():
     assert read_work(zipped(text), encoding="shift_jis") == read_work(zipped(text))
     assert read_work(zipped(text, encoding="utf-8"), encoding="utf-8") == read_work(zipped(text))
     assert read_work(zipped("a\nb\n\nc"), encoding="utf-8").text == "c"  # ASCII is both
-    with pytest.raises(TsugikiError, match="1.zip: the index says utf-8, the text is shift_jis"):
+    with pytest.raises(TsugikiError, match="1.zip: .*utf-8.*shift_jis"):
         read_work(zipped(text), "1.zip", "utf-8")
-    with pytest.raises(TsugikiError, match="1.zip: the index says shift_jis, the text is utf-8"):
+    with pytest.raises(TsugikiError, match="1.zip: .*shift_jis.*utf-8"):
         read_work(zipped(text, encoding="utf-8"), "1.zip", "shift_jis")
 
 

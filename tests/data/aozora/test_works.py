@@ -90,11 +90,11 @@ def test_selection_by_author_title_and_kana(mirror, indexed):
 def test_a_query_without_matches_is_an_error_with_advice(mirror, indexed):
     if indexed:
         (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS[:3]))
-    with pytest.raises(TsugikiError, match=r"no author 山田二 .*did you mean 山田一"):
+    with pytest.raises(TsugikiError, match="山田二.*山田一"):
         titles(mirror, author="山田二")
-    with pytest.raises(TsugikiError, match="no author Xyz .*give the full name"):
+    with pytest.raises(TsugikiError, match="Xyz.*full name"):
         titles(mirror, author="Xyz")
-    with pytest.raises(TsugikiError, match="no work matches --author 山田一 --title 川"):
+    with pytest.raises(TsugikiError, match="--author 山田一 --title 川"):
         titles(mirror, author="山田一", title="川")
 
 
@@ -102,7 +102,7 @@ def test_a_folder_without_cards_is_an_error(tmp_path):
     with pytest.raises(TsugikiError, match="cards/"):
         open_source(str(tmp_path))
     (tmp_path / "cards").mkdir()
-    with pytest.raises(TsugikiError, match="no works in this source"):
+    with pytest.raises(TsugikiError, match="no works"):
         titles(tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_the_encoding_is_that_of_the_index(mirror):
 def test_only_damaged_works_is_an_error(mirror):
     for name in FILES:
         (mirror / name).write_bytes(b"PK nonsense")
-    with pytest.raises(TsugikiError, match=r"3 failed; the first: cards/000001/files/1_ruby"):
+    with pytest.raises(TsugikiError, match="3 .*cards/000001/files/1_ruby"):
         titles(mirror)
 
 
@@ -242,10 +242,10 @@ def test_the_output_is_never_overwritten_or_partial(mirror, tmp_path):
         write_works(works(), out)
     assert list(tmp_path.glob("works.jsonl*")) == []
     out.write_text("mine")
-    with pytest.raises(TsugikiError, match="exists already"):
+    with pytest.raises(TsugikiError, match="works.jsonl"):
         write_works(works(), out)
     assert out.read_text() == "mine"
-    with pytest.raises(TsugikiError, match="no folder"):
+    with pytest.raises(TsugikiError, match="none"):
         check_target(tmp_path / "none" / "works.jsonl")
 
 
@@ -266,5 +266,5 @@ def test_the_mirror_by_its_manifest(aozora_mirror):
     works = list(read_entries(source, chosen, Query(author="夏目漱石", kana="modern"), pytest.fail))
     assert len(works) == len(chosen) > 90
     assert {work.person_id for work in works} == {"000148"}
-    with pytest.raises(TsugikiError, match="did you mean 夏目漱石"):
+    with pytest.raises(TsugikiError, match="夏目漱石"):
         select(entries, Query(author="夏目　激石"))
