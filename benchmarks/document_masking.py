@@ -64,7 +64,7 @@ def main() -> None:
             shared = pack(_store(), np.arange(len(_LENGTHS)), _ROW, pad=0)
             print(
                 f"| {model_type} | {attention} | {chosen} | {_difference(model, blocks, chosen):.1e} | "
-                f"{_difference(model, shared, 'rows'):.1e} | {len(blocks)} |"
+                f"{_difference(model, shared, 'separate_rows'):.1e} | {len(blocks)} |"
             )
 
 

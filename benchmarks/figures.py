@@ -23,7 +23,7 @@ class Figures:
     """By language: `en`, `ja`."""
     rows: Sequence[Sequence[str]]
     command: str
-    machine: Mapping[str, Any] = field(default_factory=describe_machine)
+    machine: Mapping[str, Any] = field(default_factory=lambda: describe_machine().model_dump())
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     kind: str = KIND

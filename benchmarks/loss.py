@@ -67,7 +67,7 @@ def _measured(loss: Loss, head: nn.Linear, tokens: int, repeats: int) -> tuple[s
     before = resident() or 0
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        loss(hidden, Head(head), labels).backward()
+        loss(hidden, Head(head), labels).backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - start)
         hidden.grad = None
     scratch = (peak() or 0) - before

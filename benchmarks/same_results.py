@@ -86,7 +86,7 @@ def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float
 def _held_out(settings: dict[str, Any]) -> float:
     with TemporaryDirectory() as folder:
         record = train(validated(RunConfig, {**settings, "out": str(Path(folder) / "run")}, None))
-    return float(record.evaluations[-1]["loss"])
+    return record.evaluations[-1].loss
 
 
 class LossCallback(TrainerCallback):  # type: ignore[misc]

@@ -175,7 +175,8 @@ def _compared(
     rounds: int,
 ) -> list[list[str]]:
     """Return three rows: tokens/s on one adapter, on eight, and their ratio; the first round is not counted."""
-    ones, eights = ([[] for _ in libraries] for _ in range(2))
+    ones: list[list[float]] = [[] for _ in libraries]
+    eights: list[list[float]] = [[] for _ in libraries]
     for counted in [False, *[True] * rounds]:
         for library, one, eight in zip(libraries, ones, eights, strict=True):
             call = getattr(library.model, method)
