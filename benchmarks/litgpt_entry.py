@@ -11,7 +11,7 @@ import torch
 from tsugiki.base.loading import EMBEDDED, local_folder
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_model_config
-from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
+from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 from tsugiki.base.loading import meta_model
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_model_config
-from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
+from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
 

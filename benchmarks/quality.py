@@ -22,7 +22,7 @@ from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model
 from tsugiki.bench.hugging_face import StepBarrierCallback, with_peft
 from tsugiki.bench.table import markdown_table
-from tsugiki.bench.work import StepBarrier
+from tsugiki.bench.workload import StepBarrier
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.evaluation.evaluate import evaluate
 from tsugiki.train.model import prepare_model

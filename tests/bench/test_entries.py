@@ -17,7 +17,7 @@ from tsugiki.bench.entries import (
 )
 from tsugiki.bench.models import SHAPES, build, read_model_config
 from tsugiki.bench.process import EntryFailed, EntryProcess
-from tsugiki.bench.work import StepBarrier, StopRequested, Workload
+from tsugiki.bench.workload import StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 
 

@@ -10,7 +10,7 @@ from tsugiki.bench.plot import plot
 from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement
 from tsugiki.bench.table import markdown_table, results_page, results_table
-from tsugiki.bench.work import Workload
+from tsugiki.bench.workload import Workload
 
 LIMITS = {
     "fp32": {"tokens_per_second": 400.0, "causal_tokens_per_second": 450.0, "seconds": {}},

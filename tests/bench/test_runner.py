@@ -8,7 +8,7 @@ from tsugiki.bench import runner
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.process import EntryFailed
 from tsugiki.bench.runner import measure
-from tsugiki.bench.work import Workload
+from tsugiki.bench.workload import Workload
 
 GB = 10**9
 

@@ -11,7 +11,7 @@ from tsugiki.bench.plot import plot
 from tsugiki.bench.results import Kind, Results, collect
 from tsugiki.bench.runner import Measurement, measure
 from tsugiki.bench.table import results_page
-from tsugiki.bench.work import Workload
+from tsugiki.bench.workload import Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_size

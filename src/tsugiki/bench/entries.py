@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
 
-from tsugiki.bench.work import StepBarrier, Workload
+from tsugiki.bench.workload import StepBarrier, Workload
 
 
 @dataclass(frozen=True)

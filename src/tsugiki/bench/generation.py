@@ -8,7 +8,7 @@ import torch
 
 from tsugiki.bench.hugging_face import with_peft
 from tsugiki.bench.models import build
-from tsugiki.bench.work import ALPHA, NEW_TOKENS, RANK, StepBarrier, Workload
+from tsugiki.bench.workload import ALPHA, NEW_TOKENS, RANK, StepBarrier, Workload
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import disable_adapter, graft, ungraft
 from tsugiki.lora.merge import merge

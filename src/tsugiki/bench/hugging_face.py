@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from tsugiki.bench.models import build
-from tsugiki.bench.work import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
+from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.targets import find_targets

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tsugiki.base.loading import meta_model
 from tsugiki.bench.models import read_model_config
-from tsugiki.bench.work import RANK, WARM_UP, StepBarrier, Workload
+from tsugiki.bench.workload import RANK, WARM_UP, StepBarrier, Workload
 from tsugiki.dtypes import processor_has_bf16, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig

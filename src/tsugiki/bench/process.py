@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tsugiki.bench.entries import BenchmarkEntry
-from tsugiki.bench.work import Workload
+from tsugiki.bench.workload import Workload
 
 _KILLED = -9
 _EXIT_TIMEOUT = 10  # seconds

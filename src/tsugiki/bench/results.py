@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.runner import Measurement
-from tsugiki.bench.work import NEW_TOKENS, Workload
+from tsugiki.bench.workload import NEW_TOKENS, Workload
 from tsugiki.io.json import write_json
 
 Kind: TypeAlias = Literal["train", "generate"]

@@ -15,7 +15,7 @@ from typing import Any
 from tsugiki.bench import memory
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.process import EntryFailed, EntryProcess
-from tsugiki.bench.work import WARM_UP, Workload
+from tsugiki.bench.workload import WARM_UP, Workload
 
 _PASSES = 2
 _MARGIN = 1.15  # free memory that the next entry needs, relative to the largest peak so far

@@ -11,7 +11,7 @@ from tsugiki.base.loading import EMBEDDED, load_tokenizer
 from tsugiki.base.quantization import quantize
 from tsugiki.bench.hugging_face import ENDLESS, StepBarrierCallback
 from tsugiki.bench.models import build
-from tsugiki.bench.work import StepBarrier, Workload
+from tsugiki.bench.workload import StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.fast.document_masks import detect_document_masking

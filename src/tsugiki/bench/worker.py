@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from tsugiki.bench.entries import load_function
-from tsugiki.bench.work import StepBarrier, StopRequested, Workload
+from tsugiki.bench.workload import StepBarrier, StopRequested, Workload
 from tsugiki.errors import error_text
 
 

@@ -36,7 +36,7 @@ def bench_command(
     from tsugiki.bench.entries import GENERATION_ENTRIES, TRAINING_ENTRIES
     from tsugiki.bench.results import Kind
     from tsugiki.bench.table import results_lines, results_table
-    from tsugiki.bench.work import PROMPT, Workload
+    from tsugiki.bench.workload import PROMPT, Workload
     from tsugiki.io.atomic import check_writable
 
     if out is not None:
