@@ -90,7 +90,7 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
     saved = range(config.save_steps, step + 1, config.save_steps)[-2:]
     assert [path.name for path in checkpoints(cut / CHECKPOINTS)] == [f"checkpoint-{n}" for n in saved]
     assert not (cut / files[0]).exists()
-    with pytest.raises(TsugikiError, match="already holds a run"):
+    with pytest.raises(TsugikiError, match="--resume"):
         run(config)
     resumed: RunRecord = run(config, resume=True)
     for name in files:

@@ -228,7 +228,7 @@ def test_a_refused_adapter_leaves_the_others_as_they_were(tmp_path: Path):
     model = tiny_model()
     graft(model, LoraConfig(r=2), "mine")
     before = logits(shake(model))
-    with pytest.raises(TsugikiError, match="is missing"):
+    with pytest.raises(TsugikiError, match="c_fc.*missing"):
         load_adapter(model, saved(tmp_path, target_modules=["c_attn", "c_fc"]), "theirs")
     assert torch.equal(logits(model), before)
 
@@ -252,16 +252,16 @@ def test_broken_files_are_named(tmp_path: Path):
     with pytest.raises(TsugikiError, match="is not finite"):
         load_adapter(tiny_model(), folder)
     weights.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
-    with pytest.raises(TsugikiError, match="is broken"):
+    with pytest.raises(TsugikiError, match="adapter_model.safetensors"):
         load_adapter(tiny_model(), folder)
     weights.unlink()
     (folder / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(TsugikiError, match="adapter_model.bin is pickled"):
+    with pytest.raises(TsugikiError, match="adapter_model.bin"):
         load_adapter(tiny_model(), folder)
     (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(TsugikiError, match="cannot be read as JSON"):
+    with pytest.raises(TsugikiError, match="adapter_config.json"):
         load_adapter(tiny_model(), folder)
-    with pytest.raises(TsugikiError, match="no adapter in"):
+    with pytest.raises(TsugikiError, match="nowhere"):
         load_adapter(tiny_model(), tmp_path / "nowhere")
 
 

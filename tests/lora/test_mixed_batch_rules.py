@@ -50,9 +50,9 @@ def test_rows_of_the_base_are_bit_identical_whatever_is_loaded():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a", "x"], "no adapter is called 'x'; this model holds 'a', 'b', 'c'"),
+        (["a", "x"], "'x'.*'a', 'b', 'c'"),
         (["a", ""], "no adapter is called ''"),
-        (["a", "__BASE__"], "no adapter is called '__BASE__'"),
+        (["a", "__BASE__"], "'__BASE__'"),
         ("ab", "adapter_names is 'ab'"),
         ([], r"adapter_names is \[\]"),
         (["a", 1], r"adapter_names is \['a', 1\]"),

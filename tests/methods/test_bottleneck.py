@@ -231,7 +231,7 @@ def test_a_module_without_a_transformers_config():
     model = nn.ModuleDict({"blocks": nn.Sequential(Block(), Block())})
     with pytest.raises(TsugikiError, match="attention_modules .*'ModuleDict'"):
         graft(model, config_of("houlsby"))
-    with pytest.raises(TsugikiError, match="no config.hidden_size"):
+    with pytest.raises(TsugikiError, match="hidden_size"):
         graft(model, config_of("pfeiffer", feedforward_modules=["feed"]))
     adapter = graft(model, config_of("houlsby", attention_modules=["mix"], feedforward_modules=["feed.2"]))
     assert set(adapter.bottlenecks) == {f"blocks.{i}.{name}" for i in (0, 1) for name in ("mix", "feed.2")}
@@ -261,8 +261,8 @@ def test_a_saved_adapter_is_loaded_unchanged(kind: str, method: str, tmp_path: P
     ("fields", "said"),
     [
         ({"peft_type": "LORA"}, "would change the result"),
-        ({"peft_type": "TSUGIKI_OTHER"}, "peft_type is 'TSUGIKI_OTHER'"),
-        ({"ln_after": True}, "ln_after=True would change the result"),
+        ({"peft_type": "TSUGIKI_OTHER"}, "'TSUGIKI_OTHER'"),
+        ({"ln_after": True}, "ln_after=True"),
         ({"reduction_factor": 8}, "is [8, 32], here [4, 32]"),
         ({"mh_adapter": False}, "belongs nowhere"),
         ({"leave_out": [0, 1]}, "outside of blocks [0, 1]"),
@@ -290,14 +290,14 @@ def test_a_file_that_does_not_fit_is_refused_and_the_model_is_unchanged(
         ({"reduction_factor": 0}, "reduction_factor is 0"),
         ({"reduction_factor": "8"}, "reduction_factor is '8'"),
         ({"reduction_factor": {"default": -1}}, r"reduction_factor\['default'\] is -1"),
-        ({"non_linearity": "sine"}, "non_linearity is 'sine'; choose one of relu"),
-        ({"init_weights": "houlsby"}, "init_weights is 'houlsby'; choose one of mam_adapter, bert"),
+        ({"non_linearity": "sine"}, "non_linearity is 'sine'.* relu"),
+        ({"init_weights": "houlsby"}, "init_weights is 'houlsby'.* mam_adapter, bert"),
         ({"scaling": "learned"}, "scaling is 'learned'"),
         ({"dropout": 1}, "dropout is 1"),
         ({"dropout": "much"}, "dropout is 'much'"),
         ({"leave_out": "0"}, "leave_out is '0'"),
         ({"leave_out": None}, "leave_out is None"),
-        ({"attention_modules": "("}, "is not a regular expression"),
+        ({"attention_modules": "("}, "attention_modules.*regular expression"),
         ({"feedforward_modules": [3]}, r"feedforward_modules is \[3\]"),
     ],
 )
@@ -309,7 +309,7 @@ def test_invalid_settings_are_refused(fields: dict[str, Any], said: str):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"feedforward_modules": ["feed"]}, r"feedforward_modules=\['feed'\] matches no module"),
+        ({"feedforward_modules": ["feed"]}, r"feedforward_modules=\['feed'\]"),
         ({"reduction_factor": {"0": 4}}, r"reduction_factor .*transformer\.h\.1"),
         ({"feedforward_modules": ["lm_head"]}, "lm_head .*block"),
     ],
@@ -329,9 +329,9 @@ def test_a_module_of_another_width_is_an_error_in_the_forward_pass():
 
 
 def test_fixed_settings_cannot_be_changed():
-    with pytest.raises(TsugikiError, match="mh_adapter is False in this method"):
+    with pytest.raises(TsugikiError, match="mh_adapter is False"):
         config_of("pfeiffer", mh_adapter=True)
-    with pytest.raises(TsugikiError, match="lora_alpha: no such setting"):
+    with pytest.raises(TsugikiError, match="lora_alpha"):
         config_of("pfeiffer", lora_alpha=8)
 
 
@@ -373,7 +373,7 @@ def test_a_lora_grafted_later_finds_only_layers_of_the_base():
     adapter = graft(model, LoraConfig(r=2, target_modules=r".*_proj|.*adapter_down"), "lora")
     assert not [path for path in adapter.pairs if "tsugiki" in path]
     model = grafted("llama")
-    with pytest.raises(TsugikiError, match="matches no layer"):
+    with pytest.raises(TsugikiError, match="adapter_down"):
         graft(model, LoraConfig(r=2, target_modules=["adapter_down"]), "lora")
 
 

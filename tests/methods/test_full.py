@@ -132,16 +132,16 @@ def test_the_file_is_stored_in_the_type_that_is_asked_for(tmp_path: Path):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
     save_model(tiny_model("gpt2", n_embd=16, vocab_size=257), byte_tokenizer(), tmp_path / "other")
-    with pytest.raises(TsugikiError, match="other holds"):
+    with pytest.raises(TsugikiError, match="other "):
         load_weights_into(tiny_model("gpt2", vocab_size=257), tmp_path / "other")
 
 
 def test_a_folder_that_holds_a_model_or_cannot_be_is_refused(tmp_path: Path):
     config = settings(tmp_path)
     (tmp_path / "text.txt").touch()
-    with pytest.raises(TsugikiError, match="already holds a run"):
+    with pytest.raises(TsugikiError, match="base-gpt2.*--out"):
         train(config.model_copy(update={"out": config.model}))
-    with pytest.raises(TsugikiError, match="cannot be written: .*text.txt"):
+    with pytest.raises(TsugikiError, match="text.txt"):
         train(config.model_copy(update={"out": str(tmp_path / "text.txt" / "run")}))
 
 
@@ -151,11 +151,9 @@ def test_what_changed_is_named_to_the_last_part(tmp_path: Path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
     other = RunConfig.model_validate({**config.to_record(), "epochs": 2, "max_steps": None})
-    with pytest.raises(
-        TsugikiError, match=r"other settings: .*epochs \(was 3.0, now 2.0\), max_steps \(was 5, now None\)"
-    ):
+    with pytest.raises(TsugikiError, match=r"epochs \(was 3.0, now 2.0\), max_steps \(was 5, now None\)"):
         train(other, resume=True)
     record["config"]["compute_dtype"] = "bf16"
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    with pytest.raises(TsugikiError, match="compute_dtype was fp32 and would be bf16"):
+    with pytest.raises(TsugikiError, match="compute_dtype .*fp32 .*bf16"):
         train(config.model_copy(update={"compute_dtype": "bf16"}), resume=True)

@@ -339,7 +339,7 @@ def test_a_16_bit_or_int8_base(few_bits: bool):
         assert float(torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0)) > 0.9
     adapted = logits(model)
     if few_bits:
-        with pytest.raises(TsugikiError, match="k_proj.weight .*quantised"):
+        with pytest.raises(TsugikiError, match="k_proj.weight"):
             merge(model)
         assert torch.equal(logits(model), adapted)
     else:
@@ -375,10 +375,10 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"target_modules": ["q_proj"]}, "target_modules=q_proj matches no layer; these can be grafted: c_attn"),
-        ({"target_modules": ["ln_1"]}, "a LayerNorm, which cannot be grafted"),
-        ({"target_modules": ["wte"]}, "transformer.wte, a Embedding"),
-        ({"target_modules": ["c_attn"], "modules_to_save": ["head"]}, "modules_to_save names 'head'"),
+        ({"target_modules": ["q_proj"]}, "target_modules=q_proj .* c_attn"),
+        ({"target_modules": ["ln_1"]}, "ln_1.*LayerNorm"),
+        ({"target_modules": ["wte"]}, "transformer.wte.*Embedding"),
+        ({"target_modules": ["c_attn"], "modules_to_save": ["head"]}, "modules_to_save.*'head'"),
     ],
 )
 def test_a_refused_graft_leaves_the_model_unchanged(given: dict[str, Any], said: str):
@@ -392,7 +392,7 @@ def test_a_refused_graft_leaves_the_model_unchanged(given: dict[str, Any], said:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"target_modules": "("}, "target_modules: '\\(' is not a regular expression"),
+        ({"target_modules": "("}, "target_modules: '\\(' .*regular expression"),
         ({"target_modules": 3}, "target_modules is 3"),
         (
             {"target_modules": ["c_attn"], "feedforward_modules": ["c_attn", "c_proj"]},
@@ -407,9 +407,9 @@ def test_invalid_settings_are_refused(given: dict[str, Any], said: str):
 
 def test_an_unknown_architecture_needs_both_settings():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(TsugikiError, match=r"no default target_modules of \(IA\)³ for 'Sequential'"):
+    with pytest.raises(TsugikiError, match="target_modules.*'Sequential'"):
         graft(model, IA3Config())
-    with pytest.raises(TsugikiError, match="no default feedforward_modules"):
+    with pytest.raises(TsugikiError, match="feedforward_modules"):
         graft(model, IA3Config(target_modules=["0"]))
     adapter = graft(model, IA3Config(target_modules=["0", "2"], feedforward_modules=["2"]))
     assert {path: tuple(s.ia3_l.shape) for path, s in adapter.scalings.items()} == {"0": (3, 1), "2": (1, 3)}
@@ -418,7 +418,7 @@ def test_an_unknown_architecture_needs_both_settings():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"a_field_of_the_future": 3}, "a_field_of_the_future=3 would change the result"),
+        ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
         ({"peft_type": "LORA"}, "feedforward_modules="),
         ({"peft_type": "TSUGIKI_BOTTLENECK"}, "would change the result"),
         ({"feedforward_modules": []}, "is [1, 128], here [32, 1]"),
@@ -447,6 +447,6 @@ def test_merging_non_finite_values_is_refused_and_changes_nothing():
             for p in trainable_parameters(model).values():
                 p.mul_(1e20)
         before = dict(model.named_parameters())
-        with pytest.raises(TsugikiError, match="not finite in"):
+        with pytest.raises(TsugikiError, match="not finite.*c_attn"):
             merge(model)
         assert all(p is before[name] for name, p in model.named_parameters())

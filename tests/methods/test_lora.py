@@ -541,15 +541,15 @@ def test_invalid_settings_are_refused(fields: dict[str, Any], said: str):
     [
         (
             LoraConfig(init_lora_weights="pissa", target_modules=["wte"]),
-            "'pissa' .*linear layers.* transformer.wte is a Embedding",
+            "'pissa' .*linear layers.* transformer.wte.*Embedding",
         ),
         (
             LoraConfig(init_lora_weights="orthogonal", target_modules=["wte"]),
-            "'orthogonal' .*linear layers.* transformer.wte is a Embedding",
+            "'orthogonal' .*linear layers.* transformer.wte.*Embedding",
         ),
         (
             LoraConfig(init_lora_weights="pissa", r=33, target_modules=["attn.c_attn"]),
-            "transformer.h.0.attn.c_attn has only 32 .*33",
+            "transformer.h.0.attn.c_attn .*32 .*33",
         ),
     ],
 )
@@ -564,7 +564,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(config: LoraConfig, said
 def test_pefts_file_for_a_changed_base_is_refused(start: str, tmp_path: Path):
     theirs = peft_model("llama", init_lora_weights=start)
     theirs.save_pretrained(tmp_path)
-    with pytest.raises(TsugikiError, match=f"init_lora_weights='{start}' would change the result"):
+    with pytest.raises(TsugikiError, match=f"init_lora_weights='{start}'"):
         load_adapter(tiny_model("llama"), tmp_path)
 
 

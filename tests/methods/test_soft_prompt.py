@@ -498,7 +498,7 @@ def test_the_prompt_takes_up_context(tmp_path: Path):
     use_fast_paths(model)
     text = generate_text(model, tokenizer, "a" * 29, Sampling(max_new_tokens=50, temperature=0))
     assert len(tokenizer(text).input_ids) <= 2
-    with pytest.raises(TsugikiError, match="leaves no room"):
+    with pytest.raises(TsugikiError, match="32"):
         generate_text(model, tokenizer, "a" * 32, Sampling())
     from tsugiki.data.records import Document
 
@@ -550,7 +550,7 @@ def test_models_without_a_kv_cache_are_refused(method: str):
         torch.nn.Sequential(torch.nn.Linear(3, 3)),
     ]
     for model in without:
-        with pytest.raises(TsugikiError, match=f"{type(model).__name__} is .*decoder language model with a KV cache"):
+        with pytest.raises(TsugikiError, match=f"{type(model).__name__}.*KV cache"):
             graft(model, OURS[method])
         assert not is_grafted(model)
 
@@ -558,7 +558,7 @@ def test_models_without_a_kv_cache_are_refused(method: str):
 def test_a_prompt_that_fills_the_context_is_refused():
     for config in (PromptTuningConfig(33), PrefixTuningConfig(64), PromptEncoderConfig(80)):
         model = tiny_model()
-        with pytest.raises(TsugikiError, match="context is 64 tokens, .*32 or fewer"):
+        with pytest.raises(TsugikiError, match="64.* 32"):
             graft(model, config)
         assert not is_grafted(model)
 
@@ -602,8 +602,8 @@ def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(method: str
     ("adapter", "changes", "said"),
     [
         ({"num_virtual_tokens": 40}, {}, "choose 32 or fewer"),
-        ({"num_virtual_tokens": 8}, {"block_size": 57}, "8 of which the soft prompt takes: 56 are left"),
-        ({"num_tokens": 8}, {}, "num_tokens: no such setting"),
+        ({"num_virtual_tokens": 8}, {"block_size": 57}, "block_size is 57.* 64 .*8 .* 56"),
+        ({"num_tokens": 8}, {}, "num_tokens"),
         ({"prompt_tuning_init": "TEXT"}, {}, "prompt_tuning_init TEXT .*prompt_tuning_init_text"),
     ],
 )
@@ -634,7 +634,7 @@ def test_what_a_prompt_cannot_do_is_an_error():
         model()
     local = grafted("gpt_neo", "prompt")  # its windows count positions in the row, including padding
     padded = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    with pytest.raises(TsugikiError, match="GPTNeoModel .*padding on the left"):
+    with pytest.raises(TsugikiError, match="GPTNeoModel .*left"):
         local(ids(2, 4), attention_mask=padded)
     model.gradient_checkpointing_enable()
     model.train()
@@ -648,7 +648,7 @@ def test_what_a_prompt_cannot_do_is_an_error():
     ("method", "fields", "said"),
     [
         ("prompt", {"num_virtual_tokens": 4}, "is [5, 32], here [4, 32]"),
-        ("prompt", {"peft_type": "PREFIX_TUNING"}, "prompt_tuning_init='RANDOM' would change the result"),
+        ("prompt", {"peft_type": "PREFIX_TUNING"}, "prompt_tuning_init='RANDOM'"),
         ("prompt", {"peft_type": "LORA"}, "would change the result"),
         ("prompt", {"modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head']"),
         ("prompt", {"num_virtual_tokens": 64}, "choose 32 or fewer"),
@@ -657,7 +657,7 @@ def test_what_a_prompt_cannot_do_is_an_error():
         (
             "projected prefix",
             {"prefix_projection": False, "peft_type": "P_TUNING"},
-            "tsugiki.network.4.weight is missing",
+            "tsugiki.network.4.weight",
         ),
     ],
 )

@@ -129,15 +129,13 @@ def test_the_parameter_count_of_vit_b_16():
 
 def test_layers_that_multihead_attention_does_not_call_are_refused():
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
-    with pytest.raises(
-        TsugikiError, match=r"matches 0\.out_proj, a NonDynamicallyQuantizableLinear, which cannot be grafted"
-    ):
+    with pytest.raises(TsugikiError, match=r"0\.out_proj.*NonDynamicallyQuantizableLinear"):
         graft(model, LoraConfig(target_modules=["out_proj"]))
     assert set(graft(model, LoraConfig(target_modules="all-linear")).pairs) == {"1"}
 
 
 def test_a_vit_without_target_modules_is_refused():
-    with pytest.raises(TsugikiError, match="no default target_modules for 'vit'; name them"):
+    with pytest.raises(TsugikiError, match="target_modules.*'vit'"):
         graft(vit(), LoraConfig())
 
 
@@ -145,5 +143,5 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path):
     model = vit()
     graft(model, LoraConfig(target_modules=["projection"]))
     save_adapter(shake(model), tmp_path)
-    with pytest.raises(TsugikiError, match="does not fit this model"):
+    with pytest.raises(TsugikiError, match="projection"):
         load_adapter(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path)

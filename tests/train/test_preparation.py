@@ -76,7 +76,7 @@ def test_near_duplicates_are_on_one_side_and_told():
 
 def test_a_held_out_file_that_holds_training_records_is_refused_and_near_ones_are_named():
     train = lines("w.jsonl", works())
-    with pytest.raises(TsugikiError, match=r"20 records .* as well: w.jsonl:1 \(held out: w.jsonl:1\), .* and 15 more"):
+    with pytest.raises(TsugikiError, match=r"20 records .* w.jsonl:1 \(held out: w.jsonl:1\), .* 15 more"):
         prepare(train, held_out=train)
     near = works()[3]["text"][:-3] + "変更済"
     prepared = prepare(train, held_out=lines("h.jsonl", [{"text": near}, {"text": sentence(99, 200)}]))
@@ -122,7 +122,7 @@ def test_conversations_are_cut_counted_and_refused_by_line():
     assert any("longer than a block of 56 tokens" in note for note in cut.notes)
     with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.* 20 tokens"):
         prepare(data, template=CHATML, block_size=20)
-    with pytest.raises(TsugikiError, match=r"t.jsonl:1 is a conversation, but the tokenizer has no chat template"):
+    with pytest.raises(TsugikiError, match="t.jsonl:1 .*chat template"):
         prepare(data)
 
 

@@ -74,12 +74,12 @@ def test_other_settings_are_not_resumed(tmp_path: Path):
     train(config)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    with pytest.raises(TsugikiError, match=r"other settings: learning_rate .was 0.01, now 0.1"):
+    with pytest.raises(TsugikiError, match="learning_rate .was 0.01, now 0.1"):
         train(config.model_copy(update={"learning_rate": 0.1}), resume=True)
-    with pytest.raises(TsugikiError, match="holds no run"):
+    with pytest.raises(TsugikiError, match="new "):
         train(settings(tmp_path, "new"), resume=True)
     (tmp_path / "texts" / "4.txt").write_text(TEXT[:300])
-    with pytest.raises(TsugikiError, match="has changed since"):
+    with pytest.raises(TsugikiError, match="texts"):
         train(config, resume=True)
 
 
@@ -98,7 +98,7 @@ def test_another_base_under_the_adapter_is_refused(tmp_path: Path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
-    with pytest.raises(TsugikiError, match=r"the loss is (nan|inf) at step \d+: lower the learning rate"):
+    with pytest.raises(TsugikiError, match=r"(nan|inf) at step \d+.*learning rate"):
         train(settings(tmp_path, learning_rate=1e30, max_grad_norm=0, save_steps=100))
 
 
@@ -107,9 +107,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
     [
         ({"held_out": "nowhere.txt"}, "no data at nowhere.txt"),
         ({"data": "nowhere"}, "no data at nowhere"),
-        ({"block_size": 65}, "block_size is 65, but the model's context is 64"),
+        ({"block_size": 65}, "block_size is 65.* 64"),
         ({"model": "./nowhere"}, "no model at './nowhere'"),
-        ({"lora": {"target_modules": ["q_proj"]}}, "matches no layer; these can be grafted"),
+        ({"lora": {"target_modules": ["q_proj"]}}, "q_proj.*c_attn"),
         ({"lr_scheduler_type": "sideways"}, "sideways"),
         ({"report_to": ["no-such-logger"]}, "no-such-logger"),
     ],

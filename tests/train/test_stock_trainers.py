@@ -132,7 +132,7 @@ def test_a_grafted_weight_may_be_read_but_not_learned_past_its_pair():
     with torch.no_grad():
         assert head.weight is head.base_layer.weight
     (head(x.to(head.weight.dtype)) ** 2).sum().backward()
-    with pytest.raises(TsugikiError, match="its adapter would not train"):
+    with pytest.raises(TsugikiError, match="would not train"):
         (x @ head.weight.T).sum().backward()
 
 
@@ -140,7 +140,7 @@ def test_trl_is_refused_a_grafted_head_that_it_would_not_train(tmp_path: Path):
     model = tiny_model("llama", vocab_size=257)
     graft(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
     trainer = sft(model, tmp_path)
-    with pytest.raises(TsugikiError, match=r"TRL's trainers .* output head; leave it \(lm_head, embed_out\) out"):
+    with pytest.raises(TsugikiError, match=r"TRL.*\(lm_head, embed_out\)"):
         trainer.train()
 
 

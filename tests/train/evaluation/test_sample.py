@@ -37,7 +37,7 @@ def test_the_seed_decides_and_the_global_state_is_left_alone():
 
 
 def test_a_prompt_longer_than_the_context():
-    with pytest.raises(TsugikiError, match="the prompt has 91 tokens; the model's context of 64"):
+    with pytest.raises(TsugikiError, match="91 tokens.* 64"):
         generate_text(tiny_model(vocab_size=257), byte_tokenizer(), "雨" * 30, Sampling())
 
 

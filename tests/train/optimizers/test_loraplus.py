@@ -107,20 +107,19 @@ def test_the_ratio_changes_the_run_and_is_recorded(tmp_path: Path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"method": "lora", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: no setting of method lora; leave it out"),
-        ({"method": "full", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: no setting of method full"),
-        ({"method": "lora+", "loraplus_lr_ratio": 0}, "loraplus_lr_ratio: input should be greater than 0"),
-        ({"method": "lora+", "optimizer": "muon"}, "method lora+ goes with optimizer adamw; leave muon out"),
-        ({"method": "lorafa"}, "no such method; did you mean lora-fa?"),
-        ({"method": "orthogonal", "lora": {"r": 3}}, "even ranks, and one is 3"),
-        ({"method": "pissa", "lora": {"init_lora_weights": "gaussian"}}, "init_lora_weights is 'pissa' in this method"),
+        ({"method": "lora", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: .*lora"),
+        ({"method": "full", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: .*full"),
+        ({"method": "lora+", "loraplus_lr_ratio": 0}, "loraplus_lr_ratio: .*greater than 0"),
+        ({"method": "lora+", "optimizer": "muon"}, r"lora\+.*muon.*adamw"),
+        ({"method": "lorafa"}, "lora-fa"),
+        ({"method": "orthogonal", "lora": {"r": 3}}, "even.* 3"),
+        ({"method": "pissa", "lora": {"init_lora_weights": "gaussian"}}, "init_lora_weights is 'pissa'"),
     ],
 )
 def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
     given = {"model": "m", "data": "d", "out": "o", **fields}
-    with pytest.raises(TsugikiError) as caught:
+    with pytest.raises(TsugikiError, match=said):
         load_config(None, given)
-    assert said in str(caught.value)
 
 
 def test_ranks_by_layer_come_from_yaml(tmp_path: Path):

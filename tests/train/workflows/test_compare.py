@@ -136,12 +136,12 @@ def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"methods": {"a": {"epochs": 5}}}, "methods.a: epochs is the same for all methods"),
-        ({"methods": {"a": {"batch_size": 5, "seed": 3}}}, "methods.a: batch_size, seed is the same"),
+        ({"methods": {"a": {"epochs": 5}}}, "methods.a: epochs"),
+        ({"methods": {"a": {"batch_size": 5, "seed": 3}}}, "methods.a: batch_size, seed"),
         ({"methods": {}}, "methods"),
-        ({"methods": {"a/b": {}}}, "'a/b' is no name for a folder"),
+        ({"methods": {"a/b": {}}}, "'a/b'"),
         ({"methods": {"a": {"rank": 5}}}, "rank: extra inputs"),
-        ({"methods": {"a": {"method": "lola"}}}, "method: no such method; did you mean lora?"),
+        ({"methods": {"a": {"method": "lola"}}}, "method: .*lora"),
         ({"methods": {"a": {}}, "settings": {"bananas": 1}}, "bananas: extra inputs"),
         ({"methods": {"a": {}}, "banana": 1}, "banana: extra inputs"),
         ({"methods": {"a": {"lora": {"r": 0}}}}, "r is 0"),
@@ -156,7 +156,7 @@ def test_comparisons_that_cannot_be(fields: dict[str, Any], said: str):
 def test_other_settings_and_failed_runs_are_named(capfd: pytest.CaptureFixture[str]):
     compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), {}))
     changed = {**METHODS, "full": {"method": "full", "learning_rate": 1e-4}}
-    with pytest.raises(TsugikiError, match=r"full: c/full holds a run with other settings: learning_rate \(was 0.001"):
+    with pytest.raises(TsugikiError, match=r"full: c/full .*learning_rate \(was 0.001"):
         compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=changed), {}))
     with pytest.raises(TsugikiError, match="none did not finish"):
         compare(
@@ -169,7 +169,7 @@ def test_other_settings_and_failed_runs_are_named(capfd: pytest.CaptureFixture[s
 
 def test_a_folder_that_cannot_be_written():
     Path("file").write_text("")
-    with pytest.raises(TsugikiError, match="cannot be written"):
+    with pytest.raises(TsugikiError, match="file/c"):
         compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), {"out": "file/c"}))
 
 
@@ -206,10 +206,10 @@ def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pyte
     [
         ({}, "the grid is empty"),
         ({"r": []}, "grid.r has no values"),
-        ({"rank": [1]}, "grid.rank: no axis; known are learning_rate"),
-        ({"r": [1, 1]}, "r=1 comes twice"),
+        ({"rank": [1]}, "grid.rank: .*learning_rate"),
+        ({"r": [1, 1]}, "r=1"),
         ({"r": [0]}, "r is 0"),
-        ({"learning_rate": [-1.0]}, "learning_rate: input should be greater than 0"),
+        ({"learning_rate": [-1.0]}, "learning_rate: .*greater than 0"),
     ],
 )
 def test_grids_that_cannot_be(axes: dict[str, list[Any]], said: str):

@@ -78,7 +78,7 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
     assert record.data.held_out.documents == 1
     assert record.evaluations[-1].bits_per_char < record.evaluations[0].bits_per_char
     assert all(entry.tokenizer_is_lossless and not entry.unknown_tokens for entry in record.evaluations)
-    with pytest.raises(TsugikiError, match="already holds a run"):
+    with pytest.raises(TsugikiError, match="run.*--out"):
         pretrain(settings(tmp_path))
 
 
@@ -191,9 +191,9 @@ def test_settings_from_yaml(tmp_path: Path):
     assert load_pretrain_config(path, {}) == settings(tmp_path)
     assert load_pretrain_config(path, {"max_steps": 7}).max_steps == 7
     for change, said in (
-        ({"method": "full"}, "method: extra inputs are not permitted"),
+        ({"method": "full"}, "method: "),
         ({"tokenizer": {"vocab": 5}}, "vocab"),
-        ({"tokenizer": {"vocab_size": 100}}, "greater than or equal to 258"),
+        ({"tokenizer": {"vocab_size": 100}}, "258"),
     ):
         with pytest.raises(TsugikiError) as caught:
             load_pretrain_config(path, change)
