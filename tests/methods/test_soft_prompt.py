@@ -503,7 +503,7 @@ def test_the_prompt_takes_up_context(tmp_path: Path):
     from tsugiki.data.records import Document
 
     windows = split_windows([Document("a" * 40, "x")], [40])
-    assert evaluate(model, tokenizer, windows).cut_windows == 1
+    assert evaluate(model, tokenizer, windows).split_windows == 1
     with disable_adapter(model):
         assert context_length(model) == 64
     save_adapter(model, tmp_path / "adapter")
