@@ -1,0 +1,79 @@
+"""`tsugiki adapters`: its commands one after the other, and one line for invalid input."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.adapters.folders import write
+from tests.adapters.test_library import contents
+
+
+def test_a_day(run, tmp_path: Path, library: Path):
+    write(tmp_path / "run", 1)
+    assert "no adapters in" in run("adapters", "list")[1]
+    assert run("adapters", "add", "run", "--name", "soseki")[:2] == (0, f"{library / 'soseki'}\n")
+    assert run("adapters", "add", "run")[0] == 0
+    assert run("adapters", "rename", "run", "copy")[0] == 0
+    status, out, _ = run("adapters", "list")
+    assert (status, out.count("c_attn"), "copy" in out, "soseki" in out) == (0, 2, True, True)
+    status, out, _ = run("adapters", "diff", "soseki", "copy")
+    assert (status, "bit-identical, and the settings are the same" in out) == (0, True)
+    assert run("adapters", "verify")[:2] == (0, "copy: nothing is wrong\nsoseki: nothing is wrong\n")
+    assert run("adapters", "remove", "copy", "--yes")[:2] == (0, f"removed {library / 'copy'}\n")
+    assert [path.name for path in library.iterdir()] == ["soseki"]
+
+
+def test_an_adapter_by_its_name(run, base: str, library: Path):
+    train = ("--data", "text.txt", "--out", "run", "--max-steps", "1", "--block-size", "32")
+    assert run("train", "--model", base, *train)[0] == 0
+    assert run("adapters", "add", "run", "--name", "mine")[0] == 0
+    status, out, _ = run("eval", "--adapter", "mine", "--data", "text.txt", "--json")
+    assert (status, json.loads(out)["adapter"]) == (0, "mine")
+    there = run("generate", "--model", base, "--adapter", "mine", "--prompt", "枝", "--max-new-tokens", "3")
+    assert (
+        there[:2] == run("generate", "--model", base, "--adapter", "run", "--prompt", "枝", "--max-new-tokens", "3")[:2]
+    )
+    assert run("adapters", "verify", "mine", "--model", base)[0] == 0
+    assert "perplexity" in run("adapters", "show", "mine")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("show", "nowhere"), "'nowhere'"),
+        (("show", "x" * 300), "'xxx"),
+        (("show", "~nobody/x"), "'~nobody/x'"),
+        (("show", ""), "''"),
+        (("show", ".."), "adapter_config.json"),
+        (("show", "sosek"), "'soseki'"),
+        (("show", "soseki", "--html", "no/where.html"), "no/where.html"),
+        (("add", "nowhere"), "nowhere"),
+        (("add", "mine.gguf"), "tsugiki adapters import"),
+        (("add", "library"), "adapter_config.json"),
+        (("add", "library/soseki"), "'soseki'"),
+        (("add", "library/soseki", "--name", "../x"), "'../x'"),
+        (("add", "library/soseki", "--name", ""), "''"),
+        (("rename", "soseki", "akutagawa"), "'akutagawa'"),
+        (("rename", "soseki", "a/b"), "'/'"),
+        (("rename", "soseki", ".."), "dot"),
+        (("rename", "../library/soseki", "x"), "'../library/soseki'"),
+        (("rename", "soseki", "a\tb"), "\\t"),
+        (("rename", "soseki", "x" * 200), "100"),
+        (("remove", "--yes", "soseki", "nowhere"), "'nowhere'"),
+        (("remove", "--yes", ".."), "'..'"),
+        (("remove", "--yes", "../library"), "'../library'"),
+        (("verify", "nowhere"), "'nowhere'"),
+        (("verify", "--for", "tgi"), "'tgi'"),
+        (("verify", "--model", "./nowhere"), "./nowhere"),
+        (("diff", "soseki"), "second"),
+        (("list", "--library", "text"), "Not a directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(arguments: tuple[str, ...], said: str, run, two: Path):
+    Path("text").write_text("")
+    before = contents(two.parent)
+    status, _, err = run("adapters", *arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert said in err
+    assert contents(two.parent) == before

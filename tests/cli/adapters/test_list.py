@@ -1,0 +1,43 @@
+"""`tsugiki adapters list`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_list(run, two: Path):
+    (two / "empty").mkdir()
+    (two / "a\x1b[2J\nb").mkdir()
+    (two / os.fsdecode(b"\xff")).mkdir()
+    status, out, _ = run("adapters", "list")
+    assert status == 0
+    assert "270.4 → 134.3" in out
+    assert "empty is broken: no adapter: it has no adapter_config.json" in out
+    assert "\x1b" not in out
+    assert "a\\x1b[2J\\nb is broken" in out
+    lines = [json.loads(line) for line in run("adapters", "list", "--json")[1].splitlines()]
+    assert [(line["name"], bool(line["broken"])) for line in lines] == [
+        ("a\x1b[2J\nb", True),
+        ("akutagawa", False),
+        ("empty", True),
+        ("soseki", False),
+        (os.fsdecode(b"\xff"), True),
+    ]
+    assert lines[1]["held_out"] is None
+    assert lines[3]["held_out"]["after"]["loss"] == 4.9
+    assert (lines[3]["ranks"], lines[3]["targets"], lines[3]["parameters"]) == ([4], ["c_attn"], 1024)
+
+
+def test_list_answers_without_transformers(two: Path):
+    code = (
+        "import sys; sys.argv = ['tsugiki', 'adapters', 'list']\n"
+        "from tsugiki.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'transformers', 'datasets', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "soseki" in done.stdout
