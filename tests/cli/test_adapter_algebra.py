@@ -153,7 +153,7 @@ BAD = [
     (("truncate", "a", "--rank", "two", "--out", "x"), "valid integer"),
     (("extract", "--model", "base", "--base", "base", "--out", "x"), "none differs"),
     (("extract", "--model", "nothing/here", "--base", "base", "--out", "x"), "nothing/here"),
-    (("extract", "--model", "library/a", "--base", "base", "--out", "x"), "no model folder"),
+    (("extract", "--model", "library/a", "--base", "base", "--out", "x"), "library/a is not a model"),
     (("extract", "--model", "base", "--base", "base", "--out", "x", "--target-modules", "q"), "matches no layer"),
     (("extract", "--model", "base", "--base", "base", "--out", "x", "--rank", "-3"), "r is -3"),
     (("extract", "--model", "base", "--base", "base", "--out", "a"), "a exists already"),
