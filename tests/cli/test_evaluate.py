@@ -32,7 +32,7 @@ def test_eval_puts_models_and_adapters_in_one_table(base: str, run, tmp_path: Pa
     assert "nothing to evaluate" in err
     status, out, err = run("eval", "--data", "texts", "--model", other, "--adapter", "run")
     assert (status, out) == (2, "")
-    assert "another base" in err
+    assert "--allow-base-mismatch" in err
 
 
 def test_eval_of_fewer_characters(base: str, run):

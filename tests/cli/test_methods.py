@@ -93,7 +93,7 @@ def test_settings_have_defaults_and_descriptions(base: str):
     assert settings["lora_alpha"][1] == "32", "what a run takes, not what the class says"
     assert "rank of the update; A is [r, in], B is [out, r]" in settings["r"][2]
     assert "use_rslora" not in settings
-    assert "use_rslora is True in this method" in notes
+    assert any("use_rslora is True" in note for note in notes)
     assert describe_method("norms", base)[1][0][0] == "--set NAME=VALUE, or method_config: in the YAML file"
 
 
@@ -104,9 +104,9 @@ def test_brackets_are_printed(base: str, run):
 @pytest.mark.parametrize(
     ("arguments", "fact"),
     [
-        (("nroms",), "nroms: no such method; did you mean norms?"),
-        (("--model", "./nowhere"), "there is no such folder"),
-        (("lora", "--model", "./nowhere"), "there is no such folder"),
+        (("nroms",), "norms?"),
+        (("--model", "./nowhere"), "./nowhere"),
+        (("lora", "--model", "./nowhere"), "./nowhere"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, run):
@@ -118,11 +118,11 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, run):
 def test_settings_given_by_flag_reach_the_method(base: str, run, tmp_path: Path):
     common = ("--model", base, "--data", "text.txt", "--max-steps", "1", "--block-size", "32", "--method", "select")
     status, _, err = run("train", *common, "--out", "none")
-    assert (status, "target_parameters is empty" in err) == (2, True)
+    assert (status, "target_parameters" in err) == (2, True)
     status, _, err = run("train", *common, "--out", "none", "--set", "target_parameters=[h.9.bias]")
-    assert (status, "matches no parameter of this model" in err) == (2, True)
+    assert (status, "target_parameters=" in err) == (2, True)
     status, _, err = run("train", *common, "--out", "none", "--set", "target_parameters=.*")
-    assert (status, "that is method full" in err) == (2, True)
+    assert (status, "method full" in err) == (2, True)
     assert run("train", *common, "--out", "run", "--set", "target_parameters=[ln_f.weight, c_fc.bias]")[0] == 0
 
     prompt = ("--adapter", "run", "--prompt", "枝", "--max-new-tokens", "3")
@@ -134,7 +134,7 @@ def test_settings_given_by_flag_reach_the_method(base: str, run, tmp_path: Path)
         merged.transformer.ln_f.weight, AutoModelForCausalLM.from_pretrained(base).transformer.ln_f.weight
     )
     llama = save_tiny(tmp_path / "llama", "llama")
-    for more, what in (((), "another base"), (("--allow-base-mismatch",), "does not fit this model")):
+    for more, what in (((), "--allow-base-mismatch"), (("--allow-base-mismatch",), "ln_f.weight")):
         status, out, err = run("generate", "--model", llama, *prompt, *more)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert what in err
@@ -144,6 +144,6 @@ def test_an_adapter_that_cannot_be_merged_is_one_line(base: str, run):
     common = ("--model", base, "--data", "text.txt", "--max-steps", "1", "--block-size", "32")
     assert run("train", *common, "--method", "prompt-tuning", "--out", "run")[0] == 0
     status, out, err = run("merge", "--model", base, "--adapter", "run", "--out", "merged")
-    fact = "tsugiki: a soft prompt is no change of weights and cannot be merged; keep it as an adapter\n"
-    assert (status, out, err) == (2, "", fact)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "soft prompt" in err
     assert not Path("merged").exists()

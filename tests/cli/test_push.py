@@ -59,7 +59,7 @@ def test_a_card_that_a_person_edited(trained: Path, hub: HubServer, run):
     edited = repository.files["README.md"] + "\nわたしの言葉。\n".encode()
     repository.commit({**repository.files, "README.md": edited})
     status, _, err = run("push", "run", "me/it", "--license", "mit")
-    assert (status, "edited by a person, and stays" in err) == (0, True)
+    assert (status, "--replace-card" in err) == (0, True)
     assert repository.files["README.md"] == edited
     assert run("push", "run", "me/it", "--license", "mit", "--replace-card")[0] == 0
     assert b"license: mit" in repository.files["README.md"]

@@ -10,7 +10,7 @@ from tests.adapters.test_library import contents
 def test_remove_asks(run, two: Path, monkeypatch: pytest.MonkeyPatch):
     before = contents(two)
     status, _, err = run("adapters", "remove", "soseki")
-    assert (status, "say --yes" in err) == (2, True)
+    assert (status, "--yes" in err) == (2, True)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("typer.confirm", lambda question: "soseki" not in question)
     assert run("adapters", "remove", "soseki")[0] == 1
