@@ -15,9 +15,9 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
     return [
         ("training data", f"{data.train.documents:,} records, {data.train.characters:,} characters"),
         ("held out", f"{data.held_out.documents:,} records, {data.held_out.characters:,} characters"),
-        ("tokens", f"{data.tokens_per_epoch:,}"),
+        ("tokens per epoch", f"{data.tokens_per_epoch:,}"),
         (
-            "target tokens",
+            "target tokens per epoch",
             f"{data.target_tokens_per_epoch:,}, {data.target_tokens_per_epoch / data.tokens_per_epoch:.1%}",
         ),
         ("rows", f"{data.blocks:,} of {data.block_size} tokens, {data.padding / size:.1%} padding"),
