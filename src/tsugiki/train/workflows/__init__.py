@@ -1,1 +1,1 @@
-"""Whole tasks made of runs: pretrain, compare, sweep, preview, merge, quickstart."""
+"""The tasks behind commands: pretraining, comparisons, sweeps, previews, merging and the quickstart."""

@@ -1,4 +1,4 @@
-"""Adapters merged into a model folder, and the folder held against base and adapter before it is there to be used."""
+"""Merge adapters into a new model folder, and verify the folder against the base with its adapters."""
 
 import gc
 from collections.abc import Sequence
@@ -29,51 +29,53 @@ from tsugiki.train.evaluation.result import Evaluation
 
 @dataclass(frozen=True)
 class Merge:
-    """What is to be merged, and what it is to be held against."""
+    """What to merge, and how to verify the result."""
 
     base: str
+    """Name of the base model."""
     adapters: Sequence[Path]
+    """Folders of the adapters."""
     weights: Sequence[float] | None = None
-    """A factor on the update of each adapter; None: 1."""
+    """Factor on the update of each adapter; None: 1 for all."""
     allow_base_mismatch: bool = False
+    """Merge adapters that were trained on another base."""
     allow_quantized_base: bool = False
-    """Merge into weights that are held in few bits, where much of a change is lost."""
+    """Merge into quantised weights, although rounding loses much of the change."""
     verify: bool = True
-    """Compare logits, for which the model is loaded: as it is stored, or in float32 where that is float16 and there is
-    no accelerator, since processors have no quick products of that."""
+    """Compare the logits of the merged model with those of the base and its adapters."""
     data: str | None = None
-    """Text whose perplexity is compared as well; as in a run's config."""
+    """Text to compare the perplexity on as well; same formats as the data of a run."""
     characters: int | None = None
-    """At most about so many of it."""
+    """Approximate number of characters of this text to evaluate; None: all."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Largest changes of a probe's logits."""
+    """Largest differences between the logits of two models for the same token ids."""
 
     shift: float
-    """From base to adapted."""
+    """Between the base and the base with its adapters."""
     error: float
-    """From adapted to merged."""
+    """Between the base with its adapters and the merged model."""
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What became of a merge."""
+    """The results of a merge."""
 
     changed: int
-    """Tensors that the adapters change."""
+    """Number of tensors that the adapters change."""
     tensors: int
-    """Tensors of the base."""
+    """Number of tensors in the merged model."""
     rounding: float
-    """Share of the change that is lost where weights are rounded to their types."""
+    """Share of the change that is lost by rounding to the dtypes of the base."""
     probe: Probe | None
-    """None where nothing was verified."""
+    """None if nothing was verified."""
     evaluations: tuple[Evaluation, Evaluation, Evaluation] | None
-    """Of the base, with the adapters, and merged; None without text."""
+    """Of the base, of the base with its adapters, and of the merged model; None without text."""
 
     def to_json(self) -> dict[str, Any]:
-        """The figures."""
+        """Return the figures for `tsugiki.json`."""
         figures: dict[str, Any] = {"tensors_changed": self.changed, "share_lost_to_rounding": self.rounding}
         if self.probe is not None:
             figures |= {"largest_logit_change": self.probe.shift, "largest_logit_error": self.probe.error}
@@ -85,18 +87,23 @@ class MergeReport:
 
 
 def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> MergeReport:
-    """Write the merged model as the new folder `out`, which appears when all is done and verified.
+    """Write the merged model to the new folder `out`. The folder appears only after the verification.
+
+    Args:
+        merge: what to merge.
+        out: the folder; it must not exist.
+        progress: where to show the progress.
 
     Raises:
-        TsugikiError: what `plan_merge` refuses, values that are not finite, text that cannot be read, or a folder that
-            is there already or cannot be written. Nothing is left then.
+        TsugikiError: the adapters cannot be merged into this base (see `plan_merge`), values are not finite, the text
+            cannot be read, or the folder exists or cannot be written. Nothing is left on disk.
     """
     windows = _windows(merge)
     with progress.stage("reading base and adapters", None):
         plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
-    _refuse_inside(plan.folder, out)
+    _check_outside(plan.folder, out)
     if plan.coded and not merge.allow_quantized_base:
-        raise _refused(plan, progress)
+        raise _quantized_base_error(plan, progress)
     with new_folder(out) as part:
         with progress.stage("merging", plan.size) as advance:
             rounding = write_merged(plan, part, advance)
@@ -112,29 +119,34 @@ def _windows(merge: Merge) -> list[Window]:
     if merge.data is None:
         return []
     if not merge.verify:
-        raise TsugikiError("--data compares models in memory, which --no-verify does without; leave out one of the two")
+        raise TsugikiError("--data cannot be combined with --no-verify, which loads no model; leave out one of the two")
     return read_windows(merge.data, merge.characters)
 
 
-def _refuse_inside(folder: Path, out: Path) -> None:
+def _check_outside(folder: Path, out: Path) -> None:
     if out.resolve().is_relative_to(folder.resolve()):
-        raise TsugikiError(f"{out} is in the folder of the base, which stays as it is; choose another --out")
+        raise TsugikiError(f"{out} is in the folder of the base, which must not change; choose another --out")
 
 
-def _refused(plan: MergePlan, progress: ProgressDisplay) -> TsugikiError:
-    with progress.stage("what rounding would lose", len(plan.coded)) as advance:
+def _quantized_base_error(plan: MergePlan, progress: ProgressDisplay) -> TsugikiError:
+    """Return the error for a quantised base, after computing how much of the change would be lost."""
+    with progress.stage("computing the rounding loss", len(plan.coded)) as advance:
         lost = rounding_of(plan, advance).share
     return TsugikiError(
-        f"{plan.base} holds {len(plan.coded):,} of these weights in few bits: rounded to them again, they would lose "
-        f"{lost:.1%} of what the adapter changes; merge into the model that it was made from, keep the adapter beside "
-        "it, or have it all the same with --allow-quantized-base"
+        f"{plan.base} has {len(plan.coded):,} quantised weights among these: quantising them again would lose "
+        f"{lost:.1%} of the adapter's change; merge into the model that it was quantised from, load the adapter without "
+        "merging, or accept the loss with --allow-quantized-base"
     )
 
 
 def _verify(
     merge: Merge, plan: MergePlan, merged: Path, windows: Sequence[Window], progress: ProgressDisplay
 ) -> tuple[Probe, tuple[Evaluation, Evaluation, Evaluation] | None]:
-    """Base, adapted and merged, one model in memory at a time."""
+    """Compare the base, the base with its adapters, and the merged model, with one model in memory at a time.
+
+    The models are loaded in the dtype of their files. Float16 is converted to float32 if there is no accelerator,
+    because processors multiply float16 very slowly.
+    """
     device = default_device()
     halves = any(entry.dtype == "F16" for shard in plan.shards for entry in shard.entries.values())
     dtype: LoadDtype = "fp32" if halves and device.type == "cpu" else "auto"
@@ -142,7 +154,7 @@ def _verify(
     logits: list[Tensor] = []
     evaluations: list[Evaluation] = []
 
-    def look(model: Any, what: str) -> None:
+    def measure(model: Any, what: str) -> None:
         with progress.stage(what, len(windows) or None) as advance:
             logits.append(_finite(probe_logits(model), what))
             if tokenizer is not None:
@@ -150,27 +162,27 @@ def _verify(
 
     model = load_model(merge.base, dtype).to(device)
     adapter = load_weighted_sum(model, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
-    look(model, "the base")
+    measure(model, "the base")
     add_adapter(model, adapter, DEFAULT_NAME)
-    look(model, "the base with its adapters")
+    measure(model, "the base with its adapters")
     del model, adapter
     gc.collect()
-    look(load_model(str(merged), dtype).to(device), "the merged model")
-    base, adapted, done = logits
-    probe = Probe(float((adapted - base).abs().max()), float((done - adapted).abs().max()))
+    measure(load_model(str(merged), dtype).to(device), "the merged model")
+    base, adapted, final = logits
+    probe = Probe(float((adapted - base).abs().max()), float((final - adapted).abs().max()))
     return probe, (evaluations[0], evaluations[1], evaluations[2]) if evaluations else None
 
 
 def _finite(logits: Tensor | None, what: str) -> Tensor:
     if logits is None:
-        raise TsugikiError(f"{what} gives no logits to verify by; --no-verify merges without")
+        raise TsugikiError(f"{what} gives no logits to compare; --no-verify merges without comparing")
     if not torch.isfinite(logits).all():
         raise TsugikiError(f"{what} gives logits that are not finite; nothing was written")
     return logits.float().cpu()
 
 
 def _origin(merge: Merge, plan: MergePlan) -> dict[str, Any]:
-    """What was merged into what, so that it could be done again."""
+    """Return the base, the adapters and their weights, so that the merge can be repeated."""
     weights = merge.weights or [1.0] * len(merge.adapters)
     return {
         "base": {"name": merge.base, "fingerprint": named_fingerprint(merge.base)},

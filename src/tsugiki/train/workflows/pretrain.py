@@ -1,7 +1,7 @@
-"""From texts alone to a model: a tokenizer, random weights, and then a run of method full.
+"""Pretraining: train a tokenizer, initialise a model at random, then train it with method `full`.
 
-What the run begins from is an ordinary model folder, `checkpoints/start` in the run's own; from there on everything
-(packing, checkpoints, resuming, measuring, the record) is `train.run`'s.
+The tokenizer and the initial weights are saved as an ordinary model folder, `checkpoints/start` in the folder of the
+run. Everything after that (packing, checkpoints, resuming, evaluating, the record) is done by `train.run`.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Texts: TypeAlias = Callable[[], Iterator[str]]
-"""Gives the same texts at each call."""
+"""A function that returns an iterator over texts, the same texts at each call."""
 
 START = "start"
-_OURS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+_FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress | None = None) -> RunRecord:
-    """Train a model from nothing as `config` says; `config.out` is then a model folder, with `run.json`.
+    """Train a model from scratch as `config` describes. `config.out` is then a model folder with `run.json`.
 
     Args:
         config: the settings.
-        resume: go on from the newest checkpoint in `config.out`.
-        progress: where to show the run; a display of its own by default.
+        resume: continue from the newest checkpoint in `config.out`.
+        progress: where to show the progress; None: a new display on standard error.
 
     Returns:
-        The finished record.
+        The record of the finished run.
 
     Raises:
-        TsugikiError: anything that a person can put right; what the folder held is still there.
+        TsugikiError: an error that the user can correct. Files that were in the folder before are unchanged.
     """
     out = Path(config.out)
     record, checkpoint = start_or_resume(config.to_record(), out, resume)
@@ -65,15 +65,15 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress
 
 
 def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | int", seed: int) -> "PreTrainedModel":
-    """A model with random weights, one seed giving the same ones.
+    """Build a model with random weights. The same seed gives the same weights.
 
     Args:
-        settings: `model_type`, and fields of its config.
-        tokenizer: its own, or how many tokens there will be.
-        seed: of the weights.
+        settings: `model_type`, and fields of that model's config.
+        tokenizer: the model's tokenizer, or only the size of its vocabulary.
+        seed: the seed of the weights.
 
     Raises:
-        TsugikiError: no such type or field, or sizes that do not go together.
+        TsugikiError: an unknown model type or field, or sizes that do not fit together.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -83,7 +83,7 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
     if kind not in CAUSAL or kind not in CONFIG_MAPPING_NAMES:
         given = f"is {kind!r}" if kind else "is missing"
         raise TsugikiError(f"model: model_type {given}; name a causal language model of transformers, such as gpt2")
-    ours = [name for name in _OURS if name in settings]
+    ours = [name for name in _FROM_TOKENIZER if name in settings]
     if ours:
         raise TsugikiError(f"model: {', '.join(ours)} comes from the tokenizer; leave it out")
     fields = {name: value for name, value in settings.items() if name != "model_type"}
@@ -100,40 +100,43 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields), dtype=torch.float32)
         with torch.no_grad():
             model.eval()(input_ids=torch.ones(1, 4, dtype=torch.int64))
-    except Exception as error:  # each model refuses in its own way
-        raise TsugikiError(f"model: these sizes make no {kind}: {error_text(error)}") from error
+    except Exception as error:  # models raise errors of many types
+        raise TsugikiError(f"model: no {kind} can be built with these settings: {error_text(error)}") from error
     return model
 
 
-def _write_start(config: PretrainConfig, start: Path, shown: RunProgress) -> None:
-    """The folder that the run begins from, whole or not at all."""
+def _write_start(config: PretrainConfig, start: Path, progress: RunProgress) -> None:
+    """Write the tokenizer and the initial weights to the folder `start`, atomically."""
     given = config.tokenizer if isinstance(config.tokenizer, str) else None
     tokenizer = load_tokenizer(given) if given else None
     size = config.tokenizer.vocab_size if isinstance(config.tokenizer, TokenizerSettings) else len(tokenizer or ())
-    context = context_length(build_model(config.model, size, config.seed))  # before the time that a tokenizer takes
+    context = context_length(build_model(config.model, size, config.seed))  # errors appear before the tokenizer trains
     if config.block_size and config.block_size > context:
         raise TsugikiError(f"block_size is {config.block_size}, but the model's context is {context} tokens")
     if isinstance(config.tokenizer, TokenizerSettings):
-        shown.say(f"training a tokenizer of {size:,} tokens")
+        progress.say(f"training a tokenizer of {size:,} tokens")
         tokenizer = _train_tokenizer(config, config.tokenizer)
     assert tokenizer is not None
     tokenizer.model_max_length = context
     model = build_model(config.model, tokenizer, config.seed)
-    made = [path for path in (start.parent, start.parent.parent) if not path.exists()]
+    created = [path for path in (start.parent, start.parent.parent) if not path.exists()]
     try:
         with new_folder(start, replace=True) as temporary:  # a run that stopped before step 1 may have left one
             save_model(model, tokenizer, temporary)
     finally:
-        for path in made:
+        for path in created:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
 
 
 def _train_tokenizer(config: PretrainConfig, settings: TokenizerSettings) -> "PreTrainedTokenizerBase":
-    own, measured = _split(config)
-    more = _unlike(settings.data, measured, parse_held_out(config.held_out)) if settings.data else lambda: iter(())
+    """Train the tokenizer on the training texts and on `settings.data`, but not on held-out text."""
+    training, held_out_signatures = _split(config)
+    more: Texts = lambda: iter(())  # noqa: E731
+    if settings.data:
+        more = _without_held_out(settings.data, held_out_signatures, parse_held_out(config.held_out))
     return train_vocabulary(
-        lambda: chain(own(), more()),
+        lambda: chain(training(), more()),
         settings.vocab_size,
         settings.common_characters,
         settings.alphabet,
@@ -142,32 +145,37 @@ def _train_tokenizer(config: PretrainConfig, settings: TokenizerSettings) -> "Pr
 
 
 def _split(config: PretrainConfig) -> tuple[Texts, Array]:
-    """The texts that the run will learn, and the signatures of those that it will be measured by."""
+    """Return the training texts of the run, and the signatures of its held-out texts (see `data.duplicates`)."""
     held_out = parse_held_out(config.held_out)
     single = single_document(config.data) if isinstance(held_out, float) else None
     if single and isinstance(held_out, float):
-        learned, end = split_document(single, held_out)
-        return lambda: iter([learned.text]), read_index([end]).signatures
+        beginning, end = split_document(single, held_out)
+        return lambda: iter([beginning.text]), read_index([end]).signatures
     index = read_index(read_records(config.data))
     if isinstance(held_out, Path):
-        return lambda: (record.text for record in read_records(config.data)), read_index(
-            read_records(held_out)
-        ).signatures
+        signatures = read_index(read_records(held_out)).signatures
+        return lambda: (record.text for record in read_records(config.data)), signatures
     measured = split_records(index, held_out, config.seed, near_duplicates(index.signatures))
-    left_out = set(measured.tolist())
-    return lambda: _without(config.data, left_out), index.signatures[measured]
+    excluded = set(measured.tolist())
+    return lambda: _texts_without(config.data, excluded), index.signatures[measured]
 
 
-def _unlike(data: str, measured: Array, held_out: float | FieldCondition | Path) -> Texts:
-    """The texts of other data, without what is nearly the same as a measured text or has the held-out field."""
+def _without_held_out(data: str, signatures: Array, held_out: float | FieldCondition | Path) -> Texts:
+    """Return the texts of other data, except those that are nearly the same as a held-out text or meet the condition.
+
+    Args:
+        data: as in a run's config.
+        signatures: of the held-out texts.
+        held_out: how the run selects its held-out records.
+    """
     index = read_index(read_records(data))
-    groups = near_duplicates(np.concatenate([index.signatures, measured]))
-    left_out = {number for group in groups if max(group) >= len(index) for number in group}
+    groups = near_duplicates(np.concatenate([index.signatures, signatures]))
+    excluded = {number for group in groups if max(group) >= len(index) for number in group}
     if isinstance(held_out, FieldCondition):
         values = (fields.get(held_out.field) for fields in index.fields)
-        left_out |= {number for number, value in enumerate(values) if value == held_out.value}
-    return lambda: _without(data, left_out)
+        excluded |= {number for number, value in enumerate(values) if value == held_out.value}
+    return lambda: _texts_without(data, excluded)
 
 
-def _without(data: str, left_out: set[int]) -> Iterator[str]:
-    return (record.text for number, record in enumerate(read_records(data)) if number not in left_out)
+def _texts_without(data: str, excluded: set[int]) -> Iterator[str]:
+    return (record.text for number, record in enumerate(read_records(data)) if number not in excluded)

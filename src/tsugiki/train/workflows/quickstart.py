@@ -1,4 +1,4 @@
-"""The quickstart: the embedded base learns the embedded corpus's historical orthography."""
+"""The quickstart: train the embedded model on the embedded corpus, which has historical spelling."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -10,17 +10,21 @@ from tsugiki.train.record import RunRecord
 from tsugiki.train.run import train
 
 PROMPTS = ("吾輩は猫である。名前はまだ無い。", "明治時代の", "先生は言った。「")
-"""The chapter's."""
+"""The prompts of the chapter."""
 
-# The head too: the base never wrote the old characters, and no other layer can make them likely.
+# The output head is adapted as well: the base gives the old characters a very low probability, and no other layer can
+# raise it enough.
 _TARGETS = ("c_attn", "c_proj", "c_fc", "lm_head")
 
 
 def quickstart(out: Path | None = None) -> RunRecord:
-    """Run it into `out`, or into the first free `tsugiki-quickstart`, `tsugiki-quickstart-2`, …
+    """Train into `out`, or into the first of `tsugiki-quickstart`, `tsugiki-quickstart-2`, … that does not exist.
+
+    Returns:
+        The record of the run.
 
     Raises:
-        TsugikiError: `out` holds a run already.
+        TsugikiError: `out` already holds a run.
     """
     corpus = str(files("tsugiki") / "assets" / "quickstart")
     return train(
