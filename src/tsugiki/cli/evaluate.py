@@ -8,28 +8,29 @@ from tsugiki.data.records import AssistantTurns
 
 
 def evaluate_command(
-    data: Annotated[str, typer.Option(help="A .txt, .jsonl, .csv or .parquet file, a folder, or a dataset's id.")],
+    data: Annotated[str, typer.Option(help="Text to evaluate on: same formats as the data of `tsugiki train`.")],
     model: Annotated[
-        list[str] | None, typer.Option(help="'embedded', a model folder, a GGUF file, or a hub id; repeatable.")
+        list[str] | None, typer.Option(help="Model: 'embedded', a folder, a GGUF file, or a hub id; can be repeated.")
     ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            help="An adapter, a folder or a library's, on the one --model or on the base that it names; repeatable."
+            help="Adapter: a folder or a name in the library; can be repeated. Its base is --model, if exactly one is "
+            "given, otherwise the base that the adapter names."
         ),
     ] = None,
     characters: Annotated[
-        int | None, typer.Option(min=1, help="Score about so many characters, spread evenly; all if unset.")
+        int | None, typer.Option(min=1, help="Approximate number of characters to evaluate. Default: all.")
     ] = None,
     assistant_turns: Annotated[
-        AssistantTurns, typer.Option(help="Which answers of a conversation are scored.")
+        AssistantTurns, typer.Option(help="Which answers of a conversation are scored: all, or the last one.")
     ] = "all",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
     ] = False,
 ) -> None:
-    """Loss, perplexity and bits per character of models and adapters on the same text, in one table."""
+    """Show loss, perplexity and bits per character of models and adapters on the same text."""
     import json
 
     from tsugiki.cli.summary import print_evaluations
@@ -39,8 +40,8 @@ def evaluate_command(
     chosen = evaluation_targets(model or [], adapter or [])
     results = evaluate_targets(chosen, data, assistant_turns, characters, allow_base_mismatch, ProgressDisplay())
     if as_json:
-        for subject, result in zip(chosen, results, strict=True):
-            names = {"model": subject.model, "adapter": subject.called or None}
+        for target, result in zip(chosen, results, strict=True):
+            names = {"model": target.model, "adapter": target.adapter_name or None}
             typer.echo(json.dumps(names | result.model_dump(mode="json")))
         return
-    print_evaluations([str(subject) for subject in chosen], list(results))
+    print_evaluations([str(target) for target in chosen], list(results))

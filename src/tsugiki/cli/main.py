@@ -1,4 +1,4 @@
-"""The `tsugiki` command: finds the subcommand, and says errors and warnings in one line each."""
+"""The `tsugiki` command: run a subcommand, and print errors and warnings in one line each."""
 
 import os
 import sys
@@ -27,11 +27,11 @@ from tsugiki.cli.sweep import sweep_command
 from tsugiki.cli.train import train_command
 from tsugiki.errors import TsugikiError
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_INTERRUPTED = 130  # exit status that typer returns after Ctrl-C
 
 app = typer.Typer(
-    help="LoRA fine-tuning on the machine you have. `tsugiki quickstart` shows all of it in two minutes.",
-    epilog="An error is one line and exit status 2; --debug, anywhere, shows the traceback as well.",
+    help="LoRA fine-tuning on the machine you have. Start with `tsugiki quickstart`, which takes two minutes.",
+    epilog="Errors are printed in one line, with exit status 2. --debug, at any place, shows the traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,7 +56,7 @@ app.add_typer(adapters_app, name="adapters")
 
 
 def main() -> None:
-    """Run the command line; exits 2 for what the user can put right, 1 for what we must, 130 when interrupted."""
+    """Run the command line. Exit status: 2 for errors that the user can correct, 1 for bugs, 130 if interrupted."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     warnings.showwarning = _say_warning
@@ -71,7 +71,7 @@ def main() -> None:
         _stop(f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)", 1, debug)
     if status == _INTERRUPTED:
         _stop(
-            "interrupted; what is done is kept: train and pretrain go on with --resume, others when run again",
+            "interrupted; finished work is kept: train and pretrain continue with --resume, others when run again",
             status,
             debug=False,
         )
@@ -93,6 +93,6 @@ def _say_warning(
     file: object = None,
     line: str | None = None,
 ) -> None:
-    """Our own warnings are notes for the user; those of libraries are for their developers."""
+    """Print Tsugiki's own warnings as notes. Warnings of libraries are for developers and are not shown."""
     if issubclass(category, UserWarning) and "tsugiki" in filename:
         print(f"note: {message}", file=sys.stderr)

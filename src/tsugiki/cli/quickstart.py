@@ -7,9 +7,9 @@ import typer
 
 
 def quickstart_command(
-    out: Annotated[Path | None, typer.Option(help="Where the adapter goes; tsugiki-quickstart if unset.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the adapter. Default: tsugiki-quickstart.")] = None,
 ) -> None:
-    """Teach the embedded model an old orthography, offline, in two minutes."""
+    """Train the embedded model to write historical Japanese spelling, offline, in about two minutes."""
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
     from tsugiki.train.workflows.quickstart import quickstart

@@ -1,4 +1,4 @@
-"""What the C library does with memory that a step of training has freed."""
+"""Configure how the C library treats the memory that a training step frees."""
 
 import ctypes
 import sys
@@ -7,11 +7,11 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Keep what a step frees for the next one, instead of giving it back to the system.
+    """Keep freed memory for the next step, instead of returning it to the operating system.
 
-    A step makes and frees hundreds of large tensors. By default glibc gives each of them back, and the system clears
-    every page anew at the next use: tens of thousands of page faults a step, about 6 % of its time where we measured.
-    Peak memory is 2 to 3 % higher. Where the C library is another one nothing happens.
+    A step allocates and frees hundreds of large tensors. By default, glibc returns each of them to the system, which
+    has to clear every page before its next use: tens of thousands of page faults per step, about 6 % of its time in our
+    measurement. In return, peak memory is 2 to 3 % higher. With another C library, nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,12 +1,12 @@
-"""A checkpoint: everything that a run needs to go on as if it had not stopped, and nothing pickled.
+"""Checkpoints: everything that a run needs to continue as if it had not stopped. Nothing is pickled.
 
 checkpoint-N/
-    adapter_model.safetensors, adapter_config.json, tsugiki.json    the adapter, loadable as it is,
-    or model.safetensors, config.json, tokenizer.json, …            or the model, where every weight trains
+    adapter_model.safetensors, adapter_config.json, tsugiki.json    the adapter, in the format of finished runs,
+    or model.safetensors, config.json, tokenizer.json, …            or the model, if every weight trains
     optimizer.safetensors       tensors of the optimiser's state, named <parameter index>.<name>
     random.safetensors          torch's random states
-    training.json               the rest of the optimiser, schedule, Python's and NumPy's random states, meters
-    trainer_state.json          transformers' own
+    training.json               other values of the optimiser, the schedule, Python's and NumPy's random states, meters
+    trainer_state.json          state of transformers' Trainer
 """
 
 import random
@@ -30,7 +30,14 @@ _OPTIMIZER, _RANDOM, _TRAINING = "optimizer.safetensors", "random.safetensors", 
 def save_training_state(
     folder: Path, optimizer: Mapping[str, Any], schedule: Mapping[str, Any], meters: Mapping[str, float]
 ) -> None:
-    """Write the state dicts of optimiser and schedule, the meters, and the random states as they are now."""
+    """Write the training state of a checkpoint, including the current random states.
+
+    Args:
+        folder: the folder of the checkpoint.
+        optimizer: state dict of the optimiser.
+        schedule: state dict of the learning rate schedule.
+        meters: fields of `train.trainer.Meters`.
+    """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for index, entries in optimizer["state"].items():
@@ -58,7 +65,7 @@ def save_training_state(
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    """The state dicts of optimiser and schedule, and the meters.
+    """Read the state dicts of the optimiser and of the schedule, and the meters.
 
     Raises:
         TsugikiError: a file is missing or broken.
@@ -72,7 +79,7 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], d
 
 
 def restore_random_states(folder: Path) -> None:
-    """Set Python's, NumPy's and torch's generators to where they were.
+    """Restore the states of Python's, NumPy's and torch's random generators.
 
     Raises:
         TsugikiError: a file is missing or broken.
@@ -89,23 +96,25 @@ def restore_random_states(folder: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
+    """Return the complete checkpoints in a folder, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the newest checkpoints."""
+    """Delete all checkpoints in a folder except the newest `count`."""
     for path in checkpoints(folder)[:-count]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    return read_json(folder / _TRAINING, missing=f"{folder} is no checkpoint: it has no {_TRAINING}")
+    return read_json(folder / _TRAINING, missing=f"{folder} is not a checkpoint: it has no {_TRAINING}")
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise TsugikiError(f"{path} is broken: {error}; delete {path.parent} to go on from an earlier one") from error
+        raise TsugikiError(
+            f"{path} is broken: {error}; delete {path.parent} to continue from an earlier one"
+        ) from error

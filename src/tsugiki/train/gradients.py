@@ -1,14 +1,14 @@
-"""Loss and gradients of a model for a batch of rows: the work of a run.
+"""Compute the loss of a batch of rows and its gradients.
 
-    what trains, float32 ──> the model, bf16 or fp32 ──> hidden states ──> loss, a few rows at a time (no whole logits)
-          ^                                                  │
-          └── float32 gradients <── summed in order ─────────┴── each group of rows on a thread of its own
+    trained parameters, float32 ──> the model, bf16 or fp32 ──> hidden states ──> loss in chunks (no full logits)
+          ^                                                        │
+          └── float32 gradients <── summed in a fixed order <──────┴── one thread for each group of rows
 
-Where every weight trains, a replica of the model in bfloat16 computes: `torch.autocast`, which casts weights and
-activations on the way, was slower. Where an adapter trains, its frozen base is in that type itself.
+In full fine-tuning with bf16, a copy of the model in bfloat16 computes. `torch.autocast`, which casts weights and
+activations during the forward pass, was slower. If an adapter trains, the frozen base itself has this dtype.
 
-Groups are of fixed size and are summed in their order, so that the number of threads changes no bit of the result as
-long as there are no more threads than groups.
+Groups have a fixed size, and their gradients are summed in a fixed order. So the result is bit-identical for every
+number of threads up to the number of groups.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,44 +29,50 @@ if TYPE_CHECKING:
 
 
 class Gradients:
-    """Adds the gradients of a batch to the `.grad` of what trains in a model."""
+    """Computes the gradients of batches and adds them to the `.grad` of a model's trained parameters."""
 
     def __init__(self, model: "PreTrainedModel", computing: "PreTrainedModel", group: int, ordered: bool) -> None:
-        """Prepare.
+        """Create it.
 
         Args:
-            model: holds what trains, as parameters with `requires_grad`.
-            computing: what runs: the model itself, or a copy of it in another type, brought up to date every time.
-            group: tokens of a group; a longer row is a group by itself.
-            ordered: one group after another, as dropout inside the base asks, which draws from torch's one generator.
+            model: the model whose parameters with `requires_grad` train.
+            computing: the model that computes: `model` itself, or a copy in another dtype, into which the parameters
+                are copied for every batch.
+            group: number of tokens in a group of rows; a longer row is a group by itself.
+            ordered: compute the groups one after another. Dropout inside the base requires it, because it uses torch's
+                global random generator.
         """
         self.model, self.computing, self.group, self.ordered = model, computing, group, ordered
         self.head = find_head(computing)
 
     def add(self, batch: Mapping[str, Tensor], count: Tensor | int) -> Tensor:
-        """The loss: cross-entropy summed over the learned tokens, over `count`; its gradients are added to `.grad`.
+        """Add the gradients of a batch to `.grad`.
 
         Args:
-            batch: `input_ids`, `labels` (not shifted) and what isolates documents, each with a row first.
-            count: learned tokens of the whole optimiser step.
+            batch: `input_ids`, `labels` (not shifted) and the inputs that mask documents from each other; the first
+                axis of each is the row.
+            count: number of target tokens in the whole optimiser step.
+
+        Returns:
+            The cross-entropy summed over the target tokens of the batch, divided by `count`.
         """
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        own = [weight for weight in self.computing.parameters() if weight.requires_grad]
+        copies = [weight for weight in self.computing.parameters() if weight.requires_grad]
         if self.computing is not self.model:
             with torch.no_grad():
-                for copied, weight in zip(own, weights, strict=True):
+                for copied, weight in zip(copies, weights, strict=True):
                     copied.copy_(weight)
         self.computing.train()
-        tasks = [partial(self._group, group, float(count), own, _generator()) for group in self._groups(batch)]
-        alone = self.ordered or batch["input_ids"].device.type != "cpu"
-        found = [task() for task in tasks] if alone else run_in_threads(tasks)
-        for _, grads in found:
+        tasks = [partial(self._group, group, float(count), copies, _generator()) for group in self._groups(batch)]
+        in_order = self.ordered or batch["input_ids"].device.type != "cpu"
+        results = [task() for task in tasks] if in_order else run_in_threads(tasks)
+        for _, grads in results:
             for weight, grad in zip(weights, grads, strict=True):
                 if weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
                 if grad is not None:
                     weight.grad += grad
-        return torch.stack([loss for loss, _ in found]).sum()
+        return torch.stack([loss for loss, _ in results]).sum()
 
     def _groups(self, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         rows, length = batch["input_ids"].shape
@@ -74,11 +80,11 @@ class Gradients:
         return [{name: tensor[at : at + size] for name, tensor in batch.items()} for at in range(0, rows, size)]
 
     def _group(
-        self, batch: Mapping[str, Tensor], count: float, own: Sequence[Tensor], generator: torch.Generator
+        self, batch: Mapping[str, Tensor], count: float, weights: Sequence[Tensor], generator: torch.Generator
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """Loss of some rows, and the gradient of every parameter that trains (None: it has no part in it)."""
+        """Return the loss of some rows and its gradient for each weight (None: the loss does not depend on it)."""
         model = self.computing
-        inputs = {name: _in_type(tensor, model.dtype) for name, tensor in batch.items() if name != "labels"}
+        inputs = {name: _in_dtype(tensor, model.dtype) for name, tensor in batch.items() if name != "labels"}
         labels = batch["labels"][:, 1:]
         with masks_from(generator):
             if self.head is None:
@@ -88,14 +94,14 @@ class Gradients:
                 hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
                 loss = chunked_loss(hidden, self.head, labels)
         loss = loss / count
-        return loss.detach(), torch.autograd.grad(loss, own, allow_unused=True)
+        return loss.detach(), torch.autograd.grad(loss, weights, allow_unused=True)
 
 
 def _generator() -> torch.Generator:
-    """A generator of dropout masks, seeded by torch's own."""
+    """Return a generator for dropout masks, seeded from torch's global generator."""
     return torch.Generator().manual_seed(draw_seed())
 
 
-def _in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of numbers in the model's own type; ids as they are."""
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert an attention mask to the dtype of the model; leave ids as they are."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

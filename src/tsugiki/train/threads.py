@@ -1,7 +1,8 @@
-"""Work on the cores of this machine without operations that wait for each other.
+"""Run independent tasks in parallel, with one thread each.
 
-Several threads inside every operation meet at its end; where other work takes one of the cores, all wait for it, and
-small operations become many times slower. So independent pieces of work run side by side with a thread each.
+If an operation uses several threads, they all wait for the slowest one. When another program uses one of the cores,
+small operations become many times slower for this reason. Independent tasks with one thread each do not wait for each
+other.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,10 @@ Result = TypeVar("Result")
 
 
 def run_in_threads(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-    """The results of the tasks, in order; as many run at once as torch has threads, which they share out."""
+    """Run the tasks in parallel and return their results in order.
+
+    At most as many tasks as torch has threads run at once, and torch's threads are divided among them.
+    """
     threads = torch.get_num_threads()
     workers = min(threads, len(tasks))
     if workers < 2:

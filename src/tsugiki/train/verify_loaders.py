@@ -1,4 +1,4 @@
-"""What another program will refuse of the adapter that a run would train, said before it does."""
+"""Check before a run whether another program will be able to load its adapter."""
 
 from tsugiki.base.loading import load_meta_model
 from tsugiki.export import Loader
@@ -8,11 +8,15 @@ from tsugiki.train.config import RunConfig
 
 
 def refusals_of_run(loader: Loader, settings: RunConfig) -> list[str]:
-    """Why `loader` would not do with the run's adapter what Tsugiki does; none: it will.
+    """Return the reasons why a loader could not use the run's adapter as Tsugiki does; empty if it can.
+
+    Args:
+        loader: the other program.
+        settings: the settings of the run.
 
     Raises:
-        TsugikiError: no such loader, no such base, or settings that do not fit it.
+        TsugikiError: the base does not exist, or the settings do not fit it.
     """
     if not METHODS[settings.method].trains_adapter:
-        return ["it trains every weight, so that there will be no adapter: export the model"]
+        return ["the run trains every weight, so there will be no adapter; export the model instead"]
     return incompatibilities_before_training(loader, settings.adapter_config, load_meta_model(settings.model))

@@ -8,7 +8,7 @@ import torch
 from tests.tiny import TEXT, byte_tokenizer, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.data.records import Completion, Conversation, Document, Message
-from tsugiki.train.evaluation.evaluate import WINDOW, Evaluation, Window, evaluate, split_windows
+from tsugiki.train.evaluation.evaluate import WINDOW_CHARACTERS, Evaluation, Window, evaluate, split_windows
 
 
 def score(model, texts: list[str], tokenizer=None) -> Evaluation:
@@ -85,16 +85,20 @@ def test_unknowns_and_lost_text_are_counted():
 
 
 def test_windows_are_of_equal_characters_and_spread_over_all():
-    documents = [Document("あ" * (2 * WINDOW + 1), "a"), Document("い" * WINDOW, "b"), Document(" ", "c")]
+    documents = [
+        Document("あ" * (2 * WINDOW_CHARACTERS + 1), "a"),
+        Document("い" * WINDOW_CHARACTERS, "b"),
+        Document(" ", "c"),
+    ]
     lengths = [len(document.text) for document in documents]
     windows = split_windows(documents, lengths)
     assert [(len(window.record.text), window.document) for window in windows] == [
-        (WINDOW, 0),
-        (WINDOW, 0),
+        (WINDOW_CHARACTERS, 0),
+        (WINDOW_CHARACTERS, 0),
         (1, 0),
-        (WINDOW, 1),
+        (WINDOW_CHARACTERS, 1),
     ]
-    assert split_windows(documents, lengths, limit=2 * WINDOW) == [windows[0], windows[2]]
+    assert split_windows(documents, lengths, limit=2 * WINDOW_CHARACTERS) == [windows[0], windows[2]]
     assert split_windows(documents, lengths, limit=1) == windows[:1]
     assert split_windows(iter(documents), lengths, limit=10**9) == windows
 

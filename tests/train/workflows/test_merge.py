@@ -171,9 +171,7 @@ def in_8_bits(tmp_path: Path) -> str:
 
 def test_a_base_in_8_bits_is_merged_into_when_asked(in_8_bits: str, tmp_path: Path):
     before = contents(tmp_path)
-    with pytest.raises(
-        TsugikiError, match=r"14 quantised weights.* lose \d+\.\d% of .*--allow-quantized-base"
-    ):
+    with pytest.raises(TsugikiError, match=r"14 quantised weights.* lose \d+\.\d% of .*--allow-quantized-base"):
         merged(tmp_path / "out", in_8_bits, tmp_path / "adapter")
     assert contents(tmp_path) == before
     report = merged(tmp_path / "out", in_8_bits, tmp_path / "adapter", allow_quantized_base=True)

@@ -1,16 +1,17 @@
-"""Figures that can be compared: loss, perplexity and bits per character of a model on texts.
+"""Evaluate a model on texts: loss, perplexity and bits per character.
 
-The texts are cut into windows of equal characters, whatever the tokenizer, and each window is scored alone, after
-the token that begins a document. So every token counts, two models see the same context, nothing sees another
+The texts are split into windows with the same number of characters for every tokenizer. Each window is scored alone,
+after the token that begins a document. So every token counts, two models see the same context, no window sees another
 document, and
 
-    loss          = NLL / tokens              (natural logarithm, of this tokenizer's tokens)
+    loss          = NLL / tokens              (natural logarithm; depends on the tokenizer)
     perplexity    = exp(loss)
-    bits_per_char = NLL / ln 2 / characters   (the figure to compare models with different tokenizers by)
+    bits_per_char = NLL / ln 2 / characters   (compares models with different tokenizers)
 
-where NLL is the summed negative log-likelihood of all tokens. A window with more tokens than the model's context
-is scored in pieces that fit, each beginning anew. Of a prompt with a completion, or a conversation, what is learned
-is what is scored: the answers and their end tokens, given all that stands before them; `characters` are the answers'.
+where NLL is the summed negative log-likelihood of all tokens. A window with more tokens than the model's context is
+scored in pieces that fit, without context from the previous piece. In a prompt with a completion, or in a conversation,
+the target tokens of training are scored: the answers and their end tokens, given everything before them. `characters`
+counts the answers only.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,19 +34,20 @@ from tsugiki.train.evaluation.result import Evaluation, summarise
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WINDOW = 512
-"""Characters (code points) a window."""
+WINDOW_CHARACTERS = 512
+"""Characters (code points) per window."""
 
-_LOGIT_BUDGET = 1 << 26  # elements of logits a batch may have: 256 MB in float32
+_LOGIT_BUDGET = 1 << 26  # largest number of logits in a batch: 256 MB in float32
 
 
 @dataclass(frozen=True)
 class Window:
-    """What is scored at once: a stretch of a document, or a whole prompt or conversation with its answers."""
+    """A text that is scored at once: a window of a document, or a whole prompt or conversation with its answers."""
 
     record: Record
+    """The window as a record."""
     document: int
-    """Number of the record that it comes from."""
+    """Index of the record that it is from."""
 
 
 def read_windows(data: str, limit: int | None = None) -> list[Window]:
@@ -59,21 +61,21 @@ def read_windows(data: str, limit: int | None = None) -> list[Window]:
 
 
 def split_windows(records: Iterable[Record], characters: Sequence[int], limit: int | None = None) -> list[Window]:
-    """The records in windows: `WINDOW` characters of a document each (its last is shorter), other records whole.
+    """Split documents into windows of `WINDOW_CHARACTERS` characters, the last one shorter; keep other records whole.
 
     Args:
-        records: in order; read once, and not held.
-        characters: of each record.
-        limit: at most about so many characters, in windows spread evenly over all of them.
+        records: the records in order; they are read once.
+        characters: the number of characters of each record.
+        limit: approximate number of characters to return, in windows spread evenly over all records; None: all.
     """
     total = sum(characters)
     every = limit if limit is not None and limit < total else total
     windows: list[Window] = []
     seen = 0
     for number, record in enumerate(records):
-        for stretch in _stretches(record):
-            if seen * every // total != (seen - 1) * every // total:  # the running share passes a whole number
-                windows.append(Window(stretch, number))
+        for part in _split(record):
+            if seen * every // total != (seen - 1) * every // total:  # the share passes the next integer
+                windows.append(Window(part, number))
             seen += 1
     return windows
 
@@ -87,39 +89,39 @@ def evaluate(
     advance: Callable[[int], None] = lambda done: None,
     context: int | None = None,
 ) -> Evaluation:
-    """Score windows of text (see the module's text). Leaves the model's mode as it was.
+    """Score windows of text as the module docstring describes. The model's training mode is restored afterwards.
 
     Args:
         model: a causal language model.
-        tokenizer: its own.
-        windows: from `split_windows`.
-        turns: which of an assistant's turns are scored.
-        advance: called with the number of rows done since the last call.
-        context: tokens that are scored at once, at most; by default as many as the model takes.
+        tokenizer: the model's tokenizer.
+        windows: the text, from `split_windows`.
+        turns: which answers of a conversation are scored.
+        advance: called with the number of sequences done since the last call.
+        context: largest number of tokens in one forward pass; None: the model's context.
 
     Raises:
-        TsugikiError: there is no text, or none that fits the model's context.
+        TsugikiError: there is no text, or all of it is longer than the model's context.
     """
     if not windows:
         raise TsugikiError("there is no text to evaluate on")
     context = context or context_length(model)
     texts = [target_text(window.record, turns) for window in windows]
     encoded = encode(tokenizer, texts)
-    rows: list[_Row] = []
+    sequences: list[_Sequence] = []
     counts: dict[int, list[int]] = {}  # document -> tokens, characters
     split = skipped = 0
     for window, text, ids in zip(windows, texts, encoded, strict=True):
-        own = _rows(tokenizer, window, ids, turns, context)
-        rows += own
+        own = _sequences(tokenizer, window, ids, turns, context)
+        sequences += own
         split += len(own) > 1
         skipped += not own
         if own:
             count = counts.setdefault(window.document, [0, 0])
             count[0] += sum(int(row.loss_mask[1:].sum()) for row in own)
             count[1] += len(text)
-    if not rows:
+    if not sequences:
         raise TsugikiError(f"everything to evaluate on is longer than the model's context of {context} tokens")
-    nll = _score(model, rows, advance)
+    nll = _score(model, sequences, advance)
     unknown = tokenizer.unk_token_id
     return summarise(
         [(nll[number], tokens, characters) for number, (tokens, characters) in counts.items()],
@@ -134,66 +136,86 @@ def evaluate(
     )
 
 
-def _stretches(record: Record) -> list[Record]:
+def _split(record: Record) -> list[Record]:
+    """Return the windows of a document, without those that are only white space; any other record whole."""
     if not isinstance(record, Document):
         return [record]
-    stretches = [record.text[start : start + WINDOW] for start in range(0, len(record.text), WINDOW)]
-    return [Document(stretch, record.source) for stretch in stretches if stretch.strip()]
+    starts = range(0, len(record.text), WINDOW_CHARACTERS)
+    texts = [record.text[start : start + WINDOW_CHARACTERS] for start in starts]
+    return [Document(text, record.source) for text in texts if text.strip()]
 
 
 @dataclass(frozen=True, eq=False)
-class _Row:
-    """Tokens for one forward pass."""
+class _Sequence:
+    """Tokens that are scored in one forward pass."""
 
     ids: Tensor
+    """Token ids [length]."""
     loss_mask: Tensor
-    """Whether to score a token; the first is context alone."""
+    """Whether each token is scored [length]. The first token has no prediction and never is."""
     document: int
+    """Index of the record that the tokens are from."""
 
 
-def _rows(
+def _sequences(
     tokenizer: "PreTrainedTokenizerBase", window: Window, ids: list[int], turns: AssistantTurns, context: int
-) -> list[_Row]:
-    """The rows of a window, of whose learned text `ids` are the tokens; none where a record cannot be cut to fit."""
+) -> list[_Sequence]:
+    """Return the sequences of a window.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        window: a text.
+        ids: the tokens of its target text.
+        turns: which answers of a conversation are scored.
+        context: largest length of a sequence.
+
+    Returns:
+        Several sequences for a document that is longer than `context`, none for another record that is.
+    """
     if isinstance(window.record, Document):
         start = document_start(tokenizer)
         pieces = [torch.tensor([start, *ids[first : first + context - 1]]) for first in range(0, len(ids), context - 1)]
-        return [_Row(piece, torch.ones(len(piece), dtype=torch.bool), window.document) for piece in pieces]
+        return [_Sequence(piece, torch.ones(len(piece), dtype=torch.bool), window.document) for piece in pieces]
     encoded = encode_records(tokenizer, [window.record], turns)[0]
     if len(encoded.ids) > context:
         return []
-    return [_Row(torch.tensor(encoded.ids), torch.tensor(encoded.loss_mask), window.document)]
+    return [_Sequence(torch.tensor(encoded.ids), torch.tensor(encoded.loss_mask), window.document)]
 
 
-def _score(model: "PreTrainedModel", rows: Sequence[_Row], advance: Callable[[int], None]) -> dict[int, float]:
-    """Summed NLL of each document, in the model's evaluation mode."""
+def _score(
+    model: "PreTrainedModel", sequences: Sequence[_Sequence], advance: Callable[[int], None]
+) -> dict[int, float]:
+    """Return document -> summed NLL in nats, with the model in evaluation mode."""
     total: dict[int, float] = {}
     with evaluating(model):
-        for batch in _batches(rows, model.config.get_text_config().vocab_size):
-            for row, nll in zip(batch, _nll(model, batch), strict=True):
-                total[row.document] = total.get(row.document, 0.0) + nll
+        for batch in _batches(sequences, model.config.get_text_config().vocab_size):
+            for sequence, nll in zip(batch, _nll(model, batch), strict=True):
+                total[sequence.document] = total.get(sequence.document, 0.0) + nll
             advance(len(batch))
     return total
 
 
-def _batches(rows: Sequence[_Row], vocabulary: int) -> list[list[_Row]]:
-    """Rows of like length together, as many as the budget for their logits allows."""
-    batches: list[list[_Row]] = []
-    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+def _batches(sequences: Sequence[_Sequence], vocabulary: int) -> list[list[_Sequence]]:
+    """Return batches of sequences with similar lengths, as large as the limit on the number of logits allows."""
+    batches: list[list[_Sequence]] = []
+    for sequence in sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True):
         if batches and (len(batches[-1]) + 1) * len(batches[-1][0].ids) * vocabulary <= _LOGIT_BUDGET:
-            batches[-1].append(row)
+            batches[-1].append(sequence)
         else:
-            batches.append([row])
+            batches.append([sequence])
     return batches
 
 
-def _nll(model: "PreTrainedModel", rows: Sequence[_Row]) -> list[float]:
-    """NLL of each row's learned tokens. Rows are padded on the right, which a causal model never sees."""
-    ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(model.device)
+def _nll(model: "PreTrainedModel", sequences: Sequence[_Sequence]) -> list[float]:
+    """Return the NLL of each sequence's scored tokens, in nats.
+
+    The sequences are padded on the right. In a causal model, padding has no effect on the tokens before it.
+    """
+    ids = torch.nn.utils.rnn.pad_sequence([one.ids for one in sequences], batch_first=True).to(model.device)
     labels = torch.full_like(ids, IGNORE_INDEX)
-    for label, row in zip(labels, rows, strict=True):
-        label[: len(row.ids)] = torch.where(row.loss_mask, row.ids, IGNORE_INDEX)
-    lengths = torch.tensor([len(row.ids) for row in rows], device=model.device)
+    for label, one in zip(labels, sequences, strict=True):
+        label[: len(one.ids)] = torch.where(one.loss_mask, one.ids, IGNORE_INDEX)
+    lengths = torch.tensor([len(one.ids) for one in sequences], device=model.device)
     attended = (torch.arange(ids.shape[1], device=model.device) < lengths[:, None]).long()
     logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits
     return [

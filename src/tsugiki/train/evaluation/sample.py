@@ -1,4 +1,4 @@
-"""Text from a model: sampling under a seed of its own, whole or streamed, never half a character."""
+"""Generate text from a prompt, with a separate seed; the text can be streamed in whole characters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +16,18 @@ from tsugiki.errors import TsugikiError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_HALF = "\N{REPLACEMENT CHARACTER}"
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw tokens. `temperature` 0 takes the likeliest each time."""
+    """How to choose the next token."""
 
     max_new_tokens: int = 80
     temperature: float = 0.7
+    """Divides the logits. 0 always takes the most probable token."""
     top_p: float = 0.9
+    """Sample from the most probable tokens that together have this probability."""
     seed: int = 0
 
 
@@ -36,26 +38,26 @@ def generate_text(
     sampling: Sampling,
     emit: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """The model's continuation of `prompt`, without the prompt.
+    """Return the model's continuation of a prompt, without the prompt.
 
-    Random numbers are drawn from `sampling.seed` and the global state is left as it was, so that looking at
-    a run does not change it.
+    Random numbers come from `sampling.seed`, and torch's global random state is restored afterwards, so that samples do
+    not change the result of a training run.
 
     Args:
         model: a causal language model.
-        tokenizer: its own.
-        prompt: may be empty.
-        sampling: how to draw.
-        emit: called with each piece of text as it comes; a character of several tokens comes whole.
+        tokenizer: the model's tokenizer.
+        prompt: the text to continue; it can be empty.
+        sampling: how to choose tokens.
+        emit: called with every new piece of text. A character that consists of several tokens is emitted whole.
 
     Raises:
-        TsugikiError: the prompt leaves no room in the model's context.
+        TsugikiError: the prompt fills the model's context.
     """
     ids = [document_start(tokenizer), *encode(tokenizer, [prompt])[0]]
-    room = context_length(model) - len(ids)
-    if room < 1:
+    available = context_length(model) - len(ids)
+    if available < 1:
         raise TsugikiError(
-            f"the prompt has {len(ids)} tokens; the model's context of {context_length(model)} leaves no room to go on"
+            f"the prompt has {len(ids)} tokens; the model's context of {context_length(model)} leaves no room for more"
         )
     streamer = _Streamer(tokenizer, emit)
     inputs = torch.tensor([ids], device=model.device)
@@ -68,10 +70,10 @@ def generate_text(
         model.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
-            max_new_tokens=min(sampling.max_new_tokens, room),
+            max_new_tokens=min(sampling.max_new_tokens, available),
             eos_token_id=document_end(tokenizer),
             pad_token_id=document_end(tokenizer),
-            use_cache=True,  # Trainer turns it off in the model's config
+            use_cache=True,  # transformers' Trainer turns it off in the model's config
             streamer=streamer,
             **draw,
         )
@@ -79,7 +81,7 @@ def generate_text(
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
-    """Collects new tokens and emits their text as soon as its last character is whole."""
+    """Collects new tokens and emits their text as soon as its last character is complete."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", emit: Callable[[str], None]) -> None:
         self.tokenizer = tokenizer
@@ -89,16 +91,16 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
         self.prompt_seen = False
 
     def put(self, value: Tensor) -> None:
-        """Take the prompt first, then one token a call."""
+        """Receive the prompt in the first call and one new token in each later call."""
         if not self.prompt_seen:
             self.prompt_seen = True
             return
         self.ids += value.flatten().tolist()
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        whole = text.rstrip(_HALF)
+        whole = text.rstrip(_INCOMPLETE)
         if len(whole) > len(self.text):
             self.emit(whole[len(self.text) :])
             self.text = whole
 
     def end(self) -> None:
-        """Nothing is left to say: half a character at the very end is dropped."""
+        """Do nothing: an incomplete character at the end is dropped."""

@@ -1,4 +1,4 @@
-"""Several models and adapters, measured on the same windows of the same text."""
+"""Evaluate several models and adapters on the same windows of the same text."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,36 +18,40 @@ from tsugiki.train.evaluation.result import Evaluation
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """A base, alone or with an adapter on it."""
+    """A model to evaluate, alone or with an adapter."""
 
     model: str
+    """Name of the model."""
     adapter: Path | None = None
-    called: str = ""
-    """How the adapter was named: as a folder, or by its name in the library."""
+    """Folder of the adapter."""
+    adapter_name: str = ""
+    """The adapter as the user has named it: a folder, or a name in the library."""
 
     def __str__(self) -> str:
-        return f"{self.model} + {self.called}" if self.adapter else self.model
+        return f"{self.model} + {self.adapter_name}" if self.adapter else self.model
 
 
 def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[EvaluationTarget]:
-    """The models, then each adapter: on the model where only one is given, else on the base that its files name.
+    """Return the models alone, then each adapter on its base.
+
+    The base of an adapter is the model if exactly one is given, otherwise the base that the adapter's files name.
 
     Args:
-        models: names of bases.
-        adapters: folders, or names in the library.
+        models: names of models.
+        adapters: folders of adapters, or names in the library.
 
     Raises:
-        TsugikiError: nothing to evaluate, no such adapter, or one that names no base.
+        TsugikiError: there is nothing to evaluate, an adapter does not exist, or it names no base.
     """
     found = [EvaluationTarget(model) for model in models]
     for adapter in adapters:
         folder = adapter_folder(adapter)
         base = models[0] if len(models) == 1 else read_base(folder).name
         if not base:
-            raise TsugikiError(f"{adapter} does not say what its base is; give the base alone as --model")
+            raise TsugikiError(f"{adapter} does not name its base; give the base as the only --model")
         found.append(EvaluationTarget(base, folder, adapter))
     if not found:
-        raise TsugikiError("nothing to evaluate: give --model, --adapter or both, as often as you like")
+        raise TsugikiError("nothing to evaluate: give --model, --adapter or both; each can be repeated")
     return found
 
 
@@ -59,30 +63,33 @@ def evaluate_targets(
     allow_base_mismatch: bool,
     progress: ProgressDisplay,
 ) -> Iterator[Evaluation]:
-    """The figures of each, in order; a base that comes twice in a row is loaded once.
+    """Evaluate each target in order. A model that occurs twice in a row is loaded once.
 
     Args:
-        chosen: from `evaluation_targets`.
-        data: as in a run's config.
-        turns: which of an assistant's turns are scored.
-        limit: at most about so many characters.
-        allow_base_mismatch: load an adapter that was trained on another base.
-        progress: where to show it.
+        chosen: the targets, from `evaluation_targets`.
+        data: the text; same formats as the data of a run.
+        turns: which answers of a conversation are scored.
+        limit: approximate number of characters to evaluate; None: all.
+        allow_base_mismatch: load adapters that were trained on another base.
+        progress: where to show the progress.
+
+    Yields:
+        The evaluation of each target.
 
     Raises:
-        TsugikiError: data, a model or an adapter that cannot be read.
+        TsugikiError: the data, a model or an adapter cannot be read.
     """
     windows = read_windows(data, limit)
     loaded = ""
     model: Any = None
     tokenizer: Any = None
-    for subject in chosen:
-        if subject.model != loaded:
-            model, tokenizer = load_model(subject.model).to(default_device()), load_tokenizer(subject.model)
-            loaded = subject.model
-        if subject.adapter:
-            load_adapter(model, subject.adapter, allow_base_mismatch=allow_base_mismatch)
-        with progress.stage(str(subject), len(windows)) as advance:
+    for target in chosen:
+        if target.model != loaded:
+            model, tokenizer = load_model(target.model).to(default_device()), load_tokenizer(target.model)
+            loaded = target.model
+        if target.adapter:
+            load_adapter(model, target.adapter, allow_base_mismatch=allow_base_mismatch)
+        with progress.stage(str(target), len(windows)) as advance:
             yield evaluate(model, tokenizer, windows, turns, advance)
-        if subject.adapter:
+        if target.adapter:
             model = ungraft(model)

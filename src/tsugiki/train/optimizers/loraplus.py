@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def loraplus(model: "PreTrainedModel", config: RunConfig) -> torch.optim.AdamW:
-    """The optimiser of every parameter that trains."""
+    """Return the optimiser for all trained parameters."""
     rate, decay = config.learning_rate, config.weight_decay
-    quick = {
+    fast = {
         id(layer.lora.B)
         for layer in grafted_layers(model).values()
         if layer.lora is not None and not isinstance(layer, LoraEmbedding)
@@ -35,7 +35,7 @@ def loraplus(model: "PreTrainedModel", config: RunConfig) -> torch.optim.AdamW:
     vectors: list[Tensor] = []
     for p in model.parameters():
         if p.requires_grad:
-            (vectors if p.ndim == 1 else matrices if id(p) in quick else slow).append(p)
+            (vectors if p.ndim == 1 else matrices if id(p) in fast else slow).append(p)
     groups = [
         {"params": slow, "lr": rate, "weight_decay": decay},
         {"params": matrices, "lr": rate * config.loraplus_lr_ratio, "weight_decay": decay},

@@ -1,7 +1,7 @@
-"""Muon for the matrices inside the layers, AdamW for the rest, as one optimiser.
+"""Muon for the matrices inside the layers and AdamW for all other parameters, as one optimiser.
 
-Muon (K. Jordan et al. 2024) makes each update of a matrix nearly orthogonal. torch has it, for matrices alone; its
-updates are scaled to the size of AdamW's (`match_rms_adamw`), so that one learning rate serves both.
+Muon (K. Jordan et al. 2024) makes the update of each matrix nearly orthogonal. torch provides it for matrices only. Its
+updates are scaled to the size of AdamW's (`match_rms_adamw`), so both have the same learning rate.
 """
 
 from functools import partial
@@ -17,37 +17,37 @@ from tsugiki.train.threads import run_in_threads
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SHARES = 8  # optimisers that the matrices are dealt out to, to step side by side
+_MUON_OPTIMIZERS = 8  # the matrices are divided among so many optimisers, which step in parallel
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimisers that step as one: their groups in a row, one state."""
+    """Several optimisers with the interface of one: it has all of their parameter groups and their state."""
 
-    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        self.parts = parts
-        super().__init__([group for part in parts for group in part.param_groups], {})
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for one in optimizers for group in one.param_groups], {})
         self._share()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Let each take its step."""
-        run_in_threads([partial(part.step) for part in self.parts])
+        """Let every optimiser take a step, in parallel."""
+        run_in_threads([partial(one.step) for one in self.optimizers])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over groups and state, and hand them on."""
+        """Load parameter groups and state, and pass them to the optimisers."""
         super().load_state_dict(state_dict)
         self._share()
 
     def _share(self) -> None:
-        """Each part works on its own groups of ours, and on its own parameters in our state."""
+        """Give each optimiser its parameter groups and the common state."""
         first = 0
-        for part in self.parts:
-            part.param_groups = self.param_groups[first : first + len(part.param_groups)]
-            part.state = self.state
-            first += len(part.param_groups)
+        for one in self.optimizers:
+            one.param_groups = self.param_groups[first : first + len(one.param_groups)]
+            one.state = self.state
+            first += len(one.param_groups)
 
 
 def muon(model: "PreTrainedModel", config: RunConfig) -> CombinedOptimizer:
-    """The optimiser of every parameter that trains.
+    """Return the optimiser for all trained parameters.
 
     Raises:
         TsugikiError: this torch has no Muon.
@@ -56,20 +56,20 @@ def muon(model: "PreTrainedModel", config: RunConfig) -> CombinedOptimizer:
         raise TsugikiError(f"optimizer muon needs torch 2.9 or later, this is {torch.__version__}; take adamw")
     matrices, others = split_parameters(model)
     rate, decay = config.learning_rate, config.weight_decay
-    parts: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices[share::_SHARES], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        for share in range(min(_SHARES, len(matrices)))
+    muons: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices[first::_MUON_OPTIMIZERS], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        for first in range(min(_MUON_OPTIMIZERS, len(matrices)))
     ]
     groups = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, config.adam_beta2))
-    return CombinedOptimizer([*parts, adamw])
+    return CombinedOptimizer([*muons, adamw])
 
 
 def split_parameters(model: "PreTrainedModel") -> tuple[list[Tensor], list[Tensor]]:
-    """What trains: the matrices inside the layers, and the rest (embeddings, head, biases, norms)."""
+    """Return the trained matrices inside the layers, and all other trained parameters (embeddings, head, biases, norms)."""
     outside = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     head = model.get_output_embeddings()
     outside |= {id(p) for p in head.parameters()} if head is not None else set()

@@ -134,8 +134,8 @@ def _quantized_base_error(plan: MergePlan, progress: ProgressDisplay) -> Tsugiki
         lost = rounding_of(plan, advance).share
     return TsugikiError(
         f"{plan.base} has {len(plan.coded):,} quantised weights among these: quantising them again would lose "
-        f"{lost:.1%} of the adapter's change; merge into the model that it was quantised from, load the adapter without "
-        "merging, or accept the loss with --allow-quantized-base"
+        f"{lost:.1%} of the adapter's change; merge into the model that it was quantised from, load the adapter "
+        "without merging, or accept the loss with --allow-quantized-base"
     )
 
 

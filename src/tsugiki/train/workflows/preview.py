@@ -1,4 +1,4 @@
-"""What a run would learn: its first rows as training sees them, counts, and the time that it would take here."""
+"""Preview a run: its first rows as training sees them, counts, and the estimated time on this machine."""
 
 import time
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ class PreviewCounts(DataSummary):
 
 @dataclass(frozen=True)
 class Preview:
-    """The first rows, and what there is to know about all of them."""
+    """The first rows of a run, and counts of all rows."""
 
     model: str
     data: str
@@ -84,15 +84,15 @@ class Preview:
 
 
 def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
-    """Prepare a run as `train` would, and look at it; nothing is trained and nothing written but the token cache.
+    """Prepare a run as `train` would, without training. Only the token cache is written.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         rows: how many rows to show.
-        progress: where to show how far it is.
+        progress: where to show the progress.
 
     Raises:
-        TsugikiError: whatever would stop the run before its first step.
+        TsugikiError: an error that would stop the run before its first step.
     """
     model, tokenizer, data = load(config, progress)
     prepare_model(model, config)
@@ -107,7 +107,7 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
 
 
 def rows_in_order(trainer: RunTrainer, count: int) -> list[int]:
-    """Numbers of the first rows that training takes, in its order."""
+    """Return the indices of the first rows of training, in the order in which they are used."""
     dataset, collator = trainer.train_dataset, trainer.data_collator
     trainer.train_dataset, trainer.data_collator = range(len(dataset)), list
     try:
@@ -123,7 +123,7 @@ def rows_in_order(trainer: RunTrainer, count: int) -> list[int]:
 
 
 def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:
-    """Row `row` of the blocks as text; `number` is what it is called."""
+    """Return the row with index `row` as text; `number` is its position in the order of training."""
     item = blocks[row]
     views, filled = [], 0
     for segment in blocks.row(row):
@@ -157,7 +157,7 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
 
 
 def _seconds_a_batch(trainer: RunTrainer, blocks: Blocks, advance: Any) -> float:
-    """Seconds of a batch forward and backward: the second of two, since the first warms up."""
+    """Return the seconds of a forward and backward pass for one batch. The first of two batches is not timed."""
     batch = trainer.data_collator([blocks[i % len(blocks)] for i in range(trainer.args.per_device_train_batch_size)])
     began = 0.0
     for _ in range(2):
