@@ -69,7 +69,7 @@ def muon(model: "PreTrainedModel", config: RunConfig) -> CombinedOptimizer:
 
 
 def split_parameters(model: "PreTrainedModel") -> tuple[list[Tensor], list[Tensor]]:
-    """Return the trained matrices inside the layers, and all other trained parameters (embeddings, head, biases, norms)."""
+    """Return the trained matrices inside the layers, and all other trained parameters (embeddings, head, norms, …)."""
     outside = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     head = model.get_output_embeddings()
     outside |= {id(p) for p in head.parameters()} if head is not None else set()
