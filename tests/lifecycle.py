@@ -1,5 +1,6 @@
 """The life of an adapter in a model, from `graft` to `ungraft`, as every method must have it."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,7 @@ def assert_lifecycle(
     mergeable: bool = True,
     readable_by_peft: bool = True,
 ) -> Any:
-    """Graft, train, disable, save, reload, load in PEFT, merge, unmerge, ungraft; assert what each must leave.
+    """Graft, train, disable, copy, save, reload, load in PEFT, merge, unmerge, ungraft; assert what each must leave.
 
     Args:
         make: returns the base model, always with the same weights.
@@ -92,6 +93,15 @@ def assert_lifecycle(
         assert torch.equal(evaluated(model), base)
         assert not trainable_parameters(model)
     assert torch.equal(evaluated(model), adapted)
+
+    twin = copy.deepcopy(model)
+    assert torch.equal(evaluated(twin), adapted)
+    assert not torch.equal(evaluated(shake(twin, seed=9)), adapted)
+    with disable_adapter(twin):
+        assert torch.equal(evaluated(twin), base)
+        assert torch.equal(evaluated(model), adapted)
+    ungraft(merge(twin) if mergeable else twin)
+    assert torch.equal(evaluated(model), adapted), "a deep copy is independent"
 
     save_adapter(model, folder)
     loaded = make()

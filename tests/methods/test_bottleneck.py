@@ -1,6 +1,5 @@
 """Bottleneck adapters: AdapterHub's results, their positions in every architecture, files, and use in a model."""
 
-import copy
 import functools
 import json
 import warnings
@@ -400,18 +399,6 @@ def test_it_follows_the_models_training_mode():
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_deep_copy_is_independent(method: str):
-    model = grafted(method=method)
-    twin, before = copy.deepcopy(model), logits(model)
-    assert torch.equal(logits(twin), before)
-    assert not torch.equal(logits(shake(twin, seed=9)), before)
-    assert torch.equal(logits(model), before)
-    with disable_adapter(twin):
-        assert torch.equal(logits(twin), logits(tiny_model()))
-        assert torch.equal(logits(model), before)
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
 def test_the_fast_paths_compute_the_same(kind: str, method: str):
     plain, quick, bare = grafted(kind, method), grafted(kind, method), tiny_model(kind)
@@ -450,24 +437,6 @@ def test_a_16_bit_or_int8_base(few_bits: bool, method: str):
     for a, b in zip(trainable_parameters(model).values(), trainable_parameters(exact).values(), strict=True):
         assert a.grad.dtype == torch.float32
         assert float(torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0)) > 0.9
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gptj"])
-def test_generation_in_a_padded_batch_equals_that_of_single_rows(kind: str, method: str):
-    model = grafted(kind, method)
-    rows = [ids(1, n, seed=n)[0].clamp(min=1) for n in (3, 7)]
-    padded = torch.stack([nn.functional.pad(row, (7 - len(row), 0)) for row in rows])
-    seen = torch.stack([nn.functional.pad(torch.ones_like(row), (7 - len(row), 0)) for row in rows])
-    settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    together = model.generate(input_ids=padded, attention_mask=seen, **settings)
-    for row, out in zip(rows, together, strict=True):
-        alone = model.generate(input_ids=row[None], attention_mask=torch.ones_like(row)[None], **settings)
-        assert torch.equal(alone[0, len(row) :], out[7:])
-        tokens = row
-        for _ in range(5):  # without a cache
-            tokens = torch.cat([tokens, logits(model, tokens[None])[0, -1].argmax()[None]])
-        assert torch.equal(tokens, alone[0])
 
 
 def test_gradients_with_gradient_checkpointing():

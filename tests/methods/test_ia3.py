@@ -1,6 +1,5 @@
 """(IA)³: compared with PEFT, merging, and use in a model."""
 
-import copy
 import functools
 import json
 import warnings
@@ -285,18 +284,6 @@ def test_a_new_adapter_copies_modules_of_the_base():
         assert not [m for m in model._tsugiki.adapters[name].modules.values() if hasattr(m, "tsugiki")]
 
 
-def test_a_deep_copy_is_independent():
-    model = grafted()
-    twin, before = copy.deepcopy(model), logits(model)
-    assert not torch.equal(logits(shake(twin, seed=9)), before)
-    assert torch.equal(logits(model), before)
-    with disable_adapter(twin):
-        assert torch.equal(logits(twin), logits(tiny_model()))
-        assert torch.equal(logits(model), before)
-    merge(twin)
-    assert torch.equal(logits(model), before)
-
-
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "phi3", "gpt2"])
 @pytest.mark.parametrize("targets", [None, "all-linear", ["lm_head"]], ids=["default", "all", "head"])
 def test_the_fast_paths_do_not_skip_it(kind: str, targets: Any):
@@ -345,19 +332,6 @@ def test_a_16_bit_or_int8_base(few_bits: bool):
     else:
         merge(model)
         assert relative_error(logits(model), adapted) < 0.05
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
-def test_generation_in_a_padded_batch_equals_that_of_single_rows(kind: str):
-    model = grafted(kind)
-    rows = [ids(1, n, seed=n)[0].clamp(min=1) for n in (3, 7)]
-    padded = torch.stack([nn.functional.pad(row, (7 - len(row), 0)) for row in rows])
-    seen = torch.stack([nn.functional.pad(torch.ones_like(row), (7 - len(row), 0)) for row in rows])
-    settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    together = model.generate(input_ids=padded, attention_mask=seen, **settings)
-    for row, out in zip(rows, together, strict=True):
-        alone = model.generate(input_ids=row[None], attention_mask=torch.ones_like(row)[None], **settings)
-        assert torch.equal(alone[0, len(row) :], out[7:])
 
 
 def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):

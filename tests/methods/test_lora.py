@@ -134,22 +134,6 @@ def test_switching_with_a_lora_on_the_same_layers(name: str):
         assert torch.equal(logits(model), base)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_generation_in_a_padded_batch_equals_that_of_single_rows(name: str):
-    model = tiny_model("llama")
-    graft(model, config_of(name, "llama"))
-    shake(model)
-    rows = [ids(1, length, seed=length)[0] for length in (5, 9)]
-    alone = [
-        model.generate(row[None], max_new_tokens=6, do_sample=False, pad_token_id=0)[0, len(row) :] for row in rows
-    ]
-    padded = torch.stack([torch.cat([torch.zeros(9 - len(row), dtype=torch.long), row]) for row in rows])
-    mask = torch.stack([torch.cat([torch.zeros(9 - len(row)), torch.ones(len(row))]) for row in rows]).long()
-    together = model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)[:, 9:]
-    for one, row in zip(alone, together, strict=True):
-        assert torch.equal(one, row)
-
-
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_16_bit_or_int8_base(name: str, precision: Any, tmp_path: Path):

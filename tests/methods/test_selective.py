@@ -243,9 +243,8 @@ def test_an_adapter_loaded_while_another_is_active_is_built_from_the_base(tmp_pa
     assert torch.equal(logits(other), two)
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_a_deep_copy_is_independent(kind: str):
-    model = tiny_model().to(getattr(torch, kind))
+def test_a_deep_copy_of_a_bfloat16_model_is_independent():
+    model = tiny_model().bfloat16()
     base = logits(model)
     graft(model, CONFIGS["norms"])
     twin = copy.deepcopy(model)
@@ -304,22 +303,6 @@ def test_fast_paths_compute_the_same(kind: str, name: str):
     found, expected = one_step(fast), one_step(plain)
     for path, gradient in expected.items():
         assert relative_error(found[path], gradient) < 1e-4, path
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_generation_in_a_batch_equals_that_of_single_rows(name: str):
-    model = tiny_model()
-    graft(model, CONFIGS[name])
-    shake(model)
-    prompts = [ids(1, length, seed=length) for length in (4, 7)]
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    single = [
-        model.generate(input_ids=p, attention_mask=torch.ones_like(p), **options)[0, p.shape[1] :] for p in prompts
-    ]
-    padded = torch.cat([torch.nn.functional.pad(p, (7 - p.shape[1], 0)) for p in prompts])
-    mask = torch.stack([torch.arange(7) >= 7 - p.shape[1] for p in prompts]).long()
-    together = model.generate(input_ids=padded, attention_mask=mask, **options)[:, 7:]
-    assert torch.equal(together, torch.stack(single))
 
 
 def test_any_module_can_be_grafted():

@@ -1,6 +1,5 @@
 """Soft prompts: compared with PEFT, and texts in a batch compared with each text alone."""
 
-import copy
 import functools
 import json
 import math
@@ -276,20 +275,6 @@ def test_switching_between_prompts_and_a_lora():
     assert not any("tsugiki" in path for path in model._tsugiki.adapters["another lora"].pairs)
     remove_adapter(model, "prompt")
     assert torch.equal(logits(ungraft(model)), base)
-
-
-@pytest.mark.parametrize("method", ["prefix", "mlp"])
-def test_a_deep_copy_is_independent(method: str):
-    model = grafted("gpt2", method)
-    before = logits(model)
-    twin = copy.deepcopy(model)
-    assert torch.equal(logits(twin), before)
-    assert not torch.equal(logits(shake(twin)), before)
-    assert torch.equal(logits(model), before)
-    base = logits(ungraft(twin))
-    assert torch.equal(logits(model), before)
-    with disable_adapter(model):
-        assert torch.equal(logits(model), base)
 
 
 def continued(model: Any, tokens: torch.Tensor, count: int) -> torch.Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.lifecycle import assert_lifecycle
-from tests.tiny import tiny_model
+from tests.tiny import grafted, ids, logits, tiny_model
 from tsugiki import LoraConfig, TsugikiError, trainable_parameters
 from tsugiki.methods.table import FORMATS, METHODS, family_of, format_of, methods_of
 
@@ -92,27 +93,49 @@ def test_fixed_and_unknown_settings_are_refused_by_name():
         METHODS["full"].configure({"r": 3})
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls transformers by its earlier names
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        (name, kind)
-        for name in METHODS
-        for kind in LORA_TARGETS
-        if name != "full" and (name != "bitfit" or kind == "gpt2")  # the other two have no biases
-    ],
-)
-def test_the_life_of_an_adapter(name: str, kind: str, tmp_path: Path):
-    method = METHODS[name]
+CASES = [
+    (name, kind)
+    for name in METHODS
+    for kind in LORA_TARGETS
+    if name != "full" and (name != "bitfit" or kind == "gpt2")  # the other two have no biases
+]
+
+
+def small_config(name: str, kind: str) -> Any:
+    """A config of an adapter method for a tiny model."""
     first, second = LORA_TARGETS[kind]
     lora = {"r": 4, "lora_alpha": 12, "lora_dropout": 0.5, "target_modules": [first, second]}
     lora |= {"rank_pattern": {first: 2}, "alpha_pattern": {second: 5}}
+    return METHODS[name].configure(SMALL.get(name, lora if METHODS[name].family == "reparametrised" else {}))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls transformers by its earlier names
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_life_of_an_adapter(name: str, kind: str, tmp_path: Path):
     assert_lifecycle(
         functools.partial(tiny_model, kind),
-        method.configure(SMALL.get(name, lora if method.family == "reparametrised" else {})),
+        small_config(name, kind),
         tmp_path,
         start=START.get(name, 0),
-        mergeable=method.mergeable,
-        readable_by_peft=method.readable_by_peft,
+        mergeable=METHODS[name].mergeable,
+        readable_by_peft=METHODS[name].readable_by_peft,
     )
+
+
+@pytest.mark.filterwarnings("ignore:lm_head shares")
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_generation_in_a_padded_batch_equals_that_of_single_rows(name: str, kind: str):
+    model = grafted(tiny_model(kind), small_config(name, kind))
+    rows = [ids(1, n, seed=n)[0].clamp(min=1) for n in (3, 7)]
+    padded = torch.stack([F.pad(row, (7 - len(row), 0)) for row in rows])
+    seen = torch.stack([F.pad(torch.ones_like(row), (7 - len(row), 0)) for row in rows])
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    together = model.generate(input_ids=padded, attention_mask=seen, **options)
+    for row, generated in zip(rows, together, strict=True):
+        tokens = row
+        for _ in range(6):  # without a cache
+            tokens = torch.cat([tokens, logits(model, tokens[None])[0, -1].argmax()[None]])
+        alone = model.generate(input_ids=row[None], attention_mask=torch.ones_like(row)[None], **options)
+        assert torch.equal(alone[0], tokens)
+        assert torch.equal(generated[7:], tokens[len(row) :])
