@@ -35,7 +35,7 @@ def load_dtype(config: RunConfig) -> BaseDtype:
 
 
 def prepare_model(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
-    """Graft the adapter, or make every weight trainable, so that `requires_grad` marks what trains.
+    """Graft the adapter, or make every weight trainable, so that `requires_grad` marks the trained parameters.
 
     This seeds all random generators: the seed determines the adapter's initial values.
 

@@ -90,17 +90,17 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
         groups = near_duplicates(store.index.signatures)
     all_records = np.arange(len(store.index))
     if isinstance(held_out, float | FieldCondition):
-        measured = split_records(store.index, held_out, config.seed, groups)
-        numbers = set(measured.tolist())
+        held_out_indices = split_records(store.index, held_out, config.seed, groups)
+        numbers = set(held_out_indices.tolist())
         records = (record for number, record in enumerate(read_records(config.data)) if number in numbers)
-        characters = store.index.characters[measured].tolist()
+        characters = store.index.characters[held_out_indices].tolist()
         windows = split_windows(records, characters, config.held_out_characters)
-        train = np.setdiff1d(all_records, measured)
-        return _dataset_split(config, store, train, store.index, measured, windows, groups, [])
-    held_out_records = list(read_records(held_out))
-    index = read_index(held_out_records)
+        train = np.setdiff1d(all_records, held_out_indices)
+        return _dataset_split(config, store, train, store.index, held_out_indices, windows, groups, [])
+    in_file = list(read_records(held_out))
+    index = read_index(in_file)
     notes = _overlap(store.index, index)
-    windows = split_windows(held_out_records, index.characters.tolist(), config.held_out_characters)
+    windows = split_windows(in_file, index.characters.tolist(), config.held_out_characters)
     return _dataset_split(config, store, all_records, index, np.arange(len(index)), windows, groups, notes)
 
 
@@ -160,10 +160,10 @@ def _split_document(
     """Hold out the end of the only document."""
     records = split_document(document, held_out)
     store = _tokenise(config, records, f"{content_key(config.data)}\0{held_out}", tokenizer, progress)
-    train, measured = np.array([0]), np.array([1])
-    windows = split_windows(records[1:], store.index.characters[measured].tolist(), config.held_out_characters)
+    train, held_out_indices = np.array([0]), np.array([1])
+    windows = split_windows(records[1:], store.index.characters[held_out_indices].tolist(), config.held_out_characters)
     notes = [f"one document: its last {held_out:.0%} is held out"]
-    return _dataset_split(config, store, train, store.index, measured, windows, [], notes)
+    return _dataset_split(config, store, train, store.index, held_out_indices, windows, [], notes)
 
 
 def _tokenise(
@@ -190,7 +190,7 @@ def _dataset_split(
     store: TokenStore,
     train: Integers,
     held_out: RecordIndex,
-    measured: Integers,
+    held_out_indices: Integers,
     windows: list[Window],
     groups: list[list[int]],
     notes: list[str],
@@ -202,7 +202,7 @@ def _dataset_split(
         store: the tokens of all records in `config.data`.
         train: indices of the training records in `store`.
         held_out: the index that contains the held-out records.
-        measured: indices of the held-out records in `held_out`.
+        held_out_indices: indices of the held-out records in `held_out`.
         windows: their text.
         groups: groups of near-duplicates, as indices in `store`.
         notes: what is unusual so far.
@@ -214,7 +214,8 @@ def _dataset_split(
     summary = SplitSummary(
         train=RecordCounts(**_counts(store.index, train)),
         held_out=HeldOutCounts(
-            **_counts(held_out, measured), measured_characters=sum(len(window.record.text) for window in windows)
+            **_counts(held_out, held_out_indices),
+            measured_characters=sum(len(window.record.text) for window in windows),
         ),
         near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
     )

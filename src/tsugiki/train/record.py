@@ -1,4 +1,4 @@
-"""`run.json`: the settings, the data and the results of a run. It is rewritten while the run goes on.
+"""`run.json`: the settings, the data and the results of a run. It is rewritten during the run.
 
 All losses are in nats per token, times in seconds, sizes in bytes.
 """

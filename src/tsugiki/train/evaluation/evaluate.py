@@ -111,13 +111,13 @@ def evaluate(
     counts: dict[int, list[int]] = {}  # document -> tokens, characters
     split = skipped = 0
     for window, text, ids in zip(windows, texts, encoded, strict=True):
-        own = _sequences(tokenizer, window, ids, turns, context)
-        sequences += own
-        split += len(own) > 1
-        skipped += not own
-        if own:
+        parts = _sequences(tokenizer, window, ids, turns, context)
+        sequences += parts
+        split += len(parts) > 1
+        skipped += not parts
+        if parts:
             count = counts.setdefault(window.document, [0, 0])
-            count[0] += sum(int(row.loss_mask[1:].sum()) for row in own)
+            count[0] += sum(int(part.loss_mask[1:].sum()) for part in parts)
             count[1] += len(text)
     if not sequences:
         raise TsugikiError(f"everything to evaluate on is longer than the model's context of {context} tokens")

@@ -9,7 +9,7 @@ from tsugiki.train.evaluation.interval import Change, Interval, Score, bits_inte
 
 
 class Evaluation(BaseModel):
-    """What `evaluate` measured. Losses are in nats per token, intervals cover 95 %; see `train.evaluation.evaluate`."""
+    """The result of `evaluate`. Losses are in nats per token, intervals cover 95 %; see `train.evaluation.evaluate`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,9 +73,9 @@ def summarise(
     interval = loss_interval(documents)
     warning = None
     if unknown_tokens:
-        warning = f"{unknown_tokens:,} unknown tokens: bits per character are lower than the text deserves"
+        warning = f"{unknown_tokens:,} unknown tokens: the bits per character are too low"
     elif not tokenizer_is_lossless:
-        warning = "decoding does not give the text back: bits per character may be lower than the text deserves"
+        warning = "decoding does not give the text back: the bits per character may be too low"
     return Evaluation(
         loss=nll / tokens,
         loss_interval=interval,

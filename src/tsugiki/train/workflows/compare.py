@@ -122,7 +122,7 @@ def _file_size(folder: Path) -> int:
 
 
 def _run_method(name: str, run: RunConfig, earlier: RunRecord | None) -> RunRecord:
-    """Start, resume or reuse the run of one method, in a process of its own."""
+    """Start, resume or reuse the run of one method, in a separate process."""
     out = Path(run.out)
     if earlier and earlier.status == "finished":
         print(f"{name}: already finished in {out}", file=sys.stderr)
