@@ -30,7 +30,7 @@ JAPANESE = Labels(
         "spread": "最低〜最高",
         "ratio": "比",
         "share": "限界比",
-        "peak": "最大メモリー",
+        "peak": "最大メモリ",
         "above": "モデル以外",
         "notes": "設定",
     },

@@ -24,7 +24,7 @@ Loss = Callable[[Tensor, Head, Tensor], Tensor]
 
 HEADERS = {
     "en": ["tokens", "vocabulary", "dtype", "loss", "scratch, MiB", "ms"],
-    "ja": ["トークン", "語彙", "型", "損失", "作業メモリー（MiB）", "ミリ秒"],
+    "ja": ["トークン", "語彙", "型", "損失", "作業メモリ（MiB）", "ミリ秒"],
 }
 _BYTES_PER_LOGIT = 16  # of `plain_loss` at its peak: bfloat16, two float32 copies, and their gradients
 

@@ -32,7 +32,7 @@ from tsugiki.train.run import build_trainer, load, total_steps
 
 HEADERS = {
     "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],
-    "ja": ["実行", "ステップ", "秒", "評価用の損失", "速さの倍率"],
+    "ja": ["実行", "ステップ", "秒", "検証損失", "速さの倍率"],
 }
 
 
