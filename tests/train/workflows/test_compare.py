@@ -1,4 +1,4 @@
-"""Comparisons and sweeps: one budget, runs reused and taken up again, and what cannot be compared."""
+"""Comparisons: one budget, runs that are reused or resumed, and comparisons that are refused."""
 
 import json
 import subprocess
@@ -8,41 +8,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 
 from tests.report.pages import Page
-from tests.tiny import TEXT, save_tiny
+from tests.train.workflows.comparisons import SETTINGS, write
 from tsugiki import TsugikiError
 from tsugiki.cli.main import main
 from tsugiki.train.config import load_config
 from tsugiki.train.record import read_record
 from tsugiki.train.run import train
 from tsugiki.train.workflows import compare as comparison_module
-from tsugiki.train.workflows import sweep as sweep_module
 from tsugiki.train.workflows.compare import compare, comparison_rows
-from tsugiki.train.workflows.compare_config import load_comparison, load_sweep
-from tsugiki.train.workflows.sweep import change, smallest_sufficient_rank, sweep
+from tsugiki.train.workflows.compare_config import load_comparison
 
-SETTINGS = {"max_steps": 3, "batch_size": 2, "grad_accum": 1, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
-
-
-@pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    texts = [{"text": f"{i} " + TEXT[i * 100 : i * 100 + 90 + i]} for i in range(12)]
-    Path("d.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-    Path("own.txt").write_text(TEXT[500:700])
-    save_tiny(tmp_path / "base")
-
-
-def write(name: str, **fields: Any) -> Path:
-    path = Path(name)
-    path.write_text(
-        yaml.safe_dump({"model": "base", "data": "d.jsonl", "out": "c", **fields}, allow_unicode=True, sort_keys=False)
-    )
-    return path
-
+pytestmark = pytest.mark.usefixtures("comparison_data")
 
 METHODS: dict[str, Any] = {
     "full": {"method": "full", "learning_rate": 1e-3},
@@ -171,48 +150,3 @@ def test_a_folder_that_cannot_be_written():
     Path("file").write_text("")
     with pytest.raises(TsugikiError, match="file/c"):
         compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), {"out": "file/c"}))
-
-
-def grid(**axes: list[Any]) -> Path:
-    return write("s.yaml", settings={**SETTINGS, "lora": {"lora_alpha": 4}, "learning_rate": 1e-2}, grid=axes)
-
-
-def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
-    loads: list[Any] = []
-    plain = sweep_module.load
-    monkeypatch.setattr(sweep_module, "load", lambda *given: loads.append(given) or plain(*given))
-    config = load_sweep(grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), {})
-    points = sweep(config)
-    assert len(loads) == 1
-    assert [dict(point.values) for point in points] == [
-        {"r": r, "learning_rate": rate} for r in (1, 2) for rate in (1e-2, 1e-3)
-    ]
-    assert len({point.record.evaluations[0].loss for point in points}) == 1, "each begins from the base"
-    alone = load_sweep(grid(r=[2], learning_rate=[1e-3]), {"out": "alone"})
-    weights = "adapter_model.safetensors"
-    (own,) = sweep(alone)
-    folders = (Path(points[3].record.config.out), Path(own.record.config.out))
-    assert (folders[0] / weights).read_bytes() == (folders[1] / weights).read_bytes(), "in company as alone"
-    again = sweep(config)
-    assert len(loads) == 2, "nothing is loaded where all is done"
-    assert [point.loss for point in again] == [point.loss for point in points]
-    assert change(points[0], points[0]).relative == 0
-    assert smallest_sufficient_rank(points) is not None
-    assert smallest_sufficient_rank(points[:2]) is None
-
-
-@pytest.mark.parametrize(
-    ("axes", "said"),
-    [
-        ({}, "the grid is empty"),
-        ({"r": []}, "grid.r has no values"),
-        ({"rank": [1]}, "grid.rank: .*learning_rate"),
-        ({"r": [1, 1]}, "r=1"),
-        ({"r": [0]}, "r is 0"),
-        ({"learning_rate": [-1.0]}, "learning_rate: .*greater than 0"),
-    ],
-)
-def test_grids_that_cannot_be(axes: dict[str, list[Any]], said: str):
-    with pytest.raises(TsugikiError, match=said):
-        sweep(load_sweep(grid(**axes), {}))
-    assert not Path("c").exists()
