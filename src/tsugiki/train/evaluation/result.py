@@ -57,14 +57,14 @@ def summarise(
     unknown_tokens: int,
     tokenizer_is_lossless: bool,
 ) -> Evaluation:
-    """Return the evaluation that follows from the scores of the documents.
+    """Compute the figures and their intervals from the scores of the documents.
 
     Args:
         documents: NLL, tokens and characters of every document.
-        windows: see `Evaluation`, as for the others.
-        split_windows: counted by the caller.
-        skipped_records: counted by the caller.
-        unknown_tokens: counted by the caller.
+        windows: number of windows of text.
+        split_windows: number of windows that were scored in several pieces.
+        skipped_records: number of examples that were not scored.
+        unknown_tokens: number of tokens that replace characters which the tokenizer does not have.
         tokenizer_is_lossless: whether decoding the tokens gives the text back.
     """
     nll = sum(score[0] for score in documents)

@@ -53,7 +53,7 @@ def muon(model: "PreTrainedModel", config: RunConfig) -> CombinedOptimizer:
         TsugikiError: this torch has no Muon.
     """
     if not hasattr(torch.optim, "Muon"):
-        raise TsugikiError(f"optimizer muon needs torch 2.9 or later, this is {torch.__version__}; take adamw")
+        raise TsugikiError(f"optimizer muon requires torch 2.9 or later, and this is {torch.__version__}; use adamw")
     matrices, others = split_parameters(model)
     rate, decay = config.learning_rate, config.weight_decay
     muons: list[torch.optim.Optimizer] = [
