@@ -1,14 +1,13 @@
 """Flags are made from the fields of configs: every setting has one, with the field's default and description."""
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 import typer
 from pydantic import BaseModel
 from typer.main import get_command
 
+from tests.cli.imports import output_without
 from tsugiki import TsugikiError
 from tsugiki.cli import main as main_module
 from tsugiki.cli.flags import settings_of, with_flags
@@ -104,12 +103,6 @@ def test_a_flag_that_is_not_yaml_is_named():
         app(["--rank-pattern", "{"], standalone_mode=False)
 
 
-@pytest.mark.parametrize("arguments", ["--help", "train --help", "pretrain --help"])
-def test_help_does_not_import_torch(arguments: str):
-    code = (
-        f"import sys; sys.argv = ['tsugiki', *{arguments.split()!r}]\n"
-        "from tsugiki.cli.main import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_help_does_not_import_torch(command: str):
+    assert "--learning-rate" in output_without({"torch", "transformers", "numpy"}, command, "--help")
