@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters.folders import write
+from tests.files import contents
 from tsugiki import TsugikiError
 from tsugiki.adapters.library import (
     adapter_folder,
@@ -29,10 +30,6 @@ def library(tmp_path: Path) -> Path:
 
 def names(library: Path) -> list[str]:
     return [entry.name for entry in read_library(library)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_what_is_told_at_a_glance(library: Path):

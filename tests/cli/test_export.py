@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.export.bases import write_base
+from tests.files import contents
 from tests.tiny import save_grafted, save_tiny
 from tsugiki import LoraConfig
 from tsugiki.adapters.lora_weights import read_lora_weights
@@ -29,10 +30,10 @@ def base(tmp_path: Path) -> str:
 
 def refused(run: Any, *arguments: str) -> str:
     """The one line of a command that fails, and leaves everything as it was."""
-    before = sorted((path, path.stat().st_size) for path in Path().rglob("*") if path.is_file())
+    before = contents(Path())
     status, out, error = run(*arguments)
     assert (status, out, error.count("\n")) == (2, "", 1)
-    assert sorted((path, path.stat().st_size) for path in Path().rglob("*") if path.is_file()) == before
+    assert contents(Path()) == before
     return str(error)
 
 

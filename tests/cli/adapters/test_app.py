@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters.folders import write
-from tests.adapters.test_library import contents
+from tests.files import contents
 
 
 def test_a_day(run, tmp_path: Path, library: Path):

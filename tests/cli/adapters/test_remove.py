@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.test_library import contents
+from tests.files import contents
 
 
 def test_remove_asks(run, two: Path, monkeypatch: pytest.MonkeyPatch):
