@@ -1,4 +1,4 @@
-"""The life of an adapter in a model, from `graft` to `ungraft`, as every method must have it."""
+"""One check of everything that an adapter of any method must do, from `graft` to `ungraft`."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ def text_outputs(model: Any) -> Tensor:
 
 
 def move_and_backward(model: Any, outputs: Callable[[Any], Tensor]) -> None:
-    """Move every trainable parameter; then each must receive a gradient that is not zero."""
+    """Add noise to every trainable parameter, and assert that each then has a gradient that is not zero."""
     outputs(shake(model)).float().pow(2).mean().backward()
     dead = [name for name, p in trainable_parameters(model).items() if p.grad is None or not p.grad.any()]
     assert not dead
@@ -49,15 +49,16 @@ def assert_lifecycle(
     mergeable: bool = True,
     readable_by_peft: bool = True,
 ) -> Any:
-    """Graft, train, disable, copy, save, reload, load in PEFT, merge, unmerge, ungraft; assert what each must leave.
+    """Graft, train, disable, copy, save, reload, load in PEFT, merge, unmerge and ungraft; assert each result.
 
     Args:
         make: returns the base model, always with the same weights.
         config: the method's config.
         folder: an empty folder for the adapter.
         outputs: computes what is compared, in the mode that the model is in.
-        train: trains the grafted model; by default, its parameters are moved and one backward pass is made.
-        start: by how much the outputs may differ from the base's before training (relative; 0: not in a bit).
+        train: trains the grafted model. By default, noise is added to its parameters and gradients are computed once.
+        start: the largest relative error of the outputs before training; 0 requires outputs bit-identical to the
+            base's.
         mergeable: False if `merge` must refuse.
         readable_by_peft: False if PEFT must refuse the files.
 
@@ -79,7 +80,7 @@ def assert_lifecycle(
     for training in (False, True):
         begun = evaluated(model, training)
         assert relative_error(begun, base) <= start
-        assert start or torch.equal(begun, base), "the base until something trains, and its dropout is off"
+        assert start or torch.equal(begun, base), "before training it is the base, without dropout"
     trained = trainable_parameters(model)
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
 

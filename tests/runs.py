@@ -58,7 +58,7 @@ def run_config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
 
 
 def interrupt(run: Callable[[Any], Any], config: Any, step: int) -> None:
-    """Start a run that receives a KeyboardInterrupt where its step number `step` begins, counted from 0."""
+    """Start a run and raise KeyboardInterrupt in it before the optimiser step `step`, counted from 0."""
 
     class Interruption(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -78,10 +78,16 @@ def interrupt(run: Callable[[Any], Any], config: Any, step: int) -> None:
 
 
 def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADAPTER_FILE,)) -> RunRecord:
-    """Interrupt a run before `step` and resume it: it must end as a run that was never interrupted.
+    """Interrupt a run before `step`, resume it, and compare it with a run that was never interrupted.
 
-    Compares the bytes of `files` and what the two records say that was computed. The folders are `whole` and `cut` in
-    the run's folder. Returns the record of the whole run.
+    Args:
+        run: `train` or `pretrain`.
+        config: the settings of the run. The folder `out` gets two runs: `whole`, and `cut` that is resumed.
+        step: the optimiser step before which the run is interrupted, counted from 0.
+        files: files whose bytes must be the same in both runs. An interrupted run must not have the first one.
+
+    Returns:
+        The record of the run that was never interrupted.
     """
     whole, cut = Path(config.out) / "whole", Path(config.out) / "cut"
     expected: RunRecord = run(config.model_copy(update={"out": str(whole)}))

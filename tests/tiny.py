@@ -100,7 +100,7 @@ def logits(model: Any, tokens: torch.Tensor | None = None) -> torch.Tensor:
 
 
 def shake(model: Any, seed: int = 3) -> Any:
-    """Move every trainable parameter by noise, as training would."""
+    """Add noise to every trainable parameter, in place of training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
@@ -110,7 +110,7 @@ def shake(model: Any, seed: int = 3) -> Any:
 
 
 def grafted(model: Any, config: Any, seed: int = 3) -> Any:
-    """Graft an adapter into a model and move its parameters, as training would; returns the model."""
+    """Graft an adapter into a model and add noise to its parameters; returns the model."""
     torch.manual_seed(0)
     graft(model, config)
     return shake(model, seed)
