@@ -47,7 +47,7 @@ def test_hidden_folders_and_loose_files_are_no_adapters(library: Path):
     (library / "notes.txt").write_text("")
     assert names(library) == ["b", "soseki", "漱石"]
     assert read_library(library / "nowhere") == []
-    with pytest.raises(TsugikiError, match=r"notes\.txt cannot be read: Not a directory"):
+    with pytest.raises(TsugikiError, match=r"notes\.txt.*Not a directory"):
         read_library(library / "notes.txt")
 
 
@@ -82,9 +82,9 @@ def test_what_is_added_is_the_adapter_and_its_record_alone(library: Path, tmp_pa
 
 def test_nothing_is_overwritten(library: Path, tmp_path: Path):
     before = contents(library)
-    with pytest.raises(TsugikiError, match="'soseki' is in .* already; give another --name, or remove it first"):
+    with pytest.raises(TsugikiError, match="'soseki'.* --name"):
         add_adapter(write(tmp_path / "soseki", 9), library)
-    with pytest.raises(TsugikiError, match="'b' is in .* already"):
+    with pytest.raises(TsugikiError, match="'b'.*library"):
         rename_adapter("soseki", "b", library)
     assert contents(library) == before
 
@@ -93,8 +93,8 @@ def test_what_is_broken_is_not_added(library: Path, tmp_path: Path):
     weights = write(tmp_path / "cut") / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     for source, said in (
-        (tmp_path / "cut", "is broken"),
-        (weights, "is no folder"),
+        (tmp_path / "cut", "adapter_model.safetensors"),
+        (weights, "adapter_model.safetensors"),
         (tmp_path, "it has no adapter_co"),
     ):
         with pytest.raises(TsugikiError, match=said):
@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_the_library_as_it_was(library: Path, tmp_path: Path,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copy2", full)
-    with pytest.raises(TsugikiError, match="cannot write .*new: No space left"):
+    with pytest.raises(TsugikiError, match="new: No space left"):
         add_adapter(source, library)
     assert sorted(path.name for path in library.iterdir()) == ["b", "soseki", "漱石"]
 
@@ -165,9 +165,9 @@ def test_an_adapter_is_a_path_or_a_name(library: Path, tmp_path: Path, monkeypat
     assert library_folder() == library
     assert adapter_folder("soseki") == library / "soseki"
     assert adapter_folder(str(library / "b")) == library / "b"
-    with pytest.raises(TsugikiError, match="no adapter 'soseky': .*did you mean 'soseki'"):
+    with pytest.raises(TsugikiError, match="'soseky'.*'soseki'"):
         adapter_folder("soseky")
-    with pytest.raises(TsugikiError, match="no adapter in .*: it has no adapter_config.json"):
+    with pytest.raises(TsugikiError, match="adapter_config.json"):
         adapter_folder(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "b", 8)
