@@ -122,6 +122,15 @@ def save_grafted(folder: Any, model: Any, config: Any, seed: int = 3) -> Any:
     return model
 
 
+def train_steps(model: Any, steps: int, lr: float = 1e-2) -> None:
+    """Train with AdamW, on another batch in each step; the gradients of the last step are kept."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for seed in range(steps):
+        optimizer.zero_grad()
+        model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
+        optimizer.step()
+
+
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest difference over the largest value."""
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
-from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
+from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model, train_steps
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -148,11 +148,7 @@ def test_gradients_and_steps_equal_pefts(kind: str, tmp_path: Path):
     load_adapter(ours, tmp_path / "start")
     ours.train()  # our base has its dropout off; PEFT's model is in evaluation mode instead
     for model in (theirs, ours):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        for seed in range(3):
-            optimizer.zero_grad()
-            model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
-            optimizer.step()
+        train_steps(model, 3)
     gradients = {
         name.replace("base_model.model.", "").replace(".ia3_l.default", ""): p.grad
         for name, p in theirs.named_parameters()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.fast.kept import kept_bytes
-from tests.tiny import ids, logits, relative_error, save_tiny, shake, tiny_model
+from tests.tiny import ids, logits, relative_error, save_tiny, shake, tiny_model, train_steps
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -227,11 +227,7 @@ def test_dora_with_dropout_equals_pefts(kind: str, tmp_path: Path, monkeypatch: 
 def steps_agree(ours: Any, theirs: Any, folder: Path) -> None:
     """Check that gradients, two steps of AdamW and the file saved after them are equal in both."""
     for model in (theirs, ours):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        for seed in range(2):
-            optimizer.zero_grad()
-            model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
-            optimizer.step()
+        train_steps(model, 2)
     gradients = {file_name(name): p.grad for name, p in theirs.named_parameters() if p.requires_grad}
     mine = {our_name(name): p.grad for name, p in trainable_parameters(ours).items()}
     assert mine.keys() == gradients.keys()
@@ -306,11 +302,7 @@ def test_pissa_is_initialised_and_trained_as_in_peft(kind: str, use_rslora: bool
     theirs.save_pretrained(tmp_path / "initial")
     theirs.peft_config["default"].init_lora_weights = "pissa"
     for model in (theirs, ours.train()):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-        for seed in range(2):
-            optimizer.zero_grad()
-            model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
-            optimizer.step()
+        train_steps(model, 2, lr=1e-3)
     gradients = {file_name(name): p.grad for name, p in theirs.named_parameters() if p.requires_grad}
     for name, p in trainable_parameters(ours).items():
         assert relative_error(p.grad, gradients[our_name(name)]) < 1e-3, name
