@@ -46,7 +46,7 @@ def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(texts: str, 
             }
         )
     )
-    run = [point["loss"] for point in record.loss_curve]
+    run = [point.loss for point in record.loss_curve]
     assert len(loop.step_losses) == len(run) > 8
     # float32; the command computes the loss in chunks and attention in blocks, and sums gradients in groups of rows.
     assert loop.step_losses == pytest.approx(run, rel=1e-5)
