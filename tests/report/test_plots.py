@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 import pytest
 
 from tests.report.pages import Page
-from tsugiki.report.plots import Mark, Series, curves, over_parameters, over_ranks, smoothed
+from tsugiki.report.plots import Series, curves, over_parameters, over_ranks, smoothed
 
 VALUES = [5.735, 5.196, 5.044, 4.985, 4.955]
 LINE = Series("held-out", [(24 * i, value) for i, value in enumerate(VALUES)], [(v - 0.3, v + 0.2) for v in VALUES])
@@ -41,8 +41,9 @@ def test_ranks_have_a_logarithmic_axis():
 
 
 def test_methods_are_numbered_points_over_parameters():
-    marks = [Mark(f"手法{i}", 10.0**i, 300 - 10 * i, colour=i % 2) for i in (3, 4, 6)]
-    figure = over_parameters([*marks, Mark("lost", 10, math.inf, 0), Mark("nothing", 0, 5, 0)], "Perplexity")
+    marks = [Series(f"手法{i}", [(10.0**i, 300 - 10 * i)], colour=i % 2) for i in (3, 4, 6)]
+    lost = [Series("lost", [(10, math.inf)], colour=0), Series("nothing", [(0, 5)], colour=0)]
+    figure = over_parameters([*marks, *lost], "Perplexity")
     svg = figure[figure.index("<svg") :]
     found = re.findall(r'<use href="#[^"]*" x="([\d.]+)" y="[\d.]+" style="fill: var\((--s\d)\)', svg)
     assert [colour for _, colour in found] == ["--s2", "--s1", "--s1"]
@@ -57,12 +58,12 @@ def test_methods_are_numbered_points_over_parameters():
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert not re.search(r"[^\x00-\x7f−]", svg.partition(">")[2]), "numbers only"
     assert over_parameters([], "c") == ""
-    near = over_parameters([Mark("a", 20_000, 5, 0), Mark("b", 70_000, 6, 0)], "c")
+    near = over_parameters([Series("a", [(20_000, 5)], colour=0), Series("b", [(70_000, 6)], colour=0)], "c")
     assert {"20,000", "50,000"} <= set(re.findall(r">([^<>]+)</text>", near))
 
 
 def test_numbers_of_close_points_do_not_overlap():
-    marks = [Mark("a", 1e5, 400 + i / 10, 1) for i in range(8)] + [Mark("b", 1e6, 200, 0)]
+    marks = [Series("a", [(1e5, 400 + i / 10)], colour=1) for i in range(8)] + [Series("b", [(1e6, 200)], colour=0)]
     svg = over_parameters(marks, "c")
     texts = re.findall(r'<text style="[^"]*text-anchor: middle[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)</text>', svg)
     assert sorted(number for *_, number in texts) == list("123456789")

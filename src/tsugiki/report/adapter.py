@@ -1,6 +1,5 @@
 """Inspect one adapter: its base, method, training run, and updates by layer."""
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,8 +22,8 @@ from tsugiki.methods.method import PREFIX
 from tsugiki.report.formatting import Table, format_number
 from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, with_spectra
 from tsugiki.report.library import ranks_text, record_of
-from tsugiki.report.page import Section, page, pairs, render_macro, table
-from tsugiki.report.run import record_sections, summary_sentence
+from tsugiki.report.page import page, render_macro
+from tsugiki.report.run import adapter_commands, record_sections, summary_sentence
 from tsugiki.train.record import RunRecord
 
 LAYERS_EXPLAINED = (
@@ -128,28 +127,19 @@ def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
     Raises:
         TsugikiError: the page cannot be written; an existing page is unchanged.
     """
-    sections = [Section("Adapter", pairs(info_lines(adapter)))]
-    if adapter.layers:
-        body = render_macro("figures", layer_plots(adapter.layers)) + table(*kinds_table(adapter.layers))
-        body += render_macro("folded", f"all {len(adapter.layers):,} layers", table(*layers_table(adapter.layers)))
-        sections.append(Section("Updates by layer", body + render_macro("paragraph", LAYERS_EXPLAINED)))
-    if adapter.tensors:
-        sections.append(Section("Tensors", table(*tensors_table(adapter.tensors))))
-    record = adapter.record
+    layers, tensors, record = adapter.layers, adapter.tensors, adapter.record
+    sections = [("Adapter", render_macro("pairs", info_lines(adapter)))]
+    if layers:
+        body = render_macro("figures", layer_plots(layers)) + render_macro("table", *kinds_table(layers))
+        body += render_macro("folded", f"all {len(layers):,} layers", render_macro("table", *layers_table(layers)))
+        sections.append(("Updates by layer", body + render_macro("paragraph", LAYERS_EXPLAINED)))
+    if tensors:
+        sections.append(("Tensors", render_macro("table", *tensors_table(tensors))))
     sections += record_sections(record) if record else []
-    sections.append(Section("Usage", render_macro("code", _commands(adapter))))
-    base = adapter.info.base.name or "an unnamed base"
-    lead = summary_sentence(record) if record else f"{adapter.info.method} on {base}."
+    base = adapter.info.base.name
+    sections.append(("Usage", render_macro("code", adapter_commands(base, adapter.folder, "…"))))
+    lead = summary_sentence(record) if record else f"{adapter.info.method} on {base or 'an unnamed base'}."
     write_text(path, page(f"Adapter · {adapter.name}", lead, sections, adapter.notes))
-
-
-def _commands(adapter: AdapterReport) -> str:
-    base, folder = shlex.quote(adapter.info.base.name or "BASE"), shlex.quote(str(adapter.folder))
-    return (
-        f"tsugiki generate --model {base} --adapter {folder} --prompt …\n"
-        f"tsugiki eval --adapter {folder} --data other.txt\n"
-        f"tsugiki merge --model {base} --adapter {folder} --out merged"
-    )
 
 
 def _provenance(folder: Path) -> Mapping[str, Any]:

@@ -12,8 +12,8 @@ from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.methods.method import Family
 from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import Table, format_change, format_value
-from tsugiki.report.page import Section, page, render_macro, table
-from tsugiki.report.plots import Mark, Series, curves, over_parameters, over_ranks
+from tsugiki.report.page import page, render_macro
+from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
 from tsugiki.report.run import REPORT_FILE, held_out_series
 from tsugiki.report.samples import sample_columns
 from tsugiki.train.record import RunRecord, finished
@@ -21,7 +21,6 @@ from tsugiki.train.workflows.compare import ComparisonRow
 from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, Point, change, smallest_sufficient_rank
 
 _MAX_BANDS = 3  # with more runs, their intervals would hide each other
-_FAMILIES = get_args(Family)
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
@@ -57,25 +56,21 @@ def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: 
         TsugikiError: the page cannot be written.
     """
     best = min(rows, key=lambda row: row.loss_after)
-    lead = f"On the same text and the same {_budget(records)}, the held-out loss is lowest with {best.name}: "
+    training, _ = finished(next(iter(records.values())))
+    lead = f"On the same text and the same {training.tokens:,} tokens, the held-out loss is lowest with {best.name}: "
     lead += f"{best.loss_before:.3f} → {best.loss_after:.3f}."
-    measured = [row for row in rows if row.retention_loss_before is not None and row.retention_loss_after is not None]
-    if measured:
-        least = min(measured, key=lambda row: row.retention_loss_after or 0.0)
-        lead += f" The retention loss is lowest with {least.name}."
-    headers, cells = comparison_table(rows)
-    title, runs = f"Comparison · {folder.name}", list(records.items())
-    return write_comparison(folder, title, lead, headers, cells, runs, _over_parameters(rows))
-
-
-def _over_parameters(rows: Sequence[ComparisonRow]) -> list[Markup]:
-    """Plot perplexity over trainable parameters, coloured by family; no plot for a single method."""
+    retention = {row.name: row.retention_loss_after for row in rows if row.retention_loss_after is not None}
+    if retention:
+        lead += f" The retention loss is lowest with {min(retention, key=lambda name: retention[name])}."
+    families = get_args(Family)
     marks = [
-        Mark(f"{row.name} ({row.family})", row.trainable, row.perplexity_after, _FAMILIES.index(row.family))
+        Series(f"{row.name} ({row.family})", [(row.trainable, row.perplexity_after)], colour=families.index(row.family))
         for row in rows
     ]
     caption = "Final held-out perplexity by trainable parameters"
-    return [over_parameters(marks, caption)] if len(marks) > 1 else []
+    figures = [over_parameters(marks, caption)] if len(marks) > 1 else []
+    title = f"Comparison · {folder.name}"
+    return write_comparison(folder, title, lead, comparison_table(rows), list(records.items()), figures)
 
 
 def sweep_table(points: Sequence[Point]) -> Table:
@@ -116,38 +111,30 @@ def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
     Raises:
         TsugikiError: the page cannot be written.
     """
-    headers, cells = sweep_table(points)
-    lines = _over_ranks(points)
-    figures = [over_ranks(lines, "Final held-out loss by rank, nats per token")] if lines else []
+    figures = [over_ranks(_over_ranks(points), "Final held-out loss by rank, nats per token")]
     runs = [(point.name, point.record) for point in points]
-    title = f"Sweep · {folder.name}"
-    return write_comparison(folder, title, sweep_sentence(points), headers, cells, runs, figures)
+    return write_comparison(
+        folder, f"Sweep · {folder.name}", sweep_sentence(points), sweep_table(points), runs, figures
+    )
 
 
 def write_comparison(
     folder: Path,
     title: str,
     lead: str,
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    table: Table,
     runs: Sequence[tuple[str, RunRecord]],
     figures: Sequence[Markup] = (),
-    notes: Sequence[str] = (),
 ) -> Path:
-    """Write the page of a comparison.
+    """Write `report.html` with the table, the curves and the samples of several runs.
 
     Args:
-        folder: the folder for `report.html`; it must exist.
+        folder: the folder of the page; it must exist.
         title: the title of the page.
         lead: a sentence with the main result.
-        headers: the headers of the table.
-        rows: the cells of the table; line breaks in a cell are kept.
+        table: headers and cells.
         runs: unique names of the runs, with their records.
-        figures: additional plots, such as `plots.over_ranks`, which come first.
-        notes: warnings, which come before the table.
-
-    Returns:
-        The path of the page.
+        figures: plots that come before the curves.
 
     Raises:
         TsugikiError: the page cannot be written; an existing page is unchanged.
@@ -157,12 +144,12 @@ def write_comparison(
         held_out = [replace(line, band=()) for line in held_out]
     plots = [*figures, curves(held_out, "Held-out text by step, bits per character")]
     sections = [
-        ("Runs", table(headers, rows) if rows else Markup()),
-        ("Figures", render_macro("figures", [plot for plot in plots if plot]) if any(plots) else Markup()),
+        ("Runs", render_macro("table", *table)),
+        ("Figures", render_macro("figures", plots)),
         ("Samples", sample_columns(runs)),
     ]
     path = folder / REPORT_FILE
-    write_text(path, page(title, lead, [Section(heading, body) for heading, body in sections if body], notes))
+    write_text(path, page(title, lead, sections))
     return path
 
 
@@ -174,11 +161,6 @@ def _over_ranks(points: Sequence[Point]) -> list[Series]:
             rest = " ".join(f"{axis}={format_value(value)}" for axis, value in point.values.items() if axis != "r")
             lines.setdefault(rest or "held-out loss", []).append((point.values["r"], point.loss))
     return [Series(name, sorted(line)) for name, line in lines.items() if len(line) > 1]
-
-
-def _budget(records: Mapping[str, RunRecord]) -> str:
-    training, _ = finished(next(iter(records.values())))
-    return f"{training.tokens:,} tokens"
 
 
 def _retention(row: ComparisonRow) -> str:

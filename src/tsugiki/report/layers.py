@@ -95,15 +95,12 @@ def layer_plots(layers: Sequence[Layer]) -> list[Markup]:
     kinds = by_kind(layers)
     norms = [_by_block(kind, group, [layer.norm for layer in group]) for kind, group in kinds.items()]
     ranks = [_by_block(kind, group, [layer.effective_rank for layer in group]) for kind, group in kinds.items()]
-    plots = [
+    spectra = [_mean_spectrum(kind, group) for kind, group in kinds.items()]
+    return [
         curves(norms, "‖ΔW‖ by block"),
         curves(ranks, "Effective rank of ΔW by block"),
-        curves(
-            [_mean_spectrum(kind, group) for kind, group in kinds.items()],
-            "Singular values relative to the largest, mean",
-        ),
+        curves(spectra, "Singular values relative to the largest, mean"),
     ]
-    return [plot for plot in plots if plot]
 
 
 def by_kind(layers: Sequence[Layer]) -> dict[str, list[Layer]]:

@@ -4,7 +4,6 @@ Texts that are passed to a template or a macro are escaped. The result is `Marku
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,34 +11,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 
-@dataclass(frozen=True)
-class Section:
-    """A section of a page: a heading and its content."""
-
-    heading: str
-    body: Markup
-
-
-def page(title: str, lead: str, sections: Sequence[Section], notes: Sequence[str] = ()) -> str:
+def page(title: str, lead: str, sections: Sequence[tuple[str, Markup]], notes: Sequence[str] = ()) -> str:
     """Render a whole page, with a light and a dark theme.
 
     Args:
         title: the title of the page.
         lead: a sentence with the main result, below the title.
-        sections: the sections, in order.
+        sections: headings and bodies, in order; a section whose body is empty is left out.
         notes: warnings, which come before the sections.
     """
     return render("page.html", title=title, lead=lead, sections=sections, notes=notes)
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """Render a table with a header for each column; line breaks in cells are kept."""
-    return render_macro("table", headers, rows)
-
-
-def pairs(lines: Sequence[tuple[str, str]]) -> Markup:
-    """Render a table of labels and values."""
-    return render_macro("pairs", lines)
 
 
 def render(template: str, **values: Any) -> str:
@@ -49,8 +30,7 @@ def render(template: str, **values: Any) -> str:
 
 def render_macro(name: str, *values: object) -> Markup:
     """Render the macro `name` of `macros.html`."""
-    macro = getattr(_environment().get_template("macros.html").module, name)
-    return Markup(macro(*values))
+    return Markup(getattr(_environment().get_template("macros.html").module, name)(*values))
 
 
 @cache

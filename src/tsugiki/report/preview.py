@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tsugiki.io.formatting import format_duration
-from tsugiki.report.counts import data_lines, near_duplicate_lines
 from tsugiki.report.page import render
+from tsugiki.report.run import data_lines, near_duplicate_lines
 from tsugiki.train.workflows.preview import Preview, RowView, SegmentView
 
 STYLES = {

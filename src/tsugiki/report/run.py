@@ -10,7 +10,6 @@ from markupsafe import Markup
 from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes
 from tsugiki.methods.table import family_of
-from tsugiki.report.counts import data_lines, near_duplicate_lines
 from tsugiki.report.formatting import (
     Table,
     describe_change,
@@ -19,26 +18,25 @@ from tsugiki.report.formatting import (
     format_value,
     format_with_interval,
 )
-from tsugiki.report.page import Section, page, pairs, render_macro, table
+from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.train.evaluation.interval import Change, Interval
-from tsugiki.train.evaluation.result import change_of_bits
-from tsugiki.train.record import RunRecord, TrainingFigures, read_record
+from tsugiki.train.evaluation.result import Evaluation, change_of_bits
+from tsugiki.train.record import DataSummary, RunRecord, TrainingFigures, read_record
 
 REPORT_FILE = "report.html"
 _SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
 _TRAINING, _HELD_OUT = 0, 1  # colours
+_DOCUMENT_MASKING = {
+    "position_ids": "masked from each other by position ids",
+    "attention_mask": "masked from each other by an attention mask",
+    "separate_rows": "in separate rows",
+}
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` from the `run.json` in the same folder. The run need not be finished.
-
-    Args:
-        folder: the folder of the run.
-
-    Returns:
-        The path of the page.
 
     Raises:
         TsugikiError: there is no run, or the page cannot be written; an existing page is unchanged.
@@ -55,18 +53,14 @@ def report_page(record: RunRecord, folder: Path) -> str:
         record: the record of the run.
         folder: the folder of the run, for the title and the commands.
     """
-    use = _use(record, folder)
-    return page(
-        f"Run · {folder.resolve().name}",
-        summary_sentence(record),
-        record_sections(record) + ([Section("Usage", use)] if use else []),
-        _notes(record),
-    )
+    title = f"Run · {folder.resolve().name}"
+    sections = [*record_sections(record), ("Usage", _usage(record, folder))]
+    return page(title, summary_sentence(record), sections, _notes(record))
 
 
-def record_sections(record: RunRecord) -> list[Section]:
-    """Render the sections of a page for a record, without those that are empty."""
-    sections = [
+def record_sections(record: RunRecord) -> list[tuple[str, Markup]]:
+    """Render the sections of a page for a record; those without content are empty."""
+    return [
         ("Held-out text and loss", _figures(record)),
         ("Samples", sample_columns([("", record)]) + all_samples(record)),
         ("Evaluations", _evaluations(record)),
@@ -75,34 +69,16 @@ def record_sections(record: RunRecord) -> list[Section]:
         ("Settings", _settings(record)),
         ("Machine", _machine(record)),
     ]
-    return [Section(heading, body) for heading, body in sections if body]
 
 
 def held_out_table(record: RunRecord) -> Table:
     """Return the held-out figures before and after training, with 95 % intervals; no rows if one of them is missing."""
     rows = []
     if len(record.evaluations) > 1:
-        before, after = record.evaluations[0], record.evaluations[-1]
-        rows = [
-            [
-                "loss",
-                format_with_interval(before.loss, before.loss_interval),
-                format_with_interval(after.loss, after.loss_interval),
-                _relative(before.loss, after.loss),
-            ],
-            [
-                "perplexity",
-                format_with_interval(before.perplexity, before.perplexity_interval),
-                format_with_interval(after.perplexity, after.perplexity_interval),
-                _relative(before.perplexity, after.perplexity),
-            ],
-            [
-                "bits per character",
-                format_with_interval(before.bits_per_char, before.bits_per_char_interval),
-                format_with_interval(after.bits_per_char, after.bits_per_char_interval),
-                _relative(before.bits_per_char, after.bits_per_char),
-            ],
-        ]
+        figures = zip(_figures_of(record.evaluations[0]), _figures_of(record.evaluations[-1]), strict=True)
+        for (label, before, before_interval), (_, after, after_interval) in figures:
+            texts = format_with_interval(before, before_interval), format_with_interval(after, after_interval)
+            rows.append([label, *texts, _relative(before, after)])
     return ["held-out text", "before", "after", "change"], rows
 
 
@@ -140,25 +116,64 @@ def loss_series(record: RunRecord) -> list[Series]:
             Series("training", points, colour=_TRAINING, faint=True),
             Series(f"training, mean of {window}", smoothed(points, window), colour=_TRAINING),
         ]
-    losses = [entry.loss for entry in record.evaluations]
-    return [*training, *_series(record, "held-out", losses, [entry.loss_interval for entry in record.evaluations])]
+    losses = [(entry.loss, entry.loss_interval) for entry in record.evaluations]
+    return [*training, *([_by_step(record, "held-out", losses, _HELD_OUT)] if losses else [])]
 
 
 def held_out_series(record: RunRecord, name: str, colour: int = _HELD_OUT) -> Series:
     """Return a line for the held-out bits per character by step, with intervals."""
-    bits = [entry.bits_per_char for entry in record.evaluations]
-    found = _series(record, name, bits, [entry.bits_per_char_interval for entry in record.evaluations], colour)
-    return found[0] if found else Series(name, [], colour=colour)
+    bits = [(entry.bits_per_char, entry.bits_per_char_interval) for entry in record.evaluations]
+    return _by_step(record, name, bits, colour)
 
 
-def _series(
-    record: RunRecord, name: str, points: list[float], intervals: list[Interval | None], colour: int = _HELD_OUT
-) -> list[Series]:
-    """Return the line of a held-out figure by step; nothing before the first evaluation."""
-    edges = [interval for interval in intervals if interval is not None]
-    edges = edges if len(edges) == len(points) else []  # a single held-out document has no interval
-    steps = [float(entry.step) for entry in record.evaluations]
-    return [Series(name, list(zip(steps, points, strict=True)), edges, colour=colour)] if points else []
+def data_lines(data: DataSummary) -> list[tuple[str, str]]:
+    """Return labels and texts for the counts of a run's data."""
+    size = data.blocks * data.block_size
+    return [
+        ("training data", f"{data.train.documents:,} records, {data.train.characters:,} characters"),
+        ("held out", f"{data.held_out.documents:,} records, {data.held_out.characters:,} characters"),
+        ("tokens per epoch", f"{data.tokens_per_epoch:,}"),
+        (
+            "target tokens per epoch",
+            f"{data.target_tokens_per_epoch:,}, {data.target_tokens_per_epoch / data.tokens_per_epoch:.1%}",
+        ),
+        ("rows", f"{data.blocks:,} of {data.block_size} tokens, {data.padding / size:.1%} padding"),
+        ("documents in a row", _DOCUMENT_MASKING[data.document_masking]),
+        ("continue in other rows", f"{data.split_records:,} documents"),
+        ("cut off", f"{data.cut_records:,} examples, {data.cut_tokens:,} tokens"),
+        ("near-duplicates", f"{data.near_duplicates.records:,} records in {data.near_duplicates.groups:,} groups"),
+    ]
+
+
+def near_duplicate_lines(data: DataSummary) -> list[tuple[str, str]]:
+    """Return labels and texts for the first groups of near-duplicates: the names of their records."""
+    return [("  group", " · ".join(group)) for group in data.near_duplicates.first]
+
+
+def adapter_commands(base: str | None, folder: Path, prompt: str) -> str:
+    """Return commands that use an adapter, as lines for a shell."""
+    model, adapter = shlex.quote(base or "BASE"), shlex.quote(str(folder))
+    return (
+        f"tsugiki generate --model {model} --adapter {adapter} --prompt {prompt}\n"
+        f"tsugiki eval --adapter {adapter} --data other.txt\n"
+        f"tsugiki merge --model {model} --adapter {adapter} --out merged"
+    )
+
+
+def _figures_of(result: Evaluation) -> list[tuple[str, float, Interval | None]]:
+    return [
+        ("loss", result.loss, result.loss_interval),
+        ("perplexity", result.perplexity, result.perplexity_interval),
+        ("bits per character", result.bits_per_char, result.bits_per_char_interval),
+    ]
+
+
+def _by_step(record: RunRecord, name: str, figures: list[tuple[float, Interval | None]], colour: int) -> Series:
+    """Return the line of a figure of each evaluation."""
+    points = [(float(entry.step), figure) for entry, (figure, _) in zip(record.evaluations, figures, strict=True)]
+    band = [interval for _, interval in figures if interval is not None]
+    # A single held-out document has no interval.
+    return Series(name, points, band if len(band) == len(points) else [], colour)
 
 
 def _notes(record: RunRecord) -> list[str]:
@@ -197,7 +212,7 @@ def _figures(record: RunRecord) -> Markup:
         facts.append(("training time", format_duration(record.training.seconds)))
         facts.append(("speed", f"{record.training.tokens_per_second:,.0f} tokens/s"))
         facts += _peak_memory(record.training)
-    return render_macro("facts", facts) + render_macro("figures", [plot for plot in plots if plot])
+    return render_macro("facts", facts) + render_macro("figures", plots)
 
 
 def _evaluations(record: RunRecord) -> Markup:
@@ -219,14 +234,14 @@ def _evaluations(record: RunRecord) -> Markup:
         "intervals over documents. Between models with different tokenizers, compare bits per character."
     )
     headers = ("step", "loss, nats per token", "perplexity", "bits per character", "change of bits")
-    return table(headers, rows) + Markup("<p>{}</p>").format(explanation)
+    return render_macro("table", headers, rows) + render_macro("paragraph", explanation)
 
 
 def _data(record: RunRecord) -> Markup:
     lines = [("read from", record.config.data)]
     data = record.data
     if data is None:
-        return pairs(lines)
+        return render_macro("pairs", lines)
     lines += [*data_lines(data), *near_duplicate_lines(data)]
     lines.append(("scored", f"{data.held_out.measured_characters:,} held-out characters"))
     fingerprints = [
@@ -234,7 +249,7 @@ def _data(record: RunRecord) -> Markup:
         ("held-out texts", data.held_out.fingerprint),
         ("rows", data.blocks_fingerprint),
     ]
-    return pairs(lines) + render_macro("folded", "fingerprints", pairs(fingerprints))
+    return render_macro("pairs", lines) + render_macro("folded", "fingerprints", render_macro("pairs", fingerprints))
 
 
 def _parameters(record: RunRecord) -> Markup:
@@ -247,7 +262,7 @@ def _parameters(record: RunRecord) -> Markup:
         counts = record.parameters
         lines.append(("trainable", f"{counts.trainable:,} of {counts.total:,} parameters, {counts.share:.2%}"))
     lines += [(name.replace("_", " "), format_value(value)) for name, value in record.resolved_settings.items()]
-    return pairs(lines)
+    return render_macro("pairs", lines)
 
 
 def _settings(record: RunRecord) -> Markup:
@@ -262,7 +277,7 @@ def _settings(record: RunRecord) -> Markup:
         lines.append(("epochs", f"{config.epochs:g}"))
     lines.append(("seed", str(config.seed)))
     everything = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False).strip()
-    return pairs(lines) + render_macro("folded", "all settings", render_macro("code", everything))
+    return render_macro("pairs", lines) + render_macro("folded", "all settings", render_macro("code", everything))
 
 
 def _machine(record: RunRecord) -> Markup:
@@ -281,7 +296,7 @@ def _machine(record: RunRecord) -> Markup:
         )
         lines += _peak_memory(training)
     lines.append(("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())))
-    return pairs(lines)
+    return render_macro("pairs", lines)
 
 
 def _peak_memory(training: TrainingFigures) -> list[tuple[str, str]]:
@@ -289,31 +304,27 @@ def _peak_memory(training: TrainingFigures) -> list[tuple[str, str]]:
     return [("peak memory", format_gigabytes(training.peak_memory))] if training.peak_memory else []
 
 
-def _use(record: RunRecord, folder: Path) -> Markup:
+def _usage(record: RunRecord, folder: Path) -> Markup:
     """Return commands for the trained adapter or model; nothing before the run has finished."""
     if record.status != "finished":
         return Markup()
-    here, prompt = shlex.quote(str(folder)), shlex.quote((record.config.prompts or ["…"])[0])
+    prompt = shlex.quote((record.config.prompts or ["…"])[0])
     if family_of(record.config.method) == "full fine-tuning":
+        model = shlex.quote(str(folder))
         commands = (
-            f"tsugiki generate --model {here} --prompt {prompt}\n"
-            f"tsugiki eval --model {here} --data other.txt\n"
-            f"tsugiki train --model {here} --data other.txt --out another"
+            f"tsugiki generate --model {model} --prompt {prompt}\n"
+            f"tsugiki eval --model {model} --data other.txt\n"
+            f"tsugiki train --model {model} --data other.txt --out another"
         )
         python = (
             f"from transformers import AutoModelForCausalLM\n\nAutoModelForCausalLM.from_pretrained({str(folder)!r})"
         )
     else:
-        name = record.base.name if record.base and record.base.name else "BASE"
-        base = shlex.quote(name)
-        commands = (
-            f"tsugiki generate --model {base} --adapter {here} --prompt {prompt}\n"
-            f"tsugiki eval --adapter {here} --data other.txt\n"
-            f"tsugiki merge --model {base} --adapter {here} --out merged"
-        )
+        base = record.base.name if record.base else None
+        commands = adapter_commands(base, folder, prompt)
         python = (
             "from tsugiki import load_adapter\nfrom tsugiki.base.loading import load_model\n\n"
-            f"model = load_model({name!r})\n"
+            f"model = load_model({base or 'BASE'!r})\n"
             f"load_adapter(model, {str(folder)!r})"
         )
     return render_macro("code", commands) + render_macro("code", python)
