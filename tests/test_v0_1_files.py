@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.tiny import logits
 from tsugiki import TsugikiError, load_adapter
+from tsugiki.adapters.metadata import read_metadata
 from tsugiki.base.loading import load_model
 from tsugiki.cli.main import main
 from tsugiki.train.config import RunConfig
@@ -129,6 +130,19 @@ def test_settings_that_peft_does_not_have_are_read():
         2 * pair.A.shape[0] == stored[f"base_model.model.{path}.lora_A.weight"].shape[0]
         for path, pair in pissa.pairs.items()
     )
+
+
+def test_the_provenance_of_adapters_and_merged_models_is_read():
+    combined = read_metadata(Path("library/both")).provenance
+    assert combined is not None
+    assert combined.operation == "combine"
+    assert combined.settings["rank"] == 3
+    assert [(source.name, source.weight) for source in combined.sources] == [("lora", 0.7), ("lora+", 0.3)]
+    merged = read_metadata(Path("merged"))
+    assert merged.base.name == "base"
+    assert merged.provenance is not None
+    assert merged.provenance.operation == "merge"
+    assert merged.provenance.sources[0].weights
 
 
 def test_the_fingerprint_of_a_base_is_the_same():

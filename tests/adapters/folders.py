@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, write_lora_weights
+from tsugiki.adapters.metadata import BaseReference
 from tsugiki.lora.config import LoraConfig
 
 
@@ -20,10 +20,10 @@ def lora_of(seed: int = 0, r: int = 4, blocks: int = 2, **fields: Any) -> LoraWe
         for block in range(blocks)
     }
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["c_attn"], fan_in_fan_out=True, **fields)
-    return LoraWeights(config, layers, {}, Base("tiny", None), "CAUSAL_LM")
+    return LoraWeights(config, layers, {}, BaseReference(name="tiny", fingerprint=None), "CAUSAL_LM")
 
 
 def write(folder: Path, seed: int = 0, **fields: Any) -> Path:
     """Such an adapter as a folder."""
-    write_lora_weights(lora_of(seed, **fields), folder, {})
+    write_lora_weights(lora_of(seed, **fields), folder, None)
     return folder

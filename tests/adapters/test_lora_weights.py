@@ -13,6 +13,7 @@ from tests.adapters.test_peft_files import CASES, peft_model, settings
 from tests.tiny import logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
+from tsugiki.adapters.metadata import Provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -26,7 +27,7 @@ def saved(folder: Path, **fields: Any) -> torch.Tensor:
 def test_what_is_written_again_is_the_same_adapter(kind: str, variant: str, tmp_path: Path):
     theirs = shake(peft_model(kind, settings(kind, variant)))
     theirs.save_pretrained(tmp_path / "theirs")
-    write_lora_weights(read_lora_weights(tmp_path / "theirs"), tmp_path / "ours", {})
+    write_lora_weights(read_lora_weights(tmp_path / "theirs"), tmp_path / "ours", None)
     again = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path / "ours").eval()
     assert relative_error(logits(again), logits(theirs)) < 1e-6
     model = tiny_model(kind)
@@ -38,11 +39,11 @@ def test_ranks_and_scalings_are_the_layers(tmp_path: Path):
     adapted = saved(
         tmp_path / "a", target_modules=["c_attn", "c_proj"], rank_pattern={"c_attn": 2}, alpha_pattern={"mlp.c_proj": 5}
     )
-    write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", {"by": "a test"})
+    write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", Provenance(operation="test"))
     fields = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     assert (fields["r"], fields["lora_alpha"]) == (4, 12)
     assert fields["rank_pattern"] == {f"transformer.h.{i}.attn.c_attn": 2 for i in range(2)}
-    assert json.loads((tmp_path / "b" / "tsugiki.json").read_text())["made"] == {"by": "a test"}
+    assert json.loads((tmp_path / "b" / "tsugiki.json").read_text())["provenance"]["operation"] == "test"
     model = tiny_model()
     load_adapter(model, tmp_path / "b")
     assert torch.equal(logits(model), adapted)
@@ -51,7 +52,7 @@ def test_ranks_and_scalings_are_the_layers(tmp_path: Path):
 @pytest.mark.parametrize("fields", [{"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"}])
 def test_relatives(fields: dict[str, Any], tmp_path: Path):
     adapted = saved(tmp_path / "a", **fields)
-    write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", {})
+    write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", None)
     model = tiny_model()
     load_adapter(model, tmp_path / "b")
     assert relative_error(logits(model), adapted) < 1e-5
@@ -84,9 +85,9 @@ def _spoil(folder: Path, how: str) -> None:
     [
         ("half", "c_attn has no lora_A"),
         ("nan", "c_attn.lora_A.weight is not finite"),
-        ("shape", r"which do not go together"),
-        ("rank", "is of rank 8, and the config says 4"),
-        ("codes", "no floating-point numbers"),
+        ("shape", r"c_attn has A \["),
+        ("rank", "is of rank 8, .* 4"),
+        ("codes", "torch.int32"),
         ("cut", "is broken"),
     ],
 )
@@ -104,20 +105,20 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path: Path, monk
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tsugiki.adapters.lora_weights.write_json", full)
+    monkeypatch.setattr("tsugiki.adapters.format.write_json", full)
     with pytest.raises(TsugikiError, match="cannot write .*: No space left"):
-        write_lora_weights(lora, tmp_path / "b", {})
+        write_lora_weights(lora, tmp_path / "b", None)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine").write_text("x")
     with pytest.raises(TsugikiError, match="exists already"):
-        write_lora_weights(lora, tmp_path / "b", {})
+        write_lora_weights(lora, tmp_path / "b", None)
     assert (tmp_path / "b" / "mine").read_text() == "x"
 
 
 def test_weights_can_be_read_by_whoever_reads_the_config(tmp_path: Path):
     saved(tmp_path / "a")
-    write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", {})
+    write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", None)
     for folder in ("a", "b"):
         modes = {path.stat().st_mode for path in (tmp_path / folder).iterdir()}
         assert len(modes) == 1

@@ -45,12 +45,12 @@ def test_two_adapters_with_weights_and_their_figures(adapters: str, run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--adapter", "one", "--weights", "x"), "--weights is 'x'; give a number for each adapter"),
-        (("--adapter", "one", "--weights", "1,2"), "weights are 1, 2; give a number for each of 1 adapters"),
+        (("--adapter", "one", "--weights", "x"), "--weights is 'x'"),
+        (("--adapter", "one", "--weights", "1,2"), "weights are 1, 2"),
         (("--adapter", "one", "--weights", "inf"), "weights are inf"),
-        (("--adapter", "one", "--adapter", "dora"), "dora is more than low-rank updates of weights"),
+        (("--adapter", "one", "--adapter", "dora"), "dora has more than"),
         (("--adapter", "prompt"), "cannot be merged"),
-        (("--adapter", "one", "--adapter", "prompt"), "prompt is more than low-rank updates of weights"),
+        (("--adapter", "one", "--adapter", "prompt"), "prompt has more than"),
         (("--adapter", "nowhere"), "no adapter 'nowhere'"),
         (("--adapter", "base"), "no adapter in base"),
         (("--adapter", "nan"), "is not finite"),

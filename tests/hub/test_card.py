@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from tests.report import pages
 from tsugiki import LoraConfig
-from tsugiki.adapters.format import Base
+from tsugiki.adapters.metadata import BaseReference, Provenance
 from tsugiki.hub.card import CardData, is_own_card, model_card
 from tsugiki.methods.bottleneck import BottleneckConfig
 from tsugiki.train.record import RunRecord
@@ -63,8 +63,8 @@ def described(**changed: Any) -> CardData:
         "repo_id": "me/soseki",
         "config": LoraConfig(r=32, target_modules=["q_proj"]),
         "fields": {"peft_type": "LORA", "task_type": "CAUSAL_LM"},
-        "base": Base("them/base-7b", "sha256:123"),
-        "made": {},
+        "base": BaseReference(name="them/base-7b", fingerprint="sha256:123"),
+        "provenance": None,
         "record": record(),
         "parameters": 1234,
         "size": 4936,
@@ -133,7 +133,8 @@ def test_what_a_model_wrote_stays_in_its_block(text: str):
     odd = record(samples=samples, config={"data": valid}, evaluations=[evaluation(0, 4.0), last])
     assert odd.machine is not None
     odd.machine.processor = valid
-    card = model_card(described(record=odd, made={text or "made": text}, license_id=None))
+    provenance = Provenance(operation="test", settings={text or "made": text})
+    card = model_card(described(record=odd, provenance=provenance, license_id=None))
     plain = model_card(described(license_id=None))
     assert headings(card) == headings(plain)
     assert ModelCard(card).data.to_dict() == ModelCard(plain).data.to_dict()
@@ -201,7 +202,9 @@ def test_llama_cpp_is_offered_what_it_takes_of_any_base():
 
 
 def test_what_is_not_known_is_not_said():
-    card = model_card(described(record=None, base=Base(None, None), license_id=None, languages=[]))
+    card = model_card(
+        described(record=None, base=BaseReference(name=None, fingerprint=None), license_id=None, languages=[])
+    )
     data = ModelCard(card).data.to_dict()
     assert not {"base_model", "base_model_relation", "license", "language", "model-index"} & set(data)
     assert headings(card) == ["soseki", "How it was made", "How to use it", "Licence"]
@@ -211,7 +214,7 @@ def test_what_is_not_known_is_not_said():
 
 
 def test_the_embedded_base_is_no_repository():
-    card = model_card(described(base=Base("embedded", "sha256:123")))
+    card = model_card(described(base=BaseReference(name="embedded", fingerprint="sha256:123")))
     assert "base_model" not in ModelCard(card).data.to_dict()
     assert 'load_model("embedded")' in page_of(card)
 

@@ -48,7 +48,14 @@ def test_nothing_private_is_sent(tmp_path: Path):
     folder = saved(tmp_path / "run", str(base), config=config, data=data)
     (folder / "notes.txt").write_text("mine")
     beside = json.loads((folder / "tsugiki.json").read_text())
-    (folder / "tsugiki.json").write_text(json.dumps({**beside, "made": {"from": [str(home / "a"), "b"]}}))
+    (folder / "tsugiki.json").write_text(
+        json.dumps(
+            {
+                **beside,
+                "provenance": {"operation": "scale", "sources": [{"name": str(home / "a")}], "settings": {"by": 2}},
+            }
+        )
+    )
     sent = publication(folder, "me/it", published_base(folder, None))
     assert list(sent.files) == [
         "adapter_model.safetensors",
@@ -67,7 +74,7 @@ def test_nothing_private_is_sent(tmp_path: Path):
     assert "out" not in run["config"]
     assert run["data"]["near_duplicates"] == {"groups": 1, "records": 2, "first": []}
     assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] is None
-    assert json.loads(sent.files["tsugiki.json"])["made"] == {"from": ["a", "b"]}
+    assert json.loads(sent.files["tsugiki.json"])["provenance"]["sources"][0]["name"] == "a"
     assert any("--base names it" in note for note in sent.notes)
 
 

@@ -474,7 +474,7 @@ def test_a_lora_fa_layer_keeps_no_input(p: float):
 def test_a_step_of_lora_fa_is_loras_without_the_step_of_a(tmp_path: Path):
     theirs = shake(peft_model("llama"))
     theirs.save_pretrained(tmp_path)
-    (tmp_path / "tsugiki.json").write_text(json.dumps({"format": 1, "base": {}, "adapter": {"freeze_A": True}}))
+    (tmp_path / "tsugiki.json").write_text(json.dumps({"format": 2, "method_config": {"freeze_A": True}}))
     ours = tiny_model("llama")
     load_adapter(ours, tmp_path)
     for name, p in theirs.named_parameters():
@@ -488,7 +488,7 @@ def test_lora_fa_is_saved_as_a_lora(tmp_path: Path):
     save_adapter(shake(model), tmp_path)
     fields = json.loads((tmp_path / ADAPTER_CONFIG_FILE).read_text())
     assert "freeze_A" not in fields
-    assert json.loads((tmp_path / "tsugiki.json").read_text())["adapter"] == {"freeze_A": True}
+    assert json.loads((tmp_path / "tsugiki.json").read_text())["method_config"] == {"freeze_A": True}
 
 
 # Errors.
@@ -549,7 +549,7 @@ def test_tsugiki_json_with_an_unknown_setting_is_refused(tmp_path: Path):
     graft(model, config_of("lora-fa"))
     save_adapter(shake(model), tmp_path)
     path = tmp_path / "tsugiki.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"adapter": {"of_the_future": 1}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"method_config": {"of_the_future": 1}}))
     with pytest.raises(TsugikiError, match=r"tsugiki\.json.*of_the_future"):
         load_adapter(tiny_model(), tmp_path)
 

@@ -11,6 +11,7 @@ from tests.tiny import save_grafted, tiny_model
 from tsugiki import LoraConfig
 from tsugiki.adapters.algebra.spectrum import singular_values
 from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights, write_lora_weights
+from tsugiki.adapters.metadata import Provenance
 from tsugiki.methods.table import METHODS
 from tsugiki.report.adapter import info_lines, inspect_adapter, tensors_table, write_adapter_page
 from tsugiki.report.layers import bars, kinds_table, layers_table, with_spectra
@@ -59,16 +60,16 @@ def test_the_page_is_self_contained(tmp_path: Path):
 
 
 def test_the_provenance_is_shown(tmp_path: Path):
-    write_lora_weights(lora_of(), tmp_path / "a", {"truncated": "to rank 4", "energy": [0.5, 1]})
+    write_lora_weights(lora_of(), tmp_path / "a", Provenance(operation="test", settings={"energy": [0.5, 1]}))
     lines = info_lines(inspect_adapter(tmp_path / "a"))
-    assert ("provenance: truncated", "to rank 4") in lines
-    assert ("provenance: energy", "[0.5, 1]") in lines
+    assert ("operation", "test") in lines
+    assert ("energy", "[0.5, 1]") in lines
 
 
 def test_a_zero_adapter_has_a_note(tmp_path: Path):
     lora = lora_of()
     silent = {path: LayerFactors(one.A, 0 * one.B, one.scaling) for path, one in lora.layers.items()}
-    write_lora_weights(type(lora)(lora.config, silent, {}, lora.base, None), tmp_path / "a", {})
+    write_lora_weights(type(lora)(lora.config, silent, {}, lora.base, None), tmp_path / "a", None)
     adapter = inspect_adapter(tmp_path / "a")
     assert "zero" in adapter.notes[0]
     assert layers_table(adapter.layers)[1][0][3:6] == ["0.000", "0.000", "0.00"]

@@ -1,12 +1,13 @@
-"""What can be told of an adapter's folder at once: from its config, and from the head of its weights."""
+"""What can be told about an adapter quickly: from its config, and from the header of its weights file."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.format import Base, read_adapter_config, read_base, read_peft_config, read_weights
+from tsugiki.adapters.format import read_adapter_config, read_base, read_peft_config, read_weights
 from tsugiki.adapters.lora_weights import parse_tensors
+from tsugiki.adapters.metadata import BaseReference
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.config import LoraConfig
@@ -15,31 +16,31 @@ from tsugiki.methods.table import methods_of
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter is."""
+    """Facts about an adapter."""
 
     method: str
-    """As `tsugiki methods` calls it."""
+    """The method's name, as `tsugiki methods` lists it."""
     ranks: tuple[int, ...]
-    """Those of the file's layers, each once, the lowest first; none where the method has none."""
+    """The different ranks of its layers, in ascending order; empty if the method has no rank."""
     targets: tuple[str, ...]
-    """The kinds of layers that it changes, or the pattern that names them."""
-    base: Base
+    """The last components of the names of the layers that it changes, or the pattern that selects them."""
+    base: BaseReference
     parameters: int
-    """Numbers in the file."""
+    """Number of parameters in the file."""
     size: int
-    """Of the file of weights, in bytes."""
+    """Size of the weights file in bytes."""
     changed: float
-    """When that was written, in seconds since 1970."""
+    """When the weights file was written, in seconds since 1970."""
 
 
 def read_adapter_info(folder: Path) -> AdapterInfo:
-    """The facts of the adapter in a folder; of its numbers none is read.
+    """Read the facts about the adapter in a folder, without reading the values of its tensors.
 
     Raises:
-        TsugikiError: no adapter there, or one that is seen to be broken at a glance: its config, its names, its shapes.
+        TsugikiError: the folder holds no adapter, or its config or the names or shapes of its tensors are wrong.
     """
     config, tensors = read_adapter_config(folder), read_weights(folder)
-    ranks, targets = set(), _said_targets(config)
+    ranks, targets = set(), _configured_targets(config)
     if isinstance(config, LoraConfig):
         layers, _, problems = parse_tensors(read_peft_config(folder), tensors)
         if problems:
@@ -58,9 +59,9 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     )
 
 
-def _said_targets(config: Any) -> list[str]:
-    """What the config's field of targets says, whatever its method calls the field."""
-    names = ("target_modules", "target_parameters")
+def _configured_targets(config: Any) -> list[str]:
+    """Return the targets that the config names, whatever its method calls that setting."""
     fields = dataclasses.asdict(config)
-    said = next((fields[name] for name in names if fields.get(name)), ())
-    return [said] if isinstance(said, str) else sorted(said)
+    names = ("target_modules", "target_parameters")
+    targets = next((fields[name] for name in names if fields.get(name)), ())
+    return [targets] if isinstance(targets, str) else sorted(targets)

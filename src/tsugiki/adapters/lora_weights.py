@@ -1,45 +1,34 @@
-"""A LoRA adapter as its folder holds it, without any model: what is done to adapters alone is done to this.
+"""LoRA adapters as tensors, without a model: the operations on adapters work on this.
 
     lora = read_lora_weights(folder)
-    lora.layers["transformer.h.0.attn.c_attn"].A        # [r, in], float32
-    write_lora_weights(lora, out, {"truncated": "to rank 4"})   # a new PEFT folder
+    lora.layers["transformer.h.0.attn.c_attn"].A                # [r, in]
+    write_lora_weights(lora, out, Provenance(operation="…"))    # a new PEFT folder
 
-An adapter that PiSSA started is here the LoRA of twice the rank that its file is for PEFT.
+A PiSSA adapter is read as PEFT reads its file: as a LoRA of twice the rank.
 """
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tsugiki.adapters.format import (
-    Base,
     not_finite,
     read_base,
     read_config_fields,
     read_peft_config,
     read_weights,
-    share_weights,
+    write_adapter_files,
 )
+from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
-from tsugiki.io.digests import file_sha256
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
-from tsugiki.io.json import write_json
+from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.method import PREFIX
-
-_PART = re.compile(
-    rf"{re.escape(PREFIX)}(?P<path>.+)\.(lora_(?P<letter>[AB])\.weight|lora_embedding_(?P<table>[AB])|"
-    r"(?P<magnitude>lora_magnitude_vector)(\.weight)?)"
-)
+from tsugiki.methods.peft_keys import factor_keys, magnitude_key, parse_factor_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +36,12 @@ class LayerFactors:
     """The update of one layer, ΔW = scaling · B A."""
 
     A: Tensor
-    """[r, in]; of an embedding [r, entries], of a convolution [r, in, height, width]."""
+    """[r, in]; embedding: [r, entries]; convolution: [r, in, height, width]."""
     B: Tensor
-    """[out, r]; of an embedding [width, r], of a convolution [out, r / groups, 1, 1]."""
+    """[out, r]; embedding: [width, r]; convolution: [out, r / groups, 1, 1]."""
     scaling: float
     magnitude: Tensor | None = None
-    """DoRA's, [out]; of a convolution [1, out, 1, 1]."""
+    """DoRA's magnitude, [out]; convolution: [1, out, 1, 1]."""
     embedding: bool = False
 
     @property
@@ -63,29 +52,29 @@ class LayerFactors:
 
 @dataclass(frozen=True, eq=False)
 class LoraWeights:
-    """A LoRA adapter, its tensors in the dtype of the file."""
+    """A LoRA adapter; its tensors have the dtype of the file."""
 
     config: LoraConfig
-    """As PEFT reads it."""
+    """The settings as PEFT reads them."""
     layers: Mapping[str, LayerFactors]
-    """Layer's name in the base -> its update."""
+    """Name of a layer in the base -> its update."""
     others: Mapping[str, Tensor]
     """Trained biases and modules, by their names in the file."""
-    base: Base
+    base: BaseReference
     task_type: str | None
-    """PEFT's; None for what is no language model."""
+    """PEFT's task type; None for a model that is not a language model."""
 
 
 def read_lora_weights(folder: Path) -> LoraWeights:
-    """The LoRA adapter in a folder, whole and finite.
+    """Read the LoRA adapter in a folder and check that it is complete and finite.
 
     Raises:
-        TsugikiError: no adapter there, one of another method, a broken file, tensors that lack their other half, that
-            are not of the rank the config says, or that are not finite.
+        TsugikiError: the folder holds no adapter or one of another method, the file is broken, or tensors are missing,
+            not of the rank that the config gives, or not finite.
     """
     config = read_peft_config(folder)
     if not isinstance(config, LoraConfig):
-        raise TsugikiError(f"{folder} is no LoRA adapter, and this can be done with LoRA's alone")
+        raise TsugikiError(f"{folder} is not a LoRA adapter, and this operation supports only LoRA")
     tensors = read_weights(folder)
     layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)
@@ -97,82 +86,74 @@ def read_lora_weights(folder: Path) -> LoraWeights:
 def parse_tensors(
     config: LoraConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, LayerFactors], dict[str, Tensor], list[str]]:
-    """The layers that are whole, the tensors that belong to none, and what is wrong by names, shapes and dtypes."""
+    """Group the tensors of a file by layer.
+
+    Args:
+        config: the settings as PEFT reads them.
+        tensors: the tensors by their names in the file; only names, shapes and dtypes are used.
+
+    Returns:
+        The layers that are complete, the tensors that are not LoRA factors, and what is wrong, a sentence each.
+    """
     parts: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
     problems = []
     embeddings = set()
-    for key, tensor in tensors.items():
-        match = _PART.fullmatch(key)
-        if match is None:
-            others[key] = tensor
+    for name, tensor in tensors.items():
+        key = parse_factor_key(name)
+        if key is None:
+            others[name] = tensor
             continue
-        path = match["path"]
-        parts.setdefault(path, {})[match["letter"] or match["table"] or "magnitude"] = tensor
-        if match["table"]:
-            embeddings.add(path)
+        parts.setdefault(key.layer, {})[key.part] = tensor
+        if key.is_embedding:
+            embeddings.add(key.layer)
     layers = {}
-    for path, part in parts.items():
-        problem = _what_is_wrong(part, config.rank_of(path), config.use_dora)
+    for layer, found in parts.items():
+        problem = _problem(found, config.rank_of(layer), config.use_dora)
         if problem:
-            problems.append(f"{path} {problem}")
+            problems.append(f"{layer} {problem}")
         else:
-            layers[path] = LayerFactors(
-                part["A"], part["B"], config.scaling_of(path), part.get("magnitude"), path in embeddings
+            layers[layer] = LayerFactors(
+                found["A"], found["B"], config.scaling_of(layer), found.get("magnitude"), layer in embeddings
             )
     if not parts:
         problems.append("it holds no lora_A and lora_B")
     return layers, others, problems
 
 
-def write_lora_weights(lora: LoraWeights, out: Path, made: Mapping[str, Any]) -> None:
-    """Write a new PEFT folder, whole or not at all. Ranks and scalings are the layers', whatever the config says.
+def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | None) -> None:
+    """Write a new PEFT folder, which appears complete or not at all.
 
     Args:
-        lora: what to write; its config says what was targeted.
-        out: the folder; must not be there, or be empty.
-        made: how it came about, kept in `tsugiki.json`.
+        lora: the adapter. The ranks and scalings of its layers are written, whatever its config says.
+        out: the folder; it must not exist, or be empty.
+        provenance: how the adapter was derived from others, kept in `tsugiki.json`.
 
     Raises:
-        TsugikiError: a tensor is not finite, or the folder is there or cannot be written.
+        TsugikiError: a tensor is not finite, or the folder exists or cannot be written.
     """
     tensors = {key: tensor for path, layer in lora.layers.items() for key, tensor in _tensors(path, layer).items()}
     tensors |= lora.others
-    broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    broken = not_finite(tensors)
     if broken:
-        raise TsugikiError(f"the result is not finite in {summarise_list(broken)}; nothing was written")
-    fields = dataclasses.asdict(_with_ranks(lora.config, lora.layers))
-    del fields["freeze_A"]  # how it was trained, which PEFT has no field for
-    common = {"peft_type": "LORA", "task_type": lora.task_type, "base_model_name_or_path": lora.base.name}
-    base = {"name": lora.base.name, "fingerprint": lora.base.fingerprint}
-    with new_folder(out) as part:
-        save_file(
-            {key: tensor.contiguous() for key, tensor in tensors.items()},
-            part / ADAPTER_FILE,
-            metadata={"format": "pt"},
-        )
-        write_json(part / ADAPTER_CONFIG_FILE, common | {"inference_mode": True} | fields)
-        write_json(part / METADATA_FILE, {"format": 1, "base": base, "made": dict(made)})
-        share_weights(part)
-
-
-def source(folder: Path) -> dict[str, str]:
-    """An adapter that another is made from, for the record of that: its folder's name, and a digest of its weights."""
-    return {"name": folder.resolve().name, "weights": file_sha256(folder / ADAPTER_FILE)}
+        raise TsugikiError(f"the result is wrong: {summarise_list(broken)}; nothing was written")
+    settings = dataclasses.asdict(_with_ranks(lora.config, lora.layers))
+    del settings["freeze_A"]  # a setting of training, for which PEFT has no field
+    fields = {"peft_type": "LORA", "task_type": lora.task_type} | settings
+    with new_folder(out) as temporary:
+        write_adapter_files(temporary, tensors, fields, Metadata(base=lora.base, provenance=provenance))
 
 
 def _tensors(path: str, layer: LayerFactors) -> dict[str, Tensor]:
-    form = "{}{}.lora_embedding_{}" if layer.embedding else "{}{}.lora_{}.weight"
-    tensors = {form.format(PREFIX, path, "A"): layer.A, form.format(PREFIX, path, "B"): layer.B}
-    if layer.magnitude is not None:
-        tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = layer.magnitude
-    return tensors
+    key_A, key_B = factor_keys(path, layer.embedding)
+    magnitude = {} if layer.magnitude is None else {magnitude_key(path): layer.magnitude}
+    return {key_A: layer.A, key_B: layer.B} | magnitude
 
 
 def _with_ranks(config: LoraConfig, layers: Mapping[str, LayerFactors]) -> LoraConfig:
-    """The config of these layers: the commonest rank and alpha for all, patterns for the rest."""
+    """Return a config with the ranks and scalings of these layers: the most common ones, and patterns for the rest."""
     ranks = {path: layer.r for path, layer in layers.items()}
-    alphas = {path: _whole(layer.scaling * layer.r) for path, layer in layers.items()}
+    alphas = {path: _rounded(layer.scaling * layer.r) for path, layer in layers.items()}
     r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return dataclasses.replace(
         config,
@@ -186,28 +167,27 @@ def _with_ranks(config: LoraConfig, layers: Mapping[str, LayerFactors]) -> LoraC
     )
 
 
-def _whole(number: float) -> float:
-    """A whole number as one, also where rounding has moved it."""
+def _rounded(number: float) -> float:
+    """Return the nearest whole number if `number` differs from it only by rounding errors, else `number`."""
     return round(number) if abs(number - round(number)) < 1e-9 * max(1, abs(number)) else number
 
 
-def _what_is_wrong(part: Mapping[str, Tensor], r: int, dora: bool) -> str | None:
-    if "A" not in part or "B" not in part:
-        return f"has no lora_{'B' if 'A' in part else 'A'}"
-    if ("magnitude" in part) != dora:
-        return (
-            "has a lora_magnitude_vector, and use_dora is false"
-            if "magnitude" in part
-            else ("has no lora_magnitude_vector, and use_dora is true")
-        )
-    A, B = part["A"], part["B"]
+def _problem(parts: Mapping[str, Tensor], r: int, use_dora: bool) -> str | None:
+    """Say what is wrong with the tensors of a layer; None if nothing is."""
+    if "A" not in parts or "B" not in parts:
+        return f"has no lora_{'B' if 'A' in parts else 'A'}"
+    if "magnitude" in parts and not use_dora:
+        return "has a lora_magnitude_vector, but use_dora is false"
+    if "magnitude" not in parts and use_dora:
+        return "has no lora_magnitude_vector, but use_dora is true"
+    A, B = parts["A"], parts["B"]
     if not (A.is_floating_point() and B.is_floating_point()):
-        return f"is of {A.dtype}, {B.dtype}, no floating-point numbers"
-    if A.dim() not in (2, 4) or A.dim() != B.dim() or (A.dim() == 2 and A.shape[0] != B.shape[1]):
-        return f"has A {list(A.shape)} and B {list(B.shape)}, which do not go together"
-    if A.dim() == 4 and (B.shape[1] == 0 or len(A) % B.shape[1]):  # a convolution in groups
-        return f"has A {list(A.shape)} and B {list(B.shape)}, which do not go together"
-    magnitude = part.get("magnitude")
+        return f"has the dtypes {A.dtype} and {B.dtype}, which are not floating-point"
+    is_linear = A.dim() == B.dim() == 2 and len(A) == B.shape[1]
+    is_convolution = A.dim() == B.dim() == 4 and B.shape[1] > 0 and len(A) % B.shape[1] == 0  # maybe in groups
+    if not (is_linear or is_convolution):
+        return f"has A {list(A.shape)} and B {list(B.shape)}, which cannot be multiplied"
+    magnitude = parts.get("magnitude")
     if magnitude is not None and magnitude.numel() != len(B):
-        return f"has a lora_magnitude_vector {list(magnitude.shape)} beside B {list(B.shape)}"
-    return f"is of rank {len(A)}, and the config says {r}" if len(A) != r else None
+        return f"has a lora_magnitude_vector {list(magnitude.shape)}, but B {list(B.shape)}"
+    return f"is of rank {len(A)}, but the config gives {r}" if len(A) != r else None

@@ -1,4 +1,4 @@
-"""Does an adapter do anything? A look at the logits with it and without."""
+"""Check whether an adapter has any effect, by comparing logits with and without it."""
 
 from torch import nn
 
@@ -7,7 +7,10 @@ from tsugiki.lora.graft import disable_adapter
 
 
 def logit_shift(model: nn.Module) -> float | None:
-    """The largest change of a probe logit that the active adapter makes; 0.0 is an adapter that does nothing."""
+    """Return the largest change of a logit that the active adapter causes on a fixed input.
+
+    0.0 means that the adapter has no effect; None that the model gives no logits.
+    """
     with_adapter = probe_logits(model)
     if with_adapter is None:
         return None

@@ -1,4 +1,4 @@
-"""Is an adapter whole, and does it fit a base? Everything that is wrong with it, a sentence each."""
+"""Check whether an adapter is complete and fits a base; all problems are listed, a sentence each."""
 
 import os
 from dataclasses import dataclass
@@ -7,9 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from tsugiki.adapters.format import misfits, not_finite, read_adapter_config, read_base, read_peft_config, read_weights
+from tsugiki.adapters.format import (
+    misfits,
+    not_finite,
+    read_adapter_config,
+    read_base,
+    read_peft_config,
+    read_weights,
+)
 from tsugiki.adapters.lora_weights import parse_tensors
-from tsugiki.base.fingerprint import named_fingerprint
+from tsugiki.base.fingerprint import fingerprints_differ, named_fingerprint
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, RECORD_FILE
@@ -20,51 +27,54 @@ from tsugiki.methods.table import format_of
 
 @dataclass(frozen=True)
 class KnownBase:
-    """A base that adapters are held against."""
+    """A base that adapters are checked against."""
 
     model: nn.Module
-    """Its shape alone is looked at."""
+    """A model of its architecture; only names and shapes are used."""
     fingerprint: str | None
-    """Of its stored weights; None where they are not on this machine."""
+    """The digest of its weights; None if they are not on this machine."""
 
 
 def known_base(name: str) -> KnownBase:
-    """The base called so: its shape, and the fingerprint of its files, all of which are read.
+    """Read the architecture and the fingerprint of a base, without loading it; all its files are read.
 
     Raises:
-        TsugikiError: there is none.
+        TsugikiError: there is no such model.
     """
     return KnownBase(load_meta_model(name), named_fingerprint(name))
 
 
 def verify(folder: Path, base: KnownBase | None = None) -> list[str]:
-    """All that is wrong with the adapter in a folder; nothing, where it is whole and fits.
+    """List all problems of the adapter in a folder.
 
     Args:
-        folder: the adapter's.
-        base: that it must fit.
+        folder: the adapter's folder.
+        base: a base that the adapter must fit; not checked if None, nor if the adapter itself has problems.
     """
     problems = find_problems(folder)
     return problems if problems or base is None else find_misfits(folder, base)
 
 
 def check_adapter(folder: Path) -> Any:
-    """The settings of the adapter in a folder, of whatever method, if it is whole by itself.
+    """Check that the adapter in a folder is complete.
+
+    Returns:
+        Its settings, an instance of its method's config class.
 
     Raises:
-        TsugikiError: it is not; the message says what is wrong.
+        TsugikiError: it has problems; the message lists them.
     """
     problems = find_problems(folder)
     if problems:
-        raise TsugikiError(f"{folder} is no whole adapter: {summarise_list(problems)}")
+        raise TsugikiError(f"{folder} is not a complete adapter: {summarise_list(problems)}")
     return read_adapter_config(folder)
 
 
 def find_problems(folder: Path) -> list[str]:
-    """What is wrong with the adapter in a folder, by itself: nothing, where it is whole.
+    """List the problems of the adapter in a folder, without looking at a base.
 
-    Its config is known, its weights are safetensors, every number is finite; LoRA's pairs are whole, of the ranks that
-    the config says, and of floating point; what else is kept beside them can be read.
+    The config must be supported, the weights must be safetensors, all values finite; LoRA factors must be complete,
+    floating-point and of the ranks that the config gives; tsugiki.json and run.json, if there are any, must be JSON.
     """
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
         return [f"no adapter: it has no {ADAPTER_CONFIG_FILE}"]
@@ -76,40 +86,41 @@ def find_problems(folder: Path) -> list[str]:
     except TsugikiError as error:
         problems.append(without_path(str(error), folder))
     try:
-        problems += [f"{ADAPTER_FILE}: {what}" for what in _wrong_tensors(folder, config)]
+        problems += [f"{ADAPTER_FILE}: {problem}" for problem in _tensor_problems(folder, config)]
     except TsugikiError as error:
         problems.append(without_path(str(error), folder))
     try:
         if (folder / RECORD_FILE).exists():
-            read_json(folder / RECORD_FILE, missing="")
+            read_json(folder / RECORD_FILE)
     except TsugikiError as error:
         problems.append(without_path(str(error), folder))
     return problems
 
 
 def without_path(message: str, folder: Path) -> str:
-    """A message about a folder where it is known which."""
+    """Remove the path of a folder from a message, for a reader who knows which folder is meant."""
     return message.replace(f"{folder}{os.sep}", "").replace(f" in {folder}", "")
 
 
 def find_misfits(folder: Path, base: KnownBase) -> list[str]:
-    """What of the adapter in a folder, which is whole by itself, does not fit a base."""
+    """List why an adapter that has no problems itself does not fit a base."""
     problems = []
-    said = read_base(folder)
-    if said.fingerprint and base.fingerprint and said.fingerprint != base.fingerprint:
-        problems.append(f"it was trained on another base ({said.name}): the weights differ")
-    config, stored = read_peft_config(folder), read_weights(folder)
-    form = format_of(config)
+    trained_on = read_base(folder)
+    if fingerprints_differ(trained_on.fingerprint, base.fingerprint):
+        problems.append(f"it was trained on another base ({trained_on.name}): the weights differ")
+    config, tensors = read_peft_config(folder), read_weights(folder)
+    adapter_format = format_of(config)
     try:
-        wanted = form.tensors(base.model, form.build_for(base.model, config, stored.keys()))
+        adapter = adapter_format.build_for(base.model, config, tensors.keys())
+        expected = adapter_format.tensors(base.model, adapter)
     except TsugikiError as error:
         return [*problems, f"it does not fit the base: {error}"]
-    return [*problems, *(f"{ADAPTER_FILE}: {what}" for what in misfits(base.model, wanted, stored))]
+    return [*problems, *(f"{ADAPTER_FILE}: {problem}" for problem in misfits(base.model, expected, tensors))]
 
 
-def _wrong_tensors(folder: Path, config: object) -> list[str]:
+def _tensor_problems(folder: Path, config: object) -> list[str]:
     tensors = read_weights(folder)
     if not tensors:
-        return ["it holds no tensor"]
-    of_names = parse_tensors(read_peft_config(folder), tensors)[2] if isinstance(config, LoraConfig) else []
-    return [*of_names, *not_finite(tensors)]
+        return ["it holds no tensors"]
+    problems = parse_tensors(read_peft_config(folder), tensors)[2] if isinstance(config, LoraConfig) else []
+    return [*problems, *not_finite(tensors)]

@@ -47,8 +47,12 @@ def is_different_base(fingerprint: str | None, name: str) -> bool:
 
     False if either fingerprint is unknown. Computing the model's own fingerprint reads all of its weights.
     """
-    actual = named_fingerprint(name) if fingerprint else None
-    return actual is not None and actual != fingerprint
+    return fingerprint is not None and fingerprints_differ(fingerprint, named_fingerprint(name))
+
+
+def fingerprints_differ(one: str | None, other: str | None) -> bool:
+    """Return whether two fingerprints are certainly of different bases; False if either is unknown."""
+    return bool(one and other and one != other)
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
+from tsugiki.adapters.metadata import BaseReference, Provenance, Source
 from tsugiki.base.fingerprint import is_different_base
 from tsugiki.base.gguf.file import read_header
 from tsugiki.base.loading import load_meta_model
@@ -112,8 +112,10 @@ def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mi
             f"{file} was made for another base ({lora.base.name}) than {model_name}: their weights differ; "
             "--allow-base-mismatch imports it anyway"
         )
-    lora = dataclasses.replace(lora, base=Base(model_name, lora.base.fingerprint))
-    write_lora_weights(lora, out, {"imported from": file.name})
+    base = BaseReference(name=model_name, fingerprint=lora.base.fingerprint)
+    provenance = Provenance(operation="import", sources=(Source(name=file.name),))
+    lora = dataclasses.replace(lora, base=base)
+    write_lora_weights(lora, out, provenance)
     return lora
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
+from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.dtypes import GgufAdapterDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
@@ -107,7 +107,10 @@ def read_gguf_adapter(file: Path, model: "PreTrainedModel") -> LoraWeights:
         target_modules=shortest_target_modules(model, LoraConfig(), targets),
         fan_in_fan_out=any(is_conv1d(layer) for layer in targets.values()),
     )
-    base = Base(_metadata_value(header, _BASE_NAME, str, file), _metadata_value(header, _FINGERPRINT, str, file))
+    base = BaseReference(
+        name=_metadata_value(header, _BASE_NAME, str, file),
+        fingerprint=_metadata_value(header, _FINGERPRINT, str, file),
+    )
     return LoraWeights(config, layers, {}, base, "CAUSAL_LM")
 
 

@@ -21,7 +21,8 @@ from tsugiki.export.layout import gguf_names, llama_cpp_architecture, unsupporte
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_targets
-from tsugiki.methods.method import PREFIX, AdapterFormat
+from tsugiki.methods.method import AdapterFormat
+from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 from tsugiki.methods.table import METHODS, format_of
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def incompatibilities_before_training(loader: Loader, config: object, model: "Pr
 
 def llama_cpp_incompatibilities(lora: LoraWeights, model: "PreTrainedModel") -> list[str]:
     """Return why llama.cpp cannot compute this adapter of `model`, which may be on the meta device; empty if it can."""
-    whole = [key.removeprefix(PREFIX) for key in lora.others if not _is_frozen_copy(key, lora)]
+    whole = [base_name(key) for key in lora.others if not _is_frozen_copy(key, lora)]
     dora = any(layer.magnitude is not None for layer in lora.layers.values())
     return _llama_cpp(model, lora.layers, whole, dora)
 
@@ -190,5 +191,5 @@ def _llama_cpp(model: "PreTrainedModel", layers: Collection[str], whole: Collect
 
 def _is_frozen_copy(key: str, lora: LoraWeights) -> bool:
     """Return whether a tensor is the frozen weight that PEFT may store with the LoRA factors of an embedding."""
-    path = key.removeprefix(PREFIX)
-    return path.endswith(".base_layer.weight") and path.removesuffix(".base_layer.weight") in lora.layers
+    path, _, attribute = base_name(key).rpartition(".")
+    return is_base_layer_key(key) and attribute == "weight" and path in lora.layers

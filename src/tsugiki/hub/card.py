@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tsugiki.adapters.format import Base
+from tsugiki.adapters.metadata import BaseReference, Provenance
 from tsugiki.base.loading import EMBEDDED
 from tsugiki.export.compatibility import (
     can_merge,
@@ -27,7 +27,6 @@ from tsugiki.export.compatibility import (
 from tsugiki.hub.markdown import code_span, fenced
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
-from tsugiki.io.json import value_text
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS, format_of
 from tsugiki.report.formatting import describe_change, format_with_interval
@@ -50,10 +49,10 @@ class CardData:
     """Settings of the adapter, of the class that its form has."""
     fields: Mapping[str, Any]
     """Of `adapter_config.json`, as sent."""
-    base: Base
+    base: BaseReference
     """Its name on the hub, or `embedded`; None where others cannot find it."""
-    made: Mapping[str, Any]
-    """How it came about, if it was made of others."""
+    provenance: Provenance | None
+    """How it was derived from others; None if it was trained."""
     record: RunRecord | None
     """Of the run, if it was trained here."""
     parameters: int
@@ -76,7 +75,7 @@ def model_card(adapter: CardData) -> str:
             method=_method(adapter),
             figures=_figures(adapter.record),
             samples=_samples(adapter.record),
-            made=_made(adapter.made),
+            made=adapter.provenance.lines() if adapter.provenance else [],
             data=_data(adapter.record),
             cost=_cost(adapter.record),
             peft=peft_reads(form),
@@ -220,13 +219,6 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
         lines.append(("steps", f"{record.training.steps:,}"))
     lines.append(("seed", str(record.config.seed)))
     return lines
-
-
-def _made(made: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if not made:
-        return []
-    told = [f"{name.replace('_', ' ')} {value_text(value)}" for name, value in made.items()]
-    return [("made of others", "; ".join(told))]
 
 
 def _data(record: RunRecord | None) -> list[tuple[str, str]]:

@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from tsugiki.adapters.format import Base, read_base, read_config_fields, read_weights
+from tsugiki.adapters.format import read_base, read_config_fields, read_weights
+from tsugiki.adapters.metadata import Metadata, read_metadata
 from tsugiki.adapters.verify import check_adapter
 from tsugiki.base.loading import EMBEDDED
 from tsugiki.errors import TsugikiError
 from tsugiki.hub.card import CardData, model_card
 from tsugiki.hub.client import CARD_FILE, is_repo_id
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
-from tsugiki.io.json import read_json, to_json_text
+from tsugiki.io.json import to_json_text
 from tsugiki.train.record import RunRecord, read_record
 
 NO_BASE = "none"
@@ -91,15 +92,15 @@ def publication(
     """
     config = check_adapter(folder)
     fields = _public({**read_config_fields(folder), "base_model_name_or_path": base})
-    beside = read_json(folder / METADATA_FILE, missing="") if (folder / METADATA_FILE).is_file() else None
+    metadata = _public_metadata(read_metadata(folder), base)
     record = _public_record(read_record(folder), base) if (folder / RECORD_FILE).is_file() else None
     card = model_card(
         CardData(
             repo_id=repo_id,
             config=config,
             fields=fields,
-            base=Base(base, read_base(folder).fingerprint),
-            made=_public((beside or {}).get("made") or {}),
+            base=metadata.base,
+            provenance=metadata.provenance,
             record=record,
             parameters=sum(tensor.numel() for tensor in read_weights(folder).values()),
             size=(folder / ADAPTER_FILE).stat().st_size,
@@ -108,9 +109,8 @@ def publication(
         )
     )
     files: dict[str, bytes | Path] = {ADAPTER_FILE: folder / ADAPTER_FILE, ADAPTER_CONFIG_FILE: _json(fields)}
-    if beside is not None:
-        named = {**(beside.get("base") or {}), "name": base}
-        files[METADATA_FILE] = _json(_public({**beside, "base": named}))
+    if (folder / METADATA_FILE).is_file():
+        files[METADATA_FILE] = _json(metadata.to_json())
     if record is not None:
         files[RECORD_FILE] = _json(record.to_json())
     files[CARD_FILE] = card.encode()
@@ -131,6 +131,12 @@ def _notes(folder: Path, base: str | None, license_id: str | None, record: RunRe
     if record is None:
         notes.append(f"{folder} has no {RECORD_FILE}: the card has no figures and no samples")
     return notes
+
+
+def _public_metadata(metadata: Metadata, base: str | None) -> Metadata:
+    """The same, with paths of this machine as their last parts, and the base's public name."""
+    fields = _public(metadata.model_dump())
+    return Metadata(**fields | {"base": {"name": base, "fingerprint": metadata.base.fingerprint}})
 
 
 def _public_record(record: RunRecord, base: str | None) -> RunRecord:

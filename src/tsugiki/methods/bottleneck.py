@@ -48,7 +48,8 @@ from tsugiki.lora.names import Names, check_names, split_block
 from tsugiki.lora.swap import Undo
 from tsugiki.lora.targets import find_modules
 from tsugiki.methods.hooks import attach_output_module
-from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
+from tsugiki.methods.method import AdapterFormat, read_fields
+from tsugiki.methods.peft_keys import PREFIX
 
 Initialisation: TypeAlias = Literal["mam_adapter", "bert"]
 

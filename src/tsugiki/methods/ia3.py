@@ -34,7 +34,8 @@ from tsugiki.lora.names import Names, check_names
 from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module
 from tsugiki.lora.targets import base_modules, find_targets
 from tsugiki.methods.hooks import attach_input_module, attach_output_module
-from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
+from tsugiki.methods.method import AdapterFormat, read_fields
+from tsugiki.methods.peft_keys import PREFIX
 
 
 @dataclass(frozen=True)

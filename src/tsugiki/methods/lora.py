@@ -50,7 +50,8 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.names import check_names
 from tsugiki.lora.targets import base_modules, find_targets, shortest_target_modules
-from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
+from tsugiki.methods.method import AdapterFormat, read_fields
+from tsugiki.methods.peft_keys import PREFIX, base_layer_key, factor_keys, magnitude_key
 
 _HARMLESS = frozenset(
     {
@@ -71,17 +72,17 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
     layers = dict(base_modules(model))
     tensors: dict[str, Tensor] = {}
     for path, pair in adapter.pairs.items():
-        key_A, key_B = _keys(path, layers[path])
+        key_A, key_B = factor_keys(path, isinstance(layers[path], nn.Embedding))
         tensors[key_A], tensors[key_B] = pair.A, pair.B
         if pair.A0 is not None and pair.B0 is not None:
             tensors[key_A], tensors[key_B] = torch.cat([pair.A, pair.A0]), torch.cat([pair.B, -pair.B0], 1)
         if pair.magnitude is not None:
-            tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = pair.magnitude
+            tensors[magnitude_key(path)] = pair.magnitude
     for path, module in adapter.modules.items():
         tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in module.state_dict().items()}
     for path, bias in adapter.biases.items():
         owner, _, attribute = path.rpartition(".")
-        tensors[f"{PREFIX}{owner}.base_layer.{attribute}" if owner in adapter.pairs else f"{PREFIX}{path}"] = bias
+        tensors[base_layer_key(owner, attribute) if owner in adapter.pairs else f"{PREFIX}{path}"] = bias
     return tensors
 
 
@@ -89,18 +90,13 @@ def _load_tensors(model: nn.Module, adapter: LoraAdapter, file_tensors: Mapping[
     layers = dict(base_modules(model))
     for path, pair in adapter.pairs.items():
         if pair.A0 is not None and pair.B0 is not None:
-            key_A, key_B = _keys(path, layers[path])
+            key_A, key_B = factor_keys(path, isinstance(layers[path], nn.Embedding))
             (A, A0), (B, B0) = file_tensors[key_A].chunk(2), file_tensors[key_B].chunk(2, 1)
             for target, value in ((pair.A, A), (pair.A0, A0), (pair.B, B), (pair.B0, -B0)):
                 target.copy_(value)
     # For PiSSA, `_tensors` returns concatenated copies; writing into them has no effect.
     for key, tensor in _tensors(model, adapter).items():
         tensor.copy_(file_tensors[key])
-
-
-def _keys(path: str, layer: nn.Module) -> tuple[str, str]:
-    template = "{}{}.lora_embedding_{}" if isinstance(layer, nn.Embedding) else "{}{}.lora_{}.weight"
-    return template.format(PREFIX, path, "A"), template.format(PREFIX, path, "B")
 
 
 def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:

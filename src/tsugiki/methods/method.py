@@ -21,9 +21,6 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import graft, new_adapter
 
-PREFIX = "base_model.model."
-"""In the names of a PEFT file, every module path of the base follows this prefix."""
-
 Family: TypeAlias = Literal["additive", "reparametrised", "selective", "full fine-tuning"]
 
 ConfigT = TypeVar("ConfigT")

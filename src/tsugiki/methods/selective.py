@@ -45,7 +45,8 @@ from tsugiki.lora.swap import (
     warn_untied_weights,
 )
 from tsugiki.lora.targets import base_modules, find_modules, output_head
-from tsugiki.methods.method import PREFIX, AdapterFormat, read_fields
+from tsugiki.methods.method import AdapterFormat, read_fields
+from tsugiki.methods.peft_keys import PREFIX
 
 HEAD = "head"
 """The value of `target_parameters` that selects the parameters of the output head, whatever their names are."""

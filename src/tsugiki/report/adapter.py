@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -12,13 +11,11 @@ from tsugiki.adapters.algebra.spectrum import singular_values
 from tsugiki.adapters.format import read_peft_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import read_lora_weights
-from tsugiki.errors import TsugikiError
+from tsugiki.adapters.metadata import Provenance, read_metadata
 from tsugiki.io.atomic import write_text
-from tsugiki.io.file_names import METADATA_FILE
 from tsugiki.io.formatting import format_duration, format_size
-from tsugiki.io.json import read_json, value_text
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.method import PREFIX
+from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.report.formatting import Table, format_number
 from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, with_spectra
 from tsugiki.report.library import ranks_text, record_of
@@ -42,8 +39,8 @@ class AdapterReport:
     name: str
     folder: Path
     info: AdapterInfo
-    provenance: Mapping[str, Any]
-    """How the adapter was derived from other adapters or models; empty if it was trained."""
+    provenance: Provenance | None
+    """How the adapter was derived from other adapters or models; None if it was trained."""
     record: RunRecord | None
     """The record of the training run, if it is in the folder."""
     layers: Sequence[Layer]
@@ -73,7 +70,7 @@ def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: 
             advance(1)
         layers, tensors = with_spectra(lora.layers, spectra), dict(lora.others)
         notes = [_DORA] * config.use_dora + [_ZERO] * (not tensors and not any(layer.norm for layer in layers))
-    name, provenance = folder.resolve().name, _provenance(folder)
+    name, provenance = folder.resolve().name, read_metadata(folder).provenance
     return AdapterReport(name, folder, info, provenance, record_of(folder), layers, tensors, notes)
 
 
@@ -89,7 +86,7 @@ def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
         ("changed", datetime.fromtimestamp(info.changed).strftime("%Y-%m-%d %H:%M")),
         ("folder", str(adapter.folder)),
     ]
-    lines += [(f"provenance: {key}", value_text(value)) for key, value in adapter.provenance.items()]
+    lines += adapter.provenance.lines() if adapter.provenance else []
     record = adapter.record
     if record is None:
         return lines
@@ -140,11 +137,3 @@ def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
     sections.append(("Usage", render_macro("code", adapter_commands(base, adapter.folder, "…"))))
     lead = summary_sentence(record) if record else f"{adapter.info.method} on {base or 'an unnamed base'}."
     write_text(path, page(f"Adapter · {adapter.name}", lead, sections, adapter.notes))
-
-
-def _provenance(folder: Path) -> Mapping[str, Any]:
-    try:
-        provenance = read_json(folder / METADATA_FILE, missing="").get("made")
-    except TsugikiError:
-        return {}
-    return provenance if isinstance(provenance, dict) else {}

@@ -12,10 +12,12 @@ from tsugiki.adapters.algebra.difference import Difference, compare_layers, comp
 from tsugiki.adapters.format import not_finite, read_adapter_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
+from tsugiki.adapters.metadata import BaseReference
+from tsugiki.base.fingerprint import fingerprints_differ
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.json import value_text
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.method import PREFIX
+from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.report.formatting import Table, format_number
 from tsugiki.report.layers import block_order
 from tsugiki.report.library import ranks_text
@@ -104,12 +106,12 @@ def _settings(facts: Sequence[AdapterInfo], configs: Sequence[Any]) -> Table:
     return ["setting", "first", "second"], [row for row in cells if row[1] != row[2]]
 
 
-def _about_bases(first: Any, second: Any) -> list[str]:
-    if first.fingerprint and second.fingerprint:
-        return ["the bases differ: equal updates can have different effects"] * (
-            first.fingerprint != second.fingerprint
-        )
-    return ["the names of the bases differ, so their weights may differ too"] * (first.name != second.name)
+def _about_bases(first: BaseReference, second: BaseReference) -> list[str]:
+    if fingerprints_differ(first.fingerprint, second.fingerprint):
+        return ["the bases differ: equal updates can have different effects"]
+    if not (first.fingerprint and second.fingerprint) and first.name != second.name:
+        return ["the names of the bases differ, so their weights may differ too"]
+    return []
 
 
 def _other_tensors(lora: LoraWeights) -> dict[str, Tensor]:

@@ -17,15 +17,16 @@ from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
 from tsugiki.adapters.algebra.combine import (
     TYPES,
     Combination,
-    Part,
+    WeightedAdapter,
     combine,
     distance,
     load_weighted_adapters,
     norm,
     scaled,
+    weights_or_ones,
 )
-from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
+from tsugiki.adapters.metadata import BaseReference
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -109,7 +110,7 @@ def test_all_types_are_pefts(shape: str, kind: str, tmp_path: Path, monkeypatch:
     assert list(lora.layers) == list(deltas)  # or the masks of dare would not be the same
     for path, layer in lora.layers.items():
         assert relative_error(delta(layer), deltas[path]) < 1e-5, path
-    write_lora_weights(lora, tmp_path / "c", {})
+    write_lora_weights(lora, tmp_path / "c", None)
     model = tiny_model(shape)
     base = logits(model)
     load_adapter(model, tmp_path / "c")
@@ -130,7 +131,7 @@ def test_other_layers_and_ranks_are_pefts(kind: str, tmp_path: Path, monkeypatch
     assert lora.layers.keys() == deltas.keys()
     for path, layer in lora.layers.items():
         assert relative_error(delta(layer), deltas[path]) < 1e-5, path
-    write_lora_weights(lora, tmp_path / "c", {})
+    write_lora_weights(lora, tmp_path / "c", None)
     model = tiny_model()
     load_adapter(model, tmp_path / "c")
     again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "c").eval()
@@ -145,7 +146,7 @@ def test_embeddings_are_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     deltas = their_combination(theirs, kind, True, monkeypatch)
     lora = combined(folders, WEIGHTS, how(kind))
     assert relative_error(delta(lora.layers["transformer.wte"]), deltas["transformer.wte"]) < 1e-5
-    write_lora_weights(lora, tmp_path / "c", {})
+    write_lora_weights(lora, tmp_path / "c", None)
     model = tiny_model()
     load_adapter(model, tmp_path / "c")
     assert relative_error(logits(model), logits(theirs)) < 1e-5
@@ -159,7 +160,7 @@ def test_convolutions_are_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.M
     lora = combined(folders, WEIGHTS, how(kind))
     for path, layer in lora.layers.items():
         assert relative_error(delta(layer), deltas[path]) < 1e-5, path
-    write_lora_weights(lora, tmp_path / "c", {})
+    write_lora_weights(lora, tmp_path / "c", None)
     model = net()
     load_adapter(model, tmp_path / "c")
     assert relative_error(model(images()), theirs(images())) < 1e-5
@@ -181,7 +182,9 @@ def test_a_convolution_in_groups_does_the_sum_of_what_both_do(kind: str, tmp_pat
         graft(model, LoraConfig(r=rank, target_modules=["0"], init_lora_weights=False))
         save_adapter(model, folder)
         expected = expected + weight * (model(x) - base)
-    write_lora_weights(combined(folders, WEIGHTS, Combination(kind, 6 if kind == "svd" else None)), tmp_path / "c", {})
+    write_lora_weights(
+        combined(folders, WEIGHTS, Combination(kind, 6 if kind == "svd" else None)), tmp_path / "c", None
+    )
     model = layer()
     load_adapter(model, tmp_path / "c")
     assert relative_error(model(x), base) > 1e-2
@@ -189,14 +192,16 @@ def test_a_convolution_in_groups_does_the_sum_of_what_both_do(kind: str, tmp_pat
 
 
 def stored(name: str | None = "base", fingerprint: str | None = "1", **layers: LayerFactors) -> LoraWeights:
-    return dataclasses.replace(lora_of(**layers), base=Base(name, fingerprint))
+    return dataclasses.replace(lora_of(**layers), base=BaseReference(name=name, fingerprint=fingerprint))
 
 
 def test_half_a_precision_is_no_half_of_the_sum():
     """Adapters in 16 bits are added up in 32."""
     layers = [dataclasses.replace(factors("linear", seed=seed)) for seed in (0, 1)]
     short = [dataclasses.replace(layer, A=layer.A.bfloat16(), B=layer.B.bfloat16()) for layer in layers]
-    found = combine([Part("a", stored(x=short[0]), 0.3), Part("b", stored(x=short[1]), 1.7)], Combination())
+    found = combine(
+        [WeightedAdapter("a", stored(x=short[0]), 0.3), WeightedAdapter("b", stored(x=short[1]), 1.7)], Combination()
+    )
     expected = 0.3 * delta(short[0]) + 1.7 * delta(short[1])
     assert found.layers["x"].A.dtype == torch.float32
     assert relative_error(delta(found.layers["x"]), expected) < 1e-6
@@ -215,7 +220,7 @@ def test_distances():
 @pytest.mark.parametrize("factor", [-1, 0.25, -3])
 def test_scaled_logits_are_pefts_with_a_scaling(factor: float, tmp_path: Path):
     theirs, folders = two_of_pefts(tiny_model(), tmp_path, *[{"r": 4, "target_modules": ["c_attn", "wte"]}] * 2)
-    write_lora_weights(scaled(read_lora_weights(folders[0]), factor), tmp_path / "c", {})
+    write_lora_weights(scaled(read_lora_weights(folders[0]), factor), tmp_path / "c", None)
     for module in theirs.modules():
         if hasattr(module, "set_scale"):
             module.set_scale("a", factor)
@@ -231,7 +236,9 @@ def test_an_adapter_and_its_negative_are_the_base(tmp_path: Path):
     graft(model, LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False))
     save_adapter(model, tmp_path / "a")
     lora = read_lora_weights(tmp_path / "a")
-    assert norm(combine([Part("a", lora, 1), Part("-a", scaled(lora, -1), 1)], Combination())) < 1e-6 * norm(lora)
+    assert norm(
+        combine([WeightedAdapter("a", lora, 1), WeightedAdapter("-a", scaled(lora, -1), 1)], Combination())
+    ) < 1e-6 * norm(lora)
     assert scaled(scaled(lora, -1), -1).layers.keys() == lora.layers.keys()
 
 
@@ -248,7 +255,7 @@ def test_an_adapter_and_its_negative_are_the_base(tmp_path: Path):
 def test_the_result_targets_what_it_has(configs: list[dict[str, Any]], targets: Any):
     loras = [stored(**{path: factors("linear")}) for path in ("0.q", "0.v")]
     parts = [
-        Part(str(i), dataclasses.replace(lora, config=LoraConfig(**fields)), 1)
+        WeightedAdapter(str(i), dataclasses.replace(lora, config=LoraConfig(**fields)), 1)
         for i, (lora, fields) in enumerate(zip(loras, configs, strict=True))
     ]
     config = combine(parts, Combination()).config
@@ -258,17 +265,21 @@ def test_the_result_targets_what_it_has(configs: list[dict[str, Any]], targets: 
 
 def refused(said: str, *loras: LoraWeights, kind: str = "cat", weight: float = 1.0, **fields: Any) -> None:
     with pytest.raises(TsugikiError, match=said):
-        combine([Part(name, lora, weight) for name, lora in zip("ab", loras, strict=False)], how(kind), **fields)
+        combine(
+            [WeightedAdapter(name, lora, weight) for name, lora in zip("ab", loras, strict=False)], how(kind), **fields
+        )
 
 
 def test_bases():
     bases = [("here", "1"), ("there", "1"), ("here", "2"), ("there", None), (None, None)]
     a, same, other, unsaid, silent = (stored(*base, x=factors("linear")) for base in bases)
-    assert combine([Part("a", a, 1), Part("b", same, 1)], Combination()).base == a.base
+    assert combine([WeightedAdapter("a", a, 1), WeightedAdapter("b", same, 1)], Combination()).base == a.base
     refused(r"a and b were trained on different bases \(here and here; their weights differ\)", a, other)
-    refused(r"different bases \(there and here; whether their weights differ is not said\)", unsaid, a)
-    assert combine([Part("b", silent, 1), Part("a", a, 1)], Combination()).base == a.base
-    found = combine([Part("a", a, 1), Part("b", other, 1)], Combination(), allow_base_mismatch=True)
+    refused(r"different bases \(there and here; .*unknown\)", unsaid, a)
+    assert combine([WeightedAdapter("b", silent, 1), WeightedAdapter("a", a, 1)], Combination()).base == a.base
+    found = combine(
+        [WeightedAdapter("a", a, 1), WeightedAdapter("b", other, 1)], Combination(), allow_base_mismatch=True
+    )
     assert found.base == a.base
 
 
@@ -280,26 +291,22 @@ def test_what_cannot_be_combined():
         r"x is \[15, 20\] in a and an embedding", a, stored(x=dataclasses.replace(factors("linear"), embedding=True))
     )
     short = dataclasses.replace(factors("linear"), A=torch.ones(3, 20), B=torch.ones(15, 3))
-    refused(
-        r"linear adds up .* x has rank 6 in a and 3 in b; use cat \(exact\) or svd", a, stored(x=short), kind="linear"
-    )
+    refused(r"linear .* x has rank 6 in a and 3 in b; use cat \(exact\) or svd", a, stored(x=short), kind="linear")
     refused(r"has rank 6 in a and 3 in b; use cat \(exact\) or dare_ties_svd", a, stored(x=short), kind="dare_ties")
     refused("b is a DoRA adapter", a, dataclasses.replace(a, config=LoraConfig(use_dora=True)))
     refused("b also trains head.bias", a, dataclasses.replace(a, others={"head.bias": torch.ones(2)}))
     refused("weight of a is nan", a, weight=float("nan"))
-    with pytest.raises(TsugikiError, match="2 adapters and 1 weights"):
-        combined([Path("a"), Path("b")], [1.0], Combination())
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (("sum",), "no way to combine is called 'sum'"),
-        (("cat", 4), "cat leaves no rank to choose; svd makes a result of rank 4"),
+        (("sum",), "'sum'"),
+        (("cat", 4), "svd makes a result of rank 4"),
         (("ties", 4, 0.2), "ties_svd makes"),
         (("svd", 0), "rank is 0"),
-        (("ties",), "asks for a density"),
-        (("svd", 4, 0.2), "has no density"),
+        (("ties",), "ties requires a density"),
+        (("svd", 4, 0.2), "svd .* density"),
         (("ties", None, 0.0), "density is 0.0"),
         (("dare_linear", None, 1.5), "density is 1.5"),
     ],
@@ -313,3 +320,11 @@ def test_combinations_that_cannot_be_meant(fields: tuple[Any, ...], said: str):
 def test_factors_that_cannot_be_meant(factor: float):
     with pytest.raises(TsugikiError, match="cannot be scaled by"):
         scaled(stored(x=factors("linear")), factor)
+
+
+def test_without_weights_updates_are_added():
+    assert weights_or_ones(None, 2) == [1.0, 1.0]
+    assert weights_or_ones([0.7, -0.3], 2) == [0.7, -0.3]
+    for wrong in ([1.0], [1.0, float("nan")]):
+        with pytest.raises(TsugikiError, match="each of the 2 adapters"):
+            weights_or_ones(wrong, 2)

@@ -56,8 +56,8 @@ def test_what_was_merged_is_found_again(table: list[str], base: str, tmp_path: P
         assert relative_error(updates(layer)[0], deltas[path]) < 1e-5
         assert found.kept[path].energy == pytest.approx(1, abs=1e-6)
     assert found.energy == pytest.approx(1, abs=1e-6)
-    assert (found.left, len(found.unchanged)) == ({}, 2)
-    write_lora_weights(found.lora, tmp_path / "found", {})
+    assert (found.not_captured, len(found.unchanged)) == ({}, 2)
+    write_lora_weights(found.lora, tmp_path / "found", None)
     ours = load_model(base)
     load_adapter(ours, tmp_path / "found")  # which holds the base's fingerprint against this one's
     assert relative_error(logits(ours), logits(merged)) < 1e-5
@@ -87,9 +87,9 @@ def test_a_rank_of_a_whole_training_is_the_best_there_is(kind: str, tmp_path: Pa
         assert found.kept[path].energy == pytest.approx(float(S[:5].square().sum() / S.square().sum()), rel=2e-3)
         kept, whole = kept + found.kept[path].kept, whole + found.kept[path].whole
     rest = [name for name in parameters if name.removesuffix(".weight") not in found.lora.layers]
-    assert found.left.keys() == set(rest)
+    assert found.not_captured.keys() == set(rest)
     lost = {name: float((parameters[name] - before[name]).detach().double().square().sum()) for name in rest}
-    assert found.left == pytest.approx(lost, rel=1e-4)
+    assert found.not_captured == pytest.approx(lost, rel=1e-4)
     assert found.energy == pytest.approx(kept / (whole + sum(lost.values())), rel=1e-4)
 
 
@@ -102,9 +102,9 @@ def test_all_ranks_of_all_matrices_are_the_model(kind: str, tmp_path: Path):
         names.remove("transformer.wpe.weight")
     model = changed(base, tmp_path / "trained", *names)
     found = extract(model, base, 64, [*{name.removesuffix(".weight") for name in names}, "lm_head"])
-    assert found.left == {}
+    assert found.not_captured == {}
     assert found.energy == pytest.approx(1, abs=1e-6)
-    write_lora_weights(found.lora, tmp_path / "found", {})
+    write_lora_weights(found.lora, tmp_path / "found", None)
     ours = load_model(base)
     load_adapter(ours, tmp_path / "found")
     assert relative_error(logits(ours), logits(load_model(base))) > 1e-2
@@ -117,9 +117,9 @@ def test_what_the_adapter_does_not_reach_is_said(base: str, tmp_path: Path):
     found = extract(model, base, 2)
     assert list(found.lora.layers) == ["transformer.h.0.attn.c_attn"]
     assert found.lora.config.target_modules == ["transformer.h.0.attn.c_attn"]
-    assert found.left.keys() == {"transformer.wte.weight", "transformer.h.1.ln_1.weight"}
+    assert found.not_captured.keys() == {"transformer.wte.weight", "transformer.h.1.ln_1.weight"}
     one_use = extract(model, base, 2, ["wte", "c_attn"])  # the head's change is not in it
-    assert one_use.left.keys() == {"lm_head.weight", "transformer.h.1.ln_1.weight"}
+    assert one_use.not_captured.keys() == {"lm_head.weight", "transformer.h.1.ln_1.weight"}
 
 
 def test_files_without_the_prefix_and_in_pieces_and_in_sixteen_bits(base: str, tmp_path: Path):
@@ -177,15 +177,15 @@ def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_models_that_are_no_pair(base: str, tmp_path: Path):
-    with pytest.raises(TsugikiError, match="of the 8 layers meant in .*, none differs from"):
+    with pytest.raises(TsugikiError, match="none of the 8 .* layers of .* differs from"):
         extract(base, base, 4)
     norm = changed(base, tmp_path / "norm", "transformer.h.1.ln_1.weight")
-    with pytest.raises(TsugikiError, match="none differs from .*; what changed is transformer.h.1.ln_1.weight"):
+    with pytest.raises(TsugikiError, match="differs from .*; .*transformer.h.1.ln_1.weight"):
         extract(norm, base, 4)
     other = save_tiny(tmp_path / "wide", "gpt2", n_embd=64)
     with pytest.raises(TsugikiError, match=r"c_attn.weight is \[64, 192\] in .* and \[32, 96\] in"):
         extract(other, base, 4)
-    with pytest.raises(TsugikiError, match="has no transformer.h.0.attn.c_attn.weight: it is not whole, or of another"):
+    with pytest.raises(TsugikiError, match="has no transformer.h.0.attn.c_attn.weight"):
         extract(save_tiny(tmp_path / "llama", "llama"), base, 4)
     with pytest.raises(TsugikiError, match="matches no layer; these can be grafted"):
         extract(norm, base, 4, ["q_proj"])
@@ -197,7 +197,7 @@ def test_models_that_are_no_pair(base: str, tmp_path: Path):
     ("how", "said"),
     [
         ("nan", "is broken: transformer.h.0.attn.c_attn.weight is not finite"),
-        ("codes", "as torch.int8; give a model in 16 bits or more"),
+        ("codes", "as torch.int8"),
         ("cut", "is broken"),
         ("gone", "has no safetensors weights"),
     ],

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tests.tiny import logits, relative_error, tiny_model
 from tsugiki import TsugikiError, load_adapter
-from tsugiki.adapters.algebra.matrices import decomposed
-from tsugiki.adapters.algebra.truncate import overall, truncated, truncated_to_energy
-from tsugiki.adapters.format import Base
+from tsugiki.adapters.algebra.matrices import svd
+from tsugiki.adapters.algebra.truncate import kept_energy, truncated, truncated_to_energy
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
+from tsugiki.adapters.metadata import BaseReference
 from tsugiki.lora.config import LoraConfig
 
 LAYERS: dict[str, dict[str, Any]] = {
@@ -33,7 +33,9 @@ def factors(kind: str, scaling: float = 1.5, seed: int = 0) -> LayerFactors:
 
 
 def lora_of(**layers: LayerFactors) -> LoraWeights:
-    return LoraWeights(LoraConfig(target_modules=list(layers)), layers, {}, Base(None, None), None)
+    return LoraWeights(
+        LoraConfig(target_modules=list(layers)), layers, {}, BaseReference(name=None, fingerprint=None), None
+    )
 
 
 def updates(layer: LayerFactors) -> list[Tensor]:
@@ -60,12 +62,12 @@ def test_no_rank_comes_nearer(kind: str, r: int):
         assert relative_error(low, best) < 1e-6
         energy, whole = energy + float(S[:share].square().sum()), whole + float(S.square().sum())
     assert kept["layer"].energy == pytest.approx(energy / whole, rel=1e-12)
-    assert overall(kept) == pytest.approx(energy / whole, rel=1e-12)
+    assert kept_energy(kept) == pytest.approx(energy / whole, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_directions_are_at_right_angles_and_factors_balanced(kind: str):
-    U, S, Vh = decomposed(factors(kind))
+    U, S, Vh = svd(factors(kind))
     one = torch.eye(S.shape[1], dtype=torch.float64)
     assert torch.allclose(U.mT @ U, one.expand(len(S), -1, -1), atol=1e-12)
     assert torch.allclose(Vh @ Vh.mT, one.expand(len(S), -1, -1), atol=1e-12)
@@ -90,7 +92,7 @@ def test_an_update_of_nothing_loses_nothing_and_can_still_be_trained(zero: str):
     layer = dataclasses.replace(layer, **{zero: torch.zeros_like(getattr(layer, zero))})
     shorter, kept = truncated(lora_of(layer=layer), 2)
     found = shorter.layers["layer"]
-    assert (kept["layer"].energy, kept["layer"].after, overall(kept)) == (1.0, 2, 1.0)
+    assert (kept["layer"].energy, kept["layer"].after, kept_energy(kept)) == (1.0, 2, 1.0)
     assert torch.equal(found.A, layer.A[:2])
     assert torch.equal(found.B, layer.B[:, :2])
     assert truncated_to_energy(lora_of(layer=layer), 0.9)[1]["layer"].after == 1
@@ -131,7 +133,7 @@ def test_what_is_beside_the_pairs_stays(tmp_path):
     shorter, kept = truncated(lora, 4)
     assert {layer.after for layer in kept.values()} == {2, 4}
     assert shorter.others.keys() == lora.others.keys() != set()
-    write_lora_weights(shorter, tmp_path / "short", {})
+    write_lora_weights(shorter, tmp_path / "short", None)
     ours = tiny_model()
     load_adapter(ours, tmp_path / "short")
     again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "short").eval()

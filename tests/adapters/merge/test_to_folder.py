@@ -335,7 +335,7 @@ def test_what_is_no_sum_is_merged_alone(fields: dict[str, Any], tmp_path: Path):
     base = save_base(tmp_path / "base")
     adapter_on(base, tmp_path / "a")
     adapter_on(base, tmp_path / "b", **fields)
-    with pytest.raises(TsugikiError, match="b is more than low-rank updates"):
+    with pytest.raises(TsugikiError, match="b has more than low-rank updates"):
         plan_merge(base, [tmp_path / "a", tmp_path / "b"])
     with pytest.raises(TsugikiError, match="merge it alone"):
         plan_merge(base, [tmp_path / "b"], [0.5])
@@ -347,7 +347,7 @@ def test_weights_that_do_not_go_with_the_adapters(weights: list[float], tmp_path
     base = save_base(tmp_path / "base")
     for name in "ab":
         adapter_on(base, tmp_path / name)
-    with pytest.raises(TsugikiError, match="a number for each of 2 adapters"):
+    with pytest.raises(TsugikiError, match="each of the 2 adapters"):
         plan_merge(base, [tmp_path / "a", tmp_path / "b"], weights)
 
 

@@ -71,8 +71,8 @@ def test_the_figures_are_those_of_base_adapted_and_merged(base: str, tmp_path: P
     said = json.loads((tmp_path / "out" / "tsugiki.json").read_text())
     assert said["figures"] == report.to_json()
     assert said["figures"]["perplexity"]["merged"] == math.exp(after.nll / after.tokens)
-    assert said["merged"]["base"]["name"] == base
-    assert [one["name"] for one in said["merged"]["adapters"]] == ["a"]
+    assert said["base"]["name"] == base
+    assert [one["name"] for one in said["provenance"]["sources"]] == ["a"]
 
 
 def test_several_are_verified_as_their_sum(base: str, tmp_path: Path):
@@ -80,7 +80,7 @@ def test_several_are_verified_as_their_sum(base: str, tmp_path: Path):
     assert report.probe is not None
     assert report.probe.error < 1e-5 < report.probe.shift
     weights = [
-        one["weight"] for one in json.loads((tmp_path / "out" / "tsugiki.json").read_text())["merged"]["adapters"]
+        one["weight"] for one in json.loads((tmp_path / "out" / "tsugiki.json").read_text())["provenance"]["sources"]
     ]
     assert weights == [0.5, 2.0]
 

@@ -1,18 +1,18 @@
-"""Several adapters of one base as one, in the ways of PEFT's `add_weighted_adapter` and under its names.
+"""Combine several adapters of one base into one, with the methods of PEFT's `add_weighted_adapter` and their names.
 
-With w the weights, s the adapters' scalings and ΔW = s · B A:
+With the weights w, the adapters' scalings s, and ΔW = s · B A:
 
-    cat      Σ w ΔW exactly: the A's below each other, the B's beside each other; the ranks add up
-    svd      the best approximation of Σ w ΔW that has one rank
-    linear   (Σ √|ws| B) (Σ sign(w) √|ws| A): no larger than one adapter is, but not the sum of their updates, since the
-             products of one's B with another's A are in it; of two adapters that share an A it is up to twice the sum
+    cat      Σ w ΔW exactly: the rows of all A's and the columns of all B's are concatenated, so the ranks add up
+    svd      the best approximation of Σ w ΔW at one rank
+    linear   (Σ √|ws| B) (Σ sign(w) √|ws| A). This is not the sum of the updates, because it contains the products of
+             one adapter's B with another's A. Two adapters that share an A give up to twice the sum.
     magnitude_prune, dare_linear, ties, dare_ties
-             the A's and the B's as for linear, thinned out first, or summed otherwise (see `interference`)
+             like linear, with other rules than the plain sum for the A's and for the B's (see `interference`)
     magnitude_prune_svd, dare_linear_svd, ties_svd, dare_ties_svd
-             the same done to the updates ΔW, as the papers mean it, and then the best approximation that has one rank;
-             the updates of one layer at a time are formed for that
+             the same rules applied to the updates ΔW, as the papers do, and then the best approximation at one rank;
+             the updates of one layer at a time are in memory
 
-A layer that only some adapters have is combined of those. Results are in float32, with a scaling of 1.
+Each layer is combined from the adapters that have it. Results are in float32, with a scaling of 1.
 """
 
 import dataclasses
@@ -27,15 +27,16 @@ import torch
 from torch import Generator, Tensor
 
 from tsugiki.adapters.algebra.interference import RULES, apply_rule
-from tsugiki.adapters.algebra.matrices import balanced, matrices, with_matrices
+from tsugiki.adapters.algebra.matrices import best_factors, concatenate, matrices, with_matrices
 from tsugiki.adapters.algebra.spectrum import update_norm
 from tsugiki.adapters.algebra.truncate import truncated
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights
+from tsugiki.base.fingerprint import fingerprints_differ
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 
-Track: TypeAlias = Callable[[Sequence[str]], Iterable[str]]
-"""Goes through layers' names, and shows how far it is."""
+ProgressIterator: TypeAlias = Callable[[Sequence[str]], Iterable[str]]
+"""Iterates over the names of layers and shows the progress; `iter` shows nothing."""
 
 TYPES = ("cat", "svd", *RULES, *(f"{rule}_svd" for rule in RULES if rule != "linear"))
 """PEFT's combination types."""
@@ -47,12 +48,12 @@ class Combination:
 
     Args:
         combination_type: one of `TYPES`.
-        rank: of the result, where the type is an svd's; the highest of the adapters' ranks where nothing is said.
-        density: the share of elements that stay, where the type thins out.
-        seed: of the elements that dare drops.
+        rank: the rank of the result, for the types with svd; the highest rank among the adapters if None.
+        density: the share of elements that are kept, for the types that drop some.
+        seed: the seed of the random choice of elements, for the dare types.
 
     Raises:
-        TsugikiError: no such type, a number that cannot be meant, or one that is missing or not of this type.
+        TsugikiError: the type is unknown; rank or density is out of range, missing, or not used by this type.
     """
 
     combination_type: str = "cat"
@@ -63,117 +64,139 @@ class Combination:
     def __post_init__(self) -> None:
         kind = self.combination_type
         if kind not in TYPES:
-            raise TsugikiError(f"no way to combine is called {kind!r}; there are {', '.join(TYPES)}")
+            raise TsugikiError(f"unknown combination type {kind!r}; it must be one of {', '.join(TYPES)}")
         if self.rank is not None and not kind.endswith("svd"):
             instead = "svd" if kind in ("cat", "linear") else f"{kind}_svd"
-            raise TsugikiError(f"{kind} leaves no rank to choose; {instead} makes a result of rank {self.rank}")
+            raise TsugikiError(f"{kind} does not use a rank; {instead} makes a result of rank {self.rank}")
         if self.rank is not None and self.rank < 1:
-            raise TsugikiError(f"rank is {self.rank}; a rank is a whole number of at least 1")
-        thins = RULES.get(self.rule, (None,))[0] is not None
-        if thins and self.density is None:
-            raise TsugikiError(f"{kind} asks for a density, the share of elements that stay, such as 0.2")
-        if not thins and self.density is not None:
-            raise TsugikiError(f"{kind} keeps all elements and has no density; leave it out")
+            raise TsugikiError(f"the rank is {self.rank}; it must be at least 1")
+        drops_elements = RULES.get(self.rule, (None,))[0] is not None
+        if drops_elements and self.density is None:
+            raise TsugikiError(f"{kind} requires a density, the share of elements that are kept, such as 0.2")
+        if not drops_elements and self.density is not None:
+            raise TsugikiError(f"{kind} keeps all elements, so it cannot be combined with a density")
         if self.density is not None and not 0 < self.density <= 1:
-            raise TsugikiError(f"density is {self.density}; it is the share of elements that stay, above 0, at most 1")
+            raise TsugikiError(f"the density is {self.density}; it must be above 0 and at most 1")
 
     @property
     def rule(self) -> str:
-        """Its name in `RULES`, if it has one."""
+        """The name of its rule in `RULES`, if it has one."""
         return self.combination_type.removesuffix("_svd")
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """One of the adapters that are combined."""
+class WeightedAdapter:
+    """An adapter to combine, with the factor on its update."""
 
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     lora: LoraWeights
     weight: float
-    """May be negative."""
+    """A negative weight subtracts the update."""
 
 
 class _Term(NamedTuple):
-    """What one part brings to one layer."""
+    """The update of one layer in one adapter."""
 
-    part: str
+    adapter: str
     layer: LayerFactors
     weight: float
 
 
-def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float]) -> list[Part]:
-    """Adapters from their folders.
+def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Return the factors on the updates of `count` adapters: those given, or 1 for each.
+
+    The same default holds for combining and for merging: without weights, the updates are added.
 
     Raises:
-        TsugikiError: as for `read_lora_weights`, or there are not as many weights as folders.
+        TsugikiError: the number of weights is another one, or a weight is not finite.
     """
-    if len(folders) != len(weights):
-        raise TsugikiError(f"there are {len(folders)} adapters and {len(weights)} weights; give each adapter one")
+    if weights is None:
+        return [1.0] * count
+    if len(weights) != count or not all(map(math.isfinite, weights)):
+        shown = ", ".join(f"{weight:g}" for weight in weights)
+        raise TsugikiError(f"the weights are {shown}; pass one finite number for each of the {count} adapters")
+    return list(weights)
+
+
+def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float]) -> list[WeightedAdapter]:
+    """Read adapters from their folders.
+
+    Raises:
+        TsugikiError: as for `read_lora_weights`.
+    """
     return [
-        Part(folder.name, read_lora_weights(folder), weight) for folder, weight in zip(folders, weights, strict=True)
+        WeightedAdapter(folder.name, read_lora_weights(folder), weight)
+        for folder, weight in zip(folders, weights, strict=True)
     ]
 
 
 @torch.no_grad()
 def combine(
-    parts: Sequence[Part], how: Combination, *, allow_base_mismatch: bool = False, track: Track = iter
+    adapters: Sequence[WeightedAdapter],
+    combination: Combination,
+    *,
+    allow_base_mismatch: bool = False,
+    track: ProgressIterator = iter,
 ) -> LoraWeights:
-    """One adapter of several.
+    """Combine adapters into one.
 
     Args:
-        parts: one at least.
-        how: in which way.
+        adapters: at least one.
+        combination: how to combine them.
         allow_base_mismatch: combine adapters of different bases; the result names the base of the first.
-        track: goes through the layers.
+        track: iterates over the layers.
 
     Raises:
-        TsugikiError: they are of different bases, or their layers of different shapes or, where that matters, ranks; or
-            one is more than its updates (DoRA, trained biases or modules).
+        TsugikiError: the adapters have different bases; a layer has different shapes in them or, for the types that
+            add factors, different ranks; a weight is not finite; or an adapter has more than updates of layers (DoRA,
+            trained biases or modules).
     """
-    for part in parts:
-        if not math.isfinite(part.weight):
-            raise TsugikiError(f"the weight of {part.name} is {part.weight}, no finite number")
-        refuse_more_than_updates(part.lora, part.name)
+    for adapter in adapters:
+        if not math.isfinite(adapter.weight):
+            raise TsugikiError(f"the weight of {adapter.name} is {adapter.weight}; it must be a finite number")
+        refuse_more_than_updates(adapter.lora, adapter.name)
     if not allow_base_mismatch:
-        _refuse_other_bases(parts)
-    terms = _terms(parts)
-    rank = how.rank or max(term.layer.r for layer in terms.values() for term in layer)
-    generator = Generator().manual_seed(how.seed)
+        _refuse_different_bases(adapters)
+    terms = _terms(adapters)
+    rank = combination.rank or max(term.layer.r for layer in terms.values() for term in layer)
+    generator = Generator().manual_seed(combination.seed)
     layers = {}
     for path in track(list(terms)):
-        if how.combination_type in ("cat", "svd"):
-            layers[path] = _side_by_side(terms[path])
-        elif how.combination_type.endswith("_svd"):
-            layers[path] = _of_updates(terms[path], how, generator, rank)
+        if combination.combination_type in ("cat", "svd"):
+            layers[path] = _exact_sum(terms[path])
+        elif combination.combination_type.endswith("_svd"):
+            layers[path] = _combine_updates(terms[path], combination, generator, rank)
         else:
-            _refuse_other_ranks(path, terms[path], how.combination_type)
-            layers[path] = _of_factors(terms[path], how, generator)
-    base = next((part.lora.base for part in parts if part.lora.base.fingerprint), parts[0].lora.base)
-    config = _config([part.lora.config for part in parts], list(layers))
-    lora = LoraWeights(config, layers, {}, base, parts[0].lora.task_type)
-    return truncated(lora, rank)[0] if how.combination_type == "svd" else lora
+            _refuse_different_ranks(path, terms[path], combination.combination_type)
+            layers[path] = _combine_factors(terms[path], combination, generator)
+    base = next((one.lora.base for one in adapters if one.lora.base.fingerprint), adapters[0].lora.base)
+    config = _config([adapter.lora.config for adapter in adapters], list(layers))
+    lora = LoraWeights(config, layers, {}, base, adapters[0].lora.task_type)
+    return truncated(lora, rank)[0] if combination.combination_type == "svd" else lora
 
 
 def norm(lora: LoraWeights) -> float:
-    """‖ΔW‖ over all layers, the root of the sum of all elements' squares."""
+    """Compute ‖ΔW‖, the root of the sum of squares over all layers."""
     return math.hypot(*map(update_norm, lora.layers.values()))
 
 
 def distance(one: LoraWeights, two: LoraWeights) -> float:
-    """‖ΔW - ΔW'‖ over all layers of two adapters of one base."""
-    difference = [Part("one", one, 1.0), Part("the other", two, -1.0)]
+    """Compute ‖ΔW - ΔW'‖ over all layers of two adapters."""
+    difference = [WeightedAdapter("one", one, 1.0), WeightedAdapter("the other", two, -1.0)]
     return norm(combine(difference, Combination("cat"), allow_base_mismatch=True))
 
 
 def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
-    """factor · ΔW in every layer; -1 takes what was learned away from the base. A's and B's keep their dtype.
+    """Multiply the update of every layer by a factor; -1 gives an adapter that subtracts the update.
+
+    The dtypes of A and B stay the same.
 
     Raises:
-        TsugikiError: the factor is 0, not finite or too large, or the adapter is more than its updates.
+        TsugikiError: the factor is 0, not finite or too large, or the adapter has more than updates of layers.
     """
     if not math.isfinite(factor) or factor == 0:
-        raise TsugikiError(f"an adapter cannot be scaled by {factor}; give a finite number other than 0")
+        raise TsugikiError(f"an adapter cannot be scaled by {factor}; pass a finite number other than 0")
     refuse_more_than_updates(lora, "the adapter")
     layers = {
         path: dataclasses.replace(layer, B=layer.B if factor > 0 else -layer.B, scaling=layer.scaling * abs(factor))
@@ -181,50 +204,53 @@ def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
     }
     result = dataclasses.replace(lora, layers=layers)
     if not norm(result) < torch.finfo(torch.float32).max:
-        raise TsugikiError(f"scaled by {factor} the update is more than float32 can hold; give a smaller number")
+        raise TsugikiError(f"scaled by {factor}, the update exceeds the range of float32; pass a smaller number")
     return result
 
 
 def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
-    """Ask that an adapter is ΔW of its layers and nothing else, so that it can be added up.
+    """Check that an adapter consists of the low-rank updates of layers only, which can be added and scaled.
+
+    Args:
+        lora: the adapter.
+        name: its name in the message.
 
     Raises:
-        TsugikiError: it is not; the message calls it `name`.
+        TsugikiError: it has DoRA's magnitudes, or trained biases or modules.
     """
     if lora.config.use_dora:
-        raise TsugikiError(f"{name} is a DoRA adapter, whose lengths of rows cannot be added up or scaled")
+        raise TsugikiError(f"{name} is a DoRA adapter, whose magnitudes cannot be added or scaled")
     if lora.others:
         raise TsugikiError(
-            f"{name} also trains {next(iter(lora.others))} ({len(lora.others)} such), which takes the place of the "
-            "base's and cannot be added up or scaled"
+            f"{name} also trains {next(iter(lora.others))} ({len(lora.others)} such tensors), which replaces a "
+            "parameter of the base and cannot be added or scaled"
         )
 
 
-def _refuse_other_bases(parts: Sequence[Part]) -> None:
-    for one, two in itertools.combinations(parts, 2):
+def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
+    for one, two in itertools.combinations(adapters, 2):
         a, b = one.lora.base, two.lora.base
-        if a.fingerprint and b.fingerprint:
-            differ, why = a.fingerprint != b.fingerprint, "their weights differ"
-        else:
-            differ, why = bool(a.name and b.name and a.name != b.name), "whether their weights differ is not said"
-        if differ:
+        why = "their weights differ" if fingerprints_differ(a.fingerprint, b.fingerprint) else ""
+        if not (a.fingerprint and b.fingerprint) and a.name and b.name and a.name != b.name:
+            why = "whether their weights differ is unknown"
+        if why:
             raise TsugikiError(
                 f"{one.name} and {two.name} were trained on different bases ({a.name} and {b.name}; {why}); "
-                "--allow-base-mismatch combines them all the same"
+                "--allow-base-mismatch combines them anyway"
             )
 
 
-def _terms(parts: Sequence[Part]) -> dict[str, list[_Term]]:
-    """What there is for each layer, by its name, in the order of names."""
+def _terms(adapters: Sequence[WeightedAdapter]) -> dict[str, list[_Term]]:
+    """Return the updates of each layer, by the layer's name, sorted by name."""
     terms: dict[str, list[_Term]] = {}
-    for part in parts:
-        for path, layer in part.lora.layers.items():
-            term = _Term(part.name, layer, part.weight)
+    for adapter in adapters:
+        for path, layer in adapter.lora.layers.items():
+            term = _Term(adapter.name, layer, adapter.weight)
             first = terms.setdefault(path, [term])[0]
             if _shape(first.layer) != _shape(layer):
                 raise TsugikiError(
-                    f"{path} is {_described(first.layer)} in {first.part} and {_described(layer)} in {part.name}: "
-                    "they are of different bases"
+                    f"{path} is {_described(first.layer)} in {first.adapter} and {_described(layer)} in "
+                    f"{adapter.name}: they are of different bases"
                 )
             if first is not term:
                 terms[path].append(term)
@@ -232,7 +258,7 @@ def _terms(parts: Sequence[Part]) -> dict[str, list[_Term]]:
 
 
 def _shape(layer: LayerFactors) -> tuple[object, ...]:
-    """All that must be the same for two updates of a layer to be added up."""
+    """Return everything that must be equal in two updates of a layer so that they can be added."""
     return len(layer.B), *layer.A.shape[1:], layer.r // layer.B.shape[1], layer.embedding
 
 
@@ -241,48 +267,47 @@ def _described(layer: LayerFactors) -> str:
     return f"an embedding {shape}" if layer.embedding else shape
 
 
-def _refuse_other_ranks(path: str, terms: Sequence[_Term], kind: str) -> None:
+def _refuse_different_ranks(path: str, terms: Sequence[_Term], kind: str) -> None:
     first = terms[0]
     for term in terms:
         if term.layer.r != first.layer.r:
             raise TsugikiError(
-                f"{kind} adds up A's and B's of one rank, and {path} has rank {first.layer.r} in {first.part} and "
-                f"{term.layer.r} in {term.part}; use cat (exact) or {'' if kind == 'linear' else f'{kind}_'}svd"
+                f"{kind} adds factors of equal rank, but {path} has rank {first.layer.r} in {first.adapter} and "
+                f"{term.layer.r} in {term.adapter}; use cat (exact) or {'' if kind == 'linear' else f'{kind}_'}svd"
             )
 
 
-def _side_by_side(terms: Sequence[_Term]) -> LayerFactors:
-    """Σ w ΔW as one pair."""
-    pairs = [matrices(term.layer) for term in terms]
-    B = torch.cat([term.weight * term.layer.scaling * B for term, (B, _) in zip(terms, pairs, strict=True)], 2)
-    return with_matrices(terms[0].layer, B, torch.cat([A for _, A in pairs], 1), 1.0)
+def _exact_sum(terms: Sequence[_Term]) -> LayerFactors:
+    B, A = concatenate([matrices(term.layer) for term in terms], [term.weight * term.layer.scaling for term in terms])
+    return with_matrices(terms[0].layer, B, A, 1.0)
 
 
-def _of_factors(terms: Sequence[_Term], how: Combination, generator: Generator) -> LayerFactors:
+def _combine_factors(terms: Sequence[_Term], combination: Combination, generator: Generator) -> LayerFactors:
     factors = [term.weight * term.layer.scaling for term in terms]
     roots = [math.sqrt(abs(factor)) for factor in factors]
     signed = [math.copysign(root, factor) for root, factor in zip(roots, factors, strict=True)]
-    A = apply_rule(how.rule, [term.layer.A.float() for term in terms], signed, how.density, generator)
-    B = apply_rule(how.rule, [term.layer.B.float() for term in terms], roots, how.density, generator)
+    rule, density = combination.rule, combination.density
+    A = apply_rule(rule, [term.layer.A.float() for term in terms], signed, density, generator)
+    B = apply_rule(rule, [term.layer.B.float() for term in terms], roots, density, generator)
     return dataclasses.replace(terms[0].layer, A=A, B=B, scaling=1.0)
 
 
-def _of_updates(terms: Sequence[_Term], how: Combination, generator: Generator, rank: int) -> LayerFactors:
+def _combine_updates(terms: Sequence[_Term], combination: Combination, generator: Generator, rank: int) -> LayerFactors:
     def update(layer: LayerFactors) -> Tensor:
         B, A = matrices(layer)
         return layer.scaling * (B.float() @ A.float())
 
-    updates = [update(term.layer) for term in terms]
-    total = apply_rule(how.rule, updates, [term.weight for term in terms], how.density, generator)
+    updates, weights = [update(term.layer) for term in terms], [term.weight for term in terms]
+    total = apply_rule(combination.rule, updates, weights, combination.density, generator)
     U, S, Vh = torch.linalg.svd(total, full_matrices=False)
-    return with_matrices(terms[0].layer, *balanced(U, S, Vh, max(1, rank // len(total))), 1.0)
+    return with_matrices(terms[0].layer, *best_factors(U, S, Vh, max(1, rank // len(total))), 1.0)
 
 
 def _config(configs: Sequence[LoraConfig], paths: Sequence[str]) -> LoraConfig:
-    """The first's, so that it finds these layers and no others of the base."""
+    """Return the first config, with targets that select these layers and no others of the base."""
     first = dataclasses.replace(configs[0], fan_in_fan_out=any(config.fan_in_fan_out for config in configs))
     targets = [config.target_modules for config in configs]
-    if all(_narrowed(config) == _narrowed(first) for config in configs):
+    if all(_other_selectors(config) == _other_selectors(first) for config in configs):
         if all(target == first.target_modules for target in targets):
             return first
         lists = [target for target in targets if target is not None and not isinstance(target, str)]
@@ -293,6 +318,6 @@ def _config(configs: Sequence[LoraConfig], paths: Sequence[str]) -> LoraConfig:
     )
 
 
-def _narrowed(config: LoraConfig) -> tuple[object, ...]:
-    """What else than `target_modules` says which layers are meant."""
+def _other_selectors(config: LoraConfig) -> tuple[object, ...]:
+    """Return the settings besides `target_modules` that select layers."""
     return config.exclude_modules, config.layers_to_transform, config.layers_pattern

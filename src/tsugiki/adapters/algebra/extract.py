@@ -1,10 +1,10 @@
-"""An adapter out of a model that was fine-tuned whole: what its layers gained, as far as a rank can hold it.
+"""Extract a LoRA adapter from a model that was fully fine-tuned: the best approximation of what its layers gained.
 
     ΔW = W' - W ≈ B A        B = U[:, :r] σ[:r]^½,   A = σ[:r]^½ Vᵀ[:r]
 
-U σ Vᵀ is found by a randomised decomposition (Halko, Martinsson and Tropp 2011, arXiv:0909.4061): ΔW is seen through a
-few random directions more than the rank, and power iterations make the largest stand out. Both models are read from
-their files a tensor at a time, so there is one layer of each in memory, however large the models are.
+U σ Vᵀ is computed by a randomised decomposition (Halko, Martinsson and Tropp 2011, arXiv:0909.4061): ΔW is projected
+onto a few random directions more than the rank, and power iterations make the largest singular values dominate. Both
+models are read from their files tensor by tensor, so only one layer of each is in memory.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.algebra.combine import Track
-from tsugiki.adapters.algebra.matrices import balanced
+from tsugiki.adapters.algebra.combine import ProgressIterator
+from tsugiki.adapters.algebra.matrices import best_factors
 from tsugiki.adapters.algebra.truncate import RankReduction
-from tsugiki.adapters.format import Base
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
+from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.fingerprint import named_fingerprint
 from tsugiki.base.inference import seeded
 from tsugiki.base.loading import load_meta_model, model_folder
@@ -33,105 +33,116 @@ from tsugiki.lora.targets import find_targets, shortest_target_modules
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_MORE = 8  # directions than the rank: the paper advises 5 to 10
+_OVERSAMPLING = 8  # directions more than the rank; the paper recommends 5 to 10
 _POWER_ITERATIONS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Extraction:
-    """What was found."""
+    """An extracted adapter, and how much of the change it holds."""
 
     lora: LoraWeights
     kept: Mapping[str, RankReduction]
-    """Of each layer that has an update."""
+    """For each layer in the adapter, how much of its change the rank keeps."""
     unchanged: Sequence[str]
-    """Layers that were meant, and are the base's."""
-    left: Mapping[str, float]
-    """Parameters that changed and that the adapter does not reach -> ‖ΔW‖²."""
+    """Targeted layers whose weights are the base's."""
+    not_captured: Mapping[str, float]
+    """Parameters that changed but are not targeted -> ‖ΔW‖²."""
+
+    @property
+    def total_energy(self) -> float:
+        """‖ΔW‖² of all changes."""
+        return sum(layer.whole for layer in self.kept.values()) + sum(self.not_captured.values())
 
     @property
     def energy(self) -> float:
-        """The share of all change, as a sum of squares, that the adapter holds."""
-        whole = sum(layer.whole for layer in self.kept.values()) + sum(self.left.values())
-        return sum(layer.kept for layer in self.kept.values()) / whole
+        """The share of ‖ΔW‖² that the adapter holds."""
+        return sum(layer.kept for layer in self.kept.values()) / self.total_energy
 
 
 @torch.no_grad()
 def extract(
-    finetuned: str, base: str, r: int, target_modules: Sequence[str] | str = "all-linear", track: Track = iter
+    finetuned: str,
+    base: str,
+    r: int,
+    target_modules: Sequence[str] | str = "all-linear",
+    track: ProgressIterator = iter,
 ) -> Extraction:
-    """The adapter with which `base` comes nearest to `finetuned`; the same each time.
+    """Find the adapter with which `base` comes closest to `finetuned`. The result is the same each time.
 
-    A weight with two uses, such as an embedding that is the output head too, is reached where both are targeted: an
-    adapter has an update for each.
+    A shared weight, such as that of an embedding and an output head, is captured completely only if all layers that use
+    it are targeted, because an adapter has a separate update for each layer.
 
     Args:
-        finetuned: a model folder, or a hub id.
-        base: the same, or 'embedded'.
-        r: rank of every update; lower only where a layer's own is.
-        target_modules: linear layers and embeddings, as `LoraConfig` has them.
-        track: goes through the layers.
+        finetuned: the fine-tuned model: a folder, or a hub id.
+        base: the model that it was fine-tuned from; a name that `load_model` takes.
+        r: the rank of every update; smaller only for a layer that is smaller itself.
+        target_modules: linear layers and embeddings, as in `LoraConfig`.
+        track: iterates over the layers.
 
     Raises:
-        TsugikiError: there is no such model; the two are not of one shape, or not stored as floating-point numbers; or
-            the layers meant do not exist, cannot be extracted, or are all the base's.
+        TsugikiError: there is no such model; the models have different shapes or are not stored in floating point; or
+            the targets do not exist, cannot be extracted, or did not change.
     """
     config = LoraConfig(r=r, lora_alpha=r, target_modules=target_modules)
     model = load_meta_model(base)
     targets = find_targets(model, config)
     for path, layer in targets.items():
         if isinstance(layer, nn.Conv2d):
-            raise TsugikiError(f"{path} is a {type(layer).__name__}; linear layers and embeddings can be extracted")
-    after, before = (_Stored(name, model) for name in (finetuned, base))
-    uses = _uses(model)
+            raise TsugikiError(f"{path} is a {type(layer).__name__}; only linear layers and embeddings are supported")
+    after, before = (_StoredModel(name, model) for name in (finetuned, base))
+    names = _names_of_parameters(model)
     layers: dict[str, LayerFactors] = {}
     kept: dict[str, RankReduction] = {}
     for path in track(list(targets)):
-        delta = _change(after, before, uses[f"{path}.weight"])
+        delta = _change(after, before, names[f"{path}.weight"])
         if delta is not None:
             layers[path], kept[path] = _low_rank(targets[path], delta, r)
-            del delta  # before the next is made
-    left = _left(after, before, uses, {f"{path}.weight" for path in targets})
+            del delta  # frees the memory before the next layer is read
+    not_captured = _not_captured(after, before, names, {f"{path}.weight" for path in targets})
     if not layers:
-        elsewhere = f"; what changed is {summarise_list(list(left))}" if left else ""
-        raise TsugikiError(f"of the {len(targets)} layers meant in {finetuned}, none differs from {base}'s{elsewhere}")
+        elsewhere = f"; these parameters changed: {summarise_list(list(not_captured))}" if not_captured else ""
+        raise TsugikiError(f"none of the {len(targets)} targeted layers of {finetuned} differs from {base}{elsewhere}")
     config = dataclasses.replace(
         config,
-        target_modules=shortest_target_modules(model, config, layers),
+        target_modules=shortest_target_modules(model, config, {path: targets[path] for path in layers}),
         fan_in_fan_out=any(is_conv1d(targets[path]) for path in layers),
     )
-    base_of_it = Base(base, named_fingerprint(base))
+    reference = BaseReference(name=base, fingerprint=named_fingerprint(base))
     unchanged = [path for path in targets if path not in layers]
-    return Extraction(LoraWeights(config, layers, {}, base_of_it, "CAUSAL_LM"), kept, unchanged, left)
+    return Extraction(LoraWeights(config, layers, {}, reference, "CAUSAL_LM"), kept, unchanged, not_captured)
 
 
-class _Stored:
-    """The parameters of a model called `name`, each read from its file when it is asked for."""
+class _StoredModel:
+    """The parameters of a model in its files, read one at a time."""
 
     def __init__(self, name: str, shape: "PreTrainedModel") -> None:
         self.name = name
         self.tensors = LazyTensors(model_folder(name))
         self.keys = map_keys(shape, self.tensors.keys()).key_of
 
-    def read(self, uses: Sequence[str]) -> Tensor:
-        """The parameter that has these names in a model.
+    def read(self, names: Sequence[str]) -> Tensor:
+        """Read a parameter.
+
+        Args:
+            names: all names that the parameter has in the model.
 
         Raises:
-            TsugikiError: it is not there, is not finite, or is not in 16 bits or more.
+            TsugikiError: the file lacks it, or it is not finite or not in 16 bits or more.
         """
-        key = next((self.keys[use] for use in uses if use in self.keys), None)
+        key = next((self.keys[name] for name in names if name in self.keys), None)
         if key is None:
-            raise TsugikiError(f"{self.name} has no {uses[0]}: it is not whole, or of another architecture")
+            raise TsugikiError(f"{self.name} has no {names[0]}: it is incomplete, or has another architecture")
         tensor = self.tensors[key]
         if not tensor.is_floating_point() or tensor.itemsize < 2:
-            raise TsugikiError(f"{self.name} holds {key} as {tensor.dtype}; give a model in 16 bits or more")
+            raise TsugikiError(f"{self.name} stores {key} as {tensor.dtype}; pass a model in 16 bits or more")
         if not torch.isfinite(tensor).all():
             raise TsugikiError(f"{self.name} is broken: {key} is not finite")
         return tensor
 
 
-def _uses(model: nn.Module) -> dict[str, list[str]]:
-    """Parameter's name -> that name, and the names of others that are the same parameter."""
+def _names_of_parameters(model: nn.Module) -> dict[str, list[str]]:
+    """Return, for each name of a parameter, that name and then the other names of the same parameter."""
     shared = shared_parameters(model)
     return {
         name: [name, *(other for other in shared.get(name, ()) if other != name)]
@@ -139,13 +150,13 @@ def _uses(model: nn.Module) -> dict[str, list[str]]:
     }
 
 
-def _change(after: _Stored, before: _Stored, uses: Sequence[str]) -> Tensor | None:
-    """How a parameter changed, in float32; None where it did not."""
-    new, old = after.read(uses), before.read(uses)
+def _change(after: _StoredModel, before: _StoredModel, names: Sequence[str]) -> Tensor | None:
+    """Return how a parameter changed, in float32, or None if it did not."""
+    new, old = after.read(names), before.read(names)
     if new.shape != old.shape:
         raise TsugikiError(
-            f"{uses[0]} is {list(new.shape)} in {after.name} and {list(old.shape)} in {before.name}; an adapter "
-            "changes no shapes"
+            f"{names[0]} is {list(new.shape)} in {after.name} and {list(old.shape)} in {before.name}; an adapter "
+            "cannot change shapes"
         )
     delta = new.float() - old.float()
     return delta if delta.any() else None
@@ -153,26 +164,28 @@ def _change(after: _Stored, before: _Stored, uses: Sequence[str]) -> Tensor | No
 
 def _low_rank(layer: nn.Module, delta: Tensor, r: int) -> tuple[LayerFactors, RankReduction]:
     is_embedding = isinstance(layer, nn.Embedding)
-    if is_embedding or is_conv1d(layer):  # which are stored as [in, out]
+    if is_embedding or is_conv1d(layer):  # their weights are stored as [in, out]
         delta = delta.T
     with seeded(0):
-        U, S, V = torch.svd_lowrank(delta, min(r + _MORE, *delta.shape), niter=_POWER_ITERATIONS)
-    B, A = balanced(U, S, V.T, r)
+        U, S, V = torch.svd_lowrank(delta, min(r + _OVERSAMPLING, *delta.shape), niter=_POWER_ITERATIONS)
+    B, A = best_factors(U, S, V.T, r)
     kept = float(S[:r].square().sum(dtype=torch.float64))
-    whole = _energy(delta)
-    return LayerFactors(A, B, 1.0, embedding=is_embedding), RankReduction(min(delta.shape), len(A), kept, whole)
+    reduction = RankReduction(min(delta.shape), len(A), kept, _energy(delta))
+    return LayerFactors(A, B, 1.0, embedding=is_embedding), reduction
 
 
-def _left(after: _Stored, before: _Stored, uses: Mapping[str, Sequence[str]], reached: set[str]) -> dict[str, float]:
-    """Parameters that changed, but for those whose every use is reached -> ‖ΔW‖², each shared one once."""
-    left: dict[str, float] = {}
-    for name, names in uses.items():
-        if name in reached or any(other in left for other in names):
+def _not_captured(
+    after: _StoredModel, before: _StoredModel, names: Mapping[str, Sequence[str]], targeted: set[str]
+) -> dict[str, float]:
+    """Return ‖ΔW‖² of each parameter that changed and has a name that is not targeted; it is listed once."""
+    found: dict[str, float] = {}
+    for name, all_names in names.items():
+        if name in targeted or any(other in found for other in all_names):
             continue
-        delta = _change(after, before, names)
+        delta = _change(after, before, all_names)
         if delta is not None:
-            left[name] = _energy(delta)
-    return left
+            found[name] = _energy(delta)
+    return found
 
 
 def _energy(delta: Tensor) -> float:

@@ -1,38 +1,40 @@
-"""The update of a layer, ΔW = s · B A, by its singular values, and never formed.
+"""Singular values and norms of a layer's update ΔW = s · B A, computed from its factors.
 
-With Q_B R_B = B and Q_A R_A = Aᵀ, ΔW = Q_B (s R_B R_Aᵀ) Q_Aᵀ: the columns of both Q are at right angles, so the
-singular values are those of the core s R_B R_Aᵀ [r, r], at (in + out) r² operations instead of in · out · r. Their
-squares add up to ‖ΔW‖_F². All is computed in float64, which costs little at this size.
+With the QR decompositions B = Q_B R_B and Aᵀ = Q_A R_A, ΔW = Q_B (s R_B R_Aᵀ) Q_Aᵀ. The columns of both Q are
+orthonormal, so ΔW has the singular values of the core s R_B R_Aᵀ [r, r]. This takes (in + out) r² operations instead of
+in · out · r. The squares of the singular values add up to ‖ΔW‖_F². Everything is computed in float64, which costs
+little at this size.
 
-DoRA's ΔW depends on the base's weight; here is its low-rank part.
+For DoRA, whose ΔW depends on the base's weight, only the low-rank part is measured.
 """
 
 import torch
 from torch import Tensor
 
-from tsugiki.adapters.algebra.matrices import matrices
+from tsugiki.adapters.algebra.matrices import concatenate, matrices
 from tsugiki.adapters.lora_weights import LayerFactors
 
 
 def singular_values(layer: LayerFactors) -> Tensor:
-    """Those of ΔW, the largest first: [min(r, in, out)], float64.
+    """Compute the singular values of ΔW in descending order: [min(r, in, out)], float64.
 
-    The rows of a table of embeddings count as its in-features; a convolution is the matrix [out, in · height · width].
+    The entries of an embedding count as its inputs; a convolution is the matrix [out, in · height · width].
     """
-    values: Tensor = torch.linalg.svdvals(_core(*_whole(layer)))
+    values: Tensor = torch.linalg.svdvals(_core(*_factors(layer)))
     return values
 
 
 def update_norm(layer: LayerFactors) -> float:
-    """‖ΔW‖_F."""
-    return float(torch.linalg.norm(_core(*_whole(layer))))
+    """Compute the Frobenius norm ‖ΔW‖_F."""
+    return float(torch.linalg.norm(_core(*_factors(layer))))
 
 
 def effective_rank(values: Tensor) -> float:
-    """How many directions an update uses: n where n singular values are equal and the rest zero, 0 of no update.
+    """Compute how many directions an update uses, from its singular values.
 
-    It is the exponential of the entropy of the values over their sum, in nats (Roy & Vetterli 2007, "The effective
-    rank: a measure of effective dimensionality", EUSIPCO).
+    It is n if n values are equal and the rest are zero, and 0 if all are zero: the exponential of the entropy of the
+    values divided by their sum (Roy & Vetterli 2007, "The effective rank: a measure of effective dimensionality",
+    EUSIPCO).
     """
     total = values.sum()
     if not total > 0:
@@ -41,40 +43,32 @@ def effective_rank(values: Tensor) -> float:
 
 
 def inner_product(one: LayerFactors, other: LayerFactors) -> float:
-    """⟨ΔW, ΔW'⟩ = tr(ΔWᵀ ΔW') = Σ (Bᵀ B') ∘ (A A'ᵀ), from products of the size of the ranks.
-
-    Both must be of the same shape.
-    """
-    A, B = _whole(one)
-    A_other, B_other = _whole(other)
+    """Compute ⟨ΔW, ΔW'⟩ = tr(ΔWᵀ ΔW') = Σ (Bᵀ B') ∘ (A A'ᵀ) of two updates of the same shape."""
+    B, A = _factors(one)
+    B_other, A_other = _factors(other)
     return float(((B.T @ B_other) * (A @ A_other.T)).sum())
 
 
 def difference_norm(one: LayerFactors, other: LayerFactors) -> float:
-    """‖ΔW - ΔW'‖_F. It is that of the factors [B, -B'] and [A; A']: near 0 it is exact, unlike a difference of norms.
-
-    Both must be of the same shape.
-    """
-    A, B = _whole(one)
-    A_other, B_other = _whole(other)
-    return float(torch.linalg.norm(_core(torch.cat([A, A_other]), torch.cat([B, -B_other], 1))))
+    """Compute ‖ΔW - ΔW'‖_F of two updates of the same shape, precisely also if they are almost equal."""
+    return float(torch.linalg.norm(_core(*concatenate([_factors(one), _factors(other)], [1, -1]))))
 
 
 def update_shape(layer: LayerFactors) -> tuple[int, ...]:
-    """The shape of ΔW: [out, in], of an embedding [entries, width], of a convolution [out, in, height, width]."""
+    """Return the shape of ΔW: [out, in]; embedding: [entries, width]; convolution: [out, in, height, width]."""
     if layer.embedding:
         return layer.A.shape[1], layer.B.shape[0]
     return layer.B.shape[0], *layer.A.shape[1:]
 
 
-def _whole(layer: LayerFactors) -> tuple[Tensor, Tensor]:
-    """A [r, in] and s B [out, r] in float64 such that their product is ΔW, of a convolution in groups too."""
+def _factors(layer: LayerFactors) -> tuple[Tensor, Tensor]:
+    """Return s B [out, r] and A [r, in] in float64, whose product is ΔW also for a convolution in groups."""
     B, A = matrices(layer)
-    # The outputs of each group see the channels of A that are its own.
-    return A.flatten(0, 1), torch.block_diag(*B) * layer.scaling  # type: ignore[no-untyped-call]
+    # The rows of B in one group use the rows of A in the same group only.
+    return torch.block_diag(*B) * layer.scaling, A.flatten(0, 1)  # type: ignore[no-untyped-call]
 
 
-def _core(A: Tensor, B: Tensor) -> Tensor:
-    """R_B R_Aᵀ, with the singular values of B A."""
+def _core(B: Tensor, A: Tensor) -> Tensor:
+    """Return R_B R_Aᵀ, which has the singular values of B A."""
     core: Tensor = torch.linalg.qr(B, mode="r").R @ torch.linalg.qr(A.T, mode="r").R.T
     return core

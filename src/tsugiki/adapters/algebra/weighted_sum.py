@@ -1,14 +1,15 @@
-"""Several adapters as one that computes the sum of their updates."""
+"""Read several adapters as one adapter that computes the weighted sum of their updates."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tsugiki.adapters.format import read_adapter, read_adapter_config
+from tsugiki.adapters.algebra.combine import weights_or_ones
+from tsugiki.adapters.algebra.matrices import concatenate
+from tsugiki.adapters.format import read_adapter, read_peft_config
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.pair import LowRank
@@ -20,46 +21,48 @@ def load_weighted_sum(
     weights: Sequence[float] | None = None,
     *,
     allow_base_mismatch: bool = False,
-    settings: Callable[[Path], Any] = read_adapter_config,
 ) -> Any:
-    """One adapter in place of these: Σ weight · ΔW, exactly, by pairs side by side.
+    """Read adapters as one adapter for `model` that computes Σ weight · ΔW exactly; the ranks add up.
+
+    The result is for inference and merging, not for training: a PiSSA adapter is read as a LoRA of twice the rank.
 
     Args:
-        model: their base, which stays as it is.
-        folders: where they are stored.
-        weights: a factor for each; 1 where nothing is said.
+        model: the base; it is not changed.
+        folders: the adapters' folders. A single one without a weight may be of any method.
+        weights: the factor on each update; 1 for each if None.
         allow_base_mismatch: as in `load_adapter`.
-        settings: `read_adapter_config`, or `read_peft_config` for what is not to be trained.
 
     Raises:
-        TsugikiError: one does not fit, or it is to be summed or scaled and is not ΔW of LoRA alone.
+        TsugikiError: an adapter does not fit, or it has a weight or is added to others and has more than LoRA's updates
+            of layers.
     """
-    read = [read_adapter(model, one, settings(one), allow_base_mismatch=allow_base_mismatch) for one in folders]
-    if len(read) == 1 and weights is None:
-        return read[0]
-    factors = [1.0] * len(read) if weights is None else weights
-    if len(factors) != len(read) or not all(map(math.isfinite, factors)):
-        shown = ", ".join(f"{factor:g}" for factor in factors)
-        raise TsugikiError(f"weights are {shown}; give a number for each of {len(read)} adapters")
-    for folder, adapter in zip(folders, read, strict=True):
+    adapters = [
+        read_adapter(model, folder, read_peft_config(folder), allow_base_mismatch=allow_base_mismatch)
+        for folder in folders
+    ]
+    if len(adapters) == 1 and weights is None:
+        return adapters[0]
+    weights = weights_or_ones(weights, len(adapters))
+    for folder, adapter in zip(folders, adapters, strict=True):
         if not isinstance(adapter, LoraAdapter) or adapter.modules or adapter.biases or adapter.config.use_dora:
             raise TsugikiError(
-                f"{folder} is more than low-rank updates of weights (DoRA, trained biases or modules, or another "
-                "method), and has neither a sum with others nor a weight; merge it alone"
+                f"{folder} has more than low-rank updates of layers (DoRA, trained biases or modules, or another "
+                "method), so it cannot be weighted or added to others; merge it alone and without --weights"
             )
-    return _side_by_side(read, factors)
+    return _sum(adapters, weights)
 
 
 @torch.no_grad()
-def _side_by_side(adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> LoraAdapter:
-    """A on A, weighted B beside B: of rank r1 + r2 + …"""
-    parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+def _sum(adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> LoraAdapter:
+    terms: dict[str, list[tuple[LowRank, float]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, pair in adapter.pairs.items():
-            A, B = pair.factors()
-            parts.setdefault(path, []).append((A, B * (pair.scaling * weight)))
-    pairs = {
-        path: LowRank(torch.cat([A for A, _ in found]), torch.cat([B for _, B in found], 1), 1.0, 0.0)
-        for path, found in parts.items()
-    }
-    return LoraAdapter(adapters[0].config, pairs, {}, {})
+            terms.setdefault(path, []).append((pair, pair.scaling * weight))
+    return LoraAdapter(adapters[0].config, {path: _sum_pairs(found) for path, found in terms.items()}, {}, {})
+
+
+def _sum_pairs(terms: Sequence[tuple[LowRank, float]]) -> LowRank:
+    factors: list[tuple[Tensor, Tensor]] = [pair.factors() for pair, _ in terms]
+    B, A = concatenate([(B.flatten(1), A.flatten(1)) for A, B in factors], [weight for _, weight in terms])
+    first_A, first_B = factors[0]
+    return LowRank(A.view(len(A), *first_A.shape[1:]), B.view(*B.shape, *first_B.shape[2:]), 1.0, 0.0)

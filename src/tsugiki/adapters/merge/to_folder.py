@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
-from tsugiki.adapters.format import read_peft_config, read_weights
+from tsugiki.adapters.format import read_weights
 from tsugiki.adapters.merge.quantized import QuantizedWeight, cannot_be_merged_into, quantized_weight
 from tsugiki.base.loading import load_model, model_folder, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
@@ -36,7 +36,7 @@ from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.lora.merge import untie
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import WeightUpdate, replace_parameter
-from tsugiki.methods.method import PREFIX
+from tsugiki.methods.peft_keys import PREFIX
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +111,7 @@ def plan_merge(
     names = map_keys(model, home)
     groups = shared_parameters(model)
     with _real_values(model, adapters, {name: (home[key], key) for name, key in names.key_of.items()}, groups):
-        adapter = load_weighted_sum(
-            model, adapters, weights, allow_base_mismatch=allow_base_mismatch, settings=read_peft_config
-        )
+        adapter = load_weighted_sum(model, adapters, weights, allow_base_mismatch=allow_base_mismatch)
     changes: dict[str, WeightUpdate] = adapter.weight_updates(model)
     added, config = _untied(model, changes, names.key_of, groups)
     gone = [name for name in changes if not any(one in names.key_of for one in groups.get(name, [name]))]

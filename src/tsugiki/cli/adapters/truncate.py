@@ -4,25 +4,27 @@ from typing import Annotated
 
 import typer
 
-from tsugiki.cli.adapters.options import Library
+from tsugiki.cli.adapters.options import ADAPTER_HELP, Library, NewAdapter
 
 
 def truncate_command(
-    adapter: Annotated[str, typer.Argument(help="A name in the library, or a folder.")],
-    out: Annotated[str, typer.Option(help="A new name in the library, or the path of a new folder.")],
-    rank: Annotated[int | None, typer.Option(help="Of every layer whose rank is higher.")] = None,
+    adapter: Annotated[str, typer.Argument(help=ADAPTER_HELP)],
+    out: NewAdapter,
+    rank: Annotated[int | None, typer.Option(help="The new rank of every layer that has a higher one.")] = None,
     energy: Annotated[
-        float | None, typer.Option(help="Instead: in each layer the smallest rank that keeps this share, such as 0.99.")
+        float | None,
+        typer.Option(help="Instead of --rank: give each layer the smallest rank that keeps this share, such as 0.99."),
     ] = None,
     library: Library = None,
 ) -> None:
-    """Lower an adapter's rank, each layer's update being approximated as well as the rank allows.
+    """Reduce an adapter's rank; each layer gets the best approximation of its update that the rank allows.
 
     The energy of an update is the sum of squares of its elements.
     """
-    from tsugiki.adapters.algebra.truncate import overall, truncated, truncated_to_energy
+    from tsugiki.adapters.algebra.truncate import kept_energy, truncated, truncated_to_energy
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
-    from tsugiki.adapters.lora_weights import read_lora_weights, source, write_lora_weights
+    from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
+    from tsugiki.adapters.metadata import Provenance, source_adapter
     from tsugiki.cli.adapters.shown import print_kept, print_written
     from tsugiki.errors import TsugikiError
 
@@ -33,12 +35,15 @@ def truncate_command(
     elif energy is not None and rank is None:
         shorter, kept = truncated_to_energy(lora, energy)
     else:
-        raise TsugikiError("give --rank or --energy, and not both")
+        raise TsugikiError("pass either --rank or --energy")
     if all(layer.after == layer.before for layer in kept.values()):
-        most = max(layer.before for layer in kept.values())
-        raise TsugikiError(f"{adapter} has no rank above {most}, and loses nothing so; nothing was written")
+        highest = max(layer.before for layer in kept.values())
+        raise TsugikiError(
+            f"no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written"
+        )
+    settings = {"rank": rank} if energy is None else {"energy": energy}
     write_lora_weights(
-        shorter, target, {"operation": "truncate", "rank": rank, "energy": energy, "from": [source(folder)]}
+        shorter, target, Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
     )
-    print_kept(kept, f"overall: {overall(kept):.2%} of the update's energy is kept")
+    print_kept(kept, f"overall: {kept_energy(kept):.2%} of the update's energy is kept")
     print_written(target)

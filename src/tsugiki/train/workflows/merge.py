@@ -11,16 +11,14 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import read_config_fields
-from tsugiki.adapters.lora_weights import source
 from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, rounding_of, write_merged
+from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, source_adapter, write_metadata
 from tsugiki.base.fingerprint import named_fingerprint
 from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder
-from tsugiki.io.file_names import METADATA_FILE
-from tsugiki.io.json import write_json
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
 from tsugiki.train.evaluation.evaluate import Window, evaluate, read_windows
@@ -111,7 +109,7 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
         changed = len(plan.changed) + len(plan.added) + len(plan.in_memory)
         tensors = sum(len(shard.entries) for shard in plan.shards) + len(plan.added)
         report = MergeReport(changed, tensors, rounding.share, probe, evaluations)
-        write_json(part / METADATA_FILE, {"format": 1, "merged": _origin(merge, plan), "figures": report.to_json()})
+        write_metadata(part, _metadata(merge, report))
     return report
 
 
@@ -181,17 +179,15 @@ def _finite(logits: Tensor | None, what: str) -> Tensor:
     return logits.float().cpu()
 
 
-def _origin(merge: Merge, plan: MergePlan) -> dict[str, Any]:
-    """Return the base, the adapters and their weights, so that the merge can be repeated."""
+def _metadata(merge: Merge, report: MergeReport) -> Metadata:
+    """Return the base, the adapters, their weights and the figures of the verification, for `tsugiki.json`."""
     weights = merge.weights or [1.0] * len(merge.adapters)
-    return {
-        "base": {"name": merge.base, "fingerprint": named_fingerprint(merge.base)},
-        "adapters": [
-            {
-                **source(folder),
-                "peft_type": read_config_fields(folder)["peft_type"],
-                "weight": weight,
-            }
-            for folder, weight in zip(merge.adapters, weights, strict=True)
-        ],
-    }
+    sources = [
+        source_adapter(folder, weight, read_config_fields(folder)["peft_type"])
+        for folder, weight in zip(merge.adapters, weights, strict=True)
+    ]
+    return Metadata(
+        base=BaseReference(name=merge.base, fingerprint=named_fingerprint(merge.base)),
+        provenance=Provenance(operation="merge", sources=tuple(sources)),
+        figures=report.to_json(),
+    )

@@ -1,0 +1,142 @@
+"""`tsugiki.json`: what Tsugiki knows about an adapter or a merged model, and PEFT's config has no field for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from tsugiki.errors import TsugikiError
+from tsugiki.io.digests import file_sha256
+from tsugiki.io.file_names import ADAPTER_FILE, METADATA_FILE
+from tsugiki.io.json import read_json, value_text, write_json
+
+_VERSION = 2
+"""Version of the file's format. Version 1 is what Tsugiki 0.1 wrote."""
+_SHOWN_DIGITS = len("sha256:") + 12
+
+
+def _replace_surrogates(value: Any) -> Any:
+    return value.encode("utf-8", errors="replace").decode() if isinstance(value, str) else value
+
+
+Text: TypeAlias = Annotated[str, BeforeValidator(_replace_surrogates)]
+"""A text in which lone surrogates, which paths can contain and JSON files cannot, become question marks."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseReference(_Model):
+    """The base that an adapter was trained on, as far as its files tell."""
+
+    name: Text | None = None
+    """A name that `load_model` takes."""
+    fingerprint: str | None = None
+    """The digest of its weights (see `base.fingerprint`); unknown for adapters that PEFT wrote."""
+
+
+class Source(_Model):
+    """An adapter or a model that another one was derived from."""
+
+    name: Text
+    weights: str | None = None
+    """The SHA-256 of an adapter's weights; None for a model."""
+    peft_type: str | None = None
+    weight: float | None = None
+    """The factor on its update, in a combination or a merge."""
+
+    def described(self) -> str:
+        """Return its name with its weight and the first digits of its digest."""
+        facts = [] if self.weight is None else [f"weight {self.weight:g}"]
+        facts += [] if self.weights is None else [f"{self.weights[:_SHOWN_DIGITS]}…"]
+        return f"{self.name} ({', '.join(facts)})" if facts else self.name
+
+
+class Provenance(_Model):
+    """How an adapter or a merged model was derived from others."""
+
+    operation: str
+    """combine, extract, import, merge, scale or truncate."""
+    sources: tuple[Source, ...] = ()
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+    """The settings of the operation, and what it measured."""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Labels and texts to show to people."""
+        settings = [(name.replace("_", " "), value_text(value)) for name, value in self.settings.items()]
+        sources = ", ".join(source.described() for source in self.sources)
+        return [("operation", self.operation), *settings, ("derived from", sources or "–")]
+
+
+class Metadata(_Model):
+    """The content of `tsugiki.json`."""
+
+    base: BaseReference = BaseReference()
+    method_config: Mapping[str, Any] = Field(default_factory=dict)
+    """Settings of the adapter's method that PEFT has no field for."""
+    provenance: Provenance | None = None
+    """None if the adapter was trained, not derived from others."""
+    figures: Mapping[str, Any] = Field(default_factory=dict)
+    """What was measured when a merged model was verified."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object, without what is empty."""
+        fields = {name: value for name, value in self.model_dump(mode="json").items() if value}
+        return {"format": _VERSION} | fields
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Read the `tsugiki.json` of a folder; a folder without one has empty metadata.
+
+    Raises:
+        TsugikiError: the file is not JSON, or has a missing, unknown or wrong key.
+    """
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        return Metadata()
+    fields = read_json(path)
+    version = fields.pop("format", 1)
+    if version not in (1, _VERSION):
+        raise TsugikiError(f"{path} has format {version!r}, which this version of Tsugiki cannot read; upgrade Tsugiki")
+    try:
+        return Metadata(**(_from_version_1(fields) if version == 1 else fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise TsugikiError(f"{path}: {key}: {first['msg']}") from error
+
+
+def write_metadata(folder: Path, metadata: Metadata) -> None:
+    """Write the `tsugiki.json` of a folder.
+
+    Raises:
+        TsugikiError: it cannot be written.
+    """
+    write_json(folder / METADATA_FILE, metadata.to_json())
+
+
+def source_adapter(folder: Path, weight: float | None = None, peft_type: str | None = None) -> Source:
+    """Describe the adapter in a folder as a source: its folder's name, and the digest of its weights."""
+    name = folder.resolve().name
+    return Source(name=name, weights=file_sha256(folder / ADAPTER_FILE), peft_type=peft_type, weight=weight)
+
+
+def _from_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert what Tsugiki 0.1 wrote."""
+    names = {"adapter": "method_config", "made": "provenance"}
+    found = {names.get(name, name): value for name, value in fields.items() if value is not None}
+    merged = found.pop("merged", None)
+    if isinstance(merged, dict):
+        found["base"] = merged.get("base")
+        found["provenance"] = {"operation": "merge", "from": merged.get("adapters")}
+    made = found.get("provenance")
+    if isinstance(made, dict):
+        settings = {name: value for name, value in made.items() if name not in ("operation", "from", "imported from")}
+        found["provenance"] = {
+            "operation": made.get("operation", "import"),
+            "sources": made.get("from") or [{"name": made.get("imported from")}],
+            "settings": settings,
+        }
+    return found

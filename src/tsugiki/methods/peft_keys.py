@@ -1,0 +1,67 @@
+"""Names of the tensors in PEFT's adapter files.
+
+base_model.model.<layer>.lora_A.weight, .lora_B.weight              LoRA factors
+base_model.model.<embedding>.lora_embedding_A, .lora_embedding_B    LoRA factors of an embedding
+base_model.model.<layer>.lora_magnitude_vector                      DoRA's magnitude
+base_model.model.<layer>.base_layer.bias                            a trained bias of a layer with LoRA
+base_model.model.<parameter>                                        any other parameter of the base
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "base_model.model."
+"""In the names of a PEFT file, every module path of the base follows this prefix."""
+
+_BASE_LAYER = ".base_layer."
+_FACTOR = re.compile(
+    rf"{re.escape(PREFIX)}(?P<layer>.+)\.(lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB])|"
+    r"lora_magnitude_vector(\.weight)?)"
+)
+
+
+@dataclass(frozen=True)
+class FactorKey:
+    """The name of one of the tensors of a layer's LoRA update, taken apart."""
+
+    layer: str
+    """The layer's name in the base."""
+    part: Literal["A", "B", "magnitude"]
+    is_embedding: bool
+
+
+def factor_keys(layer: str, is_embedding: bool) -> tuple[str, str]:
+    """Return the names of A and B of a layer."""
+    if is_embedding:
+        return f"{PREFIX}{layer}.lora_embedding_A", f"{PREFIX}{layer}.lora_embedding_B"
+    return f"{PREFIX}{layer}.lora_A.weight", f"{PREFIX}{layer}.lora_B.weight"
+
+
+def magnitude_key(layer: str) -> str:
+    """Return the name of the magnitude of a layer with DoRA."""
+    return f"{PREFIX}{layer}.lora_magnitude_vector"
+
+
+def base_layer_key(layer: str, attribute: str) -> str:
+    """Return the name of a parameter that a layer with LoRA has in the base, such as its bias."""
+    return f"{PREFIX}{layer}{_BASE_LAYER}{attribute}"
+
+
+def parse_factor_key(key: str) -> FactorKey | None:
+    """Take the name of a LoRA tensor apart; None if it is not one."""
+    match = _FACTOR.fullmatch(key)
+    if match is None:
+        return None
+    part = match["linear"] or match["embedding"] or "magnitude"
+    return FactorKey(match["layer"], part, match["embedding"] is not None)  # type: ignore[arg-type]
+
+
+def base_name(key: str) -> str:
+    """Return the name that a parameter has in the base, from its name in the file."""
+    return key.removeprefix(PREFIX).replace(_BASE_LAYER, ".")
+
+
+def is_base_layer_key(key: str) -> bool:
+    """Return whether a tensor is a parameter that a layer with LoRA has in the base."""
+    return _BASE_LAYER in key
