@@ -17,27 +17,23 @@ from typing import Literal, TypeAlias
 
 from benchmarks.figures import KIND, Figures
 from tsugiki.bench.results import EntryResult, Results
-from tsugiki.bench.table import ENGLISH, Labels, markdown_table, results_table
+from tsugiki.bench.table import markdown_table, results_table
 from tsugiki.errors import TsugikiError
 from tsugiki.io.json import read_json
+from tsugiki.report.formatting import Table
 
 Language: TypeAlias = Literal["en", "ja"]
 
-JAPANESE = Labels(
-    {
-        "name": "",
-        "speed": "トークン/秒",
-        "spread": "最低〜最高",
-        "ratio": "比",
-        "share": "限界比",
-        "peak": "最大メモリ",
-        "above": "モデル以外",
-        "notes": "設定",
-    },
-    limit="限界（{dtype}）",
-    causal="因果的アテンションのみ: {speed}",
-)
-_LABELS: dict[Language, Labels] = {"en": ENGLISH, "ja": JAPANESE}
+_JAPANESE = {
+    "": "",
+    "tokens/s": "トークン/秒",
+    "slowest to fastest": "最低〜最高",
+    "ratio": "比",
+    "share of limit": "限界比",
+    "peak memory": "最大メモリ",
+    "above the model": "モデル以外",
+    "settings": "設定",
+}
 _TABLE = re.compile(r"(<!-- figures: (\S+) -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL)
 
 
@@ -84,9 +80,25 @@ def main(*guides: str) -> None:
 def _markdown(file: Path, language: Language) -> str:
     values = read_json(file, missing=f"no figures at {file}")
     source = Figures(**values) if values.get("kind") == KIND else read_results(file)
-    table = source.table(language) if isinstance(source, Figures) else results_table(source, _LABELS[language])
+    if isinstance(source, Figures):
+        table = source.table(language)
+    else:
+        table = results_table(source) if language == "en" else _in_japanese(results_table(source))
     machine = f"{source.machine['processor']}, {source.machine['threads']} threads, {source.date}"
     return f"\n{markdown_table(table)}\n`{source.command}` · {machine}\n\n"
+
+
+def _in_japanese(table: Table) -> Table:
+    """Translate the headers of a table of results, and its rows of the machine's limit."""
+    headers, rows = table
+    return [_JAPANESE[header] for header in headers], [
+        [
+            re.sub(r"^limit, (\w+)$", r"限界（\1）", name),
+            *figures,
+            note.replace("with causal attention", "因果的アテンションのみ"),
+        ]
+        for name, *figures, note in rows
+    ]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tsugiki.bench.entries import (
     LIMIT_ENTRY,
     TRAINING_ENTRIES,
     BenchmarkEntry,
+    load_function,
 )
 from tsugiki.bench.models import SHAPES, build, read_model_config
 from tsugiki.bench.process import EntryFailed, EntryProcess
@@ -53,7 +54,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
 def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
     script, entry = Script(), TRAINING_ENTRIES[name]
     with pytest.raises(StopRequested):
-        entry.run(Workload(folder, batch=2, length=16), script.barrier)
+        load_function(entry.function)(Workload(folder, batch=2, length=16), script.barrier)
     ready, *steps = script.messages
     assert set(ready) == {"ready", "loaded"}
     assert len(steps) == 2
@@ -76,7 +77,7 @@ def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
 def test_generation(name: str, folder: str):
     script = Script()
     with pytest.raises(StopRequested):
-        GENERATION_ENTRIES[name].run(Workload(folder, batch=1, length=32), script.barrier)
+        load_function(GENERATION_ENTRIES[name].function)(Workload(folder, batch=1, length=32), script.barrier)
     assert len(script.messages) == 3
 
 
@@ -84,7 +85,7 @@ def test_the_limit(folder: str):
     script = Script()
     script.asked = iter(["step\n"] * 4)
     with pytest.raises(StopRequested):
-        LIMIT_ENTRY.run(Workload(folder, batch=2, length=8), script.barrier)
+        load_function(LIMIT_ENTRY.function)(Workload(folder, batch=2, length=8), script.barrier)
     assert [set(message.get("limits", ())) >= {"fp32"} for message in script.messages] == [False] * 3 + [True] * 2
 
 
@@ -92,7 +93,7 @@ def test_the_function_of_every_entry_exists():
     assert set(DEFAULT_ENTRIES) <= set(TRAINING_ENTRIES)
     for entry in [*TRAINING_ENTRIES.values(), *GENERATION_ENTRIES.values(), LIMIT_ENTRY]:
         if not entry.missing:
-            assert callable(entry.run)
+            assert callable(load_function(entry.function))
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator computes in float16")
@@ -106,7 +107,7 @@ def test_the_chapters_fp16_has_no_effect_on_a_cpu(folder: str, trained: list[tor
 
     script.barrier._receive = go
     with pytest.raises(StopRequested):
-        TRAINING_ENTRIES["chapter"].run(Workload(folder, batch=2, length=16), script.barrier)
+        load_function(TRAINING_ENTRIES["chapter"].function)(Workload(folder, batch=2, length=16), script.barrier)
     assert seen == {False}
     assert {weight.dtype for weight in trained[0].parameters()} == {torch.float32}
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tsugiki.base.loading import meta_model
 from tsugiki.bench import memory
 from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import SHAPES, read_model_config
@@ -16,9 +16,6 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_size
 from tsugiki.train.record import describe_machine
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 
 def run_benchmark(
@@ -43,8 +40,10 @@ def run_benchmark(
         TsugikiError: the length exceeds the model's context, or no entry could be measured.
     """
     config = read_model_config(workload.model)
-    _check_length(workload, config)
-    parameters = _count_parameters(config)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context and workload.length > context:
+        raise TsugikiError(f"--length is {workload.length}, but the context of {workload.model} is {context} tokens")
+    parameters = sum(weight.numel() for weight in meta_model(config).parameters())
     skipped = {
         name: reason for name, entry in entries.items() if (reason := _why_too_large(workload, entry, parameters))
     }
@@ -54,9 +53,8 @@ def run_benchmark(
     limit_entry = {"limit": LIMIT_ENTRY} if kind == "train" else {}
     found = {one.name: one for one in measure({**measurable, **limit_entry}, workload, rounds, show)}
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
-    limit = found.pop("limit", Measurement("limit"))
+    limits = found["limit"].limits[-1] if "limit" in found and found["limit"].limits else {}
     measurements = {name: found[name] for name in entries}
-    limits = limit.limits[-1] if limit.limits else {}
     results = collect(kind, workload, entries, measurements, limits, command, describe_machine().model_dump())
     if not any(row.tokens_per_second for row in results.rows):
         problems = "; ".join(f"{row.name}: {row.problem}" for row in results.rows)
@@ -87,19 +85,6 @@ def write_results(results: Results, out: Path) -> None:
     results.write(out)
     write_text(out / "table.md", results_page(results))
     write_text(out / "plot.svg", plot(results))
-
-
-def _check_length(workload: Workload, config: "PretrainedConfig") -> None:
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context and workload.length > context:
-        raise TsugikiError(f"--length is {workload.length}, but the context of {workload.model} is {context} tokens")
-
-
-def _count_parameters(config: "PretrainedConfig") -> int:
-    """Count a model's parameters on the meta device, without allocating them."""
-    from tsugiki.base.loading import meta_model
-
-    return sum(weight.numel() for weight in meta_model(config).parameters())
 
 
 def _why_too_large(workload: Workload, entry: BenchmarkEntry, parameters: int) -> str | None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from tsugiki.bench.models import build
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 ENDLESS = 1_000_000
 """Number of steps that trainers are configured for; the benchmark stops them earlier."""
 _TRIALS = 2
+_QUIET: dict[str, Any] = {"disable_tqdm": True, "report_to": "none", "dataloader_pin_memory": False}
 
 
 class StepBarrierCallback(TrainerCallback):  # type: ignore[misc]
@@ -39,32 +39,15 @@ class StepBarrierCallback(TrainerCallback):  # type: ignore[misc]
         self.barrier.end()
 
 
-class TokenRows(Dataset[dict[str, Tensor]]):
-    """Rows of token ids that are also the labels.
-
-    Args:
-        ids: [rows, length].
-        mask: whether to add an attention mask of ones, as transformers' collator for language models does.
-    """
-
-    def __init__(self, ids: Tensor, mask: bool = False) -> None:
-        self.ids, self.mask = ids, mask
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self.ids[index]
-        return {"input_ids": row, "labels": row} | ({"attention_mask": torch.ones_like(row)} if self.mask else {})
-
-
 def chapter(workload: Workload, barrier: StepBarrier) -> None:
     """Train as the textbook chapter's script does, without gradient accumulation.
 
     On a CPU, Trainer accepts the script's fp16=True and computes in float32.
     """
     model = build(workload.model, torch.float32)
-    rows = TokenRows(workload.rows(model.config.vocab_size), mask=True)
+    ids = workload.rows(model.config.vocab_size)
+    # The script's collator adds an attention mask, here of ones.
+    rows = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in ids]
     with TemporaryDirectory() as folder:
         settings = TrainingArguments(
             output_dir=folder,
@@ -76,19 +59,16 @@ def chapter(workload: Workload, barrier: StepBarrier) -> None:
             fp16=True,
             **_QUIET,
         )
-        _train(Trainer(model=with_peft(model), args=settings, train_dataset=rows, **_COLLATED), barrier)
+        trainer = Trainer(
+            model=with_peft(model), args=settings, train_dataset=rows, data_collator=default_data_collator
+        )
+        _train(trainer, barrier)
 
 
 def peft(workload: Workload, barrier: StepBarrier, dtype: torch.dtype, autocast: bool = False) -> None:
     """Train PEFT's adapter on a base without dropout; A and B are in float32, which is PEFT's default."""
     model = _without_dropout(workload, dtype)
-    rows = workload.rows(model.config.vocab_size)
-    grafted = with_peft(model)
-    with _autocast(autocast):
-        barrier.note(attention=_faster_attention(model, rows[: workload.batch]))
-    with TemporaryDirectory() as folder:
-        settings = _settings(workload, folder, **_bf16(autocast))
-        _train(Trainer(model=grafted, args=settings, train_dataset=TokenRows(rows), **_COLLATED), barrier)
+    _train_rows(model, with_peft(model), workload, barrier, autocast)
 
 
 def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
@@ -101,20 +81,14 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
     model = _without_dropout(workload, torch.bfloat16)
     rows = workload.rows(model.config.vocab_size)
     model.requires_grad_(False).enable_input_require_grads()
-    with _autocast(True):
-        barrier.note(attention=_faster_attention(model, rows[: workload.batch]))
+    barrier.note(attention=_faster_attention(model, rows[: workload.batch], autocast=True))
     model.disable_input_require_grads()
     with TemporaryDirectory() as folder:
         settings = SFTConfig(
-            output_dir=folder,
-            max_steps=ENDLESS,
-            per_device_train_batch_size=workload.batch,
-            learning_rate=LEARNING_RATE,
+            # bf16 is TRL's default; A and B, in float32, are then multiplied in bfloat16 too.
+            **_settings(workload, folder, autocast=True),
             max_length=workload.length,
-            **_bf16(True),  # TRL's default; A and B, in float32, are then multiplied in bfloat16 too
             gradient_checkpointing=checkpointing,
-            save_strategy="no",
-            **_QUIET,
         )
         trainer = SFTTrainer(
             model=model,
@@ -129,12 +103,7 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
 def full(workload: Workload, barrier: StepBarrier, autocast: bool) -> None:
     """Train all parameters with Trainer, without dropout."""
     model = _without_dropout(workload, torch.float32)
-    rows = workload.rows(model.config.vocab_size)
-    with _autocast(autocast):
-        barrier.note(attention=_faster_attention(model, rows[: workload.batch]))
-    with TemporaryDirectory() as folder:
-        settings = _settings(workload, folder, **_bf16(autocast))
-        _train(Trainer(model=model, args=settings, train_dataset=TokenRows(rows), **_COLLATED), barrier)
+    _train_rows(model, model, workload, barrier, autocast)
 
 
 peft_fp32 = partial(peft, dtype=torch.float32)
@@ -146,29 +115,11 @@ trainer_full_fp32 = partial(full, autocast=False)
 trainer_full_bf16 = partial(full, autocast=True)
 
 
-def target_names(model: "PreTrainedModel") -> list[str]:
-    """Return the last part of the names of Tsugiki's default target layers, which all entries use."""
-    return sorted({name.rpartition(".")[2] for name in find_targets(model, LoraConfig())})
-
-
 def with_peft(model: "PreTrainedModel") -> Any:
     """Add a new LoRA adapter with PEFT."""
     from peft import get_peft_model
 
     return get_peft_model(model, _peft_config(model))
-
-
-_QUIET: dict[str, Any] = {"disable_tqdm": True, "report_to": "none", "dataloader_pin_memory": False}
-_COLLATED: dict[str, Any] = {"data_collator": default_data_collator}
-
-
-def _autocast(enabled: bool) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
-
-
-def _bf16(enabled: bool) -> dict[str, bool]:
-    """Return Trainer's settings for autocast; on a CPU it requires `use_cpu` as well."""
-    return {"bf16": enabled, "use_cpu": enabled and not torch.accelerator.is_available()}
 
 
 def _peft_config(model: "PreTrainedModel") -> Any:
@@ -180,20 +131,23 @@ def _peft_config(model: "PreTrainedModel") -> Any:
         r=RANK,
         lora_alpha=ALPHA,
         lora_dropout=DROPOUT,
-        target_modules=target_names(model),
+        # The last parts of the names of Tsugiki's default target layers.
+        target_modules=sorted({name.rpartition(".")[2] for name in find_targets(model, LoraConfig())}),
     )
 
 
-def _settings(workload: Workload, folder: str, **extra: Any) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=folder,
-        max_steps=ENDLESS,
-        per_device_train_batch_size=workload.batch,
-        learning_rate=LEARNING_RATE,
-        save_strategy="no",
+def _settings(workload: Workload, folder: str, autocast: bool) -> dict[str, Any]:
+    """Return the settings of Trainer for a step that only trains; on a CPU, autocast requires `use_cpu` as well."""
+    return {
+        "output_dir": folder,
+        "max_steps": ENDLESS,
+        "per_device_train_batch_size": workload.batch,
+        "learning_rate": LEARNING_RATE,
+        "bf16": autocast,
+        "use_cpu": autocast and not torch.accelerator.is_available(),
+        "save_strategy": "no",
         **_QUIET,
-        **extra,
-    )
+    }
 
 
 def _without_dropout(workload: Workload, dtype: torch.dtype) -> "PreTrainedModel":
@@ -202,22 +156,33 @@ def _without_dropout(workload: Workload, dtype: torch.dtype) -> "PreTrainedModel
     return model
 
 
-def _faster_attention(model: "PreTrainedModel", rows: Tensor) -> str:
+def _faster_attention(model: "PreTrainedModel", rows: Tensor, autocast: bool) -> str:
     """Set the attention implementation, SDPA or eager, that is faster forward and backward; return its name."""
     seconds = {}
     for name in ("sdpa", "eager"):
         model.set_attn_implementation(name)
-        seconds[name] = min(_forward_and_backward(model, rows) for _ in range(_TRIALS))
+        seconds[name] = min(_forward_and_backward(model, rows.to(model.device), autocast) for _ in range(_TRIALS))
     model.zero_grad()
     best = min(seconds, key=lambda name: seconds[name])
     model.set_attn_implementation(best)
     return best
 
 
-def _forward_and_backward(model: "PreTrainedModel", rows: Tensor) -> float:
+def _forward_and_backward(model: "PreTrainedModel", rows: Tensor, autocast: bool) -> float:
     start = time.perf_counter()
-    model(input_ids=rows.to(model.device), labels=rows.to(model.device), use_cache=False).loss.backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
     return time.perf_counter() - start
+
+
+def _train_rows(base: "PreTrainedModel", model: Any, workload: Workload, barrier: StepBarrier, autocast: bool) -> None:
+    """Train a model, which is the base or contains it, with Trainer and the faster attention implementation."""
+    ids = workload.rows(base.config.vocab_size)
+    barrier.note(attention=_faster_attention(base, ids[: workload.batch], autocast))
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    with TemporaryDirectory() as folder:
+        settings = TrainingArguments(**_settings(workload, folder, autocast))
+        _train(Trainer(model=model, args=settings, train_dataset=rows, data_collator=default_data_collator), barrier)
 
 
 def _train(trainer: Trainer, barrier: StepBarrier) -> None:

@@ -75,7 +75,9 @@ def limit(workload: Workload, barrier: StepBarrier) -> None:
     """Choose layouts during the warm-up steps, then measure; each step reports the best times so far."""
     if torch.accelerator.is_available():
         raise TsugikiError("the limit is measured on CPUs only, and this machine has an accelerator")
-    timings = Timings(products(read_model_config(workload.model), workload.batch, workload.length), native_dtypes())
+    counts = products(read_model_config(workload.model), workload.batch, workload.length)
+    native = {"fp32": True, "bf16": processor_has_bf16(), "int8": torch.cpu._is_vnni_supported()}
+    timings = Timings(counts, [dtype for dtype, supported in native.items() if supported])
     for _ in range(WARM_UP):
         barrier.begin()
         timings.choose_layouts()
@@ -120,24 +122,25 @@ class Timings:
         Args:
             tokens: number of tokens of one step.
         """
-        return {dtype: self._limit(dtype, tokens) for dtype in self.dtypes}
-
-    def _limit(self, dtype: str, tokens: int) -> dict[str, Any]:
-        groups: dict[str, float] = {}
-        for product, count in self.counts.items():
-            pairs = [(product, allowed) for allowed in _ALLOWED_DTYPES[dtype]]
-            fastest = min(self.seconds[pair] for pair in pairs if pair in self.seconds)
-            groups[product.group] = groups.get(product.group, 0.0) + count * fastest
-        whole = sum(seconds for group, seconds in groups.items() if group != "causal attention")
-        return {
-            "tokens_per_second": tokens / whole,
-            "causal_tokens_per_second": tokens / (whole - groups["attention"] + groups["causal attention"]),
-            "seconds": groups,
-        }
+        found = {}
+        for dtype in self.dtypes:
+            groups: dict[str, float] = {}
+            for product, count in self.counts.items():
+                pairs = [(product, allowed) for allowed in _ALLOWED_DTYPES[dtype]]
+                fastest = min(self.seconds[pair] for pair in pairs if pair in self.seconds)
+                groups[product.group] = groups.get(product.group, 0.0) + count * fastest
+            whole = sum(groups.values()) - groups["causal attention"]
+            causal = sum(groups.values()) - groups["attention"]
+            found[dtype] = {
+                "tokens_per_second": tokens / whole,
+                "causal_tokens_per_second": tokens / causal,
+                "seconds": groups,
+            }
+        return found
 
 
 def products(config: "PretrainedConfig", batch: int, length: int, r: int = RANK) -> Counter[Product]:
-    """Return the products of a LoRA step on the default target layers, with the number of each.
+    """Return the products of a LoRA step of rank r on the default target layers, with the number of each.
 
     Args:
         config: the model's config.
@@ -171,11 +174,6 @@ def products(config: "PretrainedConfig", batch: int, length: int, r: int = RANK)
     model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     found.update(_attention(config, batch, length))
     return found
-
-
-def native_dtypes() -> list[str]:
-    """Return the dtypes for which this processor has instructions."""
-    return ["fp32", *(["bf16"] if processor_has_bf16() else []), *(["int8"] if torch.cpu._is_vnni_supported() else [])]
 
 
 def _low_rank(rows: int, fan_in: int, fan_out: int, r: int, input_gradient: bool) -> list[Product]:
@@ -255,13 +253,17 @@ def _timed(pairs: Pairs, threads: int) -> float:
     """Return the seconds of all these products: the best of several measurements of sufficient length."""
     shares = [share for share in (pairs[first::threads] for first in range(threads)) if share]
     # Outputs are reused, because writing to newly allocated memory takes longer.
-    outs = [torch.empty(_shape(*share[0]), dtype=_result(share[0][0])) for share in shares]
+    outs = [_output(*share[0]) for share in shares]
     once = _measured(shares, outs, 1)
     repeats = max(1, int(_MIN_SECONDS / once))
     seconds: list[float] = []
     while len(seconds) < _BEST_OF and sum(seconds) < _MAX_SECONDS:
         seconds.append(_measured(shares, outs, repeats))
     return min(seconds) / repeats
+
+
+def _output(a: Tensor, b: Tensor) -> Tensor:
+    return torch.empty((*a.shape[:-1], b.shape[-1]), dtype=torch.int32 if a.dtype == torch.int8 else a.dtype)
 
 
 def _measured(shares: Sequence[Pairs], outs: Sequence[Tensor], repeats: int) -> float:
@@ -278,11 +280,3 @@ def _multiply(share: Pairs, out: Tensor, repeats: int) -> None:
     for _ in range(repeats):
         for a, b in share:
             product(a, b, out=out[: a.shape[0]])
-
-
-def _shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
-    return (*a.shape[:-1], b.shape[-1])
-
-
-def _result(a: Tensor) -> torch.dtype:
-    return torch.int32 if a.dtype == torch.int8 else a.dtype

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.base.loading import EMBEDDED, load_model, load_tokenizer, local_folder
@@ -26,46 +25,44 @@ class Shape:
     """Whether the model is small enough for entries in float32."""
 
 
-SHAPES: Mapping[str, Shape] = MappingProxyType(
-    {
-        "gpt2-small": Shape("GPT-2 small: 124M parameters, 12 layers, width 768", "gpt2", {}),
-        "rinna-medium": Shape(
-            "rinna/japanese-gpt2-medium, the chapter's base: 336M parameters, 24 layers, width 1,024",
-            "gpt2",
-            {"n_layer": 24, "n_embd": 1024, "n_head": 16, "vocab_size": 32_000},
-        ),
-        "smollm2-135m": Shape(
-            "SmolLM2 135M: a Llama with 30 layers, width 576, vocabulary 49,152",
-            "llama",
-            {
-                "vocab_size": 49_152,
-                "hidden_size": 576,
-                "intermediate_size": 1536,
-                "num_hidden_layers": 30,
-                "num_attention_heads": 9,
-                "num_key_value_heads": 3,
-                "max_position_embeddings": 8192,
-                "tie_word_embeddings": True,
-            },
-        ),
-        "qwen3-1.7b": Shape(
-            "Qwen3 1.7B: 28 layers, width 2,048, vocabulary 151,936; bf16 and int8 only",
-            "qwen3",
-            {
-                "vocab_size": 151_936,
-                "hidden_size": 2048,
-                "intermediate_size": 6144,
-                "num_hidden_layers": 28,
-                "num_attention_heads": 16,
-                "num_key_value_heads": 8,
-                "head_dim": 128,
-                "max_position_embeddings": 40_960,
-                "tie_word_embeddings": True,
-            },
-            float32=False,
-        ),
-    }
-)
+SHAPES: Mapping[str, Shape] = {
+    "gpt2-small": Shape("GPT-2 small: 124M parameters, 12 layers, width 768", "gpt2", {}),
+    "rinna-medium": Shape(
+        "rinna/japanese-gpt2-medium, the chapter's base: 336M parameters, 24 layers, width 1,024",
+        "gpt2",
+        {"n_layer": 24, "n_embd": 1024, "n_head": 16, "vocab_size": 32_000},
+    ),
+    "smollm2-135m": Shape(
+        "SmolLM2 135M: a Llama with 30 layers, width 576, vocabulary 49,152",
+        "llama",
+        {
+            "vocab_size": 49_152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3-1.7b": Shape(
+        "Qwen3 1.7B: 28 layers, width 2,048, vocabulary 151,936; bf16 and int8 only",
+        "qwen3",
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 40_960,
+            "tie_word_embeddings": True,
+        },
+        float32=False,
+    ),
+}
 
 
 def read_model_config(name: str) -> "PretrainedConfig":

@@ -16,8 +16,6 @@ from tsugiki.io.json import write_json
 
 Kind: TypeAlias = Literal["train", "generate"]
 
-RESULTS_FILE = "results.json"
-_FORMAT = 1
 _PACKAGES = (
     "tsugiki", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "litgpt", "lightning", "mlx", "mlx-lm",
 )  # fmt: skip
@@ -61,11 +59,11 @@ class Results:
     machine: Mapping[str, Any]
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
-    format: int = _FORMAT
+    format: int = 1
 
     def write(self, folder: Path) -> None:
         """Write `results.json` atomically."""
-        write_json(folder / RESULTS_FILE, asdict(self))
+        write_json(folder / "results.json", asdict(self))
 
 
 def collect(
