@@ -1,7 +1,9 @@
 """Short training runs of a tiny model, and runs that are interrupted and resumed."""
 
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,11 @@ from tsugiki import TsugikiError
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.train.checkpoint import checkpoints
-from tsugiki.train.config import RunConfig
+from tsugiki.train.config import RunConfig, load_config
 from tsugiki.train.record import RunRecord
-from tsugiki.train.run import CHECKPOINTS
+from tsugiki.train.run import CHECKPOINTS, train
 from tsugiki.train.trainer import RunTrainer
+from tsugiki.train.workflows import compare as compare_module
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
 """Flags of `tsugiki train` for a short run in the working directory of the command line's tests."""
@@ -109,6 +112,20 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
     with pytest.raises(TsugikiError, match="finished"):
         run(config, resume=True)
     return expected
+
+
+def compare_in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Let `compare` train each method in this process, which is faster; returns the list that gets its commands."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        path = next(word for word in command if word.endswith(".yaml"))
+        train(load_config(Path(path), {}), resume="--resume" in command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(compare_module, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    return commands
 
 
 def uneven_blocks() -> Blocks:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.runs import compare_in_this_process
 from tests.tiny import TEXT, save_tiny
 from tsugiki import graft
 from tsugiki.base.loading import load_model
@@ -77,6 +78,7 @@ def test_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("recipe.yaml").write_text(
         yaml.safe_dump(shrunk(recipe, save_tiny(tmp_path / "base", n_positions=128)), allow_unicode=True)
     )
+    compare_in_this_process(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["tsugiki", command_of(recipe), "recipe.yaml"])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -1,22 +1,19 @@
 """Comparisons: one budget, runs that are reused or resumed, and comparisons that are refused."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.report.pages import Page
+from tests.runs import compare_in_this_process
 from tests.train.workflows.comparisons import SETTINGS, write
 from tsugiki import TsugikiError
 from tsugiki.cli.main import main
-from tsugiki.train.config import load_config
 from tsugiki.train.record import read_record
-from tsugiki.train.run import train
 from tsugiki.train.workflows import compare as comparison_module
 from tsugiki.train.workflows.compare import compare, comparison_rows
 from tsugiki.train.workflows.compare_config import load_comparison
@@ -49,19 +46,13 @@ def test_methods_share_budget_and_text_and_are_put_into_one_table():
     assert json.loads(Path("c/comparison.json").read_text())["rows"][1]["name"] == "lora r=2"
 
 
-def in_this_process(command: list[str], **_: Any) -> Any:
-    """What `tsugiki train SETTINGS` does, without a process of its own."""
-    train(load_config(Path(command[-1]), {}))
-    return subprocess.CompletedProcess(command, 0)
-
-
 def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: pytest.MonkeyPatch, capsys: Any):
     methods = {
         **METHODS,
         "norms": {"method": "norms", "learning_rate": 1e-2},
         "last": {"method": "select", "method_config": {"target_parameters": r".*\.h\.1\..*"}, "learning_rate": 1e-3},
     }
-    monkeypatch.setattr(comparison_module, "subprocess", SimpleNamespace(run=in_this_process, DEVNULL=None))
+    compare_in_this_process(monkeypatch)
     path = write("c.yaml", data="nowhere", settings={**SETTINGS, "max_steps": 1}, methods=methods)
     monkeypatch.setattr(sys, "argv", ["tsugiki", "compare", str(path), "--data", "d.jsonl"])
     with pytest.raises(SystemExit) as stop:
@@ -92,21 +83,15 @@ def test_a_model_in_several_files_is_as_large_as_all_of_them(tmp_path: Path):
 
 
 def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyPatch):
+    commands = compare_in_this_process(monkeypatch)
     config = load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), {})
     compare(config)
+    assert len(commands) == 2
     before = {path: path.stat().st_mtime_ns for path in Path("c").rglob("*.safetensors")}
     record = json.loads(Path("c/full/run.json").read_text())
     Path("c/full/run.json").write_text(json.dumps({**record, "status": "running"}))
-    commands: list[list[str]] = []
-    plain = comparison_module.subprocess.run
-
-    def watched(command: list[str], **options: Any) -> Any:
-        commands.append(command)
-        return plain(command, **options)
-
-    monkeypatch.setattr(comparison_module.subprocess, "run", watched)
     compare(config)
-    assert [command[-1] for command in commands] == ["--resume"]
+    assert [command[-1] for command in commands[2:]] == ["--resume"]
     lora = next(path for path in before if "lora" in str(path))
     assert lora.stat().st_mtime_ns == before[lora]
     assert read_record(Path("c/full")).status == "finished"
@@ -132,8 +117,10 @@ def test_comparisons_that_cannot_be(fields: dict[str, Any], said: str):
     assert not Path("c").exists()
 
 
-def test_other_settings_and_failed_runs_are_named(capfd: pytest.CaptureFixture[str]):
-    compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), {}))
+def test_other_settings_and_failed_runs_are_named(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        compare_in_this_process(patch)
+        compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), {}))
     changed = {**METHODS, "full": {"method": "full", "learning_rate": 1e-4}}
     with pytest.raises(TsugikiError, match=r"full: c/full .*learning_rate \(was 0.001"):
         compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=changed), {}))
