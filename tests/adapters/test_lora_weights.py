@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.adapters.test_peft_files import CASES, peft_model, settings
+from tests.adapters.test_format import CASES, peft_model, settings
 from tests.tiny import logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights

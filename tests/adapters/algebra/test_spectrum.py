@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.adapters.test_peft_files import peft_model, settings
+from tests.adapters.test_format import peft_model, settings
 from tests.tiny import shake
 from tsugiki.adapters.algebra.spectrum import (
     difference_norm,

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.adapters.test_peft_files import CASES, settings
+from tests.adapters.test_format import CASES, settings
 from tests.tiny import logits, relative_error, save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, ungraft
 from tsugiki.adapters.merge.to_folder import Rounding, plan_merge, write_merged
