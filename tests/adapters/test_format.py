@@ -249,7 +249,7 @@ def test_broken_files_are_named(tmp_path: Path):
     tensors = load_file(weights)
     key = next(iter(tensors))
     save_file({**tensors, key: torch.full_like(tensors[key], torch.nan)}, weights)
-    with pytest.raises(TsugikiError, match="is not finite"):
+    with pytest.raises(TsugikiError, match="finite"):
         load_adapter(tiny_model(), folder)
     weights.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
     with pytest.raises(TsugikiError, match="adapter_model.safetensors"):
@@ -280,7 +280,7 @@ def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
     graft(base, LoraConfig())
     save_adapter(shake(base), tmp_path / "adapter")
     load_adapter(AutoModelForCausalLM.from_pretrained(tmp_path / "base0"), tmp_path / "adapter")
-    with pytest.raises(TsugikiError, match="trained on another base"):
+    with pytest.raises(TsugikiError, match="another base"):
         load_adapter(other, tmp_path / "adapter")
     assert not is_grafted(other)
     load_adapter(other, tmp_path / "adapter", allow_base_mismatch=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.files import contents
 from tests.tiny import save_grafted, save_tiny
 from tsugiki import LoraConfig, graft, save_adapter
 from tsugiki.base.loading import load_model
@@ -48,22 +49,22 @@ def test_two_adapters_with_weights_and_their_figures(adapters: str, run):
         (("--adapter", "one", "--weights", "x"), "--weights is 'x'"),
         (("--adapter", "one", "--weights", "1,2"), "weights are 1, 2"),
         (("--adapter", "one", "--weights", "inf"), "weights are inf"),
-        (("--adapter", "one", "--adapter", "dora"), "dora has more than"),
-        (("--adapter", "prompt"), "cannot be merged"),
-        (("--adapter", "one", "--adapter", "prompt"), "prompt has more than"),
-        (("--adapter", "nowhere"), "no adapter 'nowhere'"),
-        (("--adapter", "base"), "no adapter in base"),
-        (("--adapter", "nan"), "is not finite"),
-        (("--adapter", "one", "--out", "base/inside"), "in the folder of the base"),
-        (("--adapter", "one", "--out", "one"), "exists already"),
-        (("--adapter", "one", "--out", "text.txt"), "exists already"),
-        (("--adapter", "one", "--out", "text.txt/x"), "cannot write text.txt/x"),
-        (("--adapter", "one", "--data", "nowhere.txt"), "no data at nowhere.txt"),
-        (("--adapter", "one", "--data", "text.txt", "--no-verify"), "leave out one of the two"),
-        (("--adapter", "one", "--model", "other"), "was trained on another base"),
-        (("--adapter", "one", "--model", "llama", "--allow-base-mismatch"), "does not fit this model"),
-        (("--adapter", "one", "--model", "cut"), "its header speaks of"),
-        (("--adapter", "one", "--model", "one"), "it is an adapter"),
+        (("--adapter", "one", "--adapter", "dora"), "dora"),
+        (("--adapter", "prompt"), "soft prompt"),
+        (("--adapter", "one", "--adapter", "prompt"), "prompt "),
+        (("--adapter", "nowhere"), "'nowhere'"),
+        (("--adapter", "base"), "base"),
+        (("--adapter", "nan"), "finite"),
+        (("--adapter", "one", "--out", "base/inside"), "base/inside"),
+        (("--adapter", "one", "--out", "one"), "exists"),
+        (("--adapter", "one", "--out", "text.txt"), "text.txt"),
+        (("--adapter", "one", "--out", "text.txt/x"), "text.txt/x"),
+        (("--adapter", "one", "--data", "nowhere.txt"), "nowhere.txt"),
+        (("--adapter", "one", "--data", "text.txt", "--no-verify"), "--no-verify"),
+        (("--adapter", "one", "--model", "other"), "--allow-base-mismatch"),
+        (("--adapter", "one", "--model", "llama", "--allow-base-mismatch"), "target_modules="),
+        (("--adapter", "one", "--model", "cut"), "model.safetensors"),
+        (("--adapter", "one", "--model", "one"), "adapter"),
         (("--adapter", "one", "--characters", "0"), "--characters"),
     ],
 )
@@ -78,10 +79,10 @@ def test_what_cannot_be_merged_is_one_line(arguments: tuple[str, ...], said: str
     save_adapter(model, tmp_path / "nan")
     broken = tmp_path / "nan" / "adapter_model.safetensors"
     save_file({key: tensor / 0 for key, tensor in load_file(broken).items()}, broken)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     defaults = {"--model": adapters, "--out": "merged"}
     given = [word for name, value in defaults.items() if name not in arguments for word in (name, value)]
     status, out, err = run("merge", *given, *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert said in err
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before

@@ -318,7 +318,7 @@ def test_combinations_that_cannot_be_meant(fields: tuple[Any, ...], said: str):
 
 @pytest.mark.parametrize("factor", [0, float("inf"), float("nan")])
 def test_factors_that_cannot_be_meant(factor: float):
-    with pytest.raises(TsugikiError, match="cannot be scaled by"):
+    with pytest.raises(TsugikiError, match="scaled"):
         scaled(stored(x=factors("linear")), factor)
 
 
@@ -326,5 +326,5 @@ def test_without_weights_updates_are_added():
     assert weights_or_ones(None, 2) == [1.0, 1.0]
     assert weights_or_ones([0.7, -0.3], 2) == [0.7, -0.3]
     for wrong in ([1.0], [1.0, float("nan")]):
-        with pytest.raises(TsugikiError, match="each of the 2 adapters"):
+        with pytest.raises(TsugikiError, match="2 adapters"):
             weights_or_ones(wrong, 2)

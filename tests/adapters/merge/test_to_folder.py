@@ -335,9 +335,9 @@ def test_what_is_no_sum_is_merged_alone(fields: dict[str, Any], tmp_path: Path):
     base = save_base(tmp_path / "base")
     adapter_on(base, tmp_path / "a")
     adapter_on(base, tmp_path / "b", **fields)
-    with pytest.raises(TsugikiError, match="b has more than low-rank updates"):
+    with pytest.raises(TsugikiError, match="b .*low-rank"):
         plan_merge(base, [tmp_path / "a", tmp_path / "b"])
-    with pytest.raises(TsugikiError, match="merge it alone"):
+    with pytest.raises(TsugikiError, match="alone"):
         plan_merge(base, [tmp_path / "b"], [0.5])
     plan_merge(base, [tmp_path / "b"])
 
@@ -347,17 +347,17 @@ def test_weights_that_do_not_go_with_the_adapters(weights: list[float], tmp_path
     base = save_base(tmp_path / "base")
     for name in "ab":
         adapter_on(base, tmp_path / name)
-    with pytest.raises(TsugikiError, match="each of the 2 adapters"):
+    with pytest.raises(TsugikiError, match="2 adapters"):
         plan_merge(base, [tmp_path / "a", tmp_path / "b"], weights)
 
 
 def test_an_adapter_of_another_base(tmp_path: Path):
     adapter_on(save_base(tmp_path / "base"), tmp_path / "adapter")
     tiny_model("gpt2", 5).save_pretrained(tmp_path / "other")
-    with pytest.raises(TsugikiError, match="was trained on another base"):
+    with pytest.raises(TsugikiError, match="another base"):
         plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"])
     plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"], allow_base_mismatch=True)
     shutil.rmtree(tmp_path / "other")
     tiny_model("llama").save_pretrained(tmp_path / "other")
-    with pytest.raises(TsugikiError, match="does not fit this model"):
+    with pytest.raises(TsugikiError, match="target_modules="):
         plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"], allow_base_mismatch=True)
