@@ -11,8 +11,8 @@ from tests.files import contents
 from tsugiki import TsugikiError
 from tsugiki.adapters.library import (
     adapter_folder,
-    add_adapter,
     check_name,
+    copy_into_library,
     library_folder,
     member,
     read_library,
@@ -35,7 +35,7 @@ def names(library: Path) -> list[str]:
 def test_what_is_told_at_a_glance(library: Path):
     entry = read_library(library)[1]
     assert (entry.name, entry.broken) == ("soseki", "")
-    facts = entry.facts
+    facts = entry.info
     assert facts is not None
     assert (facts.method, facts.ranks, facts.targets, facts.base.name) == ("lora", (4,), ("c_attn",), "tiny")
     assert facts.parameters == 2 * 4 * (32 + 96)
@@ -62,7 +62,7 @@ def test_broken_folders_are_listed_with_the_reason(library: Path):
     assert list(found) == ["cut", "empty", "gone", "newer"]
     assert "adapter_model.safetensors is broken" in found["cut"]
     assert found["empty"] == "no adapter: it has no adapter_config.json"
-    assert "where no folder is" in found["gone"]
+    assert "nowhere" in found["gone"]
     assert "use_bdlora={'nblocks': 2} would change the result" in found["newer"]
     assert not any(str(library / name) in said for name, said in found.items() if name != "gone")
 
@@ -73,17 +73,17 @@ def test_what_is_added_is_the_adapter_and_its_record_alone(library: Path, tmp_pa
     (run / "report.html").write_text("page")
     (run / "checkpoints" / "step-1").mkdir(parents=True)
     before = contents(run)
-    folder = add_adapter(run, library)
+    folder = copy_into_library(run, library)
     assert folder == library / "run"
     assert contents(folder) == {name: before[name] for name in before if name not in ("report.html",)}
     assert contents(run) == before
-    assert add_adapter(run, tmp_path / "new" / "library", "芥川").is_dir()
+    assert copy_into_library(run, tmp_path / "new" / "library", "芥川").is_dir()
 
 
 def test_nothing_is_overwritten(library: Path, tmp_path: Path):
     before = contents(library)
     with pytest.raises(TsugikiError, match="'soseki'.* --name"):
-        add_adapter(write(tmp_path / "soseki", 9), library)
+        copy_into_library(write(tmp_path / "soseki", 9), library)
     with pytest.raises(TsugikiError, match="'b'.*library"):
         rename_adapter("soseki", "b", library)
     assert contents(library) == before
@@ -98,7 +98,7 @@ def test_what_is_broken_is_not_added(library: Path, tmp_path: Path):
         (tmp_path, "it has no adapter_co"),
     ):
         with pytest.raises(TsugikiError, match=said):
-            add_adapter(source, library, "new")
+            copy_into_library(source, library, "new")
     assert sorted(path.name for path in library.iterdir()) == ["b", "soseki", "漱石"]
 
 
@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_the_library_as_it_was(library: Path, tmp_path: Path,
 
     monkeypatch.setattr(shutil, "copy2", full)
     with pytest.raises(TsugikiError, match="new: No space left"):
-        add_adapter(source, library)
+        copy_into_library(source, library)
     assert sorted(path.name for path in library.iterdir()) == ["b", "soseki", "漱石"]
 
 
@@ -123,7 +123,7 @@ def test_names_that_cannot_be(name: str, library: Path):
     for attempt in (
         lambda: check_name(name),
         lambda: rename_adapter("b", name, library),
-        lambda: add_adapter(library / "b", library, name),
+        lambda: copy_into_library(library / "b", library, name),
         lambda: member(name, library),
         lambda: adapter_folder(name, library),
     ):

@@ -1,1 +1,1 @@
-"""An adapter as a file: PEFT's format both ways (`files`), the base it belongs to, a probe of what it does."""
+"""Adapters in files: PEFT's format in both directions, a library of adapters, operations on them, and merging."""

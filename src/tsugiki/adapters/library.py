@@ -1,4 +1,4 @@
-"""The library: a folder of adapters by name, each a PEFT folder. Nothing else is kept, so nothing can disagree."""
+"""The library: a folder that holds adapters by name, each as a PEFT folder. There is no separate index."""
 
 import os
 import shutil
@@ -13,63 +13,68 @@ from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder, refuse_existing
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
+from tsugiki.lora.graft import BASE_ROW
 
-_LONGEST = 100  # characters
-_BYTES = 200  # file systems take 255, and what is being written has a longer name
+_MAX_CHARACTERS = 100
+_MAX_BYTES = 200  # file systems allow 255, and temporary names are longer
 _COPIED_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE, "README.md", "LICENSE")
-_FORBIDDEN = frozenset('/\\:*?"<>|')  # by one system or another
+_FORBIDDEN = frozenset('/\\:*?"<>|')  # on at least one operating system
 
 
 def library_folder() -> Path:
-    """`$TSUGIKI_ADAPTERS`, or `tsugiki/adapters` where this person's data are kept; it need not exist yet."""
-    said = os.environ.get("TSUGIKI_ADAPTERS")
-    if said:
-        return Path(said).expanduser()
+    """Return `$TSUGIKI_ADAPTERS`, or else `tsugiki/adapters` in the user's data folder; it may not exist yet."""
+    configured = os.environ.get("TSUGIKI_ADAPTERS")
+    if configured:
+        return Path(configured).expanduser()
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "tsugiki" / "adapters"
 
 
 def check_name(name: str) -> str:
-    """The name itself, if a folder can be called so on every system.
+    """Check that a folder can have this name on every operating system, and return the name.
 
     Raises:
         TsugikiError: it cannot.
     """
-    wrong = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cf", "Cs")), None)
-    if wrong is not None:
-        raise TsugikiError(f"an adapter cannot be called {name!r}: {wrong!r} cannot stand in a name")
-    if not name or name != name.strip() or name[0] in ".-" or name[-1] == "." or name == "__base__":
+    forbidden = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cf", "Cs")), None)
+    if forbidden is not None:
+        raise TsugikiError(f"an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name")
+    if not name or name != name.strip() or name[0] in ".-" or name[-1] == "." or name == BASE_ROW:
         raise TsugikiError(
-            f"an adapter cannot be called {name!r}: a name begins with no dot or dash, ends with no dot, has no space "
-            "at its ends, and is not __base__"
+            f"an adapter cannot be called {name!r}: a name cannot be empty or {BASE_ROW}, begin with a dot or a dash, "
+            "end with a dot, or begin or end with a space"
         )
-    if len(name) > _LONGEST or len(name.encode()) > _BYTES:
-        raise TsugikiError(f"an adapter cannot be called {name[:20]}…: that is longer than {_LONGEST} characters")
+    if len(name) > _MAX_CHARACTERS or len(name.encode()) > _MAX_BYTES:
+        raise TsugikiError(
+            f"an adapter cannot be called {name[:20]}…: the name is longer than {_MAX_CHARACTERS} characters"
+        )
     return name
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A folder of the library."""
+class LibraryEntry:
+    """A folder in the library."""
 
     name: str
     folder: Path
-    facts: AdapterInfo | None
-    """None where it is broken."""
+    info: AdapterInfo | None
+    """None if the adapter is broken."""
     broken: str = ""
-    """Why."""
+    """What is wrong with it; empty if nothing is."""
 
 
-def read_library(library: Path) -> list[Entry]:
-    """What is in the library, by name; nothing where there is none yet. Hidden folders and loose files are no entries.
+def read_library(library: Path) -> list[LibraryEntry]:
+    """List the library's folders, sorted by name; a library that does not exist yet is empty.
+
+    Hidden folders and files are ignored.
 
     Raises:
-        TsugikiError: it is no folder, or cannot be read.
+        TsugikiError: the library is not a folder, or cannot be read.
     """
     return [_entry(library / name) for name in _names(library)]
 
 
 def member(name: str, library: Path) -> Path:
-    """The folder called so in the library, whole or broken, or the link to one; it is no path.
+    """Return the folder (or the link to a folder) in the library that has this name; a broken adapter counts, too.
 
     Raises:
         TsugikiError: there is none.
@@ -81,10 +86,14 @@ def member(name: str, library: Path) -> Path:
 
 
 def adapter_folder(given: str, library: Path | None = None) -> Path:
-    """The folder of an adapter that a person names: a path, or else a name in the library.
+    """Find the adapter that the user names: by the path of its folder, or else by its name in the library.
+
+    Args:
+        given: the path or the name.
+        library: the library's folder; the user's library if None.
 
     Raises:
-        TsugikiError: there is neither.
+        TsugikiError: there is no such adapter.
     """
     home = library or library_folder()
     path = _path(given)
@@ -96,15 +105,19 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
     if path and path.is_dir():
         raise TsugikiError(f"no adapter in {given}: it has no {ADAPTER_CONFIG_FILE}")
     raise TsugikiError(
-        f"no adapter {given!r}: there is no such folder, and none of that name in {home}{_nearest(given, names)}"
+        f"no adapter {given!r}: there is no folder of this name, here or in {home}{_nearest(given, names)}"
     )
 
 
 def new_adapter_folder(given: str, library: Path | None = None) -> Path:
-    """Where a new adapter goes that a person names: a path if there is a separator in it, else a name in the library.
+    """Return the folder for a new adapter: the given path, or a folder in the library if the user gives a name.
+
+    Args:
+        given: a path if it contains a separator, else a name.
+        library: the library's folder; the user's library if None.
 
     Raises:
-        TsugikiError: a name that cannot be, or something is there already.
+        TsugikiError: the name is not allowed, or the folder exists already.
     """
     is_path = any(separator in given for separator in ("/", os.sep))
     out = Path(given).expanduser() if is_path else (library or library_folder()) / check_name(given)
@@ -112,42 +125,49 @@ def new_adapter_folder(given: str, library: Path | None = None) -> Path:
     return out
 
 
-def add_adapter(source: Path, library: Path, name: str | None = None) -> Path:
-    """Copy the adapter in a folder, a run's for example, into the library; returns where it is now.
+def copy_into_library(source: Path, library: Path, name: str | None = None) -> Path:
+    """Copy the adapter in a folder, such as that of a run, into the library.
 
     Args:
-        source: its folder. Its record and its card come along, checkpoints and pages do not.
-        library: made where there is none yet.
-        name: what to call it; as its folder where nothing is said.
+        source: the folder. The run's record and the model card are copied, too; checkpoints and pages are not.
+        library: the library's folder; created if it does not exist.
+        name: the adapter's name in the library; the folder's name if None.
+
+    Returns:
+        The adapter's folder in the library.
 
     Raises:
-        TsugikiError: no whole adapter there, a name that cannot be or is taken, or it cannot be written.
+        TsugikiError: the folder holds no complete adapter, the name is not allowed or exists already, or the library
+            cannot be written.
     """
     if not source.is_dir():
         hint = "; `tsugiki adapters import` reads a GGUF file" if source.suffix == ".gguf" else ""
-        raise TsugikiError(f"no adapter in {source}: it is no folder{hint}")
+        raise TsugikiError(f"no adapter in {source}: it is not a folder{hint}")
     called = check_name(source.resolve().name if name is None else name)
     if called in _names(library):
-        raise TsugikiError(f"{called!r} is in {library} already; give another --name, or remove it first")
+        raise TsugikiError(f"{called!r} is in the library {library} already; pass another --name, or remove it first")
     check_adapter(source)
-    with new_folder(library / called) as part:
+    with new_folder(library / called) as temporary:
         for file in _COPIED_FILES:
             if (source / file).is_file():
-                shutil.copy2(source / file, part / file)
+                shutil.copy2(source / file, temporary / file)
     return library / called
 
 
 def rename_adapter(old: str, new: str, library: Path) -> Path:
-    """Give a folder of the library another name; returns where it is now.
+    """Rename an adapter in the library.
+
+    Returns:
+        Its new folder.
 
     Raises:
-        TsugikiError: there is none of the old name, the new one cannot be or is taken, or the library cannot be
-            written.
+        TsugikiError: there is no adapter of the old name, the new name is not allowed or exists already, or the library
+            cannot be written.
     """
     folder = member(old, library)
     target = library / check_name(new)
     if os.path.lexists(target):
-        raise TsugikiError(f"{new!r} is in {library} already; choose another name, or remove it first")
+        raise TsugikiError(f"{new!r} is in the library {library} already; choose another name, or remove it first")
     try:
         return folder.rename(target)
     except OSError as error:
@@ -164,21 +184,21 @@ def _names(library: Path) -> list[str]:
     return sorted(path.name for path in found if path.is_symlink() or path.is_dir())
 
 
-def _entry(folder: Path) -> Entry:
+def _entry(folder: Path) -> LibraryEntry:
     try:
         if not folder.is_dir():
-            raise TsugikiError(f"a link to {folder.readlink()}, where no folder is")
-        return Entry(folder.name, folder, read_adapter_info(folder))
+            raise TsugikiError(f"it is a link to {folder.readlink()}, which is not a folder")
+        return LibraryEntry(folder.name, folder, read_adapter_info(folder))
     except TsugikiError as error:
-        return Entry(folder.name, folder, None, without_path(str(error), folder))
+        return LibraryEntry(folder.name, folder, None, without_path(str(error), folder))
 
 
 def _path(given: str) -> Path | None:
-    """What was given as a path; None where it cannot be one."""
+    """Return the argument as a path, or None if it cannot be one."""
     try:
         path = Path(given).expanduser()
         path.is_dir()
-    except (OSError, RuntimeError):  # too long, or ~ of nobody
+    except (OSError, RuntimeError):  # the name is too long, or ~USER does not exist
         return None
     return path if given else None
 

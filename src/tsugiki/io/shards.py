@@ -1,9 +1,8 @@
-"""A file of weights, safetensors, read tensor by tensor and written anew with some of them changed.
+"""Read a safetensors file tensor by tensor, and write a copy in which some tensors are changed.
 
-A file is 8 bytes that give the length of a JSON header, the header, and the tensors' bytes one after the other
-(https://github.com/huggingface/safetensors#format). One whose tensors keep their types and shapes keeps its header to
-the byte, so it can be written as it is read, with no more than a tensor in memory; the library itself writes files
-whose tensors are all there at once.
+A file consists of 8 bytes with the length of a JSON header, the header, and the bytes of all tensors
+(https://github.com/huggingface/safetensors#format). If all tensors keep their dtypes and shapes, the header stays the
+same, so a copy can be written with only one tensor in memory. The safetensors library needs all tensors in memory.
 """
 
 import json
@@ -19,7 +18,7 @@ from torch import Tensor
 from tsugiki.errors import TsugikiError
 from tsugiki.io.digests import read_chunks
 
-_ALIGNED = 8  # bytes; where tensors begin
+_ALIGNMENT = 8  # bytes; tensors begin at multiples of it
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -31,37 +30,38 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies in a file."""
+    """The header's entry of one tensor."""
 
     dtype: str
-    """As the format calls it."""
+    """The dtype's name in the format, such as BF16."""
     shape: tuple[int, ...]
     begin: int
-    """Its first byte, counted from the beginning of the file."""
+    """Offset of its first byte in the file."""
     end: int
+    """Offset after its last byte."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """One safetensors file, its tensors unread."""
+    """A safetensors file of which only the header was read."""
 
     path: Path
     header: bytes
-    """All before the tensors."""
+    """The bytes before the tensors."""
     entries: Mapping[str, Entry]
-    """In the order of their bytes."""
+    """Key -> the tensor's entry, in the order of their offsets."""
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """The file's size in bytes."""
         return max((entry.end for entry in self.entries.values()), default=len(self.header))
 
 
 def read_shard(path: Path) -> Shard:
-    """The header of one file, held against the file's length.
+    """Read the header of a file, and check it against the file's size.
 
     Raises:
-        TsugikiError: no such file, or one that is not whole.
+        TsugikiError: the file does not exist, or is incomplete.
     """
     try:
         with path.open("rb") as file:
@@ -69,12 +69,12 @@ def read_shard(path: Path) -> Shard:
             length = int.from_bytes(start, "little")
             total = path.stat().st_size
             if len(start) < 8 or length > total - 8:
-                raise ValueError("it is cut short")
+                raise ValueError("it is incomplete")
             header = file.read(length)
         entries = _entries(json.loads(header), 8 + length)
         last = max((entry.end for entry in entries.values()), default=8 + length)
         if last != total:
-            raise ValueError(f"it has {total:,} bytes, and its header speaks of {last:,}")
+            raise ValueError(f"it has {total:,} bytes, but by its header {last:,}")
     except FileNotFoundError as error:
         raise TsugikiError(f"{path} is missing") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -90,26 +90,26 @@ def _entries(header: Mapping[str, Any], start: int) -> dict[str, Entry]:
     }
     ordered = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
     if ordered and next(iter(ordered.values())).begin != start:
-        raise ValueError("its tensors do not begin where its header ends")
+        raise ValueError("its tensors do not begin after its header")
     if any(one.end != other.begin for one, other in pairwise(ordered.values())):
-        raise ValueError("its tensors do not lie one after the other")
+        raise ValueError("there are gaps or overlaps between its tensors")
     return ordered
 
 
 def is_float(entry: Entry) -> bool:
-    """Whether the tensor holds numbers that stand for themselves, in 16 bits or more."""
+    """Return whether the tensor has a floating-point dtype of 16 bits or more, so that it is not quantised."""
     return entry.dtype in ("F64", "F32", "F16", "BF16")
 
 
 def read_tensor(shard: Shard, key: str) -> Tensor:
-    """One tensor of floating-point numbers, in a memory of its own.
+    """Read one floating-point tensor.
 
     Raises:
-        TsugikiError: its type is none of these, or the file cannot be read.
+        TsugikiError: its dtype is not a floating-point type, or the file cannot be read.
     """
     entry = shard.entries[key]
     if entry.dtype not in _DTYPES:
-        raise TsugikiError(f"{key} in {shard.path} is of {entry.dtype}, no floating-point numbers")
+        raise TsugikiError(f"{key} in {shard.path} has the dtype {entry.dtype}, which is not floating-point")
     dtype = _DTYPES[entry.dtype]
     buffer = bytearray(entry.end - entry.begin)
     try:
@@ -119,7 +119,7 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     except OSError as error:
         raise TsugikiError(f"{shard.path} cannot be read: {error.strerror or error}") from error
     if not whole:
-        raise TsugikiError(f"{shard.path} became shorter while it was read")
+        raise TsugikiError(f"{shard.path} ends too early; it was changed while it was read")
     return (torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)).view(entry.shape)
 
 
@@ -130,13 +130,13 @@ def write_shard(
     added: Mapping[str, tuple[str, Callable[[], Tensor]]],
     advance: Callable[[int], None],
 ) -> None:
-    """Write the file anew, tensor after tensor; what is not changed is copied to the byte.
+    """Write a copy of the file in which some tensors are changed, and others are added at the end.
 
     Args:
         shard: the file.
-        out: the new one.
-        changed: key -> what makes the new tensor, of the old one's type and shape.
-        added: new key -> the key of a tensor of its type and shape, and what makes it; they come last.
+        out: the path of the copy; it must not exist.
+        changed: key -> a function that returns the new tensor, which has the dtype and shape of the old one.
+        added: new key -> the key of a tensor of the same dtype and shape, and a function that returns the new tensor.
         advance: called with the number of bytes of `shard` done since the last call.
 
     Raises:
@@ -144,7 +144,7 @@ def write_shard(
         OSError: `out` cannot be written.
     """
     with shard.path.open("rb") as source, out.open("xb") as target:
-        target.write(_with(shard, {key: like for key, (like, _) in added.items()}))
+        target.write(_header_with(shard, {key: like for key, (like, _) in added.items()}))
         advance(len(shard.header))
         for key, entry in shard.entries.items():
             if key in changed:
@@ -168,8 +168,8 @@ def _write_tensor(target: BinaryIO, tensor: Tensor, entry: Entry) -> None:
     target.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def _with(shard: Shard, added: Mapping[str, str]) -> bytes:
-    """The header with these tensors after all others; the file's own where there are none."""
+def _header_with(shard: Shard, added: Mapping[str, str]) -> bytes:
+    """Return the header with added tensors (new key -> key of a tensor of the same dtype and shape) at the end."""
     if not added:
         return shard.header
     fields = json.loads(shard.header[8:])
@@ -179,5 +179,5 @@ def _with(shard: Shard, added: Mapping[str, str]) -> bytes:
         begin, end = end, end + entry.end - entry.begin
         fields[key] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [begin, end]}
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNED)
+    text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.library import Entry
+from tsugiki.adapters.library import LibraryEntry
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
@@ -16,15 +16,15 @@ from tsugiki.train.evaluation.result import Evaluation, StepEvaluation
 from tsugiki.train.record import RunRecord, read_record
 
 
-def library_table(entries: Sequence[Entry]) -> Table:
+def library_table(entries: Sequence[LibraryEntry]) -> Table:
     """Return a table with a row for each adapter that is not damaged."""
     headers = ["name", "method", "r", "targets", "base", "size", "perplexity", "changed"]
-    return headers, [_row(entry) for entry in entries if entry.facts]
+    return headers, [_row(entry) for entry in entries if entry.info]
 
 
-def entry_line(entry: Entry) -> str:
+def entry_line(entry: LibraryEntry) -> str:
     """Return a JSON object about an adapter in one line; unknown values are null, as is `broken` of an intact one."""
-    facts = entry.facts
+    facts = entry.info
     fields: dict[str, Any] = {"name": entry.name, "path": str(entry.folder), "broken": entry.broken or None}
     if facts:
         evaluations = _first_and_last(entry.folder)
@@ -59,8 +59,8 @@ def record_of(folder: Path) -> RunRecord | None:
         return None
 
 
-def _row(entry: Entry) -> list[str]:
-    facts = entry.facts
+def _row(entry: LibraryEntry) -> list[str]:
+    facts = entry.info
     assert facts is not None
     perplexities = [format_number(one.perplexity) for one in _first_and_last(entry.folder)]
     return [

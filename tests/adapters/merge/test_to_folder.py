@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.adapters.test_format import CASES, settings
 from tests.tiny import logits, relative_error, save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, ungraft
-from tsugiki.adapters.merge.to_folder import Rounding, plan_merge, write_merged
+from tsugiki.adapters.merge.to_folder import RoundingLoss, plan_merge, write_merged
 from tsugiki.base.loading import load_model
 from tsugiki.io.atomic import new_folder
 from tsugiki.methods.table import METHODS
@@ -32,7 +32,7 @@ def save_base(folder: Path, kind: str = "gpt2", dtype: torch.dtype = torch.float
     return str(folder)
 
 
-def merged_into(out: Path, base: str, *adapters: Path, weights: list[float] | None = None) -> Rounding:
+def merged_into(out: Path, base: str, *adapters: Path, weights: list[float] | None = None) -> RoundingLoss:
     with new_folder(out) as part:
         return write_merged(plan_merge(base, adapters, weights), part)
 
@@ -303,17 +303,17 @@ def _spoil(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("cut", "has .* bytes, and its header speaks of"),
-        ("cut in its header", "is cut short"),
-        ("empty", "is cut short"),
+        ("cut", "has .* bytes, but by its header"),
+        ("cut in its header", "incomplete"),
+        ("empty", "incomplete"),
         ("no JSON", "is broken"),
         ("missing", "is missing"),
         ("no index", "has no safetensors weights"),
         ("outside", "names .*x.safetensors"),
         ("elsewhere", "says that .* is in"),
-        ("gone", "is not a whole model: transformer.h.1.attn.c_attn.weight is missing"),
+        ("gone", "transformer.h.1.attn.c_attn.weight is missing"),
         ("shape", r"transformer.h.1.attn.c_attn.weight of .* is \[32, 32\] in its files, and \[32, 96\] by its config"),
-        ("codes", "is held in few bits"),
+        ("codes", "is quantised"),
         ("overflow", "not finite in transformer.h.1.attn.c_attn.weight"),
         ("nan", "is not finite"),
     ],

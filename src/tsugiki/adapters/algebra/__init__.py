@@ -1,1 +1,1 @@
-"""Computing with the factors of stored adapters."""
+"""Operations on adapters: combine, scale, truncate, extract, compare."""

@@ -1,1 +1,1 @@
-"""Merging adapters into the weights of a base, file to file."""
+"""Merge adapters into the files of a base, tensor by tensor."""

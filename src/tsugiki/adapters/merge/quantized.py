@@ -1,4 +1,4 @@
-"""Weights that a model's files hold in few bits: those that can be written again, and what is said of the others."""
+"""Quantised weights in a model's files: which of them can be merged into, and the error for the others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from tsugiki.base.fp8 import Block, decode, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.io.shards import Shard, is_float, read_tensor
 
-_SCALE = "_scale_inv"  # after the key of a weight
+_SCALE_SUFFIX = "_scale_inv"  # the key of a weight's scales is the weight's key with this suffix
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A weight in 8 bits, and its scales, which may lie in another file."""
+    """A weight in 8-bit floating point, and its scales, which may be in another file."""
 
     key: str
     shard: Shard
@@ -24,59 +24,64 @@ class QuantizedWeight:
 
     @property
     def scale_key(self) -> str:
-        """Of the scales."""
-        return self.key + _SCALE
+        """The key of the scales."""
+        return self.key + _SCALE_SUFFIX
 
     def read(self) -> Tensor:
-        """The weight in float32."""
-        return decode(read_tensor(self.shard, self.key), self._scale(), self.block)
+        """Read and dequantise the weight: float32 [out, in]."""
+        return decode(read_tensor(self.shard, self.key), self._read_scale(), self.block)
 
     def encode(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and scales of another weight, in the types of the files."""
-        return encode(weight, self.block, self._scale().dtype)
+        """Quantise another weight of this shape; returns quantised values and scales in the dtypes of the files."""
+        return encode(weight, self.block, self._read_scale().dtype)
 
-    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """The weight that these mean."""
-        return decode(codes, scale, self.block)
+    def decode(self, qweight: Tensor, scale: Tensor) -> Tensor:
+        """Dequantise what `encode` returned."""
+        return decode(qweight, scale, self.block)
 
-    def _scale(self) -> Tensor:
+    def _read_scale(self) -> Tensor:
         return read_tensor(self.scale_shard, self.scale_key)
 
 
-def quantized_weight(key: str, home: Mapping[str, Shard], config: Any) -> QuantizedWeight:
-    """The weight `key`, which is not held in floating point of 16 bits or more.
+def quantized_weight(key: str, shard_of: Mapping[str, Shard], config: Any) -> QuantizedWeight:
+    """Return the weight with this key, whose dtype is not a floating-point type of 16 bits or more.
 
     Args:
-        key: in the files.
-        home: key -> its file.
-        config: the model's.
+        key: the weight's key in the files.
+        shard_of: key of a tensor -> its file.
+        config: the model's config.
 
     Raises:
-        TsugikiError: it is in a format that is not known here.
+        TsugikiError: its format is not supported.
     """
-    said = _quantisation(config)
-    block, scale = said.get("weight_block_size"), home.get(key + _SCALE)
+    settings = _quantization_config(config)
+    block, scale = settings.get("weight_block_size"), shard_of.get(key + _SCALE_SUFFIX)
     if (
-        said.get("quant_method") == "fp8"
-        and home[key].entries[key].dtype == "F8_E4M3"
+        settings.get("quant_method") == "fp8"
+        and shard_of[key].entries[key].dtype == "F8_E4M3"
         and isinstance(block, list | tuple)
         and len(block) == 2
         and scale is not None
-        and is_float(scale.entries[key + _SCALE])
+        and is_float(scale.entries[key + _SCALE_SUFFIX])
     ):
-        return QuantizedWeight(key, home[key], scale, (int(block[0]), int(block[1])))
-    raise cannot_be_merged_into(key, config)
+        return QuantizedWeight(key, shard_of[key], scale, (int(block[0]), int(block[1])))
+    raise unsupported_format(key, config)
 
 
-def cannot_be_merged_into(what: str, config: Any) -> TsugikiError:
-    """Of a weight in a format that is not known here."""
-    form = _quantisation(config).get("quant_method", "integers")
+def unsupported_format(name: str, config: Any) -> TsugikiError:
+    """Return the error for merging into a weight whose quantisation format is not supported.
+
+    Args:
+        name: the weight's name.
+        config: the model's config.
+    """
+    method = _quantization_config(config).get("quant_method", "integers")
     return TsugikiError(
-        f"{what} is held in few bits ({form}), which cannot be merged into here; merge into the model that it was made "
-        "from, or keep the adapter beside this one"
+        f"{name} is quantised ({method}), and merging into this format is not supported; merge into the unquantised "
+        "model, or load the adapter without merging it"
     )
 
 
-def _quantisation(config: Any) -> dict[str, Any]:
-    said = getattr(config, "quantization_config", None) or {}
-    return said if isinstance(said, dict) else said.to_dict()
+def _quantization_config(config: Any) -> dict[str, Any]:
+    found = getattr(config, "quantization_config", None) or {}
+    return found if isinstance(found, dict) else found.to_dict()

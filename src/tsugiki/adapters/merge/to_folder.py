@@ -1,15 +1,15 @@
-"""Adapters folded into their base and written as an ordinary model folder, from file to file.
+"""Merge adapters into a base and write the result as an ordinary model folder, without loading the base.
 
-    plan = plan_merge("base", [Path("adapter")])       # of the base, no more than the shape
-    with new_folder(out) as part:
-        rounding = write_merged(plan, part)            # a tensor at a time
+    plan = plan_merge("base", [Path("adapter")])         # reads the adapters, and of the base the headers of its files
+    with new_folder(out) as temporary:
+        loss = write_merged(plan, temporary)             # copies the files, one tensor at a time
 
-Each tensor that an adapter changes is read, computed in float32 and rounded once to the type it is stored in; all else
-is copied to the byte. So what is in memory is the adapters and one tensor in float32, whatever the size of the model.
-`lora.merge` makes the same tensors in memory.
+Each tensor that the adapters change is read, updated in float32, and rounded once to its dtype in the file. All other
+tensors are copied unchanged. So the memory that is needed is that of the adapters and of one tensor in float32, however
+large the model is. `lora.merge` computes the same tensors in memory.
 
-Where a weight that changes is not in the files as the model has it (experts that transformers puts together when it
-loads them), the model is loaded in the type that its config says, changed in memory, and saved by transformers.
+If a changed weight is not in the files as the model has it (transformers joins the experts of some models while it
+loads them), the model is loaded in the dtype of its config, changed in memory, and saved by transformers.
 """
 
 import math
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import read_weights
-from tsugiki.adapters.merge.quantized import QuantizedWeight, cannot_be_merged_into, quantized_weight
+from tsugiki.adapters.merge.quantized import QuantizedWeight, quantized_weight, unsupported_format
 from tsugiki.base.loading import load_model, model_folder, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
 from tsugiki.base.progress_bars import hidden_progress_bars
@@ -35,8 +35,8 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.lora.merge import untie
 from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.swap import WeightUpdate, replace_parameter
-from tsugiki.methods.peft_keys import PREFIX
+from tsugiki.lora.swap import WeightUpdate, replace_parameter, undo_all
+from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,25 +47,26 @@ class MergePlan:
     folder: Path
     shards: Sequence[Shard]
     changed: Mapping[str, WeightUpdate]
-    """By key in the files."""
+    """Key in the files -> the update of the tensor."""
     added: Mapping[str, tuple[str, WeightUpdate]]
-    """New key -> key of the tensor that it was one with, and what becomes of that."""
+    """Key of a new tensor -> the key of the tensor that it was shared with, and the update of its copy."""
     in_memory: Mapping[str, WeightUpdate]
-    """By name in the model, where the files do not hold each weight as the model has it; `changed` is empty then."""
+    """Name in the model -> the update. Used instead of `changed` if the files do not hold each weight as the model
+    has it."""
     config: Mapping[str, Any]
-    """Fields of config.json that become others."""
-    coded: Mapping[str, QuantizedWeight]
-    """Those of `changed` that are held in few bits."""
+    """Fields of config.json that change."""
+    quantized: Mapping[str, QuantizedWeight]
+    """The quantised weights among `changed`, by key."""
 
     @property
     def size(self) -> int:
-        """Bytes that are written, but for what is added."""
+        """The bytes to copy or change, without those of added tensors."""
         return sum(shard.size for shard in self.shards)
 
 
 @dataclass
-class Rounding:
-    """What is lost of all changes where they are rounded to the types of the files."""
+class RoundingLoss:
+    """How much of the adapters' updates is lost because the merged weights are rounded to the dtypes of the files."""
 
     lost: float = 0.0
     """Σ ‖rounded - exact‖²"""
@@ -75,8 +76,14 @@ class Rounding:
     def add(self, name: str, before: Tensor, exact: Tensor, rounded: Tensor) -> None:
         """Count one tensor.
 
+        Args:
+            name: its name, for the error.
+            before: the base's weight.
+            exact: the merged weight.
+            rounded: the merged weight as the file will hold it.
+
         Raises:
-            TsugikiError: it is not finite.
+            TsugikiError: the merged weight is not finite.
         """
         if not torch.isfinite(rounded).all():
             raise TsugikiError(f"merging gives values that are not finite in {name}")
@@ -85,151 +92,152 @@ class Rounding:
 
     @property
     def share(self) -> float:
-        """‖lost‖ / ‖change‖."""
+        """The share of the updates that is lost, ‖rounded - exact‖ / ‖exact - before‖ over all tensors."""
         return math.sqrt(self.lost / self.whole) if self.whole else 0.0
 
 
 def plan_merge(
     base: str, adapters: Sequence[Path], weights: Sequence[float] | None = None, *, allow_base_mismatch: bool = False
 ) -> MergePlan:
-    """Read the adapters, and find what of the base's files they change.
+    """Read the adapters, and find out what they change in the files of the base.
 
     Args:
-        base: the model, as `load_model` takes it.
-        adapters: their folders; of several the updates are summed.
-        weights: a factor on the update of each; 1 where nothing is said.
+        base: the model's name; see `load_model`.
+        adapters: the adapters' folders; the updates of several are added.
+        weights: the factor on each update; 1 for each if None.
         allow_base_mismatch: merge adapters that were trained on another base.
 
     Raises:
-        TsugikiError: a base that is not whole, an adapter that does not fit it or cannot be merged, several that
-            have no sum, or weights that are held in few bits.
+        TsugikiError: the base is incomplete; an adapter does not fit it, or cannot be merged or added to others; or a
+            changed weight is quantised in a format that is not supported.
     """
     folder = model_folder(base)
     shards = read_shards(folder)
-    home = {key: shard for shard in shards for key in shard.entries}
+    shard_of = {key: shard for shard in shards for key in shard.entries}
     model = placeholder_model(base)
-    names = map_keys(model, home)
-    groups = shared_parameters(model)
-    with _real_values(model, adapters, {name: (home[key], key) for name, key in names.key_of.items()}, groups):
+    mapping = map_keys(model, shard_of)
+    shared = shared_parameters(model)
+    with _values_to_compare(model, adapters, shard_of, mapping.key_of, shared):
         adapter = load_weighted_sum(model, adapters, weights, allow_base_mismatch=allow_base_mismatch)
-    changes: dict[str, WeightUpdate] = adapter.weight_updates(model)
-    added, config = _untied(model, changes, names.key_of, groups)
-    gone = [name for name in changes if not any(one in names.key_of for one in groups.get(name, [name]))]
-    if any(name in names.converted for name in gone):
+    updates: dict[str, WeightUpdate] = adapter.weight_updates(model)
+    added, config = _untied(model, updates, mapping.key_of, shared)
+    not_in_files = [name for name in updates if not any(other in mapping.key_of for other in shared.get(name, [name]))]
+    if any(name in mapping.converted for name in not_in_files):
         if getattr(model.config, "quantization_config", None):
-            raise cannot_be_merged_into(gone[0], model.config)
-        return MergePlan(base, folder, shards, {}, {}, changes, config, {})
-    if gone:
-        raise TsugikiError(f"{base} is not a whole model: {summarise_list(gone)} is missing")
-    changed = {name: key for name, key in names.key_of.items() if name in changes}
-    coded = {}
+            raise unsupported_format(not_in_files[0], model.config)
+        return MergePlan(base, folder, shards, {}, {}, updates, config, {})
+    if not_in_files:
+        raise TsugikiError(f"{base} is not a complete model: {summarise_list(not_in_files)} is missing")
+    changed, quantized = {}, {}
     shapes = model.state_dict()
-    for name, key in changed.items():
-        entry = home[key].entries[key]
+    for name, key in mapping.key_of.items():
+        if name not in updates:
+            continue
+        changed[key] = updates[name]
+        entry = shard_of[key].entries[key]
         if entry.shape != shapes[name].shape:
             raise TsugikiError(
                 f"{key} of {base} is {list(entry.shape)} in its files, and {list(shapes[name].shape)} by its config"
             )
         if not is_float(entry):
-            coded[key] = quantized_weight(key, home, model.config)
-    by_key = {key: changes[name] for name, key in changed.items()}
-    return MergePlan(base, folder, shards, by_key, added, {}, config, coded)
+            quantized[key] = quantized_weight(key, shard_of, model.config)
+    return MergePlan(base, folder, shards, changed, added, {}, config, quantized)
 
 
 @torch.no_grad()
-def rounding_of(plan: MergePlan, advance: Callable[[int], None] = lambda done: None) -> Rounding:
-    """What `write_merged` would lose where weights are held in few bits; nothing is written.
+def quantization_loss(plan: MergePlan, advance: Callable[[int], None] = lambda done: None) -> RoundingLoss:
+    """Compute how much of the updates `write_merged` would lose in the quantised weights; nothing is written.
 
     Args:
-        plan: what would be written.
-        advance: called with 1 for each of `plan.coded`.
+        plan: the merge.
+        advance: called with 1 after each of `plan.quantized`.
 
     Raises:
-        TsugikiError: values that are not finite, or a base that cannot be read.
+        TsugikiError: a merged weight is not finite, or the base cannot be read.
     """
-    rounding = Rounding()
-    for key, weight in plan.coded.items():
-        _make_codes(weight, plan.changed[key], rounding)
+    loss = RoundingLoss()
+    for key, weight in plan.quantized.items():
+        _merged_qweight(weight, plan.changed[key], loss)
         advance(1)
-    return rounding
+    return loss
 
 
 @torch.no_grad()
-def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = lambda done: None) -> Rounding:
-    """Write the merged model into the folder `out`, which is there and empty.
+def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = lambda done: None) -> RoundingLoss:
+    """Write the merged model into an empty folder.
 
     Args:
-        plan: what to write.
-        out: where to.
-        advance: called with the number of bytes done since the last call, of `plan.size` in all.
+        plan: the merge.
+        out: the folder.
+        advance: called with the number of bytes done since the last call; `plan.size` in total.
 
     Raises:
-        TsugikiError: values that are not finite, or a base that cannot be read.
+        TsugikiError: a merged weight is not finite, or the base cannot be read.
         OSError: the folder cannot be written.
     """
-    rounding = Rounding()
+    loss = RoundingLoss()
     if plan.in_memory:
-        _write_in_memory(plan, out, rounding)
+        _write_in_memory(plan, out, loss)
         advance(plan.size)
     else:
         added: dict[str, tuple[str, Entry]] = {}
         for shard in plan.shards:
             new = {
-                key: (like, partial(_make, shard, like, change, rounding))
-                for key, (like, change) in plan.added.items()
+                key: (like, partial(_merged_tensor, shard, like, update, loss))
+                for key, (like, update) in plan.added.items()
                 if like in shard.entries
             }
-            write_shard(shard, out / shard.path.name, _changed_in(shard, plan, rounding), new, advance)
+            write_shard(shard, out / shard.path.name, _changed_tensors(shard, plan, loss), new, advance)
             added |= {key: (shard.path.name, shard.entries[like]) for key, (like, _) in new.items()}
         write_index(plan.folder, out, added)
     copy_other_files(plan.folder, out, plan.config)
-    return rounding
+    return loss
 
 
-def _changed_in(shard: Shard, plan: MergePlan, rounding: Rounding) -> dict[str, Callable[[], Tensor]]:
-    """What makes each tensor of a file that is another afterwards."""
+def _changed_tensors(shard: Shard, plan: MergePlan, loss: RoundingLoss) -> dict[str, Callable[[], Tensor]]:
+    """Return, for each tensor of a file that changes, a function that computes the new one."""
     changed: dict[str, Callable[[], Tensor]] = {
-        key: partial(_make, shard, key, change, rounding)
-        for key, change in plan.changed.items()
-        if key in shard.entries and key not in plan.coded
+        key: partial(_merged_tensor, shard, key, update, loss)
+        for key, update in plan.changed.items()
+        if key in shard.entries and key not in plan.quantized
     }
-    for key, weight in plan.coded.items():
+    for key, weight in plan.quantized.items():
         if key in shard.entries:
-            changed[key] = partial(_make_codes, weight, plan.changed[key], rounding)
+            changed[key] = partial(_merged_qweight, weight, plan.changed[key], loss)
         if weight.scale_key in shard.entries:
-            changed[weight.scale_key] = partial(_make_scale, weight, plan.changed[key])
+            changed[weight.scale_key] = partial(_merged_scale, weight, plan.changed[key])
     return changed
 
 
-def _make(shard: Shard, key: str, change: WeightUpdate, rounding: Rounding) -> Tensor:
-    return _changed(key, read_tensor(shard, key), change, rounding)
+def _merged_tensor(shard: Shard, key: str, update: WeightUpdate, loss: RoundingLoss) -> Tensor:
+    return _merged(key, read_tensor(shard, key), update, loss)
 
 
-def _changed(name: str, stored: Tensor, change: WeightUpdate, rounding: Rounding) -> Tensor:
-    """What becomes of a tensor, in the type it is stored in."""
-    before = stored.to(at_least_float32(stored.dtype))
-    exact = change(before)
-    rounded = exact.to(stored.dtype)
-    rounding.add(name, before, exact, rounded)
+def _merged(name: str, weight: Tensor, update: WeightUpdate, loss: RoundingLoss) -> Tensor:
+    """Return the merged weight in the dtype of `weight`."""
+    before = weight.to(at_least_float32(weight.dtype))
+    exact = update(before)
+    rounded = exact.to(weight.dtype)
+    loss.add(name, before, exact, rounded)
     return rounded
 
 
-def _make_codes(weight: QuantizedWeight, change: WeightUpdate, rounding: Rounding) -> Tensor:
+def _merged_qweight(weight: QuantizedWeight, update: WeightUpdate, loss: RoundingLoss) -> Tensor:
     before = weight.read()
-    exact = change(before)
-    codes, scale = weight.encode(exact)
-    rounding.add(weight.key, before, exact, weight.decode(codes, scale))
-    return codes
+    exact = update(before)
+    qweight, scale = weight.encode(exact)
+    loss.add(weight.key, before, exact, weight.decode(qweight, scale))
+    return qweight
 
 
-def _make_scale(weight: QuantizedWeight, change: WeightUpdate) -> Tensor:
-    return weight.encode(change(weight.read()))[1]
+def _merged_scale(weight: QuantizedWeight, update: WeightUpdate) -> Tensor:
+    return weight.encode(update(weight.read()))[1]
 
 
-def _write_in_memory(plan: MergePlan, out: Path, rounding: Rounding) -> None:
+def _write_in_memory(plan: MergePlan, out: Path, loss: RoundingLoss) -> None:
     model = load_model(plan.base, "auto")
-    for name, change in plan.in_memory.items():
-        merged = _changed(name, model.get_parameter(name), change, rounding)
+    for name, update in plan.in_memory.items():
+        merged = _merged(name, model.get_parameter(name), update, loss)
         replace_parameter(model, name, nn.Parameter(merged.contiguous(), requires_grad=False))
     for name, value in plan.config.items():
         setattr(model.config, name, value)
@@ -238,23 +246,30 @@ def _write_in_memory(plan: MergePlan, out: Path, rounding: Rounding) -> None:
 
 
 def _untied(
-    model: nn.Module, changes: Mapping[str, WeightUpdate], keys: Mapping[str, str], groups: Mapping[str, list[str]]
+    model: nn.Module,
+    updates: Mapping[str, WeightUpdate],
+    key_of: Mapping[str, str],
+    shared: Mapping[str, list[str]],
 ) -> tuple[dict[str, tuple[str, WeightUpdate]], dict[str, Any]]:
-    """What must be added to the files, and said in the config, because one tensor becomes several."""
+    """Find shared weights that become several because their uses do not get the same update.
+
+    Returns:
+        `MergePlan.added` and `MergePlan.config`.
+    """
     added: dict[str, tuple[str, WeightUpdate]] = {}
     untied: list[str] = []
-    for name, group in groups.items():
-        stored = [keys[one] for one in group if one in keys]
-        if all(changes.get(one) is changes.get(group[0]) for one in group) or not stored:
+    for name, names in shared.items():
+        keys = [key_of[other] for other in names if other in key_of]
+        if all(updates.get(other) is updates.get(names[0]) for other in names) or not keys:
             continue
         untied.append(name)
-        if name not in keys:
-            added[name] = (stored[0], changes.get(name, _unchanged))
+        if name not in key_of:
+            added[name] = (keys[0], updates.get(name, _unchanged))
     if not untied:
         return {}, {}
     if not untie(model, [name.rpartition(".")[0] for name in untied]):
         raise TsugikiError(
-            f"{summarise_list(untied)} are one weight in this model; its config cannot say that they are several"
+            f"{summarise_list(untied)} share one weight in this model; its config has no field to make them several"
         )
     return added, {"tie_word_embeddings": False}
 
@@ -264,25 +279,24 @@ def _unchanged(weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def _real_values(
+def _values_to_compare(
     model: nn.Module,
     adapters: Sequence[Path],
-    stored: Mapping[str, tuple[Shard, str]],
-    groups: Mapping[str, list[str]],
+    shard_of: Mapping[str, Shard],
+    key_of: Mapping[str, str],
+    shared: Mapping[str, list[str]],
 ) -> Iterator[None]:
-    """Let the hollow model have real values where an adapter's file brings a copy of them, to be compared.
+    """Within the block, give the placeholder model the real values of weights that the adapters' files have copies of.
 
-    PEFT stores the frozen weight of a grafted embedding.
+    PEFT stores the frozen weight of an embedding with LoRA; reading the adapter compares it with the base's.
     """
     undo = []
     for folder in adapters:
-        for key in read_weights(folder):
-            name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-            group = groups.get(name, [name])
-            found = next((stored[one] for one in group if one in stored), None)
-            if name != key.removeprefix(PREFIX) and found is not None:
-                real = nn.Parameter(read_tensor(*found), requires_grad=False)
-                undo += [replace_parameter(model, one, real) for one in group]
+        for tensor in filter(is_base_layer_key, read_weights(folder)):
+            names = shared.get(base_name(tensor), [base_name(tensor)])
+            key = next((key_of[name] for name in names if name in key_of), None)
+            if key is not None:
+                weight = nn.Parameter(read_tensor(shard_of[key], key), requires_grad=False)
+                undo += [replace_parameter(model, name, weight) for name in names]
     yield
-    for one in reversed(undo):
-        one()
+    undo_all(undo)

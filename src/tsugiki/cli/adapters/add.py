@@ -14,6 +14,6 @@ def add_command(
     library: Library = None,
 ) -> None:
     """Copy an adapter into the library, if it is whole. Nothing is ever overwritten."""
-    from tsugiki.adapters.library import add_adapter, library_folder
+    from tsugiki.adapters.library import copy_into_library, library_folder
 
-    typer.echo(str(add_adapter(source, library or library_folder(), name)))
+    typer.echo(str(copy_into_library(source, library or library_folder(), name)))

@@ -28,7 +28,7 @@ def list_command(
     if not entries:
         say(f"no adapters in {home} yet; `tsugiki adapters add FOLDER` copies one there, a run's for example")
         return
-    if any(entry.facts for entry in entries):
+    if any(entry.info for entry in entries):
         print_table(library_table(entries), "perplexity: of the text that each run held out, before and after training")
     for entry in entries:
         if entry.broken:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import read_config_fields
-from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, rounding_of, write_merged
+from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, quantization_loss, write_merged
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, source_adapter, write_metadata
 from tsugiki.base.fingerprint import named_fingerprint
 from tsugiki.base.inference import probe_logits
@@ -100,7 +100,7 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
     with progress.stage("reading base and adapters", None):
         plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
     _check_outside(plan.folder, out)
-    if plan.coded and not merge.allow_quantized_base:
+    if plan.quantized and not merge.allow_quantized_base:
         raise _quantized_base_error(plan, progress)
     with new_folder(out) as part:
         with progress.stage("merging", plan.size) as advance:
@@ -128,10 +128,10 @@ def _check_outside(folder: Path, out: Path) -> None:
 
 def _quantized_base_error(plan: MergePlan, progress: ProgressDisplay) -> TsugikiError:
     """Return the error for a quantised base, after computing how much of the change would be lost."""
-    with progress.stage("computing the rounding loss", len(plan.coded)) as advance:
-        lost = rounding_of(plan, advance).share
+    with progress.stage("computing the rounding loss", len(plan.quantized)) as advance:
+        lost = quantization_loss(plan, advance).share
     return TsugikiError(
-        f"{plan.base} has {len(plan.coded):,} quantised weights among these: quantising them again would lose "
+        f"{plan.base} has {len(plan.quantized):,} quantised weights among these: quantising them again would lose "
         f"{lost:.1%} of the adapter's change; merge into the model that it was quantised from, load the adapter "
         "without merging, or accept the loss with --allow-quantized-base"
     )
