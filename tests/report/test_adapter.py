@@ -9,12 +9,11 @@ from tests.adapters.folders import lora_of, write
 from tests.report.pages import assert_whole, record
 from tests.tiny import save_grafted, tiny_model
 from tsugiki import LoraConfig
-from tsugiki.adapters.algebra.spectrum import singular_values
 from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights, write_lora_weights
 from tsugiki.adapters.metadata import Provenance
 from tsugiki.methods.table import METHODS
 from tsugiki.report.adapter import info_lines, inspect_adapter, tensors_table, write_adapter_page
-from tsugiki.report.layers import bars, kinds_table, layers_table, with_spectra
+from tsugiki.report.layers import bars, decompose, kinds_table, layers_table
 
 
 def test_every_layer_has_a_row_in_the_order_of_the_blocks(tmp_path: Path):
@@ -35,8 +34,7 @@ def test_every_layer_has_a_row_in_the_order_of_the_blocks(tmp_path: Path):
 def test_blocks_of_two_lists_are_distinguished():
     layer = next(iter(lora_of().layers.values()))
     layers = {"text.layers.0.q": layer, "vision.layers.0.q": layer, "lm_head": layer}
-    spectra = {path: singular_values(layer) for path in layers}
-    assert [one.kind for one in with_spectra(layers, spectra)] == ["text.layers.*.q", "vision.layers.*.q", "lm_head"]
+    assert [one.kind for one in decompose(layers)] == ["text.layers.*.q", "vision.layers.*.q", "lm_head"]
 
 
 def test_bars():

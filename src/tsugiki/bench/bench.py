@@ -29,7 +29,7 @@ def run_benchmark(
     """Measure the entries and, for training, the machine's limit.
 
     Args:
-        kind: training or generation.
+        kind: what the entries do.
         entries: by name, as `choose_entries` returns them.
         workload: the model and the tokens of one step.
         rounds: number of counted steps for each entry.

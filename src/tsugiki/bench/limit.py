@@ -119,8 +119,7 @@ class Timings:
     def limits(self, tokens: int) -> dict[str, dict[str, Any]]:
         """Return for each dtype: tokens per second, the same with causal attention only, and the seconds of each group.
 
-        Args:
-            tokens: number of tokens of one step.
+        A step has this number of tokens.
         """
         found = {}
         for dtype in self.dtypes:
@@ -142,11 +141,7 @@ class Timings:
 def products(config: "PretrainedConfig", batch: int, length: int, r: int = RANK) -> Counter[Product]:
     """Return the products of a LoRA step of rank r on the default target layers, with the number of each.
 
-    Args:
-        config: the model's config.
-        batch: number of rows.
-        length: tokens in each row.
-        r: the rank of A and B.
+    A step has `batch` rows of `length` tokens.
 
     Raises:
         TsugikiError: no default layers are known for the architecture.

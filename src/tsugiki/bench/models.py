@@ -66,10 +66,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def read_model_config(name: str) -> "PretrainedConfig":
-    """Return a model's config without loading its weights.
-
-    Args:
-        name: a key of `SHAPES`, a model folder, a GGUF file, or a hub id.
+    """Return the config of a key of `SHAPES`, a model folder, a GGUF file or a hub id, without loading weights.
 
     Raises:
         TsugikiError: there is no such model; the message lists the known shapes.

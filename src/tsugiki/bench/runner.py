@@ -60,16 +60,13 @@ class Measurement:
 def measure(
     entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, show: Callable[[str], None]
 ) -> list[Measurement]:
-    """Measure the entries.
+    """Measure the entries, in the order given; one that could not be measured has a `problem`.
 
     Args:
         entries: by name.
         workload: the model and the tokens of one step.
         rounds: number of counted steps for each entry.
         show: called with each line of progress.
-
-    Returns:
-        In the order given; an entry that could not be measured has a `problem`.
     """
     found = {
         name: Measurement(name, problem=f"not installed ({entry.install})" if entry.missing else None)

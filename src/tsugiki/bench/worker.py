@@ -15,12 +15,7 @@ from tsugiki.errors import error_text
 
 
 def main(function: str, workload: str) -> None:
-    """Take steps until standard input ends.
-
-    Args:
-        function: as `BenchmarkEntry.function`.
-        workload: the fields of a `Workload`, as JSON.
-    """
+    """Let a `BenchmarkEntry.function` process a `Workload`, given as JSON, until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -54,8 +54,7 @@ def bench_command(
     )
     if out is not None:
         write_results(results, out)
-    headers, rows = results_table(results)
-    print_table((headers, rows), *results_lines(results), *([f"written to {out}"] if out else []))
+    print_table(results_table(results), *results_lines(results), *([f"written to {out}"] if out else []))
 
 
 def _list() -> None:

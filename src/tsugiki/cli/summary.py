@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from tsugiki.cli.tables import print_table
+from tsugiki.cli.tables import print_table, say
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.report.formatting import describe_change, format_change, format_with_interval
@@ -14,8 +11,6 @@ from tsugiki.report.run import change_of_run, held_out_table
 from tsugiki.train.evaluation.result import Evaluation, change_of_bits
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.merge import MergeReport
-
-_WIDTH = 120  # if the output is not a terminal
 
 
 def print_summary(record: RunRecord, page: Path) -> None:
@@ -36,51 +31,46 @@ def print_summary(record: RunRecord, page: Path) -> None:
 
 def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> None:
     """Print a table with a row for each model; changes are relative to the first one."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH
-    table = Table("model", "loss", "perplexity", "bits/char", "change of bits", "tokens")
+    headers = ["model", "loss", "perplexity", "bits/char", "change of bits", "tokens"]
+    first, rows, notes = results[0], [], []
     for name, result in zip(names, results, strict=True):
-        table.add_row(
-            name,
-            format_with_interval(result.loss, result.loss_interval),
-            f"{result.perplexity:,.4g}",
-            format_with_interval(result.bits_per_char, result.bits_per_char_interval),
-            "–" if result is results[0] else format_change(change_of_bits(results[0], result)),
-            f"{result.tokens:,}",
+        rows.append(
+            [
+                name,
+                format_with_interval(result.loss, result.loss_interval),
+                f"{result.perplexity:,.4g}",
+                format_with_interval(result.bits_per_char, result.bits_per_char_interval),
+                "–" if result is first else format_change(change_of_bits(first, result)),
+                f"{result.tokens:,}",
+            ]
         )
-    console.print(table)
-    first = results[0]
-    console.print(
+        if result.warning:
+            notes.append(f"{name}: {result.warning}")
+        if result.skipped_records:
+            skipped = f"{result.skipped_records:,} examples"
+            notes.append(f"{name}: {skipped} are longer than the context and are not scored")
+        if result.split_windows:
+            windows = f"{result.split_windows:,} windows"
+            notes.append(f"{name}: {windows} are longer than the context and are scored in pieces")
+    print_table(
+        (headers, rows),
         f"{first.characters:,} characters of {len(first.documents):,} documents in {first.windows:,} windows; "
         "95 % intervals over documents in brackets",
-        soft_wrap=True,
+        "between models with different tokenizers, compare only bits per character",
+        *notes,
     )
-    console.print("between models with different tokenizers, compare only bits per character", soft_wrap=True)
-    for name, result in zip(names, results, strict=True):
-        if result.warning:
-            console.print(f"{name}: {result.warning}")
-        if result.skipped_records:
-            console.print(f"{name}: {result.skipped_records:,} examples are longer than the context and are not scored")
-        if result.split_windows:
-            console.print(
-                f"{name}: {result.split_windows:,} windows are longer than the context and are scored in pieces"
-            )
 
 
 def print_merge(out: Path, report: MergeReport) -> None:
     """Print how many tensors changed, the rounding error, and the differences that were verified."""
-    console = Console(highlight=False)
-    console.print(
+    say(
         f"{out}: {report.changed:,} of {report.tensors:,} tensors changed; "
-        f"rounding to their dtypes loses {report.rounding:.2%} of the change",
-        soft_wrap=True,
+        f"rounding to their dtypes loses {report.rounding:.2%} of the change"
     )
     if report.probe is not None:
-        console.print(
+        say(
             f"probe: the adapter changes the logits by up to {report.probe.shift:.3g}; the merged model's logits "
-            f"differ from the adapted model's by up to {report.probe.error:.1e}",
-            soft_wrap=True,
+            f"differ from the adapted model's by up to {report.probe.error:.1e}"
         )
     if report.evaluations is not None:
         print_evaluations(["base", "with the adapter", "merged"], report.evaluations)

@@ -10,7 +10,7 @@ from tsugiki.report.formatting import printable
 _WIDTH = 150  # if the output is not a terminal
 
 
-def print_table(cells: "Cells", *lines: str) -> None:
+def print_table(cells: Cells, *lines: str) -> None:
     """Print a table, and lines below it."""
     console = Console(highlight=False, markup=False)  # cells can contain brackets
     if not console.is_terminal:

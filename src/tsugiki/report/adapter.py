@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tsugiki.adapters.algebra.spectrum import singular_values
 from tsugiki.adapters.format import read_peft_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import read_lora_weights
@@ -17,7 +16,7 @@ from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.report.formatting import Table, format_number
-from tsugiki.report.layers import Layer, kinds_table, layer_plots, layers_table, with_spectra
+from tsugiki.report.layers import Layer, decompose, kinds_table, layer_plots, layers_table
 from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.run import adapter_commands, record_sections, summary_sentence
@@ -36,7 +35,6 @@ _ZERO = "The adapter has no effect: every update is zero."
 class AdapterReport:
     """Everything that is shown about an adapter."""
 
-    name: str
     folder: Path
     info: AdapterInfo
     provenance: Provenance | None
@@ -51,11 +49,7 @@ class AdapterReport:
 
 
 def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: None) -> AdapterReport:
-    """Read an adapter and compute the singular values of its layers.
-
-    Args:
-        folder: the folder of the adapter.
-        advance: called with 1 after each layer.
+    """Read an adapter and compute the singular values of its layers; `advance(1)` is called after each layer.
 
     Raises:
         TsugikiError: the folder does not contain an adapter, or the adapter is damaged.
@@ -64,14 +58,10 @@ def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: 
     layers, tensors, notes = [], read_weights(folder), []
     if isinstance(config, LoraConfig):
         lora = read_lora_weights(folder)
-        spectra = {}
-        for path, layer in lora.layers.items():
-            spectra[path] = singular_values(layer)
-            advance(1)
-        layers, tensors = with_spectra(lora.layers, spectra), dict(lora.others)
+        layers, tensors = decompose(lora.layers, advance), dict(lora.others)
         notes = [_DORA] * config.use_dora + [_ZERO] * (not tensors and not any(layer.norm for layer in layers))
-    name, provenance = folder.resolve().name, read_metadata(folder).provenance
-    return AdapterReport(name, folder, info, provenance, record_of(folder), layers, tensors, notes)
+    provenance = read_metadata(folder).provenance
+    return AdapterReport(folder, info, provenance, record_of(folder), layers, tensors, notes)
 
 
 def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
@@ -136,4 +126,4 @@ def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
     base = adapter.info.base.name
     sections.append(("Usage", render_macro("code", adapter_commands(base, adapter.folder, "…"))))
     lead = summary_sentence(record) if record else f"{adapter.info.method} on {base or 'an unnamed base'}."
-    write_text(path, page(f"Adapter · {adapter.name}", lead, sections, adapter.notes))
+    write_text(path, page(f"Adapter · {adapter.folder.resolve().name}", lead, sections, adapter.notes))

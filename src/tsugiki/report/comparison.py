@@ -50,11 +50,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
 
 
 def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> Path:
-    """Write `report.html` of a comparison.
-
-    Raises:
-        TsugikiError: the page cannot be written.
-    """
+    """Write `report.html` of a comparison (see `write_comparison`)."""
     best = min(rows, key=lambda row: row.loss_after)
     training, _ = finished(next(iter(records.values())))
     lead = f"On the same text and the same {training.tokens:,} tokens, the held-out loss is lowest with {best.name}: "
@@ -106,11 +102,7 @@ def sweep_sentence(points: Sequence[Point]) -> str:
 
 
 def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
-    """Write `report.html` of a sweep.
-
-    Raises:
-        TsugikiError: the page cannot be written.
-    """
+    """Write `report.html` of a sweep (see `write_comparison`)."""
     figures = [over_ranks(_over_ranks(points), "Final held-out loss by rank, nats per token")]
     runs = [(point.name, point.record) for point in points]
     return write_comparison(

@@ -1,6 +1,6 @@
 """Tables and plots of the layers of a LoRA adapter, by the singular values of their updates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -8,7 +8,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from tsugiki.adapters.algebra.spectrum import effective_rank, update_shape
+from tsugiki.adapters.algebra.spectrum import effective_rank, singular_values, update_shape
 from tsugiki.adapters.lora_weights import LayerFactors
 from tsugiki.lora.names import split_block
 from tsugiki.report.formatting import Table, format_number
@@ -43,15 +43,21 @@ class Layer:
         return effective_rank(self.values)
 
 
-def with_spectra(layers: Mapping[str, LayerFactors], spectra: Mapping[str, Tensor]) -> list[Layer]:
-    """Combine the layers of an adapter with their singular values, sorted by block."""
+def decompose(layers: Mapping[str, LayerFactors], advance: Callable[[int], None] = lambda done: None) -> list[Layer]:
+    """Compute the singular values of the layers of an adapter, and sort the layers by block.
+
+    Args:
+        layers: path -> factors.
+        advance: called with 1 after each layer.
+    """
     split_paths = {path: split_block(path) for path in layers}
     block_lists = {owner for owner, block, _ in split_paths.values() if block is not None}
     found = []
     for path, layer in layers.items():
         owner, block, rest = split_paths[path]
         kind = rest if block is None or len(block_lists) == 1 else f"{owner}.*.{rest}"
-        found.append(Layer(path, block, kind, layer.r, update_shape(layer), spectra[path]))
+        found.append(Layer(path, block, kind, layer.r, update_shape(layer), singular_values(layer)))
+        advance(1)
     return sorted(found, key=lambda one: block_order(one.path))
 
 

@@ -19,26 +19,43 @@ from tsugiki.train.record import RunRecord, read_record
 def library_table(entries: Sequence[LibraryEntry]) -> Table:
     """Return a table with a row for each adapter that is not damaged."""
     headers = ["name", "method", "r", "targets", "base", "size", "perplexity", "changed"]
-    return headers, [_row(entry) for entry in entries if entry.info]
+    rows = []
+    for entry in entries:
+        if entry.info:
+            info = entry.info
+            perplexities = [format_number(one.perplexity) for one in _first_and_last(entry.folder)]
+            rows.append(
+                [
+                    entry.name,
+                    info.method,
+                    ranks_text(info.ranks),
+                    ", ".join(info.targets) or "–",
+                    info.base.name or "–",
+                    format_size(info.size),
+                    " → ".join(perplexities) or "–",
+                    datetime.fromtimestamp(info.changed).strftime("%Y-%m-%d"),
+                ]
+            )
+    return headers, rows
 
 
 def entry_line(entry: LibraryEntry) -> str:
     """Return a JSON object about an adapter in one line; unknown values are null, as is `broken` of an intact one."""
-    facts = entry.info
+    info = entry.info
     fields: dict[str, Any] = {"name": entry.name, "path": str(entry.folder), "broken": entry.broken or None}
-    if facts:
+    if info:
         evaluations = _first_and_last(entry.folder)
         fields |= {
-            "method": facts.method,
-            "ranks": facts.ranks,
-            "targets": facts.targets,
-            "base": facts.base.name,
-            "base_fingerprint": facts.base.fingerprint,
-            "parameters": facts.parameters,
-            "bytes": facts.size,
+            "method": info.method,
+            "ranks": info.ranks,
+            "targets": info.targets,
+            "base": info.base.name,
+            "base_fingerprint": info.base.fingerprint,
+            "parameters": info.parameters,
+            "bytes": info.size,
             "held_out": {when: _finite(one) for when, one in zip(("before", "after"), evaluations, strict=False)}
             or None,
-            "changed": datetime.fromtimestamp(facts.changed).astimezone().isoformat(timespec="seconds"),
+            "changed": datetime.fromtimestamp(info.changed).astimezone().isoformat(timespec="seconds"),
         }
     line = json.dumps(fields, ensure_ascii=False)
     return line.encode(errors="backslashreplace").decode()  # a file name can contain bytes that are not valid text
@@ -57,22 +74,6 @@ def record_of(folder: Path) -> RunRecord | None:
         return read_record(folder) if (folder / RECORD_FILE).is_file() else None
     except TsugikiError:
         return None
-
-
-def _row(entry: LibraryEntry) -> list[str]:
-    facts = entry.info
-    assert facts is not None
-    perplexities = [format_number(one.perplexity) for one in _first_and_last(entry.folder)]
-    return [
-        entry.name,
-        facts.method,
-        ranks_text(facts.ranks),
-        ", ".join(facts.targets) or "–",
-        facts.base.name or "–",
-        format_size(facts.size),
-        " → ".join(perplexities) or "–",
-        datetime.fromtimestamp(facts.changed).strftime("%Y-%m-%d"),
-    ]
 
 
 def _first_and_last(folder: Path) -> list[StepEvaluation]:

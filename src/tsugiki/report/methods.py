@@ -24,24 +24,14 @@ _REASON_LENGTH = 60  # characters of a reason in a cell
 
 
 def methods_table(model: str) -> Table:
-    """Return a table with a row for each method.
-
-    Args:
-        model: the name of the model whose trainable parameters are counted; its weights are not read.
+    """Return a table with a row for each method, and the trainable parameters of a model, whose weights are not read.
 
     Raises:
         TsugikiError: there is no such model.
     """
     shape = load_meta_model(model)
-    headers = [
-        "method",
-        "family",
-        "what is trained",
-        "trainable parameters",
-        "PEFT reads it",
-        "mergeable",
-        "not accelerated",
-    ]
+    headers = ["method", "family", "what is trained", "trainable parameters"]
+    headers += ["PEFT reads it", "mergeable", "not accelerated"]
     rows = [
         [
             name,
@@ -58,10 +48,7 @@ def methods_table(model: str) -> Table:
 
 
 def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
-    """Describe one method.
-
-    Returns:
-        Its docstring, a table of its settings with their defaults, and further facts.
+    """Return a method's docstring, a table of its settings with their defaults, and further facts.
 
     Raises:
         TsugikiError: there is no such method (the message suggests a similar name) or no such model.
@@ -71,7 +58,8 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
     except ValueError as error:
         raise TsugikiError(f"{name}: {error}") from error
     method = METHODS[name]
-    text = f"{name} · {method.family} · {method.summary}\n\n{_idea(method)}\n"
+    idea = inspect.cleandoc(import_module(method.doc_module or method.config.__module__).__doc__ or method.summary)
+    text = f"{name} · {method.family} · {method.summary}\n\n{idea}\n"
     notes = [f"{setting} is {value!r} in this method" for setting, value in method.fixed_settings.items()]
     notes += [
         f"default learning rate: {method.learning_rate:g}",
@@ -82,8 +70,8 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
     return text, _settings(name, method), notes
 
 
-def count_parameters(method: Method, config: Any, model: "PreTrainedModel") -> tuple[int, int]:
-    """Count the parameters of `model` that the method trains with this config, and all parameters. Changes `model`.
+def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:
+    """Count the parameters of `model` that the method trains with this config. Changes `model`.
 
     Raises:
         TsugikiError: the settings do not fit the model.
@@ -91,8 +79,8 @@ def count_parameters(method: Method, config: Any, model: "PreTrainedModel") -> t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         method.prepare(model, config, False)
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(size for size, trains in counts if trains), sum(size for size, _ in counts)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{trained:,} ({trained / sum(parameter.numel() for parameter in model.parameters()):.2%})"
 
 
 def _count(name: str, model: str, shape: "PreTrainedModel") -> str:
@@ -104,14 +92,13 @@ def _count(name: str, model: str, shape: "PreTrainedModel") -> str:
         return _shorten(f"requires settings: {error}")
     try:
         try:
-            trained, total = count_parameters(method, config, copy.deepcopy(shape))
+            return _trainable(method, config, copy.deepcopy(shape))
         except (RuntimeError, NotImplementedError):
             if model != EMBEDDED:  # the method is initialised from weights, which are not read here
                 return "known when the model is loaded"
-            trained, total = count_parameters(method, config, load_model(model))
+            return _trainable(method, config, load_model(model))
     except TsugikiError as error:
         return _shorten(f"does not fit: {error}")
-    return f"{trained:,} ({trained / total:.2%})"
 
 
 def _default_config(name: str) -> Any:
@@ -124,12 +111,6 @@ def _default_config(name: str) -> Any:
         return RunConfig(model="-", data="-", out="-", method=name).adapter_config
     except ValidationError as error:
         raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
-
-
-def _idea(method: Method) -> str:
-    """Return the docstring that explains the method."""
-    module = import_module(method.doc_module or method.config.__module__)
-    return inspect.cleandoc(module.__doc__ or method.summary)
 
 
 def _settings(name: str, method: Method) -> Table:

@@ -47,12 +47,7 @@ def write_report(folder: Path) -> Path:
 
 
 def report_page(record: RunRecord, folder: Path) -> str:
-    """Render the page of a run as HTML, with what its record contains so far.
-
-    Args:
-        record: the record of the run.
-        folder: the folder of the run, for the title and the commands.
-    """
+    """Render the page of a run with what its record contains so far; the title and the commands name the folder."""
     title = f"Run · {folder.resolve().name}"
     sections = [*record_sections(record), ("Usage", _usage(record, folder))]
     return page(title, summary_sentence(record), sections, _notes(record))
