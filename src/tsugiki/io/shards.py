@@ -115,10 +115,10 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     try:
         with shard.path.open("rb") as file:
             file.seek(entry.begin)
-            whole = file.readinto(buffer) == len(buffer)
+            complete = file.readinto(buffer) == len(buffer)
     except OSError as error:
         raise TsugikiError(f"{shard.path} cannot be read: {error.strerror or error}") from error
-    if not whole:
+    if not complete:
         raise TsugikiError(f"{shard.path} ends too early; it was changed while it was read")
     return (torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)).view(entry.shape)
 

@@ -67,7 +67,7 @@ def compare_adapters(first: Path, second: Path) -> Comparison:
         for place, which in enumerate(("first", "second"))
         if any(one.only_in == place for one in differences)
     ]
-    notes += [f"{one.name} has different shapes: {one.unlike}" for one in differences if one.unlike]
+    notes += [f"{one.name} has different shapes: {one.shapes}" for one in differences if one.shapes]
     if same_tensors(*tensors):
         notes.append("the tensors are bit-identical" + ("" if settings[1] else ", and the settings are the same"))
     elif overall(differences).relative < _ROUNDING:

@@ -46,7 +46,7 @@ def test_other_shapes_are_told_and_left_out():
     name = next(iter(one))
     other[name] = LayerFactors(torch.ones(4, 64), torch.ones(96, 4), 1.0)
     found = compare_layers(one, other)
-    assert found[0].unlike == "96×32, 96×64"
+    assert found[0].shapes == "96×32, 96×64"
     assert overall(found).norms[0] == pytest.approx(found[1].norms[0])
 
 

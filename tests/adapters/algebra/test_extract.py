@@ -85,7 +85,7 @@ def test_a_rank_of_a_whole_training_is_the_best_there_is(kind: str, tmp_path: Pa
         best = U[:, :5] * S[:5] @ Vh[:5]
         assert (updates(layer)[0] - best).norm() / best.norm() < 0.05, path  # of a spectrum that falls slowly
         assert found.kept[path].energy == pytest.approx(float(S[:5].square().sum() / S.square().sum()), rel=2e-3)
-        kept, whole = kept + found.kept[path].kept, whole + found.kept[path].whole
+        kept, whole = kept + found.kept[path].kept, whole + found.kept[path].total
     rest = [name for name in parameters if name.removesuffix(".weight") not in found.lora.layers]
     assert found.not_captured.keys() == set(rest)
     lost = {name: float((parameters[name] - before[name]).detach().double().square().sum()) for name in rest}

@@ -1,4 +1,4 @@
-"""How far two adapters are from each other: layer by layer, as matrices."""
+"""Compare two adapters as matrices, layer by layer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from tsugiki.adapters.lora_weights import LayerFactors
 
 @dataclass(frozen=True)
 class Difference:
-    """Two matrices M and M' of the same name; where only one adapter has it, the other's is zero."""
+    """The difference of two matrices M and M' of the same name; M or M' is zero if an adapter does not have it."""
 
     name: str
     norms: tuple[float, float]
@@ -23,24 +23,24 @@ class Difference:
     apart: float
     """‖M - M'‖_F."""
     only_in: int | None = None
-    """0 or 1 where only the first has it, or the second."""
-    unlike: str = ""
-    """Where the shapes differ, which they are; nothing is known of the rest then."""
+    """0 if only the first adapter has the matrix, 1 if only the second has it, None if both do."""
+    shapes: str = ""
+    """Both shapes if they differ; `inner` and `apart` are NaN then. Empty if they are equal."""
 
     @property
     def cosine(self) -> float:
-        """⟨M, M'⟩ / ‖M‖ ‖M'‖; not a number where one is zero."""
+        """⟨M, M'⟩ / ‖M‖ ‖M'‖; NaN if a matrix is zero."""
         lengths = math.prod(self.norms)
         return self.inner / lengths if lengths else math.nan
 
     @property
     def relative(self) -> float:
-        """‖M - M'‖ / ‖M‖; not a number where the first is zero."""
+        """‖M - M'‖ / ‖M‖; NaN if M is zero."""
         return self.apart / self.norms[0] if self.norms[0] else math.nan
 
 
 def compare_layers(first: Mapping[str, LayerFactors], second: Mapping[str, LayerFactors]) -> list[Difference]:
-    """The updates ΔW of two LoRA adapters, none of which is formed; their ranks may differ."""
+    """Compare the updates ΔW of two LoRA adapters, from their factors; the ranks may differ."""
     found = []
     for name in {**first, **second}:
         one, other = first.get(name), second.get(name)
@@ -48,14 +48,14 @@ def compare_layers(first: Mapping[str, LayerFactors], second: Mapping[str, Layer
         if one is None or other is None:
             found.append(Difference(name, norms, 0.0, sum(norms), only_in=int(one is None)))
         elif update_shape(one) != update_shape(other):
-            found.append(_unlike(name, norms, update_shape(one), update_shape(other)))
+            found.append(_different_shapes(name, norms, update_shape(one), update_shape(other)))
         else:
             found.append(Difference(name, norms, inner_product(one, other), difference_norm(one, other)))
     return found
 
 
 def compare_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[Difference]:
-    """Tensors by name, as they are."""
+    """Compare tensors of the same names."""
     found = []
     for name in {**first, **second}:
         one, other = first.get(name), second.get(name)
@@ -63,7 +63,7 @@ def compare_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
         if one is None or other is None:
             found.append(Difference(name, norms, 0.0, sum(norms), only_in=int(one is None)))
         elif one.shape != other.shape:
-            found.append(_unlike(name, norms, one.shape, other.shape))
+            found.append(_different_shapes(name, norms, one.shape, other.shape))
         else:
             M, N = one.double(), other.double()
             found.append(Difference(name, norms, float((M * N).sum()), _norm(M - N)))
@@ -71,17 +71,21 @@ def compare_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
 
 
 def overall(differences: Sequence[Difference]) -> Difference:
-    """All of them as one long vector; what differs in shape is left out."""
-    alike = [one for one in differences if not one.unlike]
+    """Combine differences as if all matrices were one long vector; matrices of different shapes are left out."""
+    comparable = [one for one in differences if not one.shapes]
     first, second, apart = (
         math.hypot(*figures)
-        for figures in ([d.norms[0] for d in alike], [d.norms[1] for d in alike], [d.apart for d in alike])
+        for figures in (
+            [d.norms[0] for d in comparable],
+            [d.norms[1] for d in comparable],
+            [d.apart for d in comparable],
+        )
     )
-    return Difference("overall", (first, second), math.fsum(one.inner for one in alike), apart)
+    return Difference("overall", (first, second), math.fsum(one.inner for one in comparable), apart)
 
 
 def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Whether they are the same under the same names, to the last bit."""
+    """Return whether both have the same names and bit-identical tensors."""
     return first.keys() == second.keys() and all(
         tensor.dtype == second[name].dtype and torch.equal(tensor, second[name]) for name, tensor in first.items()
     )
@@ -91,7 +95,7 @@ def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor.double()))
 
 
-def _unlike(name: str, norms: tuple[float, float], shape: Sequence[int], other: Sequence[int]) -> Difference:
+def _different_shapes(name: str, norms: tuple[float, float], shape: Sequence[int], other: Sequence[int]) -> Difference:
     return Difference(
-        name, norms, math.nan, math.nan, unlike=f"{'×'.join(map(str, shape))}, {'×'.join(map(str, other))}"
+        name, norms, math.nan, math.nan, shapes=f"{'×'.join(map(str, shape))}, {'×'.join(map(str, other))}"
     )

@@ -52,7 +52,7 @@ class Extraction:
     @property
     def total_energy(self) -> float:
         """‖ΔW‖² of all changes."""
-        return sum(layer.whole for layer in self.kept.values()) + sum(self.not_captured.values())
+        return sum(layer.total for layer in self.kept.values()) + sum(self.not_captured.values())
 
     @property
     def energy(self) -> float:

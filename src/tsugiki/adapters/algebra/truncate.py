@@ -28,13 +28,13 @@ class RankReduction:
     """The rank after."""
     kept: float
     """‖ΔW‖² after."""
-    whole: float
+    total: float
     """‖ΔW‖² before."""
 
     @property
     def energy(self) -> float:
         """The share of ‖ΔW‖² that is kept; 1 if the update is zero."""
-        return self.kept / self.whole if self.whole else 1.0
+        return self.kept / self.total if self.total else 1.0
 
 
 def truncated(lora: LoraWeights, r: int) -> tuple[LoraWeights, dict[str, RankReduction]]:
@@ -70,8 +70,8 @@ def truncated_to_energy(lora: LoraWeights, share: float) -> tuple[LoraWeights, d
 
 def kept_energy(reductions: Mapping[str, RankReduction]) -> float:
     """Return the share of Σ ‖ΔW‖² that is kept over all layers."""
-    whole = sum(layer.whole for layer in reductions.values())
-    return sum(layer.kept for layer in reductions.values()) / whole if whole else 1.0
+    total = sum(layer.total for layer in reductions.values())
+    return sum(layer.kept for layer in reductions.values()) / total if total else 1.0
 
 
 def _truncate_layers(
@@ -95,12 +95,12 @@ def _truncate(layer: LayerFactors, choose_rank: Callable[[Tensor, int], int]) ->
     groups = len(S)
     squares = S.square().sum(0)
     r = choose_rank(squares, groups)
-    whole = layer.scaling**2 * float(squares.sum())
+    total = layer.scaling**2 * float(squares.sum())
     if r * groups >= layer.r:
-        return layer, RankReduction(layer.r, layer.r, whole, whole)
+        return layer, RankReduction(layer.r, layer.r, total, total)
     B, A = best_factors(U, S, Vh, r)
     if not (layer.A.any() and layer.B.any()):  # ΔW is zero: keep the other factor, so that training can continue
         B, A = matrices(layer)
         B, A = B[..., :r], A[:, :r]
     shorter = with_matrices(layer, B, A, layer.scaling)
-    return shorter, RankReduction(layer.r, shorter.r, layer.scaling**2 * float(squares[:r].sum()), whole)
+    return shorter, RankReduction(layer.r, shorter.r, layer.scaling**2 * float(squares[:r].sum()), total)

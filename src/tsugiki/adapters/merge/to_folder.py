@@ -70,7 +70,7 @@ class RoundingLoss:
 
     lost: float = 0.0
     """Σ ‖rounded - exact‖²"""
-    whole: float = 0.0
+    total: float = 0.0
     """Σ ‖exact - before‖²"""
 
     def add(self, name: str, before: Tensor, exact: Tensor, rounded: Tensor) -> None:
@@ -87,13 +87,13 @@ class RoundingLoss:
         """
         if not torch.isfinite(rounded).all():
             raise TsugikiError(f"merging gives values that are not finite in {name}")
-        self.whole += float(torch.linalg.vector_norm(exact - before)) ** 2
+        self.total += float(torch.linalg.vector_norm(exact - before)) ** 2
         self.lost += float(torch.linalg.vector_norm(rounded.to(exact.dtype) - exact)) ** 2
 
     @property
     def share(self) -> float:
         """The share of the updates that is lost, ‖rounded - exact‖ / ‖exact - before‖ over all tensors."""
-        return math.sqrt(self.lost / self.whole) if self.whole else 0.0
+        return math.sqrt(self.lost / self.total) if self.total else 0.0
 
 
 def plan_merge(

@@ -1,0 +1,39 @@
+"""Facts about an adapter, read without its values."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.adapters.folders import write
+from tests.tiny import tiny_model
+from tsugiki import TsugikiError, save_adapter
+from tsugiki.adapters.info import read_adapter_info
+from tsugiki.lora.graft import add_adapter, new_adapter
+from tsugiki.methods.table import METHODS
+
+
+def test_lora_has_ranks_and_targets(tmp_path: Path):
+    folder = write(tmp_path / "a")
+    info = read_adapter_info(folder)
+    assert (info.method, info.ranks, info.base.name) == ("lora", (4,), "tiny")
+    assert info.targets == ("c_attn",)
+    assert info.size == (folder / "adapter_model.safetensors").stat().st_size
+    assert info.parameters * 4 < info.size
+
+
+@pytest.mark.parametrize("method", ["ia3", "prompt-tuning", "bitfit"])
+def test_other_methods_have_no_ranks(method: str, tmp_path: Path):
+    model = tiny_model()
+    add_adapter(model, new_adapter(model, METHODS[method].configure({})), "default")
+    save_adapter(model, tmp_path)
+    info = read_adapter_info(tmp_path)
+    assert (info.method, info.ranks) == (method, ())
+    assert info.parameters > 0
+
+
+def test_a_rank_that_the_config_does_not_give_is_an_error(tmp_path: Path):
+    folder = write(tmp_path / "a")
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"r": 4', '"r": 5'))
+    with pytest.raises(TsugikiError, match="rank 4"):
+        read_adapter_info(folder)

@@ -1,0 +1,81 @@
+"""Safetensors files that are read and copied tensor by tensor, against the safetensors library."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tsugiki.errors import TsugikiError
+from tsugiki.io.shards import is_float, read_shard, read_tensor, write_shard
+
+TENSORS = {
+    "a": torch.arange(6, dtype=torch.bfloat16).view(2, 3),
+    "b": torch.randn(4, dtype=torch.float32, generator=torch.Generator().manual_seed(0)),
+    "codes": torch.arange(5, dtype=torch.int8),
+    "empty": torch.zeros(0, 3),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_file(TENSORS, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path / "model.safetensors"
+
+
+def test_tensors_are_read_one_by_one(path: Path):
+    shard = read_shard(path)
+    assert shard.size == path.stat().st_size
+    assert {key: entry.shape for key, entry in shard.entries.items()} == {k: tuple(t.shape) for k, t in TENSORS.items()}
+    assert [key for key, entry in shard.entries.items() if not is_float(entry)] == ["codes"]
+    for key in ("a", "b", "empty"):
+        assert torch.equal(read_tensor(shard, key), TENSORS[key])
+    with pytest.raises(TsugikiError, match=r"codes .*I8"):
+        read_tensor(shard, "codes")
+
+
+def test_a_copy_without_changes_is_the_same_file(path: Path, tmp_path: Path):
+    done: list[int] = []
+    write_shard(read_shard(path), tmp_path / "copy", {}, {}, done.append)
+    assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+    assert sum(done) == path.stat().st_size
+
+
+def test_tensors_are_changed_and_added(path: Path, tmp_path: Path):
+    changed, new = TENSORS["a"] * 2, TENSORS["b"] + 1
+    write_shard(
+        read_shard(path), tmp_path / "copy", {"a": lambda: changed}, {"new": ("b", lambda: new)}, lambda done: None
+    )
+    found = load_file(tmp_path / "copy")
+    assert found.keys() == {*TENSORS, "new"}
+    for key, expected in {**TENSORS, "a": changed, "new": new}.items():
+        assert torch.equal(found[key], expected)
+
+
+def test_incomplete_files_are_one_line(path: Path, tmp_path: Path):
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["b"]["data_offsets"][0] += 4
+    text = json.dumps(header).encode()
+    for broken in (
+        content[:-1],
+        content[:20],
+        content[:3],
+        b"",
+        len(text).to_bytes(8, "little") + text + content[-64:],
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(TsugikiError, match=r"model\.safetensors is broken") as caught:
+            read_shard(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TsugikiError, match="missing"):
+        read_shard(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_changed_while_it_is_copied_is_an_error(path: Path, tmp_path: Path):
+    shard = read_shard(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(TsugikiError, match=r"model\.safetensors"):
+        write_shard(shard, tmp_path / "copy", {}, {}, lambda done: None)
