@@ -1,19 +1,21 @@
-"""`tsugiki pull`: an adapter from the hub into the library."""
+"""`tsugiki pull`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tsugiki.cli.adapters.options import Library
+
 
 def pull_command(
     repo: Annotated[str, typer.Argument(help="USER/NAME, or USER/NAME@REVISION: a branch, a tag or a commit.")],
-    name: Annotated[str | None, typer.Option(help="What to call it here; the repository's name if unset.")] = None,
-    library: Annotated[Path | None, typer.Option(help="A library other than your own.")] = None,
+    name: Annotated[str | None, typer.Option(help="Its name in the library; if unset, the repository's name.")] = None,
+    library: Library = None,
 ) -> None:
-    """Fetch an adapter from the hub into the library, whole and verified, or not at all.
+    """Download an adapter from the Hugging Face Hub into the library.
 
-    Of the repository, an adapter's own files are fetched alone; pickled weights never.
+    Only the files of an adapter are downloaded, never pickled weights. The adapter is added to the library only if it
+    is complete.
     """
     from tsugiki.adapters.format import read_base
     from tsugiki.adapters.library import check_name, library_folder
@@ -23,8 +25,8 @@ def pull_command(
     repo_id, at, revision = repo.partition("@")
     check_repo_id(repo_id)
     if at and not revision:
-        raise TsugikiError(f"{repo}: name a revision after the @, or leave the @ out")
+        raise TsugikiError(f"{repo} has no revision after the @; add one, or remove the @")
     folder = (library or library_folder()) / check_name(name or repo_id.partition("/")[2])
     commit = pull(repo_id, folder, revision or None)
     base = read_base(folder).name
-    typer.echo(f"{folder}: {repo_id} at {commit[:7]}, an adapter for {base or 'a base that it does not name'}")
+    typer.echo(f"{folder}: {repo_id} at {commit[:7]}, an adapter for {base or 'an unnamed base'}")

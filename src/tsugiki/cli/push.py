@@ -1,42 +1,52 @@
-"""`tsugiki push`: an adapter, with its card, to the hub."""
+"""`tsugiki push`."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tsugiki.cli.adapters.options import Library
+
 _OUTCOMES = {
     "sent": "sent",
-    "updated": "updated; its history keeps what was there",
-    "unchanged": "nothing differs from what is there",
+    "updated": "updated; the repository's history keeps the previous version",
+    "unchanged": "nothing differs from the repository",
 }
 
 
 def push_command(
-    adapter: Annotated[str, typer.Argument(help="A folder, or a name in the library.")],
-    repo_id: Annotated[str, typer.Argument(help="Where to, USER/NAME; it is created if need be.")],
+    adapter: Annotated[str, typer.Argument(help="An adapter: a folder, or a name in the library.")],
+    repo_id: Annotated[str, typer.Argument(help="The repository, USER/NAME; created if it does not exist.")],
     base: Annotated[
-        str | None, typer.Option(help="The base's name on the hub, if the adapter knows it as a folder; or 'none'.")
+        str | None,
+        typer.Option(help="The base's name on the hub, if the adapter names a folder; 'none' if it is not on the hub."),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="A new repository is for its owners alone.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="If the repository is created, make it private.")] = False,
     license_id: Annotated[
-        str | None, typer.Option("--license", help="Of the adapter, by its name on the hub, such as apache-2.0.")
+        str | None, typer.Option("--license", help="The adapter's licence, by its name on the hub, such as apache-2.0.")
     ] = None,
-    language: Annotated[list[str] | None, typer.Option(help="Of the text, such as ja; repeatable.")] = None,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Adapter, by tsugiki push",
+    language: Annotated[
+        list[str] | None, typer.Option(help="A language of the training text, such as ja. Can be given several times.")
+    ] = None,
+    message: Annotated[str, typer.Option(help="The commit message.")] = "Adapter, by tsugiki push",
     replace_card: Annotated[
-        bool, typer.Option("--replace-card", help="Replace a README.md that a person wrote or edited.")
+        bool,
+        typer.Option(
+            "--replace-card", help="Replace README.md even if it was not written by tsugiki push, or was edited since."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the card, and what would be sent; nothing is sent, nobody asked.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the card and the files that would be sent, without connecting to the hub."
+        ),
     ] = False,
-    library: Annotated[Path | None, typer.Option(help="Where names are looked up, if not in your own library.")] = None,
+    library: Library = None,
 ) -> None:
-    """Send an adapter to the hub, with a card written from its run: figures, samples, and how to use it.
+    """Upload an adapter to the Hugging Face Hub, with a model card that shows its results, samples and usage.
 
-    What is sent is listed first. No path of this machine is in it, and no text of the data. A card on the hub that
-    somebody wrote or edited stays.
+    The files are listed before they are sent. They contain no paths of this machine and no text of the training data.
+    A model card on the hub that was written or edited by hand is kept.
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.base.loading import EMBEDDED
@@ -65,6 +75,6 @@ def push_command(
         message=message,
     )
     if pushed.kept_card:
-        said = "README.md there was written or edited by a person, and stays; --replace-card replaces it"
-        print(f"note: {said}", file=sys.stderr)
+        note = "README.md in the repository was written or edited by hand and is kept; --replace-card replaces it"
+        print(f"note: {note}", file=sys.stderr)
     typer.echo(f"{pushed.url} ({pushed.commit[:7]}): {_OUTCOMES[pushed.outcome]}")

@@ -1,1 +1,1 @@
-"""Files (atomic writes, JSON, digests, caches, safetensors shards), and progress, sizes and times shown to users."""
+"""Files (atomic writes, JSON, digests, caches, safetensors), and text for users (progress, sizes, durations)."""

@@ -1,8 +1,8 @@
 """Write files and folders so that they appear complete or not at all, also after a crash or a power failure.
 
-Everything is written under a temporary name first (`.NAME.8-hex-digits.part`, in the same folder), flushed to the disk,
-and renamed; then the folder is flushed, so that the new name lasts too. A temporary file is removed when writing fails.
-What a killed process left behind is removed by `remove_leftovers`.
+Everything is written under a temporary name first (`.NAME.8-hex-digits.part`, in the same folder), flushed to the disk
+(fsync), and renamed; then the folder is flushed, so that the new name survives as well. If writing fails, the temporary
+file is removed. `remove_leftovers` removes the temporary files of processes that were killed.
 """
 
 import os
@@ -29,9 +29,9 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: replace an existing file, which stays unchanged until the rename.
 
     Raises:
-        TsugikiError: `out` exists (without `replace`), its folder does not exist, or writing fails (a full disk, say).
+        TsugikiError: `out` exists (without `replace`), its folder does not exist, or writing fails, as on a full disk.
     """
-    with _write_errors(out):  # a name that is too long, say
+    with _write_errors(out):  # such as a name that is too long
         exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()
     if exists and not replace:
         raise TsugikiError(f"{out} exists already; choose another name, or remove it first")
@@ -80,13 +80,13 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def files_into(folder: Path, last: str) -> Iterator[Path]:
-    """Yield a temporary folder to fill; its files move into `folder` when the block succeeds, and replace others there.
+    """Yield a temporary folder to fill; when the block succeeds, its files are moved into `folder`.
 
-    Each file appears complete or not at all. Those that match the pattern `last` move last, so that a folder that has
-    them has all.
+    A file of the same name is replaced. Each file appears complete or not at all. Files that match the pattern `last`
+    are moved last, so if one of them is in `folder`, all others are, too.
 
     Args:
-        folder: created if it does not exist; it may hold other files, which stay.
+        folder: created if it does not exist. Other files in it are not changed.
         last: a pattern of file names, such as "*.safetensors".
 
     Raises:
@@ -125,7 +125,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents; an existing folder is left as it is.
+    """Create a folder and its parents; an existing folder is not changed.
 
     Raises:
         TsugikiError: it cannot be created.
@@ -183,8 +183,9 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
     """Remove the temporary files and folders that killed processes left in a folder; errors are ignored.
 
     Args:
-        folder: only its direct entries are looked at.
-        older_than: seconds since the last change; use more than 0 where other processes may be writing.
+        folder: only entries directly in this folder are removed, not those in subfolders.
+        older_than: remove only entries whose last change is at least this many seconds ago. Use more than 0 if other
+            processes may be writing to the folder.
     """
     for path in folder.glob(".*.part"):
         with suppress(OSError):
@@ -193,13 +194,13 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
 
 
 def _temporary(path: Path, ending: str) -> Path:
-    """A hidden name in the same folder that is not used yet, and not longer than file systems allow."""
+    """Return an unused hidden name in the same folder, short enough for every file system."""
     return path.with_name(f".{path.name[:_NAME_LENGTH]}.{uuid.uuid4().hex[:8]}.{ending}")
 
 
 @contextmanager
 def _write_errors(out: Path) -> Iterator[None]:
-    """Turn the errors of writing into one line that names the target."""
+    """Turn errors of writing into a `TsugikiError` that names the target."""
     try:
         yield
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
@@ -207,7 +208,7 @@ def _write_errors(out: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk; Windows can do so for files alone."""
+    """Flush a file, or the entries of a folder, to the disk. Windows supports this for files only."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

@@ -1,4 +1,4 @@
-"""SHA-256 digests, written as `sha256:` and 64 hexadecimal digits, of bytes, of files and of tensors in files."""
+"""SHA-256 digests of bytes, files and tensors, written as `sha256:` and 64 hexadecimal digits."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,11 +6,11 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-_CHUNK = 1 << 22  # bytes that are read at once
+_CHUNK = 1 << 22  # bytes read at once
 
 
 def sha256(parts: Iterable[bytes]) -> str:
-    """The digest of these bytes, one after the other."""
+    """Compute the digest of the concatenation of `parts`."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -18,12 +18,12 @@ def sha256(parts: Iterable[bytes]) -> str:
 
 
 def sha256_bytes(content: bytes) -> bytes:
-    """The digest as 32 bytes, for tables of many digests."""
+    """Compute the digest as 32 bytes, for tables of many digests."""
     return hashlib.sha256(content).digest()
 
 
 def file_sha256(path: Path) -> str:
-    """The digest of a whole file.
+    """Compute the digest of a file.
 
     Raises:
         OSError: the file cannot be read.
@@ -33,29 +33,29 @@ def file_sha256(path: Path) -> str:
 
 
 def tensor_digest(file: BinaryIO, begin: int, end: int, description: str) -> str:
-    """The digest, 64 hexadecimal digits, of a description and of the bytes of a file from `begin` to `end`.
+    """Compute the digest of a description and of the bytes of a file from `begin` to `end`, as 64 hexadecimal digits.
 
     Raises:
-        EOFError: the file ends before.
+        EOFError: the file ends too early.
     """
     file.seek(begin)
     return sha256(chain([description.encode()], read_chunks(file, end - begin))).removeprefix("sha256:")
 
 
 def combined_digest(digests: Mapping[str, str]) -> str:
-    """One digest of named digests, in the order of their names."""
+    """Combine named digests, sorted by name, into one digest."""
     return sha256(f"{name}\0{digests[name]}\n".encode("utf-8", "surrogateescape") for name in sorted(digests))
 
 
 def read_chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
-    """The next `length` bytes of a file, a few megabytes at a time.
+    """Yield the next `length` bytes of a file in chunks of at most 4 MiB.
 
     Raises:
-        EOFError: the file ends before.
+        EOFError: the file ends too early.
     """
     while length:
         chunk = file.read(min(_CHUNK, length))
         if not chunk:
-            raise EOFError(f"{file.name} ends too early; it is incomplete, or was changed while it was read")
+            raise EOFError(f"{file.name} ends too early: it is incomplete, or it was changed during reading")
         yield chunk
         length -= len(chunk)

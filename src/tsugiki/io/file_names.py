@@ -12,7 +12,7 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 """An adapter's weights."""
 METADATA_FILE = "tsugiki.json"
-"""What Tsugiki knows about an adapter or a merged model and PEFT's config has no field for."""
+"""The base, provenance and extra settings of an adapter or a merged model (see `tsugiki.adapters.metadata`)."""
 
 RECORD_FILE = "run.json"
 """The record of a training run (see `tsugiki.train.record`)."""

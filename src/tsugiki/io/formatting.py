@@ -1,20 +1,20 @@
-"""Sizes and durations as text for people, the same on pages and in the terminal."""
+"""Format sizes and durations as text, in the same way on pages and in the terminal."""
 
 
 def format_size(count: float) -> str:
-    """A number of bytes in kB, MB or GB (powers of 1,000)."""
+    """Format a number of bytes in kB, MB or GB (powers of 1,000)."""
     if count < 1e6:
         return f"{count / 1e3:.1f} kB"
     return f"{count / 1e6:.2f} MB" if count < 1e9 else format_gigabytes(count)
 
 
 def format_gigabytes(count: float) -> str:
-    """A number of bytes in GB, for columns whose figures are compared with each other."""
+    """Format a number of bytes in GB, for columns whose figures are compared with each other."""
     return f"{count / 1e9:.2f} GB"
 
 
 def format_duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours, whichever reads best."""
+    """Format a duration in seconds (below 90 s), minutes (below 90 min) or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

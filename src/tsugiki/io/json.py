@@ -1,4 +1,4 @@
-"""JSON files: read with errors of one line, written atomically."""
+"""Read JSON files, with errors of one line, and write them atomically."""
 
 import json
 from collections.abc import Mapping
@@ -40,10 +40,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def to_json_text(content: Mapping[str, Any]) -> str:
-    """A JSON object as the text of a file: indented, non-ASCII characters unescaped, with a final line break."""
+    """Format a JSON object as the text of a file: indented, non-ASCII characters unescaped, with a final line break."""
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
 
 
 def value_text(value: object) -> str:
-    """A JSON value in one line for people: a string without quotes, everything else as JSON."""
+    """Format a value in one line for display: a string without quotes, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

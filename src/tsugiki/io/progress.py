@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar in a terminal, nothing elsewhere. All commands use this display."""
+"""The progress display of all commands: a bar on standard error if it is a terminal, otherwise nothing."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 class ProgressDisplay:
-    """Shows how far work has come, one stage at a time."""
+    """Shows the progress of work, one stage at a time."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
 
     @property
     def is_quiet(self) -> bool:
-        """Whether bars are left out: standard error is not a terminal."""
+        """Whether no bars are shown, because standard error is not a terminal."""
         return not self.console.is_terminal
 
     @contextmanager
@@ -27,11 +27,11 @@ class ProgressDisplay:
         """Show a bar for one stage of the work.
 
         Args:
-            label: what is done.
-            total: how many units there are; None if unknown.
+            label: a name for the stage.
+            total: the number of units; None if it is unknown.
 
         Yields:
-            A function to call with the number of units done since the last call.
+            A function to call with the number of units completed since the last call.
         """
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -44,7 +44,7 @@ class ProgressDisplay:
             yield lambda done: progress.advance(task, done)
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """Iterate over `items` and show a bar; `total` is needed if `items` has no length."""
+        """Iterate over `items` and show a bar; `total` is required if `items` has no length."""
         with self.stage(label, total if total is not None else len(items)) as advance:  # type: ignore[arg-type]
             for item in items:
                 yield item

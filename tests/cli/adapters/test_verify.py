@@ -14,7 +14,7 @@ def test_verify_says_everything_and_then_fails(run, two: Path):
     status, out, err = run("adapters", "verify")
     assert status == 2
     assert [line.partition(": ")[0] for line in out.splitlines()] == ["akutagawa", "soseki", "whole"]
-    assert err == "tsugiki: something is wrong with 2 of 3 adapters\n"
+    assert err == "tsugiki: 2 of 3 adapters have problems\n"
     assert run("adapters", "verify", "whole")[0] == 0
 
 
@@ -27,9 +27,9 @@ def test_what_another_program_refuses_is_said_before_training_and_after(run, tmp
     before = ("adapters", "verify", "plain.yaml", "--for")
     assert run(*before, "llama.cpp")[:2] == run(*before, "vllm")[:2] == (0, "plain.yaml: nothing is wrong\n")
     status, out, err = run("adapters", "verify", "dora.yaml", "--for", "llama.cpp")
-    assert (status, err) == (2, "tsugiki: something is wrong with 1 of 1 adapters\n")
+    assert (status, err) == (2, "tsugiki: 1 of 1 adapters have problems\n")
     assert "DoRA" in out
-    assert "--for says which loader" in run("adapters", "verify", "dora.yaml")[2]
+    assert "pass --for" in run("adapters", "verify", "dora.yaml")[2]
     assert run("train", "dora.yaml")[0] == 0
     for loader, said in (("llama.cpp", "magnitudes of DoRA"), ("vllm", "it is DoRA"), ("ollama", "no adapters")):
         assert said in run("adapters", "verify", "./run", "--for", loader)[1]

@@ -1,1 +1,1 @@
-"""`tsugiki adapters …`: one thin file a command."""
+"""The commands `tsugiki adapters …`, one file for each."""

@@ -9,11 +9,11 @@ from tsugiki.cli.adapters.options import Library
 
 
 def add_command(
-    source: Annotated[Path, typer.Argument(help="An adapter's folder, such as a run's or one that PEFT wrote.")],
-    name: Annotated[str | None, typer.Option(help="What to call it; as its folder if unset.")] = None,
+    source: Annotated[Path, typer.Argument(help="An adapter's folder, such as a run's folder or one written by PEFT.")],
+    name: Annotated[str | None, typer.Option(help="Its name in the library; if unset, the name of the folder.")] = None,
     library: Library = None,
 ) -> None:
-    """Copy an adapter into the library, if it is whole. Nothing is ever overwritten."""
+    """Copy an adapter into the library. It must be complete; an existing adapter is never overwritten."""
     from tsugiki.adapters.library import copy_into_library, library_folder
 
     typer.echo(str(copy_into_library(source, library or library_folder(), name)))

@@ -16,7 +16,7 @@ from tsugiki.cli.adapters.truncate import truncate_command
 from tsugiki.cli.adapters.verify import verify_command
 
 adapters_app = typer.Typer(
-    help="Adapters as things to keep: a library of them by name, and what can be made of them.",
+    help="Manage the library of adapters; compare, verify, combine and convert adapters.",
     no_args_is_help=True,
     add_completion=False,
 )

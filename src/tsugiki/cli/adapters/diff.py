@@ -12,9 +12,10 @@ def diff_command(
     second: Annotated[str, typer.Argument(help=ADAPTER_HELP)],
     library: Library = None,
 ) -> None:
-    """How two adapters differ: their settings, and how far their updates are apart in each layer.
+    """Compare two adapters: their settings, and the distance between their updates in each layer.
 
-    A cosine of 1 is the same direction, 0 none in common. Overall, what only one has counts as zero in the other.
+    A cosine of 1 means the same direction, and 0 means orthogonal. A layer that only one adapter has counts as zero in
+    the other.
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.tables import print_table, say

@@ -5,19 +5,22 @@ from typing import Annotated
 
 import typer
 
-from tsugiki.cli.adapters.options import Library
+from tsugiki.cli.adapters.options import AllowBaseMismatch, Library, NewAdapter
 
 
 def import_command(
-    file: Annotated[Path, typer.Argument(help="A LoRA adapter as a GGUF file, as llama.cpp reads it.")],
-    model: Annotated[str, typer.Option(help="Its base, of which only the shape is read.")],
-    out: Annotated[str, typer.Option(help="A new name in the library, or the path of a new folder.")],
-    allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="Import an adapter that was made for another base.")
-    ] = False,
+    file: Annotated[Path, typer.Argument(help="A LoRA adapter for llama.cpp, as a GGUF file.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The adapter's base: 'embedded', a model folder, or a hub id; only names and shapes are used."
+        ),
+    ],
+    out: NewAdapter,
+    allow_base_mismatch: AllowBaseMismatch = False,
     library: Library = None,
 ) -> None:
-    """Turn a GGUF adapter into a folder that Tsugiki and PEFT load."""
+    """Convert a GGUF adapter to a folder that Tsugiki and PEFT can load."""
     from tsugiki.adapters.library import new_adapter_folder
     from tsugiki.base.gguf.file import require_gguf
     from tsugiki.export.adapter import import_gguf_adapter

@@ -8,12 +8,12 @@ from tsugiki.cli.adapters.options import Library
 
 
 def list_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")] = False,
     library: Library = None,
 ) -> None:
-    """What is in the library: a line for each adapter, and for each broken folder why it is.
+    """List the adapters in the library, and what is wrong with those that are broken.
 
-    `tsugiki adapters verify` looks closer: here configs are read, and of the weights names and shapes.
+    Only the configs and the names and shapes of the weights are read; `tsugiki adapters verify` checks everything.
     """
     from tsugiki.adapters.library import library_folder, read_library
     from tsugiki.cli.tables import print_table, say
@@ -26,10 +26,12 @@ def list_command(
             typer.echo(entry_line(entry))
         return
     if not entries:
-        say(f"no adapters in {home} yet; `tsugiki adapters add FOLDER` copies one there, a run's for example")
+        say(f"no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run")
         return
     if any(entry.info for entry in entries):
-        print_table(library_table(entries), "perplexity: of the text that each run held out, before and after training")
+        print_table(
+            library_table(entries), "perplexity: on the held-out text of each adapter's run, before and after training"
+        )
     for entry in entries:
         if entry.broken:
             say(f"{entry.name} is broken: {entry.broken}")

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands have."""
 
 from pathlib import Path
 from typing import Annotated, TypeAlias

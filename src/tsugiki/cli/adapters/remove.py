@@ -11,18 +11,20 @@ from tsugiki.errors import TsugikiError, summarise_list
 
 def remove_command(
     names: Annotated[list[str], typer.Argument(help="Names in the library.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     library: Library = None,
 ) -> None:
-    """Remove adapters from the library, for good; of a link to a folder the link alone."""
+    """Remove adapters from the library permanently. Of a link to a folder, only the link is removed."""
     from tsugiki.adapters.library import library_folder, member
     from tsugiki.io.atomic import remove_folder
 
     folders = [member(name, library or library_folder()) for name in dict.fromkeys(names)]
     if not yes:
         if not sys.stdin.isatty():
-            raise TsugikiError("nobody can be asked here whether to remove what cannot be got back; say --yes")
-        if not typer.confirm(f"Remove {summarise_list([folder.name for folder in folders])} for good?"):
+            raise TsugikiError(
+                "cannot ask for confirmation (stdin is not a terminal); pass --yes to remove the adapters permanently"
+            )
+        if not typer.confirm(f"Remove {summarise_list([folder.name for folder in folders])} permanently?"):
             raise typer.Exit(1)
     for folder in folders:
         remove_folder(folder)

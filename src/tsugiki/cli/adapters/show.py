@@ -10,10 +10,10 @@ from tsugiki.cli.adapters.options import ADAPTER_HELP, Library
 
 def show_command(
     adapter: Annotated[str, typer.Argument(help=ADAPTER_HELP)],
-    html: Annotated[Path | None, typer.Option(help="Write it as a page too, with plots.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page with plots to this file.")] = None,
     library: Library = None,
 ) -> None:
-    """What an adapter is, how it was trained, what it showed, and what it changes in each layer."""
+    """Show an adapter's settings, training run, results and samples, and the size of its update in each layer."""
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.tables import print_table, say
     from tsugiki.io.progress import ProgressDisplay

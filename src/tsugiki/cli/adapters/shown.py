@@ -1,4 +1,4 @@
-"""What the commands that make adapters show."""
+"""Output of the commands that make new adapters."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def track_layers(paths: Sequence[str]) -> Iterator[str]:
 
 
 def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
-    """A row for each layer: its rank before and after, and the share of its update that is kept."""
+    """Print a table with each layer's rank before and after and the share of its update that is kept, then `lines`."""
     from tsugiki.cli.tables import print_table
 
     rows = [[path, str(layer.before), str(layer.after), f"{layer.energy:.2%}"] for path, layer in kept.items()]
@@ -26,7 +26,7 @@ def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
 
 
 def print_written(out: Path) -> None:
-    """Where the new adapter is, and how large."""
+    """Print the folder and the size of a new adapter."""
     from tsugiki.io.file_names import ADAPTER_FILE
     from tsugiki.io.formatting import format_size
 

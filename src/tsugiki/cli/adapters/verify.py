@@ -21,18 +21,18 @@ def verify_command(
         typer.Argument(help="Names in the library, folders, or a run's settings (.yaml); the whole library if unset."),
     ] = None,
     loader: Annotated[
-        Loader | None, typer.Option("--for", help="Say what this loader would refuse, too.", show_default=False)
+        Loader | None, typer.Option("--for", help="Also list what this program cannot load.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A base that they must fit: 'embedded', a model folder, or a hub id.")
+        str | None, typer.Option(help="A base that the adapters must fit: 'embedded', a model folder, or a hub id.")
     ] = None,
     library: Library = None,
 ) -> None:
-    """Read adapters whole and say everything that is wrong with them; exit status 2 where anything is.
+    """Read adapters completely and list all problems; the exit status is 2 if there are any.
 
-    Whether the config is known, the weights are safetensors and finite, and LoRA's pairs whole and of the ranks that
-    the config says. With --for, what another program would refuse: of an adapter, or, before training, of a run's
-    settings.
+    The config must be supported, the weights must be finite and stored as safetensors, and LoRA factors must be
+    complete and have the ranks that the config gives. --for also lists why another program cannot load an adapter or,
+    before training, the adapter that a run's settings would give.
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
     from tsugiki.adapters.verify import known_base, verify
@@ -44,7 +44,7 @@ def verify_command(
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
     if not given:
-        say(f"no adapters in {home} yet; `tsugiki adapters add FOLDER` copies one there, a run's for example")
+        say(f"no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run")
         return
     progress, broken = ProgressDisplay(), 0
     with progress.stage("base", None):
@@ -61,7 +61,7 @@ def verify_command(
                 say(f"{name}: {problem}")
             advance(1)
     if broken:
-        raise TsugikiError(f"something is wrong with {broken} of {len(given)} adapters")
+        raise TsugikiError(f"{broken} of {len(given)} adapters have problems")
 
 
 def _settings(path: str, model: str | None) -> "RunConfig":
@@ -74,5 +74,7 @@ def _settings(path: str, model: str | None) -> "RunConfig":
 
 def _required(loader: Loader | None, name: str) -> Loader:
     if loader is None:
-        raise TsugikiError(f"{name} is a run's settings: --for says which loader is to be asked about its adapter")
+        raise TsugikiError(
+            f"{name} holds a run's settings, not an adapter; pass --for with the program that must load the adapter"
+        )
     return loader
