@@ -26,12 +26,11 @@ def example() -> Results:
         Measurement("tsugiki-full-fp32", {}, [8.0], None, None, None),
     ]
     machine = {"processor": "EPYC", "threads": 2}
-    measurements = {one.name: one for one in measured}
     return collect(
         "train",
         Workload("gpt2-small", 4, 512),
         TRAINING_ENTRIES,
-        measurements,
+        measured,
         LIMITS,
         "tsugiki bench --rounds 3",
         machine,

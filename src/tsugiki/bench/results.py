@@ -70,15 +70,15 @@ def collect(
     kind: Kind,
     workload: Workload,
     entries: Mapping[str, BenchmarkEntry],
-    measurements: Mapping[str, Measurement],
+    measurements: Sequence[Measurement],
     limits: Mapping[str, Any],
     command: str,
     machine: dict[str, Any],
 ) -> Results:
     """Compute the figures of each measurement, in the order given."""
     tokens = workload.tokens if kind == "train" else workload.batch * NEW_TOKENS
-    base = next((_median_speed(one, tokens) for one in measurements.values() if not one.problem), None)
-    rows = [_entry_result(one, entries[name], tokens, base, limits) for name, one in measurements.items()]
+    base = next((_median_speed(one, tokens) for one in measurements if not one.problem), None)
+    rows = [_entry_result(one, entries[one.name], tokens, base, limits) for one in measurements]
     return Results(kind, asdict(workload), rows, limits, command, machine)
 
 

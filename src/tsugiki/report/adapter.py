@@ -59,7 +59,10 @@ def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: 
     if isinstance(config, LoraConfig):
         lora = read_lora_weights(folder)
         layers, tensors = decompose(lora.layers, advance), dict(lora.others)
-        notes = [_DORA] * config.use_dora + [_ZERO] * (not tensors and not any(layer.norm for layer in layers))
+        if config.use_dora:
+            notes.append(_DORA)
+        if not tensors and not any(layer.norm for layer in layers):
+            notes.append(_ZERO)
     provenance = read_metadata(folder).provenance
     return AdapterReport(folder, info, provenance, record_of(folder), layers, tensors, notes)
 

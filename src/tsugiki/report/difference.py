@@ -58,7 +58,8 @@ def compare_adapters(first: Path, second: Path) -> Comparison:
         one, other = (read_lora_weights(folder) for folder in folders)
         differences = compare_layers(one.layers, other.layers)
         differences += compare_tensors(_other_tensors(one), _other_tensors(other))
-        notes += [_DORA] * (one.config.use_dora or other.config.use_dora)
+        if one.config.use_dora or other.config.use_dora:
+            notes.append(_DORA)
     else:
         differences = compare_tensors(*tensors)
     differences.sort(key=lambda one: block_order(one.name.removeprefix(PREFIX)))

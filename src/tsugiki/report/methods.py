@@ -71,7 +71,7 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
 
 
 def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:
-    """Count the parameters of `model` that the method trains with this config. Changes `model`.
+    """Return how many parameters of `model` the method trains with this config, and their share. Changes `model`.
 
     Raises:
         TsugikiError: the settings do not fit the model.
@@ -79,8 +79,9 @@ def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         method.prepare(model, config, False)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return f"{trained:,} ({trained / sum(parameter.numel() for parameter in model.parameters()):.2%})"
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trained = sum(size for size, trains in sizes if trains)
+    return f"{trained:,} ({trained / sum(size for size, _ in sizes):.2%})"
 
 
 def _count(name: str, model: str, shape: "PreTrainedModel") -> str:
