@@ -21,12 +21,14 @@ _NAME_LENGTH = 40  # characters of the target's name that a temporary name keeps
 
 
 @contextmanager
-def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_file(out: Path, *, replace: bool = False, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `out` when the block succeeds and removed when it fails.
 
     Args:
         out: the file; its folder must exist.
         replace: replace an existing file, which stays unchanged until the rename.
+        durable: flush the file to the disk. False saves about 15 ms, for a file that is rewritten often: it still
+            appears complete or not at all if the process is killed, but a power failure may lose it.
 
     Raises:
         TsugikiError: `out` exists (without `replace`), its folder does not exist, or writing fails, as on a full disk.
@@ -41,9 +43,11 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     with _write_errors(out):
         try:
             yield temporary
-            _flush(temporary)
+            if durable:
+                _flush(temporary)
             temporary.replace(out)
-            _flush(out.absolute().parent)
+            if durable:
+                _flush(out.absolute().parent)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -105,22 +109,22 @@ def files_into(folder: Path, last: str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write a UTF-8 text file atomically, replacing an existing one; lone surrogates become question marks.
 
     Raises:
         TsugikiError: the file cannot be written.
     """
-    write_bytes(path, text.encode("utf-8", errors="replace"))
+    write_bytes(path, text.encode("utf-8", errors="replace"), durable=durable)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically, replacing an existing one.
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file atomically, replacing an existing one (`durable`: see `new_file`).
 
     Raises:
         TsugikiError: the file cannot be written.
     """
-    with new_file(path, replace=True) as temporary:
+    with new_file(path, replace=True, durable=durable) as temporary:
         temporary.write_bytes(content)
 
 

@@ -30,13 +30,13 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object to a file atomically, replacing an existing one.
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Write a JSON object to a file atomically, replacing an existing one (`durable`: see `io.atomic.new_file`).
 
     Raises:
         TsugikiError: the file cannot be written.
     """
-    write_text(path, to_json_text(content))
+    write_text(path, to_json_text(content), durable=durable)
 
 
 def to_json_text(content: Mapping[str, Any]) -> str:

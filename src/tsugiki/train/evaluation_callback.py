@@ -73,7 +73,8 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Copy the loss curve into the record."""
         self.record.loss_curve = [LossPoint.model_validate(entry) for entry in state.log_history if "loss" in entry]
-        self._write_record()
+        # The record is rewritten up to 500 times in a run, and flushing it each time would slow a run of quick steps.
+        self._write_record(durable=False)
 
     def _evaluate(self, step: int) -> None:
         result = self._score(step, self.data.windows)
@@ -102,7 +103,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
             self.progress.sample(sample)
         self._write_record()
 
-    def _write_record(self) -> None:
+    def _write_record(self, *, durable: bool = True) -> None:
         meters = self.trainer.meters
         self.record.training = TrainingFigures(
             steps=self.trainer.state.global_step,
@@ -112,7 +113,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
             tokens_per_second=meters.tokens_per_second,
             peak_memory=peak_memory(),
         )
-        self.record.write(Path(self.config.out))
+        self.record.write(Path(self.config.out), durable=durable)
 
 
 def _is_due(step: int, total: int, every: int) -> bool:

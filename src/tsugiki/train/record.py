@@ -213,9 +213,9 @@ class RunRecord(BaseModel):
             raise TsugikiError(f"this {RECORD_FILE} does not name the folder of its run")
         return Path(self.config.out)
 
-    def write(self, folder: Path) -> None:
-        """Write `run.json` atomically."""
-        write_json(folder / RECORD_FILE, self.to_json())
+    def write(self, folder: Path, *, durable: bool = True) -> None:
+        """Write `run.json` atomically (`durable`: see `io.atomic.new_file`)."""
+        write_json(folder / RECORD_FILE, self.to_json(), durable=durable)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `run.json`."""
