@@ -75,7 +75,7 @@ def test_nothing_private_is_sent(tmp_path: Path):
     assert run["data"]["near_duplicates"] == {"groups": 1, "records": 2, "first": []}
     assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] is None
     assert json.loads(sent.files["tsugiki.json"])["provenance"]["sources"][0]["name"] == "a"
-    assert any("--base names it" in note for note in sent.notes)
+    assert any("--base" in note for note in sent.notes)
 
 
 def test_the_base_is_named_as_the_hub_does(tmp_path: Path):
@@ -137,7 +137,8 @@ def test_an_adapter_without_a_run(tmp_path: Path):
     (folder / "tsugiki.json").unlink()  # as PEFT writes it
     sent = publication(folder, "me/it", "them/base", "mit")
     assert list(sent.files) == ["adapter_model.safetensors", "adapter_config.json", "README.md"]
-    assert sent.notes == [f"{folder} has no run.json: the card has no figures and no samples"]
+    (note,) = sent.notes
+    assert f"{folder} has no run.json" in note
 
 
 def test_a_broken_adapter_is_not_described(tmp_path: Path):

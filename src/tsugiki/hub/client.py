@@ -1,10 +1,10 @@
-"""Adapters on the Hugging Face Hub, or on a server that speaks its language (`HF_ENDPOINT`).
+"""Upload and download adapters to and from the Hugging Face Hub, or a server with the same API (`HF_ENDPOINT`).
 
-    push(publication.files, "me/soseki", may_replace_card=is_own_card)     # one commit, or nothing
-    pull("me/soseki", library_folder() / "soseki")                         # a new folder, or nothing
+    push(publication.files, "me/soseki", may_replace_card=is_own_card)     # one commit, or no change
+    pull("me/soseki", library_folder() / "soseki")                         # a complete new folder, or none
 
-What is sent is chosen elsewhere (`report.publication`). What is fetched are the files of an adapter by their names,
-and no others: nothing pickled, no code. An adapter appears in its folder when its files were read, and are whole.
+`hub.publication` prepares the files that are sent. Only the files of an adapter are downloaded, by their names: no
+pickled files and no code. The new folder appears after its files have been checked.
 """
 
 import logging
@@ -21,29 +21,30 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from tsugiki.adapters.verify import find_problems
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_folder
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD_FILE = "README.md"
-HUB_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, "run.json", CARD_FILE)
-"""All that is sent or fetched; of a repository, these files are ours."""
+HUB_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE, CARD_FILE)
+"""The files that are uploaded and downloaded. Other files of a repository are never changed."""
 Outcome: TypeAlias = Literal["sent", "updated", "unchanged"]
-_TIMEOUT = 10  # seconds that the hub may take for its first answer
+_TIMEOUT = 10  # seconds until the first response of the hub
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What became of a push."""
+    """The result of a push."""
 
     url: str
-    """Of the repository."""
+    """The URL of the repository."""
     commit: str
+    """The hash of the commit; of the existing one if nothing changed."""
     outcome: Outcome
-    """Whether an adapter was there before, which the repository's history keeps, and whether anything differed."""
+    """Sent if the repository had no adapter before, updated if it had one, unchanged if all files were equal."""
     kept_card: bool
-    """Whether the card that was there stayed, because a person wrote or edited it."""
+    """Whether the repository's model card was kept because it was written or edited by hand."""
 
 
 def push(
@@ -54,104 +55,103 @@ def push(
     private: bool = False,
     message: str = "Adapter",
 ) -> Pushed:
-    """Send files to a repository of adapters in one commit; it is created where there is none.
+    """Upload the files of an adapter in one commit. The repository is created if it does not exist.
 
-    Of the files of an adapter that are there already, those that are not in `files` are removed: they told of another
-    adapter. The rest of the repository stays as it is.
+    Those of `HUB_FILES` that are in the repository but not in `files` are deleted, because they describe the previous
+    adapter. Other files in the repository are not changed.
 
     Args:
-        files: names, which are among `HUB_FILES`, and contents.
+        files: name, one of `HUB_FILES` -> content.
         repo_id: USER/NAME.
-        may_replace_card: whether a card that is there already, given as its text, may be replaced.
-        private: whether a new repository is for its owners alone.
-        message: of the commit.
+        may_replace_card: a function that gets the text of the repository's model card and returns whether it may be
+            replaced.
+        private: whether the repository is created as a private one.
+        message: the commit message.
 
     Raises:
-        TsugikiError: no such name, nobody is logged in, the repository holds a model or is public against `private`,
-            or the hub refuses or cannot be reached. There is no commit then.
+        TsugikiError: the name is not valid, the user is not logged in, the repository contains a model, it is public
+            although `private` is true, or the hub refuses the commit or cannot be reached. Nothing is committed then.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
 
     check_repo_id(repo_id)
     if not message.strip():
-        raise TsugikiError("the message of the commit is empty; say what is sent, or leave --message out")
+        raise TsugikiError("the commit message is empty; pass another --message, or omit it")
     if get_token() is None:
         raise TsugikiError(
-            "nobody is logged in to the hub: run `hf auth login`, or set HF_TOKEN to a token that may write"
+            "not logged in to the hub: run `hf auth login`, or set HF_TOKEN to a token with write access"
         )
     api = _api()
-    with _explained(repo_id):
+    with _hub_errors(repo_id):
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
-        there = api.model_info(repo_id, timeout=_TIMEOUT)
-    names = {file.rfilename for file in there.siblings or ()}
+        repository = api.model_info(repo_id, timeout=_TIMEOUT)
+    names = {file.rfilename for file in repository.siblings or ()}
     if "config.json" in names and ADAPTER_CONFIG_FILE not in names:
-        raise TsugikiError(f"{repo_id} holds a model, and an adapter does not belong beside it; choose another name")
-    if private and not there.private:
-        raise TsugikiError(
-            f"{repo_id} is there already, and everyone can see it; make it private on the hub, or leave --private out"
-        )
-    with _explained(repo_id):
-        kept_card = CARD_FILE in names and not may_replace_card(_read_text(api, repo_id, CARD_FILE, there.sha))
+        raise TsugikiError(f"{repo_id} contains a model; choose another repository for the adapter")
+    if private and not repository.private:
+        raise TsugikiError(f"{repo_id} exists already and is public; make it private on the hub, or omit --private")
+    with _hub_errors(repo_id):
+        kept_card = CARD_FILE in names and not may_replace_card(_read_text(api, repo_id, CARD_FILE, repository.sha))
         sent = [
             CommitOperationAdd(name, content) for name, content in files.items() if name != CARD_FILE or not kept_card
         ]
         stale = [CommitOperationDelete(name) for name in HUB_FILES if name in names and name not in files]
-        commit = api.create_commit(repo_id, [*sent, *stale], commit_message=message, parent_commit=there.sha)
+        commit = api.create_commit(repo_id, [*sent, *stale], commit_message=message, parent_commit=repository.sha)
     changed: Outcome = "updated" if ADAPTER_FILE in names else "sent"
-    return Pushed(str(url), commit.oid, "unchanged" if commit.oid == there.sha else changed, kept_card)
+    return Pushed(str(url), commit.oid, "unchanged" if commit.oid == repository.sha else changed, kept_card)
 
 
 def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
-    """Fetch the adapter of a repository into the new folder `out`, whole or not at all.
+    """Download the adapter of a repository into a new folder, which appears complete or not at all.
 
     Args:
         repo_id: USER/NAME.
-        out: must not be there, or be empty.
-        revision: a branch, a tag or a commit; the newest where nothing is said.
+        out: the folder; it must not exist, or be empty.
+        revision: a branch, a tag or a commit; the newest commit if None.
 
     Returns:
-        The commit that was fetched.
+        The hash of the downloaded commit.
 
     Raises:
-        TsugikiError: no such repository or revision, no adapter in it or a broken one, `out` is there, or the hub
-            cannot be reached.
+        TsugikiError: the repository or revision does not exist, or contains no adapter or a broken one; `out` exists;
+            or the hub cannot be reached.
     """
     check_repo_id(repo_id)
     api = _api()
-    with new_folder(out) as part:
-        with _explained(repo_id, revision):
-            there = api.model_info(repo_id, revision=revision, timeout=_TIMEOUT)
-            names = {file.rfilename for file in there.siblings or ()}
+    with new_folder(out) as temporary:
+        with _hub_errors(repo_id, revision):
+            repository = api.model_info(repo_id, revision=revision, timeout=_TIMEOUT)
+            names = {file.rfilename for file in repository.siblings or ()}
             _refuse_no_adapter(repo_id, names)
             for name in HUB_FILES:
                 if name in names:
-                    api.hf_hub_download(repo_id, name, revision=there.sha, local_dir=part)
-        shutil.rmtree(part / ".cache", ignore_errors=True)  # huggingface_hub's notes on what it fetched
-        problems = find_problems(part)
+                    api.hf_hub_download(repo_id, name, revision=repository.sha, local_dir=temporary)
+        shutil.rmtree(temporary / ".cache", ignore_errors=True)  # huggingface_hub's metadata of the download
+        problems = find_problems(temporary)
         if problems:
-            raise TsugikiError(f"{repo_id} is no whole adapter: {summarise_list(problems)}")
-    return str(there.sha)
+            raise TsugikiError(f"the adapter in {repo_id} is not complete: {summarise_list(problems)}")
+    return str(repository.sha)
 
 
 def refuse_unknown_base(base: str) -> None:
-    """Ask that the hub has a model of this name.
+    """Check that the hub has a model of this name.
 
     Raises:
-        TsugikiError: it has not, or it cannot be asked.
+        TsugikiError: it has none, or cannot be reached.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with _explained(base):
+    with _hub_errors(base):
         try:
             _api().model_info(base, timeout=_TIMEOUT)
         except RepositoryNotFoundError as error:
             raise TsugikiError(
-                f"the base, {base}, is not on the hub; name it as the hub does by --base, or say --base none"
+                f"the base {base} is not on the hub; pass its name there as --base, or --base none"
             ) from error
 
 
 def is_repo_id(text: str) -> bool:
-    """Whether this can be the name of a repository, with its owner or, as old ones have it, without."""
+    """Return whether `text` is a valid repository name: USER/NAME, or NAME alone as in some old repositories."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -163,24 +163,26 @@ def is_repo_id(text: str) -> bool:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Ask that this can be the name of a repository of somebody's.
+    """Check that `repo_id` is a valid repository name of the form USER/NAME.
 
     Raises:
-        TsugikiError: it cannot.
+        TsugikiError: it is not.
     """
     if not is_repo_id(repo_id) or "/" not in repo_id:
         raise TsugikiError(
-            f"{repo_id!r} is no repository: write USER/NAME, such as me/soseki, of letters, digits, -, _ and ."
+            f"{repo_id!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and ."
         )
 
 
 def _refuse_no_adapter(repo_id: str, names: set[str]) -> None:
     if ADAPTER_CONFIG_FILE not in names:
-        kind = "it is a model; name it as --model" if "config.json" in names else f"it has no {ADAPTER_CONFIG_FILE}"
-        raise TsugikiError(f"{repo_id} is no adapter: {kind}")
+        kind = (
+            "it contains a model; pass it as --model" if "config.json" in names else f"it has no {ADAPTER_CONFIG_FILE}"
+        )
+        raise TsugikiError(f"no adapter in {repo_id}: {kind}")
     if ADAPTER_FILE not in names:
         pickled = next((name for name in sorted(names) if name.startswith("adapter_model.")), None)
-        hint = f"; {pickled} is pickled and is never fetched: ask its author for safetensors" if pickled else ""
+        hint = f"; {pickled} is not downloaded, because only safetensors are supported" if pickled else ""
         raise TsugikiError(f"{repo_id} has no {ADAPTER_FILE}{hint}")
 
 
@@ -191,7 +193,7 @@ def _read_text(api: "HfApi", repo_id: str, name: str, revision: str | None) -> s
 
 
 def _api() -> "HfApi":
-    """The hub, quiet but for its bars in a terminal."""
+    """Return a client of the hub that shows errors only, and progress bars only in a terminal."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -202,19 +204,19 @@ def _api() -> "HfApi":
 
 
 @contextmanager
-def _explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Make one sentence of what the hub, or the way to it, says."""
+def _hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn errors of the hub and of the network into a `TsugikiError` of one sentence."""
     import httpx2
 
     try:
         yield
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of this machine's disk
-        raise TsugikiError(_sentence(error, repo_id, revision)) from error
+            raise  # an error of the local disk
+        raise TsugikiError(_message(error, repo_id, revision)) from error
 
 
-def _sentence(error: Exception, repo_id: str, revision: str | None) -> str:
+def _message(error: Exception, repo_id: str, revision: str | None) -> str:
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -227,37 +229,39 @@ def _sentence(error: Exception, repo_id: str, revision: str | None) -> str:
     )
 
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return _sentence(error.__cause__, repo_id, revision)
-    said = error_text(getattr(error, "server_message", None) or error)
+        return _message(error.__cause__, repo_id, revision)
+    text = error_text(getattr(error, "server_message", None) or error)
     if isinstance(error, GatedRepoError):
-        return f"{repo_id} asks for consent: accept its terms on the hub and log in (hf auth login)"
+        return f"access to {repo_id} is restricted: accept its terms on the hub and log in (hf auth login)"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no revision {revision!r}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"no {repo_id} on the hub, or it is not for you to see: check the name, or log in (hf auth login)"
+        return f"{repo_id} does not exist on the hub, or is private: check the name, or log in (hf auth login)"
     if isinstance(error, HfHubHTTPError):
         return _STATUS.get(error.response.status_code, _OTHER_STATUS).format(
-            repo=repo_id, said=said, status=error.response.status_code
+            repo=repo_id, text=text, status=error.response.status_code
         )
     if isinstance(error, OfflineModeIsEnabled):
-        return "the hub is not to be asked: HF_HUB_OFFLINE is set"
+        return "the hub cannot be used because HF_HUB_OFFLINE is set"
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL):
-        return f"the hub at {constants.ENDPOINT} cannot be reached ({said or type(error).__name__}); is the network up?"
+        return f"the hub at {constants.ENDPOINT} is unreachable ({text or type(error).__name__}); check the network"
     if isinstance(error, UnicodeEncodeError):
-        return "your token has characters that no token has: correct HF_TOKEN, or log in anew (hf auth login)"
-    if "Consistency check failed" in said:
-        return f"{repo_id} was cut short on its way; pull it again"
-    if "Invalid metadata" in said:
-        return f"the hub does not take the card: {said.removeprefix('Invalid metadata in README.md. ')}"
-    return f"the server at {constants.ENDPOINT} did not answer as the hub does: {said or type(error).__name__}"
+        return "the token contains invalid characters: correct HF_TOKEN, or log in again (hf auth login)"
+    if "Consistency check failed" in text:
+        return f"the download of {repo_id} was incomplete; pull it again"
+    if "Invalid metadata" in text:
+        return f"the hub rejects the model card: {text.removeprefix('Invalid metadata in README.md. ')}"
+    return (
+        f"the server at {constants.ENDPOINT} did not answer like the Hugging Face Hub: {text or type(error).__name__}"
+    )
 
 
 _STATUS = {
-    401: "the hub does not accept your token for {repo}: log in anew (hf auth login), or correct HF_TOKEN",
-    403: "your token may not do this to {repo}: it needs write access there ({said})",
-    404: "the hub has nothing of the name {repo} ({said})",
-    409: "{repo} is being changed by someone else; try again in a moment",
-    412: "{repo} was changed by someone else meanwhile; push again",
-    429: "the hub was asked too often; try again in a few minutes",
+    401: "the hub does not accept the token for {repo}: log in again (hf auth login), or correct HF_TOKEN",
+    403: "the token has no permission to change {repo}: it needs write access ({text})",
+    404: "the hub does not have {repo} ({text})",
+    409: "another change to {repo} is in progress; try again in a moment",
+    412: "{repo} was changed during the push; push again",
+    429: "too many requests to the hub; try again in a few minutes",
 }
-_OTHER_STATUS = "the hub answered {status} about {repo}: {said}; try again later"
+_OTHER_STATUS = "the hub answered {status} about {repo}: {text}; try again later"

@@ -1,15 +1,14 @@
-"""What is sent to the hub of an adapter, and what is not.
+"""Prepare the files of an adapter for the hub.
 
-    adapter_model.safetensors   as it is
-    adapter_config.json         with the base's name on the hub, or none
-    tsugiki.json                the same; which base, by its fingerprint, and how the adapter was made
-    run.json                    settings, versions, the machine's processor, counts and fingerprints of the data, every
-                                figure, and the samples that the model wrote
-    README.md                   the card, written from these
+    adapter_model.safetensors   unchanged
+    adapter_config.json         with the base's name on the hub, or without a name
+    tsugiki.json                the base's name on the hub and its fingerprint, and the adapter's provenance
+    run.json                    settings, versions, processor, counts and fingerprints of the data, all results, samples
+    README.md                   the model card, generated from the other files
 
-Paths of this machine become their last parts, the names of the data's records stay here, and so do checkpoints, the
-report and whatever else lies in the folder. Nothing of the data's text is in any of these but what the adapter's
-weights and samples give away.
+Private information is removed: paths of this machine are reduced to their last components, and the names of the data's
+records are left out. Checkpoints, reports and other files in the folder are not sent. The training text is not in any
+of the files, but the weights and the samples can reveal parts of it.
 """
 
 import os
@@ -31,22 +30,25 @@ from tsugiki.io.json import to_json_text
 from tsugiki.train.record import RunRecord, read_record
 
 NO_BASE = "none"
-"""In place of a base's name: it is not on the hub."""
+"""The value of --base that says that the base is not on the hub."""
+
 _PATH = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]|.*[/\\].*\.(txt|jsonl|csv|parquet)$")
-_TEXTS = frozenset({"prompts", "prompt_tuning_init_text"})  # of the settings: what looks like a path is none
+_TEXTS = frozenset({"prompts", "prompt_tuning_init_text"})  # settings that are text, even if it looks like a path
 
 
 @dataclass(frozen=True)
 class Publication:
-    """An adapter as others will see it."""
+    """The files of an adapter that are sent to the hub."""
 
     files: Mapping[str, bytes | Path]
+    """Name in the repository -> content, or the local file with the content."""
     card: str
+    """The text of the model card."""
     notes: Sequence[str]
-    """What the person who sends it should know, a sentence each."""
+    """Notes to show to the user before sending, a sentence each."""
 
     def sizes(self) -> list[tuple[str, int]]:
-        """Names and bytes."""
+        """Return the name and the size in bytes of each file."""
         return [
             (name, content.stat().st_size if isinstance(content, Path) else len(content))
             for name, content in self.files.items()
@@ -54,20 +56,23 @@ class Publication:
 
 
 def published_base(folder: Path, given: str | None) -> str | None:
-    """The name under which others find an adapter's base: of a hub, or `embedded`; None where there is none.
+    """Return the name by which other users can find an adapter's base.
 
     Args:
-        folder: of the adapter.
-        given: what the person says; None leaves it to the adapter's own files, `NO_BASE` says that there is none.
+        folder: the adapter's folder.
+        given: the name that the user gives, or `NO_BASE`; None to use the name in the adapter's files.
+
+    Returns:
+        A name on the hub, or `embedded`; None if the base is not on the hub.
 
     Raises:
-        TsugikiError: no adapter there, or what is given can be no name of the hub.
+        TsugikiError: the folder has no adapter, or the given name is not a valid name on the hub.
     """
     if given == NO_BASE:
         return None
     if given is not None:
         if not is_repo_id(given):
-            raise TsugikiError(f"--base {given}: name it as the hub does, such as openai-community/gpt2, or say none")
+            raise TsugikiError(f"--base {given} is not a hub name; pass one such as openai-community/gpt2, or none")
         return given
     name = read_base(folder).name
     if name is None or name == EMBEDDED:
@@ -78,17 +83,17 @@ def published_base(folder: Path, given: str | None) -> str | None:
 def publication(
     folder: Path, repo_id: str, base: str | None, license_id: str | None = None, languages: Sequence[str] = ()
 ) -> Publication:
-    """What to send of the adapter in a folder.
+    """Prepare the adapter in a folder for the hub. Nothing is sent.
 
     Args:
-        folder: of the adapter.
-        repo_id: where it will be, for the card.
-        base: as `published_base` has it.
-        license_id: by its name on the hub; none is made up.
-        languages: of the text, by their codes.
+        folder: the adapter's folder.
+        repo_id: USER/NAME of the repository, which the card shows.
+        base: the result of `published_base`.
+        license_id: the licence by its name on the hub; there is no default.
+        languages: the codes of the languages of the text.
 
     Raises:
-        TsugikiError: no adapter there, or one that is broken.
+        TsugikiError: the folder has no adapter, or a broken one.
     """
     config = check_adapter(folder)
     fields = _public({**read_config_fields(folder), "base_model_name_or_path": base})
@@ -122,25 +127,25 @@ def _notes(folder: Path, base: str | None, license_id: str | None, record: RunRe
     if base is None:
         name = read_base(folder).name
         notes.append(
-            f"the base, {name}, is not sent by name: others do not have that folder; --base names it as the hub does"
+            f"the name of the base, {name}, is not sent, because it is not on the hub; pass its name there as --base"
             if name
-            else "the card names no base; --base names it as the hub does"
+            else "the card names no base; pass its name on the hub as --base"
         )
     if license_id is None:
-        notes.append("no licence was given, and the card says so; --license gives one, such as apache-2.0")
+        notes.append("the card names no licence; pass one as --license, such as apache-2.0")
     if record is None:
-        notes.append(f"{folder} has no {RECORD_FILE}: the card has no figures and no samples")
+        notes.append(f"{folder} has no {RECORD_FILE}, so the card has no results and no samples")
     return notes
 
 
 def _public_metadata(metadata: Metadata, base: str | None) -> Metadata:
-    """The same, with paths of this machine as their last parts, and the base's public name."""
+    """Return the metadata without paths of this machine, and with the base's public name."""
     fields = _public(metadata.model_dump())
     return Metadata(**fields | {"base": {"name": base, "fingerprint": metadata.base.fingerprint}})
 
 
 def _public_record(record: RunRecord, base: str | None) -> RunRecord:
-    """Return the record without the paths of this machine and without the names of the data's records."""
+    """Return the record without paths of this machine and without the names of the data's records."""
     public = record.to_json()
     public["config"] = _public(_without(public["config"], "model", "out") | ({"model": base} if base else {}))
     if public["base"]:
@@ -155,11 +160,11 @@ def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _public(value: Any) -> Any:
-    """The same, with paths of this machine as their last parts."""
+    """Return a JSON value in which each path of this machine is reduced to its last component."""
     if isinstance(value, dict):
-        return {name: one if name in _TEXTS else _public(one) for name, one in value.items()}
+        return {name: item if name in _TEXTS else _public(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_public(one) for one in value]
+        return [_public(item) for item in value]
     if isinstance(value, str) and (_PATH.match(value) or os.path.exists(value)):
         return PureWindowsPath(value).name
     return value
