@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.files import contents
@@ -41,6 +42,20 @@ def test_two_adapters_with_weights_and_their_figures(adapters: str, run):
     assert set(figures["perplexity"]) == {"base", "adapted", "merged"}
     status, out, _ = run("merge", "--model", adapters, "--adapter", "one", "--out", "quick", "--no-verify")
     assert (status, out.count("\n"), "probe" in out) == (0, 1, False)
+
+
+@pytest.mark.parametrize("weights", [(), ("--weights", "0.5,2")])
+def test_weights_mean_the_same_as_in_combine(weights: tuple[str, ...], adapters: str, run):
+    both = ("--adapter", "one", "--adapter", "two")
+    assert run("merge", "--model", adapters, *both, *weights, "--out", "merged", "--no-verify")[0] == 0
+    assert run("adapters", "combine", "one", "two", *weights, "--out", "both")[0] == 0
+    assert run("merge", "--model", adapters, "--adapter", "both", "--out", "combined", "--no-verify")[0] == 0
+    merged, combined = (load_file(Path(name, "model.safetensors")) for name in ("merged", "combined"))
+    assert merged.keys() == combined.keys()
+    for key, tensor in merged.items():
+        torch.testing.assert_close(combined[key], tensor, msg=key)
+    base = load_file(Path(adapters, "model.safetensors"))
+    assert any(not torch.allclose(tensor, base[key], atol=1e-3) for key, tensor in merged.items())
 
 
 @pytest.mark.parametrize(

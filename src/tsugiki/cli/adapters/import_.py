@@ -10,12 +10,7 @@ from tsugiki.cli.adapters.options import AllowBaseMismatch, Library, NewAdapter
 
 def import_command(
     file: Annotated[Path, typer.Argument(help="A LoRA adapter for llama.cpp, as a GGUF file.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="The adapter's base: 'embedded', a model folder, or a hub id; only names and shapes are used."
-        ),
-    ],
+    model: Annotated[str, typer.Option(help="The adapter's base: 'embedded', a model folder, or a hub id.")],
     out: NewAdapter,
     allow_base_mismatch: AllowBaseMismatch = False,
     library: Library = None,
