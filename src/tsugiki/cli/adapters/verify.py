@@ -1,16 +1,13 @@
 """`tsugiki adapters verify`."""
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from tsugiki.cli.adapters.options import Library
 from tsugiki.errors import TsugikiError
 from tsugiki.export import Loader
-
-if TYPE_CHECKING:
-    from tsugiki.train.config import RunConfig
-
 
 _SETTINGS = (".yaml", ".yml")
 
@@ -39,6 +36,7 @@ def verify_command(
     from tsugiki.cli.tables import say
     from tsugiki.export.compatibility import incompatibilities
     from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.train.config import load_config
     from tsugiki.train.verify_loaders import refusals_of_run
 
     home = library or library_folder()
@@ -52,7 +50,12 @@ def verify_command(
     with progress.stage("adapters", len(given)) as advance:
         for name in given:
             if name.endswith(_SETTINGS):
-                problems = refusals_of_run(_required(loader, name), _settings(name, model))
+                if loader is None:
+                    raise TsugikiError(
+                        f"{name} holds a run's settings, not an adapter; pass --for with the program that must load "
+                        "the adapter"
+                    )
+                problems = refusals_of_run(loader, load_config(Path(name), {"model": model} if model else {}))
             else:
                 folder = adapter_folder(name, home)
                 problems = verify(folder, base) or (incompatibilities(loader, folder, model) if loader else [])
@@ -62,19 +65,3 @@ def verify_command(
             advance(1)
     if broken:
         raise TsugikiError(f"{broken} of {len(given)} adapters have problems")
-
-
-def _settings(path: str, model: str | None) -> "RunConfig":
-    from pathlib import Path
-
-    from tsugiki.train.config import load_config
-
-    return load_config(Path(path), {"model": model} if model else {})
-
-
-def _required(loader: Loader | None, name: str) -> Loader:
-    if loader is None:
-        raise TsugikiError(
-            f"{name} holds a run's settings, not an adapter; pass --for with the program that must load the adapter"
-        )
-    return loader
