@@ -26,15 +26,9 @@ def run_benchmark(
     command: str,
     show: Callable[[str], None],
 ) -> Results:
-    """Measure the entries and, for training, the machine's limit.
+    """Measure the entries and, for training, the machine's limit, for a number of counted rounds.
 
-    Args:
-        kind: what the entries do.
-        entries: by name, as `choose_entries` returns them.
-        workload: the model and the tokens of one step.
-        rounds: number of counted steps for each entry.
-        command: the command line, kept in the results.
-        show: called with each line of progress.
+    `show` is called with each line of progress. The command line is kept in the results.
 
     Raises:
         TsugikiError: the length exceeds the model's context, or no entry could be measured.

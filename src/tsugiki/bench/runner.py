@@ -60,13 +60,9 @@ class Measurement:
 def measure(
     entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, show: Callable[[str], None]
 ) -> list[Measurement]:
-    """Measure the entries, in the order given; one that could not be measured has a `problem`.
+    """Measure the entries, in the order given, for a number of counted rounds; one that fails has a `problem`.
 
-    Args:
-        entries: by name.
-        workload: the model and the tokens of one step.
-        rounds: number of counted steps for each entry.
-        show: called with each line of progress.
+    `show` is called with each line of progress.
     """
     found = {
         name: Measurement(name, problem=f"not installed ({entry.install})" if entry.missing else None)

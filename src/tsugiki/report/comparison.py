@@ -118,15 +118,9 @@ def write_comparison(
     runs: Sequence[tuple[str, RunRecord]],
     figures: Sequence[Markup] = (),
 ) -> Path:
-    """Write `report.html` with the table, the curves and the samples of several runs.
+    """Write `report.html` to a folder that exists: a table, the figures, curves of the runs, and their samples.
 
-    Args:
-        folder: the folder of the page; it must exist.
-        title: the title of the page.
-        lead: a sentence with the main result.
-        table: headers and cells.
-        runs: unique names of the runs, with their records.
-        figures: plots that come before the curves.
+    Each run has a unique name. The lead is a sentence with the main result.
 
     Raises:
         TsugikiError: the page cannot be written; an existing page is unchanged.

@@ -44,12 +44,7 @@ class Layer:
 
 
 def decompose(layers: Mapping[str, LayerFactors], advance: Callable[[int], None] = lambda done: None) -> list[Layer]:
-    """Compute the singular values of the layers of an adapter, and sort the layers by block.
-
-    Args:
-        layers: path -> factors.
-        advance: called with 1 after each layer.
-    """
+    """Compute the singular values of each layer, and sort the layers by block; `advance(1)` is called after each."""
     split_paths = {path: split_block(path) for path in layers}
     block_lists = {owner for owner, block, _ in split_paths.values() if block is not None}
     found = []

@@ -14,11 +14,8 @@ from markupsafe import Markup
 def page(title: str, lead: str, sections: Sequence[tuple[str, Markup]], notes: Sequence[str] = ()) -> str:
     """Render a whole page, with a light and a dark theme.
 
-    Args:
-        title: the title of the page.
-        lead: a sentence with the main result, below the title.
-        sections: headings and bodies, in order; a section whose body is empty is left out.
-        notes: warnings, which come before the sections.
+    The lead is a sentence with the main result, notes are warnings. A section has a heading and a body; one without
+    content is left out.
     """
     return render("page.html", title=title, lead=lead, sections=sections, notes=notes)
 

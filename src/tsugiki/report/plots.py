@@ -56,10 +56,7 @@ class Series:
 def curves(series: Sequence[Series], caption: str, below: Series | None = None) -> Markup:
     """Plot lines over steps or other whole numbers, with a legend; empty if there is no point to draw.
 
-    Args:
-        series: the lines, in the order of the legend.
-        caption: what the plot shows, with the unit.
-        below: a line for a separate strip under the plot, with the same x axis.
+    The line `below` is drawn in a low strip under the plot, with the same x axis.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -96,9 +93,7 @@ def over_ranks(series: Sequence[Series], caption: str) -> Markup:
 def over_parameters(marks: Sequence[Series], caption: str) -> Markup:
     """Plot points over numbers of parameters, with a logarithmic axis; empty if there is no point to draw.
 
-    Args:
-        marks: series of one point each; its number in the plot and in the legend is its position, from 1.
-        caption: what the plot shows, with the unit.
+    Each mark has one point, and is numbered in the plot and in the legend by its position, from 1.
     """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 

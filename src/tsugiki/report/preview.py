@@ -21,12 +21,7 @@ STYLES = {
 
 
 def to_terminal(preview: Preview, colours: bool) -> RenderableType:
-    """Render the rows and the counts for a terminal.
-
-    Args:
-        preview: the preview.
-        colours: whether tokens that count in the loss are coloured; otherwise they are enclosed in ⟦ and ⟧.
-    """
+    """Render the rows and the counts; without colours, tokens that count in the loss are enclosed in ⟦ and ⟧."""
     legend = Text("in the loss" if colours else "⟦in the loss⟧", STYLES["target"])
     legend.append("  ")
     legend.append("context only", STYLES["context"])
