@@ -47,7 +47,7 @@ def run_benchmark(
     limit_entry = {"limit": LIMIT_ENTRY} if kind == "train" else {}
     found = {one.name: one for one in measure({**measurable, **limit_entry}, workload, rounds, show)}
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
-    limits = found["limit"].limits[-1] if "limit" in found and found["limit"].limits else {}
+    limits = found["limit"].limits if "limit" in found else {}
     measurements = [found[name] for name in entries]
     results = collect(kind, workload, entries, measurements, limits, command, describe_machine().model_dump())
     if not any(row.tokens_per_second for row in results.rows):

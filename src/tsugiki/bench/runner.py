@@ -35,8 +35,8 @@ class Measurement:
     """Peak memory during the steps, warm-up included."""
     above_loaded: int | None = None
     """The largest difference between a step's peak and the memory before the first step."""
-    limits: list[dict[str, Any]] = field(default_factory=list)
-    """For each round, if this is the machine's limit."""
+    limits: dict[str, Any] = field(default_factory=dict)
+    """By dtype, after the latest round; empty unless this is the machine's limit."""
     problem: str | None = None
     """The reason why the entry was not measured."""
 
@@ -54,7 +54,7 @@ class Measurement:
                 self.above_loaded = max(self.above_loaded or 0, answer["peak"] - process.loaded)
         if counted:
             self.seconds.append(answer["seconds"])
-            self.limits += [answer["limits"]] if "limits" in answer else []
+            self.limits = answer.get("limits", {})
 
 
 def measure(
