@@ -174,7 +174,7 @@ def test_a_file_that_peft_writes_but_does_not_read(tmp_path: Path):
     with pytest.raises(ValueError, match="subset"):
         peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "theirs")
     model = tiny_model()
-    with pytest.warns(UserWarning, match="changes nothing"):
+    with pytest.warns(UserWarning, match="no effect"):
         load_adapter(model, tmp_path / "theirs")
     save_adapter(model, tmp_path / "ours")
     peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "ours")
@@ -391,9 +391,9 @@ def test_an_unknown_architecture_needs_both_settings():
         ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
         ({"peft_type": "LORA"}, "feedforward_modules="),
         ({"peft_type": "TSUGIKI_BOTTLENECK"}, "would change the result"),
-        ({"feedforward_modules": []}, "is [1, 128], here [32, 1]"),
+        ({"feedforward_modules": []}, "[1, 128], expected [32, 1]"),
         ({"target_modules": ["c_attn", "mlp.c_proj", "c_fc"]}, "is missing"),
-        ({"target_modules": ["mlp.c_proj"]}, "belongs nowhere"),
+        ({"target_modules": ["mlp.c_proj"]}, "is not part of the adapter"),
         ({"target_modules": ["k_proj", "mlp.c_proj"], "exclude_modules": ["c_proj"]}, "does not fit this model"),
     ],
 )
