@@ -70,12 +70,8 @@ def decode(data: bytes, name: str) -> str:
 
     The encodings are tried in turn with strict decoding: text in one of them is almost never valid in an earlier one.
 
-    Args:
-        data: the file's bytes.
-        name: the file's name, for errors.
-
     Raises:
-        TsugikiError: the text is not in UTF-8, UTF-16, EUC-JP or Shift_JIS.
+        TsugikiError: the text is in none of these encodings: UTF-8, UTF-16, EUC-JP, Shift_JIS.
     """
     for encoding in _candidates(data):
         try:
@@ -134,10 +130,7 @@ def _json_rows(path: Path) -> _NumberedRows:
             except json.JSONDecodeError as error:
                 what = f"{error.msg} at character {error.pos + 1}"
                 raise TsugikiError(f"{path}:{number} is not JSON: {what}; correct or remove the line") from error
-            except (
-                ValueError,
-                RecursionError,
-            ) as error:  # a number with thousands of digits, or too many nested brackets
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too many brackets
                 raise TsugikiError(f"{path}:{number} cannot be read: {error}; remove the line") from error
             if not isinstance(row, dict):
                 raise TsugikiError(f'{path}:{number} is not a JSON object; write each line as {{"text": "…"}}')
@@ -146,7 +139,6 @@ def _json_rows(path: Path) -> _NumberedRows:
 
 def _csv_rows(path: Path) -> _NumberedRows:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
-    number = 1
     with path.open(encoding=_encoding(path)) as file:
         reader = csv.reader(file, strict=True)
         header: list[str] | None = None
@@ -198,9 +190,7 @@ def _parquet_rows(path: Path) -> _NumberedRows:
             columns = [
                 column.name
                 for column in file.schema_arrow
-                if column.name in _KNOWN
-                or arrow.types.is_string(column.type)
-                or arrow.types.is_large_string(column.type)
+                if column.name in _KNOWN or column.type in (arrow.string(), arrow.large_string())
             ]
             if not columns:
                 raise TsugikiError(

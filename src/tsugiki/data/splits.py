@@ -59,11 +59,7 @@ def split_records(
     text, so that an additional record does not change the choice for the others. With a condition, the records that
     fulfil it are held out, together with their near-duplicates.
 
-    Args:
-        index: the index of all records.
-        held_out: a share or a condition.
-        seed: the seed of the choice by share.
-        groups: the numbers of near-duplicates, as `near_duplicates` returns them.
+    `groups` holds the numbers of near-duplicates, as `near_duplicates` returns them.
 
     Raises:
         TsugikiError: no record is left for training or for evaluation, or no record has the field or the value.
@@ -132,16 +128,16 @@ def _by_share(index: RecordIndex, fraction: float, seed: int, belongs: Integers)
     sizes = np.bincount(belongs, index.characters, minlength=len(index))
     budget = fraction * float(index.characters.sum())
     leaders = np.unique(belongs).tolist()
+
+    def rank(number: int) -> bytes:
+        return sha256_bytes(f"{seed}\0".encode() + index.digests[number].tobytes())
+
     chosen = []
-    for leader in sorted(leaders, key=lambda number: _rank(index.digests[number].tobytes(), seed)):
+    for leader in sorted(leaders, key=rank):
         if sizes[leader] <= budget:
             chosen.append(leader)
             budget -= sizes[leader]
     return np.array(chosen or [min(leaders, key=lambda number: sizes[number])], np.int64)
-
-
-def _rank(digest: bytes, seed: int) -> bytes:
-    return sha256_bytes(f"{seed}\0".encode() + digest)
 
 
 def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:

@@ -112,20 +112,16 @@ def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mi
             f"{file} was made for another base ({lora.base.name}) than {model_name}: their weights differ; "
             "--allow-base-mismatch imports it anyway"
         )
-    base = BaseReference(name=model_name, fingerprint=lora.base.fingerprint)
-    provenance = Provenance(operation="import", sources=(Source(name=file.name),))
-    lora = dataclasses.replace(lora, base=base)
-    write_lora_weights(lora, out, provenance)
+    lora = dataclasses.replace(lora, base=BaseReference(name=model_name, fingerprint=lora.base.fingerprint))
+    write_lora_weights(lora, out, Provenance(operation="import", sources=(Source(name=file.name),)))
     return lora
 
 
 def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str]) -> None:
     """Check that an adapter fits the base in a GGUF file.
 
-    Args:
-        file: the GGUF file.
-        model: the base that the adapter was trained on; a model on the meta device is enough.
-        layers: names of the layers in `model` that the adapter changes.
+    `model` is the base that the adapter was trained on; a model on the meta device is enough. `layers` names the layers
+    in it that the adapter changes.
 
     Raises:
         TsugikiError: the file does not exist or is not a model, its architecture is another one, or a tensor is missing

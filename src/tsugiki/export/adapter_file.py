@@ -90,9 +90,7 @@ def write_gguf_adapter(
 def read_gguf_adapter(file: Path, model: "PreTrainedModel") -> LoraWeights:
     """Read a LoRA adapter from a GGUF file.
 
-    Args:
-        file: the file.
-        model: the adapter's base; a model on the meta device is enough.
+    `model` is the adapter's base; a model on the meta device is enough.
 
     Raises:
         TsugikiError: the file does not exist, is broken, is not a LoRA adapter, or does not fit the model.
@@ -115,11 +113,7 @@ def read_gguf_adapter(file: Path, model: "PreTrainedModel") -> LoraWeights:
 
 
 def _metadata_value(header: GgufHeader, key: str, expected: type[T], file: Path) -> T | None:
-    """Return the value of a metadata key, or None if the file does not have the key.
-
-    Raises:
-        TsugikiError: the value has another type.
-    """
+    """Return the value of a metadata key, or None if the file does not have the key; another type is an error."""
     value = header.metadata.get(key)
     if not isinstance(value, expected | None):
         raise TsugikiError(f"{file} is broken: {key} is {value!r}")
@@ -127,7 +121,6 @@ def _metadata_value(header: GgufHeader, key: str, expected: type[T], file: Path)
 
 
 def _check_type(header: GgufHeader, file: Path, architecture: str) -> None:
-    """Check that a file is a LoRA adapter for a base of this architecture."""
     file_type = _metadata_value(header, "general.type", str, file)
     if file_type != "adapter":
         raise TsugikiError(f"{file} is not an adapter: its general.type is {file_type!r}")

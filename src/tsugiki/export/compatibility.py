@@ -39,10 +39,7 @@ _OLLAMA = f"Ollama supports no adapters since version 0.34.1; for that version o
 def incompatibilities(loader: Loader, folder: Path, model: str | None = None) -> list[str]:
     """Return the reasons why a program would reject an adapter, or compute something else; empty if there are none.
 
-    Args:
-        loader: the program.
-        folder: the adapter.
-        model: the adapter's base; if None, the base that the adapter names.
+    If `model` is None, the base is the one that the adapter names.
 
     Raises:
         TsugikiError: the loader is not known, or the folder is not an adapter or is broken.
@@ -67,10 +64,7 @@ def incompatibilities(loader: Loader, folder: Path, model: str | None = None) ->
 def incompatibilities_before_training(loader: Loader, config: object, model: "PreTrainedModel") -> list[str]:
     """Return what `incompatibilities` will return for the adapter after training with this config.
 
-    Args:
-        loader: the program.
-        config: the adapter's config, of any method.
-        model: the base; a model on the meta device is enough.
+    `config` is of any method; a model on the meta device is enough.
 
     Raises:
         TsugikiError: the loader is not known, or the config does not fit the model.

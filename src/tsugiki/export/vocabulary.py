@@ -180,11 +180,8 @@ def _tokens(
 ) -> tuple[list[str], list[TokenType]]:
     """Return the text and the type of every token, in the order of their ids.
 
-    Args:
-        tokenizer: the tokenizer.
-        fields: the content of its tokenizer.json.
-        rows: the number of rows of the model's embedding.
-        spaces: whether the kind of tokenizer writes a space as ▁, as SentencePiece does.
+    `fields` is the content of tokenizer.json, `rows` the number of rows of the model's embedding. `spaces` says whether
+    this kind of tokenizer writes a space as ▁, as SentencePiece does.
 
     Raises:
         TsugikiError: a token that is not an added one has no row, or two tokens have the same text.
