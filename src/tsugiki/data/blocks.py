@@ -170,9 +170,7 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
     """Distribute items to bins: longest items first, each to the bin where it leaves the least room.
 
-    Args:
-        lengths: the lengths of the items, each at most `capacity`.
-        capacity: the capacity of every bin.
+    Each length is at most `capacity`.
 
     Returns:
         The numbers of the items in each bin.

@@ -60,9 +60,7 @@ class Rendering:
 def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemplate:
     """Return the tokenizer's chat template.
 
-    Args:
-        tokenizer: the tokenizer of the base model.
-        source: the record that requires the template, for the error.
+    `source` names the record that requires the template, for the error.
 
     Raises:
         TsugikiError: the tokenizer has no chat template, or several without a default.
@@ -90,11 +88,6 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     """Render a conversation. The result is empty if no turn counts in the loss.
 
     If the template does not end the last turn with a special token, the tokenizer's end token is added.
-
-    Args:
-        template: the tokenizer's chat template.
-        conversation: a conversation with at least one turn of the assistant.
-        assistant_turns: which of the assistant's turns count in the loss.
 
     Raises:
         TsugikiError: a message contains a special token; the template raises an error; or the rendering of a turn

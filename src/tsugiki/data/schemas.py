@@ -72,9 +72,7 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
     format), or if it is part of a `prompt` that is a list of messages. A `system` text next to ShareGPT's or Alpaca's
     fields becomes the first turn. Other short texts of the row become the record's `fields`.
 
-    Args:
-        row: the fields of the row with their values, as JSON represents them.
-        source: `file:line`, for the record and for errors.
+    `row` holds values as JSON represents them; `source` is `file:line`, for the record and for errors.
 
     Raises:
         TsugikiError: the row matches no schema, or contains something that cannot be trained on.

@@ -41,8 +41,7 @@ _ADAPTABLE = re.compile(rf"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down)
 def _interleaved(heads: str) -> RowOrder:
     """Return the order that interleaves the two halves of each head, so that rows that rotate together are adjacent.
 
-    Args:
-        heads: the config's field with the number of heads.
+    `heads` is the config's field with the number of heads.
     """
 
     def order(config: "PretrainedConfig", rows: int) -> Tensor:
@@ -149,11 +148,6 @@ def _all_names(model: "PreTrainedModel") -> dict[str, str]:
 
 def row_order(model: "PreTrainedModel", path: str, rows: int) -> Tensor | None:
     """Return for each row of a layer's weight in llama.cpp the index of that row in transformers' weight.
-
-    Args:
-        model: the model.
-        path: the layer's name in it.
-        rows: the number of rows of the layer's weight.
 
     Returns:
         [rows], or None if the order is the same.

@@ -38,7 +38,6 @@ _TYPES: Mapping[GgufDtype, tuple[GGMLQuantizationType, gguf.LlamaFileType]] = {
     "q8_0": (GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
 """The tensor type and the file type for each dtype."""
-_NEVER_KEPT = ("general.architecture", "general.file_type", "general.quantization_version")
 # Buffers that old versions of transformers saved with the weights.
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 
@@ -243,7 +242,7 @@ def _copy_metadata(
             f"{source.name} was not converted from {original}: that is a {original_architecture} of {tokens:,} tokens, "
             f"and this is a {architecture.name} of {source.config.vocab_size:,}"
         )
-    replaced = set(_NEVER_KEPT)
+    replaced = {"general.architecture", "general.file_type", "general.quantization_version"}
     if source.tokenizer.chat_template is None:  # a plain text then begins as in training, which few files describe
         replaced |= {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token"}
         writer.add_bos_token_id(document_start(source.tokenizer))

@@ -42,20 +42,12 @@ PROMPTS = (
 """The prompts of every export. One more prompt is added for each special token, up to `_MAX_SPECIAL_TOKENS`."""
 
 _MAX_SPECIAL_TOKENS = 20  # Gemma has thousands of special tokens
-_CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
-    [
-        {"role": "system", "content": "簡潔に答える。"},
-        {"role": "user", "content": "花は？"},
-        {"role": "assistant", "content": "まだ咲かない。"},
-        {"role": "user", "content": " And summer?\n"},
-    ],
-    [
-        {"role": "user", "content": "花は？"},
-        {"role": "assistant", "content": "まだ咲かない。"},
-        {"role": "user", "content": " And summer?\n"},
-    ],
-)
-
+_CONVERSATION: list[dict[str, str]] = [
+    {"role": "system", "content": "簡潔に答える。"},
+    {"role": "user", "content": "花は？"},
+    {"role": "assistant", "content": "まだ咲かない。"},
+    {"role": "user", "content": " And summer?\n"},
+]
 
 _Tokenise: TypeAlias = Callable[[str, bool], list[int]]
 """(text, whether to add a BOS token as for a prompt) -> token ids; special tokens in the text are recognised."""
@@ -78,10 +70,6 @@ class TokenComparison:
 
 def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenComparison:
     """Compare the tokens, the BOS and EOS tokens and the chat template of a GGUF file with a tokenizer's.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        path: the GGUF file.
 
     Raises:
         TsugikiError: llama.cpp cannot read the file.
@@ -183,7 +171,7 @@ def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | Non
     formatter = importlib.import_module("llama_cpp.llama_chat_format").Jinja2ChatFormatter(
         template, eos_token=tokenizer.eos_token or "", bos_token=tokenizer.bos_token or ""
     )
-    for conversation in _CONVERSATIONS:
+    for conversation in (_CONVERSATION, _CONVERSATION[1:]):
         try:
             expected = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         except TemplateError:  # some templates reject the system role

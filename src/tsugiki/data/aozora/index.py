@@ -20,13 +20,7 @@ Role = Literal["author", "translator", "editor", "reviser", "other"]
 INDEX = "list_person_all_extended_utf8"
 
 ROLES: Mapping[str, Role] = MappingProxyType(
-    {
-        "著者": "author",
-        "翻訳者": "translator",
-        "編者": "editor",
-        "校訂者": "reviser",
-        "その他": "other",
-    }
+    {"著者": "author", "翻訳者": "translator", "編者": "editor", "校訂者": "reviser", "その他": "other"}
 )
 """The values of the index's column 役割フラグ."""
 
@@ -89,10 +83,6 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
     """Read the library's index, a CSV file or a zip of one.
 
     The index has a row for each person of a work. These rows become one entry, whose origin is the first row.
-
-    Args:
-        data: the file's bytes.
-        name: the file's name, for messages.
 
     Raises:
         TsugikiError: the file is not such an index; the message names the line.

@@ -27,12 +27,9 @@ class Site:
     """
 
     def __init__(self, url: str, cache: Path, pause: float = 0.5) -> None:
-        """Initialise the site.
+        """Initialise the site, with a folder for downloaded files.
 
-        Args:
-            url: the address of the site.
-            cache: the folder for downloaded files.
-            pause: the shortest time between requests in seconds; it doubles with each failed attempt.
+        `pause` is the shortest time between requests in seconds; it doubles with each failed attempt.
         """
         self.url = url.rstrip("/")
         self.cache = cache / self.url.partition("://")[2].replace(":", "_")
@@ -53,8 +50,8 @@ class Site:
         """Return an entry's zip, from the cache if possible.
 
         Raises:
-            FileFileMissing: the site does not have the file.
-            SiteSiteUnreachable: the site cannot be reached, or answers with another error.
+            FileMissing: the site does not have the file.
+            SiteUnreachable: the site cannot be reached, or answers with another error.
         """
         return self._cached(entry.path)
 
@@ -68,9 +65,8 @@ class Site:
             if cached.is_file():
                 return cached.read_bytes()
             raise
-        if zipfile.is_zipfile(
-            io.BytesIO(data)
-        ):  # a damaged file is not cached, so that the next run downloads it again
+        # A damaged file is not cached, so that the next run downloads it again.
+        if zipfile.is_zipfile(io.BytesIO(data)):
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(cached, data)
         return data

@@ -127,13 +127,7 @@ def iter_works(
 ) -> Iterator[Work]:
     """Yield the works of a site or a mirror folder that match. Works that cannot be read are logged and skipped.
 
-    Args:
-        source: an address such as https://www.aozora.gr.jp, or a folder that contains cards/.
-        author: a full name; spaces and character widths are ignored.
-        title: the title or a part of it.
-        kana: "modern" or "old" orthography.
-        cache: the folder for files of a site.
-        role: the role of `author`; without a name, some person must have this role.
+    `source` and `cache` are as for `open_source`; `author`, `title`, `kana` and `role` are as in `Query`.
 
     Raises:
         TsugikiError: there is no such source, it cannot be reached, a file that it lists does not exist, or no work
@@ -158,8 +152,8 @@ def read_entries(
 
     Args:
         source: the source of the entries.
-        entries: the entries that `select` returned.
-        query: the same query.
+        entries: the entries that `select` returned for this query.
+        query: the query.
         skip: called with a message for each work that cannot be read.
         missing: called with a message for each work whose file does not exist; None makes this an error.
 
@@ -262,11 +256,7 @@ def write_works(works: Iterable[Work], out: Path) -> Totals:
     with new_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as lines:
         for work in works:
             lines.write(json.dumps(_record(work), ensure_ascii=False) + "\n")
-            totals = Totals(
-                totals.works + 1,
-                totals.characters + len(work.text),
-                totals.unresolved + work.unresolved,
-            )
+            totals = Totals(totals.works + 1, totals.characters + len(work.text), totals.unresolved + work.unresolved)
     return totals
 
 
