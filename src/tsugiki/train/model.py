@@ -4,7 +4,6 @@ Adapter methods train an adapter on a frozen base; only the adapter is saved. Me
 saves a whole model. After `prepare_model`, a grafted model trains its adapter and any other model all of its weights.
 """
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from transformers import set_seed
 
 from tsugiki.adapters.format import load_adapter_weights, save_adapter
+from tsugiki.base.replica import bfloat16_replica
 from tsugiki.dtypes import BaseDtype, SaveDtype, preferred_compute_dtype
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.graft import active_adapter, is_grafted
@@ -69,7 +69,7 @@ def make_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
     """Return the object that computes loss and gradients of the prepared model."""
     if is_grafted(model):
         return Gradients(model, model, _ADAPTER_GROUP, ordered=config.base_dropout)
-    computing = copy.deepcopy(model).bfloat16() if _compute_dtype(config) == "bf16" else model
+    computing = bfloat16_replica(model) if _compute_dtype(config) == "bf16" else model
     use_fast_paths(computing, loss=False)
     return Gradients(model, computing, _MODEL_GROUP, ordered=config.base_dropout)
 
