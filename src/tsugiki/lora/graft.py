@@ -12,6 +12,7 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 
 - the model gets the attribute `_tsugiki` (a `Graft`) and a `save_pretrained` that raises an error (this module);
 - every parameter of the base gets `requires_grad=False` (this module);
+- the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster (`linear_of_matrix`);
 - dropout probabilities are set to 0, unless `base_dropout` is set (`lora.dropout`);
 - BatchNorm modules get a `train` that keeps them in evaluation mode (`lora.batchnorm`);
 - target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
@@ -28,6 +29,7 @@ independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from torch import nn
@@ -37,8 +39,10 @@ from tsugiki.lora.adapter import new_lora_adapter
 from tsugiki.lora.batchnorm import freeze_batchnorm, unfreeze_batchnorm
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dropout import SavedDropout, disable_dropout, restore_dropout
+from tsugiki.lora.frozen_layer import linear_of_matrix
 from tsugiki.lora.layer import grafted_layers
-from tsugiki.lora.swap import Undo, WeightUpdate, replace_module, undo_all
+from tsugiki.lora.swap import Undo, WeightUpdate, replace_forward, replace_module, undo_all
+from tsugiki.lora.targets import output_head
 
 DEFAULT_NAME = "default"
 BASE_ROW = "__base__"
@@ -105,6 +109,8 @@ class Graft:
     required_grad: dict[str, bool] = field(default_factory=dict)
     """`requires_grad` of the base's parameters before grafting."""
     saved_dropout: SavedDropout = field(default_factory=list)
+    replaced_head: list[Undo] = field(default_factory=list)
+    """Restores the `forward` of the output head; empty if it was not replaced."""
 
 
 def new_adapter(model: nn.Module, config: LoraConfig | Config) -> Any:
@@ -312,6 +318,9 @@ def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
     if not base_dropout:
         state.saved_dropout = disable_dropout(model)
     freeze_batchnorm(model)
+    head = output_head(model)
+    if type(head) is nn.Linear and "forward" not in vars(head):
+        state.replaced_head = [replace_forward(head, partial(linear_of_matrix, head))]
     setattr(model, _ATTRIBUTE, state)
     if hasattr(model, "save_pretrained"):
         model.save_pretrained = _refuse_to_save  # type: ignore[assignment]
@@ -323,6 +332,7 @@ def _unfreeze(model: nn.Module, state: Graft) -> None:
         parameter.requires_grad_(state.required_grad.get(path, True))
     restore_dropout(state.saved_dropout)
     unfreeze_batchnorm(model)
+    undo_all(state.replaced_head)
     delattr(model, _ATTRIBUTE)
     model.__dict__.pop("save_pretrained", None)
 
