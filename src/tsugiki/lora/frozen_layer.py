@@ -131,7 +131,7 @@ def has_product(layer: nn.Module) -> bool:
     kind: type = type(layer)
     if kind is nn.Linear or kind is _conv1d_class():
         weight = layer._parameters.get("weight")
-        return type(weight) is nn.Parameter and not weight.requires_grad
+        return weight is not None and _is_dense(weight) and not weight.requires_grad
     return _implements_quantized_linear(kind)
 
 
@@ -161,6 +161,11 @@ def frozen_input_gradient(layer: nn.Module, dy: Tensor) -> Tensor:
     if is_quantized(layer):
         return layer.input_gradient(dy)  # type: ignore[operator, no-any-return]
     return dy @ layer.weight.T  # type: ignore[operator]
+
+
+def _is_dense(weight: nn.Parameter) -> bool:
+    """Whether the weight is a tensor of plain numbers; the subclasses of quantisation libraries and FSDP are not."""
+    return type(weight) is nn.Parameter
 
 
 @cache
