@@ -209,7 +209,9 @@ def test_it_has_the_attributes_of_the_layer_that_it_replaces():
     assert layer.weight.dtype == torch.bfloat16
     assert layer.bias is plain.bias
     assert set(layer.state_dict()) == {"qweight", "scale", "means", "bias"}
-    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+    assert {id(p) for p in layer.parameters()} == {id(p) for p in (*layer.codes(), layer.bias)}
+    assert not any(p.requires_grad for p in layer.codes())
+    assert not list(layer.buffers()), "FSDP shards parameters only, and DDP sends buffers in every forward pass"
     assert layer.qweight.abs().amax(1).eq(127).all()  # each channel uses the whole range
     assert str(layer) == "Int8Linear(in_features=48, out_features=40, bias=True)"
 

@@ -13,7 +13,11 @@ The gradient of a softmax is near -1 for the target and tiny for thousands of ot
 although their sum is 1, and since the rows of the weight are similar, dx would be wrong by a multiple of their mean. So
 what a row of dy loses in total by rounding, Σ (dy · scale - s · q), is added back times the mean row of qweight.
 
-`plain_product` and `plain_input_gradient` compute the same in floats, for devices without the integer product.
+`plain_product` and `plain_input_gradient` compute the same in floats, for devices without the integer product: in
+float32 on a processor, in the dtype of the activations on an accelerator, which is slow in float32.
+
+The quantised values are parameters that do not train, and no buffers, so that FSDP shards them and DDP does not send
+them to all processes in every forward pass.
 """
 
 import math
@@ -44,10 +48,6 @@ class Int8Linear(nn.Module):
         dtype: the dtype of `weight`.
     """
 
-    qweight: Tensor
-    scale: Tensor
-    means: Tensor
-
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
         """Quantise `weight`, [out, in] of any float dtype and any strides; it is not kept."""
         super().__init__()
@@ -59,9 +59,8 @@ class Int8Linear(nn.Module):
             for channels, q, s in zip(*(_split(t, _CHANNELS) for t in (weight, qweight, scale)), strict=True):
                 rounded, s[:, None] = _round_rows(_own_float(channels))
                 q.copy_(rounded)
-        self.register_buffer("qweight", qweight)
-        self.register_buffer("scale", scale)
-        self.register_buffer("means", torch.stack([q.float().mean(0) for q in _split(qweight, _CHANNELS)]))
+        means = torch.stack([q.float().mean(0) for q in _split(qweight, _CHANNELS)])
+        self.qweight, self.scale, self.means = (nn.Parameter(t, requires_grad=False) for t in (qweight, scale, means))
         self.bias = bias
 
     @classmethod
@@ -98,16 +97,22 @@ class Int8Linear(nn.Module):
         y: Tensor = _Forward.apply(x.reshape(-1, self.in_features), self.bias, self)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], self.out_features)
 
+    def codes(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters that stand for the weight, which never train and are not cast: all but the bias."""
+        return self.qweight, self.scale, self.means
+
     def extra_repr(self) -> str:
         """Return what `nn.Linear` shows in its `repr`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
         """Apply `fn` to the tensors, but keep the scales in float32: `.to(dtype)` changes the dtype of `weight`."""
-        scale, means = self.scale, self.means
+        before = {name: getattr(self, name).detach() for name in ("scale", "means")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.scale, self.means = scale.to(self.qweight.device), means.to(self.qweight.device)
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
+        for name, exact in before.items():
+            if getattr(self, name).dtype != exact.dtype:
+                setattr(self, name, nn.Parameter(exact.to(self.qweight.device), requires_grad=False))
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=before["scale"].device)).dtype
         return self
 
 
@@ -122,18 +127,26 @@ def exact_integers() -> bool:
 
 
 def plain_product(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `Int8Linear.product` in float32: the weight is dequantised, x is rounded to 8 bits row by row."""
+    """Compute `Int8Linear.product` in floats: the weight is dequantised, x is rounded to 8 bits row by row."""
+    dtype = _plain_dtype(x)
     rounded, s = _round_rows(_own_float(x))
-    return F.linear(rounded * s, qweight * scale[:, None], bias if bias is None else bias.float()).to(x.dtype)
+    weight = qweight * scale.to(dtype)[:, None]
+    return F.linear((rounded * s).to(dtype), weight, bias if bias is None else bias.to(dtype)).to(x.dtype)
 
 
 def plain_input_gradient(dy: Tensor, qweight: Tensor, scale: Tensor) -> Tensor:
-    """Compute `Int8Linear.input_gradient` in float32: dy · scale is rounded row by row in groups of channels."""
+    """Compute `Int8Linear.input_gradient` in floats: dy · scale is rounded row by row in groups of channels."""
+    dtype = _plain_dtype(dy)
     dx = torch.zeros(len(dy), qweight.shape[1], device=dy.device)
-    for scaled, w in zip(_split(dy.float() * scale, _CHANNELS, 1), _split(qweight.float(), _CHANNELS), strict=True):
+    for scaled, w in zip(_split(dy.float() * scale, _CHANNELS, 1), _split(qweight.to(dtype), _CHANNELS), strict=True):
         q, s = _round_rows(_own_float(scaled))
-        dx += q * s @ w + (scaled - q * s).sum(1, keepdim=True) * w.mean(0)
+        dx += (q * s).to(dtype) @ w + (scaled - q * s).sum(1, keepdim=True) * w.mean(0, dtype=torch.float32)
     return dx.to(dy.dtype)
+
+
+def _plain_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of the plain products."""
+    return torch.float32 if x.device.type == "cpu" else x.dtype
 
 
 class _Forward(torch.autograd.Function):

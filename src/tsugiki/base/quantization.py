@@ -31,7 +31,7 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
     Returns:
         The same model.
     """
-    if not exact_integers():
+    if torch.accelerator.current_accelerator(check_available=True) is None and not exact_integers():
         warnings.warn(
             "this processor cannot multiply 8-bit integers exactly (it has no VNNI): int8 saves memory here, but it is "
             "slow",
@@ -42,8 +42,10 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
     for path in layers:
         parent, _, child = path.rpartition(".")
         model.get_submodule(parent).register_module(child, Int8Linear.from_layer(model.get_submodule(path), dtype))
+    quantized = {id(p) for module in model.modules() if isinstance(module, Int8Linear) for p in module.codes()}
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if id(parameter) not in quantized:
+            parameter.data = parameter.data.to(dtype)
     config = getattr(model, "config", None)
     if config is not None:
         config.dtype = dtype

@@ -108,6 +108,9 @@ def copies_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]
         if any(inner.startswith(f"{path}.") for inner in grafted_layers(model)):
             raise TsugikiError(f"modules_to_save names {path}, inside which another adapter has grafted layers")
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
+    quantized = [name for name, p in inside.items() if not p.is_floating_point()]
+    if quantized:
+        raise TsugikiError(f"modules_to_save: {quantized[0]} is quantised and cannot train; load the base unquantised")
     warn_untied_weights(model, inside)
     return {path: _trained_copy(module) for path, module in modules.items()}
 

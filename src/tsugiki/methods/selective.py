@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.frozen_layer import is_quantized
 from tsugiki.lora.names import Names, check_names, matches, shortest_endings
 from tsugiki.lora.swap import (
     Undo,
@@ -173,8 +174,9 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _own(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters of the layer itself, without those of its children."""
-    return [(name, parameter) for name, parameter in layer._parameters.items() if parameter is not None]
+    """Return the parameters of the layer itself, without those of its children and without quantised weights."""
+    own = [(name, parameter) for name, parameter in layer._parameters.items() if parameter is not None]
+    return [(name, parameter) for name, parameter in own if name == "bias" or not is_quantized(layer)]
 
 
 def _selected_parameters(model: nn.Module, config: SelectiveConfig) -> list[str]:
