@@ -36,7 +36,7 @@ def test_trained_weights_are_float32_or_float64(dtype: torch.dtype, expected: to
 
 @pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
 def test_the_processor_decides_without_a_gpu(avx512: bool, amx: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: None)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
     assert processor_has_bf16() == (avx512 or amx)
@@ -44,10 +44,24 @@ def test_the_processor_decides_without_a_gpu(avx512: bool, amx: bool, monkeypatc
 
 
 @pytest.mark.parametrize("supported", [False, True])
-def test_a_gpu_decides_where_there_is_one(supported: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: supported)
-    assert preferred_compute_dtype() == ("bf16" if supported else "fp32")
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_a_gpu_decides_where_there_is_one(kind: str, supported: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: torch.device(kind))
+    monkeypatch.setattr(f"torch.{kind}.is_bf16_supported", lambda including_emulation: supported)
+    assert preferred_compute_dtype() == ("bf16" if supported else "fp16")
+    processor = preferred_compute_dtype(torch.device("cpu"))
+    assert processor == ("bf16" if processor_has_bf16() else "fp32")
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_a_mac_is_tried(supported: bool, monkeypatch: pytest.MonkeyPatch):
+    def ones(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if not supported:
+            raise TypeError("BFloat16 is not supported on MPS")
+        return torch.full(shape, 1, dtype=dtype)
+
+    monkeypatch.setattr("torch.ones", ones)
+    assert preferred_compute_dtype(torch.device("mps")) == ("bf16" if supported else "fp16")
 
 
 def test_the_names_are_imported_without_torch():

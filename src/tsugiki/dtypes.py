@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-ComputeDtype: TypeAlias = Literal["bf16", "fp32"]
+ComputeDtype: TypeAlias = Literal["bf16", "fp16", "fp32"]
 """The dtype of the matrix products."""
-BaseDtype: TypeAlias = Literal["bf16", "fp32", "int8"]
+BaseDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8"]
 """The dtype of the base's weights while an adapter trains. `int8` quantises the layers and embeddings; what is not
 quantised gets the dtype of `preferred_compute_dtype`."""
-LoadDtype: TypeAlias = Literal["bf16", "fp32", "int8", "auto"]
+LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "auto"]
 """The dtype to load weights in. `auto` has the meaning that it has in transformers: the dtype that the model's config
 names, or else the dtype of its files."""
 SaveDtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
@@ -53,13 +53,30 @@ def processor_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def preferred_compute_dtype() -> ComputeDtype:
-    """Return `bf16` if this machine's accelerator, or its processor if it has none, multiplies bfloat16 natively.
+def preferred_compute_dtype(device: "torch.device | None" = None) -> ComputeDtype:
+    """Return the fastest dtype that a device multiplies natively and that is precise enough to train an adapter.
 
-    Otherwise return `fp32`.
+    It is `bf16` where the device has it. Otherwise it is `fp16` on an accelerator, and `fp32` on a processor.
+
+    Args:
+        device: None: this machine's accelerator, or its processor if it has none.
     """
     import torch
 
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if processor_has_bf16() else "fp32"
+    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if device.type == "cpu":
+        return "bf16" if processor_has_bf16() else "fp32"
+    return "bf16" if _accelerator_has_bf16(device) else "fp16"
+
+
+def _accelerator_has_bf16(device: "torch.device") -> bool:
+    """Return whether an accelerator multiplies bfloat16 matrices, found by trying where torch does not tell."""
+    import torch
+
+    if device.type in ("cuda", "xpu"):  # torch multiplies them on every card, but by emulation on old ones
+        return bool(torch.get_device_module(device).is_bf16_supported(including_emulation=False))
+    try:
+        ones = torch.ones(2, 2, dtype=torch.bfloat16, device=device)
+        return bool((ones @ ones == 2).all())
+    except (RuntimeError, TypeError):  # macOS 13 and earlier
+        return False

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.tiny import CONFIGS, store_of, tiny_model
+from tests.tiny import CONFIGS, ids, relative_error, store_of, tiny_model
+from tsugiki import TsugikiError
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.collator import Collator
-from tsugiki.fast.document_masks import detect_document_masking
+from tsugiki.fast.document_masks import detect_document_masking, flash_arguments, has_unknown_window, packed_masks
 from tsugiki.labels import IGNORE_INDEX
 
 EXPECTED = dict.fromkeys(ARCHITECTURES, "position_ids") | {"opt": "attention_mask", "bloom": "separate_rows"}
@@ -95,6 +96,34 @@ def test_without_masking_the_losses_differ(kind: str):
     model = tiny_model(kind)
     leaking, alone = packed_losses(model, blocks, "separate_rows"), lone_losses(model, blocks)
     assert max(abs(leaking[i] - alone[i]) for i in alone) > 1e-2
+
+
+POSITIONS = torch.cat([torch.arange(9), torch.arange(4), torch.arange(11)]).repeat(2, 1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if EXPECTED[kind] == "position_ids"])
+def test_masks_of_packed_rows_are_those_that_the_model_makes(kind: str):
+    model = tiny_model(kind)
+    inputs = {"input_ids": ids(2, 24), "position_ids": POSITIONS, "use_cache": False}
+    if has_unknown_window(model):
+        with pytest.raises(TsugikiError, match="no mask is known"):
+            packed_masks(model.base_model, POSITIONS)
+        return
+    masks = packed_masks(model.base_model, POSITIONS)
+    with torch.no_grad():
+        found, expected = model(attention_mask=masks, **inputs).logits, model(**inputs).logits
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_flash_attention_gets_the_bounds_that_transformers_finds():
+    from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
+
+    (expected, _), (longest, _) = prepare_fa_kwargs_from_position_ids(POSITIONS)
+    found = flash_arguments(POSITIONS)
+    assert torch.equal(found["cu_seq_lens_q"], expected)
+    assert found["cu_seq_lens_q"] is found["cu_seq_lens_k"]
+    assert found["cu_seq_lens_q"].dtype == expected.dtype
+    assert found["max_length_q"] == found["max_length_k"] == longest == 11
 
 
 def test_in_half_precision():

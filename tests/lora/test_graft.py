@@ -1,6 +1,7 @@
 """Grafting in place: what trains, what does not change, and that the base can always be restored."""
 
 import functools
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
+from tsugiki.base.quantization import quantize
 from tsugiki.lora.graft import remove_adapter
 
 
@@ -160,3 +162,20 @@ def test_save_pretrained_of_a_grafted_model_is_refused(tmp_path):
     with pytest.raises(TsugikiError, match="save_adapter"):
         model.save_pretrained(tmp_path)
     ungraft(model).save_pretrained(tmp_path)
+
+
+def test_data_parallel_is_refused(monkeypatch: pytest.MonkeyPatch):
+    module = sys.modules["torch.nn.parallel.replicate"]
+    monkeypatch.setattr(module, "_broadcast_coalesced_reshape", lambda tensors, devices, detach=False: [tensors] * 2)
+    model = tiny_model()
+    nn.parallel.replicate(model, ["meta", "meta"])
+    graft(model, LoraConfig())
+    with pytest.raises(TsugikiError, match="DataParallel.*torchrun"):
+        nn.parallel.replicate(model, ["meta", "meta"])
+    ungraft(model)
+    assert "_replicate_for_data_parallel" not in vars(model)
+
+
+def test_a_quantised_module_cannot_be_saved_whole():
+    with pytest.raises(TsugikiError, match=r"lm_head\.qweight is quantised"):
+        graft(quantize(tiny_model()), LoraConfig(modules_to_save=["lm_head"]))

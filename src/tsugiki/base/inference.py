@@ -31,15 +31,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw torch's random numbers from `seed` within the block, and restore the generators' states afterwards.
 
-    Args:
-        seed: of all of torch's generators.
-        device: a CUDA device whose generator is restored, too; the processor's always is.
+    The generators are those of the processor and of all devices of the current accelerator.
     """
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kind = "cuda" if accelerator is None else accelerator.type  # without an accelerator torch names this one
+    with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
         torch.manual_seed(seed)
         yield
 
@@ -69,7 +68,8 @@ def same_to_rounding(a: Tensor, b: Tensor) -> bool:
 
     The difference is measured by its norm, relative to the norm of `b`. In 16 bits, the logits of a real model differ
     between two correct attention kernels by up to 5 % of the largest logit, but only by 1 to 3 % of their norm; a wrong
-    mask changes the norm by tens of per cent.
+    mask changes the norm by tens of per cent. It is computed on the processor, since MPS has no float64.
     """
     tolerance = 1e-3 if b.dtype in (torch.float32, torch.float64) else 5e-2
-    return float((a.double() - b.double()).norm()) <= tolerance * float(b.double().norm())
+    exact_a, exact_b = a.cpu().double(), b.cpu().double()
+    return float((exact_a - exact_b).norm()) <= tolerance * float(exact_b.norm())

@@ -56,6 +56,8 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Compute attention as transformers calls it; by the plain definition wherever the blocks do not apply.
 
+    For a model that was moved to an accelerator after `use_fast_paths`, torch's own attention computes.
+
     Args:
         module: the attention layer, which transformers passes.
         query: [batch, heads, length, width].
@@ -70,14 +72,19 @@ def attention_forward(
         The output [batch, length, heads, value width], and None in the place of the probabilities.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type != "cpu" and softcap is None:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        output = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scale)
+        return output.transpose(1, 2), None
     spans = None
     long_enough = _SHORT < query.shape[2] <= key.shape[2]
     if not dropout and softcap is None and long_enough and eager_on_cpu(query, key, value):
         spans = _known_spans(attention_mask)
     if spans is None:
         return plain_attention(query, key, value, attention_mask, scale, softcap, dropout).transpose(1, 2), None
-    output: Tensor = _BlockAttention.apply(query, key, value, scale, spans)  # type: ignore[no-untyped-call]
-    return output.transpose(1, 2), None
+    blocks: Tensor = _BlockAttention.apply(query, key, value, scale, spans)  # type: ignore[no-untyped-call]
+    return blocks.transpose(1, 2), None
 
 
 def plain_attention(

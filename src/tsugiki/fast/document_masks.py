@@ -113,12 +113,43 @@ def document_mask(layout: RowLayout, dtype: torch.dtype, window: int | None = No
     return additive_mask(~visible, dtype)[:, None]
 
 
-def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
-    """Return the masks of rows after a soft prompt, in the form in which the model makes its own.
+def packed_masks(base: Any, positions: Tensor) -> Tensor | dict[str, Tensor]:
+    """Return the masks of packed rows, in the form in which the model makes its own.
+
+    A model makes them itself from the position ids, but first it asks whether there are several documents, once for
+    each kind of attention layer. On an accelerator, the host has to wait for each answer. It need not if it passes
+    these masks as `attention_mask`, together with the position ids.
 
     Args:
         base: the decoder.
-        layout: of the rows, with the prompt.
+        positions: of the text, [rows, tokens].
+
+    Raises:
+        TsugikiError: the model has a kind of attention for which no mask is known.
+    """
+    return prompt_masks(base, RowLayout(positions, count_documents(positions), positions.shape[-1]))
+
+
+def flash_arguments(positions: Tensor) -> dict[str, Any]:
+    """Return the arguments by which transformers' flash attention finds the documents of packed rows without a mask.
+
+    Without them it computes them from the position ids, for which the host has to wait.
+
+    Args:
+        positions: of the text, [rows, tokens]; on the processor.
+    """
+    starts = (positions.diff(prepend=positions[:, :1], dim=-1) != 1).flatten().nonzero()[:, 0].to(torch.int32)
+    ends = F.pad(starts, (0, 1), value=positions.numel())
+    longest = int(ends.diff().max())
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
+    """Return the masks of rows with this layout, in the form in which the model makes its own.
+
+    Args:
+        base: the decoder.
+        layout: of the rows, with the soft prompt if there is one.
 
     Returns:
         A mask [rows, 1, queries, keys], or one for each kind of attention layer that the config names.
@@ -129,13 +160,13 @@ def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
     config = base.config.get_text_config()
     if config._attn_implementation not in _ADDITIVE_MASKS:
         raise TsugikiError(
-            f"{config._attn_implementation} attention takes no mask, which packed or padded rows with a soft prompt "
-            "need; use model.set_attn_implementation('sdpa')"
+            f"{config._attn_implementation} attention takes no mask, which packed rows, or padded rows with a soft "
+            "prompt, need; use model.set_attn_implementation('sdpa')"
         )
     if has_unknown_window(base):
         raise TsugikiError(
-            f"a soft prompt in {type(base).__name__} cannot be combined with packed rows or with padding on the left; "
-            "use a batch of single documents padded on the right"
+            f"{type(base).__name__} has attention for which no mask is known, but packed rows need one, and so does a "
+            "soft prompt with padding on the left; use a batch of single documents padded on the right"
         )
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     masks = [document_mask(layout, base.dtype, window) for window in attention_windows(base)]

@@ -11,6 +11,9 @@ be rounded to 1 in 16 bits. A grafted output head adds low = dropout(h) Aᵀ [ro
 z = h Wᵀ + low (sB)ᵀ; autograd computes the gradients of A and B from those of low and s · B. Logits that the model
 scales (Cohere, Granite) or caps (Gemma 2: cap · tanh(z / cap)) are scaled and capped here, too.
 
+On an accelerator chunks are larger, and the host never waits for a value: rows without a target are computed, too, with
+loss and gradient 0.
+
 `plain_loss` is the definition. Horace He's fused linear cross-entropy and Liger-Kernel do the same on a GPU.
 """
 
@@ -26,7 +29,14 @@ from torch.nn import functional as F
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.dtypes import at_least_float32
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.lora.frozen_layer import features, frozen_input_gradient, frozen_product, has_product, is_hooked
+from tsugiki.lora.frozen_layer import (
+    features,
+    frozen_input_gradient,
+    frozen_product,
+    has_product,
+    is_autocast_enabled,
+    is_hooked,
+)
 from tsugiki.lora.layer import LoraLinear, base_of
 from tsugiki.lora.masks import dropout
 from tsugiki.lora.pair import LowRank
@@ -34,8 +44,9 @@ from tsugiki.lora.pair import LowRank
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SCRATCH = 56 << 20  # bytes of logits in a chunk
-_ROWS = (16, 512)  # rows of a chunk; with fewer the products are slow, more are not faster
+_SCRATCH = 56 << 20  # bytes of logits in a chunk on a processor, which stay in its cache
+_DEVICE_SCRATCH = 512 << 20  # bytes of logits and probabilities in a chunk on an accelerator
+_ROWS = (16, 512)  # rows of a chunk; with fewer the products are slow, more are not faster on a processor
 _TILE = 4096  # words of the vocabulary in one product; a product with all of an odd number of words (GPT-2) is slow
 _RECOMPUTE_ABOVE_NLL = 60.0  # nats; above this, the probability is too imprecise to take its logarithm
 _PROBE_GAIN = 64  # factor on the head's input in a probe; a cap makes a difference for large logits only
@@ -84,12 +95,14 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
         not _has_chunks(layer)
         or scaled_bias
         or (pair is not None and pair.magnitude is not None)  # DoRA changes more than a low-rank update can
-        or torch.is_autocast_enabled(hidden.device.type)
+        or is_autocast_enabled(hidden.device)
         or torch.compiler.is_compiling()
     ):
         return plain_loss(hidden, head, labels)
-    is_target = labels.flatten() != IGNORE_INDEX
-    rows, targets = hidden.flatten(0, -2)[is_target], labels.flatten()[is_target]
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    if rows.device.type == "cpu":
+        is_target = targets != IGNORE_INDEX
+        rows, targets = rows[is_target], targets[is_target]
     if head.scale != 1.0:
         rows = rows * head.scale
     low = up = None
@@ -128,23 +141,31 @@ class _ChunkedLoss(torch.autograd.Function):
         ]
         d_hidden, d_weight, d_bias, d_low, d_up = grads
         recompute_above = min(_RECOMPUTE_ABOVE_NLL, -math.log(torch.finfo(hidden.dtype).tiny))
-        size = rows_per_chunk(layer, hidden.element_size() * (1 if softcap is None else 2))
+        on_cpu = hidden.device.type == "cpu"
+        tensors = (1 if softcap is None else 2) + (not on_cpu)
+        size = rows_per_chunk(layer, hidden.element_size() * tensors, on_cpu)
         for at in range(0, len(hidden), size):
-            rows, target = hidden[at : at + size], targets[at : at + size, None]
+            rows, target = hidden[at : at + size], targets[at : at + size]
             logits = _logits(layer, rows, low, up, at, softcap)
             slope = None if softcap is None else logits / softcap
-            # The kernel reads each element before it writes it, so the output may be the input.
-            torch.ops.aten._softmax.out(logits, -1, False, out=logits)
             # Indexing is faster than `scatter_`, which copies the whole tensor.
-            place = torch.arange(len(target), device=target.device), target[:, 0]
+            place = torch.arange(len(target), device=target.device), target if on_cpu else target.clamp(min=0)
+            if on_cpu:
+                # The kernel reads each element before it writes it, so the output may be the input.
+                torch.ops.aten._softmax.out(logits, -1, False, out=logits)
+            else:
+                logits, improbable = _softmax_and_nll(logits, place)
             chosen = logits[place].to(exact)
             logits[place] = 0
             others = logits.sum(1).to(exact)  # with `dtype=exact`, `sum` would copy the logits
             likely = chosen > 0.5
             nll = torch.where(likely, -torch.log1p(-others), -chosen.log())
-            for row in (nll > recompute_above).nonzero()[:, 0]:
-                again = _logits(layer, rows[row : row + 1], low, up, at + int(row), softcap).to(exact)
-                nll[row] = again.logsumexp(1)[0] - again[0, target[row, 0]]
+            if on_cpu:
+                for row in (nll > recompute_above).nonzero()[:, 0]:
+                    again = _logits(layer, rows[row : row + 1], low, up, at + int(row), softcap).to(exact)
+                    nll[row] = again.logsumexp(1)[0] - again[0, target[row]]
+            else:
+                nll = torch.where(nll > recompute_above, improbable, nll).masked_fill_(target == IGNORE_INDEX, 0)
             loss += nll.sum()
             if not any(needs):
                 del logits, slope
@@ -152,6 +173,8 @@ class _ChunkedLoss(torch.autograd.Function):
             logits[place] = torch.where(likely, -others, chosen - 1).to(logits.dtype)
             if slope is not None:
                 logits.mul_(slope.square_().neg_().add_(1))
+            if not on_cpu:
+                logits.masked_fill_((target == IGNORE_INDEX)[:, None], 0)
             if d_hidden is not None:
                 d_hidden[at : at + size] = frozen_input_gradient(layer, logits)
             if d_weight is not None:
@@ -190,10 +213,28 @@ def _logits(
         at: the first row's number in `low`.
         softcap: see `Head`.
     """
-    logits = _tiled(layer, rows) if type(layer) is nn.Linear else frozen_product(layer, rows)
+    logits = (
+        _tiled(layer, rows) if type(layer) is nn.Linear and rows.device.type == "cpu" else frozen_product(layer, rows)
+    )
     if low is not None and up is not None:
         logits.addmm_(low[at : at + len(rows)], up.T)
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _softmax_and_nll(logits: Tensor, place: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the probabilities in a new tensor, and the loss of improbable targets, in float32 or wider.
+
+    The logarithm of a probability near 0 is not used for it: with the largest logit z and its probability p,
+    the loss is z - log p - z[target].
+
+    Args:
+        logits: of some rows, [rows, vocabulary].
+        place: the indices of the targets' logits.
+    """
+    exact = at_least_float32(logits.dtype)
+    probabilities = torch.softmax(logits, -1)
+    largest = logits.amax(1).to(exact) - probabilities.amax(1).to(exact).log()
+    return probabilities, largest - logits[place].to(exact)
 
 
 def _tiled(layer: nn.Linear, rows: Tensor) -> Tensor:
@@ -209,10 +250,11 @@ def _has_chunks(layer: nn.Module) -> bool:
     return has_product(layer) or (type(layer) is nn.Linear and not is_hooked(layer))
 
 
-def rows_per_chunk(layer: nn.Module, bytes_per_logit: int) -> int:
+def rows_per_chunk(layer: nn.Module, bytes_per_logit: int, on_cpu: bool = True) -> int:
     """Return how many rows a chunk has with this output layer, a multiple of 16."""
-    fit = _SCRATCH // (features(layer)[1] * bytes_per_logit) // 16 * 16
-    return max(_ROWS[0], min(_ROWS[1], fit))
+    scratch = _SCRATCH if on_cpu else _DEVICE_SCRATCH
+    fit = scratch // (features(layer)[1] * bytes_per_logit) // 16 * 16
+    return max(_ROWS[0], min(_ROWS[1], fit) if on_cpu else fit)
 
 
 def find_head(model: "PreTrainedModel") -> Head | None:

@@ -36,11 +36,12 @@ def use_fast_paths(
 
     Args:
         model: a causal language model, grafted or not.
-        attention: compute attention in blocks (see `fast.attention`).
+        attention: compute attention in blocks (see `fast.attention`), if the model is on the processor. Accelerators
+            have fast attention of their own, which transformers' `sdpa` and `flash_attention` use.
         modules: fuse activations, gated feed-forward networks and RMSNorm (see `fast.modules`).
         loss: compute the loss of `model(…, labels=…)` without whole logits (see `fast.forward`).
     """
-    if attention and not hasattr(model, _FORMER_ATTENTION):
+    if attention and model.device.type == "cpu" and not hasattr(model, _FORMER_ATTENTION):
         _use_block_attention(model)
     if modules:
         setattr(model, _REPLACED_MODULES, [*getattr(model, _REPLACED_MODULES, []), *use_fused_modules(model)])

@@ -16,6 +16,9 @@ The norms are computed without a matrix of the weight's size: for a row w of W a
 ‖w + s A'b‖² = ‖w‖² + 2s b·(A w) + s² b·(A A')b.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -119,9 +122,10 @@ def dora_product(layer: nn.Module, weight: Tensor, pair: LowRank, x: Tensor) -> 
     return torch.addcmul(layer(x) + update, without_bias, excess)
 
 
-def _no_autocast(weight: Tensor) -> torch.autocast:
+def _no_autocast(weight: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off: in 16 bits a factor of exactly 1 would become another number."""
-    return torch.autocast(weight.device.type, enabled=False)
+    kind = weight.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _positive(norms: Tensor) -> Tensor:

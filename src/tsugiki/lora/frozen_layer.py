@@ -84,6 +84,11 @@ def is_hooked(layer: nn.Module) -> bool:
     return "forward" in vars(layer) and getattr(layer.forward, "func", None) is not linear_of_matrix
 
 
+def is_autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for this device; False for the meta device, which has none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def features(layer: nn.Module) -> tuple[int, int]:
     """Return the (in, out) sizes of a layer that can be grafted.
 

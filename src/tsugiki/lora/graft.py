@@ -10,7 +10,8 @@ base's own parameters never change. A LoRA adapter wraps each target `layer` as 
 
 This is all that grafting changes in a model; `ungraft` undoes each of them:
 
-- the model gets the attribute `_tsugiki` (a `Graft`) and a `save_pretrained` that raises an error (this module);
+- the model gets the attribute `_tsugiki` (a `Graft`), and `save_pretrained` and `nn.DataParallel` raise an error (this
+  module);
 - every parameter of the base gets `requires_grad=False` (this module);
 - the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster (`linear_of_matrix`);
 - dropout probabilities are set to 0, unless `base_dropout` is set (`lora.dropout`);
@@ -30,7 +31,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from torch import nn
 
@@ -322,6 +323,7 @@ def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
     if type(head) is nn.Linear and "forward" not in vars(head):
         state.replaced_head = [replace_forward(head, partial(linear_of_matrix, head))]
     setattr(model, _ATTRIBUTE, state)
+    model._replicate_for_data_parallel = _refuse_data_parallel  # type: ignore[method-assign]
     if hasattr(model, "save_pretrained"):
         model.save_pretrained = _refuse_to_save  # type: ignore[assignment]
 
@@ -334,6 +336,7 @@ def _unfreeze(model: nn.Module, state: Graft) -> None:
     unfreeze_batchnorm(model)
     undo_all(state.replaced_head)
     delattr(model, _ATTRIBUTE)
+    model.__dict__.pop("_replicate_for_data_parallel", None)
     model.__dict__.pop("save_pretrained", None)
 
 
@@ -358,6 +361,13 @@ def _check_can_switch(state: Graft) -> None:
     _check_not_merged(state)
     if state.mixed_rows is not None:
         raise TsugikiError("a mixed batch is active, which gives each row its adapter; leave its `with` block first")
+
+
+def _refuse_data_parallel(*_: object) -> NoReturn:
+    raise TsugikiError(
+        "nn.DataParallel copies the model at every step, and the copies have no parameters that an adapter could be "
+        "grafted on. Use one device (CUDA_VISIBLE_DEVICES=0), or a process for each device (torchrun)"
+    )
 
 
 def _refuse_to_save(*_: object, **__: object) -> None:

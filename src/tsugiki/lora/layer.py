@@ -28,6 +28,7 @@ from tsugiki.lora.frozen_layer import (
     factor_dtype,
     features,
     has_product,
+    is_autocast_enabled,
     is_quantized,
     is_stored_in_out,
     oriented,
@@ -112,7 +113,7 @@ class _BypassGuard(torch.autograd.Function):
 def _can_fuse(x: Tensor, layer: nn.Module) -> bool:
     """Whether `grafted_product` computes what calling the layer would."""
     # A compiler fuses the definition itself; autocast chooses a dtype for each of its operations.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling() or is_autocast_enabled(x.device):
         return False
     return has_product(layer) and (is_quantized(layer) or x.dtype == layer.weight.dtype)
 
@@ -205,7 +206,11 @@ def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: boo
     else:
         in_features, out_features = features(layer)
         shapes = (r, in_features), (out_features, r)
-    A, B = (torch.empty(shape, dtype=factor_dtype(layer), device=device_of(layer)) for shape in shapes)
+    # The values are computed on the processor, so that they are the same on every device. Decompositions are slow or
+    # missing on some accelerators.
+    device = device_of(layer)
+    at = device if device.type == "meta" else torch.device("cpu")
+    A, B = (torch.empty(shape, dtype=factor_dtype(layer), device=at) for shape in shapes)
     pair = LowRank(A, B, scaling, dropout)
     if isinstance(layer, nn.Embedding):
         nn.init.normal_(pair.B)
@@ -216,11 +221,11 @@ def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: boo
     elif init == "orthogonal":
         init_orthogonal_(pair)
     elif isinstance(init, str):
-        init_pissa_(pair, oriented(layer), init)
+        init_pissa_(pair, oriented(layer).to(at), init)
     else:
         nn.init.kaiming_uniform_(pair.A, a=math.sqrt(5))
         nn.init.zeros_(pair.B) if init else nn.init.kaiming_uniform_(pair.B, a=math.sqrt(5))
-    return pair
+    return pair.to(device)
 
 
 def updated_weight(layer: nn.Module, pair: LowRank, weight: Tensor) -> Tensor:

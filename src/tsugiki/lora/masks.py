@@ -6,7 +6,9 @@ random bits from NumPy's SFC64, and is kept if they, as an unsigned number, are 
 To be applied, it is widened to the size of the element. The factor 1 / (1 - p) is left to the caller, who multiplies by
 some scale anyway.
 
-The seed of each mask is drawn from torch's generator, so `torch.manual_seed` determines it, and activation
+An accelerator draws random numbers fast, so there the mask is drawn by torch.
+
+The seed of each mask is drawn from the processor's generator, so `torch.manual_seed` determines it, and activation
 checkpointing, which restores that generator, draws the same mask again. Within `masks_from` the seeds come from another
 generator, which activation checkpointing does not restore.
 """
@@ -54,14 +56,20 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     Returns:
         int8: -1 (all bits set) where the element is kept, 0 where it is dropped.
     """
-    if like.device.type != "cpu":  # accelerators draw random numbers fast
-        return -(torch.rand(like.shape, device=like.device) >= p).to(torch.int8)
     seed = draw_seed(getattr(_local, "generator", None))
+    if like.device.type != "cpu":
+        return -(torch.rand(like.shape, generator=_generator(like.device, seed), device=like.device) >= p).to(
+            torch.int8
+        )
     words = np.random.SFC64(seed).random_raw((like.numel() + 3) // 4)
     drawn = torch.from_numpy(words.view(np.int16))[: like.numel()].view(like.shape)
     kept = torch.empty(like.shape, dtype=torch.int8)
     threshold = min(round(p * _LEVELS), _LEVELS - 1)  # _LEVELS itself would overflow 16 bits and keep everything
     return torch.ge(drawn, threshold - _LEVELS // 2, out=kept).neg_()
+
+
+def _generator(device: torch.device, seed: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
 
 
 def apply_mask(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:

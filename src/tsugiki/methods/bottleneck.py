@@ -156,14 +156,15 @@ class Bottleneck(nn.Module):
         width: width of h.
         inner: width of the bottleneck.
         config: the activation function, scaling, dropout and initialisation.
-        like: a tensor of the base. The weights are on its device, in float32 (float64 if it is float64).
+        like: a tensor of the base. The weights are on its device, in float32 (float64 if it is float64). Their initial
+            values are drawn on the processor, so that they are the same on every device.
     """
 
     def __init__(self, width: int, inner: int, config: BottleneckConfig, like: Tensor) -> None:
         super().__init__()
         dtype = at_least_float32(like.dtype)
-        self.adapter_down = nn.Linear(width, inner, dtype=dtype, device=like.device)
-        self.adapter_up = nn.Linear(inner, width, dtype=dtype, device=like.device)
+        self.adapter_down = nn.Linear(width, inner, dtype=dtype)
+        self.adapter_up = nn.Linear(inner, width, dtype=dtype)
         self.act, self.scaling, self.p = config.activation, config.scaling, config.dropout
         for layer in (self.adapter_down, self.adapter_up):
             nn.init.zeros_(layer.bias)
@@ -173,6 +174,7 @@ class Bottleneck(nn.Module):
         else:
             nn.init.kaiming_uniform_(self.adapter_down.weight, a=math.sqrt(5))
             nn.init.zeros_(self.adapter_up.weight)
+        self.to(like.device)
 
     def forward(self, h: Tensor) -> Tensor:
         """Apply the adapter to h, [..., width]. The products are computed in the dtype of h, which the result has too.

@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.architectures import Architecture, architecture_of, model_type
-from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import features, is_conv1d, is_linear
+from tsugiki.lora.frozen_layer import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.names import Names, check_names
 from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module
@@ -107,10 +106,10 @@ class Scaling(nn.Module):
     def __init__(self, layer: nn.Module, on_input: bool, ones: bool) -> None:
         super().__init__()
         in_features, out_features = features(layer)
-        weight: Tensor = layer.weight  # type: ignore[assignment]
         shape = (1, in_features) if on_input else (out_features, 1)
         initialise = torch.ones if ones else torch.randn
-        self.ia3_l = nn.Parameter(initialise(shape, dtype=at_least_float32(weight.dtype), device=weight.device))
+        # Drawn on the processor, so that the values are the same on every device.
+        self.ia3_l = nn.Parameter(initialise(shape, dtype=factor_dtype(layer)).to(device_of(layer)))
         self.on_input = on_input
 
     def forward(self, x: Tensor) -> Tensor:

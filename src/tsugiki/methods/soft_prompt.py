@@ -205,8 +205,11 @@ def embedding_width(model: "PreTrainedModel") -> int:
 
 
 def random_rows(model: "PreTrainedModel", rows: int, columns: int) -> Tensor:
-    """Draw [rows, columns] from the standard normal distribution, as `nn.Embedding` is initialised."""
-    return torch.randn(rows, columns, dtype=at_least_float32(model.dtype), device=model.device)
+    """Draw [rows, columns] from the standard normal distribution, as `nn.Embedding` is initialised.
+
+    The values are drawn on the processor, so that they are the same on every device.
+    """
+    return torch.randn(rows, columns, dtype=at_least_float32(model.dtype)).to(model.device)
 
 
 def sampled_rows(model: "PreTrainedModel", rows: int) -> Tensor:

@@ -16,6 +16,7 @@ counts the answers only.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -211,14 +212,15 @@ def _nll(model: "PreTrainedModel", sequences: Sequence[_Sequence]) -> list[float
 
     The sequences are padded on the right. In a causal model, padding has no effect on the tokens before it.
     """
-    ids = torch.nn.utils.rnn.pad_sequence([one.ids for one in sequences], batch_first=True).to(model.device)
-    labels = torch.full_like(ids, IGNORE_INDEX)
-    for label, one in zip(labels, sequences, strict=True):
-        label[: len(one.ids)] = torch.where(one.loss_mask, one.ids, IGNORE_INDEX)
-    lengths = torch.tensor([len(one.ids) for one in sequences], device=model.device)
-    attended = (torch.arange(ids.shape[1], device=model.device) < lengths[:, None]).long()
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    ids = pad([one.ids for one in sequences]).to(model.device)
+    targets = [torch.where(one.loss_mask, one.ids, IGNORE_INDEX) for one in sequences]
+    labels = pad(targets, padding_value=IGNORE_INDEX).to(model.device)
+    attended = pad([torch.ones_like(one.ids) for one in sequences]).to(model.device)
     logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits
-    return [
-        float(F.cross_entropy(row.float(), label, ignore_index=IGNORE_INDEX, reduction="sum").double())
+    sums = [
+        F.cross_entropy(row.float(), label, ignore_index=IGNORE_INDEX, reduction="sum")
         for row, label in zip(logits[:, :-1], labels[:, 1:], strict=True)
     ]
+    nll: list[float] = torch.stack(sums).cpu().tolist()  # all at once: each copy waits for the device
+    return nll

@@ -66,7 +66,7 @@ def generate_text(
         if sampling.temperature > 0
         else {"do_sample": False}
     )
-    with evaluating(model), seeded(sampling.seed, model.device):
+    with evaluating(model), seeded(sampling.seed):
         model.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
