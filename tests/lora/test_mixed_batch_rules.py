@@ -178,11 +178,12 @@ def test_an_exception_in_the_block_leaves_the_model_as_it_was():
     model = with_adapters()
     active = logits(model)
     trained = list(trainable_parameters(model))
+    replaced = [module for module in model.modules() if "forward" in vars(module)]  # the output head's
     with pytest.raises(KeyError), mixed_batch(model, TWO), mixed_batch(model, ["b", "c"]):
         raise KeyError
     assert torch.equal(logits(model), active)
     assert list(trainable_parameters(model)) == trained
-    assert not any("forward" in vars(module) for module in model.modules())
+    assert [module for module in model.modules() if "forward" in vars(module)] == replaced
 
 
 def test_adapters_cannot_change_within_the_block(tmp_path):

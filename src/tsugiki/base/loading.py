@@ -47,7 +47,7 @@ def load_model(name: str, dtype: LoadDtype = "fp32") -> "PreTrainedModel":
         with hidden_progress_bars(not sys.stderr.isatty()):
             model, loading_info = AutoModelForCausalLM.from_pretrained(
                 source,
-                dtype=torch_dtype(dtype) if dtype in ("bf16", "fp16", "fp32") else "auto",
+                dtype=torch_dtype(dtype) if dtype in ("bf16", "fp32") else "auto",
                 use_safetensors=True,
                 local_files_only=local_only,
                 output_loading_info=True,
