@@ -311,6 +311,8 @@ def describe_problems(error: ValidationError) -> str:
         has_value = where and problem["type"] not in ("missing", "extra_forbidden")
         got = f" (got {problem['input']!r})" if has_value else ""
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown setting"
         problems.append(f"{where}: {message[:1].lower()}{message[1:]}{got}" if where else message)
     return "; ".join(problems)
 

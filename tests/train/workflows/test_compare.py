@@ -104,10 +104,10 @@ def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyP
         ({"methods": {"a": {"batch_size": 5, "seed": 3}}}, "methods.a: batch_size, seed"),
         ({"methods": {}}, "methods"),
         ({"methods": {"a/b": {}}}, "'a/b'"),
-        ({"methods": {"a": {"rank": 5}}}, "rank: extra inputs"),
+        ({"methods": {"a": {"rank": 5}}}, "rank: unknown setting"),
         ({"methods": {"a": {"method": "lola"}}}, "method: .*lora"),
-        ({"methods": {"a": {}}, "settings": {"bananas": 1}}, "bananas: extra inputs"),
-        ({"methods": {"a": {}}, "banana": 1}, "banana: extra inputs"),
+        ({"methods": {"a": {}}, "settings": {"bananas": 1}}, "bananas: unknown setting"),
+        ({"methods": {"a": {}}, "banana": 1}, "banana: unknown setting"),
         ({"methods": {"a": {"lora": {"r": 0}}}}, "r is 0"),
     ],
 )
