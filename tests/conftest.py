@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.devices import pretend
 from tests.hub_server import WRITER, HubServer
 
 # The models of the tests are tiny: several threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
+pretend.register()
 
 
 @pytest.fixture(autouse=True)

@@ -87,7 +87,6 @@ class _Hook(_DummyPrivateUse1Hook):
 
 
 MODULE = _Module()
-_registered = False
 
 
 class DeviceTensor(torch.Tensor):
@@ -192,13 +191,17 @@ class PretendedDevice(TorchDispatchMode):
         return by_host[id(result)] if id(result) in by_host else DeviceTensor(result)
 
 
+def register() -> None:
+    """Tell torch of the device, once in a process and before its first backward pass.
+
+    The backward pass counts the devices of the machine when it runs for the first time, and fails on later ones.
+    """
+    _setup_privateuseone_for_python_backend(NAME, backend_module=MODULE, hook=_Hook())
+
+
 @contextmanager
 def pretended_device(float64: bool = False) -> Iterator[PretendedDevice]:
-    """Make the device the accelerator of this machine within the block."""
-    global _registered
-    if not _registered:
-        _setup_privateuseone_for_python_backend(NAME, backend_module=MODULE, hook=_Hook())
-        _registered = True
+    """Make the device, which must be registered, the accelerator of this machine within the block."""
     device = PretendedDevice(float64)
     # Otherwise `torch.tensor(…, device=…)` would ask the device for memory before this mode is called.
     torch._C._set_only_lift_cpu_tensors(True)
