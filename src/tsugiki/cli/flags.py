@@ -26,7 +26,7 @@ class Setting:
     """A setting that has a flag."""
 
     path: tuple[str, ...]
-    """Its place in the config, such as ("lora", "r")."""
+    """The names that lead to it in the config, such as ("lora", "r")."""
     types: tuple[Any, ...]
     """The types that it can have, without None."""
     default: Any
