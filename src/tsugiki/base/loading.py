@@ -68,11 +68,7 @@ def load_model(name: str, dtype: LoadDtype = "fp32") -> "PreTrainedModel":
 
 
 def load_config(name: str) -> "PretrainedConfig":
-    """Load a model's config.
-
-    Raises:
-        TsugikiError: as for `load_model`.
-    """
+    """Load a model's config; errors are those of `load_model`."""
     from transformers import AutoConfig
 
     source, local_only = _source(name)
@@ -83,11 +79,7 @@ def load_config(name: str) -> "PretrainedConfig":
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Load a model's tokenizer.
-
-    Raises:
-        TsugikiError: as for `load_model`.
-    """
+    """Load a model's tokenizer; errors are those of `load_model`."""
     from transformers import AutoTokenizer
 
     source, local_only = _source(name)

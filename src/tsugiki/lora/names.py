@@ -32,11 +32,7 @@ def look_up(patterns: Mapping[str, T], name: str, default: T) -> T:
 
 
 def check_names(setting: str, value: object) -> None:
-    """Check that the value of a setting can select names: a list of strings, a regular expression, or None.
-
-    Raises:
-        TsugikiError: it is none of these.
-    """
+    """Raise a TsugikiError unless a setting's value is a list of strings, a regular expression, or None."""
     if isinstance(value, str):
         try:
             re.compile(value)

@@ -26,12 +26,12 @@ PEFT has no such method and refuses the file because of its `peft_type`. The nam
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +88,6 @@ class BottleneckConfig:
         attention_modules: the attention modules: a list of names or name endings, or a regular expression for the whole
             name. None: the model type decides (`tsugiki.architectures`).
         feedforward_modules: the feed-forward modules, named the same way.
-
-    Raises:
-        TsugikiError: an invalid value.
     """
 
     mh_adapter: bool = True
@@ -198,11 +195,8 @@ class BottleneckAdapter:
 
     config: BottleneckConfig
     bottlenecks: dict[str, Bottleneck]
-
-    @property
-    def wrapped(self) -> tuple[str, ...]:
-        """The grafted layers: none, because hooks apply the bottlenecks."""
-        return ()
+    wrapped: ClassVar[Collection[str]] = ()
+    """The grafted layers: none, because hooks apply the bottlenecks."""
 
     def attach(self, model: nn.Module) -> list[Undo]:
         """Attach each bottleneck to its module."""
@@ -309,8 +303,6 @@ def _to_json(model: nn.Module, adapter: BottleneckAdapter) -> dict[str, Any]:
     return {**dataclasses.asdict(config), **resolved}
 
 
-def _from_json(fields: Mapping[str, Any]) -> BottleneckConfig:
-    return read_fields(BottleneckConfig, fields)
-
-
-BOTTLENECK = AdapterFormat("TSUGIKI_BOTTLENECK", BottleneckConfig, _tensors, _to_json, _from_json)
+BOTTLENECK = AdapterFormat(
+    "TSUGIKI_BOTTLENECK", BottleneckConfig, _tensors, _to_json, partial(read_fields, BottleneckConfig)
+)

@@ -15,10 +15,10 @@ for a scaled input, and the modules of `modules_to_save` under their own names.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,6 @@ class IA3Config:
             the layer.
         modules_to_save: modules trained in full, on a copy, and stored in the adapter (names or endings).
         init_ia3_weights: initialise with ones. False: with random values, which change the model at once; for tests.
-
-    Raises:
-        TsugikiError: an invalid value.
     """
 
     target_modules: Names | None = None
@@ -132,11 +129,8 @@ class IA3Adapter:
     config: IA3Config
     scalings: dict[str, Scaling]
     modules: dict[str, nn.Module]
-
-    @property
-    def wrapped(self) -> tuple[str, ...]:
-        """The grafted layers: none, because hooks apply the factors."""
-        return ()
+    wrapped: ClassVar[Collection[str]] = ()
+    """The grafted layers: none, because hooks apply the factors."""
 
     def attach(self, model: nn.Module) -> list[Undo]:
         """Attach the factors to their layers, and put the trained modules in place of the base's."""
@@ -230,8 +224,4 @@ def _to_json(model: nn.Module, adapter: IA3Adapter) -> dict[str, Any]:
     }
 
 
-def _from_json(fields: Mapping[str, Any]) -> IA3Config:
-    return read_fields(IA3Config, fields)
-
-
-IA3 = AdapterFormat("IA3", IA3Config, _tensors, _to_json, _from_json)
+IA3 = AdapterFormat("IA3", IA3Config, _tensors, _to_json, partial(read_fields, IA3Config))

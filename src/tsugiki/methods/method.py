@@ -98,11 +98,7 @@ class Method:
         return self.family in ("selective", "full fine-tuning")
 
     def check_fixed_settings(self, settings: Mapping[str, Any]) -> None:
-        """Check that the user's settings do not change the values that define this method.
-
-        Raises:
-            TsugikiError: a setting has another value than the method fixes.
-        """
+        """Raise a TsugikiError if one of the user's settings has another value than the method fixes."""
         for name, value in self.fixed_settings.items():
             if settings.get(name, value) != value:
                 raise TsugikiError(f"{name} is {value!r} in this method; remove it from the settings")

@@ -50,9 +50,6 @@ class PromptEncoderConfig:
         encoder_reparameterization_type: the network that computes the prompt, "MLP" or "LSTM".
         encoder_hidden_size: hidden width of the network; None: the width of the base's embeddings.
         encoder_num_layers: number of layers of the LSTM; the MLP always has three.
-
-    Raises:
-        TsugikiError: an invalid value.
     """
 
     num_virtual_tokens: int = 20

@@ -13,8 +13,9 @@ initialised with the keys and values of real words. If it is drawn from the norm
 attention away from the text from the first step on.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -52,9 +53,6 @@ class PrefixTuningConfig:
             "zero": keys and values are zero; this still changes the model, because zero keys receive attention.
             "SAMPLE_VOCAB": the keys and values of random tokens, which disturb the base least. PEFT does not have
             this value, and does not need it to load the file.
-
-    Raises:
-        TsugikiError: an invalid value.
     """
 
     num_virtual_tokens: int = 20
@@ -121,8 +119,11 @@ def _to_json(model: nn.Module, adapter: SoftPromptAdapter[PrefixTuningConfig]) -
     return fields
 
 
-def _from_json(fields: Mapping[str, Any]) -> PrefixTuningConfig:
-    return from_json(PrefixTuningConfig, fields)
-
-
-PREFIX_TUNING = AdapterFormat("PREFIX_TUNING", PrefixTuningConfig, tensors, _to_json, _from_json, build_for=_build_for)
+PREFIX_TUNING = AdapterFormat(
+    "PREFIX_TUNING",
+    PrefixTuningConfig,
+    tensors,
+    _to_json,
+    partial(from_json, PrefixTuningConfig),
+    build_for=_build_for,
+)

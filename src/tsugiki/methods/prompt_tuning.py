@@ -52,9 +52,6 @@ class PromptTuningConfig:
             "SAMPLE_VOCAB": the embeddings of random tokens. "RANDOM": drawn from the standard normal distribution.
         prompt_tuning_init_text: for TEXT; it is cut or repeated to the length of the prompt.
         tokenizer_name_or_path: for TEXT; None: the tokenizer of the base.
-
-    Raises:
-        TsugikiError: an invalid value.
     """
 
     num_virtual_tokens: int = 20

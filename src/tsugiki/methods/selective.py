@@ -24,10 +24,10 @@ In the file, `norms` is PEFT's LN_TUNING. The others are Tsugiki's own formats, 
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +62,6 @@ class SelectiveConfig:
         target_parameters: the parameters. A list has names or name endings (`bias` selects every `….bias`). A string is
             a regular expression for the whole name (`.*\\.h\\.3\\..*` selects all of a block), or "head" for the
             output head.
-
-    Raises:
-        TsugikiError: an invalid value.
     """
 
     target_parameters: Names | None = None
@@ -93,9 +90,6 @@ class LNTuningConfig:
         target_modules: the layers. A list has names or name endings, a string is a regular expression for the whole
             name. None: every normalisation layer.
         exclude_modules: layers left out although `target_modules` selects them; named the same way.
-
-    Raises:
-        TsugikiError: an invalid value.
     """
 
     target_modules: Names | None = None
@@ -124,11 +118,8 @@ class SelectiveAdapter:
     """Name in the ungrafted model -> copy."""
     dtypes: dict[str, torch.dtype]
     """Name -> dtype of the base's parameter."""
-
-    @property
-    def wrapped(self) -> tuple[str, ...]:
-        """The grafted layers: none, because the copies replace parameters."""
-        return ()
+    wrapped: ClassVar[Collection[str]] = ()
+    """The grafted layers: none, because the copies replace parameters."""
 
     def attach(self, model: nn.Module) -> list[Undo]:
         """Replace the base's parameters by the copies, and let their layers compute in the base's dtypes."""

@@ -115,11 +115,8 @@ class SoftPromptAdapter(Generic[PromptConfigT]):
     prompt: SoftPrompt
     key_values: KeyValueFunction
     shape: CacheShape
-
-    @property
-    def wrapped(self) -> Collection[str]:
-        """The grafted layers: none."""
-        return ()
+    wrapped: ClassVar[Collection[str]] = ()
+    """The grafted layers: none."""
 
     def attach(self, model: nn.Module) -> list[Undo]:
         """Attach the prompt to the decoder, which every forward pass goes through."""
@@ -151,11 +148,7 @@ def adapter_from_key_values(
 
 
 def check_at_least_1(setting: str, value: object) -> None:
-    """Check that the value of a setting is an integer of at least 1.
-
-    Raises:
-        TsugikiError: it is not.
-    """
+    """Raise a TsugikiError unless the value of a setting is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise TsugikiError(f"{setting} is {value!r}; it must be a whole number of at least 1")
 
@@ -328,12 +321,9 @@ def _uses_checkpointing(base: nn.Module) -> bool:
 
 
 def _start_cache(cache: "DynamicCache | None", prompt: KeyValues, rows: int, unlimited: bool) -> "DynamicCache":
-    """Put the prompt into the cache, or into a new one if `cache` is None.
+    """Put the prompt into the empty cache, or into a new one if `cache` is None, once for each row of the batch.
 
     Args:
-        cache: an empty cache.
-        prompt: the keys and values of the prompt.
-        rows: number of rows of the batch.
         unlimited: replace the layers of the cache by layers that keep every token, without a sliding window.
 
     Raises:

@@ -85,11 +85,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def require_gguf() -> None:
-    """Check that the gguf package is installed.
-
-    Raises:
-        TsugikiError: it is not.
-    """
+    """Raise a TsugikiError if the gguf package is not installed."""
     try:
         import gguf  # noqa: F401
     except ImportError as error:
