@@ -12,7 +12,7 @@ from tsugiki import TsugikiError
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.collator import Collator
-from tsugiki.fast.document_masks import detect_document_masking, flash_arguments, has_unknown_window, packed_masks
+from tsugiki.fast.document_masks import detect_document_masking, has_unknown_window, packed_masks
 from tsugiki.labels import IGNORE_INDEX
 
 EXPECTED = dict.fromkeys(ARCHITECTURES, "position_ids") | {"opt": "attention_mask", "bloom": "separate_rows"}
@@ -113,17 +113,6 @@ def test_masks_of_packed_rows_are_those_that_the_model_makes(kind: str):
     with torch.no_grad():
         found, expected = model(attention_mask=masks, **inputs).logits, model(**inputs).logits
     assert relative_error(found, expected) < 1e-5
-
-
-def test_flash_attention_gets_the_bounds_that_transformers_finds():
-    from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
-
-    (expected, _), (longest, _) = prepare_fa_kwargs_from_position_ids(POSITIONS)
-    found = flash_arguments(POSITIONS)
-    assert torch.equal(found["cu_seq_lens_q"], expected)
-    assert found["cu_seq_lens_q"] is found["cu_seq_lens_k"]
-    assert found["cu_seq_lens_q"].dtype == expected.dtype
-    assert found["max_length_q"] == found["max_length_k"] == longest == 11
 
 
 def test_in_half_precision():

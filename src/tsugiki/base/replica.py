@@ -12,9 +12,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def bfloat16_replica(model: Model) -> Model:
     """Return a copy of `model` whose floating-point parameters are in bfloat16 and whose buffers keep their dtype.
 
-    `copy.deepcopy(model).bfloat16()` would round the buffers as well. Rotary frequencies then lose so many digits
-    that the angle at position 2,047 is wrong by up to 0.9 rad. `from_pretrained(dtype=torch.bfloat16)` keeps them in
-    float32, and so does this function.
+    `copy.deepcopy(model).bfloat16()` would round the buffers as well. Rotary frequencies then lose so many digits that
+    the angle at position 2,047 is wrong by up to 0.9 rad (heads of 64 channels, base 10,000).
+    `from_pretrained(dtype=torch.bfloat16)` keeps them in float32, and so does this function.
     """
     replica = copy.deepcopy(model)
     for parameter in replica.parameters():

@@ -130,20 +130,6 @@ def packed_masks(base: Any, positions: Tensor) -> Tensor | dict[str, Tensor]:
     return prompt_masks(base, RowLayout(positions, count_documents(positions), positions.shape[-1]))
 
 
-def flash_arguments(positions: Tensor) -> dict[str, Any]:
-    """Return the arguments by which transformers' flash attention finds the documents of packed rows without a mask.
-
-    Without them it computes them from the position ids, for which the host has to wait.
-
-    Args:
-        positions: of the text, [rows, tokens]; on the processor.
-    """
-    starts = (positions.diff(prepend=positions[:, :1], dim=-1) != 1).flatten().nonzero()[:, 0].to(torch.int32)
-    ends = F.pad(starts, (0, 1), value=positions.numel())
-    longest = int(ends.diff().max())
-    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-
-
 def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
     """Return the masks of rows with this layout, in the form in which the model makes its own.
 

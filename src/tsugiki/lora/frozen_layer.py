@@ -145,7 +145,7 @@ def linear_of_matrix(layer: nn.Linear, x: Tensor) -> Tensor:
 
     While text is generated, the output head gets the slice [batch, 1, width] of the last hidden states. If neither the
     slice nor the weight requires a gradient, torch computes `F.linear` of it as a batched product, for which it copies
-    the whole weight once for each row of the batch: GPT-2's head in bfloat16 then takes 30 to 200 times as long.
+    the whole weight once for each row of the batch. `docs/log.md` has what that costs.
     """
     return F.linear(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*x.shape[:-1], -1)
 
