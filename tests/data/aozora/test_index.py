@@ -1,9 +1,14 @@
 """Reading the library's index, and errors for files that are not the index."""
 
+import contextlib
+import time
+from collections.abc import Callable
+
 import pytest
 
 from tests.data.aozora.samples import KAWADA, ROOT, ROWS, YAMADA, index_csv, index_zip, row
 from tests.data.aozora.test_text import zipped
+from tsugiki.data.aozora import index
 from tsugiki.data.aozora.index import INDEX, IndexEntry, Person, read_index, read_manifest
 from tsugiki.errors import TsugikiError
 
@@ -91,6 +96,7 @@ def test_line_numbers_count_lines_within_cells():
         f"{ROOT}/cards/../../secret.zip",
         "https://example.org/cards/000001/files/1.zip",
         f"{ROOT}/cards/000001/files/1.html",
+        "http://[::1",
     ],
 )
 def test_files_of_other_sites_keep_their_url(url):
@@ -102,12 +108,12 @@ def test_files_of_other_sites_keep_their_url(url):
     ("data", "message"),
     [
         (index_csv(ROWS).replace("作品名".encode(), b"title"), "no column 作品名"),
-        (b"", "no column 作品ID、作品名、"),
+        (b"", "no column 作品ID, 作品名, "),
         (b"PK broken", "a damaged zip"),
-        (zipped("読", name="readme.txt"), "0 CSV files"),
+        (zipped("読", name="readme.txt"), "0 .csv files"),
         (b"\r\n<!DOCTYPE html><html></html>", "a web page"),
-        (index_csv(ROWS).decode("utf-8-sig").encode("cp932"), "not UTF-8"),
-        (index_csv(ROWS[:2]) + "3,川の話\r\n".encode(), "line 4: "),
+        (index_csv(ROWS).decode("utf-8-sig").encode("cp932"), "line 1 .*utf-8"),
+        (index_csv(ROWS[:2]) + "3,川の話\r\n".encode(), "line 4 "),
     ],
     ids=["column", "empty", "zip", "no csv", "web page", "encoding", "short row"],
 )
@@ -120,5 +126,48 @@ def test_other_files_are_errors(data, message):
 def test_an_invalid_manifest_is_an_error_with_its_line(tmp_path):
     path = tmp_path / "manifest.tsv"
     path.write_text("path\tperson_id\na\t1\n", encoding="utf-8")
-    with pytest.raises(TsugikiError, match=r"manifest.tsv: line 2: "):
+    with pytest.raises(TsugikiError, match=r"manifest.tsv: no column author_line, title_line, kana_guess; "):
+        read_manifest(path)
+    columns = "path\tperson_id\tauthor_line\ttitle_line\tkana_guess\n"
+    path.write_text(f"{columns}a\t1\tA\tB\tmodern\nb\t1\n", encoding="utf-8")
+    with pytest.raises(TsugikiError, match=r"manifest.tsv: line 3 "):
+        read_manifest(path)
+
+
+def read_seconds(read: Callable[[], object]) -> float:
+    start = time.process_time()
+    with contextlib.suppress(TsugikiError):
+        read()
+    return time.process_time() - start
+
+
+def test_hostile_indexes_take_linear_time(monkeypatch):
+    people = [row("1", "坂", f"{number:06}", ("山", str(number))) for number in range(10_000)]
+    assert read_seconds(lambda: read_index(index_csv(people), "index")) < 5
+    assert read_seconds(lambda: read_index(zipped(b"," * 5_000_000, name="a.csv"), "index")) < 5
+    monkeypatch.setattr(index, "_MAX_ROWS", 100)
+    with pytest.raises(TsugikiError, match="more than 100 rows"):
+        read_index(index_csv(people), "index")
+
+
+def test_hostile_manifests_take_linear_time(tmp_path):
+    path = tmp_path / "manifest.tsv"
+    columns = "path\tperson_id\tauthor_line\ttitle_line\tkana_guess"
+    for content in (
+        columns + "\tx" * 100_000 + "\n" + "a\t1\tA\tB\tc\n" * 10_000,
+        f"{columns}\n" + "a\t1\tA\tB\tc\n" * 20_000,
+    ):
+        path.write_text(content, encoding="utf-8")
+        assert read_seconds(lambda: read_manifest(path)) < 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\n", "line 1 "), (b"path\n" + b"a" * 200_000, "no column"), (b"x" * 200_000, "line 1 .*field")],
+    ids=["encoding", "columns", "long cell"],
+)
+def test_manifests_that_cannot_be_read_are_errors(tmp_path, content, message):
+    path = tmp_path / "manifest.tsv"
+    path.write_bytes(content)
+    with pytest.raises(TsugikiError, match=f"manifest.tsv: {message}"):
         read_manifest(path)

@@ -1,8 +1,10 @@
 """The rules of the notation on invented sentences, and on the whole mirror if it is available."""
 
+import contextlib
 import io
 import re
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -104,6 +106,7 @@ def test_notation_becomes_plain_text(source, expected):
         ("※※［＃「甲乙」の「へん」が「くちへん」］店", "〓〓店", 2),
         ("※［＃「口＋世」、1-99-1］", "〓", 1),
         ("※［＃「口＋世」、U+D800］", "〓", 1),
+        ("※［＃「口＋世」、U+0000］と※［＃「口＋世」、U+000A］", "〓と〓", 2),
         ("字《※［＃「口＋世」、12-3］》［＃「※［＃「口＋世」、12-3］」はママ］", "字", 0),
         ("伏せ字〓のまま", "伏せ字〓のまま", 0),
     ],
@@ -169,6 +172,89 @@ def test_lone_carriage_returns_end_lines():
     )
 
 
+BODY_LINE = "　本の話をした。\n底本：という言葉で始まる行。\n　話は続く。"
+MORE_BOOKS = "\n\n底本：「一」試し社\n　　　2001年\n\n底本：「二」試し社\n入力：誰か\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "footer"),
+    [
+        (BODY_LINE, FOOTER),
+        (f"　序。\n\n底本：から始まる章。{'　話は続く。' * 200}", FOOTER),
+        ("　上る。", MORE_BOOKS),
+        (BODY_LINE, f"\n\n{RULE}\n●入力者注\n※１　坂＝道。\n{RULE}{FOOTER}"),
+    ],
+    ids=["a line", "a chapter", "two source books", "a line before notes"],
+)
+def test_a_line_of_the_body_that_begins_like_the_footer_is_kept(body, footer):
+    assert read_work(zipped(f"坂\n山田一\n\n{LEGEND}\n{body}{footer}")).text == body
+
+
+# What took quadratic time or longer in an earlier version, and marks that are similar: 100,000 characters of each.
+REPEATED = {
+    "spaces": " ",
+    "kome": "※",
+    "opened captions": "［＃キャプション］",
+    "captions that are named": "あ［＃「あ」はキャプション］",
+    "a long line before a caption": "漢",
+    "legends without an end": "［表記について］\n",
+    "rules": f"{RULE}\n",
+    "opened annotations": "［＃",
+    "nested annotations": "［＃［＃［＃",
+    "layout lines": "　［＃改ページ］",
+    "references": "※［＃「口＋世」、U+4E16］",
+    "opened ruby": "｜《",
+    "opened accents": "〔e'",
+    "line feeds": "\n\n\n\nx",
+    "footers": "\n底本：\n",
+    "notes": "［※1",
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_hostile_texts_take_linear_time(name):
+    unit = REPEATED[name]
+    repeated = unit * (100_000 // len(unit))
+    caption = "［＃キャプション終わり］［＃「い」はキャプション］"
+    start = time.process_time()
+    for source in (repeated, f"坂\n山田一\n\n　上る。{repeated}x{caption}", f"{LEGEND}［＃{repeated}"):
+        plain_text(source)
+        with contextlib.suppress(TsugikiError):  # some of them have no body
+            read_work(zipped(source))
+    assert time.process_time() - start < 5
+
+
+def test_a_zip_that_unpacks_to_very_much_is_refused():
+    bomb = zipped(b"\n" * 100_000_000)
+    assert len(bomb) < 100_000
+    tracemalloc.start()
+    with pytest.raises(TsugikiError, match="unpacks to more than"):
+        read_work(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30_000_000
+
+
+def test_the_size_that_a_zip_claims_is_not_believed():
+    bomb = bytearray(zipped(b"\n" * 100_000_000))
+    claimed = (100_000_000).to_bytes(4, "little")
+    assert bomb.count(claimed) == 2
+    tracemalloc.start()
+    with pytest.raises(TsugikiError, match="1.zip"):
+        read_work(bytes(bomb).replace(claimed, (1000).to_bytes(4, "little")), "1.zip")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30_000_000
+
+
+def test_other_packing_methods_are_refused():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.txt", "a")
+    with pytest.raises(TsugikiError, match="method"):
+        read_work(buffer.getvalue())
+
+
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
@@ -221,8 +307,8 @@ def two_texts() -> bytes:
     [
         (b"not a zip", "damaged zip"),
         (zipped("坂\n山田一\n\n　上る。" * 50)[:-40], "damaged zip"),
-        (zipped("図", name="figure.png"), "0 texts"),
-        (two_texts(), "2 texts"),
+        (zipped("図", name="figure.png"), "0 .txt files"),
+        (two_texts(), "2 .txt files"),
         (zipped(b"\x81\xff\xfe\x00"), "neither Shift_JIS nor UTF-8"),
         (zipped(f"坂\n山田一\n\n{FOOTER}"), "no text between"),
     ],

@@ -1,6 +1,7 @@
 """Works of mirror folders: selected, read, cleaned and written."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.data.aozora.samples import (
     work_zip,
 )
 from tests.data.aozora.test_text import FOOTER, zipped
-from tsugiki.data.aozora.index import INDEX
+from tsugiki.data.aozora.index import INDEX, IndexEntry, Person
 from tsugiki.data.aozora.query import Query, select
 from tsugiki.data.aozora.works import (
     MirrorFolder,
@@ -117,9 +118,40 @@ def test_damaged_works_are_skipped_and_named(mirror):
     assert [work.title for work in works] == ["坂の上", "海の底", "川の話"]
     broken, figure, elsewhere, no_file = skipped
     assert broken.startswith("cards/000001/files/0_ruby.zip: a damaged zip")
-    assert figure.startswith("cards/000001/files/9_ruby.zip: 0 texts")
+    assert figure.startswith("cards/000001/files/9_ruby.zip: 0 .txt files")
     assert "line 7: https://example.org/a.zip is at another site" in elsewhere
     assert "line 8: 題名だけ has no text file" in no_file
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.zip",
+        "cards/../../secret.zip",
+        "cards/000001/files/link.zip",
+        "/dev/zero",
+        "cards",
+        "a\0b",
+        "x" * 5000,
+    ],
+)
+def test_files_outside_the_mirror_are_not_read(mirror, path):
+    secret = mirror.parent / "secret.zip"
+    secret.write_bytes(work_zip("秘密", "誰か"))
+    (mirror / "cards/000001/files/link.zip").symlink_to(secret)
+    paths = [path, str(secret)] if path.startswith("..") else [path]
+    source = MirrorFolder(mirror)
+    for hostile in paths:
+        with pytest.raises(TsugikiError):
+            source.fetch(IndexEntry(hostile, (Person("000001"),)))
+    assert "秘密" not in titles(mirror)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_in_the_mirror_is_not_waited_for(mirror):
+    os.mkfifo(mirror / "cards/000001/files/pipe.zip")
+    with pytest.raises(TsugikiError, match="pipe.zip is not a file"):
+        MirrorFolder(mirror).fetch(IndexEntry("cards/000001/files/pipe.zip", (Person("000001"),)))
 
 
 @pytest.mark.parametrize("index", [f"{INDEX}.csv", "manifest.tsv"])

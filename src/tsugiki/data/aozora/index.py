@@ -3,21 +3,23 @@
 import csv
 import io
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast
 from urllib.parse import urlsplit
 
-from tsugiki.data.aozora.text import DAMAGE, Encoding, title_and_author
-from tsugiki.errors import TsugikiError
+from tsugiki.data.aozora.text import Encoding, title_and_author
+from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.io.archives import read_only_member
 
 Kana = Literal["modern", "old"]
 Role = Literal["author", "translator", "editor", "reviser", "other"]
 
 INDEX = "list_person_all_extended_utf8"
+_MAX_SIZE = 100_000_000  # bytes; Aozora Bunko's index has about 15 million
+_MAX_ROWS = 200_000  # it has about 20,000
 
 ROLES: Mapping[str, Role] = MappingProxyType(
     {"著者": "author", "翻訳者": "translator", "編者": "editor", "校訂者": "reviser", "その他": "other"}
@@ -90,69 +92,72 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
     if data.lstrip()[:1] == b"<":
         raise TsugikiError(f"{name}: a web page, not the index; download {INDEX}.zip again")
     if data[:2] == b"PK":
-        data, name = _unzip(data, name)
+        member, data = read_only_member(data, name, ".csv", _MAX_SIZE, f"download {INDEX}.zip again")
+        name = f"{name}/{member}"
     works: dict[str, IndexEntry] = {}
-    for row, origin in _rows(data, name):
+    people: dict[str, dict[Person, None]] = {}  # without repetitions, in the order of the rows
+    lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+    for row, origin in _rows(
+        lines, csv.excel, name, _COLUMNS, f"this is not Aozora Bunko's index; download {INDEX}.zip again"
+    ):
         path = _below_root(row[_URL])
-        known = works.setdefault(
-            path or row[_WORK],
-            IndexEntry(
-                path=path,
-                title=row[_TITLE],
-                kana="old" if "旧仮名" in row[_KANA] else "modern" if "新仮名" in row[_KANA] else None,
-                orthography=row[_KANA] or None,
-                encoding=_ENCODINGS.get(row[_ENCODING]),
-                origin=origin,
-            ),
+        key = path or row[_WORK]
+        known = works.get(key) or IndexEntry(
+            path=path,
+            title=row[_TITLE],
+            kana="old" if "旧仮名" in row[_KANA] else "modern" if "新仮名" in row[_KANA] else None,
+            orthography=row[_KANA] or None,
+            encoding=_ENCODINGS.get(row[_ENCODING]),
+            origin=origin,
         )
+        works[key] = replace(known, free=known.free and row[_RIGHTS] == "なし")
         person = Person(row[_PERSON], row[_FAMILY] + row[_GIVEN], ROLES.get(row[_ROLE], "other"))
-        works[path or row[_WORK]] = replace(
-            known,
-            people=known.people if person in known.people else (*known.people, person),
-            free=known.free and row[_RIGHTS] == "なし",
-        )
-    return list(works.values())
+        people.setdefault(key, {})[person] = None
+    return [replace(entry, people=tuple(people[key])) for key, entry in works.items()]
 
 
-def _unzip(data: bytes, name: str) -> tuple[bytes, str]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            tables = [member for member in archive.namelist() if member.lower().endswith(".csv")]
-            if len(tables) != 1:
-                raise TsugikiError(
-                    f"{name}: {len(tables)} CSV files in the zip, expected one; download {INDEX}.zip again"
-                )
-            return archive.read(tables[0]), f"{name}/{tables[0]}"
-    except DAMAGE as error:
-        raise TsugikiError(f"{name}: a damaged zip ({error}); download it again") from error
+def _rows(
+    lines: Iterable[str], dialect: type[csv.Dialect], name: str, columns: Sequence[str], advice: str
+) -> Iterator[tuple[dict[str, str], str]]:
+    """Yield the named columns of each row, and the row's origin: the file and the first line of the row.
 
+    Args:
+        lines: the file.
+        dialect: the kind of CSV.
+        name: the name of the file.
+        columns: the columns that the file must have; others are ignored.
+        advice: the end of the errors: what the file is not, and what the user can do.
 
-def _rows(data: bytes, name: str) -> Iterator[tuple[dict[str, str], str]]:
-    """Yield each row as a mapping of its columns, and its first line; a cell can span several lines."""
-    try:
-        table = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    except UnicodeDecodeError as error:
-        raise TsugikiError(f"{name}: not UTF-8 ({error}); download {INDEX}.zip again") from error
+    Raises:
+        TsugikiError: a column is missing, a row has another number of cells, or the file is not UTF-8.
+    """
+    table = csv.reader(lines, dialect)
     line = 1
     try:
         header = next(table, [])
-        absent = [column for column in _COLUMNS if column not in header]
-        if absent:
-            raise TsugikiError(f"{name}: no column {'、'.join(absent)}; expected Aozora Bunko's {INDEX}")
+        names = set(header)
+        if absent := [column for column in columns if column not in names]:
+            raise TsugikiError(f"{name}: no column {summarise_list(absent)}; {advice}")
+        places = {column: header.index(column) for column in columns}
         line = table.line_num + 1
-        for cells in table:
+        for number, cells in enumerate(table, 1):
+            if number > _MAX_ROWS:
+                raise TsugikiError(f"{name}: more than {_MAX_ROWS:,} rows; {advice}")
             if cells:
-                yield dict(zip(header, cells, strict=True)), f"{name}: line {line}"
+                if len(cells) != len(header):
+                    raise TsugikiError(f"{name}: line {line} has {len(cells)} cells instead of {len(header)}; {advice}")
+                yield {column: cells[place] for column, place in places.items()}, f"{name}: line {line}"
             line = table.line_num + 1
-    except (csv.Error, ValueError) as error:
-        raise TsugikiError(
-            f"{name}: line {line}: not a row of the index ({error}); download the index again"
-        ) from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise TsugikiError(f"{name}: line {line} cannot be read ({error_text(error)}); {advice}") from error
 
 
 def _below_root(url: str) -> str:
     """Return the path cards/… of a file on the library's own site, or the full URL of any other file."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as an incomplete IPv6 address
+        return url
     path = parts.path.removeprefix("/")
     is_library = parts.hostname in ("www.aozora.gr.jp", "aozora.gr.jp")
     return path if is_library and re.fullmatch(r"cards/\d+/files/[\w.-]+\.zip", path) else url
@@ -169,9 +174,9 @@ def read_manifest(path: Path) -> list[IndexEntry]:
     Raises:
         TsugikiError: the file is not such a manifest; the message names the line.
     """
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        try:
+    columns = ("path", "person_id", "author_line", "title_line", "kana_guess")
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
             return [
                 IndexEntry(
                     path=row["path"],
@@ -179,11 +184,17 @@ def read_manifest(path: Path) -> list[IndexEntry]:
                         Person(row["person_id"], title_and_author([row["title_line"], row["author_line"]])[1] or None),
                     ),
                     kana=cast(Kana | None, row["kana_guess"] if row["kana_guess"] in ("modern", "old") else None),
-                    origin=f"{path}: line {rows.line_num}",
+                    origin=origin,
                 )
-                for row in rows
+                for row, origin in _rows(
+                    lines, _Tabs, str(path), columns, "this is not a manifest; repair or remove it"
+                )
             ]
-        except (KeyError, TypeError, UnicodeDecodeError) as error:
-            raise TsugikiError(
-                f"{path}: line {rows.line_num}: not a manifest ({error}); repair or remove it"
-            ) from error
+    except OSError as error:
+        raise TsugikiError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+class _Tabs(csv.excel_tab):
+    """Cells that are separated by tabs; quotes have no meaning."""
+
+    quoting = csv.QUOTE_NONE

@@ -93,8 +93,9 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
 
 
 def normalise_name(name: str) -> str:
-    """Return a name in the form that is compared: normalised widths, no spaces."""
-    return "".join(unicodedata.normalize("NFKC", name).split())
+    """Return a name in the form that is compared: normalised widths, no spaces, at most 500 characters."""
+    # The limit is also for speed: normalising a long row of combining marks takes quadratic time.
+    return "".join(unicodedata.normalize("NFKC", name[:500]).split())
 
 
 def no_author(query: Query, names: Iterable[str]) -> TsugikiError:

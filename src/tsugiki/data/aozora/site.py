@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, read_index
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import write_bytes
+from tsugiki.io.formatting import format_size
 
 if TYPE_CHECKING:
     import httpx2
 
 SITE = "https://www.aozora.gr.jp"
+MAX_ZIP = 50_000_000
+"""The largest zip that is read, in bytes: a text and its illustrations, or the index."""
 
 
 class SiteUnreachable(TsugikiError):
@@ -79,18 +82,29 @@ class Site:
         for attempt in range(attempts):
             time.sleep(max(0.0, self._next - time.monotonic()))
             try:
-                response = self._client.get(url)
+                with self._client.stream("GET", url) as response:
+                    status = response.status_code
+                    content = _read(response, url) if response.is_success else b""
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
                 problem = f"cannot be reached ({error or type(error).__name__}); check the address and the network"
             else:
                 if response.is_success:
                     self._next = time.monotonic() + self.pause
-                    return response.content
-                if response.status_code in (404, 410):
+                    return content
+                if status in (404, 410):
                     self._next = time.monotonic() + self.pause
-                    raise FileMissing(f"{url}: the site answers {response.status_code}; try again later")
-                problem = f"the site answers {response.status_code}"
-                if response.status_code < 500 and response.status_code != 429:
+                    raise FileMissing(f"{url}: the site answers {status}; try again later")
+                problem = f"the site answers {status}"
+                if status < 500 and status != 429:
                     break
             self._next = time.monotonic() + self.pause * 2**attempt
         raise SiteUnreachable(f"{url}: {problem}; run the command again later (downloaded files are kept)")
+
+
+def _read(response: "httpx2.Response", url: str) -> bytes:
+    content = bytearray()
+    for chunk in response.iter_bytes():
+        content += chunk
+        if len(content) > MAX_ZIP:
+            raise TsugikiError(f"{url} has more than {format_size(MAX_ZIP)}; exclude this work")
+    return bytes(content)

@@ -13,18 +13,18 @@ The header (title, author, legend) and the footer (from 底本：) are removed; 
 The notation is described at https://www.aozora.gr.jp/annotation/
 """
 
-import io
-import lzma
 import re
 import unicodedata
-import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import Literal
 
 from tsugiki.errors import TsugikiError
+from tsugiki.io.archives import read_only_member
 
 GETA = "〓"
+
+_MAX_SIZE = 8_000_000  # bytes; the longest work of 4,450 has 1.2 million
+_MAX_HEADER = 100  # lines
 
 Encoding = Literal["shift_jis", "utf-8"]
 
@@ -50,7 +50,8 @@ def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = No
     Raises:
         TsugikiError: the zip is damaged, does not contain exactly one text, or the text has another encoding.
     """
-    header, body = _split(_decode(_unzip(data, name), name, encoding))
+    _, content = read_only_member(data, name, ".txt", _MAX_SIZE, "download it again, or exclude this work")
+    header, body = _split(_decode(content, name, encoding))
     title, author = title_and_author(header)
     text, unresolved = plain_text(body)
     if not text:
@@ -73,18 +74,16 @@ def plain_text(source: str) -> tuple[str, int]:
             return GETA * len(marks)
         return character
 
-    # Ruby must be removed first: 《》 that belong to the text are written as character references.
-    text = source
-    if "キャプション］" in text:  # rare, and the patterns are slow
-        text = _NAMED_CAPTION.sub("", _CAPTION.sub("", text))
+    text = _without_named_captions(_without_captions(source))
     text = _LAYOUT_LINE.sub("", text)
+    # Ruby must be removed before references are read: 《》 that belong to the text are written as references.
     text = _BASE.sub(r"\1", text)
     text = _RUBY.sub("", text)
     text = _ANNOTATION.sub(read, text)
     text = _NOTE_MARK.sub("", text)
     text = _ACCENTED.sub(_without_brackets, text)
     text = text.replace("／＼", "〳〵").replace("／″＼", "〴〵").replace("／゛＼", "〴〵")
-    text = re.sub(r"[ \t　]+$", "", text, flags=re.M)
+    text = "\n".join(line.rstrip(" \t　") for line in text.split("\n"))
     text = re.sub(r"\n{4,}", "\n\n", text)
     return text.strip("\n"), unresolved
 
@@ -105,12 +104,13 @@ _MODERN_KANA = re.compile("いる|[だなかあ]っ[たて]|よう|そう|しょ
 _INSIDE = r"[^［］\n]*+"
 for _ in range(3):
     _INSIDE = rf"(?:[^［］\n]++|［{_INSIDE}］)*+"
-# After ※, an annotation is a character reference.
-_ANNOTATION = re.compile(rf"(※*)［＃({_INSIDE})］")
+# After ※, an annotation is a character reference. The lookbehind and the possessive *+ keep a long row of ※ linear.
+_ANNOTATION = re.compile(rf"(?<!※)(※*+)［＃({_INSIDE})］")
 # A line that contains only layout annotations is removed with its line end.
 _LAYOUT_LINE = re.compile(rf"^[ 　]*(?:［＃{_INSIDE}］)+[ 　]*\n", re.M)
-_CAPTION = re.compile(r"［＃(?:ここから)?キャプション］.*?［＃(?:ここで)?キャプション終わり］", re.S)
-_NAMED_CAPTION = re.compile(r"([^\n［］]+)［＃「\1」はキャプション］")
+_CAPTION_START = re.compile(r"［＃(?:ここから)?キャプション］")
+_CAPTION_END = re.compile(r"［＃(?:ここで)?キャプション終わり］")
+_NAMED_CAPTION = re.compile(r"［＃「([^\n［］]+)」はキャプション］")
 _BASE = re.compile(r"｜([^｜《》\n]*)《[^《》\n]*》")
 # At the start of a line or after an opening bracket there is no base text, so 《》 are quotation marks there.
 _RUBY = re.compile(r"(?<=[^\n　「『（])《[^《》\n]*》")
@@ -118,6 +118,26 @@ _RUBY = re.compile(r"(?<=[^\n　「『（])《[^《》\n]*》")
 _NOTE_MARK = re.compile(r"［※\d+］")
 _MEN_KU_TEN = re.compile(r"(?:第[34]水準 ?)?([12])-(\d{1,2})-(\d{1,2})")
 _UNICODE = re.compile(r"U[+-]([0-9A-Fa-f]{4,6})")
+
+
+def _without_captions(text: str) -> str:
+    """Remove captions with the marks around them. A caption that is not ended is kept."""
+    kept, position = [], 0
+    while (start := _CAPTION_START.search(text, position)) and (end := _CAPTION_END.search(text, start.end())):
+        kept.append(text[position : start.start()])
+        position = end.end()
+    return "".join([*kept, text[position:]])
+
+
+def _without_named_captions(text: str) -> str:
+    """Remove captions that are repeated in the mark after them, with the mark."""
+    kept, position = [], 0
+    for mark in _NAMED_CAPTION.finditer(text):
+        start = mark.start() - len(mark[1])
+        if start >= position and text.startswith(mark[1], start):
+            kept.append(text[position:start])
+            position = mark.end()
+    return "".join([*kept, text[position:]])
 
 
 def _character(reference: str) -> str | None:
@@ -132,7 +152,8 @@ def _character(reference: str) -> str | None:
                 return None
         if code := _UNICODE.fullmatch(part):
             point = int(code[1], 16)
-            return chr(point) if point <= 0x10FFFF and not 0xD800 <= point < 0xE000 else None
+            is_control = point <= 0x10FFFF and unicodedata.category(chr(point)) in ("Cc", "Cs")
+            return chr(point) if point <= 0x10FFFF and not is_control else None
     return None
 
 
@@ -173,34 +194,12 @@ def _without_brackets(match: re.Match[str]) -> str:
 # The file ------------------------------------------------------------------------------------------------
 
 _RULE = r"-{9,}[ 　]*\n"
-_LEGEND = re.compile(rf"^(?:{_RULE}【テキスト中に現れる記号について】|［表記について］).*?^{_RULE}", re.M | re.S)
-_FOOTER = re.compile(rf"^(?:{_RULE})?(?:［＃本文終わり］|[ 　]*(?:翻訳の)?底本[：:]|●?入力者注$)", re.M)
+_LEGEND_START = re.compile(rf"^(?:{_RULE}【テキスト中に現れる記号について】|［表記について］)", re.M)
+_LEGEND_END = re.compile(rf"^{_RULE}", re.M)
+_FOOTER = re.compile(rf"^({_RULE})?(?:［＃本文終わり］|([ 　]*(?:翻訳の)?底本[：:])|●?入力者注$)", re.M)
+_MAX_FOOTER_GAP = 1000  # characters between the source books that a footer names
 # Code points of Microsoft's cp932 -> the characters that Shift_JIS defines.
 _VENDOR = str.maketrans("～∥－￠￡￢", "〜‖−¢£¬")
-
-
-# The exceptions that zipfile raises for damaged files.
-DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
-
-
-def _unzip(data: bytes, name: str) -> bytes:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            texts = [info for info in archive.infolist() if info.filename.lower().endswith(".txt")]
-            if len(texts) != 1:
-                raise TsugikiError(f"{name}: {len(texts)} texts (.txt) in the zip, expected one; exclude this work")
-            return archive.read(texts[0])
-    except DAMAGE as error:
-        raise TsugikiError(f"{name}: a damaged zip ({error}); download it again or delete it") from error
 
 
 def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
@@ -225,15 +224,32 @@ def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
 def _split(source: str) -> tuple[list[str], str]:
     """Return the lines of the header (title and author), and the body."""
     source = source.lstrip("\n")
-    footer = _FOOTER.search(source)
-    end = footer.start() if footer else len(source)
-    legend = _LEGEND.search(source, 0, end)
-    if legend:
-        return source[: legend.start()].split("\n"), source[legend.end() : end]
+    end = _footer_start(source)
+    legend = _LEGEND_START.search(source, 0, end)
+    legend_end = legend and _LEGEND_END.search(source, legend.end(), end)
+    if legend and legend_end:
+        return source[: legend.start()].split("\n"), source[legend_end.end() : end]
     # Without a legend, the header is the first paragraph, or the first two if both are single lines.
     blocks = re.split(r"\n{2,}", source[:end], maxsplit=2)
     taken = 2 if len(blocks) == 3 and "\n" not in blocks[0] + blocks[1] else 1
     return "\n".join(blocks[:taken]).split("\n"), "\n\n".join(blocks[taken:])
+
+
+def _footer_start(source: str) -> int:
+    """Return where the footer begins; the length of the text if there is none.
+
+    A line of the body can begin with 底本： too. So of these lines only the last one counts, and those before it that
+    follow a blank line or a rule, if only a short text is between them.
+    """
+    start, found = len(source), False
+    for mark in reversed(list(_FOOTER.finditer(source))):
+        rule, book = mark.groups()
+        if book and found:
+            line_before = source[source.rfind("\n", 0, max(mark.start() - 1, 0)) + 1 : mark.start()]
+            if start - mark.end() > _MAX_FOOTER_GAP or not (rule or not line_before.strip()):
+                continue
+        start, found = mark.start(), found or book is not None
+    return start
 
 
 def title_and_author(header: list[str]) -> tuple[str, str]:
@@ -241,7 +257,7 @@ def title_and_author(header: list[str]) -> tuple[str, str]:
 
     The author is the last line before the translator's line. The title in the original language is left out.
     """
-    lines = [line for raw in header if (line := plain_text(raw)[0].strip())]
+    lines = [line for raw in header[:_MAX_HEADER] if (line := plain_text(raw)[0].strip())]
     if not lines:
         return "", ""
     title, *rest = lines

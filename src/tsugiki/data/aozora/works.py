@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, Role, read_index, read_manifest
 from tsugiki.data.aozora.query import Query, no_author, no_work, normalise_name, select
-from tsugiki.data.aozora.site import Site, SiteUnreachable
+from tsugiki.data.aozora.site import MAX_ZIP, Site, SiteUnreachable
 from tsugiki.data.aozora.text import guess_kana, read_work
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
+from tsugiki.io.formatting import format_size
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class MirrorFolder:
         for name in (f"{INDEX}.csv", f"{INDEX}.zip"):
             for path in (self.root / name, self.root / "index_pages" / name):
                 if path.is_file():
-                    return read_index(path.read_bytes(), str(path))
+                    return read_index(_read_bytes(path), str(path))
         manifest = self.root / "manifest.tsv"
         if manifest.is_file():
             return read_manifest(manifest)
@@ -88,18 +89,34 @@ class MirrorFolder:
         return entry.path
 
     def fetch(self, entry: IndexEntry) -> bytes:
-        """Read an entry's zip.
+        """Read an entry's zip. Files outside the folder, also behind symbolic links, are not read.
 
         Raises:
             FileMissing: the file does not exist.
-            TsugikiError: the file cannot be read.
+            TsugikiError: the file cannot be read, is too large, or is not a file in the folder.
         """
         try:
-            return (self.root / entry.path).read_bytes()
+            path = (self.root / entry.path).resolve(strict=True)
+            if not path.is_relative_to(self.root.resolve()) or not path.is_file():
+                raise TsugikiError(f"{entry.path} is not a file in {self.root}; correct the list of works")
+            with path.open("rb") as file:
+                data = file.read(MAX_ZIP + 1)
         except FileNotFoundError as error:
             raise FileMissing(f"{self.root / entry.path}: no such file; complete the mirror") from error
         except OSError as error:
             raise TsugikiError(f"{entry.path}: {error.strerror or error}; check the permissions") from error
+        except (ValueError, RuntimeError) as error:  # a null character in the name, a circle of symbolic links
+            raise TsugikiError(f"{entry.path!r}: {error_text(error)}; correct the list of works") from error
+        if len(data) > MAX_ZIP:
+            raise TsugikiError(f"{entry.path} has more than {format_size(MAX_ZIP)}; exclude this work")
+        return data
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TsugikiError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def open_source(source: str, cache: Path | None = None) -> WorkSource:
