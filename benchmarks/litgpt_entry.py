@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tsugiki.base.loading import EMBEDDED, local_folder
+from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tsugiki.base.loading import meta_model
+from tsugiki.base.meta import meta_model
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload

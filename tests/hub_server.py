@@ -43,9 +43,11 @@ class Repository:
         return self.commits[-1][1]
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """The commit of a revision: `main`, or a commit's name."""
+        """The commit of a revision: `main`, a commit's name, or a number of commits as a tag (`v1` is the first)."""
         if revision == "main":
             return self.commits[-1]
+        if revision.startswith("v") and revision[1:].isdigit() and int(revision[1:]) <= len(self.commits):
+            return self.commits[int(revision[1:]) - 1]
         return next((commit for commit in self.commits if commit[0] == revision), None)
 
 
@@ -146,9 +148,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._preupload(found[1])
         elif what == "commit":
             self._commit(repo_id, repository)
+        elif what == "tree":
+            self._tree(found[1])
         else:
             siblings = [{"rfilename": name} for name in found[1]]
             self._send(200, {"id": repo_id, "sha": found[0], "private": repository.private, "siblings": siblings})
+
+    def _tree(self, files: dict[str, bytes]) -> None:
+        entries = []
+        for name, content in files.items():
+            oid = _git_oid(name, content)
+            lfs = {"oid": oid, "size": len(content), "pointerSize": 1} if _by_lfs(name, len(content)) else None
+            entries.append({"type": "file", "path": name, "size": len(content), "oid": oid, "lfs": lfs})
+        self._send_bytes(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
 
     def _preupload(self, there: dict[str, bytes]) -> None:
         files = [

@@ -1,6 +1,6 @@
 """Helpers for messages of errors."""
 
-from tsugiki.errors import error_text, summarise_list
+from tsugiki.errors import error_text, is_ordinary, summarise_list
 
 
 def test_long_lists_are_abbreviated():
@@ -14,3 +14,11 @@ def test_a_message_of_many_lines_becomes_one():
     assert error_text(ValueError("a\n  b\tc\n")) == "a b c"
     assert error_text(ValueError("x" * 400)) == "x" * 300
     assert error_text("abc", 2) == "ab"
+
+
+def test_panics_are_errors_and_interruptions_are_not():
+    panic = type("PanicException", (BaseException,), {})
+    assert is_ordinary(panic())
+    assert is_ordinary(MemoryError())
+    assert not is_ordinary(KeyboardInterrupt())
+    assert not is_ordinary(SystemExit())

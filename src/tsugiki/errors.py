@@ -12,6 +12,14 @@ class TsugikiError(Exception):
     """
 
 
+def is_ordinary(error: BaseException) -> bool:
+    """Return whether an exception is an error, as opposed to an interruption or an exit.
+
+    A panic of a library in Rust, such as tokenizers, is an error although its class does not derive from `Exception`.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def summarise_list(items: Sequence[str]) -> str:
     """Return the first few items, separated by commas, and how many more there are."""
     more = f" and {len(items) - _MAX_ITEMS:,} more" if len(items) > _MAX_ITEMS else ""

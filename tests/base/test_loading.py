@@ -9,13 +9,8 @@ import torch
 
 from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base.loading import load_model, load_tokenizer, local_folder, model_folder, placeholder_model
-
-
-@pytest.fixture(autouse=True)
-def _no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+from tsugiki.base.loading import load_model, load_tokenizer, placeholder_model
+from tsugiki.base.resolve import local_folder
 
 
 def test_a_folder_loads_in_float32_and_keeps_its_name(tmp_path: Path):
@@ -30,34 +25,6 @@ def test_a_folder_loads_in_float32_and_keeps_its_name(tmp_path: Path):
     assert local_folder(folder) == Path(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("", "empty"),
-        ("./nowhere", "'./nowhere'.*folder"),
-        ("rinna/japanese-gpt2-medium", "'rinna/japanese-gpt2-medium'.*hub"),
-        ("not a name/at all", "'not a name/at all'.*hub"),
-        ("a/b/c", "'a/b/c'.*hub"),
-    ],
-)
-def test_names_of_no_model(name: str, message: str):
-    for load in (load_model, load_tokenizer, placeholder_model, model_folder):
-        with pytest.raises(TsugikiError, match=message):
-            load(name)
-
-
-def test_folders_that_hold_no_model(tmp_path: Path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(TsugikiError, match="file"):
-        load_model(str(tmp_path / "file"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(TsugikiError, match="config.json"):
-        load_model(str(tmp_path / "empty"))
-    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-    with pytest.raises(TsugikiError, match="--model"):
-        load_model(str(tmp_path / "empty"))
-
-
 def test_broken_models_give_one_sentence(tmp_path: Path):
     folder = Path(save_tiny(tmp_path / "base"))
     config = json.loads((folder / "config.json").read_text())
@@ -68,7 +35,7 @@ def test_broken_models_give_one_sentence(tmp_path: Path):
     with pytest.raises(TsugikiError, match="no safetensors|cannot be loaded"):
         load_model(str(folder))
     (folder / "model.safetensors").write_bytes(b"\x01")
-    with pytest.raises(TsugikiError, match="cannot be loaded"):
+    with pytest.raises(TsugikiError, match=r"model.safetensors is broken: it is incomplete"):
         load_model(str(folder))
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "of the future"}))
     with pytest.raises(TsugikiError, match="cannot be loaded"):
@@ -128,27 +95,3 @@ def test_a_placeholder_model_has_the_shapes_and_takes_no_memory(kind: str, tmp_p
         return {frozenset(name for name, p in named if p is one) for _, one in named}
 
     assert shared(placeholder) == shared(model)
-
-
-def test_a_model_in_the_hubs_cache_is_found_without_the_hub(tmp_path: Path):
-    cached = tmp_path / "hub" / "models--some--one" / "snapshots" / "0123"
-    save_tiny(cached)
-    (tmp_path / "hub" / "models--some--one" / "refs").mkdir()
-    (tmp_path / "hub" / "models--some--one" / "refs" / "main").write_text("0123")
-    assert model_folder("some/one") == cached
-    assert model_folder(str(cached)) == cached
-
-
-def test_neither_pickled_files_nor_code_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from huggingface_hub.utils import filter_repo_objects
-
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr("tsugiki.base.loading._hub_has", lambda name: True)
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda name, **given: seen.update(given, name=name) or str(tmp_path)
-    )
-    assert model_folder("some/one") == tmp_path
-    there = ["model.safetensors", "model-1.safetensors", "tokenizer.json", "LICENSE", "spiece.model"]
-    there += ["pytorch_model.bin", "modeling.py", "consolidated.safetensors", "tf_model.h5", "README.md"]
-    assert list(filter_repo_objects(there, allow_patterns=seen["allow_patterns"])) == there[:5]
-    assert (seen["name"], seen["local_files_only"]) == ("some/one", False)

@@ -72,3 +72,14 @@ def test_help_does_not_import_torch():
     shown = output_without({"torch", "transformers", "numpy", "httpx2"}, "--help")
     for command in ("quickstart", "aozora", "preview", "train", "methods", "eval", "generate", "merge"):
         assert command in shown
+
+
+def test_a_panic_of_a_library_in_rust_is_one_line(run, monkeypatch: pytest.MonkeyPatch):
+    def panic(*_: object, **__: object) -> None:
+        raise type("PanicException", (BaseException,), {})("index out of bounds")
+
+    monkeypatch.setattr("tsugiki.cli.main.app", panic)
+    status, _, err = run("methods")
+    assert status == 1
+    assert err.startswith("tsugiki: unexpected PanicException: index out of bounds")
+    assert err.count("\n") == 1

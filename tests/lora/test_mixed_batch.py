@@ -160,8 +160,7 @@ def _pairs(layer: nn.Module, kinds: str) -> list[LowRank | None]:
         if kind == "p":
             init_pissa_(pair, oriented(layer), "pissa")
         for parameter in pair.parameters():
-            if parameter.requires_grad:
-                parameter.data += 0.2 * torch.randn_like(parameter)
+            parameter.data += 0.2 * torch.randn_like(parameter)
         pairs.append(None if kind == "-" else pair)
     return pairs
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
-from tsugiki.base.loading import gguf_path, local_folder
+from tsugiki.base.resolve import gguf_path, local_folder
 from tsugiki.io.digests import combined_digest, tensor_digest
 from tsugiki.io.file_names import MODEL_FILES
 from tsugiki.io.shards import Shard, read_shard

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tsugiki.base.loading import OTHER_MODEL_FILES
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
@@ -19,6 +18,7 @@ from tsugiki.io.file_names import (
     MODEL_CONFIG_FILE,
     MODEL_FILE,
     MODEL_INDEX_FILE,
+    OTHER_MODEL_FILES,
     RECORD_FILE,
 )
 from tsugiki.io.json import read_json, write_json
@@ -34,27 +34,44 @@ _NOT_COPIED = (
 README describes the original model, and the others belong to adapters and training runs."""
 
 
+def weight_files(folder: Path) -> dict[str, str]:
+    """Return the index of a model's weights: key of a tensor -> name of its file.
+
+    Empty if there is no index, because the model has one file.
+
+    Raises:
+        TsugikiError: there are no safetensors weights, or the index is damaged or names what is not a safetensors file
+            of the folder.
+    """
+    if (folder / MODEL_FILE).is_file():
+        return {}
+    path = folder / MODEL_INDEX_FILE
+    missing = f"{folder} has no safetensors weights: neither {MODEL_FILE} nor {MODEL_INDEX_FILE} exists"
+    if not path.is_file() and any(folder.glob("pytorch_model*.bin")):
+        missing += "; convert its pickled weights, which are not loaded"
+    file_of = read_json(path, missing).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
+        raise TsugikiError(f"{path} has no weight_map from tensors to files")
+    for file in set(file_of.values()):
+        if not file.endswith(".safetensors") or Path(file).name != file or "\\" in file or not file.isprintable():
+            raise TsugikiError(f"{path} names {file!r}, which is not a safetensors file of this folder")
+    return file_of
+
+
 def read_shards(folder: Path) -> list[Shard]:
     """Read the headers of a model's weight files: the one file, or else those that the index names.
 
     Raises:
-        TsugikiError: there are no safetensors weights, a file is missing or incomplete, or the index does not fit the
-            files.
+        TsugikiError: as for `weight_files`; or a file is missing or incomplete, or the index does not fit the files.
     """
-    if (folder / MODEL_FILE).is_file():
+    file_of = weight_files(folder)
+    if not file_of:
         return [read_shard(folder / MODEL_FILE)]
-    path = folder / MODEL_INDEX_FILE
-    missing = f"{folder} has no safetensors weights: neither {MODEL_FILE} nor {MODEL_INDEX_FILE} exists"
-    file_of = read_json(path, missing).get("weight_map")
-    if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
-        raise TsugikiError(f"{path} has no weight_map from tensors to files")
-    outside = [file for file in file_of.values() if Path(file).name != file]
-    if outside:
-        raise TsugikiError(f"{path} names {outside[0]!r}, which is not a file of this folder")
     shards = [read_shard(folder / file) for file in sorted(set(file_of.values()))]
     found_in = {key: shard.path.name for shard in shards for key in shard.entries}
     wrong = [key for key, file in file_of.items() if found_in.get(key) != file]
     if wrong:
+        path = folder / MODEL_INDEX_FILE
         raise TsugikiError(f"{path} says that {wrong[0]} is in {file_of[wrong[0]]}, but it is not")
     return shards
 

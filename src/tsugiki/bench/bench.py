@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tsugiki.base.loading import meta_model
+from tsugiki.base.meta import meta_model
 from tsugiki.bench import memory
 from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import SHAPES, read_model_config

@@ -76,7 +76,8 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
     from datasets import Dataset as ArrowDataset
     from trl import SFTConfig, SFTTrainer
 
-    from tsugiki.base.loading import EMBEDDED, load_tokenizer
+    from tsugiki.base.loading import load_tokenizer
+    from tsugiki.base.resolve import EMBEDDED
 
     model = _without_dropout(workload, torch.bfloat16)
     rows = workload.rows(model.config.vocab_size)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tsugiki.base.loading import meta_model
+from tsugiki.base.meta import meta_model
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.workload import RANK, WARM_UP, StepBarrier, Workload
 from tsugiki.dtypes import processor_has_bf16, torch_dtype

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.base.loading import EMBEDDED, load_model, load_tokenizer, local_folder
+from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ class EntryProcess:
     def __init__(self, name: str, entry: BenchmarkEntry, workload: Workload) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (close)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tsugiki.bench.worker", entry.function, json.dumps(asdict(workload))],
+            # -P: a json.py in the working directory is not imported.
+            [sys.executable, "-P", "-m", "tsugiki.bench.worker", entry.function, json.dumps(asdict(workload))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

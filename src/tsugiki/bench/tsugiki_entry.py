@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tsugiki.base.loading import EMBEDDED, load_tokenizer
+from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.quantization import quantize
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.bench.hugging_face import ENDLESS, StepBarrierCallback
 from tsugiki.bench.models import build
 from tsugiki.bench.workload import StepBarrier, Workload

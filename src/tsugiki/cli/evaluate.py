@@ -29,6 +29,9 @@ def evaluate_command(
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings, with all your rights.")
+    ] = False,
 ) -> None:
     """Show loss, perplexity and bits per character of models and adapters on the same text."""
     import json
@@ -38,7 +41,15 @@ def evaluate_command(
     from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
 
     chosen = evaluation_targets(model or [], adapter or [])
-    results = evaluate_targets(chosen, data, assistant_turns, characters, allow_base_mismatch, ProgressDisplay())
+    results = evaluate_targets(
+        chosen,
+        data,
+        assistant_turns,
+        characters,
+        ProgressDisplay(),
+        allow_base_mismatch=allow_base_mismatch,
+        trust_remote_code=trust_remote_code,
+    )
     if as_json:
         for target, result in zip(chosen, results, strict=True):
             names = {"model": target.model, "adapter": target.adapter_name or None}

@@ -111,7 +111,7 @@ def _export_model(
 ) -> None:
     from tsugiki.adapters.format import read_base
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.base.loading import gguf_path
+    from tsugiki.base.resolve import gguf_path
     from tsugiki.export.model import export_model, merged_model, stored_model
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay

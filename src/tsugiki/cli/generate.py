@@ -20,6 +20,9 @@ def generate_command(
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings, with all your rights.")
+    ] = False,
 ) -> None:
     """Continue a prompt with a model; the text appears while it is generated."""
     from tsugiki.adapters.format import load_adapter
@@ -27,7 +30,8 @@ def generate_command(
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.train.evaluation.sample import Sampling, generate_text
 
-    base, tokenizer = load_model(model).to(default_device()), load_tokenizer(model)
+    base = load_model(model, trust_remote_code=trust_remote_code).to(default_device())
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     if adapter is not None:
         load_adapter(base, adapter_folder(adapter), allow_base_mismatch=allow_base_mismatch)
     started = False

@@ -25,7 +25,7 @@ from tsugiki.cli.quickstart import quickstart_command
 from tsugiki.cli.report import report_command
 from tsugiki.cli.sweep import sweep_command
 from tsugiki.cli.train import train_command
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, is_ordinary
 
 _INTERRUPTED = 130  # exit status that typer returns after Ctrl-C
 
@@ -67,7 +67,9 @@ def main() -> None:
         _stop(str(error), 2, debug)
     except TyperException as error:
         _stop(f"{error.format_message()} (tsugiki --help lists commands and options)", 2, debug)
-    except Exception as error:
+    except BaseException as error:
+        if not is_ordinary(error):
+            raise
         _stop(f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)", 1, debug)
     if status == _INTERRUPTED:
         _stop(

@@ -49,7 +49,7 @@ def push_command(
     A model card on the hub that was written or edited by hand is kept.
     """
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.base.loading import EMBEDDED
+    from tsugiki.base.resolve import EMBEDDED
     from tsugiki.hub.card import is_own_card
     from tsugiki.hub.client import check_repo_id, push, refuse_unknown_base
     from tsugiki.hub.publication import publication, published_base

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tsugiki.adapters.format import load_adapter
-from tsugiki.base.loading import load_config, load_model, load_tokenizer, model_folder
+from tsugiki.base.loading import load_config, load_model, load_tokenizer
 from tsugiki.base.model_folder import LazyTensors
+from tsugiki.base.resolve import model_folder
 from tsugiki.dtypes import GgufDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.export.architectures import gguf_architecture_of

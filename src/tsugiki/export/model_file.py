@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from tsugiki.base.gguf.names import llama_cpp_names
-from tsugiki.base.loading import meta_model
+from tsugiki.base.meta import meta_model
 from tsugiki.base.model_folder import map_keys
 from tsugiki.data.encoding import document_start
 from tsugiki.dtypes import GgufDtype

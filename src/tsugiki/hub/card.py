@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tsugiki.adapters.metadata import BaseReference, Provenance
-from tsugiki.base.loading import EMBEDDED
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.export.compatibility import (
     can_merge,
     is_plain_lora,

@@ -21,7 +21,7 @@ from typing import Any
 from tsugiki.adapters.format import read_base, read_config_fields, read_weights
 from tsugiki.adapters.metadata import Metadata, read_metadata
 from tsugiki.adapters.verify import check_adapter
-from tsugiki.base.loading import EMBEDDED
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
 from tsugiki.hub.card import CardData, model_card
 from tsugiki.hub.client import CARD_FILE, is_repo_id

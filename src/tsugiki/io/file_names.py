@@ -8,6 +8,12 @@ MODEL_INDEX_FILE = "model.safetensors.index.json"
 MODEL_FILES = "model*.safetensors"
 """A pattern that matches all weight files of a model."""
 
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+OTHER_MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
+"""Patterns of a model's files other than its weights: config, tokenizer, chat templates, licence. Pickled files and
+code do not match."""
+CHAT_TEMPLATES_FOLDER = "additional_chat_templates"
+
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 """An adapter's weights."""

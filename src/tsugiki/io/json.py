@@ -23,7 +23,7 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TsugikiError(missing or f"{path} is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TsugikiError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise TsugikiError(f"{path} does not hold a JSON object")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tsugiki.base.loading import EMBEDDED, load_meta_model, load_model
+from tsugiki.base.loading import load_meta_model, load_model
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import Method

@@ -252,6 +252,8 @@ def _parameters(record: RunRecord) -> Markup:
     if record.base:
         lines.append(("base", record.base.name or "not named"))
         lines.append(("weights of the base", ", ".join(filter(None, (record.base.dtype, record.base.fingerprint)))))
+        if record.base.code:
+            lines.append(("code of the base, which was run", record.base.code))
     lines.append(("method", record.config.method))
     if record.parameters:
         counts = record.parameters

@@ -151,6 +151,8 @@ class RunConfig(TrainingSettings):
 
     model: str = Field(min_length=1)
     """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that the base model brings, with all your rights. By default such a model is refused."""
     method: Annotated[str, AfterValidator(validate_method)] = "lora"
     """Fine-tuning method (`tsugiki methods` lists them)."""
     base_dtype: BaseDtype | None = None
@@ -213,7 +215,8 @@ class RunConfig(TrainingSettings):
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect."""
-        return self.model_dump(mode="json", exclude={*self._inapplicable_fields(), *self.overridden()})
+        off = () if self.trust_remote_code else ("trust_remote_code",)
+        return self.model_dump(mode="json", exclude={*self._inapplicable_fields(), *self.overridden(), *off})
 
     def _method(self) -> "Method":
         from tsugiki.methods.table import METHODS

@@ -81,6 +81,8 @@ class RecordedBase(BaseModel):
     fingerprint: str | None
     """Digest of the weights; None if the base was not loaded from files."""
     dtype: str
+    code: str | None = None
+    """Digest of the Python code that the base brought and that was run; None if it brought none."""
 
 
 class RecordCounts(BaseModel):

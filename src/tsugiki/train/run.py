@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments
 
+from tsugiki.base.checks import code_digest
 from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base.resolve import settings_folder
 from tsugiki.data.blocks import Blocks
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
@@ -93,9 +95,9 @@ def load(
     Raises:
         TsugikiError: data or a model that cannot be read, or rows that are too long for the model.
     """
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     split = read_data(config, tokenizer, progress)
-    model = load_model(config.model, load_dtype(config))
+    model = load_model(config.model, load_dtype(config), trust_remote_code=config.trust_remote_code)
     return model, tokenizer, pack_data(config, split, model, tokenizer)
 
 
@@ -283,7 +285,10 @@ def _describe(
     """
     record.machine = describe_machine()
     base_before, data_before = record.base, record.data
-    record.base = RecordedBase(name=config.model, fingerprint=base_fingerprint(model), dtype=str(model.dtype))
+    code = code_digest(settings_folder(config.model, trust_remote_code=True)) if config.trust_remote_code else None
+    record.base = RecordedBase(
+        name=config.model, fingerprint=base_fingerprint(model), dtype=str(model.dtype), code=code
+    )
     record.data = data.summary
     if base_before is not None and (base_before, data_before) != (record.base, record.data):
         raise TsugikiError(

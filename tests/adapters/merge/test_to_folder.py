@@ -236,14 +236,14 @@ def test_what_belongs_to_the_model_comes_along(tmp_path: Path):
     }
     left = {
         **{"pytorch_model.bin": "x", "model.py": "x", "README.md": "x", ".hidden.json": "{}", "run.json": "{}"},
-        **{"adapter_config.json": "{}", "tsugiki.json": "{}", "pytorch_model.bin.index.json": "{}", "x.pt": "x"},
+        **{"tsugiki.json": "{}", "pytorch_model.bin.index.json": "{}", "x.pt": "x"},
     }
     (tmp_path / "base" / "additional_chat_templates").mkdir()
     for name, text in (kept | left).items():
         (tmp_path / "base" / name).write_text(text)
-    (tmp_path / "elsewhere").write_text('{"a": 1}')  # as the hub's cache has it
+    (tmp_path / "base" / "blob").write_text('{"a": 1}')  # the hub's cache has links as well
     (tmp_path / "base" / "special_tokens_map.json").unlink(missing_ok=True)
-    (tmp_path / "base" / "special_tokens_map.json").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "base" / "special_tokens_map.json").symlink_to("blob")
     merged_into(tmp_path / "merged", base, tmp_path / "adapter")
     for name in kept:
         assert (tmp_path / "merged" / name).read_text() == kept[name]

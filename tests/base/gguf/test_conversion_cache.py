@@ -18,7 +18,8 @@ from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
 from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.gguf import conversion, conversion_cache
 from tsugiki.base.gguf.conversion_cache import converted_folder, gguf_fingerprint
-from tsugiki.base.loading import load_model, local_folder
+from tsugiki.base.loading import load_model
+from tsugiki.base.resolve import local_folder
 
 
 def base(seed: int = 0) -> Any:

@@ -22,8 +22,9 @@ from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.fingerprint import named_fingerprint
 from tsugiki.base.inference import seeded
-from tsugiki.base.loading import load_meta_model, model_folder
+from tsugiki.base.loading import load_meta_model
 from tsugiki.base.model_folder import LazyTensors, map_keys
+from tsugiki.base.resolve import model_folder
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_conv1d

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import read_weights
 from tsugiki.adapters.merge.quantized import QuantizedWeight, quantized_weight, unsupported_format
-from tsugiki.base.loading import load_model, model_folder, placeholder_model
+from tsugiki.base.loading import load_model, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
 from tsugiki.base.progress_bars import hidden_progress_bars
+from tsugiki.base.resolve import model_folder
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard

@@ -60,8 +60,10 @@ def evaluate_targets(
     data: str,
     turns: AssistantTurns,
     limit: int | None,
-    allow_base_mismatch: bool,
     progress: ProgressDisplay,
+    *,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
 ) -> Iterator[Evaluation]:
     """Evaluate each target in order. A model that occurs twice in a row is loaded once.
 
@@ -70,8 +72,9 @@ def evaluate_targets(
         data: the text; same formats as the data of a run.
         turns: which answers of a conversation are scored.
         limit: approximate number of characters to evaluate; None: all.
-        allow_base_mismatch: load adapters that were trained on another base.
         progress: where to show the progress.
+        allow_base_mismatch: load adapters that were trained on another base.
+        trust_remote_code: run Python code that a model brings.
 
     Yields:
         The evaluation of each target.
@@ -85,7 +88,8 @@ def evaluate_targets(
     tokenizer: Any = None
     for target in chosen:
         if target.model != loaded:
-            model, tokenizer = load_model(target.model).to(default_device()), load_tokenizer(target.model)
+            model = load_model(target.model, trust_remote_code=trust_remote_code).to(default_device())
+            tokenizer = load_tokenizer(target.model, trust_remote_code=trust_remote_code)
             loaded = target.model
         if target.adapter:
             load_adapter(model, target.adapter, allow_base_mismatch=allow_base_mismatch)

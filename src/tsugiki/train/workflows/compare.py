@@ -130,7 +130,8 @@ def _run_method(name: str, run: RunConfig, earlier: RunRecord | None) -> RunReco
     settings = out.with_name(f"{out.name}.yaml")
     write_text(settings, yaml.safe_dump(_explicit_settings(run), allow_unicode=True, sort_keys=False))
     print(f"{name}: {'resuming' if earlier else 'starting'}", file=sys.stderr)
-    command = [sys.executable, "-m", "tsugiki", "train", str(settings), *(["--resume"] if earlier else [])]
+    # -P: a yaml.py in the working directory is not imported.
+    command = [sys.executable, "-P", "-m", "tsugiki", "train", str(settings), *(["--resume"] if earlier else [])]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise TsugikiError(f"{name} did not finish (see its message above); run the command again to continue")

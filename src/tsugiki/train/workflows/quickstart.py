@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-from tsugiki.base.loading import EMBEDDED
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import RunConfig
 from tsugiki.train.record import RunRecord

@@ -1,0 +1,202 @@
+"""Checks of a model's folder before transformers reads it: nothing foreign runs, and nothing outside is read.
+
+transformers would ask on standard input whether code in the folder may run, load pickled files that an index names,
+follow links out of the folder, and allocate what the config says before it compares it with the weights.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsugiki.base.meta import meta_model
+from tsugiki.base.model_folder import map_keys, read_shards
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.digests import combined_digest, file_sha256
+from tsugiki.io.file_names import (
+    ADAPTER_CONFIG_FILE,
+    CHAT_TEMPLATES_FOLDER,
+    MODEL_CONFIG_FILE,
+    OTHER_MODEL_FILES,
+    TOKENIZER_CONFIG_FILE,
+)
+from tsugiki.io.json import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_WEIGHTS = "*.safetensors"
+_SPARE_TENSORS = 1_000
+_SPARE_ELEMENTS = 1 << 26
+"""How many elements of a model may be missing from its files, such as tables that are computed: 256 MiB in float32."""
+_MOST_LAYERS = 2_000
+_COUNT = re.compile(r"(^|_)(n|num)_\w*layers?$|(^|_)n_?layers?$|^num_labels$")
+"""Settings for which transformers makes a list before it looks at the weights."""
+_OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|embed_positions)$|inv_freq$")
+"""Names of tensors that old releases of transformers stored, although the model computes them."""
+
+
+def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Check the files of a model's folder before they are read.
+
+    Args:
+        name: the model's name, for the errors.
+        folder: its folder.
+        trust_remote_code: accept a model that brings Python code of its own.
+
+    Raises:
+        TsugikiError: a file is a device, or a link that leads out of the folder; the model brings code; or the folder
+            holds an adapter as well, which transformers would load without saying so.
+    """
+    for path in _files_to_read(folder):
+        _check_file(path, folder)
+    if (folder / ADAPTER_CONFIG_FILE).exists():
+        raise TsugikiError(
+            f"{name} holds a model and an adapter ({ADAPTER_CONFIG_FILE}); move the adapter's files to another folder"
+        )
+    config = read_json(folder / MODEL_CONFIG_FILE, missing=f"{name} is not a model: it has no {MODEL_CONFIG_FILE}")
+    if config.get("transformers_weights") is not None:
+        raise TsugikiError(
+            f"{name} names its own file of weights (transformers_weights in {MODEL_CONFIG_FILE}), which is not "
+            "supported; rename the file to model.safetensors and remove the setting"
+        )
+    if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
+        raise TsugikiError(f"{name} asks for attention code from the hub, which Tsugiki never runs; use another model")
+    _check_counts(config, folder / MODEL_CONFIG_FILE)
+    classes = _classes_of_its_own(folder)
+    if classes and not trust_remote_code:
+        raise TsugikiError(
+            f"{name} brings Python code of its own ({classes[0]}), which is not run; if you trust its authors, "
+            "tsugiki train, eval and generate run it with --trust-remote-code"
+        )
+    elsewhere = [one for one in classes if "--" in one]
+    if elsewhere:
+        raise TsugikiError(f"{name} names code of another repository ({elsewhere[0]}), which Tsugiki never runs")
+    if classes:
+        warnings.warn(f"the code that {name} brings is run: {code_digest(folder)}", stacklevel=2)
+
+
+def code_digest(folder: Path) -> str | None:
+    """Return the digest of the Python files of a model that brings code, over their paths and contents; else None."""
+    if not _classes_of_its_own(folder):
+        return None
+    return combined_digest({str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*.py")})
+
+
+def check_weights(name: str, folder: Path, config: "PretrainedConfig") -> None:
+    """Compare the weights in a folder with what its config describes, before memory is allocated for them.
+
+    Only the headers of the files are read. Quantised models are not compared, since their files hold other tensors.
+
+    Args:
+        name: the model's name, for the errors.
+        folder: its folder.
+        config: its config.
+
+    Raises:
+        TsugikiError: a file is missing or broken, a tensor has another shape than by the config, or the config
+            describes a much larger model than the files hold.
+    """
+    entries = {key: entry for shard in read_shards(folder) for key, entry in shard.entries.items()}
+    if getattr(config, "quantization_config", None) is not None:
+        return
+    try:
+        model = meta_model(config, most_tensors=2 * len(entries) + _SPARE_TENSORS)
+    except TsugikiError as error:
+        raise TsugikiError(f"{name} cannot be loaded: {error}") from error
+    expected = dict(model.state_dict())
+    mapping = map_keys(model, entries)
+    for tensor, key in mapping.key_of.items():
+        if tuple(expected[tensor].shape) != entries[key].shape:
+            raise TsugikiError(
+                f"{name} cannot be loaded: {key} is {list(entries[key].shape)} in its files, and "
+                f"{list(expected[tensor].shape)} by {MODEL_CONFIG_FILE}"
+            )
+    stored = sum(math.prod(entry.shape) for entry in entries.values())
+    other = sum(tensor.numel() for tensor in _tensors_without_key(model, mapping.key_of))
+    if other > stored + _SPARE_ELEMENTS:
+        raise TsugikiError(
+            f"{name} is not a complete model: by {MODEL_CONFIG_FILE} it has {other:,} values that are not in its files"
+        )
+
+
+def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str]) -> None:
+    """Check that transformers ignored no tensor that the model's own modules, or more layers of it, would use.
+
+    Other tensors may be ignored, such as a vision tower or a head for another task.
+
+    Args:
+        name: the model's name, for the error.
+        model: the loaded model.
+        unused: the names of the tensors that transformers ignored.
+
+    Raises:
+        TsugikiError: the config does not fit the weights: it has fewer layers, or leaves out biases.
+    """
+    paths = {path for path, _ in model.named_modules() if path}
+    surplus = [key for key in sorted(unused) if _is_of_a_layer(key, paths) and not _OLD_BUFFERS.search(key)]
+    if surplus:
+        raise TsugikiError(
+            f"{name} cannot be loaded: its files hold {summarise_list(surplus)}, which the model does not have by its "
+            f"{MODEL_CONFIG_FILE}; does the config belong to another model?"
+        )
+
+
+def _classes_of_its_own(folder: Path) -> list[str]:
+    """Return the Python classes of a model's own that its config or its tokenizer names (auto_map), as texts."""
+    found = []
+    for path in (folder / MODEL_CONFIG_FILE, folder / TOKENIZER_CONFIG_FILE):
+        named = read_json(path).get("auto_map") if path.is_file() else None
+        found += [str(one) for one in (named.values() if isinstance(named, dict) else [named]) if one]
+    return found
+
+
+def _files_to_read(folder: Path) -> Iterator[Path]:
+    for path in [*folder.iterdir(), *(folder / CHAT_TEMPLATES_FOLDER).glob("*.jinja")]:
+        if any(fnmatchcase(path.name, pattern) for pattern in (_WEIGHTS, *OTHER_MODEL_FILES)):
+            yield path
+
+
+def _check_file(path: Path, folder: Path) -> None:
+    """Raise a TsugikiError for what is neither a regular file nor a folder, or leads out of the model's folder."""
+    root = folder.resolve()
+    # In the cache of huggingface_hub, files are links to snapshots/../../blobs.
+    inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise TsugikiError(f"{path} is a link to nothing") from error
+    if not any(target.is_relative_to(one) for one in inside):
+        raise TsugikiError(f"{path} is a link out of its folder, to {target}; copy the file, or pass that folder")
+    if not target.is_file() and not target.is_dir():
+        raise TsugikiError(f"{path} is not a regular file")
+
+
+def _check_counts(config: Mapping[str, Any], path: Path) -> None:
+    """Raise a TsugikiError if a number of layers or labels is so large that lists of it would fill the memory."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_counts(value, path)
+        elif _COUNT.search(key) and isinstance(value, int | float) and not value <= _MOST_LAYERS:
+            raise TsugikiError(f"{path}: {key} is {value}; models have at most {_MOST_LAYERS:,}")
+
+
+def _tensors_without_key(model: "PreTrainedModel", key_of: Mapping[str, str]) -> list["torch.Tensor"]:
+    """Return the tensors of a model that are neither in its files nor tied to one that is."""
+    named = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    read = {id(named[name]) for name in key_of if name in named}
+    return list({id(tensor): tensor for tensor in named.values() if id(tensor) not in read}.values())
+
+
+def _is_of_a_layer(key: str, modules: Collection[str]) -> bool:
+    """Return whether a tensor's name is that of a module of the model, or of one more layer like those it has."""
+    parts = key.split(".")
+    parents = [".".join(parts[:length]) for length in range(1, len(parts))]
+    return parents[-1:] != [] and (
+        parents[-1] in modules
+        or any(part.isdigit() and f"{parent}.0" in modules for parent, part in zip(parents, parts[1:], strict=True))
+    )

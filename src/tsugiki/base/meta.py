@@ -1,0 +1,75 @@
+"""Build models that have shapes and no values."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from tsugiki.errors import TsugikiError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+MOST_TENSORS = 20_000
+"""Building a model of so many parameters takes some seconds; the largest published models have fewer."""
+
+
+def meta_model(
+    config: "PretrainedConfig", attn_implementation: str | None = None, *, most_tensors: int = MOST_TENSORS
+) -> "PreTrainedModel":
+    """Build the model that a config describes on torch's meta device: it has shapes and no values.
+
+    Args:
+        config: of a causal language model.
+        attn_implementation: transformers' name of an attention function; its own choice if None.
+        most_tensors: how many parameters the model may have at most, counted as tensors.
+
+    Raises:
+        TsugikiError: the model would have more.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with torch.device("meta"), _limited(most_tensors):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    return model.eval()
+
+
+def fill_with_zeros(model: nn.Module) -> None:
+    """Replace every tensor of a model on the meta device by one zero, expanded to its shape, which takes no memory.
+
+    Tensors that are tied in the model stay tied.
+    """
+    placeholders: dict[torch.Tensor, torch.Tensor] = {}
+    for module in model.modules():
+        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in own:
+            for key, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if tensor not in placeholders:
+                    zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    placeholders[tensor] = nn.Parameter(zeros, requires_grad=False) if is_parameter else zeros
+                tensors[key] = placeholders[tensor]
+
+
+@contextmanager
+def _limited(most: int) -> Iterator[None]:
+    """Raise an error when more than `most` parameters are created within the block."""
+    created = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal created
+        created += 1
+        if created > most:
+            raise TsugikiError(f"by its config it has more than {most:,} parameter tensors; is the config damaged?")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,209 @@
+"""Find the folder with a model's files by the model's name: embedded, a folder, a GGUF file, or a hub id.
+
+A GGUF file is converted to a folder in the cache (see `base.gguf`). The files of a model on the Hugging Face hub are
+downloaded into huggingface_hub's cache; `USER/NAME@REVISION` names a branch, a tag or a commit. Weights are taken from
+safetensors files only. Every folder is checked before it is returned (see `base.checks`).
+"""
+
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+
+from tsugiki.base.checks import check_folder
+from tsugiki.base.gguf.conversion_cache import converted_folder
+from tsugiki.base.gguf.file import is_gguf
+from tsugiki.base.model_folder import weight_files
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.file_names import (
+    ADAPTER_CONFIG_FILE,
+    CHAT_TEMPLATES_FOLDER,
+    MODEL_CONFIG_FILE,
+    MODEL_FILE,
+    OTHER_MODEL_FILES,
+)
+
+EMBEDDED = "embedded"
+"""The name of the small Japanese GPT-2 that is part of the package."""
+
+
+def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
+    """Return a folder on this machine with a model's config and tokenizer. It may lack the weights.
+
+    Args:
+        name: the model's name.
+        trust_remote_code: accept a model that brings Python code of its own.
+
+    Raises:
+        TsugikiError: there is no such model, the hub cannot be reached, a GGUF file cannot be converted, or the folder
+            holds something that must not be read (see `check_folder`).
+    """
+    return _folder(name, trust_remote_code)[0]
+
+
+def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
+    """Return a folder on this machine with all files of a model, which are downloaded if they are on the hub.
+
+    Raises:
+        TsugikiError: as for `settings_folder`; or there are no safetensors weights, or their index is damaged.
+    """
+    folder, on_hub = _folder(name, trust_remote_code)
+    if MODEL_FILE in on_hub:
+        _download(name, {MODEL_FILE}, revision=folder.name)
+    elif on_hub:
+        _download(name, set(weight_files(folder).values()), revision=folder.name)
+    if on_hub:
+        check_folder(name, folder, trust_remote_code=trust_remote_code)
+    return folder
+
+
+def local_folder(name: str) -> Path | None:
+    """Return the folder on this machine that holds a model's files, or None if there is none. Nothing is downloaded.
+
+    Raises:
+        TsugikiError: a GGUF file that cannot be converted.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if name == EMBEDDED:
+        return Path(str(files("tsugiki") / "assets" / "base"))
+    gguf = gguf_path(name)
+    if gguf is not None:
+        return converted_folder(gguf)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    repo_id, revision = split_revision(name)
+    try:
+        cached = try_to_load_from_cache(repo_id, MODEL_CONFIG_FILE, revision=revision)
+    except ValueError:  # the name is not a valid hub id
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def gguf_path(name: str) -> Path | None:
+    """Return the path of the GGUF file with this name, or None if there is no such file.
+
+    A file counts as GGUF if its name ends in `.gguf` or its content begins as GGUF does.
+    """
+    path = Path(name).expanduser()
+    return path if path.is_file() and (path.suffix.lower() == ".gguf" or is_gguf(path)) else None
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split `USER/NAME@REVISION` into the hub id and the revision; None without one."""
+    repo_id, _, revision = name.partition("@")
+    return repo_id, revision or None
+
+
+def _folder(name: str, trust_remote_code: bool) -> tuple[Path, Collection[str]]:
+    """Return the checked folder of a model, and the names of its files on the hub; none for a local model."""
+    if not name.strip():
+        raise TsugikiError(f"the model's name is empty; give {EMBEDDED!r}, a folder, a GGUF file or a hub id")
+    on_hub: Collection[str] = ()
+    if _is_local(name):
+        folder = local_folder(name)
+    else:
+        on_hub = _hub_files(name)
+        patterns = (*OTHER_MODEL_FILES, *(("*.py",) if trust_remote_code else ()))
+        wanted = {file for file in on_hub if _is_wanted(file, patterns)}
+        folder = _download(name, wanted) if on_hub else local_folder(name)
+    assert folder is not None
+    check_folder(name, folder, trust_remote_code=trust_remote_code)
+    return folder, on_hub
+
+
+def _is_local(name: str) -> bool:
+    """Return whether the name is that of a model on this machine, as opposed to a hub id.
+
+    Raises:
+        TsugikiError: the name is that of a file or folder that is not a model, or does not exist.
+    """
+    if name == EMBEDDED:
+        return True
+    path = Path(name).expanduser()
+    try:
+        if path.is_dir():
+            if not (path / MODEL_CONFIG_FILE).is_file():
+                is_adapter = (path / ADAPTER_CONFIG_FILE).is_file()
+                hint = "it is an adapter; pass its base as --model and this folder as --adapter"
+                raise TsugikiError(f"{name} is not a model: {hint if is_adapter else f'it has no {MODEL_CONFIG_FILE}'}")
+            return True
+        if gguf_path(name) is not None:
+            return True
+        exists = path.exists()
+    except (OSError, ValueError) as error:
+        raise TsugikiError(f"no model at {name!r}: {error_text(error)}") from error
+    if exists:
+        raise TsugikiError(f"{name} is a file; a model is a folder with {MODEL_CONFIG_FILE}, a GGUF file, or a hub id")
+    if path.suffix.lower() == ".gguf":
+        raise TsugikiError(f"no model at {name!r}: there is no such file")
+    if name.startswith(("/", ".", "~")):
+        raise TsugikiError(f"no model at {name!r}: there is no such folder")
+    return False
+
+
+def _is_wanted(file: str, patterns: Collection[str]) -> bool:
+    """Return whether a file of a repository belongs to the model in its root, rather than to another in a subfolder."""
+    folder, _, own = file.rpartition("/")
+    return folder in ("", CHAT_TEMPLATES_FOLDER) and any(fnmatchcase(own, pattern) for pattern in patterns)
+
+
+def _download(name: str, wanted: Collection[str], revision: str | None = None) -> Path:
+    """Download files of a model on the hub, and return the folder of huggingface_hub's cache that they are in.
+
+    Args:
+        name: the model's name.
+        wanted: paths in the repository.
+        revision: instead of the one that the name has.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo_id, named = split_revision(name)
+    try:
+        return Path(snapshot_download(repo_id, revision=revision or named, allow_patterns=sorted(wanted)))
+    except Exception as error:  # of the network, the hub or the disk
+        raise TsugikiError(f"{name} cannot be downloaded: {error_text(error)}") from error
+
+
+def _hub_files(name: str) -> frozenset[str]:
+    """Return the paths of a model's files on the hub; none if it cannot be reached but the model is cached.
+
+    One request decides, so that the user need not wait for every retry of every file.
+
+    Raises:
+        TsugikiError: the hub has no such model, or it cannot be reached and the model is not cached.
+    """
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repo_id, revision = split_revision(name)
+    try:
+        found = HfApi().model_info(repo_id, revision=revision, timeout=10)
+    except GatedRepoError as error:
+        raise TsugikiError(
+            f"{name} requires consent: accept its terms on the hub and log in (hf auth login)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise TsugikiError(f"{repo_id} has no revision {revision!r} on the hub") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise TsugikiError(
+            f"no model called {name!r}: it is not {EMBEDDED!r}, not a folder or a GGUF file, and not on the hub"
+        ) from error
+    except (httpx2.HTTPError, OSError) as error:
+        if local_folder(name):
+            return frozenset()
+        raise TsugikiError(
+            f"there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and the "
+            "network"
+        ) from error
+    names = frozenset(file.rfilename for file in found.siblings or ())
+    if MODEL_CONFIG_FILE not in names:
+        raise TsugikiError(f"{name} is not a model: the repository has no {MODEL_CONFIG_FILE}")
+    return names

@@ -1,0 +1,240 @@
+"""Folders that must not be read: foreign code, pickles, links, devices, and configs that do not fit the weights."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import logits, save_tiny, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.base.checks import code_digest
+from tsugiki.base.loading import load_config, load_meta_model, load_model, load_tokenizer
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return Path(save_tiny(tmp_path / "base"))
+
+
+def change(folder: Path, file: str = "config.json", **fields: Any) -> str:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return str(folder)
+
+
+CODE = """
+import pathlib
+pathlib.Path(__file__).parent.joinpath("ran").touch()
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+class Config(GPT2Config):
+    model_type = "own"
+class Model(GPT2LMHeadModel):
+    config_class = Config
+class Tokenizer(PreTrainedTokenizerFast): ...
+"""
+MODEL_CLASSES = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+
+
+@pytest.mark.parametrize("kind", ["own", "gpt2"])
+def test_a_model_that_brings_code_is_refused_before_anything_is_asked(
+    kind: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    change(base, model_type=kind, auto_map=MODEL_CLASSES)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 10))
+    for load in (load_model, load_tokenizer, load_config, load_meta_model):
+        with pytest.raises(TsugikiError, match=r"code of its own \(own.Config\).*--trust-remote-code"):
+            load(str(base))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_that_brings_code_is_refused(base: Path, tmp_path: Path):
+    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for classes in ({"AutoTokenizer": ["own.Tokenizer", None]}, ["own.Tokenizer", None]):
+        change(base, "tokenizer_config.json", auto_map=classes)
+        with pytest.raises(TsugikiError, match=r"own.Tokenizer.*--trust-remote-code"):
+            load_tokenizer(str(base))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_trusted_code_runs_and_its_digest_is_shown(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert code_digest(base) is None
+    (base / "own.py").write_text(CODE)
+    change(base, model_type="own", auto_map=MODEL_CLASSES)
+    change(base, "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "own.Tokenizer"]})
+    digest = code_digest(base)
+    assert digest is not None
+    with pytest.warns(UserWarning, match=digest):
+        model = load_model(str(base), trust_remote_code=True)
+    with pytest.warns(UserWarning, match=digest):
+        tokenizer = load_tokenizer(str(base), trust_remote_code=True)
+    assert type(model).__name__ == "Model"
+    assert type(tokenizer).__name__ == "Tokenizer"
+    assert torch.equal(logits(model), logits(tiny_model(vocab_size=257)))
+    (base / "own.py").write_text(CODE + "\n")
+    assert code_digest(base) != digest
+
+
+def test_code_of_another_repository_is_never_run(base: Path):
+    change(base, auto_map={"AutoModelForCausalLM": "some/one--own.Model"})
+    with pytest.raises(TsugikiError, match="some/one--own.Model"):
+        load_model(str(base), trust_remote_code=True)
+
+
+def test_attention_code_from_the_hub_is_never_run(base: Path):
+    for name in ("attn_implementation", "_attn_implementation"):
+        change(base, **{"attn_implementation": None, "_attn_implementation": None, name: "some/kernel"})
+        with pytest.raises(TsugikiError, match="hub.*never"):
+            load_model(str(base))
+
+
+@pytest.mark.parametrize(
+    "file", ["weights.bin", "../outside.safetensors", "/dev/zero", "a\\b.safetensors", "", "a\0.safetensors"]
+)
+def test_an_index_names_safetensors_files_of_its_folder_only(file: str, base: Path, monkeypatch: pytest.MonkeyPatch):
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").rename(base.parent / "outside.safetensors")
+    torch.save(tensors, base / "weights.bin")
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, file)}))
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(TsugikiError, match=r"model.safetensors.index.json names .* not a safetensors file"):
+        load_model(str(base))
+
+
+@pytest.mark.parametrize("file", ["weights.bin", "adapter_model.bin", "../outside.safetensors", "other.safetensors"])
+def test_a_config_cannot_name_the_weights(file: str, base: Path):
+    change(base, transformers_weights=file)
+    with pytest.raises(TsugikiError, match="transformers_weights"):
+        load_model(str(base))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json", "model.safetensors", "generation_config.json"])
+def test_links_stay_in_the_folder(file: str, base: Path, tmp_path: Path):
+    outside = (base / file).rename(tmp_path / f"outside-{file}")
+    (base / file).symlink_to(outside)
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(TsugikiError, match=rf"{file} is a link out of its folder, to .*outside-{file}"):
+            load(str(base))
+    (base / file).unlink()
+    (base / file).symlink_to(outside.rename(base / f"inside-{file}").name)
+    load_model(str(base))
+    (tmp_path / "link").symlink_to(base, target_is_directory=True)
+    load_model(str(tmp_path / "link"))
+
+
+def test_the_hubs_cache_may_link_to_its_blobs(base: Path, tmp_path: Path):
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in base.iterdir():
+        path.rename(blobs / path.name)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    load_model(str(snapshot))
+
+
+def test_what_is_not_a_regular_file_is_not_opened(base: Path):
+    (base / "tokenizer.json").unlink()
+    os.mkfifo(base / "tokenizer.json")
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(TsugikiError, match=r"tokenizer.json is not a regular file"):
+            load(str(base))
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer.json").symlink_to("nowhere")
+    with pytest.raises(TsugikiError, match=r"tokenizer.json is a link to nothing"):
+        load_tokenizer(str(base))
+
+
+def test_an_adapter_beside_a_model_is_not_loaded_into_it(base: Path):
+    (base / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "a/b"}))
+    with pytest.raises(TsugikiError, match=r"adapter_config.json"):
+        load_model(str(base))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("gpt2", {"n_layer": 1}, r"its files hold transformer.h.1.attn.c_attn.weight.* and 6 more"),
+        ("gpt2", {"n_layer": 3}, r"missing|not in its files"),
+        ("llama", {"num_hidden_layers": 1}, r"its files hold model.layers.1"),
+        ("llama", {"num_hidden_layers": 10**6}, r"config.json: num_hidden_layers is 1000000"),
+        ("llama", {"num_hidden_layers": 1_900}, r"more than 1,042 parameter tensors"),
+        ("llama", {"vocab_size": 10**9}, r"lm_head.weight is \[257, 32\] in its files, and \[1000000000, 32\]"),
+        ("llama", {"intermediate_size": 10**7}, r"\[32, 10000000\] by config.json"),
+        ("qwen2", {"model_type": "llama"}, r"its files hold model.layers.0.self_attn.k_proj.bias"),
+        ("qwen3", {"model_type": "llama"}, r"its files hold model.layers.0.self_attn.k_norm.weight"),
+        ("gptj", {"n_positions": 10**9}, r"by config.json it has .* values that are not in its files"),
+        ("gpt2", {"n_embd": "x"}, r"cannot be loaded"),
+        ("gpt2", {"n_head": 0}, r"cannot be loaded"),
+        ("gpt2", {"dtype": "x"}, r"cannot be loaded"),
+        ("gpt2", {"activation_function": "x"}, r"cannot be loaded"),
+        ("gpt2", {"num_labels": 10**9}, r"num_labels is 1000000000"),
+    ],
+)
+def test_configs_that_do_not_fit_the_weights(
+    kind: str, fields: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = Path(save_tiny(tmp_path / "base", kind))
+    change(base, **fields)
+    if "10000000" in message:  # nothing is allocated
+        monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    with pytest.raises(TsugikiError, match=message) as raised:
+        load_model(str(base))
+    assert "\n" not in str(raised.value)
+
+
+def test_buffers_of_old_releases_and_heads_of_other_tasks_may_be_in_the_files(base: Path):
+    expected = logits(load_model(str(base)))
+    tensors = load_file(base / "model.safetensors")
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
+    tensors["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    tensors["score.weight"] = torch.ones(2, 32)
+    tensors["v_head.summary.weight"] = torch.ones(1, 32)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(logits(load_model(str(base))), expected)
+
+
+def test_no_config_switches_gradient_checkpointing_on(tmp_path: Path):
+    for kind in ("llama", "gpt2"):
+        base = Path(save_tiny(tmp_path / kind, kind))
+        assert not load_model(change(base, gradient_checkpointing=True)).is_gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("load", "file", "content"),
+    [
+        (load_config, "config.json", "[" * 100_000),
+        (load_config, "config.json", '{"a":' * 100_000),
+        (load_config, "config.json", "[]"),
+        (load_tokenizer, "tokenizer_config.json", '{"tokenizer_class": 3}'),
+        (load_tokenizer, "tokenizer_config.json", "null"),
+        (load_tokenizer, "tokenizer.json", '{"version": "1.0", "model": {"type": "BPE"}}'),
+        (load_tokenizer, "tokenizer.json", "{"),
+    ],
+)
+def test_damaged_files_give_one_line(load: Callable[[str], object], file: str, content: str, base: Path):
+    (base / file).write_text(content)
+    with pytest.raises(TsugikiError, match="base|config|tokenizer") as raised:
+        load(str(base))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1_000
+
+
+def test_a_panic_of_the_tokenizers_library_is_an_ordinary_error(base: Path, monkeypatch: pytest.MonkeyPatch):
+    class PanicException(BaseException):
+        """As pyo3 names its own."""
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", panic)
+    with pytest.raises(TsugikiError, match="base cannot be loaded: index out of bounds"):
+        load_tokenizer(str(base))

@@ -1,0 +1,116 @@
+"""Names of models: where their files are, and what is downloaded from the hub."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.hub_server import HubServer
+from tests.tiny import logits, save_tiny, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.base.loading import load_model, load_tokenizer, placeholder_model
+from tsugiki.base.resolve import local_folder, model_folder, settings_folder
+
+
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "empty"),
+        ("./nowhere", "'./nowhere'.*folder"),
+        ("rinna/japanese-gpt2-medium", "'rinna/japanese-gpt2-medium'.*hub"),
+        ("rinna/japanese-gpt2-medium@main", "'rinna/japanese-gpt2-medium@main'.*hub"),
+        ("not a name/at all", "'not a name/at all'.*hub"),
+        ("a/b/c", "'a/b/c'.*hub"),
+        ("a\0b", "no model called"),
+        ("a" * 5_000, "File name too long"),
+    ],
+)
+def test_names_of_no_model(name: str, message: str, no_hub: None):
+    for load in (load_model, load_tokenizer, placeholder_model, model_folder):
+        with pytest.raises(TsugikiError, match=message):
+            load(name)
+
+
+def test_folders_that_hold_no_model(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TsugikiError, match="file"):
+        load_model(str(tmp_path / "file"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TsugikiError, match="config.json"):
+        load_model(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    with pytest.raises(TsugikiError, match="--model"):
+        load_model(str(tmp_path / "empty"))
+
+
+def test_a_model_in_the_hubs_cache_is_found_without_the_hub(tmp_path: Path, no_hub: None):
+    cached = tmp_path / "hub" / "models--some--one" / "snapshots" / "0123"
+    save_tiny(cached)
+    (tmp_path / "hub" / "models--some--one" / "refs").mkdir()
+    (tmp_path / "hub" / "models--some--one" / "refs" / "main").write_text("0123")
+    assert model_folder("some/one") == settings_folder("some/one") == cached
+    assert model_folder(str(cached)) == cached
+
+
+def test_the_files_of_a_model_are_downloaded_and_nothing_else(hub: HubServer, tmp_path: Path):
+    there = {path.name: path.read_bytes() for path in Path(save_tiny(tmp_path / "base")).iterdir()}
+    others = ("pytorch_model.bin", "modeling.py", "consolidated.safetensors", "model.fp16.safetensors", "README.md")
+    subfolder = {"onnx/config.json": b"{}", "original/tokenizer.model": b"", "additional_chat_templates/a.jinja": b"a"}
+    hub.add("some/one", there | dict.fromkeys((*others, "LICENSE"), b"") | subfolder)
+    tokenizer = load_tokenizer("some/one")
+    assert tokenizer.eos_token_id == 0
+    settings = set(there) - {"model.safetensors"} | {"LICENSE", "additional_chat_templates/a.jinja"}
+    folder = settings_folder("some/one")
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == settings
+    model = load_model("some/one")
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        *settings,
+        "model.safetensors",
+    }
+    assert torch.equal(logits(model), logits(tiny_model(vocab_size=257)))
+    assert model.name_or_path == model.config._name_or_path == "some/one"
+    assert local_folder("some/one") == model_folder("some/one") == folder
+
+
+def test_a_sharded_model_is_downloaded_by_its_index(hub: HubServer, tmp_path: Path):
+    save_tiny(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    tiny_model(vocab_size=257).save_pretrained(tmp_path / "base", max_shard_size="20KB")
+    there = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    hub.add("some/one", there | {"model-of-another.safetensors": b"x"})
+    assert torch.equal(logits(load_model("some/one")), logits(tiny_model(vocab_size=257)))
+    assert not (settings_folder("some/one") / "model-of-another.safetensors").exists()
+
+
+def test_a_revision_is_a_part_of_the_name(hub: HubServer, tmp_path: Path):
+    first, second = (
+        {path.name: path.read_bytes() for path in Path(save_tiny(tmp_path / str(seed), seed=seed)).iterdir()}
+        for seed in (0, 1)
+    )
+    hub.add("some/one", first).commit(second)
+    assert torch.equal(logits(load_model("some/one")), logits(tiny_model(seed=1, vocab_size=257)))
+    old = load_model("some/one@v1")
+    assert torch.equal(logits(old), logits(tiny_model(seed=0, vocab_size=257)))
+    assert old.name_or_path == "some/one@v1"
+    assert local_folder("some/one@v1") != local_folder("some/one")
+    with pytest.raises(TsugikiError, match="some/one has no revision 'v7'"):
+        load_model("some/one@v7")
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, settings_folder])
+def test_repositories_that_hold_no_model(load: Callable[[str], object], hub: HubServer):
+    hub.add("some/adapter", {"adapter_config.json": b"{}"})
+    with pytest.raises(TsugikiError, match="some/adapter.*config.json"):
+        load("some/adapter")
+    with pytest.raises(TsugikiError, match="no model called 'some/thing'"):
+        load("some/thing")
+    hub.add("some/gated", {"config.json": b"{}"}, gated=True)
+    with pytest.raises(TsugikiError, match="some/gated"):
+        load("some/gated")
