@@ -21,7 +21,7 @@ def test_every_name_of_a_row_is_in_the_model(kind: str):
     model = tiny_model(kind)
     row = architecture_of(model)
     assert row is ARCHITECTURES[kind]
-    for name in (*row.target_modules, *row.ia3_outputs, *row.ia3_inputs, row.attention, row.feedforward):
+    for name in (*(row.target_modules or ()), *row.ia3_outputs, *row.ia3_inputs, row.attention, row.feedforward):
         assert any(matches(path, [name]) for path, _ in base_modules(model)), name
 
 

@@ -1,9 +1,9 @@
 """What Tsugiki knows about each model architecture: one row per `model_type` of transformers.
 
 A row is plain data and lists only what differs from the most common architecture, Llama's, whose values are the
-defaults of `Architecture`. A model type without a row still works: its layers are then named in the adapter's config.
+defaults of `Architecture`. A model type without a row still works: `tsugiki.lora.structure` finds the layers for LoRA.
 
-    architecture_of(model).target_modules      # ("q_proj", "k_proj", …) for a Llama
+    architecture_of(model).feedforward      # "mlp" for a Llama
 
 This module imports nothing, so that every package may import it.
 """
@@ -20,8 +20,8 @@ class Architecture:
     Layer names are the ends of full module names: `mlp.c_proj` selects every `….mlp.c_proj`.
     """
 
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Layers that get LoRA factors when the config names none."""
+    target_modules: tuple[str, ...] | None = None
+    """Layers that get LoRA factors when the config names none. None: those that `tsugiki.lora.structure` finds."""
     ia3_outputs: tuple[str, ...] = ("k_proj", "v_proj")
     """Layers whose output (IA)³ scales when the config names none: the keys and the values."""
     ia3_inputs: tuple[str, ...] = ("down_proj",)
@@ -37,45 +37,43 @@ class Architecture:
 
 
 _QUERIES_VALUES = ("q_proj", "v_proj")
-_FUSED_QKV = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+_GPT2 = ("c_attn", "c_proj")
+"""The two names that guides for GPT-2 give. `c_proj` is the last layer of the attention and of the feed-forward
+network; the first layer of the latter, `c_fc`, is left out."""
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "gpt2": Architecture(
-            target_modules=("c_attn", "c_proj"),  # c_proj: the last layer of the attention and of the feed-forward
+            target_modules=_GPT2,
             ia3_outputs=("c_attn",),
             ia3_inputs=("mlp.c_proj",),
             attention="attn",
             llama_cpp="gpt2",
         ),
         "gpt_bigcode": Architecture(
-            target_modules=("c_attn", "c_proj"),
+            target_modules=_GPT2,
             ia3_outputs=("c_attn",),
             ia3_inputs=("mlp.c_proj",),
             attention="attn",
         ),
         # Where (IA)³ scales queries in place of keys, it follows PEFT's table.
         "gpt_neo": Architecture(
-            target_modules=("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"),
             ia3_outputs=_QUERIES_VALUES,
             ia3_inputs=("c_proj",),
             attention="attn",
         ),
         "gptj": Architecture(
-            target_modules=("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"),
             ia3_outputs=_QUERIES_VALUES,
             ia3_inputs=("fc_out",),
             attention="attn",
         ),
         "gpt_neox": Architecture(
-            target_modules=_FUSED_QKV,
             ia3_outputs=("query_key_value",),
             ia3_inputs=("dense_4h_to_h",),
             attention="attention",
             llama_cpp="gptneox",
         ),
         "bloom": Architecture(
-            target_modules=_FUSED_QKV,
             ia3_outputs=("query_key_value",),
             ia3_inputs=("mlp.dense_4h_to_h",),
             # BLOOM's attention and mlp modules add the residual themselves; their last layers do not.
@@ -84,26 +82,22 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             llama_cpp="bloom",
         ),
         "falcon": Architecture(
-            target_modules=_FUSED_QKV,
             ia3_outputs=("query_key_value",),
             ia3_inputs=("dense_4h_to_h",),
             attention="self_attention",
             llama_cpp="falcon",
         ),
         "opt": Architecture(
-            target_modules=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
             ia3_outputs=("q_proj", "k_proj"),
             ia3_inputs=("fc2",),
             feedforward="fc2",
         ),
         "phi": Architecture(
-            target_modules=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
             ia3_outputs=_QUERIES_VALUES,
             ia3_inputs=("fc2",),
             llama_cpp="phi2",
         ),
         "phi3": Architecture(
-            target_modules=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
             ia3_outputs=("qkv_proj",),
             llama_cpp="phi3",
         ),

@@ -8,8 +8,9 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import ids, tiny_model
-from tsugiki.architectures import ARCHITECTURES
 from tsugiki.bench.limit import LAYOUTS, Product, Timings, operands, products
+from tsugiki.lora.config import LoraConfig as OurConfig
+from tsugiki.lora.targets import find_targets
 
 ROWS, LENGTH, RANK = 3, 12, 4
 
@@ -23,9 +24,8 @@ def test_the_operations_are_those_that_torch_counts_in_a_step_of_peft(kind: str)
     model = tiny_model(kind)
     model.set_attn_implementation("eager")
     found = products(model.config, ROWS, LENGTH, RANK)
-    config = LoraConfig(
-        r=RANK, lora_dropout=0.0, target_modules=list(ARCHITECTURES[kind].target_modules), task_type="CAUSAL_LM"
-    )
+    targets = sorted(find_targets(model, OurConfig()))
+    config = LoraConfig(r=RANK, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
     grafted = get_peft_model(model, config)
     tokens = ids(ROWS, LENGTH)
     grafted(

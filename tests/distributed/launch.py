@@ -79,6 +79,7 @@ def run_function(
     Raises:
         ProcessesFailed: the function raised an error in a process, or the time is over.
     """
+    __tracebackhide__ = True
     with TemporaryDirectory() as folder:
         call = pickle.dumps((function, arguments))
         _run(_call, (call, timeout), Path(folder), processes, timeout, environment)
@@ -97,6 +98,7 @@ def run_command(
     Raises:
         ProcessesFailed: an exit status is not 0, or the time is over.
     """
+    __tracebackhide__ = True
     with TemporaryDirectory() as folder:
         return _run(_execute, (list(command),), Path(folder), processes, timeout, environment)
 
@@ -109,6 +111,7 @@ def _run(
     timeout: float,
     environment: Mapping[str, str] | None,
 ) -> list[Finished]:
+    __tracebackhide__ = True
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     variables = {
         **os.environ,

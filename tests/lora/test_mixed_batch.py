@@ -160,7 +160,8 @@ def _pairs(layer: nn.Module, kinds: str) -> list[LowRank | None]:
         if kind == "p":
             init_pissa_(pair, oriented(layer), "pissa")
         for parameter in pair.parameters():
-            parameter.data += 0.2 * torch.randn_like(parameter)
+            if parameter.requires_grad:
+                parameter.data += 0.2 * torch.randn_like(parameter)
         pairs.append(None if kind == "-" else pair)
     return pairs
 

@@ -42,6 +42,18 @@ def test_a_replaced_module_gets_the_mode_of_the_old_one():
     assert net[0].training
 
 
+def test_a_replaced_module_gets_the_device_of_the_old_one():
+    net = model()
+    first = net[0]
+    undo = replace_module(net, "0", nn.Linear(2, 2))
+    net.to("meta")
+    undo()
+    assert net[0] is first
+    assert {p.device.type for p in net.parameters()} == {"meta"}
+    replace_module(net, "0", nn.Linear(2, 2))
+    assert {p.device.type for p in net.parameters()} == {"meta"}
+
+
 def test_buffers_can_be_replaced():
     net = model()
     before = net[1].running_mean

@@ -1,6 +1,12 @@
 """The layers that target modules select."""
 
+import json
+from pathlib import Path
+
+import peft
 import pytest
+import torch
+import transformers
 from torch import nn
 
 from tests.tiny import CONFIGS, tiny_model
@@ -8,17 +14,49 @@ from tsugiki import (
     LoraConfig,
     TsugikiError,
     graft,
+    save_adapter,
     trainable_parameters,
 )
 from tsugiki.architectures import ARCHITECTURES
+from tsugiki.lora.structure import structure_of
+from tsugiki.lora.targets import find_targets
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_the_table_knows_the_architecture(kind: str):
+def test_without_targets_the_row_decides_or_else_the_structure(kind: str):
     model = tiny_model(kind)
+    row = ARCHITECTURES[kind].target_modules
+    expected = {
+        name for name in structure_of(model).layers if row is None or any(name.endswith(f".{ending}") for ending in row)
+    }
+    assert set(graft(model, LoraConfig(r=2)).pairs) == expected
+    assert {name.split(".lora.")[0] for name in trainable_parameters(model)} == expected
+
+
+def test_without_targets_the_other_settings_still_choose():
+    model = tiny_model("llama")
+    adapter = graft(model, LoraConfig(r=2, layers_to_transform=[1], exclude_modules=["k_proj"]))
+    names = {f"self_attn.{name}_proj" for name in "qvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    assert set(adapter.pairs) == {f"model.layers.1.{name}" for name in names}
+
+
+def test_a_layer_with_two_names_is_grafted_once():
+    shared = nn.Linear(8, 8)
+    model = nn.ModuleDict({"first": nn.Sequential(shared), "second": nn.Sequential(shared)})
+    assert set(find_targets(model, LoraConfig(r=2, target_modules="all-linear"))) == {"first.0"}
+
+
+def test_names_in_the_file_are_whole_where_their_ends_select_more(tmp_path: Path):
+    config = transformers.CTRLConfig(vocab_size=96, n_embd=32, dff=48, n_layer=3, n_head=4, n_positions=64)
+    torch.manual_seed(0)
+    model = transformers.CTRLLMHeadModel(config)
     graft(model, LoraConfig(r=2))
-    wrapped = {name.split(".lora.")[0].rpartition(".")[2] for name in trainable_parameters(model)}
-    assert wrapped == set(ARCHITECTURES[kind].target_modules)
+    save_adapter(model, tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    feedforward = {f"transformer.h.{block}.ffn.{layer}" for block in range(3) for layer in (0, 2)}
+    assert set(written) == {"Wq", "Wk", "Wv", "dense"} | feedforward
+    theirs = peft.PeftModel.from_pretrained(transformers.CTRLLMHeadModel(config), tmp_path)
+    assert len([name for name, _ in theirs.named_parameters() if "lora_A" in name]) == 18
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ class LoraConfig:
         lora_alpha: the update is scaled by `lora_alpha / r` (see `use_rslora`).
         target_modules: the layers to graft. A list holds names or name endings (`c_attn` selects every `….c_attn`); a
             string is a regular expression for the whole name, or "all-linear" for every linear layer except the output
-            head. None: the layers that `tsugiki.architectures` names for the model type.
+            head. None: the layers that `tsugiki.architectures` names for the model type, or else those that
+            `tsugiki.lora.structure` finds in any model.
         exclude_modules: layers to leave out although `target_modules` selects them; matched in the same way.
         lora_dropout: the probability of dropping an input element on the low-rank path during training.
         bias: the biases that train: "none", those of grafted layers ("lora_only"), or "all".

@@ -38,7 +38,7 @@ def add_magnitude(pair: LowRank, weight: Tensor) -> None:
     """
     delta = pair.delta()
     weight = weight.to(delta.dtype)
-    pair.norms = row_norms(weight)
+    pair.norms = nn.Parameter(row_norms(weight), requires_grad=False)
     length = row_norms(weight + delta)
     pair.magnitude = nn.Parameter(length if weight.dim() == 2 else length.view(1, -1, 1, 1))
 

@@ -6,11 +6,12 @@ compute them from the float weight. A layer of another precision implements `Qua
 its methods; `tsugiki.base.int8` is one.
 """
 
+import copy
 import math
 import sys
 from functools import cache
 from itertools import chain
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +58,14 @@ def is_conv1d(layer: nn.Module) -> bool:
 def is_linear(layer: nn.Module) -> bool:
     """Whether the layer is a linear layer on which a low-rank branch can be put.
 
-    The output layer of `nn.MultiheadAttention` is not, because its weight is used without calling the layer.
+    The output layer of `nn.MultiheadAttention` is not, because its weight is used without calling the layer. Nor is a
+    subclass of `nn.Linear` that computes something else, such as a router that returns the chosen experts.
     """
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False
-    return isinstance(layer, nn.Linear) or is_conv1d(layer) or is_quantized(layer)
+    if isinstance(layer, nn.Linear):
+        return type(layer).forward is nn.Linear.forward or _computes_linear(layer)
+    return is_conv1d(layer) or is_quantized(layer)
 
 
 def is_graftable(layer: nn.Module) -> bool:
@@ -166,6 +170,43 @@ def frozen_input_gradient(layer: nn.Module, dy: Tensor) -> Tensor:
     if is_quantized(layer):
         return layer.input_gradient(dy)  # type: ignore[operator, no-any-return]
     return dy @ layer.weight.T  # type: ignore[operator]
+
+
+def _computes_linear(layer: nn.Linear) -> bool:
+    """Whether the `forward` of a subclass of `nn.Linear` computes x Wᵀ + b, found by trying it with other weights.
+
+    The subclasses of quantisation libraries, whose weights are integers or 8-bit numbers, are known to.
+    """
+    weight = layer._parameters.get("weight")
+    if weight is None or weight.itemsize == 1:
+        return True
+    kind = type(layer), *weight.shape
+    if kind not in _tried:  # few weights are quicker, but a layer may divide them into parts
+        _tried[kind] = _multiplies_by(layer, 3, 4) or _multiplies_by(layer, layer.in_features, layer.out_features)
+    return _tried[kind]
+
+
+_tried: dict[tuple[Any, ...], bool] = {}
+
+
+def _multiplies_by(layer: nn.Linear, in_features: int, out_features: int) -> bool:
+    """Whether a layer like this one, with a weight [out, in] of other values, computes the product with it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device="cpu") - 0.5
+
+    x, weight = draw(2, in_features), draw(out_features, in_features)
+    bias = None if layer.bias is None else draw(out_features)
+    trial = copy.copy(layer)
+    vars(trial)["_parameters"] = {**layer._parameters, "weight": weight, "bias": bias}
+    try:
+        with torch.no_grad():
+            y = type(layer).forward(trial, x)
+    except Exception:  # any error of the class's own code
+        return False
+    expected = F.linear(x, weight, bias)
+    return isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected, rtol=1e-3, atol=1e-3)
 
 
 def _is_dense(weight: nn.Parameter) -> bool:

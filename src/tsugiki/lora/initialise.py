@@ -23,6 +23,7 @@ first step. The rank must be even.
 """
 
 import torch
+from torch import nn
 
 from tsugiki.lora.pair import LowRank
 
@@ -57,4 +58,4 @@ def init_pissa_(pair: LowRank, weight: torch.Tensor, method: str) -> None:
     root = (s[:r] / pair.scaling).sqrt()
     pair.A.copy_(root[:, None] * vh[:r])
     pair.B.copy_(u[:, :r] * root)
-    pair.A0, pair.B0 = pair.A.detach().clone(), pair.B.detach().clone()
+    pair.A0, pair.B0 = (nn.Parameter(factor.detach().clone(), requires_grad=False) for factor in (pair.A, pair.B))

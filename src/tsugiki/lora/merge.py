@@ -131,6 +131,11 @@ def untie(model: nn.Module, layers: Collection[str]) -> list[Undo]:
 def _updates_of_active_adapter(model: nn.Module) -> Iterator[dict[str, WeightUpdate]]:
     """Take the active adapter out of the model and yield its updates; if the block raises, put it back."""
     state, adapter = require_state(model), active_adapter(model)
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # torch's DTensor
+        raise TsugikiError(
+            "the weights of this model are split over several processes, so nothing can be merged into them; save the "
+            "adapter, and merge it in one process"
+        )
     detach_adapter(state)
     try:
         yield adapter.weight_updates(model)

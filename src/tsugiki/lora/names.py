@@ -1,7 +1,7 @@
 """Names of modules and parameters: how settings select them, and which block a name is in."""
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from tsugiki.errors import TsugikiError
@@ -42,15 +42,17 @@ def check_names(setting: str, value: object) -> None:
         raise TsugikiError(f"{setting} is {value!r}; it must be a list of names, or a regular expression")
 
 
-def shortest_endings(names: Collection[str], find: Callable[[Sequence[str]], Collection[str]]) -> list[str]:
-    """Return a short list that selects exactly `names`: their last components if possible, otherwise the full names.
+def shortest_endings(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return a short list that selects `names` and none of `others`.
 
-    Args:
-        names: the names to select.
-        find: list of name endings -> all names that it selects.
+    It has the last component of each name, or the whole name where the last component ends one of `others` as well.
     """
-    endings = sorted({name.rpartition(".")[2] for name in names})
-    return endings if set(find(endings)) == set(names) else sorted(names)
+    taken = {_last(name) for name in others}
+    return sorted({name if _last(name) in taken else _last(name) for name in names})
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def split_block(name: str) -> tuple[str, int | None, str]:

@@ -9,15 +9,18 @@ class LowRank(nn.Module):
 
     For an embedding, `in` is the number of entries and `out` the width; for a convolution see `lora.conv`. The factors
     are kept in float32 (float64 for a float64 layer), whatever the dtype of the frozen weight.
+
+    What is kept without being trained is a parameter, too, and no buffer, so that FSDP shards it and DDP does not send
+    it to all processes in every forward pass.
     """
 
     magnitude: nn.Parameter | None
     """DoRA: the trained length of each row of the weight. None without DoRA."""
-    norms: Tensor | None
+    norms: nn.Parameter | None
     """DoRA: the lengths of the frozen weight's rows, [out]. None without DoRA."""
-    A0: Tensor | None
+    A0: nn.Parameter | None
     """PiSSA: A before training. None if the initial B A is zero."""
-    B0: Tensor | None
+    B0: nn.Parameter | None
     """PiSSA: B before training."""
 
     def __init__(self, A: Tensor, B: Tensor, scaling: float, dropout: float) -> None:
@@ -25,9 +28,8 @@ class LowRank(nn.Module):
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
-        self.register_parameter("magnitude", None)
-        for name in ("norms", "A0", "B0"):
-            self.register_buffer(name, None)
+        for name in ("magnitude", "norms", "A0", "B0"):
+            self.register_parameter(name, None)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return the factors whose product is the update.

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -29,11 +30,11 @@ def undo_all(undo: Iterable[Undo]) -> None:
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> Undo:
-    """Put `module` in the place of the submodule `path`, in the training or evaluation mode of the old one."""
+    """Put `module` in the place of the submodule `path`, on its device and in its training or evaluation mode."""
     parent, _, child = path.rpartition(".")
     owner, before = model.get_submodule(parent), model.get_submodule(path)
-    owner.register_module(child, module.train(before.training))
-    return partial(_restore_module, owner, child, before)
+    _set_module(owner, child, module)
+    return partial(_set_module, owner, child, before)
 
 
 def replace_parameter(model: nn.Module, path: str, tensor: Tensor) -> Undo:
@@ -107,8 +108,13 @@ def _second(value: Tensor, _: Tensor) -> Tensor:
     return value
 
 
-def _restore_module(owner: nn.Module, child: str, module: nn.Module) -> None:
-    owner.register_module(child, module.train(owner.get_submodule(child).training))
+def _set_module(owner: nn.Module, child: str, module: nn.Module) -> None:
+    """Set it on the device and in the mode of the present one: the model may have moved since `module` was replaced."""
+    present = owner.get_submodule(child)
+    tensor = next(chain(present.parameters(), present.buffers()), None)
+    if tensor is not None:
+        module.to(tensor.device)
+    owner.register_module(child, module.train(present.training))
 
 
 def _own_tensors(owner: nn.Module, attribute: str) -> dict[str, Any]:

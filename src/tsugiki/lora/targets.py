@@ -1,6 +1,5 @@
 """The layers that a LoRA config selects: by name, by pattern, or by the model type's defaults."""
 
-import dataclasses
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +13,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import features, is_graftable, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.names import Names, matches, shortest_endings, split_block
+from tsugiki.lora.structure import structure_of
 from tsugiki.lora.swap import CHILD
 
 
@@ -21,14 +21,14 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     """Find the layers that `config` grafts.
 
     Returns:
-        Name of each layer in the ungrafted model -> the frozen layer.
+        Name of each layer in the ungrafted model -> the frozen layer. A layer with several names has the first.
 
     Raises:
         TsugikiError: the config selects nothing (the message lists what could be selected), or selects something that
             is not a linear layer, an embedding or a convolution.
     """
     layers = dict(base_modules(model))
-    selected = [name for name in layers if _is_target(model, name, layers[name], config)]
+    selected = [name for name in _select(model, layers, config.target_modules) if _is_admitted(name, config)]
     if not selected:
         raise TsugikiError(f"{_describe(config)} matches no layer; {_list_graftable(layers)}")
     wrong = [name for name in selected if not is_graftable(layers[name])]
@@ -37,16 +37,20 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             f"{_describe(config)} matches {wrong[0]}, a {type(layers[wrong[0]]).__name__}, which cannot be grafted "
             f"({len(wrong)} such); {_list_graftable(layers)}"
         )
-    targets = {name: layers[name] for name in selected}
+    first_names: dict[int, str] = {}
+    for name in selected:
+        first_names.setdefault(id(layers[name]), name)
+    targets = {name: layers[name] for name in first_names.values()}
     _warn_of_ranks_too_high(targets, config)
     return targets
 
 
 def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Collection[str]) -> list[str]:
-    """Return the shortest `target_modules` with which `config` selects exactly the layers called `targets`."""
-    return shortest_endings(
-        targets, lambda endings: find_targets(model, dataclasses.replace(config, target_modules=endings))
-    )
+    """Return short `target_modules` with which `config` selects exactly the layers called `targets`."""
+    layers = dict(base_modules(model))
+    own = {id(layers[name]) for name in targets}
+    others = (name for name, layer in layers.items() if id(layer) not in own and _is_admitted(name, config))
+    return shortest_endings(targets, others)
 
 
 def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
@@ -87,17 +91,26 @@ def output_head(model: Any) -> nn.Module | None:
     return None if head is None else base_of(head)
 
 
-def _is_target(model: nn.Module, name: str, layer: nn.Module, config: LoraConfig) -> bool:
+def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: Names | None) -> list[str]:
+    """Return the names of the layers that `target_modules` selects, without regard to the other settings."""
+    if targets == "all-linear":
+        head = output_head(model)
+        return [name for name, layer in layers.items() if is_linear(layer) and layer is not head]
+    if targets is None:
+        targets = _default_targets(model)
+        names = set(targets)
+        if all(name in layers for name in names):  # quicker than `matches` for the thousands of layers of experts
+            return [name for name in layers if name in names]
+    return [name for name in layers if matches(name, targets)]
+
+
+def _is_admitted(name: str, config: LoraConfig) -> bool:
+    """Return whether the settings other than `target_modules` let a layer be grafted."""
     if config.exclude_modules and matches(name, config.exclude_modules):
         return False
     if any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ()):
         return False
-    targets = config.target_modules
-    if targets == "all-linear":
-        return is_linear(layer) and layer is not output_head(model)
-    if targets is None:
-        targets = _default_targets(model)
-    return matches(name, targets) and (isinstance(targets, str) or _is_in_chosen_block(name, config))
+    return _is_in_chosen_block(name, config)
 
 
 def _is_in_chosen_block(name: str, config: LoraConfig) -> bool:
@@ -116,13 +129,17 @@ def _is_in_chosen_block(name: str, config: LoraConfig) -> bool:
 
 
 def _default_targets(model: nn.Module) -> Sequence[str]:
+    """Return the names of the layers, or their endings, that are grafted if the config names none."""
     architecture = architecture_of(model)
-    if architecture is None:
+    if architecture is not None and architecture.target_modules is not None:
+        return architecture.target_modules
+    try:
+        return structure_of(model).layers
+    except TsugikiError as error:
         raise TsugikiError(
-            f"no default target_modules for {model_type(model)!r}; "
+            f"no default target_modules for {model_type(model)!r}: {error}; "
             f"name them, or use 'all-linear'; {_list_graftable(dict(base_modules(model)))}"
-        )
-    return architecture.target_modules
+        ) from error
 
 
 def _describe(config: LoraConfig) -> str:

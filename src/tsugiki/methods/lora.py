@@ -49,7 +49,7 @@ from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.names import check_names
-from tsugiki.lora.targets import base_modules, find_targets, shortest_target_modules
+from tsugiki.lora.targets import base_modules, shortest_target_modules
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX, base_layer_key, factor_keys, magnitude_key
 
@@ -103,10 +103,10 @@ def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
     config = adapter.config
     fields = dataclasses.asdict(_as_ordinary_lora(config))
     del fields["freeze_A"]  # PEFT has no such field; it matters for training only
-    targets = find_targets(model, config)
     if config.target_modules is None or config.target_modules == "all-linear":
-        fields["target_modules"] = shortest_target_modules(model, config, targets)
-    fields["fan_in_fan_out"] = any(is_conv1d(layer) for layer in targets.values())
+        fields["target_modules"] = shortest_target_modules(model, config, adapter.pairs)
+    layers = dict(base_modules(model))
+    fields["fan_in_fan_out"] = any(is_conv1d(layers[path]) for path in adapter.pairs)
     return fields
 
 

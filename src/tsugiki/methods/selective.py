@@ -45,7 +45,7 @@ from tsugiki.lora.swap import (
     replace_with,
     warn_untied_weights,
 )
-from tsugiki.lora.targets import base_modules, find_modules, output_head
+from tsugiki.lora.targets import base_modules, output_head
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 
@@ -260,7 +260,8 @@ def _ln_to_json(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Any]:
     fields = dataclasses.asdict(adapter.config)
     if fields["target_modules"] is None:
         layers = {path.rpartition(".")[0] for path in adapter.copies}
-        fields["target_modules"] = shortest_endings(layers, lambda endings: find_modules(model, endings))
+        others = (path for path, _ in base_modules(model) if path not in layers)
+        fields["target_modules"] = shortest_endings(layers, others)
     return {**fields, "modules_to_save": None}
 
 

@@ -271,8 +271,28 @@ def _run_decoder(base: "PreTrainedModel", prompt: Tensor) -> KeyValues:
 
     cache = DynamicCache()  # the model's own class may drop what leaves a sliding window
     # `forward` is called directly, because the hooks would put the prompt before itself.
-    base.forward(inputs_embeds=prompt[None].to(base.dtype), use_cache=True, **{_cache_argument(base): cache})
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    output = base.forward(inputs_embeds=prompt[None].to(base.dtype), use_cache=True, **{_cache_argument(base): cache})
+    kept = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    through: tuple[Tensor, ...] = _BackwardThroughOutput.apply(output[0], *kept)  # type: ignore[no-untyped-call]
+    return list(zip(through[::2], through[1::2], strict=True))
+
+
+class _BackwardThroughOutput(torch.autograd.Function):
+    """Returns the keys and values of a decoder; their gradients enter it by its output as well, where they are zero.
+
+    A block whose weights are sharded over processes gathers them when the gradient of its output arrives. Keys and
+    values are computed inside the block, so with their gradients alone its backward pass would find no weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(output)
+        return kept
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        (output,) = ctx.saved_tensors
+        return torch.zeros_like(output), *gradients
 
 
 def _split_key_values(shape: CacheShape, base: "PreTrainedModel", prompt: Tensor) -> KeyValues:

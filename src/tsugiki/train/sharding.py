@@ -1,0 +1,159 @@
+"""The weights of a model, split over several processes (PyTorch's `fully_shard`, also called FSDP2).
+
+    process 0   1/n of each weight of every block ──┐
+    process 1   1/n of each weight of every block ──┼── gathered for one block at a time, forward and backward,
+    …                                               │   and freed after it
+    each        the whole adapter ──────────────────┘
+
+A base that does not fit on one device is split in this way, in its own dtype; quantised values are split as well. The
+blocks of the decoder are gathered one at a time; the embedding, the last norm and the output head are one more unit,
+which stays gathered from the forward to the backward pass, because the loss reads the weight of the head. Every pass
+sends the whole base to every process, so a base that does fit should not be split.
+
+What belongs to the adapter is whole on every process. So any process can save it alone, and its gradients are those of
+the rows of one process: they are summed in one buffer, as without sharding. In full fine-tuning there is no adapter:
+weights, gradients and the state of the optimiser are all split, and torch averages the gradients over the processes.
+
+All processes must call the model equally often, as `model(…)` and not as `model.base_model(…)`, because calling the
+model gathers its weights.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from tsugiki.errors import TsugikiError
+from tsugiki.lora.graft import is_grafted, trainable_parameters
+from tsugiki.lora.pair import LowRank
+
+
+def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | None = None) -> dict[str, nn.Parameter]:
+    """Split the weights of a model over all processes, in place, and move it to the device.
+
+    The model must be complete: grafted, with its fast paths, and with the weights of a checkpoint, if any. Parameters
+    that are split are replaced, so the optimiser must be made afterwards, from the parameters that are returned.
+
+    Args:
+        model: a model with the same weights on every process, on any device; only one unit at a time is whole on
+            `device`.
+        device: where this process computes.
+        compute_dtype: for full fine-tuning, the dtype that weights are cast to when they are gathered; None: their own.
+
+    Returns:
+        What trains, by name.
+
+    Raises:
+        TsugikiError: the processes are not connected.
+    """
+    if not torch.distributed.is_initialized():
+        raise TsugikiError("weights can be split over several processes only: start them with torchrun")
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
+    kept_whole = _adapter_parameters(model) if is_grafted(model) else set()
+    for unit in [*_blocks(model), model]:
+        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=kept_whole)
+    model.to(device)  # what is not split: the adapter, and buffers
+    return trainable_parameters(model)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has split the weights of the model."""
+    return isinstance(model, FSDPModule)
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Check that the optimiser has every parameter that trains. One that was made before `shard` would train nothing.
+
+    Raises:
+        TsugikiError: a parameter that trains is not in the optimiser.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()  # after an evaluation, the module holds what it has gathered
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, parameter in trainable_parameters(model).items() if id(parameter) not in known]
+    if missing:
+        raise TsugikiError(
+            f"{missing[0]} is not in the optimiser ({len(missing)} such) and would not train: make the optimiser after "
+            "the model is on its device and sharded"
+        )
+
+
+def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """Gather a model's state dict on the processor, tensor by tensor. All processes must call this together.
+
+    Args:
+        model: a sharded model.
+        keep: whether this process needs the result; otherwise it only takes part and gets an empty one.
+
+    Returns:
+        Name -> tensor. A parameter with several names (a tied weight) is one tensor.
+    """
+    whole: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in whole:
+            gathered = _whole(tensor)
+            whole[id(tensor)] = gathered.cpu() if keep else torch.empty(0)
+        if keep:
+            state[name] = whole[id(tensor)]
+    return state
+
+
+def whole_optimizer_state(optimizer: Optimizer, keep: bool) -> dict[str, Any]:
+    """Gather the optimiser's state dict on the processor; the arguments are those of `whole_state`."""
+    found = optimizer.state_dict()
+    state = {
+        index: {name: _on_processor(value, keep) for name, value in entries.items()}
+        for index, entries in found["state"].items()
+    }
+    return {**found, "state": state if keep else {}}
+
+
+def split_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Split a state dict from `whole_optimizer_state` as the optimiser's parameters are, for `load_state_dict`.
+
+    Args:
+        optimizer: an optimiser of a sharded model's parameters.
+        state: the same on every process.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    split = {
+        index: {name: _split_like(parameters[index], value) for name, value in entries.items()}
+        for index, entries in state["state"].items()
+    }
+    return {**state, "state": split}
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of the decoder: the members of the largest list of modules."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda module: sum(p.numel() for p in module.parameters()), default=[]))
+
+
+def _adapter_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Return what trains, and what the pairs of LoRA keep without training it."""
+    pairs = [module for module in model.modules() if isinstance(module, LowRank)]
+    return {p for p in model.parameters() if p.requires_grad} | {p for pair in pairs for p in pair.parameters()}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _on_processor(value: Any, keep: bool) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    gathered = _whole(value)
+    return gathered.cpu() if keep else None
+
+
+def _split_like(parameter: Tensor, value: Any) -> Any:
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value
