@@ -1,7 +1,7 @@
 """Read many mutated inputs in a child process, with limits of time and memory, and count what happens.
 
 A reader may succeed, or raise a `TsugikiError` with one line of text. Everything else is a failure: another exception,
-a message of several lines or more than 1,000 characters, more than 5 s of processor time, more than 500 MB of memory, a
+a message of several lines or more than 2,000 characters, more than 5 s of processor time, more than 500 MB of memory, a
 crash, or a hang. Every case has its own random numbers, so one case can be repeated alone with `run_case`.
 """
 
@@ -34,7 +34,7 @@ _SECONDS = 5
 _MEMORY = 500_000_000
 _HANG = 60  # wall time until a case counts as a hang; more than _SECONDS, because the machine may be busy
 _ADDRESS_SPACE = 4_000_000_000  # protects the machine; a reader fails at _MEMORY
-_MESSAGE = 1000
+_MESSAGE = 2000
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from pydantic import BaseModel
 
-from tsugiki.errors import TsugikiError
+from tsugiki.io.yaml import parse_yaml
 from tsugiki.train.config import argument_descriptions
 
 _SIMPLE = (str, int, float, bool)
@@ -214,9 +214,4 @@ def yaml_value(flag: str, text: str) -> Any:
     Raises:
         TsugikiError: the text is not YAML.
     """
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TsugikiError(f"{flag}: {text!r} is not a value in YAML") from error
+    return parse_yaml(text, f"{flag} {text[:100]!r}")

@@ -14,12 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.io import yaml
 from tsugiki.lora.config import LoraConfig
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def _with_chapter_defaults(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     known = {field.name for field in fields(LoraConfig)}
-    unknown = ", ".join(name for name in settings if name not in known)
+    unknown = [str(name) for name in settings if name not in known]
     if unknown:
-        raise ValueError(f"{unknown}: no such setting; known are {', '.join(sorted(known))}")
+        raise ValueError(f"{summarise_list(unknown)}: no such setting; known are {', '.join(sorted(known))}")
     return {**CHAPTER_LORA, **settings}
 
 
@@ -129,6 +129,7 @@ class TrainingSettings(BaseModel):
 
 
 LORA_PLUS = "lora+"
+_MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -264,7 +265,9 @@ def load_config(
     for section in ("lora", "method_config"):
         inner = settings.pop(section, None) or {}
         if not isinstance(inner, dict):
-            raise TsugikiError(f"{path}: {section} is {inner!r}; it must contain settings, such as r: 8 in lora")
+            raise TsugikiError(
+                f"{path}: {section} is {error_text(repr(inner), 100)}; it must contain settings, such as r: 8 in lora"
+            )
         inner = {**inner, **overrides.pop(section, {})}
         if method is not None and section == own:
             method.check_fixed_settings(inner)
@@ -278,12 +281,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         TsugikiError: the file cannot be read, is not YAML, or contains no settings.
     """
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TsugikiError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TsugikiError(f"{path} is not YAML: {error_text(error)}") from error
+    loaded = yaml.read_yaml(path)
     if not isinstance(loaded, dict):
         raise TsugikiError(f"{path} holds no settings; it must contain at least model, data and out")
     return loaded
@@ -304,20 +302,23 @@ def validated(kind: type[Settings], settings: dict[str, Any], path: Path | None)
         return kind.model_validate(settings)
     except ValidationError as error:
         raise TsugikiError(f"{path or 'settings'}: {describe_problems(error)}") from error
+    except TsugikiError as error:  # from the config of a method
+        raise TsugikiError(f"{path or 'settings'}: {error_text(error, _MAX_LENGTH)}") from error
 
 
 def describe_problems(error: ValidationError) -> str:
-    """Return all problems of a validation in one line, each with the name of its field."""
+    """Return the first problems of a validation in one line, each with the name of its field."""
     problems = []
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+        where = error_text(".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-")), 100)
         has_value = where and problem["type"] not in ("missing", "extra_forbidden")
-        got = f" (got {problem['input']!r})" if has_value else ""
+        got = f" (got {error_text(repr(problem['input']), 100)})" if has_value else ""
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown setting"
         problems.append(f"{where}: {message[:1].lower()}{message[1:]}{got}" if where else message)
-    return "; ".join(problems)
+    more = [f"and {len(problems) - _MAX_PROBLEMS:,} more problems"] if len(problems) > _MAX_PROBLEMS else []
+    return error_text("; ".join(problems[:_MAX_PROBLEMS] + more), _MAX_LENGTH)
 
 
 def argument_descriptions(docstring: str) -> Mapping[str, str]:

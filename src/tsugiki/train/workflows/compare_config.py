@@ -1,5 +1,6 @@
 """The settings of a comparison and of a sweep: a YAML file that describes several runs."""
 
+import math
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import RunConfig, read_yaml, validated
 
@@ -16,6 +17,9 @@ _PER_METHOD = (
     *("weight_decay", "base_dropout", "compute_dtype", "save_dtype"),
 )
 """Settings that may differ between methods. All others are the same, so that the methods can be compared."""
+
+MAX_RUNS = 1000
+"""The largest number of runs of a comparison or a sweep."""
 
 _LORA_FIELDS = frozenset(LoraConfig.__dataclass_fields__)
 
@@ -44,13 +48,13 @@ class _SeveralRuns(BaseModel):
             settings: the settings of this run only.
         """
         shared = {"model": self.model, "data": self.data, "out": str(Path(self.out) / name)}
-        return validated(RunConfig, {**self.settings, **settings, **shared}, Path(where))
+        return validated(RunConfig, {**self.settings, **settings, **shared}, Path(error_text(where, 100)))
 
 
 class ComparisonConfig(_SeveralRuns):
     """The settings of `tsugiki compare`."""
 
-    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    methods: dict[str, dict[str, Any]] = Field(min_length=1, max_length=MAX_RUNS)
     """Name -> settings of this method only, such as `method`, `lora` and `learning_rate`."""
 
     def runs(self) -> dict[str, RunConfig]:
@@ -61,12 +65,12 @@ class ComparisonConfig(_SeveralRuns):
         """
         runs = {}
         for name, settings in self.methods.items():
-            _check_folder_name(name)
+            _check_folder_name(name, "methods")
             shared = [key for key in settings if key not in _PER_METHOD and key in RunConfig.model_fields]
             if shared:
                 raise TsugikiError(
-                    f"methods.{name}: {', '.join(shared)} must be the same for all methods, so that they can be "
-                    "compared; set it under settings"
+                    f"methods.{error_text(name, 100)}: {', '.join(shared)} must be the same for all methods, so that "
+                    "they can be compared; set it under settings"
                 )
             runs[name] = self._run(f"methods.{name}", name, settings)
         return runs
@@ -91,18 +95,27 @@ class SweepConfig(_SeveralRuns):
         for axis in self.grid:
             if axis not in _LORA_FIELDS | {"learning_rate"}:
                 known = ", ".join(sorted(_LORA_FIELDS))
-                raise TsugikiError(f"grid.{axis}: no such axis; known are learning_rate, {known}")
+                raise TsugikiError(f"grid.{error_text(axis, 100)}: no such axis; known are learning_rate, {known}")
+        count = math.prod(map(len, self.grid.values()))
+        if count > MAX_RUNS:
+            raise TsugikiError(f"the grid has {count:,} points, more than {MAX_RUNS:,}; remove some values")
         runs = {}
         for values in product(*self.grid.values()):
             point = dict(zip(self.grid, values, strict=True))
             name = " ".join(f"{axis}={_plain(value)}" for axis, value in point.items())
+            _check_folder_name(name, "grid")
             if name in runs:
-                raise TsugikiError(f"grid: {name} occurs twice; remove one")
+                raise TsugikiError(f"grid: {error_text(name, 100)} occurs twice; remove one")
             runs[name] = (point, self._point(name, point))
         return runs
 
     def _point(self, name: str, point: Mapping[str, Any]) -> RunConfig:
-        lora = {**self.settings.get("lora", {}), **{key: value for key, value in point.items() if key in _LORA_FIELDS}}
+        shared = self.settings.get("lora", {})
+        if not isinstance(shared, dict):
+            raise TsugikiError(
+                f"settings.lora is {error_text(repr(shared), 100)}; it must contain settings, such as r: 8"
+            )
+        lora = {**shared, **{key: value for key, value in point.items() if key in _LORA_FIELDS}}
         others = {key: value for key, value in point.items() if key not in _LORA_FIELDS}
         return self._run(f"grid, {name}", name, {**others, "lora": lora, "method": "lora"})
 
@@ -129,6 +142,7 @@ def _plain(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _check_folder_name(name: str) -> None:
+def _check_folder_name(name: str, where: str) -> None:
     if not name.strip() or name in (".", "..") or "/" in name or "\\" in name:
-        raise TsugikiError(f"methods: {name!r} cannot be the name of a folder, which the method's run needs; rename it")
+        shown = error_text(repr(name), 100)
+        raise TsugikiError(f"{where}: {shown} cannot be the name of a folder, which the run needs; rename it")

@@ -1,0 +1,116 @@
+"""Read settings in YAML: texts, numbers, booleans, null, lists, and mappings whose keys are texts.
+
+This is less than YAML allows. Aliases are refused, because a few lines of them can expand to more than the memory
+holds, and size and nesting are limited. Dates are texts, so that they can be the names of files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tsugiki.errors import TsugikiError, error_text
+
+_MAX_SIZE = 200_000  # characters; the loader reads about 100,000 per second
+_MAX_DEPTH = 50
+_MAX_NUMBER = 100  # characters
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the value in a YAML file.
+
+    Raises:
+        TsugikiError: the file cannot be read, or is not YAML (see `parse_yaml`).
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_SIZE + 1)
+    except (OSError, ValueError) as error:  # ValueError: another encoding, or a null character in the path
+        raise TsugikiError(f"cannot read {path}: {getattr(error, 'strerror', None) or error_text(error)}") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Return the value of a text in YAML.
+
+    Args:
+        text: the text.
+        name: what it is, such as a path or a flag, for errors.
+
+    Raises:
+        TsugikiError: it is not YAML, or uses more of YAML than settings need; the message names the line.
+    """
+    if len(text) > _MAX_SIZE:
+        raise TsugikiError(f"{name} has more than {_MAX_SIZE:,} characters, which is too long for settings")
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise TsugikiError(f"{name} is not YAML: {where}{error_text(error.problem or error.context)}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character code that does not exist
+        raise TsugikiError(f"{name} is not YAML: {error_text(error)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _error("aliases (*name) are not supported; repeat the value", event)
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise _error(f"there are more than {_MAX_DEPTH} levels", event)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        for key in mapping:
+            if not isinstance(key, str):
+                raise _error(f"the name {error_text(repr(key), 40)} is not a text; put it in quotes", node)
+        return mapping
+
+    def text(self, node: yaml.Node) -> str:
+        value: str = self.construct_yaml_str(node)
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise _error("a text contains a null character or an unpaired surrogate", node)
+        return value
+
+    def boolean(self, node: yaml.ScalarNode) -> bool:
+        if str(node.value).lower() not in self.bool_values:
+            raise _error("this is not a boolean; write true or false", node)
+        return bool(self.construct_yaml_bool(node))
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        read = self.construct_yaml_int if node.tag == _TAG + "int" else self.construct_yaml_float
+        try:
+            if len(node.value) <= _MAX_NUMBER:
+                return read(node)
+        except (ValueError, IndexError):
+            pass
+        raise _error("this is not a number", node)
+
+
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_constructors = {
+    _TAG + "null": _Loader.construct_yaml_null,
+    _TAG + "bool": _Loader.boolean,
+    _TAG + "int": _Loader.number,
+    _TAG + "float": _Loader.number,
+    _TAG + "str": _Loader.text,
+    _TAG + "seq": _Loader.construct_yaml_seq,
+    _TAG + "map": _Loader.construct_yaml_map,
+    None: _Loader.construct_undefined,
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in _Loader.yaml_constructors]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _error(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    """Return the error for a node or an event of the loader."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)

@@ -1,0 +1,79 @@
+"""YAML of settings: what it can hold, and what is refused before it takes time or memory."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tsugiki.errors import TsugikiError
+from tsugiki.io.yaml import parse_yaml, read_yaml
+
+
+def test_values_of_settings():
+    text = "a: 1\nb: [x, 1.5, true, null, 0x1f, .inf, '2']\nc: {d: {}}\n'1': |\n  two\n  lines\n"
+    assert parse_yaml(text, "x") == {
+        **{"a": 1, "b": ["x", 1.5, True, None, 31, float("inf"), "2"], "c": {"d": {}}, "1": "two\nlines\n"}
+    }
+
+
+def test_what_looks_like_a_date_is_a_text():
+    assert parse_yaml("data: 2020-01-01\nout: 2020-13-45", "x") == {"data": "2020-01-01", "out": "2020-13-45"}
+
+
+ALIASES = "a: &a [" + ",".join("x" * 9) + "]\n" + "".join(f"b{i}: &b{i} [{'*a,' * 9}]\n" for i in range(9))
+
+REFUSED = {
+    "aliases": (ALIASES, "line 2: aliases"),
+    "a circle": ("&a [*a]", "line 1: aliases"),
+    "brackets": ("[" * 2000, "line 1: .*50 levels"),
+    "braces": ("{" * 2000, "line 1: .*50 levels"),
+    "lists": ("- " * 2000, "line 1: .*50 levels"),
+    "indentation": ("".join(f"{' ' * i}a:\n" for i in range(200)), "line 50: .*50 levels"),
+    "size": ("a: b\n" * 50_000, "200,000 characters"),
+    "a long number": ("a:\n  b: " + "9" * 5000, "line 2: this is not a number"),
+    "a number": ("!!int x", "line 1: this is not a number"),
+    "a boolean": ("!!bool x", "line 1: this is not a boolean"),
+    "a date": ("!!timestamp x", "line 1: .*timestamp"),
+    "an object": ("!!python/name:os.system", "line 1: .*os.system"),
+    "a number as a name": ("lora: {1: 2}", "line 1: the name 1 "),
+    "a list as a name": ("? [a]\n: b", "line 1: .*unhashable"),
+    "a code that is no character": ('"\\U0011FFFF"', "range"),
+    "a code that is very large": ('"\\UFFFFFFFF"', "too large"),
+    "a surrogate": ('a: "\\uD800"', "line 1: .*surrogate"),
+    "a null character": ('a: "\\0"', "line 1: .*null"),
+    "brackets that are open": ("a: [", "line 1: "),
+    "two documents": ("a\n---\nb", "line 2: "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_settings_do_not_need_is_refused(case: str):
+    text, fact = REFUSED[case]
+    start = time.process_time()
+    with pytest.raises(TsugikiError, match=f"^x.yaml .*{fact}") as caught:
+        parse_yaml(text, "x.yaml")
+    assert time.process_time() - start < 5
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_file_is_read_up_to_the_limit(tmp_path: Path):
+    for path, fact in ((Path("/dev/zero"), "200,000 characters"), (tmp_path, "cannot read"), (tmp_path / "a", "a")):
+        if path.exists() or path.parent == tmp_path:
+            with pytest.raises(TsugikiError, match=fact):
+                read_yaml(path)
+    (tmp_path / "latin").write_bytes(b"a: \xe9")
+    with pytest.raises(TsugikiError, match="latin: .*utf-8"):
+        read_yaml(tmp_path / "latin")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_can_be_read(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("a: 1",))
+    writer.start()
+    assert read_yaml(pipe) == {"a": 1}
+    writer.join()
