@@ -1,5 +1,6 @@
 """An adapter without a model: read, and written so that PEFT and Tsugiki compute the same with it."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tests.adapters.test_format import CASES, peft_model, settings
 from tests.tiny import logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
-from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
-from tsugiki.adapters.metadata import Provenance
+from tsugiki.adapters.algebra.combine import scaled
+from tsugiki.adapters.algebra.truncate import truncated
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
+from tsugiki.adapters.metadata import BaseReference, Provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -42,11 +46,54 @@ def test_ranks_and_scalings_are_the_layers(tmp_path: Path):
     write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", Provenance(operation="test"))
     fields = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     assert (fields["r"], fields["lora_alpha"]) == (4, 12)
-    assert fields["rank_pattern"] == {f"transformer.h.{i}.attn.c_attn": 2 for i in range(2)}
+    assert fields["rank_pattern"] == {rf"^transformer\.h\.{i}\.attn\.c_attn": 2 for i in range(2)}
     assert json.loads((tmp_path / "b" / "tsugiki.json").read_text())["provenance"]["operation"] == "test"
     model = tiny_model()
     load_adapter(model, tmp_path / "b")
     assert torch.equal(logits(model), adapted)
+
+
+class TwoStacks(nn.Module):
+    """The name of each layer of `h` is the end of the name of a layer of `enc.h`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = nn.ModuleList([nn.Linear(6, 5, bias=False, dtype=torch.float64)])
+        self.enc = nn.Module()
+        self.enc.h = nn.ModuleList([nn.Linear(6, 5, bias=False, dtype=torch.float64)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.h[0](x), self.enc.h[0](x)], -1)
+
+
+def test_the_settings_of_a_layer_are_not_those_of_a_layer_whose_name_ends_alike(tmp_path: Path):
+    torch.manual_seed(0)
+    layers = {
+        "enc.h.0": LayerFactors(torch.randn(2, 6), torch.randn(5, 2), 0.5),
+        "h.0": LayerFactors(torch.randn(2, 6), torch.randn(5, 2), 32.0),
+    }
+    config = LoraConfig(r=2, lora_alpha=1, target_modules=["h.0", "enc.h.0"])
+    lora = LoraWeights(config, layers, {}, BaseReference(), None)
+    updates = scaled(truncated(lora, 2)[0], 2.0), lora
+    for number, (written, factor) in enumerate(zip(updates, (2.0, 1.0), strict=True)):
+        folder = tmp_path / str(number)
+        write_lora_weights(written, folder, None)
+        again = read_lora_weights(folder).layers
+        model, x = TwoStacks(), torch.randn(4, 6, dtype=torch.float64)
+        expected = torch.cat(
+            [
+                x @ (layer.weight + factor * one.scaling * one.B.double() @ one.A.double()).T
+                for layer, one in ((model.h[0], layers["h.0"]), (model.enc.h[0], layers["enc.h.0"]))
+            ],
+            -1,
+        )
+        assert {path: layer.scaling for path, layer in again.items()} == {
+            path: factor * layer.scaling for path, layer in layers.items()
+        }
+        theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder)
+        assert relative_error(theirs(x), expected) < 1e-6
+        load_adapter(model, folder)
+        assert relative_error(model(x), expected) < 1e-6
 
 
 @pytest.mark.parametrize("fields", [{"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"}])

@@ -62,7 +62,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "method": (lambda f: config(f, peft_type="VBLORA"), "VBLORA"),
     "targets": (lambda f: config(f, target_modules=3), "target_modules"),
     "blocks": (lambda f: config(f, layers_to_transform=1.5), "layers_to_transform"),
-    "pattern": (lambda f: config(f, rank_pattern=["a"]), "'list' object"),
+    "pattern": (lambda f: config(f, rank_pattern=["a"]), "rank_pattern is ['a']"),
     "no json": (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json"),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "adapter_model.safetensors"),

@@ -3,7 +3,7 @@
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.lora.names import check_names, look_up, matches, shortest_endings, split_block
+from tsugiki.lora.names import check_names, matches, shortest_endings, split_block
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,6 @@ from tsugiki.lora.names import check_names, look_up, matches, shortest_endings, 
 )
 def test_a_list_holds_endings_and_a_string_a_pattern_for_the_whole_name(wanted: object, selected: bool):
     assert matches("h.0.attn.c_attn", wanted) is selected  # type: ignore[arg-type]
-
-
-def test_the_first_pattern_that_matches_an_end_of_the_name_decides():
-    patterns = {"h.1.attn.c_attn": 1, r"h\.\d+\.attn.*": 2, "c_fc": 3}
-    values = [
-        look_up(patterns, f"model.{name}", 0) for name in ("h.1.attn.c_attn", "h.2.attn.c_proj", "mlp.c_fc", "fc")
-    ]
-    assert values == [1, 2, 3, 0]
 
 
 @pytest.mark.parametrize("value", ["(", 3, ["a", 1], {"a": 1}])

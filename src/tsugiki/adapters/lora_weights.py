@@ -28,6 +28,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.patterns import name_pattern
 from tsugiki.methods.peft_keys import factor_keys, magnitude_key, parse_factor_key
 
 
@@ -159,8 +160,9 @@ def _with_ranks(config: LoraConfig, layers: Mapping[str, LayerFactors]) -> LoraC
         config,
         r=int(r),
         lora_alpha=alpha,
-        rank_pattern={path: rank for path, rank in ranks.items() if rank != r},
-        alpha_pattern={path: other for path, other in alphas.items() if other != alpha},
+        # A bare name would be a pattern for the names that end with it, too.
+        rank_pattern={name_pattern(path): rank for path, rank in ranks.items() if rank != r},
+        alpha_pattern={name_pattern(path): other for path, other in alphas.items() if other != alpha},
         use_rslora=False,
         init_lora_weights=True,
         use_dora=any(layer.magnitude is not None for layer in layers.values()),

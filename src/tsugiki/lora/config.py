@@ -4,14 +4,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar, get_args
+from functools import cached_property
+from typing import Literal, get_args
 
-from tsugiki.errors import TsugikiError
-from tsugiki.lora.names import check_names, look_up
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.lora.names import check_names
+from tsugiki.lora.patterns import PatternTable
 
 Bias = Literal["none", "lora_only", "all"]
 _INITIALISATIONS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class LoraConfig:
     fan_in_fan_out: bool = False
 
     def __post_init__(self) -> None:
+        for setting in ("rank_pattern", "alpha_pattern"):
+            patterns = getattr(self, setting)
+            if not isinstance(patterns, Mapping) or not all(isinstance(pattern, str) for pattern in patterns):
+                shown = error_text(repr(patterns), 80)
+                raise TsugikiError(f"{setting} is {shown}; it must be a mapping from regular expressions to numbers")
         for where, rank in [
             ("r", self.r),
             *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items()),
@@ -102,20 +108,46 @@ class LoraConfig:
                 "layers_to_transform requires a list of target_modules; "
                 f"{self.target_modules!r} is a pattern, which can name the layers itself"
             )
-        for setting, names in (("target_modules", self.target_modules), ("exclude_modules", self.exclude_modules)):
-            if isinstance(names, str):
-                check_names(setting, names)
-        for setting, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
-            for pattern in patterns:
-                check_names(setting, pattern)
+        for setting in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, setting), str):
+                check_names(setting, getattr(self, setting))
+        if not isinstance(self.layers_pattern, str):
+            check_names("layers_pattern", self.layers_pattern)
+        _ = self._ranks, self._alphas, self._block_lists  # each raises an error for a pattern that cannot be used
+
+    @cached_property
+    def _ranks(self) -> PatternTable[int]:
+        return PatternTable("rank_pattern", self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> PatternTable[float]:
+        return PatternTable("alpha_pattern", self.alpha_pattern)
+
+    @cached_property
+    def _block_lists(self) -> PatternTable[int]:
+        patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
+        return PatternTable("layers_pattern", {pattern: order for order, pattern in enumerate(patterns)})
 
     def rank_of(self, name: str) -> int:
         """Return the rank for the layer called `name`."""
-        return look_up(self.rank_pattern, name, self.r)
+        return self._ranks.look_up(name, self.r)
 
     def alpha_of(self, name: str) -> float:
         """Return alpha for the layer called `name`."""
-        return look_up(self.alpha_pattern, name, self.lora_alpha)
+        return self._alphas.look_up(name, self.lora_alpha)
+
+    def block_index_of(self, name: str) -> int | None:
+        """Return the index of the block that the layer called `name` is in, in the list that `layers_pattern` names.
+
+        As in PEFT: of several patterns the first counts that matches the name, and of several places the first one.
+        """
+        parts = name.split(".")
+        found = [
+            (order, place)
+            for place in range(1, len(parts) - 1)
+            if parts[place].isdecimal() and (order := self._block_lists.look_up(".".join(parts[:place]), -1)) >= 0
+        ]
+        return int(parts[min(found)[1]]) if found else None
 
     def scaling_of(self, name: str) -> float:
         """Return the factor on B A x for the layer called `name`: alpha / r, or alpha / sqrt(r) for rsLoRA."""

@@ -1,12 +1,10 @@
 """Names of modules and parameters: how settings select them, and which block a name is in."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
-from tsugiki.errors import TsugikiError
-
-T = TypeVar("T")
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.lora.patterns import compile_pattern
 
 Names: TypeAlias = Sequence[str] | str
 """A selection of names: a list of names or name endings, or one regular expression for the whole name."""
@@ -17,29 +15,25 @@ def matches(name: str, wanted: Names) -> bool:
 
     A list selects a name that is equal to one of its entries, or that ends with a dot and one of them: `c_attn` selects
     `transformer.h.0.attn.c_attn`. A string is a regular expression that must match the whole name.
+
+    Raises:
+        TsugikiError: the expression cannot be matched in a bounded time (see `lora.patterns`).
     """
     if isinstance(wanted, str):
-        return re.fullmatch(wanted, name) is not None
+        return compile_pattern(wanted)(name)
     return any(name == ending or name.endswith(f".{ending}") for ending in wanted)
-
-
-def look_up(patterns: Mapping[str, T], name: str, default: T) -> T:
-    """Return the value of the first regular expression that matches `name`, or its end after a dot, as in PEFT."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
 
 
 def check_names(setting: str, value: object) -> None:
     """Raise a TsugikiError unless a setting's value is a list of strings, a regular expression, or None."""
     if isinstance(value, str):
         try:
-            re.compile(value)
-        except re.error as error:
-            raise TsugikiError(f"{setting}: {value!r} is not a regular expression: {error}") from error
+            compile_pattern(value)
+        except TsugikiError as error:
+            raise TsugikiError(f"{setting}: {error}") from error
     elif value is not None and not (isinstance(value, Sequence) and all(isinstance(name, str) for name in value)):
-        raise TsugikiError(f"{setting} is {value!r}; it must be a list of names, or a regular expression")
+        shown = error_text(repr(value), 80)
+        raise TsugikiError(f"{setting} is {shown}; it must be a list of names, or a regular expression")
 
 
 def shortest_endings(names: Iterable[str], others: Iterable[str]) -> list[str]:

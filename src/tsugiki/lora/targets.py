@@ -108,7 +108,7 @@ def _is_admitted(name: str, config: LoraConfig) -> bool:
     """Return whether the settings other than `target_modules` let a layer be grafted."""
     if config.exclude_modules and matches(name, config.exclude_modules):
         return False
-    if any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ()):
+    if any(f".{saved}." in f".{name}." for saved in config.modules_to_save or ()):
         return False
     return _is_in_chosen_block(name, config)
 
@@ -120,9 +120,7 @@ def _is_in_chosen_block(name: str, config: LoraConfig) -> bool:
     chosen = config.layers_to_transform
     indices = [chosen] if isinstance(chosen, int) else chosen
     if config.layers_pattern:
-        patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
-        hits = [match for p in patterns if (match := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))]
-        return bool(hits) and int(hits[0][1]) in indices
+        return config.block_index_of(name) in indices
     # The list of blocks has a name, so a number at the very beginning is not a block's.
     _, index, inside = split_block(name.partition(".")[2])
     return inside != "" and index in indices

@@ -14,7 +14,6 @@ for a scaled input, and the modules of `modules_to_save` under their own names.
 """
 
 import dataclasses
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.lora.layer import base_of
-from tsugiki.lora.names import Names, check_names
+from tsugiki.lora.names import Names, check_names, matches
 from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module
 from tsugiki.lora.targets import base_modules, find_targets
 from tsugiki.methods.hooks import attach_input_module, attach_output_module
@@ -198,7 +197,7 @@ def _require_architecture(model: nn.Module, setting: str) -> Architecture:
 
 def _is_feedforward(path: str, names: Names) -> bool:
     """Return whether `feedforward_modules` selects a layer. As in PEFT, a listed ending need not follow a dot."""
-    return re.fullmatch(names, path) is not None if isinstance(names, str) else path.endswith(tuple(names))
+    return matches(path, names) if isinstance(names, str) else path.endswith(tuple(names))
 
 
 def _tensors(model: nn.Module, adapter: IA3Adapter) -> dict[str, Tensor]:
