@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tsugiki.base.loading import default_device
 from tsugiki.bench.results import installed_versions
 from tsugiki.io.json import write_json
 from tsugiki.report.formatting import Table
@@ -23,7 +24,7 @@ class Figures:
     """By language: `en`, `ja`."""
     rows: Sequence[Sequence[str]]
     command: str
-    machine: Mapping[str, Any] = field(default_factory=lambda: describe_machine().model_dump())
+    machine: Mapping[str, Any] = field(default_factory=lambda: describe_machine(default_device()).model_dump())
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     kind: str = KIND

@@ -7,7 +7,7 @@ the prompt and our continuation, the top token at each position, and greedy deco
 largest one of its logits; the table gives that of the median token and of the worst. Requires llama-cpp-python.
 
     tsugiki train --model MODEL --data src/tsugiki/assets/quickstart --out ADAPTER --max-steps 16 --learning-rate 2e-3 \
-        --batch-size 1 --grad-accum 1 --block-size 64 --lora-dropout 0
+        --batch-size 1 --block-size 64 --lora-dropout 0
 """
 
 import argparse

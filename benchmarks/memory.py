@@ -20,8 +20,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tsugiki import LoraConfig, graft, use_fast_paths
 from tsugiki.bench.memory import peak, reset_peak, resident
+from tsugiki.bench.tsugiki_entry import random_blocks
+from tsugiki.bench.workload import Workload
+from tsugiki.data.batches import StepBatches
+from tsugiki.data.collator import Collator
 from tsugiki.fast.loss import rows_per_chunk
 from tsugiki.train.gradients import Gradients
+from tsugiki.train.processes import start_accelerator
 
 _GROUP = 512
 
@@ -48,15 +53,17 @@ def main() -> None:
     for name, size in saved.most_common():
         print(f"| {name} | {size / _GROUP / 12:,.0f} |")
     print(f"| total | {saved.total() / _GROUP / 12:,.0f} |\n")
-    gradients = Gradients(model, model, _GROUP, ordered=False)
-    gradients.add(batch, ids.numel())
+    blocks = random_blocks(Workload("gpt2", batch=4, length=_GROUP), 50_000)
+    batches = StepBatches(blocks, Collator("position_ids", model.dtype), batch_size=4, group_size=1, seed=0)
+    gradients = Gradients(model, model, batches, start_accelerator("cpu"))
+    gradients.step(0)
     threads = min(torch.get_num_threads(), len(ids))
     width = model.dtype.itemsize
     chunk = rows_per_chunk(model.lm_head, width) * 50_257 * width
     predicted = threads * (saved.total() + chunk + 4 * _GROUP * 768 * width)
     reset_peak()
     before = resident() or 0
-    gradients.add(batch, ids.numel())
+    gradients.step(0)
     measured = (peak() or 0) - before
     print(f"{threads} threads, predicted {predicted / 2**20:,.0f} MiB, measured {measured / 2**20:,.0f} MiB")
 

@@ -11,12 +11,12 @@ To get the texts: `tsugiki aozora --source FOLDER --author 泉鏡花 --out kyoka
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments, default_data_collator
+from accelerate import Accelerator
+from transformers import Trainer, TrainingArguments, default_data_collator
 
 from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model
@@ -28,7 +28,7 @@ from tsugiki.train.evaluation.evaluate import evaluate
 from tsugiki.train.model import prepare_model
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.run import build_trainer, load, total_steps
+from tsugiki.train.run import accelerator_of, load, prepare_loop, total_steps
 
 HEADERS = {
     "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],
@@ -46,13 +46,14 @@ def main() -> None:
     parser.add_argument("--block-size", type=int)
     parser.add_argument("--out", type=Path, help="JSON file to write the table to")
     options = parser.parse_args()
-    with TemporaryDirectory() as folder, RunProgress() as progress:
+    with TemporaryDirectory() as folder, RunProgress() as display:
         settings = {"model": options.model, "data": options.data, "out": folder, "block_size": options.block_size}
         config = validated(RunConfig, {**settings, "max_steps": options.max_steps}, None)
-        model, tokenizer, data = load(config, progress)
+        accelerator = accelerator_of(config)
+        model, tokenizer, data = load(accelerator, config, display)
         target, theirs = _chapter(config, tokenizer, data, folder)
-        progress.say(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
-        curve = _ours(config, model, tokenizer, data, target, options.every, progress)
+        display.say(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
+        curve = _ours(accelerator, config, model, tokenizer, data, target, options.every, display)
     step, seconds, loss = curve[-1]
     steps = total_steps(config, len(data.blocks))
     reached = f"{theirs / seconds:.2f}" if loss <= target else "not reached"
@@ -93,29 +94,30 @@ def _chapter(config: RunConfig, tokenizer: Any, data: PackedDataset, folder: str
 
 
 def _ours(
+    accelerator: Accelerator,
     config: RunConfig,
     model: Any,
     tokenizer: Any,
     data: PackedDataset,
     target: float,
     every: int,
-    progress: RunProgress,
+    display: RunProgress,
 ) -> list[tuple[int, float, float]]:
     """Run Tsugiki until its loss is at most `target`; return step, seconds and held-out loss at each evaluation."""
     prepare_model(model, config)
-    trainer = build_trainer(config, model, tokenizer, data.blocks, data.document_masking)
+    loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
     curve: list[tuple[int, float, float]] = []
-
-    def reached(step: int, last: bool) -> bool:
-        if step % every and not last:
-            return False
+    while loop.progress.step < loop.steps:
+        loop.train_step()
+        loop.read_losses()
+        step, seconds = loop.progress.step, loop.progress.seconds
+        if step % every and step < loop.steps:
+            continue
         loss = evaluate(model, tokenizer, data.windows).loss
-        curve.append((step, trainer.meters.seconds, loss))
-        progress.say(f"step {step}  {trainer.meters.seconds:,.0f} s  held-out loss {loss:.4f}")
-        return loss <= target
-
-    trainer.add_callback(StopCallback(reached))
-    trainer.train()
+        curve.append((step, seconds, loss))
+        display.say(f"step {step}  {seconds:,.0f} s  held-out loss {loss:.4f}")
+        if loss <= target:
+            break
     return curve
 
 
@@ -128,18 +130,6 @@ class Clock(StepBarrier):
 
     def _add(self, message: dict[str, Any]) -> None:
         self.seconds += message.get("seconds", 0.0)
-
-
-class StopCallback(TrainerCallback):  # type: ignore[misc]
-    """Ends training after the first step for which `reached(step, is_last)` is true."""
-
-    def __init__(self, reached: Callable[[int, bool], bool]) -> None:
-        self.reached = reached
-
-    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> TrainerControl:
-        """Request the end of training if the target is reached."""
-        control.should_training_stop |= self.reached(state.global_step, state.global_step == state.max_steps)
-        return control
 
 
 if __name__ == "__main__":

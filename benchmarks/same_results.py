@@ -15,7 +15,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, default_data_collator
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from benchmarks.figures import Figures
 from tsugiki import save_adapter
@@ -25,7 +25,7 @@ from tsugiki.lora.dropout import disable_dropout
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.model import prepare_model
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.run import build_trainer, load, train
+from tsugiki.train.run import accelerator_of, load, prepare_loop, train
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 
@@ -61,26 +61,36 @@ def main() -> None:
 
 def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float]]:
     """Return the loss of every step, of Tsugiki and of PEFT."""
-    with TemporaryDirectory() as folder, RunProgress() as progress:
+    with TemporaryDirectory() as folder, RunProgress() as display:
         settings = {**common, "out": folder, "base_dtype": "fp32", "max_steps": steps, "save_steps": 10 * steps}
         config = validated(RunConfig, {**settings, "lora": {"lora_dropout": 0.0}}, None)
-        model, tokenizer, data = load(config, progress)
+        accelerator = accelerator_of(config)
+        model, _, data = load(accelerator, config, display)
         prepare_model(model, config)
-        trainer = build_trainer(config, model, tokenizer, data.blocks, data.document_masking)
+        loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
         save_adapter(model, Path(folder) / "start")
-        ours = LossCallback(trainer)
-        trainer.train()
+        loop.run()
         base = load_model(config.model)
         disable_dropout(base)
         other = StepLossTrainer(
             model=PeftModel.from_pretrained(base, str(Path(folder) / "start"), is_trainable=True),
-            args=trainer.args,
+            args=TrainingArguments(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=config.batch_size // 4,
+                learning_rate=config.learning_rate,
+                seed=config.seed,
+                save_strategy="no",
+                disable_tqdm=True,
+                report_to="none",
+            ),
             train_dataset=data.blocks,
             data_collator=default_data_collator,
         )
-        theirs = LossCallback(other)
+        other.add_callback(LossCallback(other))
         other.train()
-    return ours.losses, theirs.losses
+    return [point.loss for point in loop.progress.loss_curve], other.losses
 
 
 def _held_out(settings: dict[str, Any]) -> float:
@@ -90,25 +100,24 @@ def _held_out(settings: dict[str, Any]) -> float:
 
 
 class LossCallback(TrainerCallback):  # type: ignore[misc]
-    """Collects the loss of each step of a `RunTrainer` or a `StepLossTrainer`."""
+    """Collects the loss of each step of a `StepLossTrainer`."""
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer, self.losses = trainer, list[float]()
-        trainer.add_callback(self)
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Reset the loss."""
-        self.trainer.step_loss = 0.0
+    def __init__(self, trainer: "StepLossTrainer") -> None:
+        self.trainer = trainer
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Keep the sum over the batches of the step."""
-        self.losses.append(self.trainer.step_loss)
+        self.trainer.losses.append(self.trainer.step_loss)
+        self.trainer.step_loss = 0.0
 
 
 class StepLossTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that adds up the loss of the current step; Trainer logs only rounded losses."""
+    """A Trainer that adds up the loss of each step; Trainer logs only means."""
 
-    step_loss = 0.0
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.losses: list[float] = []
+        self.step_loss = 0.0
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Train on one batch, and add its loss."""

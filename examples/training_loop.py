@@ -3,10 +3,10 @@
     python examples/training_loop.py
 
 The embedded model, a small Japanese GPT-2, learns the historical orthography of the quickstart's texts. It needs
-no network and takes less than a minute on two cores. The losses are those of this command, which computes them faster:
+no network and takes less than a minute on two cores. This command has the same losses (`src/tsugiki/train/loop.py`):
 
-    tsugiki train --model embedded --data src/tsugiki/assets/quickstart --out runs/loop --epochs 2 --batch-size 4 \
-        --grad-accum 2 --learning-rate 2e-3 --block-size 128 --lora-dropout 0 --base-dtype fp32
+    tsugiki train --model embedded --data src/tsugiki/assets/quickstart --out runs/loop --epochs 2 --batch-size 8 \
+        --learning-rate 2e-3 --block-size 128 --lora-dropout 0 --base-dtype fp32 --device cpu
 
 `tests/examples/test_training_loop.py` compares the two step by step.
 """
@@ -44,8 +44,8 @@ class Settings:
     out: str
     model: str = "embedded"
     epochs: int = 2
-    batch_size: int = 4
-    grad_accum: int = 2
+    batch_size: int = 8  # rows of an optimiser step
+    micro_batch_size: int = 4  # rows that are computed at once
     learning_rate: float = 2e-3
     max_grad_norm: float = 1.0
     block_size: int = 128
@@ -86,9 +86,9 @@ def steps(blocks: Blocks, settings: Settings) -> Iterator[list[list[dict[str, Te
     for epoch in range(settings.epochs):
         order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(settings.seed + epoch)).tolist()
         rows = [blocks[number] for number in order]
-        batches = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
-        for start in range(0, len(batches), settings.grad_accum):
-            yield batches[start : start + settings.grad_accum]
+        for start in range(0, len(rows), settings.batch_size):
+            step, size = rows[start : start + settings.batch_size], settings.micro_batch_size
+            yield [step[first : first + size] for first in range(0, len(step), size)]
 
 
 def summed_loss(model: PreTrainedModel, batch: list[dict[str, Tensor]]) -> Tensor:
@@ -117,7 +117,7 @@ def train(settings: Settings) -> Result:
     parameters = list(trainable_parameters(model).values())
     print(f"{sum(p.numel() for p in parameters):,} trainable parameters, {len(blocks)} rows of {settings.block_size}")
 
-    total = settings.epochs * -(-len(blocks) // (settings.batch_size * settings.grad_accum))
+    total = settings.epochs * -(-len(blocks) // settings.batch_size)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=total)
 

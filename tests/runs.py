@@ -1,14 +1,15 @@
 """Short training runs of a tiny model, and runs that are interrupted and resumed."""
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from transformers import TrainerCallback
+import torch
 
 from tests.tiny import TEXT, byte_tokenizer, save_tiny, store_of
 from tsugiki import TsugikiError
@@ -16,9 +17,9 @@ from tsugiki.data.blocks import Blocks, pack
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
+from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.record import RunRecord
 from tsugiki.train.run import CHECKPOINTS, train
-from tsugiki.train.trainer import RunTrainer
 from tsugiki.train.workflows import compare as compare_module
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
@@ -49,7 +50,6 @@ def run_config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
         "out": str(folder / out),
         "max_steps": 4,
         "batch_size": 2,
-        "grad_accum": 1,
         "block_size": 32,
         "learning_rate": 1e-2,
         "held_out": 0.2,
@@ -63,19 +63,15 @@ def run_config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
 def interrupt(run: Callable[[Any], Any], config: Any, step: int) -> None:
     """Start a run and raise KeyboardInterrupt in it before the optimiser step `step`, counted from 0."""
 
-    class Interruption(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == step:
-                raise KeyboardInterrupt
+    train_step = TrainingLoop.train_step
 
-    initialise = RunTrainer.__init__
-
-    def with_interruption(trainer: Any, *arguments: Any, **named: Any) -> None:
-        initialise(trainer, *arguments, **named)
-        trainer.add_callback(Interruption())
+    def interrupted(loop: TrainingLoop) -> None:
+        if loop.progress.step == step:
+            raise KeyboardInterrupt
+        train_step(loop)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunTrainer, "__init__", with_interruption)
+        patch.setattr(TrainingLoop, "train_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(config)
 
@@ -133,3 +129,14 @@ def uneven_blocks() -> Blocks:
     ids = byte_tokenizer()(TEXT, add_special_tokens=False).input_ids
     rows = [ids[row * 20 : row * 20 + 20] for row in range(16)]
     return pack(store_of(rows, prompts={row: 2 + row for row in range(16)}), np.arange(16), 20, pad=0)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, so that groups of rows are computed in order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

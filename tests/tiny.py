@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch.nn import functional as F
 
 from tsugiki import graft, save_adapter
 from tsugiki.data.store import RecordIndex, TokenStore
+from tsugiki.labels import IGNORE_INDEX
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 96,
@@ -68,6 +70,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "olmo2": _LLAMA,
     "smollm3": {**_LLAMA, "pad_token_id": 0},
 }
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of all target tokens, by the definition; labels are not shifted."""
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(
+        exact[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
 
 
 def tiny_model(kind: str = "gpt2", seed: int = 0, **overrides: Any) -> Any:

@@ -18,7 +18,7 @@ from tsugiki.train.workflows.compare_config import load_comparison
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(EXAMPLES.rglob("*.yaml"))
-SMALL = {"block_size": 32, "batch_size": 2, "grad_accum": 1, "sample_tokens": 2, "held_out": 0.3}
+SMALL = {"block_size": 32, "batch_size": 2, "sample_tokens": 2, "held_out": 0.3}
 GPT2 = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 64}
 
 

@@ -27,7 +27,9 @@ def texts(tmp_path: Path) -> str:
 
 
 def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(texts: str, tmp_path: Path):
-    settings = training_loop.Settings(data=texts, out=str(tmp_path / "loop"), held_out=0.2, batch_size=3, grad_accum=2)
+    settings = training_loop.Settings(
+        data=texts, out=str(tmp_path / "loop"), held_out=0.2, batch_size=6, micro_batch_size=3
+    )
     loop = training_loop.train(settings)
     record = train(
         RunConfig.model_validate(
@@ -38,8 +40,7 @@ def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(texts: str, 
                 "base_dtype": "fp32",
                 "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0},
                 "epochs": 2,
-                "batch_size": 3,
-                "grad_accum": 2,
+                "batch_size": 6,
                 "learning_rate": 2e-3,
                 "block_size": 128,
                 "held_out": 0.2,

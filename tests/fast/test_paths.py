@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import CONFIGS, ids, logits, relative_error, shake, store_of, tiny_model
+from tests.tiny import CONFIGS, ids, logits, relative_error, shake, store_of, summed_loss, tiny_model
 from tsugiki import LoraConfig, graft, merge
 from tsugiki.data.blocks import pack
 from tsugiki.data.collator import Collator
@@ -18,7 +18,6 @@ from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.methods.table import METHODS
-from tsugiki.train.trainer import token_weighted_loss
 
 OWN = ("bloom", "gpt_neo", "falcon")
 """Architectures that compute attention themselves."""
@@ -47,7 +46,7 @@ def results(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Logits and the gradient of every parameter that trains."""
     model.zero_grad()
     out = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}, use_cache=False)
-    token_weighted_loss(out, inputs["labels"], torch.tensor(1)).backward()
+    summed_loss(out.logits, inputs["labels"]).backward()
     trained = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert trained
     return {"logits": out.logits.detach(), **trained}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from tests.runs import assert_resumes, run_config, tiny_base
+from tests.runs import assert_resumes, run_config, tiny_base, uneven_blocks
 from tests.tiny import TEXT, byte_tokenizer, ids, logits, store_of, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base.loading import load_model, load_tokenizer
@@ -18,17 +18,16 @@ from tsugiki.data.blocks import pack
 from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.methods.full import load_weights_into, save_model
-from tsugiki.train import run as run_module
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
-from tsugiki.train.model import make_gradients, prepare_model
+from tsugiki.train.model import prepare_model
+from tsugiki.train.processes import start_accelerator
 from tsugiki.train.record import Parameters
-from tsugiki.train.run import CHECKPOINTS, train
-from tsugiki.train.workflows.preview import rows_in_order
+from tsugiki.train.run import CHECKPOINTS, prepare_loop, train
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
-    fields = {"method": "full", "max_steps": 5, "grad_accum": 2, "learning_rate": 1e-3, "compute_dtype": "fp32"}
+    fields = {"method": "full", "max_steps": 5, "batch_size": 4, "learning_rate": 1e-3, "compute_dtype": "fp32"}
     return run_config(folder, out, **{**fields, **changes})
 
 
@@ -76,15 +75,15 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
     rows = [text[row * 20 : row * 20 + 20] for row in range(16)]
     blocks = pack(store_of(rows, prompts={row: 2 + row for row in range(16)}), np.arange(16), 20, pad=0)
     config = RunConfig(
-        model="-", data="-", out=str(tmp_path), method="full", epochs=1, batch_size=2, grad_accum=2,
+        model="-", data="-", out=str(tmp_path), method="full", epochs=1, batch_size=4,
         learning_rate=1e-2, weight_decay=0.1, adam_beta2=0.9, lr_scheduler_type="warmup_stable_decay",
         warmup_steps=1, decay_ratio=0.5, compute_dtype="fp32",
     )  # fmt: skip
     ours = tiny_model("llama", vocab_size=257)
     prepare_model(ours, config)
-    trainer = run_module.build_trainer(config, ours, byte_tokenizer(), blocks, "position_ids")
-    order = rows_in_order(trainer, 16)
-    trainer.train()
+    loop = prepare_loop(start_accelerator("cpu"), config, ours, blocks, "position_ids")
+    order = [row for step in range(4) for row in loop.gradients.batches.rows(step)]
+    loop.run()
 
     theirs = tiny_model("llama", vocab_size=257)
     named = dict(theirs.named_parameters())
@@ -112,13 +111,14 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
 @pytest.mark.parametrize("on", [False, True])
 def test_dropout_is_off_unless_it_is_asked_for_and_then_draws_in_order(on: bool):
     config = RunConfig(model="-", data="-", out="-", method="full", base_dropout=on)
-    model = tiny_model("gpt2")
+    model = tiny_model("gpt2", vocab_size=257)
     chosen = prepare_model(model, config)
     model.train()
     assert chosen["base_dropout"].startswith("on" if on else "off")
     assert torch.equal(model(ids()).logits, model(ids()).logits) is not on
-    found = make_gradients(model, config)
-    assert found.ordered is on
+    loop = prepare_loop(start_accelerator("cpu"), config, model, uneven_blocks(), "position_ids")
+    first, again, other = (float(loop.gradients.step(step)) for step in (0, 0, 1))
+    assert first == again != other
 
 
 def test_the_file_is_stored_in_the_type_that_is_asked_for(tmp_path: Path):

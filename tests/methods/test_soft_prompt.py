@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
-from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, store_of, summed_loss, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -31,6 +32,9 @@ from tsugiki import (
 )
 from tsugiki.base.context import context_length, virtual_tokens
 from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.data.batches import StepBatches
+from tsugiki.data.blocks import pack
+from tsugiki.data.collator import Collator
 from tsugiki.fast import attention
 from tsugiki.fast.document_masks import detect_document_masking, mask_documents
 from tsugiki.io.progress import ProgressDisplay
@@ -44,6 +48,7 @@ from tsugiki.train.evaluation.sample import Sampling, generate_text
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.model import load_dtype, prepare_model
 from tsugiki.train.preparation import pack_data, read_data
+from tsugiki.train.processes import start_accelerator
 from tsugiki.train.run import train
 
 KINDS = ["gpt2", "llama", "gemma3_text"]
@@ -447,13 +452,16 @@ def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize("method", ["prefix", "mlp"])
 def test_gradients_of_a_run_equal_those_of_the_plain_loss(method: str):
     model = grafted("llama", method)
-    batch = packed(documents())
-    labels = batch["input_ids"].clone()
-    labels[:, [0, 3, 15, 24]] = -100
-    loss = F.cross_entropy(model(**batch).logits[0, :-1], labels[0, 1:], reduction="sum") / 22
+    records = [one[0].tolist() for one in documents()]
+    blocks = pack(store_of(records), np.arange(len(records)), sum(map(len, records)), pad=0)
+    batches = StepBatches(blocks, Collator("position_ids"), batch_size=1, group_size=1, seed=0)
+    batch = batches.batch([0])
+    labels = batch.pop("labels")
+    loss = summed_loss(model(**batch).logits, labels) / batches.target_tokens(0)
     weights = trainable_parameters(model)
     expected = torch.autograd.grad(loss, list(weights.values()))
-    found = Gradients(model, model, 8, ordered=False).add({**batch, "labels": labels}, 22)
+    use_fast_paths(model)
+    found = Gradients(model, model, batches, start_accelerator("cpu")).step(0)
     assert float(found) == pytest.approx(float(loss), rel=1e-5)
     for weight, gradient in zip(weights.values(), expected, strict=True):
         assert relative_error(weight.grad, gradient) < 1e-4
@@ -549,7 +557,7 @@ def test_a_prompt_that_fills_the_context_is_refused():
 
 
 def settings(folder: Path, method: str, method_config: dict[str, Any], **changes: Any) -> RunConfig:
-    fields = {"method": method, "method_config": method_config, "grad_accum": 2, "block_size": None}
+    fields = {"method": method, "method_config": method_config, "batch_size": 4, "block_size": None}
     return run_config(folder, **{**fields, **changes})
 
 

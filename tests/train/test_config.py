@@ -38,7 +38,7 @@ def test_yaml_and_flags(tmp_path: Path):
     config = load_config(path, {"epochs": 5, "lora": {"lora_alpha": 16}})
     assert (config.epochs, config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (5, 4, 16, 0.1)
     chapter = load_config(None, {"model": "m", "data": "d", "out": "o"})
-    assert (chapter.epochs, chapter.batch_size, chapter.grad_accum, chapter.learning_rate) == (3, 4, 4, 1e-4)
+    assert (chapter.epochs, chapter.batch_size, chapter.learning_rate) == (3, 16, 1e-4)
     assert (chapter.lora.r, chapter.lora.lora_alpha, chapter.lora.lora_dropout) == (8, 32, 0.1)
     for content, said in (
         ("[1]", "holds no settings"),

@@ -1,23 +1,29 @@
 """Loss and gradients of a whole model against autograd on the whole logits."""
 
 import copy
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from tests.tiny import shake, store_of, tiny_model
-from tsugiki import LoraConfig, graft
+from tests.tiny import shake, store_of, summed_loss, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft
+from tsugiki.base.replica import bfloat16_replica
+from tsugiki.data.batches import StepBatches
 from tsugiki.data.blocks import pack
 from tsugiki.data.collator import Collator
 from tsugiki.fast.document_masks import detect_document_masking
+from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.dropout import disable_dropout
-from tsugiki.train.gradients import Gradients
-from tsugiki.train.trainer import token_weighted_loss
+from tsugiki.train.gradients import Gradients, group_seed
+from tsugiki.train.processes import start_accelerator
 
 
 def model_of(kind: str = "gpt2") -> Any:
@@ -26,35 +32,34 @@ def model_of(kind: str = "gpt2") -> Any:
     return model
 
 
-def batch(model: Any, size: int = 24) -> dict[str, torch.Tensor]:
-    """Four rows with several documents each."""
+def batches_of(model: Any, group_size: int = 1, batch_size: int = 4, size: int = 24) -> StepBatches:
+    """Steps of four rows with several documents each."""
     generator = torch.Generator().manual_seed(5)
     records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 30, 5, 14, 20, 7, 11)]
-    isolation = detect_document_masking(model)
-    blocks = pack(store_of(records), np.arange(7), size, pad=0, share_rows=isolation != "separate_rows")
-    return Collator(isolation, model.dtype)([blocks[row] for row in range(4)])
+    masking = detect_document_masking(model)
+    blocks = pack(store_of(records), np.arange(7), size, pad=0, share_rows=masking != "separate_rows")
+    return StepBatches(blocks, Collator(masking, model.dtype), batch_size, group_size, seed=1)
 
 
-def exact(model: Any) -> Gradients:
-    """Groups of one row."""
-    return Gradients(model, model, 24, ordered=False)
+def gradients_of(model: Any, computing: Any = None, base_dropout: bool = False, **sizes: int) -> Gradients:
+    accelerator = start_accelerator("cpu")
+    return Gradients(model, computing or model, batches_of(model, **sizes), accelerator, base_dropout)
 
 
 def replica(model: Any) -> Any:
-    short = copy.deepcopy(model).bfloat16()
+    short = bfloat16_replica(model)
     use_fast_paths(short)
     return short
 
 
-def plain_gradients(model: Any, inputs: dict[str, torch.Tensor], count: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The loss, and the gradient of every parameter that trains, by autograd on the whole logits of the whole batch."""
+def plain_gradients(model: Any, batches: StepBatches) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss, and the gradient of every parameter that trains, by autograd on the whole logits of the whole step."""
     model.train()
-    out = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
-    loss = token_weighted_loss(out, inputs["labels"], count)
-    loss.backward()
-    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    return loss.detach(), wanted
+    inputs = batches.batch(batches.rows(0))
+    labels = inputs.pop("labels")
+    loss = summed_loss(model(**inputs, use_cache=False).logits, labels) / int((labels[:, 1:] != IGNORE_INDEX).sum())
+    names, weights = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
+    return loss.detach(), dict(zip(names, torch.autograd.grad(loss, weights), strict=True))
 
 
 def assert_gradients(model: Any, wanted: dict[str, Any]) -> None:
@@ -68,24 +73,22 @@ def assert_gradients(model: Any, wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt", "gemma2", "phi", "bloom", "cohere"])
 def test_gradients_are_those_of_the_whole_logits(kind: str):
     model = model_of(kind)
-    inputs = batch(model)
-    count = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
-    plain, wanted = plain_gradients(model, inputs, count)
-    found = exact(model)
-    assert found.head is not None
-    for times in (1, 2):  # they are added
-        torch.testing.assert_close(found.add(inputs, count), plain)
-        assert_gradients(model, {name: times * grad for name, grad in wanted.items()})
+    plain, wanted = plain_gradients(model, batches_of(model))
+    use_fast_paths(model)
+    assert has_chunked_loss(model)
+    found = gradients_of(model)
+    for _ in range(2):  # each step begins at zero
+        torch.testing.assert_close(found.step(0), plain)
+        assert_gradients(model, wanted)
 
 
-@pytest.mark.parametrize(("group", "groups"), [(1, 4), (47, 4), (48, 2), (72, 2), (1000, 1)])
-def test_a_group_has_as_many_rows_as_fit(group: int, groups: int):
+@pytest.mark.parametrize("group_size", [1, 2, 3, 5])
+def test_rows_are_computed_in_groups(group_size: int):
     model = model_of()
-    inputs = batch(model)
-    plain, wanted = plain_gradients(model, inputs, 80)
-    found = Gradients(model, model, group, ordered=False)
-    assert len(found._groups(inputs)) == groups
-    torch.testing.assert_close(found.add(inputs, 80), plain)
+    plain, wanted = plain_gradients(model, batches_of(model))
+    found = gradients_of(model, group_size=group_size)
+    assert len(found.batches.groups(0)) == -(-4 // group_size)
+    torch.testing.assert_close(found.step(0), plain)
     assert_gradients(model, wanted)
 
 
@@ -95,47 +98,57 @@ def test_gradients_of_an_adapter(kind: str, head: list[str]):
     model = model_of(kind)
     graft(model, LoraConfig(r=3, target_modules=["c_attn" if kind == "gpt2" else "q_proj", *head]))
     shake(model)
-    inputs = batch(model)
-    plain, wanted = plain_gradients(model, inputs, 80)
+    plain, wanted = plain_gradients(model, batches_of(model))
     use_fast_paths(model)
-    torch.testing.assert_close(exact(model).add(inputs, 80), plain)
+    torch.testing.assert_close(gradients_of(model).step(0), plain)
     assert len(wanted) == 4 + 2 * len(head)
     assert_gradients(model, wanted)
 
 
 def test_a_model_whose_head_is_not_known_makes_its_own_logits():
     model = model_of()
-    inputs = batch(model)
-    plain, wanted = plain_gradients(model, inputs, 80)
+    plain, wanted = plain_gradients(model, batches_of(model))
     model.lm_head.register_forward_hook(lambda module, given, y: y)
-    found = exact(model)
-    assert found.head is None
-    torch.testing.assert_close(found.add(inputs, 80), plain)
+    use_fast_paths(model)
+    assert not has_chunked_loss(model)
+    torch.testing.assert_close(gradients_of(model).step(0), plain)
     assert_gradients(model, wanted)
 
 
 def test_what_has_no_part_in_the_loss_gets_zeros():
     model = model_of()
     model.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
-    exact(model).add(batch(model), 80)
+    gradients_of(model).step(0)
     assert not model.idle.grad.any()
+
+
+def test_the_gradients_and_the_loss_are_one_buffer():
+    model = model_of()
+    found = gradients_of(model)
+    loss = found.step(0)
+    assert torch.equal(torch.cat([*(p.grad.flatten() for p in model.parameters()), loss[None]]), found.buffer)
+
+
+def test_a_model_in_which_nothing_trains_is_refused():
+    with pytest.raises(TsugikiError, match="requires_grad"):
+        gradients_of(model_of().requires_grad_(False))
 
 
 def test_bf16_computes_on_a_copy_that_follows_the_weights():
     model = model_of()
-    inputs = batch(model)
-    whole, short = exact(model), Gradients(model, replica(model), 24, ordered=False)
+    whole, short = gradients_of(model), gradients_of(model, replica(model))
     for _ in range(2):
-        wanted, loss = {}, whole.add(inputs, 80)
-        for name, parameter in model.named_parameters():
-            wanted[name], parameter.grad = parameter.grad, None
-        torch.testing.assert_close(short.add(inputs, 80), loss, rtol=2e-2, atol=0)
-        for name, parameter in model.named_parameters():
-            assert parameter.dtype == parameter.grad.dtype == torch.float32
-            cosine = F.cosine_similarity(parameter.grad.flatten(), wanted[name].flatten(), dim=0)
+        short_loss = short.step(0)
+        found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        whole_model = copy.deepcopy(model)
+        whole = gradients_of(whole_model)
+        torch.testing.assert_close(short_loss, whole.step(0), rtol=2e-2, atol=0)
+        for name, parameter in whole_model.named_parameters():
+            assert parameter.dtype == found[name].dtype == torch.float32
+            cosine = F.cosine_similarity(found[name].flatten(), parameter.grad.flatten(), dim=0)
             assert cosine > 0.98, name
+        for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
-            parameter.grad = None
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
@@ -155,60 +168,58 @@ def with_threads(count: int, make: Any) -> Any:
         torch.set_num_threads(before)
 
 
-def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def step_of(model: Any, step: int = 0, **options: Any) -> Tensor:
+    """Gradients and loss of a step."""
+    found = gradients_of(model, **options)
+    found.step(step)
+    return found.buffer
 
 
 def test_the_number_of_threads_changes_no_bit():
-    def make() -> list[torch.Tensor]:
-        model = model_of()
-        loss = exact(model).add(batch(model), 80)
-        return [loss, *(p.grad for p in model.parameters())]
-
-    one, two, three = (with_threads(count, make) for count in (1, 2, 3))
-    assert equal(one, two)
-    assert equal(one, three)
+    one, two, three = (with_threads(count, lambda: step_of(model_of())) for count in (1, 2, 3))
+    assert torch.equal(one, two)
+    assert torch.equal(one, three)
 
 
 @pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "lm_head"]])
-def test_an_adapters_dropout_is_the_same_however_many_threads(targets: list[str]):
-    def make(p: float = 0.5) -> list[torch.Tensor]:
+def test_dropout_follows_from_seed_step_and_group(targets: list[str]):
+    def make(p: float = 0.5, step: int = 0) -> Tensor:
         model = model_of()
         graft(model, LoraConfig(r=3, lora_dropout=p, target_modules=targets))
         shake(model)
-        inputs = batch(model)
-        torch.manual_seed(0)
-        loss = exact(model).add(inputs, 80)
-        return [loss, *(p.grad for p in model.parameters() if p.requires_grad)]
+        torch.manual_seed(step)  # torch's own generator has no part in it
+        return step_of(model, step, batch_size=8)
 
     one = with_threads(1, make)
-    assert not equal(one, make(0.0))
     for _ in range(3):
-        assert equal(one, with_threads(2, make))
-
-
-def test_an_adapters_dropout_differs_from_group_to_group():
-    model = model_of("llama")
-    graft(model, LoraConfig(r=3, lora_dropout=0.5))
-    shake(model)
-    row = {name: tensor[:1] for name, tensor in batch(model).items()}
-    found = exact(model)
-    torch.manual_seed(0)
-    first, second = (float(found.add(row, 80)) for _ in range(2))
-    assert first != second
-    torch.manual_seed(0)
-    both = found.add({name: torch.cat([tensor, tensor]) for name, tensor in row.items()}, 80)
-    assert float(both) == pytest.approx(first + second)
+        assert torch.equal(one, with_threads(2, make))
+    assert not torch.equal(one, make(0.0))
+    assert not torch.equal(one, make(step=1))
+    assert group_seed(1, 2, 3) == group_seed(1, 2, 3)
+    assert len({group_seed(*order) for order in itertools.permutations((1, 2, 3))}) == 6
 
 
 def test_dropout_inside_the_base_draws_the_same_numbers_however_many_threads():
-    def make() -> torch.Tensor:
-        model = tiny_model()
-        inputs = batch(model)
+    def make() -> Tensor:
         torch.manual_seed(0)
-        return Gradients(model, model, 24, ordered=True).add(inputs, 80)
+        return step_of(tiny_model(), base_dropout=True)
 
     one, two = (with_threads(count, make) for count in (1, 2))
-    assert one == two
-    model = model_of()
-    assert one != exact(model).add(batch(model), 80)
+    torch.testing.assert_close(one, two)
+    assert (one - step_of(model_of())).norm() > 0.05 * one.norm()
+
+
+def test_a_share_of_the_groups_is_computed_by_each_process():
+    def share(index: int, count: int) -> Tensor:
+        model = model_of()
+        graft(model, LoraConfig(r=3, lora_dropout=0.5))
+        found = gradients_of(shake(model))
+        found.accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=index, num_processes=count)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.distributed, "all_reduce", lambda buffer: None)
+            found.step(0)
+        return found.buffer
+
+    whole = share(0, 1)
+    for count in (2, 3):
+        torch.testing.assert_close(sum(share(index, count) for index in range(count)), whole)

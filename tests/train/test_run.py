@@ -19,7 +19,7 @@ from tsugiki.train.run import train
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
-    return run_config(folder, out, **{"max_steps": 6, "grad_accum": 2, "sample_tokens": 8, **changes})
+    return run_config(folder, out, **{"max_steps": 6, "batch_size": 4, "sample_tokens": 8, **changes})
 
 
 def test_a_run_leaves_an_adapter_that_peft_loads_and_a_record(tmp_path: Path):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tsugiki.base.loading import default_device
 from tsugiki.base.meta import meta_model
 from tsugiki.bench import memory
 from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
@@ -49,7 +50,9 @@ def run_benchmark(
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
     limits = found["limit"].limits if "limit" in found else {}
     measurements = [found[name] for name in entries]
-    results = collect(kind, workload, entries, measurements, limits, command, describe_machine().model_dump())
+    results = collect(
+        kind, workload, entries, measurements, limits, command, describe_machine(default_device()).model_dump()
+    )
     if not any(row.tokens_per_second for row in results.rows):
         problems = "; ".join(f"{row.name}: {row.problem}" for row in results.rows)
         raise TsugikiError(f"no entry could be measured: {problems}")

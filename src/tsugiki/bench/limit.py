@@ -265,7 +265,7 @@ def _measured(shares: Sequence[Pairs], outs: Sequence[Tensor], repeats: int) -> 
     """Return the seconds of `repeats` rounds, with one thread for each share of the products."""
     tasks = [partial(_multiply, share, out, repeats) for share, out in zip(shares, outs, strict=True)]
     start = time.perf_counter()
-    run_in_threads(tasks)
+    list(run_in_threads(tasks))
     return time.perf_counter() - start
 
 

@@ -1,16 +1,13 @@
-"""Tsugiki's entries, which run the same code as `tsugiki train`: a `RunConfig`, `prepare_model` and `build_trainer`."""
+"""Tsugiki's entries, which run the same code as `tsugiki train`: a `RunConfig`, `prepare_model` and `prepare_loop`."""
 
 from functools import partial
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.quantization import quantize
-from tsugiki.base.resolve import EMBEDDED
-from tsugiki.bench.hugging_face import ENDLESS, StepBarrierCallback
+from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import build
 from tsugiki.bench.workload import StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
@@ -18,7 +15,8 @@ from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.model import load_dtype, prepare_model
-from tsugiki.train.run import build_trainer
+from tsugiki.train.processes import start_accelerator
+from tsugiki.train.run import prepare_loop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,26 +24,28 @@ if TYPE_CHECKING:
 
 def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     """Train on rows of random tokens, one document in each row, with the given settings of `RunConfig`."""
-    with TemporaryDirectory() as folder:
-        given = {
-            "model": workload.model,
-            "data": "random tokens",
-            "out": folder,
-            "batch_size": workload.batch,
-            "grad_accum": 1,
-            "max_steps": ENDLESS,
-            "save_steps": ENDLESS,
-            **settings,
-        }
-        config = validated(RunConfig, given, None)
-        model = _base(config)
-        blocks = _blocks(workload, model.config.vocab_size)
-        masking = detect_document_masking(model)
-        resolved = prepare_model(model, config)
-        trainer = build_trainer(config, model, load_tokenizer(EMBEDDED), blocks, masking)
-        barrier.note(**{name: str(value) for name, value in resolved.items() if name in _NOTES})
-        trainer.add_callback(StepBarrierCallback(barrier))
-        trainer.train()
+    given = {
+        "model": workload.model,
+        "data": "random tokens",
+        "out": "nothing is written",
+        "batch_size": workload.batch,
+        "max_steps": ENDLESS,
+        **settings,
+    }
+    config = validated(RunConfig, given, None)
+    accelerator = start_accelerator()
+    model = _base(config)
+    model.to(accelerator.device)
+    blocks = random_blocks(workload, model.config.vocab_size)
+    masking = detect_document_masking(model)
+    resolved = prepare_model(model, config)
+    loop = prepare_loop(accelerator, config, model, blocks, masking)
+    barrier.note(**{name: str(value) for name, value in resolved.items() if name in _NOTES})
+    while True:  # until the barrier raises StopRequested
+        barrier.begin()
+        loop.train_step()
+        loop.read_losses()
+        barrier.end()
 
 
 def _base(config: RunConfig) -> "PreTrainedModel":
@@ -67,7 +67,8 @@ tsugiki_full_bf16 = partial(run, method="full", compute_dtype="bf16")
 _NOTES = ("base_dtype", "compute_dtype")
 
 
-def _blocks(workload: Workload, vocabulary: int) -> Blocks:
+def random_blocks(workload: Workload, vocabulary: int) -> Blocks:
+    """Return the rows of a workload as the training data of a run, with one document in each row."""
     ids = workload.rows(vocabulary).numpy()
     rows, length = ids.shape
     index = RecordIndex(

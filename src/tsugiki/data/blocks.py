@@ -95,6 +95,11 @@ class Blocks(Dataset[dict[str, Tensor]]):
             Segment(start, length, record, bool(first), bool(last)) for start, length, record, first, last in fields
         ]
 
+    def row_target_tokens(self, index: int) -> int:
+        """Return how many tokens of a row are in the loss."""
+        segments = ((segment.start, segment.length) for segment in self.row(index))
+        return sum(int(self.store.loss_mask[start + 1 : start + length].sum()) for start, length in segments)
+
     @property
     def tokens(self) -> int:
         """Number of tokens without padding."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsugiki.base.context import PROMPT_ATTRIBUTE
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.attention import NAME, additive_mask
@@ -128,6 +129,12 @@ def packed_masks(base: Any, positions: Tensor) -> Tensor | dict[str, Tensor]:
         TsugikiError: the model has a kind of attention for which no mask is known.
     """
     return prompt_masks(base, RowLayout(positions, count_documents(positions), positions.shape[-1]))
+
+
+def takes_packed_masks(base: Any) -> bool:
+    """Whether `packed_masks` knows the masks of this decoder, and no soft prompt changes them."""
+    additive = base.config.get_text_config()._attn_implementation in _ADDITIVE_MASKS
+    return additive and not has_unknown_window(base) and not hasattr(base, PROMPT_ATTRIBUTE)
 
 
 def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:

@@ -11,7 +11,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
@@ -43,10 +43,15 @@ def enable_chunked_loss(model: "PreTrainedModel") -> None:
         model.forward = update_wrapper(ours, MethodType(type(model).forward, model), updated=())
 
 
+def has_chunked_loss(model: nn.Module) -> bool:
+    """Return whether `model(…, labels=…)` computes its loss a few rows at a time."""
+    ours = vars(model).get("forward")
+    return isinstance(ours, partial) and ours.func is _forward
+
+
 def disable_chunked_loss(model: "PreTrainedModel") -> None:
     """Give the model its own `forward` back; if `forward` was wrapped again since, it stays as it is."""
-    ours = vars(model).get("forward")
-    if isinstance(ours, partial) and ours.func is _forward:
+    if has_chunked_loss(model):
         del model.forward
 
 
@@ -86,7 +91,7 @@ def _loss(
     labels = labels.to(hidden.device)
     labels = labels.masked_fill(labels == ignore_index, IGNORE_INDEX)
     count = (labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-    return chunked_loss(hidden, head, labels) / torch.as_tensor(count, device=hidden.device)
+    return chunked_loss(hidden, head, labels) / (count.to(hidden.device) if isinstance(count, Tensor) else count)
 
 
 def _has_same_loss(model: "PreTrainedModel", head: Head) -> bool:

@@ -46,7 +46,9 @@ def use_fast_paths(
     if modules:
         setattr(model, _REPLACED_MODULES, [*getattr(model, _REPLACED_MODULES, []), *use_fused_modules(model)])
     if loss:
-        enable_chunked_loss(model)
+        # An untrained soft prompt causes more rounding error than a wrong head, so the base is probed without it.
+        with nullcontext() if is_merged(model) else base_alone(model):
+            enable_chunked_loss(model)
 
 
 def use_plain_paths(model: "PreTrainedModel") -> None:

@@ -217,7 +217,7 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
     if record.config.lora:
         lines.append(("dropout", f"{record.config.lora.lora_dropout:g}"))
     lines.append(("learning rate", f"{record.config.learning_rate:g}, {record.config.lr_scheduler_type}"))
-    lines.append(("rows per optimiser step", f"{record.config.grad_accum} × {record.config.batch_size}"))
+    lines.append(("rows per optimiser step", f"{record.config.batch_size}"))
     if record.training:
         lines.append(("steps", f"{record.training.steps:,}"))
     lines.append(("seed", str(record.config.seed)))

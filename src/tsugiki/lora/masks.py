@@ -28,17 +28,21 @@ _local = threading.local()
 
 
 @contextmanager
-def masks_from(generator: torch.Generator | None) -> Iterator[None]:
-    """Draw the seeds of this thread's masks from `generator` within the block; None: from torch's own generator.
+def masks_from(*generators: torch.Generator) -> Iterator[None]:
+    """Draw the seeds of this thread's masks from `generators` within the block, instead of torch's own generator.
 
     If threads shared torch's generator, their masks would depend on which thread draws first.
+
+    Args:
+        generators: with several, the first axis of a mask is divided into as many equal parts, and each part is drawn
+            as if it were the only one. So rows have the same masks whether they are computed together or apart.
     """
-    before = getattr(_local, "generator", None)
-    _local.generator = generator
+    before = getattr(_local, "generators", ())
+    _local.generators = generators
     try:
         yield
     finally:
-        _local.generator = before
+        _local.generators = before
 
 
 def draw_seed(generator: torch.Generator | None = None) -> int:
@@ -56,7 +60,14 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     Returns:
         int8: -1 (all bits set) where the element is kept, 0 where it is dropped.
     """
-    seed = draw_seed(getattr(_local, "generator", None))
+    generators: tuple[torch.Generator, ...] = getattr(_local, "generators", ())
+    if len(generators) > 1 and len(like) % len(generators) == 0:
+        parts = zip(like.chunk(len(generators)), generators, strict=True)
+        return torch.cat([_keep_mask(part, p, draw_seed(generator)) for part, generator in parts])
+    return _keep_mask(like, p, draw_seed(generators[0] if generators else None))
+
+
+def _keep_mask(like: Tensor, p: float, seed: int) -> Tensor:
     if like.device.type != "cpu":
         return -(torch.rand(like.shape, generator=_generator(like.device, seed), device=like.device) >= p).to(
             torch.int8

@@ -269,7 +269,7 @@ def _settings(record: RunRecord) -> Markup:
         lora = config.lora
         lines.append(("LoRA", f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}"))
     lines.append(("learning rate", f"{config.learning_rate:g}, {config.lr_scheduler_type}"))
-    lines.append(("rows per optimiser step", f"{config.grad_accum} × {config.batch_size}"))
+    lines.append(("rows per optimiser step", f"{config.batch_size}"))
     if config.max_steps is None:
         lines.append(("epochs", f"{config.epochs:g}"))
     lines.append(("seed", str(config.seed)))

@@ -1,22 +1,20 @@
-"""Checkpoints: everything that a run needs to continue as if it had not stopped. Nothing is pickled.
+"""Checkpoints: what was trained, the optimiser, and how far the run has come. A run resumes exactly from them.
 
-checkpoint-N/
-    adapter_model.safetensors, adapter_config.json, tsugiki.json    the adapter, in the format of finished runs,
-    or model.safetensors, config.json, tokenizer.json, …            or the model, if every weight trains
-    optimizer.safetensors       tensors of the optimiser's state, named <parameter index>.<name>
-    random.safetensors          torch's random states
-    training.json               other values of the optimiser, the schedule, Python's and NumPy's random states, meters
-    trainer_state.json          state of transformers' Trainer
+The order of the rows and the dropout masks follow from the seed and the step (see `data.batches` and
+`train.gradients`), so no state of a random generator is stored, and a run can be resumed on any number of processes.
+
+Everything is safetensors and JSON, and nothing is pickled. A checkpoint is a folder `checkpoint-STEP` with
+
+    the adapter or model    as `train.model.save_trained` writes it
+    optimizer.safetensors   tensors of the optimiser's state, INDEX.NAME for each parameter
+    training.json           the rest of the optimiser's state, the schedule, and the progress of the run
 """
 
-import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,19 +22,19 @@ from torch import Tensor
 from tsugiki.errors import TsugikiError
 from tsugiki.io.json import read_json, write_json
 
-_OPTIMIZER, _RANDOM, _TRAINING = "optimizer.safetensors", "random.safetensors", "training.json"
+_OPTIMIZER, _TRAINING, _TRAINER_V0_1 = "optimizer.safetensors", "training.json", "trainer_state.json"
 
 
 def save_training_state(
-    folder: Path, optimizer: Mapping[str, Any], schedule: Mapping[str, Any], meters: Mapping[str, float]
+    folder: Path, optimizer: Mapping[str, Any], schedule: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> None:
-    """Write the training state of a checkpoint, including the current random states.
+    """Write the training state of a checkpoint.
 
     Args:
         folder: the folder of the checkpoint.
         optimizer: state dict of the optimiser.
         schedule: state dict of the learning rate schedule.
-        meters: fields of `train.trainer.Meters`.
+        progress: fields of `train.loop.Progress`.
     """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
@@ -47,52 +45,28 @@ def save_training_state(
             else:
                 plain[f"{index}.{name}"] = value
     save_file(tensors, folder / _OPTIMIZER)
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    save_file(states, folder / _RANDOM)
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     write_json(
         folder / _TRAINING,
         {
             "optimizer": {"state": plain, "param_groups": optimizer["param_groups"]},
             "schedule": dict(schedule),
-            "python": random.getstate(),
-            "numpy": [name, keys.tolist(), position, has_gauss, gauss],  # type: ignore[union-attr]
-            "meters": dict(meters),
+            "progress": dict(progress),
         },
     )
 
 
-def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    """Read the state dicts of the optimiser and of the schedule, and the meters.
+def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Read the state dicts of the optimiser and of the schedule, and the fields of `train.loop.Progress`.
 
     Raises:
         TsugikiError: a file is missing or broken.
     """
-    fields = _read(folder)
+    fields = read_json(folder / _TRAINING, missing=f"{folder} is not a checkpoint: it has no {_TRAINING}")
     optimizer: dict[str, Any] = {"state": {}, "param_groups": fields["optimizer"]["param_groups"]}
     for key, value in {**_load(folder / _OPTIMIZER), **fields["optimizer"]["state"]}.items():
         index, _, name = key.partition(".")
         optimizer["state"].setdefault(int(index), {})[name] = value
-    return optimizer, fields["schedule"], fields["meters"]
-
-
-def restore_random_states(folder: Path) -> None:
-    """Restore the states of Python's, NumPy's and torch's random generators.
-
-    Raises:
-        TsugikiError: a file is missing or broken.
-    """
-    fields = _read(folder)
-    states = _load(folder / _RANDOM)
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available() and "cuda.0" in states:
-        torch.cuda.set_rng_state_all([states[f"cuda.{i}"] for i in range(len(states) - 1)])
-    version, internal, gauss = fields["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = fields["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    return optimizer, fields["schedule"], fields["progress"] if "progress" in fields else _progress_v0_1(folder, fields)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -107,8 +81,12 @@ def keep_newest(folder: Path, count: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    return read_json(folder / _TRAINING, missing=f"{folder} is not a checkpoint: it has no {_TRAINING}")
+def _progress_v0_1(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the progress in a checkpoint of version 0.1, which is in two files."""
+    state = read_json(folder / _TRAINER_V0_1, missing=f"{folder} is not a checkpoint: it has no {_TRAINER_V0_1}")
+    logged = [entry for entry in state["log_history"] if "loss" in entry]
+    curve = [{name: entry[name] for name in ("step", "loss", "learning_rate")} for entry in logged]
+    return {"step": state["global_step"], "loss_curve": curve, **fields["meters"]}
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -39,6 +39,13 @@ def _with_chapter_defaults(settings: Any) -> Any:
     return {**CHAPTER_LORA, **settings}
 
 
+DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
+"""Where a run computes, by torch's names."""
+
+MACHINE_SETTINGS = frozenset({"device", "micro_batch_size"})
+"""Settings that change the speed of a run and not its result, so that it can be resumed with other values."""
+
+
 class TrainingSettings(BaseModel):
     """The settings of every kind of training, named as in transformers' `TrainingArguments` if it has them."""
 
@@ -54,10 +61,8 @@ class TrainingSettings(BaseModel):
     """Passes over the training data."""
     max_steps: int | None = Field(default=None, ge=1)
     """Number of optimiser steps. Overrides epochs."""
-    batch_size: int = Field(default=4, ge=1)
-    """Rows per batch."""
-    grad_accum: int = Field(default=4, ge=1)
-    """Batches per optimiser step (gradient accumulation)."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows per optimiser step, over all processes."""
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate. Some methods have a higher default (see `tsugiki methods`)."""
     lr_scheduler_type: str = "linear"
@@ -111,7 +116,23 @@ class TrainingSettings(BaseModel):
     sample_tokens: int = Field(default=80, ge=1)
     """Length of a sample in tokens."""
     report_to: tuple[str, ...] = ()
-    """Logging integration of transformers, such as tensorboard; can be repeated."""
+    """Tracker of accelerate, such as tensorboard or wandb; can be repeated."""
+
+    device: DeviceName = "auto"
+    """Where to compute. auto: on the accelerator of this machine if it has one, otherwise on the processor."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows that an accelerator computes at once; it changes speed and memory, not the result. Default: as many as fit
+    in its memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_former_settings(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and "grad_accum" in settings:
+            raise ValueError(
+                "grad_accum is no setting any more: batch_size is now the number of rows per optimiser step, so set it "
+                "to the product of the two and leave grad_accum out"
+            )
+        return settings
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
@@ -205,6 +226,10 @@ class RunConfig(TrainingSettings):
         except TsugikiError as error:
             raise ValueError(str(error)) from error
 
+    def trains_adapter(self) -> bool:
+        """Return whether the run trains an adapter, and not all weights of the model."""
+        return self._method().trains_adapter
+
     def trains_base_parameters(self) -> bool:
         """Return whether parameters of the base (or copies of them) train, and not only parameters that are added."""
         config = self.adapter_config
@@ -215,9 +240,10 @@ class RunConfig(TrainingSettings):
         )
 
     def to_record(self) -> dict[str, Any]:
-        """Return the settings for `run.json`: those that have an effect."""
+        """Return the settings for `run.json`: those that have an effect, and the folder."""
         off = () if self.trust_remote_code else ("trust_remote_code",)
-        return self.model_dump(mode="json", exclude={*self._inapplicable_fields(), *self.overridden(), *off})
+        ignored = {*self._inapplicable_fields(), *self.overridden(), *MACHINE_SETTINGS, *off}
+        return self.model_dump(mode="json", exclude=ignored)
 
     def _method(self) -> "Method":
         from tsugiki.methods.table import METHODS

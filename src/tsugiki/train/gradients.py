@@ -1,107 +1,232 @@
-"""Compute the loss of a batch of rows and its gradients.
+"""The loss of an optimiser step and its gradients, over all rows of the step and all processes.
 
     trained parameters, float32 ──> the model, bf16 or fp32 ──> hidden states ──> loss in chunks (no full logits)
           ^                                                        │
-          └── float32 gradients <── summed in a fixed order <──────┴── one thread for each group of rows
+          └── one buffer <── summed over processes <── summed <────┴── one group of rows after another on an
+              of gradients   once per step             over groups     accelerator, one thread for each on a processor
+
+The gradients of all trained parameters are parts of one buffer, whose last number is the loss. So several processes
+need only one reduction for each optimiser step. For an adapter, the buffer takes megabytes.
 
 In full fine-tuning with bf16, a copy of the model in bfloat16 computes. `torch.autocast`, which casts weights and
 activations during the forward pass, was slower. If an adapter trains, the frozen base itself has this dtype.
 
-Groups have a fixed size, and their gradients are summed in a fixed order. So the result is bit-identical for every
-number of threads up to the number of groups.
+Each group draws its dropout masks from a generator that is seeded by the seed of the run, the step and the number of
+the group. So neither the number of processes nor an interruption changes them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.fast.loss import chunked_loss, find_head
+from tsugiki.base.inference import seeded
+from tsugiki.data.batches import StepBatches
+from tsugiki.errors import TsugikiError
+from tsugiki.fast.document_masks import packed_masks, takes_packed_masks
+from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.lora.masks import draw_seed, masks_from
+from tsugiki.lora.masks import masks_from
 from tsugiki.train.threads import run_in_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Gradients:
-    """Computes the gradients of batches and adds them to the `.grad` of a model's trained parameters."""
+@dataclass(frozen=True)
+class _Micro:
+    """What a device computes at once: groups of the same number of rows."""
 
-    def __init__(self, model: "PreTrainedModel", computing: "PreTrainedModel", group: int, ordered: bool) -> None:
+    groups: tuple[int, ...]
+    """The numbers of the groups in the step."""
+    rows: list[int]
+
+
+_Result: TypeAlias = tuple[Tensor, Sequence[Tensor | None]]
+
+
+class Gradients:
+    """Computes the gradients of optimiser steps into the `.grad` of a model's trained parameters."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        computing: "PreTrainedModel",
+        batches: StepBatches,
+        accelerator: Accelerator,
+        base_dropout: bool = False,
+        micro_batch_size: int | None = None,
+    ) -> None:
         """Create it.
 
         Args:
-            model: the model whose parameters with `requires_grad` train.
+            model: the model whose parameters with `requires_grad` train, on the accelerator's device.
             computing: the model that computes: `model` itself, or a copy in another dtype, into which the parameters
-                are copied for every batch.
-            group: number of tokens in a group of rows; a longer row is a group by itself.
-            ordered: compute the groups one after another. Dropout inside the base requires it, because it uses torch's
-                global random generator.
+                are copied at every step.
+            batches: the rows of each step.
+            accelerator: the device, and the processes that share the work.
+            base_dropout: dropout inside the base is active. It uses torch's global random generator, so the groups are
+                computed one after another.
+            micro_batch_size: rows that an accelerator computes at once, rounded to whole groups; None: as many as
+                fit in its memory. A processor computes one group per thread.
         """
-        self.model, self.computing, self.group, self.ordered = model, computing, group, ordered
-        self.head = find_head(computing)
+        self.model, self.computing, self.batches, self.accelerator = model, computing, batches, accelerator
+        self.base_dropout = base_dropout
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.copies = [weight for weight in computing.parameters() if weight.requires_grad]
+        self.buffer = _assign_gradients(self.weights)
+        self._side_by_side = accelerator.device.type == "cpu" and not base_dropout
+        self._groups_at_once = 1
+        if accelerator.device.type != "cpu" and not base_dropout:
+            self._groups_at_once = max(1, (micro_batch_size or batches.batch_size) // batches.group_size)
+        self._passes_masks = (
+            accelerator.device.type != "cpu"
+            and batches.collate.masking == "position_ids"
+            and takes_packed_masks(computing.base_model)
+        )
 
-    def add(self, batch: Mapping[str, Tensor], count: Tensor | int) -> Tensor:
-        """Add the gradients of a batch to `.grad`.
+    def step(self, step: int) -> Tensor:
+        """Compute the gradients of an optimiser step.
 
         Args:
-            batch: `input_ids`, `labels` (not shifted) and the inputs that mask documents from each other; the first
-                axis of each is the row.
-            count: number of target tokens in the whole optimiser step.
+            step: the number of the step, from 0.
 
         Returns:
-            The cross-entropy summed over the target tokens of the batch, divided by `count`.
+            The mean loss per target token of all processes, in nats, as a tensor on the device.
+
+        Raises:
+            TsugikiError: one row does not fit in the memory of the accelerator.
         """
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        copies = [weight for weight in self.computing.parameters() if weight.requires_grad]
+        self.buffer.zero_()
         if self.computing is not self.model:
             with torch.no_grad():
-                for copied, weight in zip(copies, weights, strict=True):
+                for copied, weight in zip(self.copies, self.weights, strict=True):
                     copied.copy_(weight)
         self.computing.train()
-        tasks = [partial(self._group, group, float(count), copies, _generator()) for group in self._groups(batch)]
-        in_order = self.ordered or batch["input_ids"].device.type != "cpu"
-        results = [task() for task in tasks] if in_order else run_in_threads(tasks)
-        for _, grads in results:
-            for weight, grad in zip(weights, grads, strict=True):
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-                if grad is not None:
-                    weight.grad += grad
-        return torch.stack([loss for loss, _ in results]).sum()
+        count = self.batches.target_tokens(step)
+        todo = list(self._share(step))
+        # Results come in order of the groups, so that no bit of the sum depends on the number of threads.
+        tasks = [partial(self._micro_batch, step, count, micro) for micro in todo]
+        for loss, found in run_in_threads(tasks) if self._side_by_side else self._in_order(step, count, todo):
+            self._add(loss, found)
+        if self.accelerator.num_processes > 1:
+            torch.distributed.all_reduce(self.buffer)
+        return self.buffer[-1].clone()
 
-    def _groups(self, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        rows, length = batch["input_ids"].shape
-        size = max(1, self.group // length)
-        return [{name: tensor[at : at + size] for name, tensor in batch.items()} for at in range(0, rows, size)]
+    def _in_order(self, step: int, count: int, todo: list[_Micro]) -> Iterator[_Result]:
+        """Compute one micro-batch after another. If memory runs out, it is computed again in halves."""
+        while todo:
+            micro = todo.pop(0)
+            try:
+                result = self._micro_batch(step, count, micro)
+            except torch.OutOfMemoryError as error:
+                self._halve(micro, error)
+                todo[:0] = _split(micro, self._groups_at_once)
+                continue
+            yield result
 
-    def _group(
-        self, batch: Mapping[str, Tensor], count: float, weights: Sequence[Tensor], generator: torch.Generator
-    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def _share(self, step: int) -> Iterator[_Micro]:
+        """Yield the part of a step that this process computes: every n-th group for n processes."""
+        groups = list(enumerate(self.batches.groups(step)))
+        mine = groups[self.accelerator.process_index :: self.accelerator.num_processes]
+        for _, same in groupby(mine, key=lambda group: len(group[1])):
+            numbers, rows = zip(*same, strict=True)
+            yield from _split(_Micro(numbers, [row for group in rows for row in group]), self._groups_at_once)
+
+    def _micro_batch(self, step: int, count: int, micro: _Micro) -> _Result:
         """Return the loss of some rows and its gradient for each weight (None: the loss does not depend on it)."""
-        model = self.computing
-        inputs = {name: _in_dtype(tensor, model.dtype) for name, tensor in batch.items() if name != "labels"}
-        labels = batch["labels"][:, 1:]
-        with masks_from(generator):
-            if self.head is None:
-                logits = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-                loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-            else:
-                hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-                loss = chunked_loss(hidden, self.head, labels)
-        loss = loss / count
-        return loss.detach(), torch.autograd.grad(loss, weights, allow_unused=True)
+        seeds = [group_seed(self.batches.seed, step, number) for number in micro.groups]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        batch = self._on_device(self.batches.batch(micro.rows))
+        if self.base_dropout:
+            with seeded(seeds[0]), masks_from(*generators):
+                loss = self._loss(batch, count)
+        else:
+            with masks_from(*generators):
+                loss = self._loss(batch, count)
+        return loss.detach(), torch.autograd.grad(loss, self.copies, allow_unused=True)
+
+    def _loss(self, batch: dict[str, Any], count: int) -> Tensor:
+        """Return the cross-entropy summed over the target tokens of a batch, divided by `count`."""
+        labels = batch.pop("labels")
+        if has_chunked_loss(self.computing):
+            chunked: Tensor = self.computing(**batch, labels=labels, num_items_in_batch=count, use_cache=False).loss
+            return chunked
+        logits = self.computing(**batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+        targets = labels[:, 1:].flatten()
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum") / count
+
+    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """Move a batch to the device without waiting for it, and convert a mask to the dtype of the model."""
+        device = self.accelerator.device
+        if device.type == "cuda":
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        moved = {
+            name: tensor.to(device, self.computing.dtype if tensor.is_floating_point() else None, non_blocking=True)
+            for name, tensor in batch.items()
+        }
+        if self._passes_masks:
+            return {**moved, "attention_mask": packed_masks(self.computing.base_model, moved["position_ids"])}
+        return moved
+
+    def _add(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            if gradient is not None:
+                assert weight.grad is not None
+                weight.grad += gradient
+        self.buffer[-1] += loss
+
+    def _halve(self, micro: _Micro, error: torch.OutOfMemoryError) -> None:
+        """Compute half as much at once from now on.
+
+        Raises:
+            TsugikiError: it was one group already.
+        """
+        device = self.accelerator.device
+        if len(micro.groups) == 1:
+            rows, length = len(micro.rows), self.batches.blocks.block_size
+            raise TsugikiError(
+                f"the memory of {device} does not suffice to train on {rows} × {length} tokens (rows × block size): "
+                "choose a smaller --block-size, a base of fewer bits (--base-dtype int8), or --device cpu"
+            ) from error
+        self._groups_at_once = len(micro.groups) // 2
+        torch.get_device_module(device).empty_cache()
 
 
-def _generator() -> torch.Generator:
-    """Return a generator for dropout masks, seeded from torch's global generator."""
-    return torch.Generator().manual_seed(draw_seed())
+def group_seed(seed: int, step: int, group: int) -> int:
+    """Return the seed of the dropout masks of a group of rows."""
+    return int(np.random.SeedSequence((seed, step, group)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert an attention mask to the dtype of the model; leave ids as they are."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _assign_gradients(weights: Sequence[Tensor]) -> Tensor:
+    """Let the gradients of weights be parts of one new buffer, which has one more number at its end.
+
+    Raises:
+        TsugikiError: nothing trains.
+    """
+    if not weights:
+        raise TsugikiError("nothing trains: no parameter of the model has requires_grad")
+    buffer = torch.zeros(
+        sum(weight.numel() for weight in weights) + 1, dtype=weights[0].dtype, device=weights[0].device
+    )
+    start = 0
+    for weight in weights:
+        weight.grad = buffer[start : start + weight.numel()].view_as(weight)
+        start += weight.numel()
+    return buffer
+
+
+def _split(micro: _Micro, groups: int) -> list[_Micro]:
+    """Divide a micro-batch into micro-batches of at most this many groups."""
+    size = len(micro.rows) // len(micro.groups)
+    return [
+        _Micro(micro.groups[start : start + groups], micro.rows[start * size : (start + groups) * size])
+        for start in range(0, len(micro.groups), groups)
+    ]

@@ -7,12 +7,15 @@ saves a whole model. After `prepare_model`, a grafted model trains its adapter a
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import set_seed
 
 from tsugiki.adapters.format import load_adapter_weights, save_adapter
 from tsugiki.base.replica import bfloat16_replica
-from tsugiki.dtypes import BaseDtype, SaveDtype, preferred_compute_dtype
+from tsugiki.data.batches import StepBatches
+from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.graft import active_adapter, is_grafted
 from tsugiki.methods.full import load_weights_into, save_model
@@ -23,15 +26,20 @@ from tsugiki.train.gradients import Gradients
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_ADAPTER_GROUP = 512  # tokens: enough for efficient products, and their activations stay small
+_ADAPTER_GROUP = 512  # tokens: enough for a processor's products, and their activations stay small
 _MODEL_GROUP = 1024  # the gradients of a group are as large as the model, so there should be few groups
 
 
-def load_dtype(config: RunConfig) -> BaseDtype:
-    """Return the dtype in which the run loads its base model."""
+def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
+    """Return the dtype in which the run loads its base model.
+
+    Args:
+        config: the settings of the run.
+        device: where it computes; None: on this machine's accelerator, or its processor if it has none.
+    """
     if config.base_dtype is not None:
         return config.base_dtype
-    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype()
+    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
 
 
 def prepare_model(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
@@ -55,23 +63,36 @@ def prepare_model(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]
     what = "adapter" if is_grafted(model) else "model"
     resolved["base_dropout"] = "on" if config.base_dropout else f"off while the {what} trains"
     if not is_grafted(model):
-        resolved["compute_dtype"] = _compute_dtype(config)
+        resolved["compute_dtype"] = _compute_dtype(config, model.device)
         return resolved
-    use_fast_paths(model, loss=False)  # `Gradients` computes the loss itself
+    use_fast_paths(model)
     targets = sorted({path.rpartition(".")[2] for path in active_adapter(model).wrapped})
     if targets:
         resolved["target_modules"] = targets
-    resolved["base_dtype"] = load_dtype(config)
+    resolved["base_dtype"] = load_dtype(config, model.device)
     return resolved
 
 
-def make_gradients(model: "PreTrainedModel", config: RunConfig) -> Gradients:
-    """Return the object that computes loss and gradients of the prepared model."""
-    if is_grafted(model):
-        return Gradients(model, model, _ADAPTER_GROUP, ordered=config.base_dropout)
-    computing = bfloat16_replica(model) if _compute_dtype(config) == "bf16" else model
-    use_fast_paths(computing, loss=False)
-    return Gradients(model, computing, _MODEL_GROUP, ordered=config.base_dropout)
+def group_size(config: RunConfig, block_size: int) -> int:
+    """Return the number of rows in a group (see `data.batches`). It depends on nothing but the settings of the run.
+
+    Args:
+        config: the settings of the run.
+        block_size: tokens per row.
+    """
+    tokens = _ADAPTER_GROUP if config.trains_adapter() else _MODEL_GROUP
+    return max(1, tokens // block_size)
+
+
+def make_gradients(
+    model: "PreTrainedModel", config: RunConfig, batches: StepBatches, accelerator: Accelerator
+) -> Gradients:
+    """Return the object that computes the gradients of the prepared model, which is on the accelerator's device."""
+    computing = model
+    if not is_grafted(model):
+        computing = bfloat16_replica(model) if _compute_dtype(config, model.device) == "bf16" else model
+        use_fast_paths(computing)
+    return Gradients(model, computing, batches, accelerator, config.base_dropout, config.micro_batch_size)
 
 
 def save_trained(
@@ -106,5 +127,5 @@ def load_trained(model: nn.Module, folder: Path) -> None:
         load_weights_into(model, folder)
 
 
-def _compute_dtype(config: RunConfig) -> str:
-    return config.compute_dtype or preferred_compute_dtype()
+def _compute_dtype(config: RunConfig, device: torch.device) -> ComputeDtype:
+    return config.compute_dtype or preferred_compute_dtype(device)

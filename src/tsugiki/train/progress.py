@@ -18,8 +18,9 @@ _PLAIN_LINES = 10  # of a whole run, where standard error is not a terminal
 class RunProgress(ProgressDisplay):
     """The display of one run; a context manager."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console | None = None, shown: bool = True) -> None:
+        """Create the display; with `shown` False, nothing is printed."""
+        super().__init__(console or Console(stderr=True, highlight=False, quiet=not shown))
         self._progress = Progress(
             TextColumn("[bold]step"),
             MofNCompleteColumn(),

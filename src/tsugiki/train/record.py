@@ -8,7 +8,7 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,9 @@ from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.train import record_v0_1
 from tsugiki.train.evaluation.result import StepEvaluation
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 2
 """Version of the format of `run.json`."""
@@ -52,7 +55,6 @@ class RecordedConfig(BaseModel):
     epochs: float
     max_steps: int | None
     batch_size: int
-    grad_accum: int
     seed: int
     prompts: list[str]
     lora: RecordedLora | None = None
@@ -69,6 +71,8 @@ class Machine(BaseModel):
     cores: int | None
     threads: int
     accelerator: str | None
+    """Name of the GPU that computes; None: the processor does."""
+    processes: int = 1
     system: str
     python: str
 
@@ -267,15 +271,25 @@ def read_record(folder: Path) -> RunRecord:
         raise TsugikiError(f"{path} is not the record of a run: {where}: {problem['msg'].lower()}") from error
 
 
-def describe_machine() -> Machine:
-    """Return processor, cores, threads and accelerator of this machine."""
+def describe_machine(device: "torch.device", processes: int = 1) -> Machine:
+    """Return processor, cores, threads and accelerator of this machine.
+
+    Args:
+        device: where a run computes.
+        processes: how many processes share the work.
+    """
     import torch
+
+    name = None if device.type == "cpu" else device.type
+    if device.type in ("cuda", "xpu"):
+        name = torch.get_device_module(device).get_device_name(device)
 
     return Machine(
         processor=_processor(),
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
-        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        accelerator=name,
+        processes=processes,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
     )

@@ -50,6 +50,10 @@ def _translate_config(config: dict[str, Any]) -> dict[str, Any]:
     config = _rename(config, _CONFIG)
     if config.get("save_dtype") in _SAVE_DTYPES:
         config["save_dtype"] = _SAVE_DTYPES[config["save_dtype"]]
+    # `batch_size` was the rows of a batch, of which a step had several.
+    batches = config.pop("grad_accum", 1)
+    if "batch_size" in config:
+        config["batch_size"] *= batches
     for name in ("warmup", "decay"):
         # One setting held both: a value below 1 was a share of all steps.
         length = config.pop(f"{name}_steps", None)

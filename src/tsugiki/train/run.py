@@ -1,51 +1,70 @@
 """One run: from a config, data and a base model to a folder that holds the trained adapter or model.
 
 train
+  start_accelerator       device and processes
   start_or_resume         the record, and the checkpoint to continue from
   load                    tokenizer -> data -> model -> packed data
   run
     prepare_model         graft the adapter (see `train.model`)
-    build_trainer         optimiser, schedule, gradients
-    RunTrainer.train      the loop; `EvaluationCallback` evaluates, samples and writes `run.json`
+    prepare_loop          gradients, optimiser, schedule
+    TrainingLoop.run      the loop; `EvaluationCallback` evaluates, samples and writes `run.json`
     save_trained          the adapter's or the model's files
 """
 
-import logging
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainingArguments
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import get_scheduler
 
 from tsugiki.base.checks import code_digest
 from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.resolve import settings_folder
+from tsugiki.data.batches import StepBatches
 from tsugiki.data.blocks import Blocks
+from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
-from tsugiki.io.atomic import check_writable, remove_leftovers
+from tsugiki.io.atomic import check_writable, make_folder, new_folder, remove_leftovers
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.allocator import keep_freed_memory
-from tsugiki.train.checkpoint import checkpoints
+from tsugiki.train.checkpoint import checkpoints, keep_newest, load_training_state, save_training_state
 from tsugiki.train.config import LORA_PLUS, RunConfig
 from tsugiki.train.evaluation_callback import EvaluationCallback
-from tsugiki.train.model import load_dtype, make_gradients, prepare_model, save_trained
+from tsugiki.train.loop import Progress, TrainingLoop
+from tsugiki.train.model import group_size, load_dtype, load_trained, make_gradients, prepare_model, save_trained
+from tsugiki.train.optimizers.adamw import adamw
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
-from tsugiki.train.preparation import PackedDataset, pack_data, read_data
+from tsugiki.train.preparation import DatasetSplit, PackedDataset, pack_data, read_data
+from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import Parameters, RecordedBase, RunRecord, describe_machine, new_record, read_record
-from tsugiki.train.trainer import RunTrainer
+from tsugiki.train.record import (
+    LossPoint,
+    Parameters,
+    RecordedBase,
+    RunRecord,
+    describe_machine,
+    new_record,
+    read_record,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINTS = "checkpoints"
+LOGS = "logs"
+"""The folder in a run's folder into which trackers write."""
 _CHECKPOINTS_PER_RUN = 10
+_KEPT_CHECKPOINTS = 2
 _LOSS_CURVE_POINTS = 500
 
 
@@ -63,17 +82,26 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
     Raises:
         TsugikiError: an error that the user can correct. Files that were in the folder before are unchanged.
     """
-    record, checkpoint = start_or_resume(config.to_record(), Path(config.out), resume)
-    with progress or RunProgress() as shown:
-        model, tokenizer, data = load(config, shown)
-        run(config, model, tokenizer, data, record, checkpoint, shown)
+    accelerator = accelerator_of(config)
+    with errors_of_others(accelerator), progress or RunProgress(shown=accelerator.is_main_process) as display:
+        record, checkpoint = start_or_resume(accelerator, config.to_record(), Path(config.out), resume)
+        model, tokenizer, data = load(accelerator, config, display)
+        run(accelerator, config, model, tokenizer, data, record, checkpoint, display)
     return record
 
 
-def start_or_resume(settings: dict[str, Any], out: Path, resume: bool) -> tuple[RunRecord, Path | None]:
+def accelerator_of(config: RunConfig) -> Accelerator:
+    """Return the accelerator for a run; errors are those of `start_accelerator`."""
+    return start_accelerator(config.device, config.report_to, str(Path(config.out) / LOGS))
+
+
+def start_or_resume(
+    accelerator: Accelerator, settings: dict[str, Any], out: Path, resume: bool
+) -> tuple[RunRecord, Path | None]:
     """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
 
     Args:
+        accelerator: connects the processes, of which the main one decides.
         settings: the settings, as `to_record` returns them.
         out: the run's folder.
         resume: continue the run that the folder holds, instead of starting a new one.
@@ -82,93 +110,133 @@ def start_or_resume(settings: dict[str, Any], out: Path, resume: bool) -> tuple[
         TsugikiError: the folder already holds a run (without `resume`), holds none that can be resumed (with `resume`),
             or cannot be written.
     """
-    return _resume(settings, out) if resume else (_start(settings, out), None)
+    return on_main(accelerator, lambda: _resume(settings, out) if resume else (_start(settings, out), None))
 
 
 def load(
-    config: RunConfig, progress: ProgressDisplay
+    accelerator: Accelerator, config: RunConfig, display: ProgressDisplay
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PackedDataset]":
     """Load the tokenizer, the data and the base model, and pack the data into rows for the model.
 
-    The data are read before the model is loaded, so that errors in them appear at once.
+    The data are read before the model is loaded, so that errors in them appear at once. The main process reads and
+    tokenises them first; the others find the tokens in the cache. The model is moved to the accelerator's device.
 
     Raises:
         TsugikiError: data or a model that cannot be read, or rows that are too long for the model.
     """
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    split = read_data(config, tokenizer, progress)
-    model = load_model(config.model, load_dtype(config), trust_remote_code=config.trust_remote_code)
+
+    def read() -> "tuple[PreTrainedTokenizerBase, DatasetSplit]":
+        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        return tokenizer, read_data(config, tokenizer, display)
+
+    tokenizer, split = main_first(accelerator, read)
+    dtype = load_dtype(config, accelerator.device)
+    model = main_first(
+        accelerator, lambda: load_model(config.model, dtype, trust_remote_code=config.trust_remote_code)
+    )
+    model.to(accelerator.device)
     return model, tokenizer, pack_data(config, split, model, tokenizer)
 
 
 def run(
+    accelerator: Accelerator,
     config: RunConfig,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     data: PackedDataset,
     record: RunRecord,
     checkpoint: Path | None,
-    progress: RunProgress,
+    display: RunProgress,
 ) -> None:
     """Train a loaded model in place, and write the result and the record to `config.out`.
 
     Args:
+        accelerator: the device of the model, and the processes that share the work.
         config: the settings.
         model: the base model, from `load`.
         tokenizer: its tokenizer.
         data: the packed data.
         record: the record of the run, from `start_or_resume`; it is completed here.
         checkpoint: the checkpoint to continue from.
-        progress: where to show the progress.
+        display: where to show the progress.
 
     Raises:
         TsugikiError: an error that the user can correct.
     """
     out = Path(config.out)
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     resolved = prepare_model(model, config)
-    parameters = _describe(record, config, model, data, resolved)
-    trainer = build_trainer(config, model, tokenizer, data.blocks, data.document_masking)
-    _print_header(config.model, parameters, data, progress)
-    record.write(out)
-    trainer.add_callback(EvaluationCallback(trainer, model, tokenizer, data, config, record, progress))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save_trained(model, tokenizer, out, config.save_dtype)
+    parameters = _describe(accelerator, record, config, model, data, resolved)
+    check_agreement(
+        accelerator,
+        {
+            "settings": config.to_record(),
+            "data": record.data,
+            "base model": record.base,
+            "settings that depend on the machine": resolved,
+        },
+    )
+    loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
+    loop.save = partial(_save_checkpoint, tokenizer=tokenizer, folder=out / CHECKPOINTS)
+    loop.callbacks.append(EvaluationCallback(model, tokenizer, data, config, record, display))
+    if checkpoint is not None:
+        _load_checkpoint(loop, checkpoint)
+    _print_header(config.model, parameters, data, display)
+    if accelerator.is_main_process:
+        make_folder(out)
+        record.write(out)
+    loop.accelerator.init_trackers("tsugiki", config=_flat(record.config.to_dict()))
+    loop.run()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     record.status = "finished"
-    record.write(out)
+    if accelerator.is_main_process:
+        save_trained(model, tokenizer, out, config.save_dtype)
+        record.write(out)
+    accelerator.wait_for_everyone()
 
 
-def build_trainer(
+def prepare_loop(
+    accelerator: Accelerator,
     config: RunConfig,
     model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
     blocks: Blocks,
     document_masking: DocumentMasking,
-) -> RunTrainer:
-    """Return the trainer of a prepared model.
+) -> TrainingLoop:
+    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet.
 
     Raises:
-        TsugikiError: transformers rejects a setting, or the optimiser is not available.
+        TsugikiError: an unknown schedule, an optimiser that is not available, or more processes than rows in a step.
     """
-    if model.device.type == "cpu":
+    rows = min(config.batch_size, len(blocks))
+    if accelerator.num_processes > rows:
+        raise TsugikiError(
+            f"{accelerator.num_processes} processes cannot share an optimiser step of {rows} rows: start fewer "
+            "processes, or use a larger --batch-size or more data"
+        )
+    if accelerator.device.type == "cpu":
         keep_freed_memory()
-    gradients, optimizer = make_gradients(model, config), _optimizer(model, config)
-    try:
-        arguments = _training_arguments(config, len(blocks))
-        return RunTrainer(model, arguments, blocks, document_masking, tokenizer, gradients, optimizer)
-    except (ValueError, RuntimeError, ImportError) as error:  # an unknown schedule, or a logger that is not installed
-        raise TsugikiError(f"settings: {error_text(error)}") from error
+    collate = Collator(document_masking, next(model.parameters()).dtype)
+    batches = StepBatches(blocks, collate, config.batch_size, group_size(config, blocks.block_size), config.seed)
+    optimizer = _optimizer(model, config)
+    steps = total_steps(config, len(blocks))
+    return TrainingLoop(
+        accelerator=accelerator,
+        model=model,
+        gradients=make_gradients(model, config, batches, accelerator),
+        optimizer=optimizer,
+        schedule=_schedule(optimizer, config, steps),
+        steps=steps,
+        max_grad_norm=config.max_grad_norm,
+        log_steps=max(1, steps // _LOSS_CURVE_POINTS),
+        save_steps=config.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
+    )
 
 
 def total_steps(config: RunConfig, rows: int) -> int:
-    """Return the number of optimiser steps of a run on `rows` rows, as transformers' Trainer counts them.
-
-    The last step of an epoch may have fewer batches than the others.
-    """
+    """Return the number of optimiser steps of a run on `rows` rows. The last step of an epoch may have fewer rows."""
     if config.max_steps is not None:
         return config.max_steps
-    batches = math.ceil(rows / config.batch_size)
-    return math.ceil(config.epochs * max(1, math.ceil(batches / config.grad_accum)))
+    return math.ceil(config.epochs * math.ceil(rows / config.batch_size))
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -231,49 +299,57 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _optimizer(model: "PreTrainedModel", config: RunConfig) -> torch.optim.Optimizer | None:
-    """Return the optimiser of the trained parameters; None: AdamW, which transformers' Trainer creates."""
+def _optimizer(model: "PreTrainedModel", config: RunConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of the trained parameters."""
     if config.method == LORA_PLUS:
         return loraplus(model, config)
-    return muon(model, config) if config.optimizer == "muon" else None
+    return muon(model, config) if config.optimizer == "muon" else adamw(model, config)
 
 
-def _training_arguments(config: RunConfig, rows: int) -> TrainingArguments:
-    steps = total_steps(config, rows)
-    return TrainingArguments(
-        output_dir=str(Path(config.out) / CHECKPOINTS),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.grad_accum,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        lr_scheduler_kwargs=_decay(config, steps),
-        adam_beta2=config.adam_beta2,
-        warmup_steps=config.warmup_steps or config.warmup_ratio,  # transformers takes a value below 1 as a share
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        save_strategy="steps",
-        save_steps=config.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
-        logging_steps=max(1, steps // _LOSS_CURVE_POINTS),
-        logging_nan_inf_filter=False,  # it would hide losses that are not finite
-        report_to=list(config.report_to),
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-    )
+def _schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int) -> LRScheduler:
+    """Return the learning rate schedule.
+
+    Raises:
+        TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
+    """
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
+    decay = config.decay_steps or math.ceil((config.decay_ratio or 0) * steps)
+    options = {"num_decay_steps": decay, "decay_type": "linear"} if decay else None
+    try:
+        schedule = get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps, options)
+    except (ValueError, TypeError) as error:
+        raise TsugikiError(f"lr_scheduler_type: {error_text(error)}") from error
+    if not isinstance(schedule, LambdaLR):
+        raise TsugikiError(f"lr_scheduler_type {config.lr_scheduler_type} depends on evaluations; choose another one")
+    return schedule
 
 
-def _decay(config: RunConfig, steps: int) -> dict[str, Any] | None:
-    """Return the arguments of the schedule `warmup_stable_decay`; None for other schedules."""
-    if config.decay_ratio is not None:
-        return {"num_decay_steps": math.ceil(config.decay_ratio * steps), "decay_type": "linear"}
-    return {"num_decay_steps": config.decay_steps, "decay_type": "linear"} if config.decay_steps else None
+def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    if not loop.accelerator.is_main_process:
+        return
+    with new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary:
+        save_trained(loop.model, tokenizer, temporary)
+        progress = asdict(loop.progress) | {"loss_curve": [point.model_dump() for point in loop.progress.loss_curve]}
+        save_training_state(temporary, loop.optimizer.state_dict(), loop.schedule.state_dict(), progress)
+    keep_newest(folder, _KEPT_CHECKPOINTS)
+
+
+def _load_checkpoint(loop: TrainingLoop, folder: Path) -> None:
+    load_trained(loop.model, folder)
+    optimizer, schedule, progress = load_training_state(folder)
+    loop.optimizer.load_state_dict(optimizer)
+    loop.schedule.load_state_dict(schedule)
+    curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]
+    loop.progress = Progress(**progress, loss_curve=curve)
 
 
 def _describe(
-    record: RunRecord, config: RunConfig, model: "PreTrainedModel", data: PackedDataset, resolved: dict[str, Any]
+    accelerator: Accelerator,
+    record: RunRecord,
+    config: RunConfig,
+    model: "PreTrainedModel",
+    data: PackedDataset,
+    resolved: dict[str, Any],
 ) -> Parameters:
     """Write the machine, the base, the data and the resolved settings into the record.
 
@@ -283,7 +359,7 @@ def _describe(
     Raises:
         TsugikiError: a resumed run has another base, other data, or other resolved settings than before.
     """
-    record.machine = describe_machine()
+    record.machine = describe_machine(accelerator.device, accelerator.num_processes)
     base_before, data_before = record.base, record.data
     code = code_digest(settings_folder(config.model, trust_remote_code=True)) if config.trust_remote_code else None
     record.base = RecordedBase(

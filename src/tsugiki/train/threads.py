@@ -5,8 +5,9 @@ small operations become many times slower for this reason. Independent tasks wit
 other.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -14,18 +15,27 @@ import torch
 Result = TypeVar("Result")
 
 
-def run_in_threads(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Run the tasks in parallel and return their results in order.
+def run_in_threads(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
+    """Run the tasks in parallel and yield their results in order.
 
-    At most as many tasks as torch has threads run at once, and torch's threads are divided among them.
+    At most as many tasks as torch has threads run at once, and torch's threads are divided among them. Tasks start only
+    a little ahead of the results that have been taken, so that results do not pile up in memory.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(tasks))
     if workers < 2:
-        return [task() for task in tasks]
+        yield from (task() for task in tasks)
+        return
     share = max(1, threads // workers)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    started: deque[Future[Result]] = deque()
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            return list(pool.map(lambda task: task(), tasks))
+        with pool:
+            for task in tasks:
+                started.append(pool.submit(task))
+                if len(started) > workers:
+                    yield started.popleft().result()
+            while started:
+                yield started.popleft().result()
     finally:
         torch.set_num_threads(threads)  # some libraries count threads for the whole process

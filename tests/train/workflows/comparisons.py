@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-SETTINGS = {"max_steps": 3, "batch_size": 2, "grad_accum": 1, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
+SETTINGS = {"max_steps": 3, "batch_size": 2, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
 
 
 def write(name: str, **fields: Any) -> Path:

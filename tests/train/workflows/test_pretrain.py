@@ -17,8 +17,8 @@ from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import Blocks
 from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.train import run as run_module
-from tsugiki.train.run import CHECKPOINTS
-from tsugiki.train.trainer import RunTrainer
+from tsugiki.train.loop import TrainingLoop
+from tsugiki.train.run import CHECKPOINTS, prepare_loop
 from tsugiki.train.workflows.pretrain import START, build_model, pretrain
 from tsugiki.train.workflows.pretrain_config import PretrainConfig, load_pretrain_config
 
@@ -203,12 +203,12 @@ def test_settings_from_yaml(tmp_path: Path):
 def test_a_row_holds_documents_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Blocks] = []
 
-    class Watched(RunTrainer):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            seen.append(self.train_dataset)
+    def watched(*arguments: Any) -> TrainingLoop:
+        loop = prepare_loop(*arguments)
+        seen.append(loop.gradients.batches.blocks)
+        return loop
 
-    monkeypatch.setattr(run_module, "RunTrainer", Watched)
+    monkeypatch.setattr(run_module, "prepare_loop", watched)
     pretrain(settings(tmp_path, max_steps=1))
     begins = sum(int((seen[0][row]["position_ids"] == 0).sum()) for row in range(len(seen[0])))
     assert begins > len(seen[0])

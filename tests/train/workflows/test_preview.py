@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from tests.runs import one_thread
 from tests.tiny import TEXT, save_tiny
+from tsugiki.data.batches import StepBatches
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.report.preview import count_lines, to_html, to_terminal
-from tsugiki.train import run as run_module
 from tsugiki.train.config import RunConfig
 from tsugiki.train.run import train
-from tsugiki.train.trainer import RunTrainer
 from tsugiki.train.workflows.preview import Preview, preview
 
 
@@ -27,7 +27,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
         out="run",
         block_size=64,
         batch_size=2,
-        grad_accum=1,
         epochs=1,
     )
 
@@ -44,13 +43,16 @@ def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: 
     rows = shown(config, 4).rows
     taken: list[Any] = []
 
-    class Watched(RunTrainer):
-        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-            taken.extend(inputs["input_ids"].tolist())
-            return super().training_step(model, inputs, num_items_in_batch)
+    batch = StepBatches.batch
 
-    monkeypatch.setattr(run_module, "RunTrainer", Watched)
-    train(config)
+    def watched(batches: StepBatches, rows: list[int]) -> Any:
+        found = batch(batches, rows)
+        taken.extend(found["input_ids"].tolist())
+        return found
+
+    monkeypatch.setattr(StepBatches, "batch", watched)
+    with one_thread():
+        train(config)
     from tests.tiny import byte_tokenizer
 
     for row, ids in zip(rows, taken, strict=False):

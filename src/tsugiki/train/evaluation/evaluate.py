@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,6 +34,7 @@ from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.evaluation.result import Evaluation, summarise
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW_CHARACTERS = 512
@@ -89,6 +91,7 @@ def evaluate(
     turns: AssistantTurns = "all",
     advance: Callable[[int], None] = lambda done: None,
     context: int | None = None,
+    accelerator: "Accelerator | None" = None,
 ) -> Evaluation:
     """Score windows of text as the module docstring describes. The model's training mode is restored afterwards.
 
@@ -99,6 +102,8 @@ def evaluate(
         turns: which answers of a conversation are scored.
         advance: called with the number of sequences done since the last call.
         context: largest number of tokens in one forward pass; None: the model's context.
+        accelerator: the processes that share the work, each with the same arguments; None: this process alone. Every
+            process gets the result for all windows.
 
     Raises:
         TsugikiError: there is no text, or all of it is longer than the model's context.
@@ -122,7 +127,7 @@ def evaluate(
             count[1] += len(text)
     if not sequences:
         raise TsugikiError(f"everything to evaluate on is longer than the model's context of {context} tokens")
-    nll = _score(model, sequences, advance)
+    nll = _score(model, sequences, advance, accelerator)
     unknown = tokenizer.unk_token_id
     return summarise(
         [(nll[number], tokens, characters) for number, (tokens, characters) in counts.items()],
@@ -184,15 +189,21 @@ def _sequences(
 
 
 def _score(
-    model: "PreTrainedModel", sequences: Sequence[_Sequence], advance: Callable[[int], None]
+    model: "PreTrainedModel",
+    sequences: Sequence[_Sequence],
+    advance: Callable[[int], None],
+    accelerator: "Accelerator | None",
 ) -> dict[int, float]:
     """Return document -> summed NLL in nats, with the model in evaluation mode."""
-    total: dict[int, float] = {}
+    index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    mine: list[tuple[int, float]] = []  # document and NLL of each sequence of this process
     with evaluating(model):
-        for batch in _batches(sequences, model.config.get_text_config().vocab_size):
-            for sequence, nll in zip(batch, _nll(model, batch), strict=True):
-                total[sequence.document] = total.get(sequence.document, 0.0) + nll
-            advance(len(batch))
+        for batch in _batches(sequences, model.config.get_text_config().vocab_size)[index::count]:
+            mine += [(one.document, nll) for one, nll in zip(batch, _nll(model, batch), strict=True)]
+            advance(len(batch) * count)
+    total: dict[int, float] = {}
+    for document, nll in mine if count == 1 else gather_object(mine):
+        total[document] = total.get(document, 0.0) + nll
     return total
 
 

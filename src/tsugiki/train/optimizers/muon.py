@@ -30,7 +30,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Let every optimiser take a step, in parallel."""
-        run_in_threads([partial(one.step) for one in self.optimizers])
+        list(run_in_threads([partial(one.step) for one in self.optimizers]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load parameter groups and state, and pass them to the optimisers."""

@@ -23,9 +23,10 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import new_folder
 from tsugiki.methods.full import save_model
 from tsugiki.train.preparation import single_document
+from tsugiki.train.processes import errors_of_others, on_main
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord
-from tsugiki.train.run import CHECKPOINTS, load, run, start_or_resume
+from tsugiki.train.run import CHECKPOINTS, accelerator_of, load, run, start_or_resume
 from tsugiki.train.workflows.pretrain_config import PretrainConfig, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -53,14 +54,15 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress
         TsugikiError: an error that the user can correct. Files that were in the folder before are unchanged.
     """
     out = Path(config.out)
-    record, checkpoint = start_or_resume(config.to_record(), out, resume)
     start = out / CHECKPOINTS / START
-    with progress or RunProgress() as shown:
+    settings = config.as_run(start)
+    accelerator = accelerator_of(settings)
+    with errors_of_others(accelerator), progress or RunProgress(shown=accelerator.is_main_process) as display:
+        record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume)
         if not (resume and start.is_dir()):
-            _write_start(config, start, shown)
-        settings = config.as_run(start)
-        model, tokenizer, data = load(settings, shown)
-        run(settings, model, tokenizer, data, record, checkpoint, shown)
+            on_main(accelerator, lambda: _write_start(config, start, display))
+        model, tokenizer, data = load(accelerator, settings, display)
+        run(accelerator, settings, model, tokenizer, data, record, checkpoint, display)
     return record
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tsugiki.dtypes import SaveDtype
-from tsugiki.train.config import RunConfig, TrainingSettings, read_yaml, validated
+from tsugiki.train.config import MACHINE_SETTINGS, RunConfig, TrainingSettings, read_yaml, validated
 
 
 class TokenizerSettings(BaseModel):
@@ -38,7 +38,6 @@ class PretrainConfig(TrainingSettings):
 
     epochs: float = Field(default=1, gt=0, le=10_000, allow_inf_nan=False)
     batch_size: int = Field(default=8, ge=1)
-    grad_accum: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0, allow_inf_nan=False)
     warmup_ratio: float = Field(default=0.02, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, gt=0, lt=1)
@@ -46,8 +45,8 @@ class PretrainConfig(TrainingSettings):
     save_dtype: SaveDtype = "fp16"
 
     def to_record(self) -> dict[str, Any]:
-        """Return the settings for `run.json`: those that have an effect."""
-        return {"method": "pretrain", **self.model_dump(mode="json", exclude=self.overridden())}
+        """Return the settings for `run.json`: those that have an effect, and the folder."""
+        return {"method": "pretrain", **self.model_dump(mode="json", exclude={*self.overridden(), *MACHINE_SETTINGS})}
 
     def as_run(self, start: Path) -> RunConfig:
         """Return the settings of the run that trains every weight of the model in the folder `start`."""

@@ -1,23 +1,20 @@
 """Preview a run: its first rows as training sees them, counts, and the estimated time on this machine."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-import torch
+from itertools import count, groupby, islice
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsugiki.data.blocks import Blocks, Segment
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.config import RunConfig
+from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import prepare_model
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.record import DataSummary
-from tsugiki.train.run import build_trainer, load, total_steps
-from tsugiki.train.trainer import RunTrainer
+from tsugiki.train.run import accelerator_of, load, prepare_loop, total_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +66,7 @@ class PreviewCounts(DataSummary):
     steps: int
     """Optimiser steps of the run."""
     seconds: float
-    """Estimated time of all steps, from one timed batch."""
+    """Estimated time of all steps, from one that was timed."""
 
 
 @dataclass(frozen=True)
@@ -94,32 +91,15 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
     Raises:
         TsugikiError: an error that would stop the run before its first step.
     """
-    model, tokenizer, data = load(config, progress)
+    accelerator = accelerator_of(config)
+    model, tokenizer, data = load(accelerator, config, progress)
     prepare_model(model, config)
-    with TemporaryDirectory() as out:  # Trainer creates its output folder immediately
-        elsewhere = config.model_copy(update={"out": out})
-        trainer = build_trainer(elsewhere, model, tokenizer, data.blocks, data.document_masking)
-    order = rows_in_order(trainer, rows)
-    with progress.stage("timing two batches", 2) as advance:
-        seconds = _seconds_a_batch(trainer, data.blocks, advance)
+    loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
+    with progress.stage("timing two steps", 2) as advance:
+        seconds = _seconds_per_step(loop, advance)
+    order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
     return Preview(config.model, config.data, views, _counts(config, data, seconds), tuple(data.notes))
-
-
-def rows_in_order(trainer: RunTrainer, count: int) -> list[int]:
-    """Return the indices of the first rows of training, in the order in which they are used."""
-    dataset, collator = trainer.train_dataset, trainer.data_collator
-    trainer.train_dataset, trainer.data_collator = range(len(dataset)), list
-    try:
-        loader = trainer.get_train_dataloader()
-        found: list[int] = []
-        for batch in loader:
-            found += batch
-            if len(found) >= count:
-                break
-    finally:
-        trainer.train_dataset, trainer.data_collator = dataset, collator
-    return found[:count]
 
 
 def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:
@@ -156,20 +136,18 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
         yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), found)
 
 
-def _seconds_a_batch(trainer: RunTrainer, blocks: Blocks, advance: Any) -> float:
-    """Return the seconds of a forward and backward pass for one batch. The first of two batches is not timed."""
-    batch = trainer.data_collator([blocks[i % len(blocks)] for i in range(trainer.args.per_device_train_batch_size)])
-    began = 0.0
+def _seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None]) -> float:
+    """Return the seconds of the first step's gradients, which are computed twice; the second time is measured."""
+    seconds = 0.0
     for _ in range(2):
-        began = time.perf_counter()
-        trainer.training_step(trainer.model, dict(batch), torch.tensor(1.0))
-        trainer.model.zero_grad()
-        seconds = time.perf_counter() - began
+        started = time.perf_counter()
+        float(loop.gradients.step(0))
+        seconds = time.perf_counter() - started
         advance(1)
     return seconds
 
 
-def _counts(config: RunConfig, data: PackedDataset, seconds_per_batch: float) -> PreviewCounts:
+def _counts(config: RunConfig, data: PackedDataset, seconds_per_step: float) -> PreviewCounts:
     blocks = data.blocks
     index, lengths = blocks.store.index, blocks.store.offsets[1:] - blocks.store.offsets[:-1]
     longest = int(lengths.argmax())
@@ -180,5 +158,5 @@ def _counts(config: RunConfig, data: PackedDataset, seconds_per_batch: float) ->
         longest_record=index.name(longest),
         longest_tokens=int(lengths[longest]),
         steps=steps,
-        seconds=steps * config.grad_accum * seconds_per_batch,
+        seconds=steps * seconds_per_step,
     )

@@ -35,7 +35,6 @@ def quickstart(out: Path | None = None) -> RunRecord:
             lora=LoraConfig(r=32, lora_alpha=64, lora_dropout=0.1, target_modules=_TARGETS),
             epochs=4,
             batch_size=8,
-            grad_accum=1,
             learning_rate=1.5e-3,
             block_size=128,
             prompts=PROMPTS,

@@ -11,7 +11,7 @@ from tsugiki.train.evaluation.interval import Change, Interval
 from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, finished
-from tsugiki.train.run import earlier_run, load, run, start_or_resume
+from tsugiki.train.run import accelerator_of, earlier_run, load, run, start_or_resume
 from tsugiki.train.workflows.compare_config import SweepConfig
 
 SWEEP_FILE = "sweep.json"
@@ -74,9 +74,11 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
             continue
         with progress or RunProgress() as shown:
             shown.say(f"{number} of {len(runs)}: {name}")
-            model, tokenizer, data = loaded = loaded or load(settings, shown)
-            record, checkpoint = start_or_resume(settings.to_record(), Path(settings.out), resume=done is not None)
-            run(settings, model, tokenizer, data, record, checkpoint, shown)
+            accelerator = accelerator_of(settings)
+            model, tokenizer, data = loaded = loaded or load(accelerator, settings, shown)
+            out = Path(settings.out)
+            record, checkpoint = start_or_resume(accelerator, settings.to_record(), out, resume=done is not None)
+            run(accelerator, settings, model, tokenizer, data, record, checkpoint, shown)
             ungraft(model)
         points.append(Point(name=name, values=values, record=record))
     write_json(

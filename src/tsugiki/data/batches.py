@@ -1,0 +1,58 @@
+"""The rows of each optimiser step: a function of the seed and the number of the step, and not of the machine.
+
+epoch   a random order of all rows, from the seed and the number of the epoch
+step    the next `batch_size` rows; the last step of an epoch may have fewer
+group   the next `group_size` rows of a step: what is computed at once, and what processes deal out among them
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tsugiki.data.blocks import Blocks
+from tsugiki.data.collator import Collator
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The rows of every optimiser step of a run, in groups. Steps are counted from 0."""
+
+    blocks: Blocks
+    collate: Collator
+    batch_size: int
+    """Rows of an optimiser step, over all processes."""
+    group_size: int
+    """Rows of a group. It follows from the settings, so that the groups are the same on every machine."""
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimiser steps in an epoch."""
+        return -(-len(self.blocks) // self.batch_size)
+
+    def rows(self, step: int) -> list[int]:
+        """Return the indices of the rows of a step, in order."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = _epoch_order(len(self.blocks), self.seed + epoch)
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def groups(self, step: int) -> list[list[int]]:
+        """Return the rows of a step in groups; the last group may be smaller."""
+        rows = self.rows(step)
+        return [rows[start : start + self.group_size] for start in range(0, len(rows), self.group_size)]
+
+    def target_tokens(self, step: int) -> int:
+        """Return how many tokens of a step are in the loss."""
+        return sum(map(self.blocks.row_target_tokens, self.rows(step)))
+
+    def batch(self, rows: list[int]) -> dict[str, Tensor]:
+        """Return the arguments of the model for some rows, and their labels; the first axis of each is the row."""
+        return self.collate([self.blocks[row] for row in rows])
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(rows: int, seed: int) -> list[int]:
+    order: list[int] = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order

@@ -1,0 +1,171 @@
+"""The training loop of every run.
+
+    for each optimiser step:
+        gradients     forward and backward over the rows of the step, on all processes (`train.gradients`)
+        update        clip the gradients; step of the optimiser; step of the schedule
+        log           loss and learning rate, to the loss curve and to the trackers
+        callbacks     evaluate, sample and write the record of the run (`train.evaluation_callback`)
+        checkpoint    (`train.checkpoint`)
+
+accelerate provides the device, the processes and the trackers; transformers provides the schedules. All processes run
+this loop with the same parameters and make the same updates.
+
+`examples/training_loop.py` is the same loop in one file, without accelerate and without the fast paths; a test compares
+the losses of the two.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tsugiki.errors import TsugikiError
+from tsugiki.train.gradients import Gradients
+from tsugiki.train.record import LossPoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Checkpoints contain it."""
+
+    step: int = 0
+    """Number of optimiser steps done."""
+    nll: float = 0.0
+    """Summed loss of all target tokens so far, in nats."""
+    tokens: int = 0
+    """Number of target tokens so far, over all processes."""
+    seconds: float = 0.0
+    """Time spent in steps, without evaluating, sampling and saving."""
+    loss_curve: list[LossPoint] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per target token over the whole run, in nats."""
+        return self.nll / max(self.tokens, 1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Target tokens per second of training."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Callback:
+    """What happens in a run besides the steps themselves. Callbacks are called on every process, in order."""
+
+    def on_train_begin(self, loop: "TrainingLoop") -> None:
+        """Do something before the first step, or before the first step of a resumed run."""
+
+    def on_step_end(self, loop: "TrainingLoop") -> None:
+        """Do something after a step and before its checkpoint. `loop.should_stop = True` ends the run."""
+
+
+@dataclass
+class TrainingLoop:
+    """A prepared run: everything that its steps need."""
+
+    accelerator: Accelerator
+    model: "PreTrainedModel"
+    gradients: Gradients
+    optimizer: Optimizer
+    schedule: LRScheduler
+    steps: int
+    """Optimiser steps of the whole run."""
+    max_grad_norm: float
+    """0: no limit."""
+    log_steps: int
+    """Steps between two points of the loss curve. An accelerator is waited for only then."""
+    save_steps: int
+    """Steps between checkpoints."""
+    save: Callable[["TrainingLoop"], None] = lambda loop: None
+    """Writes a checkpoint."""
+    progress: Progress = field(default_factory=Progress)
+    callbacks: list[Callback] = field(default_factory=list)
+    step_loss: float = 0.0
+    """Loss of the last step that was read, in nats per token."""
+    learning_rate: float = 0.0
+    """Learning rate of the last step."""
+    should_stop: bool = False
+    _unread: list[tuple[Tensor, int]] = field(default_factory=list)
+    """Loss and number of target tokens of the steps whose losses have not been read from the device."""
+    _unlogged: list[float] = field(default_factory=list)
+    """Losses that have been read since the last point of the loss curve."""
+
+    def run(self) -> None:
+        """Train until the last step.
+
+        Raises:
+            TsugikiError: the loss is not finite, or memory runs out.
+        """
+        for callback in self.callbacks:
+            callback.on_train_begin(self)
+        while self.progress.step < self.steps and not self.should_stop:
+            self.train_step()
+            if self.accelerator.device.type == "cpu" or self._is_due(self.log_steps):
+                self.read_losses()
+            if self._is_due(self.log_steps):
+                self._log()
+            for callback in self.callbacks:
+                callback.on_step_end(self)
+            if self._is_due(self.save_steps):
+                self.read_losses()
+                self.save(self)
+
+    def train_step(self) -> None:
+        """Make one optimiser step. Its loss stays on the device until `read_losses`."""
+        started = time.perf_counter()
+        step = self.progress.step
+        loss = self.gradients.step(step)
+        if self.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.gradients.weights, self.max_grad_norm)
+        self.optimizer.step()
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.schedule.step()
+        self._unread.append((loss, self.gradients.batches.target_tokens(step)))
+        self.progress.step += 1
+        self.progress.seconds += time.perf_counter() - started
+
+    def read_losses(self) -> None:
+        """Add the losses of the steps since the last call to the progress. This waits for the device.
+
+        Raises:
+            TsugikiError: a loss is not finite.
+        """
+        if not self._unread:
+            return
+        started = time.perf_counter()
+        losses: list[float] = torch.stack([loss for loss, _ in self._unread]).tolist()
+        first = self.progress.step - len(losses) + 1
+        for step, (loss, (_, tokens)) in enumerate(zip(losses, self._unread, strict=True), first):
+            if not math.isfinite(loss):
+                raise TsugikiError(
+                    f"the loss is {loss} at step {step}: lower the learning rate ({self.schedule.base_lrs[0]}) and "
+                    "start again, or continue from the last checkpoint with --resume"
+                )
+            self.progress.nll += loss * tokens
+            self.progress.tokens += tokens
+        self._unread.clear()
+        self._unlogged += losses
+        self.step_loss = losses[-1]
+        self.progress.seconds += time.perf_counter() - started
+
+    def _log(self) -> None:
+        """Add a point to the loss curve, the mean of the steps since the last one, and send it to the trackers."""
+        loss, rate = sum(self._unlogged) / len(self._unlogged), self.learning_rate
+        self._unlogged.clear()
+        self.progress.loss_curve.append(LossPoint(step=self.progress.step, loss=loss, learning_rate=rate))
+        values = {"loss": loss, "learning_rate": rate, "tokens_per_second": self.progress.tokens_per_second}
+        self.accelerator.log(values, step=self.progress.step)
+
+    def _is_due(self, every: int) -> bool:
+        """Return whether the step that was just done is the last one or a multiple of `every`."""
+        return self.progress.step == self.steps or self.progress.step % every == 0

@@ -1,0 +1,149 @@
+"""The device and the processes of a run, by accelerate.
+
+`torchrun`, `accelerate launch` and `tsugiki train --processes` all start the same command several times, with
+environment variables that tell each process its number. Only the main process writes to the run's folder, shows
+progress and samples.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, broadcast_object_list, gather_object
+
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.train.config import DeviceName
+
+T = TypeVar("T")
+
+_REQUIREMENTS = {
+    "cuda": "a driver, and a build of torch for CUDA",
+    "mps": "a Mac with Apple silicon",
+    "xpu": "a driver, and a build of torch for XPU",
+}
+
+
+class OtherProcessError(Exception):
+    """Another process of the run has stopped. It prints the reason, so this process ends without a message."""
+
+
+def start_accelerator(
+    device: DeviceName = "auto", trackers: Sequence[str] = (), logging_folder: str | None = None
+) -> Accelerator:
+    """Return the accelerator of this process, connected with the other processes of the run if there are any.
+
+    Args:
+        device: where to compute; `auto`: on the accelerator of this machine if it has one, otherwise on the processor.
+        trackers: names of accelerate's trackers, such as tensorboard.
+        logging_folder: where trackers write files.
+
+    Raises:
+        TsugikiError: this machine has no such device, a tracker is unknown or not installed, or the processes cannot be
+            connected.
+    """
+    kind = _device_type(device)
+    if kind == "mps" and several_processes():
+        raise TsugikiError("several processes cannot share the GPU of a Mac: start one process, or use --device cpu")
+    _check_trackers(trackers)
+    try:
+        # On a processor, accelerate connects the processes only if it is told to use the processor.
+        return Accelerator(cpu=kind == "cpu", log_with=list(trackers) or None, project_dir=logging_folder)
+    except (ValueError, RuntimeError) as error:
+        raise TsugikiError(f"cannot start on {kind}: {error_text(error)}") from error
+
+
+def several_processes() -> bool:
+    """Return whether this process is one of several, by the environment variables that launchers set."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Call `action` on the main process only, and return its result on every process.
+
+    Raises:
+        OtherProcessError: on the other processes, if the main process fails.
+    """
+    outcome: list[tuple[bool, T | None]] = [(False, None)]
+    try:
+        if accelerator.is_main_process:
+            outcome = [(True, action())]
+    finally:
+        broadcast_object_list(outcome)
+    succeeded, result = outcome[0]
+    if not succeeded:
+        raise OtherProcessError
+    return result  # type: ignore[return-value]
+
+
+def main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Call `action` on the main process, and then on the others, which find in the cache what the main process left.
+
+    Raises:
+        OtherProcessError: on the other processes, if the main process fails.
+    """
+    results: list[T] = []
+    on_main(accelerator, lambda: results.append(action()))
+    return results[0] if results else action()
+
+
+def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
+    """Check that all processes have the same facts.
+
+    Args:
+        accelerator: connects the processes.
+        facts: name -> value, with names that a message can show.
+
+    Raises:
+        TsugikiError: some differ.
+    """
+    everywhere: list[Mapping[str, object]] = gather_object([facts])
+    first = everywhere[0]
+    for number, others in enumerate(everywhere):
+        different = [name for name, value in first.items() if others[name] != value]
+        if different:
+            raise TsugikiError(
+                f"process {number} has other {' and other '.join(different)} than process 0: start all processes with "
+                "the same command, and give all machines the same files"
+            )
+
+
+@contextmanager
+def errors_of_others(accelerator: Accelerator) -> Iterator[None]:
+    """Turn errors of the connection to another process, which are caused by its end, into an `OtherProcessError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if accelerator.num_processes > 1 and lost:
+            raise OtherProcessError from error
+        raise
+
+
+def _device_type(name: DeviceName) -> str:
+    available: Mapping[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "xpu": torch.xpu.is_available,
+        "cpu": lambda: True,
+    }
+    if name == "auto":
+        return next(kind for kind, is_available in available.items() if is_available())
+    if not available[name]():
+        raise TsugikiError(f"device {name}: torch finds none on this machine; it requires {_REQUIREMENTS[name]}")
+    return name
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    known = {str(kind) for kind in LoggerType.list()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise TsugikiError(
+            f"report_to: no tracker is called {', '.join(unknown)}; accelerate has {', '.join(sorted(known))}"
+        )
+    missing = [name for name in names if name != "all" and name not in map(str, get_available_trackers())]
+    if missing:
+        raise TsugikiError(f"report_to: {', '.join(missing)} is not installed (pip install {' '.join(missing)})")
