@@ -1,4 +1,4 @@
-"""The exception that Tsugiki raises for errors that the user can correct, and helpers for its messages."""
+"""The exceptions of Tsugiki, and helpers for their messages."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,10 @@ class TsugikiError(Exception):
 
     The command line prints the message as one line and exits with status 2; `--debug` prints the traceback as well.
     """
+
+
+class OtherProcessError(Exception):
+    """Another process of the run has stopped. It prints the reason, so this process ends without a message."""
 
 
 def is_ordinary(error: BaseException) -> bool:

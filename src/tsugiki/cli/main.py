@@ -25,7 +25,7 @@ from tsugiki.cli.quickstart import quickstart_command
 from tsugiki.cli.report import report_command
 from tsugiki.cli.sweep import sweep_command
 from tsugiki.cli.train import train_command
-from tsugiki.errors import TsugikiError, is_ordinary
+from tsugiki.errors import OtherProcessError, TsugikiError, is_ordinary
 
 _INTERRUPTED = 130  # exit status that typer returns after Ctrl-C
 
@@ -65,6 +65,8 @@ def main() -> None:
         status = app(arguments, standalone_mode=False)
     except TsugikiError as error:
         _stop(str(error), 2, debug)
+    except OtherProcessError:
+        raise SystemExit(2) from None
     except TyperException as error:
         _stop(f"{error.format_message()} (tsugiki --help lists commands and options)", 2, debug)
     except BaseException as error:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tsugiki.cli.flags import with_flags
+from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.train.workflows.pretrain_config import PretrainConfig
 
 
@@ -14,13 +15,18 @@ def pretrain_command(
     config: Annotated[Path, typer.Argument(help="YAML file of settings. Flags override it.")],
     settings: Any = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    processes: Processes = 1,
 ) -> None:
     """Train a model from scratch: first its tokenizer, then its weights."""
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
+    from tsugiki.train.processes import is_main_process
     from tsugiki.train.workflows.pretrain import pretrain
     from tsugiki.train.workflows.pretrain_config import load_pretrain_config
 
     pretrain_config = load_pretrain_config(config, settings)
+    if start_processes(processes):
+        return
     record = pretrain(pretrain_config, resume=resume)
-    print_summary(record, write_report(Path(pretrain_config.out)))
+    if is_main_process():
+        print_summary(record, write_report(Path(pretrain_config.out)))

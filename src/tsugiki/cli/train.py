@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tsugiki.cli.flags import with_flags, yaml_value
+from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.errors import TsugikiError
 from tsugiki.train.config import RunConfig
 
@@ -19,16 +20,21 @@ def train_command(
         typer.Option("--set", help="Setting of the method as NAME=VALUE (`tsugiki methods NAME`); can be repeated."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    processes: Processes = 1,
 ) -> None:
     """Train an adapter, or a whole model, on texts."""
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
     from tsugiki.train.config import load_config
+    from tsugiki.train.processes import is_main_process
     from tsugiki.train.run import train
 
     run_config = load_config(config, settings, dict(map(_setting, set_ or [])))
+    if start_processes(processes):
+        return
     record = train(run_config, resume=resume)
-    print_summary(record, write_report(Path(run_config.out)))
+    if is_main_process():
+        print_summary(record, write_report(Path(run_config.out)))
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list, gather_object
 
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import OtherProcessError, TsugikiError, error_text
 from tsugiki.train.config import DeviceName
 
 T = TypeVar("T")
@@ -25,10 +25,6 @@ _REQUIREMENTS = {
     "mps": "a Mac with Apple silicon",
     "xpu": "a driver, and a build of torch for XPU",
 }
-
-
-class OtherProcessError(Exception):
-    """Another process of the run has stopped. It prints the reason, so this process ends without a message."""
 
 
 def start_accelerator(
@@ -59,6 +55,11 @@ def start_accelerator(
 def several_processes() -> bool:
     """Return whether this process is one of several, by the environment variables that launchers set."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_main_process() -> bool:
+    """Return whether this is the main process of a run, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:

@@ -131,9 +131,7 @@ def load(
 
     tokenizer, split = main_first(accelerator, read)
     dtype = load_dtype(config, accelerator.device)
-    model = main_first(
-        accelerator, lambda: load_model(config.model, dtype, trust_remote_code=config.trust_remote_code)
-    )
+    model = main_first(accelerator, lambda: load_model(config.model, dtype, trust_remote_code=config.trust_remote_code))
     model.to(accelerator.device)
     return model, tokenizer, pack_data(config, split, model, tokenizer)
 
