@@ -262,8 +262,9 @@ class RunConfig(TrainingSettings):
 
 def _non_defaults(lora: LoraConfig) -> dict[str, Any]:
     """Return the settings that differ from the defaults; a method may fix other values for the rest."""
-    defaults = vars(LoraConfig())
-    return {name: value for name, value in vars(lora).items() if value != defaults[name]}
+    defaults = LoraConfig()
+    values = {field.name: getattr(lora, field.name) for field in fields(lora)}
+    return {name: value for name, value in values.items() if value != getattr(defaults, name)}
 
 
 Settings = TypeVar("Settings", bound=BaseModel)
