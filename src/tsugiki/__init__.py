@@ -48,6 +48,7 @@ _MODULE_OF = {
     "merge": "tsugiki.lora.merge",
     "merge_quantized": "tsugiki.lora.merge",
     "mixed_batch": "tsugiki.lora.mixed_batch",
+    "replace_saving": "tsugiki.adapters.pretrained",  # for `lora.graft`, not public
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",
     "use_plain_paths": "tsugiki.fast.paths",
@@ -56,6 +57,6 @@ _MODULE_OF = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import tsugiki` alone does not load torch."""
-    if name not in __all__:
+    if name not in __all__ and name not in _MODULE_OF:
         raise AttributeError(f"module 'tsugiki' has no attribute {name!r}")
     return getattr(import_module(_MODULE_OF.get(name, "tsugiki.lora.graft")), name)

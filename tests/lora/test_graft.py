@@ -156,14 +156,6 @@ def test_training_a_copy_of_a_shared_module_gives_a_warning():
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_save_pretrained_of_a_grafted_model_is_refused(tmp_path):
-    model = tiny_model()
-    graft(model, LoraConfig())
-    with pytest.raises(TsugikiError, match="save_adapter"):
-        model.save_pretrained(tmp_path)
-    ungraft(model).save_pretrained(tmp_path)
-
-
 def test_data_parallel_is_refused(monkeypatch: pytest.MonkeyPatch):
     module = sys.modules["torch.nn.parallel.replicate"]
     monkeypatch.setattr(module, "_broadcast_coalesced_reshape", lambda tensors, devices, detach=False: [tensors] * 2)

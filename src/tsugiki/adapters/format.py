@@ -63,7 +63,20 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     Raises:
         TsugikiError: the model has no such adapter, or the folder cannot be written.
     """
-    adapter = find_adapter(model, name) if name is not None else active_adapter(model)
+    write_adapter(model, find_adapter(model, name) if name is not None else active_adapter(model), Path(path))
+
+
+def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
+    """Write an adapter to a folder, as `save_adapter` does.
+
+    Args:
+        model: the grafted model.
+        adapter: one of its adapters, or a copy of it.
+        folder: created if it does not exist.
+
+    Raises:
+        TsugikiError: the folder cannot be written.
+    """
     adapter_format = format_of(adapter.config)
     extra_settings = adapter_format.extra_settings
     metadata = Metadata(
@@ -72,7 +85,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     )
     task_type = "CAUSAL_LM" if hasattr(model, "generate") else None
     fields = {"peft_type": adapter_format.peft_type, "task_type": task_type} | adapter_format.to_json(model, adapter)
-    with files_into(Path(path), last=ADAPTER_CONFIG_FILE) as temporary:
+    with files_into(folder, last=ADAPTER_CONFIG_FILE) as temporary:
         write_adapter_files(temporary, adapter_format.tensors(model, adapter), fields, metadata)
 
 
@@ -152,7 +165,7 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
             raise TsugikiError(f"{folder} does not fit this model: {error}") from error
-        _copy_tensors(model, adapter, tensors, folder)
+        load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
     return adapter
 
 
@@ -162,7 +175,36 @@ def load_adapter_weights(model: nn.Module, folder: Path) -> None:
     Raises:
         TsugikiError: the folder holds no weights, or they do not fit.
     """
-    _copy_tensors(model, active_adapter(model), read_weights(folder), folder)
+    load_tensors(model, active_adapter(model), read_weights(folder), str(folder / ADAPTER_FILE))
+
+
+@torch.no_grad()
+def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy the tensors of a file into an adapter.
+
+    Args:
+        model: the base, or the model that is grafted with the adapter.
+        adapter: must have the same tensors.
+        tensors: by their names in the file.
+        source: the file, for the message.
+
+    Raises:
+        TsugikiError: the tensors do not fit; the message lists all problems.
+    """
+    adapter_format = format_of(adapter.config)
+    expected = adapter_format.tensors(model, adapter)
+    problems = [*misfits(model, expected, tensors), *not_finite(tensors)]
+    if problems:
+        more = len(problems) - _SHOWN_PROBLEMS
+        raise TsugikiError(
+            f"{source} does not fit this model: {'; '.join(problems[:_SHOWN_PROBLEMS])}"
+            f"{f' (and {more} more)' if more > 0 else ''}; was it trained on another base?"
+        )
+    if adapter_format.load_tensors is not None:
+        adapter_format.load_tensors(model, adapter, tensors)
+        return
+    for key, tensor in expected.items():
+        tensor.copy_(tensors[key])
 
 
 def read_adapter_config(folder: Path) -> Any:
@@ -270,25 +312,6 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     # `torch.isfinite` does not support 8-bit floating-point numbers.
     comparable = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}
     return [f"{key} is not finite" for key, tensor in comparable.items() if not torch.isfinite(tensor).all()]
-
-
-@torch.no_grad()
-def _copy_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Copy the tensors of a file into an adapter, or raise one error that lists all problems."""
-    adapter_format = format_of(adapter.config)
-    expected = adapter_format.tensors(model, adapter)
-    problems = [*misfits(model, expected, tensors), *not_finite(tensors)]
-    if problems:
-        more = len(problems) - _SHOWN_PROBLEMS
-        raise TsugikiError(
-            f"{folder / ADAPTER_FILE} does not fit this model: {'; '.join(problems[:_SHOWN_PROBLEMS])}"
-            f"{f' (and {more} more)' if more > 0 else ''}; was it trained on another base?"
-        )
-    if adapter_format.load_tensors is not None:
-        adapter_format.load_tensors(model, adapter, tensors)
-        return
-    for key, tensor in expected.items():
-        tensor.copy_(tensors[key])
 
 
 def _is_copy_of_base(model: nn.Module, key: str, tensor: Tensor) -> bool:

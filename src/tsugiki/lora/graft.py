@@ -10,8 +10,9 @@ base's own parameters never change. A LoRA adapter wraps each target `layer` as 
 
 This is all that grafting changes in a model; `ungraft` undoes each of them:
 
-- the model gets the attribute `_tsugiki` (a `Graft`), and `save_pretrained` and `nn.DataParallel` raise an error (this
-  module);
+- the model gets the attribute `_tsugiki` (a `Graft`), and `nn.DataParallel` raises an error (this module);
+- `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter
+  (`adapters.pretrained`);
 - every parameter of the base gets `requires_grad=False` (this module);
 - the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster (`linear_of_matrix`);
 - dropout probabilities are set to 0, unless `base_dropout` is set (`lora.dropout`);
@@ -112,6 +113,8 @@ class Graft:
     saved_dropout: SavedDropout = field(default_factory=list)
     replaced_head: list[Undo] = field(default_factory=list)
     """Restores the `forward` of the output head; empty if it was not replaced."""
+    replaced_saving: list[Undo] = field(default_factory=list)
+    """Restores the model's own `save_pretrained` and `load_state_dict`."""
 
 
 def new_adapter(model: nn.Module, config: LoraConfig | Config) -> Any:
@@ -325,7 +328,9 @@ def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
     setattr(model, _ATTRIBUTE, state)
     model._replicate_for_data_parallel = _refuse_data_parallel  # type: ignore[method-assign]
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained = _refuse_to_save  # type: ignore[assignment]
+        import tsugiki  # what an adapter's files are is decided above `lora`; the package imports it on first use
+
+        state.replaced_saving = tsugiki.replace_saving(model)
 
 
 def _unfreeze(model: nn.Module, state: Graft) -> None:
@@ -335,9 +340,9 @@ def _unfreeze(model: nn.Module, state: Graft) -> None:
     restore_dropout(state.saved_dropout)
     unfreeze_batchnorm(model)
     undo_all(state.replaced_head)
+    undo_all(state.replaced_saving)
     delattr(model, _ATTRIBUTE)
     model.__dict__.pop("_replicate_for_data_parallel", None)
-    model.__dict__.pop("save_pretrained", None)
 
 
 def _unwrap(model: nn.Module, keep: Collection[str]) -> None:
@@ -367,12 +372,4 @@ def _refuse_data_parallel(*_: object) -> NoReturn:
     raise TsugikiError(
         "nn.DataParallel copies the model at every step, and the copies have no parameters that an adapter could be "
         "grafted on. Use one device (CUDA_VISIBLE_DEVICES=0), or a process for each device (torchrun)"
-    )
-
-
-def _refuse_to_save(*_: object, **__: object) -> None:
-    raise TsugikiError(
-        "save_pretrained would store the grafted layers under names that no loader knows. Use save_adapter(model, "
-        "path) for the adapter (in transformers' Trainer with save_strategy='no'), or "
-        "ungraft(merge(model)).save_pretrained(path) for the whole model"
     )

@@ -1,0 +1,135 @@
+"""A grafted model in transformers' Trainer: what it saves and loads is the adapter.
+
+Trainer calls two methods of the model, which a grafted model has replaced:
+
+    model.save_pretrained(folder)        writes the adapter, in PEFT's format
+    model.load_state_dict(tensors)       also takes the tensors of an adapter's file
+
+Trainer loads the adapter of a checkpoint by itself only into models of PEFT's class. Into all others it loads
+`model.safetensors`, so a folder with the name of a checkpoint (checkpoint-500) gets a second name for the adapter's
+weights: a link, which takes no space. It is not written elsewhere, since an adapter's folder is not a model's.
+"""
+
+import copy
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tsugiki.adapters.format import load_tensors, write_adapter
+from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import new_file
+from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
+from tsugiki.lora.graft import active_adapter, is_merged, trainable_parameters
+from tsugiki.lora.swap import Undo
+from tsugiki.methods.peft_keys import PREFIX
+
+_NO_EFFECT = frozenset({"max_shard_size", "save_function", "save_original_format", "token"})
+"""Settings of `save_pretrained` that change nothing for an adapter, which is one file of safetensors."""
+_POSSIBLE: Mapping[str, object] = {
+    "distributed_checkpoint": False,
+    "push_to_hub": False,
+    "safe_serialization": True,
+    "save_peft_format": True,
+    "variant": None,
+}
+"""Settings of `save_pretrained` of which an adapter can have one value only."""
+_WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
+"""What torch.compile and DistributedDataParallel put before the names of parameters."""
+
+
+def replace_saving(model: nn.Module) -> list[Undo]:
+    """Let a model save and load its active adapter, and return what undoes it."""
+    model.save_pretrained = partial(save_pretrained, model)  # type: ignore[assignment]
+    model.load_state_dict = partial(load_state_dict, model)  # type: ignore[method-assign]
+    return [partial(delattr, model, name) for name in ("save_pretrained", "load_state_dict")]
+
+
+def save_pretrained(
+    model: nn.Module,
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+    **settings: object,
+) -> None:
+    """Write the active adapter to a folder, as `save_adapter` does; also while it is merged.
+
+    `ungraft(merge(model)).save_pretrained(folder)` writes the whole model.
+
+    Args:
+        model: a grafted model.
+        save_directory: the folder; created if it does not exist. If its name is that of a checkpoint (checkpoint-500),
+            `model.safetensors` is a link to the adapter's weights, which transformers' Trainer loads.
+        is_main_process: False writes nothing.
+        state_dict: the values to write, by their names in the model, as an engine gathers them that shards the model.
+            None: the model's own.
+        settings: those of transformers. Settings that have no meaning for an adapter are ignored.
+
+    Raises:
+        TsugikiError: no adapter is active, the state dict lacks a trained parameter, the folder cannot be written, or
+            a setting asks for what an adapter in PEFT's format cannot be.
+    """
+    for name, value in settings.items():
+        if name not in _NO_EFFECT and (name not in _POSSIBLE or value != _POSSIBLE[name]):
+            hint = "call model.push_to_hub(name) instead" if name == "push_to_hub" else "leave it out"
+            raise TsugikiError(
+                f"save_pretrained of a grafted model writes an adapter, for which {name}={value!r} is not possible; "
+                f"{hint}, or save the whole model: ungraft(merge(model)).save_pretrained(folder)"
+            )
+    # Trainer gives an empty state dict if DeepSpeed is not to gather the weights; DeepSpeed then saves its own files.
+    if not is_main_process or (state_dict is not None and not state_dict):
+        return
+    adapter, folder = active_adapter(model), Path(save_directory)
+    write_adapter(model, adapter if state_dict is None else _with_values(model, adapter, state_dict), folder)
+    if re.fullmatch(r"checkpoint-\d+", folder.name):
+        with new_file(folder / MODEL_FILE, replace=True) as temporary:
+            _link(folder / ADAPTER_FILE, temporary)
+
+
+def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    """Copy tensors into a grafted model: those of an adapter's file into the active adapter, others by their names.
+
+    Args:
+        model: a grafted model.
+        state_dict: the tensors of an adapter's file, all of them and no others; or a state dict of the model.
+        strict: as in torch, for a state dict of the model.
+        assign: as in torch, for a state dict of the model.
+
+    Returns:
+        What torch returns: the names that are missing, and those that are unexpected.
+
+    Raises:
+        TsugikiError: the tensors of an adapter's file do not fit the active adapter, or it is merged.
+    """
+    if not any(name.startswith((PREFIX, "prompt_embeddings")) for name in state_dict):
+        return type(model).load_state_dict(model, state_dict, strict, assign)
+    if is_merged(model):
+        raise TsugikiError("an adapter cannot be loaded into one that is merged into the base; call unmerge(model)")
+    load_tensors(model, active_adapter(model), state_dict, "the state dict")
+    return nn.Module().load_state_dict({})  # torch's result if nothing is missing and nothing unexpected
+
+
+def _with_values(model: nn.Module, adapter: Any, state_dict: Mapping[str, Tensor]) -> Any:
+    """Return a copy of the active adapter whose parameters have the values of a state dict of the model."""
+    values = {_WRAPPERS.sub("", name): value for name, value in state_dict.items()}
+    missing = [name for name in trainable_parameters(model) if name not in values]
+    if missing:
+        raise TsugikiError(f"the state dict lacks {missing[0]}, which the adapter trains ({len(missing)} such)")
+    copies: dict[int, Any] = {
+        id(own): nn.Parameter(values[name], requires_grad=False) if isinstance(own, nn.Parameter) else values[name]
+        for name, own in model.state_dict(keep_vars=True).items()
+        if name in values
+    }
+    return copy.deepcopy(adapter, copies)  # which takes these in the place of copies
+
+
+def _link(file: Path, link: Path) -> None:
+    try:
+        os.link(file, link)
+    except OSError:  # a file system without hard links
+        shutil.copy(file, link)

@@ -1,0 +1,212 @@
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.hub_server import HubServer
+from tests.lora.test_graft_undo import CONFIGS
+from tests.tiny import grafted, logits, relative_error, save_tiny, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    save_adapter,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+    unmerge,
+)
+from tsugiki.lora.graft import active_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+FILES = {"adapter_config.json", "adapter_model.safetensors", "tsugiki.json"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def same_files(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_every_method_is_saved_and_loaded_as_trainer_does(method: str, tmp_path: Path):
+    model = grafted(tiny_model(), CONFIGS[method]())
+    checkpoint = tmp_path / "checkpoint-7"
+    model.save_pretrained(str(checkpoint), state_dict=None, is_main_process=True)
+    save_adapter(model, tmp_path / "adapter")
+    assert same_files(checkpoint, tmp_path / "adapter")
+    assert names(checkpoint) == FILES | {"model.safetensors"}
+
+    torch.manual_seed(9)
+    resumed = tiny_model()
+    graft(resumed, CONFIGS[method]())
+    assert not torch.equal(logits(shake(resumed, seed=8)), logits(model))
+    result = resumed.load_state_dict(load_file(checkpoint / "model.safetensors"), False)
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    assert all(torch.equal(one, other) for one, other in zip(*map(values, (resumed, model)), strict=True))
+    assert torch.equal(logits(resumed), logits(model))
+
+
+def values(model: nn.Module) -> list[torch.Tensor]:
+    return list(model.state_dict().values())
+
+
+def test_only_a_checkpoint_has_the_second_name(tmp_path: Path):
+    model = grafted(tiny_model(), LoraConfig())
+    for name in ("adapter", "checkpoint-best", "my-checkpoint-1"):
+        model.save_pretrained(tmp_path / name)
+        assert names(tmp_path / name) == FILES
+    for seed in (1, 2):  # the second time, there is a file already
+        shake(model, seed).save_pretrained(tmp_path / "checkpoint-1")
+        assert os.path.samefile(*(tmp_path / "checkpoint-1" / f"{n}.safetensors" for n in ("model", "adapter_model")))
+
+
+def test_without_hard_links_it_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    grafted(tiny_model(), LoraConfig()).save_pretrained(tmp_path / "checkpoint-1")
+    one, other = (tmp_path / "checkpoint-1" / f"{name}.safetensors" for name in ("model", "adapter_model"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_transformers_and_peft_load_a_checkpoint_as_an_adapter(tmp_path: Path):
+    base = save_tiny(tmp_path / "base", "llama")
+    from transformers import AutoModelForCausalLM
+
+    model = grafted(AutoModelForCausalLM.from_pretrained(base), LoraConfig())
+    model.save_pretrained(tmp_path / "checkpoint-1")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-1")
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "checkpoint-1")
+    assert relative_error(logits(loaded), logits(model)) < 1e-5
+    assert relative_error(logits(theirs), logits(model)) < 1e-5
+
+
+def test_a_merged_model_still_saves_its_adapter(tmp_path: Path):
+    model = grafted(tiny_model("llama"), LoraConfig())
+    save_adapter(model, tmp_path / "before")
+    merge(model)
+    model.save_pretrained(tmp_path / "merged")
+    assert same_files(tmp_path / "merged", tmp_path / "before")
+    with pytest.raises(TsugikiError, match="unmerge"):
+        model.load_state_dict(load_file(tmp_path / "merged/adapter_model.safetensors"), strict=False)
+    unmerge(model)
+    model.load_state_dict(load_file(tmp_path / "merged/adapter_model.safetensors"), strict=False)
+    ungraft(merge(model)).save_pretrained(tmp_path / "whole")
+    assert "model.safetensors" in names(tmp_path / "whole")
+    assert "adapter_config.json" not in names(tmp_path / "whole")
+
+
+def test_the_active_adapter_is_saved(tmp_path: Path):
+    model = grafted(tiny_model(), LoraConfig(r=2))
+    graft(model, LoraConfig(r=3), "second")
+    for name, rank in (("second", 3), ("default", 2)):
+        set_adapter(model, name)
+        model.save_pretrained(tmp_path / name)
+        loaded = load_adapter(tiny_model(), tmp_path / name)
+        assert loaded.config.r == rank
+    with disable_adapter(model), pytest.raises(TsugikiError, match="no adapter is active"):
+        model.save_pretrained(tmp_path / "none")
+
+
+def test_a_copy_of_the_model_saves_its_own_adapter(tmp_path: Path):
+    model = grafted(tiny_model(), LoraConfig())
+    twin = shake(copy.deepcopy(model), seed=5)
+    twin.save_pretrained(tmp_path / "twin")
+    save_adapter(twin, tmp_path / "expected")
+    assert same_files(tmp_path / "twin", tmp_path / "expected")
+    before = logits(model)
+    twin.load_state_dict(load_file(tmp_path / "twin/adapter_model.safetensors"), strict=False)
+    assert torch.equal(logits(model), before)
+
+
+def test_other_processes_write_nothing(tmp_path: Path):
+    model = grafted(tiny_model(), LoraConfig())
+    model.save_pretrained(tmp_path / "adapter", is_main_process=False)
+    model.save_pretrained(tmp_path / "adapter", state_dict={})
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "prefix"), [*((method, "") for method in CONFIGS), ("lora", "module."), ("lora", "_orig_mod.module.")]
+)
+def test_the_values_of_a_state_dict_are_written(method: str, prefix: str, tmp_path: Path):
+    model = grafted(tiny_model(), CONFIGS[method]())
+    other = shake(copy.deepcopy(model), seed=7)
+    save_adapter(model, tmp_path / "before")
+    state = {f"{prefix}{name}": tensor for name, tensor in other.state_dict().items()}
+    model.save_pretrained(tmp_path / "adapter", state_dict=state)
+    save_adapter(other, tmp_path / "expected")
+    assert same_files(tmp_path / "adapter", tmp_path / "expected")
+    assert not same_files(tmp_path / "adapter", tmp_path / "before")
+    save_adapter(model, tmp_path / "after")
+    assert same_files(tmp_path / "after", tmp_path / "before")
+
+
+def test_a_state_dict_without_a_trained_parameter_is_refused(tmp_path: Path):
+    model = grafted(tiny_model(), LoraConfig())
+    state = model.state_dict()
+    name = next(iter(trainable_parameters(model)))
+    del state[name]
+    with pytest.raises(TsugikiError, match=name):
+        model.save_pretrained(tmp_path / "adapter", state_dict=state)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"push_to_hub": True},
+        {"safe_serialization": False},
+        {"save_peft_format": False},
+        {"distributed_checkpoint": True},
+        {"variant": "fp16"},
+        {"selected_adapters": ["default"]},
+    ],
+)
+def test_what_an_adapter_cannot_be_is_refused(setting: dict[str, Any], tmp_path: Path):
+    model = grafted(tiny_model(), LoraConfig())
+    with pytest.raises(TsugikiError, match=next(iter(setting))):
+        model.save_pretrained(tmp_path / "adapter", **setting)
+    assert not (tmp_path / "adapter").exists()
+    model.save_pretrained(tmp_path / "adapter", max_shard_size="5GB", safe_serialization=True, push_to_hub=False)
+
+
+def test_an_adapter_of_another_shape_is_refused_and_nothing_changes(tmp_path: Path):
+    grafted(tiny_model(), LoraConfig(r=2)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    model = grafted(tiny_model(), LoraConfig(r=4))
+    before = logits(model)
+    with pytest.raises(TsugikiError, match=r"state dict does not fit.*is \[2, 32\], expected \[4, 32\]"):
+        model.load_state_dict(tensors, strict=False)
+    assert torch.equal(logits(model), before)
+    other = grafted(tiny_model(), CONFIGS["ia3"]())
+    with pytest.raises(TsugikiError, match="does not fit"):
+        other.load_state_dict(tensors, strict=False)
+
+
+def test_a_state_dict_of_the_model_is_loaded_as_before():
+    model, other = (grafted(tiny_model(), LoraConfig(), seed) for seed in (3, 4))
+    result = model.load_state_dict(other.state_dict())
+    assert str(result) == "<All keys matched successfully>"
+    assert torch.equal(logits(model), logits(other))
+    with pytest.raises(RuntimeError, match=r"Missing key.*lora\.A"):
+        model.load_state_dict({name: p for name, p in other.state_dict().items() if "lora.A" not in name})
+    assert active_adapter(model) is not None
+
+
+def test_push_to_hub_of_a_grafted_model_sends_the_adapter(hub: HubServer):
+    model = grafted(tiny_model(), LoraConfig())
+    model.push_to_hub("someone/adapter")
+    assert set(hub.repositories["someone/adapter"].files) >= FILES
+    assert "model.safetensors" not in hub.repositories["someone/adapter"].files
