@@ -1,5 +1,6 @@
 """JSON files and their errors."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,32 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", "\xff", "1"])
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", "{", "\xff", "1", "[" * 100_000, '{"a": ' + "[" * 200 + "]" * 200 + "}", '{"a": ' + "9" * 200 + "}"],
+    ids=["list", "open", "encoding", "number", "brackets", "deep", "long integer"],
+)
 def test_errors_name_the_file(tmp_path: Path, content: str):
     path = tmp_path / "a.json"
     path.write_text(content, encoding="latin-1")
-    with pytest.raises(TsugikiError, match=r"a\.json"):
+    with pytest.raises(TsugikiError, match=r"a\.json") as caught:
         read_json(path)
+    assert len(str(caught.value).removeprefix(str(path))) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_not_part_of_the_content(tmp_path: Path):
+    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_devices_pipes_and_folders_are_not_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(TsugikiError, match="not a file"):
+            read_json(path)
 
 
 def test_a_missing_file_has_the_callers_message(tmp_path: Path):

@@ -4,6 +4,7 @@ import math
 import os
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from tests.report.pages import Page, assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
 from tsugiki.report.run import report_page, write_report
+from tsugiki.report.samples import sample_columns, shown_samples
 from tsugiki.train.evaluation.interval import change_interval
 from tsugiki.train.record import RunRecord, Sample
 
@@ -207,3 +209,17 @@ def test_the_command_prints_the_path_of_the_page(tmp_path: Path):
     nothing = CliRunner().invoke(app, [str(tmp_path / "nothing")])
     assert isinstance(nothing.exception, TsugikiError)
     assert "holds no run" in str(nothing.exception)
+
+
+def test_samples_of_many_prompts_take_linear_time():
+    run = record(samples=[{"step": 0, "prompt": f"{number}", "text": "a"} for number in range(20_000)])
+    start = time.process_time()
+    assert len(shown_samples(run)) == 20_000
+    assert sample_columns([("", run), ("", run)])
+    assert time.process_time() - start < 5
+
+
+def test_extreme_numbers_are_shown():
+    extreme = [point(10**number, 10.0 ** (300 - number)) for number in range(60)]
+    page = of(record(loss_curve=extreme, status="running", resolved_settings={"steps": "many"}))
+    assert "Not finished: step 40." in page.text

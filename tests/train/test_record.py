@@ -34,6 +34,9 @@ def test_the_record_of_a_run_that_has_not_started_has_its_settings():
         finished(new)
 
 
+CONFIG, DATA = (record().to_json()[name] for name in ("config", "data"))
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -45,6 +48,12 @@ def test_the_record_of_a_run_that_has_not_started_has_its_settings():
         ({"status": "stopped"}, "status"),
         ({"format": FORMAT + 1}, f"format {FORMAT + 1}"),
         ({"format": None}, "format None"),
+        ({"format": [1]}, "format [1]"),
+        ({"config": {"x": "a" * 400_000}}, "config has more than 300,000 characters"),
+        ({"data": {**DATA, "blocks": 0}}, "data.blocks"),
+        ({"data": {**DATA, "tokens_per_epoch": 0}}, "data.tokens_per_epoch"),
+        ({"config": {**CONFIG, "out": "a\0b"}}, "config.out"),
+        ({"config": {**CONFIG, "seed": 10**200}}, "integer"),
     ],
 )
 def test_what_is_missing_or_invalid_is_named_in_one_line(fields: dict[str, Any], named: str, tmp_path: Path):

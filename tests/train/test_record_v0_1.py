@@ -54,3 +54,12 @@ def test_the_rest_of_a_record_is_read_under_its_new_names():
         "retention_evaluations": [{"step": 0}],
         "samples": [],
     }
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, float("inf"), float("nan")])
+def test_values_of_other_types_are_left_to_the_validation(value: Any):
+    found = config(save_dtype=value, warmup_steps=value)
+    assert found.get("save_dtype") is value
+    assert found.get("warmup_ratio") is value
+    data = translate_record({"data": {"document_masking": value}})["data"]
+    assert data == {"document_masking": value}

@@ -1,16 +1,21 @@
-"""Read JSON files, with errors of one line, and write them atomically."""
+"""Read JSON with limits and errors of one line, and write it atomically."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
+from tsugiki.io.formatting import format_size
+
+_MAX_SIZE = 200_000_000  # bytes
+_MAX_DEPTH = 100
+_MAX_DIGITS = 100  # of an integer; one of more than 308 digits could not be converted to a float
 
 
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
-    """Read a JSON object from a file.
+    """Read a JSON object from a file (see `parse_json` for the limits); lone surrogates become question marks.
 
     Args:
         path: the file.
@@ -20,14 +25,59 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
         TsugikiError: the file does not exist, cannot be read, or does not hold a JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
+        with path.open("rb") as file:
+            data = file.read(_MAX_SIZE + 1)
+        if len(data) > _MAX_SIZE:
+            raise ValueError(f"it has more than {format_size(_MAX_SIZE)}")
+        content = _without_surrogates(parse_json(data.decode("utf-8-sig")))
     except FileNotFoundError as error:
         raise TsugikiError(missing or f"{path} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise TsugikiError(f"{path} cannot be read as JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise TsugikiError(f"{path} cannot be read as JSON: {error_text(error)}") from error
     if not isinstance(content, dict):
         raise TsugikiError(f"{path} does not hold a JSON object")
     return content
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, is nested in more than 100 levels, or has an integer of more than 100 digits.
+    """
+    try:
+        value = json.loads(text, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Return the value with question marks for lone surrogates, which could be neither printed nor written."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.loads(text.encode("utf-8", "replace"))
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"an integer has more than {_MAX_DIGITS} digits")
+    return int(digits)
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:

@@ -29,6 +29,7 @@ _VARIABLES = {INK: "--ink", FAINT: "--faint", RULE: "--line", PAPER: "--paper"} 
 
 _WIDTH, _HEIGHT = 420, 290  # CSS pixels; narrow screens scale a plot down
 _TEXT = 12.5  # pixels
+_LARGEST = 1e30  # matplotlib cannot place ticks near the largest floats
 _MAX_POINTS = 200  # longer lines are thinned out
 _MAX_MARKED_POINTS = 40  # lines with at most this many points have markers
 _LABEL_OFFSETS = [
@@ -40,7 +41,7 @@ _LINE_STYLES = ("solid", "dashed", "dotted")  # so called in CSS and in matplotl
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a plot. Points that are not finite are left out."""
+    """A line of a plot. Points that are not finite, or above 1e30, are left out."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -169,7 +170,7 @@ def _finite(line: Series) -> list[tuple[float, ...]]:
     """Return (x, y), or (x, y, low, high) with a band, of the points that can be drawn."""
     edges: Sequence[tuple[float, ...]] = line.band or [()] * len(line.points)
     rows = [(*point, *band) for point, band in zip(line.points, edges, strict=True)]
-    return [row for row in rows if all(map(math.isfinite, row))]
+    return [row for row in rows if all(abs(value) < _LARGEST for value in row)]
 
 
 def _thinned(rows: list[tuple[float, ...]]) -> list[tuple[float, ...]]:

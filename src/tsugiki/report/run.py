@@ -176,7 +176,7 @@ def _notes(record: RunRecord) -> list[str]:
     if record.status != "finished":
         steps = record.training.steps if record.training else 0
         planned = record.resolved_settings.get("steps")
-        of = f" of {planned:,}" if planned else ""
+        of = f" of {planned:,}" if isinstance(planned, int) else ""
         notes.append(
             f"Not finished: step {steps:,}{of}. If the run was stopped, the same command with --resume continues it; "
             "`tsugiki report` updates this page."

@@ -5,25 +5,31 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from tsugiki.report.page import render_macro
-from tsugiki.train.record import RunRecord, Sample
+from tsugiki.train.record import RunRecord, Sample, samples_by_prompt
 
 
 def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
     """Render, for each prompt, a row of samples for each run; an empty name of a run is not shown."""
-    shown = [shown_samples(record, name) for name, record in runs]
-    prompts = dict.fromkeys(prompt for cells in shown for _, prompt, _ in cells)
-    rows = [(prompt, [[cell for cell in cells if cell[1] == prompt] for cells in shown]) for prompt in prompts]
+    shown = [_by_prompt(shown_samples(record, name)) for name, record in runs]
+    prompts = dict.fromkeys(prompt for cells in shown for prompt in cells)
+    rows = [(prompt, [cells.get(prompt, []) for cells in shown]) for prompt in prompts]
     return render_macro("samples", rows)
 
 
 def shown_samples(record: RunRecord, name: str = "") -> list[tuple[str, str, str]]:
     """Return (label, prompt, text) for the first, the middle and the last sample of each prompt."""
     cells = []
-    for prompt in dict.fromkeys(sample.prompt for sample in record.samples):
-        samples = [sample for sample in record.samples if sample.prompt == prompt]
+    for prompt, samples in samples_by_prompt(record).items():
         for position in sorted({0, len(samples) // 2, len(samples) - 1}):
             cells.append((_label(name, samples[position], record), prompt, samples[position].text))
     return cells
+
+
+def _by_prompt(cells: Sequence[tuple[str, str, str]]) -> dict[str, list[tuple[str, str, str]]]:
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for cell in cells:
+        found.setdefault(cell[1], []).append(cell)
+    return found
 
 
 def all_samples(record: RunRecord) -> Markup:

@@ -8,14 +8,14 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
-from tsugiki.io.json import read_json, write_json
+from tsugiki.io.json import read_json, to_json_text, write_json
 from tsugiki.train import record_v0_1
 from tsugiki.train.evaluation.result import StepEvaluation
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the format of `run.json`."""
+_MAX_CONFIG = 300_000  # characters; settings in YAML have at most 200,000
 _LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
 
 
@@ -49,7 +50,7 @@ class RecordedConfig(BaseModel):
     method: str
     data: str
     model: str | dict[str, Any] | None = None
-    out: str | None = None
+    out: Annotated[str, Field(pattern=r"^[^\x00]*$")] | None = None
     learning_rate: float
     lr_scheduler_type: str
     epochs: float
@@ -126,15 +127,15 @@ class SplitSummary(BaseModel):
 class DataSummary(SplitSummary):
     """The data of a run."""
 
-    blocks: int
+    blocks: int = Field(ge=1)
     """Number of rows."""
-    block_size: int
+    block_size: int = Field(ge=1)
     """Tokens per row."""
     blocks_fingerprint: str
     document_masking: DocumentMasking
     target_tokens_per_epoch: int
     """Tokens in the loss."""
-    tokens_per_epoch: int
+    tokens_per_epoch: int = Field(ge=1)
     """All tokens but padding."""
     padding: int
     """Padding tokens."""
@@ -250,6 +251,14 @@ def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:
     return record.training, record.parameters
 
 
+def samples_by_prompt(record: RunRecord) -> dict[str, list[Sample]]:
+    """Return the samples of each prompt, in the order of the steps."""
+    found: dict[str, list[Sample]] = {}
+    for sample in record.samples:
+        found.setdefault(sample.prompt, []).append(sample)
+    return found
+
+
 def read_record(folder: Path) -> RunRecord:
     """Read the record of the run in a folder. Records of version 0.1 are translated.
 
@@ -259,16 +268,18 @@ def read_record(folder: Path) -> RunRecord:
     path = folder / RECORD_FILE
     fields = read_json(path, missing=f"{folder} holds no run: it has no {RECORD_FILE}")
     number = fields.get("format")
-    if number == record_v0_1.FORMAT:
-        fields = record_v0_1.translate_record(fields)
-    elif number != FORMAT:
-        raise TsugikiError(f"{path} has format {number!r}; this version of Tsugiki reads formats 1 and {FORMAT}")
+    if number not in (record_v0_1.FORMAT, FORMAT):
+        shown = error_text(repr(number), 100)
+        raise TsugikiError(f"{path} has format {shown}; this version of Tsugiki reads formats 1 and {FORMAT}")
+    if len(to_json_text({"config": fields.get("config")})) > _MAX_CONFIG:
+        raise TsugikiError(f"{path} is not the record of a run: config has more than {_MAX_CONFIG:,} characters")
     try:
-        return RunRecord.model_validate(fields)
+        return RunRecord.model_validate(fields if number == FORMAT else record_v0_1.translate_record(fields))
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise TsugikiError(f"{path} is not the record of a run: {where}: {problem['msg'].lower()}") from error
+        where = error_text(".".join(map(str, problem["loc"])), 100)
+        what = error_text(problem["msg"].removeprefix("Value error, ").lower())
+        raise TsugikiError(f"{path} is not the record of a run: {where}: {what}") from error
 
 
 def describe_machine(device: "torch.device", processes: int = 1) -> Machine:

@@ -1,5 +1,6 @@
 """Translate the `run.json` of version 0.1, whose settings and figures had other names."""
 
+import math
 from typing import Any
 
 FORMAT = 1
@@ -41,23 +42,25 @@ def translate_record(fields: dict[str, Any]) -> dict[str, Any]:
         fields["resolved_settings"] = _rename(fields["resolved_settings"], _CONFIG)
     if isinstance(fields.get("data"), dict):
         fields["data"] = _rename(fields["data"], _DATA)
-        if "document_masking" in fields["data"]:
-            fields["data"]["document_masking"] = _MASKING[fields["data"]["document_masking"]]
+        masking = fields["data"].get("document_masking")
+        if isinstance(masking, str):
+            fields["data"]["document_masking"] = _MASKING.get(masking, masking)
     return fields
 
 
 def _translate_config(config: dict[str, Any]) -> dict[str, Any]:
     config = _rename(config, _CONFIG)
-    if config.get("save_dtype") in _SAVE_DTYPES:
-        config["save_dtype"] = _SAVE_DTYPES[config["save_dtype"]]
+    dtype = config.get("save_dtype")
+    if isinstance(dtype, str):
+        config["save_dtype"] = _SAVE_DTYPES.get(dtype, dtype)
     # `batch_size` was the rows of a batch, of which a step had several.
     batches = config.pop("grad_accum", 1)
-    if "batch_size" in config:
+    if isinstance(config.get("batch_size"), int) and isinstance(batches, int):
         config["batch_size"] *= batches
     for name in ("warmup", "decay"):
         # One setting held both: a value below 1 was a share of all steps.
         length = config.pop(f"{name}_steps", None)
-        if length is not None and length >= 1:
+        if isinstance(length, int | float) and 1 <= length < math.inf:
             config[f"{name}_steps"] = int(length)
         elif length is not None:
             config[f"{name}_ratio"] = length

@@ -2,6 +2,7 @@
 
 import math
 import random
+import tracemalloc
 
 import pytest
 
@@ -74,3 +75,15 @@ def test_one_document_tells_nothing():
 
 def test_it_is_the_same_each_time():
     assert loss_interval(scores(9, 0.3)) == loss_interval(scores(9, 0.3))
+
+
+def test_very_many_documents_need_limited_memory():
+    many = scores(200_000, 0.5)
+    tracemalloc.start()
+    found = loss_interval(many)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found is not None
+    assert found[0] < 3 < found[1]
+    assert found[1] - found[0] < 0.01
+    assert peak < 300_000_000

@@ -9,6 +9,7 @@ narrow.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -20,6 +21,7 @@ Score: TypeAlias = tuple[float, int, int]
 """Of one document: summed negative log-likelihood in nats, tokens, characters."""
 
 _SAMPLES = 2000
+_MAX_COUNTS = 10_000_000  # documents times samples; with more than 5,000 documents, fewer samples are drawn
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval
     """
     if len(before) < 2 or len(before) != len(after):
         return None
-    sums = _resample(np.array([[one[0], other[0]] for one, other in zip(before, after, strict=True)]))
+    sums = _resample(np.array([[one[0], other[0]] for one, other in zip(before, after, strict=True)], float))
     return _percentiles(sums[:, 1] / sums[:, 0] - 1)
 
 
@@ -77,15 +79,21 @@ def _ratio_interval(scores: Sequence[Score], per: int) -> Interval | None:
     """Return the interval of NLL per token (`per` 1) or per character (`per` 2)."""
     if len(scores) < 2:
         return None
-    sums = _resample(np.array(scores))
+    sums = _resample(np.array(scores, float))
     return _percentiles(sums[:, 0] / sums[:, per])
 
 
 def _resample(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the sums of every column [samples, columns]; every call resamples the same documents."""
-    count = len(scores)
-    times = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_SAMPLES)
-    return times @ scores
+    return _counts(len(scores)) @ scores
+
+
+@lru_cache(maxsize=1)
+def _counts(documents: int) -> npt.NDArray[np.float64]:
+    """Return how often each document is drawn in each sample [samples, documents]."""
+    samples = min(_SAMPLES, max(_MAX_COUNTS // documents, 1))
+    generator = np.random.default_rng(0)
+    return generator.multinomial(documents, np.full(documents, 1 / documents), size=samples).astype(np.float64)
 
 
 def _percentiles(figures: npt.NDArray[np.float64]) -> Interval:
