@@ -1,12 +1,13 @@
 """`tsugiki methods`: the table, counted without weights, and the description of each method."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, JambaConfig
 
 from tests.tiny import save_tiny
 from tsugiki import graft, trainable_parameters
@@ -147,3 +148,26 @@ def test_an_adapter_that_cannot_be_merged_is_one_line(base: str, run):
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "soft prompt" in err
     assert not Path("merged").exists()
+
+
+def test_targets_lists_the_linear_layers_with_the_reason_where_one_is_left_out(tmp_path: Path, run):
+    settings = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    jamba = {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8}
+    JambaConfig(vocab_size=96, **settings, **jamba).save_pretrained(tmp_path)
+    status, out, _ = run("methods", "targets", "--model", str(tmp_path))
+    assert status == 0
+    lines = {parts[1]: parts[2:6] for line in out.splitlines() if len(parts := re.split(r"\s*[│┃]\s*", line)) > 5}
+    assert lines["model.layers.*.self_attn.k_proj"] == ["2", "32 → 16", "yes", "768"]
+    assert lines["model.layers.*.mamba.in_proj"] == ["2", "32 → 128", "yes", "2,560"]
+    left_out = {
+        "mamba.x_proj": "no: its weight is read by a fused kernel on GPUs",
+        "mamba.dt_proj": "no: its weight is read without calling the layer",
+    }
+    for name, reason in left_out.items():
+        assert lines[f"model.layers.*.{name}"][2:] == [reason, "–"]
+    assert lines["lm_head"] == ["1", "32 → 96", "no: outside of the blocks", "–"]
+    assert "16 of 23 linear layers, 9,984 trainable parameters" in out
+
+    status, out, _ = run("methods", "targets")
+    assert "transformer.h.*.mlp.c_fc" in out
+    assert "no: not a default of this model type" in out

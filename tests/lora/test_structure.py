@@ -102,6 +102,15 @@ def test_a_layer_as_wide_as_there_are_experts_is_no_router():
     }
 
 
+def test_a_plain_linear_layer_that_chooses_experts_is_left_out():
+    model = build("jetmoe", **_MOE, num_local_experts=8, kv_channels=8)
+    reasons = structure_of(model).reasons
+    routers = [name for name in reasons if name.endswith("router.layer")]
+    assert len(routers) == 4
+    assert {reasons[name] for name in routers} == {"router"}
+    assert endings(model) == {"self_attention.kv_proj"}
+
+
 @pytest.mark.parametrize("kind", ["mamba", "mamba2"])
 def test_of_a_state_space_mixer_only_the_first_layer_is_found(kind: str):
     sizes = {"num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8} if kind == "mamba2" else {}

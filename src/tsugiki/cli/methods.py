@@ -7,13 +7,17 @@ import typer
 
 def methods_command(
     name: Annotated[
-        str | None, typer.Argument(help="Describe this method and its settings; without it, list all methods.")
+        str | None,
+        typer.Argument(
+            help="Describe this method and its settings; 'targets': list the layers that LoRA grafts by default; "
+            "without it, list all methods."
+        ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Model whose parameters are counted: 'embedded', a folder, or a hub id.")
+        str, typer.Option(help="Model whose parameters or layers are counted: 'embedded', a folder, or a hub id.")
     ] = "embedded",
 ) -> None:
-    """List the methods to adapt a model, or describe one of them."""
+    """List the methods to adapt a model, describe one of them, or list the layers that LoRA grafts."""
     from tsugiki.cli.tables import print_table
     from tsugiki.report.methods import describe_method, methods_table
 
@@ -22,7 +26,14 @@ def methods_command(
             methods_table(model),
             f"trainable parameters: of {model}, with default settings",
             "tsugiki methods NAME describes one method",
+            "tsugiki methods targets lists the layers that LoRA grafts",
         )
+        return
+    if name == "targets":
+        from tsugiki.report.targets import targets_table
+
+        table, lines = targets_table(model)
+        print_table(table, *lines)
         return
     text, settings, notes = describe_method(name, model)
     typer.echo(text)

@@ -18,7 +18,7 @@ A layer is listed if it
    the weights of the others directly.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,8 +40,14 @@ _FEWEST_FEATURES = 8
 class Structure:
     """What one pass shows of a model's layers, by their names in the model before any graft."""
 
-    layers: tuple[str, ...]
-    """The linear layers that an adapter can train, in the order of the model's modules."""
+    reasons: Mapping[str, str]
+    """Each linear layer -> why no adapter is put on it by default, in a few words; empty if one is. In the order of the
+    model's modules."""
+
+    @property
+    def layers(self) -> list[str]:
+        """The linear layers on which an adapter is put."""
+        return [name for name, reason in self.reasons.items() if not reason]
 
 
 def structure_of(model: nn.Module) -> Structure:
@@ -65,14 +71,14 @@ _known: dict[tuple[type, str], Structure] = {}
 def _find_structure(model_class: type[nn.Module], config: Any) -> Structure:
     try:
         model = weightless_copy(model_class, config)
-        layers = tuple(_Trace(model).trainable_layers())
+        reasons = _Trace(model).reasons()
     except Exception as error:  # any error of the model's own code
         reason = str(error).partition("\n")[0]
         raise TsugikiError(
             f"the layers of {model_class.__name__} could not be found by running it without weights "
             f"({type(error).__name__}: {reason})"
         ) from error
-    return Structure(layers)
+    return Structure(reasons)
 
 
 class _Trace:
@@ -94,25 +100,37 @@ class _Trace:
         """The layers on whose outputs the logits depend."""
         self.selecting = self._nearest(selections.nodes)
         """The layers whose outputs are compared with each other, such as routers."""
+        self.choices = selections.choices
+        """The numbers of outputs that are compared, such as the number of experts."""
         weights = {name: layer.weight for name, layer in self.linear.items()}
         behind_logits |= _leaves_behind(_logits(run(model.train())))
         self.bypassed = self._with_ids(weights, behind_logits)
         """The layers on whose weights the logits depend otherwise than through calls of the layer."""
 
-    def trainable_layers(self) -> Iterator[str]:
-        """Yield the layers that fulfil the conditions of this module's docstring."""
+    def reasons(self) -> dict[str, str]:
+        """Return why a layer is not trained, for each linear layer of the model; an empty reason if it is.
+
+        The reasons are the conditions of this module's docstring.
+        """
         lists = _lists_of_blocks(self.model)
-        places = {name: place for name in self.linear if (place := _place(self.model, name, lists)) is not None}
-        # Which experts a token goes to is chance, so the experts of one block count as one layer.
-        live, bypassed = ({places[name] for name in names if name in places} for names in (self.live, self.bypassed))
-        for name, place in places.items():
-            if (
-                place in live - bypassed
-                and min(features(self.linear[name])) >= _FEWEST_FEATURES
-                and not self._is_router(name, lists)
-                and not self._is_behind_kernel(name)
-            ):
-                yield name
+        places = {name: self._place(name, lists) for name in self.linear}
+        # Which experts these few tokens go to is chance.
+        live, bypassed = ({places[name] for name in names} for names in (self.live, self.bypassed))
+
+        def reason(name: str, place: str | None) -> str:
+            if place is None:
+                return "outside of the blocks"
+            if place in bypassed:
+                return "its weight is read without calling the layer"
+            if place not in live:
+                return "no effect on the logits of a text"
+            if self._is_router(name, lists):
+                return "router"
+            if min(features(self.linear[name])) < _FEWEST_FEATURES:
+                return f"fewer than {_FEWEST_FEATURES} inputs or outputs"
+            return "its weight is read by a fused kernel on GPUs" if self._is_behind_kernel(name) else ""
+
+        return {name: reason(name, place) for name, place in places.items()}
 
     def _output(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
         """Compute the layer's output from the values of its weight, so that the graph has only other uses of it."""
@@ -136,11 +154,27 @@ class _Trace:
         _walk(nodes, is_output)
         return nearest
 
+    def _place(self, name: str, lists: Iterable[str]) -> str | None:
+        """Return the name of a module inside a block, or None if it is in none.
+
+        The name has `*` for each item of a collection from which tokens choose: all experts of a block have one name.
+        """
+        for blocks in lists:
+            if name.startswith(f"{blocks}."):
+                index, *path = name[len(blocks) + 1 :].split(".")
+                module = self.model.get_submodule(f"{blocks}.{index}")
+                place = [blocks, index]
+                for child in path:
+                    around, module = module, getattr(module, child)
+                    place.append("*" if _count_alike(around, type(module)) in self.choices - {1} else child)
+                return ".".join(place) if path else None
+        return None
+
     def _is_router(self, name: str, lists: Collection[str]) -> bool:
         """Whether outputs of the layer are compared, one for each expert that a module around it in the block holds."""
         outputs = features(self.linear[name])[1]
         around = name.rpartition(".")[0]
-        while name in self.selecting and _place(self.model, around, lists) is not None:
+        while name in self.selecting and self._place(around, lists) is not None:
             if any(_experts(module) == outputs for module in self.model.get_submodule(around).modules()):
                 return True
             around = around.rpartition(".")[0]
@@ -160,10 +194,13 @@ class _Selections(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.nodes: list[Any] = []
+        self.choices: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("topk", "argmax", "max", "sort", "argsort"):
-            self.nodes += [one.grad_fn for one in args if isinstance(one, Tensor) and one.grad_fn is not None]
+            compared = [one for one in args if isinstance(one, Tensor) and one.grad_fn is not None]
+            self.nodes += [one.grad_fn for one in compared]
+            self.choices |= {one.shape[-1] for one in compared if one.dim()}
         return func(*args, **(kwargs or {}))
 
 
@@ -208,23 +245,6 @@ def _lists_of_blocks(model: nn.Module) -> list[str]:
         if any(not is_linear(item) and any(map(is_linear, item.modules())) for item in module):
             found.append(name)
     return found
-
-
-def _place(model: nn.Module, name: str, lists: Iterable[str]) -> str | None:
-    """Return the name of a module inside a block, or None if it is in none.
-
-    The name has `*` for each item of a collection inside the block, so that all experts of a block have one name.
-    """
-    for blocks in lists:
-        if name.startswith(f"{blocks}."):
-            index, *path = name[len(blocks) + 1 :].split(".")
-            module = model.get_submodule(f"{blocks}.{index}")
-            place = [blocks, index]
-            for child in path:
-                around, module = module, getattr(module, child)
-                place.append("*" if _count_alike(around, type(module)) > 1 else child)
-            return ".".join(place) if path else None
-    return None
 
 
 def _count_alike(module: nn.Module, kind: type) -> int:

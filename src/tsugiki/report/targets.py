@@ -1,0 +1,52 @@
+"""The table of a model's linear layers, for `tsugiki methods targets`."""
+
+from dataclasses import dataclass
+
+from tsugiki.base.loading import load_meta_model
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.frozen_layer import features, is_linear
+from tsugiki.lora.structure import structure_of
+from tsugiki.lora.targets import base_modules, find_targets
+from tsugiki.report.formatting import Table
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Layers with the same name but for the indices in it, and the same size."""
+
+    name: str
+    size: tuple[int, int]
+    reason: str
+    """Why they are not grafted; empty if they are."""
+
+
+def targets_table(model: str) -> tuple[Table, list[str]]:
+    """Return a table of the linear layers of a model, whose weights are not read, and a line with their numbers.
+
+    Raises:
+        TsugikiError: there is no such model, or its default targets cannot be found.
+    """
+    shape = load_meta_model(model)
+    config = LoraConfig()
+    targets = find_targets(shape, config)
+    reasons = structure_of(shape).reasons
+    linear = {name: layer for name, layer in base_modules(shape) if is_linear(layer)}
+    numbers: dict[_Kind, int] = {}
+    for name, layer in linear.items():
+        reason = "" if name in targets else reasons.get(name) or "not a default of this model type"
+        kind = _Kind(_without_indices(name), features(layer), reason)
+        numbers[kind] = numbers.get(kind, 0) + 1
+    rows = [_row(kind, number, config.r) for kind, number in numbers.items()]
+    trained = config.r * sum(map(sum, map(features, targets.values())))
+    headers = ["layer", "number", "inputs → outputs", "grafted by default", f"parameters, r={config.r}"]
+    return (headers, rows), [f"{len(targets)} of {len(linear)} linear layers, {trained:,} trainable parameters"]
+
+
+def _row(kind: _Kind, number: int, r: int) -> list[str]:
+    parameters = f"{number * r * sum(kind.size):,}" if not kind.reason else "–"
+    inputs, outputs = kind.size
+    return [kind.name, str(number), f"{inputs} → {outputs}", f"no: {kind.reason}" if kind.reason else "yes", parameters]
+
+
+def _without_indices(name: str) -> str:
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
