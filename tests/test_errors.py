@@ -7,6 +7,7 @@ def test_long_lists_are_abbreviated():
     assert summarise_list([]) == ""
     assert summarise_list(["a", "b"]) == "a, b"
     assert summarise_list([str(i) for i in range(5)]) == "0, 1, 2, 3, 4"
+    assert summarise_list(["x" * 200, "a\nb"]) == "x" * 150 + ", a b"
     assert summarise_list([str(i) for i in range(1005)]) == "0, 1, 2, 3, 4 and 1,000 more"
 
 

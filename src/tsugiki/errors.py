@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 _MAX_ITEMS = 5
+_LONGEST_ITEM = 150  # characters
 
 
 class TsugikiError(Exception):
@@ -25,9 +26,9 @@ def is_ordinary(error: BaseException) -> bool:
 
 
 def summarise_list(items: Sequence[str]) -> str:
-    """Return the first few items, separated by commas, and how many more there are."""
+    """Return the first few items, separated by commas, and how many more there are. Long items are cut off."""
     more = f" and {len(items) - _MAX_ITEMS:,} more" if len(items) > _MAX_ITEMS else ""
-    return ", ".join(items[:_MAX_ITEMS]) + more
+    return ", ".join(error_text(item, _LONGEST_ITEM) for item in items[:_MAX_ITEMS]) + more
 
 
 def error_text(error: object, limit: int = 300) -> str:

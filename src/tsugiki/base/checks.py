@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsugiki.base.meta import meta_model
 from tsugiki.base.model_folder import map_keys, read_shards
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import combined_digest, file_sha256
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
@@ -70,12 +70,14 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
     classes = _classes_of_its_own(folder)
     if classes and not trust_remote_code:
         raise TsugikiError(
-            f"{name} brings Python code of its own ({classes[0]}), which is not run; if you trust its authors, "
-            "tsugiki train, eval and generate run it with --trust-remote-code"
+            f"{name} brings Python code of its own ({error_text(classes[0], 100)}), which is not run; if you trust its "
+            "authors, tsugiki train, eval and generate run it with --trust-remote-code"
         )
     elsewhere = [one for one in classes if "--" in one]
     if elsewhere:
-        raise TsugikiError(f"{name} names code of another repository ({elsewhere[0]}), which Tsugiki never runs")
+        raise TsugikiError(
+            f"{name} names code of another repository ({error_text(elsewhere[0], 100)}), which Tsugiki never runs"
+        )
     if classes:
         warnings.warn(f"the code that {name} brings is run: {code_digest(folder)}", stacklevel=2)
 
@@ -113,8 +115,8 @@ def check_weights(name: str, folder: Path, config: "PretrainedConfig") -> None:
     for tensor, key in mapping.key_of.items():
         if tuple(expected[tensor].shape) != entries[key].shape:
             raise TsugikiError(
-                f"{name} cannot be loaded: {key} is {list(entries[key].shape)} in its files, and "
-                f"{list(expected[tensor].shape)} by {MODEL_CONFIG_FILE}"
+                f"{name} cannot be loaded: {error_text(key)} is {error_text(list(entries[key].shape))} in its files, "
+                f"and {list(expected[tensor].shape)} by {MODEL_CONFIG_FILE}"
             )
     stored = sum(math.prod(entry.shape) for entry in entries.values())
     other = sum(tensor.numel() for tensor in _tensors_without_key(model, mapping.key_of))
@@ -181,8 +183,10 @@ def _check_counts(config: Mapping[str, Any], path: Path) -> None:
     for key, value in config.items():
         if isinstance(value, dict):
             _check_counts(value, path)
-        elif _COUNT.search(key) and isinstance(value, int | float) and not value <= _MOST_LAYERS:
-            raise TsugikiError(f"{path}: {key} is {value}; models have at most {_MOST_LAYERS:,}")
+        elif _COUNT.search(key) and isinstance(value, int | float) and not 0 <= value <= _MOST_LAYERS:
+            raise TsugikiError(
+                f"{path}: {error_text(key)} is {error_text(value, 50)}; it must be from 0 to {_MOST_LAYERS:,}"
+            )
 
 
 def _tensors_without_key(model: "PreTrainedModel", key_of: Mapping[str, str]) -> list["torch.Tensor"]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_PROBE = "a 枝\n"
+
 
 def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool = False) -> "PreTrainedModel":
     """Load a causal language model, in evaluation mode.
@@ -79,7 +81,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrained
 
     folder = settings_folder(name, trust_remote_code=trust_remote_code)
     with _loading_errors(name):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        tokenizer(_PROBE)  # some damaged tokenizers load, and fail at every text
+        return tokenizer
 
 
 def load_meta_model(name: str) -> "PreTrainedModel":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
     METADATA_FILE,
@@ -54,7 +54,9 @@ def weight_files(folder: Path) -> dict[str, str]:
         raise TsugikiError(f"{path} has no weight_map from tensors to files")
     for file in set(file_of.values()):
         if not file.endswith(".safetensors") or Path(file).name != file or "\\" in file or not file.isprintable():
-            raise TsugikiError(f"{path} names {file!r}, which is not a safetensors file of this folder")
+            raise TsugikiError(
+                f"{path} names {error_text(repr(file), 100)}, which is not a safetensors file of this folder"
+            )
     return file_of
 
 
@@ -72,7 +74,7 @@ def read_shards(folder: Path) -> list[Shard]:
     wrong = [key for key, file in file_of.items() if found_in.get(key) != file]
     if wrong:
         path = folder / MODEL_INDEX_FILE
-        raise TsugikiError(f"{path} says that {wrong[0]} is in {file_of[wrong[0]]}, but it is not")
+        raise TsugikiError(f"{path} says that {error_text(wrong[0])} is in {file_of[wrong[0]]}, but it is not")
     return shards
 
 

@@ -6,11 +6,12 @@ same, so a copy can be written with only one tensor in memory. The safetensors l
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,6 +19,13 @@ from torch import Tensor
 from tsugiki.errors import TsugikiError
 from tsugiki.io.digests import read_chunks
 
+_LARGEST_HEADER = 100_000_000  # bytes; as in the safetensors library
+_LARGEST = 1 << 62
+_BITS = {
+    **{"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64},
+    **{"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8},
+}
+"""The size of an element; a dtype of a newer version of the format is not checked."""
 _ALIGNMENT = 8  # bytes; tensors begin at multiples of it
 _DTYPES = {
     "F64": torch.float64,
@@ -61,7 +69,7 @@ def read_shard(path: Path) -> Shard:
     """Read the header of a file, and check it against the file's size.
 
     Raises:
-        TsugikiError: the file does not exist, or is incomplete.
+        TsugikiError: the file does not exist, is incomplete, or is damaged.
     """
     try:
         with path.open("rb") as file:
@@ -70,30 +78,55 @@ def read_shard(path: Path) -> Shard:
             total = path.stat().st_size
             if len(start) < 8 or length > total - 8:
                 raise ValueError("it is incomplete")
+            if length > _LARGEST_HEADER:
+                raise ValueError("its header is too long")
             header = file.read(length)
-        entries = _entries(json.loads(header), 8 + length)
+        entries = _entries(json.loads(header), 8 + length, total)
         last = max((entry.end for entry in entries.values()), default=8 + length)
         if last != total:
             raise ValueError(f"it has {total:,} bytes, but by its header {last:,}")
     except FileNotFoundError as error:
         raise TsugikiError(f"{path} is missing") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TsugikiError(f"{path} is broken: {error}") from error
     return Shard(path, start + header, entries)
 
 
-def _entries(header: Mapping[str, Any], start: int) -> dict[str, Entry]:
-    found = {
-        key: Entry(entry["dtype"], tuple(entry["shape"]), *(start + int(at) for at in entry["data_offsets"]))
-        for key, entry in header.items()
-        if key != "__metadata__"
-    }
+def _entries(header: Any, start: int, end: int) -> dict[str, Entry]:
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    found = {key: _entry(key, fields, start, end) for key, fields in header.items() if key != "__metadata__"}
     ordered = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
     if ordered and next(iter(ordered.values())).begin != start:
         raise ValueError("its tensors do not begin after its header")
     if any(one.end != other.begin for one, other in pairwise(ordered.values())):
         raise ValueError("there are gaps or overlaps between its tensors")
     return ordered
+
+
+def _entry(key: str, fields: Any, start: int, end: int) -> Entry:
+    """Return the entry of a tensor, after checking it.
+
+    Args:
+        key: its key.
+        fields: what the header says of it.
+        start: where the tensors begin in the file.
+        end: where the file ends.
+    """
+    wanted = ("dtype", "shape", "data_offsets")
+    dtype, shape, at = (fields.get(name) if isinstance(fields, dict) else None for name in wanted)
+    if not isinstance(dtype, str) or not dtype.isascii() or not _are_sizes(shape) or not _are_sizes(at) or len(at) != 2:
+        raise ValueError(f"its header does not describe {key[:100]!r} as the format requires")
+    if not at[0] <= at[1] <= end - start:
+        raise ValueError(f"by its header, {key[:100]!r} is outside of it")
+    bits = _BITS.get(dtype)
+    if bits is not None and math.prod(shape) * bits != (at[1] - at[0]) * 8:
+        raise ValueError(f"by its header, {key[:100]!r} has another size than its dtype and shape")
+    return Entry(dtype, tuple(shape), start + at[0], start + at[1])
+
+
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value <= _LARGEST for value in values)
 
 
 def is_float(entry: Entry) -> bool:
