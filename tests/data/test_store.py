@@ -1,8 +1,18 @@
 """The token store returns what was encoded, and tokenises the same content only once."""
 
+import errno
+import os
+import re
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import transformers
 
 from tests.tiny import TEXT, byte_tokenizer
 from tsugiki import TsugikiError
@@ -66,7 +76,7 @@ def test_no_partial_store_is_left(tmp_path: Path):
 
     with pytest.raises(TsugikiError, match="line 2"):
         open_store(broken(), "key", byte_tokenizer(), "all", tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
     leftover = tmp_path / "part"
     leftover.mkdir()
     found = open_store(RECORDS[:1], "key", byte_tokenizer(), "all", tmp_path)
@@ -107,3 +117,167 @@ def test_system_messages_do_not_make_near_duplicates():
     from tsugiki.data.duplicates import near_duplicates
 
     assert near_duplicates(read_index(talks).signatures) == []
+
+
+class Words(transformers.PreTrainedTokenizer):
+    """A tokenizer in Python: the longest or the shortest token of the vocabulary at each place."""
+
+    VOCABULARY: ClassVar[dict[str, int]] = {"<e>": 0, "a": 1, "b": 2, "ab": 3, "庭": 4}
+
+    def __init__(self, longest: bool) -> None:
+        self.longest = longest
+        super().__init__(eos_token="<e>", unk_token="<e>")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.VOCABULARY)
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self.VOCABULARY)
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return re.findall("ab|." if self.longest else ".", text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.VOCABULARY.get(token, 0)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return list(self.VOCABULARY)[index]
+
+
+def test_tokenizers_in_python_with_the_same_vocabulary_have_separate_stores(tmp_path: Path):
+    records = [Document("abab", "a.txt")]
+    first = open_store(records, "key", Words(longest=True), "all", tmp_path)
+    second = open_store(records, "key", Words(longest=False), "all", tmp_path)
+    assert first.ids.tolist() == [0, 3, 3, 0]
+    assert second.ids.tolist() == [0, 1, 2, 1, 2, 0]
+    again = open_store(iter(()), "key", Words(longest=True), "all", tmp_path)
+    assert again.ids.tolist() == first.ids.tolist()
+
+
+FILES = ("store.json", "ids.bin", "loss_mask.bin", "index.safetensors", "records.jsonl")
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
+    "a bit": flip,
+    "cut off": lambda data: data[:10],
+    "empty": lambda data: b"",
+    "longer": lambda data: data + b"0",
+    "missing": lambda data: None,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_store_is_written_again(name: str, damage: str, tmp_path: Path):
+    tokenizer = byte_tokenizer()
+    expected = stored(open_store(RECORDS[:9], "key", tokenizer, "all", tmp_path))
+    (path,) = tmp_path.glob(f"*/{name}")
+    damaged = DAMAGE[damage](path.read_bytes())
+    path.unlink()
+    if damaged is not None:
+        path.write_bytes(damaged)
+    with pytest.warns(UserWarning, match="damaged"):
+        found = open_store(RECORDS[:9], "key", tokenizer, "all", tmp_path)
+    assert stored(found) == expected
+    assert stored(open_store(iter(()), "key", tokenizer, "all", tmp_path)) == expected
+
+
+def test_no_changed_byte_of_the_description_passes(tmp_path: Path):
+    tokenizer = byte_tokenizer()
+    expected = stored(open_store(RECORDS[:2], "key", tokenizer, "all", tmp_path))
+    (path,) = tmp_path.glob("*/store.json")
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        store = store_module._read(path.parent)
+        assert store is None or stored(store) == expected
+
+
+# Several processes ---------------------------------------------------------------------------------------
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+
+
+def in_processes(count: int, work: Callable[[], object]) -> list[int]:
+    """Run `work` in forked processes at the same time, and return their exit statuses: 0 if it raised nothing."""
+    children = []
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                work()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@needs_fork
+@pytest.mark.parametrize("damaged", [False, True])
+def test_processes_share_a_cache(damaged: bool, tmp_path: Path):
+    tokenizer = byte_tokenizer()
+    records = RECORDS[:20]
+    cache, log = tmp_path / "cache", tmp_path / "log"
+    expected = stored(open_store(records, "key", tokenizer, "all", tmp_path / "other"))
+    if damaged:
+        open_store(records, "key", tokenizer, "all", cache)
+        next(cache.glob("*/ids.bin")).write_bytes(b"1")
+
+    def slowly() -> Iterator[Record]:
+        with log.open("a") as lines:
+            lines.write("written\n")
+        for record in records:
+            time.sleep(0.01)
+            yield record
+
+    def work() -> None:
+        with warnings.catch_warnings(action="ignore"):
+            assert stored(open_store(slowly(), "key", tokenizer, "all", cache)) == expected
+
+    assert in_processes(6, work) == [0] * 6
+    assert log.read_text() == "written\n", "one process writes, the others wait for it"
+    assert not list(cache.glob(".*.part"))
+
+
+@needs_fork
+def test_the_cache_of_a_killed_process_is_usable_and_its_leftovers_go(tmp_path: Path):
+    tokenizer = byte_tokenizer()
+
+    def killed() -> Iterator[Record]:
+        yield from RECORDS[:70]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_processes(1, lambda: open_store(killed(), "key", tokenizer, "all", tmp_path)) == [-signal.SIGKILL]
+    assert list(tmp_path.glob(".*.part"))
+    found = open_store(RECORDS[:5], "key", tokenizer, "all", tmp_path)
+    assert len(found.index) == 5
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_threads_share_a_cache(tmp_path: Path):
+    tokenizer = byte_tokenizer()
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(open_store, RECORDS[:20], "key", tokenizer, "all", tmp_path) for _ in range(8)]
+    results = [stored(task.result()) for task in tasks]
+    assert all(result == results[0] for result in results)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(folder: Path, *_: object) -> None:
+        (folder / "ids.bin").write_bytes(b"1")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store_module, "_write", full)
+    with pytest.raises(TsugikiError, match="No space left"):
+        open_store(RECORDS[:1], "key", byte_tokenizer(), "all", tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+    monkeypatch.undo()
+    assert len(open_store(RECORDS[:1], "key", byte_tokenizer(), "all", tmp_path).index) == 1

@@ -117,6 +117,11 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path):
         os.utime(path, (0, 0))
     remove_leftovers(tmp_path, older_than=60)
     assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "kept.part"]
+    remove_leftovers(tmp_path, of="b")
+    assert new.exists()
+    remove_leftovers(tmp_path, of="c")
+    assert not new.exists()
+    new.touch()
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.part"]
 

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.io.digests import combined_digest, file_sha256, read_chunks, sha256, sha256_bytes, tensor_digest
+from tsugiki.io.digests import (
+    changed_files,
+    combined_digest,
+    file_sha256,
+    read_chunks,
+    sha256,
+    sha256_bytes,
+    tensor_digest,
+)
 
 CONTENT = bytes(range(256)) * 3
 EXPECTED = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
@@ -16,6 +24,16 @@ def test_bytes_and_files_have_the_digest_of_hashlib(tmp_path: Path):
     (tmp_path / "file").write_bytes(CONTENT)
     assert sha256([CONTENT]) == sha256([CONTENT[:7], CONTENT[7:]]) == file_sha256(tmp_path / "file") == EXPECTED
     assert sha256_bytes(CONTENT) == hashlib.sha256(CONTENT).digest()
+
+
+def test_changed_files_are_named(tmp_path: Path):
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    digests = {name: file_sha256(tmp_path / name) for name in "abc"}
+    assert changed_files(tmp_path, digests) == []
+    (tmp_path / "a").write_text("A")
+    (tmp_path / "c").unlink()
+    assert changed_files(tmp_path, digests) == ["a", "c"]
 
 
 def test_a_tensor_is_digested_with_its_description(monkeypatch: pytest.MonkeyPatch):

@@ -6,14 +6,18 @@ A store is a folder that is written in one pass over the records and memory-mapp
     loss_mask.bin        one byte per token: 1 if the token counts in the loss
     index.safetensors    for each record: offset of its first token, characters, digest, signature, kind
     records.jsonl        for each record: its source and its fields
-    store.json           the version of the format and the dtype of ids.bin; written last
+    store.json           the version of the format, and the digests of the other files; written last
 
-Only the index is held in memory, about 0.6 KB per record.
+Only the index is held in memory, about 0.6 KB per record. Several processes can use one cache: the first one that needs
+a store writes it, and the others wait for it. The digests are checked when a store is opened; a damaged one is written
+again.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,22 +25,31 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.data.duplicates import signature
-from tsugiki.data.encoding import document_end, document_start, encode_records
+from tsugiki.data.encoding import document_end, document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Conversation, Document, Record
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.io.atomic import new_folder
-from tsugiki.io.digests import sha256, sha256_bytes
+from tsugiki.io.atomic import new_folder, remove_leftovers
+from tsugiki.io.digests import changed_files, file_sha256, sha256, sha256_bytes
 from tsugiki.io.json import read_json, write_json
+from tsugiki.io.locks import locked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_FORMAT = 2
+_FORMAT = 3
+_FILES = ("ids.bin", "loss_mask.bin", "index.safetensors", "records.jsonl")
+_DAY = 86_400
 # Limits of one call of the tokenizer: large enough to use all cores, small enough for memory.
 _BATCH_RECORDS, _BATCH_CHARACTERS = 64, 1 << 20
 _DIGEST_BYTES = 16
+# Spaces, cases, digits, accents, widths, scripts, emoji, and words that tokenizers split differently.
+_PROBE = (
+    "Hello,  World! don't re-enter 1234.5 3rd\n\t naïve e\u0301 ﬁ Ａｂ１ ｶﾞ カ\u3099 "
+    "吾輩は猫である。名前はまだ無い、𠮷野家 한국어 🙂👍🏽 <s></s> https://a.b/c?d=e"
+)
+_PROBE_TOKENS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +113,23 @@ def open_store(
     Raises:
         TsugikiError: no token of a record counts in the loss, or a record cannot be read or encoded.
     """
-    folder = cache / _store_key(key, tokenizer, turns)
-    if not (folder / "store.json").is_file():
-        with new_folder(folder, replace=True) as temporary:  # an older version may have left a folder of this name
-            _write(temporary, records, tokenizer, turns, advance)
-    return _read(folder)
+    name = _store_key(key, tokenizer, turns)
+    folder = cache / name
+    if store := _read(folder):
+        return store
+    with locked(cache / f".{name}.lock"):
+        remove_leftovers(cache, of=name)  # of killed processes, because the others are waiting
+        remove_leftovers(cache, older_than=_DAY)
+        store = _read(folder)  # another process may have written it since
+        if store is None:
+            if folder.exists():
+                warnings.warn(f"the cached tokens in {folder} are damaged, and are written again", stacklevel=2)
+            with new_folder(folder, replace=True) as temporary:
+                _write(temporary, records, tokenizer, turns, advance)
+            store = _read(folder)
+    if store is None:
+        raise TsugikiError(f"the tokens in {folder} cannot be read after writing; check the disk")
+    return store
 
 
 def read_index(records: Iterable[Record]) -> RecordIndex:
@@ -185,16 +210,27 @@ def _write(
         },
         folder / "index.safetensors",
     )
-    write_json(folder / "store.json", {"format": _FORMAT, "ids": np.dtype(dtype).name})
+    digests = {name: file_sha256(folder / name) for name in _FILES}
+    write_json(folder / "store.json", {"format": _FORMAT, "digests": digests})
 
 
-def _read(folder: Path) -> TokenStore:
+def _read(folder: Path) -> TokenStore | None:
+    """Open the store in a folder; return None if there is none, or if it is damaged."""
     from safetensors.numpy import load_file
 
-    dtype = np.dtype(read_json(folder / "store.json")["ids"])
+    try:
+        content = read_json(folder / "store.json")
+    except TsugikiError:
+        return None
+    digests = content.get("digests")
+    if content.get("format") != _FORMAT or not isinstance(digests, dict) or set(digests) != set(_FILES):
+        return None
+    if changed_files(folder, digests):
+        return None
     tensors = load_file(folder / "index.safetensors")
     with (folder / "records.jsonl").open(encoding="utf-8") as lines:
         sources_and_fields = [json.loads(line) for line in lines]
+    tokens, size = int(tensors["offsets"][-1]), (folder / "ids.bin").stat().st_size
     return TokenStore(
         index=RecordIndex(
             characters=tensors["characters"],
@@ -204,18 +240,30 @@ def _read(folder: Path) -> TokenStore:
             sources=[source for source, _ in sources_and_fields],
             fields=[fields for _, fields in sources_and_fields],
         ),
-        ids=np.memmap(folder / "ids.bin", dtype, mode="r"),
+        ids=np.memmap(folder / "ids.bin", np.uint16 if size == 2 * tokens else np.int32, mode="r"),
         loss_mask=np.memmap(folder / "loss_mask.bin", np.bool_, mode="r"),
         offsets=tensors["offsets"],
     )
 
 
 def _store_key(key: str, tokenizer: "PreTrainedTokenizerBase", turns: AssistantTurns) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
     ends = repr((document_start(tokenizer), document_end(tokenizer)))
-    described = f"{_FORMAT}\0{key}\0{turns}\0{tokenizer.chat_template}\0{vocabulary}{ends}"
-    return sha256([described.encode()]).removeprefix("sha256:")
+    described = f"{_FORMAT}\0{key}\0{turns}\0{tokenizer.chat_template}\0{_tokenizer_key(tokenizer)}{ends}"
+    return sha256([described.encode("utf-8", "surrogatepass")]).removeprefix("sha256:")
+
+
+def _tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a text that differs between tokenizers that encode texts differently."""
+    name = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return f"{name}\0{backend.to_str()}"
+    # The algorithm of a tokenizer in Python cannot be read, so it is described by what it does.
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=itemgetter(1))
+    probe = encode(tokenizer, [_PROBE, "".join(token for token, _ in vocabulary[:_PROBE_TOKENS])])
+    kwargs = sorted(tokenizer.init_kwargs.items())
+    settings = [(key, value) for key, value in kwargs if isinstance(value, str | int | float | None)]
+    return f"{name}\0{vocabulary}\0{settings}\0{probe}"
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:

@@ -5,6 +5,7 @@ Everything is written under a temporary name first (`.NAME.8-hex-digits.part`, i
 file is removed. `remove_leftovers` removes the temporary files of processes that were killed.
 """
 
+import glob
 import os
 import shutil
 import time
@@ -183,15 +184,16 @@ def remove_folder(folder: Path) -> None:
         ) from error
 
 
-def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
+def remove_leftovers(folder: Path, older_than: float = 0.0, of: str | None = None) -> None:
     """Remove the temporary files and folders that killed processes left in a folder; errors are ignored.
 
     Args:
         folder: only entries directly in this folder are removed, not those in subfolders.
         older_than: remove only entries whose last change is at least this many seconds ago. Use more than 0 if other
             processes may be writing to the folder.
+        of: the name of the file or folder that they were written for; None: of all.
     """
-    for path in folder.glob(".*.part"):
+    for path in folder.glob(f"{glob.escape(_hidden(of))}.*.part" if of else ".*.part"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -199,7 +201,11 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
 
 def _temporary(path: Path, ending: str) -> Path:
     """Return an unused hidden name in the same folder, short enough for every file system."""
-    return path.with_name(f".{path.name[:_NAME_LENGTH]}.{uuid.uuid4().hex[:8]}.{ending}")
+    return path.with_name(f"{_hidden(path.name)}.{uuid.uuid4().hex[:8]}.{ending}")
+
+
+def _hidden(name: str) -> str:
+    return f".{name[:_NAME_LENGTH]}"
 
 
 @contextmanager

@@ -32,6 +32,18 @@ def file_sha256(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
+def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Return the names of the files in a folder that are missing, cannot be read, or do not have these digests."""
+
+    def is_changed(name: str) -> bool:
+        try:
+            return file_sha256(folder / name) != digests[name]
+        except OSError:
+            return True
+
+    return [name for name in digests if is_changed(name)]
+
+
 def tensor_digest(file: BinaryIO, begin: int, end: int, description: str) -> str:
     """Compute the digest of a description and of the bytes of a file from `begin` to `end`, as 64 hexadecimal digits.
 
