@@ -54,8 +54,8 @@ def main() -> None:
         print(f"| {name} | {size / _GROUP / 12:,.0f} |")
     print(f"| total | {saved.total() / _GROUP / 12:,.0f} |\n")
     blocks = random_blocks(Workload("gpt2", batch=4, length=_GROUP), 50_000)
-    batches = StepBatches(blocks, Collator("position_ids", model.dtype), batch_size=4, group_size=1, seed=0)
-    gradients = Gradients(model, model, batches, start_accelerator("cpu"))
+    batches = StepBatches(blocks, Collator("position_ids", model.dtype), batch_size=4, seed=0)
+    gradients = Gradients(model, model, batches, start_accelerator("cpu"), micro_batch_size=1)
     gradients.step(0)
     threads = min(torch.get_num_threads(), len(ids))
     width = model.dtype.itemsize

@@ -273,7 +273,7 @@ def test_dropout_of_a_grafted_head_is_drawn_once():
     found = results(chunked_loss, hidden, head, labels)
     torch.manual_seed(5)
     learned = labels != IGNORE_INDEX
-    kept = keep_mask(hidden[learned], 0.5) != 0
+    kept = (keep_mask(hidden, 0.5) != 0)[learned]
     h, a, b = (t.detach().requires_grad_() for t in (hidden, layer.lora.A, layer.lora.B))
     z = h[learned] @ layer.base_layer.weight.T + 0.7 * (h[learned] * kept / 0.5) @ a.T @ b.T
     loss = F.cross_entropy(z, labels[learned], reduction="sum")

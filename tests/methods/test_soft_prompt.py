@@ -454,7 +454,7 @@ def test_gradients_of_a_run_equal_those_of_the_plain_loss(method: str):
     model = grafted("llama", method)
     records = [one[0].tolist() for one in documents()]
     blocks = pack(store_of(records), np.arange(len(records)), sum(map(len, records)), pad=0)
-    batches = StepBatches(blocks, Collator("position_ids"), batch_size=1, group_size=1, seed=0)
+    batches = StepBatches(blocks, Collator("position_ids"), batch_size=1, seed=0)
     batch = batches.batch([0])
     labels = batch.pop("labels")
     loss = summed_loss(model(**batch).logits, labels) / batches.target_tokens(0)

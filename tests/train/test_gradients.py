@@ -22,7 +22,7 @@ from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.dropout import disable_dropout
-from tsugiki.train.gradients import Gradients, group_seed
+from tsugiki.train.gradients import Gradients, row_seed
 from tsugiki.train.processes import start_accelerator
 
 
@@ -32,18 +32,20 @@ def model_of(kind: str = "gpt2") -> Any:
     return model
 
 
-def batches_of(model: Any, group_size: int = 1, batch_size: int = 4, size: int = 24) -> StepBatches:
+def batches_of(model: Any, batch_size: int = 4, size: int = 24) -> StepBatches:
     """Steps of four rows with several documents each."""
     generator = torch.Generator().manual_seed(5)
     records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 30, 5, 14, 20, 7, 11)]
     masking = detect_document_masking(model)
     blocks = pack(store_of(records), np.arange(7), size, pad=0, share_rows=masking != "separate_rows")
-    return StepBatches(blocks, Collator(masking, model.dtype), batch_size, group_size, seed=1)
+    return StepBatches(blocks, Collator(masking, model.dtype), batch_size, seed=1)
 
 
-def gradients_of(model: Any, computing: Any = None, base_dropout: bool = False, **sizes: int) -> Gradients:
-    accelerator = start_accelerator("cpu")
-    return Gradients(model, computing or model, batches_of(model, **sizes), accelerator, base_dropout)
+def gradients_of(
+    model: Any, computing: Any = None, rows: int = 1, base_dropout: bool = False, batch_size: int = 4
+) -> Gradients:
+    batches = batches_of(model, batch_size)
+    return Gradients(model, computing or model, batches, start_accelerator("cpu"), rows, base_dropout)
 
 
 def replica(model: Any) -> Any:
@@ -82,14 +84,28 @@ def test_gradients_are_those_of_the_whole_logits(kind: str):
         assert_gradients(model, wanted)
 
 
-@pytest.mark.parametrize("group_size", [1, 2, 3, 5])
-def test_rows_are_computed_in_groups(group_size: int):
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_rows_are_computed_in_micro_batches(rows: int):
     model = model_of()
     plain, wanted = plain_gradients(model, batches_of(model))
-    found = gradients_of(model, group_size=group_size)
-    assert len(found.batches.groups(0)) == -(-4 // group_size)
+    found = gradients_of(model, rows=rows)
+    assert len(found._share(0)) == -(-4 // rows)
     torch.testing.assert_close(found.step(0), plain)
     assert_gradients(model, wanted)
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "lm_head"]])
+def test_the_size_of_micro_batches_does_not_change_dropout(targets: list[str]):
+    def make(rows: int) -> Tensor:
+        model = model_of()
+        graft(model, LoraConfig(r=3, lora_dropout=0.5, target_modules=targets))
+        shake(model)
+        use_fast_paths(model)
+        return step_of(model, rows=rows)
+
+    alone = make(1)
+    for rows in (2, 3, 4):
+        torch.testing.assert_close(make(rows), alone)
 
 
 @pytest.mark.parametrize("head", [[], ["lm_head"]], ids=["", "lm_head"])
@@ -182,7 +198,7 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 @pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "lm_head"]])
-def test_dropout_follows_from_seed_step_and_group(targets: list[str]):
+def test_dropout_follows_from_seed_step_and_place(targets: list[str]):
     def make(p: float = 0.5, step: int = 0) -> Tensor:
         model = model_of()
         graft(model, LoraConfig(r=3, lora_dropout=p, target_modules=targets))
@@ -195,8 +211,8 @@ def test_dropout_follows_from_seed_step_and_group(targets: list[str]):
         assert torch.equal(one, with_threads(2, make))
     assert not torch.equal(one, make(0.0))
     assert not torch.equal(one, make(step=1))
-    assert group_seed(1, 2, 3) == group_seed(1, 2, 3)
-    assert len({group_seed(*order) for order in itertools.permutations((1, 2, 3))}) == 6
+    assert row_seed(1, 2, 3) == row_seed(1, 2, 3)
+    assert len({row_seed(*order) for order in itertools.permutations((1, 2, 3))}) == 6
 
 
 def test_dropout_inside_the_base_draws_the_same_numbers_however_many_threads():
@@ -209,7 +225,7 @@ def test_dropout_inside_the_base_draws_the_same_numbers_however_many_threads():
     assert (one - step_of(model_of())).norm() > 0.05 * one.norm()
 
 
-def test_a_share_of_the_groups_is_computed_by_each_process():
+def test_a_share_of_the_rows_is_computed_by_each_process():
     def share(index: int, count: int) -> Tensor:
         model = model_of()
         graft(model, LoraConfig(r=3, lora_dropout=0.5))

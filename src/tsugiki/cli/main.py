@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 import warnings
 
@@ -26,7 +27,9 @@ from tsugiki.cli.report import report_command
 from tsugiki.cli.sweep import sweep_command
 from tsugiki.cli.train import train_command
 from tsugiki.errors import OtherProcessError, TsugikiError, is_ordinary
+from tsugiki.ranks import is_main_process
 
+_SECONDS_FOR_MAIN = 10
 _INTERRUPTED = 130  # exit status that typer returns after Ctrl-C
 
 app = typer.Typer(
@@ -83,6 +86,8 @@ def main() -> None:
 
 
 def _stop(message: str, status: int, debug: bool) -> None:
+    if not is_main_process():
+        time.sleep(_SECONDS_FOR_MAIN)  # if the main process has the same error, the launcher ends this process
     if debug:
         traceback.print_exc()
     print("tsugiki: " + " ".join(message.split()), file=sys.stderr)

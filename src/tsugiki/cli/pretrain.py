@@ -7,6 +7,7 @@ import typer
 
 from tsugiki.cli.flags import with_flags
 from tsugiki.cli.processes import Processes, start_processes
+from tsugiki.ranks import is_main_process
 from tsugiki.train.workflows.pretrain_config import PretrainConfig
 
 
@@ -20,7 +21,6 @@ def pretrain_command(
     """Train a model from scratch: first its tokenizer, then its weights."""
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
-    from tsugiki.train.processes import is_main_process
     from tsugiki.train.workflows.pretrain import pretrain
     from tsugiki.train.workflows.pretrain_config import load_pretrain_config
 

@@ -5,6 +5,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from tsugiki.ranks import several_processes
+
 Processes: TypeAlias = Annotated[
     int, typer.Option(min=1, help="Processes on this machine that share the work, such as one for each GPU.")
 ]
@@ -19,8 +21,6 @@ def start_processes(count: int) -> bool:
     Raises:
         SystemExit: the processes have failed.
     """
-    from tsugiki.train.processes import several_processes
-
     if count == 1 or several_processes():
         return False
     from tsugiki.train.launch import launch

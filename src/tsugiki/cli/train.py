@@ -8,6 +8,7 @@ import typer
 from tsugiki.cli.flags import with_flags, yaml_value
 from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.errors import TsugikiError
+from tsugiki.ranks import is_main_process
 from tsugiki.train.config import RunConfig
 
 
@@ -26,7 +27,6 @@ def train_command(
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
     from tsugiki.train.config import load_config
-    from tsugiki.train.processes import is_main_process
     from tsugiki.train.run import train
 
     run_config = load_config(config, settings, dict(map(_setting, set_ or [])))

@@ -1,8 +1,7 @@
 """The rows of each optimiser step: a function of the seed and the number of the step, and not of the machine.
 
-epoch   a random order of all rows, from the seed and the number of the epoch
-step    the next `batch_size` rows; the last step of an epoch may have fewer
-group   the next `group_size` rows of a step: what is computed at once, and what processes deal out among them
+Every epoch has a new random order of all rows, from the seed and the number of the epoch. A step takes the next
+`batch_size` rows; the last step of an epoch may have fewer.
 """
 
 from dataclasses import dataclass
@@ -17,14 +16,12 @@ from tsugiki.data.collator import Collator
 
 @dataclass(frozen=True)
 class StepBatches:
-    """The rows of every optimiser step of a run, in groups. Steps are counted from 0."""
+    """The rows of every optimiser step of a run. Steps are counted from 0."""
 
     blocks: Blocks
     collate: Collator
     batch_size: int
     """Rows of an optimiser step, over all processes."""
-    group_size: int
-    """Rows of a group. It follows from the settings, so that the groups are the same on every machine."""
     seed: int
 
     @property
@@ -37,11 +34,6 @@ class StepBatches:
         epoch, place = divmod(step, self.steps_per_epoch)
         order = _epoch_order(len(self.blocks), self.seed + epoch)
         return order[place * self.batch_size : (place + 1) * self.batch_size]
-
-    def groups(self, step: int) -> list[list[int]]:
-        """Return the rows of a step in groups; the last group may be smaller."""
-        rows = self.rows(step)
-        return [rows[start : start + self.group_size] for start in range(0, len(rows), self.group_size)]
 
     def target_tokens(self, step: int) -> int:
         """Return how many tokens of a step are in the loss."""

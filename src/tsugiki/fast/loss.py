@@ -100,15 +100,15 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     ):
         return plain_loss(hidden, head, labels)
     rows, targets = hidden.flatten(0, -2), labels.flatten()
-    if rows.device.type == "cpu":
-        is_target = targets != IGNORE_INDEX
-        rows, targets = rows[is_target], targets[is_target]
     if head.scale != 1.0:
         rows = rows * head.scale
     low = up = None
+    dropped = rows if pair is None else dropout(rows, pair.dropout.p if pair.training else 0.0)
+    if rows.device.type == "cpu":
+        is_target = targets != IGNORE_INDEX
+        rows, dropped, targets = rows[is_target], dropped[is_target], targets[is_target]
     if pair is not None:
         A, B = pair.factors()
-        dropped = dropout(rows, pair.dropout.p if pair.training else 0.0)
         low = F.linear(dropped, A.to(rows.dtype))
         up = (pair.scaling * B).to(rows.dtype)
     weight = (

@@ -121,8 +121,8 @@ class TrainingSettings(BaseModel):
     device: DeviceName = "auto"
     """Where to compute. auto: on the accelerator of this machine if it has one, otherwise on the processor."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows that an accelerator computes at once; it changes speed and memory, not the result. Default: as many as fit
-    in its memory."""
+    """Rows that a thread or an accelerator computes at once; it changes speed and memory, not the result. Default: 512
+    tokens (1,024 if the whole model trains) on a processor, as many rows as fit in its memory on an accelerator."""
 
     @model_validator(mode="before")
     @classmethod
@@ -225,10 +225,6 @@ class RunConfig(TrainingSettings):
             return method.configure(_non_defaults(self.lora) if method.config is LoraConfig else self.method_config)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
-
-    def trains_adapter(self) -> bool:
-        """Return whether the run trains an adapter, and not all weights of the model."""
-        return self._method().trains_adapter
 
     def trains_base_parameters(self) -> bool:
         """Return whether parameters of the base (or copies of them) train, and not only parameters that are added."""

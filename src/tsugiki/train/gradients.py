@@ -2,8 +2,8 @@
 
     trained parameters, float32 ──> the model, bf16 or fp32 ──> hidden states ──> loss in chunks (no full logits)
           ^                                                        │
-          └── one buffer <── summed over processes <── summed <────┴── one group of rows after another on an
-              of gradients   once per step             over groups     accelerator, one thread for each on a processor
+          └── one buffer <── summed over processes <── summed over micro-batches: one after another on an
+              of gradients   once per step             accelerator, one in each thread on a processor
 
 The gradients of all trained parameters are parts of one buffer, whose last number is the loss. So several processes
 need only one reduction for each optimiser step. For an adapter, the buffer takes megabytes.
@@ -11,14 +11,14 @@ need only one reduction for each optimiser step. For an adapter, the buffer take
 In full fine-tuning with bf16, a copy of the model in bfloat16 computes. `torch.autocast`, which casts weights and
 activations during the forward pass, was slower. If an adapter trains, the frozen base itself has this dtype.
 
-Each group draws its dropout masks from a generator that is seeded by the seed of the run, the step and the number of
-the group. So neither the number of processes nor an interruption changes them.
+The dropout masks of each row are drawn from a generator that is seeded by the seed of the run, the step, and the row's
+place in the step. So neither the size of micro-batches, nor the number of processes, nor an interruption changes them.
+(Layers that do not see whole rows, such as experts, draw one mask for a micro-batch.)
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -41,12 +41,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Micro:
-    """What a device computes at once: groups of the same number of rows."""
+class _MicroBatch:
+    """Rows of a step that are computed at once."""
 
-    groups: tuple[int, ...]
-    """The numbers of the groups in the step."""
+    places: list[int]
+    """The places of the rows in the step."""
     rows: list[int]
+    """Their indices."""
 
 
 _Result: TypeAlias = tuple[Tensor, Sequence[Tensor | None]]
@@ -61,8 +62,8 @@ class Gradients:
         computing: "PreTrainedModel",
         batches: StepBatches,
         accelerator: Accelerator,
-        base_dropout: bool = False,
         micro_batch_size: int | None = None,
+        base_dropout: bool = False,
     ) -> None:
         """Create it.
 
@@ -72,20 +73,18 @@ class Gradients:
                 are copied at every step.
             batches: the rows of each step.
             accelerator: the device, and the processes that share the work.
-            base_dropout: dropout inside the base is active. It uses torch's global random generator, so the groups are
+            micro_batch_size: rows that are computed at once; None: all rows of a step, or as many as fit in the memory
+                of an accelerator.
+            base_dropout: dropout inside the base is active. It uses torch's global random generator, so the rows are
                 computed one after another.
-            micro_batch_size: rows that an accelerator computes at once, rounded to whole groups; None: as many as
-                fit in its memory. A processor computes one group per thread.
         """
         self.model, self.computing, self.batches, self.accelerator = model, computing, batches, accelerator
         self.base_dropout = base_dropout
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.copies = [weight for weight in computing.parameters() if weight.requires_grad]
         self.buffer = _assign_gradients(self.weights)
-        self._side_by_side = accelerator.device.type == "cpu" and not base_dropout
-        self._groups_at_once = 1
-        if accelerator.device.type != "cpu" and not base_dropout:
-            self._groups_at_once = max(1, (micro_batch_size or batches.batch_size) // batches.group_size)
+        self.micro_batch_size = 1 if base_dropout else micro_batch_size or batches.batch_size
+        self._in_threads = accelerator.device.type == "cpu" and not base_dropout
         self._passes_masks = (
             accelerator.device.type != "cpu"
             and batches.collate.masking == "position_ids"
@@ -111,16 +110,16 @@ class Gradients:
                     copied.copy_(weight)
         self.computing.train()
         count = self.batches.target_tokens(step)
-        todo = list(self._share(step))
-        # Results come in order of the groups, so that no bit of the sum depends on the number of threads.
+        todo = self._share(step)
+        # Results come in order, so that no bit of the sum depends on the number of threads.
         tasks = [partial(self._micro_batch, step, count, micro) for micro in todo]
-        for loss, found in run_in_threads(tasks) if self._side_by_side else self._in_order(step, count, todo):
+        for loss, found in run_in_threads(tasks) if self._in_threads else self._in_order(step, count, todo):
             self._add(loss, found)
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(self.buffer)
         return self.buffer[-1].clone()
 
-    def _in_order(self, step: int, count: int, todo: list[_Micro]) -> Iterator[_Result]:
+    def _in_order(self, step: int, count: int, todo: list[_MicroBatch]) -> Iterator[_Result]:
         """Compute one micro-batch after another. If memory runs out, it is computed again in halves."""
         while todo:
             micro = todo.pop(0)
@@ -128,21 +127,19 @@ class Gradients:
                 result = self._micro_batch(step, count, micro)
             except torch.OutOfMemoryError as error:
                 self._halve(micro, error)
-                todo[:0] = _split(micro, self._groups_at_once)
+                todo[:0] = _split(micro, self.micro_batch_size)
                 continue
             yield result
 
-    def _share(self, step: int) -> Iterator[_Micro]:
-        """Yield the part of a step that this process computes: every n-th group for n processes."""
-        groups = list(enumerate(self.batches.groups(step)))
-        mine = groups[self.accelerator.process_index :: self.accelerator.num_processes]
-        for _, same in groupby(mine, key=lambda group: len(group[1])):
-            numbers, rows = zip(*same, strict=True)
-            yield from _split(_Micro(numbers, [row for group in rows for row in group]), self._groups_at_once)
+    def _share(self, step: int) -> list[_MicroBatch]:
+        """Return the micro-batches of this process, which computes every n-th row of the step if there are n."""
+        rows = self.batches.rows(step)
+        places = list(range(len(rows)))[self.accelerator.process_index :: self.accelerator.num_processes]
+        return _split(_MicroBatch(places, [rows[place] for place in places]), self.micro_batch_size)
 
-    def _micro_batch(self, step: int, count: int, micro: _Micro) -> _Result:
+    def _micro_batch(self, step: int, count: int, micro: _MicroBatch) -> _Result:
         """Return the loss of some rows and its gradient for each weight (None: the loss does not depend on it)."""
-        seeds = [group_seed(self.batches.seed, step, number) for number in micro.groups]
+        seeds = [row_seed(self.batches.seed, step, place) for place in micro.places]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         batch = self._on_device(self.batches.batch(micro.rows))
         if self.base_dropout:
@@ -183,26 +180,26 @@ class Gradients:
                 weight.grad += gradient
         self.buffer[-1] += loss
 
-    def _halve(self, micro: _Micro, error: torch.OutOfMemoryError) -> None:
-        """Compute half as much at once from now on.
+    def _halve(self, micro: _MicroBatch, error: torch.OutOfMemoryError) -> None:
+        """Compute half as many rows at once from now on.
 
         Raises:
-            TsugikiError: it was one group already.
+            TsugikiError: it was one row already.
         """
         device = self.accelerator.device
-        if len(micro.groups) == 1:
-            rows, length = len(micro.rows), self.batches.blocks.block_size
+        if len(micro.rows) == 1:
             raise TsugikiError(
-                f"the memory of {device} does not suffice to train on {rows} × {length} tokens (rows × block size): "
-                "choose a smaller --block-size, a base of fewer bits (--base-dtype int8), or --device cpu"
+                f"the memory of {device} does not suffice to train on a single row of "
+                f"{self.batches.blocks.block_size} tokens: choose a smaller --block-size, a base of fewer bits "
+                "(--base-dtype int8), or --device cpu"
             ) from error
-        self._groups_at_once = len(micro.groups) // 2
+        self.micro_batch_size = len(micro.rows) // 2
         torch.get_device_module(device).empty_cache()
 
 
-def group_seed(seed: int, step: int, group: int) -> int:
-    """Return the seed of the dropout masks of a group of rows."""
-    return int(np.random.SeedSequence((seed, step, group)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def row_seed(seed: int, step: int, place: int) -> int:
+    """Return the seed of a row's dropout masks, of 63 bits, from the run's seed, the step and the place in it."""
+    return int(np.random.SeedSequence((seed, step, place)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _assign_gradients(weights: Sequence[Tensor]) -> Tensor:
@@ -223,10 +220,7 @@ def _assign_gradients(weights: Sequence[Tensor]) -> Tensor:
     return buffer
 
 
-def _split(micro: _Micro, groups: int) -> list[_Micro]:
-    """Divide a micro-batch into micro-batches of at most this many groups."""
-    size = len(micro.rows) // len(micro.groups)
-    return [
-        _Micro(micro.groups[start : start + groups], micro.rows[start * size : (start + groups) * size])
-        for start in range(0, len(micro.groups), groups)
-    ]
+def _split(micro: _MicroBatch, size: int) -> list[_MicroBatch]:
+    """Divide rows into micro-batches of at most `size` rows."""
+    parts = [slice(start, start + size) for start in range(0, len(micro.rows), size)]
+    return [_MicroBatch(micro.places[part], micro.rows[part]) for part in parts]

@@ -26,8 +26,8 @@ from tsugiki.train.gradients import Gradients
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_ADAPTER_GROUP = 512  # tokens: enough for a processor's products, and their activations stay small
-_MODEL_GROUP = 1024  # the gradients of a group are as large as the model, so there should be few groups
+_ADAPTER_TOKENS = 512  # per thread of a processor: enough for its products, and their activations stay small
+_MODEL_TOKENS = 1024  # the gradients of each micro-batch are as large as the model, so there should be few
 
 
 def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
@@ -73,17 +73,6 @@ def prepare_model(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]
     return resolved
 
 
-def group_size(config: RunConfig, block_size: int) -> int:
-    """Return the number of rows in a group (see `data.batches`). It depends on nothing but the settings of the run.
-
-    Args:
-        config: the settings of the run.
-        block_size: tokens per row.
-    """
-    tokens = _ADAPTER_GROUP if config.trains_adapter() else _MODEL_GROUP
-    return max(1, tokens // block_size)
-
-
 def make_gradients(
     model: "PreTrainedModel", config: RunConfig, batches: StepBatches, accelerator: Accelerator
 ) -> Gradients:
@@ -92,7 +81,10 @@ def make_gradients(
     if not is_grafted(model):
         computing = bfloat16_replica(model) if _compute_dtype(config, model.device) == "bf16" else model
         use_fast_paths(computing)
-    return Gradients(model, computing, batches, accelerator, config.base_dropout, config.micro_batch_size)
+    rows = config.micro_batch_size
+    if rows is None and accelerator.device.type == "cpu":
+        rows = max(1, (_ADAPTER_TOKENS if is_grafted(model) else _MODEL_TOKENS) // batches.blocks.block_size)
+    return Gradients(model, computing, batches, accelerator, rows, config.base_dropout)
 
 
 def save_trained(

@@ -5,7 +5,6 @@ environment variables that tell each process its number. Only the main process w
 progress and samples.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,6 +15,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list, gather_object
 
 from tsugiki.errors import OtherProcessError, TsugikiError, error_text
+from tsugiki.ranks import several_processes
 from tsugiki.train.config import DeviceName
 
 T = TypeVar("T")
@@ -50,16 +50,6 @@ def start_accelerator(
         return Accelerator(cpu=kind == "cpu", log_with=list(trackers) or None, project_dir=logging_folder)
     except (ValueError, RuntimeError) as error:
         raise TsugikiError(f"cannot start on {kind}: {error_text(error)}") from error
-
-
-def several_processes() -> bool:
-    """Return whether this process is one of several, by the environment variables that launchers set."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_main_process() -> bool:
-    """Return whether this is the main process of a run, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:

@@ -40,7 +40,7 @@ from tsugiki.train.checkpoint import checkpoints, keep_newest, load_training_sta
 from tsugiki.train.config import LORA_PLUS, RunConfig
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.loop import Progress, TrainingLoop
-from tsugiki.train.model import group_size, load_dtype, load_trained, make_gradients, prepare_model, save_trained
+from tsugiki.train.model import load_dtype, load_trained, make_gradients, prepare_model, save_trained
 from tsugiki.train.optimizers.adamw import adamw
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
@@ -205,16 +205,11 @@ def prepare_loop(
     Raises:
         TsugikiError: an unknown schedule, an optimiser that is not available, or more processes than rows in a step.
     """
-    rows = min(config.batch_size, len(blocks))
-    if accelerator.num_processes > rows:
-        raise TsugikiError(
-            f"{accelerator.num_processes} processes cannot share an optimiser step of {rows} rows: start fewer "
-            "processes, or use a larger --batch-size or more data"
-        )
+    on_main(accelerator, partial(_check_rows, accelerator.num_processes, min(config.batch_size, len(blocks))))
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     collate = Collator(document_masking, next(model.parameters()).dtype)
-    batches = StepBatches(blocks, collate, config.batch_size, group_size(config, blocks.block_size), config.seed)
+    batches = StepBatches(blocks, collate, config.batch_size, config.seed)
     optimizer = _optimizer(model, config)
     steps = total_steps(config, len(blocks))
     return TrainingLoop(
@@ -228,6 +223,15 @@ def prepare_loop(
         log_steps=max(1, steps // _LOSS_CURVE_POINTS),
         save_steps=config.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
     )
+
+
+def _check_rows(processes: int, rows: int) -> None:
+    """Check that each process has at least one row of a step."""
+    if processes > rows:
+        raise TsugikiError(
+            f"{processes} processes cannot share an optimiser step of {rows} {'row' if rows == 1 else 'rows'}: start "
+            "fewer processes, or use a larger --batch-size or more data"
+        )
 
 
 def total_steps(config: RunConfig, rows: int) -> int:

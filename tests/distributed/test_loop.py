@@ -1,0 +1,210 @@
+"""Runs of several gloo processes give the results of one process, and are resumed on another number of processes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.distributed.launch import ProcessesFailed, run_command, run_function
+from tests.runs import interrupt, run_config
+from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
+from tsugiki.train.record import RunRecord, read_record
+from tsugiki.train.run import train
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": {"r": 4, "lora_dropout": 0.0}},
+    "lora, dropout": {"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["c_attn", "lm_head"]}},
+    "dora": {"method": "dora", "lora": {"r": 4}},
+    "prompt": {"method": "prompt-tuning", "method_config": {"num_virtual_tokens": 4}, "learning_rate": 1e-2},
+    "bitfit": {"method": "bitfit"},
+    "full": {"method": "full", "base_dtype": None, "learning_rate": 1e-3, "compute_dtype": "fp32"},
+}
+SETTINGS: dict[str, Any] = {
+    "base_dtype": "fp32",
+    "max_steps": 5,
+    "batch_size": 6,
+    "eval_steps": 5,
+    "prompts": [],
+    "save_steps": 5,
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    losses: list[float]
+    held_out: list[float]
+    tokens: int
+    weights: dict[str, Tensor]
+
+
+def settings(folder: Path, name: str, processes: int) -> Any:
+    return run_config(folder, f"{name} on {processes}", **{**SETTINGS, **METHODS[name]})
+
+
+def train_all(folder: Path, processes: int) -> list[RunRecord]:
+    """Train with every method; each process returns its records."""
+    return [train(settings(folder, name, processes)) for name in METHODS]
+
+
+def results(folder: Path, processes: int) -> dict[str, Result]:
+    records = run_function(train_all, folder, processes, processes=processes)
+    found = {}
+    for name, record in zip(METHODS, records[0], strict=True):
+        out = Path(record.config.out or "")
+        weights = load_file(out / (MODEL_FILE if name == "full" else ADAPTER_FILE))
+        losses = [point.loss for point in record.loss_curve]
+        assert record.training is not None
+        held_out = [entry.loss for entry in record.evaluations]
+        found[name] = Result(losses, held_out, record.training.tokens, weights)
+        assert record.machine is not None
+        assert record.machine.processes == processes
+    for others in records[1:]:
+        assert [record.evaluations for record in others] == [record.evaluations for record in records[0]]
+        assert [record.loss_curve for record in others] == [record.loss_curve for record in records[0]]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    run_config(folder)  # writes the base and the texts
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, Result]:
+    return results(folder, 1)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_give_the_losses_and_the_weights_of_one(
+    processes: int, folder: Path, alone: dict[str, Result]
+):
+    together = results(folder, processes)
+    for name, found in together.items():
+        expected = alone[name]
+        assert found.tokens == expected.tokens
+        assert found.losses == pytest.approx(expected.losses, rel=1e-5), name
+        assert found.held_out == pytest.approx(expected.held_out, rel=1e-5), name
+        for key, weight in expected.weights.items():
+            assert (found.weights[key] - weight).norm() <= 1e-5 * weight.norm() + 1e-7, (name, key)
+
+
+def resumed(folder: Path, step: int | None) -> None:
+    """Start or resume a run, and end it before `step`; None: at its end."""
+    config = run_config(folder, "moved", **{**SETTINGS, "max_steps": 6, "save_steps": 2, **METHODS["lora, dropout"]})
+    resume = (Path(config.out) / "run.json").exists()
+    if step is None:
+        train(config, resume=resume)
+    else:
+        interrupt(lambda settings: train(settings, resume=resume), config, step)
+
+
+def test_a_run_is_resumed_on_another_number_of_processes(folder: Path):
+    whole = run_config(folder, "whole", **{**SETTINGS, "max_steps": 6, "save_steps": 2, **METHODS["lora, dropout"]})
+    expected = train(whole)
+    for processes, step in ((2, 2), (1, 4), (4, None)):
+        run_function(resumed, folder, step, processes=processes)
+    ours = load_file(folder / "moved" / ADAPTER_FILE)
+    for key, weight in load_file(folder / "whole" / ADAPTER_FILE).items():
+        assert (ours[key] - weight).norm() <= 1e-5 * weight.norm(), key
+
+    moved = read_record(folder / "moved")
+    assert [point.step for point in moved.loss_curve] == [1, 2, 3, 4, 5, 6]
+    assert [p.loss for p in moved.loss_curve] == pytest.approx([p.loss for p in expected.loss_curve], rel=1e-5)
+    assert moved.training is not None
+    assert expected.training is not None
+    assert moved.training.tokens == expected.training.tokens
+
+
+def test_the_same_number_of_processes_gives_the_same_bytes(folder: Path):
+    def out(name: str) -> Path:
+        return folder / name / ADAPTER_FILE
+
+    for name in ("first", "second"):
+        run_function(train_one, folder, name)
+    assert out("first").read_bytes() == out("second").read_bytes()
+
+
+def train_one(folder: Path, name: str, **changes: Any) -> None:
+    train(run_config(folder, name, **{**SETTINGS, **METHODS["lora, dropout"], **changes}))
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    config = run_config(folder)
+    data = ["--model", config.model, "--data", config.data, "--max-steps", "2", "--block-size", "32"]
+    return [sys.executable, "-m", "tsugiki", "train", *data, *arguments]
+
+
+def test_the_command_line_prints_once(folder: Path):
+    first, second = run_command(command(folder, "--out", str(folder / "command"), "--prompts", "枝を"))
+    assert "step 2" in first.stderr
+    assert "report.html" in first.stdout
+    assert (second.stdout, second.stderr) == ("", "")
+    assert (folder / "command" / ADAPTER_FILE).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        (["--batch-size", "1"], "2 processes.* 1 row"),
+        (["--held-out", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_bad_input_is_one_line_of_one_process(arguments: list[str], fact: str, folder: Path):
+    with pytest.raises(ProcessesFailed) as failed:
+        run_command(command(folder, "--out", str(folder / "bad"), *arguments))
+    lines = [line for process in failed.value.finished for line in process.stderr.splitlines()]
+    assert [process.code for process in failed.value.finished] == [2, 2]
+    assert len(lines) == 1, lines
+    assert re.search(fact, lines[0])
+    assert not (folder / "bad").exists()
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """`tsugiki train --processes 2`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command(folder, *arguments), "--processes", "2"], stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_an_error_of_both_processes_is_printed_once(folder: Path):
+    run = start(folder, "--out", str(folder / "nothing"), "--device", "xpu")
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 2
+    assert len(errors.splitlines()) == 1
+    assert "xpu" in errors
+
+
+def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_later(folder: Path):
+    out = folder / "killed"
+    arguments = ["--out", str(out), "--max-steps", "100000", "--save-steps", "1"]
+    run = start(folder, *arguments)
+    checkpoints = out / "checkpoints"
+    until(lambda: list(checkpoints.glob("checkpoint-*")))
+    children = psutil.Process(run.pid).children(recursive=True)
+    second = next(child for child in children if child.environ().get("RANK") == "1")
+    second.send_signal(signal.SIGKILL)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == 2
+    assert re.search("process 1 .*SIGKILL.*--resume", errors.splitlines()[-1])
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
