@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -98,7 +99,15 @@ def test_several_processes_give_the_losses_and_the_weights_of_one(
         assert found.losses == pytest.approx(expected.losses, rel=1e-5), name
         assert found.held_out == pytest.approx(expected.held_out, rel=1e-5), name
         for key, weight in expected.weights.items():
-            assert (found.weights[key] - weight).norm() <= 1e-5 * weight.norm() + 1e-7, (name, key)
+            ours, theirs = (
+                # The bias of the keys does not change the attention. Adam makes steps of the rounding errors in its
+                # gradient, which is 0.
+                torch.cat([part for number, part in enumerate(bias.chunk(3)) if number != 1])
+                if key.endswith("c_attn.bias")
+                else bias
+                for bias in (found.weights[key], weight)
+            )
+            assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7, (name, key)
 
 
 def resumed(folder: Path, step: int | None) -> None:
