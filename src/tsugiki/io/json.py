@@ -80,13 +80,13 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write a JSON object to a file atomically, replacing an existing one (`durable`: see `io.atomic.new_file`).
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object to a file atomically, replacing an existing one.
 
     Raises:
         TsugikiError: the file cannot be written.
     """
-    write_text(path, to_json_text(content), durable=durable)
+    write_text(path, to_json_text(content))
 
 
 def to_json_text(content: Mapping[str, Any]) -> str:

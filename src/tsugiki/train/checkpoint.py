@@ -8,10 +8,17 @@ Everything is safetensors and JSON, and nothing is pickled. A checkpoint is a fo
     the adapter or model    as `train.model.save_trained` writes it
     optimizer.safetensors   tensors of the optimiser's state, INDEX.NAME for each parameter
     training.json           the rest of the optimiser's state, the schedule, and the progress of the run
+    manifest.json           sizes and digests of these files, and the record of the run at this step: its settings, the
+                            fingerprints of base and data, versions, evaluations and samples
+
+The manifest is written last and checked before anything of the checkpoint is used. Checkpoints of version 0.1 have
+none.
 """
 
-import shutil
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +26,43 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.atomic import remove_folder
 from tsugiki.io.json import read_json, write_json
+from tsugiki.io.manifest import MANIFEST_FILE, read_manifest, write_manifest
 
 _OPTIMIZER, _TRAINING, _TRAINER_V0_1 = "optimizer.safetensors", "training.json", "trainer_state.json"
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are as they were written."""
+
+    folder: Path
+    record: dict[str, Any] | None
+    """The record of the run at this step, as in `run.json`; None in a checkpoint of version 0.1."""
+
+    @property
+    def step(self) -> int:
+        """The number of optimiser steps that were done."""
+        return _step(self.folder)
+
+
 def save_training_state(
-    folder: Path, optimizer: Mapping[str, Any], schedule: Mapping[str, Any], progress: Mapping[str, Any]
+    folder: Path,
+    optimizer: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+    progress: Mapping[str, Any],
+    record: Mapping[str, Any],
 ) -> None:
-    """Write the training state of a checkpoint.
+    """Write the training state of a checkpoint, and then its manifest.
 
     Args:
-        folder: the folder of the checkpoint.
+        folder: the folder of the checkpoint, which has the adapter or model.
         optimizer: state dict of the optimiser.
         schedule: state dict of the learning rate schedule.
         progress: fields of `train.loop.Progress`.
+        record: the record of the run, as in `run.json`.
     """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
@@ -53,6 +81,7 @@ def save_training_state(
             "progress": dict(progress),
         },
     )
+    write_manifest(folder, {"record": dict(record)})
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -70,15 +99,69 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], d
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints in a folder, oldest first."""
+    """Return the checkpoints in a folder, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=_step)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint in a folder that is not damaged; None if there are no checkpoints.
+
+    Newer ones, which are damaged, are renamed to `checkpoint-STEP.damaged`, and a warning names them.
+
+    Raises:
+        TsugikiError: all checkpoints are damaged; then none is renamed.
+    """
+    damaged: dict[Path, str] = {}
+    for path in reversed(checkpoints(folder)):
+        try:
+            intact = _check(path)
+        except TsugikiError as error:
+            damaged[path] = str(error)
+            continue
+        for other, problem in damaged.items():
+            _set_aside(other)
+            warnings.warn(f"{problem}; the run continues from {path.name}", stacklevel=2)
+        return intact
+    if damaged:
+        raise TsugikiError(
+            f"no checkpoint in {folder} can be used: {summarise_list(list(damaged.values()))}; remove them to train "
+            "again from the first step"
+        )
+    return None
 
 
 def keep_newest(folder: Path, count: int) -> None:
     """Delete all checkpoints in a folder except the newest `count`."""
     for path in checkpoints(folder)[:-count]:
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(TsugikiError):
+            remove_folder(path)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _check(folder: Path) -> Checkpoint:
+    """Compare a checkpoint with its manifest.
+
+    Raises:
+        TsugikiError: it is damaged.
+    """
+    if (folder / _TRAINER_V0_1).is_file() and not (folder / MANIFEST_FILE).exists():
+        return Checkpoint(folder, None)
+    return Checkpoint(folder, read_manifest(folder)["record"])
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, so that it is not counted as one."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    try:
+        if aside.exists():
+            remove_folder(aside)
+        folder.rename(aside)
+    except OSError as error:
+        raise TsugikiError(f"{folder} is damaged and cannot be renamed: {error.strerror or error}") from error
 
 
 def _progress_v0_1(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 All processes evaluate, each a part of the text. Only the main process samples, writes and shows progress.
 """
 
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _EVALUATIONS_PER_RUN = 5
+_SECONDS_BETWEEN_WRITES = 1  # flushing a file to the disk takes longer than a quick step
 
 
 class EvaluationCallback(Callback):
@@ -42,6 +44,7 @@ class EvaluationCallback(Callback):
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
         self.context = context_length(model)
+        self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
 
     def on_train_begin(self, loop: TrainingLoop) -> None:
         """Evaluate the base model. Most new adapters do not change it, but an untrained soft prompt does."""
@@ -57,8 +60,9 @@ class EvaluationCallback(Callback):
         step, total = loop.progress.step, loop.steps
         self.display.step(step, total, loop.step_loss, loop.progress.tokens_per_second)
         if loop.progress.loss_curve and loop.progress.loss_curve[-1].step == step:
-            # The record is rewritten up to 500 times in a run, and flushing it each time would slow down quick steps.
-            self._write_record(loop, durable=False)
+            self._update_record(loop)
+            if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
+                self._write_record(loop)
         if _is_due(step, total, self.config.eval_steps or max(1, total // _EVALUATIONS_PER_RUN)):
             self._evaluate(loop)
         if step == total:
@@ -105,7 +109,7 @@ class EvaluationCallback(Callback):
             self.display.sample(sample)
         self._write_record(loop)
 
-    def _write_record(self, loop: TrainingLoop, *, durable: bool = True) -> None:
+    def _update_record(self, loop: TrainingLoop) -> None:
         progress = loop.progress
         self.record.loss_curve = list(progress.loss_curve)
         self.record.training = TrainingFigures(
@@ -116,8 +120,12 @@ class EvaluationCallback(Callback):
             tokens_per_second=progress.tokens_per_second,
             peak_memory=peak_memory(),
         )
+
+    def _write_record(self, loop: TrainingLoop) -> None:
+        self._update_record(loop)
         if loop.accelerator.is_main_process:
-            self.record.write(Path(self.config.out), durable=durable)
+            self.record.write(Path(self.config.out))
+        self._written = time.monotonic()
 
 
 def _is_due(step: int, total: int, every: int) -> bool:

@@ -47,6 +47,8 @@ class Progress:
     seconds: float = 0.0
     """Time spent in steps, without evaluating, sampling and saving."""
     loss_curve: list[LossPoint] = field(default_factory=list)
+    unlogged: list[float] = field(default_factory=list)
+    """Losses of the steps since the last point of the loss curve."""
 
     @property
     def loss(self) -> float:
@@ -97,8 +99,6 @@ class TrainingLoop:
     should_stop: bool = False
     _unread: list[tuple[Tensor, int]] = field(default_factory=list)
     """Loss and number of target tokens of the steps whose losses have not been read from the device."""
-    _unlogged: list[float] = field(default_factory=list)
-    """Losses that have been read since the last point of the loss curve."""
 
     def run(self) -> None:
         """Train until the last step.
@@ -154,14 +154,15 @@ class TrainingLoop:
             self.progress.nll += loss * tokens
             self.progress.tokens += tokens
         self._unread.clear()
-        self._unlogged += losses
+        self.progress.unlogged += losses
         self.step_loss = losses[-1]
         self.progress.seconds += time.perf_counter() - started
 
     def _log(self) -> None:
         """Add a point to the loss curve, the mean of the steps since the last one, and send it to the trackers."""
-        loss, rate = sum(self._unlogged) / len(self._unlogged), self.learning_rate
-        self._unlogged.clear()
+        unlogged = self.progress.unlogged
+        loss, rate = sum(unlogged) / len(unlogged), self.learning_rate
+        unlogged.clear()
         self.progress.loss_curve.append(LossPoint(step=self.progress.step, loss=loss, learning_rate=rate))
         values = {"loss": loss, "learning_rate": rate, "tokens_per_second": self.progress.tokens_per_second}
         self.accelerator.log(values, step=self.progress.step)

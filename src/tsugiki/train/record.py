@@ -220,9 +220,9 @@ class RunRecord(BaseModel):
             raise TsugikiError(f"this {RECORD_FILE} does not name the folder of its run")
         return Path(self.config.out)
 
-    def write(self, folder: Path, *, durable: bool = True) -> None:
-        """Write `run.json` atomically (`durable`: see `io.atomic.new_file`)."""
-        write_json(folder / RECORD_FILE, self.to_json(), durable=durable)
+    def write(self, folder: Path) -> None:
+        """Write `run.json` atomically."""
+        write_json(folder / RECORD_FILE, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `run.json`."""
@@ -266,7 +266,19 @@ def read_record(folder: Path) -> RunRecord:
         TsugikiError: there is none, it cannot be read, or a field is missing or invalid.
     """
     path = folder / RECORD_FILE
-    fields = read_json(path, missing=f"{folder} holds no run: it has no {RECORD_FILE}")
+    return parse_record(read_json(path, missing=f"{folder} holds no run: it has no {RECORD_FILE}"), path)
+
+
+def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
+    """Return the record with these fields.
+
+    Args:
+        fields: the content of a `run.json`, of any version.
+        path: the file that they are from, for errors.
+
+    Raises:
+        TsugikiError: a field is missing or invalid.
+    """
     number = fields.get("format")
     if number not in (record_v0_1.FORMAT, FORMAT):
         shown = error_text(repr(number), 100)

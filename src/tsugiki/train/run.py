@@ -12,6 +12,7 @@ train
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -34,9 +35,16 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.atomic import check_writable, make_folder, new_folder, remove_leftovers
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
+from tsugiki.io.manifest import MANIFEST_FILE
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.allocator import keep_freed_memory
-from tsugiki.train.checkpoint import checkpoints, keep_newest, load_training_state, save_training_state
+from tsugiki.train.checkpoint import (
+    checkpoints,
+    keep_newest,
+    load_training_state,
+    newest_checkpoint,
+    save_training_state,
+)
 from tsugiki.train.config import LORA_PLUS, RunConfig
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.loop import Progress, TrainingLoop
@@ -54,6 +62,7 @@ from tsugiki.train.record import (
     RunRecord,
     describe_machine,
     new_record,
+    parse_record,
     read_record,
 )
 
@@ -174,7 +183,7 @@ def run(
         },
     )
     loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
-    loop.save = partial(_save_checkpoint, tokenizer=tokenizer, folder=out / CHECKPOINTS)
+    loop.save = partial(_save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS)
     loop.callbacks.append(EvaluationCallback(model, tokenizer, data, config, record, display))
     if checkpoint is not None:
         _load_checkpoint(loop, checkpoint)
@@ -270,16 +279,18 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
 
 def _start(settings: dict[str, Any], out: Path) -> RunRecord:
     """Return the record of a new run, after checking that its folder can be written and holds no other run."""
-    for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE):
-        if (out / name).exists():
-            raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
+    if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
+        raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
     check_writable(out)
     return new_record(settings)
 
 
 def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
-    """Return the record of an interrupted run, and its newest checkpoint (None: it has not written any)."""
-    record = read_record(out)
+    """Return the record of an interrupted run, and its newest intact checkpoint (None: it has not written any).
+
+    The record is that in the checkpoint, so it has nothing of what the run did after the checkpoint.
+    """
+    record = _read_record(out)
     if record.status == "finished":
         raise TsugikiError(f"the run in {out} is finished; there is nothing to resume")
     changed = changed_settings(record.config.to_dict(), settings)
@@ -287,9 +298,26 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
         raise TsugikiError(f"the run in {out} was started with other settings: {changed}")
     remove_leftovers(out)
     remove_leftovers(out / CHECKPOINTS)
-    found = checkpoints(out / CHECKPOINTS)
-    record.forget_after(int(found[-1].name.rpartition("-")[2]) if found else -1)
-    return record, found[-1] if found else None
+    checkpoint = newest_checkpoint(out / CHECKPOINTS)
+    if checkpoint is None:
+        record.forget_after(-1)
+        return record, None
+    if checkpoint.record is None:
+        record.forget_after(checkpoint.step)
+        return record, checkpoint.folder
+    return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE), checkpoint.folder
+
+
+def _read_record(out: Path) -> RunRecord:
+    """Return the record of a run; if it cannot be read, the record in the newest intact checkpoint."""
+    try:
+        return read_record(out)
+    except TsugikiError as error:
+        checkpoint = newest_checkpoint(out / CHECKPOINTS)
+        if checkpoint is None or checkpoint.record is None:
+            raise
+        warnings.warn(f"{error}; the run continues from {checkpoint.folder.name}", stacklevel=2)
+        return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,13 +354,15 @@ def _schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int) -
     return schedule
 
 
-def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", record: RunRecord, folder: Path) -> None:
     if not loop.accelerator.is_main_process:
         return
     with new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary:
         save_trained(loop.model, tokenizer, temporary)
         progress = asdict(loop.progress) | {"loss_curve": [point.model_dump() for point in loop.progress.loss_curve]}
-        save_training_state(temporary, loop.optimizer.state_dict(), loop.schedule.state_dict(), progress)
+        save_training_state(
+            temporary, loop.optimizer.state_dict(), loop.schedule.state_dict(), progress, record.to_json()
+        )
     keep_newest(folder, _KEPT_CHECKPOINTS)
 
 
