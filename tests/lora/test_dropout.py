@@ -1,16 +1,77 @@
 """Dropout inside the frozen base."""
 
-from tests.tiny import tiny_model
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tests.tiny import CONFIGS, ids
 from tsugiki import LoraConfig, graft, ungraft
+from tsugiki.lora.dropout import disable_dropout, dropout_restored
+
+_PERSIMMON = {name: value for name, value in CONFIGS["phi"].items() if name != "num_key_value_heads"}
+_BLT_PART = {
+    **{"vocab_size": 96, "hidden_size": 16, "hidden_size_global": 32, "intermediate_size": 24, "num_hidden_layers": 1},
+    **{"head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64},
+    **{"cross_attn_k": 2, "dropout": 0.3},
+}
+_BLT = {
+    **{"vocab_size": 96, "patch_size": 4, "patching_mode": "space", "patch_in_forward": False, "cross_attn_k": 2},
+    **{"encoder_hash_byte_group_vocab": 20, "encoder_hash_byte_group_size": [3]},
+    **{"patcher_config": _BLT_PART, "encoder_config": _BLT_PART, "decoder_config": _BLT_PART},
+    "global_config": {**_BLT_PART, "hidden_size": 32, "head_dim": 16},
+}
+KINDS: dict[str, dict[str, Any]] = {**CONFIGS, "persimmon": _PERSIMMON, "blt": _BLT}
 
 
-def test_dropout_of_the_base_is_switched_off_and_restored_in_both_forms():
-    model = tiny_model("opt", dropout=0.3, attention_dropout=0.2, layerdrop=0.1)
-    was = {(name, key): value for name, m in model.named_modules() for key, value in vars(m).items() if "drop" in key}
-    assert {0.3, 0.2, 0.1} <= {value for value in was.values() if isinstance(value, float)}
-    graft(model, LoraConfig())
-    assert not [m for m in model.modules() for k, v in vars(m).items() if "drop" in k and isinstance(v, float) and v]
-    ungraft(model)
-    assert {(n, k): v for n, m in model.named_modules() for k, v in vars(m).items() if "drop" in k} == was
-    graft(model, LoraConfig(), base_dropout=True)
-    assert model.model.decoder.layers[0].dropout == 0.3
+def with_dropout(kind: str) -> Any:
+    """A tiny model in which every dropout probability that its config has is 0.3."""
+    config = transformers.AutoConfig.for_model(kind, **KINDS[kind])
+    for name, value in vars(config).items():
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.3)
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def output(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids(), use_cache=False).logits
+    return logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_training_passes_of_the_base_are_equal(kind: str):
+    model = with_dropout(kind).train()
+    assert not torch.equal(output(model), output(model))
+    saved = disable_dropout(model)
+    first = output(model)
+    assert torch.equal(first, output(model))
+    assert torch.equal(first, output(model.eval()))
+    model.train()
+    with dropout_restored(saved):
+        assert not torch.equal(first, output(model))
+    assert torch.equal(first, output(model))
+
+
+def test_dropout_of_the_base_is_switched_off_and_restored_in_all_forms():
+    for model in (with_dropout("opt"), with_dropout("falcon")):
+        owners = [owner for m in model.modules() for owner in (m, getattr(m, "config", None)) if owner is not None]
+
+        def floats(owners: list[Any] = owners) -> list[tuple[int, str, float]]:
+            return [
+                (id(owner), key, value)
+                for owner in owners
+                for key, value in vars(owner).items()
+                if ("drop" in key or (isinstance(owner, torch.nn.Dropout) and key == "p")) and isinstance(value, float)
+            ]
+
+        was = floats()
+        assert sum(value == 0.3 for *_, value in was) > 5
+        graft(model, LoraConfig(target_modules="all-linear"))
+        assert {value for *_, value in floats()} == {0.0}
+        ungraft(model)
+        assert floats() == was
+        graft(model, LoraConfig(target_modules="all-linear"), base_dropout=True)
+        assert floats() == was

@@ -17,7 +17,7 @@ from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import pack
 from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.labels import IGNORE_INDEX
-from tsugiki.methods.full import load_weights_into, save_model
+from tsugiki.methods.full import FullConfig, load_weights_into, prepare_full, save_model
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model
@@ -121,6 +121,16 @@ def test_dropout_is_off_unless_it_is_asked_for_and_then_draws_in_order(on: bool)
     assert first == again != other
 
 
+def test_the_config_keeps_the_dropout_of_the_base(tmp_path: Path):
+    for dtype in ("fp32", "bf16"):
+        model = tiny_model("gpt2", vocab_size=257, resid_pdrop=0.25)
+        prepare_full(model, FullConfig(), base_dropout=False)
+        save_model(model, byte_tokenizer(), tmp_path / dtype, dtype)  # type: ignore[arg-type]
+        assert json.loads((tmp_path / dtype / "config.json").read_text())["resid_pdrop"] == 0.25
+        model.train()
+        assert torch.equal(model(ids()).logits, model(ids()).logits)
+
+
 def test_the_file_is_stored_in_the_type_that_is_asked_for(tmp_path: Path):
     train(settings(tmp_path, save_dtype="fp16"))
     stored = load_file(tmp_path / "run" / MODEL_FILE)
@@ -128,6 +138,17 @@ def test_the_file_is_stored_in_the_type_that_is_asked_for(tmp_path: Path):
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert all(torch.equal(tensor, exact[name].half()) for name, tensor in stored.items())
     assert load_model(str(tmp_path / "run")).dtype == torch.float32
+
+
+def test_values_that_the_type_cannot_hold_are_kept(tmp_path: Path):
+    model = tiny_model("gpt2", vocab_size=257)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = -70_000
+    with pytest.warns(UserWarning, match=r"h.1.mlp.c_fc.weight: fp16 .* 65,504.*float32"):
+        save_model(model, byte_tokenizer(), tmp_path / "fp16", "fp16")
+    assert torch.equal(logits(load_model(str(tmp_path / "fp16"))), logits(model))
+    save_model(model, byte_tokenizer(), tmp_path / "bf16", "bf16")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "bf16" / MODEL_FILE).values()} == {torch.bfloat16}
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):

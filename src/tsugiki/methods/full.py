@@ -9,21 +9,26 @@ The result is an ordinary model folder of transformers: the configuration, `mode
 """
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from tsugiki.base.loading import load_model
 from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.dtypes import SaveDtype, torch_dtype
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import files_into
-from tsugiki.lora.dropout import disable_dropout
+from tsugiki.lora.dropout import disable_dropout, dropout_restored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_SAVED_DROPOUT = "_tsugiki_dropout"
+"""The attribute of a model that trains without dropout: its dropout probabilities before."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ def prepare_full(model: nn.Module, config: FullConfig, base_dropout: bool) -> No
     """Make every parameter of `model` trainable, and turn its dropout off unless `base_dropout` is set."""
     model.requires_grad_(True)
     if not base_dropout:
-        disable_dropout(model)
+        setattr(model, _SAVED_DROPOUT, disable_dropout(model))
 
 
 def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: SaveDtype = "fp32") -> None:
@@ -48,15 +53,25 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
         model: a transformers model; it is not changed.
         tokenizer: the model's tokenizer.
         folder: created if it does not exist.
-        dtype: the dtype of the saved weights.
+        dtype: the dtype of the saved weights. If it cannot hold one of them, all are saved in float32, with a warning.
 
     Raises:
         TsugikiError: the folder cannot be written.
     """
     saved_dtype = torch_dtype(dtype)
+    largest = torch.finfo(saved_dtype).max
+    too_large = [name for name, weight in model.named_parameters() if (weight.detach().abs() > largest).any()]
+    if too_large:
+        warnings.warn(
+            f"{summarise_list(too_large)}: {dtype} cannot hold values above {largest:,.0f}; the model is saved in "
+            "float32",
+            stacklevel=2,
+        )
+        saved_dtype = torch.float32
     converted = model if saved_dtype == next(model.parameters()).dtype else copy.deepcopy(model).to(saved_dtype)
     with files_into(folder, last="*.safetensors") as temporary:
-        with hidden_progress_bars():  # a bar for one file would tell nothing
+        # The bar of one file would tell nothing. config.json keeps the dropout of the base.
+        with hidden_progress_bars(), dropout_restored(getattr(converted, _SAVED_DROPOUT, [])):
             converted.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer.save_pretrained(temporary)
 
