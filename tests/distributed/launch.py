@@ -126,6 +126,9 @@ def _run(
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
         **(environment or {}),
     }
+    for rank in range(processes):
+        for name in _OUTPUT:
+            (folder / f"{rank}.{name}").touch()
     started = [
         _SERVER.Process(target=_begin, args=(target, arguments, folder, rank, variables, os.getcwd()))
         for rank in range(processes)
@@ -189,7 +192,7 @@ def _begin(
     """Begin a process: its output goes to files, and its environment is that of a process of torchrun."""
     os.setsid()
     for descriptor, name in enumerate(_OUTPUT, 1):
-        file = os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        file = os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)
     os.environ.clear()  # the server has the environment of the test that it was started in
     os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(rank))

@@ -9,6 +9,7 @@ its methods; `tsugiki.base.int8` is one.
 import copy
 import math
 import sys
+from collections.abc import Callable
 from functools import cache
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
@@ -81,9 +82,13 @@ def is_stored_in_out(layer: nn.Module) -> bool:
 def is_hooked(layer: nn.Module) -> bool:
     """Whether calling the layer may do more than its class's `forward`: it has hooks or a replaced `forward`.
 
-    `linear_of_matrix` does not count, since it computes what `nn.Linear.forward` does.
+    `linear_of_matrix` does not count, since it computes what `nn.Linear.forward` does. The hooks of DeepSpeed's ZeRO-3
+    do not count, either: they gather the weight before a call. Where the weight is read without a call, ZeRO-3 gathers
+    it then, and again before the backward pass of the module that has read it. They do count for a quantised layer,
+    which reads more in the backward pass than in the forward pass.
     """
-    if layer._forward_hooks or layer._forward_pre_hooks:
+    hooks = chain(layer._forward_hooks.values(), layer._forward_pre_hooks.values())
+    if any(is_quantized(layer) or not _is_of_deepspeed(hook) for hook in hooks):
         return True
     return "forward" in vars(layer) and getattr(layer.forward, "func", None) is not linear_of_matrix
 
@@ -207,6 +212,10 @@ def _multiplies_by(layer: nn.Linear, in_features: int, out_features: int) -> boo
         return False
     expected = F.linear(x, weight, bias)
     return isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected, rtol=1e-3, atol=1e-3)
+
+
+def _is_of_deepspeed(hook: Callable[..., object]) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("deepspeed.")
 
 
 def _is_dense(weight: nn.Parameter) -> bool:

@@ -88,7 +88,8 @@ class SoftPrompt(nn.Module):
 
     def forward(self) -> Tensor:
         """Compute the prompt, [virtual tokens, columns], as PEFT stores it."""
-        prompt: Tensor = self.embedding if self.network is None else self.network(self.embedding)
+        # A copy, because ZeRO-3 frees a parameter at the end of its module's forward pass.
+        prompt: Tensor = self.embedding.clone() if self.network is None else self.network(self.embedding)
         return prompt
 
 
@@ -225,8 +226,10 @@ def sampled_key_values(model: "PreTrainedModel", rows: int) -> Tensor:
 
 def tensors(model: nn.Module, adapter: SoftPromptAdapter[PromptConfigT]) -> dict[str, Tensor]:
     """Return the tensors of the file: the final prompt, as in PEFT, and the network that computes it, if any."""
-    network = dict(adapter.prompt.named_parameters()) if adapter.prompt.network is not None else {}
-    return {_PROMPT_KEY: adapter.prompt(), **{_NETWORK_PREFIX + name: weight for name, weight in network.items()}}
+    prompt = adapter.prompt
+    if prompt.network is None:
+        return {_PROMPT_KEY: prompt.embedding}
+    return {_PROMPT_KEY: prompt(), **{_NETWORK_PREFIX + name: weight for name, weight in prompt.named_parameters()}}
 
 
 def has_network(names: Collection[str]) -> bool:
