@@ -1,6 +1,9 @@
 """Invalid settings raise an error that names the field."""
 
+import copy
+import dataclasses
 import math
+import pickle
 
 import pytest
 
@@ -30,6 +33,14 @@ def test_an_invalid_value_is_refused(fields: dict[str, object], named: str):
     with pytest.raises(TsugikiError) as caught:
         LoraConfig(**fields)  # type: ignore[arg-type]
     assert named in str(caught.value)
+
+
+def test_a_config_with_patterns_is_copied_and_pickled():
+    config = LoraConfig(rank_pattern={"c_.*": 2}, alpha_pattern={"x.*y.*": 3}, layers_pattern="h")
+    for twin in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), dataclasses.replace(config)):
+        assert twin == config
+        assert dataclasses.asdict(twin) == dataclasses.asdict(config)
+        assert [twin.rank_of(name) for name in ("c_fc", "fc")] == [2, 8]
 
 
 def test_scaling_follows_the_patterns_and_rslora():

@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.lora.names import check_names
@@ -114,6 +114,10 @@ class LoraConfig:
         if not isinstance(self.layers_pattern, str):
             check_names("layers_pattern", self.layers_pattern)
         _ = self._ranks, self._alphas, self._block_lists  # each raises an error for a pattern that cannot be used
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the settings alone, for copies and for pickle: the compiled patterns are made again."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @cached_property
     def _ranks(self) -> PatternTable[int]:
