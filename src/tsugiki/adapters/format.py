@@ -29,6 +29,7 @@ from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FI
 from tsugiki.io.json import read_json, write_json
 from tsugiki.lora.graft import DEFAULT_NAME, active_adapter, add_adapter, base_alone, find_adapter
 from tsugiki.lora.targets import base_modules
+from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
 from tsugiki.methods.peft_keys import base_name
 from tsugiki.methods.table import FORMATS, format_of
 
@@ -63,6 +64,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     Raises:
         TsugikiError: the model has no such adapter, or the folder cannot be written.
     """
+    model = unwrapped(model)
     write_adapter(model, find_adapter(model, name) if name is not None else active_adapter(model), Path(path))
 
 
@@ -130,10 +132,10 @@ def load_adapter(
         The adapter.
 
     Raises:
-        TsugikiError: the folder holds no adapter, its method is not supported, it was trained on another base, or its
-            tensors do not fit.
+        TsugikiError: the folder holds no adapter, its method is not supported, it was trained on another base, its
+            tensors do not fit, or the model is wrapped (see `lora.wrappers`).
     """
-    folder = Path(path)
+    model, folder = unwrapped_to_graft(model), Path(path)
     adapter = read_adapter(model, folder, read_adapter_config(folder), allow_base_mismatch=allow_base_mismatch)
     add_adapter(model, adapter, name or DEFAULT_NAME)
     if logit_shift(model) == 0:

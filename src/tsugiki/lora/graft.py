@@ -4,6 +4,8 @@
     with disable_adapter(model): ...                  # bit-identical to the base
     ungraft(model)                                    # plain layers again
 
+Functions that take a grafted model also take one that is wrapped, as by `torch.compile` (see `lora.wrappers`).
+
 The model keeps its class. The trained parts belong to the adapter: while it is active they are in the model, and the
 base's own parameters never change. A LoRA adapter wraps each target `layer` as `LoraLinear(layer)`,
 `LoraEmbedding(layer)` or `LoraConv2d(layer)` (see `lora.adapter`); the other methods are in `tsugiki.methods`.
@@ -45,6 +47,7 @@ from tsugiki.lora.frozen_layer import linear_of_matrix
 from tsugiki.lora.layer import grafted_layers
 from tsugiki.lora.swap import Undo, WeightUpdate, replace_forward, replace_module, undo_all
 from tsugiki.lora.targets import output_head
+from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
 
 DEFAULT_NAME = "default"
 BASE_ROW = "__base__"
@@ -136,7 +139,7 @@ def graft(
     Running statistics (of BatchNorm) are frozen, too: they are used in training, but not updated.
 
     Args:
-        model: any module.
+        model: any module, but no wrapper around one except that of `torch.compile`.
         config: `LoraConfig`, or the config of another method.
         name: of the adapter; a model can hold several, of which one is active.
         base_dropout: keep dropout inside the frozen base. By default it is switched off, since frozen weights gain
@@ -146,9 +149,10 @@ def graft(
         The adapter, an object of its method's class.
 
     Raises:
-        TsugikiError: the settings do not fit the model, the name is taken, an adapter is merged, or the call is inside
-            a `mixed_batch` block.
+        TsugikiError: the settings do not fit the model, the model is wrapped, the name is taken, an adapter is merged,
+            or the call is inside a `mixed_batch` block.
     """
+    model = unwrapped_to_graft(model)
     with base_alone(model):
         adapter = new_adapter(model, config)
     add_adapter(model, adapter, name, base_dropout=base_dropout)
@@ -161,6 +165,7 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
     Raises:
         TsugikiError: the name is taken or reserved, an adapter is merged, or the call is inside a `mixed_batch` block.
     """
+    model = unwrapped_to_graft(model)
     state = _state(model) or Graft()
     _check_can_switch(state)
     if name == BASE_ROW:
@@ -179,6 +184,7 @@ def ungraft(model: nn.Module) -> nn.Module:
     After `merge` the merged weights stay (as in PEFT's `merge_and_unload`); otherwise the model is as before grafting,
     with the same tensors (as in PEFT's `unload`).
     """
+    model = unwrapped(model)
     state = require_state(model)
     detach_adapter(state)
     _unwrap(model, keep=())
@@ -192,6 +198,7 @@ def remove_adapter(model: nn.Module, name: str) -> None:
     Raises:
         TsugikiError: there is no such adapter, one is merged, or the call is inside a `mixed_batch` block.
     """
+    model = unwrapped(model)
     state = require_state(model)
     _check_can_switch(state)
     find_adapter(model, name)
@@ -211,6 +218,7 @@ def set_adapter(model: nn.Module, name: str) -> None:
     Raises:
         TsugikiError: there is no such adapter, one is merged, or the call is inside a `mixed_batch` block.
     """
+    model = unwrapped(model)
     state = require_state(model)
     _check_can_switch(state)
     adapter = find_adapter(model, name)
@@ -229,6 +237,7 @@ def disable_adapter(model: nn.Module) -> Iterator[None]:
     Raises:
         TsugikiError: an adapter is merged into the base; `unmerge` first.
     """
+    model = unwrapped(model)
     state = require_state(model)
     _check_not_merged(state)
     active, rows = state.active, state.mixed_rows if state.attached else None
@@ -353,7 +362,7 @@ def _unwrap(model: nn.Module, keep: Collection[str]) -> None:
 
 
 def _state(model: nn.Module) -> Graft | None:
-    return getattr(model, _ATTRIBUTE, None)
+    return getattr(unwrapped(model), _ATTRIBUTE, None)
 
 
 def _check_not_merged(state: Graft) -> None:

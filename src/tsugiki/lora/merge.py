@@ -29,6 +29,7 @@ from tsugiki.lora.graft import active_adapter, detach_adapter, require_state
 from tsugiki.lora.layer import Grafted
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import Undo, WeightUpdate, parameter_owner, replace_module, replace_parameter, undo_all
+from tsugiki.lora.wrappers import unwrapped
 
 
 @torch.no_grad()
@@ -45,6 +46,7 @@ def merge(model: nn.Module) -> nn.Module:
         TsugikiError: no adapter is active, its method cannot be merged, a merged weight is not finite, or the base is
             quantised.
     """
+    model = unwrapped(model)
     state = require_state(model)
     if state.merged is None:
         with _updates_of_active_adapter(model) as updates:
@@ -71,6 +73,7 @@ def merge_quantized(model: nn.Module) -> dict[str, float]:
         TsugikiError: no adapter is active, its method cannot be merged, one is merged already, or a merged weight is
             not finite.
     """
+    model = unwrapped(model)
     state = require_state(model)
     if state.merged is not None:
         raise TsugikiError(f"adapter {state.active!r} is merged into the base already; unmerge(model) comes first")
@@ -98,6 +101,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     Raises:
         TsugikiError: nothing is merged.
     """
+    model = unwrapped(model)
     state = require_state(model)
     if state.merged is None:
         raise TsugikiError("nothing is merged into this model")

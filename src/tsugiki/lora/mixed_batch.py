@@ -36,6 +36,7 @@ from tsugiki.lora.graft import BASE_ROW, detach_adapter, disable_adapter, find_a
 from tsugiki.lora.layer import Grafted, LoraLinear, activate_factors
 from tsugiki.lora.pair import LowRank
 from tsugiki.lora.swap import Undo, replace_forward
+from tsugiki.lora.wrappers import unwrapped
 
 
 @contextmanager
@@ -56,6 +57,7 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
             adapter is merged. Within the block: the batch has another number of rows, the model is in training mode, or
             gradients are recorded.
     """
+    model = unwrapped(model)
     rows = _mixed_rows(model, adapter_names)
     state = require_state(model)
     outer = state.mixed_rows

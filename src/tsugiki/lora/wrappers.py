@@ -1,0 +1,57 @@
+"""A model inside of what others put around it: torch.compile, data-parallel training, value heads and PEFT.
+
+The names of layers, which the file of an adapter has, are those in the inner model, without `_orig_mod.` or `module.`.
+"""
+
+from torch import nn
+
+from tsugiki.errors import TsugikiError
+
+# Classes are known by their names, because importing all of them would be slow.
+_HELD_IN = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "DeepSpeedEngine": "module",
+    "PeftModel": "base_model",
+    "PeftMixedModel": "base_model",
+    "BaseTuner": "model",  # between a PeftModel and the model
+}
+"""Class of a wrapper -> the attribute in which it holds the model."""
+_VALUE_HEAD = "pretrained_model"
+"""The attribute in which models with a value head hold the model, in TRL and where its example was followed."""
+_WHY_NOT = {
+    "module": "parameters that are added later are not synchronised; graft model.module, and wrap it afterwards",
+    "base_model": "it holds an adapter of PEFT; graft what model.merge_and_unload() or model.unload() returns",
+    "model": "it holds an adapter of PEFT; graft what model.merge_and_unload() or model.unload() returns",
+    _VALUE_HEAD: f"the value head must stay trainable; graft model.{_VALUE_HEAD}",
+}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of all wrappers, or `model` itself if it is none."""
+    while (attribute := _held_in(model)) is not None:
+        model = getattr(model, attribute)
+    return model
+
+
+def unwrapped_to_graft(model: nn.Module) -> nn.Module:
+    """Return the model inside of `torch.compile`, which compiles again when layers have changed.
+
+    Raises:
+        TsugikiError: the model is in another wrapper; the message says what to graft instead.
+    """
+    while (attribute := _held_in(model)) is not None:
+        if attribute in _WHY_NOT:
+            raise TsugikiError(f"a {type(model).__name__} cannot be grafted: {_WHY_NOT[attribute]}")
+        model = getattr(model, attribute)
+    return model
+
+
+def _held_in(model: nn.Module) -> str | None:
+    """Return the attribute in which a wrapper holds its model; None if `model` is no wrapper."""
+    for kind in type(model).__mro__:
+        if kind.__name__ in _HELD_IN:
+            return _HELD_IN[kind.__name__]
+    return _VALUE_HEAD if _VALUE_HEAD in model._modules else None
