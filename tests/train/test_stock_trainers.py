@@ -1,13 +1,19 @@
 """Grafted models in the trainers of others: transformers' Trainer, and TRL's where it is installed."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed, nn
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from tests.distributed.launch import run_function
@@ -163,6 +169,58 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path: Path, caplog: pytest.LogC
     assert not [record for record in caplog.records if "missing keys" in record.message]
 
 
+def test_a_base_that_transformers_has_quantised_is_accepted_while_it_is_grafted(tmp_path: Path):
+    model = tiny_model("llama")
+    model.is_quantized, model.hf_quantizer = True, SimpleNamespace(is_trainable=True, is_qat_trainable=False)
+    with pytest.raises(ValueError, match="purely quantized"):
+        trainer_of(model, tmp_path)
+    graft(model, LoraConfig(r=2))
+    trainer_of(model, tmp_path)
+    ungraft(model)
+    with pytest.raises(ValueError, match="purely quantized"):
+        trainer_of(model, tmp_path)
+
+
+def test_bitsandbytes_trains_and_resumes(tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny_model("llama", hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path / "base")
+
+    def base() -> Any:
+        settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=settings, device_map="cpu")
+
+    runs = []
+    for seed in (2, 3):
+        model = base()
+        torch.manual_seed(seed)
+        graft(model, LoraConfig(r=2))
+        trainer = trainer_of(model, tmp_path, save_steps=3)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3") if runs else None)
+        runs.append((losses(trainer), logits(model)))
+    assert runs[0][0] == runs[1][0]
+    assert torch.equal(runs[0][1], runs[1][1])
+    theirs = peft.PeftModel.from_pretrained(base(), tmp_path / "checkpoint-5")
+    assert relative_error(logits(theirs), runs[0][1]) < 1e-5
+    assert relative_error(logits(base()), runs[0][1]) > 1e-3
+
+
+def test_a_compiled_model_given_to_trainer_does_not_resume_without_its_adapter(tmp_path: Path):
+    """Trainer would load the adapter's tensors into the wrapper, where they have no place, and only warn."""
+    for resume in (False, True):
+        model = tiny_model("llama", num_hidden_layers=1)
+        graft(model, LoraConfig(r=2, target_modules=["q_proj"]))
+        compiled = torch.compile(model, backend="eager")
+        trainer = trainer_of(compiled, tmp_path, max_steps=1, remove_unused_columns=False)
+        if not resume:
+            trainer.train()
+            load_adapter(tiny_model("llama", num_hidden_layers=1), tmp_path / "checkpoint-1")
+            continue
+        with pytest.raises(ValueError, match="checkpoint-1"):
+            trainer.train(resume_from_checkpoint=True)
+
+
 def test_resuming_with_another_rank_is_refused(tmp_path: Path):
     for rank in (2, 4):
         model = tiny_model()
@@ -175,43 +233,98 @@ def test_resuming_with_another_rank_is_refused(tmp_path: Path):
             trainer.train(resume_from_checkpoint=True)
 
 
-def train_in_processes(folder: Path, dtype: str, rows_each: int, resume: bool = False) -> Any:
-    """Train one row at a time, `rows_each` per step on each of the processes; what is returned can be pickled."""
+def new_model(dtype: str) -> Any:
     model = base_of(dtype, "llama")
     torch.manual_seed(2)
     graft(model, LoraConfig(r=2, lora_dropout=0.0))
     use_fast_paths(model)
-    trainer = trainer_of(
-        model,
-        folder,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=rows_each,
-        ddp_find_unused_parameters=False,
-        save_steps=3,
+    return model
+
+
+def weights(model: Any) -> dict[str, Any]:
+    """What trains, so that it can be pickled."""
+    return {name: p.detach().numpy() for name, p in trainable_parameters(model).items()}
+
+
+def train_with_trainer(folder: Path, dtype: str, rows_each: int, checkpoint: str | None = None) -> Any:
+    """Train one row at a time, `rows_each` per step on each of the processes."""
+    model = new_model(dtype)
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows_each, "save_steps": 3}
+    trainer = trainer_of(model, folder, ddp_find_unused_parameters=False, **settings)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return losses(trainer), weights(model)
+
+
+def train_in_a_loop(folder: Path, dtype: str) -> Any:
+    """Train on four rows a step, which the processes share, and save the adapter of the model that computes."""
+    model = new_model(dtype)
+    rank, count = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    computing = nn.parallel.DistributedDataParallel(model) if count > 1 else model
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-3)
+    for step in range(3):
+        mine = ids(rows=4, length=16, seed=step)[rank::count]
+        optimizer.zero_grad()
+        computing(input_ids=mine, labels=mine).loss.backward()
+        optimizer.step()
+    if rank == 0:
+        save_adapter(computing, folder)
+    return weights(model)
+
+
+def train_all_ways(folder: Path, dtype: str) -> Any:
+    """In one of two processes."""
+    return (
+        train_with_trainer(folder, dtype, 2),
+        train_with_trainer(folder, dtype, 2, str(folder / "checkpoint-3")),
+        train_in_a_loop(folder / "loop", dtype),
     )
-    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)
-    return losses(trainer), {name: p.detach().numpy() for name, p in trainable_parameters(model).items()}
 
 
-@pytest.mark.parametrize(
-    "dtype", ["int8", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "bfloat16"))]
-)
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        assert found[name] == pytest.approx(weight, abs=1e-5), name
+
+
+@pytest.mark.parametrize("dtype", ["int8", pytest.param("float32", marks=pytest.mark.slow)])
 def test_two_processes_learn_and_keep_what_one_does(dtype: str, tmp_path: Path):
-    one = train_in_processes(tmp_path / "one", dtype, 4)
+    wanted_losses, wanted = train_with_trainer(tmp_path / "one", dtype, 4)
+    looped = train_in_a_loop(tmp_path / "one/loop", dtype)
     cpu = {"ACCELERATE_USE_CPU": "true"}
-    both = run_function(train_in_processes, tmp_path / "two", dtype, 2, environment=cpu)
-    again = run_function(train_in_processes, tmp_path / "two", dtype, 2, True, environment=cpu)
-    for found_losses, found in both:
-        assert found_losses == pytest.approx(one[0], abs=1e-5)
-        for name, weight in one[1].items():
-            assert found[name] == pytest.approx(weight, abs=1e-5), name
-    assert [given[0] for given in again] == [given[0] for given in both]
-    assert all((again[0][1][name] == weight).all() for name, weight in both[0][1].items())
-    loaded = [base_of(dtype, "llama") for _ in range(2)]
-    for model, folder in zip(loaded, ("one", "two"), strict=True):
-        load_adapter(model, tmp_path / folder / "checkpoint-5")
-    assert relative_error(*map(logits, loaded)) < 1e-5
-    assert {path.name for path in (tmp_path / "two/checkpoint-5").iterdir()} >= FILES
+    for (found_losses, found), resumed, in_a_loop in run_function(
+        train_all_ways, tmp_path / "two", dtype, environment=cpu
+    ):
+        assert found_losses == pytest.approx(wanted_losses, abs=1e-5)
+        assert_same(found, wanted)
+        assert resumed[0] == found_losses
+        assert all((resumed[1][name] == weight).all() for name, weight in found.items())
+        assert_same(in_a_loop, looped)
+    for saved in ("checkpoint-5", "loop"):
+        one, two = (load_file(tmp_path / number / saved / "adapter_model.safetensors") for number in ("one", "two"))
+        assert_same({name: t.numpy() for name, t in two.items()}, {name: t.numpy() for name, t in one.items()})
+
+
+@pytest.mark.slow
+def test_torchrun_learns_and_keeps_what_one_process_does(tmp_path: Path):
+    wanted_losses, wanted = train_with_trainer(tmp_path / "one", "bfloat16", 4)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from tests.train.test_stock_trainers import train_with_trainer\n"
+        f"print('losses', train_with_trainer(Path({str(tmp_path / 'two')!r}), 'bfloat16', 2)[0])\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    root = str(Path(__file__).parents[2])
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    variables["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(launcher, env=variables, capture_output=True, text=True, timeout=300, check=True)
+    printed = [line for line in done.stdout.splitlines() if line.startswith("losses")]
+    assert len(printed) == 2
+    for line in printed:
+        assert json.loads(line.removeprefix("losses")) == pytest.approx(wanted_losses, abs=1e-5)
+    model = base_of("bfloat16", "llama")
+    load_adapter(model, tmp_path / "two/checkpoint-5")
+    assert_same(weights(model), wanted)
 
 
 DORA = LoraConfig(r=2, use_dora=True)

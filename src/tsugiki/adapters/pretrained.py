@@ -39,15 +39,22 @@ _POSSIBLE: Mapping[str, object] = {
     "variant": None,
 }
 """Settings of `save_pretrained` of which an adapter can have one value only."""
+_HAS_ADAPTER = "_hf_peft_config_loaded"
+"""The attribute by which transformers knows that a model has an adapter. Without it, Trainer refuses a model that
+transformers has quantised (bitsandbytes and others); there is no public name for it."""
 _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 """What torch.compile and DistributedDataParallel put before the names of parameters."""
 
 
 def replace_saving(model: nn.Module) -> list[Undo]:
-    """Let a model save and load its active adapter, and return what undoes it."""
+    """Let a transformers model save and load its active adapter, and return what undoes it."""
     model.save_pretrained = partial(save_pretrained, model)  # type: ignore[assignment]
     model.load_state_dict = partial(load_state_dict, model)  # type: ignore[method-assign]
-    return [partial(delattr, model, name) for name in ("save_pretrained", "load_state_dict")]
+    names = ["save_pretrained", "load_state_dict"]
+    if getattr(model, "is_quantized", False):
+        setattr(model, _HAS_ADAPTER, True)
+        names.append(_HAS_ADAPTER)
+    return [partial(delattr, model, name) for name in names]
 
 
 def save_pretrained(
@@ -64,7 +71,8 @@ def save_pretrained(
     Args:
         model: a grafted model.
         save_directory: the folder; created if it does not exist. If its name is that of a checkpoint (checkpoint-500),
-            `model.safetensors` is a link to the adapter's weights, which transformers' Trainer loads.
+            `model.safetensors` is a link to the adapter's weights, which transformers' Trainer loads; not if the names
+            of the state dict are those of a wrapper, such as `torch.compile`'s.
         is_main_process: False writes nothing.
         state_dict: the values to write, by their names in the model, as an engine gathers them that shards the model.
             None: the model's own.
@@ -86,7 +94,9 @@ def save_pretrained(
         return
     adapter, folder = active_adapter(model), Path(save_directory)
     write_adapter(model, adapter if state_dict is None else _with_values(model, adapter, state_dict), folder)
-    if re.fullmatch(r"checkpoint-\d+", folder.name):
+    # A wrapped model that is given to Trainer would load the tensors itself, under other names, and only warn.
+    is_wrapped = state_dict is not None and any(_WRAPPERS.match(name) for name in state_dict)
+    if re.fullmatch(r"checkpoint-\d+", folder.name) and not is_wrapped:
         with new_file(folder / MODEL_FILE, replace=True) as temporary:
             _link(folder / ADAPTER_FILE, temporary)
 
