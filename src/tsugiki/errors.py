@@ -1,5 +1,6 @@
 """The exceptions of Tsugiki, and helpers for their messages."""
 
+import signal
 from collections.abc import Sequence
 
 _MAX_ITEMS = 5
@@ -15,6 +16,20 @@ class TsugikiError(Exception):
 
 class OtherProcessError(Exception):
     """Another process of the run has stopped. It prints the reason, so this process ends without a message."""
+
+
+class Interrupted(BaseException):
+    """A signal has ended the command. Not an `Exception`, so that it is not taken for an error."""
+
+    def __init__(self, number: int, state: str = "finished work is kept, and the same command continues it") -> None:
+        """Create it.
+
+        Args:
+            number: of the signal.
+            state: what is kept and how to continue, for the message.
+        """
+        super().__init__(f"ended by {signal.Signals(number).name}: {state}")
+        self.number = number
 
 
 def is_ordinary(error: BaseException) -> bool:

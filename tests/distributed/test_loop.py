@@ -212,6 +212,23 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_later(fold
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
+def test_a_signal_to_both_processes_ends_the_run_with_a_checkpoint(folder: Path):
+    out = folder / "ended"
+    run = start(folder, "--out", str(out), "--max-steps", "100000", "--save-steps", "100000")
+    until(lambda: "loss_curve" in (text := read(out / "run.json")) and '"step": 3' in text)
+    run.send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 143
+    last = errors.splitlines()[-1]
+    step = re.search(r"SIGTERM.* step (\d+) of 100000.*--resume", last)
+    assert step, errors
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"checkpoint-{step[1]}"]
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
 def until(condition: Callable[[], object]) -> None:
     end = time.monotonic() + 120
     while not condition():

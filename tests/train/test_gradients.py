@@ -80,7 +80,7 @@ def test_gradients_are_those_of_the_whole_logits(kind: str):
     assert has_chunked_loss(model)
     found = gradients_of(model)
     for _ in range(2):  # each step begins at zero
-        torch.testing.assert_close(found.step(0), plain)
+        torch.testing.assert_close(found.step(0)[1], plain)
         assert_gradients(model, wanted)
 
 
@@ -90,7 +90,7 @@ def test_rows_are_computed_in_micro_batches(rows: int):
     plain, wanted = plain_gradients(model, batches_of(model))
     found = gradients_of(model, rows=rows)
     assert len(found._share(0)) == -(-4 // rows)
-    torch.testing.assert_close(found.step(0), plain)
+    torch.testing.assert_close(found.step(0)[1], plain)
     assert_gradients(model, wanted)
 
 
@@ -116,7 +116,7 @@ def test_gradients_of_an_adapter(kind: str, head: list[str]):
     shake(model)
     plain, wanted = plain_gradients(model, batches_of(model))
     use_fast_paths(model)
-    torch.testing.assert_close(gradients_of(model).step(0), plain)
+    torch.testing.assert_close(gradients_of(model).step(0)[1], plain)
     assert len(wanted) == 4 + 2 * len(head)
     assert_gradients(model, wanted)
 
@@ -127,7 +127,7 @@ def test_a_model_whose_head_is_not_known_makes_its_own_logits():
     model.lm_head.register_forward_hook(lambda module, given, y: y)
     use_fast_paths(model)
     assert not has_chunked_loss(model)
-    torch.testing.assert_close(gradients_of(model).step(0), plain)
+    torch.testing.assert_close(gradients_of(model).step(0)[1], plain)
     assert_gradients(model, wanted)
 
 
@@ -141,8 +141,9 @@ def test_what_has_no_part_in_the_loss_gets_zeros():
 def test_the_gradients_and_the_loss_are_one_buffer():
     model = model_of()
     found = gradients_of(model)
-    loss = found.step(0)
-    assert torch.equal(torch.cat([*(p.grad.flatten() for p in model.parameters()), loss[None]]), found.buffer)
+    results = found.step(0, stop=True)
+    assert results[0] == 1
+    assert torch.equal(torch.cat([*(p.grad.flatten() for p in model.parameters()), results]), found.buffer)
 
 
 def test_a_model_in_which_nothing_trains_is_refused():
@@ -154,11 +155,11 @@ def test_bf16_computes_on_a_copy_that_follows_the_weights():
     model = model_of()
     whole, short = gradients_of(model), gradients_of(model, replica(model))
     for _ in range(2):
-        short_loss = short.step(0)
+        short_loss = short.step(0)[1]
         found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
         whole_model = copy.deepcopy(model)
         whole = gradients_of(whole_model)
-        torch.testing.assert_close(short_loss, whole.step(0), rtol=2e-2, atol=0)
+        torch.testing.assert_close(short_loss, whole.step(0)[1], rtol=2e-2, atol=0)
         for name, parameter in whole_model.named_parameters():
             assert parameter.dtype == found[name].dtype == torch.float32
             cosine = F.cosine_similarity(found[name].flatten(), parameter.grad.flatten(), dim=0)

@@ -1,6 +1,7 @@
 """The `tsugiki` command: run a subcommand, and print errors and warnings in one line each."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -26,7 +27,7 @@ from tsugiki.cli.quickstart import quickstart_command
 from tsugiki.cli.report import report_command
 from tsugiki.cli.sweep import sweep_command
 from tsugiki.cli.train import train_command
-from tsugiki.errors import OtherProcessError, TsugikiError, is_ordinary
+from tsugiki.errors import Interrupted, OtherProcessError, TsugikiError, is_ordinary
 from tsugiki.ranks import is_main_process
 
 _SECONDS_FOR_MAIN = 10
@@ -59,15 +60,19 @@ app.add_typer(adapters_app, name="adapters")
 
 
 def main() -> None:
-    """Run the command line. Exit status: 2 for errors that the user can correct, 1 for bugs, 130 if interrupted."""
+    """Run the command line. Exit status: 2 for errors that the user can correct, 1 for bugs, 128 + n after signal n."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     warnings.showwarning = _say_warning
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, _interrupt)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
     try:
         status = app(arguments, standalone_mode=False)
     except TsugikiError as error:
         _stop(str(error), 2, debug)
+    except Interrupted as stop:
+        _stop(str(stop), 128 + stop.number, debug=False)
     except OtherProcessError:
         raise SystemExit(2) from None
     except TyperException as error:
@@ -83,6 +88,10 @@ def main() -> None:
             debug=False,
         )
     raise SystemExit(status)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted(number)
 
 
 def _stop(message: str, status: int, debug: bool) -> None:

@@ -61,7 +61,7 @@ def save_training_state(
         folder: the folder of the checkpoint, which has the adapter or model.
         optimizer: state dict of the optimiser.
         schedule: state dict of the learning rate schedule.
-        progress: fields of `train.loop.Progress`.
+        progress: fields of `train.state.Progress`.
         record: the record of the run, as in `run.json`.
     """
     tensors: dict[str, Tensor] = {}
@@ -85,7 +85,7 @@ def save_training_state(
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Read the state dicts of the optimiser and of the schedule, and the fields of `train.loop.Progress`.
+    """Read the state dicts of the optimiser and of the schedule, and the fields of `train.state.Progress`.
 
     Raises:
         TsugikiError: a file is missing or broken.

@@ -5,8 +5,8 @@
           └── one buffer <── summed over processes <── summed over micro-batches: one after another on an
               of gradients   once per step             accelerator, one in each thread on a processor
 
-The gradients of all trained parameters are parts of one buffer, whose last number is the loss. So several processes
-need only one reduction for each optimiser step. For an adapter, the buffer takes megabytes.
+The gradients of all trained parameters are parts of one buffer, whose last numbers are the loss and a request to end
+the run. So several processes need only one reduction for each optimiser step. For an adapter, it takes megabytes.
 
 In full fine-tuning with bf16, a copy of the model in bfloat16 computes. `torch.autocast`, which casts weights and
 activations during the forward pass, was slower. If an adapter trains, the frozen base itself has this dtype.
@@ -91,19 +91,22 @@ class Gradients:
             and takes_packed_masks(computing.base_model)
         )
 
-    def step(self, step: int) -> Tensor:
+    def step(self, step: int, stop: bool = False) -> Tensor:
         """Compute the gradients of an optimiser step.
 
         Args:
             step: the number of the step, from 0.
+            stop: this process wants the run to end after the step.
 
         Returns:
-            The mean loss per target token of all processes, in nats, as a tensor on the device.
+            A tensor on the device with two numbers: how many processes want the run to end, and the mean loss per
+            target token of all processes, in nats.
 
         Raises:
             TsugikiError: one row does not fit in the memory of the accelerator.
         """
         self.buffer.zero_()
+        self.buffer[-2] = float(stop)
         if self.computing is not self.model:
             with torch.no_grad():
                 for copied, weight in zip(self.copies, self.weights, strict=True):
@@ -117,7 +120,7 @@ class Gradients:
             self._add(loss, found)
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(self.buffer)
-        return self.buffer[-1].clone()
+        return self.buffer[-2:].clone()
 
     def _in_order(self, step: int, count: int, todo: list[_MicroBatch]) -> Iterator[_Result]:
         """Compute one micro-batch after another. If memory runs out, it is computed again in halves."""
@@ -203,16 +206,14 @@ def row_seed(seed: int, step: int, place: int) -> int:
 
 
 def _assign_gradients(weights: Sequence[Tensor]) -> Tensor:
-    """Let the gradients of weights be parts of one new buffer, which has one more number at its end.
+    """Let the gradients of weights be parts of one new buffer, which has two more numbers at its end.
 
     Raises:
         TsugikiError: nothing trains.
     """
     if not weights:
         raise TsugikiError("nothing trains: no parameter of the model has requires_grad")
-    buffer = torch.zeros(
-        sum(weight.numel() for weight in weights) + 1, dtype=weights[0].dtype, device=weights[0].device
-    )
+    buffer = weights[0].new_zeros(sum(weight.numel() for weight in weights) + 2)
     start = 0
     for weight in weights:
         weight.grad = buffer[start : start + weight.numel()].view_as(weight)

@@ -15,6 +15,7 @@ the losses of the two.
 """
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,39 +27,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.record import LossPoint
+from tsugiki.train.signals import StopSignals
+from tsugiki.train.state import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass
-class Progress:
-    """How far a run has come. Checkpoints contain it."""
-
-    step: int = 0
-    """Number of optimiser steps done."""
-    nll: float = 0.0
-    """Summed loss of all target tokens so far, in nats."""
-    tokens: int = 0
-    """Number of target tokens so far, over all processes."""
-    seconds: float = 0.0
-    """Time spent in steps, without evaluating, sampling and saving."""
-    loss_curve: list[LossPoint] = field(default_factory=list)
-    unlogged: list[float] = field(default_factory=list)
-    """Losses of the steps since the last point of the loss curve."""
-
-    @property
-    def loss(self) -> float:
-        """Mean loss per target token over the whole run, in nats."""
-        return self.nll / max(self.tokens, 1)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Target tokens per second of training."""
-        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class Callback:
@@ -98,40 +74,74 @@ class TrainingLoop:
     """Learning rate of the last step."""
     should_stop: bool = False
     _unread: list[tuple[Tensor, int]] = field(default_factory=list)
-    """Loss and number of target tokens of the steps whose losses have not been read from the device."""
+    """What `Gradients.step` returned, and the target tokens, of steps that have not been read from the device."""
+    _stop_requests: float = 0.0
+    """How many processes want the run to end."""
 
     def run(self) -> None:
-        """Train until the last step.
+        """Train until the last step. A signal ends the run between two steps, after a checkpoint.
 
         Raises:
             TsugikiError: the loss is not finite, or memory runs out.
+            Interrupted: a signal has arrived, here or in another process.
         """
-        for callback in self.callbacks:
-            callback.on_train_begin(self)
-        while self.progress.step < self.steps and not self.should_stop:
-            self.train_step()
-            if self.accelerator.device.type == "cpu" or self._is_due(self.log_steps):
-                self.read_losses()
-            if self._is_due(self.log_steps):
-                self._log()
-            for callback in self.callbacks:
-                callback.on_step_end(self)
-            if self._is_due(self.save_steps):
-                self.read_losses()
-                self.save(self)
+        with StopSignals(raises=self.accelerator.num_processes == 1) as signals:
+            try:
+                for callback in self.callbacks:
+                    callback.on_train_begin(self)
+                if self.progress.callbacks_pending:
+                    self._call_back()
+                while self.progress.step < self.steps and not self.should_stop:
+                    with signals.deferred():
+                        self.train_step(stop=signals.received is not None)
+                        if self.accelerator.device.type == "cpu" or self._is_due(self.log_steps):
+                            self.read_losses()
+                        if self._is_due(self.log_steps):
+                            self._log()
+                    self._call_back()
+                    if self._is_due(self.save_steps):
+                        with signals.deferred():
+                            self._save()
+                    if self._stop_requests:
+                        raise Interrupted(signals.received or signal.SIGTERM)
+            except Interrupted as stop:
+                with signals.deferred():
+                    raise self._interrupted(stop.number) from None
 
-    def train_step(self) -> None:
-        """Make one optimiser step. Its loss stays on the device until `read_losses`."""
+    def _call_back(self) -> None:
+        for callback in self.callbacks:
+            callback.on_step_end(self)
+        self.progress.callbacks_pending = False
+
+    def _save(self) -> None:
+        self.read_losses()
+        self.save(self)
+
+    def _interrupted(self, number: int) -> Interrupted:
+        """Write a checkpoint, and return the exception that ends the run."""
+        step = self.progress.step
+        if step:
+            self._save()
+        kept = f"a checkpoint of step {step} of {self.steps} was written" if step else "no step was done"
+        return Interrupted(number, f"{kept}; continue with --resume")
+
+    def train_step(self, stop: bool = False) -> None:
+        """Make one optimiser step. Its loss stays on the device until `read_losses`.
+
+        Args:
+            stop: this process wants the run to end after the step.
+        """
         started = time.perf_counter()
         step = self.progress.step
-        loss = self.gradients.step(step)
+        results = self.gradients.step(step, stop)
         if self.max_grad_norm:
             nn.utils.clip_grad_norm_(self.gradients.weights, self.max_grad_norm)
         self.optimizer.step()
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
         self.schedule.step()
-        self._unread.append((loss, self.gradients.batches.target_tokens(step)))
+        self._unread.append((results, self.gradients.batches.target_tokens(step)))
         self.progress.step += 1
+        self.progress.callbacks_pending = True
         self.progress.seconds += time.perf_counter() - started
 
     def read_losses(self) -> None:
@@ -143,7 +153,8 @@ class TrainingLoop:
         if not self._unread:
             return
         started = time.perf_counter()
-        losses: list[float] = torch.stack([loss for loss, _ in self._unread]).tolist()
+        requests, losses = torch.stack([results for results, _ in self._unread]).T.tolist()
+        self._stop_requests += sum(requests)
         first = self.progress.step - len(losses) + 1
         for step, (loss, (_, tokens)) in enumerate(zip(losses, self._unread, strict=True), first):
             if not math.isfinite(loss):

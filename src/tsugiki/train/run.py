@@ -47,7 +47,7 @@ from tsugiki.train.checkpoint import (
 )
 from tsugiki.train.config import LORA_PLUS, RunConfig
 from tsugiki.train.evaluation_callback import EvaluationCallback
-from tsugiki.train.loop import Progress, TrainingLoop
+from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import load_dtype, load_trained, make_gradients, prepare_model, save_trained
 from tsugiki.train.optimizers.adamw import adamw
 from tsugiki.train.optimizers.loraplus import loraplus
@@ -65,6 +65,7 @@ from tsugiki.train.record import (
     parse_record,
     read_record,
 )
+from tsugiki.train.state import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -305,7 +306,10 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     if checkpoint.record is None:
         record.forget_after(checkpoint.step)
         return record, checkpoint.folder
-    return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE), checkpoint.folder
+    record = parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
+    if load_training_state(checkpoint.folder)[2]["callbacks_pending"]:
+        record.forget_after(checkpoint.step - 1)  # what was evaluated and sampled after the step is repeated
+    return record, checkpoint.folder
 
 
 def _read_record(out: Path) -> RunRecord:

@@ -141,7 +141,7 @@ def _seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None]) -> flo
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        float(loop.gradients.step(0))
+        loop.gradients.step(0).tolist()
         seconds = time.perf_counter() - started
         advance(1)
     return seconds

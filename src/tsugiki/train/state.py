@@ -1,0 +1,34 @@
+"""How far a run has come, as checkpoints contain it."""
+
+from dataclasses import dataclass, field
+
+from tsugiki.train.record import LossPoint
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    """Number of optimiser steps done."""
+    nll: float = 0.0
+    """Summed loss of all target tokens so far, in nats."""
+    tokens: int = 0
+    """Number of target tokens so far, over all processes."""
+    seconds: float = 0.0
+    """Time spent in steps, without evaluating, sampling and saving."""
+    loss_curve: list[LossPoint] = field(default_factory=list)
+    unlogged: list[float] = field(default_factory=list)
+    """Losses of the steps since the last point of the loss curve."""
+    callbacks_pending: bool = False
+    """The run was interrupted before all callbacks of the last step had been called."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per target token over the whole run, in nats."""
+        return self.nll / max(self.tokens, 1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Target tokens per second of training."""
+        return self.tokens / self.seconds if self.seconds else 0.0
