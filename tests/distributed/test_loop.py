@@ -214,13 +214,13 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_later(fold
 
 def test_a_signal_to_both_processes_ends_the_run_with_a_checkpoint(folder: Path):
     out = folder / "ended"
-    run = start(folder, "--out", str(out), "--max-steps", "100000", "--save-steps", "100000")
-    until(lambda: "loss_curve" in (text := read(out / "run.json")) and '"step": 3' in text)
+    run = start(folder, "--out", str(out), "--max-steps", "900", "--save-steps", "900")
+    until(lambda: '"step": 3' in read(out / "run.json"))
     run.send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 143
     last = errors.splitlines()[-1]
-    step = re.search(r"SIGTERM.* step (\d+) of 100000.*--resume", last)
+    step = re.search(r"SIGTERM.* step (\d+) of 900.*--resume", last)
     assert step, errors
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"checkpoint-{step[1]}"]
 

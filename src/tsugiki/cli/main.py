@@ -96,6 +96,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _stop(message: str, status: int, debug: bool) -> None:
     if not is_main_process():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_SECONDS_FOR_MAIN)  # if the main process has the same error, the launcher ends this process
     if debug:
         traceback.print_exc()
