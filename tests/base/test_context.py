@@ -1,10 +1,19 @@
 """How much text a model can process at once."""
 
+from typing import Any
+
 import pytest
 
 from tests.tiny import tiny_model
 from tsugiki import disable_adapter, graft, ungraft
-from tsugiki.base.context import PROMPT_ATTRIBUTE, context_length, decoder_of, max_positions, virtual_tokens
+from tsugiki.base.context import (
+    PROMPT_ATTRIBUTE,
+    context_length,
+    decoder_of,
+    max_positions,
+    rope_depends_on_length,
+    virtual_tokens,
+)
 from tsugiki.methods.table import METHODS
 
 
@@ -30,3 +39,34 @@ def test_other_adapters_leave_the_context_alone():
     model = tiny_model("llama")
     graft(model, METHODS["houlsby"].configure({}))
     assert context_length(model) == 64
+
+
+_LONG: dict[str, Any] = {"rope_type": "longrope", "original_max_position_embeddings": 12, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope", "depends"),
+    [
+        ("gpt2", None, False),
+        ("llama", None, False),
+        ("llama", {"rope_type": "linear", "factor": 2.0}, False),
+        ("llama", {"rope_type": "dynamic", "factor": 2.0}, True),
+        ("llama", {**_LONG, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, True),
+        ("llama", {**_LONG, "short_factor": [2.0] * 4, "long_factor": [2.0] * 4}, False),
+        (
+            "gemma3_text",
+            {"sliding_attention": {"rope_type": "default"}, "full_attention": {"rope_type": "linear"}},
+            False,
+        ),
+        (
+            "gemma3_text",
+            {"sliding_attention": {"rope_type": "default"}, "full_attention": {"rope_type": "dynamic"}},
+            True,
+        ),
+    ],
+)
+def test_rotary_frequencies_that_depend_on_the_length(kind: str, rope: dict[str, Any] | None, depends: bool):
+    model = tiny_model(kind)
+    if rope is not None:
+        model.config.rope_parameters = rope
+    assert rope_depends_on_length(model) is depends

@@ -94,6 +94,23 @@ def test_rows_are_computed_in_micro_batches(rows: int):
     assert_gradients(model, wanted)
 
 
+@pytest.mark.parametrize("kind", ["longrope", "dynamic", "default"])
+def test_rows_whose_length_changes_the_rotary_frequencies_are_computed_alone(kind: str):
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 12}
+    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=12)
+    use_fast_paths(model)
+    found = gradients_of(model, rows=4)
+    assert found._in_threads is (kind == "default")
+    batches, alone = found.batches, []
+    for row in batches.rows(0):
+        inputs = batches.batch([row])
+        labels = inputs.pop("labels")
+        alone.append(summed_loss(model(**inputs, use_cache=False).logits, labels) / batches.target_tokens(0))
+    torch.testing.assert_close(found.step(0), torch.stack(alone).sum())
+
+
 @pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "lm_head"]])
 def test_the_size_of_micro_batches_does_not_change_dropout(targets: list[str]):
     def make(rows: int) -> Tensor:

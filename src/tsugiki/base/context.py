@@ -33,6 +33,21 @@ def max_positions(model: nn.Module) -> int | None:
     return int(length) if length else None
 
 
+def rope_depends_on_length(model: nn.Module) -> bool:
+    """Return whether the model's rotary frequencies depend on the longest sequence of a batch.
+
+    transformers then writes the frequencies for this length into the model (RoPE types longrope and dynamic), so two
+    threads must not call the model at once, and a sequence has other logits beside a longer one.
+    """
+    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    for settings in [rope] if "rope_type" in rope else [one for one in rope.values() if isinstance(one, dict)]:
+        kind = settings.get("rope_type", "default")
+        # The longrope settings of a GGUF file have the same factors for every length.
+        if "dynamic" in kind or (kind == "longrope" and settings["short_factor"] != settings["long_factor"]):
+            return True
+    return False
+
+
 def virtual_tokens(model: nn.Module) -> int:
     """Return the length of the soft prompt that is attached to the model; 0 if there is none."""
     return int(getattr(decoder_of(model), PROMPT_ATTRIBUTE, 0))

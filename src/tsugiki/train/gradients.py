@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsugiki.base.context import rope_depends_on_length
 from tsugiki.base.inference import seeded
 from tsugiki.data.batches import StepBatches
 from tsugiki.errors import TsugikiError
@@ -83,8 +84,10 @@ class Gradients:
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.copies = [weight for weight in computing.parameters() if weight.requires_grad]
         self.buffer = _assign_gradients(self.weights)
-        self.micro_batch_size = 1 if base_dropout else micro_batch_size or batches.batch_size
-        self._in_threads = accelerator.device.type == "cpu" and not base_dropout
+        # Rotary frequencies that depend on a row's length are in the model while the row is computed.
+        alone = base_dropout or rope_depends_on_length(computing)
+        self.micro_batch_size = 1 if alone else micro_batch_size or batches.batch_size
+        self._in_threads = accelerator.device.type == "cpu" and not alone
         self._passes_masks = (
             accelerator.device.type != "cpu"
             and batches.collate.masking == "position_ids"
