@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
-from tsugiki import TsugikiError
+from tests.tiny import CONFIGS, grafted, ids, logits, relative_error, save_tiny, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft
 from tsugiki.base.loading import load_model, load_tokenizer, placeholder_model
 from tsugiki.base.resolve import local_folder
 
@@ -95,3 +96,25 @@ def test_a_placeholder_model_has_the_shapes_and_takes_no_memory(kind: str, tmp_p
         return {frozenset(name for name, p in named if p is one) for _, one in named}
 
     assert shared(placeholder) == shared(model)
+
+
+def test_rwkv_computes_the_same_in_training_and_evaluation(tmp_path: Path):
+    config = AutoConfig.for_model(
+        "rwkv", vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, rescale_every=2
+    )
+    torch.manual_seed(0)
+    saved = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    saved.save_pretrained(tmp_path / "rwkv")
+    with pytest.raises(TsugikiError, match="rescale_every"):
+        graft(saved, LoraConfig(target_modules="all-linear"))
+    assert all(parameter.requires_grad for parameter in saved.parameters())
+    model = load_model(str(tmp_path / "rwkv"))
+    assert relative_error(logits(model), logits(saved)) < 1e-5
+    grafted(model, LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        trained = model.train()(input_ids=ids()).logits
+    assert relative_error(logits(model.eval()), trained) < 1e-6

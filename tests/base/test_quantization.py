@@ -12,10 +12,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import CONFIGS, ids, logits, save_tiny, tiny_model
+from tsugiki import LoraConfig, graft
 from tsugiki.base import quantization as quantization_module
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.base.quantization import is_quantizable, quantize
+from tsugiki.base.quantization import count_parameters, is_quantizable, quantize
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -43,6 +44,17 @@ def test_the_gradient_reaches_the_input_nearly_as_before(kind: str):
     expected = gradient(model)
     found = gradient(quantize(model, torch.float32))
     assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.995
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_quantised_model_counts_as_many_parameters_as_before(kind: str, tied: bool):
+    model = tiny_model(kind, tie_word_embeddings=tied)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(model) == count
+    assert count_parameters(quantize(model)) == count
+    graft(model, LoraConfig(r=2, target_modules="all-linear"))
+    assert count_parameters(model) == count + sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_other_parameters_are_cast_and_buffers_are_not():

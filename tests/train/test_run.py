@@ -125,3 +125,11 @@ def test_too_little_text(tmp_path: Path):
     path.write_text("雨")
     with pytest.raises(TsugikiError, match="too short"):
         train(settings(tmp_path, data=str(path)))
+
+
+def test_an_int8_base_counts_as_many_parameters(tmp_path: Path):
+    counts = [
+        train(run_config(tmp_path, dtype, base_dtype=dtype, max_steps=1, prompts=[])).parameters
+        for dtype in ("fp32", "int8")
+    ]
+    assert counts[0] == counts[1]

@@ -123,6 +123,10 @@ def _read_config(folder: "Path", trust_remote_code: bool) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    if config.model_type == "rwkv":
+        # In evaluation mode, RWKV would halve the weights of its later layers, and not those of an adapter in them. The
+        # rescaling only prevents overflow in float16.
+        config.rescale_every = 0
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         # Old configs can switch gradient checkpointing on. It costs time, and only the user can say that it is wanted.
         if part is not None:

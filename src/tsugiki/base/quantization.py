@@ -10,6 +10,8 @@ from tsugiki.base.int8 import Int8Linear, exact_integers
 from tsugiki.lora.frozen_layer import is_conv1d
 
 Model = TypeVar("Model", bound=nn.Module)
+_ADDED = "_tsugiki_added_parameters"
+"""The attribute of a quantised model that counts the numbers which quantising has added to its parameters."""
 
 
 def quantize(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
@@ -37,6 +39,7 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
             "slow",
             stacklevel=2,
         )
+    before = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(False)
     layers = [path for path, layer in model.named_modules(remove_duplicate=False) if is_quantizable(layer)]
     for path in layers:
@@ -49,7 +52,16 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
     config = getattr(model, "config", None)
     if config is not None:
         config.dtype = dtype
+    setattr(model, _ADDED, sum(parameter.numel() for parameter in model.parameters()) - before)
     return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters of a model; of a quantised one as many as it had before.
+
+    A quantised model holds more numbers: the scales, and the head's own values if it was tied to the embedding.
+    """
+    return sum(parameter.numel() for parameter in model.parameters()) - int(getattr(model, _ADDED, 0))
 
 
 def is_quantizable(layer: nn.Module) -> bool:

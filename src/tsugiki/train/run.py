@@ -27,6 +27,7 @@ from transformers import get_scheduler
 from tsugiki.base.checks import code_digest
 from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base.quantization import count_parameters
 from tsugiki.base.resolve import settings_folder
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.blocks import Blocks
@@ -408,7 +409,7 @@ def _describe(
             "start a new run with another --out"
         )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    total = count_parameters(model)
     record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
     resolved_before = record.resolved_settings
     record.resolved_settings = {**resolved, "steps": total_steps(config, len(data.blocks))}
