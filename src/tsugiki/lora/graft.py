@@ -328,8 +328,8 @@ def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
     """Prepare a model for its first adapter."""
     if getattr(getattr(model, "config", None), "rescale_every", 0) > 0:
         raise TsugikiError(
-            "RWKV halves the weights of its later layers in evaluation mode, and would not halve an adapter's; load the "
-            "model with rescale_every 0 in its config"
+            "RWKV halves the weights of its later layers in evaluation mode, and would not halve an adapter's; load it "
+            "with rescale_every 0 in its config"
         )
     state.required_grad = {path: p.requires_grad for path, p in model.named_parameters()}
     model.requires_grad_(False)
