@@ -65,10 +65,10 @@ def interrupt(run: Callable[[Any], Any], config: Any, step: int) -> None:
 
     train_step = TrainingLoop.train_step
 
-    def interrupted(loop: TrainingLoop) -> None:
+    def interrupted(loop: TrainingLoop, stop: bool = False) -> None:
         if loop.progress.step == step:
             raise KeyboardInterrupt
-        train_step(loop)
+        train_step(loop, stop)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingLoop, "train_step", interrupted)
