@@ -133,7 +133,7 @@ class Gradients:
                 result = self._micro_batch(step, count, micro)
             except torch.OutOfMemoryError as error:
                 self._halve(micro, error)
-                todo[:0] = _split(micro, self.micro_batch_size)
+                todo = [part for whole in (micro, *todo) for part in _split(whole, self.micro_batch_size)]
                 continue
             yield result
 

@@ -1,0 +1,105 @@
+"""Optimiser steps of the training loop on the pretended device: the results of the processor, with one wait a step."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.devices.pretend import NAME, PretendedDevice, on_host
+from tests.devices.test_training import moved
+from tests.runs import uneven_blocks
+from tests.tiny import tiny_model
+from tsugiki import LoraConfig, graft
+from tsugiki.base.replica import bfloat16_replica
+from tsugiki.data.batches import StepBatches
+from tsugiki.data.collator import Collator
+from tsugiki.fast.document_masks import detect_document_masking
+from tsugiki.fast.paths import use_fast_paths
+from tsugiki.lora.dropout import disable_dropout
+from tsugiki.lora.graft import trainable_parameters
+from tsugiki.train.gradients import Gradients
+
+
+def copied(source: Any, target: Any) -> Any:
+    """Copy the values of all parameters, and return the target."""
+    with torch.no_grad():
+        values = dict(source.named_parameters())
+        for name, parameter in target.named_parameters():
+            parameter.copy_(values[name])
+    return target
+
+
+def models(kind: str, method: str, dropout: float = 0.0) -> tuple[Any, Any]:
+    """The same prepared model on the processor and on the device, which draw different dropout masks."""
+    host = tiny_model(kind, vocab_size=257)
+    disable_dropout(host)
+    there = moved(host)
+    if method == "lora":
+        config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=dropout, init_lora_weights=False)
+        for model in (host, there):
+            torch.manual_seed(0)
+            graft(model, config)
+        copied(host, there)
+    return host, there
+
+
+def gradients_of(model: Any, device: str, computing: Any = None, rows: int | None = None) -> Gradients:
+    computing = computing or model
+    use_fast_paths(computing)
+    batches = StepBatches(uneven_blocks(), Collator(detect_document_masking(model), computing.dtype), 8, seed=1)
+    accelerator: Any = SimpleNamespace(device=torch.device(device), num_processes=1, process_index=0)
+    return Gradients(model, computing, batches, accelerator, rows)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "full in bf16"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+def test_a_step_has_the_gradients_of_the_processor(kind: str, method: str, device: PretendedDevice):
+    host, there = models(kind, method)
+    bf16 = method.endswith("bf16")
+    replica = bfloat16_replica(host) if bf16 else None
+    found = gradients_of(there, NAME, moved(replica) if bf16 else None)
+    expected = gradients_of(host, "cpu", replica, rows=2)
+    wanted = expected.step(0)
+    found.step(0)
+    device.reset()
+    results = found.step(0)
+    assert device.waits.total() == 0, device.waits
+    tolerance = 3e-2 if bf16 else 2e-5
+    torch.testing.assert_close(on_host(results), wanted, rtol=tolerance, atol=0)
+    names = trainable_parameters(host)
+    for name, parameter in trainable_parameters(there).items():
+        gradient = names[name].grad
+        assert (on_host(parameter.grad) - gradient).norm() <= tolerance * gradient.norm() + 1e-7, name
+
+
+def test_a_micro_batch_that_does_not_fit_is_computed_in_halves(device: PretendedDevice):
+    host, there = models("llama", "lora")
+    expected, found = gradients_of(host, "cpu", rows=1), gradients_of(there, NAME)
+    whole = found._micro_batch
+    sizes: list[int] = []
+
+    def limited(step: int, count: int, micro: Any) -> Any:
+        sizes.append(len(micro.rows))
+        if len(micro.rows) > 3:
+            raise torch.OutOfMemoryError
+        return whole(step, count, micro)
+
+    found._micro_batch = limited  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(empty_cache=lambda: None))
+        results = found.step(0)
+    assert sizes == [8, 4, 2, 2, 2, 2]
+    torch.testing.assert_close(on_host(results), expected.step(0), rtol=2e-5, atol=0)
+    sizes.clear()
+    found.step(1)
+    assert sizes == [2, 2, 2, 2], "the size is kept"
+
+
+def test_the_size_of_micro_batches_does_not_change_dropout(device: PretendedDevice):
+    _, model = models("llama", "lora", dropout=0.5)
+    alone, pairs, all_rows = (gradients_of(model, NAME, rows=rows) for rows in (1, 2, None))
+    wanted = on_host(alone.step(0))
+    for found in (pairs, all_rows):
+        torch.testing.assert_close(on_host(found.step(0)), wanted, rtol=2e-5, atol=0)
+    assert not torch.allclose(on_host(alone.step(1)), wanted)
