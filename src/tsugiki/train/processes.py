@@ -52,6 +52,16 @@ def start_accelerator(
         raise TsugikiError(f"cannot start on {kind}: {error_text(error)}") from error
 
 
+def require_one_process(command: str) -> None:
+    """Check that a command that consists of several runs was not started in several processes.
+
+    Raises:
+        TsugikiError: it was.
+    """
+    if several_processes():
+        raise TsugikiError(f"{command} runs in one process: start it without torchrun or accelerate launch")
+
+
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """Call `action` on the main process only, and return its result on every process.
 

@@ -21,6 +21,7 @@ from tsugiki.methods.table import family_of
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.interval import Change, Interval
 from tsugiki.train.evaluation.result import change_of_loss
+from tsugiki.train.processes import require_one_process
 from tsugiki.train.record import RunRecord, finished, read_record
 from tsugiki.train.run import earlier_run
 from tsugiki.train.workflows.compare_config import ComparisonConfig
@@ -71,8 +72,9 @@ def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
         Name -> record, in the order of the methods.
 
     Raises:
-        TsugikiError: invalid settings, a folder that holds another run, or a run that failed.
+        TsugikiError: invalid settings, a folder that holds another run, a run that failed, or several processes.
     """
+    require_one_process("compare")
     runs = config.runs()
     out = Path(config.out)
     earlier = {name: earlier_run(name, run) for name, run in runs.items()}

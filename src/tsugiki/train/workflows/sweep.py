@@ -9,6 +9,7 @@ from tsugiki.io.json import write_json
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.interval import Change, Interval
 from tsugiki.train.evaluation.result import change_of_loss
+from tsugiki.train.processes import require_one_process
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.run import accelerator_of, earlier_run, load, run, start_or_resume
@@ -61,8 +62,9 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
         progress: where to show the progress; None: a new display on standard error.
 
     Raises:
-        TsugikiError: invalid settings, a folder that holds another run, or an error in a run.
+        TsugikiError: invalid settings, a folder that holds another run, an error in a run, or several processes.
     """
+    require_one_process("sweep")
     runs = config.runs()
     earlier = {name: earlier_run(name, settings) for name, (_, settings) in runs.items()}
     points = []
