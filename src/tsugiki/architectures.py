@@ -1,9 +1,7 @@
-"""What Tsugiki knows about each model architecture: one row per `model_type` of transformers.
+"""What Tsugiki knows about each model type of transformers: a row of what cannot be found out from the model.
 
-A row is plain data and lists only what differs from the most common architecture, Llama's, whose values are the
-defaults of `Architecture`. A model type without a row still works: `tsugiki.lora.structure` finds the layers for LoRA.
-
-    architecture_of(model).feedforward      # "mlp" for a Llama
+Where adapters are put is found by the structure of the model (`tsugiki.lora.structure`, `tsugiki.methods.places`), so
+a model type needs a row for an exception only, or for its name in llama.cpp.
 
 This module imports nothing, so that every package may import it.
 """
@@ -15,21 +13,16 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Architecture:
-    """The layer names of one model type. The defaults are those of Llama.
+    """The exceptions of one model type.
 
     Layer names are the ends of full module names: `mlp.c_proj` selects every `….mlp.c_proj`.
     """
 
     target_modules: tuple[str, ...] | None = None
     """Layers that get LoRA factors when the config names none. None: those that `tsugiki.lora.structure` finds."""
-    ia3_outputs: tuple[str, ...] = ("k_proj", "v_proj")
-    """Layers whose output (IA)³ scales when the config names none: the keys and the values."""
-    ia3_inputs: tuple[str, ...] = ("down_proj",)
-    """Layers whose input (IA)³ scales: the last layer of each feed-forward network."""
-    attention: str = "self_attn"
-    """The module that returns the attention's output, before the residual is added."""
-    feedforward: str = "mlp"
-    """The module that returns the feed-forward network's output, before the residual is added."""
+    ia3_outputs: tuple[str, ...] | None = None
+    """Layers whose output (IA)³ scales when the config names none. None: those of the keys and the values, which
+    `tsugiki.methods.places` finds."""
     llama_cpp: str | None = None
     """llama.cpp's name for the architecture (`general.architecture` in a GGUF file); None: it cannot be exported."""
     layers_of_27b: int | None = None
@@ -43,67 +36,19 @@ network; the first layer of the latter, `c_fc`, is left out."""
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
-        "gpt2": Architecture(
-            target_modules=_GPT2,
-            ia3_outputs=("c_attn",),
-            ia3_inputs=("mlp.c_proj",),
-            attention="attn",
-            llama_cpp="gpt2",
-        ),
-        "gpt_bigcode": Architecture(
-            target_modules=_GPT2,
-            ia3_outputs=("c_attn",),
-            ia3_inputs=("mlp.c_proj",),
-            attention="attn",
-        ),
-        # Where (IA)³ scales queries in place of keys, it follows PEFT's table.
-        "gpt_neo": Architecture(
-            ia3_outputs=_QUERIES_VALUES,
-            ia3_inputs=("c_proj",),
-            attention="attn",
-        ),
-        "gptj": Architecture(
-            ia3_outputs=_QUERIES_VALUES,
-            ia3_inputs=("fc_out",),
-            attention="attn",
-        ),
-        "gpt_neox": Architecture(
-            ia3_outputs=("query_key_value",),
-            ia3_inputs=("dense_4h_to_h",),
-            attention="attention",
-            llama_cpp="gptneox",
-        ),
-        "bloom": Architecture(
-            ia3_outputs=("query_key_value",),
-            ia3_inputs=("mlp.dense_4h_to_h",),
-            # BLOOM's attention and mlp modules add the residual themselves; their last layers do not.
-            attention="self_attention.dense",
-            feedforward="mlp.dense_4h_to_h",
-            llama_cpp="bloom",
-        ),
-        "falcon": Architecture(
-            ia3_outputs=("query_key_value",),
-            ia3_inputs=("dense_4h_to_h",),
-            attention="self_attention",
-            llama_cpp="falcon",
-        ),
-        "opt": Architecture(
-            ia3_outputs=("q_proj", "k_proj"),
-            ia3_inputs=("fc2",),
-            feedforward="fc2",
-        ),
-        "phi": Architecture(
-            ia3_outputs=_QUERIES_VALUES,
-            ia3_inputs=("fc2",),
-            llama_cpp="phi2",
-        ),
-        "phi3": Architecture(
-            ia3_outputs=("qkv_proj",),
-            llama_cpp="phi3",
-        ),
+        "gpt2": Architecture(target_modules=_GPT2, llama_cpp="gpt2"),
+        "gpt_bigcode": Architecture(target_modules=_GPT2),
+        # Where (IA)³ scales queries in place of keys or values, it follows PEFT's table.
+        "gpt_neo": Architecture(ia3_outputs=_QUERIES_VALUES),
+        "gptj": Architecture(ia3_outputs=_QUERIES_VALUES),
+        "gpt_neox": Architecture(llama_cpp="gptneox"),
+        "bloom": Architecture(llama_cpp="bloom"),
+        "falcon": Architecture(llama_cpp="falcon"),
+        "opt": Architecture(ia3_outputs=("q_proj", "k_proj")),
+        "phi": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="phi2"),
+        "phi3": Architecture(llama_cpp="phi3"),
         "llama": Architecture(llama_cpp="llama"),
         "mistral": Architecture(llama_cpp="llama"),
-        "ministral": Architecture(),
         "qwen2": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="qwen2"),
         "qwen3": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="qwen3"),
         "gemma": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="gemma"),
@@ -113,6 +58,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "cohere": Architecture(llama_cpp="command-r"),
         "olmo2": Architecture(llama_cpp="olmo2"),
         "smollm3": Architecture(llama_cpp="smollm3"),
+        # Its reversible layers compute gradients by a function of their own, which hides them from a trace.
+        "reformer": Architecture(target_modules=("query", "key", "value", "query_key", "dense")),
     }
 )
 """`model_type` of transformers -> its row."""

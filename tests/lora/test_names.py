@@ -34,9 +34,12 @@ def test_none_lists_and_patterns_select_names():
         check_names("target_modules", value)
 
 
-def test_shortest_endings_are_full_names_where_endings_select_more():
+def test_shortest_endings_are_longer_where_endings_select_more():
     assert shortest_endings(["a.x", "b.x"], ["b.y"]) == ["x"]
     assert shortest_endings(["b.y", "b.x"], ["a.x"]) == ["b.x", "y"]
+    assert shortest_endings(["m.0.b.x", "m.1.b.x"], ["m.0.a.x", "x"]) == ["b.x"]
+    assert shortest_endings(["m.0.x"], ["m.1.x", "n.0.x"]) == ["m.0.x"]
+    assert shortest_endings(["x", "m.x"], ["n.x"]) == ["m.x", "x"]
 
 
 @pytest.mark.parametrize(

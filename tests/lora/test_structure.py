@@ -9,7 +9,7 @@ import transformers
 from tests.tiny import CONFIGS, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
 from tsugiki.lora.frozen_layer import is_linear
-from tsugiki.lora.structure import structure_of
+from tsugiki.lora.structure import default_layers, reasons_against
 
 _LLAMA = CONFIGS["llama"]
 _MOE = {**_LLAMA, "pad_token_id": 0, "num_experts_per_tok": 2}
@@ -43,7 +43,7 @@ def build(kind: str, auto: Any = transformers.AutoModelForCausalLM, **settings: 
 
 def endings(model: Any, components: int = 2) -> set[str]:
     """The last components of the names of the layers that are found."""
-    return {".".join(name.split(".")[-components:]) for name in structure_of(model).layers}
+    return {".".join(name.split(".")[-components:]) for name in default_layers(model)}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -64,7 +64,7 @@ def test_the_known_architectures_are_grafted_as_before_there_was_a_rule(kind: st
     }.get(kind, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
     model = tiny_model(kind)
     named = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in expected}
-    assert set(structure_of(model).layers) == named
+    assert set(default_layers(model)) == named
 
 
 def test_routers_that_are_linear_by_their_class_alone_are_left_out():
@@ -74,7 +74,7 @@ def test_routers_that_are_linear_by_their_class_alone_are_left_out():
         routers = [layer for layer in model.modules() if type(layer).__name__.endswith("Router")]
         assert routers
         assert all(isinstance(router, torch.nn.Linear) and not is_linear(router) for router in routers)
-        assert not {name for name in structure_of(model).layers if "router" in name}
+        assert not {name for name in default_layers(model) if "router" in name}
         adapter = graft(model, LoraConfig(r=2, target_modules="all-linear"))
         assert not {name for name in adapter.pairs if "router" in name}
         model(input_ids=torch.arange(12)[None]).logits.sum().backward()
@@ -104,7 +104,7 @@ def test_a_layer_as_wide_as_there_are_experts_is_no_router():
 
 def test_a_plain_linear_layer_that_chooses_experts_is_left_out():
     model = build("jetmoe", **_MOE, num_local_experts=8, kv_channels=8)
-    reasons = structure_of(model).reasons
+    reasons = reasons_against(model)
     routers = [name for name in reasons if name.endswith("router.layer")]
     assert len(routers) == 4
     assert {reasons[name] for name in routers} == {"router"}
@@ -152,7 +152,7 @@ def test_layers_of_an_image_encoder_are_left_out_and_the_adapter_can_be_saved(tm
         eoi_token_index=7,
     )
     assert endings(model) == _ATTENTION | _FEEDFORWARD
-    assert all("language_model" in name for name in structure_of(model).layers)
+    assert all("language_model" in name for name in default_layers(model))
     graft(model, LoraConfig(r=2))
     save_adapter(model, tmp_path)
 
@@ -164,7 +164,7 @@ def test_both_sides_of_an_encoder_decoder_are_found():
     whisper = build("whisper", transformers.AutoModelForSpeechSeq2Seq, **_WHISPER)
     layers = {f"{where}.{name}_proj" for where in ("self_attn", "encoder_attn") for name in ("q", "k", "v", "out")}
     assert endings(whisper) == layers | {"0.fc1", "0.fc2"}
-    assert "proj_out" not in structure_of(whisper).layers
+    assert "proj_out" not in default_layers(whisper)
 
 
 def test_neither_weights_nor_random_numbers_are_used():
@@ -174,7 +174,7 @@ def test_neither_weights_nor_random_numbers_are_used():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     with torch.no_grad():
-        assert len(structure_of(large).layers) == 4 * 7
+        assert len(default_layers(large)) == 4 * 7
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.quantization import quantize
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.graft import is_grafted, remove_adapter
 from tsugiki.methods.bottleneck import NON_LINEARITIES, Bottleneck, BottleneckConfig
+from tsugiki.methods.places import places_of
 from tsugiki.methods.table import METHODS
 from tsugiki.train.run import train
 
@@ -131,6 +132,15 @@ def test_dropout_applies_to_what_is_added_while_training():
     torch.testing.assert_close(dropped[kept], 2 * whole[kept], rtol=1e-3, atol=1e-5)
 
 
+def sublayers(kind: str) -> tuple[str, str]:
+    """The names of attention and feed-forward network inside a block."""
+    places = places_of(tiny_model(kind))
+    attention, feedforward = (
+        re.split(r"\.0\.", names[0], maxsplit=1)[1] for names in (places.attention, places.feedforward)
+    )
+    return attention, feedforward
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
     """y = x + a(attention) + a'(feed-forward), for sequential and for parallel sub-layers."""
@@ -139,7 +149,7 @@ def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
         parameters.data = parameters.data.double()
     seen: dict[str, Any] = {}
     block = model.get_submodule(next(iter(model._tsugiki.adapters["default"].bottlenecks)).split(".0.")[0])[0]
-    names = ARCHITECTURES[kind].attention, ARCHITECTURES[kind].feedforward
+    names = sublayers(kind)
     parts = [block.get_submodule(name)._modules["tsugiki"] for name in names]
     block.register_forward_hook(lambda _, args, out: seen.update(x=args[0], y=out if torch.is_tensor(out) else out[0]))
     for name, part in zip(names, parts, strict=True):
@@ -250,7 +260,7 @@ def test_a_saved_adapter_is_loaded_unchanged(kind: str, method: str, tmp_path: P
     assert (loaded.config.mh_adapter, loaded.config.non_linearity) == (
         (True, "swish") if method == "houlsby" else (False, "relu")
     )
-    place = ARCHITECTURES[kind].attention + "." if method == "houlsby" else ""
+    place = sublayers(kind)[0] + "." if method == "houlsby" else ""
     keys = load_file(tmp_path / ADAPTER_FILE).keys()
     assert any(key.endswith(f".0.{place}adapter_down.weight") for key in keys)
     assert all(key.startswith("base_model.model.") for key in keys)

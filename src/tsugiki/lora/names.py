@@ -39,14 +39,24 @@ def check_names(setting: str, value: object) -> None:
 def shortest_endings(names: Iterable[str], others: Iterable[str]) -> list[str]:
     """Return a short list that selects `names` and none of `others`.
 
-    It has the last component of each name, or the whole name where the last component ends one of `others` as well.
+    Names with the same last component are shortened to as few components as end none of `others`.
     """
-    taken = {_last(name) for name in others}
-    return sorted({name if _last(name) in taken else _last(name) for name in names})
+    by_last: dict[str, list[str]] = {}
+    for name in names:
+        by_last.setdefault(name.rpartition(".")[2], []).append(name)
+    similar: dict[str, list[str]] = {last: [] for last in by_last}
+    for name in others:
+        similar.get(name.rpartition(".")[2], []).append(name)
+    return sorted(ending for last, own in by_last.items() for ending in _shorten(own, similar[last]))
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
+def _shorten(names: list[str], others: list[str]) -> set[str]:
+    longest = max(name.count(".") for name in names) + 1
+    for length in range(1, longest):
+        endings = {".".join(name.split(".")[-length:]) for name in names}
+        if endings.isdisjoint(".".join(name.split(".")[-length:]) for name in others):
+            return endings
+    return set(names)
 
 
 def split_block(name: str) -> tuple[str, int | None, str]:

@@ -13,7 +13,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import features, is_graftable, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.names import Names, matches, shortest_endings, split_block
-from tsugiki.lora.structure import structure_of
+from tsugiki.lora.structure import default_layers
 from tsugiki.lora.swap import CHILD
 
 
@@ -132,7 +132,7 @@ def _default_targets(model: nn.Module) -> Sequence[str]:
     if architecture is not None and architecture.target_modules is not None:
         return architecture.target_modules
     try:
-        return structure_of(model).layers
+        return default_layers(model)
     except TsugikiError as error:
         raise TsugikiError(
             f"no default target_modules for {model_type(model)!r}: {error}; "

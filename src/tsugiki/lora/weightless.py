@@ -7,6 +7,7 @@ second for a model of 7 billion parameters. Autograd records the pass as usual.
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def run(model: Any) -> Any:
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.random.fork_rng(devices=[]),
-        torch.device("cpu"),
+        nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),  # a device slows every call
         _ShapesOnly(),  # type: ignore[no-untyped-call]
     ):
         return model(**_inputs(model))
@@ -138,7 +139,9 @@ def _inputs(model: Any) -> dict[str, Any]:
     """Return arguments for a forward pass of a few tokens: token ids, and what an encoder of sounds reads."""
     accepted = inspect.signature(model.forward).parameters
     config = model.config
-    ids = torch.arange(_TOKENS)[None] % config.get_text_config(decoder=True).vocab_size
+    text = config.get_text_config(decoder=True)
+    tokens = min(_TOKENS, getattr(text, "max_position_embeddings", None) or _TOKENS)
+    ids = torch.arange(tokens)[None] % text.vocab_size
     given: dict[str, Any] = {"use_cache": False, "decoder_input_ids": ids}
     name = getattr(model, "main_input_name", "input_ids")
     given[name] = _sound(config) if name == "input_features" else ids

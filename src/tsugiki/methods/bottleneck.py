@@ -37,19 +37,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.architectures import architecture_of, model_type
+from tsugiki.architectures import model_type
 from tsugiki.base.context import text_config
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.frozen_layer import features, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.masks import dropout
-from tsugiki.lora.names import Names, check_names, split_block
+from tsugiki.lora.names import Names, check_names, shortest_endings, split_block
 from tsugiki.lora.swap import Undo
-from tsugiki.lora.targets import find_modules
+from tsugiki.lora.targets import base_modules, find_modules
 from tsugiki.methods.hooks import attach_output_module
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
+from tsugiki.methods.places import places_of
+
+_NAME_MODULES = "name the modules whose output is added to the residual, such as {}: [mlp]"
 
 Initialisation: TypeAlias = Literal["mam_adapter", "bert"]
 
@@ -86,7 +89,7 @@ class BottleneckConfig:
         dropout: probability of dropping an element of what is added, while training.
         leave_out: indices of the blocks that get no adapter.
         attention_modules: the attention modules: a list of names or name endings, or a regular expression for the whole
-            name. None: the model type decides (`tsugiki.architectures`).
+            name. None: those that `tsugiki.methods.places` finds.
         feedforward_modules: the feed-forward modules, named the same way.
     """
 
@@ -221,20 +224,21 @@ def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Nam
     """Return the names of the attention and feed-forward modules that get an adapter, by the setting that names them.
 
     Raises:
-        TsugikiError: the setting is None and the model type has no default.
+        TsugikiError: the setting is None and no such module is found.
     """
-    row = architecture_of(model)
-    defaults = {} if row is None else {"attention_modules": row.attention, "feedforward_modules": row.feedforward}
     used = {"attention_modules": config.mh_adapter, "feedforward_modules": config.output_adapter}
-    names: dict[str, Names] = {}
-    for setting in [setting for setting, is_used in used.items() if is_used]:
-        given = getattr(config, setting)
-        if given is None and setting not in defaults:
+    names: dict[str, Names] = {setting: getattr(config, setting) for setting, is_used in used.items() if is_used}
+    for setting in [setting for setting, given in names.items() if given is None]:
+        try:
+            places = places_of(model)
+        except TsugikiError as error:
             raise TsugikiError(
-                f"no default {setting} for {model_type(model)!r}; name the modules whose output is added to the "
-                f"residual, such as {setting}: [mlp]"
-            )
-        names[setting] = [defaults[setting]] if given is None else given
+                f"no default {setting} for {model_type(model)!r}: {error}; {_NAME_MODULES.format(setting)}"
+            ) from error
+        found = set(places.attention if setting == "attention_modules" else places.feedforward)
+        names[setting] = shortest_endings(found, (name for name, _ in base_modules(model) if name not in found))
+    if not any(names.values()):
+        raise TsugikiError(f"{model_type(model)} has no such sub-layer; {_NAME_MODULES.format(next(iter(names)))}")
     return names
 
 
@@ -243,7 +247,7 @@ def _adapted_modules(model: nn.Module, config: BottleneckConfig) -> list[str]:
     sublayers: list[str] = []
     for setting, names in _sublayer_names(model, config).items():
         found = [path for path in find_modules(model, names) if split_block(path)[1] not in config.leave_out]
-        if not found:
+        if names and not found:
             raise TsugikiError(
                 f"{setting}={names} matches no module of this model"
                 + (f" outside of blocks {list(config.leave_out)}" if config.leave_out else "")

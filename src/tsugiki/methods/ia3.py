@@ -22,18 +22,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tsugiki.architectures import Architecture, architecture_of, model_type
+from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.lora.layer import base_of
-from tsugiki.lora.names import Names, check_names, matches
+from tsugiki.lora.names import Names, check_names, matches, shortest_endings
 from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module
 from tsugiki.lora.targets import base_modules, find_targets
 from tsugiki.methods.hooks import attach_input_module, attach_output_module
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
+from tsugiki.methods.places import Places, places_of
+
+_NAME_LAYERS = (
+    "set target_modules to the layers of keys and values and the last layer of the feed-forward network, and "
+    "feedforward_modules to the latter"
+)
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,13 @@ class IA3Config:
     """Settings of (IA)³, named as in PEFT's `IA3Config`.
 
     Args:
-        target_modules: the linear layers to scale, named as in `LoraConfig`. None: the model type decides
-            (`tsugiki.architectures`).
+        target_modules: the linear layers to scale, named as in `LoraConfig`. None: the layers of keys and values and
+            the last layer of each feed-forward network (`tsugiki.methods.places`); for some model types, the queries
+            in place of the keys, as in PEFT (`tsugiki.architectures`).
         exclude_modules: layers left out although `target_modules` selects them; named the same way.
         feedforward_modules: those of the target layers that are scaled on their input instead of their output. A list
-            of name endings, each of which `target_modules` must select too, or a regular expression. None: the model
-            type decides; an empty list: no layer.
+            of name endings, each of which `target_modules` must select too, or a regular expression. None: those that
+            end a feed-forward network; an empty list: no layer.
         fan_in_fan_out: whether weights are stored as [in, out]. Only written to the file; Tsugiki finds it out from
             the layer.
         modules_to_save: modules trained in full, on a copy, and stored in the adapter (names or endings).
@@ -170,29 +177,48 @@ def _as_lora_config(config: IA3Config, targets: Names | None) -> LoraConfig:
 
 
 def _target_names(model: nn.Module, config: IA3Config) -> Names:
+    """Return the names of the layers that are scaled on their input or their output.
+
+    Raises:
+        TsugikiError: the config names none, and none are found.
+    """
     if config.target_modules is not None:
         return config.target_modules
-    architecture = _require_architecture(model, "target_modules")
-    return (*architecture.ia3_outputs, *architecture.ia3_inputs)
+    row = architecture_of(model)
+    outputs = row.ia3_outputs if row is not None else None
+    if outputs is None:
+        outputs = tuple(_endings(model, _places(model).keys_and_values))
+    targets = (*outputs, *_feedforward_ends(model))
+    if not targets:
+        raise TsugikiError(f"{model_type(model)} has no attention and no feed-forward network; {_NAME_LAYERS}")
+    return targets
 
 
 def _feedforward_names(model: nn.Module, config: IA3Config) -> Names:
     """Return the names of the layers that are scaled on their input. Defaults are limited to the target layers."""
     if config.feedforward_modules is not None:
         return config.feedforward_modules
-    names = _require_architecture(model, "feedforward_modules").ia3_inputs
-    targets = config.target_modules
+    names, targets = _feedforward_ends(model), config.target_modules
     return names if targets is None or isinstance(targets, str) else [name for name in names if name in targets]
 
 
-def _require_architecture(model: nn.Module, setting: str) -> Architecture:
-    architecture = architecture_of(model)
-    if architecture is None:
+def _feedforward_ends(model: nn.Module) -> list[str]:
+    return _endings(model, _places(model).feedforward_ends)
+
+
+def _endings(model: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Return name endings that select these layers and no other module of the model."""
+    chosen = set(layers)
+    return shortest_endings(layers, (name for name, _ in base_modules(model) if name not in chosen))
+
+
+def _places(model: nn.Module) -> Places:
+    try:
+        return places_of(model)
+    except TsugikiError as error:
         raise TsugikiError(
-            f"no default {setting} of (IA)³ for {model_type(model)!r}; set target_modules to the layers of keys and "
-            "values and the last layer of the feed-forward network, and feedforward_modules to the latter"
-        )
-    return architecture
+            f"no default target_modules of (IA)³ for {model_type(model)!r}: {error}; {_NAME_LAYERS}"
+        ) from error
 
 
 def _is_feedforward(path: str, names: Names) -> bool:

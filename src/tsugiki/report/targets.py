@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tsugiki.base.loading import load_meta_model
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import features, is_linear
-from tsugiki.lora.structure import structure_of
+from tsugiki.lora.structure import reasons_against
 from tsugiki.lora.targets import base_modules, find_targets
 from tsugiki.report.formatting import Table
 
@@ -29,7 +29,7 @@ def targets_table(model: str) -> tuple[Table, list[str]]:
     shape = load_meta_model(model)
     config = LoraConfig()
     targets = find_targets(shape, config)
-    reasons = structure_of(shape).reasons
+    reasons = reasons_against(shape)
     linear = {name: layer for name, layer in base_modules(shape) if is_linear(layer)}
     numbers: dict[_Kind, int] = {}
     for name, layer in linear.items():
