@@ -1,9 +1,12 @@
 """Adapters' folders for tests that need no model."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, write_lora_weights
 from tsugiki.adapters.metadata import BaseReference
@@ -21,6 +24,30 @@ def lora_of(seed: int = 0, r: int = 4, blocks: int = 2, **fields: Any) -> LoraWe
     }
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["c_attn"], fan_in_fan_out=True, **fields)
     return LoraWeights(config, layers, {}, BaseReference(name="tiny", fingerprint=None), "CAUSAL_LM")
+
+
+def forget_digests(folder: Path) -> None:
+    """Make tsugiki.json one of an earlier version, after a test has changed another file in the folder."""
+    path = folder / "tsugiki.json"
+    if path.is_file():
+        fields = json.loads(path.read_text())
+        fields.pop("digests", None)
+        path.write_text(json.dumps(fields))
+
+
+def edit_config(folder: Path, **fields: Any) -> None:
+    """Change fields of adapter_config.json."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    forget_digests(folder)
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of an adapter's file."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    forget_digests(folder)
 
 
 def write(folder: Path, seed: int = 0, **fields: Any) -> Path:

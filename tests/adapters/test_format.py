@@ -1,6 +1,8 @@
 """PEFT as the oracle: our files in PEFT, PEFT's files here, one training step, merged weights."""
 
 import json
+import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.adapters.folders import edit_config, forget_digests
+from tests.files import contents
 from tests.tiny import ids, logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import (
     LoraConfig,
@@ -23,7 +27,13 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.lora.graft import is_grafted
+from tsugiki.adapters.verify import KnownBase, verify
+from tsugiki.lora.graft import active_name, is_grafted
+from tsugiki.lora.targets import base_modules
+from tsugiki.methods.bottleneck import BottleneckConfig
+from tsugiki.methods.p_tuning import PromptEncoderConfig
+from tsugiki.methods.prefix_tuning import PrefixTuningConfig
+from tsugiki.methods.prompt_tuning import PromptTuningConfig
 
 SHAPES = ["gpt2", "llama", "gemma3_text"]
 ATTENTION = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "gemma3_text": ["q_proj", "down_proj"]}
@@ -192,8 +202,7 @@ def test_config_holds_pefts_field_names(tmp_path: Path):
 
 def saved(tmp_path: Path, **fields: Any) -> Path:
     save_grafted(tmp_path, tiny_model(), LoraConfig(r=4, target_modules=["c_attn"]))
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    edit_config(tmp_path, **fields)
     return tmp_path
 
 
@@ -222,6 +231,137 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_before(fields: dict[st
     assert said in str(caught.value)
     assert not is_grafted(model)
     assert not any("lora" in name for name, _ in model.named_modules())
+
+
+MILLION, TRILLION = 10**6, 10**12
+SIZES: dict[str, tuple[Any, str, dict[str, Any], str]] = {
+    "r": (LoraConfig(r=4), "adapter_config.json", {"r": TRILLION}, f"[4, 32], expected [{TRILLION}, 32]"),
+    "rank_pattern": (
+        LoraConfig(r=4),
+        "adapter_config.json",
+        {"rank_pattern": {"c_attn": TRILLION}},
+        f"[4, 32], expected [{TRILLION}, 32]",
+    ),
+    "a layer without factors": (
+        LoraConfig(r=4, target_modules=["c_attn"]),
+        "adapter_config.json",
+        {"target_modules": ["c_attn", "c_fc"], "rank_pattern": {"c_fc": TRILLION}},
+        "c_fc.lora_A.weight is missing",
+    ),
+    "pissa": (
+        LoraConfig(r=4, init_lora_weights="pissa"),
+        "tsugiki.json",
+        {"r": 5},
+        "[8, 32], expected [10, 32]",
+    ),
+    "num_virtual_tokens": (
+        PromptTuningConfig(num_virtual_tokens=4),
+        "adapter_config.json",
+        {"num_virtual_tokens": 31},
+        "prompt_embeddings is [4, 32], expected [31, 32]",
+    ),
+    "encoder_hidden_size": (
+        PromptEncoderConfig(num_virtual_tokens=4),
+        "adapter_config.json",
+        {"encoder_hidden_size": MILLION},
+        f"expected [{MILLION}, 32]",
+    ),
+    "more than a size can be": (
+        PromptEncoderConfig(num_virtual_tokens=4),
+        "adapter_config.json",
+        {"encoder_hidden_size": TRILLION},
+        f"encoder_hidden_size is {TRILLION}",
+    ),
+    "encoder_num_layers": (
+        PromptEncoderConfig(num_virtual_tokens=4, encoder_reparameterization_type="LSTM"),
+        "adapter_config.json",
+        {"encoder_num_layers": 100_000},
+        "encoder_num_layers is 100000",
+    ),
+    "projection": (
+        PrefixTuningConfig(num_virtual_tokens=4, prefix_projection=True),
+        "adapter_config.json",
+        {"encoder_hidden_size": MILLION},
+        f"expected [{MILLION}, 32]",
+    ),
+    "reduction_factor": (
+        BottleneckConfig(),
+        "adapter_config.json",
+        {"reduction_factor": 1 / 64},
+        "[2, 32], expected [2048, 32]",
+    ),
+    "smaller reduction_factor": (
+        BottleneckConfig(),
+        "adapter_config.json",
+        {"reduction_factor": 1e-4},
+        "reduction_factor is 0.0001",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_are_compared_with_the_file_before_memory_is_allocated(case: str, tmp_path: Path):
+    config, file, fields, said = SIZES[case]
+    save_grafted(tmp_path, tiny_model(), config)
+    content = json.loads((tmp_path / file).read_text())
+    if file == "tsugiki.json":
+        content["method_config"] |= fields
+    else:
+        content |= fields
+    (tmp_path / file).write_text(json.dumps(content))
+    forget_digests(tmp_path)
+    with pytest.raises(TsugikiError, match=re.escape(said)):
+        load_adapter(tiny_model(), tmp_path)
+    # `verify` reads PiSSA's factors as PEFT does, so that their number before training does not matter to it.
+    assert case == "pissa" or verify(tmp_path, KnownBase(tiny_model().to("meta"), None))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"r": 32 * 64 + 1}, "is 2049, more than 64 times .*32"), ({"rank_pattern": {"c_attn": TRILLION}}, str(TRILLION))],
+)
+def test_a_rank_far_above_that_of_the_weight_is_refused(fields: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        graft(tiny_model(), LoraConfig(**fields))
+
+
+def test_many_tensors_that_do_not_belong_there_are_compared_with_one_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = saved(tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({**tensors, **{f"x.{i}": torch.zeros(1) for i in range(3000)}}, folder / "adapter_model.safetensors")
+    calls = []
+
+    def counted(model: Any) -> Any:
+        calls.append(model)
+        return base_modules(model)
+
+    monkeypatch.setattr("tsugiki.adapters.format.base_modules", counted)
+    with pytest.raises(TsugikiError, match=r"x\.0 is not part of the adapter.*and 2997 more"):
+        load_adapter(tiny_model(), folder)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_what_is_not_floating_point_is_no_factor(dtype: torch.dtype, tmp_path: Path):
+    folder = saved(tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    key = next(iter(tensors))
+    save_file({**tensors, key: tensors[key].to(dtype)}, folder / "adapter_model.safetensors")
+    with pytest.raises(TsugikiError, match=rf"{key} holds numbers of the type {dtype}, expected torch.float32"):
+        load_adapter(tiny_model(), folder)
+
+
+def test_factors_in_8_bits_are_read_as_peft_reads_them(tmp_path: Path):
+    folder = saved(tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    halves = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in tensors.items()}
+    save_file(halves, folder / "adapter_model.safetensors")
+    model = tiny_model()
+    load_adapter(model, folder)
+    theirs = peft.PeftModel.from_pretrained(tiny_model(), folder).eval()
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
 
 
 def test_a_refused_adapter_leaves_the_others_as_they_were(tmp_path: Path):
@@ -263,6 +403,100 @@ def test_broken_files_are_named(tmp_path: Path):
         load_adapter(tiny_model(), folder)
     with pytest.raises(TsugikiError, match="nowhere"):
         load_adapter(tiny_model(), tmp_path / "nowhere")
+
+
+def test_a_file_that_is_not_the_one_that_was_saved_is_named(tmp_path: Path):
+    save_grafted(tmp_path / "a", tiny_model(), LoraConfig(r=4))
+    save_grafted(tmp_path / "b", tiny_model(), LoraConfig(r=4, lora_alpha=16), seed=4)
+    load_adapter(tiny_model(), tmp_path / "a")
+    for file, said in (
+        ("adapter_model.safetensors", "adapter_model.safetensors is not the file that was saved with tsugiki.json"),
+        ("adapter_config.json", "adapter_config.json and tsugiki.json do not belong together"),
+        ("tsugiki.json", "is not the file that was saved|do not belong together"),
+    ):
+        shutil.copytree(tmp_path / "a", tmp_path / file)
+        shutil.copy(tmp_path / "b" / file, tmp_path / file / file)
+        model = tiny_model()
+        with pytest.raises(TsugikiError, match=said):
+            load_adapter(model, tmp_path / file)
+        assert not is_grafted(model)
+        assert len(verify(tmp_path / file)) >= 1
+
+
+def test_pefts_adapter_in_a_folder_of_ours_is_not_read_with_our_settings(tmp_path: Path):
+    save_grafted(tmp_path, tiny_model(), LoraConfig(r=8, lora_alpha=64, init_lora_weights="pissa"))
+    theirs = shake(peft_model("gpt2", {"r": 16, "lora_alpha": 4, "target_modules": ["c_attn", "c_proj"]}))
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(TsugikiError, match="remove tsugiki.json"):
+        load_adapter(tiny_model(), tmp_path)
+    (tmp_path / "tsugiki.json").unlink()
+    model = tiny_model()
+    load_adapter(model, tmp_path)
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+
+
+def test_what_does_not_change_the_result_can_be_edited(tmp_path: Path):
+    adapted = logits(save_grafted(tmp_path, tiny_model(), LoraConfig(r=4)))
+    path = tmp_path / "adapter_config.json"
+    fields = json.loads(path.read_text()) | {"base_model_name_or_path": "elsewhere/base", "peft_version": "0.1"}
+    path.write_text(json.dumps(dict(reversed(fields.items()))))
+    model = tiny_model()
+    load_adapter(model, tmp_path)
+    assert torch.equal(logits(model), adapted)
+
+
+@pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa_niter_99999999"}, {"lora_dropout": 0.5}, {"r": [2]}])
+def test_tsugiki_json_has_no_other_settings_than_we_write(settings: dict[str, Any], tmp_path: Path):
+    save_grafted(tmp_path, tiny_model(), LoraConfig(r=4, init_lora_weights="pissa"))
+    path = tmp_path / "tsugiki.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"method_config": content["method_config"] | settings, "digests": None}))
+    with pytest.raises(TsugikiError, match="tsugiki.json: method_config"):
+        load_adapter(tiny_model(), tmp_path)
+
+
+def test_an_adapter_that_is_not_finite_is_not_saved(tmp_path: Path):
+    model = save_grafted(tmp_path, tiny_model(), LoraConfig(r=4))
+    before = contents(tmp_path)
+    with torch.no_grad():
+        model.transformer.h[1].attn.c_attn.lora.B[3, 1] = torch.nan
+    with pytest.raises(TsugikiError, match=r"h\.1\.attn\.c_attn\.lora_B\.weight is not finite"):
+        save_adapter(model, tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_load_that_fails_at_its_end_leaves_the_model_as_it_was(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(model: Any) -> None:
+        raise error
+
+    save_grafted(tmp_path, tiny_model(), LoraConfig(r=4))
+    plain, adapted = tiny_model(), tiny_model()
+    graft(adapted, LoraConfig(r=2), "mine")
+    before = logits(shake(adapted))
+    monkeypatch.setattr("tsugiki.adapters.format.logit_shift", fail)
+    for model in (plain, adapted):
+        with pytest.raises(error):
+            load_adapter(model, tmp_path, "theirs")
+    assert not is_grafted(plain)
+    assert all(p.requires_grad for p in plain.parameters())
+    assert torch.equal(logits(adapted), before)
+    assert active_name(adapted) == "mine"
+
+
+def test_a_base_of_another_name_is_reported_where_its_weights_are_unknown(tmp_path: Path):
+    peft_model("gpt2", {"target_modules": ["c_attn"], "init_lora_weights": False}).save_pretrained(tmp_path)
+    for name, warned in (("org/this", True), ("models/Base", False), ("", False)):
+        edit_config(tmp_path, base_model_name_or_path="org/base")
+        model = tiny_model()
+        model.name_or_path = name
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            load_adapter(model, tmp_path)
+        said = [str(one.message) for one in found if "org/base" in str(one.message)]
+        assert bool(said) == warned, name
 
 
 def test_an_adapter_that_changes_nothing_is_reported(tmp_path: Path):

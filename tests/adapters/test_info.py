@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.folders import write
+from tests.adapters.folders import edit_config, write
 from tests.tiny import tiny_model
 from tsugiki import TsugikiError, save_adapter
 from tsugiki.adapters.info import read_adapter_info
@@ -33,7 +33,6 @@ def test_other_methods_have_no_ranks(method: str, tmp_path: Path):
 
 def test_a_rank_that_the_config_does_not_give_is_an_error(tmp_path: Path):
     folder = write(tmp_path / "a")
-    config = folder / "adapter_config.json"
-    config.write_text(config.read_text().replace('"r": 4', '"r": 5'))
+    edit_config(folder, r=5)
     with pytest.raises(TsugikiError, match="rank 4"):
         read_adapter_info(folder)

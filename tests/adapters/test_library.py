@@ -1,12 +1,11 @@
 """A folder of adapters: what is in it, and that nothing is lost, overwritten or half there."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.adapters.folders import write
+from tests.adapters.folders import edit_config, write
 from tests.files import contents
 from tsugiki import TsugikiError
 from tsugiki.adapters.library import (
@@ -56,8 +55,7 @@ def test_broken_folders_are_listed_with_the_reason(library: Path):
     (library / "gone").symlink_to(library / "nowhere")
     weights = write(library / "cut") / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    config = write(library / "newer") / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_bdlora": {"nblocks": 2}}))
+    edit_config(write(library / "newer"), use_bdlora={"nblocks": 2})
     found = {entry.name: entry.broken for entry in read_library(library) if entry.broken}
     assert list(found) == ["cut", "empty", "gone", "newer"]
     assert "adapter_model.safetensors is broken" in found["cut"]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.adapters.folders import forget_digests
 from tests.adapters.test_format import CASES, peft_model, settings
 from tests.tiny import logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
@@ -123,6 +124,7 @@ def _spoil(folder: Path, how: str) -> None:
     elif how == "codes":
         tensors[key] = tensors[key].to(torch.int32)
     save_file(tensors, path)
+    forget_digests(folder)
     if how == "cut":
         path.write_bytes(path.read_bytes()[:-9])
 

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from tests.adapters.folders import write
+from tests.adapters.folders import edit_config as config
+from tests.adapters.folders import edit_weights as spoil
+from tests.adapters.folders import forget_digests, write
 from tests.tiny import save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig
 from tsugiki.adapters.verify import known_base, verify
@@ -19,17 +20,6 @@ from tsugiki.methods.table import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
-
-
-def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / "adapter_model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "adapter_model.safetensors")
-
-
-def config(folder: Path, **fields: Any) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def begins(folder: Path, content: bytes) -> None:
@@ -46,6 +36,7 @@ def longer(folder: Path) -> None:
     header[last]["data_offsets"][1] += 4
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    forget_digests(folder)
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from tests.adapters.folders import edit_weights
 from tests.files import contents
 from tests.tiny import save_grafted, save_tiny
 from tsugiki import LoraConfig, graft, save_adapter
@@ -92,8 +93,7 @@ def test_what_cannot_be_merged_is_one_line(arguments: tuple[str, ...], said: str
     model = load_model(adapters)
     graft(model, LoraConfig(r=2))
     save_adapter(model, tmp_path / "nan")
-    broken = tmp_path / "nan" / "adapter_model.safetensors"
-    save_file({key: tensor / 0 for key, tensor in load_file(broken).items()}, broken)
+    edit_weights(tmp_path / "nan", lambda tensors: [tensor.div_(0) for tensor in tensors.values()])
     before = contents(tmp_path)
     defaults = {"--model": adapters, "--out": "merged"}
     given = [word for name, value in defaults.items() if name not in arguments for word in (name, value)]

@@ -13,7 +13,7 @@ from tests.hub_server import READER, HubServer
 from tests.tiny import logits, save_grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.hub.client import HUB_FILES, pull, push, refuse_unknown_base
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 from tsugiki.train.record import RECORD_FILE
 
 
@@ -201,7 +201,7 @@ def _with_nan(tmp_path: Path) -> bytes:
 )
 def test_what_is_no_whole_adapter_is_not_pulled(changed: dict[str, Any], said: str, hub: HubServer, tmp_path: Path):
     made = {name: content(tmp_path) if callable(content) else content for name, content in changed.items()}
-    hub.add("me/it", adapter_files(tmp_path, **made))
+    hub.add("me/it", adapter_files(tmp_path, **made, **{METADATA_FILE: None}))
     (tmp_path / "library").mkdir()
     with pytest.raises(TsugikiError, match=said):
         pull("me/it", tmp_path / "library" / "b")

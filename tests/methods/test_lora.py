@@ -549,7 +549,7 @@ def test_tsugiki_json_with_an_unknown_setting_is_refused(tmp_path: Path):
     graft(model, config_of("lora-fa"))
     save_adapter(shake(model), tmp_path)
     path = tmp_path / "tsugiki.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"method_config": {"of_the_future": 1}}))
+    path.write_text(json.dumps({"format": 2, "method_config": {"of_the_future": 1}}))
     with pytest.raises(TsugikiError, match=r"tsugiki\.json.*of_the_future"):
         load_adapter(tiny_model(), tmp_path)
 

@@ -2,10 +2,12 @@
 
     adapter_model.safetensors   the trained tensors (their names: `methods.peft_keys`)
     adapter_config.json         `peft_type`, and the method's settings under PEFT's names
-    tsugiki.json                the base's fingerprint, and settings that PEFT has no field for; PEFT does not read it
+    tsugiki.json                the base's fingerprint, settings that PEFT has no field for, and digests of all of this;
+                                PEFT does not read it
 
 `PeftModel.from_pretrained` loads what is written here, if PEFT has the method; `load_adapter` loads what PEFT writes.
-Both give the same logits. A field of the config that would change the result and is not supported is an error.
+Both give the same logits. A field of the config that would change the result and is not supported is an error. So is a
+file that is not the one that was saved with `tsugiki.json`: a bit of it changed, or another program replaced it.
 """
 
 import dataclasses
@@ -20,16 +22,34 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tsugiki.adapters.metadata import BaseReference, Metadata, read_metadata, write_metadata
+from tsugiki.adapters.metadata import (
+    BaseReference,
+    Digests,
+    Metadata,
+    read_metadata,
+    settings_digest,
+    write_metadata,
+)
 from tsugiki.adapters.probe import logit_shift
 from tsugiki.base.fingerprint import base_fingerprint, fingerprints_differ
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import files_into
+from tsugiki.io.digests import file_sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, write_json
-from tsugiki.lora.graft import DEFAULT_NAME, active_adapter, add_adapter, base_alone, find_adapter
+from tsugiki.lora.graft import (
+    DEFAULT_NAME,
+    active_adapter,
+    active_name,
+    add_adapter,
+    base_alone,
+    find_adapter,
+    remove_adapter,
+    set_adapter,
+)
 from tsugiki.lora.targets import base_modules
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
+from tsugiki.methods.method import shape_problems
 from tsugiki.methods.peft_keys import base_name
 from tsugiki.methods.table import FORMATS, format_of
 
@@ -38,7 +58,9 @@ _SHOWN_PROBLEMS = 3
 _COMMON_FIELDS = frozenset(
     {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 )
-"""Fields of adapter_config.json that are the same for all methods and do not change what is computed."""
+"""Fields of adapter_config.json that are the same for all methods."""
+_NAMES = _COMMON_FIELDS - {"peft_type"}
+"""Those on which the result does not depend."""
 
 _OTHER_FORMATS = {
     b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file itself (git lfs pull)",
@@ -62,7 +84,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
         name: the adapter's name in the model; None for the active adapter.
 
     Raises:
-        TsugikiError: the model has no such adapter, or the folder cannot be written.
+        TsugikiError: the model has no such adapter, a tensor of it is not finite, or the folder cannot be written.
     """
     model = unwrapped(model)
     write_adapter(model, find_adapter(model, name) if name is not None else active_adapter(model), Path(path))
@@ -77,9 +99,13 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
         folder: created if it does not exist.
 
     Raises:
-        TsugikiError: the folder cannot be written.
+        TsugikiError: a tensor of the adapter is not finite, or the folder cannot be written.
     """
     adapter_format = format_of(adapter.config)
+    tensors = adapter_format.tensors(model, adapter)
+    broken = not_finite(tensors)
+    if broken:
+        raise TsugikiError(f"the adapter is not saved, because {summarise_list(broken)}; the training has diverged")
     extra_settings = adapter_format.extra_settings
     metadata = Metadata(
         base=BaseReference(name=getattr(model, "name_or_path", None) or None, fingerprint=base_fingerprint(model)),
@@ -88,7 +114,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     task_type = "CAUSAL_LM" if hasattr(model, "generate") else None
     fields = {"peft_type": adapter_format.peft_type, "task_type": task_type} | adapter_format.to_json(model, adapter)
     with files_into(folder, last=ADAPTER_CONFIG_FILE) as temporary:
-        write_adapter_files(temporary, adapter_format.tensors(model, adapter), fields, metadata)
+        write_adapter_files(temporary, tensors, fields, metadata)
 
 
 def write_adapter_files(
@@ -100,7 +126,7 @@ def write_adapter_files(
         folder: usually a temporary one (see `io.atomic`).
         tensors: the trained tensors by their names in the file.
         fields: the fields of adapter_config.json but for the base's name.
-        metadata: the content of tsugiki.json.
+        metadata: the content of tsugiki.json, to which the digests are added.
 
     Raises:
         TsugikiError: a file cannot be written.
@@ -109,9 +135,16 @@ def write_adapter_files(
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     common = {"base_model_name_or_path": metadata.base.name, "inference_mode": True}
     write_json(folder / ADAPTER_CONFIG_FILE, {**common, **fields})
-    write_metadata(folder, metadata)
+    # Read again, because what is written may differ: lone surrogates become question marks.
+    write_metadata(folder, with_digests(metadata, folder / ADAPTER_FILE, read_config_fields(folder)))
     # safetensors makes files that only their owner can read.
     shutil.copymode(folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_FILE)
+
+
+def with_digests(metadata: Metadata, weights: Path, fields: Mapping[str, Any]) -> Metadata:
+    """Return the metadata with the digests of a file of weights and of the fields of adapter_config.json."""
+    digests = Digests(weights=file_sha256(weights), settings=settings_digest(_computing_fields(fields), metadata))
+    return metadata.model_copy(update={"digests": digests})
 
 
 def load_adapter(
@@ -135,11 +168,21 @@ def load_adapter(
         TsugikiError: the folder holds no adapter, its method is not supported, it was trained on another base, its
             tensors do not fit, or the model is wrapped (see `lora.wrappers`).
     """
-    model, folder = unwrapped_to_graft(model), Path(path)
+    model, folder, called = unwrapped_to_graft(model), Path(path), name or DEFAULT_NAME
     adapter = read_adapter(model, folder, read_adapter_config(folder), allow_base_mismatch=allow_base_mismatch)
-    add_adapter(model, adapter, name or DEFAULT_NAME)
-    if logit_shift(model) == 0:
+    active_before = active_name(model)
+    add_adapter(model, adapter, called)
+    try:
+        shift = logit_shift(model)
+    except BaseException:
+        remove_adapter(model, called)
+        if active_before is not None:
+            set_adapter(model, active_before)
+        raise
+    if shift == 0:
         warnings.warn(f"the adapter in {folder} has no effect: the model's logits are those of the base", stacklevel=2)
+    if not allow_base_mismatch:
+        _warn_of_another_name(model, folder)
     return adapter
 
 
@@ -163,7 +206,7 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
         _refuse_another_base(model, folder)
     with base_alone(model):
         try:
-            adapter = format_of(config).build_for(model, config, tensors.keys())
+            adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
             raise TsugikiError(f"{folder} does not fit this model: {error}") from error
@@ -216,17 +259,21 @@ def read_adapter_config(folder: Path) -> Any:
         An instance of the config class of the adapter's method.
 
     Raises:
-        TsugikiError: a file is missing or not JSON, the method is not supported, or a field would change the result
-            and is not supported.
+        TsugikiError: a file is missing or not JSON, the files do not belong together, the method is not supported, or a
+            field would change the result and is not supported.
     """
     config = read_peft_config(folder)
-    extra = read_metadata(folder).method_config
-    if format_of(config).extra_settings is None:
+    extra = dict(read_metadata(folder).method_config)
+    extra_settings = format_of(config).extra_settings
+    if extra_settings is None or not extra:
         return config
     try:
-        return dataclasses.replace(config, **extra)
-    except (TsugikiError, TypeError) as error:
-        raise TsugikiError(f"{folder / METADATA_FILE}: method_config: {error}") from error
+        complete = dataclasses.replace(config, **extra)
+    except (TsugikiError, TypeError, ValueError) as error:
+        raise TsugikiError(f"{folder / METADATA_FILE}: method_config: {error_text(error)}") from error
+    if extra_settings(complete) != extra:
+        raise TsugikiError(f"{folder / METADATA_FILE}: method_config has other settings than those that Tsugiki writes")
+    return complete
 
 
 def read_peft_config(folder: Path) -> Any:
@@ -236,16 +283,22 @@ def read_peft_config(folder: Path) -> Any:
         TsugikiError: as for `read_adapter_config`.
     """
     path = folder / ADAPTER_CONFIG_FILE
-    fields = read_config_fields(folder)
+    fields, metadata = read_config_fields(folder), read_metadata(folder)
+    if metadata.digests and metadata.digests.settings != settings_digest(_computing_fields(fields), metadata):
+        raise TsugikiError(
+            f"{path} and {METADATA_FILE} do not belong together: one of them is damaged, or was changed; restore it, "
+            f"or remove {METADATA_FILE}"
+        )
     adapter_format = FORMATS.get(str(fields.get("peft_type")))
     if adapter_format is None:
         raise TsugikiError(
-            f"{path}: peft_type {fields.get('peft_type')!r} is not supported; it must be one of {', '.join(FORMATS)}"
+            f"{path}: peft_type {error_text(repr(fields.get('peft_type')), 40)} is not supported; it must be one of "
+            f"{', '.join(FORMATS)}"
         )
     try:
         return adapter_format.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
-    except TsugikiError as error:
-        raise TsugikiError(f"{path}: {error}") from error
+    except (TsugikiError, RecursionError) as error:
+        raise TsugikiError(f"{path}: {error_text(error)}") from error
 
 
 def read_base(folder: Path) -> BaseReference:
@@ -262,13 +315,35 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
     """Read all fields of adapter_config.json without interpreting them.
 
     Raises:
-        TsugikiError: there is no such file, or it does not hold a JSON object.
+        TsugikiError: there is no such file, it does not hold a JSON object, or a name in it is no text.
     """
-    return read_json(folder / ADAPTER_CONFIG_FILE, missing=f"no adapter in {folder}: it has no {ADAPTER_CONFIG_FILE}")
+    path = folder / ADAPTER_CONFIG_FILE
+    if not path.is_file():
+        raise TsugikiError(f"no adapter in {folder}: it has no {ADAPTER_CONFIG_FILE}")
+    fields = read_json(path)
+    for name in ("base_model_name_or_path", "task_type"):
+        if not isinstance(fields.get(name), str | None):
+            raise TsugikiError(f"{path}: {name} is {error_text(repr(fields[name]), 40)}; it must be a text")
+    return fields
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of an adapter by their names in the file; the file is memory-mapped.
+    """Read the tensors of an adapter by their names in the file, which is compared with its digest in tsugiki.json.
+
+    Raises:
+        TsugikiError: there is no file of weights, it is broken, or it is not the one that was saved.
+    """
+    tensors, digests = map_weights(folder), read_metadata(folder).digests
+    if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
+        raise TsugikiError(
+            f"{folder / ADAPTER_FILE} is not the file that was saved with {METADATA_FILE}: it is damaged, or was "
+            f"replaced; restore it, or remove {METADATA_FILE}"
+        )
+    return tensors
+
+
+def map_weights(folder: Path) -> dict[str, Tensor]:
+    """Map the tensors of an adapter into memory, by their names in the file, without reading their values.
 
     Raises:
         TsugikiError: there is no file of weights, or it is broken.
@@ -285,7 +360,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """List what is wrong with the names and shapes of an adapter's tensors.
+    """List what is wrong with the names, shapes and dtypes of an adapter's tensors.
 
     PEFT may store weights of the base with an adapter; a tensor equal to such a weight is not listed. If `model` is on
     the meta device, a tensor of the right name and shape counts as equal.
@@ -295,18 +370,17 @@ def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str
         expected: the tensors that an adapter of this config has for this model.
         found: the tensors in the file.
     """
-    problems = [f"{key} is missing" for key in expected if key not in found]
-    problems += [
-        f"{key} is not part of the adapter"
-        for key, tensor in found.items()
-        if key not in expected and not _is_copy_of_base(model, key, tensor)
+    surplus = {key: tensor for key, tensor in found.items() if key not in expected}
+    owners = dict(base_modules(model)) if surplus else {}
+    return [
+        *shape_problems({key: tensor.shape for key, tensor in expected.items()}, found),
+        *(f"{key} is not part of the adapter" for key in surplus if not _is_copy_of_base(owners, key, surplus[key])),
+        *(
+            f"{key} holds numbers of the type {found[key].dtype}, expected {tensor.dtype}"
+            for key, tensor in expected.items()
+            if key in found and _kind(found[key]) != _kind(tensor)
+        ),
     ]
-    problems += [
-        f"{key} is {list(found[key].shape)}, expected {list(expected[key].shape)}"
-        for key in expected
-        if key in found and found[key].shape != expected[key].shape
-    ]
-    return problems
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -316,10 +390,19 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [f"{key} is not finite" for key, tensor in comparable.items() if not torch.isfinite(tensor).all()]
 
 
-def _is_copy_of_base(model: nn.Module, key: str, tensor: Tensor) -> bool:
-    """Return whether a tensor of the file is a frozen weight of the base."""
+def _computing_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of adapter_config.json on which the result depends."""
+    return {name: value for name, value in fields.items() if name not in _NAMES}
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _is_copy_of_base(owners: Mapping[str, nn.Module], key: str, tensor: Tensor) -> bool:
+    """Return whether a tensor of the file is a frozen weight of the base, of which `owners` are the modules by name."""
     path, _, attribute = base_name(key).rpartition(".")
-    owner = dict(base_modules(model)).get(path)
+    owner = owners.get(path)
     weight = owner._parameters.get(attribute) if owner is not None else None
     if weight is None or weight.shape != tensor.shape:
         return False
@@ -334,6 +417,19 @@ def _other_format(path: Path) -> str:
     except OSError:
         return ""
     return next((what for start, what in _OTHER_FORMATS.items() if first_bytes.lstrip().startswith(start)), "")
+
+
+def _warn_of_another_name(model: nn.Module, folder: Path) -> None:
+    """Warn if it is unknown whether the adapter was trained on this base, and their names differ."""
+    base, name = read_base(folder), getattr(model, "name_or_path", "")
+    if base.fingerprint and base_fingerprint(model):
+        return
+    if base.name and name and Path(base.name).name.lower() != Path(name).name.lower():
+        warnings.warn(
+            f"the adapter in {folder} was trained on {base.name}, and this model is {name}; whether their weights are "
+            "the same is unknown",
+            stacklevel=3,
+        )
 
 
 def _refuse_another_base(model: nn.Module, folder: Path) -> None:

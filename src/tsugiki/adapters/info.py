@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.format import read_adapter_config, read_base, read_peft_config, read_weights
+from tsugiki.adapters.format import map_weights, read_adapter_config, read_base, read_peft_config
 from tsugiki.adapters.lora_weights import parse_tensors
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.errors import TsugikiError, summarise_list
@@ -39,7 +39,7 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     Raises:
         TsugikiError: the folder holds no adapter, or its config or the names or shapes of its tensors are wrong.
     """
-    config, tensors = read_adapter_config(folder), read_weights(folder)
+    config, tensors = read_adapter_config(folder), map_weights(folder)
     ranks, targets = set(), _configured_targets(config)
     if isinstance(config, LoraConfig):
         layers, _, problems = parse_tensors(read_peft_config(folder), tensors)

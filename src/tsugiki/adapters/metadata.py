@@ -1,5 +1,6 @@
 """`tsugiki.json`: what Tsugiki knows about an adapter or a merged model, and PEFT's config has no field for."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -7,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.digests import file_sha256
+from tsugiki.io.digests import file_sha256, sha256
 from tsugiki.io.file_names import ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, value_text, write_json
 
@@ -35,6 +36,15 @@ class BaseReference(_Model):
     """A name that `load_model` takes."""
     fingerprint: str | None = None
     """The digest of its weights (see `base.fingerprint`); unknown for adapters that PEFT wrote."""
+
+
+class Digests(_Model):
+    """What the files of an adapter were when they were saved."""
+
+    weights: str
+    """The SHA-256 of the file of weights."""
+    settings: str
+    """The SHA-256 of all settings on which the result depends (`settings_digest`)."""
 
 
 class Source(_Model):
@@ -80,6 +90,8 @@ class Metadata(_Model):
     """None if the adapter was trained, not derived from others."""
     figures: Mapping[str, Any] = Field(default_factory=dict)
     """What was measured when a merged model was verified."""
+    digests: Digests | None = None
+    """None for a merged model, and for adapters of earlier versions."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object, without what is empty."""
@@ -115,6 +127,19 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
         TsugikiError: it cannot be written.
     """
     write_json(folder / METADATA_FILE, metadata.to_json())
+
+
+def settings_digest(fields: Mapping[str, Any], metadata: Metadata) -> str:
+    """Return the SHA-256 of the settings of an adapter: fields of its config, `method_config`, and the base's digest.
+
+    It depends on the values only, not on their order or on white space in the files.
+
+    Args:
+        fields: the fields of adapter_config.json on which the result depends.
+        metadata: the content of tsugiki.json.
+    """
+    settings = [fields, metadata.method_config, metadata.base.fingerprint]
+    return sha256([json.dumps(settings, sort_keys=True, default=list).encode()])
 
 
 def source_adapter(folder: Path, weight: float | None = None, peft_type: str | None = None) -> Source:

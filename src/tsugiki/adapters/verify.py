@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tsugiki.adapters.format import (
+    map_weights,
     misfits,
     not_finite,
     read_adapter_config,
@@ -90,11 +91,11 @@ def find_problems(folder: Path) -> list[str]:
     except TsugikiError as error:
         problems.append(without_path(str(error), folder))
     try:
-        if (folder / RECORD_FILE).exists():
+        if (folder / RECORD_FILE).is_file():
             read_json(folder / RECORD_FILE)
     except TsugikiError as error:
         problems.append(without_path(str(error), folder))
-    return problems
+    return list(dict.fromkeys(problems))  # a broken tsugiki.json is met twice
 
 
 def without_path(message: str, folder: Path) -> str:
@@ -108,10 +109,10 @@ def find_misfits(folder: Path, base: KnownBase) -> list[str]:
     trained_on = read_base(folder)
     if fingerprints_differ(trained_on.fingerprint, base.fingerprint):
         problems.append(f"it was trained on another base ({trained_on.name}): the weights differ")
-    config, tensors = read_peft_config(folder), read_weights(folder)
+    config, tensors = read_peft_config(folder), map_weights(folder)
     adapter_format = format_of(config)
     try:
-        adapter = adapter_format.build_for(base.model, config, tensors.keys())
+        adapter = adapter_format.build_for(base.model, config, tensors)
         expected = adapter_format.tensors(base.model, adapter)
     except TsugikiError as error:
         return [*problems, f"it does not fit the base: {error}"]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from tsugiki.adapters.format import read_base, read_config_fields, read_weights
+from tsugiki.adapters.format import map_weights, read_base, read_config_fields, with_digests
 from tsugiki.adapters.metadata import Metadata, read_metadata
 from tsugiki.adapters.verify import check_adapter
 from tsugiki.base.resolve import EMBEDDED
@@ -97,7 +97,7 @@ def publication(
     """
     config = check_adapter(folder)
     fields = _public({**read_config_fields(folder), "base_model_name_or_path": base})
-    metadata = _public_metadata(read_metadata(folder), base)
+    metadata = with_digests(_public_metadata(read_metadata(folder), base), folder / ADAPTER_FILE, fields)
     record = _public_record(read_record(folder), base) if (folder / RECORD_FILE).is_file() else None
     card = model_card(
         CardData(
@@ -107,7 +107,7 @@ def publication(
             base=metadata.base,
             provenance=metadata.provenance,
             record=record,
-            parameters=sum(tensor.numel() for tensor in read_weights(folder).values()),
+            parameters=sum(tensor.numel() for tensor in map_weights(folder).values()),
             size=(folder / ADAPTER_FILE).stat().st_size,
             license_id=license_id,
             languages=languages,

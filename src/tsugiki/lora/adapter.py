@@ -6,6 +6,7 @@ while the model holds the adapter; the layer's pair is in it while the adapter i
 """
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,9 @@ from tsugiki.lora.swap import (
     warn_untied_weights,
 )
 from tsugiki.lora.targets import base_modules, find_modules_to_save, find_targets
+
+_MAX_RANK_FACTOR = 64
+"""A rank above that of the weight is useless, but occurs where many adapters are combined into one."""
 
 
 @dataclass
@@ -89,6 +93,7 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     targets = find_targets(model, config)
     for path, layer in targets.items():
         _check_fit(path, layer, config)
+    _warn_of_ranks_too_high(targets, config)
     modules = copies_to_save(model, config)
     pairs = {path: _pair(path, layer, config) for path, layer in targets.items()}
     biases = trained_biases(model, config, targets)
@@ -167,15 +172,20 @@ def _pair(path: str, layer: nn.Module, config: LoraConfig) -> LowRank:
 def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
     """Raise a TsugikiError if the settings cannot be used for this layer."""
     rank, init = config.rank_of(path), config.init_lora_weights
-    kind = type(layer).__name__
+    kind, full_rank = type(layer).__name__, min(features(layer))
+    if rank > _MAX_RANK_FACTOR * full_rank:
+        raise TsugikiError(
+            f"the rank for {path} is {rank}, more than {_MAX_RANK_FACTOR} times the highest that its update can have "
+            f"({full_rank}); lower r or rank_pattern"
+        )
     if isinstance(init, str) and init != "gaussian" and not is_linear(layer):
         raise TsugikiError(
             f"init_lora_weights {init!r} is for linear layers only, and {path} is a {kind}; leave it out of the targets"
         )
-    if str(init).startswith("pissa") and rank > min(features(layer)):
+    if str(init).startswith("pissa") and rank > full_rank:
         raise TsugikiError(
-            f"init_lora_weights {init!r}: {path} has only {min(features(layer))} principal directions, fewer than rank "
-            f"{rank}; lower the rank"
+            f"init_lora_weights {init!r}: {path} has only {full_rank} principal directions, fewer than rank {rank}; "
+            "lower the rank"
         )
     if not isinstance(layer, nn.Conv2d):
         return
@@ -199,3 +209,14 @@ def _trained_copy(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module).requires_grad_(True)
     unfreeze_batchnorm(copied)  # another adapter may have frozen those of the base
     return copied
+
+
+def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig) -> None:
+    high = [name for name, layer in targets.items() if config.rank_of(name) > min(features(layer))]
+    if high:
+        highest = min(features(targets[high[0]]))
+        warnings.warn(
+            f"rank {config.rank_of(high[0])} is above the highest rank that the update of {high[0]} can have "
+            f"({highest}; {len(high)} such layers): training works, but rank {highest} can express the same",
+            stacklevel=5,
+        )

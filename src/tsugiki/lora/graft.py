@@ -282,6 +282,12 @@ def is_merged(model: nn.Module) -> bool:
     return state is not None and state.merged is not None
 
 
+def active_name(model: nn.Module) -> str | None:
+    """Return the name of the active adapter; None if none is active."""
+    state = _state(model)
+    return None if state is None else state.active
+
+
 def active_adapter(model: nn.Module) -> Any:
     """Return the active adapter, an object of its method's class.
 

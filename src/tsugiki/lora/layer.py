@@ -191,6 +191,14 @@ def deactivate_factors(layers: Sequence[Grafted]) -> None:
         layer._modules["lora"] = None
 
 
+def pair_shapes(layer: nn.Module, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of A and B of rank r for this layer."""
+    if isinstance(layer, nn.Conv2d):
+        return LoraConv2d.shapes(layer, r)
+    in_features, out_features = features(layer)
+    return (r, in_features), (out_features, r)
+
+
 def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: bool | str) -> LowRank:
     """Return a new pair for `layer`, initialised as in PEFT.
 
@@ -201,16 +209,11 @@ def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: boo
         dropout: the probability of dropping an element of the input.
         init: see `LoraConfig.init_lora_weights`.
     """
-    if isinstance(layer, nn.Conv2d):
-        shapes = LoraConv2d.shapes(layer, r)
-    else:
-        in_features, out_features = features(layer)
-        shapes = (r, in_features), (out_features, r)
     # The values are computed on the processor, so that they are the same on every device. Decompositions are slow or
     # missing on some accelerators.
     device = device_of(layer)
     at = device if device.type == "meta" else torch.device("cpu")
-    A, B = (torch.empty(shape, dtype=factor_dtype(layer), device=at) for shape in shapes)
+    A, B = (torch.empty(shape, dtype=factor_dtype(layer), device=at) for shape in pair_shapes(layer, r))
     pair = LowRank(A, B, scaling, dropout)
     if isinstance(layer, nn.Embedding):
         nn.init.normal_(pair.B)

@@ -1,7 +1,6 @@
 """The layers that a LoRA config selects: by name, by pattern, or by the model type's defaults."""
 
 import re
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import nn
 from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import features, is_graftable, is_linear
+from tsugiki.lora.frozen_layer import is_graftable, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.names import Names, matches, shortest_endings, split_block
 from tsugiki.lora.structure import default_layers
@@ -40,9 +39,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     first_names: dict[int, str] = {}
     for name in selected:
         first_names.setdefault(id(layers[name]), name)
-    targets = {name: layers[name] for name in first_names.values()}
-    _warn_of_ranks_too_high(targets, config)
-    return targets
+    return {name: layers[name] for name in first_names.values()}
 
 
 def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Collection[str]) -> list[str]:
@@ -150,14 +147,3 @@ def _describe(config: LoraConfig) -> str:
 def _list_graftable(layers: Mapping[str, nn.Module]) -> str:
     endings = sorted({name.rpartition(".")[2] for name, layer in layers.items() if is_graftable(layer)})
     return f"these can be grafted: {', '.join(endings)}" if endings else "the model has no layer that can be grafted"
-
-
-def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig) -> None:
-    high = [name for name, layer in targets.items() if config.rank_of(name) > min(features(layer))]
-    if high:
-        highest = min(features(targets[high[0]]))
-        warnings.warn(
-            f"rank {config.rank_of(high[0])} is above the highest rank that the update of {high[0]} can have "
-            f"({highest}; {len(high)} such layers): training works, but rank {highest} can express the same",
-            stacklevel=4,
-        )

@@ -48,7 +48,7 @@ from tsugiki.lora.names import Names, check_names, shortest_endings, split_block
 from tsugiki.lora.swap import Undo
 from tsugiki.lora.targets import base_modules, find_modules
 from tsugiki.methods.hooks import attach_output_module
-from tsugiki.methods.method import AdapterFormat, read_fields
+from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.methods.places import places_of
 
@@ -68,6 +68,8 @@ NON_LINEARITIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     }
 )
 """The activation functions, by AdapterHub's names."""
+_MIN_REDUCTION = 1 / 64  # a bottleneck that is 64 times as wide as the model
+_MAX_SCALING = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,18 @@ class BottleneckConfig:
         by_block = isinstance(self.reduction_factor, Mapping)
         factors = dict(self.reduction_factor) if by_block else {"": self.reduction_factor}  # type: ignore[arg-type]
         for block, factor in factors.items():
-            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            number = isinstance(factor, int | float) and not isinstance(factor, bool)
+            if not number or not _MIN_REDUCTION <= factor < math.inf:  # type: ignore[operator]
                 setting = f"reduction_factor[{block!r}]" if by_block else "reduction_factor"
-                raise TsugikiError(f"{setting} is {factor!r}; it must be a finite number above 0")
+                raise TsugikiError(f"{setting} is {factor!r}; it must be a finite number of at least {_MIN_REDUCTION}")
         if self.non_linearity is not None and self.non_linearity not in list(NON_LINEARITIES):
             raise TsugikiError(f"non_linearity is {self.non_linearity!r}; choose one of {', '.join(NON_LINEARITIES)}")
         if self.init_weights not in get_args(Initialisation):
             raise TsugikiError(
                 f"init_weights is {self.init_weights!r}; choose one of {', '.join(get_args(Initialisation))}"
             )
-        if not isinstance(self.scaling, int | float) or not math.isfinite(self.scaling):
-            raise TsugikiError(f"scaling is {self.scaling!r}; it must be a finite number")
+        if not isinstance(self.scaling, int | float) or not abs(self.scaling) <= _MAX_SCALING:
+            raise TsugikiError(f"scaling is {self.scaling!r}; it must be a number in the range of float32")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise TsugikiError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
         if not isinstance(self.leave_out, Sequence) or not all(type(index) is int for index in self.leave_out):
@@ -165,7 +168,7 @@ class Bottleneck(nn.Module):
         dtype = at_least_float32(like.dtype)
         self.adapter_down = nn.Linear(width, inner, dtype=dtype)
         self.adapter_up = nn.Linear(inner, width, dtype=dtype)
-        self.act, self.scaling, self.p = config.activation, config.scaling, config.dropout
+        self.act, self.scaling, self.p = config.activation, float(config.scaling), config.dropout
         for layer in (self.adapter_down, self.adapter_up):
             nn.init.zeros_(layer.bias)
         if config.init_weights == "bert":
@@ -270,8 +273,25 @@ def _block_of(path: str) -> str:
 def _new_bottleneck(model: nn.Module, path: str, config: BottleneckConfig) -> Bottleneck:
     module = base_of(model.get_submodule(path))
     like = next(chain(module.parameters(), module.buffers(), model.parameters()))
+    return Bottleneck(*_sizes(model, path, config), config, like)
+
+
+def _sizes(model: nn.Module, path: str, config: BottleneckConfig) -> tuple[int, int]:
+    """Return the width of a module's output, and that of its bottleneck."""
+    module = base_of(model.get_submodule(path))
     width = features(module)[1] if is_linear(module) else _hidden_size(model, path)
-    return Bottleneck(width, max(1, int(width // _reduction_factor(config, path))), config, like)
+    return width, max(1, int(width // _reduction_factor(config, path)))
+
+
+def _build_for(model: nn.Module, config: BottleneckConfig, file_tensors: Mapping[str, Tensor]) -> BottleneckAdapter:
+    """Build adapters for a file, if the bottlenecks in the file are as wide as the config says."""
+    expected: dict[str, tuple[int, int]] = {}
+    for path in _adapted_modules(model, config):
+        width, inner = _sizes(model, path, config)
+        expected[f"{PREFIX}{path}.adapter_down.weight"] = inner, width
+        expected[f"{PREFIX}{path}.adapter_up.weight"] = width, inner
+    check_shapes(expected, file_tensors)
+    return config.new_adapter(model)
 
 
 def _hidden_size(model: nn.Module, path: str) -> int:
@@ -308,5 +328,10 @@ def _to_json(model: nn.Module, adapter: BottleneckAdapter) -> dict[str, Any]:
 
 
 BOTTLENECK = AdapterFormat(
-    "TSUGIKI_BOTTLENECK", BottleneckConfig, _tensors, _to_json, partial(read_fields, BottleneckConfig)
+    "TSUGIKI_BOTTLENECK",
+    BottleneckConfig,
+    _tensors,
+    _to_json,
+    partial(read_fields, BottleneckConfig),
+    build_for=_build_for,
 )

@@ -45,12 +45,13 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.adapter import LoraAdapter
+from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_conv1d
+from tsugiki.lora.layer import pair_shapes
 from tsugiki.lora.names import check_names
-from tsugiki.lora.targets import base_modules, shortest_target_modules
-from tsugiki.methods.method import AdapterFormat, read_fields
+from tsugiki.lora.targets import base_modules, find_targets, shortest_target_modules
+from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
 from tsugiki.methods.peft_keys import PREFIX, base_layer_key, factor_keys, magnitude_key
 
 _HARMLESS = frozenset(
@@ -97,6 +98,17 @@ def _load_tensors(model: nn.Module, adapter: LoraAdapter, file_tensors: Mapping[
     # For PiSSA, `_tensors` returns concatenated copies; writing into them has no effect.
     for key, tensor in _tensors(model, adapter).items():
         tensor.copy_(file_tensors[key])
+
+
+def _build_for(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, Tensor]) -> LoraAdapter:
+    """Build an adapter for a file, if the ranks in the file are those that the config gives."""
+    ranks = _as_ordinary_lora(config)
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, layer in find_targets(model, config).items():
+        keys = factor_keys(path, isinstance(layer, nn.Embedding))
+        expected |= zip(keys, pair_shapes(layer, ranks.rank_of(path)), strict=True)
+    check_shapes(expected, file_tensors)
+    return new_lora_adapter(model, config)
 
 
 def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
@@ -148,4 +160,4 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
     return read_fields(LoraConfig, {**fields, "init_lora_weights": known}, _HARMLESS)
 
 
-LORA = AdapterFormat("LORA", LoraConfig, _tensors, _to_json, _from_json, _load_tensors, _extra_settings)
+LORA = AdapterFormat("LORA", LoraConfig, _tensors, _to_json, _from_json, _load_tensors, _extra_settings, _build_for)

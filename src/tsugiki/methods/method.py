@@ -12,13 +12,13 @@ one config class: `rslora` is `LoraConfig` with `use_rslora=True`. `methods.tabl
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.lora.graft import graft, new_adapter
 
 Family: TypeAlias = Literal["additive", "reparametrised", "selective", "full fine-tuning"]
@@ -27,7 +27,7 @@ ConfigT = TypeVar("ConfigT")
 AdapterT = TypeVar("AdapterT")
 
 
-def _new_adapter(model: nn.Module, config: Any, names: Collection[str]) -> Any:
+def _new_adapter(model: nn.Module, config: Any, file_tensors: Mapping[str, Tensor]) -> Any:
     return new_adapter(model, config)
 
 
@@ -53,9 +53,10 @@ class AdapterFormat(Generic[ConfigT, AdapterT]):
     extra_settings: Callable[[ConfigT], dict[str, Any]] | None = None
     """Config -> the settings that PEFT has no field for. They are saved in `tsugiki.json`, which PEFT does not read,
     and replace the values that `from_json` returns. None: PEFT has a field for every setting."""
-    build_for: Callable[[nn.Module, ConfigT, Collection[str]], AdapterT] = _new_adapter
-    """(model, config, names of the tensors in a file) -> an adapter to load that file into. It differs from a new
-    adapter where the file has fewer tensors than a new adapter trains."""
+    build_for: Callable[[nn.Module, ConfigT, Mapping[str, Tensor]], AdapterT] = _new_adapter
+    """(model, config, tensors of a file) -> an adapter to load that file into. It differs from a new adapter where the
+    file has fewer tensors than a new adapter trains. If the config gives sizes, they are compared with the file's
+    (`check_shapes`) before memory is allocated for them."""
 
 
 def _graft(model: nn.Module, config: Any, base_dropout: bool) -> None:
@@ -131,7 +132,7 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
     """
     known = {one.name for one in dataclasses.fields(cast(Any, config))}
     unknown = [
-        f"{name}={value!r}"
+        f"{name}={error_text(repr(value), 80)}"
         for name, value in fields.items()
         if name not in known | harmless and value not in (None, False, {}, [])
     ]
@@ -141,3 +142,28 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
         return config(**{name: value for name, value in fields.items() if name in known and value is not None})
     except (TypeError, ValueError, AttributeError) as error:  # for example a list where the config expects a mapping
         raise TsugikiError(str(error)) from error
+
+
+def check_shapes(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> None:
+    """Check that a file has these tensors in these shapes.
+
+    Args:
+        expected: name in the file -> shape.
+        found: the tensors in the file.
+
+    Raises:
+        TsugikiError: a tensor is missing, or has another shape.
+    """
+    problems = shape_problems(expected, found)
+    if problems:
+        raise TsugikiError(summarise_list(problems))
+
+
+def shape_problems(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> list[str]:
+    """List what `check_shapes` raises an error for, a sentence each."""
+    missing = [f"{key} is missing" for key in expected if key not in found]
+    return missing + [
+        f"{key} is {list(found[key].shape)}, expected {list(shape)}"
+        for key, shape in expected.items()
+        if key in found and list(found[key].shape) != list(shape)
+    ]

@@ -13,8 +13,9 @@ the attention that a prompt costs, there are some millions of parameters while t
 P-tuning; the method called P-tuning v2 is `prefix_tuning`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
@@ -26,7 +27,8 @@ from tsugiki.methods.soft_prompt import (
     SoftPromptAdapter,
     adapter_from_embeddings,
     cache_shape,
-    check_at_least_1,
+    check_file,
+    check_size,
     embedding_width,
     from_json,
     has_network,
@@ -58,14 +60,14 @@ class PromptEncoderConfig:
     encoder_num_layers: int = 2
 
     def __post_init__(self) -> None:
-        check_at_least_1("num_virtual_tokens", self.num_virtual_tokens)
+        check_size("num_virtual_tokens", self.num_virtual_tokens)
         if self.encoder_reparameterization_type not in get_args(Encoder):
             raise TsugikiError(
                 f"encoder_reparameterization_type is {self.encoder_reparameterization_type!r}; choose MLP or LSTM"
             )
         if self.encoder_hidden_size is not None:
-            check_at_least_1("encoder_hidden_size", self.encoder_hidden_size)
-        check_at_least_1("encoder_num_layers", self.encoder_num_layers)
+            check_size("encoder_hidden_size", self.encoder_hidden_size)
+        check_size("encoder_num_layers", self.encoder_num_layers, most=64)
 
     def new_adapter(self, model: nn.Module) -> "SoftPromptAdapter[PromptEncoderConfig]":
         """Build a new prompt and its network for `model`, which is not changed.
@@ -109,10 +111,12 @@ def _new_network(config: PromptEncoderConfig, width: int) -> nn.Module:
 
 
 def _build_for(
-    model: nn.Module, config: PromptEncoderConfig, names: Collection[str]
+    model: "PreTrainedModel", config: PromptEncoderConfig, file_tensors: Mapping[str, Tensor]
 ) -> SoftPromptAdapter[PromptEncoderConfig]:
     """Build an adapter for a file. PEFT's files have the prompt alone, which then trains without a network."""
-    return _build(model, config, has_network(names))
+    width = embedding_width(model)
+    check_file(file_tensors, (config.num_virtual_tokens, width), width, partial(_new_network, config, width))
+    return _build(model, config, has_network(file_tensors))
 
 
 def _from_json(fields: Mapping[str, Any]) -> PromptEncoderConfig:

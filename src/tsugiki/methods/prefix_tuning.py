@@ -13,12 +13,12 @@ initialised with the keys and values of real words. If it is drawn from the norm
 attention away from the text from the first step on.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.methods.method import AdapterFormat
@@ -28,7 +28,8 @@ from tsugiki.methods.soft_prompt import (
     SoftPromptAdapter,
     adapter_from_key_values,
     cache_shape,
-    check_at_least_1,
+    check_file,
+    check_size,
     from_json,
     has_network,
     random_rows,
@@ -61,11 +62,11 @@ class PrefixTuningConfig:
     init_weights: Literal["zero", "SAMPLE_VOCAB"] | None = None
 
     def __post_init__(self) -> None:
-        check_at_least_1("num_virtual_tokens", self.num_virtual_tokens)
+        check_size("num_virtual_tokens", self.num_virtual_tokens)
         if not isinstance(self.prefix_projection, bool):
             raise TsugikiError(f"prefix_projection is {self.prefix_projection!r}; it must be true or false")
         if self.encoder_hidden_size is not None:
-            check_at_least_1("encoder_hidden_size", self.encoder_hidden_size)
+            check_size("encoder_hidden_size", self.encoder_hidden_size)
         if self.init_weights not in (None, "zero", "SAMPLE_VOCAB"):
             raise TsugikiError(f"init_weights is {self.init_weights!r}; choose zero or SAMPLE_VOCAB, or leave it out")
         if self.init_weights == "SAMPLE_VOCAB" and self.prefix_projection:
@@ -103,10 +104,17 @@ def _new_projection(config: PrefixTuningConfig, shape: CacheShape) -> nn.Sequent
 
 
 def _build_for(
-    model: nn.Module, config: PrefixTuningConfig, names: Collection[str]
+    model: "PreTrainedModel", config: PrefixTuningConfig, file_tensors: Mapping[str, Tensor]
 ) -> SoftPromptAdapter[PrefixTuningConfig]:
     """Build an adapter for a file. PEFT's files have the prefix alone, which then trains without a projection."""
-    return _build(model, config, has_network(names))
+    shape = cache_shape(model, config.num_virtual_tokens)
+    check_file(
+        file_tensors,
+        (config.num_virtual_tokens, shape.columns),
+        shape.heads * shape.width,
+        partial(_new_projection, config, shape),
+    )
+    return _build(model, config, has_network(file_tensors))
 
 
 def _to_json(model: nn.Module, adapter: SoftPromptAdapter[PrefixTuningConfig]) -> dict[str, Any]:

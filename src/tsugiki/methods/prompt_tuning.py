@@ -11,7 +11,7 @@ ones are embeddings of random tokens of the vocabulary, or better, of a text tha
 the normal distribution are far from every token's embedding. P needs a higher learning rate than weights do.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -26,7 +26,8 @@ from tsugiki.methods.soft_prompt import (
     SoftPromptAdapter,
     adapter_from_embeddings,
     cache_shape,
-    check_at_least_1,
+    check_file,
+    check_size,
     embedding_of,
     embedding_width,
     from_json,
@@ -60,7 +61,7 @@ class PromptTuningConfig:
     tokenizer_name_or_path: str | None = None
 
     def __post_init__(self) -> None:
-        check_at_least_1("num_virtual_tokens", self.num_virtual_tokens)
+        check_size("num_virtual_tokens", self.num_virtual_tokens)
         if self.prompt_tuning_init not in get_args(Initialisation):
             raise TsugikiError(
                 f"prompt_tuning_init is {self.prompt_tuning_init!r}; choose one of "
@@ -81,10 +82,17 @@ class PromptTuningConfig:
         return adapter
 
 
-def _build(
-    model: "PreTrainedModel", config: PromptTuningConfig, names: Collection[str] = ()
+def _build_for(
+    model: "PreTrainedModel", config: PromptTuningConfig, file_tensors: Mapping[str, Tensor]
 ) -> SoftPromptAdapter[PromptTuningConfig]:
-    """Build an adapter whose prompt has not got its initial value yet; a file's value will replace it."""
+    """Build an adapter for a file, whose prompt will replace the initial one."""
+    width = embedding_width(model)
+    check_file(file_tensors, (config.num_virtual_tokens, width), width, nn.Identity)
+    return _build(model, config)
+
+
+def _build(model: "PreTrainedModel", config: PromptTuningConfig) -> SoftPromptAdapter[PromptTuningConfig]:
+    """Build an adapter whose prompt has not got its initial value yet."""
     shape = cache_shape(model, config.num_virtual_tokens)
     rows = random_rows(model, config.num_virtual_tokens, embedding_width(model))
     return adapter_from_embeddings(config, SoftPrompt(rows), shape)
@@ -140,4 +148,4 @@ def _from_json(fields: Mapping[str, Any]) -> PromptTuningConfig:
     return from_json(PromptTuningConfig, used, harmless=["tokenizer_kwargs"])
 
 
-PROMPT_TUNING = AdapterFormat("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, build_for=_build)
+PROMPT_TUNING = AdapterFormat("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, build_for=_build_for)

@@ -15,7 +15,7 @@ Unlike the other methods, a soft prompt changes the model's outputs before the f
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache as function_cache
 from functools import partial
@@ -41,7 +41,7 @@ from tsugiki.fast.document_masks import (
 )
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.swap import CHILD, Undo
-from tsugiki.methods.method import ConfigT, read_fields
+from tsugiki.methods.method import ConfigT, check_shapes, read_fields
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -57,6 +57,7 @@ _NETWORK_PREFIX = "tsugiki."
 """Prefix of the names of our own tensors in a file: the network that computes the prompt, with which training can
 continue. PEFT ignores them."""
 _MIN_TEXT_TOKENS = 32  # tokens that a prompt must leave for the text; all probes of a model are shorter
+_MAX_SIZE = 1 << 20  # of a prompt or a network
 _MODEL_SIZE_FIELDS = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"})
 
 
@@ -148,10 +149,10 @@ def adapter_from_key_values(
     return SoftPromptAdapter(config, prompt, partial(_split_key_values, shape), shape)
 
 
-def check_at_least_1(setting: str, value: object) -> None:
-    """Raise a TsugikiError unless the value of a setting is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TsugikiError(f"{setting} is {value!r}; it must be a whole number of at least 1")
+def check_size(setting: str, value: object, most: int = _MAX_SIZE) -> None:
+    """Raise a TsugikiError unless the value of a setting is an integer from 1 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise TsugikiError(f"{setting} is {value!r}; it must be a whole number from 1 to {most:,}")
 
 
 @torch.no_grad()
@@ -232,9 +233,32 @@ def tensors(model: nn.Module, adapter: SoftPromptAdapter[PromptConfigT]) -> dict
     return {_PROMPT_KEY: prompt(), **{_NETWORK_PREFIX + name: weight for name, weight in prompt.named_parameters()}}
 
 
-def has_network(names: Collection[str]) -> bool:
+def has_network(file_tensors: Collection[str]) -> bool:
     """Return whether a file with these tensors has the network that computes the prompt. PEFT's files do not."""
-    return any(name.startswith(_NETWORK_PREFIX) for name in names)
+    return any(name.startswith(_NETWORK_PREFIX) for name in file_tensors)
+
+
+def check_file(
+    file_tensors: Mapping[str, Tensor], prompt: tuple[int, int], width: int, network: Callable[[], nn.Module]
+) -> None:
+    """Check that a soft prompt in a file has the sizes that its config gives, before memory is allocated for them.
+
+    Args:
+        file_tensors: the tensors in the file.
+        prompt: the shape of the prompt.
+        width: of the embedding from which the network, if the file has one, computes the prompt.
+        network: builds that network; it is called on the meta device.
+
+    Raises:
+        TsugikiError: a tensor is missing, or has another shape.
+    """
+    expected: dict[str, Sequence[int]] = {_PROMPT_KEY: prompt}
+    check_shapes(expected, file_tensors)
+    if has_network(file_tensors):
+        with torch.device("meta"):
+            trained = SoftPrompt(torch.empty(prompt[0], width), network())
+        expected |= {_NETWORK_PREFIX + name: weight.shape for name, weight in trained.named_parameters()}
+        check_shapes(expected, file_tensors)
 
 
 def to_json(model: "PreTrainedModel", adapter: SoftPromptAdapter[PromptConfigT]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.adapters.folders import edit_weights
 from tests.adapters.test_format import CASES, settings
 from tests.tiny import logits, relative_error, save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, ungraft
@@ -295,15 +296,14 @@ def _spoil(folder: Path, how: str) -> None:
     if how != "no index":
         index.write_text(json.dumps(fields))
     if how in ("nan", "overflow"):
-        path = folder / "adapter" / "adapter_model.safetensors"
         factor = torch.nan if how == "nan" else 1e4
-        save_file({name: tensor * factor for name, tensor in load_file(path).items()}, path)
+        edit_weights(folder / "adapter", lambda tensors: [tensor.mul_(factor) for tensor in tensors.values()])
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("cut", "has .* bytes, but by its header"),
+        ("cut", "by its header"),
         ("cut in its header", "incomplete"),
         ("empty", "incomplete"),
         ("no JSON", "is broken"),

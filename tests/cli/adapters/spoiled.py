@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.adapters.folders import forget_digests
 from tests.files import contents
 from tests.tiny import logits
 from tsugiki import load_adapter
@@ -52,6 +53,7 @@ def spoiled(folder: Path, target: Path, word: str) -> str:
         config = json.loads((out / METADATA_FILE).read_text())
         config["base"] = {"name": "another", "fingerprint": "sha256:0"}
         (out / METADATA_FILE).write_text(json.dumps(config))
+    forget_digests(out)
     return str(out)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.adapters.folders import edit_weights
 from tests.files import contents
 from tests.tiny import TEXT, save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, save_adapter
@@ -135,8 +136,7 @@ def test_a_disk_that_is_full_leaves_nothing(base: str, tmp_path: Path):
 
 
 def test_logits_that_are_not_finite_leave_nothing(base: str, tmp_path: Path):
-    path = tmp_path / "a" / "adapter_model.safetensors"
-    save_file({key: tensor * 1e14 for key, tensor in load_file(path).items()}, path)
+    edit_weights(tmp_path / "a", lambda tensors: [tensor.mul_(1e14) for tensor in tensors.values()])
     before = contents(tmp_path)
     with pytest.raises(TsugikiError, match="not finite"):
         merged(tmp_path / "out", base, tmp_path / "a")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
-from tsugiki.adapters.format import read_weights
+from tsugiki.adapters.format import map_weights
 from tsugiki.adapters.merge.quantized import QuantizedWeight, quantized_weight, unsupported_format
 from tsugiki.base.loading import load_model, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
@@ -293,7 +293,7 @@ def _values_to_compare(
     """
     undo = []
     for folder in adapters:
-        for tensor in filter(is_base_layer_key, read_weights(folder)):
+        for tensor in filter(is_base_layer_key, map_weights(folder)):
             names = shared.get(base_name(tensor), [base_name(tensor)])
             key = next((key_of[name] for name in names if name in key_of), None)
             if key is not None:
