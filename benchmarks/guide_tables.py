@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 from benchmarks.figures import KIND, Figures
 from tsugiki.bench.results import EntryResult, Results
-from tsugiki.bench.table import markdown_table, results_table
+from tsugiki.bench.table import computer, markdown_table, results_table
 from tsugiki.errors import TsugikiError
 from tsugiki.io.json import read_json
 from tsugiki.report.formatting import Table
@@ -84,8 +84,7 @@ def _markdown(file: Path, language: Language) -> str:
         table = source.table(language)
     else:
         table = results_table(source) if language == "en" else _in_japanese(results_table(source))
-    machine = f"{source.machine['processor']}, {source.machine['threads']} threads, {source.date}"
-    return f"\n{markdown_table(table)}\n`{source.command}` · {machine}\n\n"
+    return f"\n{markdown_table(table)}\n`{source.command}` · {computer(source.machine)}, {source.date}\n\n"
 
 
 def _in_japanese(table: Table) -> Table:

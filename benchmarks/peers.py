@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from benchmarks import import_in_children
 from tsugiki.bench.bench import run_benchmark, write_results
 from tsugiki.bench.entries import TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.table import results_page
@@ -38,6 +39,7 @@ ENTRIES = {
 
 def main() -> None:
     """Measure the entries, print the table and write the results."""
+    import_in_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", default="litgpt,mlx-lm,peft-bf16,tsugiki-bf16", help=f"from {', '.join(ENTRIES)}")
     parser.add_argument("--model", default="smollm2-135m")

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
+from tsugiki.base.loading import default_device
 from tsugiki.bench.models import build
-from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
+from tsugiki.bench.workload import (
+    ALPHA,
+    DROPOUT,
+    LEARNING_RATE,
+    RANK,
+    StepBarrier,
+    Workload,
+    wait_for_accelerator,
+)
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.targets import find_targets
@@ -21,7 +30,11 @@ if TYPE_CHECKING:
 ENDLESS = 1_000_000
 """Number of steps that trainers are configured for; the benchmark stops them earlier."""
 _TRIALS = 2
-_QUIET: dict[str, Any] = {"disable_tqdm": True, "report_to": "none", "dataloader_pin_memory": False}
+_QUIET: dict[str, Any] = {
+    "disable_tqdm": True,
+    "report_to": "none",
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
 
 
 class StepBarrierCallback(TrainerCallback):  # type: ignore[misc]
@@ -154,7 +167,7 @@ def _settings(workload: Workload, folder: str, autocast: bool) -> dict[str, Any]
 def _without_dropout(workload: Workload, dtype: torch.dtype) -> "PreTrainedModel":
     model = build(workload.model, dtype)
     disable_dropout(model)
-    return model
+    return model.to(default_device())
 
 
 def _faster_attention(model: "PreTrainedModel", rows: Tensor, autocast: bool) -> str:
@@ -171,8 +184,9 @@ def _faster_attention(model: "PreTrainedModel", rows: Tensor, autocast: bool) ->
 
 def _forward_and_backward(model: "PreTrainedModel", rows: Tensor, autocast: bool) -> float:
     start = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(rows.device.type, torch.bfloat16, enabled=autocast):
         model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+    wait_for_accelerator()
     return time.perf_counter() - start
 
 
@@ -180,6 +194,11 @@ def _train_rows(base: "PreTrainedModel", model: Any, workload: Workload, barrier
     """Train a model, which is the base or contains it, with Trainer and the faster attention implementation."""
     ids = workload.rows(base.config.vocab_size)
     barrier.note(attention=_faster_attention(base, ids[: workload.batch], autocast))
+    train_rows(model, ids, workload, barrier, autocast)
+
+
+def train_rows(model: Any, ids: Tensor, workload: Workload, barrier: StepBarrier, autocast: bool) -> None:
+    """Train a model with Trainer on rows of token ids, int64 [rows, length]."""
     rows = [{"input_ids": row, "labels": row} for row in ids]
     with TemporaryDirectory() as folder:
         settings = TrainingArguments(**_settings(workload, folder, autocast))

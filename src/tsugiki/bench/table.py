@@ -1,5 +1,8 @@
 """The table of a benchmark's results, for the terminal and for `table.md`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from tsugiki.bench.results import EntryResult, Results
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.report.formatting import Table
@@ -24,9 +27,14 @@ def results_lines(results: Results) -> list[str]:
         what = f"{work['model']}, prompt of {work['length']} tokens, greedy decoding with a cache"
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
     return [
-        f"{what}; {machine['processor']}, {machine['threads']} threads; {results.date}; {versions}",
+        f"{what}; {computer(machine)}; {results.date}; {versions}",
         results.command,
     ]
+
+
+def computer(machine: Mapping[str, Any]) -> str:
+    """Return what computed, from the fields of a `Machine`."""
+    return machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads"
 
 
 def markdown_table(table: Table) -> str:

@@ -33,7 +33,7 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
         **settings,
     }
     config = validated(RunConfig, given, None)
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(config.device)
     model = _base(config)
     model.to(accelerator.device)
     blocks = random_blocks(workload, model.config.vocab_size)

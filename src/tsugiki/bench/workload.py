@@ -84,13 +84,14 @@ class StepBarrier:
         """Stop the clock and report the step's seconds and memory, with `extra` added. Does nothing before `begin`."""
         if self._start is None:
             return
-        _wait_for_accelerator()
+        wait_for_accelerator()
         seconds = time.perf_counter() - self._start
         self._start = None
         self._send({"seconds": seconds, "peak": memory.peak(), "resident": memory.resident(), **extra})
 
 
-def _wait_for_accelerator() -> None:
+def wait_for_accelerator() -> None:
+    """Wait until the accelerator, if there is one, has computed what it was given."""
     import sys
 
     torch = sys.modules.get("torch")  # not imported by entries that do not use it, such as MLX
