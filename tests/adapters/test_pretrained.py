@@ -1,5 +1,6 @@
 import copy
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,22 @@ def test_a_copy_of_the_model_saves_its_own_adapter(tmp_path: Path):
     before = logits(model)
     twin.load_state_dict(load_file(tmp_path / "twin/adapter_model.safetensors"), strict=False)
     assert torch.equal(logits(model), before)
+
+
+def test_a_pickled_copy_saves_its_own_adapter(tmp_path: Path):
+    model = grafted(tiny_model(), LoraConfig())
+    twin = shake(pickle.loads(pickle.dumps(model)), seed=5)
+    twin.save_pretrained(tmp_path / "twin")
+    save_adapter(twin, tmp_path / "expected")
+    assert same_files(tmp_path / "twin", tmp_path / "expected")
+
+
+def test_a_compiled_model_that_trainer_was_given_has_no_second_name(tmp_path: Path):
+    """Trainer would load it into the wrapper, where the tensors have no place, and only warn."""
+    model = grafted(tiny_model(), LoraConfig())
+    state = torch.compile(model, backend="eager").state_dict()
+    model.save_pretrained(tmp_path / "checkpoint-1", state_dict=state)
+    assert names(tmp_path / "checkpoint-1") == FILES
 
 
 def test_other_processes_write_nothing(tmp_path: Path):

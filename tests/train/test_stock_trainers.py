@@ -206,6 +206,7 @@ def test_bitsandbytes_trains_and_resumes(tmp_path: Path):
     assert relative_error(logits(base()), runs[0][1]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_compiled_model_given_to_trainer_does_not_resume_without_its_adapter(tmp_path: Path):
     """Trainer would load the adapter's tensors into the wrapper, where they have no place, and only warn."""
     for resume in (False, True):

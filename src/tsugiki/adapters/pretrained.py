@@ -26,7 +26,6 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_file
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
 from tsugiki.lora.graft import active_adapter, is_merged, trainable_parameters
-from tsugiki.lora.swap import Undo
 from tsugiki.methods.peft_keys import PREFIX
 
 _NO_EFFECT = frozenset({"max_shard_size", "save_function", "save_original_format", "token"})
@@ -46,15 +45,21 @@ _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 """What torch.compile and DistributedDataParallel put before the names of parameters."""
 
 
-def replace_saving(model: nn.Module) -> list[Undo]:
-    """Let a transformers model save and load its active adapter, and return what undoes it."""
-    model.save_pretrained = partial(save_pretrained, model)  # type: ignore[assignment]
-    model.load_state_dict = partial(load_state_dict, model)  # type: ignore[method-assign]
-    names = ["save_pretrained", "load_state_dict"]
+def replace_saving(model: nn.Module) -> list[str]:
+    """Let a transformers model save and load its active adapter, by attributes of this model alone.
+
+    Returns:
+        The names of the attributes; deleting them undoes it.
+    """
+    attributes: dict[str, object] = {
+        "save_pretrained": partial(save_pretrained, model),
+        "load_state_dict": partial(load_state_dict, model),
+    }
     if getattr(model, "is_quantized", False):
-        setattr(model, _HAS_ADAPTER, True)
-        names.append(_HAS_ADAPTER)
-    return [partial(delattr, model, name) for name in names]
+        attributes[_HAS_ADAPTER] = True
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return list(attributes)
 
 
 def save_pretrained(

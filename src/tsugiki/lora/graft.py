@@ -116,8 +116,8 @@ class Graft:
     saved_dropout: SavedDropout = field(default_factory=list)
     replaced_head: list[Undo] = field(default_factory=list)
     """Restores the `forward` of the output head; empty if it was not replaced."""
-    replaced_saving: list[Undo] = field(default_factory=list)
-    """Restores the model's own `save_pretrained` and `load_state_dict`."""
+    saving: list[str] = field(default_factory=list)
+    """The attributes of the model by which it saves and loads its adapter."""
 
 
 def new_adapter(model: nn.Module, config: LoraConfig | Config) -> Any:
@@ -350,7 +350,7 @@ def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
     if hasattr(model, "save_pretrained"):
         import tsugiki  # what an adapter's files are is decided above `lora`; the package imports it on first use
 
-        state.replaced_saving = tsugiki.replace_saving(model)
+        state.saving = tsugiki.replace_saving(model)
 
 
 def _unfreeze(model: nn.Module, state: Graft) -> None:
@@ -360,8 +360,8 @@ def _unfreeze(model: nn.Module, state: Graft) -> None:
     restore_dropout(state.saved_dropout)
     unfreeze_batchnorm(model)
     undo_all(state.replaced_head)
-    undo_all(state.replaced_saving)
-    delattr(model, _ATTRIBUTE)
+    for name in (*state.saving, _ATTRIBUTE):
+        delattr(model, name)
     model.__dict__.pop("_replicate_for_data_parallel", None)
 
 
