@@ -12,7 +12,7 @@ import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -74,6 +74,12 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
         with hidden_progress_bars(), dropout_restored(getattr(converted, _SAVED_DROPOUT, [])):
             converted.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer.save_pretrained(temporary)
+
+
+def config_to_save(model: nn.Module) -> Any:
+    """Return a copy of a model's config with the dropout of the base, which `prepare_full` turns off."""
+    with dropout_restored(getattr(model, _SAVED_DROPOUT, [])):
+        return copy.deepcopy(model.config)
 
 
 def load_weights_into(model: nn.Module, folder: Path) -> None:

@@ -42,7 +42,7 @@ def _with_chapter_defaults(settings: Any) -> Any:
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 """Where a run computes, by torch's names."""
 
-MACHINE_SETTINGS = frozenset({"device", "micro_batch_size"})
+MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "shard"})
 """Settings that change the speed of a run and not its result, so that it can be resumed with other values."""
 
 
@@ -123,6 +123,9 @@ class TrainingSettings(BaseModel):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows that a thread or an accelerator computes at once; it changes speed and memory, not the result. Default: 512
     tokens (1,024 if the whole model trains) on a processor, as many rows as fit in its memory on an accelerator."""
+    shard: Literal["none", "fsdp"] = "none"
+    """What each of several processes keeps of the weights. none: all. fsdp: a part, and the rest of a block while it
+    computes (PyTorch's FSDP2); for a model that does not fit on one device."""
 
     @model_validator(mode="before")
     @classmethod
@@ -142,6 +145,12 @@ class TrainingSettings(BaseModel):
                 "lr_scheduler_type warmup_stable_decay requires either decay_steps or decay_ratio, and other schedules "
                 f"allow neither (got {' and '.join(given) or 'neither'} with {self.lr_scheduler_type})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_shard(self) -> Self:
+        if self.shard != "none" and self.optimizer == "muon":
+            raise ValueError("optimizer muon needs whole matrices, which shard fsdp splits; use adamw")
         return self
 
     def overridden(self) -> set[str]:

@@ -1,6 +1,7 @@
 """Evaluate and sample during a run, and keep its record up to date.
 
-All processes evaluate, each a part of the text. Only the main process samples, writes and shows progress.
+All processes evaluate, each a part of the text. Only the main process writes and shows progress. It alone samples,
+unless the weights are in shards; then all processes generate the same text.
 """
 
 import time
@@ -19,6 +20,7 @@ from tsugiki.train.loop import Callback, TrainingLoop
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, Sample, TrainingFigures, peak_memory
+from tsugiki.train.sharding import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,7 +101,7 @@ class EvaluationCallback(Callback):
         return StepEvaluation(step=loop.progress.step, **dict(result))
 
     def _sample(self, loop: TrainingLoop) -> None:
-        if not loop.accelerator.is_main_process:
+        if not loop.accelerator.is_main_process and not is_sharded(self.model):
             return
         sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
         for prompt in self.config.prompts:

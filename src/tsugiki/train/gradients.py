@@ -11,11 +11,15 @@ the run. So several processes need only one reduction for each optimiser step. F
 In full fine-tuning with bf16, a copy of the model in bfloat16 computes. `torch.autocast`, which casts weights and
 activations during the forward pass, was slower. If an adapter trains, the frozen base itself has this dtype.
 
+If the weights of the model are in shards (see `train.sharding`), all processes compute equally many micro-batches, one
+after another. In full fine-tuning, torch then reduces the gradients, and casts the weights that it gathers to bfloat16.
+
 The dropout masks of each row are drawn from a generator that is seeded by the seed of the run, the step, and the row's
 place in the step. So neither the size of micro-batches, nor the number of processes, nor an interruption changes them.
 (Layers that do not see whole rows, such as experts, draw one mask for a micro-batch.)
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from tsugiki.base.context import rope_depends_on_length
@@ -35,6 +40,7 @@ from tsugiki.fast.document_masks import packed_masks, takes_packed_masks
 from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.masks import masks_from
+from tsugiki.train.sharding import is_sharded
 from tsugiki.train.threads import run_in_threads
 
 if TYPE_CHECKING:
@@ -49,6 +55,8 @@ class _MicroBatch:
     """The places of the rows in the step."""
     rows: list[int]
     """Their indices."""
+    learns: bool = True
+    """False: no token is in the loss."""
 
 
 _Result: TypeAlias = tuple[Tensor, Sequence[Tensor | None]]
@@ -83,11 +91,13 @@ class Gradients:
         self.base_dropout = base_dropout
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.copies = [weight for weight in computing.parameters() if weight.requires_grad]
-        self.buffer = _assign_gradients(self.weights)
+        self.sharded = is_sharded(model)
+        self.reduced_by_torch = any(isinstance(weight, DTensor) for weight in self.weights)
+        self.buffer = _assign_gradients(self.weights, accelerator.device)
         # Rotary frequencies that depend on a row's length are in the model while the row is computed.
         alone = base_dropout or rope_depends_on_length(computing)
         self.micro_batch_size = 1 if alone else micro_batch_size or batches.batch_size
-        self._in_threads = accelerator.device.type == "cpu" and not alone
+        self._in_threads = accelerator.device.type == "cpu" and not alone and not self.sharded
         self._passes_masks = (
             accelerator.device.type != "cpu"
             and batches.collate.masking == "position_ids"
@@ -110,6 +120,9 @@ class Gradients:
         """
         self.buffer.zero_()
         self.buffer[-2] = float(stop)
+        if self.reduced_by_torch:
+            for weight in self.weights:
+                weight.grad = None
         if self.computing is not self.model:
             with torch.no_grad():
                 for copied, weight in zip(self.copies, self.weights, strict=True):
@@ -140,20 +153,30 @@ class Gradients:
     def _share(self, step: int) -> list[_MicroBatch]:
         """Return the micro-batches of this process, which computes every n-th row of the step if there are n."""
         rows = self.batches.rows(step)
-        places = list(range(len(rows)))[self.accelerator.process_index :: self.accelerator.num_processes]
-        return _split(_MicroBatch(places, [rows[place] for place in places]), self.micro_batch_size)
+        places = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
+        mine = _split(_MicroBatch(list(places), [rows[place] for place in places]), self.micro_batch_size)
+        if self.sharded:  # all processes must call the model equally often; process 0 has the most rows
+            most = math.ceil(math.ceil(len(rows) / self.accelerator.num_processes) / self.micro_batch_size)
+            mine += [_MicroBatch([0], rows[:1], learns=False)] * (most - len(mine))
+        return mine
 
     def _micro_batch(self, step: int, count: int, micro: _MicroBatch) -> _Result:
         """Return the loss of some rows and its gradient for each weight (None: the loss does not depend on it)."""
         seeds = [row_seed(self.batches.seed, step, place) for place in micro.places]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        batch = self._on_device(self.batches.batch(micro.rows))
+        batch = self.batches.batch(micro.rows)
+        if not micro.learns:
+            batch["labels"].fill_(IGNORE_INDEX)
+        batch = self._on_device(batch)
         if self.base_dropout:
             with seeded(seeds[0]), masks_from(*generators):
                 loss = self._loss(batch, count)
         else:
             with masks_from(*generators):
                 loss = self._loss(batch, count)
+        if self.reduced_by_torch:
+            (loss * self.accelerator.num_processes).backward()  # torch adds the mean over the processes to `.grad`
+            return loss.detach(), [None] * len(self.weights)
         return loss.detach(), torch.autograd.grad(loss, self.copies, allow_unused=True)
 
     def _loss(self, batch: dict[str, Any], count: int) -> Tensor:
@@ -193,6 +216,11 @@ class Gradients:
             TsugikiError: it was one row already.
         """
         device = self.accelerator.device
+        if self.sharded and len(micro.rows) > 1:  # the other processes would not take part in another call
+            raise TsugikiError(
+                f"the memory of {device} does not suffice to train on {len(micro.rows)} rows of "
+                f"{self.batches.blocks.block_size} tokens at once: choose a smaller --micro-batch-size"
+            ) from error
         if len(micro.rows) == 1:
             raise TsugikiError(
                 f"the memory of {device} does not suffice to train on a single row of "
@@ -208,17 +236,20 @@ def row_seed(seed: int, step: int, place: int) -> int:
     return int(np.random.SeedSequence((seed, step, place)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _assign_gradients(weights: Sequence[Tensor]) -> Tensor:
+def _assign_gradients(weights: Sequence[Tensor], device: torch.device) -> Tensor:
     """Let the gradients of weights be parts of one new buffer, which has two more numbers at its end.
+
+    Weights that are split over processes are left out: torch makes their gradients, and reduces them.
 
     Raises:
         TsugikiError: nothing trains.
     """
     if not weights:
         raise TsugikiError("nothing trains: no parameter of the model has requires_grad")
-    buffer = weights[0].new_zeros(sum(weight.numel() for weight in weights) + 2)
+    whole = [weight for weight in weights if not isinstance(weight, DTensor)]
+    buffer = torch.zeros(sum(weight.numel() for weight in whole) + 2, dtype=weights[0].dtype, device=device)
     start = 0
-    for weight in weights:
+    for weight in whole:
         weight.grad = buffer[start : start + weight.numel()].view_as(weight)
         start += weight.numel()
     return buffer

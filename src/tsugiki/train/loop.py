@@ -30,6 +30,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.record import LossPoint
+from tsugiki.train.sharding import check_optimizer
 from tsugiki.train.signals import StopSignals
 from tsugiki.train.state import Progress
 
@@ -85,6 +86,7 @@ class TrainingLoop:
             TsugikiError: the loss is not finite, or memory runs out.
             Interrupted: a signal has arrived, here or in another process.
         """
+        check_optimizer(self.model, self.optimizer)
         with StopSignals(raises=self.accelerator.num_processes == 1) as signals:
             try:
                 for callback in self.callbacks:

@@ -22,6 +22,7 @@ from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import RunConfig
 from tsugiki.train.gradients import Gradients
+from tsugiki.train.sharding import is_sharded, shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDty
     return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
 
 
-def prepare_model(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]:
+def prepare_model(model: "PreTrainedModel", config: RunConfig, device: torch.device | None = None) -> dict[str, Any]:
     """Graft the adapter, or make every weight trainable, so that `requires_grad` marks the trained parameters.
 
     This seeds all random generators: the seed determines the adapter's initial values.
@@ -50,6 +51,7 @@ def prepare_model(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]
     Args:
         model: the base model; it is changed in place.
         config: the settings of the run.
+        device: where the model will compute; None: where it is.
 
     Returns:
         The settings that were decided here, for the run's record.
@@ -58,19 +60,29 @@ def prepare_model(model: "PreTrainedModel", config: RunConfig) -> dict[str, Any]
         TsugikiError: the adapter does not fit the model.
     """
     set_seed(config.seed)
+    device = device or model.device
     resolved: dict[str, Any] = {}
     METHODS[config.method].prepare(model, config.adapter_config, config.base_dropout)
     what = "adapter" if is_grafted(model) else "model"
     resolved["base_dropout"] = "on" if config.base_dropout else f"off while the {what} trains"
     if not is_grafted(model):
-        resolved["compute_dtype"] = _compute_dtype(config, model.device)
+        resolved["compute_dtype"] = _compute_dtype(config, device)
         return resolved
-    use_fast_paths(model)
+    use_fast_paths(model, attention=device.type == "cpu")
     targets = sorted({path.rpartition(".")[2] for path in active_adapter(model).wrapped})
     if targets:
         resolved["target_modules"] = targets
-    resolved["base_dtype"] = load_dtype(config, model.device)
+    resolved["base_dtype"] = load_dtype(config, device)
     return resolved
+
+
+def shard_model(model: "PreTrainedModel", config: RunConfig, device: torch.device) -> None:
+    """Split the weights of a prepared model over the processes, and move it to the device (see `train.sharding`)."""
+    compute_dtype = None
+    if not is_grafted(model):
+        use_fast_paths(model, attention=device.type == "cpu")
+        compute_dtype = torch.bfloat16 if _compute_dtype(config, device) == "bf16" else None
+    shard(model, device, compute_dtype)
 
 
 def make_gradients(
@@ -78,7 +90,7 @@ def make_gradients(
 ) -> Gradients:
     """Return the object that computes the gradients of the prepared model, which is on the accelerator's device."""
     computing = model
-    if not is_grafted(model):
+    if not is_grafted(model) and not is_sharded(model):
         computing = bfloat16_replica(model) if _compute_dtype(config, model.device) == "bf16" else model
         use_fast_paths(computing)
     rows = config.micro_batch_size

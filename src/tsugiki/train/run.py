@@ -6,6 +6,7 @@ train
   load                    tokenizer -> data -> model -> packed data
   run
     prepare_model         graft the adapter (see `train.model`)
+    shard_model           split the weights over the processes, if the settings say so
     prepare_loop          gradients, optimiser, schedule
     TrainingLoop.run      the loop; `EvaluationCallback` evaluates, samples and writes `run.json`
     save_trained          the adapter's or the model's files
@@ -49,7 +50,7 @@ from tsugiki.train.checkpoint import (
 from tsugiki.train.config import LORA_PLUS, RunConfig
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.loop import TrainingLoop
-from tsugiki.train.model import load_dtype, load_trained, make_gradients, prepare_model, save_trained
+from tsugiki.train.model import load_dtype, load_trained, make_gradients, prepare_model, save_trained, shard_model
 from tsugiki.train.optimizers.adamw import adamw
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
@@ -66,6 +67,7 @@ from tsugiki.train.record import (
     parse_record,
     read_record,
 )
+from tsugiki.train.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 from tsugiki.train.state import Progress
 
 if TYPE_CHECKING:
@@ -130,7 +132,8 @@ def load(
     """Load the tokenizer, the data and the base model, and pack the data into rows for the model.
 
     The data are read before the model is loaded, so that errors in them appear at once. The main process reads and
-    tokenises them first; the others find the tokens in the cache. The model is moved to the accelerator's device.
+    tokenises them first; the others find the tokens in the cache. The model is moved to the accelerator's device, but
+    not if its weights will be split over the processes.
 
     Raises:
         TsugikiError: data or a model that cannot be read, or rows that are too long for the model.
@@ -143,7 +146,8 @@ def load(
     tokenizer, split = main_first(accelerator, read)
     dtype = load_dtype(config, accelerator.device)
     model = main_first(accelerator, lambda: load_model(config.model, dtype, trust_remote_code=config.trust_remote_code))
-    model.to(accelerator.device)
+    if not _in_shards(accelerator, config):  # `shard` moves a part of the weights only
+        model.to(accelerator.device)
     return model, tokenizer, pack_data(config, split, model, tokenizer)
 
 
@@ -160,7 +164,7 @@ def run(
     """Train a loaded model in place, and write the result and the record to `config.out`.
 
     Args:
-        accelerator: the device of the model, and the processes that share the work.
+        accelerator: the device, and the processes that share the work.
         config: the settings.
         model: the base model, from `load`.
         tokenizer: its tokenizer.
@@ -173,22 +177,26 @@ def run(
         TsugikiError: an error that the user can correct.
     """
     out = Path(config.out)
-    resolved = prepare_model(model, config)
+    resolved = prepare_model(model, config, accelerator.device)
     parameters = _describe(accelerator, record, config, model, data, resolved)
     check_agreement(
         accelerator,
         {
-            "settings": config.to_record(),
+            "settings": config.to_record() | {"shard": config.shard},
             "data": record.data,
             "base model": record.base,
             "settings that depend on the machine": resolved,
         },
     )
+    if checkpoint is not None:
+        load_trained(model, checkpoint)
+    if _in_shards(accelerator, config):
+        shard_model(model, config, accelerator.device)
     loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
     loop.save = partial(_save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS)
     loop.callbacks.append(EvaluationCallback(model, tokenizer, data, config, record, display))
     if checkpoint is not None:
-        _load_checkpoint(loop, checkpoint)
+        _load_training_state(loop, checkpoint)
     _print_header(config.model, parameters, data, display)
     if accelerator.is_main_process:
         make_folder(out)
@@ -198,8 +206,9 @@ def run(
     for tracker in accelerator.trackers:
         tracker.finish()
     record.status = "finished"
+    trained = whole_model(model, keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        save_trained(model, tokenizer, out, config.save_dtype)
+        save_trained(trained, tokenizer, out, config.save_dtype)
         record.write(out)
     accelerator.wait_for_everyone()
 
@@ -243,6 +252,11 @@ def _check_rows(processes: int, rows: int) -> None:
             f"{processes} processes cannot share an optimiser step of {rows} {'row' if rows == 1 else 'rows'}: start "
             "fewer processes, or use a larger --batch-size or more data"
         )
+
+
+def _in_shards(accelerator: Accelerator, config: RunConfig) -> bool:
+    """Whether the weights are split over the processes. One process alone has nothing to split."""
+    return config.shard == "fsdp" and accelerator.num_processes > 1
 
 
 def total_steps(config: RunConfig, rows: int) -> int:
@@ -360,21 +374,20 @@ def _schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int) -
 
 
 def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", record: RunRecord, folder: Path) -> None:
-    if not loop.accelerator.is_main_process:
+    is_main = loop.accelerator.is_main_process
+    trained, optimizer = whole_model(loop.model, keep=is_main), whole_optimizer_state(loop.optimizer, keep=is_main)
+    if not is_main:
         return
     with new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary:
-        save_trained(loop.model, tokenizer, temporary)
+        save_trained(trained, tokenizer, temporary)
         progress = asdict(loop.progress) | {"loss_curve": [point.model_dump() for point in loop.progress.loss_curve]}
-        save_training_state(
-            temporary, loop.optimizer.state_dict(), loop.schedule.state_dict(), progress, record.to_json()
-        )
+        save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, record.to_json())
     keep_newest(folder, _KEPT_CHECKPOINTS)
 
 
-def _load_checkpoint(loop: TrainingLoop, folder: Path) -> None:
-    load_trained(loop.model, folder)
+def _load_training_state(loop: TrainingLoop, folder: Path) -> None:
     optimizer, schedule, progress = load_training_state(folder)
-    loop.optimizer.load_state_dict(optimizer)
+    loop.optimizer.load_state_dict(split_optimizer_state(loop.optimizer, optimizer))
     loop.schedule.load_state_dict(schedule)
     curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]
     loop.progress = Progress(**progress, loss_curve=curve)

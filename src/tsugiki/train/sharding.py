@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.graft import is_grafted, trainable_parameters
 from tsugiki.lora.pair import LowRank
+from tsugiki.methods.full import config_to_save
 
 
 def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | None = None) -> dict[str, nn.Parameter]:
@@ -103,6 +104,30 @@ def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
         if keep:
             state[name] = whole[id(tensor)]
     return state
+
+
+def whole_model(model: nn.Module, keep: bool) -> nn.Module:
+    """Return a model that can be saved. All processes must call this together.
+
+    Args:
+        model: any model. One that `shard` has not split, or whose adapter is saved alone, is returned as it is.
+        keep: whether this process needs the result; otherwise it only takes part.
+
+    Returns:
+        For a split model without an adapter, a copy with whole weights, which is on the processor and has no buffers.
+    """
+    if not is_sharded(model) or is_grafted(model):
+        return model
+    state = whole_state(model, keep)
+    if not keep:
+        return model
+    kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    with torch.device("meta"):
+        whole: Any = kind(config_to_save(model))
+    whole.load_state_dict(state, assign=True)
+    whole.tie_weights()
+    whole.generation_config = model.generation_config
+    return whole  # type: ignore[no-any-return]
 
 
 def whole_optimizer_state(optimizer: Optimizer, keep: bool) -> dict[str, Any]:

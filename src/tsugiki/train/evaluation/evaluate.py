@@ -32,6 +32,7 @@ from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.evaluation.result import Evaluation, summarise
+from tsugiki.train.sharding import is_sharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -197,10 +198,13 @@ def _score(
     """Return document -> summed NLL in nats, with the model in evaluation mode."""
     index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     mine: list[tuple[int, float]] = []  # document and NLL of each sequence of this process
+    batches = _batches(sequences, model.config.get_text_config().vocab_size)
     with evaluating(model):
-        for batch in _batches(sequences, model.config.get_text_config().vocab_size)[index::count]:
+        for batch in batches[index::count]:
             mine += [(one.document, nll) for one, nll in zip(batch, _nll(model, batch), strict=True)]
             advance(len(batch) * count)
+        if is_sharded(model) and len(batches) % count > 0 and index >= len(batches) % count:
+            _nll(model, batches[0])  # all processes must call the model equally often
     total: dict[int, float] = {}
     for document, nll in mine if count == 1 else gather_object(mine):
         total[document] = total.get(document, 0.0) + nll

@@ -1,0 +1,143 @@
+"""Whole runs of `tsugiki train --shard fsdp` on two gloo processes against runs of one process."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.distributed.launch import run_function
+from tests.runs import interrupt, run_config
+from tsugiki.base.loading import load_model
+from tsugiki.cli.main import main
+from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
+from tsugiki.train import run as run_module
+from tsugiki.train.model import shard_model
+from tsugiki.train.record import RunRecord, read_record
+from tsugiki.train.run import train
+
+# Five rows for two processes in micro-batches of one row: one process has a row more than the other.
+SETTINGS: dict[str, Any] = {
+    "base_dtype": "fp32",
+    "max_steps": 4,
+    "batch_size": 5,
+    "micro_batch_size": 1,
+    "save_steps": 2,
+    "eval_steps": 2,
+}
+FULL: dict[str, Any] = {"method": "full", "base_dtype": None, "learning_rate": 1e-3}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["c_attn", "lm_head"]}},
+    "prompt": {
+        "method": "prompt-tuning",
+        "method_config": {"num_virtual_tokens": 4},
+        "learning_rate": 1e-2,
+        "base_dtype": "int8",
+    },
+    "saved": {"lora": {"r": 4, "modules_to_save": ["ln_f", "lm_head"]}},
+    "full": {**FULL, "compute_dtype": "fp32"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    run_config(folder)  # writes the base and the texts
+    return folder
+
+
+def train_all(folder: Path, shard: str) -> list[RunRecord]:
+    return [
+        train(run_config(folder, f"{name}-{shard}", **{**SETTINGS, **method}, shard=shard))
+        for name, method in METHODS.items()
+    ]
+
+
+def weights_of(out: Path) -> dict[str, Tensor]:
+    return load_file(next(path for name in (ADAPTER_FILE, MODEL_FILE) if (path := out / name).exists()))
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    found, expected = weights_of(one), weights_of(other)
+    assert found.keys() == expected.keys()
+    for key, weight in expected.items():
+        if not key.endswith("c_attn.bias"):  # the bias of the keys has no gradient but rounding errors
+            assert (found[key] - weight).norm() <= 1e-5 * weight.norm() + 1e-7, key
+
+
+def test_runs_in_shards_give_the_results_of_one_process(folder: Path):
+    (alone,) = run_function(train_all, folder, "none", processes=1)
+    sharded, others = run_function(train_all, folder, "fsdp", processes=2)
+    for name, record, expected, other in zip(METHODS, sharded, alone, others, strict=True):
+        assert [p.loss for p in record.loss_curve] == pytest.approx([p.loss for p in expected.loss_curve], rel=1e-5)
+        held_out = [entry.loss for entry in record.evaluations]
+        assert held_out == pytest.approx([entry.loss for entry in expected.evaluations], rel=1e-5), name
+        assert len(held_out) == 3
+        assert record.samples == expected.samples != []
+        assert other.evaluations == record.evaluations
+        assert_same_weights(folder / f"{name}-fsdp", folder / f"{name}-none")
+    one, other = (json.loads((folder / f"full-{shard}" / "config.json").read_text()) for shard in ("fsdp", "none"))
+    assert one == other
+
+
+def train_until(folder: Path, out: str, shard: str, step: int | None, settings: dict[str, Any]) -> None:
+    """Start or resume a run, and end it before `step`; None: at its end."""
+    config = run_config(folder, out, **settings, shard=shard)
+    resume = (Path(config.out) / "run.json").exists()
+    if step is None:
+        train(config, resume=resume)
+    else:
+        interrupt(lambda settings: train(settings, resume=resume), config, step)
+
+
+@pytest.mark.parametrize("name", [pytest.param("lora", marks=pytest.mark.slow), "full"])
+def test_a_run_in_shards_is_resumed_without_and_again_in_shards(name: str, folder: Path):
+    settings = {**SETTINGS, **METHODS[name], "max_steps": 6}
+    train(run_config(folder, f"{name}-whole", **settings))
+    for processes, shard, step in ((2, "fsdp", 2), (1, "none", 4), (2, "fsdp", None)):
+        run_function(train_until, folder, f"{name}-moved", shard, step, settings, processes=processes)
+    assert_same_weights(folder / f"{name}-moved", folder / f"{name}-whole")
+
+
+def train_full_in_16_bits(folder: Path, shard: str) -> RunRecord:
+    settings = {**SETTINGS, **FULL, "compute_dtype": "bf16", "save_dtype": "bf16"}
+    return train(run_config(folder, f"bf16-{shard}", **settings, shard=shard))
+
+
+def test_full_fine_tuning_in_shards_computes_in_bfloat16(folder: Path):
+    (alone,) = run_function(train_full_in_16_bits, folder, "none", processes=1)
+    sharded, _ = run_function(train_full_in_16_bits, folder, "fsdp", processes=2)
+    # Every row is computed alone in both, so even in 16 bits the losses before the first update are the same.
+    assert sharded.loss_curve[0].loss == pytest.approx(alone.loss_curve[0].loss, rel=1e-6)
+    assert [p.loss for p in sharded.loss_curve] == pytest.approx([p.loss for p in alone.loss_curve], rel=1e-3)
+    assert {weight.dtype for weight in weights_of(folder / "bf16-fsdp").values()} == {torch.bfloat16}
+    assert load_model(str(folder / "bf16-fsdp"), "auto").dtype == torch.bfloat16
+
+
+def train_by_command(folder: Path) -> bool:
+    config = run_config(folder)
+    data = ["--model", config.model, "--data", config.data, "--max-steps", "2", "--block-size", "32"]
+    sys.argv = ["tsugiki", "train", *data, "--out", str(folder / "command"), "--prompts", "枝を", "--shard", "fsdp"]
+    splits: list[bool] = []
+    run_module.shard_model = lambda *a: (splits.append(True), shard_model(*a))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    return splits == [True]
+
+
+def test_the_command_line(folder: Path):
+    assert run_function(train_by_command, folder) == [True, True]
+    record = read_record(folder / "command")
+    assert [sample.step for sample in record.samples] == [0, 1, 2]
+    assert (folder / "command" / ADAPTER_FILE).is_file()
+
+
+def test_one_process_has_nothing_to_split(folder: Path):
+    train(run_config(folder, "one", shard="fsdp"))
+    train(run_config(folder, "plain"))
+    assert (folder / "one" / ADAPTER_FILE).read_bytes() == (folder / "plain" / ADAPTER_FILE).read_bytes()
