@@ -191,14 +191,28 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """What the general rule does not know: settings that are missing by default, and sizes that must fit each other."""
 
 
-def tiny_of(model_type: str, task: str = "causal", seed: int = 0) -> Any:
+def tiny_of(model_type: str, task: str = "causal", seed: int = 0, **settings: Any) -> Any:
     """A tiny model of this type with random weights, one layer of each kind and at least two."""
     auto, _ = TASKS[task]
-    settings = merged(shrink(transformers.AutoConfig.for_model(model_type)), OVERRIDES.get(model_type, {}))
+    chosen = merged(shrink(transformers.AutoConfig.for_model(model_type)), OVERRIDES.get(model_type, {}))
     torch.manual_seed(seed)
-    model = auto.from_config(transformers.AutoConfig.for_model(model_type, **settings)).eval()
+    model = auto.from_config(transformers.AutoConfig.for_model(model_type, **merged(chosen, settings))).eval()
     if model_type == "xmod":
         model.set_default_language("en_XX")
+    return model
+
+
+def lively_model(model_type: str, task: str = "causal", **settings: Any) -> Any:
+    """A tiny model whose weights are large enough for every part to matter, also those that are initialised to zero."""
+    model = tiny_of(model_type, task, **settings)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2 and not name.endswith("bias") and parameter.any():
+                continue  # weights of norms, decays
+            spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+            if spread < 0.1 and "A_log" not in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.tiny import CONFIGS, ids, relative_error, store_of, tiny_model
+from tests.tiny_types import lively_model
 from tsugiki import TsugikiError
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.collator import Collator
@@ -108,6 +109,30 @@ def test_masks_of_packed_rows_are_those_that_the_model_makes(kind: str):
     with torch.no_grad():
         found, expected = model(attention_mask=masks, **inputs).logits, model(**inputs).logits
     assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "afmoe"])
+def test_a_mask_that_overrides_sliding_windows_is_not_used_in_longer_rows(kind: str):
+    model = lively_model(kind, sliding_window=20)
+    assert difference(model, "attention_mask")[0] > 1e-2
+    assert detect_document_masking(model, row_length=40) == "separate_rows"
+    wide = lively_model(kind, sliding_window=60)
+    assert detect_document_masking(wide, row_length=40) == "attention_mask"
+    assert difference(wide, "attention_mask")[0] < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["hy_v4", "dots3_note_text"])
+def test_attention_to_a_number_of_chosen_tokens_needs_separate_rows(kind: str):
+    """Which of several tokens with one score are chosen depends on their places in the row."""
+    model = lively_model(kind, index_topk=8)
+    assert difference(model, "position_ids")[0] > 1e-3
+    assert detect_document_masking(model, row_length=40) == "separate_rows"
+
+
+def test_rounding_of_experts_that_get_other_tokens_is_no_leak():
+    model = lively_model("aria_text")
+    assert detect_document_masking(model, row_length=40) == "position_ids"
+    assert difference(model, "position_ids")[0] < 1e-5
 
 
 def test_in_half_precision():

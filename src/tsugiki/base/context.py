@@ -1,5 +1,6 @@
 """How much text a model can process at once."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 PROMPT_ATTRIBUTE = "tsugiki_prompt_tokens"
 """The attribute in which a decoder has the number of virtual tokens of the soft prompt that is attached to it."""
 _DEFAULT_CONTEXT = 2048
+_WINDOWS = re.compile(r".*(window|chunk|topk|radius|block_size|local_attention).*")
 
 
 def text_config(model: nn.Module) -> "PretrainedConfig":
@@ -30,7 +32,13 @@ def decoder_of(model: nn.Module) -> "PreTrainedModel | None":
 def max_positions(model: nn.Module) -> int | None:
     """Return the largest number of tokens that the model has positions for, or None if its config names none."""
     length = getattr(text_config(model), "max_position_embeddings", None)
-    return int(length) if length else None
+    return int(length) if length and length > 0 else None  # XLNet's is -1
+
+
+def possible_windows(model: nn.Module) -> list[int]:
+    """Return the values of a model's settings that may limit how many tokens a token attends to."""
+    settings = text_config(model).to_dict()
+    return [value for name, value in settings.items() if type(value) is int and _WINDOWS.fullmatch(name)]
 
 
 def rope_depends_on_length(model: nn.Module) -> bool:

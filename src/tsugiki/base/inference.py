@@ -1,6 +1,6 @@
 """Running a model without training it: evaluation mode, fixed random numbers, a fixed input, comparison to rounding."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,15 @@ def probe_logits(model: nn.Module) -> Tensor | None:
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
     logits: Tensor | None = getattr(output, "logits", None)
     return logits
+
+
+def last_hidden_states(model: "PreTrainedModel", inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the hidden states before the output head, [rows, tokens, width].
+
+    For long rows they need less memory than logits.
+    """
+    hidden: Tensor = model.base_model(**inputs, use_cache=False)[0]
+    return hidden
 
 
 def same_to_rounding(a: Tensor, b: Tensor) -> bool:

@@ -37,7 +37,7 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     model = _base(config)
     model.to(accelerator.device)
     blocks = random_blocks(workload, model.config.vocab_size)
-    masking = detect_document_masking(model)
+    masking = detect_document_masking(model, workload.length)
     resolved = prepare_model(model, config)
     loop = prepare_loop(accelerator, config, model, blocks, masking)
     barrier.note(**{name: str(value) for name, value in resolved.items() if name in _NOTES})

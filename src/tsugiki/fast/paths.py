@@ -1,7 +1,7 @@
 """The fast paths of a model, switched on and off.
 
-Which of them fit a model is found out by trying: its logits must stay what they were. What does not fit is left as it
-is, without an error, because the result is the same.
+Which of them fit a model is found out by trying: its hidden states must stay what they were. What does not fit is left
+as it is, without an error, because the result is the same.
 """
 
 from contextlib import nullcontext
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from tsugiki.base.context import max_positions
-from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
+from tsugiki.base.context import max_positions, possible_windows
+from tsugiki.base.inference import evaluating, last_hidden_states, probe_ids, same_to_rounding
 from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
 from tsugiki.fast.modules import restore_modules, use_fused_modules
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TOKENS = 96
+_LONGEST_WINDOW = 512
 _FORMER_ATTENTION = "_tsugiki_attention"
 _REPLACED_MODULES = "_tsugiki_replaced_modules"
 
@@ -65,10 +66,10 @@ def _use_block_attention(model: "PreTrainedModel") -> None:
     former = model.config._attn_implementation
     # An untrained soft prompt causes more rounding error than the difference that a wrong attention makes.
     with nullcontext() if is_merged(model) else base_alone(model):
-        expected = _logits(model)
+        expected = _probe(model)
         try:
             model.set_attn_implementation(NAME)
-            fits = same_to_rounding(_logits(model), expected)
+            fits = same_to_rounding(_probe(model), expected)
         except (ValueError, RuntimeError, TypeError, KeyError):  # the architecture computes its attention itself
             fits = False
     if fits:
@@ -77,9 +78,10 @@ def _use_block_attention(model: "PreTrainedModel") -> None:
         model.set_attn_implementation(former)
 
 
-def _logits(model: "PreTrainedModel") -> Tensor:
-    """Return the logits of one fixed row in evaluation mode."""
-    ids = probe_ids(model, min(_TOKENS, max_positions(model) or _TOKENS))
+def _probe(model: "PreTrainedModel") -> Tensor:
+    """Return the last hidden states of one fixed row, in evaluation mode. The row is longer than a short window."""
+    windows = [window for window in possible_windows(model) if window <= _LONGEST_WINDOW]
+    tokens = max([_TOKENS, *(window + window // 4 for window in windows)])
+    ids = probe_ids(model, min(tokens, max_positions(model) or tokens))
     with evaluating(model):
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits
+        return last_hidden_states(model, {"input_ids": ids})

@@ -265,15 +265,15 @@ def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMa
 
     The soft prompt comes before every document, so the model is probed with one of the same length.
     """
-    length = _virtual_tokens(config)
+    length, row_length = _virtual_tokens(config), _block_size(config, model)
     if not length:
-        return detect_document_masking(model)
+        return detect_document_masking(model, row_length)
     # The probe's prompt consists of embeddings of real tokens. A normally distributed prompt causes so much rounding
     # error in bfloat16 that the probe could not tell the documents apart.
     with seeded(0):  # a resumed run must get the same answer
         graft(model, PromptTuningConfig(length, prompt_tuning_init="SAMPLE_VOCAB"))
     try:
-        return detect_document_masking(model)
+        return detect_document_masking(model, row_length)
     finally:
         ungraft(model)
 
