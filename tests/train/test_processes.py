@@ -23,6 +23,13 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_named():
         start_accelerator("cpu", ["swanlab"])
 
 
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+def test_an_engine_that_accelerate_is_configured_for_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(TsugikiError, match=rf"(?i){engine}.*--shard fsdp"):
+        start_accelerator("cpu")
+
+
 def test_one_process_does_what_the_main_one_does():
     accelerator = start_accelerator("cpu")
     assert on_main(accelerator, lambda: 3) == 3

@@ -5,6 +5,7 @@ environment variables that tell each process its number. Only the main process w
 progress and samples.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -25,6 +26,12 @@ _REQUIREMENTS = {
     "mps": "a Mac with Apple silicon",
     "xpu": "a driver, and a build of torch for XPU",
 }
+_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""Environment variables that `accelerate launch` sets."""
 
 
 def start_accelerator(
@@ -38,13 +45,14 @@ def start_accelerator(
         logging_folder: where trackers write files.
 
     Raises:
-        TsugikiError: this machine has no such device, a tracker is unknown or not installed, or the processes cannot be
-            connected.
+        TsugikiError: this machine has no such device, a tracker is unknown or not installed, accelerate is configured
+            for an engine, or the processes cannot be connected.
     """
     kind = _device_type(device)
     if kind == "mps" and several_processes():
         raise TsugikiError("several processes cannot share the GPU of a Mac: start one process, or use --device cpu")
     _check_trackers(trackers)
+    _check_engines()
     try:
         # On a processor, accelerate connects the processes only if it is told to use the processor.
         return Accelerator(cpu=kind == "cpu", log_with=list(trackers) or None, project_dir=logging_folder)
@@ -136,6 +144,15 @@ def _device_type(name: DeviceName) -> str:
     if not available[name]():
         raise TsugikiError(f"device {name}: torch finds none on this machine; it requires {_REQUIREMENTS[name]}")
     return name
+
+
+def _check_engines() -> None:
+    used = [name for variable, name in _ENGINES.items() if os.environ.get(variable, "").lower() in ("1", "true")]
+    if used:
+        raise TsugikiError(
+            f"accelerate is configured for {used[0]}, which the training loop of Tsugiki does not use: start without "
+            "it, and with --shard fsdp if the base does not fit on one device"
+        )
 
 
 def _check_trackers(names: Sequence[str]) -> None:
