@@ -27,7 +27,9 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
+from tsugiki.adapters.format import read_base
 from tsugiki.adapters.verify import KnownBase, verify
+from tsugiki.base.identity import BaseIdentity
 from tsugiki.lora.graft import active_name, is_grafted
 from tsugiki.lora.targets import base_modules
 from tsugiki.methods.bottleneck import BottleneckConfig
@@ -313,7 +315,7 @@ def test_sizes_are_compared_with_the_file_before_memory_is_allocated(case: str, 
     with pytest.raises(TsugikiError, match=re.escape(said)):
         load_adapter(tiny_model(), tmp_path)
     # `verify` reads PiSSA's factors as PEFT does, so that their number before training does not matter to it.
-    assert case == "pissa" or verify(tmp_path, KnownBase(tiny_model().to("meta"), None))
+    assert case == "pissa" or verify(tmp_path, KnownBase(tiny_model().to("meta"), BaseIdentity()))
 
 
 @pytest.mark.parametrize(
@@ -528,3 +530,21 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path):
             save_adapter(model, tmp_path / name)
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_revision_of_the_base_is_kept_and_compared(tmp_path: Path):
+    model = tiny_model()
+    model.name_or_path = "some/one@refs/pr/7"
+    save_grafted(tmp_path / "a", model, LoraConfig(r=2))
+    fields = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (fields["base_model_name_or_path"], fields["revision"]) == ("some/one", "refs/pr/7")
+    assert read_base(tmp_path / "a").name == "some/one@refs/pr/7"
+    (tmp_path / "a" / "tsugiki.json").unlink()  # as PEFT writes it
+    for name, fits in (("some/one", False), ("some/one@v2", False), ("some/one@refs/pr/7", True), ("a/folder", True)):
+        other = tiny_model()
+        other.name_or_path = name
+        if fits:
+            load_adapter(other, tmp_path / "a")
+        else:
+            with pytest.raises(TsugikiError, match="revision refs/pr/7; pass some/one@refs/pr/7 as the model"):
+                load_adapter(other, tmp_path / "a")

@@ -93,7 +93,9 @@ def test_a_base_that_it_does_not_fit(tmp_path: Path):
     other, llama = save_tiny(tmp_path / "other", seed=1), save_tiny(tmp_path / "llama", "llama")
     save_grafted(tmp_path / "a", load_model(base), LoraConfig())
     assert verify(tmp_path / "a", known_base(base)) == []
-    assert verify(tmp_path / "a", known_base(other)) == [f"it was trained on another base ({base}): the weights differ"]
+    assert verify(tmp_path / "a", known_base(other)) == [
+        f"it was trained on another base ({base}): their weights differ"
+    ]
     assert "lora_A.weight is [8, 32], expected [8, 64]" in "".join(verify(tmp_path / "a", known_base(wide)))
     assert "it does not fit the base: target_modules" in "".join(verify(tmp_path / "a", known_base(llama)))
 

@@ -10,7 +10,7 @@ from tests.hub_server import HubServer
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base.loading import load_model, load_tokenizer, placeholder_model
-from tsugiki.base.resolve import local_folder, model_folder, settings_folder
+from tsugiki.base.resolve import local_folder, model_folder, settings_folder, split_revision
 
 
 @pytest.fixture
@@ -114,3 +114,12 @@ def test_repositories_that_hold_no_model(load: Callable[[str], object], hub: Hub
     hub.add("some/gated", {"config.json": b"{}"}, gated=True)
     with pytest.raises(TsugikiError, match="some/gated"):
         load("some/gated")
+
+
+def test_only_hub_ids_have_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("me@home").mkdir()
+    assert split_revision("some/one@refs/pr/7") == ("some/one", "refs/pr/7")
+    assert split_revision("gpt2@v1.0") == ("gpt2", "v1.0")
+    for name in ("some/one", "some/one@", "/data/me@home/base", "./a@b", "me@home", "a/b/c@d", "embedded", ""):
+        assert split_revision(name) == (name, None)

@@ -72,7 +72,7 @@ def test_texts_are_escaped():
     evil = '</pre><script>alert("x")</script>&amp;'
     run = record(samples=[{"step": 0, "prompt": evil, "text": evil}], config={"data": evil, "prompts": [evil]})
     run.machine.processor = evil
-    run.base.name = evil
+    run.base = run.base.model_copy(update={"name": evil})
     run.evaluations[-1] = run.evaluations[-1].model_copy(update={"warning": evil})
     content = report_page(run, Path(f"runs/{evil.replace('/', '')}"))
     page = assert_whole(content)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.robustness.mutations import VALUES, json_bytes, mutate_bytes, mutate_value
 from tests.tiny import CONFIGS, byte_tokenizer, tiny_model
-from tsugiki.base.fingerprint import folder_fingerprint
+from tsugiki.base.identity import folder_fingerprint
 from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
 from tsugiki.io.file_names import MODEL_CONFIG_FILE, MODEL_FILE, MODEL_INDEX_FILE, TOKENIZER_CONFIG_FILE
 

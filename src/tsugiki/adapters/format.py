@@ -31,7 +31,8 @@ from tsugiki.adapters.metadata import (
     write_metadata,
 )
 from tsugiki.adapters.probe import logit_shift
-from tsugiki.base.fingerprint import base_fingerprint, fingerprints_differ
+from tsugiki.base.identity import identity_of, why_different
+from tsugiki.base.resolve import split_revision
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import files_into
 from tsugiki.io.digests import file_sha256
@@ -107,8 +108,10 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     if broken:
         raise TsugikiError(f"the adapter is not saved, because {summarise_list(broken)}; the training has diverged")
     extra_settings = adapter_format.extra_settings
+    with base_alone(model):
+        base = BaseReference(name=getattr(model, "name_or_path", None) or None, **dict(identity_of(model)))
     metadata = Metadata(
-        base=BaseReference(name=getattr(model, "name_or_path", None) or None, fingerprint=base_fingerprint(model)),
+        base=base,
         method_config=extra_settings(adapter.config) if extra_settings is not None else {},
     )
     task_type = "CAUSAL_LM" if hasattr(model, "generate") else None
@@ -133,7 +136,8 @@ def write_adapter_files(
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    common = {"base_model_name_or_path": metadata.base.name, "inference_mode": True}
+    name, revision = split_revision(metadata.base.name or "")
+    common = {"base_model_name_or_path": name or None, "revision": revision, "inference_mode": True}
     write_json(folder / ADAPTER_CONFIG_FILE, {**common, **fields})
     # Read again, because what is written may differ: lone surrogates become question marks.
     write_metadata(folder, with_digests(metadata, folder / ADAPTER_FILE, read_config_fields(folder)))
@@ -307,8 +311,11 @@ def read_base(folder: Path) -> BaseReference:
     Raises:
         TsugikiError: the folder holds no adapter, or a file is broken.
     """
-    name = read_config_fields(folder).get("base_model_name_or_path") or None
-    return BaseReference(name=name, fingerprint=read_metadata(folder).base.fingerprint)
+    fields = read_config_fields(folder)
+    name, revision = fields.get("base_model_name_or_path") or None, fields.get("revision")
+    if name and isinstance(revision, str) and revision not in ("", "main"):
+        name = f"{name}@{revision}"
+    return read_metadata(folder).base.model_copy(update={"name": name})
 
 
 def read_config_fields(folder: Path) -> dict[str, Any]:
@@ -422,9 +429,10 @@ def _other_format(path: Path) -> str:
 def _warn_of_another_name(model: nn.Module, folder: Path) -> None:
     """Warn if it is unknown whether the adapter was trained on this base, and their names differ."""
     base, name = read_base(folder), getattr(model, "name_or_path", "")
-    if base.fingerprint and base_fingerprint(model):
+    if base.fingerprint and identity_of(model).fingerprint:
         return
-    if base.name and name and Path(base.name).name.lower() != Path(name).name.lower():
+    names = [Path(split_revision(one)[0]).name.lower() for one in (base.name or "", name)]
+    if all(names) and names[0] != names[1]:
         warnings.warn(
             f"the adapter in {folder} was trained on {base.name}, and this model is {name}; whether their weights are "
             "the same is unknown",
@@ -434,8 +442,19 @@ def _warn_of_another_name(model: nn.Module, folder: Path) -> None:
 
 def _refuse_another_base(model: nn.Module, folder: Path) -> None:
     base = read_base(folder)
-    if fingerprints_differ(base.fingerprint, base_fingerprint(model)):
+    with base_alone(model):
+        why = why_different(base, identity_of(model)) or _other_revision(base, getattr(model, "name_or_path", ""))
+    if why:
         raise TsugikiError(
             f"{folder} was trained on another base ({base.name}) than this one "
-            f"({getattr(model, 'name_or_path', '')}): their weights differ; --allow-base-mismatch loads it anyway"
+            f"({getattr(model, 'name_or_path', '')}): {why}; --allow-base-mismatch loads it anyway"
         )
+
+
+def _other_revision(base: BaseReference, name: str) -> str:
+    """Return a clause if an adapter names another revision of the model on the hub, and the digest is unknown."""
+    repo_id, revision = split_revision(base.name or "")
+    other_id, other = split_revision(name)
+    if base.fingerprint or not revision or repo_id != other_id or revision == other:
+        return ""
+    return f"it was trained on the revision {revision}; pass {base.name} as the model"

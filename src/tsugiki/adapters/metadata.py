@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from tsugiki.base.identity import BaseIdentity
 from tsugiki.errors import TsugikiError
 from tsugiki.io.digests import file_sha256, sha256
 from tsugiki.io.file_names import ADAPTER_FILE, METADATA_FILE
@@ -29,13 +30,11 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class BaseReference(_Model):
+class BaseReference(BaseIdentity):
     """The base that an adapter was trained on, as far as its files tell."""
 
     name: Text | None = None
     """A name that `load_model` takes."""
-    fingerprint: str | None = None
-    """The digest of its weights (see `base.fingerprint`); unknown for adapters that PEFT wrote."""
 
 
 class Digests(_Model):

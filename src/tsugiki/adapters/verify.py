@@ -17,7 +17,7 @@ from tsugiki.adapters.format import (
     read_weights,
 )
 from tsugiki.adapters.lora_weights import parse_tensors
-from tsugiki.base.fingerprint import fingerprints_differ, named_fingerprint
+from tsugiki.base.identity import BaseIdentity, named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, RECORD_FILE
@@ -32,17 +32,16 @@ class KnownBase:
 
     model: nn.Module
     """A model of its architecture; only names and shapes are used."""
-    fingerprint: str | None
-    """The digest of its weights; None if they are not on this machine."""
+    identity: BaseIdentity
 
 
 def known_base(name: str) -> KnownBase:
-    """Read the architecture and the fingerprint of a base, without loading it; all its files are read.
+    """Read the architecture and the identity of a base, without loading it; all its files are read.
 
     Raises:
         TsugikiError: there is no such model.
     """
-    return KnownBase(load_meta_model(name), named_fingerprint(name))
+    return KnownBase(load_meta_model(name), named_identity(name))
 
 
 def verify(folder: Path, base: KnownBase | None = None) -> list[str]:
@@ -107,8 +106,9 @@ def find_misfits(folder: Path, base: KnownBase) -> list[str]:
     """List why an adapter that has no problems itself does not fit a base."""
     problems = []
     trained_on = read_base(folder)
-    if fingerprints_differ(trained_on.fingerprint, base.fingerprint):
-        problems.append(f"it was trained on another base ({trained_on.name}): the weights differ")
+    why = why_different(trained_on, base.identity)
+    if why:
+        problems.append(f"it was trained on another base ({trained_on.name}): {why}")
     config, tensors = read_peft_config(folder), map_weights(folder)
     adapter_format = format_of(config)
     try:

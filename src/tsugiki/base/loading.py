@@ -5,22 +5,20 @@ caller asks for it with `trust_remote_code`.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tsugiki.base.checks import check_all_used, check_weights
+from tsugiki.base.config import load_config, loading_errors, read_config
+from tsugiki.base.identity import file_states, remember_files
 from tsugiki.base.meta import fill_with_zeros, meta_model
 from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.base.resolve import model_folder, settings_folder
 from tsugiki.dtypes import LoadDtype, preferred_compute_dtype, torch_dtype
-from tsugiki.errors import TsugikiError, error_text, is_ordinary
+from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PROBE = "a 枝\n"
 
@@ -40,8 +38,9 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     from transformers import AutoModelForCausalLM
 
     folder = model_folder(name, trust_remote_code=trust_remote_code)
-    with _loading_errors(name):
-        config = _read_config(folder, trust_remote_code)
+    states = file_states(name)
+    with loading_errors(name):
+        config = read_config(folder, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
             check_weights(name, folder, config)
         with hidden_progress_bars(not sys.stderr.isatty()):
@@ -65,14 +64,8 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     model.eval()
     # transformers stores the resolved path here, but an adapter's files must name the model as the user did.
     model.name_or_path = model.config._name_or_path = name
+    remember_files(model, name, states)
     return model
-
-
-def load_config(name: str) -> "PretrainedConfig":
-    """Load a model's config; errors are those of `load_model`."""
-    folder = settings_folder(name)
-    with _loading_errors(name):
-        return _read_config(folder, trust_remote_code=False)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
@@ -80,7 +73,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrained
     from transformers import AutoTokenizer
 
     folder = settings_folder(name, trust_remote_code=trust_remote_code)
-    with _loading_errors(name):
+    with loading_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         tokenizer(_PROBE)  # some damaged tokenizers load, and fail at every text
         return tokenizer
@@ -93,7 +86,7 @@ def load_meta_model(name: str) -> "PreTrainedModel":
         TsugikiError: as for `load_model`.
     """
     config = load_config(name)
-    with _loading_errors(name):
+    with loading_errors(name):
         return meta_model(config)
 
 
@@ -117,34 +110,3 @@ def default_device() -> "torch.device":
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
-
-
-def _read_config(folder: "Path", trust_remote_code: bool) -> "PretrainedConfig":
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    if config.model_type == "rwkv":
-        # In evaluation mode, RWKV would halve the weights of its later layers, and not those of an adapter in them. The
-        # rescaling only prevents overflow in float16.
-        config.rescale_every = 0
-    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        # Old configs can switch gradient checkpointing on. It costs time, and only the user can say that it is wanted.
-        if part is not None:
-            vars(part).pop("gradient_checkpointing", None)
-    return config
-
-
-@contextmanager
-def _loading_errors(name: str) -> Iterator[None]:
-    """Turn what other libraries raise for a damaged file into a `TsugikiError` of one line.
-
-    They raise exceptions of any class.
-    """
-    try:
-        yield
-    except TsugikiError:
-        raise
-    except BaseException as error:
-        if not is_ordinary(error):
-            raise
-        raise TsugikiError(f"{name} cannot be loaded: {error_text(error) or type(error).__name__}") from error

@@ -5,6 +5,8 @@ downloaded into huggingface_hub's cache; `USER/NAME@REVISION` names a branch, a 
 safetensors files only. Every folder is checked before it is returned (see `base.checks`).
 """
 
+import os
+import re
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 from importlib.resources import files
@@ -25,6 +27,7 @@ from tsugiki.io.file_names import (
 
 EMBEDDED = "embedded"
 """The name of the small Japanese GPT-2 that is part of the package."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
@@ -91,9 +94,11 @@ def gguf_path(name: str) -> Path | None:
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Split `USER/NAME@REVISION` into the hub id and the revision; None without one."""
+    """Split `USER/NAME@REVISION` into the hub id and the revision; None without one, as for every path."""
     repo_id, _, revision = name.partition("@")
-    return repo_id, revision or None
+    if not revision or not _HUB_ID.fullmatch(repo_id) or os.path.exists(Path(name).expanduser()):
+        return name, None
+    return repo_id, revision
 
 
 def _folder(name: str, trust_remote_code: bool) -> tuple[Path, Collection[str]]:

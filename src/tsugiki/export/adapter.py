@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
 from tsugiki.adapters.metadata import BaseReference, Provenance, Source
-from tsugiki.base.fingerprint import is_different_base
 from tsugiki.base.gguf.file import read_header
+from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.dtypes import GgufAdapterDtype
 from tsugiki.errors import TsugikiError, summarise_list
@@ -65,10 +65,11 @@ def export_gguf_adapter(
     name = model_name or lora.base.name
     if name is None:
         raise TsugikiError(f"{folder} does not name the base that it was trained on; pass it as --model")
-    if not allow_base_mismatch and is_different_base(lora.base.fingerprint, name):
+    why = "" if allow_base_mismatch else why_different(lora.base, named_identity(name))
+    if why:
         raise TsugikiError(
-            f"{folder} was trained on another base ({lora.base.name}) than {name}: their weights differ; "
-            "--allow-base-mismatch exports it anyway"
+            f"{folder} was trained on another base ({lora.base.name}) than {name}: {why}; --allow-base-mismatch "
+            "exports it anyway"
         )
     model = load_meta_model(name)
     problems = llama_cpp_incompatibilities(lora, model)
@@ -107,10 +108,11 @@ def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mi
             cannot be written.
     """
     lora = read_gguf_adapter(file, load_meta_model(model_name))
-    if not allow_base_mismatch and is_different_base(lora.base.fingerprint, model_name):
+    why = "" if allow_base_mismatch else why_different(lora.base, named_identity(model_name))
+    if why:
         raise TsugikiError(
-            f"{file} was made for another base ({lora.base.name}) than {model_name}: their weights differ; "
-            "--allow-base-mismatch imports it anyway"
+            f"{file} was made for another base ({lora.base.name}) than {model_name}: {why}; --allow-base-mismatch "
+            "imports it anyway"
         )
     lora = dataclasses.replace(lora, base=BaseReference(name=model_name, fingerprint=lora.base.fingerprint))
     write_lora_weights(lora, out, Provenance(operation="import", sources=(Source(name=file.name),)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from tsugiki.adapters.format import read_base, read_peft_config
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
-from tsugiki.base.fingerprint import is_different_base
+from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export import Loader
@@ -48,8 +48,9 @@ def incompatibilities(loader: Loader, folder: Path, model: str | None = None) ->
     config = read_peft_config(folder)
     base = read_base(folder)
     problems = []
-    if model is not None and is_different_base(base.fingerprint, model):
-        problems.append(f"it was trained on another base than {model}, which {loader} does not check")
+    why = why_different(base, named_identity(model)) if model is not None else ""
+    if why:
+        problems.append(f"it was trained on another base than {model} ({why}), which {loader} does not check")
     if loader in ("peft", "vllm"):
         return problems + _config_incompatibilities(loader, config)
     if not isinstance(config, LoraConfig):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tsugiki.adapters.format import load_adapter
-from tsugiki.base.loading import load_config, load_model, load_tokenizer
+from tsugiki.base.config import load_config
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.model_folder import LazyTensors
 from tsugiki.base.resolve import model_folder
 from tsugiki.dtypes import GgufDtype

@@ -141,7 +141,7 @@ def _notes(folder: Path, base: str | None, license_id: str | None, record: RunRe
 def _public_metadata(metadata: Metadata, base: str | None) -> Metadata:
     """Return the metadata without paths of this machine, and with the base's public name."""
     fields = _public(metadata.model_dump())
-    return Metadata(**fields | {"base": {"name": base, "fingerprint": metadata.base.fingerprint}})
+    return Metadata(**fields | {"base": metadata.base.model_copy(update={"name": base})})
 
 
 def _public_record(record: RunRecord, base: str | None) -> RunRecord:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 _CHUNK = 1 << 22  # bytes read at once
 
 
-def sha256(parts: Iterable[bytes]) -> str:
+def sha256(parts: Iterable[bytes | memoryview]) -> str:
     """Compute the digest of the concatenation of `parts`."""
     digest = hashlib.sha256()
     for part in parts:

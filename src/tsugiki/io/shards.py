@@ -129,6 +129,11 @@ def _are_sizes(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and 0 <= value <= _LARGEST for value in values)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name that the format has for a dtype; torch's if it has none."""
+    return next((name for name, known in _DTYPES.items() if known == dtype), str(dtype))
+
+
 def is_float(entry: Entry) -> bool:
     """Return whether the tensor has a floating-point dtype of 16 bits or more, so that it is not quantised."""
     return entry.dtype in ("F64", "F32", "F16", "BF16")

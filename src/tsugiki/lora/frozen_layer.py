@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+CHANGED_WEIGHTS = "_tsugiki_changed_weights"
+"""The attribute of a model whose own weights are not those that it was loaded with, because an adapter is in them."""
+
 
 @runtime_checkable
 class QuantizedLinear(Protocol):

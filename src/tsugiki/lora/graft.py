@@ -43,7 +43,7 @@ from tsugiki.lora.adapter import new_lora_adapter
 from tsugiki.lora.batchnorm import freeze_batchnorm, unfreeze_batchnorm
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dropout import SavedDropout, disable_dropout, restore_dropout
-from tsugiki.lora.frozen_layer import linear_of_matrix
+from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS, linear_of_matrix
 from tsugiki.lora.layer import grafted_layers
 from tsugiki.lora.swap import Undo, WeightUpdate, replace_forward, replace_module, undo_all
 from tsugiki.lora.targets import output_head
@@ -186,6 +186,8 @@ def ungraft(model: nn.Module) -> nn.Module:
     """
     model = unwrapped(model)
     state = require_state(model)
+    if state.merged is not None:
+        setattr(model, CHANGED_WEIGHTS, True)
     detach_adapter(state)
     _unwrap(model, keep=())
     _unfreeze(model, state)

@@ -13,7 +13,7 @@ from tsugiki.adapters.format import not_finite, read_adapter_config, read_weight
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
 from tsugiki.adapters.metadata import BaseReference
-from tsugiki.base.fingerprint import fingerprints_differ
+from tsugiki.base.identity import why_different
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.json import value_text
 from tsugiki.lora.config import LoraConfig
@@ -108,8 +108,8 @@ def _settings(facts: Sequence[AdapterInfo], configs: Sequence[Any]) -> Table:
 
 
 def _about_bases(first: BaseReference, second: BaseReference) -> list[str]:
-    if fingerprints_differ(first.fingerprint, second.fingerprint):
-        return ["the bases differ: equal updates can have different effects"]
+    if why := why_different(first, second):
+        return [f"the bases differ ({why}): equal updates can have different effects"]
     if not (first.fingerprint and second.fingerprint) and first.name != second.name:
         return ["the names of the bases differ, so their weights may differ too"]
     return []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tsugiki.base.identity import BaseIdentity
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
@@ -78,13 +79,11 @@ class Machine(BaseModel):
     python: str
 
 
-class RecordedBase(BaseModel):
+class RecordedBase(BaseIdentity):
     """The base model of a run."""
 
     name: str | None = None
     """None in a record that was pushed to the hub, if the hub does not have the base."""
-    fingerprint: str | None
-    """Digest of the weights; None if the base was not loaded from files."""
     dtype: str
     code: str | None = None
     """Digest of the Python code that the base brought and that was run; None if it brought none."""

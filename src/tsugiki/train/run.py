@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 from tsugiki.base.checks import code_digest
-from tsugiki.base.fingerprint import base_fingerprint
+from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.quantization import count_parameters
 from tsugiki.base.resolve import settings_folder
@@ -412,11 +412,10 @@ def _describe(
     record.machine = describe_machine(accelerator.device, accelerator.num_processes)
     base_before, data_before = record.base, record.data
     code = code_digest(settings_folder(config.model, trust_remote_code=True)) if config.trust_remote_code else None
-    record.base = RecordedBase(
-        name=config.model, fingerprint=base_fingerprint(model), dtype=str(model.dtype), code=code
-    )
+    identity = identity_of(model)  # of the base, whose weights the adapter does not change
+    record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
     record.data = data.summary
-    if base_before is not None and (base_before, data_before) != (record.base, record.data):
+    if base_before is not None and (_is_other_base(base_before, record.base) or data_before != record.data):
         raise TsugikiError(
             f"{config.data} or {config.model} has changed since the run in {config.out} was started; restore it, or "
             "start a new run with another --out"
@@ -434,6 +433,10 @@ def _describe(
                 f"would be {now} here"
             )
     return record.parameters
+
+
+def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
+    return bool(why_different(before, now)) or (before.dtype, before.code) != (now.dtype, now.code)
 
 
 def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:

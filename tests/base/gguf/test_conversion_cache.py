@@ -15,9 +15,9 @@ import torch
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tests.tiny import logits, shake
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
-from tsugiki.base.fingerprint import base_fingerprint
 from tsugiki.base.gguf import conversion, conversion_cache
 from tsugiki.base.gguf.conversion_cache import converted_folder, gguf_fingerprint
+from tsugiki.base.identity import identity_of
 from tsugiki.base.loading import load_model
 from tsugiki.base.resolve import local_folder
 
@@ -85,7 +85,7 @@ def test_the_fingerprint_is_over_the_quantised_tensors(path: Path, tmp_path: Pat
         digest = hashlib.sha256(f"{tensor.tensor_type.name} {shape} ".encode() + tensor.data.tobytes()).hexdigest()
         total.update(f"{tensor.name}\0{digest}\n".encode())
     expected = f"sha256:{total.hexdigest()}"
-    assert base_fingerprint(load_model(str(path))) == expected
+    assert identity_of(load_model(str(path))).fingerprint == expected
     shutil.rmtree(cache)
     assert gguf_fingerprint(path) == expected
     named = write_gguf(tmp_path / "named.gguf", base(), Kind.Q8_0, {"general.name": "another"})

@@ -31,7 +31,7 @@ from tsugiki.adapters.algebra.matrices import best_factors, concatenate, matrice
 from tsugiki.adapters.algebra.spectrum import update_norm
 from tsugiki.adapters.algebra.truncate import truncated
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights
-from tsugiki.base.fingerprint import fingerprints_differ
+from tsugiki.base.identity import why_different
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 
@@ -230,7 +230,7 @@ def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
 def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
     for one, two in itertools.combinations(adapters, 2):
         a, b = one.lora.base, two.lora.base
-        why = "their weights differ" if fingerprints_differ(a.fingerprint, b.fingerprint) else ""
+        why = why_different(a, b)
         if not (a.fingerprint and b.fingerprint) and a.name and b.name and a.name != b.name:
             why = "whether their weights differ is unknown"
         if why:

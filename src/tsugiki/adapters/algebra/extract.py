@@ -20,7 +20,7 @@ from tsugiki.adapters.algebra.matrices import best_factors
 from tsugiki.adapters.algebra.truncate import RankReduction
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.adapters.metadata import BaseReference
-from tsugiki.base.fingerprint import named_fingerprint
+from tsugiki.base.identity import named_identity
 from tsugiki.base.inference import seeded
 from tsugiki.base.loading import load_meta_model
 from tsugiki.base.model_folder import LazyTensors, map_keys
@@ -109,7 +109,7 @@ def extract(
         target_modules=shortest_target_modules(model, config, {path: targets[path] for path in layers}),
         fan_in_fan_out=any(is_conv1d(targets[path]) for path in layers),
     )
-    reference = BaseReference(name=base, fingerprint=named_fingerprint(base))
+    reference = BaseReference(name=base, **dict(named_identity(base)))
     unchanged = [path for path in targets if path not in layers]
     return Extraction(LoraWeights(config, layers, {}, reference, "CAUSAL_LM"), kept, unchanged, not_captured)
 

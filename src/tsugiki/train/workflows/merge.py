@@ -13,7 +13,7 @@ from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import read_config_fields
 from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, quantization_loss, write_merged
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, source_adapter, write_metadata
-from tsugiki.base.fingerprint import named_fingerprint
+from tsugiki.base.identity import named_identity
 from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.dtypes import LoadDtype
@@ -187,7 +187,7 @@ def _metadata(merge: Merge, report: MergeReport) -> Metadata:
         for folder, weight in zip(merge.adapters, weights, strict=True)
     ]
     return Metadata(
-        base=BaseReference(name=merge.base, fingerprint=named_fingerprint(merge.base)),
+        base=BaseReference(name=merge.base, **dict(named_identity(merge.base))),
         provenance=Provenance(operation="merge", sources=tuple(sources)),
         figures=report.to_json(),
     )

@@ -1,0 +1,58 @@
+"""Load the configs of base models, and name the errors of other libraries in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsugiki.base.resolve import settings_folder
+from tsugiki.errors import TsugikiError, error_text, is_ordinary
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def load_config(name: str) -> "PretrainedConfig":
+    """Load a model's config; errors are those of `base.loading.load_model`."""
+    folder = settings_folder(name)
+    with loading_errors(name):
+        return read_config(folder)
+
+
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
+    """Read the config in a model's folder, without settings that the folder should not decide.
+
+    Raises:
+        Exception: of any class; transformers raises it. See `loading_errors`.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    if config.model_type == "rwkv":
+        # In evaluation mode, RWKV would halve the weights of its later layers, and not those of an adapter in them. The
+        # rescaling only prevents overflow in float16.
+        config.rescale_every = 0
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        # Old configs can switch gradient checkpointing on. It costs time, and only the user can say that it is wanted.
+        if part is not None:
+            vars(part).pop("gradient_checkpointing", None)
+    return config
+
+
+@contextmanager
+def loading_errors(name: str) -> Iterator[None]:
+    """Turn what other libraries raise for a damaged file into a `TsugikiError` of one line.
+
+    They raise exceptions of any class.
+
+    Args:
+        name: the model's name, for the message.
+    """
+    try:
+        yield
+    except TsugikiError:
+        raise
+    except BaseException as error:
+        if not is_ordinary(error):
+            raise
+        raise TsugikiError(f"{name} cannot be loaded: {error_text(error) or type(error).__name__}") from error

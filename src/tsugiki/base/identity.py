@@ -1,0 +1,211 @@
+"""The identity of base models, which tells whether an adapter belongs to a base.
+
+An adapter loads without an error into any model of the same shape, but the output is nonsense if the base is another
+one than it was trained on. So an adapter records the identity of its base, in two parts:
+
+- the fingerprint: a digest over the tensors in the base's files, each with its name, dtype and shape. Sharding and
+  casting do not change it. For a GGUF file the digest is over its quantised tensors: another quantisation changes it,
+  another chat template does not;
+- the settings of its config that change what is computed. Only settings that both configs have are compared, because
+  a release of transformers can add one.
+
+`load_model` notes the files that it reads, and the digest is computed when it is needed. If the files were changed in
+the meantime, the fingerprint is unknown. A model whose weights were changed in memory has a digest of these weights.
+"""
+
+import functools
+import json
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from tsugiki.base.config import load_config
+from tsugiki.base.context import text_config
+from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
+from tsugiki.base.model_folder import read_shards
+from tsugiki.base.resolve import gguf_path, local_folder
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.digests import combined_digest, sha256, tensor_digest
+from tsugiki.io.shards import Shard, dtype_name, read_shard
+from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+FileStates: TypeAlias = tuple[tuple[Path, tuple[int, ...]], ...]
+"""Paths of files, each with numbers that change when the file does: device, inode, size and times."""
+
+_FILES = "_tsugiki_files"
+"""The attribute of a model that holds its name and the states of the files that it was loaded from."""
+_FINGERPRINT = "_tsugiki_fingerprint"
+"""The attribute of a model that holds its name and the fingerprint that was computed for it."""
+_NOT_COMPUTED = re.compile(r"drop|_token_id$|^initializer|^use_cache$|^pretraining_tp$|^summary_")
+"""Settings that change nothing that a model computes with given weights, except in how it trains."""
+
+
+class BaseIdentity(BaseModel):
+    """What a base computes, as far as it is known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: str | None = None
+    """The digest of its weights."""
+    config: Mapping[str, Any] = Field(default_factory=dict)
+    """The settings of its config that change what is computed."""
+
+
+def identity_of(model: nn.Module) -> BaseIdentity:
+    """Return the identity of a model in which no adapter is active (see `lora.graft.base_alone`)."""
+    from transformers import PretrainedConfig
+
+    config = text_config(model)
+    settings = _settings(config) if isinstance(config, PretrainedConfig) else {}
+    return BaseIdentity(fingerprint=_fingerprint_of(model), config=settings)
+
+
+def named_identity(name: str) -> BaseIdentity:
+    """Return the identity of the model with this name (see `load_model`), without what is not on this machine.
+
+    Computing it reads all of the weights.
+    """
+    folder = local_folder(name)
+    config = _settings(load_config(name).get_text_config()) if folder is not None else {}
+    return BaseIdentity(fingerprint=named_fingerprint(name), config=config)
+
+
+def why_different(one: BaseIdentity, other: BaseIdentity) -> str:
+    """Return why two bases are certainly different, as a clause; empty if they are the same as far as is known."""
+    if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
+        return "their weights differ"
+    for name in sorted(one.config.keys() & other.config.keys()):
+        if one.config[name] != other.config[name]:
+            values = [error_text(json.dumps(config[name]), 60) for config in (one.config, other.config)]
+            return f"their configs differ: {name} is {values[0]} and {values[1]}"
+    return ""
+
+
+def named_fingerprint(name: str) -> str | None:
+    """Return the fingerprint of the model with this name (see `load_model`), or None if it is not on this machine."""
+    return _digest_files(file_states(name))
+
+
+def folder_fingerprint(folder: Path) -> str | None:
+    """Return `sha256:` and 64 digits over name, dtype, shape and bytes of every tensor in the folder's safetensors.
+
+    Returns None if the folder has no safetensors weights, or they are damaged.
+    """
+    return _digest_files(_folder_states(folder))
+
+
+def file_states(name: str) -> FileStates:
+    """Return the files of the weights of a model that is on this machine, with their states; otherwise none."""
+    gguf = gguf_path(name)
+    if gguf is not None:
+        return _states([gguf])
+    folder = local_folder(name)
+    return _folder_states(folder) if folder is not None else ()
+
+
+def remember_files(model: nn.Module, name: str, states: FileStates) -> None:
+    """Note the files that a model was loaded from, and their states before."""
+    setattr(model, _FILES, (name, states))
+
+
+def _fingerprint_of(model: nn.Module) -> str | None:
+    if getattr(model, CHANGED_WEIGHTS, False):
+        return _digest_memory(model)
+    name = getattr(model, "name_or_path", "")
+    computed_for, fingerprint = getattr(model, _FINGERPRINT, (None, None))
+    if not name or computed_for == name:
+        return fingerprint
+    present = file_states(name)
+    read_from, states = getattr(model, _FILES, (name, present))
+    if read_from == name and states != present:
+        warnings.warn(f"the files of {name} were changed after it was loaded; its fingerprint is unknown", stacklevel=2)
+    else:
+        fingerprint = _digest_files(present)
+    setattr(model, _FINGERPRINT, (name, fingerprint))
+    return fingerprint
+
+
+def _settings(config: "PretrainedConfig") -> dict[str, Any]:
+    """Return the settings that a config's class declares and that are computed with, as values of JSON."""
+    from transformers import PretrainedConfig
+
+    declared = getattr(type(config), "__dataclass_fields__", {}).keys()
+    declared -= getattr(PretrainedConfig, "__dataclass_fields__", {}).keys()
+    computed = {
+        name: value for name, value in config.to_dict().items() if name in declared and not _NOT_COMPUTED.search(name)
+    }
+    plain: dict[str, Any] = json.loads(json.dumps({"model_type": config.model_type, **computed}, default=str))
+    return _flat(plain)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by names with dots, such as rope_parameters.rope_theta."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _folder_states(folder: Path) -> FileStates:
+    try:
+        return _states(shard.path.resolve() for shard in read_shards(folder))
+    except TsugikiError:
+        return ()
+
+
+def _states(paths: Iterable[Path]) -> FileStates:
+    states = []
+    for path in paths:
+        state = path.stat()
+        numbers = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        states.append((path, numbers))
+    return tuple(sorted(states))
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_files(states: FileStates) -> str | None:
+    """Digest all tensors in these files; a file that changed has another cache key. None if there are none."""
+    paths = [path for path, _ in states]
+    if len(paths) == 1 and gguf_path(str(paths[0])) is not None:
+        return gguf_fingerprint(paths[0])
+    digests = {name: digest for path in paths for name, digest in _digest_tensors(read_shard(path)).items()}
+    return combined_digest(digests) if digests else None
+
+
+def _digest_tensors(shard: Shard) -> dict[str, str]:
+    with shard.path.open("rb") as file:
+        return {
+            name: tensor_digest(file, entry.begin, entry.end, _description(entry.dtype, entry.shape))
+            for name, entry in shard.entries.items()
+        }
+
+
+@torch.no_grad()
+def _digest_memory(model: nn.Module) -> str:
+    """Digest the tensors of a model as they would be in a file, where tensors that share memory are stored once."""
+    digests: dict[str, str] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            digests[name.replace(".base_layer.", ".")] = _digest_values(tensor)
+    return combined_digest(digests)
+
+
+def _digest_values(tensor: Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    description = _description(dtype_name(tensor.dtype), tuple(tensor.shape))
+    return sha256([description.encode(), content.data]).removeprefix("sha256:")
+
+
+def _description(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {list(shape)} "

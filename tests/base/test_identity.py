@@ -1,0 +1,173 @@
+"""Fingerprints of bases: what changes them, and what does not."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import grafted, logits, save_grafted, save_tiny, tiny_model
+from tsugiki import LoraConfig, TsugikiError, load_adapter, merge, save_adapter, ungraft, unmerge
+from tsugiki.adapters.format import read_base
+from tsugiki.base.identity import (
+    BaseIdentity,
+    folder_fingerprint,
+    identity_of,
+    named_fingerprint,
+    named_identity,
+    why_different,
+)
+from tsugiki.base.loading import load_model
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return Path(save_tiny(tmp_path / "base"))
+
+
+def test_sharding_and_other_files_do_not_change_the_fingerprint(base: Path, tmp_path: Path):
+    expected = folder_fingerprint(base)
+    assert expected is not None
+    assert expected.startswith("sha256:")
+    tiny_model(vocab_size=257).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    assert folder_fingerprint(tmp_path / "sharded") == expected
+    (base / "tokenizer.json").unlink()
+    assert folder_fingerprint(base) == expected
+
+
+@pytest.mark.parametrize("change", ["value", "dtype", "name", "shape"])
+def test_a_change_of_one_tensor_changes_the_fingerprint(change: str, base: Path):
+    expected = folder_fingerprint(base)
+    tensors = load_file(base / "model.safetensors")
+    key = "transformer.h.0.ln_1.weight"
+    if change == "value":
+        tensors[key][0] += 1
+    elif change == "dtype":
+        tensors[key] = tensors[key].half()
+    elif change == "name":
+        tensors["renamed"] = tensors.pop(key)
+    else:
+        tensors[key] = tensors[key][None]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    assert folder_fingerprint(base) != expected
+
+
+def test_the_identity_of_a_loaded_model_is_that_of_its_files(base: Path):
+    for dtype in ("fp32", "bf16", "int8"):
+        model = load_model(str(base), dtype)  # type: ignore[arg-type]
+        assert identity_of(model) == named_identity(str(base))
+        assert identity_of(model).fingerprint == named_fingerprint(str(base)) == folder_fingerprint(base) is not None
+
+
+def test_the_shards_are_those_of_the_index(base: Path, tmp_path: Path):
+    expected = folder_fingerprint(base)
+    sharded = tmp_path / "sharded"
+    tiny_model(vocab_size=257).save_pretrained(sharded, max_shard_size="20KB")
+    names = {path.name: f"part-{i}.safetensors" for i, path in enumerate(sorted(sharded.glob("*.safetensors")))}
+    for old, new in names.items():
+        (sharded / old).rename(sharded / new)
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {key: names[file] for key, file in index["weight_map"].items()}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copy(base / "model.safetensors", sharded / "model-of-another.safetensors")
+    assert folder_fingerprint(sharded) == expected
+    assert identity_of(load_model(str(sharded))).fingerprint == expected
+
+
+def test_bases_that_are_not_on_this_machine_have_no_identity(tmp_path: Path):
+    assert folder_fingerprint(tmp_path) is None
+    assert named_identity("nobody/nothing") == BaseIdentity()
+    assert identity_of(torch.nn.Linear(2, 2)) == BaseIdentity()
+
+
+def test_a_folder_that_is_written_over_has_another_identity_than_the_loaded_model(base: Path, tmp_path: Path):
+    early, late = load_model(str(base)), load_model(str(base))
+    was = identity_of(early)
+    tiny_model(seed=1, vocab_size=257).save_pretrained(base)
+    assert identity_of(early) == was
+    assert named_identity(str(base)).fingerprint not in (None, was.fingerprint)
+    with pytest.warns(UserWarning, match="changed after it was loaded"):
+        assert identity_of(late).fingerprint is None
+    grafted(early, LoraConfig(r=2))
+    save_adapter(early, tmp_path / "adapter")
+    with pytest.raises(TsugikiError, match="their weights differ"):
+        load_adapter(load_model(str(base)), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "rope_theta is 10000.0 and 500000.0",
+        ),
+        ("llama", {"rope_theta": 5e5, "rope_parameters": None}, "rope_theta is 10000.0 and 500000.0"),
+        ("llama", {"rms_norm_eps": 0.5}, "rms_norm_eps is 1e-06 and 0.5"),
+        ("llama", {"hidden_act": "relu"}, 'hidden_act is "silu" and "relu"'),
+        ("gemma3_text", {"query_pre_attn_scalar": 1}, "query_pre_attn_scalar is 256 and 1"),
+        ("gpt2", {"layer_norm_epsilon": 0.5}, "layer_norm_epsilon is 1e-05 and 0.5"),
+        ("gpt2", {"resid_pdrop": 0.5, "use_cache": False, "eos_token_id": 7, "dtype": "float16", "own": 1}, ""),
+    ],
+)
+def test_settings_that_compute_are_a_part_of_the_identity(
+    kind: str, change: dict[str, Any], message: str, tmp_path: Path
+):
+    base = Path(save_tiny(tmp_path / "base", kind))
+    trained = load_model(str(base))
+    grafted(trained, LoraConfig(r=2, target_modules="all-linear"))
+    save_adapter(trained, tmp_path / "adapter")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | change))
+    changed = load_model(str(base))
+    assert identity_of(changed).fingerprint == identity_of(trained).fingerprint
+    assert identity_of(changed) == named_identity(str(base))
+    if not message:
+        load_adapter(changed, tmp_path / "adapter")
+        return
+    with pytest.raises(TsugikiError, match=message):
+        load_adapter(changed, tmp_path / "adapter")
+    load_adapter(changed, tmp_path / "adapter", allow_base_mismatch=True)
+
+
+def test_an_adapter_on_merged_weights_belongs_to_these_weights(base: Path, tmp_path: Path):
+    save_grafted(tmp_path / "first", load_model(str(base)), LoraConfig(r=2))
+    model = load_model(str(base))
+    load_adapter(model, tmp_path / "first")
+    ungraft(merge(model))
+    grafted(model, LoraConfig(r=2), seed=7)
+    expected = logits(model)
+    save_adapter(model, tmp_path / "second")
+    with pytest.raises(TsugikiError, match="their weights differ"):
+        load_adapter(load_model(str(base)), tmp_path / "second")
+    assert read_base(tmp_path / "second").name == str(base)
+    ungraft(model)
+    load_adapter(model, tmp_path / "second")
+    assert torch.equal(logits(model), expected)
+    ungraft(model).save_pretrained(tmp_path / "merged")
+    shutil.copy(base / "tokenizer.json", tmp_path / "merged")
+    saved = load_model(str(tmp_path / "merged"))
+    assert identity_of(saved).fingerprint == identity_of(model).fingerprint
+    load_adapter(saved, tmp_path / "second")
+    assert torch.equal(logits(saved), expected)
+
+
+def test_a_model_that_was_unmerged_is_the_base_again(base: Path):
+    model = load_model(str(base))
+    was = identity_of(model)
+    grafted(model, LoraConfig(r=2))
+    ungraft(unmerge(merge(model)))
+    assert identity_of(model) == was
+
+
+def test_bases_differ_only_where_both_are_known():
+    one, other = (BaseIdentity(fingerprint=f"sha256:{i}", config={"a": i, "b": 1}) for i in range(2))
+    assert why_different(one, other) == "their weights differ"
+    assert why_different(one, one) == ""
+    assert why_different(one, BaseIdentity()) == ""
+    assert why_different(BaseIdentity(config={"a": 0}), other) == "their configs differ: a is 0 and 1"
+    assert why_different(BaseIdentity(config={"b": 1, "new": 3}), other) == ""
