@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from tests.tiny import tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki.base.inference import evaluating, probe_ids, probe_logits, same_to_rounding, seeded
 
 
@@ -53,3 +54,13 @@ def test_a_probe_spreads_over_the_vocabulary():
     assert torch.equal(first, second)
     assert model.training
     assert probe_logits(nn.Linear(2, 2)) is None
+
+
+def test_both_sides_of_an_encoder_decoder_model_are_probed():
+    model = tiny_of("t5", "seq2seq")
+    found = probe_logits(model)
+    assert found is not None
+    ids = probe_ids(model)
+    with torch.no_grad():
+        assert torch.equal(found, model(input_ids=ids, decoder_input_ids=ids).logits)
+    assert probe_logits(tiny_of("whisper", "speech")) is None  # it takes sounds

@@ -1,5 +1,6 @@
 """Running a model without training it: evaluation mode, fixed random numbers, a fixed input, comparison to rounding."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -52,13 +53,22 @@ def probe_ids(model: "PreTrainedModel", tokens: int = _PROBE_TOKENS) -> Tensor:
 def probe_logits(model: nn.Module) -> Tensor | None:
     """Return the logits of `model` for `probe_ids`, [1, tokens, vocabulary], in evaluation mode.
 
-    Returns None for a model that takes no token ids or gives no logits.
+    Both sides of an encoder-decoder model get them. Returns None for a model that takes no token ids or gives no
+    logits.
     """
     if getattr(getattr(model, "config", None), "vocab_size", None) is None:
         return None
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        return None
     ids = probe_ids(model)
+    optional = {"decoder_input_ids": ids, "use_cache": False}
+    accepted = inspect.signature(model.forward).parameters
     with evaluating(model):
-        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        output = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **{name: value for name, value in optional.items() if name in accepted},
+        )
     logits: Tensor | None = getattr(output, "logits", None)
     return logits
 
