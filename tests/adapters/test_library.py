@@ -7,6 +7,7 @@ import pytest
 
 from tests.adapters.folders import edit_config, write
 from tests.files import contents
+from tests.processes import start
 from tsugiki import TsugikiError
 from tsugiki.adapters.library import (
     adapter_folder,
@@ -18,6 +19,7 @@ from tsugiki.adapters.library import (
     rename_adapter,
 )
 from tsugiki.io.atomic import remove_folder
+from tsugiki.io.file_names import ADAPTER_FILE
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_a_full_disk_leaves_the_library_as_it_was(library: Path, tmp_path: Path,
     monkeypatch.setattr(shutil, "copy2", full)
     with pytest.raises(TsugikiError, match="new: No space left"):
         copy_into_library(source, library)
-    assert sorted(path.name for path in library.iterdir()) == ["b", "soseki", "漱石"]
+    assert sorted(path.name for path in library.iterdir()) == [".lock", "b", "soseki", "漱石"]
 
 
 @pytest.mark.parametrize(
@@ -170,3 +172,17 @@ def test_an_adapter_is_a_path_or_a_name(library: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "b", 8)
     assert adapter_folder("b") == Path("b"), "a folder here comes first"
+
+
+def test_of_two_processes_that_add_the_same_name_one_is_refused(tmp_path: Path):
+    library = tmp_path / "library"
+    sources = [write(tmp_path / str(number), number) for number in range(3)]
+    processes = [start(copy_into_library, source, library, "same", output=source / "out.txt") for source in sources]
+    outcomes = [process.wait() for process in processes]
+    assert sorted(status for status, _ in outcomes) == [0, 1, 1]
+    for status, printed in outcomes:
+        assert (status == 0) == (printed == "")
+        assert status == 0 or "'same' is in the library" in printed.splitlines()[-1]
+    added = sources[[status for status, _ in outcomes].index(0)]
+    assert (library / "same" / ADAPTER_FILE).read_bytes() == (added / ADAPTER_FILE).read_bytes()
+    assert sorted(path.name for path in library.iterdir()) == [".lock", "same"]

@@ -9,7 +9,6 @@ at once never take the same one.
 """
 
 import faulthandler
-import multiprocessing
 import os
 import pickle
 import signal
@@ -28,13 +27,13 @@ from typing import Any, NoReturn
 import torch
 from torch import distributed
 
+from tests.processes import SERVER
+
 TIMEOUT = 300.0
 """Seconds after which processes are taken to wait for each other forever; generous, since tests share a machine."""
 _GRACE = 30.0  # seconds for the others to end after one has failed
 _OUTPUT = ("stdout", "stderr")
 _ROOT = Path(__file__).parents[2]
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torch.distributed.fsdp", "transformers.modeling_utils", "tests.tiny"])
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _run(
         for name in _OUTPUT:
             (folder / f"{rank}.{name}").touch()
     started = [
-        _SERVER.Process(target=_begin, args=(target, arguments, folder, rank, variables, os.getcwd()))
+        SERVER.Process(target=_begin, args=(target, arguments, folder, rank, variables, os.getcwd()))
         for rank in range(processes)
     ]
     try:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from tsugiki.io.atomic import (
     new_file,
     new_folder,
     remove_leftovers,
+    rename_folder,
     write_bytes,
     write_text,
 )
@@ -130,3 +132,65 @@ def test_a_folder_that_cannot_be_written_is_reported_and_nothing_is_created(tmp_
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(TsugikiError, match="file"):
             check_writable(path)
+
+
+@pytest.mark.parametrize("new", [new_file, new_folder])
+def test_what_a_killed_process_left_is_removed_when_the_same_is_written_a_day_later(tmp_path: Path, new: Any):
+    out, others = tmp_path / "out", [".other.12345678.part", ".out.00000000.part"]
+    for name in [".out.12345678.part", *others]:
+        (tmp_path / name).touch()
+    for name in (".out.12345678.part", ".other.12345678.part"):
+        os.utime(tmp_path / name, (0, 0))
+    with new(out) as temporary:
+        temporary.touch() if new is new_file else (temporary / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*others, "out"]
+
+
+def test_a_folder_that_was_being_replaced_is_there_if_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.suffix == ".part":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(TsugikiError, match="Input/output error"), new_folder(out, replace=True) as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
+@pytest.mark.parametrize("new", [lambda out: new_folder(out), lambda out: files_into(out, "*")])
+def test_parents_that_were_created_are_removed_if_writing_fails(tmp_path: Path, new: Any):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="stop"), new(tmp_path / "a" / "b" / "c"):
+        raise ValueError("stop")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_a_folder_that_another_process_has_filled_is_not_replaced(tmp_path: Path):
+    out = tmp_path / "out"
+
+    def write() -> None:
+        with new_folder(out) as temporary:
+            (temporary / "ours").touch()
+            out.mkdir()
+            (out / "theirs").touch()
+
+    with pytest.raises(TsugikiError, match="not empty"):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_a_folder_is_renamed_but_not_over_another(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(TsugikiError, match="b exists already"):
+        rename_folder(tmp_path / "a", tmp_path / "b")
+    rename_folder(tmp_path / "a", tmp_path / "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
+    with pytest.raises(TsugikiError, match="cannot rename"):
+        rename_folder(tmp_path / "a", tmp_path / "d")

@@ -1,6 +1,8 @@
 """A lock is held by one thread or process at a time, and the system releases it when a process is killed."""
 
+import json
 import os
+import platform
 import signal
 import threading
 from pathlib import Path
@@ -8,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.locks import locked
+from tsugiki.io.locks import locked, sole_use
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 
 
 def test_one_thread_at_a_time(tmp_path: Path):
@@ -31,7 +35,6 @@ def test_one_thread_at_a_time(tmp_path: Path):
     assert most == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_killed_process_holds_no_lock(tmp_path: Path):
     child = os.fork()
     if child == 0:
@@ -49,3 +52,77 @@ def test_a_lock_that_cannot_be_created_is_an_error(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(TsugikiError, match="cannot lock"), locked(tmp_path / "folder"):
         pass
+
+
+def test_a_folder_in_use_is_refused_with_the_process_that_uses_it(tmp_path: Path):
+    folder = tmp_path / "run"
+    with sole_use(folder):
+        with pytest.raises(TsugikiError, match=rf"run is in use by process {os.getpid()}, started at 20"):
+            _use(folder)
+        (folder / ".lock.json").unlink()
+        with pytest.raises(TsugikiError, match="in use by another process"):
+            _use(folder)
+        (folder / "kept").touch()
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "kept"]
+    _use(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "kept"]
+
+
+def test_folders_that_were_created_and_stay_empty_are_removed(tmp_path: Path):
+    _use(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="stop"):
+        _use(tmp_path / "a" / "b", ValueError("stop"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    _use(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_a_folder_that_a_killed_process_used_is_free(tmp_path: Path):
+    child = os.fork()
+    if child == 0:
+        with sole_use(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert json.loads((tmp_path / ".lock.json").read_text())["process"] == child
+    _use(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_process_of_another_machine_keeps_the_folder_until_its_file_is_deleted(tmp_path: Path):
+    owner = tmp_path / ".lock.json"
+    owner.write_text(json.dumps({"process": 7, "host": "gpu7", "boot": "x", "started": "2026-11-25T12:00:00+09:00"}))
+    with pytest.raises(TsugikiError, match=rf"process 7 on gpu7, started at 2026.*delete {owner}"):
+        _use(tmp_path)
+    assert owner.exists()
+    owner.unlink()
+    _use(tmp_path)
+
+
+@pytest.mark.parametrize("same", ["host", "boot"])
+def test_a_machine_that_was_started_again_and_a_container_with_a_new_name_are_this_machine(tmp_path: Path, same: str):
+    """Its lock is gone, so its process is, too."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if same == "boot" and not boot.exists():
+        pytest.skip("the system has no boot id")
+    machine = {"host": platform.node()} if same == "host" else {"boot": boot.read_text().strip()}
+    (tmp_path / ".lock.json").write_text(json.dumps({"process": 7, "host": "gpu7", "boot": "x"} | machine))
+    _use(tmp_path)
+
+
+def test_a_damaged_owner_is_ignored(tmp_path: Path):
+    (tmp_path / ".lock.json").write_text("{")
+    _use(tmp_path)
+
+
+def test_a_folder_that_cannot_be_locked_is_an_error(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TsugikiError, match="file"):
+        _use(tmp_path / "file")
+
+
+def _use(folder: Path, error: Exception | None = None) -> None:
+    with sole_use(folder):
+        if error is not None:
+            raise error

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.runs import interrupt, run_config, tiny_base
 from tsugiki import TsugikiError, load_adapter
-from tsugiki.io.file_names import ADAPTER_FILE, RECORD_FILE
-from tsugiki.io.manifest import MANIFEST_FILE, read_manifest
+from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, RECORD_FILE
+from tsugiki.io.manifest import read_manifest
 from tsugiki.train.checkpoint import checkpoints, newest_checkpoint
 from tsugiki.train.record import read_record
 from tsugiki.train.run import CHECKPOINTS, train

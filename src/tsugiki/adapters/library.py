@@ -3,7 +3,8 @@
 import os
 import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import new_folder, refuse_existing
+from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
+from tsugiki.io.locks import locked
 from tsugiki.lora.graft import BASE_ROW
 
 _MAX_CHARACTERS = 100
@@ -144,13 +146,14 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
         hint = "; `tsugiki adapters import` reads a GGUF file" if source.suffix == ".gguf" else ""
         raise TsugikiError(f"no adapter in {source}: it is not a folder{hint}")
     called = check_name(source.resolve().name if name is None else name)
-    if called in _names(library):
-        raise TsugikiError(f"{called!r} is in the library {library} already; pass another --name, or remove it first")
+    _refuse_taken(called, library, "pass another --name")
     check_adapter(source)
-    with new_folder(library / called) as temporary:
-        for file in _COPIED_FILES:
-            if (source / file).is_file():
-                shutil.copy2(source / file, temporary / file)
+    with _only_writer(library):
+        _refuse_taken(called, library, "pass another --name")
+        with new_folder(library / called) as temporary:
+            for file in _COPIED_FILES:
+                if (source / file).is_file():
+                    shutil.copy2(source / file, temporary / file)
     return library / called
 
 
@@ -166,12 +169,24 @@ def rename_adapter(old: str, new: str, library: Path) -> Path:
     """
     folder = member(old, library)
     target = library / check_name(new)
-    if os.path.lexists(target):
-        raise TsugikiError(f"{new!r} is in the library {library} already; choose another name, or remove it first")
-    try:
-        return folder.rename(target)
-    except OSError as error:
-        raise TsugikiError(f"cannot rename {folder}: {error.strerror or error}") from error
+    _refuse_taken(new, library, "choose another name")
+    with _only_writer(library):
+        _refuse_taken(new, library, "choose another name")
+        rename_folder(folder, target)
+    return target
+
+
+def _refuse_taken(name: str, library: Path, advice: str) -> None:
+    if os.path.lexists(library / name):
+        raise TsugikiError(f"{name!r} is in the library {library} already; {advice}, or remove it first")
+
+
+@contextmanager
+def _only_writer(library: Path) -> Iterator[None]:
+    """Wait until no other process writes to the library, and remove what killed ones left in it."""
+    with locked(library / ".lock"):
+        remove_leftovers(library, older_than=DAY)  # `pull` and `combine` write without the lock
+        yield
 
 
 def _names(library: Path) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
+    MANIFEST_FILE,
     METADATA_FILE,
     MODEL_CONFIG_FILE,
     MODEL_FILE,
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NOT_COPIED = (
-    *(".*", "*.index.json", "README*", ADAPTER_CONFIG_FILE, METADATA_FILE, RECORD_FILE, "trainer_state.json"),
+    *(".*", "*.index.json", "README*", "trainer_state.json"),
+    *(ADAPTER_CONFIG_FILE, MANIFEST_FILE, METADATA_FILE, RECORD_FILE),
 )
 """Patterns of files that match `OTHER_MODEL_FILES` and are not copied: the index of the weights is written again, a
-README describes the original model, and the others belong to adapters and training runs."""
+README describes the original model, and the others belong to adapters, training runs and caches."""
 
 
 def weight_files(folder: Path) -> dict[str, str]:

@@ -28,7 +28,7 @@ from tsugiki.data.duplicates import signature
 from tsugiki.data.encoding import document_end, document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Conversation, Document, Record
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.io.atomic import new_folder, remove_leftovers
+from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
 from tsugiki.io.digests import changed_files, file_sha256, sha256, sha256_bytes
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.locks import locked
@@ -40,7 +40,6 @@ Array: TypeAlias = npt.NDArray[Any]
 
 _FORMAT = 3
 _FILES = ("ids.bin", "loss_mask.bin", "index.safetensors", "records.jsonl")
-_DAY = 86_400
 # Limits of one call of the tokenizer: large enough to use all cores, small enough for memory.
 _BATCH_RECORDS, _BATCH_CHARACTERS = 64, 1 << 20
 _DIGEST_BYTES = 16
@@ -119,7 +118,7 @@ def open_store(
         return store
     with locked(cache / f".{name}.lock"):
         remove_leftovers(cache, of=name)  # of killed processes, because the others are waiting
-        remove_leftovers(cache, older_than=_DAY)
+        remove_leftovers(cache, older_than=DAY)
         store = _read(folder)  # another process may have written it since
         if store is None:
             if folder.exists():

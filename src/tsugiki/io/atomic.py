@@ -2,7 +2,8 @@
 
 Everything is written under a temporary name first (`.NAME.8-hex-digits.part`, in the same folder), flushed to the disk
 (fsync), and renamed; then the folder is flushed, so that the new name survives as well. If writing fails, the temporary
-file is removed. `remove_leftovers` removes the temporary files of processes that were killed.
+file is removed. What a killed process has left is removed by `remove_leftovers`, and when the same file or folder is
+written again more than a day later.
 """
 
 import glob
@@ -10,14 +11,17 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from tsugiki.errors import TsugikiError
 
+DAY = 24 * 60 * 60
+"""Seconds after which a temporary file was left by a killed process."""
 _NAME_LENGTH = 40  # characters of the target's name that a temporary name keeps
 
 
@@ -38,6 +42,8 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
         raise TsugikiError(f"{out} exists already; choose another name, or remove it first")
     if not has_folder:
         raise TsugikiError(f"cannot write {out}: there is no folder {out.parent}; create it first")
+    if not replace:
+        remove_leftovers(out.parent, older_than=DAY, of=out.name)
     temporary = _temporary(out, "part")
     with _write_errors(out):
         try:
@@ -63,17 +69,20 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if not replace:
         refuse_existing(out)
+    remove_leftovers(out.parent, older_than=DAY, of=out.name)
     temporary = _temporary(out, "part")
-    with _write_errors(out):
+    with _write_errors(out), _folder_to_write_in(out.parent):
         try:
-            temporary.mkdir(parents=True)
+            temporary.mkdir()
             yield temporary
             _flush_tree(temporary)
-            if replace and out.is_dir():
-                remove_folder(out)
-            elif out.is_dir():
-                out.rmdir()
-            temporary.rename(out)
+            if replace:
+                with _out_of_the_way(out):
+                    temporary.rename(out)
+            else:
+                if out.is_dir():
+                    out.rmdir()
+                temporary.rename(out)
             _flush(out.absolute().parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -94,14 +103,16 @@ def files_into(folder: Path, last: str) -> Iterator[Path]:
         TsugikiError: the folder cannot be written.
     """
     temporary = _temporary(folder / "files", "part")
-    with _write_errors(folder):
+    with _write_errors(folder), _folder_to_write_in(folder):
         try:
-            temporary.mkdir(parents=True)
+            temporary.mkdir()
             yield temporary
             _flush_tree(temporary)
-            for path in sorted(temporary.iterdir(), key=lambda path: path.match(last)):
-                path.replace(folder / path.name)
-            _flush(folder)
+            paths = sorted(temporary.iterdir(), key=lambda path: path.match(last))
+            for _, group in groupby(paths, key=lambda path: path.match(last)):
+                for path in group:
+                    path.replace(folder / path.name)
+                _flush(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -125,14 +136,24 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> list[Path]:
     """Create a folder and its parents; an existing folder is not changed.
+
+    Returns:
+        The folders that did not exist, the deepest first.
 
     Raises:
         TsugikiError: it cannot be created.
     """
     with _write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        return _create(folder)
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that are empty; the others are not changed, and errors are ignored."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def check_writable(folder: Path) -> None:
@@ -156,6 +177,21 @@ def refuse_existing(out: Path) -> None:
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise TsugikiError(f"{out} exists already; choose another name, or remove it first")
+
+
+def rename_folder(folder: Path, target: Path) -> None:
+    """Rename a folder, or a symbolic link to one, within the same parent folder.
+
+    Raises:
+        TsugikiError: something is called `target` already, or the folder cannot be renamed.
+    """
+    if os.path.lexists(target):
+        raise TsugikiError(f"{target} exists already; choose another name, or remove it first")
+    try:
+        folder.rename(target)
+        _flush(target.absolute().parent)
+    except OSError as error:
+        raise TsugikiError(f"cannot rename {folder}: {error.strerror or error}") from error
 
 
 def remove_folder(folder: Path) -> None:
@@ -189,7 +225,8 @@ def remove_leftovers(folder: Path, older_than: float = 0.0, of: str | None = Non
             processes may be writing to the folder.
         of: the name of the file or folder that they were written for; None: of all.
     """
-    for path in folder.glob(f"{glob.escape(_hidden(of))}.*.part" if of else ".*.part"):
+    pattern = f"{glob.escape(_hidden(of))}.*" if of else ".*"
+    for path in [*folder.glob(f"{pattern}.part"), *folder.glob(f"{pattern}.removed")]:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -202,6 +239,44 @@ def _temporary(path: Path, ending: str) -> Path:
 
 def _hidden(name: str) -> str:
     return f".{name[:_NAME_LENGTH]}"
+
+
+@contextmanager
+def _out_of_the_way(folder: Path) -> Iterator[None]:
+    """Rename a folder, if there is one; remove it when the block succeeds, and rename it back when it fails."""
+    if not os.path.lexists(folder):
+        yield
+        return
+    aside = _temporary(folder, "removed")
+    folder.rename(aside)
+    try:
+        yield
+    except BaseException:
+        aside.rename(folder)
+        raise
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _create(folder: Path) -> list[Path]:
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in created:
+        _flush(path.absolute().parent)
+    return created
+
+
+@contextmanager
+def _folder_to_write_in(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents; if the block fails, remove those that were created."""
+    created = _create(folder)
+    try:
+        yield
+    except BaseException:
+        remove_empty(created)
+        raise
 
 
 @contextmanager

@@ -22,3 +22,6 @@ METADATA_FILE = "tsugiki.json"
 
 RECORD_FILE = "run.json"
 """The record of a training run (see `tsugiki.train.record`)."""
+
+MANIFEST_FILE = "manifest.json"
+"""Sizes and digests of the files in a folder (see `tsugiki.io.manifest`)."""

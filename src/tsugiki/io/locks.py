@@ -1,31 +1,129 @@
-"""Locks between processes: only one of them works on a file or a folder at a time."""
+"""Locks between processes: only one of them works on a file or a folder at a time.
 
+The system releases a lock when its process ends, also if it is killed.
+"""
+
+import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import make_folder
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.atomic import make_folder, remove_empty
+from tsugiki.io.json import read_json, write_json
+
+_LOCK, _OWNER = ".lock", ".lock.json"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock `path` while the block runs; wait as long as another process or thread holds it.
 
-    The system releases the lock when a process ends, also if it is killed. The file is empty, and may remain.
+    Args:
+        path: an empty file, which may remain. Its folder is created.
 
     Raises:
         TsugikiError: the lock cannot be created.
     """
     make_folder(path.parent)
+    with _held(path, timeout=-1):
+        yield
+
+
+@contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Let no other process use a folder while the block runs.
+
+    Meanwhile, `.lock` is locked and `.lock.json` names the process, its machine and when it started. Locks do not reach
+    other machines on every shared file system, so `.lock.json` alone keeps their processes away. `.lock` remains.
+
+    Args:
+        folder: created if it does not exist, and then removed at the end if it is empty but for `.lock`.
+
+    Raises:
+        TsugikiError: another process uses the folder, or the folder cannot be written.
+    """
+    created = make_folder(folder)
+    with ExitStack() as stack:
+        stack.callback(remove_empty, created)
+        try:
+            stack.enter_context(_held(folder / _LOCK, timeout=0))
+        except Timeout as error:
+            raise _in_use(folder, _owner(folder)) from error
+        if created:
+            stack.callback(_remove_if_alone, folder / _LOCK)
+        owner = _owner(folder)
+        if owner and not _is_this_machine(owner):
+            raise _in_use(folder, owner)
+        try:
+            started = datetime.now().astimezone().isoformat(timespec="seconds")
+            write_json(folder / _OWNER, {"process": os.getpid(), **_this_machine(), "started": started})
+            yield
+        finally:
+            with suppress(OSError):
+                (folder / _OWNER).unlink()
+
+
+@contextmanager
+def _held(path: Path, timeout: float) -> Iterator[None]:
+    """Hold a lock; -1 as `timeout` waits for ever, 0 raises `Timeout` at once."""
     lock = FileLock(path)
     try:
-        lock.acquire()
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
     except OSError as error:
         raise TsugikiError(f"cannot lock {path}: {error.strerror or error}") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _remove_if_alone(path: Path) -> None:
+    """Remove a file if nothing else is in its folder."""
+    with suppress(OSError):
+        if os.listdir(path.parent) == [path.name]:
+            path.unlink()
+
+
+def _owner(folder: Path) -> dict[str, Any]:
+    """Return the content of `.lock.json`; empty if it cannot be read."""
+    try:
+        return read_json(folder / _OWNER)
+    except TsugikiError:
+        return {}
+
+
+def _this_machine() -> dict[str, str]:
+    """Return the name of this machine, and what identifies its system until it is started again."""
+    with suppress(OSError):
+        return {"host": platform.node(), "boot": _BOOT_ID.read_text(encoding="ascii").strip()}
+    return {"host": platform.node()}
+
+
+def _is_this_machine(owner: dict[str, Any]) -> bool:
+    """Return whether the lock would show that the owner is running: containers have other names, but one system."""
+    here = _this_machine()
+    return any(name in owner and owner[name] == here[name] for name in here)
+
+
+def _in_use(folder: Path, owner: dict[str, Any]) -> TsugikiError:
+    if not owner:
+        return TsugikiError(f"{folder} is in use by another process; wait for its end, or choose another folder")
+    process, host, started = (error_text(owner.get(name), 100) for name in ("process", "host", "started"))
+    if _is_this_machine(owner):
+        return TsugikiError(
+            f"{folder} is in use by process {process}, started at {started}; wait for its end, stop it, or choose "
+            "another folder"
+        )
+    return TsugikiError(
+        f"{folder} is in use by process {process} on {host}, started at {started}; if it does not run any more, delete "
+        f"{folder / _OWNER}"
+    )

@@ -12,9 +12,9 @@ from typing import Any
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.digests import file_sha256, sha256
+from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
 
-MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
 
 

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import remove_folder
+from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import read_json, write_json
-from tsugiki.io.manifest import MANIFEST_FILE, read_manifest, write_manifest
+from tsugiki.io.manifest import read_manifest, write_manifest
 
 _OPTIMIZER, _TRAINING, _TRAINER_V0_1 = "optimizer.safetensors", "training.json", "trainer_state.json"
 

@@ -2,6 +2,7 @@
 
 train
   start_accelerator       device and processes
+  sole_run                lock the folder of the run
   start_or_resume         the record, and the checkpoint to continue from
   load                    tokenizer -> data -> model -> packed data
   run
@@ -14,7 +15,8 @@ train
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -35,9 +37,9 @@ from tsugiki.data.blocks import Blocks
 from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
-from tsugiki.io.atomic import check_writable, make_folder, new_folder, remove_leftovers
-from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
-from tsugiki.io.manifest import MANIFEST_FILE
+from tsugiki.io.atomic import check_writable, new_folder, remove_leftovers
+from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, MODEL_FILE, RECORD_FILE
+from tsugiki.io.locks import sole_use
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.checkpoint import (
@@ -95,9 +97,13 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
     Raises:
         TsugikiError: an error that the user can correct. Files that were in the folder before are unchanged.
     """
-    accelerator = accelerator_of(config)
-    with errors_of_others(accelerator), progress or RunProgress(shown=accelerator.is_main_process) as display:
-        record, checkpoint = start_or_resume(accelerator, config.to_record(), Path(config.out), resume)
+    accelerator, out = accelerator_of(config), Path(config.out)
+    with (
+        errors_of_others(accelerator),
+        progress or RunProgress(shown=accelerator.is_main_process) as display,
+        sole_run(accelerator, out),
+    ):
+        record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume)
         model, tokenizer, data = load(accelerator, config, display)
         run(accelerator, config, model, tokenizer, data, record, checkpoint, display)
     return record
@@ -106,6 +112,25 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
 def accelerator_of(config: RunConfig) -> Accelerator:
     """Return the accelerator for a run; errors are those of `start_accelerator`."""
     return start_accelerator(config.device, config.report_to, str(Path(config.out) / LOGS))
+
+
+@contextmanager
+def sole_run(accelerator: Accelerator, out: Path) -> Iterator[None]:
+    """Let no other process use the folder of a run while the block runs, and remove what a killed process left in it.
+
+    Raises:
+        TsugikiError: another process uses the folder, or it cannot be written.
+    """
+
+    def enter() -> None:
+        check_writable(out)
+        stack.enter_context(sole_use(out))
+        remove_leftovers(out)
+        remove_leftovers(out / CHECKPOINTS)
+
+    with ExitStack() as stack:
+        on_main(accelerator, enter)
+        yield
 
 
 def start_or_resume(
@@ -121,7 +146,7 @@ def start_or_resume(
 
     Raises:
         TsugikiError: the folder already holds a run (without `resume`), holds none that can be resumed (with `resume`),
-            or cannot be written.
+            or all of its checkpoints are damaged.
     """
     return on_main(accelerator, lambda: _resume(settings, out) if resume else (_start(settings, out), None))
 
@@ -199,7 +224,6 @@ def run(
         _load_training_state(loop, checkpoint)
     _print_header(config.model, parameters, data, display)
     if accelerator.is_main_process:
-        make_folder(out)
         record.write(out)
     loop.accelerator.init_trackers("tsugiki", config=_flat(record.config.to_dict()))
     loop.run()
@@ -294,10 +318,9 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
 
 
 def _start(settings: dict[str, Any], out: Path) -> RunRecord:
-    """Return the record of a new run, after checking that its folder can be written and holds no other run."""
+    """Return the record of a new run, after checking that its folder holds no other run."""
     if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
         raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
-    check_writable(out)
     return new_record(settings)
 
 
@@ -312,8 +335,6 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     changed = changed_settings(record.config.to_dict(), settings)
     if changed:
         raise TsugikiError(f"the run in {out} was started with other settings: {changed}")
-    remove_leftovers(out)
-    remove_leftovers(out / CHECKPOINTS)
     checkpoint = newest_checkpoint(out / CHECKPOINTS)
     if checkpoint is None:
         record.forget_after(-1)

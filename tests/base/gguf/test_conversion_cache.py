@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import signal
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
+from tests.processes import start
 from tests.tiny import logits, shake
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
 from tsugiki.base.gguf import conversion, conversion_cache
@@ -46,7 +48,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def debris(cache: Path) -> list[str]:
-    return [entry.name for entry in cache.rglob("*") if entry.name.startswith(".")]
+    return [entry.name for entry in cache.rglob("*") if entry.name.startswith(".") and entry.name != ".lock"]
 
 
 def test_the_second_use_does_not_read_the_file(path: Path, count: list[Path], monkeypatch: pytest.MonkeyPatch):
@@ -126,7 +128,7 @@ def test_an_interrupted_conversion_leaves_nothing(
             converted_folder(path)
     if isinstance(error, OSError):
         assert "No space left on device; XDG_CACHE_HOME" in str(raised.value)
-    assert [entry.name for entry in cache.iterdir()] == ["known"]
+    assert sorted(entry.name for entry in cache.iterdir()) == [".lock", "known"]
     assert not debris(cache)
     assert logits(load_model(str(path))).isfinite().all()
 
@@ -146,20 +148,39 @@ def test_a_cache_that_cannot_be_written(path: Path, tmp_path: Path, monkeypatch:
         converted_folder(path)
 
 
-def test_another_process_may_be_first(path: Path, cache: Path, count: list[Path], monkeypatch: pytest.MonkeyPatch):
-    write = conversion_cache.write_folder
-
-    def second(*rest: Any) -> None:
-        if len(count) == 0:
-            count.append(path)
-            converted_folder(path)
-        write(*rest)
-
-    monkeypatch.setattr(conversion_cache, "write_folder", second)
-    folder = converted_folder(path)
-    assert len(count) == 3
-    assert (folder / "config.json").is_file()
+def test_of_several_processes_one_converts(path: Path, cache: Path, tmp_path: Path):
+    processes = [start(converted_folder, path, output=tmp_path / f"{number}.txt") for number in range(3)]
+    outcomes = [process.wait() for process in processes]
+    assert [status for status, _ in outcomes] == [0, 0, 0]
+    assert sum(printed.count("converting tiny.gguf") for _, printed in outcomes) == 1
+    assert load_model(str(path)).config.model_type == "llama"
     assert not debris(cache)
+
+
+def convert_and_be_killed(path: Path) -> None:
+    conversion_cache.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    converted_folder(path)
+
+
+def test_what_a_killed_process_left_is_removed(path: Path, cache: Path, tmp_path: Path):
+    assert start(convert_and_be_killed, path, output=tmp_path / "output.txt").wait()[0] == -signal.SIGKILL
+    assert len(debris(cache)) == 1
+    converted_folder(path)
+    assert not debris(cache)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "manifest.json"])
+def test_a_damaged_folder_is_converted_again(path: Path, file: str, count: list[Path]):
+    folder = converted_folder(path)
+    conversion_cache._check.cache_clear()
+    content = bytearray((folder / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.warns(UserWarning, match=f"damaged: {file} has changed.*converted again"):
+        assert converted_folder(path) == folder
+    assert len(count) == 2
+    assert converted_folder(path) == folder
+    assert len(count) == 2
 
 
 def test_what_another_version_converted_is_replaced(path: Path, monkeypatch: pytest.MonkeyPatch):

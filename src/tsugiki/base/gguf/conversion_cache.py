@@ -4,14 +4,17 @@
     ~/.cache/tsugiki/gguf/known/<identity>.json               the digests of a file that was read before
 
 A file is recognised by its inode, size and times, so only its first use reads all of it. A copy elsewhere has the same
-digest and uses the same folder.
+digest and uses the same folder. Several processes can use the cache: only one of them converts at a time, since that
+takes much memory. A folder is compared with its manifest once in a process; a damaged one is converted again.
 
 Quantised tensors are dequantised and rounded to float16. The rounding error is at most one part in 2,048 (or 3e-8), a
 fraction of the error of the quantisation itself. Norms and biases, which the file stores in float32, are rounded as
 well. Files in bfloat16 or float32 keep their dtype. The whole model is in memory during the conversion.
 """
 
+import functools
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,15 +24,16 @@ from pathlib import Path
 from tsugiki.base.gguf.conversion import conversion_dtype, read_model_header, write_folder
 from tsugiki.base.gguf.file import GgufHeader
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import make_folder, new_folder, remove_leftovers
+from tsugiki.io.atomic import DAY, make_folder, new_folder, remove_leftovers
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest, sha256, tensor_digest
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import read_json, write_json
+from tsugiki.io.locks import locked
+from tsugiki.io.manifest import read_manifest, write_manifest
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 """Version of the converted folders. Increase it to convert again what an older release of Tsugiki has converted."""
-_DAY = 24 * 60 * 60
 
 
 def converted_folder(path: Path) -> Path:
@@ -41,9 +45,31 @@ def converted_folder(path: Path) -> Path:
     """
     name = f"{_digests(path)['file']}-{_CACHE_VERSION}-{version('transformers')}"
     folder = cache_folder("gguf") / name
-    if not folder.is_dir():
-        _convert(path, folder)
+    if _is_intact(folder):
+        return folder
+    with locked(folder.parent / ".lock"):
+        remove_leftovers(folder.parent, of=name)  # of killed processes, because the others are waiting
+        if not _is_intact(folder):
+            _convert(path, folder)
     return folder
+
+
+def _is_intact(folder: Path) -> bool:
+    """Return whether a folder exists and is as it was written; a damaged one is named in a warning."""
+    try:
+        _check(folder, folder.stat().st_ino)
+    except FileNotFoundError:
+        return False
+    except TsugikiError as error:
+        warnings.warn(f"{error}; it is converted again", stacklevel=2)
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=8)
+def _check(folder: Path, inode: int) -> None:
+    """Compare a folder with its manifest; if it is intact, later calls do not repeat it."""
+    read_manifest(folder)
 
 
 def gguf_fingerprint(path: Path) -> str:
@@ -98,13 +124,12 @@ def _convert(path: Path, folder: Path) -> None:
     """Convert a GGUF file to `folder`, which appears complete or not at all."""
     header = read_model_header(path)
     try:
-        with new_folder(folder) as temporary:
+        with new_folder(folder, replace=True) as temporary:
             _check_disk_space(path, header, temporary)
             with _conversion_progress(path, len(header.tensors)) as advance:
                 write_folder(path, header, temporary, lambda: advance(1))
+            write_manifest(temporary, {"file": path.name})
     except TsugikiError as error:
-        if folder.is_dir():  # another process has converted the same file in the meantime
-            return
         raise _write_error(error) if isinstance(error.__cause__, OSError) else error from error.__cause__
     _remove_outdated(folder)
 
@@ -115,7 +140,7 @@ def _remove_outdated(folder: Path) -> None:
     for path in other_versions:
         if path != folder:
             shutil.rmtree(path, ignore_errors=True)
-    remove_leftovers(folder.parent, older_than=_DAY)
+    remove_leftovers(folder.parent, older_than=DAY)
 
 
 def _check_disk_space(path: Path, header: GgufHeader, folder: Path) -> None:

@@ -14,9 +14,10 @@ import yaml
 from pydantic import BaseModel
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import check_writable, make_folder, write_text
+from tsugiki.io.atomic import check_writable, write_text
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILES
 from tsugiki.io.json import write_json
+from tsugiki.io.locks import sole_use
 from tsugiki.methods.table import family_of
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.interval import Change, Interval
@@ -77,12 +78,12 @@ def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
     require_one_process("compare")
     runs = config.runs()
     out = Path(config.out)
-    earlier = {name: earlier_run(name, run) for name, run in runs.items()}
     check_writable(out)
-    make_folder(out)
-    records = {name: _run_method(name, run, earlier[name]) for name, run in runs.items()}
-    _check_same_data(records)
-    write_json(out / COMPARISON_FILE, Comparison(rows=comparison_rows(records)).model_dump(mode="json"))
+    with sole_use(out):
+        earlier = {name: earlier_run(name, run) for name, run in runs.items()}
+        records = {name: _run_method(name, run, earlier[name]) for name, run in runs.items()}
+        _check_same_data(records)
+        write_json(out / COMPARISON_FILE, Comparison(rows=comparison_rows(records)).model_dump(mode="json"))
     return records
 
 

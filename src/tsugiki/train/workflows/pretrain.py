@@ -26,7 +26,7 @@ from tsugiki.train.preparation import single_document
 from tsugiki.train.processes import errors_of_others, on_main
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord
-from tsugiki.train.run import CHECKPOINTS, accelerator_of, load, run, start_or_resume
+from tsugiki.train.run import CHECKPOINTS, accelerator_of, load, run, sole_run, start_or_resume
 from tsugiki.train.workflows.pretrain_config import PretrainConfig, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -57,7 +57,11 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress
     start = out / CHECKPOINTS / START
     settings = config.as_run(start)
     accelerator = accelerator_of(settings)
-    with errors_of_others(accelerator), progress or RunProgress(shown=accelerator.is_main_process) as display:
+    with (
+        errors_of_others(accelerator),
+        progress or RunProgress(shown=accelerator.is_main_process) as display,
+        sole_run(accelerator, out),
+    ):
         record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume)
         if not (resume and start.is_dir()):
             on_main(accelerator, lambda: _write_start(config, start, display))
@@ -121,14 +125,8 @@ def _write_start(config: PretrainConfig, start: Path, progress: RunProgress) -> 
     assert tokenizer is not None
     tokenizer.model_max_length = context
     model = build_model(config.model, tokenizer, config.seed)
-    created = [path for path in (start.parent, start.parent.parent) if not path.exists()]
-    try:
-        with new_folder(start, replace=True) as temporary:  # a run that stopped before step 1 may have left one
-            save_model(model, tokenizer, temporary)
-    finally:
-        for path in created:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+    with new_folder(start, replace=True) as temporary:  # a run that stopped before step 1 may have left one
+        save_model(model, tokenizer, temporary)
 
 
 def _train_tokenizer(config: PretrainConfig, settings: TokenizerSettings) -> "PreTrainedTokenizerBase":

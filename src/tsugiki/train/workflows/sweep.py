@@ -5,14 +5,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tsugiki.io.atomic import check_writable
 from tsugiki.io.json import write_json
+from tsugiki.io.locks import sole_use
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.interval import Change, Interval
 from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.processes import require_one_process
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, finished
-from tsugiki.train.run import accelerator_of, earlier_run, load, run, start_or_resume
+from tsugiki.train.run import accelerator_of, earlier_run, load, run, sole_run, start_or_resume
 from tsugiki.train.workflows.compare_config import SweepConfig
 
 SWEEP_FILE = "sweep.json"
@@ -65,6 +67,16 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
         TsugikiError: invalid settings, a folder that holds another run, an error in a run, or several processes.
     """
     require_one_process("sweep")
+    out = Path(config.out)
+    check_writable(out)
+    with sole_use(out):
+        points = _run_points(config, progress)
+        results = [_result(point) for point in points]
+        write_json(out / SWEEP_FILE, Sweep(points=results).model_dump(mode="json"))
+    return points
+
+
+def _run_points(config: SweepConfig, progress: RunProgress | None) -> list[Point]:
     runs = config.runs()
     earlier = {name: earlier_run(name, settings) for name, (_, settings) in runs.items()}
     points = []
@@ -74,18 +86,14 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
         if done and done.status == "finished":
             points.append(Point(name=name, values=values, record=done))
             continue
-        with progress or RunProgress() as shown:
+        accelerator, out = accelerator_of(settings), Path(settings.out)
+        with progress or RunProgress() as shown, sole_run(accelerator, out):
             shown.say(f"{number} of {len(runs)}: {name}")
-            accelerator = accelerator_of(settings)
             model, tokenizer, data = loaded = loaded or load(accelerator, settings, shown)
-            out = Path(settings.out)
             record, checkpoint = start_or_resume(accelerator, settings.to_record(), out, resume=done is not None)
             run(accelerator, settings, model, tokenizer, data, record, checkpoint, shown)
             ungraft(model)
         points.append(Point(name=name, values=values, record=record))
-    write_json(
-        Path(config.out) / SWEEP_FILE, Sweep(points=[_result(point) for point in points]).model_dump(mode="json")
-    )
     return points
 
 

@@ -1,0 +1,67 @@
+"""Two real processes that want the same folder: one has it, and the other says so in one line."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.processes import run_tsugiki, start, start_tsugiki
+from tests.runs import TRAIN, short_texts, tiny_base
+from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.io.locks import sole_use
+from tsugiki.train.loop import TrainingLoop
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command of a short run."""
+    monkeypatch.chdir(tmp_path)
+    return ["train", "--model", tiny_base(tmp_path), *TRAIN, "--data", short_texts(tmp_path), "--held-out", "0.2"]
+
+
+def test_a_second_run_in_the_folder_ends_with_one_line(train: list[str], tmp_path: Path):
+    reached = tmp_path / "reached"
+    first = start(_run_and_wait, train, 1, reached, output=tmp_path / "first.txt")
+    try:
+        first.wait_for(reached)
+        for flags in ([], ["--resume"]):
+            status, printed = start_tsugiki([*train, *flags], tmp_path / "second.txt").wait()
+            assert status == 2
+            assert printed.count("\n") == 1
+            assert f"run is in use by process {first.pid}" in printed
+    finally:
+        first.kill()
+    assert (tmp_path / "run" / ".lock.json").exists()
+    status, printed = start_tsugiki([*train, "--resume"], tmp_path / "third.txt").wait()
+    assert status == 0, printed
+    assert (tmp_path / "run" / ADAPTER_FILE).exists()
+    assert [path.name for path in (tmp_path / "run").rglob(".*")] == [".lock"]
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+def test_a_folder_of_several_runs_is_used_by_one_command(command: str, train: list[str], tmp_path: Path):
+    runs = {"methods": {"lora": {}, "ia3": {}}} if command == "compare" else {"grid": {"r": [1, 2]}}
+    settings = {"model": train[2], "data": "texts", "out": "runs", "settings": {"max_steps": 1}, **runs}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    with sole_use(tmp_path / "runs"):
+        status, printed = start_tsugiki([command, "settings.yaml"], tmp_path / "out.txt").wait()
+    assert status == 2, printed
+    assert printed.count("\n") == 1
+    assert f"runs is in use by process {os.getpid()}" in printed
+    assert not (tmp_path / "runs").exists()
+
+
+def _run_and_wait(command: list[str], step: int, reached: Path) -> None:
+    """Run a command that trains; after a step, write the file `reached` and wait to be killed."""
+    train_step = TrainingLoop.train_step
+
+    def then_wait(loop: TrainingLoop, stop: bool = False) -> None:
+        train_step(loop, stop)
+        if loop.progress.step == step:
+            reached.touch()
+            signal.pause()
+
+    TrainingLoop.train_step = then_wait  # type: ignore[method-assign]
+    run_tsugiki(command)
