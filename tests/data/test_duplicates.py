@@ -235,3 +235,15 @@ def test_the_corpus_has_its_works_in_two_orthographies_and_no_absurd_groups(aozo
     assert (len(same), len(same - set(pairs))) == (305, 2)
     # The others were checked by reading: one work under two titles, or one work that contains the other.
     assert sum(works[a][:2] != works[b][:2] for a, b in pairs) == 29
+
+
+def test_many_combining_marks_take_linear_time():
+    start = time.process_time()
+    hostile = signature("か" + "\u3099\u0301\u0327" * 100_000)
+    assert time.process_time() - start < 5
+    assert (hostile == signature("が")).all(), "marks are not compared"
+
+
+def test_a_few_combining_marks_are_composed():
+    assert fold("か\u3099き\u0301").tolist() == fold("がき").tolist()
+    assert fold("か" + "\u0301" * 29 + "\u3099").tolist() == fold("が").tolist()

@@ -1,6 +1,8 @@
 """Token ids and loss masks of documents, completions and conversations, also mixed in one batch."""
 
 import itertools
+import random
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import transformers
 from tests.data.chat_templates import SHAPES, Shape, tokenizer_of
 from tests.tiny import byte_tokenizer
 from tsugiki import TsugikiError
+from tsugiki.data import encoding
 from tsugiki.data.encoding import document_end, document_start, encode, encode_records
 from tsugiki.data.records import Completion, Conversation, Document, Message, Record
 
@@ -163,3 +166,37 @@ def test_tokenizers_that_cannot_be_used():
 
     with pytest.raises(TsugikiError, match="character offsets"):
         encode_records(Slow(eos_token="a"), [Completion("a", "b", "")])
+
+
+def test_tokens_and_borders_are_compared_as_in_a_plain_loop():
+    generator = random.Random(0)
+    for _ in range(2000):
+        offsets, place = [], 0
+        for _ in range(generator.randint(0, 8)):  # tokens can overlap, have no width, or leave gaps
+            first = max(0, place + generator.choice((-2, -1, 0, 0, 0, 1)))
+            place = first + generator.choice((0, 1, 1, 2, 3))
+            offsets.append((first, place))
+        borders = [generator.randint(1, 12) for _ in range(generator.randint(0, 3))]
+        expected = all(
+            any(first == border for first, _ in offsets)
+            and any(last == border for _, last in offsets)
+            and not any(first < border < last for first, last in offsets)
+            for border in borders
+        )
+        assert encoding._are_between_tokens(borders, offsets) == expected
+        ends = sorted(generator.sample(range(14), 2 * generator.randint(0, 3)))
+        spans = list(zip(ends[::2], ends[1::2], strict=True))
+        inside = [any(start < last and first < stop for start, stop in spans) for first, last in offsets]
+        assert encoding._inside(offsets, spans) == inside
+
+
+def test_many_turns_take_bounded_time():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
+    turns = tuple(Message(("user", "assistant")[number % 2], "a") for number in range(10_000))
+    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 has 10,000 turns.*1,000"):
+        encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])
+    start = time.process_time()
+    (record,) = encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")], "last")
+    assert record.target_tokens == 2
+    assert time.process_time() - start < 5

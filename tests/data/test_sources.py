@@ -1,8 +1,10 @@
 """Reading records: encodings are detected, files are read in order and lazily, errors name file and line."""
 
 import json
+import random
 import re
 import sys
+import time
 import tracemalloc
 from itertools import islice
 from pathlib import Path
@@ -48,6 +50,28 @@ def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
     path = tmp_path / "a.csv"
     path.write_bytes(end.join(["text", *lines]).encode(encoding))
     assert read(path) == [Document(line, f"{path}:{number}") for number, line in enumerate(lines, 2) if line]
+
+
+HALF_WIDTH = ["ｱｲｳｴｵｶ", "ｶﾌﾞｼｷｶﾞｲｼｬ ｻｸﾗ\nﾅﾏｴ,ﾄｼ\n", "ﾊﾙﾉ ﾋﾞｮｰﾌﾞ｡ ABC 123", "ｱｲｳｴ､ｵｶｷｸｹｺ ｻｼｽ｡" * 20]
+
+
+@pytest.mark.parametrize("text", HALF_WIDTH)
+def test_half_width_katakana_is_not_read_as_kanji(text: str, tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode("cp932"))
+    assert read(path) == [Document(text, str(path))]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode("cp932"))
+    assert read(path) == [Document(text, f"{path}:1")]
+
+
+@pytest.mark.parametrize(
+    "text", ["海", "校長", "あいうえおかきく", "カキクケコ、ソウ。", "、。「」ー・、。", "中学校長会議", "　坂"]
+)
+def test_short_texts_in_euc_jp_are_not_read_as_half_width(text: str, tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode("euc_jp"))
+    assert read(path) == [Document(text, str(path))]
 
 
 @pytest.mark.parametrize("data", [b"\xff\x00\x81", b"GIF89a\x00\x00\xff\xfe\x80", "字".encode("utf-32-le")])
@@ -99,6 +123,8 @@ BAD = {
     "broken line": ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2 is not JSON: Expecting value at character 11"),
     "json array": ("a.jsonl", '[\n{"text": "x"}\n]\n', "a.jsonl:1 is not JSON"),
     "deep": ("a.jsonl", "[" * 100_000, "a.jsonl:1 cannot be read"),
+    "deep enough for Python": ("a.jsonl", '{"text": ' + "[" * 200 + "]" * 200 + "}", "a.jsonl:1 cannot be read"),
+    "long number": ("a.jsonl", '{"text": ' + "9" * 200 + "}", "a.jsonl:1 cannot be read: .*100 digits"),
     "list": ("a.jsonl", '{"text": "x"}\n["x"]\n', "a.jsonl:2"),
     "number as text": ("a.jsonl", '{"text": 5}\n', "a.jsonl:1 has a number as text"),
     "mixed": (
@@ -135,6 +161,26 @@ def test_bad_files_are_named_with_their_line(case: str, tmp_path: Path):
     with pytest.raises(TsugikiError, match=fact) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_many_columns_take_linear_time(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    names = ",".join(map(str, range(30_000)))
+    path.write_text(f"text,{names}\na{',b' * 30_000}\n")
+    start = time.process_time()
+    assert [record.text for record in read(path)] == ["a"]
+    path.write_text(f"text,{'a' * 10_000},{'a' * 10_000}\n")
+    with pytest.raises(TsugikiError, match="a.csv:1 names the column 'aaa.* twice") as caught:
+        read(path)
+    assert len(str(caught.value)) < 500
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~nobody-has-this-name/a", "a\0b"])
+def test_names_that_no_file_can_have_are_errors(name: str):
+    for use in (content_key, read_records):
+        with pytest.raises(TsugikiError, match="no data at"):
+            use(name)
 
 
 def test_missing_data(tmp_path: Path):
@@ -205,6 +251,27 @@ def test_parquet(tmp_path: Path):
     ):
         with pytest.raises(TsugikiError, match=fact):
             read(write("x.parquet", table))
+
+
+def test_a_parquet_file_that_unpacks_to_very_much_is_refused(tmp_path: Path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    value = random.Random(0).randbytes(100_000).hex()
+    references = arrow.DictionaryArray.from_arrays(arrow.array([0] * 5000, arrow.int32()), arrow.array([value]))
+    path = tmp_path / "a.parquet"
+    for column in (["a"] * 300_000, ["a" * 40_000_000], [value] * 500, references):
+        parquet.write_table(arrow.table({"text": column}), path, compression="zstd")
+        assert path.stat().st_size < 200_000
+        with pytest.raises(TsugikiError, match="a.parquet unpacks to more than 100 times its size"):
+            read(path)
+
+
+def test_a_parquet_file_with_short_rows_is_read(tmp_path: Path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [f"{i} + {j} = {i + j}" for i in range(100) for j in range(100)]
+    parquet.write_table(arrow.table({"text": texts}), tmp_path / "a.parquet", compression="zstd")
+    assert [record.text for record in read_records(tmp_path / "a.parquet")] == texts
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

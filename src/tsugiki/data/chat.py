@@ -25,6 +25,8 @@ from tsugiki.errors import TsugikiError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MAX_TURNS = 1000  # all turns before an answer are rendered again for each answer: 2 s for 1,000 turns
+
 _Span: TypeAlias = tuple[int, int]
 _Messages: TypeAlias = list[dict[str, str]]
 
@@ -90,8 +92,9 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     If the template does not end the last turn with a special token, the tokenizer's end token is added.
 
     Raises:
-        TsugikiError: a message contains a special token; the template raises an error; or the rendering of a turn
-            that counts in the loss differs from what the model would generate.
+        TsugikiError: there are more than 1,000 turns of which several count; a message contains a special token; the
+            template raises an error; or the rendering of a turn that counts in the loss differs from what the model
+            would generate.
     """
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     wanted = answers if assistant_turns == "all" else answers[-1:]
@@ -99,6 +102,11 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     if not targets:
         return Rendering("", ())
     rendered = conversation.messages[: targets[-1] + 1]
+    if len(rendered) > _MAX_TURNS and len(targets) > 1:
+        raise TsugikiError(
+            f"{conversation.source} has {len(rendered):,} turns, more than {_MAX_TURNS:,}; split it into several "
+            "conversations, or train on the last turn only (assistant_turns: last)"
+        )
     for number, message in enumerate(rendered, 1):
         if found := template.special.search(message.content):
             raise TsugikiError(

@@ -33,6 +33,7 @@ _BAND = 3
 _NEIGHBOURS = 4
 _PAIRS = 1 << 15  # pairs compared at a time, to limit memory
 _EMPTY = 0xFFFFFFFF
+_MAX_MARKS = 30
 _CHUNK = 1 << 20  # characters hashed at a time, to limit memory
 
 Signature = NDArray[np.uint32]
@@ -106,7 +107,7 @@ def fold(text: str) -> NDArray[np.uint32]:
     ゝ are removed.
     """
     table, before_u, kinds = _tables()
-    codes: NDArray[np.uint32] = table[_code_points(unicodedata.normalize("NFC", text))]
+    codes: NDArray[np.uint32] = table[_code_points(unicodedata.normalize("NFC", _with_few_marks(text)))]
     codes = codes[codes != 0]
     if not codes.size:
         return codes
@@ -117,6 +118,21 @@ def fold(text: str) -> NDArray[np.uint32]:
     digit = (codes >= ord("0")) & (codes <= ord("9"))  # 11 differs from 1
     different = np.append(True, (codes[1:] != codes[:-1]) | digit[1:])
     return np.asarray(codes[different])
+
+
+def _with_few_marks(text: str) -> str:
+    """Remove all but the first 30 of successive combining marks, because normalising many takes quadratic time.
+
+    No language uses more (https://www.unicode.org/reports/tr15/#Stream_Safe_Text_Format).
+    """
+    codes = _code_points(text)
+    mark = _is_mark()[codes]
+    if not mark.any():
+        return text
+    places = np.arange(len(codes))
+    before = np.maximum.accumulate(np.where(mark, -1, places))  # the last character that is no mark
+    kept = codes[~mark | (places - before <= _MAX_MARKS)]
+    return kept.tobytes().decode("utf-32-le", "surrogatepass")
 
 
 _OLD_KANA = dict(
@@ -144,6 +160,15 @@ def _tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8]
     kinds[[ord(kana) for kana in "いきしちにみりぎじびぴ"]] = _I_ROW
     kinds[[ord(kana) for kana in "やゆよ"]] = _Y_ROW
     return table, before_u, kinds
+
+
+@cache
+def _is_mark() -> NDArray[np.bool_]:
+    """Return a table by code point: whether it is reordered when a text is normalised."""
+    table = np.zeros(0x110000, np.bool_)
+    marks = range(0x300, 0x20000)  # there are none outside
+    table[marks.start : marks.stop] = [unicodedata.combining(chr(code)) > 0 for code in marks]
+    return table
 
 
 def _fold_character(character: str) -> int:

@@ -10,8 +10,10 @@ encoded together as one text. If a token would span both, they are encoded separ
 tokens as in generation.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from tsugiki.data.chat import ChatTemplate, Rendering, read_template, render
@@ -129,29 +131,38 @@ def _encode_renderings(tokenizer: "PreTrainedTokenizerBase", renderings: Sequenc
     encoded = []
     for rendering, ids, offsets in zip(renderings, batch.input_ids, batch.offset_mapping, strict=True):
         borders = [start for start, _ in rendering.spans if start > 0]
-        if not all(_is_between_tokens(border, offsets) for border in borders):
+        if not _are_between_tokens(borders, offsets):
             ids, offsets = _encode_separately(tokenizer, rendering.text, borders)
         encoded.append(EncodedRecord(ids, _inside(offsets, rendering.spans)))
     return encoded
 
 
-def _is_between_tokens(border: int, offsets: Sequence[tuple[int, int]]) -> bool:
-    """Whether one token ends and another one begins at a position of the text.
+def _are_between_tokens(borders: Sequence[int], offsets: Sequence[tuple[int, int]]) -> bool:
+    """Whether one token ends and another one begins at each of these positions of the text, and none spans it.
 
     Both are checked, because some tokenizers exclude white space at the edges of a token from its offsets.
     """
-    inside_token = any(first < border < last for first, last in offsets)
-    return (
-        not inside_token and any(first == border for first, _ in offsets) and any(last == border for _, last in offsets)
+    in_order = sorted(offsets)
+    starts = [first for first, _ in in_order]
+    furthest = [0, *accumulate((last for _, last in in_order), max)]  # the furthest end of the first n tokens
+    begin, end = set(starts), {last for _, last in offsets}
+    return all(
+        border in begin and border in end and furthest[bisect_left(starts, border)] <= border for border in borders
     )
 
 
 def _inside(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Return for each token whether it overlaps one of the spans.
+    """Return for each token whether it overlaps one of the spans, which are in order and do not overlap.
 
     The token that ends a turn may extend beyond its span, because some tokenizers include the following line feed.
     """
-    return [any(start < last and first < stop for start, stop in spans) for first, last in offsets]
+    starts = [start for start, _ in spans]
+
+    def overlaps(first: int, last: int) -> bool:
+        place = bisect_left(starts, last)  # the spans before it begin before the token ends
+        return place > 0 and first < spans[place - 1][1]
+
+    return [overlaps(first, last) for first, last in offsets]
 
 
 def _encode_separately(

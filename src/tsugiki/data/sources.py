@@ -7,21 +7,31 @@ Records are yielded one by one. A `.txt` file is read whole, other files row by 
 import codecs
 import csv
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.data.records import Document, Record
 from tsugiki.data.schemas import KEYS, read_row, schema_of
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import combined_digest, file_sha256, sha256
+from tsugiki.io.json import parse_json
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 
 _ENCODINGS = "UTF-8, UTF-16, EUC-JP or Shift_JIS"
 _EXTRA = "pip install 'tsugiki[datasets]'"
-_ROWS_AT_ONCE = 256
+# Limits for Parquet, which packs repeated values to almost nothing.
+_MAX_RATIO, _MIN_UNPACKED = 100, 10_000_000  # bytes in memory for each byte of the file, and for any file
+_MIN_VALUE, _MIN_VALUES = 2, 100_000  # bytes of the file for each value of a column, and values of any file
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 1 << 26
 
 _NumberedRows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
 
@@ -42,7 +52,7 @@ def read_records(data: str | Path) -> Iterator[Record]:
     """
     if _is_on_hub(data):
         return _refuse_empty(_records_of_rows(_dataset_rows(str(data)), str(data)), data)
-    return _refuse_empty((record for file in _files(Path(data).expanduser()) for record in _read_file(file)), data)
+    return _refuse_empty((record for file in _files(_local_path(data)) for record in _read_file(file)), data)
 
 
 def content_key(data: str | Path) -> str:
@@ -55,7 +65,7 @@ def content_key(data: str | Path) -> str:
     """
     if _is_on_hub(data):
         return sha256([f"{data}\0{_load_dataset(str(data))._fingerprint}".encode()])
-    root = Path(data).expanduser()
+    root = _local_path(data)
     digests = {}
     for file in _files(root):
         try:
@@ -78,10 +88,21 @@ def decode(data: bytes, name: str) -> str:
             text = data.decode(encoding)
         except UnicodeDecodeError:
             continue
+        if encoding == "euc_jp" and _is_half_width([data]):
+            continue
         if "\0" in text:
             break
         return text.replace("\r\n", "\n").replace("\r", "\n")
     raise TsugikiError(f"{name} is not text in {_ENCODINGS}; convert it to UTF-8")
+
+
+def _local_path(data: str | Path) -> Path:
+    try:
+        path = Path(data).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a home folder that does not exist
+        raise TsugikiError(f"no data at {error_text(data, 100)}: {error_text(error, 100)}") from error
+    return path
 
 
 # Files ---------------------------------------------------------------------------------------------------
@@ -126,11 +147,11 @@ def _json_rows(path: Path) -> _NumberedRows:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except json.JSONDecodeError as error:
                 what = f"{error.msg} at character {error.pos + 1}"
                 raise TsugikiError(f"{path}:{number} is not JSON: {what}; correct or remove the line") from error
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too many brackets
+            except ValueError as error:  # a number of many digits, or too many brackets
                 raise TsugikiError(f"{path}:{number} cannot be read: {error}; remove the line") from error
             if not isinstance(row, dict):
                 raise TsugikiError(f'{path}:{number} is not a JSON object; write each line as {{"text": "…"}}')
@@ -168,9 +189,9 @@ def _csv_rows(path: Path) -> _NumberedRows:
 
 def _header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
-    for name in names:
-        if names.count(name) > 1:
-            raise TsugikiError(f"{where} names the column {name!r} twice; rename one of them")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise TsugikiError(f"{where} names the column {error_text(repr(name), 100)} twice; rename one of them")
     if not any(set(names).issuperset(keys) for keys in KEYS.values()):
         raise TsugikiError(
             f"{where} names none of the columns {', '.join(reversed(KEYS))}; "
@@ -195,12 +216,49 @@ def _parquet_rows(path: Path) -> _NumberedRows:
             if not columns:
                 raise TsugikiError(
                     f"{path} has none of the columns {', '.join(reversed(KEYS))}; "
-                    f"it has {', '.join(file.schema_arrow.names[:8]) or 'nothing'}; rename its columns"
+                    f"it has {summarise_list(file.schema_arrow.names) or 'nothing'}; rename its columns"
                 )
-            batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
+            size = path.stat().st_size
+            limit = _MIN_UNPACKED + _MAX_RATIO * size
+            largest, total, values = _unpacked_sizes(file.metadata, columns)
+            too_large = f"{path} unpacks to more than {_MAX_RATIO} times its size, which no text does; use another file"
+            if total > limit or values > _MIN_VALUES + size // _MIN_VALUE:
+                raise TsugikiError(too_large)
+            # A value can be repeated by a reference to a dictionary, so each row can have the largest size.
+            batch_size = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(largest, 1)))
+            numbers, unpacked = count(1), 0
+            for batch in file.iter_batches(batch_size, columns=columns):
+                for row, number in zip(batch.to_pylist(), numbers, strict=False):
+                    unpacked += _characters(row)
+                    if unpacked > limit:
+                        raise TsugikiError(too_large)
+                    yield number, row
+    except (arrow.ArrowException, ValueError, TypeError, OverflowError) as error:  # also dates that Python cannot hold
         raise TsugikiError(f"{path} cannot be read as Parquet: {_error_line(error)}; export the file again") from error
+
+
+def _unpacked_sizes(metadata: "FileMetaData", columns: Collection[str]) -> tuple[int, int, int]:
+    """Measure these columns, by the file's own description.
+
+    Returns:
+        The bytes of the largest one in a row group, the bytes of all, and the largest number of values in one.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(metadata.num_columns)]
+    sizes, values = [0], Counter[str]()
+    for chunk in chunks:
+        if chunk.path_in_schema.split(".")[0] in columns:
+            sizes.append(chunk.total_uncompressed_size)
+            values[chunk.path_in_schema] += chunk.num_values
+    return max(sizes), sum(sizes), max(values.values(), default=0)
+
+
+def _characters(value: object) -> int:
+    """Count the characters of all texts in a value as JSON represents it."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, inner))
 
 
 _KNOWN = frozenset(key for keys in KEYS.values() for key in keys) | {"input", "system", "history", "tools"}
@@ -232,7 +290,7 @@ def _refuse_empty(records: Iterator[Record], data: str | Path) -> Iterator[Recor
 
 
 def _unreadable(path: Path, error: OSError) -> TsugikiError:
-    return TsugikiError(f"{path} cannot be read: {error.strerror or error}")
+    return TsugikiError(f"{path} cannot be read: {error.strerror or error_text(error)}")
 
 
 # Encodings -----------------------------------------------------------------------------------------------
@@ -250,6 +308,9 @@ def _encoding(path: Path) -> str:
     first_invalid = None
     for encoding in candidates:
         invalid = _invalid_line(path, encoding)
+        if invalid is None and encoding == "euc_jp":
+            with path.open("rb") as file:
+                encoding = "cp932" if _is_half_width(file) else encoding
         if invalid is None:
             return encoding
         first_invalid = first_invalid or invalid
@@ -271,6 +332,29 @@ def _invalid_line(path: Path, encoding: str) -> int | None:
     return None
 
 
+_ASCII, _HALF_WIDTH_BYTES = bytes(range(0x80)), bytes(range(0xA1, 0xE0))
+_MIN_LETTERS = 6  # three kanji; shorter texts are taken for EUC-JP
+_COMMON = re.compile("[ぁ-ヶー、。・「」]")
+_ODD_HALF_WIDTH = re.compile("(?<![ｳｶ-ﾄﾊ-ﾎ])ﾞ|(?<![ﾊ-ﾎ])ﾟ|(?<![ｱ-ﾟ])[ｰｧ-ｯ]")
+
+
+def _is_half_width(lines: Iterable[bytes]) -> bool:
+    """Whether a text that is valid EUC-JP is more likely half-width katakana in Shift_JIS.
+
+    Then each of its bytes is one, the pairs of bytes are hardly ever kana or punctuation in EUC-JP, and voicing marks
+    and small letters follow a letter that can have them.
+    """
+    letters = common = odd = 0
+    for line in lines:
+        high = line.translate(None, _ASCII)
+        if high.translate(None, _HALF_WIDTH_BYTES):
+            return False
+        letters += len(high)
+        common += 2 * len(_COMMON.findall(line.decode("euc_jp")))
+        odd += len(_ODD_HALF_WIDTH.findall(line.decode("cp932")))
+    return letters >= _MIN_LETTERS and 4 * common < letters and 20 * odd < letters
+
+
 # The hub -------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +364,7 @@ def _is_on_hub(data: str | Path) -> bool:
     A single word is never looked up. It is more likely a misspelt folder, and for some words (csv, json, text)
     `datasets` would read all such files of the working directory.
     """
-    if isinstance(data, Path) or "\\" in data or Path(data).expanduser().exists():
+    if isinstance(data, Path) or "\\" in data or _local_path(data).exists():
         return False
     name = data.partition(":")[0]
     parts = name.split("/")
@@ -294,7 +378,7 @@ def _dataset_rows(data: str) -> _NumberedRows:
         name for name, kind in dataset.features.items() if name in _KNOWN or getattr(kind, "dtype", "") == "string"
     ]
     if not columns:
-        names = ", ".join(dataset.features)
+        names = summarise_list(list(dataset.features))
         raise TsugikiError(
             f"{data} has none of the columns {', '.join(reversed(KEYS))}; it has {names}; choose another data set"
         )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.records import Document
 from tsugiki.data.store import RecordIndex
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import sha256_bytes
 
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -43,11 +43,19 @@ def parse_held_out(held_out: float | str) -> float | FieldCondition | Path:
             raise TsugikiError(f"held_out is {held_out}; a share must be above 0 and below 1")
         return float(held_out)
     name, sign, value = held_out.partition("=")
-    if not sign or Path(held_out).exists():
+    if not sign or _exists(Path(held_out)):
         return Path(held_out)
     if not name.strip() or not value.strip():
-        raise TsugikiError(f"held_out is {held_out!r}; write a condition as author=… or title=…")
+        shown = error_text(repr(held_out), 100)
+        raise TsugikiError(f"held_out is {shown}; write a condition as author=… or title=…")
     return FieldCondition(name.strip(), value.strip())
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a condition can be too long for the name of a file
+        return False
 
 
 def split_records(
