@@ -14,6 +14,7 @@ import dataclasses
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from tsugiki.lora.graft import (
     add_adapter,
     base_alone,
     find_adapter,
+    is_merged,
     remove_adapter,
     set_adapter,
 )
@@ -108,7 +110,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     if broken:
         raise TsugikiError(f"the adapter is not saved, because {summarise_list(broken)}; the training has diverged")
     extra_settings = adapter_format.extra_settings
-    with base_alone(model):
+    with nullcontext() if is_merged(model) else base_alone(model):
         base = BaseReference(name=getattr(model, "name_or_path", None) or None, **dict(identity_of(model)))
     metadata = Metadata(
         base=base,
