@@ -10,7 +10,7 @@ from tests.devices.pretend import NAME, PretendedDevice, on_host
 from tests.devices.test_training import moved
 from tests.runs import uneven_blocks
 from tests.tiny import tiny_model
-from tsugiki import LoraConfig, graft
+from tsugiki import LoraConfig, TsugikiError, graft
 from tsugiki.base.replica import bfloat16_replica
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.collator import Collator
@@ -91,6 +91,10 @@ def test_a_micro_batch_that_does_not_fit_is_computed_in_halves(device: Pretended
         results = found.step(0)
     assert sizes == [8, 4, 2, 2, 2, 2]
     torch.testing.assert_close(on_host(results), expected.step(0), rtol=2e-5, atol=0)
+    found.sharded = True
+    with pytest.raises(TsugikiError, match="8 rows.*--micro-batch-size to 4"):
+        found._halve(SimpleNamespace(rows=[0] * 8), torch.OutOfMemoryError())  # type: ignore[arg-type]
+    found.sharded = False
     sizes.clear()
     found.step(1)
     assert sizes == [2, 2, 2, 2], "the size is kept"

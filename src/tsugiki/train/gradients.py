@@ -213,9 +213,14 @@ class Gradients:
         """Compute half as many rows at once from now on.
 
         Raises:
-            TsugikiError: it was one row already.
+            TsugikiError: it was one row already, or the model is sharded, so that all processes must do the same.
         """
         device = self.accelerator.device
+        if self.sharded and len(micro.rows) > 1:
+            raise TsugikiError(
+                f"the memory of {device} does not suffice to train on {len(micro.rows)} rows of "
+                f"{self.batches.blocks.block_size} tokens at once: set --micro-batch-size to {len(micro.rows) // 2}"
+            ) from error
         if self.sharded and len(micro.rows) > 1:  # the other processes would not take part in another call
             raise TsugikiError(
                 f"the memory of {device} does not suffice to train on {len(micro.rows)} rows of "
