@@ -13,6 +13,7 @@ sends the whole base to every process, so a base that does fit should not be spl
 What belongs to the adapter is whole on every process. So any process can save it alone, and its gradients are those of
 the rows of one process: they are summed in one buffer, as without sharding. In full fine-tuning there is no adapter:
 weights, gradients and the state of the optimiser are all split, and torch averages the gradients over the processes.
+With a `compute_dtype`, every forward pass computes in it, also those of an evaluation.
 
 All processes must call the model equally often, as `model(…)` and not as `model.base_model(…)`, because calling the
 model gathers its weights.
