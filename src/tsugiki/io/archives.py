@@ -1,4 +1,4 @@
-"""Read a file from a zip in memory. Nothing is extracted to the disk, so names and links in the zip have no effect."""
+"""Read and check zips in memory. Nothing is extracted to the disk, so names and links in the zip have no effect."""
 
 import io
 import zipfile
@@ -48,3 +48,15 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
     if len(content) > limit:
         raise TsugikiError(f"{name}: the zip unpacks to more than {format_size(limit)}; {advice}")
     return member.filename, content
+
+
+def is_whole_zip(data: bytes) -> bool:
+    """Whether the data are a zip of normal size, whose files have the checksums in its directory."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            is_normal = sum(member.file_size for member in members) <= _MAX_RATIO * len(data)
+            is_plain = all(member.compress_type in _METHODS for member in members)
+            return is_normal and is_plain and archive.testzip() is None
+    except _DAMAGE:
+        return False

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.aozora.samples import FILES, ROWS, index_zip
+from tsugiki.data.aozora import site as site_module
 from tsugiki.data.aozora.index import INDEX
 from tsugiki.data.aozora.query import Query
 from tsugiki.data.aozora.site import Site, SiteUnreachable
@@ -107,6 +108,27 @@ def test_an_interrupted_run_continues_from_the_cache(stub, tmp_path):
     assert (len(works), skipped) == (3, [])
     assert set(stub.asked.values()) == {1}
     assert len(stub.asked) == 4
+
+
+@pytest.mark.parametrize("name", ["cards/000001/files/1_ruby.zip", f"index_pages/{INDEX}.zip"])
+def test_a_cached_file_that_was_damaged_is_downloaded_again(stub, tmp_path, name):
+    works, _ = site_works(stub, tmp_path)
+    (cached,) = tmp_path.rglob(name)
+    data = bytearray(cached.read_bytes())
+    data[len(data) // 3] ^= 1
+    cached.write_bytes(data)
+    assert site_works(stub, tmp_path) == (works, [])
+    assert stub.asked[f"/{name}"] == 2
+    assert cached.read_bytes() == stub.files[f"/{name}"]
+    assert sum(stub.asked.values()) == 5
+
+
+def test_a_file_that_is_too_large_is_not_downloaded_to_its_end(stub, tmp_path, monkeypatch):
+    monkeypatch.setattr(site_module, "MAX_ZIP", 1000)
+    stub.files["/cards/000001/files/1_ruby.zip"] = bytes(2000)
+    works, skipped = site_works(stub, tmp_path)
+    assert len(works) == 2
+    assert "1_ruby.zip has more than 1.0 kB" in skipped[0]
 
 
 def test_failed_requests_are_repeated(stub, tmp_path):

@@ -1,14 +1,13 @@
 """Download works from Aozora Bunko's site, or from a site with the same layout, with a cache."""
 
-import io
 import time
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, read_index
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import write_bytes
+from tsugiki.io.archives import is_whole_zip
+from tsugiki.io.atomic import make_folder, write_bytes
 from tsugiki.io.formatting import format_size
 
 if TYPE_CHECKING:
@@ -60,17 +59,17 @@ class Site:
 
     def _cached(self, path: str, max_age: float | None = None) -> bytes:
         cached = self.cache / path
-        if cached.is_file() and (max_age is None or time.time() - cached.stat().st_mtime < max_age):
-            return cached.read_bytes()
+        kept = _read_whole(cached)
+        if kept is not None and (max_age is None or time.time() - cached.stat().st_mtime < max_age):
+            return kept
         try:
             data = self._get(f"{self.url}/{path}")
         except SiteUnreachable:
-            if cached.is_file():
-                return cached.read_bytes()
+            if kept is not None:
+                return kept
             raise
-        # A damaged file is not cached, so that the next run downloads it again.
-        if zipfile.is_zipfile(io.BytesIO(data)):
-            cached.parent.mkdir(parents=True, exist_ok=True)
+        if is_whole_zip(data):  # a damaged file is not cached, so that the next run downloads it again
+            make_folder(cached.parent)
             write_bytes(cached, data)
         return data
 
@@ -99,6 +98,15 @@ class Site:
                     break
             self._next = time.monotonic() + self.pause * 2**attempt
         raise SiteUnreachable(f"{url}: {problem}; run the command again later (downloaded files are kept)")
+
+
+def _read_whole(cached: Path) -> bytes | None:
+    """Return the content of a cached zip; None if there is none, or if it is damaged."""
+    try:
+        data = cached.read_bytes()
+    except OSError:
+        return None
+    return data if is_whole_zip(data) else None
 
 
 def _read(response: "httpx2.Response", url: str) -> bytes:
