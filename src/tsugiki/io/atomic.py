@@ -284,7 +284,10 @@ def _write_errors(out: Path) -> Iterator[None]:
     """Turn errors of writing into a `TsugikiError` that names the target."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+    except Exception as error:
+        # Of a full disk, safetensors raises an error of its own, and tokenizers a plain `Exception`.
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
+            raise
         raise TsugikiError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -1,0 +1,164 @@
+"""Every operation on files fails in turn: the error is one line, nothing is lost, and the same is done afterwards."""
+
+import errno
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.robustness.faults import CODES, failing
+from tests.runs import run_config
+from tests.tiny import byte_tokenizer, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
+from tsugiki.adapters.library import copy_into_library, rename_adapter
+from tsugiki.adapters.verify import check_adapter
+from tsugiki.data.records import Document
+from tsugiki.data.store import open_store
+from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
+from tsugiki.train.checkpoint import checkpoints, newest_checkpoint
+from tsugiki.train.run import CHECKPOINTS, train
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are in /proc")
+
+
+@dataclass
+class Work:
+    """Something that writes to a folder."""
+
+    do: Callable[[], object]
+    """Do it, or go on with what was done."""
+    results: Callable[[], dict[str, bytes]]
+    """The files that must be the same as if nothing had failed."""
+    check: Callable[[], object] = lambda: None
+    """Check what is there after an error."""
+
+
+def run_of(folder: Path, inputs: Path, **changes: Any) -> Work:
+    """A short run."""
+    small = {"max_steps": 3, "save_steps": 1, "prompts": [], "lora": {"r": 1, "target_modules": ["c_attn"]}}
+    config = run_config(inputs, **{**small, **changes}).model_copy(update={"out": str(folder / "run")})
+    out = folder / "run"
+
+    def check() -> None:
+        if checkpoints(out / CHECKPOINTS):
+            newest = newest_checkpoint(out / CHECKPOINTS)
+            assert newest is not None
+            assert newest.folder == checkpoints(out / CHECKPOINTS)[-1]
+
+    def results() -> dict[str, bytes]:
+        assert [path for path in folder.rglob("*") if path.suffix in (".part", ".removed", ".damaged")] == []
+        name = MODEL_FILE if config.method == "full" else ADAPTER_FILE
+        return {name: (out / name).read_bytes()}
+
+    def do() -> None:
+        train(config, resume=(out / RECORD_FILE).exists())
+
+    return Work(do, results, check)
+
+
+def saving_of(folder: Path, inputs: Path) -> Work:
+    """Saving an adapter into a folder."""
+    model = tiny_model()
+    graft(model, LoraConfig(r=2, target_modules=["c_attn"]))
+    shake(model)
+    return Work(partial(save_adapter, model, folder / "adapter"), partial(_files, folder))
+
+
+def library_of(folder: Path, inputs: Path) -> Work:
+    """Adding an adapter to a library, and renaming it."""
+    if not inputs.exists():
+        saving_of(inputs, inputs).do()
+
+    def do() -> None:
+        if not (folder / "new").exists():
+            if not (folder / "old").exists():
+                copy_into_library(inputs / "adapter", folder, "old")
+            rename_adapter("old", "new", folder)
+
+    def check() -> None:
+        for path in folder.iterdir():
+            if path.name in ("old", "new"):
+                check_adapter(path)
+
+    return Work(do, partial(_files, folder), check)
+
+
+def cache_of(folder: Path, inputs: Path) -> Work:
+    """Writing tokens into the cache."""
+    tokenizer, records = byte_tokenizer(), [Document("枝を接ぐ。" * 9, str(number)) for number in range(70)]
+    return Work(lambda: open_store(records, "key", tokenizer, "all", folder), partial(_files, folder))
+
+
+KINDS: dict[str, Callable[[Path, Path], Work]] = {
+    "run": run_of,
+    "full run": partial(run_of, method="full", lora=None, max_steps=2),
+    "saving": saving_of,
+    "library": library_of,
+    "cache": cache_of,
+}
+
+
+@pytest.mark.parametrize(("kind", "count"), [("run", 8), ("saving", 20), ("library", 20), ("cache", 10)])
+def test_a_failing_disk_loses_nothing(kind: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    generator = random.Random(kind)
+    _check(kind, tmp_path, monkeypatch, lambda points: generator.sample(points, min(count, len(points))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_point_may_fail(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    print(f"\n{_check(kind, tmp_path, monkeypatch, lambda points: points)}")
+
+
+def _check(
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    choose: Callable[[list[tuple[int, int]]], Iterable[tuple[int, int]]],
+) -> str:
+    """Let the chosen points of some work fail, one at a time, and return a tally."""
+    folder, inputs = tmp_path / "work", tmp_path / "inputs"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    work = _new(kind, folder, inputs)
+    with failing(folder) as counted:
+        work.do()
+    expected = work.results()
+    outcomes: Counter[str] = Counter()
+    for point, code in choose([(point, code) for code in CODES for point in range(len(counted.done))]):
+        where = f"{kind}, {errno.errorcode[code]} at {point}: {counted.done[point]}"
+        work = _new(kind, folder, inputs)
+        try:
+            with failing(folder, point, code):
+                work.do()
+            outcomes["done although it failed"] += 1
+        except TsugikiError as error:
+            outcomes["one line"] += 1
+            text = str(error)
+            assert "\n" not in text, where
+            assert os.strerror(code) in text, f"{where}: {text}"
+            work.check()
+            work.do()
+        assert work.results() == expected, where
+    kinds = ", ".join(f"{count} {what}" for what, count in Counter(counted.done).most_common())
+    counts = ", ".join(f"{count:,} {what}" for what, count in outcomes.most_common())
+    return (
+        f"{kind}: {len(counted.done)} points ({kinds}); {outcomes.total():,} failed: {counts}; all with the same result"
+    )
+
+
+def _new(kind: str, folder: Path, inputs: Path) -> Work:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return KINDS[kind](folder, inputs)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
