@@ -58,8 +58,6 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "cohere": Architecture(llama_cpp="command-r"),
         "olmo2": Architecture(llama_cpp="olmo2"),
         "smollm3": Architecture(llama_cpp="smollm3"),
-        # Its reversible layers compute gradients by a function of their own, which hides them from a trace.
-        "reformer": Architecture(target_modules=("query", "key", "value", "query_key", "dense")),
     }
 )
 """`model_type` of transformers -> its row."""

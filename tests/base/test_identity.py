@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import grafted, logits, save_grafted, save_tiny, tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, load_adapter, merge, save_adapter, ungraft, unmerge
 from tsugiki.adapters.format import read_base
 from tsugiki.base.identity import (
@@ -171,3 +172,10 @@ def test_bases_differ_only_where_both_are_known():
     assert why_different(one, BaseIdentity()) == ""
     assert why_different(BaseIdentity(config={"a": 0}), other) == "their configs differ: a is 0 and 1"
     assert why_different(BaseIdentity(config={"b": 1, "new": 3}), other) == ""
+
+
+def test_an_infinite_setting_is_the_same_after_it_was_written(tmp_path: Path):
+    model = tiny_of("bamba")
+    assert float("inf") in model.config.time_step_limit
+    save_grafted(tmp_path, model, LoraConfig(r=2))
+    load_adapter(tiny_of("bamba"), tmp_path)

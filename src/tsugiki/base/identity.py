@@ -143,8 +143,13 @@ def _settings(config: "PretrainedConfig") -> dict[str, Any]:
     computed = {
         name: value for name, value in config.to_dict().items() if name in declared and not _NOT_COMPUTED.search(name)
     }
-    plain: dict[str, Any] = json.loads(json.dumps({"model_type": config.model_type, **computed}, default=str))
+    text = json.dumps({"model_type": config.model_type, **computed}, default=str)
+    plain: dict[str, Any] = json.loads(text, parse_constant=_none)  # files of JSON have no infinity
     return _flat(plain)
+
+
+def _none(_: str) -> None:
+    return None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

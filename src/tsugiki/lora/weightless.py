@@ -140,7 +140,8 @@ def _inputs(model: Any) -> dict[str, Any]:
     accepted = inspect.signature(model.forward).parameters
     config = model.config
     text = config.get_text_config(decoder=True)
-    tokens = min(_TOKENS, getattr(text, "max_position_embeddings", None) or _TOKENS)
+    positions = getattr(text, "max_position_embeddings", None) or _TOKENS
+    tokens = min(_TOKENS, positions) if positions > 0 else _TOKENS  # XLNet's is -1
     ids = torch.arange(tokens)[None] % text.vocab_size
     given: dict[str, Any] = {"use_cache": False, "decoder_input_ids": ids}
     name = getattr(model, "main_input_name", "input_ids")
