@@ -48,7 +48,7 @@ def test_the_processor_decides_without_a_gpu(avx512: bool, amx: bool, monkeypatc
 def test_a_gpu_decides_where_there_is_one(kind: str, supported: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: torch.device(kind))
     monkeypatch.setattr(f"torch.{kind}.is_bf16_supported", lambda including_emulation: supported)
-    assert preferred_compute_dtype() == ("bf16" if supported else "fp32")
+    assert preferred_compute_dtype() == ("bf16" if supported else "fp16")
     processor = preferred_compute_dtype(torch.device("cpu"))
     assert processor == ("bf16" if processor_has_bf16() else "fp32")
 

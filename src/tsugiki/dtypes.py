@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-ComputeDtype: TypeAlias = Literal["bf16", "fp32"]
+ComputeDtype: TypeAlias = Literal["bf16", "fp16", "fp32"]
 """The dtype of the matrix products."""
-BaseDtype: TypeAlias = Literal["bf16", "fp32", "int8"]
+BaseDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8"]
 """The dtype of the base's weights while an adapter trains. `int8` quantises the layers and embeddings; what is not
 quantised gets the dtype of `preferred_compute_dtype`."""
-LoadDtype: TypeAlias = Literal["bf16", "fp32", "int8", "auto"]
+LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "auto"]
 """The dtype to load weights in. `auto` has the meaning that it has in transformers: the dtype that the model's config
 names, or else the dtype of its files."""
 SaveDtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
@@ -54,9 +54,9 @@ def processor_has_bf16() -> bool:
 
 
 def preferred_compute_dtype(device: "torch.device | None" = None) -> ComputeDtype:
-    """Return `bf16` if a device multiplies bfloat16 natively, otherwise `fp32`.
+    """Return `bf16` if a device multiplies bfloat16 natively; otherwise `fp16` for CUDA and XPU, and `fp32`.
 
-    It is never float16, in which small gradients become zero unless the loss is scaled, which training does not do.
+    Processors are slow in float16. On MPS, every version that multiplies float16 well has bfloat16 as well.
 
     Args:
         device: None: this machine's accelerator, or its processor if it has none.
@@ -66,7 +66,9 @@ def preferred_compute_dtype(device: "torch.device | None" = None) -> ComputeDtyp
     device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if device.type == "cpu":
         return "bf16" if processor_has_bf16() else "fp32"
-    return "bf16" if _accelerator_has_bf16(device) else "fp32"
+    if _accelerator_has_bf16(device):
+        return "bf16"
+    return "fp16" if device.type in ("cuda", "xpu") else "fp32"
 
 
 def _accelerator_has_bf16(device: "torch.device") -> bool:

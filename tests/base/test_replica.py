@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from tests.tiny import CONFIGS, ids, tiny_model
-from tsugiki.base.replica import bfloat16_replica
+from tsugiki.base.replica import replica_in
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -19,7 +19,7 @@ def test_a_replica_computes_as_the_model_loaded_in_bfloat16(kind: str, tmp_path:
     model = tiny_model(kind, **longer)
     model.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    replica = bfloat16_replica(model)
+    replica = replica_in(torch.bfloat16, model)
     positions = {} if kind == "bloom" else {"position_ids": torch.arange(2000, 2012)[None]}
     tokens = ids(rows=1)
     with torch.no_grad():
@@ -30,6 +30,6 @@ def test_a_replica_computes_as_the_model_loaded_in_bfloat16(kind: str, tmp_path:
 
 def test_frequencies_keep_their_digits():
     model = tiny_model("llama")
-    replica = bfloat16_replica(model)
+    replica = replica_in(torch.bfloat16, model)
     assert replica.model.rotary_emb.inv_freq.dtype == torch.float32
     assert torch.equal(replica.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)

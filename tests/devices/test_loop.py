@@ -11,7 +11,7 @@ from tests.devices.test_training import moved
 from tests.runs import uneven_blocks
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft
-from tsugiki.base.replica import bfloat16_replica
+from tsugiki.base.replica import replica_in
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.collator import Collator
 from tsugiki.fast.document_masks import detect_document_masking
@@ -30,9 +30,9 @@ def copied(source: Any, target: Any) -> Any:
     return target
 
 
-def models(kind: str, method: str, dropout: float = 0.0) -> tuple[Any, Any]:
+def models(kind: str, method: str, dropout: float = 0.0, base_dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """The same prepared model on the processor and on the device, which draw different dropout masks."""
-    host = tiny_model(kind, vocab_size=257)
+    host = tiny_model(kind, vocab_size=257).to(base_dtype)
     disable_dropout(host)
     there = moved(host)
     if method == "lora":
@@ -57,7 +57,7 @@ def gradients_of(model: Any, device: str, computing: Any = None, rows: int | Non
 def test_a_step_has_the_gradients_of_the_processor(kind: str, method: str, device: PretendedDevice):
     host, there = models(kind, method)
     bf16 = method.endswith("bf16")
-    replica = bfloat16_replica(host) if bf16 else None
+    replica = replica_in(torch.bfloat16, host) if bf16 else None
     found = gradients_of(there, NAME, moved(replica) if bf16 else None)
     expected = gradients_of(host, "cpu", replica, rows=2)
     wanted = expected.step(0)
@@ -107,3 +107,23 @@ def test_the_size_of_micro_batches_does_not_change_dropout(device: PretendedDevi
     for found in (pairs, all_rows):
         torch.testing.assert_close(on_host(found.step(0)), wanted, rtol=2e-5, atol=0)
     assert not torch.allclose(on_host(alone.step(1)), wanted)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_step_in_float16_waits_once(method: str, device: PretendedDevice):
+    device.float64 = True  # which GradScaler uses except on MPS
+    host, there = models("llama", method, base_dtype=torch.float32 if method == "full" else torch.float16)
+    computing = moved(replica_in(torch.float16, host)) if method == "full" else None
+    found, expected = gradients_of(there, NAME, computing), gradients_of(host, "cpu", rows=2)
+    found.step(0)
+    device.reset()
+    results = found.step(0)
+    assert device.waits.total() == 0, device.waits
+    torch.testing.assert_close(on_host(results), expected.step(0), rtol=2e-3, atol=0)
+    optimizer = torch.optim.SGD(found.weights, 1e-2)
+    before = [on_host(weight).clone() for weight in found.weights]
+    found.scaler.unscale_(optimizer)
+    found.scaler.step(optimizer)
+    found.scaler.update()
+    assert device.waits.total() <= 1, device.waits
+    assert not all(torch.equal(on_host(weight), old) for weight, old in zip(found.weights, before, strict=True))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.tiny import shake, store_of, summed_loss, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft
-from tsugiki.base.replica import bfloat16_replica
+from tsugiki.base.replica import replica_in
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.blocks import pack
 from tsugiki.data.collator import Collator
@@ -49,7 +49,7 @@ def gradients_of(
 
 
 def replica(model: Any) -> Any:
-    short = bfloat16_replica(model)
+    short = replica_in(torch.bfloat16, model)
     use_fast_paths(short)
     return short
 

@@ -27,7 +27,7 @@ from tsugiki import (
     use_fast_paths,
 )
 from tsugiki.base.quantization import quantize
-from tsugiki.base.replica import bfloat16_replica
+from tsugiki.base.replica import replica_in
 from tsugiki.lora import layer
 from tsugiki.lora.graft import is_grafted
 from tsugiki.methods.table import METHODS
@@ -165,7 +165,7 @@ def half_gradients(model: Any, trained: list[Tensor], half: int, factor: int = 1
 
 def reference(case: Case, model: Any, steps: int = 3) -> Trained:
     """Train on one process."""
-    computing = bfloat16_replica(model) if case.compute_dtype else model
+    computing = replica_in(torch.bfloat16, model) if case.compute_dtype else model
     trained, copies = trainable_parameters(model), list(trainable_parameters(computing).values())
 
     def gradients() -> tuple[Tensor, list[Tensor]]:

@@ -47,7 +47,7 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
             model, loading_info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=torch_dtype(dtype) if dtype in ("bf16", "fp32") else "auto",
+                dtype=torch_dtype(dtype) if dtype in ("bf16", "fp16", "fp32") else "auto",
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,

@@ -1,4 +1,4 @@
-"""A copy of a model in bfloat16 that computes in place of float32 weights."""
+"""A copy of a model in 16 bits that computes in place of float32 weights."""
 
 import copy
 from typing import TypeVar
@@ -9,15 +9,15 @@ from torch import nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def bfloat16_replica(model: Model) -> Model:
-    """Return a copy of `model` whose floating-point parameters are in bfloat16 and whose buffers keep their dtype.
+def replica_in(dtype: torch.dtype, model: Model) -> Model:
+    """Return a copy of `model` whose floating-point parameters have this dtype and whose buffers keep theirs.
 
-    `copy.deepcopy(model).bfloat16()` would round the buffers as well. Rotary frequencies then lose so many digits that
+    `copy.deepcopy(model).to(dtype)` would round the buffers as well. Rotary frequencies then lose so many digits that
     the angle at position 2,047 is wrong by up to 0.9 rad (heads of 64 channels, base 10,000).
-    `from_pretrained(dtype=torch.bfloat16)` keeps them in float32, and so does this function.
+    `from_pretrained(dtype=dtype)` keeps them in float32, and so does this function.
     """
     replica = copy.deepcopy(model)
     for parameter in replica.parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.bfloat16)
+            parameter.data = parameter.data.to(dtype)
     return replica

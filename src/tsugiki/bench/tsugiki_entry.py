@@ -12,6 +12,7 @@ from tsugiki.bench.models import build
 from tsugiki.bench.workload import StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
+from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.model import load_dtype, prepare_model
@@ -50,11 +51,10 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
 
 def _base(config: RunConfig) -> "PreTrainedModel":
     """Build the base in the dtype in which the run would load it."""
-    precision = load_dtype(config)
-    if precision == "fp32":
-        return build(config.model, torch.float32)
-    model = build(config.model, torch.bfloat16)
-    return quantize(model) if precision == "int8" else model
+    dtype = load_dtype(config)
+    if dtype == "int8":
+        return quantize(build(config.model, torch.bfloat16))
+    return build(config.model, torch_dtype(dtype))
 
 
 tsugiki = run

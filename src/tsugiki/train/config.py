@@ -91,7 +91,7 @@ class TrainingSettings(BaseModel):
     """Keep the dropout layers of the model active during training."""
     compute_dtype: ComputeDtype | None = None
     """Dtype of the matrix products in full fine-tuning and pretraining; weights and optimiser are float32. Default:
-    bf16 if the processor or accelerator multiplies it natively, otherwise fp32."""
+    bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
     save_dtype: SaveDtype = "fp32"
     """Dtype of the model's file after full fine-tuning or pretraining; checkpoints are float32."""
 
@@ -188,7 +188,7 @@ class RunConfig(TrainingSettings):
     """Fine-tuning method (`tsugiki methods` lists them)."""
     base_dtype: BaseDtype | None = None
     """Dtype of the frozen base while an adapter trains; the adapter is float32. Default: bf16 if the processor or
-    accelerator multiplies it natively, otherwise fp32."""
+    accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)
     """Settings of the LoRA methods."""
     loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)

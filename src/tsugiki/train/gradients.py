@@ -8,8 +8,11 @@
 The gradients of all trained parameters are parts of one buffer, whose last numbers are the loss and a request to end
 the run. So several processes need only one reduction for each optimiser step. For an adapter, it takes megabytes.
 
-In full fine-tuning with bf16, a copy of the model in bfloat16 computes. `torch.autocast`, which casts weights and
-activations during the forward pass, was slower. If an adapter trains, the frozen base itself has this dtype.
+In full fine-tuning with bf16 or fp16, a copy of the model in this dtype computes. `torch.autocast`, which casts weights
+and activations during the forward pass, was slower. If an adapter trains, the frozen base itself has this dtype.
+
+A model that computes in float16 gets a loss that is multiplied by a scale, so that small gradients do not become 0.
+`train.loop` divides the gradients by it.
 
 If the weights of the model are in shards (see `train.sharding`), all processes compute equally many micro-batches, one
 after another. In full fine-tuning, torch then reduces the gradients, and casts the weights that it gathers to bfloat16.
@@ -94,6 +97,9 @@ class Gradients:
         self.sharded = is_sharded(model)
         self.reduced_by_torch = any(isinstance(weight, DTensor) for weight in self.weights)
         self.buffer = _assign_gradients(self.weights, accelerator.device)
+        half = any(weight.dtype == torch.float16 for weight in computing.parameters())
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=half)
+        self.scaler.scale(self.buffer[-1])  # makes its tensors, once and not in several threads
         # Rotary frequencies that depend on a row's length are in the model while the row is computed.
         alone = base_dropout or rope_depends_on_length(computing)
         self.micro_batch_size = 1 if alone else micro_batch_size or batches.batch_size
@@ -177,7 +183,7 @@ class Gradients:
         if self.reduced_by_torch:
             (loss * self.accelerator.num_processes).backward()  # torch adds the mean over the processes to `.grad`
             return loss.detach(), [None] * len(self.weights)
-        return loss.detach(), torch.autograd.grad(loss, self.copies, allow_unused=True)
+        return loss.detach(), torch.autograd.grad(self.scaler.scale(loss), self.copies, allow_unused=True)
 
     def _loss(self, batch: dict[str, Any], count: int) -> Tensor:
         """Return the cross-entropy summed over the target tokens of a batch, divided by `count`."""

@@ -136,9 +136,12 @@ class TrainingLoop:
         started = time.perf_counter()
         step = self.progress.step
         results = self.gradients.step(step, stop)
+        scaler = self.gradients.scaler  # does nothing unless the model computes in float16
+        scaler.unscale_(self.optimizer)
         if self.max_grad_norm:
             nn.utils.clip_grad_norm_(self.gradients.weights, self.max_grad_norm)
-        self.optimizer.step()
+        scaler.step(self.optimizer)  # no step if a gradient has overflowed; the next one then has a smaller scale
+        scaler.update()
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
         self.schedule.step()
         self._unread.append((results, self.gradients.batches.target_tokens(step)))
@@ -150,22 +153,28 @@ class TrainingLoop:
         """Add the losses of the steps since the last call to the progress. This waits for the device.
 
         Raises:
-            TsugikiError: a loss is not finite.
+            TsugikiError: a loss is not finite, or float16 cannot hold the gradients.
         """
         if not self._unread:
             return
-        started = time.perf_counter()
+        started, scaler = time.perf_counter(), self.gradients.scaler
         requests, losses = torch.stack([results for results, _ in self._unread]).T.tolist()
         self._stop_requests += sum(requests)
         first = self.progress.step - len(losses) + 1
         for step, (loss, (_, tokens)) in enumerate(zip(losses, self._unread, strict=True), first):
             if not math.isfinite(loss):
+                rate = self.schedule.base_lrs[0]
+                half = " or compute in fp32 (base_dtype, compute_dtype)" if scaler.is_enabled() else ""
                 raise TsugikiError(
-                    f"the loss is {loss} at step {step}: lower the learning rate ({self.schedule.base_lrs[0]}) and "
-                    "start again, or continue from the last checkpoint with --resume"
+                    f"the loss is {loss} at step {step}: lower the learning rate ({rate}){half} and start again, or "
+                    "continue from the last checkpoint with --resume"
                 )
             self.progress.nll += loss * tokens
             self.progress.tokens += tokens
+        if scaler.get_scale() < 1:
+            raise TsugikiError(
+                f"fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)"
+            )
         self._unread.clear()
         self.progress.unlogged += losses
         self.step_loss = losses[-1]

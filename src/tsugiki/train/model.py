@@ -13,9 +13,10 @@ from torch import nn
 from transformers import set_seed
 
 from tsugiki.adapters.format import load_adapter_weights, save_adapter
-from tsugiki.base.replica import bfloat16_replica
+from tsugiki.base.replica import replica_in
 from tsugiki.data.batches import StepBatches
-from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype
+from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.graft import active_adapter, is_grafted
 from tsugiki.methods.full import load_weights_into, save_model
@@ -77,11 +78,18 @@ def prepare_model(model: "PreTrainedModel", config: RunConfig, device: torch.dev
 
 
 def shard_model(model: "PreTrainedModel", config: RunConfig, device: torch.device) -> None:
-    """Split the weights of a prepared model over the processes, and move it to the device (see `train.sharding`)."""
+    """Split the weights of a prepared model over the processes, and move it to the device (see `train.sharding`).
+
+    Raises:
+        TsugikiError: the whole model trains and computes in float16, for which its gradients would have to be scaled.
+    """
     compute_dtype = None
     if not is_grafted(model):
+        name = _compute_dtype(config, device)
+        if name == "fp16":
+            raise TsugikiError("full fine-tuning in shards computes in bf16 or fp32, not in fp16: set compute_dtype")
         use_fast_paths(model, attention=device.type == "cpu")
-        compute_dtype = torch.bfloat16 if _compute_dtype(config, device) == "bf16" else None
+        compute_dtype = torch.bfloat16 if name == "bf16" else None
     shard(model, device, compute_dtype)
 
 
@@ -91,7 +99,8 @@ def make_gradients(
     """Return the object that computes the gradients of the prepared model, which is on the accelerator's device."""
     computing = model
     if not is_grafted(model) and not is_sharded(model):
-        computing = bfloat16_replica(model) if _compute_dtype(config, model.device) == "bf16" else model
+        dtype = torch_dtype(_compute_dtype(config, model.device))
+        computing = model if dtype == torch.float32 else replica_in(dtype, model)
         use_fast_paths(computing)
     rows = config.micro_batch_size
     if rows is None and accelerator.device.type == "cpu":

@@ -223,6 +223,8 @@ def run(
     if checkpoint is not None:
         _load_training_state(loop, checkpoint)
     _print_header(config.model, parameters, data, display)
+    if accelerator.device.type == "cpu" and "fp16" in resolved.values():
+        display.say("processors are slow in fp16; bf16 or fp32 is faster here")
     if accelerator.is_main_process:
         record.write(out)
     loop.accelerator.init_trackers("tsugiki", config=_flat(record.config.to_dict()))
@@ -401,7 +403,10 @@ def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", r
         return
     with new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary:
         save_trained(trained, tokenizer, temporary)
-        progress = asdict(loop.progress) | {"loss_curve": [point.model_dump() for point in loop.progress.loss_curve]}
+        progress = asdict(loop.progress) | {
+            "loss_curve": [point.model_dump() for point in loop.progress.loss_curve],
+            "scaler": loop.gradients.scaler.state_dict(),
+        }
         save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, record.to_json())
     keep_newest(folder, _KEPT_CHECKPOINTS)
 
@@ -410,6 +415,8 @@ def _load_training_state(loop: TrainingLoop, folder: Path) -> None:
     optimizer, schedule, progress = load_training_state(folder)
     loop.optimizer.load_state_dict(split_optimizer_state(loop.optimizer, optimizer))
     loop.schedule.load_state_dict(schedule)
+    if scaler := progress.pop("scaler", {}):
+        loop.gradients.scaler.load_state_dict(scaler)
     curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]
     loop.progress = Progress(**progress, loss_curve=curve)
 
