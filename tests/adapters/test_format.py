@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.adapters.folders import edit_config, forget_digests
@@ -27,7 +29,7 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.adapters.format import read_base
+from tsugiki.adapters.format import check_can_save, read_base
 from tsugiki.adapters.verify import KnownBase, verify
 from tsugiki.base.identity import BaseIdentity
 from tsugiki.lora.graft import active_name, is_grafted
@@ -548,3 +550,14 @@ def test_the_revision_of_the_base_is_kept_and_compared(tmp_path: Path):
         else:
             with pytest.raises(TsugikiError, match="revision refs/pr/7; pass some/one@refs/pr/7 as the model"):
                 load_adapter(other, tmp_path / "a")
+
+
+def test_what_could_not_be_saved_is_refused_before_training():
+    """The whole name of one layer is the end of another module's name, so that no list of names selects it alone."""
+    model = nn.Sequential(OrderedDict(fc=nn.Linear(4, 4), sub=nn.Sequential(OrderedDict(fc=nn.LayerNorm(4)))))
+    graft(model, LoraConfig(r=2, target_modules="all-linear"))
+    with pytest.raises(TsugikiError, match=r"sub\.fc"):
+        check_can_save(model)
+    other = tiny_model()
+    graft(other, LoraConfig(r=2))
+    check_can_save(other)

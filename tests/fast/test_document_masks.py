@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.tiny import CONFIGS, ids, relative_error, store_of, tiny_model
-from tests.tiny_types import lively_model
+from tests.tiny_types import lively_model, tiny_of
 from tsugiki import TsugikiError
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.collator import Collator
@@ -127,6 +127,11 @@ def test_attention_to_a_number_of_chosen_tokens_needs_separate_rows(kind: str):
     model = lively_model(kind, index_topk=8)
     assert difference(model, "position_ids")[0] > 1e-3
     assert detect_document_masking(model, row_length=40) == "separate_rows"
+
+
+def test_a_config_may_have_no_padding():
+    assert not hasattr(tiny_of("codegen").config, "pad_token_id")
+    assert detect_document_masking(tiny_of("codegen")) == "position_ids"
 
 
 def test_rounding_of_experts_that_get_other_tokens_is_no_leak():

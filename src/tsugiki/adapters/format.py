@@ -39,6 +39,7 @@ from tsugiki.io.atomic import files_into
 from tsugiki.io.digests import file_sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, write_json
+from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import (
     DEFAULT_NAME,
     active_adapter,
@@ -50,7 +51,7 @@ from tsugiki.lora.graft import (
     remove_adapter,
     set_adapter,
 )
-from tsugiki.lora.targets import base_modules
+from tsugiki.lora.targets import base_modules, find_targets
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
 from tsugiki.methods.method import shape_problems
 from tsugiki.methods.peft_keys import base_name
@@ -106,6 +107,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     """
     adapter_format = format_of(adapter.config)
     tensors = adapter_format.tensors(model, adapter)
+    fields = _config_fields(model, adapter)
     broken = not_finite(tensors)
     if broken:
         raise TsugikiError(f"the adapter is not saved, because {summarise_list(broken)}; the training has diverged")
@@ -116,10 +118,37 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
         base=base,
         method_config=extra_settings(adapter.config) if extra_settings is not None else {},
     )
-    task_type = "CAUSAL_LM" if hasattr(model, "generate") else None
-    fields = {"peft_type": adapter_format.peft_type, "task_type": task_type} | adapter_format.to_json(model, adapter)
     with files_into(folder, last=ADAPTER_CONFIG_FILE) as temporary:
         write_adapter_files(temporary, tensors, fields, metadata)
+
+
+def check_can_save(model: nn.Module) -> None:
+    """Raise a TsugikiError if the config of the active adapter could not be written, or would select other layers.
+
+    A run calls it before its first step, so that nothing is lost after the last one.
+    """
+    adapter = active_adapter(model)
+    fields = _config_fields(model, adapter)
+    if not isinstance(adapter.config, LoraConfig):
+        return
+    written = format_of(adapter.config).from_json(
+        {name: value for name, value in fields.items() if name not in _COMMON_FIELDS}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ranks, which were warned of when the layers were grafted
+        selected, layers = set(find_targets(model, written)), set(adapter.pairs)
+    if selected != layers:
+        raise TsugikiError(
+            f"this adapter cannot be saved: target_modules={written.target_modules} would select other layers than "
+            f"those that were grafted, such as {min(selected ^ layers)}; choose other target_modules"
+        )
+
+
+def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
+    """Return the fields of adapter_config.json but for the base's name."""
+    adapter_format = format_of(adapter.config)
+    task_type = "CAUSAL_LM" if hasattr(model, "generate") else None
+    return {"peft_type": adapter_format.peft_type, "task_type": task_type, **adapter_format.to_json(model, adapter)}
 
 
 def write_adapter_files(

@@ -246,7 +246,8 @@ def _documents(model: "PreTrainedModel", rows: int, length: int) -> tuple[Tensor
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (rows, 2 * _FIRST + length), generator=generator)
-    ids[ids == config.pad_token_id] = 1 if config.pad_token_id == 0 else 0  # padding is no text
+    pad = getattr(config, "pad_token_id", None)
+    ids[ids == pad] = 1 if pad == 0 else 0  # padding is no text
     first, other, second = torch.split(ids.to(model.device), [_FIRST, _FIRST, length], dim=1)
     return first, other, second
 

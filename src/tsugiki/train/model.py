@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import set_seed
 
-from tsugiki.adapters.format import load_adapter_weights, save_adapter
+from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.base.replica import replica_in
 from tsugiki.data.batches import StepBatches
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
@@ -69,6 +69,7 @@ def prepare_model(model: "PreTrainedModel", config: RunConfig, device: torch.dev
     if not is_grafted(model):
         resolved["compute_dtype"] = _compute_dtype(config, device)
         return resolved
+    check_can_save(model)
     use_fast_paths(model, attention=device.type == "cpu")
     targets = sorted({path.rpartition(".")[2] for path in active_adapter(model).wrapped})
     if targets:
