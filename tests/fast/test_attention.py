@@ -267,6 +267,21 @@ def test_spans_are_computed_once_for_each_mask(monkeypatch: pytest.MonkeyPatch):
     assert len(looked) == 2
 
 
+def test_a_mask_that_is_written_over_is_looked_at_again():
+    mask = causal(200).clone()
+    given = tensors(mask)
+    first = attend(*given, mask)
+    mask.copy_(packed(90, 110))
+    second = attend(*given, mask)
+    torch.testing.assert_close(second, plain_attention(*given, mask, 8**-0.5))
+    assert relative_error(first, second) > 0.01
+    with torch.inference_mode():
+        mask = causal(200).clone()
+        torch.testing.assert_close(attend(*given, mask), first)
+        mask.copy_(packed(90, 110))
+        torch.testing.assert_close(attend(*given, mask), second)
+
+
 def test_gradients_of_two_batches_add_up():
     mask = packed(50, 100)
     given = tensors(mask)

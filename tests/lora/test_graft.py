@@ -14,9 +14,13 @@ from tsugiki import (
     LoraConfig,
     TsugikiError,
     graft,
+    load_adapter,
+    merge,
+    save_adapter,
     set_adapter,
     trainable_parameters,
     ungraft,
+    unmerge,
 )
 from tsugiki.base.quantization import quantize
 from tsugiki.lora.graft import remove_adapter
@@ -171,3 +175,97 @@ def test_data_parallel_is_refused(monkeypatch: pytest.MonkeyPatch):
 def test_a_quantised_module_cannot_be_saved_whole():
     with pytest.raises(TsugikiError, match=r"lm_head\.qweight is quantised"):
         graft(quantize(tiny_model()), LoraConfig(modules_to_save=["lm_head"]))
+
+
+def test_the_dropout_of_the_base_is_the_same_for_all_adapters():
+    model = tiny_model(resid_pdrop=0.5)
+    graft(model, LoraConfig(r=2), "a", base_dropout=True)
+    graft(model, LoraConfig(r=2), "b")
+    with pytest.raises(TsugikiError, match="base_dropout is False, .* with True"):
+        graft(model, LoraConfig(r=2), "c", base_dropout=False)
+    assert model.transformer.h[0].mlp.dropout.p == 0.5
+    ungraft(model)
+    graft(model, LoraConfig(r=2))
+    with pytest.raises(TsugikiError, match="base_dropout is True, .* with False"):
+        graft(model, LoraConfig(r=2), "b", base_dropout=True)
+    assert model.transformer.h[0].mlp.dropout.p == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_head_that_is_no_longer_tied_trains_as_it_did_before(trains: bool):
+    model = tiny_model().requires_grad_(trains)
+    graft(model, LoraConfig(r=2, target_modules=["lm_head"]))
+    merged = ungraft(merge(shake(model)))
+    assert merged.lm_head.weight is not merged.transformer.wte.weight
+    assert {p.requires_grad for p in merged.parameters()} == {trains}
+
+
+class Shared(nn.Module):
+    """A layer in two places of one parent's, of two parents', and not shared."""
+
+    def __init__(self, shared: str) -> None:
+        super().__init__()
+        self.one, self.two = (nn.ModuleDict({"up": nn.Linear(6, 6, dtype=torch.float64)}) for _ in range(2))
+        if shared == "block":
+            self.two = self.one
+        if shared == "layer":
+            self.two["up"] = self.one["up"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two["up"](self.one["up"](x).tanh())
+
+
+@pytest.mark.parametrize("shared", ["block", "layer", "nothing"])
+def test_a_layer_in_two_places_has_one_pair_and_is_merged_once(shared: str):
+    torch.manual_seed(0)
+    model, x = Shared(shared), torch.randn(3, 6, dtype=torch.float64)
+    base = model(x)
+    first, second = model.one["up"], model.two["up"]
+    adapter = graft(model, LoraConfig(r=2, lora_alpha=4, target_modules=["up"]))
+    assert len(adapter.pairs) == (2 if shared == "nothing" else 1)
+    shake(model)
+    weights = [
+        layer.weight + 2 * pair.B @ pair.A
+        for layer, pair in zip((first, second), list(adapter.pairs.values()) * 2, strict=False)
+    ]
+    expected = (x @ weights[0].T + first.bias).tanh() @ weights[1].T + second.bias
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(merge(model)(x), expected)
+    torch.testing.assert_close(ungraft(unmerge(model))(x), base, rtol=0, atol=0)
+    assert not any("lora" in name for name, _ in model.named_modules(remove_duplicate=False))
+
+
+@pytest.mark.parametrize("shared", ["block", "layer", "nothing"])
+def test_a_layer_in_two_places_is_quantised_once(shared: str):
+    torch.manual_seed(0)
+    model, x = Shared(shared).float(), torch.randn(3, 6)
+    expected = model(x)
+    torch.testing.assert_close(quantize(model, torch.float32)(x), expected, rtol=0.1, atol=0.1)
+
+
+def test_weights_that_accelerate_offloads_are_not_grafted(tmp_path: Path):
+    accelerate = pytest.importorskip("accelerate")
+    save_adapter(shaken_adapter(), tmp_path)
+    model = accelerate.cpu_offload(tiny_model(), torch.device("cpu"))
+    base = logits(model)
+    for attempt in (lambda: graft(model, LoraConfig(r=2)), lambda: load_adapter(model, tmp_path)):
+        with pytest.raises(TsugikiError, match=r"transformer\.wte are not in memory.*offload"):
+            attempt()
+    assert torch.equal(logits(model), base)
+
+
+def shaken_adapter() -> nn.Module:
+    model = tiny_model()
+    graft(model, LoraConfig(r=2))
+    return shake(model)
+
+
+def test_the_vocabulary_of_a_grafted_model_cannot_be_resized():
+    model = tiny_model()
+    graft(model, LoraConfig(r=2, modules_to_save=["lm_head"]))
+    with pytest.raises(TsugikiError, match="resize_token_embeddings.*before.*graft"):
+        model.resize_token_embeddings(100)
+    assert model.resize_token_embeddings(96) is model.transformer.wte
+    ungraft(model).resize_token_embeddings(100)
+    assert model.transformer.wte.weight.shape == (100, 32)

@@ -77,6 +77,40 @@ def test_the_lost_share_equals_its_definition(kind: str):
         assert share == pytest.approx(float(error.norm() / deltas[path].norm()), rel=1e-3)
 
 
+class Quantized(nn.Linear):
+    """A layer as quantisation libraries have them: codes called `weight`, and scales beside them."""
+
+    def __init__(self, dtype: torch.dtype, as_buffer: bool) -> None:
+        super().__init__(6, 6, bias=False)
+        codes = (torch.randn(6, 6) * 20).to(dtype)
+        del self.weight
+        if as_buffer:
+            self.register_buffer("weight", codes)
+        else:
+            self.weight = nn.Parameter(codes, requires_grad=False)
+        self.register_buffer("scale", torch.rand(6, 1) / 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ (self.weight.float() * self.scale).T
+
+
+@pytest.mark.parametrize("as_buffer", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_codes_are_not_merged_into(dtype: torch.dtype, as_buffer: bool):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Quantized(dtype, as_buffer)), torch.randn(2, 6)
+    base = model(x)
+    graft(model, LoraConfig(r=2, lora_alpha=4, target_modules=["0"]))
+    pair = shake(model)[0].lora
+    expected = base + x @ (2 * pair.B @ pair.A).T
+    torch.testing.assert_close(model(x), expected)
+    with pytest.raises(TsugikiError, match=r"0\.weight is quantised"):
+        merge(model)
+    with pytest.raises(TsugikiError, match=r"0\.weight is quantised by a Quantized"):
+        merge_quantized(model)
+    torch.testing.assert_close(model(x), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_unmerge_is_bit_identical(dtype: torch.dtype):
     model = grafted(dtype=dtype)

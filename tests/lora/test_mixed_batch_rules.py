@@ -1,13 +1,16 @@
 """The `with` block of a mixed batch: what is allowed before, within and after it."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from tests.lora.test_mixed_batch import with_adapters
-from tests.tiny import ids, logits, tiny_model
+from tests.tiny import ids, logits, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -265,3 +268,77 @@ def test_adapters_on_experts_are_refused():
     graft(model, LoraConfig(r=1, target_modules=["0"]), "a")
     with pytest.raises(TsugikiError, match="experts.0 .*experts"), mixed_batch(model, ["a"]):
         pass
+
+
+def test_two_threads_do_not_get_each_others_adapters():
+    model = with_adapters()
+    tokens = ids(2)
+    expected = mixed_logits(model, ["a", "b"])
+    inside, done = threading.Event(), threading.Event()
+
+    def first() -> torch.Tensor:
+        with mixed_batch(model, ["a", "b"]):
+            inside.set()
+            assert done.wait(60)
+            return logits(model, tokens)
+
+    attempts = {
+        "another block": lambda: mixed_logits(model, ["b", "c"]),
+        "disable": lambda: disable_adapter(model).__enter__(),
+        "set": lambda: set_adapter(model, "b"),
+        "remove": lambda: remove_adapter(model, "b"),
+        "ungraft": lambda: ungraft(model),
+        "forward": lambda: logits(model, tokens),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(first)
+        assert inside.wait(60)
+        for attempt in attempts.values():
+            with pytest.raises(TsugikiError, match="another thread is in a .* block of this model.*threading.Lock"):
+                pool.submit(attempt).result()
+        done.set()
+        assert torch.equal(one.result(), expected)
+        assert pool.submit(lambda: mixed_logits(model, ["b", "c"])).result().shape[0] == 2
+
+
+def test_a_pair_that_changes_within_the_block_is_stacked_again():
+    model = with_adapters()
+    pair = model._tsugiki.adapters["a"].pairs["transformer.h.0.attn.c_attn"]
+    with mixed_batch(model, TWO):
+        before = logits(model)
+        with torch.no_grad():
+            pair.B.add_(0.3)
+        after = logits(model)
+        pair.scaling *= 2
+        scaled = logits(model)
+        with torch.inference_mode():
+            assert torch.equal(logits(model), scaled)
+    assert not torch.equal(after, before)
+    assert not torch.equal(scaled, after)
+    assert torch.equal(scaled, mixed_logits(model))
+
+
+def test_a_model_that_computes_tokens_before_rows_is_refused():
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(vocab_size=96, d_model=32, n_layer=2, n_head=4, d_inner=48)
+    model = transformers.XLNetLMHeadModel(config).eval()
+    graft(model, LoraConfig(r=2, target_modules=["layer_1"]), "a")
+    before = logits(shake(model))
+    with (
+        pytest.raises(TsugikiError, match="layer.0.ff.layer_1 gets the tokens before the rows"),
+        mixed_batch(model, TWO),
+    ):
+        pass
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "opt", "bloom", "falcon", "gpt_neox"])
+def test_other_models_compute_rows_first(kind: str):
+    model = tiny_model(kind)
+    graft(model, LoraConfig(r=2), "a")
+    model.train()
+    modes = [module.training for module in model.modules()]
+    with mixed_batch(model, TWO):
+        pass
+    assert [module.training for module in model.modules()] == modes
+    assert model._tsugiki.in_order == set(model._tsugiki.adapters["a"].pairs)

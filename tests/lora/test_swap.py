@@ -7,6 +7,7 @@ from torch import nn
 
 from tsugiki import LoraConfig, graft
 from tsugiki.lora.swap import (
+    Undo,
     cast_parameters,
     module_updates,
     parameter_owner,
@@ -26,40 +27,46 @@ def test_replacements_are_undone_in_reverse_order():
     net = model()
     first, weight = net[0], net[0].weight
     other = nn.Linear(2, 2)
-    undo = [replace_parameter(net, "0.weight", nn.Parameter(torch.ones(2, 2))), replace_module(net, "0", other)]
+    undo: list[Undo] = []
+    replace_parameter(net, "0.weight", nn.Parameter(torch.ones(2, 2)), undo)
+    replace_module(net, "0", other, undo)
     assert net[0] is other
     undo_all(undo)
+    assert not undo
     assert net[0] is first
     assert net[0].weight is weight
 
 
 def test_a_replaced_module_gets_the_mode_of_the_old_one():
     net = model().eval()
-    undo = replace_module(net, "0", nn.Linear(2, 2).train())
+    undo: list[Undo] = []
+    replace_module(net, "0", nn.Linear(2, 2).train(), undo)
     assert not net[0].training
     net.train()
-    undo()
+    undo_all(undo)
     assert net[0].training
 
 
 def test_a_replaced_module_gets_the_device_of_the_old_one():
     net = model()
     first = net[0]
-    undo = replace_module(net, "0", nn.Linear(2, 2))
+    undo: list[Undo] = []
+    replace_module(net, "0", nn.Linear(2, 2), undo)
     net.to("meta")
-    undo()
+    undo_all(undo)
     assert net[0] is first
     assert {p.device.type for p in net.parameters()} == {"meta"}
-    replace_module(net, "0", nn.Linear(2, 2))
+    replace_module(net, "0", nn.Linear(2, 2), [])
     assert {p.device.type for p in net.parameters()} == {"meta"}
 
 
 def test_buffers_can_be_replaced():
     net = model()
     before = net[1].running_mean
-    undo = replace_parameter(net, "1.running_mean", torch.ones(2))
+    undo: list[Undo] = []
+    replace_parameter(net, "1.running_mean", torch.ones(2), undo)
     assert torch.equal(net[1].running_mean, torch.ones(2))
-    undo()
+    undo_all(undo)
     assert net[1].running_mean is before
 
 
@@ -72,7 +79,8 @@ def test_names_are_those_before_any_graft():
 
 def test_a_copy_of_the_model_undoes_its_own_replacements():
     net = model()
-    net.undo = [replace_parameter(net, "0.weight", nn.Parameter(torch.ones(2, 2)))]
+    net.undo = []
+    replace_parameter(net, "0.weight", nn.Parameter(torch.ones(2, 2)), net.undo)
     twin = copy.deepcopy(net)
     undo_all(twin.undo)
     assert torch.equal(net[0].weight, torch.ones(2, 2))
@@ -81,13 +89,14 @@ def test_a_copy_of_the_model_undoes_its_own_replacements():
 
 def test_cast_parameters_compute_in_the_dtype_and_learn_in_their_own():
     layer = nn.Linear(2, 2)
-    undo = cast_parameters(layer, {"weight": torch.bfloat16, "bias": torch.bfloat16})
+    undo: list[Undo] = []
+    cast_parameters(layer, {"weight": torch.bfloat16, "bias": torch.bfloat16}, undo)
     y = layer(torch.ones(1, 2, dtype=torch.bfloat16))
     assert y.dtype == torch.bfloat16
     y.sum().backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad.dtype == torch.float32
-    undo()
+    undo_all(undo)
     assert "forward" not in vars(layer)
 
 

@@ -1,7 +1,6 @@
 """Bottleneck adapters: AdapterHub's results, their positions in every architecture, files, and use in a model."""
 
 import functools
-import json
 import re
 import warnings
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.adapters.folders import edit_config
 from tests.lifecycle import assert_lifecycle
 from tests.methods import adapterhub
 from tests.runs import assert_resumes, run_config
@@ -282,8 +282,7 @@ def test_a_file_that_does_not_fit_is_refused_and_the_model_is_unchanged(
     fields: dict[str, Any], said: str, tmp_path: Path
 ):
     save_adapter(grafted(), tmp_path)
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    edit_config(tmp_path, **fields)
     model = tiny_model()
     with pytest.raises(TsugikiError) as caught:
         load_adapter(model, tmp_path)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.adapters.folders import edit_config
 from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model, train_steps
@@ -399,8 +400,7 @@ def test_an_unknown_architecture_needs_both_settings():
 )
 def test_a_file_that_does_not_fit_is_refused(fields: dict[str, Any], said: str, tmp_path: Path):
     save_adapter(grafted(), tmp_path)
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    edit_config(tmp_path, **fields)
     model = tiny_model()
     with pytest.raises(TsugikiError) as caught:
         load_adapter(model, tmp_path)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.adapters.folders import forget_digests
 from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import ids, logits, relative_error, shake, tiny_model
@@ -372,6 +373,7 @@ def test_a_file_of_one_method_is_not_loaded_as_another(tmp_path: Path):
     save_adapter(model, tmp_path)
     path = tmp_path / "adapter_config.json"
     fields = json.loads(path.read_text())
+    forget_digests(tmp_path)
     for change, said in (
         ({"peft_type": "LORA"}, "does not fit this model"),
         ({"peft_type": "TSUGIKI_SELECTIVE"}, "target_modules="),

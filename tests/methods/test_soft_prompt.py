@@ -1,7 +1,6 @@
 """Soft prompts: compared with PEFT, and texts in a batch compared with each text alone."""
 
 import functools
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from tests.adapters.folders import edit_config
 from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, store_of, summed_loss, tiny_model
@@ -656,8 +656,7 @@ def test_what_a_prompt_cannot_do_is_an_error():
 )
 def test_a_file_that_does_not_fit_is_refused(method: str, fields: dict[str, Any], said: str, tmp_path: Path):
     save_adapter(grafted("llama", method), tmp_path)
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    edit_config(tmp_path, **fields)
     model = tiny_model("llama")
     with pytest.raises(TsugikiError) as caught:
         load_adapter(model, tmp_path)

@@ -2,6 +2,7 @@
 
 import warnings
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -42,9 +43,14 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
     before = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(False)
     layers = [path for path, layer in model.named_modules(remove_duplicate=False) if is_quantizable(layer)]
+    done: WeakKeyDictionary[nn.Module, Int8Linear] = WeakKeyDictionary()  # a layer may be in several places
     for path in layers:
         parent, _, child = path.rpartition(".")
-        model.get_submodule(parent).register_module(child, Int8Linear.from_layer(model.get_submodule(path), dtype))
+        layer = model.get_submodule(path)
+        if not isinstance(layer, Int8Linear):
+            if layer not in done:
+                done[layer] = Int8Linear.from_layer(layer, dtype)
+            model.get_submodule(parent).register_module(child, done[layer])
     quantized = {id(p) for module in model.modules() if isinstance(module, Int8Linear) for p in module.codes()}
     for parameter in model.parameters():
         if id(parameter) not in quantized:

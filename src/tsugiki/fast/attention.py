@@ -147,12 +147,14 @@ def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _known_spans(mask: Tensor | None) -> Tensor | None:
-    """Return `causal_spans`, computed once for all layers that get this mask."""
-    if mask is None:
-        return None
-    if not hasattr(mask, "_tsugiki_spans"):
-        mask._tsugiki_spans = causal_spans(mask)  # type: ignore[attr-defined]
-    return mask._tsugiki_spans  # type: ignore[attr-defined, no-any-return]
+    """Return `causal_spans`, computed once for all layers that get this mask, and again if its values have changed."""
+    if mask is None or mask.is_inference():  # such a tensor does not tell whether it has changed
+        return causal_spans(mask)
+    version, spans = getattr(mask, "_tsugiki_spans", (None, None))
+    if version != mask._version:
+        spans = causal_spans(mask)
+        mask._tsugiki_spans = mask._version, spans  # type: ignore[attr-defined]
+    return spans
 
 
 class _BlockAttention(torch.autograd.Function):

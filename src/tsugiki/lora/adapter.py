@@ -7,7 +7,7 @@ while the model holds the adapter; the layer's pair is in it while the adapter i
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,15 +58,16 @@ class LoraAdapter:
         """The names of the grafted layers."""
         return set(self.pairs)
 
-    def attach(self, model: nn.Module) -> list[Undo]:
+    def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Put pairs, modules and biases into the model."""
-        layers = [_grafted(model, path) for path in self.pairs]
+        layers = _grafted(model, self.pairs)
+        undo.append(partial(deactivate_factors, layers))
         for layer, pair in zip(layers, self.pairs.values(), strict=True):
             activate_factors(layer, pair)
-        undo: list[Undo] = [partial(deactivate_factors, layers)]
-        undo += [replace_module(model, path, module) for path, module in self.modules.items()]
-        undo += [replace_parameter(model, path, bias) for path, bias in self.biases.items()]
-        return undo
+        for path, module in self.modules.items():
+            replace_module(model, path, module, undo)
+        for path, bias in self.biases.items():
+            replace_parameter(model, path, bias, undo)
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Add ΔW to the weight of each layer with a pair; replace biases and modules by the trained ones."""
@@ -146,17 +147,33 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, n
     return found
 
 
-def _grafted(model: nn.Module, path: str) -> Grafted:
-    """Return the grafted layer at `path`; a layer that is not grafted yet is wrapped first."""
-    layer: Any = model
-    for child in path.split("."):  # twenty times faster than `get_submodule`
-        layer = layer._modules[child]
-    if isinstance(layer, Grafted):
-        return layer
-    grafted = wrap(layer)
-    grafted.training = layer.training
-    replace_module(model, path, grafted)
-    return grafted
+def _grafted(model: nn.Module, paths: Collection[str]) -> list[Grafted]:
+    """Return the grafted layers with these names; layers that are not grafted yet are wrapped first.
+
+    A layer that is in several places is wrapped in all of them. A wrapped layer without a pair computes what the layer
+    does, so there is nothing to undo if an error interrupts this.
+    """
+    layers = [_submodule(model, path) for path in paths]
+    plain = {id(layer): layer for layer in layers if not isinstance(layer, Grafted)}
+    if not plain:
+        return layers
+    grafted: dict[int, Grafted] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in plain:
+            if id(module) not in grafted:
+                grafted[id(module)] = wrap(module)
+                grafted[id(module)].training = module.training
+            if _submodule(model, name) is module:  # not yet replaced by another name of its parent
+                replace_module(model, name, grafted[id(module)], [])
+    return [_submodule(model, path) for path in paths]
+
+
+def _submodule(model: nn.Module, path: str) -> Any:
+    """Return a submodule, twenty times faster than `get_submodule`."""
+    module: Any = model
+    for child in path.split("."):
+        module = module._modules[child]
+    return module
 
 
 def _pair(path: str, layer: nn.Module, config: LoraConfig) -> LowRank:

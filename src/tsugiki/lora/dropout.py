@@ -18,7 +18,18 @@ SavedDropout = list[tuple[Any, str, float]]
 
 def disable_dropout(model: nn.Module) -> SavedDropout:
     """Set every dropout probability inside `model` to 0, and return the former ones for `restore_dropout`."""
-    saved: SavedDropout = []
+    saved = _find_dropout(model)
+    try:
+        for owner, name, _ in saved:
+            setattr(owner, name, 0.0)
+    except BaseException:
+        restore_dropout(saved)
+        raise
+    return saved
+
+
+def _find_dropout(model: nn.Module) -> SavedDropout:
+    found: dict[tuple[int, str], tuple[Any, str, float]] = {}  # many modules share a config
     for module in model.modules():
         for owner in (module, vars(module).get("config")):
             names = ["p"] if isinstance(owner, nn.modules.dropout._DropoutNd) else []
@@ -26,9 +37,8 @@ def disable_dropout(model: nn.Module) -> SavedDropout:
             for name in names:
                 value = getattr(owner, name)
                 if isinstance(value, float) and value > 0:
-                    saved.append((owner, name, value))
-                    setattr(owner, name, 0.0)
-    return saved
+                    found[id(owner), name] = owner, name, value
+    return list(found.values())
 
 
 def restore_dropout(saved: SavedDropout) -> None:

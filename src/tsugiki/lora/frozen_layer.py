@@ -135,7 +135,7 @@ def factor_dtype(layer: nn.Module) -> torch.dtype:
     """Return the dtype in which an adapter's factors for this layer train: float64 for float64, otherwise float32."""
     dtype = layer.dtype if is_quantized(layer) else layer.weight.dtype
     assert isinstance(dtype, torch.dtype)
-    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def has_product(layer: nn.Module) -> bool:

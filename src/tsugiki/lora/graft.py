@@ -12,7 +12,8 @@ base's own parameters never change. A LoRA adapter wraps each target `layer` as 
 
 This is all that grafting changes in a model; `ungraft` undoes each of them:
 
-- the model gets the attribute `_tsugiki` (a `Graft`), and `nn.DataParallel` raises an error (this module);
+- the model gets the attribute `_tsugiki` (a `Graft`); `resize_token_embeddings` and `nn.DataParallel` raise an error
+  (this module);
 - `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter
   (`adapters.pretrained`);
 - every parameter of the base gets `requires_grad=False` (this module);
@@ -34,6 +35,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import get_ident
 from typing import Any, NoReturn, Protocol
 
 from torch import nn
@@ -44,7 +46,7 @@ from tsugiki.lora.batchnorm import freeze_batchnorm, unfreeze_batchnorm
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dropout import SavedDropout, disable_dropout, restore_dropout
 from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS, linear_of_matrix
-from tsugiki.lora.layer import grafted_layers
+from tsugiki.lora.layer import Grafted, base_of
 from tsugiki.lora.swap import Undo, WeightUpdate, replace_forward, replace_module, undo_all
 from tsugiki.lora.targets import output_head
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
@@ -64,8 +66,11 @@ class Adapter(Protocol):
     def wrapped(self) -> Collection[str]:
         """The names of the layers that stay wrapped as long as the model holds this adapter."""
 
-    def attach(self, model: nn.Module) -> list[Undo]:
-        """Put the adapter into the model, in which no other is active, and return what takes it out again."""
+    def attach(self, model: nn.Module, undo: list[Undo]) -> None:
+        """Put the adapter into the model, in which no other is active.
+
+        What takes it out again is appended to `undo`, before each change, so that an error half way can be undone.
+        """
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Return what merging the adapter does to weights of the base, by their names in the model before any graft.
@@ -83,8 +88,8 @@ class Adapter(Protocol):
 class MixedRows(Protocol):
     """Computes each row of a batch with its own adapter (see `lora.mixed_batch`)."""
 
-    def attach(self) -> list[Undo]:
-        """Put it into the model, in which no adapter is active, and return what takes it out again."""
+    def attach(self, undo: list[Undo]) -> None:
+        """Put it into the model, in which no adapter is active, as `Adapter.attach` does."""
 
 
 class Config(Protocol):
@@ -111,8 +116,14 @@ class Graft:
     """Restores the base's weights; None while nothing is merged."""
     mixed_rows: MixedRows | None = None
     """The innermost `mixed_batch`; not in the model while `attached` is empty."""
+    in_order: set[str] = field(default_factory=set)
+    """Layers of which it is known that they get the rows in the order of the batch (see `lora.mixed_batch`)."""
+    thread: int | None = None
+    """The thread that is in a block of `disable_adapter` or `mixed_batch`; no other may change what computes."""
     required_grad: dict[str, bool] = field(default_factory=dict)
-    """`requires_grad` of the base's parameters before grafting."""
+    """`requires_grad` of the base's parameters before grafting, by all of their names."""
+    base_dropout: bool = False
+    """Whether the base keeps its dropout."""
     saved_dropout: SavedDropout = field(default_factory=list)
     replaced_head: list[Undo] = field(default_factory=list)
     """Restores the `forward` of the output head; empty if it was not replaced."""
@@ -132,7 +143,7 @@ def new_adapter(model: nn.Module, config: LoraConfig | Config) -> Any:
 
 
 def graft(
-    model: nn.Module, config: LoraConfig | Config, name: str = DEFAULT_NAME, *, base_dropout: bool = False
+    model: nn.Module, config: LoraConfig | Config, name: str = DEFAULT_NAME, *, base_dropout: bool | None = None
 ) -> Any:
     """Add a new adapter to `model` in place, make it the active one, and freeze everything else.
 
@@ -143,14 +154,14 @@ def graft(
         config: `LoraConfig`, or the config of another method.
         name: of the adapter; a model can hold several, of which one is active.
         base_dropout: keep dropout inside the frozen base. By default it is switched off, since frozen weights gain
-            nothing from it.
+            nothing from it. All adapters of a model have the same; None: that of the adapters it holds.
 
     Returns:
         The adapter, an object of its method's class.
 
     Raises:
-        TsugikiError: the settings do not fit the model, the model is wrapped, the name is taken, an adapter is merged,
-            or the call is inside a `mixed_batch` block.
+        TsugikiError: the settings do not fit the model, the model is wrapped or offloaded, the name is taken, an
+            adapter is merged, or the call is inside a `mixed_batch` block. The model is then as before.
     """
     model = unwrapped_to_graft(model)
     with base_alone(model):
@@ -159,11 +170,12 @@ def graft(
     return adapter
 
 
-def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: bool = False) -> None:
+def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: bool | None = None) -> None:
     """Add an existing adapter, made for this model, and make it the active one, as `graft` does with a new one.
 
     Raises:
-        TsugikiError: the name is taken or reserved, an adapter is merged, or the call is inside a `mixed_batch` block.
+        TsugikiError: the name is taken or reserved, an adapter is merged, `base_dropout` is not that of the other
+            adapters, or the call is inside a `mixed_batch` block.
     """
     model = unwrapped_to_graft(model)
     state = _state(model) or Graft()
@@ -172,10 +184,22 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
         raise TsugikiError(f"the name {name!r} is reserved for the base in mixed batches; choose another name")
     if name in state.adapters:
         raise TsugikiError(f"the model already holds an adapter called {name!r}; choose another name")
-    if not state.adapters:
-        _freeze(model, state, base_dropout)
-    state.adapters[name] = adapter
-    set_adapter(model, name)
+    if state.adapters and base_dropout not in (None, state.base_dropout):
+        raise TsugikiError(
+            f"base_dropout is {base_dropout}, but the adapters of this model were grafted with {state.base_dropout}; "
+            "remove them first, or leave base_dropout out"
+        )
+    try:
+        if not state.adapters:
+            _freeze(model, state, bool(base_dropout))
+        state.adapters[name] = adapter
+        set_adapter(model, name)
+    except BaseException:
+        state.adapters.pop(name, None)
+        _unwrap(model, keep=state.adapters.values())
+        if not state.adapters and _state(model) is state:
+            _unfreeze(model, state)
+        raise
 
 
 def ungraft(model: nn.Module) -> nn.Module:
@@ -186,9 +210,11 @@ def ungraft(model: nn.Module) -> nn.Module:
     """
     model = unwrapped(model)
     state = require_state(model)
+    _check_thread(state)
     if state.merged is not None:
         setattr(model, CHANGED_WEIGHTS, True)
-    detach_adapter(state)
+    else:
+        _deactivate(model)
     _unwrap(model, keep=())
     _unfreeze(model, state)
     return model
@@ -208,14 +234,15 @@ def remove_adapter(model: nn.Module, name: str) -> None:
         ungraft(model)
         return
     if state.active == name:
-        detach_adapter(state)
-        state.active = None
+        _deactivate(model)
     del state.adapters[name]
-    _unwrap(model, keep={path for adapter in state.adapters.values() for path in adapter.wrapped})
+    _unwrap(model, keep=state.adapters.values())
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
     """Make `name` the active adapter: it computes and trains, the others do not.
+
+    If that fails, such as for want of memory, the adapter is active that was active before.
 
     Raises:
         TsugikiError: there is no such adapter, one is merged, or the call is inside a `mixed_batch` block.
@@ -223,35 +250,42 @@ def set_adapter(model: nn.Module, name: str) -> None:
     model = unwrapped(model)
     state = require_state(model)
     _check_can_switch(state)
-    adapter = find_adapter(model, name)
-    if state.active == name:
+    find_adapter(model, name)
+    before = state.active
+    if before == name:
         return
-    detach_adapter(state)
-    state.active = None  # also if `attach` raises
-    state.attached = adapter.attach(model)
-    state.active = name
+    try:
+        attach_adapter(model, name)
+    except BaseException:
+        attach_adapter(model, before)
+        raise
 
 
 @contextmanager
 def disable_adapter(model: nn.Module) -> Iterator[None]:
     """Within the `with` block the model is bit-identical to its base.
 
+    Which adapter computes is a property of the model, not of a thread. So while a thread is in such a block, or in one
+    of `mixed_batch`, no other thread can enter one or switch the model's adapters.
+
     Raises:
-        TsugikiError: an adapter is merged into the base; `unmerge` first.
+        TsugikiError: an adapter is merged into the base (`unmerge` first), or another thread is in such a block.
     """
     model = unwrapped(model)
     state = require_state(model)
     _check_not_merged(state)
-    active, rows = state.active, state.mixed_rows if state.attached else None
-    detach_adapter(state)
-    state.active = None
+    _check_thread(state)
+    outer, active, rows = state.thread, state.active, state.mixed_rows if state.attached else None
     try:
+        state.thread = get_ident()
+        attach_adapter(model, None)
         yield
     finally:
         if rows is not None:
-            state.attached = rows.attach()
-        elif active is not None and _state(model) is state:  # the block has not ungrafted the model
-            set_adapter(model, active)
+            rows.attach(state.attached)
+        elif active in state.adapters and _state(model) is state:  # the block has not ungrafted the model
+            attach_adapter(model, active)
+        state.thread = outer
 
 
 @contextmanager
@@ -259,8 +293,9 @@ def base_alone(model: nn.Module) -> Iterator[None]:
     """`disable_adapter` for a model that may be grafted or not; new adapters are made within it.
 
     Raises:
-        TsugikiError: an adapter is merged into the base.
+        TsugikiError: an adapter is merged into the base, or weights of the base are not in memory.
     """
+    _refuse_offloaded(model)
     if not is_grafted(model):
         yield
         return
@@ -326,10 +361,40 @@ def require_state(model: nn.Module) -> Graft:
     return state
 
 
+def attach_adapter(model: nn.Module, name: str | None) -> None:
+    """Take out what is in the model, and put in the adapter called `name`; None: leave the base alone.
+
+    If that fails, the base alone is left.
+    """
+    state = require_state(model)
+    detach_adapter(state)
+    state.active = None
+    if name is None:
+        return
+    try:
+        state.adapters[name].attach(model, state.attached)
+        state.active = name
+    except BaseException:
+        detach_adapter(state)
+        state.active = None
+        raise
+
+
 def detach_adapter(state: Graft) -> None:
     """Take the active adapter, or the rows of a mixed batch, out of the model, so that the base alone is left."""
     undo_all(state.attached)
-    state.attached = []
+
+
+def _deactivate(model: nn.Module) -> None:
+    """Leave the base alone; if an error interrupts that, the adapter stays active."""
+    state = require_state(model)
+    before = state.active
+    try:
+        attach_adapter(model, None)
+    except BaseException:
+        if before is not None:
+            attach_adapter(model, before)
+        raise
 
 
 def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
@@ -339,16 +404,19 @@ def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
             "RWKV halves the weights of its later layers in evaluation mode, and would not halve an adapter's; load it "
             "with rescale_every 0 in its config"
         )
-    state.required_grad = {path: p.requires_grad for path, p in model.named_parameters()}
+    state.required_grad = {path: p.requires_grad for path, p in model.named_parameters(remove_duplicate=False)}
+    state.base_dropout = base_dropout
+    setattr(model, _ATTRIBUTE, state)
     model.requires_grad_(False)
     if not base_dropout:
         state.saved_dropout = disable_dropout(model)
     freeze_batchnorm(model)
     head = output_head(model)
     if type(head) is nn.Linear and "forward" not in vars(head):
-        state.replaced_head = [replace_forward(head, partial(linear_of_matrix, head))]
-    setattr(model, _ATTRIBUTE, state)
+        replace_forward(head, partial(linear_of_matrix, head), state.replaced_head)
     model._replicate_for_data_parallel = _refuse_data_parallel  # type: ignore[method-assign]
+    if hasattr(model, "resize_token_embeddings"):
+        model.resize_token_embeddings = partial(_refuse_to_resize, model)  # type: ignore[assignment]
     if hasattr(model, "save_pretrained"):
         import tsugiki  # what an adapter's files are is decided above `lora`; the package imports it on first use
 
@@ -358,24 +426,34 @@ def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
 def _unfreeze(model: nn.Module, state: Graft) -> None:
     """Undo `_freeze`."""
     for path, parameter in model.named_parameters():
-        parameter.requires_grad_(state.required_grad.get(path, True))
+        parameter.requires_grad_(state.required_grad.get(path, False))
     restore_dropout(state.saved_dropout)
     unfreeze_batchnorm(model)
     undo_all(state.replaced_head)
-    for name in (*state.saving, _ATTRIBUTE):
-        delattr(model, name)
-    model.__dict__.pop("_replicate_for_data_parallel", None)
+    for name in (*state.saving, _ATTRIBUTE, "_replicate_for_data_parallel", "resize_token_embeddings"):
+        vars(model).pop(name, None)
 
 
-def _unwrap(model: nn.Module, keep: Collection[str]) -> None:
-    """Put the frozen layers back in the places of the grafted ones, except for those whose names are in `keep`."""
-    for path, module in grafted_layers(model).items():
-        if path not in keep:
-            replace_module(model, path, module.base_layer)
+def _unwrap(model: nn.Module, keep: Collection[Adapter]) -> None:
+    """Put the frozen layers back in the places of the grafted ones, except for those of the adapters in `keep`."""
+    kept = {id(model.get_submodule(path)) for adapter in keep for path in adapter.wrapped}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, Grafted) and id(module) not in kept and model.get_submodule(path) is module:
+            replace_module(model, path, module.base_layer, [])
 
 
 def _state(model: nn.Module) -> Graft | None:
     return getattr(unwrapped(model), _ATTRIBUTE, None)
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    """Raise a TsugikiError if accelerate keeps weights on the disk or elsewhere, and loads them for each call."""
+    for path, module in model.named_modules():
+        if "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values()):
+            raise TsugikiError(
+                f"the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
+                "adapted; load the model without offloading"
+            )
 
 
 def _check_not_merged(state: Graft) -> None:
@@ -383,11 +461,30 @@ def _check_not_merged(state: Graft) -> None:
         raise TsugikiError(f"adapter {state.active!r} is merged into the base; call unmerge(model) first")
 
 
+def _check_thread(state: Graft) -> None:
+    if state.thread not in (None, get_ident()):
+        raise TsugikiError(
+            "another thread is in a `disable_adapter` or `mixed_batch` block of this model; wait until it has left the "
+            "block (threading.Lock), or give each thread a copy of the model"
+        )
+
+
 def _check_can_switch(state: Graft) -> None:
     """Raise a TsugikiError if the set of adapters, and which of them is active, must not change now."""
     _check_not_merged(state)
+    _check_thread(state)
     if state.mixed_rows is not None:
         raise TsugikiError("a mixed batch is active, which gives each row its adapter; leave its `with` block first")
+
+
+def _refuse_to_resize(model: Any, new_num_tokens: int | None = None, *_: object, **__: object) -> nn.Module:
+    embedding: nn.Module = model.get_input_embeddings()
+    if new_num_tokens not in (None, len(base_of(embedding).weight)):  # type: ignore[arg-type]
+        raise TsugikiError(
+            "resize_token_embeddings would replace the layers that an adapter changes, or trained copies of them; "
+            "resize the vocabulary before you graft"
+        )
+    return embedding
 
 
 def _refuse_data_parallel(*_: object) -> NoReturn:

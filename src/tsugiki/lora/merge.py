@@ -25,10 +25,18 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.frozen_layer import QuantizedLinear, is_quantized
-from tsugiki.lora.graft import active_adapter, detach_adapter, require_state
+from tsugiki.lora.graft import active_adapter, attach_adapter, detach_adapter, require_state
 from tsugiki.lora.layer import Grafted
 from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.swap import Undo, WeightUpdate, parameter_owner, replace_module, replace_parameter, undo_all
+from tsugiki.lora.swap import (
+    Undo,
+    WeightUpdate,
+    is_replacement,
+    parameter_owner,
+    replace_module,
+    replace_parameter,
+    undo_all,
+)
 from tsugiki.lora.wrappers import unwrapped
 
 
@@ -49,14 +57,15 @@ def merge(model: nn.Module) -> nn.Module:
     model = unwrapped(model)
     state = require_state(model)
     if state.merged is None:
-        with _updates_of_active_adapter(model) as updates:
-            quantized = [name for name in updates if _is_quantized(model, name)]
+        with _updates_of_active_adapter(model) as (updates, undo):
+            quantized = [name for name, update in updates.items() if _is_quantized(model, name, update)]
             if quantized:
                 raise TsugikiError(
                     f"{quantized[0]} is quantised, so merging would lose part of the update; load the base "
                     "unquantised, or use merge_quantized(model), which quantises the sum and returns what is lost"
                 )
-            state.merged = _replace_weights(model, _new_weights(model, updates), _shared_in_part(model, updates))
+            _replace_weights(model, _new_weights(model, updates), _shared_in_part(model, updates), undo)
+            state.merged = undo
     return model
 
 
@@ -79,8 +88,8 @@ def merge_quantized(model: nn.Module) -> dict[str, float]:
         raise TsugikiError(f"adapter {state.active!r} is merged into the base already; unmerge(model) comes first")
     layers: dict[str, nn.Module] = {}
     lost: dict[str, float] = {}
-    with _updates_of_active_adapter(model) as updates:
-        for name in [name for name in updates if _is_quantized(model, name)]:
+    with _updates_of_active_adapter(model) as (updates, undo):
+        for name in [name for name, update in updates.items() if _is_quantized(model, name, update)]:
             layer = parameter_owner(model, name)[0]
             if not isinstance(layer, QuantizedLinear):
                 raise TsugikiError(
@@ -90,8 +99,10 @@ def merge_quantized(model: nn.Module) -> dict[str, float]:
             path = name.rpartition(".")[0]
             layers[path], lost[path] = _requantized(name, layer, updates.pop(name))
         weights = _new_weights(model, updates)
-        undo = [_replace_layer(model, path, layer) for path, layer in layers.items()]
-        state.merged = undo + _replace_weights(model, weights, _shared_in_part(model, updates))
+        for path, layer in layers.items():
+            _replace_layer(model, path, layer, undo)
+        _replace_weights(model, weights, _shared_in_part(model, updates), undo)
+        state.merged = undo
     return lost
 
 
@@ -107,54 +118,71 @@ def unmerge(model: nn.Module) -> nn.Module:
         raise TsugikiError("nothing is merged into this model")
     undo_all(state.merged)
     state.merged = None
-    state.attached = active_adapter(model).attach(model)
+    attach_adapter(model, state.active)
     return model
 
 
-def untie(model: nn.Module, layers: Collection[str]) -> list[Undo]:
+def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
     """Record in the model's config that embedding and output head are two weights, if one of `layers` is either.
 
     Args:
         model: its config changes.
         layers: the names of layers whose weight is not shared any more.
+        undo: what restores the config is appended to it.
+
+    Returns:
+        Whether the config has changed.
     """
     config = getattr(model, "config", None)
     tied = config is not None and getattr(config, "tie_word_embeddings", False)
     if not tied or not _embedding_paths(model) & set(layers):
-        return []
+        return False
+    undo.append(partial(setattr, config, "tie_word_embeddings", True))
     config.tie_word_embeddings = False  # type: ignore[union-attr]
     warnings.warn(
         "the adapter changes the weight that the embedding and the output head share, but not in both places alike; "
         "merged, they are two weights (tie_word_embeddings=False)",
         stacklevel=5,
     )
-    return [partial(setattr, config, "tie_word_embeddings", True)]
+    return True
 
 
 @contextmanager
-def _updates_of_active_adapter(model: nn.Module) -> Iterator[dict[str, WeightUpdate]]:
-    """Take the active adapter out of the model and yield its updates; if the block raises, put it back."""
+def _updates_of_active_adapter(model: nn.Module) -> Iterator[tuple[dict[str, WeightUpdate], list[Undo]]]:
+    """Take the active adapter out of the model, and yield its updates and a list for what undoes them.
+
+    If the block raises an error, what is in the list is undone, and the adapter is put back.
+    """
     state, adapter = require_state(model), active_adapter(model)
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # torch's DTensor
         raise TsugikiError(
             "the weights of this model are split over several processes, so nothing can be merged into them; save the "
             "adapter, and merge it in one process"
         )
-    detach_adapter(state)
+    active, undo = state.active, list[Undo]()
     try:
-        yield adapter.weight_updates(model)
+        detach_adapter(state)
+        yield adapter.weight_updates(model), undo
     except BaseException:
-        state.attached = adapter.attach(model)
+        undo_all(undo)
+        attach_adapter(model, active)
         raise
 
 
-def _is_quantized(model: nn.Module, name: str) -> bool:
-    """Whether the weight called `name` is not a floating-point parameter (or a buffer) of its layer."""
+def _is_quantized(model: nn.Module, name: str, update: WeightUpdate) -> bool:
+    """Whether the weight called `name` is anything but a floating-point number of 16 bits or more.
+
+    A tensor that is replaced by a trained copy of a whole module may be: a counter, for example.
+    """
     owner, attribute = parameter_owner(model, name)
-    if attribute in owner._buffers:
-        return False
-    parameter = owner._parameters.get(attribute)
-    return parameter is None or (is_quantized(owner) and attribute == "weight") or not parameter.is_floating_point()
+    tensor: Tensor | None = owner._parameters.get(attribute)
+    if tensor is None:
+        tensor = owner._buffers.get(attribute)
+        if tensor is not None and is_replacement(update):
+            return False
+    if tensor is None or (is_quantized(owner) and attribute == "weight"):
+        return True
+    return not tensor.is_floating_point() or tensor.itemsize < 2
 
 
 def _new_weights(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> dict[str, Tensor]:
@@ -182,9 +210,12 @@ def _new_weights(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> dict[
     return weights
 
 
-def _replace_weights(model: nn.Module, weights: Mapping[str, Tensor], untied: Collection[str]) -> list[Undo]:
-    undo = [replace_parameter(model, name, weight) for name, weight in weights.items()]
-    return undo + untie(model, untied)
+def _replace_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], untied: Collection[str], undo: list[Undo]
+) -> None:
+    for name, weight in weights.items():
+        replace_parameter(model, name, weight, undo)
+    untie(model, untied, undo)
 
 
 def _requantized(name: str, layer: QuantizedLinear, update: WeightUpdate) -> tuple[nn.Module, float]:
@@ -199,9 +230,9 @@ def _requantized(name: str, layer: QuantizedLinear, update: WeightUpdate) -> tup
     return after, float(error / size) if size else 0.0
 
 
-def _replace_layer(model: nn.Module, path: str, layer: nn.Module) -> Undo:
+def _replace_layer(model: nn.Module, path: str, layer: nn.Module, undo: list[Undo]) -> None:
     grafted = isinstance(model.get_submodule(path), Grafted)
-    return replace_module(model, f"{path}.base_layer" if grafted else path, layer)
+    replace_module(model, f"{path}.base_layer" if grafted else path, layer, undo)
 
 
 def _shared_in_part(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> set[str]:

@@ -13,6 +13,10 @@ Neighbouring rows with the same adapter share a pair. Nothing is added to rows o
 to the output of the frozen layer. A DoRA pair also scales its rows by its factor, which is computed once (see `dora`).
 
 `plain_rows` is the definition; it also computes embeddings and convolutions.
+
+All of this requires that each layer gets the rows in the order of the batch: [rows, tokens, in], or with rows and
+tokens in one dimension. A few models (XLNet) compute with [tokens, rows, width]. A pass of two rows of three tokens
+finds out.
 """
 
 import copy
@@ -22,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from math import gcd
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -32,11 +37,13 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.dora import dora_factor
 from tsugiki.lora.frozen_layer import is_hooked, oriented
-from tsugiki.lora.graft import BASE_ROW, detach_adapter, disable_adapter, find_adapter, require_state
+from tsugiki.lora.graft import BASE_ROW, Graft, detach_adapter, disable_adapter, find_adapter, require_state
 from tsugiki.lora.layer import Grafted, LoraLinear, activate_factors
 from tsugiki.lora.pair import LowRank
 from tsugiki.lora.swap import Undo, replace_forward
 from tsugiki.lora.wrappers import unwrapped
+
+_ROWS, _TOKENS = 2, 3  # of the pass that finds out the order
 
 
 @contextmanager
@@ -49,21 +56,24 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
     of the model that is made within the block computes with these rows until it is ungrafted.
 
     Args:
-        model: a grafted model; all its grafted layers must get the rows in the order of the batch.
+        model: a grafted model.
         adapter_names: names of LoRA adapters in the model; None or "__base__" for a row of the base.
 
     Raises:
-        TsugikiError: there is no adapter of that name, it is not a LoRA adapter or trains more than pairs, or an
-            adapter is merged. Within the block: the batch has another number of rows, the model is in training mode, or
-            gradients are recorded.
+        TsugikiError: there is no adapter of that name, it is not a LoRA adapter or trains more than pairs, an adapter
+            is merged, another thread is in such a block, or a layer does not get the rows in the order of the batch.
+            Within the block: the batch has another number of rows, the model is in training mode, gradients are
+            recorded, or another thread calls the model.
     """
     model = unwrapped(model)
     rows = _mixed_rows(model, adapter_names)
     state = require_state(model)
     outer = state.mixed_rows
     with disable_adapter(model):
-        state.mixed_rows, state.attached = rows, rows.attach()
+        _check_order_of_rows(model, state, rows)
         try:
+            state.mixed_rows = rows
+            rows.attach(state.attached)
             yield
         finally:
             detach_adapter(state)
@@ -76,9 +86,10 @@ class RowAdapters:
 
     layers: list[tuple[Grafted, "LayerRowAdapters"]]
 
-    def attach(self) -> list[Undo]:
-        """Let the layers compute each row with its pair, and return what undoes that."""
-        return [replace_forward(layer, partial(_forward, layer, rows)) for layer, rows in self.layers]
+    def attach(self, undo: list[Undo]) -> None:
+        """Let the layers compute each row with its pair; what undoes that is appended to `undo`."""
+        for layer, rows in self.layers:
+            replace_forward(layer, partial(_forward, layer, rows), undo)
 
 
 @dataclass
@@ -90,8 +101,12 @@ class LayerRowAdapters:
     """The number of names that were given."""
     pairs: list[LowRank | None]
     """The pair of each group of neighbouring rows, all of the same size; None: the base."""
+    thread: int = field(default_factory=get_ident)
+    """The thread that is in the block."""
     stacks: list["Stack"] = field(default_factory=list)
     """The pairs of all groups that have one; stacked at the first use, in the dtype that is used then."""
+    versions: list[Any] = field(default_factory=list)
+    """What the pairs were when they were stacked."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +198,11 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
 
 def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     """Replace the layer's own `forward` within a mixed batch."""
+    if not torch.compiler.is_compiling() and get_ident() != rows.thread:
+        raise TsugikiError(
+            "another thread is in a `mixed_batch` block of this model, whose adapters this call would get; wait until "
+            "it has left the block (threading.Lock), or give each thread a copy of the model"
+        )
     if layer.training:
         raise TsugikiError("a mixed batch is for inference, but the model is in training mode; call model.eval()")
     if len(x) % rows.names:
@@ -193,11 +213,58 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     y: Tensor = layer.base_layer(x)
     if y.requires_grad:
         raise TsugikiError("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()")
-    if not isinstance(layer, LoraLinear) or not layer.fused or x.dtype != y.dtype or is_hooked(layer.base_layer):
+    compiling = torch.compiler.is_compiling()  # a compiler fuses the definition itself
+    if compiling or not isinstance(layer, LoraLinear) or not layer.fused or x.dtype != y.dtype:
         return plain_rows(layer, rows.pairs, x, y)
-    if not rows.stacks or rows.stacks[0].A.dtype != x.dtype or rows.stacks[0].A.device != x.device:
-        rows.stacks = _stacks(layer, rows.pairs, x)
+    if is_hooked(layer.base_layer):
+        return plain_rows(layer, rows.pairs, x, y)
+    versions = [x.dtype, x.device, *map(_version, rows.pairs)]
+    if versions != rows.versions:
+        rows.stacks, rows.versions = _stacks(layer, rows.pairs, x), versions
     return rows_product(layer, rows.stacks, len(rows.pairs), x, y.contiguous())
+
+
+def _version(pair: LowRank | None) -> Any:
+    """Return what changes if the values of a pair change."""
+    if pair is None:
+        return None
+    tensors = [tensor for tensor in pair._parameters.values() if tensor is not None]
+    return pair.scaling, [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors]
+
+
+@torch.no_grad()
+def _check_order_of_rows(model: Any, state: Graft, rows: RowAdapters) -> None:
+    """Check once for each layer that it gets the rows in the order of the batch; other models than of text pass.
+
+    The sizes of the first dimension tell: two rows of three tokens are [2, …], or [6, …] with both in one dimension.
+    """
+    unknown = {its.path: layer for layer, its in rows.layers if its.path not in state.in_order}
+    if not unknown or not hasattr(getattr(model, "config", None), "vocab_size"):
+        return
+    sizes: dict[str, int] = {}
+    hooks = [layer.register_forward_pre_hook(partial(_note_size, sizes, path)) for path, layer in unknown.items()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        model(input_ids=torch.zeros(_ROWS, _TOKENS, dtype=torch.long, device=model.device))
+    except Exception:  # the model needs other inputs, so that no text is computed with it
+        return
+    finally:
+        for module, training in modes:
+            module.training = training
+        for hook in hooks:
+            hook.remove()
+    wrong = [path for path, size in sizes.items() if size not in (_ROWS, _ROWS * _TOKENS)]
+    if wrong:
+        raise TsugikiError(
+            f"{wrong[0]} gets the tokens before the rows of the batch, so rows cannot have adapters of their own; use "
+            "set_adapter"
+        )
+    state.in_order |= unknown.keys()
+
+
+def _note_size(sizes: dict[str, int], path: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+    sizes[path] = len(args[0])
 
 
 def _with_pair(layer: Grafted, pair: LowRank, x: Tensor) -> Tensor:

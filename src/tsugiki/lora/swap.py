@@ -1,8 +1,12 @@
-"""Replacing modules and parameters of a model, in a way that can be undone."""
+"""Replacing modules and parameters of a model, in a way that can be undone.
+
+Each function appends what undoes its change to a list, before it makes the change. So if anything raises an error half
+way, memory that runs out or Ctrl-C, the list has all that was changed until then. An `Undo` may be called twice.
+"""
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
@@ -23,26 +27,27 @@ CHILD = "tsugiki"
 """The name under which an adapter adds a submodule to a module of the base."""
 
 
-def undo_all(undo: Iterable[Undo]) -> None:
-    """Undo the replacements, the last one first."""
-    for one in reversed(list(undo)):
-        one()
+def undo_all(undo: list[Undo]) -> None:
+    """Undo the replacements, the last one first, and empty the list."""
+    while undo:
+        undo[-1]()
+        undo.pop()
 
 
-def replace_module(model: nn.Module, path: str, module: nn.Module) -> Undo:
+def replace_module(model: nn.Module, path: str, module: nn.Module, undo: list[Undo]) -> None:
     """Put `module` in the place of the submodule `path`, on its device and in its training or evaluation mode."""
     parent, _, child = path.rpartition(".")
     owner, before = model.get_submodule(parent), model.get_submodule(path)
+    undo.append(partial(_set_module, owner, child, before))
     _set_module(owner, child, module)
-    return partial(_set_module, owner, child, before)
 
 
-def replace_parameter(model: nn.Module, path: str, tensor: Tensor) -> Undo:
+def replace_parameter(model: nn.Module, path: str, tensor: Tensor, undo: list[Undo]) -> None:
     """Put `tensor` in the place of a parameter or a buffer; `path` is its name in the model before any graft."""
     owner, attribute = parameter_owner(model, path)
     before = _own_tensors(owner, attribute)[attribute]
+    undo.append(partial(_set_tensor, owner, attribute, before))
     _set_tensor(owner, attribute, tensor)
-    return partial(_set_tensor, owner, attribute, before)
 
 
 def parameter_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -51,20 +56,19 @@ def parameter_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     return base_of(model.get_submodule(owner_path)), attribute
 
 
-def cast_parameters(owner: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Undo:
+def cast_parameters(owner: nn.Module, dtypes: Mapping[str, torch.dtype], undo: list[Undo]) -> None:
     """Let calls of `owner` compute with its own parameters cast to these dtypes, by name.
 
     So a layer of a 16-bit base can hold a trained parameter in 32 bits; the gradient has the parameter's dtype. Calls
     use the `forward` of the module's class.
     """
-    return replace_forward(owner, partial(_cast_forward, owner, dtypes))
+    replace_forward(owner, partial(_cast_forward, owner, dtypes), undo)
 
 
-def replace_forward(owner: nn.Module, forward: Callable[..., Any]) -> Undo:
+def replace_forward(owner: nn.Module, forward: Callable[..., Any], undo: list[Undo]) -> None:
     """Let calls of this module run `forward`; no closure, so that copies of the model can have it, too."""
-    before = vars(owner).get("forward")
+    undo.append(partial(_restore_forward, owner, vars(owner).get("forward")))
     owner.forward = forward
-    return partial(_restore_forward, owner, before)
 
 
 def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
@@ -90,6 +94,11 @@ def replace_with(value: Tensor) -> WeightUpdate:
     return partial(_second, value)
 
 
+def is_replacement(update: WeightUpdate) -> bool:
+    """Whether `replace_with` made this update."""
+    return isinstance(update, partial) and update.func is _second
+
+
 def module_updates(modules: Mapping[str, nn.Module]) -> dict[str, WeightUpdate]:
     """Return the updates that replace the parameters and buffers of whole modules, by name.
 
@@ -97,10 +106,10 @@ def module_updates(modules: Mapping[str, nn.Module]) -> dict[str, WeightUpdate]:
         modules: name in the model before any graft -> the module that replaces it.
     """
     updates: dict[str, WeightUpdate] = {}
+    of_tensor: dict[int, WeightUpdate] = {}  # shared tensors share an update
     for path, module in modules.items():
-        tensors = module.state_dict(keep_vars=True)
-        of_tensor = {id(tensor): replace_with(tensor) for tensor in tensors.values()}  # shared tensors share an update
-        updates |= {f"{path}.{name}": of_tensor[id(tensor)] for name, tensor in tensors.items()}
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            updates[f"{path}.{name}"] = of_tensor.setdefault(id(tensor), replace_with(tensor))
     return updates
 
 
@@ -142,6 +151,6 @@ def _cast_forward(owner: nn.Module, dtypes: Mapping[str, torch.dtype], *args: An
 
 def _restore_forward(owner: nn.Module, before: Callable[..., Any] | None) -> None:
     if before is None:
-        del owner.forward
+        vars(owner).pop("forward", None)
     else:
         owner.forward = before

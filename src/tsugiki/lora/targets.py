@@ -36,10 +36,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             f"{_describe(config)} matches {wrong[0]}, a {type(layers[wrong[0]]).__name__}, which cannot be grafted "
             f"({len(wrong)} such); {_list_graftable(layers)}"
         )
-    first_names: dict[int, str] = {}
-    for name in selected:
-        first_names.setdefault(id(layers[name]), name)
-    return {name: layers[name] for name in first_names.values()}
+    return _with_first_names({name: layers[name] for name in selected})
 
 
 def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Collection[str]) -> list[str]:
@@ -66,8 +63,11 @@ def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.M
 
 
 def find_modules(model: nn.Module, wanted: Names) -> dict[str, nn.Module]:
-    """Find the modules that `wanted` selects, by their names in the ungrafted model (see `matches`)."""
-    return {name: module for name, module in base_modules(model) if matches(name, wanted)}
+    """Find the modules that `wanted` selects (see `matches`), by their names in the ungrafted model.
+
+    A module with several names has the first that `wanted` selects.
+    """
+    return _with_first_names({name: module for name, module in base_modules(model) if matches(name, wanted)})
 
 
 def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -80,6 +80,14 @@ def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
         for name, module in model.named_modules(remove_duplicate=False)
         if name and not re.search(rf"(^|\.)(base_layer|lora|{CHILD})(\.|$)", name)
     ]
+
+
+def _with_first_names(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return each module once, by the first of its names."""
+    first_names: dict[int, str] = {}
+    for name, module in modules.items():
+        first_names.setdefault(id(module), name)
+    return {name: modules[name] for name in first_names.values()}
 
 
 def output_head(model: Any) -> nn.Module | None:

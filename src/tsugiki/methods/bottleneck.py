@@ -204,12 +204,10 @@ class BottleneckAdapter:
     wrapped: ClassVar[Collection[str]] = ()
     """The grafted layers: none, because hooks apply the bottlenecks."""
 
-    def attach(self, model: nn.Module) -> list[Undo]:
+    def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Attach each bottleneck to its module."""
-        return [
-            attach_output_module(base_of(model.get_submodule(path)), bottleneck)
-            for path, bottleneck in self.bottlenecks.items()
-        ]
+        for path, bottleneck in self.bottlenecks.items():
+            attach_output_module(base_of(model.get_submodule(path)), bottleneck, undo)
 
     def weight_updates(self, model: nn.Module) -> NoReturn:
         """Raise a TsugikiError: no weight of the base can hold the non-linearity."""

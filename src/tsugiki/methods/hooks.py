@@ -1,6 +1,7 @@
 """Attach a small trainable module to a layer of the base: it changes the layer's input or output.
 
 The layer itself is not replaced. The attached module becomes its child called `CHILD`, and a forward hook calls it.
+What undoes it is appended to a list (see `lora.swap`).
 """
 
 from collections.abc import Callable
@@ -13,31 +14,31 @@ from torch import nn
 from tsugiki.lora.swap import CHILD, Undo
 
 
-def attach_output_module(layer: nn.Module, module: nn.Module) -> Undo:
+def attach_output_module(layer: nn.Module, module: nn.Module, undo: list[Undo]) -> None:
     """Apply `module` to the output of `layer`: to the tensor, or to the first element of the tuple."""
+    _add_child(layer, module, undo)
     layer.register_forward_hook(_change_output)
-    return _add_child(layer, module)
 
 
-def attach_input_module(layer: nn.Module, module: nn.Module) -> Undo:
+def attach_input_module(layer: nn.Module, module: nn.Module, undo: list[Undo]) -> None:
     """Apply `module` to the first argument of `layer`."""
+    _add_child(layer, module, undo)
     layer.register_forward_pre_hook(_change_input)
-    return _add_child(layer, module)
 
 
 def detach_module(layer: nn.Module) -> None:
     """Remove the module that is attached to `layer`, and its hook."""
-    del layer._modules[CHILD]
+    layer._modules.pop(CHILD, None)
     # The hooks are found by their function, not by a handle: after `copy.deepcopy`, a handle belongs to the original.
     for hooks in (layer._forward_hooks, layer._forward_pre_hooks):
         for key in [key for key, hook in hooks.items() if hook in (_change_output, _change_input)]:
             del hooks[key]
 
 
-def _add_child(layer: nn.Module, module: nn.Module) -> Undo:
+def _add_child(layer: nn.Module, module: nn.Module, undo: list[Undo]) -> None:
+    undo.append(partial(detach_module, layer))
     tensor = next(chain(layer.parameters(), layer.buffers()), None)
     layer.register_module(CHILD, module.to(None if tensor is None else tensor.device).train(layer.training))
-    return partial(detach_module, layer)
 
 
 def _attached(layer: nn.Module) -> Callable[..., Any]:

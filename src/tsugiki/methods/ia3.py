@@ -138,14 +138,14 @@ class IA3Adapter:
     wrapped: ClassVar[Collection[str]] = ()
     """The grafted layers: none, because hooks apply the factors."""
 
-    def attach(self, model: nn.Module) -> list[Undo]:
+    def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Attach the factors to their layers, and put the trained modules in place of the base's."""
-        undo = []
         for path, layer in _frozen_layers(model, self.scalings).items():
             scaling = self.scalings[path]
             attach = attach_input_module if scaling.on_input else attach_output_module
-            undo.append(attach(layer, scaling))
-        return undo + [replace_module(model, path, module) for path, module in self.modules.items()]
+            attach(layer, scaling, undo)
+        for path, module in self.modules.items():
+            replace_module(model, path, module, undo)
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Multiply weights and biases by the factors; replace modules by the trained ones."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
+    CacheShape,
     SoftPrompt,
     SoftPromptAdapter,
     adapter_from_embeddings,
@@ -75,7 +76,7 @@ class PromptEncoderConfig:
         Raises:
             TsugikiError: the model has no KV cache, or the prompt is too long for its context.
         """
-        return _build(model, self, with_network=True)
+        return _build(model, self, cache_shape(model, self.num_virtual_tokens), with_network=True)
 
 
 class _LSTMEncoder(nn.Module):
@@ -94,9 +95,9 @@ class _LSTMEncoder(nn.Module):
 
 
 def _build(
-    model: "PreTrainedModel", config: PromptEncoderConfig, with_network: bool
+    model: "PreTrainedModel", config: PromptEncoderConfig, shape: CacheShape, with_network: bool
 ) -> SoftPromptAdapter[PromptEncoderConfig]:
-    shape, width = cache_shape(model, config.num_virtual_tokens), embedding_width(model)
+    width = embedding_width(model)
     embedding = random_rows(model, config.num_virtual_tokens, width)
     network = _new_network(config, width).to(embedding) if with_network else None
     return adapter_from_embeddings(config, SoftPrompt(embedding, network), shape)
@@ -114,9 +115,9 @@ def _build_for(
     model: "PreTrainedModel", config: PromptEncoderConfig, file_tensors: Mapping[str, Tensor]
 ) -> SoftPromptAdapter[PromptEncoderConfig]:
     """Build an adapter for a file. PEFT's files have the prompt alone, which then trains without a network."""
-    width = embedding_width(model)
+    shape, width = cache_shape(model, config.num_virtual_tokens), embedding_width(model)
     check_file(file_tensors, (config.num_virtual_tokens, width), width, partial(_new_network, config, width))
-    return _build(model, config, has_network(file_tensors))
+    return _build(model, config, shape, has_network(file_tensors))
 
 
 def _from_json(fields: Mapping[str, Any]) -> PromptEncoderConfig:

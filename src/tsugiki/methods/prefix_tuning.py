@@ -78,13 +78,12 @@ class PrefixTuningConfig:
         Raises:
             TsugikiError: the model has no KV cache, or the prefix is too long for its context.
         """
-        return _build(model, self, self.prefix_projection)
+        return _build(model, self, cache_shape(model, self.num_virtual_tokens), self.prefix_projection)
 
 
 def _build(
-    model: "PreTrainedModel", config: PrefixTuningConfig, with_network: bool
+    model: "PreTrainedModel", config: PrefixTuningConfig, shape: CacheShape, with_network: bool
 ) -> SoftPromptAdapter[PrefixTuningConfig]:
-    shape = cache_shape(model, config.num_virtual_tokens)
     length = config.num_virtual_tokens
     if config.init_weights == "SAMPLE_VOCAB":
         return adapter_from_key_values(config, SoftPrompt(sampled_key_values(model, length)), shape)
@@ -114,7 +113,7 @@ def _build_for(
         shape.heads * shape.width,
         partial(_new_projection, config, shape),
     )
-    return _build(model, config, has_network(file_tensors))
+    return _build(model, config, shape, has_network(file_tensors))
 
 
 def _to_json(model: nn.Module, adapter: SoftPromptAdapter[PrefixTuningConfig]) -> dict[str, Any]:

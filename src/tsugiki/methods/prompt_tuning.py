@@ -22,6 +22,7 @@ from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
+    CacheShape,
     SoftPrompt,
     SoftPromptAdapter,
     adapter_from_embeddings,
@@ -76,7 +77,7 @@ class PromptTuningConfig:
         Raises:
             TsugikiError: the model has no KV cache, the prompt is too long for its context, or the text has no tokens.
         """
-        adapter = _build(model, self)
+        adapter = _build(model, self, cache_shape(model, self.num_virtual_tokens))
         with torch.no_grad():
             adapter.prompt.embedding.copy_(_initial_prompt(model, self))
         return adapter
@@ -86,14 +87,15 @@ def _build_for(
     model: "PreTrainedModel", config: PromptTuningConfig, file_tensors: Mapping[str, Tensor]
 ) -> SoftPromptAdapter[PromptTuningConfig]:
     """Build an adapter for a file, whose prompt will replace the initial one."""
-    width = embedding_width(model)
+    shape, width = cache_shape(model, config.num_virtual_tokens), embedding_width(model)
     check_file(file_tensors, (config.num_virtual_tokens, width), width, nn.Identity)
-    return _build(model, config)
+    return _build(model, config, shape)
 
 
-def _build(model: "PreTrainedModel", config: PromptTuningConfig) -> SoftPromptAdapter[PromptTuningConfig]:
+def _build(
+    model: "PreTrainedModel", config: PromptTuningConfig, shape: CacheShape
+) -> SoftPromptAdapter[PromptTuningConfig]:
     """Build an adapter whose prompt has not got its initial value yet."""
-    shape = cache_shape(model, config.num_virtual_tokens)
     rows = random_rows(model, config.num_virtual_tokens, embedding_width(model))
     return adapter_from_embeddings(config, SoftPrompt(rows), shape)
 

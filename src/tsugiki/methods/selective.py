@@ -121,15 +121,17 @@ class SelectiveAdapter:
     wrapped: ClassVar[Collection[str]] = ()
     """The grafted layers: none, because the copies replace parameters."""
 
-    def attach(self, model: nn.Module) -> list[Undo]:
+    def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Replace the base's parameters by the copies, and let their layers compute in the base's dtypes."""
-        undo = [replace_parameter(model, path, own) for path, own in self.copies.items()]
+        for path, own in self.copies.items():
+            replace_parameter(model, path, own, undo)
         casts: dict[int, tuple[nn.Module, dict[str, torch.dtype]]] = {}
         for path, own in self.copies.items():
             if own.dtype != self.dtypes[path]:
                 owner, name = parameter_owner(model, path)
                 casts.setdefault(id(owner), (owner, {}))[1][name] = self.dtypes[path]
-        return undo + [cast_parameters(owner, dtypes) for owner, dtypes in casts.values()]
+        for owner, dtypes in casts.values():
+            cast_parameters(owner, dtypes, undo)
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Replace the selected parameters by the trained ones."""

@@ -120,15 +120,16 @@ class SoftPromptAdapter(Generic[PromptConfigT]):
     wrapped: ClassVar[Collection[str]] = ()
     """The grafted layers: none."""
 
-    def attach(self, model: nn.Module) -> list[Undo]:
+    def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Attach the prompt to the decoder, which every forward pass goes through."""
         base = decoder_of(model)
         assert base is not None  # `cache_shape` has checked it
+        hooks: list[RemovableHandle] = []
+        undo.append(partial(_detach, base, hooks))
         base.add_module(CHILD, self.prompt.to(base.device).train(base.training))
         setattr(base, PROMPT_ATTRIBUTE, len(self.prompt.embedding))
-        before = base.register_forward_pre_hook(partial(_prepend_prompt, self.key_values), with_kwargs=True)
-        after = base.register_forward_hook(_drop_unrequested_cache, with_kwargs=True)
-        return [partial(_detach, base, [before, after])]
+        hooks.append(base.register_forward_pre_hook(partial(_prepend_prompt, self.key_values), with_kwargs=True))
+        hooks.append(base.register_forward_hook(_drop_unrequested_cache, with_kwargs=True))
 
     def weight_updates(self, model: nn.Module) -> NoReturn:
         """Raise a TsugikiError: a soft prompt is not a change of the base's weights."""
@@ -253,12 +254,11 @@ def check_file(
         TsugikiError: a tensor is missing, or has another shape.
     """
     expected: dict[str, Sequence[int]] = {_PROMPT_KEY: prompt}
-    check_shapes(expected, file_tensors)
     if has_network(file_tensors):
         with torch.device("meta"):
             trained = SoftPrompt(torch.empty(prompt[0], width), network())
         expected |= {_NETWORK_PREFIX + name: weight.shape for name, weight in trained.named_parameters()}
-        check_shapes(expected, file_tensors)
+    check_shapes(expected, file_tensors)
 
 
 def to_json(model: "PreTrainedModel", adapter: SoftPromptAdapter[PromptConfigT]) -> dict[str, Any]:
@@ -288,8 +288,8 @@ def _probes(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def _detach(base: nn.Module, hooks: list[RemovableHandle]) -> None:
     for hook in hooks:
         hook.remove()
-    delattr(base, PROMPT_ATTRIBUTE)
-    del base._modules[CHILD]
+    vars(base).pop(PROMPT_ATTRIBUTE, None)
+    base._modules.pop(CHILD, None)
 
 
 def _run_decoder(base: "PreTrainedModel", prompt: Tensor) -> KeyValues:

@@ -36,7 +36,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.lora.merge import untie
 from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.swap import WeightUpdate, replace_parameter, undo_all
+from tsugiki.lora.swap import Undo, WeightUpdate, replace_parameter, undo_all
 from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 
 
@@ -239,7 +239,7 @@ def _write_in_memory(plan: MergePlan, out: Path, loss: RoundingLoss) -> None:
     model = load_model(plan.base, "auto")
     for name, update in plan.in_memory.items():
         merged = _merged(name, model.get_parameter(name), update, loss)
-        replace_parameter(model, name, nn.Parameter(merged.contiguous(), requires_grad=False))
+        replace_parameter(model, name, nn.Parameter(merged.contiguous(), requires_grad=False), [])
     for name, value in plan.config.items():
         setattr(model.config, name, value)
     with hidden_progress_bars(not sys.stderr.isatty()):
@@ -268,7 +268,7 @@ def _untied(
             added[name] = (keys[0], updates.get(name, _unchanged))
     if not untied:
         return {}, {}
-    if not untie(model, [name.rpartition(".")[0] for name in untied]):
+    if not untie(model, [name.rpartition(".")[0] for name in untied], []):
         raise TsugikiError(
             f"{summarise_list(untied)} share one weight in this model; its config has no field to make them several"
         )
@@ -291,13 +291,14 @@ def _values_to_compare(
 
     PEFT stores the frozen weight of an embedding with LoRA; reading the adapter compares it with the base's.
     """
-    undo = []
+    undo: list[Undo] = []
     for folder in adapters:
         for tensor in filter(is_base_layer_key, map_weights(folder)):
             names = shared.get(base_name(tensor), [base_name(tensor)])
             key = next((key_of[name] for name in names if name in key_of), None)
             if key is not None:
                 weight = nn.Parameter(read_tensor(shard_of[key], key), requires_grad=False)
-                undo += [replace_parameter(model, name, weight) for name in names]
+                for name in names:
+                    replace_parameter(model, name, weight, undo)
     yield
     undo_all(undo)
