@@ -61,7 +61,7 @@ def _break(what: str, base: str) -> None:
         ("no config", "config.json"),
         ("no tokenizer", "cannot be loaded"),
         ("few bits", "quantization_config"),
-        ("not JSON", "cannot be loaded"),
+        ("not JSON", "config.json"),
         ("vocabulary", "wte.weight is [257, 32]"),
     ],
 )

@@ -27,7 +27,8 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
   prompt has its length in the attribute `tsugiki_prompt_tokens`;
 - within `mixed_batch`, grafted layers get another `forward` (`lora.mixed_batch`).
 
-Merged weights stay in the model: `ungraft(merge(model))` is the base with the adapter in its weights. Fast paths are
+Merged weights stay in the model: `ungraft(merge(model))` is the base with the adapter in its weights, and has the
+attribute `_tsugiki_changed_weights`, because its files no longer tell what it is (`base.identity`). Fast paths are
 independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_paths` undoes it.
 """
 

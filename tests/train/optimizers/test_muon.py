@@ -58,7 +58,7 @@ def test_state_goes_through_a_checkpoint(tmp_path: Path):
     learn(whole, [optimizer], 2)
     first = muon(cut, CONFIG)
     learn(cut, [first], 2)
-    save_training_state(tmp_path, first.state_dict(), {}, {})
+    save_training_state(tmp_path, first.state_dict(), {}, {}, {})
     second = muon(cut, CONFIG)
     second.load_state_dict(load_training_state(tmp_path)[0])
     for group in [*second.param_groups, *optimizer.param_groups]:  # as a schedule does
