@@ -1,0 +1,351 @@
+"""The whole life of an adapter with default targets on a tiny model of one type, as a list of checks."""
+
+import copy
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from tests.tiny import relative_error
+from tests.tiny_types import VOCABULARY, lively_model
+from tsugiki import (
+    LoraConfig,
+    disable_adapter,
+    graft,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable_parameters,
+    ungraft,
+    use_fast_paths,
+    use_plain_paths,
+)
+from tsugiki.architectures import ARCHITECTURES, Architecture
+from tsugiki.fast.document_masks import detect_document_masking, mask_documents
+from tsugiki.lora.graft import base_alone
+from tsugiki.lora.names import matches
+from tsugiki.lora.weightless import _inputs
+
+STEPS = 6
+_TOKENS = 24
+_DOCUMENTS = (19, 21)
+"""Tokens of two documents in a packed row: more than the windows of the tiny models."""
+
+CHECKS = (
+    "targets",
+    "start",
+    "learns",
+    "every pair",
+    "disable",
+    "load",
+    "PEFT",
+    "merge",
+    "isolation",
+    "fast",
+)
+
+
+@dataclass
+class Life:
+    """What the checks found for one type."""
+
+    model_type: str
+    task: str
+    layers: list[str] = field(default_factory=list)
+    """The names of the grafted layers, with `*` for every index."""
+    masking: str = ""
+    """How documents in one row are kept apart; empty for an encoder-decoder model."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Check -> why it failed."""
+
+
+def live(model_type: str, task: str) -> Life:
+    """Run every check; none stops the others."""
+    life = Life(model_type, task)
+    try:
+        make = partial(lively_model, model_type, task)
+        model = make()
+        assert sum(parameter.numel() for parameter in model.parameters()) < 1e8, "the model is not small"
+        inputs = tokens_for(model)
+        logits_of(model, inputs)
+    except Exception as error:
+        life.failed["build"] = _reason(error)
+        return life
+    try:
+        base = logits_of(model, inputs)
+        torch.manual_seed(0)
+        adapter = graft(model, LoraConfig(r=2))
+    except Exception as error:
+        life.failed["graft"] = _reason(error)
+        return life
+    life.layers = kinds_of(adapter.pairs)
+    check = _Checks(life)
+    with check("targets"):
+        row = ARCHITECTURES.get(model.config.model_type, Architecture()).target_modules
+        targets = {name for name in reference_targets(make(), inputs) if row is None or matches(name, row)}
+        expected = {f"{name}.lora.{factor}" for name in targets for factor in "AB"}
+        trained = set(trainable_parameters(model))
+        assert trained == expected, f"also {kinds_of(trained - expected)}, not {kinds_of(expected - trained)}"
+    with check("start"):
+        assert torch.equal(logits_of(model, inputs), base)
+    with check("learns"):
+        losses = train(model, inputs)
+        assert losses[-1] < losses[0] - 1e-3, f"{losses[0]:.4f} to {losses[-1]:.4f}"
+    with check("every pair"):
+        dead = [name for name, p in trainable_parameters(model).items() if name.endswith("B") and not p.any()]
+        assert not dead, f"{len(dead)} of {len(adapter.pairs)} do not train: {kinds_of(dead)}"
+    shake(model)
+    adapted = logits_of(model, inputs)
+    with check("disable"):
+        assert relative_error(adapted, base) > 1e-4, "the adapter has no effect"
+        with disable_adapter(model):
+            assert torch.equal(logits_of(model, inputs), base)
+        assert torch.equal(logits_of(model, inputs), adapted)
+    with tempfile.TemporaryDirectory() as folder:
+        with check("load"):
+            save_adapter(model, folder)
+            loaded = make()
+            load_adapter(loaded, folder)
+            assert torch.equal(logits_of(loaded, inputs), adapted)
+        with check("PEFT"):
+            theirs = peft.PeftModel.from_pretrained(make(), folder)
+            error = relative_error(logits_of(theirs.base_model.model, inputs), adapted)
+            assert error < 1e-4, f"logits differ by {error:.2g}"
+    with check("merge"):
+        merged = ungraft(merge(copy.deepcopy(model)))
+        assert relative_error(logits_of(merged, inputs), adapted) < 1e-4
+    if task == "causal":
+        with check("isolation"):
+            with base_alone(model):
+                life.masking = detect_document_masking(model)
+            error = leak(model, life.masking)
+            assert error < 1e-4, (
+                f"gradients of the second document change by {error:.2g} with the first ({life.masking})"
+            )
+        with check("fast"):
+            error = difference_of_fast_paths(model, inputs)
+            assert error < 1e-3, f"loss or gradients differ by {error:.2g}"
+    return life
+
+
+class _Checks:
+    def __init__(self, life: Life) -> None:
+        self.life = life
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except Exception as error:
+            self.life.failed[name] = _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).partition("\n")[0][:200]
+    return text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
+
+
+def tokens_for(model: Any) -> dict[str, Tensor]:
+    """Arguments for a forward pass."""
+    inputs = _inputs(model)
+    generator = torch.Generator().manual_seed(2)
+    for name in ("input_ids", "decoder_input_ids"):
+        if name in inputs:
+            inputs[name] = torch.randint(20, VOCABULARY, (2, _TOKENS), generator=generator)
+    for name in ("input_features", "input_values"):
+        if name in inputs:
+            inputs[name] = torch.randn(2, *inputs[name].shape[1:], generator=generator)
+    return inputs
+
+
+@torch.no_grad()
+def logits_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    torch.manual_seed(0)  # for hashing attention
+    logits: Tensor = model.eval()(**inputs).logits
+    assert torch.isfinite(logits).all(), "logits are not finite"
+    return logits
+
+
+def loss_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of each next token."""
+    labels = inputs.get("decoder_input_ids", inputs.get("input_ids"))
+    torch.manual_seed(0)
+    logits = model(**inputs).logits
+    logits = logits[:, -labels.shape[1] :] if logits.dim() == 3 else logits.view(len(labels), -1, logits.shape[-1])
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+
+
+def train(model: Any, inputs: dict[str, Tensor]) -> list[float]:
+    """Some steps of AdamW in training mode; the losses before each and after the last."""
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-2)
+    losses = []
+    for _ in range(STEPS):
+        loss = loss_of(model.train(), inputs)
+        losses.append(float(loss))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [*losses, float(loss_of(model, inputs))]
+
+
+def shake(model: Any) -> None:
+    """Add noise to the adapter, so that its effect is larger than rounding."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def gradients(model: Any, loss: Tensor) -> Tensor:
+    """The gradients of the adapter, as one vector."""
+    parameters = list(trainable_parameters(model).values())
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    pairs = zip(found, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if gradient is None else gradient).flatten() for gradient, p in pairs])
+
+
+def leak(model: Any, masking: Any) -> float:
+    """How much the adapter's gradients from a second document depend on the first, or differ from those alone."""
+    if masking == "separate_rows":
+        return 0.0
+    first, other, second = (
+        torch.randint(20, VOCABULARY, (1, n), generator=torch.Generator().manual_seed(n))
+        for n in (_DOCUMENTS[0], _DOCUMENTS[0] * 3, _DOCUMENTS[1])
+    )
+    other = other[:, : _DOCUMENTS[0]]
+    positions = torch.cat([torch.arange(n) for n in _DOCUMENTS])[None]
+
+    def of_second(logits: Tensor) -> Tensor:
+        return gradients(model, F.cross_entropy(logits[0, -_DOCUMENTS[1] : -1].float(), second[0, 1:]))
+
+    packed = [
+        of_second(
+            model(
+                **mask_documents(
+                    {"input_ids": torch.cat([document, second], 1), "position_ids": positions}, masking, model.dtype
+                ),
+                use_cache=False,
+            ).logits
+        )
+        for document in (first, other)
+    ]
+    alone = of_second(model(input_ids=second, use_cache=False).logits)
+    return max(relative_error(packed[0], packed[1]), relative_error(packed[0], alone))
+
+
+def difference_of_fast_paths(model: Any, inputs: dict[str, Tensor]) -> float:
+    """The largest relative difference of loss and gradients between fast and plain paths."""
+    labelled = {**inputs, "labels": inputs["input_ids"]}
+
+    def results() -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        loss = model(**labelled).loss
+        return loss.detach(), gradients(model, loss)
+
+    try:
+        loss, gradient = results()
+    except ValueError:  # GIT counts the tokens of an image that is not there
+        return 0.0
+    use_fast_paths(model)
+    try:
+        fast_loss, fast_gradient = results()
+    finally:
+        use_plain_paths(model)
+    return max(relative_error(fast_loss, loss), relative_error(fast_gradient, gradient))
+
+
+def kinds_of(names: Any) -> list[str]:
+    """Names with `*` for every index, each once."""
+    return list(
+        dict.fromkeys(".".join("*" if part.isdecimal() else part for part in name.split(".")) for name in names)
+    )
+
+
+def reference_targets(model: Any, inputs: dict[str, Tensor]) -> set[str]:
+    """The layers that the rule of `tsugiki.lora.structure` names, found with real weights and backward passes.
+
+    Routers are known here by their names and by the numbers of experts in the config, and a weight that is read past
+    its layer by its gradient.
+    """
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    blocks = [name for name in lists if any(_holds_linear(item) for item in model.get_submodule(name))]
+    outer = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
+    inside = {
+        name: layer
+        for name, layer in model.named_modules()
+        if any(name.startswith(f"{blocks}.") and name.count(".") > blocks.count(".") + 1 for blocks in outer)
+        and isinstance(layer, nn.Linear | Conv1D)
+        and _is_linear(layer)
+    }
+    config = model.config.get_text_config(decoder=True).to_dict()
+    experts = {value for name, value in config.items() if "expert" in name and type(value) is int}
+    called: list[str] = []
+    added: dict[str, Tensor] = {}
+
+    def detached(name: str, layer: nn.Module, args: Any, _: Any) -> Tensor:
+        y = _product(layer, args[0])
+        called.append(name)
+        return y + added.setdefault(name, torch.zeros(y.shape[-1], requires_grad=True))
+
+    for name, layer in inside.items():
+        layer.register_forward_hook(partial(detached, name))
+    model.requires_grad_(False)
+    for layer in inside.values():
+        layer.weight.requires_grad_(True)
+    past: set[str] = set()
+    for training in (True, False):
+        torch.manual_seed(0)
+        logits = model.train(training)(**inputs).logits
+        (logits.float() * torch.linspace(-1, 1, logits.shape[-1])).sum().backward()
+        past |= {name for name, layer in inside.items() if layer.weight.grad is not None and layer.weight.grad.any()}
+    alive = {_any_expert(name) for name in added if added[name].grad is not None}
+    found = set()
+    for name, layer in inside.items():
+        owner = name.rpartition(".")[0]
+        mixer = {"A_log", "D"} <= {own for own, _ in model.get_submodule(owner).named_parameters(recurse=False)}
+        width = layer.weight.shape[1 if isinstance(layer, Conv1D) else 0]
+        if (
+            _any_expert(name) in alive
+            and name not in past
+            and min(layer.weight.shape) >= 8
+            and not (width in experts and re.search(r"router|\.gate$|classifier", name))
+            and not (mixer and name != next(one for one in called if one.rpartition(".")[0] == owner))
+        ):
+            found.add(name)
+    return found
+
+
+def _any_expert(name: str) -> str:
+    """The name with `*` for the index of an expert, since some experts get no token."""
+    return re.sub(r"(?<=\bexperts\.)(expert_)?\d+", "*", name)
+
+
+def _holds_linear(item: nn.Module) -> bool:
+    return not isinstance(item, nn.Linear | Conv1D) and any(isinstance(m, nn.Linear | Conv1D) for m in item.modules())
+
+
+@torch.no_grad()
+def _is_linear(layer: Any) -> bool:
+    x = torch.randn(3, layer.nx if isinstance(layer, Conv1D) else layer.in_features)
+    try:
+        y = layer(x)
+        return isinstance(y, Tensor) and torch.allclose(y, _product(layer, x), rtol=1e-3, atol=1e-4)
+    except RuntimeError:
+        return False
+
+
+def _product(layer: Any, x: Tensor) -> Tensor:
+    weight = layer.weight.detach()
+    return F.linear(x, weight.T if isinstance(layer, Conv1D) else weight, layer.bias)

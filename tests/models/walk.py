@@ -1,0 +1,45 @@
+"""Walk over every causal and encoder-decoder type of the installed transformers.
+
+    python -m tests.models.walk results.jsonl [TYPE …]
+
+Each line of the file is the result of one type. Types that are in the file already are skipped, so that a walk which
+was interrupted goes on.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from tests.models.life import Life, live
+from tests.tiny_types import TASKS
+
+
+def types() -> list[tuple[str, str]]:
+    """Each model type with each of its tasks; encoder-decoders that read sounds or text are listed once."""
+    both = {model_type: task for task in ("speech", "seq2seq") for model_type in TASKS[task][1]}
+    return [(model_type, "causal") for model_type in TASKS["causal"][1]] + list(both.items())
+
+
+def read_results(file: Path) -> dict[tuple[str, str], Life]:
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return {(life.model_type, life.task): life for life in (Life(**json.loads(line)) for line in lines)}
+
+
+def main(file: str, *only: str) -> None:
+    results = read_results(Path(file))
+    for model_type, task in types():
+        if (model_type, task) in results or (only and model_type not in only):
+            continue
+        life = live(model_type, task)
+        with open(file, "a", encoding="utf-8") as out:
+            out.write(json.dumps(dataclasses.asdict(life), ensure_ascii=False) + "\n")
+        print(task, model_type, life.failed or "passed", flush=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    main(*sys.argv[1:])
