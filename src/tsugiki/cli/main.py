@@ -1,5 +1,6 @@
 """The `tsugiki` command: run a subcommand, and print errors and warnings in one line each."""
 
+import logging
 import os
 import signal
 import sys
@@ -67,6 +68,7 @@ def main() -> None:
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _interrupt)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of missing kernels
     try:
         status = app(arguments, standalone_mode=False)
     except TsugikiError as error:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import nn
-from transformers import set_seed
 
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.base.replica import replica_in

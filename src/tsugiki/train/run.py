@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import get_scheduler
 
 from tsugiki.base.checks import code_digest
 from tsugiki.base.identity import identity_of, why_different
@@ -384,6 +383,8 @@ def _schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int) -
     Raises:
         TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
     """
+    from transformers import get_scheduler  # imports PEFT and bitsandbytes where they are installed: seconds
+
     warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
     decay = config.decay_steps or math.ceil((config.decay_ratio or 0) * steps)
     options = {"num_decay_steps": decay, "decay_type": "linear"} if decay else None

@@ -81,7 +81,8 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
     Raises:
         TsugikiError: an unknown model type or field, or sizes that do not fit together.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+    from accelerate.utils import set_seed
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
