@@ -11,21 +11,26 @@ rendering of the previous turns with the generation prompt ends. To find the end
 conversation is rendered again with another content: the common suffix of the two renderings follows the content. The
 first special token in it ends the turn. Searching the rendering for the texts of the messages would not be reliable,
 because a text can occur several times.
+
+Templates are rendered in a process of their own (see `chat_process`), which calls `find_answers` and `render_prompt`.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tsugiki.data.chat_process import LimitExceeded, call
 from tsugiki.data.records import AssistantTurns, Conversation
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MAX_TURNS = 1000  # all turns before an answer are rendered again for each answer: 2 s for 1,000 turns
+_MAX_TEMPLATE = 1_000_000  # characters
+_MAX_TEXT = 10_000_000  # characters
 
 _Span: TypeAlias = tuple[int, int]
 _Messages: TypeAlias = list[dict[str, str]]
@@ -33,17 +38,17 @@ _Messages: TypeAlias = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template, with what is needed to render it."""
+    """A tokenizer's chat template, with what is needed to render it; JSON can represent it."""
 
     template: str
     variables: dict[str, Any]
     """The special tokens by name, for the template."""
     marked: bool
     """Whether the template marks answers with {% generation %}."""
-    special: re.Pattern[str]
-    """Matches special tokens, which a message must not contain."""
-    ending: re.Pattern[str]
-    """Matches tokens that can end a turn: special tokens and other tokens that were added to the vocabulary."""
+    special: str
+    """A regular expression that matches special tokens, which a message must not contain."""
+    ending: str
+    """One that matches tokens that can end a turn: special ones and others that were added to the vocabulary."""
     end: str | None
     """The tokenizer's end token."""
 
@@ -65,7 +70,7 @@ def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemp
     `source` names the record that requires the template, for the error.
 
     Raises:
-        TsugikiError: the tokenizer has no chat template, or several without a default.
+        TsugikiError: the tokenizer has no chat template, a very long one, or several without a default.
     """
     try:
         template = tokenizer.get_chat_template()
@@ -74,11 +79,13 @@ def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemp
             f"{source} is a conversation, but the tokenizer has no chat template; "
             "use a base model that has one, or give prompt and completion as texts"
         ) from error
+    if len(template) > _MAX_TEMPLATE:
+        raise TsugikiError(f"the chat template of the tokenizer has more than {_MAX_TEMPLATE:,} characters; replace it")
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return ChatTemplate(
         template=template,
-        variables=dict(tokenizer.special_tokens_map),
+        variables={name: _texts(token) for name, token in tokenizer.special_tokens_map.items()},
         marked=re.search(r"\{%[-+]?\s*generation\b", template) is not None,
         special=_any_of(special),
         ending=_any_of(special | {token.content for token in added if token.content.strip()}),
@@ -93,8 +100,8 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
 
     Raises:
         TsugikiError: there are more than 1,000 turns of which several count; a message contains a special token; the
-            template raises an error; or the rendering of a turn that counts in the loss differs from what the model
-            would generate.
+            template raises an error, or takes much time or memory; or the rendering of a turn that counts in the loss
+            differs from what the model would generate.
     """
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     wanted = answers if assistant_turns == "all" else answers[-1:]
@@ -107,17 +114,54 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
             f"{conversation.source} has {len(rendered):,} turns, more than {_MAX_TURNS:,}; split it into several "
             "conversations, or train on the last turn only (assistant_turns: last)"
         )
+    special = re.compile(template.special)
     for number, message in enumerate(rendered, 1):
-        if found := template.special.search(message.content):
+        if found := special.search(message.content):
             raise TsugikiError(
                 f"{conversation.source}: turn {number} ({message.role}) contains {found.group()}, which is a special "
                 "token of this tokenizer; remove it or the row"
             )
     messages = [{"role": message.role, "content": message.content} for message in rendered]
-    whole, marks = _render(template, messages, conversation.source)
+    text, spans = _call("find_answers", template, conversation.source, messages=messages, targets=targets)
+    return Rendering(text, tuple((start, stop) for start, stop in spans))
+
+
+def prompt_text(template: ChatTemplate, messages: _Messages) -> str:
+    """Render a conversation and the beginning of the answer that the model is to generate.
+
+    Raises:
+        TsugikiError: the template raises an error, or takes much time or memory.
+    """
+    text: str = _call("render_prompt", template, "a prompt", messages=messages)
+    return text
+
+
+def _call(function: str, template: ChatTemplate, source: str, **arguments: Any) -> Any:
+    try:
+        return call(function, template=asdict(template), source=source, **arguments)
+    except LimitExceeded as error:
+        raise TsugikiError(f"{source}: the chat template {error}; use a base model with another one") from error
+
+
+def find_answers(
+    template: Mapping[str, Any], source: str, messages: _Messages, targets: Sequence[int]
+) -> tuple[str, list[_Span]]:
+    """Do the work of `render`, for the turns with these indices, the last of which is the last turn."""
+    return _find_answers(ChatTemplate(**template), source, messages, targets)
+
+
+def render_prompt(template: Mapping[str, Any], source: str, messages: _Messages) -> str:
+    """Do the work of `prompt_text`."""
+    return _render(ChatTemplate(**template), messages, source, add_generation_prompt=True)[0]
+
+
+def _find_answers(
+    template: ChatTemplate, source: str, messages: _Messages, targets: Sequence[int]
+) -> tuple[str, list[_Span]]:
+    whole, marks = _render(template, messages, source)
     spans: list[_Span] = []
     for index in targets:
-        where = f"{conversation.source}: turn {index + 1}"
+        where = f"{source}: turn {index + 1}"
         start, stop, ended = _span(template, messages[: index + 1], whole, marks, where)
         if not ended:
             if index != targets[-1]:
@@ -130,7 +174,7 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
             whole = whole[:stop] + template.end
             stop = len(whole)
         spans.append((start, stop))
-    return Rendering(whole, tuple(spans))
+    return whole, spans
 
 
 def _span(
@@ -143,7 +187,7 @@ def _span(
     """
     finished, finished_marks = _render(template, turns, where)
     content_stop = len(finished) - _tail_length(template, turns, finished, where)
-    ending = template.ending.search(finished, content_stop)
+    ending = re.compile(template.ending).search(finished, content_stop)
     stop = ending.end() if ending else content_stop
     answers = sum(turn["role"] == "assistant" for turn in turns)
     if len(finished_marks) == answers <= len(marks):
@@ -191,12 +235,21 @@ def _render(
             add_generation_prompt=add_generation_prompt,
             **template.variables,
         )
+    except MemoryError:  # of this process, see chat_process
+        raise
     except Exception as error:  # a template is a program and can raise any exception
-        what = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        what = error_text(error).rstrip(".") or type(error).__name__
         raise TsugikiError(f"{where}: the chat template cannot render the conversation: {what}") from error
+    if len(texts[0]) > _MAX_TEXT:
+        raise TsugikiError(f"{where}: the chat template renders more than {_MAX_TEXT:,} characters")
     return texts[0], marks[0] if marks else []
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+def _texts(token: Any) -> Any:
+    """Return a special token, or a list of them, as text."""
+    return [str(item) for item in token] if isinstance(token, list | tuple) else str(token)
+
+
+def _any_of(tokens: Iterable[str]) -> str:
     longest_first = sorted((token for token in tokens if token), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    return "|".join(map(re.escape, longest_first)) or "(?!)"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
+from tsugiki.data.chat import prompt_text, read_template
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.export.vocabulary import adds_start, unsupported_normalizers
@@ -166,15 +167,13 @@ def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | Non
     """Compare a conversation as llama-cpp-python renders and tokenises it with the tokenizer's."""
     if tokenizer.chat_template is None or template is None or not _has_llama_cpp():
         return []
-    from jinja2 import TemplateError
-
     formatter = importlib.import_module("llama_cpp.llama_chat_format").Jinja2ChatFormatter(
         template, eos_token=tokenizer.eos_token or "", bos_token=tokenizer.bos_token or ""
     )
     for conversation in (_CONVERSATION, _CONVERSATION[1:]):
         try:
-            expected = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        except TemplateError:  # some templates reject the system role
+            expected = prompt_text(read_template(tokenizer, "the prompt"), conversation)
+        except TsugikiError:  # some templates reject the system role
             continue
         rendered = formatter(messages=conversation).prompt
         if expected != rendered:

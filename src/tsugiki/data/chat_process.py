@@ -1,0 +1,114 @@
+"""Render chat templates in a process of their own, with limits of time and memory.
+
+A chat template is a program that comes with a model. Jinja's sandbox keeps it from files and from Python's internals,
+but not from endless loops, or from texts of gigabytes that one expression makes (`'a' * 10**10`,
+`'%9999999999d' % 1`). No check inside the process stops all of these, so the system does: a process that exceeds a
+limit is ended, and the next conversation starts another one. Starting takes about a second, a call less than a
+millisecond more than rendering.
+
+                     limit of time           limit of memory
+    Linux            5 s of processor time   500 MB
+    macOS            5 s of processor time   none
+    Windows          60 s                    none
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import Any
+
+from tsugiki.errors import TsugikiError
+
+_SECONDS = 5
+_MEGABYTES = 500
+_HANG = 60  # seconds of wall time; much more than _SECONDS, because the machine may be busy
+_EXIT_TIMEOUT = 5  # seconds
+
+_lock = threading.Lock()
+_processes: dict[int, subprocess.Popen[bytes]] = {}
+"""Process id -> the process that renders for it; a forked process starts another one."""
+
+
+class LimitExceeded(Exception):
+    """The process was ended by one of its limits, or crashed. The message says which limits there are."""
+
+
+def call(function: str, **arguments: Any) -> Any:
+    """Call a function of `chat_worker.FUNCTIONS` in the other process.
+
+    Arguments and result are what JSON can represent. No second call runs at the same time.
+
+    Raises:
+        LimitExceeded: the call took too much time or memory.
+        TsugikiError: the function raised it.
+    """
+    request = json.dumps({"function": function, "arguments": arguments}).encode()
+    with _lock:
+        process = _running()
+        try:
+            answer = _ask(process, request)
+        except BaseException:  # an interruption: what is read next would be the answer to this call
+            _end(process)
+            raise
+        if not answer:
+            _end(process)
+            raise LimitExceeded(f"takes more than {_SECONDS} s or {_MEGABYTES} MB of memory")
+    result = json.loads(answer)
+    if "error" in result:
+        raise TsugikiError(result["error"])
+    return result["result"]
+
+
+def _ask(process: subprocess.Popen[bytes], request: bytes) -> bytes:
+    """Return the line that answers a request; empty if the process has ended."""
+    assert process.stdin
+    assert process.stdout
+    timer = threading.Timer(_HANG, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        process.stdin.write(request + b"\n")
+        process.stdin.flush()
+        return process.stdout.readline()
+    except OSError:  # the process ended while it read the request
+        return b""
+    finally:
+        timer.cancel()
+
+
+def _running() -> subprocess.Popen[bytes]:
+    process = _processes.get(os.getpid())
+    if process is None or process.poll() is not None:
+        process = subprocess.Popen(
+            # -P: a json.py in the working directory is not imported.
+            [sys.executable, "-P", "-m", "tsugiki.data.chat_worker", str(_SECONDS), str(_MEGABYTES * 10**6)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for this process
+        )
+        _processes[os.getpid()] = process
+        assert process.stdout
+        if not process.stdout.readline():
+            raise RuntimeError(f"the process for chat templates ended with status {process.wait()}")
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    _processes.pop(os.getpid(), None)
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe
+        with suppress(OSError):
+            pipe.close()
+
+
+@atexit.register
+def _close() -> None:
+    process = _processes.get(os.getpid())
+    if process is not None:
+        _end(process)
