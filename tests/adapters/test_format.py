@@ -30,8 +30,10 @@ from tsugiki import (
     ungraft,
 )
 from tsugiki.adapters.format import check_can_save, read_base
+from tsugiki.adapters.merge.to_folder import plan_merge, write_merged
 from tsugiki.adapters.verify import KnownBase, verify
 from tsugiki.base.identity import BaseIdentity
+from tsugiki.io.atomic import new_folder
 from tsugiki.lora.graft import active_name, is_grafted
 from tsugiki.lora.targets import base_modules
 from tsugiki.methods.bottleneck import BottleneckConfig
@@ -501,6 +503,19 @@ def test_a_base_of_another_name_is_reported_where_its_weights_are_unknown(tmp_pa
             load_adapter(model, tmp_path)
         said = [str(one.message) for one in found if "org/base" in str(one.message)]
         assert bool(said) == warned, name
+
+
+def test_pefts_copies_of_an_unchanged_vocabulary_are_merged_into_files(tmp_path: Path):
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    theirs = shake(peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), peft.LoraConfig()))
+    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    assert "base_model.model.lm_head.weight" in load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    plan = plan_merge(str(tmp_path / "base"), [tmp_path / "adapter"])
+    assert not any("embed" in key or "head" in key for key in plan.changed)
+    with new_folder(tmp_path / "merged") as out:
+        write_merged(plan, out)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert relative_error(logits(merged), logits(theirs)) < 1e-5
 
 
 def test_an_adapter_that_changes_nothing_is_reported(tmp_path: Path):

@@ -117,7 +117,7 @@ def test_biases_train_on_copies(bias: str):
     base = logits(model)
     adapter = graft(model, LoraConfig(target_modules=["c_attn"], bias=bias))  # type: ignore[arg-type]
     expected = {"none": 0, "lora_only": 2, "all": sum(name.endswith("bias") for name in own)}
-    assert len(adapter.biases) == expected[bias]
+    assert len(adapter.parameters) == expected[bias]
     assert torch.equal(logits(model), base)
     shake(model)
     ungraft(model)

@@ -32,8 +32,10 @@ from tsugiki.adapters.metadata import (
     write_metadata,
 )
 from tsugiki.adapters.probe import logit_shift
+from tsugiki.base.config import loading_errors
+from tsugiki.base.context import text_config
 from tsugiki.base.identity import identity_of, why_different
-from tsugiki.base.resolve import split_revision
+from tsugiki.base.resolve import local_folder, split_revision
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import files_into
 from tsugiki.io.digests import file_sha256
@@ -51,10 +53,11 @@ from tsugiki.lora.graft import (
     remove_adapter,
     set_adapter,
 )
-from tsugiki.lora.targets import base_modules, find_targets
+from tsugiki.lora.shared_parameters import shared_parameters
+from tsugiki.lora.targets import base_modules, find_targets, vocabulary_layers
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
-from tsugiki.methods.method import shape_problems
-from tsugiki.methods.peft_keys import base_name
+from tsugiki.methods.method import equal_when_rounded, shape_problems
+from tsugiki.methods.peft_keys import base_name, parameter_keys, without_duplicates
 from tsugiki.methods.table import FORMATS, format_of
 
 _SHOWN_PROBLEMS = 3
@@ -106,7 +109,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
         TsugikiError: a tensor of the adapter is not finite, or the folder cannot be written.
     """
     adapter_format = format_of(adapter.config)
-    tensors = adapter_format.tensors(model, adapter)
+    tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
     fields = _config_fields(model, adapter)
     broken = not_finite(tensors)
     if broken:
@@ -123,12 +126,13 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
 
 
 def check_can_save(model: nn.Module) -> None:
-    """Raise a TsugikiError if the config of the active adapter could not be written, or would select other layers.
+    """Raise a TsugikiError if the active adapter could not be written, or its config would select other layers.
 
     A run calls it before its first step, so that nothing is lost after the last one.
     """
     adapter = active_adapter(model)
     fields = _config_fields(model, adapter)
+    _resized_vocabulary(model, adapter)
     if not isinstance(adapter.config, LoraConfig):
         return
     written = format_of(adapter.config).from_json(
@@ -142,6 +146,47 @@ def check_can_save(model: nn.Module) -> None:
             f"this adapter cannot be saved: target_modules={written.target_modules} would select other layers than "
             f"those that were grafted, such as {min(selected ^ layers)}; choose other target_modules"
         )
+
+
+def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
+    """Return the weights of the embedding and the head if they have another number of rows than in the base's files.
+
+    Raises:
+        TsugikiError: they have, and the file of this method has no place for them, or they are quantised.
+    """
+    rows, before = getattr(text_config(model), "vocab_size", None), _words_in_files(model)
+    if before is None or rows == before:
+        return {}
+    resized = f"the vocabulary of {model.name_or_path} was resized from {before} to {rows}"
+    if not isinstance(adapter.config, LoraConfig):
+        raise TsugikiError(
+            f"{resized}, which only the file of a LoRA adapter can hold; save the resized model before you graft "
+            "(model.save_pretrained), and train on what was saved"
+        )
+    tensors: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for path, layer in vocabulary_layers(model).items():
+        name, weight = f"{path}.weight", layer._parameters.get("weight")
+        if weight is None or not weight.is_floating_point():
+            raise TsugikiError(f"{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised")
+        if path not in adapter.modules and name not in adapter.parameters and id(weight) not in stored:
+            tensors[parameter_keys(name)[path in adapter.pairs]] = weight
+            stored.add(id(weight))  # a weight that both share is stored once
+    return tensors
+
+
+def _words_in_files(model: nn.Module) -> int | None:
+    """Return the size of the vocabulary by the files of the base; None if they are not on this machine."""
+    config: Any = getattr(model, "config", None)
+    name = getattr(model, "name_or_path", "")
+    folder = local_folder(name) if name else None
+    if folder is None or not hasattr(config, "get_text_config"):
+        return None
+    with loading_errors(name):
+        # Its class reads the config of a model with code of its own, too, and runs none of the code.
+        in_files = type(config).from_pretrained(folder, local_files_only=True).get_text_config()
+    words: int | None = getattr(in_files, "vocab_size", None)
+    return words
 
 
 def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
@@ -392,7 +437,7 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
         hint = f"; {pickled.name} is a pickle, which is not loaded" if pickled.is_file() else ""
         raise TsugikiError(f"no adapter weights: {path} is missing{hint}")
     try:
-        return load_file(path)
+        return without_duplicates(load_file(path))
     except (SafetensorError, OSError) as error:
         raise TsugikiError(f"{path} is broken: {_other_format(path) or error}") from error
 
@@ -400,19 +445,21 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
 def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """List what is wrong with the names, shapes and dtypes of an adapter's tensors.
 
-    PEFT may store weights of the base with an adapter; a tensor equal to such a weight is not listed. If `model` is on
-    the meta device, a tensor of the right name and shape counts as equal.
+    PEFT may store weights of the base with an adapter, and a weight that embedding and head share twice; a tensor equal
+    to such a weight is not listed. If `model` is on the meta device, a tensor of the right name and shape counts as
+    equal.
 
     Args:
         model: the base.
         expected: the tensors that an adapter of this config has for this model.
         found: the tensors in the file.
     """
-    surplus = {key: tensor for key, tensor in found.items() if key not in expected}
+    surplus = [key for key in found if key not in expected]
     owners = dict(base_modules(model)) if surplus else {}
+    shared = shared_parameters(model) if surplus else {}
     return [
         *shape_problems({key: tensor.shape for key, tensor in expected.items()}, found),
-        *(f"{key} is not part of the adapter" for key in surplus if not _is_copy_of_base(owners, key, surplus[key])),
+        *(f"{key} is not part of the adapter" for key in surplus if not _is_copy(owners, shared, expected, found, key)),
         *(
             f"{key} holds numbers of the type {found[key].dtype}, expected {tensor.dtype}"
             for key, tensor in expected.items()
@@ -437,14 +484,32 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
     return tensor.is_floating_point(), tensor.is_complex()
 
 
-def _is_copy_of_base(owners: Mapping[str, nn.Module], key: str, tensor: Tensor) -> bool:
-    """Return whether a tensor of the file is a frozen weight of the base, of which `owners` are the modules by name."""
-    path, _, attribute = base_name(key).rpartition(".")
+def _is_copy(
+    owners: Mapping[str, nn.Module],
+    shared: Mapping[str, list[str]],
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    key: str,
+) -> bool:
+    """Return whether a tensor of a file is a weight of the base, or one of the adapter under another of its names.
+
+    Args:
+        owners: the modules of the base, by name.
+        shared: the names of its shared parameters.
+        expected: the tensors of the adapter.
+        found: the tensors of the file.
+        key: the name of one of them.
+    """
+    name, tensor = base_name(key), found[key]
+    path, _, attribute = name.rpartition(".")
     owner = owners.get(path)
     weight = owner._parameters.get(attribute) if owner is not None else None
     if weight is None or weight.shape != tensor.shape:
         return False
-    return weight.is_meta or torch.equal(weight.to(tensor.dtype), tensor)
+    if weight.is_meta or equal_when_rounded(weight, tensor):
+        return True
+    others = {other for one in shared.get(name, ()) for other in parameter_keys(one)}
+    return any(torch.equal(found[other], tensor) for other in others & expected.keys() & found.keys())
 
 
 def _other_format(path: Path) -> str:

@@ -2,7 +2,8 @@
 
 Each target `layer` is wrapped as `LoraLinear(layer)`, `LoraEmbedding(layer)` or `LoraConv2d(layer)` and stays wrapped
 while the model holds the adapter; the layer's pair is in it while the adapter is active. Biases and modules that train
-(`bias`, `modules_to_save`) are copies that replace the base's while the adapter is active.
+(`bias`, `modules_to_save`), and the weights of a resized vocabulary, are copies that replace the base's while the
+adapter is active.
 """
 
 import copy
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.batchnorm import unfreeze_batchnorm
@@ -51,7 +52,8 @@ class LoraAdapter:
     config: LoraConfig
     pairs: dict[str, LowRank]
     modules: dict[str, nn.Module]
-    biases: dict[str, nn.Parameter]
+    parameters: dict[str, nn.Parameter]
+    """Trained biases, and frozen weights of a vocabulary that has more words than the base's."""
 
     @property
     def wrapped(self) -> set[str]:
@@ -59,18 +61,18 @@ class LoraAdapter:
         return set(self.pairs)
 
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
-        """Put pairs, modules and biases into the model."""
+        """Put pairs, modules and parameters into the model."""
         layers = _grafted(model, self.pairs)
         undo.append(partial(deactivate_factors, layers))
         for layer, pair in zip(layers, self.pairs.values(), strict=True):
             activate_factors(layer, pair)
         for path, module in self.modules.items():
             replace_module(model, path, module, undo)
-        for path, bias in self.biases.items():
-            replace_parameter(model, path, bias, undo)
+        for path, parameter in self.parameters.items():
+            replace_parameter(model, path, parameter, undo)
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
-        """Add ΔW to the weight of each layer with a pair; replace biases and modules by the trained ones."""
+        """Add ΔW to the weight of each layer with a pair; replace parameters and modules by the adapter's."""
         every = dict(base_modules(model))
         layers = {path: every[path] for path in self.pairs}
         for path, layer in layers.items():
@@ -79,10 +81,13 @@ class LoraAdapter:
                     f"{path} is a convolution with {layer.groups} groups, into whose kernel no pair can be merged; "
                     "keep the adapter separate"
                 )
-        updates: dict[str, WeightUpdate] = {
-            f"{path}.weight": partial(updated_weight, layer, self.pairs[path]) for path, layer in layers.items()
-        }
-        return updates | {path: replace_with(bias) for path, bias in self.biases.items()} | module_updates(self.modules)
+        replacements = {id(parameter): replace_with(parameter) for parameter in self.parameters.values()}
+        updates = {path: replacements[id(parameter)] for path, parameter in self.parameters.items()}
+        for path, layer in layers.items():
+            update: WeightUpdate = partial(updated_weight, layer, self.pairs[path])
+            replaced = self.parameters.get(f"{path}.weight")
+            updates[f"{path}.weight"] = update if replaced is None else partial(_updated, update, replaced)
+        return updates | module_updates(self.modules)
 
 
 def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
@@ -145,6 +150,10 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, n
     if not found:
         raise TsugikiError(f"bias is {config.bias!r}, but none of these layers has a bias; use bias='none'")
     return found
+
+
+def _updated(update: WeightUpdate, replaced: Tensor, _: Tensor) -> Tensor:
+    return update(replaced)
 
 
 def _grafted(model: nn.Module, paths: Collection[str]) -> list[Grafted]:

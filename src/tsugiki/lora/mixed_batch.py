@@ -187,10 +187,10 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
             f"{name!r} is not a LoRA adapter ({kind}) and cannot be used for single rows; set_adapter activates it for "
             "the whole batch"
         )
-    copies = [*adapter.modules, *adapter.biases]
+    copies = [*adapter.modules, *adapter.parameters]
     if copies:
         raise TsugikiError(
-            f"{name!r} trains {copies[0]} on a copy ({len(copies)} such), which cannot be used for single rows; "
+            f"{name!r} has a copy of {copies[0]} ({len(copies)} such), which cannot be used for single rows; "
             "set_adapter activates it for the whole batch"
         )
     return adapter

@@ -96,6 +96,17 @@ def output_head(model: Any) -> nn.Module | None:
     return None if head is None else base_of(head)
 
 
+def vocabulary_layers(model: Any) -> dict[str, nn.Module]:
+    """Return the token embedding and the output head by their names before any graft, as far as the model tells."""
+    if not hasattr(model, "get_input_embeddings"):
+        return {}
+    try:
+        ends = [base_of(model.get_input_embeddings()), output_head(model)]
+    except NotImplementedError:
+        return {}
+    return _with_first_names({name: layer for name, layer in base_modules(model) if any(layer is end for end in ends)})
+
+
 def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: Names | None) -> list[str]:
     """Return the names of the layers that `target_modules` selects, without regard to the other settings."""
     if targets == "all-linear":

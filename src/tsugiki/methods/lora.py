@@ -19,6 +19,9 @@ The tensors in the file have PEFT's names and shapes:
     base_model.model.<module path>.base_layer.bias          (a trained bias of a grafted layer)
     base_model.model.<parameter path>                       (other biases, modules_to_save)
 
+If the vocabulary of the base was resized, the file also has the weights of its embedding and output head, as in PEFT.
+They replace those of the base while the adapter is active, and do not train.
+
 PiSSA starts from factors A0 and B0 whose product is not zero, and its update is B A - B0 A0. The file has it as the
 LoRA of rank 2r that computes the same: lora_A is A above A0, lora_B is B next to -B0. The ranks in the config are
 doubled and its alphas raised, so that the scaling stays the same. Every version of PEFT reads it as an ordinary LoRA.
@@ -50,9 +53,17 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.layer import pair_shapes
 from tsugiki.lora.names import check_names
-from tsugiki.lora.targets import base_modules, find_targets, shortest_target_modules
-from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
-from tsugiki.methods.peft_keys import PREFIX, base_layer_key, factor_keys, magnitude_key
+from tsugiki.lora.shared_parameters import shared_parameters
+from tsugiki.lora.swap import Undo, replace_parameter, undo_all
+from tsugiki.lora.targets import (
+    base_modules,
+    find_modules_to_save,
+    find_targets,
+    shortest_target_modules,
+    vocabulary_layers,
+)
+from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_rounded, read_fields
+from tsugiki.methods.peft_keys import PREFIX, factor_keys, magnitude_key, parameter_keys
 
 _HARMLESS = frozenset(
     {
@@ -81,9 +92,11 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
             tensors[magnitude_key(path)] = pair.magnitude
     for path, module in adapter.modules.items():
         tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in module.state_dict().items()}
-    for path, bias in adapter.biases.items():
-        owner, _, attribute = path.rpartition(".")
-        tensors[base_layer_key(owner, attribute) if owner in adapter.pairs else f"{PREFIX}{path}"] = bias
+    stored: set[int] = set()  # a weight with several names is stored once
+    for path, parameter in adapter.parameters.items():
+        if id(parameter) not in stored:
+            tensors[parameter_keys(path)[path.rpartition(".")[0] in adapter.pairs]] = parameter
+        stored.add(id(parameter))
     return tensors
 
 
@@ -102,13 +115,52 @@ def _load_tensors(model: nn.Module, adapter: LoraAdapter, file_tensors: Mapping[
 
 def _build_for(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, Tensor]) -> LoraAdapter:
     """Build an adapter for a file, if the ranks in the file are those that the config gives."""
+    vocabulary = _vocabulary_of(model, config, file_tensors)
     ranks = _as_ordinary_lora(config)
     expected: dict[str, tuple[int, ...]] = {}
     for path, layer in find_targets(model, config).items():
         keys = factor_keys(path, isinstance(layer, nn.Embedding))
         expected |= zip(keys, pair_shapes(layer, ranks.rank_of(path)), strict=True)
     check_shapes(expected, file_tensors)
-    return new_lora_adapter(model, config)
+    undo: list[Undo] = []
+    try:  # DoRA keeps the lengths of a weight's rows
+        for path, weight in vocabulary.items():
+            replace_parameter(model, path, weight, undo)
+        adapter = new_lora_adapter(model, config)
+    finally:
+        undo_all(undo)
+    adapter.parameters |= vocabulary
+    return adapter
+
+
+def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Return frozen copies of the weights of embedding and head, by name, if the file has others than the base's.
+
+    Raises:
+        TsugikiError: they have another number of rows than the base's.
+    """
+    shared = shared_parameters(model)
+    saved_whole = tuple(f"{path}." for path in find_modules_to_save(model, config))
+    copies: dict[str, nn.Parameter] = {}
+    for path, layer in vocabulary_layers(model).items():
+        weight, name = layer._parameters.get("weight"), f"{path}.weight"
+        if weight is None or name in copies:
+            continue
+        # A weight that embedding and head share stays one, except where a module trains as a whole.
+        names = shared.get(name, [name])
+        for one in names:
+            for key in parameter_keys(one):
+                if key in file_tensors and len(file_tensors[key]) != len(weight):
+                    raise TsugikiError(
+                        f"the vocabulary of its base has {len(file_tensors[key])} words ({key}), and this one has "
+                        f"{len(weight)}; call model.resize_token_embeddings({len(file_tensors[key])}) first"
+                    )
+        frozen = [one for one in names if not one.startswith(saved_whole)]
+        keys = [key for one in frozen for key in parameter_keys(one) if key in file_tensors]
+        if keys and not weight.is_meta and not equal_when_rounded(weight, file_tensors[keys[0]]):
+            check_shapes({keys[0]: weight.shape}, file_tensors)
+            copies |= dict.fromkeys(frozen, nn.Parameter(file_tensors[keys[0]].to(weight), requires_grad=False))
+    return copies
 
 
 def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text, summarise_list
@@ -142,6 +143,11 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
         return config(**{name: value for name, value in fields.items() if name in known and value is not None})
     except (TypeError, ValueError, AttributeError) as error:  # for example a list where the config expects a mapping
         raise TsugikiError(str(error)) from error
+
+
+def equal_when_rounded(one: Tensor, other: Tensor) -> bool:
+    """Return whether two weights are equal in the dtype of one of them, since files and bases differ in theirs."""
+    return one.shape == other.shape and (torch.equal(one.to(other), other) or torch.equal(other.to(one), one))
 
 
 def check_shapes(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> None:

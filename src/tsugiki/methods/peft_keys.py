@@ -8,8 +8,11 @@ base_model.model.<parameter>                                        any other pa
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 PREFIX = "base_model.model."
 """In the names of a PEFT file, every module path of the base follows this prefix."""
@@ -43,9 +46,10 @@ def magnitude_key(layer: str) -> str:
     return f"{PREFIX}{layer}.lora_magnitude_vector"
 
 
-def base_layer_key(layer: str, attribute: str) -> str:
-    """Return the name of a parameter that a layer with LoRA has in the base, such as its bias."""
-    return f"{PREFIX}{layer}{_BASE_LAYER}{attribute}"
+def parameter_keys(name: str) -> tuple[str, str]:
+    """Return the names in the file of a parameter of the base, if its layer has no LoRA and if it has."""
+    layer, _, attribute = name.rpartition(".")
+    return f"{PREFIX}{name}", f"{PREFIX}{layer}{_BASE_LAYER}{attribute}"
 
 
 def parse_factor_key(key: str) -> FactorKey | None:
@@ -55,6 +59,16 @@ def parse_factor_key(key: str) -> FactorKey | None:
         return None
     part = match["linear"] or match["embedding"] or "magnitude"
     return FactorKey(match["layer"], part, match["embedding"] is not None)  # type: ignore[arg-type]
+
+
+def without_duplicates(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Leave out what PEFT stores besides a module that trains as a whole, if the vocabulary was resized.
+
+    These are the same values under another name, which it does not read, and the base's, which they replace.
+    """
+    saved = {key for key in tensors if ".modules_to_save." in key and key.replace(".modules_to_save.", ".") in tensors}
+    surplus = saved | {key.replace(".modules_to_save.", ".original_module.") for key in saved}
+    return {key: tensor for key, tensor in tensors.items() if key not in surplus}
 
 
 def base_name(key: str) -> str:

@@ -44,7 +44,7 @@ def load_weighted_sum(
         return adapters[0]
     weights = weights_or_ones(weights, len(adapters))
     for folder, adapter in zip(folders, adapters, strict=True):
-        if not isinstance(adapter, LoraAdapter) or adapter.modules or adapter.biases or adapter.config.use_dora:
+        if not isinstance(adapter, LoraAdapter) or adapter.modules or adapter.parameters or adapter.config.use_dora:
             raise TsugikiError(
                 f"{folder} has more than low-rank updates of layers (DoRA, trained biases or modules, or another "
                 "method), so it cannot be weighted or added to others; merge it alone and without --weights"

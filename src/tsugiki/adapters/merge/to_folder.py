@@ -37,7 +37,7 @@ from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.lora.merge import untie
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import Undo, WeightUpdate, replace_parameter, undo_all
-from tsugiki.methods.peft_keys import base_name, is_base_layer_key
+from tsugiki.methods.peft_keys import base_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,11 +289,12 @@ def _values_to_compare(
 ) -> Iterator[None]:
     """Within the block, give the placeholder model the real values of weights that the adapters' files have copies of.
 
-    PEFT stores the frozen weight of an embedding with LoRA; reading the adapter compares it with the base's.
+    PEFT stores the frozen weight of an embedding with LoRA, and of a resized one; reading the adapter compares it with
+    the base's.
     """
     undo: list[Undo] = []
     for folder in adapters:
-        for tensor in filter(is_base_layer_key, map_weights(folder)):
+        for tensor in map_weights(folder):
             names = shared.get(base_name(tensor), [base_name(tensor)])
             key = next((key_of[name] for name in names if name in key_of), None)
             if key is not None:
