@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DocumentMasking: TypeAlias = Literal["position_ids", "attention_mask", "separate_rows"]
 """By position ids that start again, by a 4-d attention mask, or not at all: each document has separate rows."""
 
+FLASH = "flash_attention_2"
+"""The name of flash attention as transformers' `attn_implementation`."""
+
 _FIRST, _SECOND = 9, 14  # the lengths of the two documents that are tried, in tokens
 _PAIRS = 4  # how many pairs of documents, if they are short
 _SHORT = 64  # tokens
@@ -148,6 +151,28 @@ def takes_packed_masks(base: Any) -> bool:
     return additive and not has_unknown_window(base) and not hasattr(base, PROMPT_ATTRIBUTE)
 
 
+def flash_arguments(positions: Tensor) -> dict[str, Any]:
+    """Return the arguments by which flash attention finds the documents of packed rows, without any mask.
+
+    transformers' flash attention can find them itself, but only in a batch of one row, and the host has to wait for
+    the device in each layer.
+
+    Args:
+        positions: of the text, [rows, tokens], on the processor.
+    """
+    starts = (positions.diff(prepend=positions[:, :1], dim=-1) != 1).flatten().nonzero()[:, 0].to(torch.int32)
+    ends = F.pad(starts, (0, 1), value=positions.numel())
+    longest = int(ends.diff().max())
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def keeps_apart_by_flash(model: "PreTrainedModel") -> bool:
+    """Whether `flash_arguments` keep documents apart in a model whose attention is flash attention."""
+    documents = _documents(model, _PAIRS, _SECOND)
+    with evaluating(model):
+        return _keeps_apart(model, "flash", *documents)
+
+
 def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
     """Return the masks of rows with this layout, in the form in which the model makes its own.
 
@@ -253,7 +278,7 @@ def _documents(model: "PreTrainedModel", rows: int, length: int) -> tuple[Tensor
 
 
 def _keeps_apart(
-    model: "PreTrainedModel", masking: DocumentMasking, first: Tensor, other: Tensor, second: Tensor
+    model: "PreTrainedModel", masking: DocumentMasking | Literal["flash"], first: Tensor, other: Tensor, second: Tensor
 ) -> bool:
     """Whether the second document's hidden states after each of the first ones are those that it has alone."""
     packed = _hidden_of_second(model, first, second, masking)
@@ -263,10 +288,17 @@ def _keeps_apart(
     return float(difference) <= _SAME and same_to_rounding(packed, alone)
 
 
-def _hidden_of_second(model: "PreTrainedModel", first: Tensor, second: Tensor, masking: DocumentMasking) -> Tensor:
+def _hidden_of_second(
+    model: "PreTrainedModel", first: Tensor, second: Tensor, masking: DocumentMasking | Literal["flash"]
+) -> Tensor:
     """Return the hidden states of the second of two documents in one row, [rows, length, width]."""
     lengths = first.shape[1], second.shape[1]
-    positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])
     ids = torch.cat([first, second], dim=1)
-    batch = {"input_ids": ids, "position_ids": positions.expand(len(ids), -1)}
-    return last_hidden_states(model, mask_documents(batch, masking, model.dtype))[:, lengths[0] :]
+    positions = torch.cat([torch.arange(length) for length in lengths]).expand(len(ids), -1)
+    batch = {"input_ids": ids, "position_ids": positions.to(ids.device)}
+    if masking == "flash":
+        flash = flash_arguments(positions)
+        batch |= {name: end.to(ids.device) if isinstance(end, Tensor) else end for name, end in flash.items()}
+    else:
+        batch = mask_documents(batch, masking, model.dtype)
+    return last_hidden_states(model, batch)[:, lengths[0] :]

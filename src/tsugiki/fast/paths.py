@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from tsugiki.base.context import max_positions, possible_windows
+from tsugiki.base.context import max_positions, possible_windows, virtual_tokens
 from tsugiki.base.inference import evaluating, last_hidden_states, probe_ids, same_to_rounding
 from tsugiki.fast.attention import NAME, register
+from tsugiki.fast.document_masks import FLASH, keeps_apart_by_flash
 from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
 from tsugiki.fast.modules import restore_modules, use_fused_modules
 from tsugiki.lora.graft import base_alone, is_merged
@@ -37,13 +38,16 @@ def use_fast_paths(
 
     Args:
         model: a causal language model, grafted or not.
-        attention: compute attention in blocks (see `fast.attention`), if the model is on the processor. Accelerators
-            have fast attention of their own, which transformers' `sdpa` and `flash_attention` use.
+        attention: on a processor, compute attention in blocks (see `fast.attention`). On a GPU, use flash attention
+            if it is installed (the package flash-attn) and the weights have 16 bits; otherwise torch's own attention.
         modules: fuse activations, gated feed-forward networks and RMSNorm (see `fast.modules`).
         loss: compute the loss of `model(…, labels=…)` without whole logits (see `fast.forward`).
     """
-    if attention and model.device.type == "cpu" and not hasattr(model, _FORMER_ATTENTION):
-        _use_block_attention(model)
+    if attention and not hasattr(model, _FORMER_ATTENTION):
+        if model.device.type == "cpu":
+            _use_block_attention(model)
+        elif model.device.type == "cuda" and _has_flash_attention():
+            _use_flash_attention(model)
     if modules:
         setattr(model, _REPLACED_MODULES, [*getattr(model, _REPLACED_MODULES, []), *use_fused_modules(model)])
     if loss:
@@ -72,6 +76,28 @@ def _use_block_attention(model: "PreTrainedModel") -> None:
             fits = same_to_rounding(_probe(model), expected)
         except (ValueError, RuntimeError, TypeError, KeyError):  # the architecture computes its attention itself
             fits = False
+    if fits:
+        setattr(model, _FORMER_ATTENTION, former)
+    else:
+        model.set_attn_implementation(former)
+
+
+def _has_flash_attention() -> bool:
+    from transformers.utils import is_flash_attn_2_available
+
+    return bool(is_flash_attn_2_available())
+
+
+def _use_flash_attention(model: "PreTrainedModel") -> None:
+    """Use flash attention, which needs no masks for packed rows, unless the model must have masks for a soft prompt."""
+    former = model.config._attn_implementation
+    if model.dtype.itemsize != 2 or virtual_tokens(model):
+        return
+    try:
+        model.set_attn_implementation(FLASH)
+        fits = keeps_apart_by_flash(model)
+    except Exception:  # the architecture or the card does not support it; their code may raise anything
+        fits = False
     if fits:
         setattr(model, _FORMER_ATTENTION, former)
     else:

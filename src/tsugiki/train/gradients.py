@@ -39,7 +39,7 @@ from tsugiki.base.context import rope_depends_on_length
 from tsugiki.base.inference import seeded
 from tsugiki.data.batches import StepBatches
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.document_masks import packed_masks, takes_packed_masks
+from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.masks import masks_from
@@ -104,10 +104,10 @@ class Gradients:
         alone = base_dropout or rope_depends_on_length(computing)
         self.micro_batch_size = 1 if alone else micro_batch_size or batches.batch_size
         self._in_threads = accelerator.device.type == "cpu" and not alone and not self.sharded
+        by_positions = batches.collate.masking == "position_ids"
+        self._by_flash = by_positions and computing.config.get_text_config()._attn_implementation == FLASH
         self._passes_masks = (
-            accelerator.device.type != "cpu"
-            and batches.collate.masking == "position_ids"
-            and takes_packed_masks(computing.base_model)
+            accelerator.device.type != "cpu" and by_positions and takes_packed_masks(computing.base_model)
         )
 
     def step(self, step: int, stop: bool = False) -> Tensor:
@@ -198,15 +198,17 @@ class Gradients:
     def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         """Move a batch to the device without waiting for it, and convert a mask to the dtype of the model."""
         device = self.accelerator.device
-        if device.type == "cuda":
-            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-        moved = {
-            name: tensor.to(device, self.computing.dtype if tensor.is_floating_point() else None, non_blocking=True)
-            for name, tensor in batch.items()
-        }
+        arguments: dict[str, Any] = dict(batch)
+        if self._by_flash:
+            arguments |= flash_arguments(batch["position_ids"])
+        for name, tensor in arguments.items():
+            if isinstance(tensor, Tensor):
+                dtype = self.computing.dtype if tensor.is_floating_point() else None
+                on_host = tensor.pin_memory() if device.type == "cuda" else tensor
+                arguments[name] = on_host.to(device, dtype, non_blocking=True)
         if self._passes_masks:
-            return {**moved, "attention_mask": packed_masks(self.computing.base_model, moved["position_ids"])}
-        return moved
+            arguments["attention_mask"] = packed_masks(self.computing.base_model, arguments["position_ids"])
+        return arguments
 
     def _add(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
         for weight, gradient in zip(self.weights, gradients, strict=True):
@@ -222,15 +224,10 @@ class Gradients:
             TsugikiError: it was one row already, or the model is sharded, so that all processes must do the same.
         """
         device = self.accelerator.device
-        if self.sharded and len(micro.rows) > 1:
-            raise TsugikiError(
-                f"the memory of {device} does not suffice to train on {len(micro.rows)} rows of "
-                f"{self.batches.blocks.block_size} tokens at once: set --micro-batch-size to {len(micro.rows) // 2}"
-            ) from error
         if self.sharded and len(micro.rows) > 1:  # the other processes would not take part in another call
             raise TsugikiError(
                 f"the memory of {device} does not suffice to train on {len(micro.rows)} rows of "
-                f"{self.batches.blocks.block_size} tokens at once: choose a smaller --micro-batch-size"
+                f"{self.batches.blocks.block_size} tokens at once: set --micro-batch-size to {len(micro.rows) // 2}"
             ) from error
         if len(micro.rows) == 1:
             raise TsugikiError(

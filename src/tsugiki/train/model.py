@@ -103,6 +103,8 @@ def make_gradients(
         dtype = torch_dtype(_compute_dtype(config, model.device))
         computing = model if dtype == torch.float32 else replica_in(dtype, model)
         use_fast_paths(computing)
+    elif not is_sharded(model) and model.device.type != "cpu":
+        use_fast_paths(model, modules=False, loss=False)  # flash attention can be tried on the device only
     rows = config.micro_batch_size
     if rows is None and accelerator.device.type == "cpu":
         rows = max(1, (_ADAPTER_TOKENS if is_grafted(model) else _MODEL_TOKENS) // batches.blocks.block_size)
