@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -179,6 +180,43 @@ def test_bad_input_is_one_line_of_one_process(arguments: list[str], fact: str, f
     assert len(lines) == 1, lines
     assert re.search(fact, lines[0])
     assert not (folder / "bad").exists()
+
+
+AS_RANK = """
+import os, sys
+from tsugiki.cli.main import main
+sys.argv = ["tsugiki", *sys.argv[1:], "--seed", os.environ["RANK"]]
+main()
+"""
+
+
+def test_processes_with_different_settings_end_with_one_line(folder: Path):
+    arguments = command(folder, "--out", str(folder / "different"))[3:]
+    with pytest.raises(ProcessesFailed) as failed:
+        run_command([sys.executable, "-c", AS_RANK, *arguments])
+    lines = [line for process in failed.value.finished for line in process.stderr.splitlines()]
+    assert [process.code for process in failed.value.finished] == [2, 2]
+    assert len(lines) == 1, lines
+    assert re.search("process 1 differs from process 0 in seed:", lines[0])
+    assert not (folder / "different").exists()
+
+
+def test_a_port_in_use_is_one_line(folder: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        run = subprocess.run(
+            command(folder, "--out", str(folder / "port")),
+            env={**os.environ, **torchrun, **master},
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert run.returncode == 2
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+    assert str(port) in run.stderr
+    assert "MASTER_PORT" in run.stderr
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":

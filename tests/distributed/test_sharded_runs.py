@@ -1,6 +1,8 @@
 """Whole runs of `tsugiki train --shard fsdp` on two gloo processes against runs of one process."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -141,3 +143,26 @@ def test_one_process_has_nothing_to_split(folder: Path):
     train(run_config(folder, "one", shard="fsdp"))
     train(run_config(folder, "plain"))
     assert (folder / "one" / ADAPTER_FILE).read_bytes() == (folder / "plain" / ADAPTER_FILE).read_bytes()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_three_processes_with_a_third_of_the_base_each(folder: Path):
+    config = run_config(folder)
+    settings = ["--model", config.model, "--data", config.data, "--max-steps", "3", "--block-size", "32"]
+    losses = {}
+    for shard in ("none", "fsdp"):
+        out = folder / f"torchrun-{shard}"
+        arguments = ["train", *settings, "--base-dtype", "fp32", "--out", str(out), "--shard", shard]
+        launcher = ["torch.distributed.run", "--nproc-per-node", "3", "--standalone", "-m"]
+        run = subprocess.run(
+            [sys.executable, "-m", *(launcher if shard == "fsdp" else []), "tsugiki", *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert run.returncode == 0, run.stderr
+        assert "Traceback" not in run.stderr
+        losses[shard] = [point.loss for point in read_record(out).loss_curve]
+    assert losses["fsdp"] == pytest.approx(losses["none"], rel=1e-5)
+    assert_same_weights(folder / "torchrun-fsdp", folder / "torchrun-none")

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list, gather_object
 
-from tsugiki.errors import OtherProcessError, TsugikiError, error_text
+from tsugiki.errors import OtherProcessError, TsugikiError, error_text, summarise_list
 from tsugiki.ranks import several_processes
 from tsugiki.train.config import DeviceName
 
@@ -57,6 +57,11 @@ def start_accelerator(
         # On a processor, accelerate connects the processes only if it is told to use the processor.
         return Accelerator(cpu=kind == "cpu", log_with=list(trackers) or None, project_dir=logging_folder)
     except (ValueError, RuntimeError) as error:
+        port = os.environ.get("MASTER_PORT")
+        if "EADDRINUSE" in str(error):
+            raise TsugikiError(
+                f"port {port} of this machine is in use: choose another one (torchrun --master-port, or MASTER_PORT)"
+            ) from error
         raise TsugikiError(f"cannot start on {kind}: {error_text(error)}") from error
 
 
@@ -107,16 +112,19 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> No
         facts: name -> value, with names that a message can show.
 
     Raises:
-        TsugikiError: some differ.
+        TsugikiError: some differ; this process is the main one.
+        OtherProcessError: some differ.
     """
     everywhere: list[Mapping[str, object]] = gather_object([facts])
     first = everywhere[0]
     for number, others in enumerate(everywhere):
-        different = [name for name, value in first.items() if others[name] != value]
+        different = [name for name in {**first, **others} if first.get(name) != others.get(name)]
+        if different and not accelerator.is_main_process:
+            raise OtherProcessError
         if different:
             raise TsugikiError(
-                f"process {number} has other {' and other '.join(different)} than process 0: start all processes with "
-                "the same command, and give all machines the same files"
+                f"process {number} differs from process 0 in {summarise_list(different)}: start all processes with the "
+                "same command, and give all machines the same files"
             )
 
 

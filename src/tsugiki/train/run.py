@@ -206,7 +206,8 @@ def run(
     check_agreement(
         accelerator,
         {
-            "settings": config.to_record() | {"shard": config.shard},
+            **config.to_record(),
+            "shard": config.shard,
             "data": record.data,
             "base model": record.base,
             "settings that depend on the machine": resolved,
