@@ -4,6 +4,7 @@ import itertools
 import random
 import re
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -123,6 +124,12 @@ def test_what_cannot_be_matched_is_refused_with_the_reason(text: str, fact: str)
         LoraConfig(target_modules=text)
     assert str(caught.value).startswith("target_modules: ")
     assert len(str(caught.value)) < 400
+
+
+def test_an_expression_that_python_may_change_is_no_warning():
+    with warnings.catch_warnings(action="error"):
+        assert compile_pattern("[[a-z]b")("[b")
+        assert PatternTable("rank_pattern", {"[[a-z]c": 1}).look_up("x.[c", 0) == 1
 
 
 def test_a_name_that_takes_too_many_steps_is_refused():

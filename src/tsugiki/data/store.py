@@ -112,7 +112,7 @@ def open_store(
     Raises:
         TsugikiError: no token of a record counts in the loss, or a record cannot be read or encoded.
     """
-    name = _store_key(key, tokenizer, turns)
+    name = store_key(key, tokenizer, turns)
     folder = cache / name
     if store := _read(folder):
         return store
@@ -245,7 +245,8 @@ def _read(folder: Path) -> TokenStore | None:
     )
 
 
-def _store_key(key: str, tokenizer: "PreTrainedTokenizerBase", turns: AssistantTurns) -> str:
+def store_key(key: str, tokenizer: "PreTrainedTokenizerBase", turns: AssistantTurns) -> str:
+    """Return 64 hexadecimal digits that identify the tokens of records; the arguments are those of `open_store`."""
     ends = repr((document_start(tokenizer), document_end(tokenizer)))
     described = f"{_FORMAT}\0{key}\0{turns}\0{tokenizer.chat_template}\0{_tokenizer_key(tokenizer)}{ends}"
     return sha256([described.encode("utf-8", "surrogatepass")]).removeprefix("sha256:")

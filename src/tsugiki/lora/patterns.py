@@ -13,7 +13,9 @@ expressions `re` is a hundred times faster.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from re import _constants as codes  # type: ignore[attr-defined]
@@ -51,7 +53,7 @@ def compile_pattern(text: str) -> Match:
     """
     tree, ways = _parse(text)
     if ways <= _MAX_WAYS:
-        return _with_limit(re.compile(text).fullmatch)
+        return _with_limit(_compile(text).fullmatch)
     try:
         return _with_limit(partial(_Automaton(tree).fullmatch, text))
     except (_UnsupportedError, RecursionError) as error:
@@ -85,7 +87,7 @@ class PatternTable(Generic[T]):
                 continue
             try:
                 cost += _ENTRY_COST + _parse(text)[1]
-                matches = _with_limit(re.compile(rf"(?:.*\.)?(?:{text})").fullmatch)
+                matches = _with_limit(_compile(rf"(?:.*\.)?(?:{text})").fullmatch)
             except (TsugikiError, re.error) as error:  # such as a flag for the whole expression
                 raise TsugikiError(f"{setting}[{_shown(text)}]: {error}") from error
             if cost > _MAX_WAYS:
@@ -135,11 +137,25 @@ def _parse(text: str) -> tuple[Any, int]:
     if len(text) > _MAX_LENGTH:
         raise TsugikiError(f"the regular expression {_shown(text)} has {len(text):,} characters, above {_MAX_LENGTH:,}")
     try:
-        re.compile(text)
-        tree = parser.parse(text)
+        _compile(text)
+        with _no_future_warnings():
+            tree = parser.parse(text)
         return tree, _ways(tree)
     except (re.error, RecursionError, OverflowError) as error:
         raise TsugikiError(f"{_shown(text)} is not a regular expression: {error}") from error
+
+
+def _compile(text: str) -> re.Pattern[str]:
+    with _no_future_warnings():
+        return re.compile(text)
+
+
+@contextmanager
+def _no_future_warnings() -> Iterator[None]:
+    """Do not warn that an expression such as `[[a]` may mean something else in a later version of Python."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _ways(tree: Iterable[Any]) -> int:

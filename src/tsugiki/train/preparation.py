@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from tsugiki.data.splits import (
     split_document,
     split_records,
 )
-from tsugiki.data.store import RecordIndex, TokenStore, open_store, read_index
+from tsugiki.data.store import RecordIndex, TokenStore, open_store, read_index, store_key
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
 from tsugiki.io.cache import cache_folder
+from tsugiki.io.digests import combined_digest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
@@ -81,11 +83,12 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
     Raises:
         TsugikiError: the data cannot be read, or cannot be split as the config says.
     """
-    held_out = parse_held_out(config.held_out)
+    held_out, key = parse_held_out(config.held_out), content_key(config.data)
+    digest = _data_digest(config, tokenizer, key)
     single = single_document(config.data) if isinstance(held_out, float) else None
     if single is not None and isinstance(held_out, float):
-        return _split_document(config, single, held_out, tokenizer, progress)
-    store = _tokenise(config, None, content_key(config.data), tokenizer, progress)
+        return _split_document(config, single, held_out, tokenizer, key, digest, progress)
+    store = _tokenise(config, None, key, tokenizer, progress)
     with progress.stage("looking for near-duplicates", None):
         groups = near_duplicates(store.index.signatures)
     all_records = np.arange(len(store.index))
@@ -96,12 +99,31 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
         characters = store.index.characters[held_out_indices].tolist()
         windows = split_windows(records, characters, config.held_out_characters)
         train = np.setdiff1d(all_records, held_out_indices)
-        return _dataset_split(config, store, train, store.index, held_out_indices, windows, groups, [])
+        return _dataset_split(config, store, train, store.index, held_out_indices, windows, groups, [], digest)
     in_file = list(read_records(held_out))
     index = read_index(in_file)
     notes = _overlap(store.index, index)
     windows = split_windows(in_file, index.characters.tolist(), config.held_out_characters)
-    return _dataset_split(config, store, all_records, index, np.arange(len(index)), windows, groups, notes)
+    return _dataset_split(config, store, all_records, index, np.arange(len(index)), windows, groups, notes, digest)
+
+
+def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a digest of the files of the data, the held-out text and the retention data, and of the tokenizer.
+
+    Raises:
+        TsugikiError: a file cannot be read.
+    """
+    return _data_digest(config, tokenizer, content_key(config.data))
+
+
+def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: str) -> str:
+    held_out = parse_held_out(config.held_out)
+    digests = {"data": store_key(key, tokenizer, config.assistant_turns)}
+    if isinstance(held_out, Path):
+        digests["held_out"] = content_key(held_out)
+    if config.retention_data is not None:
+        digests["retention_data"] = content_key(config.retention_data)
+    return combined_digest(digests)
 
 
 def pack_data(
@@ -127,9 +149,7 @@ def pack_data(
             f"{blocks.cut_tokens:,} tokens at their ends are cut off"
         )
     summary = DataSummary(
-        train=split.summary.train,
-        held_out=split.summary.held_out,
-        near_duplicates=split.summary.near_duplicates,
+        **dict(split.summary),
         blocks=len(blocks),
         block_size=size,
         blocks_fingerprint=blocks.fingerprint(),
@@ -155,15 +175,17 @@ def _split_document(
     document: Document,
     held_out: float,
     tokenizer: "PreTrainedTokenizerBase",
+    key: str,
+    digest: str,
     progress: ProgressDisplay,
 ) -> DatasetSplit:
-    """Hold out the end of the only document."""
+    """Hold out the end of the only document, whose file has the content `key`."""
     records = split_document(document, held_out)
-    store = _tokenise(config, records, f"{content_key(config.data)}\0{held_out}", tokenizer, progress)
+    store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress)
     train, held_out_indices = np.array([0]), np.array([1])
     windows = split_windows(records[1:], store.index.characters[held_out_indices].tolist(), config.held_out_characters)
     notes = [f"one document: its last {held_out:.0%} is held out"]
-    return _dataset_split(config, store, train, store.index, held_out_indices, windows, [], notes)
+    return _dataset_split(config, store, train, store.index, held_out_indices, windows, [], notes, digest)
 
 
 def _tokenise(
@@ -194,6 +216,7 @@ def _dataset_split(
     windows: list[Window],
     groups: list[list[int]],
     notes: list[str],
+    digest: str,
 ) -> DatasetSplit:
     """Count the records and read the retention data.
 
@@ -206,12 +229,14 @@ def _dataset_split(
         windows: their text.
         groups: groups of near-duplicates, as indices in `store`.
         notes: what is unusual so far.
+        digest: from `_data_digest`.
     """
     duplicates = sum(map(len, groups))
     if groups:
         notes.append(f"{duplicates:,} records are near-duplicates of others ({len(groups):,} groups, kept together)")
     first = [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]]
     summary = SplitSummary(
+        digest=digest,
         train=RecordCounts(**_counts(store.index, train)),
         held_out=HeldOutCounts(
             **_counts(held_out, held_out_indices),

@@ -118,6 +118,8 @@ class NearDuplicates(BaseModel):
 class SplitSummary(BaseModel):
     """The data of a run, before they are packed."""
 
+    digest: str | None = None
+    """Digest of the content of all data files, and of how they are tokenised; None in records of version 0.1."""
     train: RecordCounts
     held_out: HeldOutCounts
     near_duplicates: NearDuplicates

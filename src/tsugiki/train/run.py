@@ -59,6 +59,7 @@ from tsugiki.train.preparation import DatasetSplit, PackedDataset, pack_data, re
 from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import (
+    DataSummary,
     LossPoint,
     Parameters,
     RecordedBase,
@@ -445,7 +446,9 @@ def _describe(
     identity = identity_of(model)  # of the base, whose weights the adapter does not change
     record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
     record.data = data.summary
-    if base_before is not None and (_is_other_base(base_before, record.base) or data_before != record.data):
+    if base_before is not None and (
+        _is_other_base(base_before, record.base) or _are_other_data(data_before, record.data)
+    ):
         raise TsugikiError(
             f"{config.data} or {config.model} has changed since the run in {config.out} was started; restore it, or "
             "start a new run with another --out"
@@ -467,6 +470,12 @@ def _describe(
 
 def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
     return bool(why_different(before, now)) or (before.dtype, before.code) != (now.dtype, now.code)
+
+
+def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
+    if before is not None and before.digest is None:  # a record of version 0.1
+        now = now.model_copy(update={"digest": None})
+    return before != now
 
 
 def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:

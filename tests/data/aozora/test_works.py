@@ -148,6 +148,18 @@ def test_files_outside_the_mirror_are_not_read(mirror, path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize("path", ["cards/a\nb.zip", "cards/a\u2028b.zip", "https://a.b/" + "あ" * 9999, "あ" * 9999])
+def test_reasons_are_one_short_line(mirror, path):
+    reasons: list[str] = []
+    entry = IndexEntry(path, (Person("000001", "山田一"),))
+    with pytest.raises(TsugikiError, match="no work could be read") as caught:
+        list(read_entries(MirrorFolder(mirror), [entry], Query(), skip=reasons.append, missing=reasons.append))
+    for text in (*reasons, str(caught.value)):
+        assert len(text.splitlines()) == 1
+        assert len(text) < 700
+    assert len(reasons) == 1
+
+
 def test_a_pipe_in_the_mirror_is_not_waited_for(mirror):
     os.mkfifo(mirror / "cards/000001/files/pipe.zip")
     with pytest.raises(TsugikiError, match="pipe.zip is not a file"):

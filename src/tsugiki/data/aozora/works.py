@@ -22,6 +22,8 @@ from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_size
 
+_LONGEST_REASON = 500  # characters
+
 
 @dataclass(frozen=True)
 class Work:
@@ -187,12 +189,12 @@ def read_entries(
         except SiteUnreachable:
             raise
         except FileMissing as error:
-            reason = f"{entry.origin}: {error}" if entry.origin else str(error)
+            reason = error_text(f"{entry.origin}: {error}" if entry.origin else error, _LONGEST_REASON)
             if missing is None:
                 raise TsugikiError(f"{reason}, or skip such works with --skip-missing") from error
             missing(reason)
         except TsugikiError as error:
-            reason = str(error)
+            reason = error_text(error, _LONGEST_REASON)  # it can contain a path from the list of works
             skip(reason)
         else:
             authors.add(work.author)

@@ -24,8 +24,8 @@ from tsugiki.train.evaluation.interval import Change, Interval
 from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.processes import require_one_process
 from tsugiki.train.record import RunRecord, finished, read_record
-from tsugiki.train.run import earlier_run
 from tsugiki.train.workflows.compare_config import ComparisonConfig
+from tsugiki.train.workflows.earlier import check_same_inputs, earlier_runs
 
 COMPARISON_FILE = "comparison.json"
 
@@ -73,16 +73,17 @@ def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
         Name -> record, in the order of the methods.
 
     Raises:
-        TsugikiError: invalid settings, a folder that holds another run, a run that failed, or several processes.
+        TsugikiError: invalid settings, a folder that holds another run or one with other data, a run that failed, or
+            several processes.
     """
     require_one_process("compare")
     runs = config.runs()
     out = Path(config.out)
     check_writable(out)
     with sole_use(out):
-        earlier = {name: earlier_run(name, run) for name, run in runs.items()}
+        earlier = earlier_runs(runs)
         records = {name: _run_method(name, run, earlier[name]) for name, run in runs.items()}
-        _check_same_data(records)
+        check_same_inputs(records)
         write_json(out / COMPARISON_FILE, Comparison(rows=comparison_rows(records)).model_dump(mode="json"))
     return records
 
@@ -144,22 +145,3 @@ def _run_method(name: str, run: RunConfig, earlier: RunRecord | None) -> RunReco
 def _explicit_settings(run: RunConfig) -> dict[str, Any]:
     """Return the settings that were set explicitly, as a YAML file has them."""
     return run.model_dump(mode="json", exclude_unset=True)
-
-
-def _check_same_data(records: Mapping[str, RunRecord]) -> None:
-    """Check that all runs have the same training and held-out texts.
-
-    Raises:
-        TsugikiError: the data have changed between two runs.
-    """
-    fingerprints = {
-        name: (record.data.train.fingerprint, record.data.held_out.fingerprint)
-        for name, record in records.items()
-        if record.data is not None
-    }
-    first = next(iter(fingerprints))
-    other = [name for name in fingerprints if fingerprints[name] != fingerprints[first]]
-    if other:
-        raise TsugikiError(
-            f"{', '.join(other)}: the data have changed since {first} was trained; delete these runs and run again"
-        )

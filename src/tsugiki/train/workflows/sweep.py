@@ -14,8 +14,9 @@ from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.processes import require_one_process
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, finished
-from tsugiki.train.run import accelerator_of, earlier_run, load, run, sole_run, start_or_resume
+from tsugiki.train.run import accelerator_of, load, run, sole_run, start_or_resume
 from tsugiki.train.workflows.compare_config import SweepConfig
+from tsugiki.train.workflows.earlier import check_same_inputs, earlier_runs
 
 SWEEP_FILE = "sweep.json"
 MIN_RELATIVE_GAIN = 0.005
@@ -64,13 +65,15 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
         progress: where to show the progress; None: a new display on standard error.
 
     Raises:
-        TsugikiError: invalid settings, a folder that holds another run, an error in a run, or several processes.
+        TsugikiError: invalid settings, a folder that holds another run or one with other data, an error in a run, or
+            several processes.
     """
     require_one_process("sweep")
     out = Path(config.out)
     check_writable(out)
     with sole_use(out):
         points = _run_points(config, progress)
+        check_same_inputs({point.name: point.record for point in points})
         results = [_result(point) for point in points]
         write_json(out / SWEEP_FILE, Sweep(points=results).model_dump(mode="json"))
     return points
@@ -78,7 +81,7 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
 
 def _run_points(config: SweepConfig, progress: RunProgress | None) -> list[Point]:
     runs = config.runs()
-    earlier = {name: earlier_run(name, settings) for name, (_, settings) in runs.items()}
+    earlier = earlier_runs({name: settings for name, (_, settings) in runs.items()})
     points = []
     loaded = None
     for number, (name, (values, settings)) in enumerate(runs.items(), 1):

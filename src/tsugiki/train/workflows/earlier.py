@@ -1,0 +1,67 @@
+"""Runs of a comparison or a sweep that have finished before, and whether their results can be in one table."""
+
+from collections.abc import Mapping
+
+from tsugiki.base.identity import named_identity, why_different
+from tsugiki.base.loading import load_tokenizer
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.train.config import RunConfig
+from tsugiki.train.preparation import data_digest
+from tsugiki.train.record import RunRecord
+from tsugiki.train.run import earlier_run
+
+
+def earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:
+    """Return the record of each run that its folder already holds; None if it holds none.
+
+    Args:
+        runs: name -> settings; all have the same base model, the same data and the same tokens.
+
+    Raises:
+        TsugikiError: a folder holds a run with other settings; or one that has finished, with other data or with
+            another base than there are now.
+    """
+    earlier = {name: earlier_run(name, config) for name, config in runs.items()}
+    finished = {name: record for name, record in earlier.items() if record and record.status == "finished"}
+    if finished:
+        _check_unchanged(next(iter(runs.values())), finished)
+    return earlier
+
+
+def check_same_inputs(records: Mapping[str, RunRecord]) -> None:
+    """Check that finished runs had the same training and held-out texts, and the same base.
+
+    Raises:
+        TsugikiError: the data or the base have changed between two runs.
+    """
+    first, *others = records
+    since = f"since {first} was trained"
+    _refuse(
+        [name for name in others if _texts(records[name]) != _texts(records[first])], f"the data have changed {since}"
+    )
+    changed = [name for name in others if _is_other_base(records[first], records[name])]
+    _refuse(changed, f"the base model has changed {since}")
+
+
+def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> None:
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    digest, base = data_digest(config, tokenizer), named_identity(config.model)
+    digests = {name: record.data.digest for name, record in finished.items() if record.data is not None}
+    changed = [name for name, before in digests.items() if before not in (None, digest)]  # None in version 0.1
+    _refuse(changed, f"{config.data}, other data or the tokenizer has changed since they were trained")
+    bases = {name: record.base for name, record in finished.items() if record.base is not None}
+    changed = [name for name, before in bases.items() if why_different(before, base)]
+    _refuse(changed, f"{config.model} has changed since they were trained")
+
+
+def _texts(record: RunRecord) -> tuple[str, str] | None:
+    return (record.data.train.fingerprint, record.data.held_out.fingerprint) if record.data is not None else None
+
+
+def _is_other_base(one: RunRecord, other: RunRecord) -> bool:
+    return one.base is not None and other.base is not None and bool(why_different(one.base, other.base))
+
+
+def _refuse(names: list[str], why: str) -> None:
+    if names:
+        raise TsugikiError(f"{summarise_list(names)}: {why}; delete these runs, or choose another out")
