@@ -23,6 +23,7 @@ from tsugiki.data.records import Document
 from tsugiki.data.store import open_store
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
 from tsugiki.train.checkpoint import checkpoints, newest_checkpoint
+from tsugiki.train.record import read_record
 from tsugiki.train.run import CHECKPOINTS, train
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are in /proc")
@@ -36,18 +37,21 @@ class Work:
     """Do it, or go on with what was done."""
     results: Callable[[], dict[str, bytes]]
     """The files that must be the same as if nothing had failed."""
-    check: Callable[[], object] = lambda: None
-    """Check what is there after an error."""
+    check: Callable[[str], object] = lambda text: None
+    """Check what is there after an error with this text."""
 
 
 def run_of(folder: Path, inputs: Path, **changes: Any) -> Work:
     """A short run."""
     small = {"max_steps": 3, "save_steps": 1, "prompts": [], "lora": {"r": 1, "target_modules": ["c_attn"]}}
-    config = run_config(inputs, **{**small, **changes}).model_copy(update={"out": str(folder / "run")})
+    settings = {name: value for name, value in {**small, **changes}.items() if value is not None}
+    config = run_config(inputs, **settings).model_copy(update={"out": str(folder / "run")})
     out = folder / "run"
 
-    def check() -> None:
+    def check(text: str) -> None:
+        assert ("make room" in text) == (os.strerror(errno.ENOSPC) in text)
         if checkpoints(out / CHECKPOINTS):
+            assert text.endswith("continue with --resume")
             newest = newest_checkpoint(out / CHECKPOINTS)
             assert newest is not None
             assert newest.folder == checkpoints(out / CHECKPOINTS)[-1]
@@ -58,7 +62,9 @@ def run_of(folder: Path, inputs: Path, **changes: Any) -> Work:
         return {name: (out / name).read_bytes()}
 
     def do() -> None:
-        train(config, resume=(out / RECORD_FILE).exists())
+        resume = (out / RECORD_FILE).exists()
+        if not resume or read_record(out).status != "finished":  # only the last flush has failed
+            train(config, resume)
 
     return Work(do, results, check)
 
@@ -82,7 +88,7 @@ def library_of(folder: Path, inputs: Path) -> Work:
                 copy_into_library(inputs / "adapter", folder, "old")
             rename_adapter("old", "new", folder)
 
-    def check() -> None:
+    def check(text: str) -> None:
         for path in folder.iterdir():
             if path.name in ("old", "new"):
                 check_adapter(path)
@@ -143,7 +149,7 @@ def _check(
             text = str(error)
             assert "\n" not in text, where
             assert os.strerror(code) in text, f"{where}: {text}"
-            work.check()
+            work.check(text)
             work.do()
         assert work.results() == expected, where
     kinds = ", ".join(f"{count} {what}" for what, count in Counter(counted.done).most_common())

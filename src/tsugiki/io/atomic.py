@@ -6,6 +6,7 @@ file is removed. What a killed process has left is removed by `remove_leftovers`
 written again more than a day later.
 """
 
+import errno
 import glob
 import os
 import shutil
@@ -22,7 +23,12 @@ from tsugiki.errors import TsugikiError
 
 DAY = 24 * 60 * 60
 """Seconds after which a temporary file was left by a killed process."""
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk, a used-up quota
 _NAME_LENGTH = 40  # characters of the target's name that a temporary name keeps
+
+
+class WriteError(TsugikiError):
+    """The system could not write a file or a folder, for instance because the disk is full. Nothing is left of it."""
 
 
 @contextmanager
@@ -281,14 +287,16 @@ def _folder_to_write_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _write_errors(out: Path) -> Iterator[None]:
-    """Turn errors of writing into a `TsugikiError` that names the target."""
+    """Turn errors of writing into a `WriteError` that names the target."""
     try:
         yield
     except Exception as error:
         # Of a full disk, safetensors raises an error of its own, and tokenizers a plain `Exception`.
         if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
             raise
-        raise TsugikiError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
+        text = getattr(error, "strerror", None) or str(error)
+        is_full = any(os.strerror(code) in text for code in _FULL)
+        raise WriteError(f"cannot write {out}: {text}{'; make room' if is_full else ''}") from error
 
 
 def _flush(path: Path) -> None:

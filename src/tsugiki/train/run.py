@@ -36,7 +36,7 @@ from tsugiki.data.blocks import Blocks
 from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
-from tsugiki.io.atomic import check_writable, new_folder, remove_leftovers
+from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
 from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, MODEL_FILE, RECORD_FILE
 from tsugiki.io.locks import sole_use
 from tsugiki.io.progress import ProgressDisplay
@@ -229,14 +229,17 @@ def run(
     if accelerator.is_main_process:
         record.write(out)
     loop.accelerator.init_trackers("tsugiki", config=_flat(record.config.to_dict()))
-    loop.run()
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    record.status = "finished"
-    trained = whole_model(model, keep=accelerator.is_main_process)
-    if accelerator.is_main_process:
-        save_trained(trained, tokenizer, out, config.save_dtype)
-        record.write(out)
+    try:
+        loop.run()
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        record.status = "finished"
+        trained = whole_model(model, keep=accelerator.is_main_process)
+        if accelerator.is_main_process:
+            save_trained(trained, tokenizer, out, config.save_dtype)
+            record.write(out)
+    except WriteError as error:
+        raise WriteError(f"{error}; finished steps are kept: continue with --resume") from error
     accelerator.wait_for_everyone()
 
 
