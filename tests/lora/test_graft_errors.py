@@ -127,6 +127,8 @@ def test_an_interruption_at_any_line(action: str, grafted: tuple[Any, dict[str |
             ACTIONS[action](model)
         if is_merged(model):
             unmerge(model)
+        if active_name(model) == "new":  # at the very end
+            remove_adapter(model, "new")
         model._tsugiki.adapters.setdefault("plain", whole._tsugiki.adapters["plain"])
         assert_consistent(model, expected)
 

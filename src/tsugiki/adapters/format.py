@@ -54,7 +54,7 @@ from tsugiki.lora.graft import (
     set_adapter,
 )
 from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.targets import base_modules, find_targets, vocabulary_layers
+from tsugiki.lora.targets import base_modules, find_target_parameters, find_targets, vocabulary_layers
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
 from tsugiki.methods.method import equal_when_rounded, shape_problems
 from tsugiki.methods.peft_keys import base_name, parameter_keys, without_duplicates
@@ -140,7 +140,8 @@ def check_can_save(model: nn.Module) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of ranks, which were warned of when the layers were grafted
-        selected, layers = set(find_targets(model, written)), set(adapter.pairs)
+        selected = {*find_targets(model, written), *find_target_parameters(model, written)}
+        layers = {*adapter.pairs, *adapter.parameter_pairs}
     if selected != layers:
         raise TsugikiError(
             f"this adapter cannot be saved: target_modules={written.target_modules} would select other layers than "

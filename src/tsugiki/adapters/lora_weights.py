@@ -9,7 +9,7 @@ A PiSSA adapter is read as PEFT reads its file: as a LoRA of twice the rank.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.names import matches
 from tsugiki.lora.patterns import name_pattern
 from tsugiki.methods.peft_keys import factor_keys, magnitude_key, parse_factor_key
 
@@ -60,7 +61,8 @@ class LoraWeights:
     layers: Mapping[str, LayerFactors]
     """Name of a layer in the base -> its update."""
     others: Mapping[str, Tensor]
-    """Trained biases and modules, by their names in the file."""
+    """Trained biases and modules, and the factors of other parameters than weights of layers, such as experts; by their
+    names in the file."""
     base: BaseReference
     task_type: str | None
     """PEFT's task type; None for a model that is not a language model."""
@@ -94,7 +96,7 @@ def parse_tensors(
         tensors: the tensors by their names in the file; only names, shapes and dtypes are used.
 
     Returns:
-        The layers that are complete, the tensors that are not LoRA factors, and what is wrong, a sentence each.
+        The layers that are complete, the tensors that are not factors of a layer, and what is wrong, a sentence each.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
@@ -102,7 +104,7 @@ def parse_tensors(
     embeddings = set()
     for name, tensor in tensors.items():
         key = parse_factor_key(name)
-        if key is None:
+        if key is None or _is_of_parameter(config, key.layer):
             others[name] = tensor
             continue
         parts.setdefault(key.layer, {})[key.part] = tensor
@@ -117,9 +119,14 @@ def parse_tensors(
             layers[layer] = LayerFactors(
                 found["A"], found["B"], config.scaling_of(layer), found.get("magnitude"), layer in embeddings
             )
-    if not parts:
+    if not parts and not parameter_factors(others):
         problems.append("it holds no lora_A and lora_B")
     return layers, others, problems
+
+
+def parameter_factors(others: Iterable[str]) -> list[str]:
+    """Return, of the tensors that are not the factors of a layer, those that are the factors of a parameter."""
+    return [name for name in others if parse_factor_key(name) is not None]
 
 
 def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | None) -> None:
@@ -149,6 +156,14 @@ def _tensors(path: str, layer: LayerFactors) -> dict[str, Tensor]:
     key_A, key_B = factor_keys(path, layer.embedding)
     magnitude = {} if layer.magnitude is None else {magnitude_key(path): layer.magnitude}
     return {key_A: layer.A, key_B: layer.B} | magnitude
+
+
+def _is_of_parameter(config: LoraConfig, owner: str) -> bool:
+    """Whether factors with this name are those of a parameter, with those of all experts in one tensor."""
+    wanted = config.target_parameters
+    if not wanted or matches(f"{owner}.weight", wanted):
+        return False
+    return not matches(owner, config.target_modules or ())
 
 
 def _with_ranks(config: LoraConfig, layers: Mapping[str, LayerFactors]) -> LoraConfig:

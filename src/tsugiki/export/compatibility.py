@@ -7,12 +7,12 @@ and ranks above --max-lora-rank, and uses one alpha and one rank for all layers.
 (docs.vllm.ai) has no LoRA for GPT-2.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tsugiki.adapters.format import read_base, read_peft_config
-from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
+from tsugiki.adapters.lora_weights import LoraWeights, parameter_factors, read_lora_weights
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
@@ -20,7 +20,7 @@ from tsugiki.export import Loader
 from tsugiki.export.layout import gguf_names, llama_cpp_architecture, unsupported_reason
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.targets import find_modules_to_save, find_targets
+from tsugiki.lora.targets import find_modules_to_save, find_target_parameters, find_targets
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 from tsugiki.methods.table import METHODS, format_of
@@ -76,15 +76,17 @@ def incompatibilities_before_training(loader: Loader, config: object, model: "Pr
     if not isinstance(config, LoraConfig):
         return _not_lora(config) + _ollama(loader)
     targets = find_targets(model, config)
+    experts = list(find_target_parameters(model, config))
     whole = [*find_modules_to_save(model, config), *trained_biases(model, config, targets)]
-    return _llama_cpp(model, targets, whole, config.use_dora) + _ollama(loader)
+    return _llama_cpp(model, targets, experts, whole, config.use_dora) + _ollama(loader)
 
 
 def llama_cpp_incompatibilities(lora: LoraWeights, model: "PreTrainedModel") -> list[str]:
     """Return why llama.cpp cannot compute this adapter of `model`, which may be on the meta device; empty if it can."""
-    whole = [base_name(key) for key in lora.others if not _is_frozen_copy(key, lora)]
+    experts = parameter_factors(lora.others)
+    whole = [base_name(key) for key in lora.others if key not in experts and not _is_frozen_copy(key, lora)]
     dora = any(layer.magnitude is not None for layer in lora.layers.values())
-    return _llama_cpp(model, lora.layers, whole, dora)
+    return _llama_cpp(model, lora.layers, experts, whole, dora)
 
 
 def vllm_incompatibilities(config: object) -> list[str]:
@@ -96,6 +98,7 @@ def vllm_incompatibilities(config: object) -> list[str]:
         "is DoRA": config.use_dora,
         "contains whole modules (modules_to_save)": bool(config.modules_to_save),
         "trains biases": config.bias != "none",
+        "adapts parameters (target_parameters), which has not been tried with vLLM": bool(config.target_parameters),
         "has layers of different ranks or alphas, which vLLM scales alike": bool(
             config.rank_pattern or config.alpha_pattern
         ),
@@ -128,6 +131,8 @@ def is_plain_lora(config: object) -> bool:
     """
     if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
         return False
+    if config.target_parameters:
+        return False
     targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or ()
     return not any(target.rpartition(".")[2] in _EMBEDDING_AND_HEAD_NAMES for target in targets)
 
@@ -155,12 +160,15 @@ def _ollama(loader: Loader) -> list[str]:
     return [_OLLAMA] if loader == "ollama" else []
 
 
-def _llama_cpp(model: "PreTrainedModel", layers: Collection[str], whole: Collection[str], dora: bool) -> list[str]:
+def _llama_cpp(
+    model: "PreTrainedModel", layers: Collection[str], experts: Sequence[str], whole: Collection[str], dora: bool
+) -> list[str]:
     """Return the incompatibilities of a LoRA adapter with llama.cpp.
 
     Args:
         model: the base.
         layers: names of the layers with LoRA factors.
+        experts: names of parameters or their factors, where a parameter that is not a layer's weight has factors.
         whole: names of parameters and modules that are trained without factors.
         dora: whether the adapter has DoRA's magnitudes.
     """
@@ -174,6 +182,11 @@ def _llama_cpp(model: "PreTrainedModel", layers: Collection[str], whole: Collect
         if path not in names:
             unsupported.setdefault(unsupported_reason(model, path), []).append(path)
     problems = [f"it adapts {summarise_list(paths)}, {reason}" for reason, paths in unsupported.items()]
+    if experts:
+        problems.append(
+            f"it adapts parameters such as the weights of experts ({summarise_list(experts)}), whose factors are not "
+            f"exported; {_MERGE}"
+        )
     if whole:
         problems.append(
             f"it trains parameters without LoRA factors ({summarise_list(list(whole))}), which llama.cpp cannot load; "

@@ -1,7 +1,8 @@
 """A LoRA adapter: the pairs of all its layers and everything else that it trains, as one object.
 
 Each target `layer` is wrapped as `LoraLinear(layer)`, `LoraEmbedding(layer)` or `LoraConv2d(layer)` and stays wrapped
-while the model holds the adapter; the layer's pair is in it while the adapter is active. Biases and modules that train
+while the model holds the adapter; the layer's pair is in it while the adapter is active. Pairs of other parameters
+(`target_parameters`) are in the modules that own these while the adapter is active. Biases and modules that train
 (`bias`, `modules_to_save`), and the weights of a resized vocabulary, are copies that replace the base's while the
 adapter is active.
 """
@@ -9,7 +10,7 @@ adapter is active.
 import copy
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,10 +20,12 @@ from tsugiki.errors import TsugikiError
 from tsugiki.lora.batchnorm import unfreeze_batchnorm
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dora import add_magnitude
+from tsugiki.lora.expert_names import named_like_experts
 from tsugiki.lora.frozen_layer import features, is_linear, oriented
 from tsugiki.lora.layer import (
     Grafted,
     activate_factors,
+    base_of,
     deactivate_factors,
     grafted_layers,
     new_pair,
@@ -30,6 +33,13 @@ from tsugiki.lora.layer import (
     wrap,
 )
 from tsugiki.lora.pair import LowRank
+from tsugiki.lora.parameters import (
+    ParameterPair,
+    activate_parameters,
+    is_transposed,
+    new_parameter_pair,
+    updated_parameter,
+)
 from tsugiki.lora.swap import (
     Undo,
     WeightUpdate,
@@ -39,7 +49,7 @@ from tsugiki.lora.swap import (
     replace_with,
     warn_untied_weights,
 )
-from tsugiki.lora.targets import base_modules, find_modules_to_save, find_targets
+from tsugiki.lora.targets import base_modules, find_modules_to_save, find_target_parameters, find_targets
 
 _MAX_RANK_FACTOR = 64
 """A rank above that of the weight is useless, but occurs where many adapters are combined into one."""
@@ -51,9 +61,16 @@ class LoraAdapter:
 
     config: LoraConfig
     pairs: dict[str, LowRank]
-    modules: dict[str, nn.Module]
-    parameters: dict[str, nn.Parameter]
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     """Trained biases, and frozen weights of a vocabulary that has more words than the base's."""
+    parameter_pairs: dict[str, ParameterPair] = field(default_factory=dict)
+    """The pairs of parameters that are not the weights of linear layers, by the parameters' names."""
+
+    @property
+    def others(self) -> list[str]:
+        """The names of what there is besides pairs of layers."""
+        return [*self.parameter_pairs, *self.modules, *self.parameters]
 
     @property
     def wrapped(self) -> set[str]:
@@ -66,10 +83,20 @@ class LoraAdapter:
         undo.append(partial(deactivate_factors, layers))
         for layer, pair in zip(layers, self.pairs.values(), strict=True):
             activate_factors(layer, pair)
+        for owner, pairs in self.parameter_owners().items():
+            activate_parameters(base_of(model.get_submodule(owner)), pairs, undo)
         for path, module in self.modules.items():
             replace_module(model, path, module, undo)
         for path, parameter in self.parameters.items():
             replace_parameter(model, path, parameter, undo)
+
+    def parameter_owners(self) -> dict[str, dict[str, ParameterPair]]:
+        """Return the modules with pairs for their parameters, by name, each with its pairs by the parameters' names."""
+        owners: dict[str, dict[str, ParameterPair]] = {}
+        for path, pair in self.parameter_pairs.items():
+            owner, _, name = path.rpartition(".")
+            owners.setdefault(owner, {})[name] = pair
+        return owners
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Add ΔW to the weight of each layer with a pair; replace parameters and modules by the adapter's."""
@@ -87,6 +114,7 @@ class LoraAdapter:
             update: WeightUpdate = partial(updated_weight, layer, self.pairs[path])
             replaced = self.parameters.get(f"{path}.weight")
             updates[f"{path}.weight"] = update if replaced is None else partial(_updated, update, replaced)
+        updates |= {path: partial(updated_parameter, pair) for path, pair in self.parameter_pairs.items()}
         return updates | module_updates(self.modules)
 
 
@@ -100,12 +128,20 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     for path, layer in targets.items():
         _check_fit(path, layer, config)
     _warn_of_ranks_too_high(targets, config)
+    if config.use_dora:
+        _check_names(model, targets)
     modules = copies_to_save(model, config)
     pairs = {path: _pair(path, layer, config) for path, layer in targets.items()}
-    biases = trained_biases(model, config, targets)
-    return LoraAdapter(
-        config, pairs, modules, {path: nn.Parameter(bias.detach().clone()) for path, bias in biases.items()}
-    )
+    target_parameters = find_target_parameters(model, config)
+    if target_parameters:
+        _check_parameter_settings(next(iter(target_parameters)), config)
+    parameter_pairs = {
+        path: _parameter_pair(path, owner, parameter, config) for path, (owner, parameter) in target_parameters.items()
+    }
+    biases = {
+        path: nn.Parameter(bias.detach().clone()) for path, bias in trained_biases(model, config, targets).items()
+    }
+    return LoraAdapter(config, pairs, modules, biases, parameter_pairs)
 
 
 def copies_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
@@ -193,6 +229,41 @@ def _pair(path: str, layer: nn.Module, config: LoraConfig) -> LowRank:
     if config.freeze_A and not isinstance(layer, nn.Embedding):
         pair.A.requires_grad_(False)
     return pair
+
+
+def _parameter_pair(path: str, owner: nn.Module, parameter: nn.Parameter, config: LoraConfig) -> ParameterPair:
+    """Return a new pair for the parameter called `path`."""
+    rank, scaling, transposed = config.rank_of(path), config.scaling_of(path), is_transposed(owner, parameter)
+    pair = new_parameter_pair(parameter, transposed, rank, scaling, config.init_lora_weights)
+    if config.freeze_A:
+        pair.A.requires_grad_(False)
+    return pair
+
+
+def _check_parameter_settings(path: str, config: LoraConfig) -> None:
+    """Raise a TsugikiError for a setting that is not defined for a parameter, as in PEFT."""
+    if config.lora_dropout:
+        raise TsugikiError(
+            f"lora_dropout is {config.lora_dropout}, and must be 0 for target_parameters: the inputs of {path} are "
+            "multiplied inside its module, where none can be dropped"
+        )
+    if config.use_dora:
+        raise TsugikiError(f"use_dora is not defined for target_parameters such as {path}; leave out one of the two")
+    if isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian":
+        raise TsugikiError(
+            f"init_lora_weights {config.init_lora_weights!r} is for linear layers only; for target_parameters such as "
+            f"{path} use True or 'gaussian'"
+        )
+
+
+def _check_names(model: nn.Module, targets: Collection[str]) -> None:
+    """Raise a TsugikiError if a layer with DoRA would be stored as a parameter, for which there is none."""
+    named = named_like_experts(model, targets)
+    if named:
+        raise TsugikiError(
+            f"use_dora: PEFT would take the name of {named[0]} for that of experts ({len(named)} such), so no file "
+            "that it reads could be written; leave it out of the targets, or use LoRA"
+        )
 
 
 def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:

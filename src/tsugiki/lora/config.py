@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.lora.names import check_names
+from tsugiki.lora.names import check_names, matches
 from tsugiki.lora.patterns import PatternTable
 
 Bias = Literal["none", "lora_only", "all"]
@@ -27,6 +27,10 @@ class LoraConfig:
             head. None: the layers that `tsugiki.architectures` names for the model type, or else those that
             `tsugiki.lora.structure` finds in any model.
         exclude_modules: layers to leave out although `target_modules` selects them; matched in the same way.
+        target_parameters: names or name endings of parameters that get factors, too: weights of all experts in one
+            parameter (`experts.gate_up_proj`; see `tsugiki.lora.parameters`), or the weight of a layer
+            (`mlp.gate.weight`). As in PEFT, `exclude_modules` and `layers_to_transform` do not apply to them, and they
+            allow neither dropout nor DoRA. `target_modules=[]` grafts them alone.
         lora_dropout: the probability of dropping an input element on the low-rank path during training.
         bias: the biases that train: "none", those of grafted layers ("lora_only"), or "all".
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023, arXiv:2312.03732).
@@ -55,6 +59,7 @@ class LoraConfig:
     lora_alpha: float = 8
     target_modules: Sequence[str] | str | None = None
     exclude_modules: Sequence[str] | str | None = None
+    target_parameters: Sequence[str] | None = None
     lora_dropout: float = 0.0
     bias: Bias = "none"
     use_rslora: bool = False
@@ -103,6 +108,9 @@ class LoraConfig:
         odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
         if init == "orthogonal" and odd:
             raise TsugikiError(f"init_lora_weights 'orthogonal' requires even ranks, and one is {odd[0]}")
+        if isinstance(self.target_parameters, str):
+            raise TsugikiError(f"target_parameters is {self.target_parameters!r}; it must be a list of names")
+        check_names("target_parameters", self.target_parameters)
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise TsugikiError(
                 "layers_to_transform requires a list of target_modules; "
@@ -133,12 +141,17 @@ class LoraConfig:
         return PatternTable("layers_pattern", {pattern: order for order, pattern in enumerate(patterns)})
 
     def rank_of(self, name: str) -> int:
-        """Return the rank for the layer called `name`."""
-        return self._ranks.look_up(name, self.r)
+        """Return the rank for the layer or the parameter called `name`."""
+        return self._ranks.look_up(self._name_for_patterns(name), self.r)
 
     def alpha_of(self, name: str) -> float:
-        """Return alpha for the layer called `name`."""
-        return self._alphas.look_up(name, self.lora_alpha)
+        """Return alpha for the layer or the parameter called `name`."""
+        return self._alphas.look_up(self._name_for_patterns(name), self.lora_alpha)
+
+    def _name_for_patterns(self, name: str) -> str:
+        """Return the name that patterns match: that of the weight, for a layer that `target_parameters` selects."""
+        weight = f"{name}.weight"
+        return weight if self.target_parameters and matches(weight, self.target_parameters) else name
 
     def block_index_of(self, name: str) -> int | None:
         """Return the index of the block that the layer called `name` is in, in the list that `layers_pattern` names.
@@ -154,6 +167,6 @@ class LoraConfig:
         return int(parts[min(found)[1]]) if found else None
 
     def scaling_of(self, name: str) -> float:
-        """Return the factor on B A x for the layer called `name`: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+        """Return the factor on B A for a layer or parameter: alpha / r, or alpha / sqrt(r) for rsLoRA."""
         rank = self.rank_of(name)
         return self.alpha_of(name) / (math.sqrt(rank) if self.use_rslora else rank)

@@ -22,10 +22,27 @@ Then B A = Y Q[even] Q[odd]ᵀ X / 100 is zero up to rounding although neither f
 first step. The rank must be even.
 """
 
+import math
+
 import torch
 from torch import nn
 
 from tsugiki.lora.pair import LowRank
+
+
+def init_random_(pair: LowRank, r: int, init: bool | str) -> None:
+    """Initialise A at random and B with zeros.
+
+    Args:
+        pair: A may be a stack of the factors of several matrices, [experts · r, in].
+        r: the rank of one matrix.
+        init: True: A is Kaiming-uniform. "gaussian": A is normal with standard deviation 1/r. False: B is random, too.
+    """
+    if init == "gaussian":
+        nn.init.normal_(pair.A, std=1 / r)
+    else:
+        nn.init.kaiming_uniform_(pair.A, a=math.sqrt(5))
+    nn.init.zeros_(pair.B) if init else nn.init.kaiming_uniform_(pair.B, a=math.sqrt(5))
 
 
 @torch.no_grad()

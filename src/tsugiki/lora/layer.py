@@ -12,7 +12,6 @@ The variants are in their own modules: other initial values of A and B (`initial
 (`dora`) and convolutions (`conv`).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -33,7 +32,7 @@ from tsugiki.lora.frozen_layer import (
     is_stored_in_out,
     oriented,
 )
-from tsugiki.lora.initialise import init_orthogonal_, init_pissa_
+from tsugiki.lora.initialise import init_orthogonal_, init_pissa_, init_random_
 from tsugiki.lora.pair import LowRank
 from tsugiki.lora.product import grafted_product
 
@@ -218,16 +217,12 @@ def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: boo
     if isinstance(layer, nn.Embedding):
         nn.init.normal_(pair.B)
         nn.init.zeros_(pair.A) if init else nn.init.normal_(pair.A)
-    elif init == "gaussian":
-        nn.init.normal_(pair.A, std=1 / r)
-        nn.init.zeros_(pair.B)
     elif init == "orthogonal":
         init_orthogonal_(pair)
-    elif isinstance(init, str):
-        init_pissa_(pair, oriented(layer).to(at), init)
+    elif str(init).startswith("pissa"):
+        init_pissa_(pair, oriented(layer).to(at), str(init))
     else:
-        nn.init.kaiming_uniform_(pair.A, a=math.sqrt(5))
-        nn.init.zeros_(pair.B) if init else nn.init.kaiming_uniform_(pair.B, a=math.sqrt(5))
+        init_random_(pair, r, init)
     return pair.to(device)
 
 

@@ -187,6 +187,12 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
             f"{name!r} is not a LoRA adapter ({kind}) and cannot be used for single rows; set_adapter activates it for "
             "the whole batch"
         )
+    experts = list(adapter.parameter_pairs)
+    if experts:
+        raise TsugikiError(
+            f"{name!r} adapts {experts[0]} ({len(experts)} such), which gets the tokens of all rows together, so it "
+            "cannot be used for single rows; set_adapter activates it for the whole batch"
+        )
     copies = [*adapter.modules, *adapter.parameters]
     if copies:
         raise TsugikiError(

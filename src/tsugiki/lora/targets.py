@@ -1,4 +1,4 @@
-"""The layers that a LoRA config selects: by name, by pattern, or by the model type's defaults."""
+"""The layers and parameters that a LoRA config selects: by name, by pattern, or by the model type's defaults."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +9,7 @@ from torch import nn
 from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import is_graftable, is_linear
+from tsugiki.lora.frozen_layer import is_graftable, is_linear, is_stored_in_out
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.names import Names, matches, shortest_endings, split_block
 from tsugiki.lora.structure import default_layers
@@ -17,7 +17,7 @@ from tsugiki.lora.swap import CHILD
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """Find the layers that `config` grafts.
+    """Find the layers that `config` grafts: those of `target_modules`, and linear layers of `target_parameters`.
 
     Returns:
         Name of each layer in the ungrafted model -> the frozen layer. A layer with several names has the first.
@@ -28,7 +28,15 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     """
     layers = dict(base_modules(model))
     selected = [name for name in _select(model, layers, config.target_modules) if _is_admitted(name, config)]
-    if not selected:
+    parameters = config.target_parameters or ()
+    both = [name for name in selected if matches(f"{name}.weight", parameters)]
+    if both:
+        raise TsugikiError(
+            f"target_modules and target_parameters both select the weight of {both[0]} ({len(both)} such); leave it "
+            "out of one of the two"
+        )
+    selected += [name for name, layer in layers.items() if _is_selected_weight(f"{name}.weight", layer, parameters)]
+    if not selected and not (parameters and config.target_modules == []):
         raise TsugikiError(f"{_describe(config)} matches no layer; {_list_graftable(layers)}")
     wrong = [name for name in selected if not is_graftable(layers[name])]
     if wrong:
@@ -37,6 +45,44 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             f"({len(wrong)} such); {_list_graftable(layers)}"
         )
     return _with_first_names({name: layers[name] for name in selected})
+
+
+def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tuple[nn.Module, nn.Parameter]]:
+    """Find the parameters that `target_parameters` selects, but for the weights of linear layers (see `find_targets`).
+
+    Returns:
+        Name of each parameter in the ungrafted model -> the module that owns it, and the parameter.
+
+    Raises:
+        TsugikiError: `target_parameters` matches nothing (the message lists the stacks of matrices), or something of
+            which a low-rank update is not defined.
+    """
+    wanted = config.target_parameters
+    if not wanted:
+        return {}
+    every = {
+        f"{path}.{name}": (module, parameter)
+        for path, module in base_modules(model)
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    }
+    selected = {name: one for name, one in every.items() if matches(name, wanted)}
+    if not selected:
+        stacks = sorted({name.rpartition(".")[2] for name, (_, one) in every.items() if one.dim() == 3})
+        hint = f"its stacks of matrices are called {', '.join(stacks)}" if stacks else "it has no stack of matrices"
+        raise TsugikiError(f"target_parameters={', '.join(wanted)} matches no parameter of the model; {hint}")
+    found = {name: one for name, one in selected.items() if not _is_selected_weight(name, one[0], wanted)}
+    for name, (_, parameter) in found.items():
+        if parameter.dim() not in (2, 3):
+            raise TsugikiError(
+                f"target_parameters selects {name}, which has {parameter.dim()} axes; only a matrix, or a stack of "
+                "matrices, has a low-rank update"
+            )
+        if not parameter.is_floating_point() or parameter.itemsize < 2:
+            raise TsugikiError(
+                f"target_parameters selects {name}, which is quantised ({parameter.dtype}); load the base unquantised"
+            )
+    return found
 
 
 def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Collection[str]) -> list[str]:
@@ -118,6 +164,14 @@ def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: Names | 
         if all(name in layers for name in names):  # quicker than `matches` for the thousands of layers of experts
             return [name for name in layers if name in names]
     return [name for name in layers if matches(name, targets)]
+
+
+def _is_selected_weight(name: str, owner: nn.Module, wanted: Names) -> bool:
+    """Whether a parameter is the weight of a linear layer, which is grafted as such, and `target_parameters` names it.
+
+    The factors of a transposed weight are others than those of its layer.
+    """
+    return name.endswith(".weight") and matches(name, wanted) and is_linear(owner) and not is_stored_in_out(owner)
 
 
 def _is_admitted(name: str, config: LoraConfig) -> bool:

@@ -18,6 +18,10 @@ The tensors in the file have PEFT's names and shapes:
     base_model.model.<module path>.lora_magnitude_vector    [out]; convolution: [1, out, 1, 1]   (DoRA)
     base_model.model.<module path>.base_layer.bias          (a trained bias of a grafted layer)
     base_model.model.<parameter path>                       (other biases, modules_to_save)
+    base_model.model.<module path>[.base_layer…].lora_A.weight   [experts · r, in]; likewise B   (target_parameters)
+
+The last line is for a parameter of a module, such as the weights of all experts (`tsugiki.lora.parameters`). If several
+parameters of the module have factors, the last of them has none of `.base_layer`, the one before it one, and so on.
 
 If the vocabulary of the base was resized, the file also has the weights of its embedding and output head, as in PEFT.
 They replace those of the base while the adapter is active, and do not train.
@@ -41,7 +45,7 @@ as it is.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,14 +54,18 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter
 from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.expert_names import named_like_experts
 from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.layer import pair_shapes
-from tsugiki.lora.names import check_names
+from tsugiki.lora.names import check_names, matches
+from tsugiki.lora.parameters import is_transposed, parameter_pair_shapes
+from tsugiki.lora.patterns import name_pattern
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import Undo, replace_parameter, undo_all
 from tsugiki.lora.targets import (
     base_modules,
     find_modules_to_save,
+    find_target_parameters,
     find_targets,
     shortest_target_modules,
     vocabulary_layers,
@@ -90,6 +98,9 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
             tensors[key_A], tensors[key_B] = torch.cat([pair.A, pair.A0]), torch.cat([pair.B, -pair.B0], 1)
         if pair.magnitude is not None:
             tensors[magnitude_key(path)] = pair.magnitude
+    for path, keys in parameter_factor_keys(model, adapter.parameter_pairs).items():
+        pair = adapter.parameter_pairs[path]
+        tensors |= zip(keys, (pair.A, pair.B), strict=True)
     for path, module in adapter.modules.items():
         tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in module.state_dict().items()}
     stored: set[int] = set()  # a weight with several names is stored once
@@ -98,6 +109,17 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
             tensors[parameter_keys(path)[path.rpartition(".")[0] in adapter.pairs]] = parameter
         stored.add(id(parameter))
     return tensors
+
+
+def parameter_factor_keys(model: nn.Module, paths: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Return the names of A and B in the file for each of these parameters of the base."""
+    modules = dict(base_modules(model))
+    keys: dict[str, tuple[str, str]] = {}
+    for owner in dict.fromkeys(path.rpartition(".")[0] for path in paths):
+        own = [name for name in modules[owner]._parameters if f"{owner}.{name}" in paths]
+        for depth, name in enumerate(reversed(own)):  # PEFT wraps the module once for each, in the parameters' order
+            keys[f"{owner}.{name}"] = factor_keys(f"{owner}{'.base_layer' * depth}", False)
+    return keys
 
 
 def _load_tensors(model: nn.Module, adapter: LoraAdapter, file_tensors: Mapping[str, Tensor]) -> None:
@@ -121,6 +143,11 @@ def _build_for(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, 
     for path, layer in find_targets(model, config).items():
         keys = factor_keys(path, isinstance(layer, nn.Embedding))
         expected |= zip(keys, pair_shapes(layer, ranks.rank_of(path)), strict=True)
+    target_parameters = find_target_parameters(model, config)
+    for path, keys in parameter_factor_keys(model, target_parameters).items():
+        owner, parameter = target_parameters[path]
+        shapes = parameter_pair_shapes(parameter.shape, is_transposed(owner, parameter), config.rank_of(path))
+        expected |= zip(keys, shapes, strict=True)
     check_shapes(expected, file_tensors)
     undo: list[Undo] = []
     try:  # DoRA keeps the lengths of a weight's rows
@@ -164,14 +191,36 @@ def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[s
 
 
 def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
-    config = adapter.config
+    config, layers = adapter.config, dict(base_modules(model))
     fields = dataclasses.asdict(_as_ordinary_lora(config))
     del fields["freeze_A"]  # PEFT has no such field; it matters for training only
-    if config.target_modules is None or config.target_modules == "all-linear":
-        fields["target_modules"] = shortest_target_modules(model, config, adapter.pairs)
-    layers = dict(base_modules(model))
-    fields["fan_in_fan_out"] = any(is_conv1d(layers[path]) for path in adapter.pairs)
+    as_modules = [path for path in adapter.pairs if not matches(f"{path}.weight", config.target_parameters or ())]
+    renamed = named_like_experts(model, as_modules)
+    if renamed:
+        fields |= _as_parameters(adapter, renamed)
+        as_modules = [path for path in as_modules if path not in set(renamed)]
+    if renamed or config.target_modules is None or config.target_modules == "all-linear":
+        fields["target_modules"] = shortest_target_modules(model, config, as_modules)
+    if not fields["target_parameters"]:
+        del fields["target_parameters"]  # older releases of PEFT do not have it
+    else:
+        fields["lora_dropout"] = 0.0  # PEFT demands it; dropout matters for training only
+    fields["fan_in_fan_out"] = any(is_conv1d(layers[path]) for path in as_modules)
     return fields
+
+
+def _as_parameters(adapter: LoraAdapter, layers: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of the file in which the weights of these layers are target parameters."""
+    config = _as_ordinary_lora(adapter.config)
+    weights = {path: f"{path}.weight" for path in layers}
+    patterns = {path: name_pattern(weight) for path, weight in weights.items()}
+    ranks = {patterns[path]: config.rank_of(path) for path in layers} if config.rank_pattern else {}
+    alphas = {patterns[path]: config.alpha_of(path) for path in layers} if config.alpha_pattern else {}
+    return {
+        "target_parameters": [*(config.target_parameters or ()), *weights.values()],
+        "rank_pattern": ranks | dict(config.rank_pattern),
+        "alpha_pattern": alphas | dict(config.alpha_pattern),
+    }
 
 
 def _as_ordinary_lora(config: LoraConfig) -> LoraConfig:
@@ -206,8 +255,10 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
     initialisation = fields.get("init_lora_weights", True)
     if initialisation not in _INITIALISATIONS:
         raise TsugikiError(f"init_lora_weights={initialisation!r} would change the result and is not supported")
-    for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+    for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
         check_names(name, fields.get(name))
+    if fields.get("target_parameters") and fields.get("target_modules") is None:
+        fields = {**fields, "target_modules": []}  # PEFT writes the layers that it has grafted
     known = initialisation if initialisation in (True, False, "gaussian") else True
     return read_fields(LoraConfig, {**fields, "init_lora_weights": known}, _HARMLESS)
 

@@ -30,7 +30,7 @@ from tsugiki.adapters.algebra.interference import RULES, apply_rule
 from tsugiki.adapters.algebra.matrices import best_factors, concatenate, matrices, with_matrices
 from tsugiki.adapters.algebra.spectrum import update_norm
 from tsugiki.adapters.algebra.truncate import truncated
-from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, parameter_factors, read_lora_weights
 from tsugiki.base.identity import why_different
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
@@ -216,10 +216,16 @@ def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
         name: its name in the message.
 
     Raises:
-        TsugikiError: it has DoRA's magnitudes, or trained biases or modules.
+        TsugikiError: it has DoRA's magnitudes, the factors of experts, or trained biases or modules.
     """
     if lora.config.use_dora:
         raise TsugikiError(f"{name} is a DoRA adapter, whose magnitudes cannot be added or scaled")
+    experts = parameter_factors(lora.others)
+    if experts:
+        raise TsugikiError(
+            f"{name} adapts parameters such as the weights of experts ({experts[0]}, {len(experts)} such tensors), and "
+            "only updates of layers can be added or scaled; merge it into the base"
+        )
     if lora.others:
         raise TsugikiError(
             f"{name} also trains {next(iter(lora.others))} ({len(lora.others)} such tensors), which replaces a "

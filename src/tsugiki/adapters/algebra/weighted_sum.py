@@ -44,10 +44,10 @@ def load_weighted_sum(
         return adapters[0]
     weights = weights_or_ones(weights, len(adapters))
     for folder, adapter in zip(folders, adapters, strict=True):
-        if not isinstance(adapter, LoraAdapter) or adapter.modules or adapter.parameters or adapter.config.use_dora:
+        if not isinstance(adapter, LoraAdapter) or adapter.others or adapter.config.use_dora:
             raise TsugikiError(
-                f"{folder} has more than low-rank updates of layers (DoRA, trained biases or modules, or another "
-                "method), so it cannot be weighted or added to others; merge it alone and without --weights"
+                f"{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, or "
+                "another method), so it cannot be weighted or added to others; merge it alone and without --weights"
             )
     return _sum(adapters, weights)
 
@@ -58,7 +58,7 @@ def _sum(adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> LoraAdapt
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, pair in adapter.pairs.items():
             terms.setdefault(path, []).append((pair, pair.scaling * weight))
-    return LoraAdapter(adapters[0].config, {path: _sum_pairs(found) for path, found in terms.items()}, {}, {})
+    return LoraAdapter(adapters[0].config, {path: _sum_pairs(found) for path, found in terms.items()})
 
 
 def _sum_pairs(terms: Sequence[tuple[LowRank, float]]) -> LowRank:

@@ -1,0 +1,148 @@
+"""A weight and its low-rank update, which are multiplied one after the other and never added.
+
+    x (W + s · L R)  =  x W + s · (x L) R
+
+A model that multiplies by its experts' weights in its own way, one after the other or all in one grouped product, gets
+a `LowRankSum` in the place of the weight. Its own product with W runs unchanged, so an update of zero changes no bit,
+and the product with the factors is added. ΔW = s · L R of all experts, which is as large as W, is not formed, nor is
+its gradient. Operations that are not known here get the sum itself, which is the definition.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_MULTIPLE = 8
+"""Grouped products require rows of a multiple of 16 bytes."""
+
+
+class LowRankSum:
+    """The matrices weight + scaling · left @ right, in the place of the tensor `weight`.
+
+    Args:
+        weight: [..., m, n].
+        left: [..., m, r].
+        right: [..., r, n].
+        scaling: the factor on the product.
+    """
+
+    def __init__(self, weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
+        self.weight, self.left, self.right, self.scaling = weight, left, right, scaling
+
+    @cached_property
+    def sum(self) -> Tensor:
+        """The sum, in the dtype of the weight."""
+        return (self.weight + self.scaling * (self.left @ self.right)).to(self.weight.dtype)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute a function of torch that gets such a sum; torch calls this."""
+        kwargs = kwargs or {}
+        product = _PRODUCTS.get(func)
+        result = NotImplemented if product is None else product(*args, **kwargs)
+        return func(*_summed(args), **_summed(kwargs)) if result is NotImplemented else result
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one matrix of a stack, or several."""
+        if isinstance(index, Tensor) and index.dim() == 0 and not index.is_floating_point():
+            index = int(index)
+        if type(index) is int and self.weight.dim() == 3:
+            left, right = self._one_by_one
+            return LowRankSum(self.weight[index], left[index], right[index], self.scaling)
+        if isinstance(index, Tensor) and self.weight.dim() == 3:
+            return LowRankSum(self.weight[index], self.left[index], self.right[index], self.scaling)
+        return self.sum[index]
+
+    def __getattr__(self, name: str) -> Any:
+        """Shape, dtype and the like are those of the weight; methods are those of the sum."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        attribute = getattr(self.weight, name)
+        return attribute if name in _SAME or not callable(attribute) else getattr(self.sum, name)
+
+    def transpose(self, one: int, other: int) -> Any:
+        """Exchange two axes."""
+        last = {self.weight.dim() - 2, self.weight.dim() - 1}
+        if {one % self.weight.dim(), other % self.weight.dim()} != last:
+            return self.sum.transpose(one, other)
+        return LowRankSum(self.weight.transpose(-2, -1), self.right.mT, self.left.mT, self.scaling)
+
+    @property
+    def mT(self) -> Any:
+        """The transposes of the matrices."""
+        return self.transpose(-2, -1)
+
+    @property
+    def T(self) -> Any:
+        """The transpose of one matrix."""
+        return self.mT if self.weight.dim() == 2 else self.sum.T
+
+    def __matmul__(self, other: Tensor) -> Any:
+        return _matmul(self, other)
+
+    @cached_property
+    def _one_by_one(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The factors as tuples: indexing them one by one would add up a gradient of the whole stack for each."""
+        return self.left.unbind(), self.right.unbind()
+
+
+_SAME = ("size", "dim", "ndimension", "data_ptr", "numel", "element_size", "stride", "is_floating_point")
+
+
+def _times(x: Tensor, left: Tensor, right: Tensor, product: Callable[[Any, Any], Tensor]) -> Tensor:
+    """Return x left right, in the dtype of x."""
+    return product(product(x, left.to(x.dtype)), right.to(x.dtype))
+
+
+def _matmul(one: Any, other: Any) -> Any:
+    if isinstance(one, LowRankSum) and isinstance(other, LowRankSum):
+        return NotImplemented
+    if isinstance(other, LowRankSum):
+        return torch.matmul(one, other.weight) + other.scaling * _times(one, other.left, other.right, torch.matmul)
+    right, left = one.right.to(other.dtype), one.left.to(other.dtype)
+    return torch.matmul(one.weight, other) + one.scaling * (left @ (right @ other))
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    if not isinstance(weight, LowRankSum):
+        return NotImplemented
+    y = F.linear(input, weight.weight, bias)
+    return y + weight.scaling * _times(input, weight.right, weight.left, F.linear)
+
+
+def _grouped_mm(mat_a: Any, mat_b: Any, *, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Any:
+    if not isinstance(mat_b, LowRankSum) or offs is None or bias is not None or out_dtype is not None:
+        return NotImplemented
+    padding = -mat_b.left.shape[-1] % _MULTIPLE
+    left, right = F.pad(mat_b.left, (0, padding)), F.pad(mat_b.right, (0, 0, 0, padding))
+
+    def product(x: Tensor, stack: Tensor) -> Tensor:
+        return torch._grouped_mm(x, stack, offs=offs)
+
+    return product(mat_a, mat_b.weight) + mat_b.scaling * _times(mat_a, left, right, product)
+
+
+_PRODUCTS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
+    {
+        F.linear: _linear,
+        torch.matmul: _matmul,
+        torch.bmm: _matmul,
+        torch.mm: _matmul,
+        Tensor.matmul: _matmul,  # x @ W, too
+        getattr(torch, "_grouped_mm", None): _grouped_mm,  # what F.grouped_mm calls
+    }
+)
+
+
+def _summed(nested: Any) -> Any:
+    """Return arguments with the sum in the place of each LowRankSum."""
+    if isinstance(nested, LowRankSum):
+        return nested.sum
+    if isinstance(nested, dict):
+        return {key: _summed(one) for key, one in nested.items()}
+    return type(nested)(map(_summed, nested)) if isinstance(nested, list | tuple) else nested

@@ -1,0 +1,143 @@
+"""LoRA on a parameter that is not the weight of a linear layer, such as the weights of all experts in one tensor.
+
+    W [experts, out, in]   →   W_e + scaling · B_e A_e  for each expert e        A_e [r, in],  B_e [out, r]
+
+While an adapter is active, the module that owns the parameter gets a child with the pair, and a `forward` that runs the
+forward of the module's class on a shallow copy, whose parameter is the updated one. `forward_with_sums` is this
+definition. By default the copy gets a `LowRankSum` instead, so that no sum is formed where the module multiplies by its
+weights (`lora.low_rank_sum`). An input dropout is not defined, because the module's inputs are multiplied in its own
+code.
+
+As in PEFT's file, the factors of all experts are two matrices: A [experts · r, in] has the rows of the experts one
+after the other, and the columns of B [out, r · experts] are ordered by row of A_e first, then by expert. A parameter
+that its module stores transposed, [experts, in, out], has the transposed update; which one does is told by the
+attribute `is_transposed` that transformers gives its modules of experts. A matrix is a stack of one.
+"""
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.lora.initialise import init_random_
+from tsugiki.lora.low_rank_sum import LowRankSum
+from tsugiki.lora.pair import LowRank
+from tsugiki.lora.swap import CHILD, Undo, replace_forward
+
+
+class ParameterPair(LowRank):
+    """The factors of the update of one parameter.
+
+    Args:
+        A: [experts · r, in].
+        B: [out, r · experts].
+        scaling: the factor on B A.
+        shape: that of the parameter.
+        transposed: whether the parameter is [experts, in, out] and not [experts, out, in].
+    """
+
+    def __init__(self, A: Tensor, B: Tensor, scaling: float, shape: torch.Size, transposed: bool) -> None:
+        super().__init__(A, B, scaling, 0.0)
+        self.shape, self.transposed = shape, transposed
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """Return the factors L and R of ΔW = scaling · L R, each a matrix for a matrix, or a stack for a stack."""
+        if len(self.shape) == 2:
+            return self.B, self.A
+        experts = self.shape[0]
+        A = self.A.view(experts, -1, self.A.shape[1])
+        B = self.B.view(len(self.B), -1, experts).permute(2, 0, 1).contiguous()
+        return (A.mT, B.mT) if self.transposed else (B, A)
+
+    def delta(self) -> Tensor:
+        """Return ΔW in the shape of the parameter."""
+        left, right = self.matrices()
+        return self.scaling * (left @ right)
+
+
+class LoraParameters(nn.ModuleDict):
+    """The pairs of the parameters of one module, by the parameters' names; a child of that module."""
+
+    by_product = True
+    """Multiply by the factors one after the other; False: by the updated weight."""
+
+
+def new_parameter_pair(parameter: Tensor, transposed: bool, r: int, scaling: float, init: bool | str) -> ParameterPair:
+    """Return a new pair for a parameter, initialised as in PEFT: A at random, B with zeros.
+
+    Args:
+        parameter: a matrix [out, in], or a stack of matrices.
+        transposed: whether it is a stack [experts, in, out].
+        r: the rank for each expert.
+        scaling: the factor on B A.
+        init: True, "gaussian", or False for a random B, too.
+    """
+    at = parameter.device if parameter.is_meta else torch.device("cpu")  # the same values on every device
+    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    shapes = parameter_pair_shapes(parameter.shape, transposed, r)
+    A, B = (torch.empty(shape, dtype=dtype, device=at) for shape in shapes)
+    pair = ParameterPair(A, B, scaling, parameter.shape, transposed)
+    init_random_(pair, r, init)
+    return pair.to(parameter.device)
+
+
+def parameter_pair_shapes(shape: torch.Size, transposed: bool, r: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the shapes of A and B of rank r for a parameter of this shape."""
+    experts = shape[0] if len(shape) == 3 else 1
+    width_in, width_out = (shape[-2], shape[-1]) if transposed else (shape[-1], shape[-2])
+    return (experts * r, width_in), (width_out, r * experts)
+
+
+def is_transposed(owner: nn.Module, parameter: Tensor) -> bool:
+    """Whether a parameter of this module is [experts, in, out]."""
+    return parameter.dim() == 3 and bool(getattr(owner, "is_transposed", False))
+
+
+def activate_parameters(owner: nn.Module, pairs: Mapping[str, ParameterPair], undo: list[Undo]) -> None:
+    """Let a module compute with pairs for its parameters, by the parameters' names."""
+    child = LoraParameters(pairs)
+    device = next(iter(owner._parameters.values())).device  # type: ignore[union-attr]
+    undo.append(partial(_remove_child, owner))
+    owner.add_module(CHILD, child.to(device).train(owner.training))
+    replace_forward(owner, partial(_forward, owner), undo)
+
+
+def forward_with_sums(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run the forward of the module's class with W + ΔW in the place of each parameter that has a pair."""
+    return _run(owner, {name: low_rank_sum.sum for name, low_rank_sum in _sums(owner).items()}, args, kwargs)
+
+
+def updated_parameter(pair: ParameterPair, weight: Tensor) -> Tensor:
+    """Return W + ΔW in the dtype of the pair."""
+    delta = pair.delta()
+    return weight.to(delta.dtype) + delta
+
+
+def _forward(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    pairs = cast(LoraParameters, owner._modules[CHILD])
+    if torch.compiler.is_compiling() or not pairs.by_product:  # a compiler knows tensors only
+        return forward_with_sums(owner, *args, **kwargs)
+    return _run(owner, _sums(owner), args, kwargs)
+
+
+def _sums(owner: nn.Module) -> dict[str, LowRankSum]:
+    """Return the parameters that have pairs, each with its update."""
+    sums = {}
+    for name, pair in cast(LoraParameters, owner._modules[CHILD]).items():
+        left, right = cast(ParameterPair, pair).matrices()
+        sums[name] = LowRankSum(cast(Tensor, owner._parameters[name]), left, right, cast(ParameterPair, pair).scaling)
+    return sums
+
+
+def _run(owner: nn.Module, parameters: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
+    """Call the module on a shallow copy, since other threads may be in the same module."""
+    copied = copy.copy(owner)
+    vars(copied)["_parameters"] = {**owner._parameters, **parameters}
+    return type(owner).forward(copied, *args, **kwargs)
+
+
+def _remove_child(owner: nn.Module) -> None:
+    owner._modules.pop(CHILD, None)
