@@ -5,13 +5,19 @@ from collections.abc import Sequence
 
 _MAX_ITEMS = 5
 _LONGEST_ITEM = 150  # characters
+_LONGEST = 2000  # characters of a message
 
 
 class TsugikiError(Exception):
     """An error that the user can correct. Its message says what was wrong, where, and what to do.
 
-    The command line prints the message as one line and exits with status 2; `--debug` prints the traceback as well.
+    The command line prints the message as one line and exits with status 2; `--debug` prints the traceback as well. The
+    middle of a very long message, such as one with the name of a tensor in a damaged file, is left out.
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[3 - _LONGEST // 2 :]}"
 
 
 class OtherProcessError(Exception):

@@ -440,7 +440,7 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return without_duplicates(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise TsugikiError(f"{path} is broken: {_other_format(path) or error}") from error
+        raise TsugikiError(f"{path} is broken: {_other_format(path) or error_text(error)}") from error
 
 
 def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

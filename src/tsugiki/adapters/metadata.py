@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tsugiki.base.identity import BaseIdentity
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import file_sha256, sha256
 from tsugiki.io.file_names import ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, value_text, write_json
@@ -110,7 +110,9 @@ def read_metadata(folder: Path) -> Metadata:
     fields = read_json(path)
     version = fields.pop("format", 1)
     if version not in (1, _VERSION):
-        raise TsugikiError(f"{path} has format {version!r}, which this version of Tsugiki cannot read; upgrade Tsugiki")
+        raise TsugikiError(
+            f"{path} has format {error_text(repr(version), 40)}, which this version of Tsugiki cannot read; upgrade it"
+        )
     try:
         return Metadata(**(_from_version_1(fields) if version == 1 else fields))
     except ValidationError as error:

@@ -104,7 +104,7 @@ def tensors_table(tensors: Mapping[str, Tensor]) -> Table:
             "×".join(map(str, tensor.shape)),
             str(tensor.dtype).removeprefix("torch."),
             format_number(float(tensor.double().norm())),
-            format_number(float(tensor.double().abs().max())),
+            format_number(float(tensor.double().abs().max()) if tensor.numel() else 0.0),
         ]
         for key, tensor in tensors.items()
     ]
