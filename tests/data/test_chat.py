@@ -1,5 +1,6 @@
 """The loss covers what the model must generate in a conversation, for every kind of chat template."""
 
+import random
 from itertools import groupby
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.data.chat_templates import MARKED_THINKING, SHAPES, Shape, tokenizer_of
 from tsugiki import TsugikiError
+from tsugiki.data import chat
 from tsugiki.data.chat import read_template, render
 from tsugiki.data.encoding import EncodedRecord, encode_records
 from tsugiki.data.records import AssistantTurns, Conversation, Message
@@ -237,6 +239,47 @@ def test_conversations_that_cannot_be_trained_are_errors(case: str):
     with pytest.raises(TsugikiError, match=r"^talk.jsonl:1: " + fact) as caught:
         encode_records(tokenizer, [conversation(*turns)], "all")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_answers_in_parts_of_a_long_conversation_are_where_the_whole_has_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    shape, draw = SHAPES[name], random.Random(name)
+    template = read_template(tokenizer_of(shape), "")
+    words = ["a", "user", "assistant\n", "x y " * 3, "\n\nb"]  # many turns are equal, and look like others
+    turns = [{"role": ("user", "assistant")[i % 2], "content": draw.choice(words)} for i in range(100)]
+    turns = [{"role": "system", "content": "s"}] * ("system" in shape.roles) + turns
+    targets = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and draw.random() < 0.9]
+    found = []
+    for long in (64, 1000):
+        monkeypatch.setattr(chat, "_LONG", long)
+        try:
+            found.append(chat._find_answers(template, "", turns[: targets[-1] + 1], targets))
+        except TsugikiError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+    if "all" in shape.turns:
+        assert len(found[0][1]) == len(targets)
+
+
+DISTANT = {
+    "the number of turns": "{{ messages | length }}" + SHAPES["zephyr"].template,
+    "the number of a turn": SHAPES["zephyr"].template.replace("{{ eos_token }}", "{{ loop.index }}{{ eos_token }}"),
+    "the first turn": SHAPES["zephyr"].template.replace("{{ eos_token }}", "{{ messages[0].content }}{{ eos_token }}"),
+}
+
+
+@pytest.mark.parametrize("name", DISTANT)
+def test_a_template_that_looks_far_away_is_rendered_for_each_answer(name: str):
+    template = read_template(tokenizer_of(Shape(DISTANT[name], (), "", "")), "")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"{i}"} for i in range(80)]
+    whole, marks = chat._render(template, turns, "")
+    targets = range(1, 80, 2)
+    assert chat._locate_in_parts(template, "", turns, targets, whole) is None
+    if name != "the number of turns":
+        exact = [chat._span(template, turns[: i + 1], whole, marks, "")[:2] for i in targets]
+        assert chat._find_answers(template, "", turns, targets) == (whole, exact)
 
 
 def test_a_tokenizer_without_template_or_without_end():

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import time
 from typing import Any
 
 import pytest
@@ -193,10 +192,11 @@ def test_tokens_and_borders_are_compared_as_in_a_plain_loop():
 def test_many_turns_take_bounded_time():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
-    turns = tuple(Message(("user", "assistant")[number % 2], "a") for number in range(10_000))
-    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 has 10,000 turns.*1,000"):
-        encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])
-    start = time.process_time()
+    turns = tuple(Message(("user", "assistant")[number % 2], "a") for number in range(8_000))
+    (record,) = encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])  # its process has a limit of 5 s
+    assert record.target_tokens == 2 * 4_000
     (record,) = encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")], "last")
     assert record.target_tokens == 2
-    assert time.process_time() - start < 5
+    tokenizer.chat_template = "{{ messages | length // 1000 }}" + tokenizer.chat_template
+    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 has 8,000 turns.*1,000.*far away"):
+        encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])

@@ -16,6 +16,7 @@ Templates are rendered in a process of their own (see `chat_process`), which cal
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -28,7 +29,9 @@ from tsugiki.errors import TsugikiError, error_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MAX_TURNS = 1000  # all turns before an answer are rendered again for each answer: 2 s for 1,000 turns
+_LONG = 64  # turns from which on answers are located in parts of a conversation
+_PART, _CONTEXT = 16, 8  # turns
+_MAX_TURNS = 1000  # without parts, all turns before an answer are rendered again for each answer: 2 s for 1,000 turns
 _MAX_TEMPLATE = 1_000_000  # characters
 _MAX_TEXT = 10_000_000  # characters
 
@@ -99,9 +102,9 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     If the template does not end the last turn with a special token, the tokenizer's end token is added.
 
     Raises:
-        TsugikiError: there are more than 1,000 turns of which several count; a message contains a special token; the
-            template raises an error, or takes much time or memory; or the rendering of a turn that counts in the loss
-            differs from what the model would generate.
+        TsugikiError: a message contains a special token; the template raises an error, or takes much time or memory;
+            the rendering of a turn that counts in the loss differs from what the model would generate; or there are
+            more than 1,000 turns of which several count, and how one is rendered depends on turns far away.
     """
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     wanted = answers if assistant_turns == "all" else answers[-1:]
@@ -109,11 +112,6 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     if not targets:
         return Rendering("", ())
     rendered = conversation.messages[: targets[-1] + 1]
-    if len(rendered) > _MAX_TURNS and len(targets) > 1:
-        raise TsugikiError(
-            f"{conversation.source} has {len(rendered):,} turns, more than {_MAX_TURNS:,}; split it into several "
-            "conversations, or train on the last turn only (assistant_turns: last)"
-        )
     special = re.compile(template.special)
     for number, message in enumerate(rendered, 1):
         if found := special.search(message.content):
@@ -159,10 +157,22 @@ def _find_answers(
     template: ChatTemplate, source: str, messages: _Messages, targets: Sequence[int]
 ) -> tuple[str, list[_Span]]:
     whole, marks = _render(template, messages, source)
+    located = None
+    if len(messages) > _LONG and len(targets) > 1:
+        located = _locate_in_parts(template, source, messages, targets, whole)
+    if located is None:
+        if len(messages) > _MAX_TURNS and len(targets) > 1:
+            raise TsugikiError(
+                f"{source} has {len(messages):,} turns, more than the {_MAX_TURNS:,} that this chat template allows, "
+                "because it renders a turn in ways that depend on turns far away; split the conversation, or train on "
+                "the last turn only (assistant_turns: last)"
+            )
+        located = [
+            _span(template, messages[: index + 1], whole, marks, f"{source}: turn {index + 1}") for index in targets
+        ]
     spans: list[_Span] = []
-    for index in targets:
+    for index, (start, stop, ended) in zip(targets, located, strict=True):
         where = f"{source}: turn {index + 1}"
-        start, stop, ended = _span(template, messages[: index + 1], whole, marks, where)
         if not ended:
             if index != targets[-1]:
                 raise TsugikiError(
@@ -175,6 +185,54 @@ def _find_answers(
             stop = len(whole)
         spans.append((start, stop))
     return whole, spans
+
+
+def _locate_in_parts(
+    template: ChatTemplate, source: str, messages: _Messages, targets: Sequence[int], whole: str
+) -> list[tuple[int, int, bool]] | None:
+    """Locate the answers in parts of a long conversation, in linear time.
+
+        whole      system 1 2 3 4 5 6 7 8 9 …      rendered once
+        part 1     system 1 2 3 4
+        part 2     system     3 4 5 6 7 8          3 4 are the context: a few turns that begin with the user
+        part 3     system             7 8 9 …
+
+    Each part is rendered with its context, and again without its own turns. What the own turns add must be what comes
+    next in the whole rendering. So all of it is compared, and only a template is misread that renders turns equally in
+    a part and in the whole conversation, but begins an answer differently in both.
+
+    Returns:
+        What `_span` returns, for each target; None if a part is rendered differently than in the whole conversation.
+    """
+    system = sum(1 for _ in takewhile(lambda message: message["role"] in ("system", "developer"), messages))
+    located: list[tuple[int, int, bool]] = []
+    done = 0  # characters
+    for begin in range(0, len(messages), _PART):
+        context = messages[:system] + messages[_context_begin(messages, system, begin) : begin] if begin else []
+        part = context + messages[begin : begin + _PART]
+        try:
+            before = _render(template, context, source)[0] if context else ""
+            rendered, marks = _render(template, part, source)
+            added = rendered[len(before) :]
+            if not rendered.startswith(before) or not whole.startswith(added, done):
+                return None
+            for index in targets[bisect_left(targets, begin) : bisect_left(targets, begin + _PART)]:
+                turns = part[: len(context) + index - begin + 1]
+                start, stop, ended = _span(template, turns, rendered, marks, source)
+                if start < len(before):
+                    return None
+                located.append((start - len(before) + done, stop - len(before) + done, ended))
+        except TsugikiError:
+            return None
+        done += len(added)
+    return located if done == len(whole) else None
+
+
+def _context_begin(messages: _Messages, system: int, end: int) -> int:
+    """Return where the turns before `end` begin that are rendered with a part: with a user's turn, if one is near."""
+    wanted = max(system, end - _CONTEXT)
+    users = (index for index in range(wanted, max(system, wanted - _PART) - 1, -1) if messages[index]["role"] == "user")
+    return next(users, wanted)
 
 
 def _span(
