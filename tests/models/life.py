@@ -4,7 +4,7 @@ import copy
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,7 @@ from tsugiki.architectures import ARCHITECTURES, Architecture
 from tsugiki.fast.document_masks import detect_document_masking, mask_documents
 from tsugiki.lora.graft import base_alone
 from tsugiki.lora.names import matches
+from tsugiki.lora.parameters import LoraParameters
 from tsugiki.lora.weightless import _inputs
 
 STEPS = 6
@@ -50,6 +51,7 @@ CHECKS = (
     "load",
     "PEFT",
     "merge",
+    "experts",
     "isolation",
     "fast",
 )
@@ -63,6 +65,8 @@ class Life:
     task: str
     layers: list[str] = field(default_factory=list)
     """The names of the grafted layers, with `*` for every index."""
+    experts: list[str] = field(default_factory=list)
+    """The names of the parameters that hold experts, with `*` for every index."""
     masking: str = ""
     """How documents in one row are kept apart; empty for an encoder-decoder model."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -124,6 +128,11 @@ def live(model_type: str, task: str) -> Life:
     with check("merge"):
         merged = ungraft(merge(copy.deepcopy(model)))
         assert relative_error(logits_of(merged, inputs), adapted) < 1e-4
+    with check("experts"):
+        names = stacks_of(make(), inputs)
+        life.experts = kinds_of(names)
+        if names:
+            check_experts(make, names, inputs)
     if task == "causal":
         with check("isolation"):
             with base_alone(model):
@@ -132,10 +141,53 @@ def live(model_type: str, task: str) -> Life:
             assert error < 1e-4, (
                 f"gradients of the second document change by {error:.2g} with the first ({life.masking})"
             )
-        with check("fast"):
-            error = difference_of_fast_paths(model, inputs)
-            assert error < 1e-3, f"loss or gradients differ by {error:.2g}"
+    with check("fast"):
+        error = difference_of_fast_paths(model, inputs)
+        assert error < 1e-3, f"loss or gradients differ by {error:.2g}"
     return life
+
+
+def stacks_of(model: Any, inputs: dict[str, Tensor]) -> list[str]:
+    """The parameters that are stacks of matrices, such as experts, and on which the logits depend."""
+    loss_of(model.train(), inputs).backward()
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if not isinstance(module, nn.modules.conv._ConvNd)
+        for name, one in module.named_parameters(recurse=False)
+        if one.dim() == 3 and min(one.shape) > 1 and one.grad is not None and one.grad.any()
+    ]
+
+
+def check_experts(make: Callable[[], Any], names: list[str], inputs: dict[str, Tensor]) -> None:
+    """The life of an adapter on experts alone."""
+    model = make()
+    base = logits_of(model, inputs)
+    torch.manual_seed(0)
+    adapter = graft(model, LoraConfig(r=2, target_modules=[], target_parameters=names))
+    assert set(adapter.parameter_pairs) == set(names)
+    assert torch.equal(logits_of(model, inputs), base)
+    losses = train(model, inputs)
+    assert losses[-1] < losses[0], f"{losses[0]:.4f} to {losses[-1]:.4f}"
+    shake(model)
+    adapted, found = logits_of(model, inputs), gradients(model, loss_of(model, inputs))
+    assert relative_error(adapted, base) > 1e-4, "the adapter has no effect"
+    for module in model.modules():
+        if isinstance(module, LoraParameters):
+            module.by_product = False
+    error = relative_error(found, gradients(model, loss_of(model, inputs)))
+    assert error < 1e-4, f"gradients by product differ by {error:.2g} from the definition"
+    with disable_adapter(model):
+        assert torch.equal(logits_of(model, inputs), base)
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, folder)
+        loaded = make()
+        load_adapter(loaded, folder)
+        assert torch.equal(logits_of(loaded, inputs), adapted)
+        theirs = peft.PeftModel.from_pretrained(make(), folder)
+        error = relative_error(logits_of(theirs.base_model.model, inputs), adapted)
+        assert error < 1e-4, f"PEFT's logits differ by {error:.2g}"
+    assert relative_error(logits_of(ungraft(merge(model)), inputs), adapted) < 1e-4
 
 
 class _Checks:
@@ -217,9 +269,10 @@ def gradients(model: Any, loss: Tensor) -> Tensor:
 
 
 def leak(model: Any, masking: Any) -> float:
-    """How much the adapter's gradients from a second document depend on the first, or differ from those alone."""
-    if masking == "separate_rows":
-        return 0.0
+    """How much the adapter's gradients from a second document depend on the first, or differ from those alone.
+
+    In rows of their own, the documents are padded at the end.
+    """
     first, other, second = (
         torch.randint(20, VOCABULARY, (1, n), generator=torch.Generator().manual_seed(n))
         for n in (_DOCUMENTS[0], _DOCUMENTS[0] * 3, _DOCUMENTS[1])
@@ -228,26 +281,29 @@ def leak(model: Any, masking: Any) -> float:
     positions = torch.cat([torch.arange(n) for n in _DOCUMENTS])[None]
 
     def of_second(logits: Tensor) -> Tensor:
-        return gradients(model, F.cross_entropy(logits[0, -_DOCUMENTS[1] : -1].float(), second[0, 1:]))
+        """Take the logits of the second document, which is the last thing in the batch but for padding."""
+        logits = logits.flatten(0, 1)[-_DOCUMENTS[1] - padding :][: _DOCUMENTS[1] - 1]
+        return gradients(model, F.cross_entropy(logits.float(), second[0, 1:]))
 
-    packed = [
-        of_second(
-            model(
-                **mask_documents(
-                    {"input_ids": torch.cat([document, second], 1), "position_ids": positions}, masking, model.dtype
-                ),
-                use_cache=False,
-            ).logits
-        )
-        for document in (first, other)
-    ]
+    def row_of(document: Tensor) -> Tensor:
+        return F.pad(document, (0, length - document.shape[1]))
+
+    packed = []
+    length, padding = max(_DOCUMENTS) + 7, 0
+    for document in (first, other):
+        batch = {"input_ids": torch.cat([document, second], 1), "position_ids": positions}
+        if masking == "separate_rows":
+            rows = torch.cat([row_of(document), row_of(second)])
+            batch, padding = {"input_ids": rows, "position_ids": rows}, length - _DOCUMENTS[1]
+        packed.append(of_second(model(**mask_documents(batch, masking, model.dtype), use_cache=False).logits))
+    padding = 0
     alone = of_second(model(input_ids=second, use_cache=False).logits)
     return max(relative_error(packed[0], packed[1]), relative_error(packed[0], alone))
 
 
 def difference_of_fast_paths(model: Any, inputs: dict[str, Tensor]) -> float:
     """The largest relative difference of loss and gradients between fast and plain paths."""
-    labelled = {**inputs, "labels": inputs["input_ids"]}
+    labelled = {**inputs, "labels": inputs.get("decoder_input_ids", inputs.get("input_ids"))}
 
     def results() -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)

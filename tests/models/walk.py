@@ -3,11 +3,12 @@
     python -m tests.models.walk results.jsonl [TYPE …]
 
 Each line of the file is the result of one type. Types that are in the file already are skipped, so that a walk which
-was interrupted goes on.
+was interrupted goes on. Each type has a process of its own, which is killed after some minutes.
 """
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import sys
 import warnings
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from tests.models.life import Life, live
 from tests.tiny_types import TASKS
+
+MINUTES = 5
 
 
 def types() -> list[tuple[str, str]]:
@@ -28,15 +31,30 @@ def read_results(file: Path) -> dict[tuple[str, str], Life]:
     return {(life.model_type, life.task): life for life in (Life(**json.loads(line)) for line in lines)}
 
 
+def write_result(file: str, life: Life) -> None:
+    with open(file, "a", encoding="utf-8") as out:
+        out.write(json.dumps(dataclasses.asdict(life), ensure_ascii=False) + "\n")
+    print(life.task, life.model_type, life.failed or "passed", flush=True)
+
+
+def live_and_write(file: str, model_type: str, task: str) -> None:
+    write_result(file, live(model_type, task))
+
+
 def main(file: str, *only: str) -> None:
     results = read_results(Path(file))
     for model_type, task in types():
         if (model_type, task) in results or (only and model_type not in only):
             continue
-        life = live(model_type, task)
-        with open(file, "a", encoding="utf-8") as out:
-            out.write(json.dumps(dataclasses.asdict(life), ensure_ascii=False) + "\n")
-        print(task, model_type, life.failed or "passed", flush=True)
+        process = multiprocessing.get_context("fork").Process(target=live_and_write, args=(file, model_type, task))
+        process.start()
+        process.join(MINUTES * 60)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        if process.exitcode:
+            why = f"the process ended with {process.exitcode} (killed after {MINUTES} minutes if -9)"
+            write_result(file, Life(model_type, task, failed={"build": why}))
 
 
 if __name__ == "__main__":

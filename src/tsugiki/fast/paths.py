@@ -37,20 +37,21 @@ def use_fast_paths(
     attention get an attribute `_tsugiki_spans`.
 
     Args:
-        model: a causal language model, grafted or not.
+        model: a causal language model, grafted or not. Of an encoder-decoder model, only modules are replaced.
         attention: on a processor, compute attention in blocks (see `fast.attention`). On a GPU, use flash attention
             if it is installed (the package flash-attn) and the weights have 16 bits; otherwise torch's own attention.
         modules: fuse activations, gated feed-forward networks and RMSNorm (see `fast.modules`).
         loss: compute the loss of `model(…, labels=…)` without whole logits (see `fast.forward`).
     """
-    if attention and not hasattr(model, _FORMER_ATTENTION):
+    decoder_only = not getattr(model.config, "is_encoder_decoder", False)
+    if attention and decoder_only and not hasattr(model, _FORMER_ATTENTION):
         if model.device.type == "cpu":
             _use_block_attention(model)
         elif model.device.type == "cuda" and _has_flash_attention():
             _use_flash_attention(model)
     if modules:
         setattr(model, _REPLACED_MODULES, [*getattr(model, _REPLACED_MODULES, []), *use_fused_modules(model)])
-    if loss:
+    if loss and decoder_only:
         # An untrained soft prompt causes more rounding error than a wrong head, so the base is probed without it.
         with nullcontext() if is_merged(model) else base_alone(model):
             enable_chunked_loss(model)
