@@ -194,7 +194,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 def tiny_of(model_type: str, task: str = "causal", seed: int = 0, **settings: Any) -> Any:
     """A tiny model of this type with random weights, one layer of each kind and at least two."""
     auto, _ = TASKS[task]
-    chosen = merged(shrink(transformers.AutoConfig.for_model(model_type)), OVERRIDES.get(model_type, {}))
+    config = transformers.AutoConfig.for_model(model_type)
+    chosen = merged(shrink(config), OVERRIDES.get(model_type, {}))
+    if task == "causal" and getattr(config, "is_decoder", True) is False:
+        chosen["is_decoder"] = True  # otherwise BERT and its like attend to later tokens
     torch.manual_seed(seed)
     model = auto.from_config(transformers.AutoConfig.for_model(model_type, **merged(chosen, settings))).eval()
     if model_type == "xmod":

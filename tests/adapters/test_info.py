@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.adapters.folders import edit_config, write
-from tests.tiny import tiny_model
-from tsugiki import TsugikiError, save_adapter
+from tests.tiny import shake, tiny_model
+from tests.tiny_types import tiny_of
+from tsugiki import LoraConfig, TsugikiError, graft, save_adapter, trainable_parameters
+from tsugiki.adapters.algebra.combine import scaled
 from tsugiki.adapters.info import read_adapter_info
+from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.lora.graft import add_adapter, new_adapter
 from tsugiki.methods.table import METHODS
 
@@ -19,6 +22,20 @@ def test_lora_has_ranks_and_targets(tmp_path: Path):
     assert info.targets == ("c_attn",)
     assert info.size == (folder / "adapter_model.safetensors").stat().st_size
     assert info.parameters * 4 < info.size
+
+
+def test_experts_are_targets_and_only_merging_takes_them(tmp_path: Path):
+    model = tiny_of("qwen3_moe")
+    graft(model, LoraConfig(r=3, target_modules=["q_proj"], target_parameters=["gate_up_proj", "mlp.gate.weight"]))
+    shake(model)
+    save_adapter(model, tmp_path)
+    info = read_adapter_info(tmp_path)
+    assert (info.method, info.ranks, info.targets) == ("lora", (3,), ("gate", "q_proj", "gate_up_proj"))
+    assert info.parameters == sum(p.numel() for p in trainable_parameters(model).values())
+    lora = read_lora_weights(tmp_path)
+    assert len(lora.layers) == 4  # a router has one matrix
+    with pytest.raises(TsugikiError, match="experts.*experts.lora_A"):
+        scaled(lora, 2.0)
 
 
 @pytest.mark.parametrize("method", ["ia3", "prompt-tuning", "bitfit"])

@@ -12,7 +12,12 @@ from tests.tiny_types import lively_model, tiny_of
 from tsugiki import TsugikiError
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.collator import Collator
-from tsugiki.fast.document_masks import detect_document_masking, has_unknown_window, packed_masks
+from tsugiki.fast.document_masks import (
+    attends_to_later_tokens,
+    detect_document_masking,
+    has_unknown_window,
+    packed_masks,
+)
 from tsugiki.labels import IGNORE_INDEX
 
 EXPECTED = dict.fromkeys(CONFIGS, "position_ids") | {"opt": "attention_mask", "bloom": "separate_rows"}
@@ -127,6 +132,18 @@ def test_attention_to_a_number_of_chosen_tokens_needs_separate_rows(kind: str):
     model = lively_model(kind, index_topk=8)
     assert difference(model, "position_ids")[0] > 1e-3
     assert detect_document_masking(model, row_length=40) == "separate_rows"
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlnet", "cpmant"])
+def test_models_of_berts_kind_attend_to_later_tokens(kind: str):
+    assert attends_to_later_tokens(lively_model(kind, **({"is_decoder": False} if kind == "bert" else {})))
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3_moe", "lfm2", "mamba", "reformer"])
+def test_other_models_do_not(kind: str):
+    model = lively_model(kind)
+    assert not attends_to_later_tokens(model)
+    assert not attends_to_later_tokens(model.bfloat16())
 
 
 def test_a_config_may_have_no_padding():

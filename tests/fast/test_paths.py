@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, store_of, summed_loss, tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, graft, merge
 from tsugiki.data.blocks import pack
 from tsugiki.data.collator import Collator
@@ -212,3 +213,15 @@ def test_with_a_merged_adapter_and_with_a_long_soft_prompt():
     graft(prompted, METHODS["prompt-tuning"].configure({"num_virtual_tokens": 32}))
     use_fast_paths(prompted)
     assert prompted.config._attn_implementation == NAME
+
+
+def test_of_an_encoder_decoder_model_modules_are_replaced_alone():
+    model = tiny_of("t5", "seq2seq")
+    inputs = {"input_ids": ids(2, 9), "decoder_input_ids": ids(2, 7, seed=2), "labels": ids(2, 7, seed=3)}
+    with torch.no_grad():
+        plain = model(**inputs).loss
+        use_fast_paths(model)
+        assert relative_error(model(**inputs).loss, plain) < 1e-6
+    assert model.config._attn_implementation != NAME
+    use_plain_paths(model)
+    assert torch.equal(model(**inputs).loss.detach(), plain)

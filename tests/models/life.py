@@ -31,7 +31,7 @@ from tsugiki import (
     use_plain_paths,
 )
 from tsugiki.architectures import ARCHITECTURES, Architecture
-from tsugiki.fast.document_masks import detect_document_masking, mask_documents
+from tsugiki.fast.document_masks import attends_to_later_tokens, detect_document_masking, mask_documents
 from tsugiki.lora.graft import base_alone
 from tsugiki.lora.names import matches
 from tsugiki.lora.parameters import LoraParameters
@@ -136,6 +136,7 @@ def live(model_type: str, task: str) -> Life:
     if task == "causal":
         with check("isolation"):
             with base_alone(model):
+                assert not attends_to_later_tokens(model), "attends to later tokens"
                 life.masking = detect_document_masking(model)
             error = leak(model, life.masking)
             assert error < 1e-4, (
@@ -148,12 +149,12 @@ def live(model_type: str, task: str) -> Life:
 
 
 def stacks_of(model: Any, inputs: dict[str, Tensor]) -> list[str]:
-    """The parameters that are stacks of matrices, such as experts, and on which the logits depend."""
+    """The parameters that are stacks of matrices, on which the logits depend: experts, but no state-space mixers."""
     loss_of(model.train(), inputs).backward()
     return [
         f"{path}.{name}"
         for path, module in model.named_modules()
-        if not isinstance(module, nn.modules.conv._ConvNd)
+        if not isinstance(module, nn.modules.conv._ConvNd) and "A_log" not in module._parameters
         for name, one in module.named_parameters(recurse=False)
         if one.dim() == 3 and min(one.shape) > 1 and one.grad is not None and one.grad.any()
     ]
@@ -271,33 +272,30 @@ def gradients(model: Any, loss: Tensor) -> Tensor:
 def leak(model: Any, masking: Any) -> float:
     """How much the adapter's gradients from a second document depend on the first, or differ from those alone.
 
-    In rows of their own, the documents are padded at the end.
+    Documents in rows of their own are padded, and alone there is other padding.
     """
     first, other, second = (
-        torch.randint(20, VOCABULARY, (1, n), generator=torch.Generator().manual_seed(n))
-        for n in (_DOCUMENTS[0], _DOCUMENTS[0] * 3, _DOCUMENTS[1])
+        torch.randint(20, VOCABULARY, (1, n), generator=torch.Generator().manual_seed(seed))
+        for seed, n in enumerate((_DOCUMENTS[0], *_DOCUMENTS))
     )
-    other = other[:, : _DOCUMENTS[0]]
+    rows = masking == "separate_rows"
+    length, padding = _DOCUMENTS[1] + 7, 7 if rows else 0
+
+    def in_row(document: Tensor, pad: int = 0) -> Tensor:
+        return F.pad(document, (0, length - document.shape[1]), value=pad) if rows else document
+
+    def of_second(inputs: dict[str, Tensor]) -> Tensor:
+        """The gradients from the second document, which is the last one but for padding."""
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[-_DOCUMENTS[1] - padding :]
+        return gradients(model, F.cross_entropy(logits[: _DOCUMENTS[1] - 1].float(), second[0, 1:]))
+
     positions = torch.cat([torch.arange(n) for n in _DOCUMENTS])[None]
-
-    def of_second(logits: Tensor) -> Tensor:
-        """Take the logits of the second document, which is the last thing in the batch but for padding."""
-        logits = logits.flatten(0, 1)[-_DOCUMENTS[1] - padding :][: _DOCUMENTS[1] - 1]
-        return gradients(model, F.cross_entropy(logits.float(), second[0, 1:]))
-
-    def row_of(document: Tensor) -> Tensor:
-        return F.pad(document, (0, length - document.shape[1]))
-
     packed = []
-    length, padding = max(_DOCUMENTS) + 7, 0
     for document in (first, other):
-        batch = {"input_ids": torch.cat([document, second], 1), "position_ids": positions}
-        if masking == "separate_rows":
-            rows = torch.cat([row_of(document), row_of(second)])
-            batch, padding = {"input_ids": rows, "position_ids": rows}, length - _DOCUMENTS[1]
-        packed.append(of_second(model(**mask_documents(batch, masking, model.dtype), use_cache=False).logits))
-    padding = 0
-    alone = of_second(model(input_ids=second, use_cache=False).logits)
+        ids = torch.cat([in_row(document), in_row(second)], 0 if rows else 1)
+        batch = {"input_ids": ids, "position_ids": positions}
+        packed.append(of_second(mask_documents(batch, masking, model.dtype)))
+    alone = of_second({"input_ids": in_row(second, pad=1)})
     return max(relative_error(packed[0], packed[1]), relative_error(packed[0], alone))
 
 

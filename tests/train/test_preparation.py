@@ -8,6 +8,7 @@ import pytest
 
 from tests.data.test_splits import sentence
 from tests.tiny import TEXT, byte_tokenizer, tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki import TsugikiError
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.config import RunConfig
@@ -40,6 +41,14 @@ def prepare(data: str, kind: str = "gpt2", template: str | None = None, **change
 def learned_sources(prepared: PackedDataset) -> set[str]:
     store = prepared.blocks.store
     return {store.index.sources[record] for record in prepared.blocks.segments[:, 2].tolist()}
+
+
+def test_a_model_that_attends_to_later_tokens_is_an_error_that_names_the_setting():
+    data, tokenizer = lines("w.jsonl", works()), byte_tokenizer()
+    config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64})
+    model = tiny_of("bert", vocab_size=257, is_decoder=False)
+    with pytest.raises(TsugikiError, match=r"BertLMHeadModel attends to later tokens.*is_decoder"):
+        pack_data(config, read_data(config, tokenizer, ProgressDisplay()), model, tokenizer)
 
 
 def test_a_share_is_held_out_and_everything_counted():

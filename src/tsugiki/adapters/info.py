@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.adapters.format import map_weights, read_adapter_config, read_base, read_peft_config
-from tsugiki.adapters.lora_weights import parse_tensors
+from tsugiki.adapters.lora_weights import parameter_factors, parse_tensors
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_FILE
@@ -42,11 +42,14 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     config, tensors = read_adapter_config(folder), map_weights(folder)
     ranks, targets = set(), _configured_targets(config)
     if isinstance(config, LoraConfig):
-        layers, _, problems = parse_tensors(read_peft_config(folder), tensors)
+        layers, others, problems = parse_tensors(read_peft_config(folder), tensors)
         if problems:
             raise TsugikiError(f"{folder / ADAPTER_FILE} is broken: {summarise_list(problems)}")
         ranks = {layer.r for layer in layers.values()}
         targets = sorted({path.rpartition(".")[2] for path in layers})
+        if parameter_factors(others):
+            ranks |= {config.r}
+            targets += sorted({name.rpartition(".")[2] for name in config.target_parameters or ()} - {"weight"})
     status = (folder / ADAPTER_FILE).stat()
     return AdapterInfo(
         " + ".join(methods_of(config)) or type(config).__name__,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.base.context import PROMPT_ATTRIBUTE, max_positions, possible_windows
@@ -73,6 +73,27 @@ def detect_document_masking(model: "PreTrainedModel", row_length: int = 512) -> 
             except Exception:  # the model does not take such a mask; its own code may raise anything
                 continue
     return "separate_rows"
+
+
+def attends_to_later_tokens(model: "PreTrainedModel") -> bool:
+    """Whether the hidden states of tokens have gradients to later tokens, as in BERT; the model is left as it was."""
+    embedded: list[Tensor] = []
+
+    def start_graph(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(start_graph)
+    try:
+        with evaluating(model), torch.enable_grad():
+            hidden = last_hidden_states(model, {"input_ids": _documents(model, 1, _SECOND)[-1]})[:, : _SECOND // 2]
+            weights = torch.linspace(-1, 1, hidden.numel(), device=hidden.device).view(hidden.shape)
+            found = torch.autograd.grad((hidden * weights).sum(), embedded, allow_unused=True)
+    except (AssertionError, RuntimeError):  # a model may have no gradients in evaluation mode (Reformer)
+        return False
+    finally:
+        hook.remove()
+    return any(one is not None and bool(one.flatten(0, -2)[_SECOND // 2 :].any()) for one in found)
 
 
 def mask_documents(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _TOKENS = 24
+_FRAMES = 96
 _COMPUTED_ELEMENTS = 2**14
 """Results with at most this many elements are computed, so that a model can decide by them where a token goes."""
 
@@ -145,10 +146,19 @@ def _inputs(model: Any) -> dict[str, Any]:
     ids = torch.arange(tokens)[None] % text.vocab_size
     given: dict[str, Any] = {"use_cache": False, "decoder_input_ids": ids}
     name = getattr(model, "main_input_name", "input_ids")
-    given[name] = _sound(config) if name == "input_features" else ids
+    sounds = {"input_features": _spectrogram, "input_values": _samples}
+    given[name] = sounds[name](config) if name in sounds else ids
     return {name: value for name, value in given.items() if name in accepted}
 
 
-def _sound(config: Any) -> Tensor:
-    """Return a spectrogram as Whisper's encoder reads it, [1, frequencies, frames]."""
-    return torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions)
+def _spectrogram(config: Any) -> Tensor:
+    """Return a spectrogram, [1, frequencies, frames] as Whisper's encoder reads it, or [1, frames, frequencies]."""
+    if hasattr(config, "num_mel_bins"):
+        return torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions)
+    encoder = getattr(config, "encoder_config", config)
+    return torch.zeros(1, _FRAMES, getattr(encoder, "num_mel_bins", None) or encoder.input_feat_per_channel)
+
+
+def _samples(config: Any) -> Tensor:
+    """Return half a second of sound, [1, samples]."""
+    return torch.zeros(1, 8000)

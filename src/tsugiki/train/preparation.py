@@ -24,7 +24,7 @@ from tsugiki.data.splits import (
 )
 from tsugiki.data.store import RecordIndex, TokenStore, open_store, read_index, store_key
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
+from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens, detect_document_masking
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest
 from tsugiki.io.progress import ProgressDisplay
@@ -290,6 +290,11 @@ def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMa
 
     The soft prompt comes before every document, so the model is probed with one of the same length.
     """
+    if attends_to_later_tokens(model):
+        raise TsugikiError(
+            f"{type(model).__name__} attends to later tokens, so predicting them teaches it nothing; if its "
+            "config.json has is_decoder, set it to true"
+        )
     length, row_length = _virtual_tokens(config), _block_size(config, model)
     if not length:
         return detect_document_masking(model, row_length)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.runs import assert_resumes, run_config, short_texts, tiny_base
 from tests.tiny import ids, logits, relative_error, shake, tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.train.config import RunConfig, load_config
@@ -77,6 +78,17 @@ def test_every_parameter_that_trains_is_in_one_group():
         quick = p.ndim == 1 or (name.endswith("lora.B") and "wte" not in name)
         assert inside[id(p)]["lr"] == pytest.approx(1.6e-2 if quick else 1e-3), name
         assert inside[id(p)]["weight_decay"] == (0 if p.ndim == 1 else 0.1), name
+
+
+def test_the_factors_of_experts_have_the_rates_of_others():
+    model = tiny_of("qwen3_moe")
+    graft(model, LoraConfig(r=2, target_parameters=["gate_up_proj", "down_proj"]))
+    optimizer = loraplus(model, plus(learning_rate=1e-3))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    experts = {name: p for name, p in trainable_parameters(model).items() if "experts" in name}
+    assert len(experts) == 8
+    for name, p in experts.items():
+        assert rates[id(p)] == pytest.approx(1.6e-2 if name.endswith(".B") else 1e-3), name
 
 
 @pytest.mark.parametrize("method", ["dora", "lora+", "pissa", "orthogonal", "lora-fa"])

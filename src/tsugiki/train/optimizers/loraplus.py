@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.lora.layer import LoraEmbedding, grafted_layers
+from tsugiki.lora.pair import LowRank
 from tsugiki.train.config import RunConfig
 
 if TYPE_CHECKING:
@@ -25,11 +26,10 @@ if TYPE_CHECKING:
 def loraplus(model: "PreTrainedModel", config: RunConfig) -> torch.optim.AdamW:
     """Return the optimiser for all trained parameters."""
     rate, decay = config.learning_rate, config.weight_decay
-    fast = {
-        id(layer.lora.B)
-        for layer in grafted_layers(model).values()
-        if layer.lora is not None and not isinstance(layer, LoraEmbedding)
+    slow_embeddings = {
+        layer.lora for layer in grafted_layers(model).values() if isinstance(layer, LoraEmbedding) and layer.lora
     }
+    fast = {id(pair.B) for pair in model.modules() if isinstance(pair, LowRank) and pair not in slow_embeddings}
     slow: list[Tensor] = []
     matrices: list[Tensor] = []
     vectors: list[Tensor] = []
