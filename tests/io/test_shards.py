@@ -86,6 +86,7 @@ def test_incomplete_files_are_one_line(path: Path, tmp_path: Path):
         ({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, "does not describe 'a'"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, float("inf")]}}, "does not describe 'a'"),
         ({"a": {"dtype": "\ud800", "shape": [1], "data_offsets": [0, 4]}}, "does not describe 'a'"),
+        ({"a": {"dtype": "F32", "shape": [1 << 62] * 65, "data_offsets": [0, 4]}}, "does not describe 'a'"),
         ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "does not describe 'a'"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1 << 40]}}, "'a' is outside"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, "'a' is outside"),

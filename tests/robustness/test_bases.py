@@ -25,7 +25,18 @@ SETTINGS: Sequence[Any] = (
     *("GPT2LMHeadModel", "PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizer", "<|endoftext|>"),
     *({"rope_type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 0}, {"AutoConfig": "own.Config"}),
 )
-HEADERS: Sequence[Any] = (*VALUES, "F32", "BF16", "F8_E4M3", "I64", "Q4_K", [0], [0, 2**40], [1 << 62, 1 << 62])
+HEADERS: Sequence[Any] = (
+    *VALUES,
+    "F32",
+    "BF16",
+    "F8_E4M3",
+    "I64",
+    "Q4_K",
+    [0],
+    [0, 2**40],
+    [1 << 62, 1 << 62],
+    [1 << 62] * 40_000,
+)
 FILES: Sequence[Any] = (*VALUES, "../model.safetensors", "weights.bin", "model-00002-of-00003.safetensors", "/dev/zero")
 
 

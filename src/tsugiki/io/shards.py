@@ -21,6 +21,7 @@ from tsugiki.io.digests import read_chunks
 
 _LARGEST_HEADER = 100_000_000  # bytes; as in the safetensors library
 _LARGEST = 1 << 62
+_MAX_DIMENSIONS = 64  # as in torch
 _BITS = {
     **{"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64},
     **{"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8},
@@ -126,7 +127,11 @@ def _entry(key: str, fields: Any, start: int, end: int) -> Entry:
 
 
 def _are_sizes(values: Any) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value <= _LARGEST for value in values)
+    return (
+        isinstance(values, list)
+        and len(values) <= _MAX_DIMENSIONS
+        and all(type(value) is int and 0 <= value <= _LARGEST for value in values)
+    )
 
 
 def dtype_name(dtype: torch.dtype) -> str:

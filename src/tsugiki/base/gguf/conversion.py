@@ -103,23 +103,25 @@ def _unsupported_reason(header: GgufHeader) -> str | None:
     if header.architecture == "clip":
         kind = "mmproj"
     if kind != "model":
-        return _NOT_A_MODEL.get(str(kind), f"its type is {kind}")
+        return _NOT_A_MODEL.get(str(kind), f"its type is {error_text(kind, 100)}")
     parts = header.metadata.get("split.count", 1)
-    if parts > 1:
-        number = header.metadata.get("split.no", 0) + 1
-        return f"it is part {number} of {parts}; join the parts first (llama-gguf-split --merge)"
+    if parts not in (0, 1):
+        number = header.metadata.get("split.no", 0)
+        which = f"{number + 1:,} of {parts:,}" if isinstance(parts, int) and isinstance(number, int) else "of several"
+        return f"it is part {which}; join the parts first (llama-gguf-split --merge)"
     supported = sorted({*VERIFIED, *UNVERIFIED})
     if header.architecture not in supported:
-        name = header.architecture or "not named"
+        name = error_text(header.architecture, 100) or "not named"
         return f"its architecture ({name}) is not supported; these are: {', '.join(supported)}"
     scaling = header.setting("rope.scaling.type", "none")
     if header.architecture in VERIFIED and scaling not in ("none", "linear"):
-        return f"its RoPE scaling ({scaling}) is not supported in GGUF files"
+        return f"its RoPE scaling ({error_text(scaling, 100)}) is not supported in GGUF files"
     tokenizer = header.metadata.get("tokenizer.ggml.model")
     if not tokenizer or "tokenizer.ggml.tokens" not in header.metadata:
         return "it has no tokenizer"
     if tokenizer not in SUPPORTED_TOKENIZERS:
-        return f"its tokenizer has the type {tokenizer}, and {' and '.join(SUPPORTED_TOKENIZERS)} are supported"
+        known = " and ".join(SUPPORTED_TOKENIZERS)
+        return f"its tokenizer has the type {error_text(tokenizer, 100)}, and {known} are supported"
     if not header.tensors:
         return "it has no tensors (it is a vocabulary only)"
     return _unsupported_quantisation(header.tensors)

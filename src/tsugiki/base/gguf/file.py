@@ -10,11 +10,12 @@ import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -25,6 +26,7 @@ _DEFAULT_ALIGNMENT = 32
 # Value types of the GGUF format that are numbers -> their formats in the struct module.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MAX_DIMENSIONS = 4
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,10 @@ class _Cursor:
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Read the name, shape, type number and offset of a tensor."""
-        name = self.text()
-        shape = self.numbers("Q", self.number("I"))[::-1]
+        name, dimensions = self.text(), self.number("I")
+        if dimensions > _MAX_DIMENSIONS:
+            raise TsugikiError(f"{self.path} is damaged: {error_text(name, 100)} has {dimensions:,} dimensions")
+        shape = self.numbers("Q", dimensions)[::-1]
         return name, shape, self.number("I"), self.number("Q")
 
 
@@ -165,7 +169,8 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
             type = GGMLQuantizationType(number)
         except ValueError as error:
             raise TsugikiError(
-                f"{path}: {name} has a quantisation (type {number}) that the installed gguf package does not know"
+                f"{path}: {error_text(name, 100)} has a quantisation (type {number}) that the installed gguf package "
+                "does not know"
             ) from error
         block, size = GGML_QUANT_SIZES[type]
         begin = start + offset
@@ -173,4 +178,9 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     expected = max((tensor.end for tensor in tensors), default=0)
     if expected > len(data):
         raise TsugikiError(f"{path} is truncated: it has {len(data):,} of {expected:,} bytes; download it again")
+    in_order = sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
+    for one, other in pairwise(in_order):  # reading the same bytes for thousands of tensors would take hours
+        if other.begin < one.end:
+            names = summarise_list([one.name, other.name])
+            raise TsugikiError(f"{path} is damaged: the values of {names} overlap; download it again")
     return GgufHeader(metadata, tuple(tensors), start)

@@ -1,0 +1,91 @@
+"""Mutated chat templates render conversations, or are refused in one line."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.data.chat_templates import SHAPES, tokenizer_of
+from tests.robustness.mutations import mutate_bytes
+from tsugiki.data.chat import prompt_text, read_template, render
+from tsugiki.data.records import Conversation, Message
+
+pytest.importorskip("resource", reason="the harness needs a Unix system")
+harness = pytest.importorskip("tests.robustness.harness")
+
+PIECES = [
+    piece.encode()
+    for piece in (
+        *(
+            "{% for m in messages %}",
+            "{% endfor %}",
+            "{% for i in range(99999) %}",
+            "{% for m in messages recursive %}",
+        ),
+        *(
+            "{% if m['role'] == 'user' %}",
+            "{% else %}",
+            "{% endif %}",
+            "{{ loop(messages) }}",
+            "{% break %}",
+            "{{",
+            "}}",
+        ),
+        *("{% set x = x ~ x %}", "{% set x = messages * 999 %}", "{{ 'a' * 10**9 }}", "{{ x | tojson(indent=9**9) }}"),
+        *(
+            "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+            "{{ m.content | center(10**9) }}",
+            "{{ '%9999d' % 1 }}",
+        ),
+        *("{{ ''.__class__ }}", "{{ m.__init__.__globals__ }}", "{{ raise_exception('no\nno') }}", "{{ undefined.x }}"),
+        *("{% generation %}", "{% endgeneration %}", "{{ strftime_now('%Y' * 999) }}", "{% include 'x' %}", "{#", "#}"),
+        *(
+            "{{ m.content | replace('', m.content) }}",
+            "{{ range(10**9) | list }}",
+            "{{ namespace(a=1) }}",
+            "<|im_end|>",
+        ),
+        *(
+            "{{ eos_token }}",
+            "{% if add_generation_prompt %}",
+            "(" * 300,
+            "[" * 300,
+            "not " * 300,
+            "-" * 300,
+            "|",
+            "\n",
+        ),
+    )
+]
+TURNS = (
+    *(Message("user", "庭の梅は？"), Message("assistant", "咲いた。")),
+    *(Message("user", "a"), Message("assistant", "b " * 99 + "c")),
+)
+TOKENIZERS = {name: tokenizer_of(shape) for name, shape in SHAPES.items()}
+
+
+def read(rng: random.Random, folder: Path) -> None:
+    """Find the answers of a conversation, and render a prompt. The process that renders is limited by the system."""
+    tokenizer = TOKENIZERS[name := rng.choice(list(SHAPES))]
+    data = SHAPES[name].template.encode()
+    tokenizer.chat_template = mutate_bytes(rng, data, PIECES).decode("utf-8", "replace")
+    template = read_template(tokenizer, "talk.jsonl:1")
+    turns = TURNS[: rng.choice((2, 4))]
+    if rng.random() < 0.3:
+        prompt_text(template, [{"role": turn.role, "content": turn.content} for turn in turns[:-1]])
+    found = render(template, Conversation(turns, "talk.jsonl:1"), rng.choice(("all", "last")))
+    assert all(0 <= start < stop <= len(found.text) for start, stop in found.spans)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited on Linux only")
+def test_some_mutations(tmp_path: Path):
+    harness.check("chat templates", read, 20, tmp_path / "case")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited on Linux only")
+def test_many_mutations(tmp_path: Path):
+    harness.check("chat templates", read, harness.LONG, tmp_path / "case")
+
+
+READERS = {"chat templates": read}
