@@ -377,7 +377,7 @@ def test_a_file_of_one_method_is_not_loaded_as_another(tmp_path: Path):
     for change, said in (
         ({"peft_type": "LORA"}, "does not fit this model"),
         ({"peft_type": "TSUGIKI_SELECTIVE"}, "target_modules="),
-        ({"modules_to_save": ["wte"]}, "modules_to_save="),
+        ({"modules_to_save": ["wte"]}, "modules_to_save names 'wte'"),
     ):
         path.write_text(json.dumps(fields | change))
         fresh = tiny_model()

@@ -643,7 +643,7 @@ def test_what_a_prompt_cannot_do_is_an_error():
         ("prompt", {"num_virtual_tokens": 4}, "[5, 32], expected [4, 32]"),
         ("prompt", {"peft_type": "PREFIX_TUNING"}, "prompt_tuning_init='RANDOM'"),
         ("prompt", {"peft_type": "LORA"}, "would change the result"),
-        ("prompt", {"modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head']"),
+        ("prompt", {"modules_to_save": ["lm_head"]}, "modules_to_save names 'lm_head'"),
         ("prompt", {"num_virtual_tokens": 64}, "choose 32 or fewer"),
         ("mlp", {"encoder_hidden_size": 13}, "tsugiki.network.0.weight is [12, 32], expected [13, 32]"),
         ("mlp", {"peft_type": "PROMPT_TUNING"}, "would change the result"),

@@ -54,7 +54,7 @@ from tsugiki.lora.graft import (
     set_adapter,
 )
 from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.targets import base_modules, find_target_parameters, find_targets, vocabulary_layers
+from tsugiki.lora.targets import base_modules, find_target_parameters, find_targets, task_heads, vocabulary_layers
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
 from tsugiki.methods.method import equal_when_rounded, shape_problems
 from tsugiki.methods.peft_keys import base_name, parameter_keys, without_duplicates
@@ -66,6 +66,12 @@ _COMMON_FIELDS = frozenset(
     {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 )
 """Fields of adapter_config.json that are the same for all methods."""
+_CLASSIFIERS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
+"""End of the name of a model's class -> PEFT's `task_type`."""
 _NAMES = _COMMON_FIELDS - {"peft_type"}
 """Those on which the result does not depend."""
 
@@ -193,8 +199,25 @@ def _words_in_files(model: nn.Module) -> int | None:
 def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
     """Return the fields of adapter_config.json but for the base's name."""
     adapter_format = format_of(adapter.config)
-    task_type = "CAUSAL_LM" if hasattr(model, "generate") else None
-    return {"peft_type": adapter_format.peft_type, "task_type": task_type, **adapter_format.to_json(model, adapter)}
+    fields = adapter_format.to_json(model, adapter)
+    return {"peft_type": adapter_format.peft_type, "task_type": task_type_of(model, adapter), **fields}
+
+
+def task_type_of(model: nn.Module, adapter: Any) -> str | None:
+    """Return the `task_type` by which PEFT chooses its class of model: AutoPeft classes and soft prompts depend on it.
+
+    None for a model that its class would not call rightly: one that takes no token ids, such as Whisper, and a
+    classifier whose output layers are not in the file, where its class expects them.
+    """
+    if getattr(model, "main_input_name", "") != "input_ids":
+        return None
+    name = type(model).__name__
+    task = next((task for ending, task in _CLASSIFIERS.items() if name.endswith(ending)), None)
+    if task is not None:
+        return task if set(task_heads(model)) <= getattr(adapter, "modules", {}).keys() else None
+    if hasattr(model, "generate"):
+        return "SEQ_2_SEQ_LM" if getattr(model.config, "is_encoder_decoder", False) else "CAUSAL_LM"
+    return "FEATURE_EXTRACTION" if getattr(model, "base_model", None) is model else None
 
 
 def write_adapter_files(

@@ -7,7 +7,6 @@ while the model holds the adapter; the layer's pair is in it while the adapter i
 adapter is active.
 """
 
-import copy
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.batchnorm import unfreeze_batchnorm
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dora import add_magnitude
 from tsugiki.lora.expert_names import named_like_experts
@@ -27,7 +25,6 @@ from tsugiki.lora.layer import (
     activate_factors,
     base_of,
     deactivate_factors,
-    grafted_layers,
     new_pair,
     updated_weight,
     wrap,
@@ -40,6 +37,7 @@ from tsugiki.lora.parameters import (
     new_parameter_pair,
     updated_parameter,
 )
+from tsugiki.lora.saved_modules import copies_to_save
 from tsugiki.lora.swap import (
     Undo,
     WeightUpdate,
@@ -47,7 +45,6 @@ from tsugiki.lora.swap import (
     replace_module,
     replace_parameter,
     replace_with,
-    warn_untied_weights,
 )
 from tsugiki.lora.targets import base_modules, find_modules_to_save, find_target_parameters, find_targets
 
@@ -130,7 +127,7 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     _warn_of_ranks_too_high(targets, config)
     if config.use_dora:
         _check_names(model, targets)
-    modules = copies_to_save(model, config)
+    modules = copies_to_save(model, config.modules_to_save)
     pairs = {path: _pair(path, layer, config) for path, layer in targets.items()}
     target_parameters = find_target_parameters(model, config)
     if target_parameters:
@@ -138,28 +135,11 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     parameter_pairs = {
         path: _parameter_pair(path, owner, parameter, config) for path, (owner, parameter) in target_parameters.items()
     }
-    biases = {
-        path: nn.Parameter(bias.detach().clone()) for path, bias in trained_biases(model, config, targets).items()
-    }
+    trained = trained_biases(model, config, targets)
+    if config.bias != "none" and not trained:
+        raise TsugikiError(f"bias is {config.bias!r}, but none of these layers has a bias; use bias='none'")
+    biases = {path: nn.Parameter(bias.detach().clone()) for path, bias in trained.items()}
     return LoraAdapter(config, pairs, modules, biases, parameter_pairs)
-
-
-def copies_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """Return trainable copies of the modules that `modules_to_save` names, by name before any graft.
-
-    Raises:
-        TsugikiError: a name matches nothing, or another adapter has grafted layers inside a named module.
-    """
-    modules = find_modules_to_save(model, config)
-    for path in modules:
-        if any(inner.startswith(f"{path}.") for inner in grafted_layers(model)):
-            raise TsugikiError(f"modules_to_save names {path}, inside which another adapter has grafted layers")
-    inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
-    quantized = [name for name, p in inside.items() if not p.is_floating_point()]
-    if quantized:
-        raise TsugikiError(f"modules_to_save: {quantized[0]} is quantised and cannot train; load the base unquantised")
-    warn_untied_weights(model, inside)
-    return {path: _trained_copy(module) for path, module in modules.items()}
 
 
 def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -169,23 +149,17 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, n
         model: the base.
         config: its `bias` says which: none, those of the targets, or all outside of `modules_to_save`.
         targets: the layers that `config` grafts, by name.
-
-    Raises:
-        TsugikiError: biases are to train, but these layers have none.
     """
     if config.bias == "none":
         return {}
     owners = dict(base_modules(model)) if config.bias == "all" else targets
     saved_whole = tuple(find_modules_to_save(model, config))
-    found = {
+    return {
         f"{path}.bias": bias
         for path, owner in owners.items()
         if isinstance(bias := owner._parameters.get("bias"), nn.Parameter)
         and not any(path == whole or path.startswith(f"{whole}.") for whole in saved_whole)
     }
-    if not found:
-        raise TsugikiError(f"bias is {config.bias!r}, but none of these layers has a bias; use bias='none'")
-    return found
 
 
 def _updated(update: WeightUpdate, replaced: Tensor, _: Tensor) -> Tensor:
@@ -300,12 +274,6 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
             f"{path} is a {kind} with padding_mode {layer.padding_mode!r}, and only 'zeros' is supported; leave it out "
             "of the targets"
         )
-
-
-def _trained_copy(module: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(module).requires_grad_(True)
-    unfreeze_batchnorm(copied)  # another adapter may have frozen those of the base
-    return copied
 
 
 def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig) -> None:

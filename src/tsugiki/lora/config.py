@@ -35,7 +35,7 @@ class LoraConfig:
         bias: the biases that train: "none", those of grafted layers ("lora_only"), or "all".
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023, arXiv:2312.03732).
         modules_to_save: names or name endings of modules that train as a whole, on a copy, and are stored in the
-            adapter.
+            adapter. None: the output layers of a classifier, if the model is one.
         init_lora_weights: True: A is Kaiming-uniform and B is zero (for embeddings, A is zero and B is normal), so that
             nothing changes before training. "gaussian": A is normal with standard deviation 1/r. "pissa",
             "pissa_niter_" followed by a number, and "orthogonal" are for linear layers only; see

@@ -15,6 +15,13 @@ from tsugiki.lora.names import Names, matches, shortest_endings, split_block
 from tsugiki.lora.structure import default_layers
 from tsugiki.lora.swap import CHILD
 
+_HEADS = {
+    "ForSequenceClassification": ("classifier", "score"),
+    "ForTokenClassification": ("classifier", "score"),
+    "ForQuestionAnswering": ("qa_outputs",),
+}
+"""End of the name of a model's class -> the ends of the names of its output layers."""
+
 
 def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     """Find the layers that `config` grafts: those of `target_modules`, and linear layers of `target_parameters`.
@@ -27,7 +34,8 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             is not a linear layer, an embedding or a convolution.
     """
     layers = dict(base_modules(model))
-    selected = [name for name in _select(model, layers, config.target_modules) if _is_admitted(name, config)]
+    saved = _saved(model, config)
+    selected = [name for name in _select(model, layers, config.target_modules) if _is_admitted(name, config, saved)]
     parameters = config.target_parameters or ()
     both = [name for name in selected if matches(f"{name}.weight", parameters)]
     if both:
@@ -89,7 +97,8 @@ def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Colle
     """Return short `target_modules` with which `config` selects exactly the layers called `targets`."""
     layers = dict(base_modules(model))
     own = {id(layers[name]) for name in targets}
-    others = (name for name, layer in layers.items() if id(layer) not in own and _is_admitted(name, config))
+    saved = _saved(model, config)
+    others = (name for name, layer in layers.items() if id(layer) not in own and _is_admitted(name, config, saved))
     return shortest_endings(targets, others)
 
 
@@ -100,12 +109,25 @@ def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.M
         TsugikiError: an entry of `modules_to_save` that matches no module.
     """
     found: dict[str, nn.Module] = {}
-    for wanted in config.modules_to_save or ():
+    for wanted in _saved(model, config):
         modules = find_modules(model, [wanted])
         if not modules:
             raise TsugikiError(f"modules_to_save names {wanted!r}, which the model does not have")
         found.update(modules)
     return found
+
+
+def task_heads(model: nn.Module) -> list[str]:
+    """Return the names of the output layers of a classifier, which begin as random numbers, so that they train.
+
+    They are those that PEFT trains for a model of the same class.
+    """
+    endings = next((heads for name, heads in _HEADS.items() if type(model).__name__.endswith(name)), ())
+    return [name for name, _ in model.named_children() if name.endswith(endings)] if endings else []
+
+
+def _saved(model: nn.Module, config: LoraConfig) -> Sequence[str]:
+    return task_heads(model) if config.modules_to_save is None else config.modules_to_save
 
 
 def find_modules(model: nn.Module, wanted: Names) -> dict[str, nn.Module]:
@@ -174,21 +196,24 @@ def _is_selected_weight(name: str, owner: nn.Module, wanted: Names) -> bool:
     return name.endswith(".weight") and matches(name, wanted) and is_linear(owner) and not is_stored_in_out(owner)
 
 
-def _is_admitted(name: str, config: LoraConfig) -> bool:
+def _is_admitted(name: str, config: LoraConfig, saved: Sequence[str]) -> bool:
     """Return whether the settings other than `target_modules` let a layer be grafted."""
     if config.exclude_modules and matches(name, config.exclude_modules):
         return False
-    if any(f".{saved}." in f".{name}." for saved in config.modules_to_save or ()):
+    if any(f".{one}." in f".{name}." for one in saved):
         return False
     return _is_in_chosen_block(name, config)
 
 
 def _is_in_chosen_block(name: str, config: LoraConfig) -> bool:
-    """Return whether `layers_to_transform` and `layers_pattern` admit the block that a layer is in."""
-    if config.layers_to_transform is None:
-        return True
-    chosen = config.layers_to_transform
+    """Return whether `layers_to_transform` and `layers_pattern` admit the block that a layer is in.
+
+    As in PEFT, an empty list admits all, and the whole name of a layer selects it wherever it is.
+    """
+    chosen, targets = config.layers_to_transform, config.target_modules
     indices = [chosen] if isinstance(chosen, int) else chosen
+    if not indices or (targets is not None and not isinstance(targets, str) and name in targets):
+        return True
     if config.layers_pattern:
         return config.block_index_of(name) in indices
     # The list of blocks has a name, so a number at the very beginning is not a block's.

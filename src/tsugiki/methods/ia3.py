@@ -14,7 +14,7 @@ for a scaled input, and the modules of `modules_to_save` under their own names.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.adapter import copies_to_save
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.names import Names, check_names, matches, shortest_endings
+from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module
 from tsugiki.lora.targets import base_modules, find_targets
 from tsugiki.methods.hooks import attach_input_module, attach_output_module
@@ -56,7 +56,8 @@ class IA3Config:
             end a feed-forward network; an empty list: no layer.
         fan_in_fan_out: whether weights are stored as [in, out]. Only written to the file; Tsugiki finds it out from
             the layer.
-        modules_to_save: modules trained in full, on a copy, and stored in the adapter (names or endings).
+        modules_to_save: modules trained in full, on a copy, and stored in the adapter (names or endings). None: the
+            output layers of a classifier, if the model is one.
         init_ia3_weights: initialise with ones. False: with random values, which change the model at once; for tests.
     """
 
@@ -94,7 +95,7 @@ class IA3Config:
             path: Scaling(layer, _is_feedforward(path, feedforward), self.init_ia3_weights)
             for path, layer in targets.items()
         }
-        return IA3Adapter(self, scalings, copies_to_save(model, as_lora))
+        return IA3Adapter(self, scalings, copies_to_save(model, self.modules_to_save))
 
 
 class Scaling(nn.Module):
@@ -228,9 +229,7 @@ def _is_feedforward(path: str, names: Names) -> bool:
 
 def _tensors(model: nn.Module, adapter: IA3Adapter) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {f"{PREFIX}{path}.ia3_l": scaling.ia3_l for path, scaling in adapter.scalings.items()}
-    for path, module in adapter.modules.items():
-        tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in module.state_dict().items()}
-    return tensors
+    return tensors | saved_tensors(adapter.modules, PREFIX)
 
 
 def _to_json(model: nn.Module, adapter: IA3Adapter) -> dict[str, Any]:
@@ -245,8 +244,15 @@ def _to_json(model: nn.Module, adapter: IA3Adapter) -> dict[str, Any]:
         **dataclasses.asdict(config),
         "target_modules": targets,
         "feedforward_modules": feedforward,
+        "modules_to_save": names_for_file(model, adapter.modules),
         "fan_in_fan_out": any(is_conv1d(layers[path]) for path in adapter.scalings),
     }
 
 
-IA3 = AdapterFormat("IA3", IA3Config, _tensors, _to_json, partial(read_fields, IA3Config))
+def _build_for(model: nn.Module, config: IA3Config, file_tensors: Mapping[str, Tensor]) -> IA3Adapter:
+    """Build an adapter for a file, with the modules that the file has."""
+    saved = saved_in_file(model, config.modules_to_save, PREFIX, file_tensors)
+    return dataclasses.replace(config, modules_to_save=saved).new_adapter(model)
+
+
+IA3 = AdapterFormat("IA3", IA3Config, _tensors, _to_json, partial(read_fields, IA3Config), build_for=_build_for)

@@ -52,7 +52,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter
+from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter, trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.expert_names import named_like_experts
 from tsugiki.lora.frozen_layer import is_conv1d
@@ -60,6 +60,7 @@ from tsugiki.lora.layer import pair_shapes
 from tsugiki.lora.names import check_names, matches
 from tsugiki.lora.parameters import is_transposed, parameter_pair_shapes
 from tsugiki.lora.patterns import name_pattern
+from tsugiki.lora.saved_modules import names_for_file, saved_in_file, saved_tensors
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import Undo, replace_parameter, undo_all
 from tsugiki.lora.targets import (
@@ -101,8 +102,7 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
     for path, keys in parameter_factor_keys(model, adapter.parameter_pairs).items():
         pair = adapter.parameter_pairs[path]
         tensors |= zip(keys, (pair.A, pair.B), strict=True)
-    for path, module in adapter.modules.items():
-        tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors |= saved_tensors(adapter.modules, PREFIX)
     stored: set[int] = set()  # a weight with several names is stored once
     for path, parameter in adapter.parameters.items():
         if id(parameter) not in stored:
@@ -137,6 +137,10 @@ def _load_tensors(model: nn.Module, adapter: LoraAdapter, file_tensors: Mapping[
 
 def _build_for(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, Tensor]) -> LoraAdapter:
     """Build an adapter for a file, if the ranks in the file are those that the config gives."""
+    saved = saved_in_file(model, config.modules_to_save, PREFIX, file_tensors)
+    config = dataclasses.replace(config, modules_to_save=saved)
+    if config.bias != "none" and not trained_biases(model, config, find_targets(model, config)):
+        config = dataclasses.replace(config, bias="none")  # in PEFT it has no effect where there is no bias
     vocabulary = _vocabulary_of(model, config, file_tensors)
     ranks = _as_ordinary_lora(config)
     expected: dict[str, tuple[int, ...]] = {}
@@ -206,6 +210,7 @@ def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
     else:
         fields["lora_dropout"] = 0.0  # PEFT demands it; dropout matters for training only
     fields["fan_in_fan_out"] = any(is_conv1d(layers[path]) for path in as_modules)
+    fields["modules_to_save"] = names_for_file(model, adapter.modules)
     return fields
 
 

@@ -13,7 +13,7 @@ the attention that a prompt costs, there are some millions of parameters while t
 P-tuning; the method called P-tuning v2 is `prefix_tuning`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.names import check_names
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     CacheShape,
@@ -29,6 +30,7 @@ from tsugiki.methods.soft_prompt import (
     adapter_from_embeddings,
     cache_shape,
     check_file,
+    check_heads,
     check_size,
     embedding_width,
     from_json,
@@ -36,6 +38,7 @@ from tsugiki.methods.soft_prompt import (
     random_rows,
     tensors,
     to_json,
+    with_saved_modules,
 )
 
 if TYPE_CHECKING:
@@ -53,14 +56,18 @@ class PromptEncoderConfig:
         encoder_reparameterization_type: the network that computes the prompt, "MLP" or "LSTM".
         encoder_hidden_size: hidden width of the network; None: the width of the base's embeddings.
         encoder_num_layers: number of layers of the LSTM; the MLP always has three.
+        modules_to_save: modules trained in full, on a copy, and stored in the adapter (names or endings). None: the
+            output layers of a classifier, if the model is one.
     """
 
     num_virtual_tokens: int = 20
     encoder_reparameterization_type: Encoder = "MLP"
     encoder_hidden_size: int | None = None
     encoder_num_layers: int = 2
+    modules_to_save: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        check_names("modules_to_save", self.modules_to_save)
         check_size("num_virtual_tokens", self.num_virtual_tokens)
         if self.encoder_reparameterization_type not in get_args(Encoder):
             raise TsugikiError(
@@ -76,6 +83,7 @@ class PromptEncoderConfig:
         Raises:
             TsugikiError: the model has no KV cache, or the prompt is too long for its context.
         """
+        check_heads(model, self)
         return _build(model, self, cache_shape(model, self.num_virtual_tokens), with_network=True)
 
 
@@ -100,7 +108,7 @@ def _build(
     width = embedding_width(model)
     embedding = random_rows(model, config.num_virtual_tokens, width)
     network = _new_network(config, width).to(embedding) if with_network else None
-    return adapter_from_embeddings(config, SoftPrompt(embedding, network), shape)
+    return adapter_from_embeddings(model, config, SoftPrompt(embedding, network), shape)
 
 
 def _new_network(config: PromptEncoderConfig, width: int) -> nn.Module:
@@ -115,6 +123,7 @@ def _build_for(
     model: "PreTrainedModel", config: PromptEncoderConfig, file_tensors: Mapping[str, Tensor]
 ) -> SoftPromptAdapter[PromptEncoderConfig]:
     """Build an adapter for a file. PEFT's files have the prompt alone, which then trains without a network."""
+    config = with_saved_modules(model, config, file_tensors)
     shape, width = cache_shape(model, config.num_virtual_tokens), embedding_width(model)
     check_file(file_tensors, (config.num_virtual_tokens, width), width, partial(_new_network, config, width))
     return _build(model, config, shape, has_network(file_tensors))

@@ -62,13 +62,20 @@ def parse_factor_key(key: str) -> FactorKey | None:
 
 
 def without_duplicates(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Leave out what PEFT stores besides a module that trains as a whole, if the vocabulary was resized.
+    """Leave out what PEFT stores besides a module that trains as a whole, if it stores embeddings or all biases.
 
     These are the same values under another name, which it does not read, and the base's, which they replace.
     """
-    saved = {key for key in tensors if ".modules_to_save." in key and key.replace(".modules_to_save.", ".") in tensors}
-    surplus = saved | {key.replace(".modules_to_save.", ".original_module.") for key in saved}
-    return {key: tensor for key, tensor in tensors.items() if key not in surplus}
+    return {key: tensor for key, tensor in tensors.items() if tensors.keys().isdisjoint(_plain_names(key))}
+
+
+def _plain_names(key: str) -> list[str]:
+    """Return the names that a tensor of PEFT's wrapper around a whole module has in an ordinary file."""
+    for part in (".modules_to_save.", ".original_module."):
+        before, found, after = key.partition(part)
+        if found:
+            return [f"{before}.{after}", f"{before}.{after.partition('.')[2]}"]  # after the adapter's name, maybe
+    return []
 
 
 def base_name(key: str) -> str:

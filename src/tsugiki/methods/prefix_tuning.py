@@ -13,7 +13,7 @@ initialised with the keys and values of real words. If it is drawn from the norm
 attention away from the text from the first step on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.names import check_names
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     CacheShape,
@@ -29,6 +30,7 @@ from tsugiki.methods.soft_prompt import (
     adapter_from_key_values,
     cache_shape,
     check_file,
+    check_heads,
     check_size,
     from_json,
     has_network,
@@ -36,6 +38,7 @@ from tsugiki.methods.soft_prompt import (
     sampled_key_values,
     tensors,
     to_json,
+    with_saved_modules,
 )
 
 if TYPE_CHECKING:
@@ -54,14 +57,18 @@ class PrefixTuningConfig:
             "zero": keys and values are zero; this still changes the model, because zero keys receive attention.
             "SAMPLE_VOCAB": the keys and values of random tokens, which disturb the base least. PEFT does not have
             this value, and does not need it to load the file.
+        modules_to_save: modules trained in full, on a copy, and stored in the adapter (names or endings). None: the
+            output layers of a classifier, if the model is one.
     """
 
     num_virtual_tokens: int = 20
     prefix_projection: bool = False
     encoder_hidden_size: int | None = None
     init_weights: Literal["zero", "SAMPLE_VOCAB"] | None = None
+    modules_to_save: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        check_names("modules_to_save", self.modules_to_save)
         check_size("num_virtual_tokens", self.num_virtual_tokens)
         if not isinstance(self.prefix_projection, bool):
             raise TsugikiError(f"prefix_projection is {self.prefix_projection!r}; it must be true or false")
@@ -78,6 +85,7 @@ class PrefixTuningConfig:
         Raises:
             TsugikiError: the model has no KV cache, or the prefix is too long for its context.
         """
+        check_heads(model, self)
         return _build(model, self, cache_shape(model, self.num_virtual_tokens), self.prefix_projection)
 
 
@@ -86,14 +94,14 @@ def _build(
 ) -> SoftPromptAdapter[PrefixTuningConfig]:
     length = config.num_virtual_tokens
     if config.init_weights == "SAMPLE_VOCAB":
-        return adapter_from_key_values(config, SoftPrompt(sampled_key_values(model, length)), shape)
+        return adapter_from_key_values(model, config, SoftPrompt(sampled_key_values(model, length)), shape)
     columns = shape.heads * shape.width if with_network else shape.columns
     embedding = random_rows(model, length, columns)
     network = _new_projection(config, shape).to(embedding) if with_network else None
     if config.init_weights == "zero":
         for weight in network[-1].parameters() if network is not None else [embedding]:
             nn.init.zeros_(weight)
-    return adapter_from_key_values(config, SoftPrompt(embedding, network), shape)
+    return adapter_from_key_values(model, config, SoftPrompt(embedding, network), shape)
 
 
 def _new_projection(config: PrefixTuningConfig, shape: CacheShape) -> nn.Sequential:
@@ -106,6 +114,7 @@ def _build_for(
     model: "PreTrainedModel", config: PrefixTuningConfig, file_tensors: Mapping[str, Tensor]
 ) -> SoftPromptAdapter[PrefixTuningConfig]:
     """Build an adapter for a file. PEFT's files have the prefix alone, which then trains without a projection."""
+    config = with_saved_modules(model, config, file_tensors)
     shape = cache_shape(model, config.num_virtual_tokens)
     check_file(
         file_tensors,

@@ -11,7 +11,7 @@ ones are embeddings of random tokens of the vocabulary, or better, of a text tha
 the normal distribution are far from every token's embedding. P needs a higher learning rate than weights do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError
+from tsugiki.lora.names import check_names
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     CacheShape,
@@ -28,6 +29,7 @@ from tsugiki.methods.soft_prompt import (
     adapter_from_embeddings,
     cache_shape,
     check_file,
+    check_heads,
     check_size,
     embedding_of,
     embedding_width,
@@ -36,6 +38,7 @@ from tsugiki.methods.soft_prompt import (
     sampled_rows,
     tensors,
     to_json,
+    with_saved_modules,
 )
 
 if TYPE_CHECKING:
@@ -54,14 +57,18 @@ class PromptTuningConfig:
             "SAMPLE_VOCAB": the embeddings of random tokens. "RANDOM": drawn from the standard normal distribution.
         prompt_tuning_init_text: for TEXT; it is cut or repeated to the length of the prompt.
         tokenizer_name_or_path: for TEXT; None: the tokenizer of the base.
+        modules_to_save: modules trained in full, on a copy, and stored in the adapter (names or endings). None: the
+            output layers of a classifier, if the model is one.
     """
 
     num_virtual_tokens: int = 20
     prompt_tuning_init: Initialisation = "RANDOM"
     prompt_tuning_init_text: str | None = None
     tokenizer_name_or_path: str | None = None
+    modules_to_save: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        check_names("modules_to_save", self.modules_to_save)
         check_size("num_virtual_tokens", self.num_virtual_tokens)
         if self.prompt_tuning_init not in get_args(Initialisation):
             raise TsugikiError(
@@ -77,6 +84,7 @@ class PromptTuningConfig:
         Raises:
             TsugikiError: the model has no KV cache, the prompt is too long for its context, or the text has no tokens.
         """
+        check_heads(model, self)
         adapter = _build(model, self, cache_shape(model, self.num_virtual_tokens))
         with torch.no_grad():
             adapter.prompt.embedding.copy_(_initial_prompt(model, self))
@@ -87,6 +95,7 @@ def _build_for(
     model: "PreTrainedModel", config: PromptTuningConfig, file_tensors: Mapping[str, Tensor]
 ) -> SoftPromptAdapter[PromptTuningConfig]:
     """Build an adapter for a file, whose prompt will replace the initial one."""
+    config = with_saved_modules(model, config, file_tensors)
     shape, width = cache_shape(model, config.num_virtual_tokens), embedding_width(model)
     check_file(file_tensors, (config.num_virtual_tokens, width), width, nn.Identity)
     return _build(model, config, shape)
@@ -97,7 +106,7 @@ def _build(
 ) -> SoftPromptAdapter[PromptTuningConfig]:
     """Build an adapter whose prompt has not got its initial value yet."""
     rows = random_rows(model, config.num_virtual_tokens, embedding_width(model))
-    return adapter_from_embeddings(config, SoftPrompt(rows), shape)
+    return adapter_from_embeddings(model, config, SoftPrompt(rows), shape)
 
 
 def _initial_prompt(model: "PreTrainedModel", config: PromptTuningConfig) -> Tensor:

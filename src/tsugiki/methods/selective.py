@@ -24,8 +24,8 @@ In the file, `norms` is PEFT's LN_TUNING. The others are Tsugiki's own formats, 
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -36,11 +36,14 @@ from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.frozen_layer import is_quantized
 from tsugiki.lora.names import Names, check_names, matches, shortest_endings
+from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.lora.swap import (
     Undo,
     WeightUpdate,
     cast_parameters,
+    module_updates,
     parameter_owner,
+    replace_module,
     replace_parameter,
     replace_with,
     warn_untied_weights,
@@ -90,14 +93,17 @@ class LNTuningConfig:
         target_modules: the layers. A list has names or name endings, a string is a regular expression for the whole
             name. None: every normalisation layer.
         exclude_modules: layers left out although `target_modules` selects them; named the same way.
+        modules_to_save: modules trained in full, on a copy, and stored in the adapter (names or endings). None: the
+            output layers of a classifier, if the model is one.
     """
 
     target_modules: Names | None = None
     exclude_modules: Names | None = None
+    modules_to_save: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        check_names("target_modules", self.target_modules)
-        check_names("exclude_modules", self.exclude_modules)
+        for setting in ("target_modules", "exclude_modules", "modules_to_save"):
+            check_names(setting, getattr(self, setting))
 
     def new_adapter(self, model: nn.Module) -> "SelectiveAdapter":
         """Build a new adapter with these settings for `model`, which is not changed.
@@ -106,7 +112,9 @@ class LNTuningConfig:
             TsugikiError: the settings select no layer of the model, or a module that contains other modules.
         """
         names = [f"{path}.{name}" for path, layer in _target_layers(model, self).items() for name, _ in _own(layer)]
-        return _new_adapter(model, self, names)
+        adapter = _new_adapter(model, self, names)
+        adapter.modules = copies_to_save(model, self.modules_to_save)
+        return adapter
 
 
 @dataclass
@@ -118,6 +126,8 @@ class SelectiveAdapter:
     """Name in the ungrafted model -> copy."""
     dtypes: dict[str, torch.dtype]
     """Name -> dtype of the base's parameter."""
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    """Modules that train as a whole, by name; only for normalisation layers, as in PEFT."""
     wrapped: ClassVar[Collection[str]] = ()
     """The grafted layers: none, because the copies replace parameters."""
 
@@ -132,11 +142,13 @@ class SelectiveAdapter:
                 casts.setdefault(id(owner), (owner, {}))[1][name] = self.dtypes[path]
         for owner, dtypes in casts.values():
             cast_parameters(owner, dtypes, undo)
+        for path, module in self.modules.items():
+            replace_module(model, path, module, undo)
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Replace the selected parameters by the trained ones."""
         updates = {id(own): replace_with(own) for own in self.copies.values()}
-        return {path: updates[id(own)] for path, own in self.copies.items()}
+        return {path: updates[id(own)] for path, own in self.copies.items()} | module_updates(self.modules)
 
 
 def _new_adapter(model: nn.Module, config: SelectiveConfig | LNTuningConfig, names: Sequence[str]) -> SelectiveAdapter:
@@ -251,7 +263,7 @@ def _ln_tensors(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Tensor
     for path, own in adapter.copies.items():
         layer, _, name = path.rpartition(".")
         tensors[f"{PREFIX}{layer}.ln_tuning_layers.{name}"] = own
-    return tensors
+    return tensors | saved_tensors(adapter.modules, PREFIX)
 
 
 def _to_json(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Any]:
@@ -264,10 +276,23 @@ def _ln_to_json(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Any]:
         layers = {path.rpartition(".")[0] for path in adapter.copies}
         others = (path for path, _ in base_modules(model) if path not in layers)
         fields["target_modules"] = shortest_endings(layers, others)
-    return {**fields, "modules_to_save": None}
+    return {**fields, "modules_to_save": names_for_file(model, adapter.modules)}
+
+
+def _ln_build_for(model: nn.Module, config: LNTuningConfig, file_tensors: Mapping[str, Tensor]) -> SelectiveAdapter:
+    """Build an adapter for a file, with the modules that the file has."""
+    saved = saved_in_file(model, config.modules_to_save, PREFIX, file_tensors)
+    return dataclasses.replace(config, modules_to_save=saved).new_adapter(model)
 
 
 SELECTIVE = AdapterFormat(
     "TSUGIKI_SELECTIVE", SelectiveConfig, _tensors, _to_json, partial(read_fields, SelectiveConfig)
 )
-LN_TUNING = AdapterFormat("LN_TUNING", LNTuningConfig, _ln_tensors, _ln_to_json, partial(read_fields, LNTuningConfig))
+LN_TUNING = AdapterFormat(
+    "LN_TUNING",
+    LNTuningConfig,
+    _ln_tensors,
+    _ln_to_json,
+    partial(read_fields, LNTuningConfig),
+    build_for=_ln_build_for,
+)

@@ -16,7 +16,7 @@ Unlike the other methods, a soft prompt changes the model's outputs before the f
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache as function_cache
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Protocol, TypeAlias, TypeVar
@@ -40,7 +40,9 @@ from tsugiki.fast.document_masks import (
     prompt_masks,
 )
 from tsugiki.lora.layer import base_of
-from tsugiki.lora.swap import CHILD, Undo
+from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
+from tsugiki.lora.swap import CHILD, Undo, replace_module
+from tsugiki.lora.targets import find_modules, task_heads
 from tsugiki.methods.method import ConfigT, check_shapes, read_fields
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ _PROMPT_KEY = "prompt_embeddings"
 _NETWORK_PREFIX = "tsugiki."
 """Prefix of the names of our own tensors in a file: the network that computes the prompt, with which training can
 continue. PEFT ignores them."""
+_PREFIX = "base_model."
+"""What PEFT puts before the names of whole modules in the files of soft prompts."""
 _MIN_TEXT_TOKENS = 32  # tokens that a prompt must leave for the text; all probes of a model are shorter
 _MAX_SIZE = 1 << 20  # of a prompt or a network
 _MODEL_SIZE_FIELDS = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"})
@@ -69,6 +73,10 @@ class SoftPromptConfig(Protocol):
     @property
     def num_virtual_tokens(self) -> int:
         """The length of the prompt."""
+
+    @property
+    def modules_to_save(self) -> Sequence[str] | None:
+        """The modules of the base that train as a whole."""
 
 
 PromptConfigT = TypeVar("PromptConfigT", bound=SoftPromptConfig)
@@ -117,11 +125,13 @@ class SoftPromptAdapter(Generic[PromptConfigT]):
     prompt: SoftPrompt
     key_values: KeyValueFunction
     shape: CacheShape
+    modules: dict[str, nn.Module]
+    """The modules of the base that train as a whole, by name."""
     wrapped: ClassVar[Collection[str]] = ()
     """The grafted layers: none."""
 
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
-        """Attach the prompt to the decoder, which every forward pass goes through."""
+        """Attach the prompt to the decoder, which every forward pass goes through, and replace whole modules."""
         base = decoder_of(model)
         assert base is not None  # `cache_shape` has checked it
         hooks: list[RemovableHandle] = []
@@ -130,6 +140,8 @@ class SoftPromptAdapter(Generic[PromptConfigT]):
         setattr(base, PROMPT_ATTRIBUTE, len(self.prompt.embedding))
         hooks.append(base.register_forward_pre_hook(partial(_prepend_prompt, self.key_values), with_kwargs=True))
         hooks.append(base.register_forward_hook(_drop_unrequested_cache, with_kwargs=True))
+        for path, module in self.modules.items():
+            replace_module(model, path, module, undo)
 
     def weight_updates(self, model: nn.Module) -> NoReturn:
         """Raise a TsugikiError: a soft prompt is not a change of the base's weights."""
@@ -137,17 +149,35 @@ class SoftPromptAdapter(Generic[PromptConfigT]):
 
 
 def adapter_from_embeddings(
-    config: PromptConfigT, prompt: SoftPrompt, shape: CacheShape
+    model: nn.Module, config: PromptConfigT, prompt: SoftPrompt, shape: CacheShape
 ) -> SoftPromptAdapter[PromptConfigT]:
     """Build an adapter whose prompt consists of token embeddings, [virtual tokens, embedding width]."""
-    return SoftPromptAdapter(config, prompt, _run_decoder, shape)
+    return SoftPromptAdapter(config, prompt, _run_decoder, shape, copies_to_save(model, config.modules_to_save))
 
 
 def adapter_from_key_values(
-    config: PromptConfigT, prompt: SoftPrompt, shape: CacheShape
+    model: nn.Module, config: PromptConfigT, prompt: SoftPrompt, shape: CacheShape
 ) -> SoftPromptAdapter[PromptConfigT]:
     """Build an adapter whose prompt consists of keys and values, [virtual tokens, shape.columns]."""
-    return SoftPromptAdapter(config, prompt, partial(_split_key_values, shape), shape)
+    modules = copies_to_save(model, config.modules_to_save)
+    return SoftPromptAdapter(config, prompt, partial(_split_key_values, shape), shape, modules)
+
+
+def check_heads(model: nn.Module, config: SoftPromptConfig) -> None:
+    """Raise a TsugikiError if a new soft prompt of a classifier would leave out its output layers."""
+    wanted = config.modules_to_save
+    left_out = [] if wanted is None else [name for name in task_heads(model) if name not in find_modules(model, wanted)]
+    if left_out:
+        raise TsugikiError(
+            f"modules_to_save leaves out {left_out[0]}, an output layer of this {type(model).__name__}, without which "
+            "PEFT would not apply a soft prompt; add it, or leave modules_to_save out"
+        )
+
+
+def with_saved_modules(model: nn.Module, config: ConfigT, file_tensors: Collection[str]) -> ConfigT:
+    """Return the config with the whole names of the modules that a file with these tensors has."""
+    saved = saved_in_file(model, config.modules_to_save, _PREFIX, file_tensors)  # type: ignore[attr-defined]
+    return replace(config, modules_to_save=saved)  # type: ignore[type-var]
 
 
 def check_size(setting: str, value: object, most: int = _MAX_SIZE) -> None:
@@ -228,10 +258,14 @@ def sampled_key_values(model: "PreTrainedModel", rows: int) -> Tensor:
 
 def tensors(model: nn.Module, adapter: SoftPromptAdapter[PromptConfigT]) -> dict[str, Tensor]:
     """Return the tensors of the file: the final prompt, as in PEFT, and the network that computes it, if any."""
-    prompt = adapter.prompt
+    prompt, saved = adapter.prompt, saved_tensors(adapter.modules, _PREFIX)
     if prompt.network is None:
-        return {_PROMPT_KEY: prompt.embedding}
-    return {_PROMPT_KEY: prompt(), **{_NETWORK_PREFIX + name: weight for name, weight in prompt.named_parameters()}}
+        return {_PROMPT_KEY: prompt.embedding, **saved}
+    return {
+        _PROMPT_KEY: prompt(),
+        **saved,
+        **{_NETWORK_PREFIX + name: weight for name, weight in prompt.named_parameters()},
+    }
 
 
 def has_network(file_tensors: Collection[str]) -> bool:
@@ -268,6 +302,7 @@ def to_json(model: "PreTrainedModel", adapter: SoftPromptAdapter[PromptConfigT])
         "token_dim": embedding_width(model),
         "num_layers": adapter.shape.layers,
         "num_transformer_submodules": 1,
+        "modules_to_save": names_for_file(model, adapter.modules),
     }
     if "encoder_hidden_size" in fields:
         fields["encoder_hidden_size"] = fields["encoder_hidden_size"] or fields["token_dim"]

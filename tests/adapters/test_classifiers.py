@@ -1,0 +1,90 @@
+"""Adapters of classifiers: their output layers begin as random numbers, so they train and are saved, as in PEFT."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+from tests.adapters.folders import edit_weights
+from tests.adapters.peft_matrix import MODELS, outputs
+from tests.tiny import relative_error, shake
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, trainable_parameters, ungraft
+from tsugiki.adapters.format import read_config_fields
+from tsugiki.methods.ia3 import IA3Config
+from tsugiki.methods.prompt_tuning import PromptTuningConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TASKS = {
+    "llama": "CAUSAL_LM",
+    "t5": "SEQ_2_SEQ_LM",
+    "whisper": None,
+    "bert for sequences": "SEQ_CLS",
+    "qwen3 for tokens": "TOKEN_CLS",
+    "bert for questions": "QUESTION_ANS",
+    "bert": "FEATURE_EXTRACTION",
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_task_type_follows_the_models_class(kind: str, tmp_path: Path):
+    model = MODELS[kind].build()
+    graft(model, LoraConfig(target_modules=MODELS[kind].targets))
+    save_adapter(model, tmp_path)
+    assert read_config_fields(tmp_path)["task_type"] == TASKS[kind]
+
+
+@pytest.mark.parametrize("config", [LoraConfig(), LoraConfig(target_modules="all-linear"), IA3Config()])
+@pytest.mark.parametrize(("kind", "head"), [("llama for sequences", "score"), ("bert for questions", "qa_outputs")])
+def test_the_output_layer_trains_as_a_whole(kind: str, head: str, config: Any, tmp_path: Path):
+    model = MODELS[kind].build()
+    inputs = MODELS[kind].inputs()
+    graft(model, config)
+    trained = {name for name in trainable_parameters(model) if head in name}
+    assert trained == {name for name, _ in MODELS[kind].build().named_parameters() if head in name}
+    expected = outputs(shake(model), inputs)
+    save_adapter(model, tmp_path)
+    other = MODELS[kind].build()
+    with torch.no_grad():
+        other.get_submodule(head).weight.normal_()  # as from_pretrained leaves it
+    load_adapter(other, tmp_path)
+    assert relative_error(outputs(other, inputs), expected) < 1e-6
+    assert relative_error(outputs(ungraft(merge(model)), inputs), expected) < 1e-5
+
+
+def test_an_auto_class_of_peft_loads_a_classifier(tmp_path: Path):
+    kind = MODELS["bert for sequences"]
+    kind.build().save_pretrained(tmp_path / "base")
+    model = type(kind.build()).from_pretrained(tmp_path / "base")
+    graft(model, LoraConfig(target_modules=kind.targets))
+    expected = outputs(shake(model), kind.inputs())
+    save_adapter(model, tmp_path / "adapter")
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
+    assert relative_error(outputs(theirs, kind.inputs()), expected) < 1e-5
+
+
+def test_an_output_layer_that_is_not_to_train_is_left_out(tmp_path: Path):
+    model = MODELS["llama for sequences"].build()
+    graft(model, LoraConfig(modules_to_save=[]))
+    assert not [name for name in trainable_parameters(model) if "score" in name]
+    save_adapter(model, tmp_path)
+    assert read_config_fields(tmp_path)["task_type"] is None  # for PEFT's class expects it in the file
+    load_adapter(MODELS["llama for sequences"].build(), tmp_path)
+    with pytest.raises(TsugikiError, match="leaves out score"):
+        graft(MODELS["llama for sequences"].build(), PromptTuningConfig(modules_to_save=[]))
+
+
+def test_a_file_without_the_module_that_its_config_names_is_refused(tmp_path: Path):
+    model = MODELS["bert for sequences"].build()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    adapted.save_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda tensors: [tensors.pop(key) for key in [*tensors] if "classifier" in key])
+    with pytest.raises(TsugikiError, match="names 'classifier', and the file has no tensor"):
+        load_adapter(MODELS["bert for sequences"].build(), tmp_path)
+
+
+def test_a_name_that_matches_nothing_is_still_an_error_when_grafting():
+    with pytest.raises(TsugikiError, match="names 'scoer'"):
+        graft(MODELS["llama for sequences"].build(), LoraConfig(modules_to_save=["scoer"]))
