@@ -2,7 +2,7 @@
 
 A reader may succeed, or raise a `TsugikiError` with one line of text. Everything else is a failure: another exception,
 a message of several lines or more than 2,000 characters, more than 5 s of processor time, more than 500 MB of memory, a
-crash, or a hang. Every case has its own random numbers, so one case can be repeated alone with `run_case`.
+crash, or a hang. `TSUGIKI_CASES` sets the number of cases in the slow tests. Every case has its own random numbers, so one case can be repeated alone with `run_case`.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ Reader: TypeAlias = Callable[[random.Random, Path], object]
 
 QUICK = 100
 """Cases of a reader in the default tests."""
-LONG = 20_000
+LONG = int(os.environ.get("TSUGIKI_CASES", "20000"))
 """Cases of a reader in the slow tests."""
 
 _SECONDS = 5

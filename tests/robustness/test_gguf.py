@@ -155,7 +155,7 @@ def convert(rng: random.Random, folder: Path) -> None:
 
 
 READERS = {"GGUF headers": read_headers, "GGUF models": convert}
-LONG = {"GGUF headers": 20_000, "GGUF models": 4_000}  # a conversion takes a tenth of a second
+LONG = {"GGUF headers": harness.LONG, "GGUF models": harness.LONG // 10}  # a conversion takes a tenth of a second
 QUICK = {"GGUF headers": 100, "GGUF models": 8}
 
 

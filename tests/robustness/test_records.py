@@ -77,7 +77,10 @@ def read_pages(rng: random.Random, folder: Path) -> None:
 
 
 READERS = {"records of runs": read_texts, "pages of runs": read_pages}
-LONG = {"records of runs": 20_000, "pages of runs": 2_000}  # a page takes half a second, for its plots
+LONG = {
+    "records of runs": harness.LONG,
+    "pages of runs": harness.LONG // 10,
+}  # a page takes half a second, for its plots
 QUICK = {"records of runs": 100, "pages of runs": 5}
 
 
