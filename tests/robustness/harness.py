@@ -2,7 +2,9 @@
 
 A reader may succeed, or raise a `TsugikiError` with one line of text. Everything else is a failure: another exception,
 a message of several lines or more than 2,000 characters, more than 5 s of processor time, more than 500 MB of memory, a
-crash, or a hang. `TSUGIKI_CASES` sets the number of cases in the slow tests. Every case has its own random numbers, so one case can be repeated alone with `run_case`.
+crash, or a hang. Every case has its own random numbers, so one case can be repeated alone with `run_case`.
+
+`TSUGIKI_CASES` sets the number of cases of a reader in the slow tests.
 """
 
 import contextlib
