@@ -12,7 +12,7 @@ import pytest
 
 from tsugiki.data import duplicates
 from tsugiki.data.aozora.works import iter_works
-from tsugiki.data.duplicates import SHINGLE, fold, near_duplicates, signature, similarity
+from tsugiki.data.duplicates import SHINGLE, fold, near_duplicates, signature, signatures, similarity
 
 MODERN = (
     "庭の奥に古い井戸があって、そこの水は夏でも氷のように冷たかった。祖母は毎朝そこへ行って、「今日はよい"
@@ -92,6 +92,31 @@ def test_signature_is_the_same_everywhere() -> None:
     made = signature(MODERN)
     assert (made.dtype, made.shape, made.nbytes) == (np.uint32, (126,), 504)
     assert hashlib.sha256(made.astype("<u4").tobytes()).hexdigest()[:16] == "db4f53e232e914b0"
+
+
+def test_signatures_of_several_texts_are_those_of_each_text() -> None:
+    draw = random.Random(0)
+    letters = [*"いきしちやゆよううあかさたっ々ゝー。、 　11aaＡｱﾞ庭梅學", "\u0301", "\u3099", "\U0010ffff", "\ud800"]
+    texts = [
+        "",
+        "。、",
+        "\u0301" * 40,
+        "う",
+        "や",
+        "い",
+        "x" * 9000,
+        MODERN,
+        "か" + "\u3099\u0301\u0327" * 40,
+        "1",
+        "1",
+    ]
+    texts += ["".join(draw.choices(letters, k=draw.randint(0, 12))) for _ in range(2000)]
+    draw.shuffle(texts)
+    found = signatures(texts)
+    assert found.dtype == np.uint32
+    for text, row in zip(texts, found, strict=True):
+        assert row.tolist() == signature(text).tolist(), repr(text)
+    assert signatures([]).shape == (0, 126)
 
 
 @pytest.mark.parametrize(("length", "tolerance"), [(20, 0.12), (100, 0.16), (3000, 0.18)])

@@ -15,7 +15,7 @@ again.
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tsugiki.data.duplicates import signature
+from tsugiki.data.duplicates import signatures
 from tsugiki.data.encoding import document_end, document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Conversation, Document, Record
 from tsugiki.errors import TsugikiError, summarise_list
@@ -134,13 +134,13 @@ def open_store(
 def read_index(records: Iterable[Record]) -> RecordIndex:
     """Return the index of records without tokenising them."""
     builder = _IndexBuilder()
-    for record in records:
-        builder.add(record)
+    for batch in _batches(records):
+        builder.add(batch)
     return builder.index()
 
 
 class _IndexBuilder:
-    """Collects the entries of an index record by record."""
+    """Collects the entries of an index."""
 
     def __init__(self) -> None:
         self.characters: list[int] = []
@@ -150,19 +150,20 @@ class _IndexBuilder:
         self.sources: list[str] = []
         self.fields: list[Mapping[str, str]] = []
 
-    def add(self, record: Record) -> None:
-        self.characters.append(len(record.text))
-        self.digests += sha256_bytes(record.text.encode("utf-8", "surrogatepass"))[:_DIGEST_BYTES]
-        self.signatures.append(signature(_text_to_compare(record)))
-        self.splittable.append(isinstance(record, Document))
-        self.sources.append(record.source)
-        self.fields.append(record.fields)
+    def add(self, batch: Sequence[Record]) -> None:
+        self.signatures.append(signatures([_text_to_compare(record) for record in batch]))
+        for record in batch:
+            self.characters.append(len(record.text))
+            self.digests += sha256_bytes(record.text.encode("utf-8", "surrogatepass"))[:_DIGEST_BYTES]
+            self.splittable.append(isinstance(record, Document))
+            self.sources.append(record.source)
+            self.fields.append(record.fields)
 
     def index(self) -> RecordIndex:
         return RecordIndex(
             characters=np.array(self.characters, np.int64),
             digests=np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, _DIGEST_BYTES),
-            signatures=np.stack(self.signatures),
+            signatures=np.concatenate(self.signatures),
             splittable=np.array(self.splittable, np.bool_),
             sources=self.sources,
             fields=self.fields,
@@ -186,10 +187,10 @@ def _write(
             for record, encoded in zip(batch, encode_records(tokenizer, batch, turns), strict=True):
                 if not encoded.target_tokens:
                     without_target.append(record.source)
-                builder.add(record)
                 lengths.append(len(encoded.ids))
                 ids.write(np.array(encoded.ids, dtype).tobytes())
                 loss_mask.write(np.array([False, *encoded.loss_mask[1:]], np.bool_).tobytes())
+            builder.add(batch)
             advance(len(batch))
     if without_target:
         raise TsugikiError(
