@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.runs import assert_resumes, run_config, tiny_base
+from tests.report.pages import Page
+from tests.runs import assert_resumes, interrupt, run_config, tiny_base
 from tests.tiny import TEXT, logits, save_tiny
 from tsugiki import TsugikiError, load_adapter
 from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.report.run import report_page
+from tsugiki.train import record as record_module
 from tsugiki.train.config import RunConfig
 from tsugiki.train.run import train
 
@@ -81,6 +84,37 @@ def test_other_settings_are_not_resumed(tmp_path: Path):
     (tmp_path / "texts" / "4.txt").write_text(TEXT[:300])
     with pytest.raises(TsugikiError, match="texts"):
         train(config, resume=True)
+
+
+@pytest.mark.parametrize("path", ["own.txt", "texts/0.txt", "base-gpt2/tokenizer.json"])
+def test_a_run_is_not_resumed_on_other_inputs(path: str, tmp_path: Path):
+    (tmp_path / "own.txt").write_text(TEXT[500:900])
+    config = settings(tmp_path, save_steps=1, prompts=[], retention_data=str(tmp_path / "own.txt"))
+    interrupt(train, config, 2)
+    changed = tmp_path / path
+    content = changed.read_text()
+    if path.endswith("json"):
+        changed.write_text(json.dumps({**json.loads(content), "normalizer": {"type": "Lowercase"}}))
+    else:
+        changed.write_text(content + "。")
+    with pytest.raises(TsugikiError, match="has changed since the run"):
+        train(config, resume=True)
+    changed.write_text(content)
+    assert train(config, resume=True).status == "finished"
+
+
+def test_other_versions_are_noted_when_a_run_is_resumed(tmp_path: Path):
+    config = settings(tmp_path, save_steps=1, prompts=[], max_steps=3)
+    now = record_module.library_versions()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record_module, "version", lambda name: "1.2.3" if name == "torch" else now[name])
+        interrupt(train, config, 2)
+    with pytest.warns(UserWarning, match=r"torch was 1.2.3 and is "):
+        record = train(config, resume=True)
+    assert record.versions == now
+    assert record.earlier_versions == [{**now, "torch": "1.2.3"}]
+    assert "torch 1.2.3" in Page(report_page(record, tmp_path / "run")).text
+    assert train(settings(tmp_path, "another", max_steps=1, prompts=[])).earlier_versions == []
 
 
 def test_the_number_of_steps_is_foretold(tmp_path: Path):

@@ -293,6 +293,9 @@ def _machine(record: RunRecord) -> Markup:
         )
         lines += _peak_memory(training)
     lines.append(("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())))
+    for earlier in record.earlier_versions:
+        changed = [f"{name} {version}" for name, version in earlier.items() if record.versions.get(name) != version]
+        lines.append(("versions before it was resumed", ", ".join(changed)))
     return render_macro("pairs", lines)
 
 

@@ -195,8 +195,10 @@ class RunRecord(BaseModel):
     format: int = FORMAT
     config: RecordedConfig
     status: Literal["running", "finished"] = "running"
-    versions: dict[str, str] = Field(default_factory=lambda: {name: version(name) for name in _LIBRARIES})
+    versions: dict[str, str] = Field(default_factory=lambda: library_versions())
     """Library -> version."""
+    earlier_versions: list[dict[str, str]] = Field(default_factory=list)
+    """The versions with which the run was started, and resumed before, if they were other ones."""
     machine: Machine | None = None
     base: RecordedBase | None = None
     data: DataSummary | None = None
@@ -234,6 +236,11 @@ class RunRecord(BaseModel):
         self.evaluations = [entry for entry in self.evaluations if entry.step <= step]
         self.retention_evaluations = [entry for entry in self.retention_evaluations if entry.step <= step]
         self.samples = [entry for entry in self.samples if entry.step <= step]
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries on which the result depends."""
+    return {name: version(name) for name in _LIBRARIES}
 
 
 def new_record(settings: dict[str, Any]) -> RunRecord:

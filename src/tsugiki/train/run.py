@@ -34,7 +34,7 @@ from tsugiki.base.resolve import settings_folder
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.blocks import Blocks
 from tsugiki.data.collator import Collator
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
 from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, MODEL_FILE, RECORD_FILE
@@ -65,6 +65,7 @@ from tsugiki.train.record import (
     RecordedBase,
     RunRecord,
     describe_machine,
+    library_versions,
     new_record,
     parse_record,
     read_record,
@@ -443,6 +444,7 @@ def _describe(
     Raises:
         TsugikiError: a resumed run has another base, other data, or other resolved settings than before.
     """
+    _describe_versions(record)
     record.machine = describe_machine(accelerator.device, accelerator.num_processes)
     base_before, data_before = record.base, record.data
     code = code_digest(settings_folder(config.model, trust_remote_code=True)) if config.trust_remote_code else None
@@ -469,6 +471,20 @@ def _describe(
                 f"would be {now} here"
             )
     return record.parameters
+
+
+def _describe_versions(record: RunRecord) -> None:
+    """Note in the record of a resumed run that a library has another version now, and say so."""
+    before, now = record.versions, library_versions()
+    changed = [f"{name} was {before.get(name)} and is {now[name]}" for name in now if before.get(name) != now[name]]
+    if changed:
+        warnings.warn(
+            f"the run was started with other versions: {summarise_list(changed)}; its result may differ from that of "
+            "an uninterrupted run",
+            stacklevel=2,
+        )
+        record.earlier_versions.append(before)
+        record.versions = now
 
 
 def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
