@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from tests.tiny import CONFIGS, ids
+from tests.tiny_types import lively_model
 from tsugiki import LoraConfig, graft, ungraft
 from tsugiki.lora.dropout import disable_dropout, dropout_restored
 
@@ -75,3 +76,13 @@ def test_dropout_of_the_base_is_switched_off_and_restored_in_all_forms():
         assert floats() == was
         graft(model, LoraConfig(target_modules="all-linear"), base_dropout=True)
         assert floats() == was
+
+
+def test_a_probability_that_scales_outputs_in_evaluation_stays():
+    model = lively_model("nllb-moe", "seq2seq")
+    inputs = {"input_ids": ids(), "decoder_input_ids": ids(seed=2)}
+    with torch.no_grad():
+        before = model(**inputs).logits
+        graft(model, LoraConfig())
+        assert torch.equal(model(**inputs).logits, before)
+    assert not [module for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p]

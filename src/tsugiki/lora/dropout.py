@@ -15,6 +15,9 @@ from torch import nn
 SavedDropout = list[tuple[Any, str, float]]
 """Module or config, attribute and former probability."""
 
+_SCALE = "moe_token_dropout"
+"""In evaluation, NLLB-MoE multiplies the outputs of its experts by 1 - p; without it, the model would be another."""
+
 
 def disable_dropout(model: nn.Module) -> SavedDropout:
     """Set every dropout probability inside `model` to 0, and return the former ones for `restore_dropout`."""
@@ -33,7 +36,7 @@ def _find_dropout(model: nn.Module) -> SavedDropout:
     for module in model.modules():
         for owner in (module, vars(module).get("config")):
             names = ["p"] if isinstance(owner, nn.modules.dropout._DropoutNd) else []
-            names += [name for name in getattr(owner, "__dict__", ()) if "drop" in name]
+            names += [name for name in getattr(owner, "__dict__", ()) if "drop" in name and name != _SCALE]
             for name in names:
                 value = getattr(owner, name)
                 if isinstance(value, float) and value > 0:
