@@ -166,6 +166,9 @@ def test_targets_lists_the_linear_layers_with_the_reason_where_one_is_left_out(t
     for name, reason in left_out.items():
         assert lines[f"model.layers.*.{name}"][2:] == [reason, "–"]
     assert lines["lm_head"] == ["1", "32 → 96", "no: outside of the blocks", "–"]
+    assert lines["model.layers.*.feed_forward.experts.gate_up_proj"] == [
+        *("2", "16 × (32 → 96)", "no: experts; target_parameters adapts them", "–")
+    ]
     assert "16 of 23 linear layers, 9,984 trainable parameters" in out
 
     status, out, _ = run("methods", "targets")

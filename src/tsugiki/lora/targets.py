@@ -1,7 +1,7 @@
 """The layers and parameters that a LoRA config selects: by name, by pattern, or by the model type's defaults."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -76,7 +76,7 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
     }
     selected = {name: one for name, one in every.items() if matches(name, wanted)}
     if not selected:
-        stacks = sorted({name.rpartition(".")[2] for name, (_, one) in every.items() if one.dim() == 3})
+        stacks = _last_components(find_stacks(dict(base_modules(model))))
         hint = f"its stacks of matrices are called {', '.join(stacks)}" if stacks else "it has no stack of matrices"
         raise TsugikiError(f"target_parameters={', '.join(wanted)} matches no parameter of the model; {hint}")
     found = {name: one for name, one in selected.items() if not _is_selected_weight(name, one[0], wanted)}
@@ -91,6 +91,21 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
                 f"target_parameters selects {name}, which is quantised ({parameter.dtype}); load the base unquantised"
             )
     return found
+
+
+def find_stacks(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Return the parameters that are stacks of matrices, as the weights of experts are, by name.
+
+    Args:
+        modules: the modules of the ungrafted model by name.
+    """
+    return {
+        f"{path}.{name}": one
+        for path, module in modules.items()
+        if not isinstance(module, nn.modules.conv._ConvNd)
+        for name, one in module._parameters.items()
+        if one is not None and one.dim() == 3 and min(one.shape) > 1
+    }
 
 
 def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Collection[str]) -> list[str]:
@@ -243,5 +258,13 @@ def _describe(config: LoraConfig) -> str:
 
 
 def _list_graftable(layers: Mapping[str, nn.Module]) -> str:
-    endings = sorted({name.rpartition(".")[2] for name, layer in layers.items() if is_graftable(layer)})
-    return f"these can be grafted: {', '.join(endings)}" if endings else "the model has no layer that can be grafted"
+    endings = _last_components(name for name, layer in layers.items() if is_graftable(layer))
+    if not endings:
+        return "the model has no layer that can be grafted"
+    stacks = ", ".join(_last_components(find_stacks(layers)))
+    hint = f"; the weights of its experts are parameters (target_parameters: {stacks})" if stacks else ""
+    return f"these can be grafted: {', '.join(endings)}{hint}"
+
+
+def _last_components(names: Iterable[str]) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in names})

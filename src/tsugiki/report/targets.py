@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from tsugiki.base.loading import load_meta_model
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import features, is_linear
+from tsugiki.lora.parameters import is_transposed
 from tsugiki.lora.structure import reasons_against
-from tsugiki.lora.targets import base_modules, find_targets
+from tsugiki.lora.targets import base_modules, find_stacks, find_targets
 from tsugiki.report.formatting import Table
 
 
@@ -36,10 +39,23 @@ def targets_table(model: str) -> tuple[Table, list[str]]:
         reason = "" if name in targets else reasons.get(name) or "not a default of this model type"
         kind = _Kind(_without_indices(name), features(layer), reason)
         numbers[kind] = numbers.get(kind, 0) + 1
-    rows = [_row(kind, number, config.r) for kind, number in numbers.items()]
+    rows = [_row(kind, number, config.r) for kind, number in numbers.items()] + _experts(shape)
     trained = config.r * sum(map(sum, map(features, targets.values())))
     headers = ["layer", "number", "inputs → outputs", "grafted by default", f"parameters, r={config.r}"]
     return (headers, rows), [f"{len(targets)} of {len(linear)} linear layers, {trained:,} trainable parameters"]
+
+
+def _experts(model: nn.Module) -> list[list[str]]:
+    """Return a row for each kind of parameter that holds the weights of several experts."""
+    modules = dict(base_modules(model))
+    numbers: dict[tuple[str, str], int] = {}
+    for name, one in find_stacks(modules).items():
+        owner = modules[name.rpartition(".")[0]]
+        outputs, inputs = one.shape[-2:] if not is_transposed(owner, one) else one.shape[:-3:-1]
+        kind = _without_indices(name), f"{len(one)} × ({inputs} → {outputs})"
+        numbers[kind] = numbers.get(kind, 0) + 1
+    why = "no: experts; target_parameters adapts them"
+    return [[name, str(number), size, why, "–"] for (name, size), number in numbers.items()]
 
 
 def _row(kind: _Kind, number: int, r: int) -> list[str]:
