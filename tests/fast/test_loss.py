@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.tiny import CONFIGS, ids, logits, relative_error, tiny_model
 from tsugiki import LoraConfig, graft
 from tsugiki.fast import loss as loss_module
-from tsugiki.fast.loss import Head, chunked_loss, find_head, plain_loss
+from tsugiki.fast.loss import Head, chunked_loss, find_head, plain_loss, token_losses
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.layer import LoraLinear, new_pair
@@ -101,6 +101,31 @@ def test_loss_and_gradients_equal_the_definition(kind: str, form: str, dtype: to
     for name in plain:
         allowed = FLOOR[dtype] + 2 * relative_error(plain[name], true[name])
         assert relative_error(found[name], true[name]) <= allowed, name
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("dtype", FLOOR)
+@pytest.mark.parametrize("form", SCALES_AND_CAPS)
+@pytest.mark.parametrize("kind", ["frozen", "trained with bias", "grafted with bias"])
+def test_losses_of_tokens_are_those_of_the_definition(
+    kind: str, form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loss_module, "_EXACT_SCRATCH", 3 * VOCABULARY * 8)  # of three rows, or six
+    head, (hidden, labels) = head_of(kind, form, dtype), batch(dtype)
+    head.layer.eval()
+    found = token_losses(hidden, head, labels)
+    assert (found.shape, found.dtype) == (labels.shape, torch.promote_types(dtype, torch.float32))
+    assert not found.requires_grad
+    exact_head = Head(copy.deepcopy(head.layer).double(), head.scale, head.softcap)
+
+    def expected(some: Head, states: Tensor) -> Tensor:
+        logits = some.logits(states).double().transpose(1, 2)
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none").detach()
+
+    true, plain = expected(exact_head, hidden.double()), expected(head, hidden)
+    assert (found - true).abs().max() <= 2 * (plain - true).abs().max() + FLOOR[dtype]
+    nothing = torch.full_like(labels, IGNORE_INDEX)
+    assert torch.equal(token_losses(hidden, head, nothing), torch.zeros_like(found))
 
 
 def test_the_definition_is_the_summed_negative_log_likelihood():

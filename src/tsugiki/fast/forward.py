@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
-from tsugiki.fast.loss import Head, chunked_loss, find_head
+from tsugiki.fast.loss import Head, chunked_loss, find_head, token_losses
 from tsugiki.labels import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -47,6 +47,23 @@ def has_chunked_loss(model: nn.Module) -> bool:
     """Return whether `model(…, labels=…)` computes its loss a few rows at a time."""
     ours = vars(model).get("forward")
     return isinstance(ours, partial) and ours.func is _forward
+
+
+def losses_without_logits(model: "PreTrainedModel", labels: Tensor, **inputs: Any) -> Tensor:
+    """Return the cross-entropy of every token, computed a few rows at a time, for a model that `has_chunked_loss`.
+
+    Args:
+        model: in evaluation mode.
+        labels: the target of the prediction at each position, already shifted, [rows, length]; `IGNORE_INDEX` for none.
+        inputs: arguments of the model.
+
+    Returns:
+        [rows, length], in nats and in float32 or wider, without a gradient; 0 where there is no target.
+    """
+    _, scale, softcap = vars(model)["forward"].args
+    head = Head(model.get_output_embeddings(), scale, softcap)
+    with torch.no_grad():
+        return token_losses(model.base_model(**inputs).last_hidden_state, head, labels)
 
 
 def disable_chunked_loss(model: "PreTrainedModel") -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SCRATCH = 56 << 20  # bytes of logits in a chunk on a processor, which stay in its cache
+_EXACT_SCRATCH = 4 << 20  # bytes of logits that are converted to float32 at once on a processor
 _DEVICE_SCRATCH = 512 << 20  # bytes of logits and probabilities in a chunk on an accelerator
 _ROWS = (16, 512)  # rows of a chunk; with fewer the products are slow, more are not faster on a processor
 _TILE = 4096  # words of the vocabulary in one product; a product with all of an odd number of words (GPT-2) is slow
@@ -86,19 +87,10 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
 
     The definition is used where the chunks do not apply: under autocast or a compiler, and for heads of other kinds.
     """
-    layer: Any = head.layer
-    pair: LowRank | None = None
-    if isinstance(layer, LoraLinear) and not is_hooked(layer):
-        layer, pair = layer.base_layer, layer.lora
-    scaled_bias = head.scale != 1 and layer.bias is not None  # no known model has both
-    if (
-        not _has_chunks(layer)
-        or scaled_bias
-        or (pair is not None and pair.magnitude is not None)  # DoRA changes more than a low-rank update can
-        or is_autocast_enabled(hidden.device)
-        or torch.compiler.is_compiling()
-    ):
+    known = _known_layer(head, hidden.device)
+    if known is None:
         return plain_loss(hidden, head, labels)
+    layer, pair = known
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     if head.scale != 1.0:
         rows = rows * head.scale
@@ -116,6 +108,70 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     )
     loss: Tensor = _ChunkedLoss.apply(rows, weight, layer.bias, low, up, targets, layer, head.softcap)  # type: ignore[no-untyped-call]
     return loss
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each row in nats, without whole logits, without dropout, and without gradients.
+
+    Args:
+        hidden: hidden states, [..., width].
+        head: computes the logits.
+        labels: the target token of each row, [...]; `IGNORE_INDEX` for rows without one.
+
+    Returns:
+        [...], in float32 or wider; 0 for rows without a target.
+    """
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    on_cpu = rows.device.type == "cpu"
+    losses = torch.zeros(len(rows), dtype=at_least_float32(rows.dtype), device=rows.device)
+    wanted = targets != IGNORE_INDEX if on_cpu else slice(None)  # on a device, the host would wait for their number
+    rows, targets = rows[wanted], targets[wanted]
+    layer, exact = base_of(head.layer), losses.element_size()
+    size = rows_per_chunk(layer, rows.element_size() + (0 if on_cpu else 2 * exact), on_cpu)
+    at_once = max(1, _EXACT_SCRATCH // (features(layer)[1] * exact)) if on_cpu else size
+    found = [
+        F.cross_entropy(some.to(losses.dtype), target, ignore_index=IGNORE_INDEX, reduction="none")
+        for chunk, of_chunk in zip(torch.split(rows, size), torch.split(targets, size), strict=True)
+        for some, target in zip(
+            torch.split(_logits_without_dropout(head, chunk), at_once), torch.split(of_chunk, at_once), strict=True
+        )
+    ]
+    losses[wanted] = torch.cat(found)
+    return losses.view(labels.shape)
+
+
+def _logits_without_dropout(head: Head, rows: Tensor) -> Tensor:
+    """Return the logits of some rows, without dropout."""
+    known = _known_layer(head, rows.device)
+    if known is None:
+        return head.logits(rows)
+    layer, pair = known
+    if head.scale != 1.0:
+        rows = rows * head.scale
+    low = up = None
+    if pair is not None:
+        A, B = pair.factors()
+        low, up = F.linear(rows, A.to(rows.dtype)), (pair.scaling * B).to(rows.dtype)
+    return _logits(layer, rows, low, up, 0, head.softcap)
+
+
+def _known_layer(head: Head, device: torch.device) -> tuple[Any, LowRank | None] | None:
+    """Return the output layer without its adapter, and the adapter's pair; None where chunks do not apply."""
+    layer: Any = head.layer
+    pair: LowRank | None = None
+    if isinstance(layer, LoraLinear) and not is_hooked(layer):
+        layer, pair = layer.base_layer, layer.lora
+    scaled_bias = head.scale != 1 and layer.bias is not None  # no known model has both
+    if (
+        not _has_chunks(layer)
+        or scaled_bias
+        or (pair is not None and pair.magnitude is not None)  # DoRA changes more than a low-rank update can
+        or is_autocast_enabled(device)
+        or torch.compiler.is_compiling()
+    ):
+        return None
+    return layer, pair
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -15,18 +15,23 @@ import torch
 Result = TypeVar("Result")
 
 
-def run_in_threads(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
+def run_in_threads(tasks: Sequence[Callable[[], Result]], threads_of_each: int | None = None) -> Iterator[Result]:
     """Run the tasks in parallel and yield their results in order.
 
-    At most as many tasks as torch has threads run at once, and torch's threads are divided among them. Tasks start only
-    a little ahead of the results that have been taken, so that results do not pile up in memory.
+    At most as many tasks as torch has threads run at once. Tasks start only a little ahead of the results that have
+    been taken, so that results do not pile up in memory.
+
+    Args:
+        tasks: called without arguments.
+        threads_of_each: how many of torch's threads the operations of a task use. With a fixed number, no bit of a
+            result depends on how many threads torch has. None: torch's threads are divided among the tasks.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, len(tasks))
-    if workers < 2:
+    workers = max(1, min(threads, len(tasks)))
+    share = threads_of_each or max(1, threads // workers)
+    if workers == 1 and share == threads:
         yield from (task() for task in tasks)
         return
-    share = max(1, threads // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     started: deque[Future[Result]] = deque()
     try:

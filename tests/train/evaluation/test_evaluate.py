@@ -1,13 +1,17 @@
 """Evaluation against a plain float64 loop, one token at a time."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from tests.tiny import TEXT, byte_tokenizer, tiny_model
-from tsugiki import TsugikiError
+from tsugiki import LoraConfig, TsugikiError, graft, use_fast_paths
 from tsugiki.data.records import Completion, Conversation, Document, Message
+from tsugiki.fast.forward import has_chunked_loss
+from tsugiki.methods.table import METHODS
+from tsugiki.train.evaluation import evaluate as evaluate_module
 from tsugiki.train.evaluation.evaluate import WINDOW_CHARACTERS, Evaluation, Window, evaluate, split_windows
 
 
@@ -58,9 +62,56 @@ def test_batching_and_mode_do_not_matter(monkeypatch: pytest.MonkeyPatch):
     windows = [TEXT[i : i + 5 + i % 9] for i in range(0, 200, 10)]
     together = score(model, windows)
     assert model.training
-    monkeypatch.setattr("tsugiki.train.evaluation.evaluate._LOGIT_BUDGET", 1)
+    monkeypatch.setattr("tsugiki.train.evaluation.evaluate._THREAD_TOKENS", 1)
     apart = score(model, windows)
     assert together.nll == pytest.approx(apart.nll, rel=1e-6)
+
+
+ADAPTERS: dict[str, Any] = {
+    "lora with the head": LoraConfig(r=4, target_modules=["q_proj", "down_proj", "lm_head"], init_lora_weights=False),
+    "dora on the head": LoraConfig(r=4, target_modules=["lm_head"], use_dora=True, init_lora_weights=False),
+    "prompt-tuning": METHODS["prompt-tuning"].configure({"num_virtual_tokens": 4}),
+    "ia3": METHODS["ia3"].configure({"init_ia3_weights": False}),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [("llama", name) for name in ADAPTERS] + [("gpt2", None), ("gemma2", None), ("cohere", None), ("bloom", None)],
+)
+def test_the_fast_paths_give_the_figures_of_the_definition(kind: str, adapter: str | None):
+    model = tiny_model(kind, vocab_size=257)
+    if adapter:
+        graft(model, ADAPTERS[adapter])
+    windows = [TEXT[:20], TEXT[40:57], "雨", TEXT[60:66]]
+    expected = naive_nll(model, windows)
+    use_fast_paths(model)
+    assert has_chunked_loss(model)
+    assert score(model, windows).nll == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_bit_depends_on_the_number_of_threads():
+    model = tiny_model("llama", vocab_size=257, hidden_size=128, intermediate_size=384).to(torch.bfloat16)
+    use_fast_paths(model)
+    texts = [TEXT[start : start + 9 + start % 12] for start in range(0, 300, 25)]
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 3, 16):  # 16 are more than there are windows
+        torch.set_num_threads(threads)
+        try:
+            results.append(score(model, texts))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert results[1:] == results[:-1]
+
+
+def test_a_sequence_has_no_longer_one_beside_it_where_positions_depend_on_it(monkeypatch: pytest.MonkeyPatch):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 16}
+    model = tiny_model("llama", vocab_size=257, rope_parameters={"rope_type": "longrope", **factors})
+    monkeypatch.setattr(evaluate_module, "run_in_threads", None)  # two threads must not call such a model at once
+    windows = [TEXT[:20], "雨", TEXT[30:36]]
+    together = score(model, windows).nll
+    assert together == pytest.approx(sum(score(model, [window]).nll for window in windows), rel=1e-12)
 
 
 def test_a_window_beyond_the_context_is_scored_in_pieces():

@@ -14,25 +14,28 @@ the target tokens of training are scored: the answers and their end tokens, give
 counts the answers only.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.base.context import context_length
+from tsugiki.base.context import context_length, rope_depends_on_length
 from tsugiki.base.inference import evaluating
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Document, Record, target_text
 from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.evaluation.result import Evaluation, summarise
 from tsugiki.train.sharding import is_sharded
+from tsugiki.train.threads import run_in_threads
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,7 +44,10 @@ if TYPE_CHECKING:
 WINDOW_CHARACTERS = 512
 """Characters (code points) per window."""
 
-_LOGIT_BUDGET = 1 << 26  # largest number of logits in a batch: 256 MB in float32
+# Tokens of a batch:
+_THREAD_TOKENS = 256  # for one thread of a processor; more are no faster, and leave other threads without work
+_DEVICE_TOKENS = 8192
+_LOGIT_BUDGET = 1 << 26  # largest number of logits in a batch, where a model needs them: 256 MB in float32
 
 
 @dataclass(frozen=True)
@@ -197,45 +203,78 @@ def _score(
 ) -> dict[int, float]:
     """Return document -> summed NLL in nats, with the model in evaluation mode."""
     index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    mine: list[tuple[int, float]] = []  # document and NLL of each sequence of this process
-    batches = _batches(sequences, model.config.get_text_config().vocab_size)
+    batches = _batches(sequences, model)
+    mine = batches[index::count]
+    found: list[Tensor] = []
     with evaluating(model):
-        for batch in batches[index::count]:
-            mine += [(one.document, nll) for one, nll in zip(batch, _nll(model, batch), strict=True)]
+        for batch, nll in zip(mine, _each_nll(model, mine), strict=True):
+            found.append(nll)
             advance(len(batch) * count)
         if is_sharded(model) and len(batches) % count > 0 and index >= len(batches) % count:
             _nll(model, batches[0])  # all processes must call the model equally often
-    total: dict[int, float] = {}
-    for document, nll in mine if count == 1 else gather_object(mine):
-        total[document] = total.get(document, 0.0) + nll
-    return total
+    # All at once: each copy waits for the device.
+    values = torch.cat(found).cpu().tolist() if found else []
+    documents = [one.document for batch in mine for one in batch]
+    scores = list(zip(documents, values, strict=True))
+    nlls: dict[int, list[float]] = {}
+    for document, value in scores if count == 1 else gather_object(scores):
+        nlls.setdefault(document, []).append(value)
+    return {document: math.fsum(parts) for document, parts in nlls.items()}  # exact, so their order does not matter
 
 
-def _batches(sequences: Sequence[_Sequence], vocabulary: int) -> list[list[_Sequence]]:
-    """Return batches of sequences with similar lengths, as large as the limit on the number of logits allows."""
+def _each_nll(model: "PreTrainedModel", batches: Sequence[list[_Sequence]]) -> Iterable[Tensor]:
+    """Return `_nll` of each batch; on a processor they are computed in parallel, with one thread each.
+
+    So the operations, and with them every bit of the result, are the same however many threads torch has.
+    """
+    tasks = [partial(_nll, model, batch) for batch in batches]
+    if model.device.type == "cpu" and not is_sharded(model) and not rope_depends_on_length(model):
+        return run_in_threads(tasks, threads_of_each=1)
+    return (task() for task in tasks)
+
+
+def _batches(sequences: Sequence[_Sequence], model: "PreTrainedModel") -> list[list[_Sequence]]:
+    """Return batches of sequences with similar lengths, which do not depend on the number of threads or processes."""
+    on_cpu = model.device.type == "cpu"
+    most = _THREAD_TOKENS if on_cpu else _DEVICE_TOKENS
+    if not _without_logits(model):
+        most = min(most, _LOGIT_BUDGET // model.config.get_text_config().vocab_size)
+    if rope_depends_on_length(model):
+        most = 0  # beside a longer sequence, the logits of a sequence are others
     batches: list[list[_Sequence]] = []
     for sequence in sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True):
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].ids) * vocabulary <= _LOGIT_BUDGET:
+        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].ids) <= most:
             batches[-1].append(sequence)
         else:
             batches.append([sequence])
     return batches
 
 
-def _nll(model: "PreTrainedModel", sequences: Sequence[_Sequence]) -> list[float]:
-    """Return the NLL of each sequence's scored tokens, in nats.
+def _without_logits(model: "PreTrainedModel") -> bool:
+    return has_chunked_loss(model) and not is_sharded(model)
 
-    The sequences are padded on the right. In a causal model, padding has no effect on the tokens before it.
+
+@torch.no_grad()
+def _nll(model: "PreTrainedModel", sequences: Sequence[_Sequence]) -> Tensor:
+    """Return the NLL of each sequence's scored tokens, in nats, [sequences], on the model's device.
+
+    The sequences are padded on the right, without a mask. In a causal model, padding has no effect on the tokens before
+    it, and a mask would keep attention from its fast kernels.
     """
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    ids = pad([one.ids for one in sequences]).to(model.device)
-    targets = [torch.where(one.loss_mask, one.ids, IGNORE_INDEX) for one in sequences]
-    labels = pad(targets, padding_value=IGNORE_INDEX).to(model.device)
-    attended = pad([torch.ones_like(one.ids) for one in sequences]).to(model.device)
-    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits
-    sums = [
+    ids = pad([one.ids for one in sequences])
+    targets = [torch.where(one.loss_mask, one.ids, IGNORE_INDEX)[1:] for one in sequences]
+    # The last position predicts nothing.
+    labels = F.pad(pad(targets, padding_value=IGNORE_INDEX), (0, 1), value=IGNORE_INDEX)
+    ids, labels = (tensor.to(model.device, non_blocking=True) for tensor in (ids, labels))
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if model.device.type == "cpu":
+        inputs["attention_mask"] = torch.ones_like(ids)  # GPT-2 warns if there is none; a device would be waited for
+    if _without_logits(model):
+        return losses_without_logits(model, labels, **inputs).sum(1)
+    logits = model(**inputs).logits
+    losses = [
         F.cross_entropy(row.float(), label, ignore_index=IGNORE_INDEX, reduction="sum")
-        for row, label in zip(logits[:, :-1], labels[:, 1:], strict=True)
+        for row, label in zip(logits, labels, strict=True)
     ]
-    nll: list[float] = torch.stack(sums).cpu().tolist()  # all at once: each copy waits for the device
-    return nll
+    return torch.stack(losses)

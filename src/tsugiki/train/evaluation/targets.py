@@ -10,6 +10,7 @@ from tsugiki.adapters.library import adapter_folder
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.evaluate import evaluate, read_windows
@@ -93,7 +94,9 @@ def evaluate_targets(
             loaded = target.model
         if target.adapter:
             load_adapter(model, target.adapter, allow_base_mismatch=allow_base_mismatch)
+        use_fast_paths(model)
         with progress.stage(str(target), len(windows)) as advance:
             yield evaluate(model, tokenizer, windows, turns, advance)
+        use_plain_paths(model)
         if target.adapter:
             model = ungraft(model)
