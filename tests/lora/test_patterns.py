@@ -1,6 +1,5 @@
 """Regular expressions from settings: the answers are those of `re` and PEFT, and no expression takes long."""
 
-import itertools
 import random
 import re
 import time
@@ -12,9 +11,11 @@ from typing import Any
 import pytest
 from peft.utils.other import get_pattern_key
 
+from tests.lora.test_automaton import random_expression
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft
-from tsugiki.lora.patterns import PatternTable, _Automaton, _ways, compile_pattern, name_pattern, parser
+from tsugiki.lora import automaton, patterns
+from tsugiki.lora.patterns import PatternTable, compile_pattern, name_pattern
 from tsugiki.methods.bottleneck import BottleneckConfig
 from tsugiki.methods.ia3 import IA3Config
 from tsugiki.methods.selective import LNTuningConfig, SelectiveConfig
@@ -37,36 +38,8 @@ EVIL = [
 ]
 
 
-def random_expression(draw: random.Random, depth: int) -> str:
-    kind = draw.random()
-    if depth == 0 or kind < 0.3:
-        return draw.choice(
-            ["a", "b", ".", "[ab]", "[^a]", "[a-c_]", r"[\d.]", r"\.", r"\w", r"\d", r"\W", "^", "$", r"\b"]
-        )
-    one, two = (random_expression(draw, depth - 1) for _ in range(2))
-    if kind < 0.5:
-        return one + two
-    if kind < 0.7:
-        return f"(?:{one}|{two})"
-    return f"({one}){draw.choice(['*', '+', '?', '*?', '+?', '{1,2}', '{2}', '{0,3}?', '{1,}'])}{two}"
-
-
-def test_the_automaton_gives_the_answers_of_re():
-    draw = random.Random(0)
-    names = ["".join(letters) for n in range(1, 5) for letters in itertools.product("ab.1", repeat=n)]
-    matched = 0
-    for _ in range(150):
-        text = random_expression(draw, 4)
-        automaton, expected = _Automaton(parser.parse(text)), re.compile(text)
-        for name in names:
-            found = automaton.fullmatch(text, name)
-            assert found == (expected.fullmatch(name) is not None), (text, name)
-            matched += found
-    assert matched > 1000
-
-
 def test_an_expression_with_many_ways_gives_the_answers_of_re():
-    assert _ways(parser.parse(UNSLOTH)) > 100_000
+    assert automaton.ways(automaton.parse(UNSLOTH), 128, 100_000) > 100_000
     matches = compile_pattern(UNSLOTH)
     names = [
         *(
@@ -126,6 +99,28 @@ def test_what_cannot_be_matched_is_refused_with_the_reason(text: str, fact: str)
     assert len(str(caught.value)) < 400
 
 
+ORDINARY = [r".*\.mlp\..*_proj", r"h\.\d+\.attn", r"(q|k|v)_proj", r"model\.layers\.(0|1|2)\..*", r"^(?!.*lm_head).*"]
+
+
+def test_without_the_parser_of_re_ordinary_expressions_match_and_others_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(patterns, "automaton", None)
+    matching = compile_pattern.__wrapped__
+    for text in ORDINARY:
+        for name in ("model.layers.0.mlp.up_proj", "h.12.attn", "q_proj", "lm_head"):
+            assert matching(text)(name) == (re.fullmatch(text, name) is not None), text
+    for text in [*EVIL, UNSLOTH]:
+        with pytest.raises(TsugikiError, match="too many ways to match, and this version of Python"):
+            matching(text)
+    assert PatternTable("rank_pattern", {r".*c_attn": 4}).look_up("h.0.c_attn", 1) == 4
+
+
+def test_ways_counted_by_signs_are_never_fewer():
+    draw = random.Random(1)
+    for text in [*ORDINARY, *EVIL, UNSLOTH, *(random_expression(draw, 4) for _ in range(1000))]:
+        counted = automaton.ways(automaton.parse(text), 128, 100_000)
+        assert patterns._ways_by_signs(text) >= counted, text
+
+
 def test_an_expression_that_python_may_change_is_no_warning():
     with warnings.catch_warnings(action="error"):
         assert compile_pattern("[[a-z]b")("[b")
@@ -181,12 +176,12 @@ def test_a_table_holds_any_number_of_names_but_not_of_expressions():
 
 def test_a_pattern_of_a_list_of_blocks_counts_as_in_peft():
     name = "encoder.layers.3.blocks.5.attn.q"
-    for patterns, index in [
+    for pattern, index in [
         ("layers", 3),
         ("blocks", 5),
         (["blocks", "layers"], 5),
         (["none", "l.*s"], 3),
         ("attn", None),
     ]:
-        config = LoraConfig(target_modules=["q"], layers_to_transform=[0], layers_pattern=patterns)
-        assert config.block_index_of(name) == index, patterns
+        config = LoraConfig(target_modules=["q"], layers_to_transform=[0], layers_pattern=pattern)
+        assert config.block_index_of(name) == index, pattern

@@ -8,22 +8,23 @@ ways are counted before anything is matched:
     .*a.*b.*c.*d            129⁴ ways: an automaton follows all of them at once, character by character
     ^(?!.*(a.*)+b).*        an automaton cannot look ahead: an error
 
-The automaton takes no more steps than the length of the expression times the length of the name. For ordinary
-expressions `re` is a hundred times faster.
+The automaton (see `automaton`) takes no more steps than the length of the expression times the length of the name. For
+ordinary expressions `re` is a hundred times faster.
 """
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from re import _constants as codes  # type: ignore[attr-defined]
-from re import _parser as parser  # type: ignore[attr-defined]
-from types import MappingProxyType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from tsugiki.errors import TsugikiError, error_text
+
+try:
+    from tsugiki.lora import automaton
+except ImportError:  # the parser of `re` is not public; Python 3.11 to 3.13 have it
+    automaton = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -35,7 +36,6 @@ _MAX_WAYS = 100_000
 """For the expression of a setting, or all those of a table together: `re` takes about 1 ms to try them for a name."""
 _ENTRY_COST = 100
 """Ways that could be tried in the time that looking at an entry of a table takes."""
-_MAX_STATES = 5_000
 _MAX_STEPS = 20_000
 """States that the automaton may visit for a name, in about 10 ms."""
 
@@ -54,13 +54,16 @@ def compile_pattern(text: str) -> Match:
     tree, ways = _parse(text)
     if ways <= _MAX_WAYS:
         return _with_limit(_compile(text).fullmatch)
-    try:
-        return _with_limit(partial(_Automaton(tree).fullmatch, text))
-    except (_UnsupportedError, RecursionError) as error:
-        raise TsugikiError(
-            f"the regular expression {_shown(text)} has too many ways to match, and {error}; use a simpler one, or a "
-            "list of names"
-        ) from error
+    reason: object = "this version of Python does not tell its parts"
+    if automaton is not None:
+        try:
+            return _with_limit(partial(_follow, automaton.Automaton(tree), text))
+        except (automaton.UnsupportedError, RecursionError) as error:
+            reason = error
+    raise TsugikiError(
+        f"the regular expression {_shown(text)} has too many ways to match, and {reason}; use a simpler one, or a list "
+        "of names"
+    )
 
 
 class PatternTable(Generic[T]):
@@ -138,9 +141,11 @@ def _parse(text: str) -> tuple[Any, int]:
         raise TsugikiError(f"the regular expression {_shown(text)} has {len(text):,} characters, above {_MAX_LENGTH:,}")
     try:
         _compile(text)
+        if automaton is None:
+            return None, _ways_by_signs(text)
         with _no_future_warnings():
-            tree = parser.parse(text)
-        return tree, _ways(tree)
+            tree = automaton.parse(text)
+        return tree, automaton.ways(tree, _NAME_LENGTH, _MAX_WAYS)
     except (re.error, RecursionError, OverflowError) as error:
         raise TsugikiError(f"{_shown(text)} is not a regular expression: {error}") from error
 
@@ -158,186 +163,30 @@ def _no_future_warnings() -> Iterator[None]:
         yield
 
 
-def _ways(tree: Iterable[Any]) -> int:
-    """Return an upper bound on the ways through an expression, or any number above `_MAX_WAYS` if there are more."""
-    ways = 1
-    for kind, value in tree:
-        if kind is codes.BRANCH:
-            ways *= sum(map(_ways, value[1]))
-        elif kind in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT):
-            least, most, body = value
-            most = min(most, _NAME_LENGTH)
-            ways *= max(1, most - least + 1) * _ways(body) ** most
-        elif kind in (codes.SUBPATTERN, codes.ASSERT, codes.ASSERT_NOT):
-            ways *= _ways(value[-1])
-        elif kind is codes.ATOMIC_GROUP:
-            ways *= _ways(value)
-        elif kind is codes.GROUPREF_EXISTS:
-            ways *= _ways(value[1]) + _ways(value[2] or ())
-        ways = min(ways, _MAX_WAYS + 1)
-    return ways
+def _ways_by_signs(text: str) -> int:
+    """Return an upper bound on the ways through an expression that needs no parser, and refuses more expressions.
+
+    Each sign of a repetition counts as if it repeated a single element; a repeated group has too many ways.
+    """
+    if re.search(r"\)[*+{]", text):
+        return _MAX_WAYS + 1
+    groups = text.count("(") + 1
+    alternatives = (text.count("|") / groups + 1) ** groups
+    return int(
+        min(alternatives * (_NAME_LENGTH + 1) ** len(re.findall(r"[*+{]", text)) * 2 ** text.count("?"), _MAX_WAYS + 1)
+    )
+
+
+def _follow(states: "automaton.Automaton", text: str, name: str) -> bool:
+    """Return whether the whole name matches; `text` is the expression, for the message."""
+    matches = states.fullmatch(name, _MAX_STEPS)
+    if matches is None:
+        raise TsugikiError(
+            f"the regular expression {_shown(text)} takes too many steps for {_shown(name)}; use a simpler one, or a "
+            "list of names"
+        )
+    return matches
 
 
 def _shown(text: str) -> str:
     return error_text(repr(text), 80)
-
-
-class _UnsupportedError(Exception):
-    """An automaton cannot do this."""
-
-
-@dataclass
-class _State:
-    """A state of the automaton: it reads a character, requires a condition, or does nothing; then others follow."""
-
-    reads: Match | None = None
-    holds: Callable[[str, int], bool] | None = None
-    following: list[int] = field(default_factory=list)
-
-
-class _Automaton:
-    """An expression as states that are followed all at once (Thompson 1968, "Regular expression search algorithm").
-
-    Args:
-        tree: what the parser of `re` returns.
-
-    Raises:
-        _UnsupportedError: it has something else than characters, alternatives, repetitions, groups and positions.
-    """
-
-    def __init__(self, tree: Any) -> None:
-        if tree.state.flags & ~(re.UNICODE | re.VERBOSE):
-            raise _UnsupportedError("it has flags")
-        self.states = [_State()]  # state 0 is reached at the end of the expression
-        self.first = self._add_all(tree, 0)
-
-    def fullmatch(self, text: str, name: str) -> bool:
-        """Return whether the whole name matches; `text` is the expression, for the message."""
-        present = self._reached([self.first], name, 0)
-        steps = len(present)
-        for position, character in enumerate(name, 1):
-            moved = []
-            for state in (self.states[number] for number in present):
-                if state.reads is not None and state.reads(character):
-                    moved += state.following
-            present = self._reached(moved, name, position)
-            steps += len(present)
-            if steps > _MAX_STEPS:
-                raise TsugikiError(
-                    f"the regular expression {_shown(text)} takes too many steps for {_shown(name)}; use a simpler "
-                    "one, or a list of names"
-                )
-        return 0 in present
-
-    def _reached(self, states: Iterable[int], name: str, position: int) -> set[int]:
-        """Return these states, and those that follow from them without reading a character."""
-        reached: set[int] = set()
-        to_do = list(states)
-        while to_do:
-            number = to_do.pop()
-            if number not in reached:
-                reached.add(number)
-                state = self.states[number]
-                if state.reads is None and (state.holds is None or state.holds(name, position)):
-                    to_do += state.following
-        return reached
-
-    def _add_state(self, state: _State) -> int:
-        self.states.append(state)
-        if len(self.states) > _MAX_STATES:
-            raise _UnsupportedError("its repetitions are too long")
-        return len(self.states) - 1
-
-    def _add_all(self, tree: Any, end: int) -> int:
-        """Add the states of a sequence that is followed by the state `end`; return its first state."""
-        for kind, value in reversed(list(tree)):
-            end = self._add(kind, value, end)
-        return end
-
-    def _add(self, kind: Any, value: Any, end: int) -> int:
-        if kind is codes.BRANCH:
-            return self._add_state(_State(following=[self._add_all(one, end) for one in value[1]]))
-        if kind is codes.SUBPATTERN and not (value[1] or value[2]):  # flags that it sets or clears
-            return self._add_all(value[3], end)
-        if kind in (codes.MAX_REPEAT, codes.MIN_REPEAT):
-            least, most, body = value
-            return self._add_repeat(least, most, body, end)
-        if kind is codes.AT and value in _POSITIONS:
-            return self._add_state(_State(holds=_POSITIONS[value], following=[end]))
-        if kind in (codes.LITERAL, codes.NOT_LITERAL, codes.ANY, codes.IN):
-            return self._add_state(_State(reads=partial(_reads, kind, value), following=[end]))
-        raise _UnsupportedError(f"it has {_NAMES.get(kind, str(kind).lower())}")
-
-    def _add_repeat(self, least: int, most: int, body: Any, end: int) -> int:
-        if most == codes.MAXREPEAT:
-            loop = _State(following=[end])
-            start = self._add_state(loop)
-            loop.following.append(self._add_all(body, start))
-        else:
-            start = end
-            for _ in range(most - least):
-                start = self._add_state(_State(following=[self._add_all(body, start), end]))
-        for _ in range(least):
-            start = self._add_all(body, start)
-        return start
-
-
-_NAMES = MappingProxyType(
-    {
-        codes.ASSERT: "a lookahead or a lookbehind",
-        codes.ASSERT_NOT: "a lookahead or a lookbehind",
-        codes.GROUPREF: "a reference to a group",
-        codes.GROUPREF_EXISTS: "a reference to a group",
-        codes.SUBPATTERN: "flags",
-    }
-)
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
-
-
-_CATEGORIES: Mapping[Any, Match] = MappingProxyType(
-    {
-        codes.CATEGORY_DIGIT: str.isdecimal,
-        codes.CATEGORY_SPACE: str.isspace,
-        codes.CATEGORY_WORD: _is_word,
-        codes.CATEGORY_NOT_DIGIT: lambda character: not character.isdecimal(),
-        codes.CATEGORY_NOT_SPACE: lambda character: not character.isspace(),
-        codes.CATEGORY_NOT_WORD: lambda character: not _is_word(character),
-    }
-)
-
-
-def _reads(kind: Any, value: Any, character: str) -> bool:
-    """Return whether one element of an expression matches a character."""
-    if kind is codes.ANY:
-        return character != "\n"
-    if kind is codes.LITERAL:
-        return character == chr(value)
-    if kind is codes.NOT_LITERAL:
-        return character != chr(value)
-    if kind is codes.RANGE:
-        return chr(value[0]) <= character <= chr(value[1])
-    if kind is codes.CATEGORY:
-        return _CATEGORIES[value](character)
-    negated = value[0][0] is codes.NEGATE  # codes.IN: a set in brackets
-    return negated != any(_reads(one, of_it, character) for one, of_it in value[negated:])
-
-
-def _is_boundary(name: str, position: int) -> bool:
-    around = (name[position - 1 : position] if position else "", name[position : position + 1])
-    before, after = (_is_word(one) for one in around)
-    return before != after
-
-
-_POSITIONS: Mapping[Any, Callable[[str, int], bool]] = MappingProxyType(
-    {
-        codes.AT_BEGINNING: lambda name, position: position == 0,
-        codes.AT_BEGINNING_STRING: lambda name, position: position == 0,
-        codes.AT_END: lambda name, position: name[position:] in ("", "\n"),
-        codes.AT_END_STRING: lambda name, position: position == len(name),
-        codes.AT_BOUNDARY: _is_boundary,
-        codes.AT_NON_BOUNDARY: lambda name, position: not _is_boundary(name, position),
-    }
-)
