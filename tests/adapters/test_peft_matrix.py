@@ -24,6 +24,9 @@ SHORT = [
     "bert for tokens: norms",
     "bert for questions: lora, saved norm",
     "bert: lora, rank_pattern",
+    "gpt2: lora, tokens of embedding and head",
+    "gemma3_text: lora, tokens, tying ensured",
+    "t5: lora, tokens by name",
 ]
 """Cases that are equal in both directions."""
 

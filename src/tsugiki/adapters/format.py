@@ -161,9 +161,10 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
     Raises:
         TsugikiError: they have, and the file of this method has no place for them, or they are quantised.
     """
-    rows, before = getattr(text_config(model), "vocab_size", None), _words_in_files(model)
-    if before is None or rows == before:
+    before = _words_in_files(model)
+    if before is None or text_config(model).vocab_size == before:
         return {}
+    rows = text_config(model).vocab_size
     resized = f"the vocabulary of {model.name_or_path} was resized from {before} to {rows}"
     if not isinstance(adapter.config, LoraConfig):
         raise TsugikiError(
@@ -176,6 +177,8 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
         name, weight = f"{path}.weight", layer._parameters.get("weight")
         if weight is None or not weight.is_floating_point():
             raise TsugikiError(f"{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised")
+        if path in adapter.tokens and set(adapter.tokens[path].indices.tolist()) >= set(range(before, rows)):
+            continue  # all new words have trained vectors
         if path not in adapter.modules and name not in adapter.parameters and id(weight) not in stored:
             tensors[parameter_keys(name)[path in adapter.pairs]] = weight
             stored.add(id(weight))  # a weight that both share is stored once

@@ -21,6 +21,7 @@ from tsugiki.export.layout import gguf_names, llama_cpp_architecture, unsupporte
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_target_parameters, find_targets
+from tsugiki.lora.tokens import find_tokens
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 from tsugiki.methods.table import METHODS, format_of
@@ -77,7 +78,8 @@ def incompatibilities_before_training(loader: Loader, config: object, model: "Pr
         return _not_lora(config) + _ollama(loader)
     targets = find_targets(model, config)
     experts = list(find_target_parameters(model, config))
-    whole = [*find_modules_to_save(model, config), *trained_biases(model, config, targets)]
+    tokens = find_tokens(model, config.trainable_token_indices)
+    whole = [*find_modules_to_save(model, config), *trained_biases(model, config, targets), *tokens]
     return _llama_cpp(model, targets, experts, whole, config.use_dora) + _ollama(loader)
 
 
@@ -97,6 +99,7 @@ def vllm_incompatibilities(config: object) -> list[str]:
         "is for GPT-2's kind of layer (Conv1D), and vLLM has no LoRA for GPT-2": config.fan_in_fan_out,
         "is DoRA": config.use_dora,
         "contains whole modules (modules_to_save)": bool(config.modules_to_save),
+        "contains vectors of single tokens (trainable_token_indices)": bool(config.trainable_token_indices),
         "trains biases": config.bias != "none",
         "adapts parameters (target_parameters), which has not been tried with vLLM": bool(config.target_parameters),
         "has layers of different ranks or alphas, which vLLM scales alike": bool(

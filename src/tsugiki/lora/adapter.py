@@ -38,6 +38,7 @@ from tsugiki.lora.parameters import (
     updated_parameter,
 )
 from tsugiki.lora.saved_modules import copies_to_save
+from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import (
     Undo,
     WeightUpdate,
@@ -46,7 +47,14 @@ from tsugiki.lora.swap import (
     replace_parameter,
     replace_with,
 )
-from tsugiki.lora.targets import base_modules, find_modules_to_save, find_target_parameters, find_targets
+from tsugiki.lora.targets import (
+    base_modules,
+    find_modules_to_save,
+    find_target_parameters,
+    find_targets,
+    vocabulary_layers,
+)
+from tsugiki.lora.tokens import TokenVectors, attach_vectors, new_token_vectors
 
 _MAX_RANK_FACTOR = 64
 """A rank above that of the weight is useless, but occurs where many adapters are combined into one."""
@@ -63,11 +71,13 @@ class LoraAdapter:
     """Trained biases, and frozen weights of a vocabulary that has more words than the base's."""
     parameter_pairs: dict[str, ParameterPair] = field(default_factory=dict)
     """The pairs of parameters that are not the weights of linear layers, by the parameters' names."""
+    tokens: dict[str, TokenVectors] = field(default_factory=dict)
+    """The trained vectors of single tokens, by the names of their layers."""
 
     @property
     def others(self) -> list[str]:
         """The names of what there is besides pairs of layers."""
-        return [*self.parameter_pairs, *self.modules, *self.parameters]
+        return [*self.parameter_pairs, *self.modules, *self.parameters, *self.tokens]
 
     @property
     def wrapped(self) -> set[str]:
@@ -86,6 +96,8 @@ class LoraAdapter:
             replace_module(model, path, module, undo)
         for path, parameter in self.parameters.items():
             replace_parameter(model, path, parameter, undo)
+        for path, vectors in self.tokens.items():
+            attach_vectors(base_of(model.get_submodule(path)), vectors, undo)
 
     def parameter_owners(self) -> dict[str, dict[str, ParameterPair]]:
         """Return the modules with pairs for their parameters, by name, each with its pairs by the parameters' names."""
@@ -111,6 +123,11 @@ class LoraAdapter:
             update: WeightUpdate = partial(updated_weight, layer, self.pairs[path])
             replaced = self.parameters.get(f"{path}.weight")
             updates[f"{path}.weight"] = update if replaced is None else partial(_updated, update, replaced)
+        of_tokens: dict[int, WeightUpdate] = {}
+        for path, vectors in self.tokens.items():
+            replaced = self.parameters.get(f"{path}.weight")
+            update = vectors.updated if replaced is None else partial(_updated, vectors.updated, replaced)
+            updates[f"{path}.weight"] = of_tokens.setdefault(id(vectors), update)
         updates |= {path: partial(updated_parameter, pair) for path, pair in self.parameter_pairs.items()}
         return updates | module_updates(self.modules)
 
@@ -139,7 +156,16 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     if config.bias != "none" and not trained:
         raise TsugikiError(f"bias is {config.bias!r}, but none of these layers has a bias; use bias='none'")
     biases = {path: nn.Parameter(bias.detach().clone()) for path, bias in trained.items()}
-    return LoraAdapter(config, pairs, modules, biases, parameter_pairs)
+    if config.ensure_weight_tying:
+        _refuse_to_tie(model, [*pairs, *modules])
+    tokens = new_token_vectors(model, config.trainable_token_indices)
+    both = [path for path in tokens if path in pairs or path in modules]
+    if both:
+        raise TsugikiError(
+            f"trainable_token_indices trains tokens of {both[0]}, which is in target_modules or modules_to_save, too; "
+            "leave it out of one of them"
+        )
+    return LoraAdapter(config, pairs, modules, biases, parameter_pairs, tokens)
 
 
 def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -160,6 +186,17 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, n
         if isinstance(bias := owner._parameters.get("bias"), nn.Parameter)
         and not any(path == whole or path.startswith(f"{whole}.") for whole in saved_whole)
     }
+
+
+def _refuse_to_tie(model: nn.Module, changed: Collection[str]) -> None:
+    """Raise a TsugikiError if embedding and head share a weight, and one of them is among the changed layers."""
+    shared = shared_parameters(model)
+    tied = [path for path in changed if path in vocabulary_layers(model) and f"{path}.weight" in shared]
+    if tied:
+        raise TsugikiError(
+            f"ensure_weight_tying would adapt {tied[0]} and the layers that share its weight as one, which is not "
+            "supported; leave it out, or merge the adapter with PEFT (merge_and_unload) and use the result as a model"
+        )
 
 
 def _updated(update: WeightUpdate, replaced: Tensor, _: Tensor) -> Tensor:

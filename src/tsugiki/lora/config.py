@@ -31,6 +31,10 @@ class LoraConfig:
             parameter (`experts.gate_up_proj`; see `tsugiki.lora.parameters`), or the weight of a layer
             (`mlp.gate.weight`). As in PEFT, `exclude_modules` and `layers_to_transform` do not apply to them, and they
             allow neither dropout nor DoRA. `target_modules=[]` grafts them alone.
+        trainable_token_indices: ids of tokens whose vectors train (see `lora.tokens`): those of the embedding, and of
+            the head if it shares its weight; or a list for each name of a layer, such as {"lm_head": [5]}.
+        ensure_weight_tying: refuse to adapt an embedding, or to train it as a whole, without the head that shares its
+            weight. In PEFT it adapts both alike.
         lora_dropout: the probability of dropping an input element on the low-rank path during training.
         bias: the biases that train: "none", those of grafted layers ("lora_only"), or "all".
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023, arXiv:2312.03732).
@@ -60,6 +64,8 @@ class LoraConfig:
     target_modules: Sequence[str] | str | None = None
     exclude_modules: Sequence[str] | str | None = None
     target_parameters: Sequence[str] | None = None
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
+    ensure_weight_tying: bool = False
     lora_dropout: float = 0.0
     bias: Bias = "none"
     use_rslora: bool = False
@@ -111,6 +117,7 @@ class LoraConfig:
         if isinstance(self.target_parameters, str):
             raise TsugikiError(f"target_parameters is {self.target_parameters!r}; it must be a list of names")
         check_names("target_parameters", self.target_parameters)
+        self._check_token_indices()
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise TsugikiError(
                 "layers_to_transform requires a list of target_modules; "
@@ -122,6 +129,16 @@ class LoraConfig:
         if not isinstance(self.layers_pattern, str):
             check_names("layers_pattern", self.layers_pattern)
         _ = self._ranks, self._alphas, self._block_lists  # each raises an error for a pattern that cannot be used
+
+    def _check_token_indices(self) -> None:
+        wanted = self.trainable_token_indices
+        for one in wanted.values() if isinstance(wanted, Mapping) else [] if wanted is None else [wanted]:
+            is_list = isinstance(one, list | tuple | range) and all(type(index) is int and index >= 0 for index in one)
+            if not is_list or not one or len(set(one)) < len(one):
+                raise TsugikiError(
+                    f"trainable_token_indices has {error_text(repr(one), 40)}; give a list of different token ids, or "
+                    "such a list for each name of a layer"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings alone, for copies and for pickle: the compiled patterns are made again."""

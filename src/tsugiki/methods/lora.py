@@ -18,6 +18,7 @@ The tensors in the file have PEFT's names and shapes:
     base_model.model.<module path>.lora_magnitude_vector    [out]; convolution: [1, out, 1, 1]   (DoRA)
     base_model.model.<module path>.base_layer.bias          (a trained bias of a grafted layer)
     base_model.model.<parameter path>                       (other biases, modules_to_save)
+    base_model.model.<module path>.token_adapter.trainable_tokens_delta    [tokens, width]   (trainable_token_indices)
     base_model.model.<module path>[.base_layer…].lora_A.weight   [experts · r, in]; likewise B   (target_parameters)
 
 The last line is for a parameter of a module, such as the weights of all experts (`tsugiki.lora.parameters`). If several
@@ -72,7 +73,7 @@ from tsugiki.lora.targets import (
     vocabulary_layers,
 )
 from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_rounded, read_fields
-from tsugiki.methods.peft_keys import PREFIX, factor_keys, magnitude_key, parameter_keys
+from tsugiki.methods.peft_keys import PREFIX, factor_keys, magnitude_key, parameter_keys, token_key
 
 _HARMLESS = frozenset(
     {
@@ -103,7 +104,11 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
         pair = adapter.parameter_pairs[path]
         tensors |= zip(keys, (pair.A, pair.B), strict=True)
     tensors |= saved_tensors(adapter.modules, PREFIX)
-    stored: set[int] = set()  # a weight with several names is stored once
+    stored: set[int] = set()  # what has several names is stored once
+    for path, vectors in adapter.tokens.items():
+        if id(vectors) not in stored:
+            tensors[token_key(path)] = vectors.vectors
+        stored.add(id(vectors))
     for path, parameter in adapter.parameters.items():
         if id(parameter) not in stored:
             tensors[parameter_keys(path)[path.rpartition(".")[0] in adapter.pairs]] = parameter
@@ -210,6 +215,12 @@ def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
     else:
         fields["lora_dropout"] = 0.0  # PEFT demands it; dropout matters for training only
     fields["fan_in_fan_out"] = any(is_conv1d(layers[path]) for path in as_modules)
+    if not config.ensure_weight_tying:
+        del fields["ensure_weight_tying"]
+    if config.trainable_token_indices:
+        fields["trainable_token_indices"] = _token_indices(model, adapter)
+    else:
+        del fields["trainable_token_indices"]  # older releases of PEFT do not have it
     fields["modules_to_save"] = names_for_file(model, adapter.modules)
     return fields
 
@@ -225,6 +236,18 @@ def _as_parameters(adapter: LoraAdapter, layers: Sequence[str]) -> dict[str, Any
         "target_parameters": [*(config.target_parameters or ()), *weights.values()],
         "rank_pattern": ranks | dict(config.rank_pattern),
         "alpha_pattern": alphas | dict(config.alpha_pattern),
+    }
+
+
+def _token_indices(model: nn.Module, adapter: LoraAdapter) -> dict[str, list[int]]:
+    """Return the tokens that train by names of layers with which PEFT selects exactly these layers."""
+    first: dict[int, str] = {}
+    for path, vectors in adapter.tokens.items():
+        first.setdefault(id(vectors), path)
+    return {
+        name: adapter.tokens[path].indices.tolist()
+        for path in first.values()
+        for name in names_for_file(model, [path]) or ()
     }
 
 

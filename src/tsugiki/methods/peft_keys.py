@@ -52,6 +52,11 @@ def parameter_keys(name: str) -> tuple[str, str]:
     return f"{PREFIX}{name}", f"{PREFIX}{layer}{_BASE_LAYER}{attribute}"
 
 
+def token_key(layer: str) -> str:
+    """Return the name of the trained vectors of single tokens of a layer."""
+    return f"{PREFIX}{layer}.token_adapter.trainable_tokens_delta"
+
+
 def parse_factor_key(key: str) -> FactorKey | None:
     """Take the name of a LoRA tensor apart; None if it is not one."""
     match = _FACTOR.fullmatch(key)
@@ -64,9 +69,11 @@ def parse_factor_key(key: str) -> FactorKey | None:
 def without_duplicates(tensors: Mapping[str, T]) -> dict[str, T]:
     """Leave out what PEFT stores besides a module that trains as a whole, if it stores embeddings or all biases.
 
-    These are the same values under another name, which it does not read, and the base's, which they replace.
+    These are the same values under another name, which it does not read, and the base's, which they replace. A weight
+    under the vectors of single tokens gets the name that it has in the base.
     """
-    return {key: tensor for key, tensor in tensors.items() if tensors.keys().isdisjoint(_plain_names(key))}
+    named = {key.replace(".token_adapter.base_layer.", "."): tensor for key, tensor in tensors.items()}
+    return {key: tensor for key, tensor in named.items() if named.keys().isdisjoint(_plain_names(key))}
 
 
 def _plain_names(key: str) -> list[str]:

@@ -1,0 +1,152 @@
+"""Trained vectors of single tokens, in the embedding and in an output head (PEFT's `trainable_token_indices`).
+
+    embedding   token i  →  v_i · scale         for the chosen tokens; all others have the base's vectors
+    head        logit i  =  v_i · h             the same v_i if head and embedding share a weight, as in small models
+
+Only the vectors v [tokens, width] train and are stored. They replace rows of the base, so that nothing depends on the
+values that new rows of a resized vocabulary happen to have. A hook computes them from the layer's input; no copy of the
+whole weight is made.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tsugiki.errors import TsugikiError
+from tsugiki.lora.frozen_layer import device_of, factor_dtype, is_linear
+from tsugiki.lora.names import matches
+from tsugiki.lora.shared_parameters import shared_parameters
+from tsugiki.lora.swap import CHILD, Undo
+from tsugiki.lora.targets import base_modules, vocabulary_layers
+
+TokenIndices: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
+"""Indices of tokens, for the embedding, or by names of layers."""
+
+
+class TokenVectors(nn.Module):
+    """The trained vectors of some tokens.
+
+    Args:
+        indices: of the tokens, in the order of the file.
+        vectors: [tokens, width].
+    """
+
+    indices: Tensor
+
+    def __init__(self, indices: Sequence[int], vectors: Tensor) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(vectors)
+        self.register_buffer("indices", torch.tensor(indices, device=vectors.device), persistent=False)
+
+    def embed(self, ids: Tensor, embedded: Tensor, scale: Tensor | float) -> Tensor:
+        """Replace the vectors of the chosen tokens in the embedding's output [..., width] for ids [...]."""
+        order = self.indices.argsort()
+        place = torch.searchsorted(self.indices[order], ids).clamp(max=len(order) - 1)
+        number = order[place]
+        own = F.embedding(number, self.vectors).to(embedded.dtype) * scale
+        return torch.where((self.indices[number] == ids)[..., None], own, embedded)
+
+    def score(self, hidden: Tensor, logits: Tensor) -> Tensor:
+        """Replace the logits of the chosen tokens, in [..., vocabulary], for hidden states [..., width]."""
+        own = F.linear(hidden, self.vectors.to(hidden.dtype))
+        return logits.index_copy(-1, self.indices, own.to(logits.dtype))
+
+    def updated(self, weight: Tensor) -> Tensor:
+        """Return a weight [vocabulary, width] with these vectors as rows."""
+        exact = weight.to(self.vectors.dtype)
+        return exact.index_copy(0, self.indices.to(weight.device), self.vectors.to(weight.device))
+
+
+def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequence[int]]:
+    """Return the layers whose tokens train, by name, each with the indices of the tokens.
+
+    Raises:
+        TsugikiError: a name matches no embedding or linear layer, or a token is not in its vocabulary.
+    """
+    if not wanted:
+        return {}
+    layers, ends = dict(base_modules(model)), list(vocabulary_layers(model))
+    if not isinstance(wanted, Mapping):
+        if not ends:
+            raise TsugikiError(
+                f"a {type(model).__name__} does not say which layer embeds tokens; name it: "
+                "trainable_token_indices={'embed_tokens': […]}"
+            )
+        wanted = {ends[0]: wanted}
+    missing = [ending for ending in wanted if not any(matches(name, [ending]) for name in layers)]
+    if missing:
+        raise TsugikiError(f"trainable_token_indices names {missing[0]!r}, which the model does not have")
+    chosen = {
+        name: indices  # the embedding first, under whose name what it shares is stored
+        for name in [*ends, *layers]
+        for ending, indices in wanted.items()
+        if matches(name, [ending])
+    }
+    for name, indices in chosen.items():
+        layer = layers[name]
+        if not (isinstance(layer, nn.Embedding) or is_linear(layer)):
+            raise TsugikiError(
+                f"trainable_token_indices names {name}, a {type(layer).__name__}, which has no vectors of tokens"
+            )
+        if getattr(layer, "bias", None) is not None:
+            raise TsugikiError(
+                f"trainable_token_indices names {name}, which has a bias that PEFT would leave out; train it as a "
+                "whole (modules_to_save)"
+            )
+        rows = len(cast(Tensor, layer.weight))
+        if max(indices) >= rows:
+            raise TsugikiError(
+                f"trainable_token_indices has token {max(indices)}, but the vocabulary has {rows} words; call "
+                f"model.resize_token_embeddings({max(indices) + 1}) first"
+            )
+    return chosen
+
+
+def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str, TokenVectors]:
+    """Return the vectors of tokens by the names of their layers, with the base's values.
+
+    Layers that share a weight share the vectors, unless other tokens are wanted for each.
+
+    Raises:
+        TsugikiError: as for `find_tokens`.
+    """
+    layers, shared = dict(base_modules(model)), shared_parameters(model)
+    chosen = find_tokens(model, wanted)
+    vectors: dict[str, TokenVectors] = {}
+    for name, indices in chosen.items():
+        if name in vectors:
+            continue
+        weight = cast(Tensor, layers[name].weight)
+        rows = weight[torch.tensor(indices, device=weight.device)].detach()
+        vectors[name] = TokenVectors(indices, rows.to(factor_dtype(layers[name]), copy=True))
+        for other in (one.removesuffix(".weight") for one in shared.get(f"{name}.weight", ())):
+            if other not in vectors and list(chosen.get(other, indices)) == list(indices):
+                vectors[other] = vectors[name]
+    return vectors
+
+
+def attach_vectors(layer: nn.Module, vectors: TokenVectors, undo: list[Undo]) -> None:
+    """Let an embedding or an output head compute with these vectors."""
+    undo.append(partial(_detach, layer))
+    layer.register_module(CHILD, vectors.to(device_of(layer)))
+    layer.register_forward_hook(_replace, with_kwargs=True)
+
+
+def _detach(layer: nn.Module) -> None:
+    layer._modules.pop(CHILD, None)
+    for key in [key for key, hook in layer._forward_hooks.items() if hook is _replace]:
+        del layer._forward_hooks[key]
+        layer._forward_hooks_with_kwargs.pop(key, None)
+
+
+def _replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    vectors = cast(TokenVectors, layer._modules[CHILD])
+    x: Tensor = args[0] if args else kwargs["input"]
+    if isinstance(layer, nn.Embedding):
+        scale = getattr(layer, "embed_scale", 1.0)
+        return vectors.embed(x, output, scale.to(output.dtype) if isinstance(scale, Tensor) else scale)
+    return vectors.score(x, output)
