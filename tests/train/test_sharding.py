@@ -17,7 +17,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from tests.distributed.launch import run_function
-from tests.tiny import ids, logits, shake, tiny_model
+from tests.tiny import CONFIGS, ids, logits, shake, tiny_model
+from tests.tiny_types import lively_model
 from tsugiki import (
     TsugikiError,
     disable_adapter,
@@ -43,6 +44,7 @@ from tsugiki.train.sharding import (
 CPU = torch.device("cpu")
 ALL = {"r": 4, "target_modules": "all-linear"}
 ENDS = {"r": 4, "target_modules": ["lm_head", "embed_tokens", "wte", "q_proj", "c_attn"]}
+EXPERTS = {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"]}
 SAVED = {"r": 4, "target_modules": ["c_attn"], "modules_to_save": ["lm_head", "ln_f"], "bias": "all"}
 LAST_BLOCK = {"target_parameters": r".*\.(h|layers)\.1\..*"}
 PROMPT = {"num_virtual_tokens": 4}
@@ -70,6 +72,7 @@ DEFAULT = [
     Case("lora", "llama", "int8", ALL, checkpointing=True),
     Case("lora", "gemma2", "float32", ENDS),
     Case("lora", "gpt2", "bfloat16", SAVED),
+    Case("lora", "qwen3_moe", "float32", EXPERTS, checkpointing=True),
     Case("dora", "llama", "bfloat16", ENDS),
     Case("pissa", "llama", "bfloat16", ALL),
     Case("houlsby", "llama", "bfloat16", {"reduction_factor": 4}, checkpointing=True),
@@ -117,7 +120,7 @@ class Trained:
 
 def prepared(case: Case) -> Any:
     """A model that is ready to train, its adapter moved away from its initial values."""
-    model = tiny_model(case.kind)
+    model = tiny_model(case.kind) if case.kind in CONFIGS else lively_model(case.kind)
     if case.dtype == "int8":
         quantize(model, torch.float32)
     elif case.compute_dtype is None:
