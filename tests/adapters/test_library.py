@@ -8,7 +8,8 @@ import pytest
 from tests.adapters.folders import edit_config, write
 from tests.files import contents
 from tests.processes import start
-from tsugiki import TsugikiError
+from tests.tiny import byte_tokenizer, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
 from tsugiki.adapters.library import (
     adapter_folder,
     check_name,
@@ -186,3 +187,12 @@ def test_of_two_processes_that_add_the_same_name_one_is_refused(tmp_path: Path):
     added = sources[[status for status, _ in outcomes].index(0)]
     assert (library / "same" / ADAPTER_FILE).read_bytes() == (added / ADAPTER_FILE).read_bytes()
     assert sorted(path.name for path in library.iterdir()) == [".lock", "same"]
+
+
+def test_the_tokenizer_of_new_words_is_copied(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig(trainable_token_indices=[5]))
+    save_adapter(model, tmp_path / "adapter")
+    byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    copied = copy_into_library(tmp_path / "adapter", tmp_path / "library")
+    assert (copied / "tokenizer.json").is_file()

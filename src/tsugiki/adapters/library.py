@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.verify import check_adapter, without_path
+from tsugiki.adapters.vocabulary import tokenizer_files
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
@@ -151,7 +152,7 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
     with _only_writer(library):
         _refuse_taken(called, library, "pass another --name")
         with new_folder(library / called) as temporary:
-            for file in _COPIED_FILES:
+            for file in (*_COPIED_FILES, *tokenizer_files(source)):
                 if (source / file).is_file():
                     shutil.copy2(source / file, temporary / file)
     return library / called

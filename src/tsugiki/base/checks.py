@@ -82,6 +82,18 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
         warnings.warn(f"the code that {name} brings is run: {code_digest(folder)}", stacklevel=2)
 
 
+def check_tokenizer_files(folder: Path) -> None:
+    """Check a folder in which a tokenizer was saved without a model, before it is read.
+
+    Raises:
+        TsugikiError: a file is a device, or a link that leads out of the folder; or the tokenizer brings code.
+    """
+    for path in _files_to_read(folder):
+        _check_file(path, folder)
+    if read_json(folder / TOKENIZER_CONFIG_FILE).get("auto_map"):
+        raise TsugikiError(f"the tokenizer in {folder} brings Python code of its own, which is not run")
+
+
 def code_digest(folder: Path) -> str | None:
     """Return the digest of the Python files of a model that brings code, over their paths and contents; else None."""
     if not _classes_of_its_own(folder):

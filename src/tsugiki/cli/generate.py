@@ -27,13 +27,16 @@ def generate_command(
     """Continue a prompt with a model; the text appears while it is generated."""
     from tsugiki.adapters.format import load_adapter
     from tsugiki.adapters.library import adapter_folder
+    from tsugiki.adapters.vocabulary import with_new_words
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.train.evaluation.sample import Sampling, generate_text
 
     base = load_model(model, trust_remote_code=trust_remote_code).to(default_device())
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     if adapter is not None:
-        load_adapter(base, adapter_folder(adapter), allow_base_mismatch=allow_base_mismatch)
+        folder = adapter_folder(adapter)
+        tokenizer = with_new_words(base, tokenizer, folder)
+        load_adapter(base, folder, allow_base_mismatch=allow_base_mismatch)
     started = False
 
     def emit(text: str) -> None:

@@ -18,10 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from tsugiki.adapters.format import read_config_fields
 from tsugiki.adapters.verify import find_problems
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_folder
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -61,7 +62,7 @@ def push(
     adapter. Other files in the repository are not changed.
 
     Args:
-        files: name, one of `HUB_FILES` -> content.
+        files: name, one of `HUB_FILES` or of a tokenizer's -> content.
         repo_id: USER/NAME.
         may_replace_card: a function that gets the text of the repository's model card and returns whether it may be
             replaced.
@@ -130,6 +131,11 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
         problems = find_problems(temporary)
         if problems:
             raise TsugikiError(f"the adapter in {repo_id} is not complete: {summarise_list(problems)}")
+        if read_config_fields(temporary).get("trainable_token_indices"):  # its words may be new
+            with _hub_errors(repo_id, revision):
+                for name in names & set(TOKENIZER_FILES):
+                    api.hf_hub_download(repo_id, name, revision=repository.sha, local_dir=temporary)
+            shutil.rmtree(temporary / ".cache", ignore_errors=True)
     return str(repository.sha)
 
 

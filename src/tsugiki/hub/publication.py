@@ -21,6 +21,7 @@ from typing import Any
 from tsugiki.adapters.format import map_weights, read_base, read_config_fields, with_digests
 from tsugiki.adapters.metadata import Metadata, read_metadata
 from tsugiki.adapters.verify import check_adapter
+from tsugiki.adapters.vocabulary import tokenizer_files
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
 from tsugiki.hub.card import CardData, model_card
@@ -118,6 +119,7 @@ def publication(
         files[METADATA_FILE] = _json(metadata.to_json())
     if record is not None:
         files[RECORD_FILE] = _json(record.to_json())
+    files |= {name: folder / name for name in tokenizer_files(folder)}
     files[CARD_FILE] = card.encode()
     return Publication(files, card, _notes(folder, base, license_id, record))
 

@@ -14,6 +14,9 @@ OTHER_MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LIC
 code do not match."""
 CHAT_TEMPLATES_FOLDER = "additional_chat_templates"
 
+TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "tokenizer.json", "special_tokens_map.json", "chat_template.jinja")
+"""The files of a tokenizer that is saved with an adapter."""
+
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 """An adapter's weights."""

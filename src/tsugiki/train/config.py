@@ -191,6 +191,9 @@ class RunConfig(TrainingSettings):
     accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)
     """Settings of the LoRA methods."""
+    add_tokens: str | None = Field(default=None, min_length=1)
+    """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
+    a LoRA method; the tokenizer is saved with the adapter."""
     loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)
     """Method lora+: learning rate of B / learning rate of A."""
     method_config: dict[str, Any] = {}
@@ -214,6 +217,10 @@ class RunConfig(TrainingSettings):
             raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
         if self.method == LORA_PLUS and self.optimizer != "adamw":
             raise ValueError(f"method {LORA_PLUS} cannot be combined with optimizer {self.optimizer}; use adamw")
+        if self.add_tokens and self.base_dtype == "int8":
+            raise ValueError("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16")
+        if self.add_tokens and self.lora.trainable_token_indices:
+            raise ValueError("add_tokens sets trainable_token_indices; leave one of the two out")
         trains_base = self.trains_base_parameters()  # also validates the method's settings
         if self.base_dtype not in (None, "fp32") and trains_base:
             raise ValueError(
@@ -260,9 +267,9 @@ class RunConfig(TrainingSettings):
         method = self._method()
         ratio = () if self.method == LORA_PLUS else ("loraplus_lr_ratio",)
         if not method.trains_adapter:
-            return ("lora", "method_config", "base_dtype", *ratio)
-        section = "method_config" if method.config is LoraConfig else "lora"
-        return ("compute_dtype", "save_dtype", section, *ratio)
+            return ("lora", "method_config", "base_dtype", "add_tokens", *ratio)
+        sections = ("method_config",) if method.config is LoraConfig else ("lora", "add_tokens")
+        return ("compute_dtype", "save_dtype", *sections, *ratio)
 
 
 def _non_defaults(lora: LoraConfig) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Adapter methods train an adapter on a frozen base; only the adapter is saved. Me
 saves a whole model. After `prepare_model`, a grafted model trains its adapter and any other model all of its weights.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,16 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
+from tsugiki.base.new_words import read_words
 from tsugiki.base.replica import replica_in
 from tsugiki.data.batches import StepBatches
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
+from tsugiki.io.atomic import files_into
+from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
 from tsugiki.lora.graft import active_adapter, is_grafted
+from tsugiki.lora.targets import vocabulary_layers
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import RunConfig
@@ -44,7 +50,17 @@ def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDty
     return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
 
 
-def prepare_model(model: "PreTrainedModel", config: RunConfig, device: torch.device | None = None) -> dict[str, Any]:
+def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the tokens of the words of `add_tokens`, which `run.load` has added to the tokenizer."""
+    if config.add_tokens is None:
+        return []
+    tokens: list[int] = tokenizer.convert_tokens_to_ids(read_words(Path(config.add_tokens)))
+    return tokens
+
+
+def prepare_model(
+    model: "PreTrainedModel", config: RunConfig, device: torch.device | None = None, tokens: Sequence[int] = ()
+) -> dict[str, Any]:
     """Graft the adapter, or make every weight trainable, so that `requires_grad` marks the trained parameters.
 
     This seeds all random generators: the seed determines the adapter's initial values.
@@ -53,6 +69,7 @@ def prepare_model(model: "PreTrainedModel", config: RunConfig, device: torch.dev
         model: the base model; it is changed in place.
         config: the settings of the run.
         device: where the model will compute; None: where it is.
+        tokens: tokens whose vectors train with the adapter, from `trained_tokens`.
 
     Returns:
         The settings that were decided here, for the run's record.
@@ -63,7 +80,11 @@ def prepare_model(model: "PreTrainedModel", config: RunConfig, device: torch.dev
     set_seed(config.seed)
     device = device or model.device
     resolved: dict[str, Any] = {}
-    METHODS[config.method].prepare(model, config.adapter_config, config.base_dropout)
+    adapter_config = config.adapter_config
+    if tokens:
+        by_layer = dict.fromkeys(vocabulary_layers(model), tokens)  # a head of its own must write them, too
+        adapter_config = dataclasses.replace(adapter_config, trainable_token_indices=by_layer)
+    METHODS[config.method].prepare(model, adapter_config, config.base_dropout)
     what = "adapter" if is_grafted(model) else "model"
     resolved["base_dropout"] = "on" if config.base_dropout else f"off while the {what} trains"
     if not is_grafted(model):
@@ -116,6 +137,8 @@ def save_trained(
 ) -> None:
     """Write what was trained to `folder`: the adapter of a grafted model, otherwise the model and its tokenizer.
 
+    If an adapter trains the vectors of tokens, the tokenizer is written as well.
+
     Args:
         model: a model that `prepare_model` has changed.
         tokenizer: the model's tokenizer.
@@ -126,6 +149,9 @@ def save_trained(
         TsugikiError: the folder cannot be written.
     """
     if is_grafted(model):
+        if getattr(active_adapter(model), "tokens", None):  # new words, perhaps
+            with files_into(folder, last=TOKENIZER_CONFIG_FILE) as temporary:
+                tokenizer.save_pretrained(temporary)
         save_adapter(model, folder)
     else:
         save_model(model, tokenizer, folder, dtype)

@@ -29,6 +29,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tsugiki.base.checks import code_digest
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
 from tsugiki.base.quantization import count_parameters
 from tsugiki.base.resolve import settings_folder
 from tsugiki.data.batches import StepBatches
@@ -51,7 +52,15 @@ from tsugiki.train.checkpoint import (
 from tsugiki.train.config import LORA_PLUS, RunConfig
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.loop import TrainingLoop
-from tsugiki.train.model import load_dtype, load_trained, make_gradients, prepare_model, save_trained, shard_model
+from tsugiki.train.model import (
+    load_dtype,
+    load_trained,
+    make_gradients,
+    prepare_model,
+    save_trained,
+    shard_model,
+    trained_tokens,
+)
 from tsugiki.train.optimizers.adamw import adamw
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
@@ -165,13 +174,16 @@ def load(
         TsugikiError: data or a model that cannot be read, or rows that are too long for the model.
     """
 
-    def read() -> "tuple[PreTrainedTokenizerBase, DatasetSplit]":
+    def read() -> "tuple[PreTrainedTokenizerBase, NewWords | None, DatasetSplit]":
         tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-        return tokenizer, read_data(config, tokenizer, display)
+        new = None if config.add_tokens is None else add_words(tokenizer, read_words(Path(config.add_tokens)))
+        return tokenizer, new, read_data(config, tokenizer, display)
 
-    tokenizer, split = main_first(accelerator, read)
+    tokenizer, new, split = main_first(accelerator, read)
     dtype = load_dtype(config, accelerator.device)
     model = main_first(accelerator, lambda: load_model(config.model, dtype, trust_remote_code=config.trust_remote_code))
+    if new is not None:
+        add_rows(model, new)
     if not _in_shards(accelerator, config):  # `shard` moves a part of the weights only
         model.to(accelerator.device)
     return model, tokenizer, pack_data(config, split, model, tokenizer)
@@ -203,7 +215,7 @@ def run(
         TsugikiError: an error that the user can correct.
     """
     out = Path(config.out)
-    resolved = prepare_model(model, config, accelerator.device)
+    resolved = prepare_model(model, config, accelerator.device, trained_tokens(config, tokenizer))
     parameters = _describe(accelerator, record, config, model, data, resolved)
     check_agreement(
         accelerator,

@@ -9,7 +9,8 @@ tensors are copied unchanged. So the memory that is needed is that of the adapte
 large the model is. `lora.merge` computes the same tensors in memory.
 
 If a changed weight is not in the files as the model has it (transformers joins the experts of some models while it
-loads them), the model is loaded in the dtype of its config, changed in memory, and saved by transformers.
+loads them), or the adapter brings new words, the model is loaded in the dtype of its config, changed in memory, and
+saved by transformers.
 """
 
 import math
@@ -27,8 +28,10 @@ from torch import Tensor, nn
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.format import map_weights
 from tsugiki.adapters.merge.quantized import QuantizedWeight, quantized_weight, unsupported_format
+from tsugiki.adapters.vocabulary import words_for
 from tsugiki.base.loading import load_model, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
+from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
 from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.base.resolve import model_folder
 from tsugiki.dtypes import at_least_float32
@@ -38,6 +41,15 @@ from tsugiki.lora.merge import untie
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import Undo, WeightUpdate, replace_parameter, undo_all
 from tsugiki.methods.peft_keys import base_name
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The vocabulary of an adapter with new words."""
+
+    size: int
+    folder: Path
+    """The adapter's folder, in which the tokenizer is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +70,8 @@ class MergePlan:
     """Fields of config.json that change."""
     quantized: Mapping[str, QuantizedWeight]
     """The quantised weights among `changed`, by key."""
+    vocabulary: Vocabulary | None = None
+    """None if the adapters bring no new words."""
 
     @property
     def size(self) -> int:
@@ -116,12 +130,22 @@ def plan_merge(
     shards = read_shards(folder)
     shard_of = {key: shard for shard in shards for key in shard.entries}
     model = placeholder_model(base)
+    rows = len(model.get_input_embeddings().weight)
+    vocabularies = [Vocabulary(size, one) for one in adapters if (size := words_for(model, one)) is not None]
+    vocabulary = next((one for one in vocabularies if one.size > rows), None)
+    if vocabulary is not None:
+        fit_vocabulary(model, vocabulary.size)
     mapping = map_keys(model, shard_of)
     shared = shared_parameters(model)
     with _values_to_compare(model, adapters, shard_of, mapping.key_of, shared):
         adapter = load_weighted_sum(model, adapters, weights, allow_base_mismatch=allow_base_mismatch)
     updates: dict[str, WeightUpdate] = adapter.weight_updates(model)
     added, config = _untied(model, updates, mapping.key_of, shared)
+    if vocabulary is not None:
+        if "vocab_size" not in model.config.to_dict():
+            raise TsugikiError(f"{base} keeps the size of its vocabulary where a merge with new words cannot change it")
+        config["vocab_size"] = vocabulary.size
+        return MergePlan(base, folder, shards, {}, {}, updates, config, {}, vocabulary)
     not_in_files = [name for name in updates if not any(other in mapping.key_of for other in shared.get(name, [name]))]
     if any(name in mapping.converted for name in not_in_files):
         if getattr(model.config, "quantization_config", None):
@@ -192,6 +216,8 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
             added |= {key: (shard.path.name, shard.entries[like]) for key, (like, _) in new.items()}
         write_index(plan.folder, out, added)
     copy_other_files(plan.folder, out, plan.config)
+    if plan.vocabulary is not None and has_tokenizer(plan.vocabulary.folder):
+        load_saved_tokenizer(plan.vocabulary.folder).save_pretrained(out)
     return loss
 
 
@@ -237,6 +263,8 @@ def _merged_scale(weight: QuantizedWeight, update: WeightUpdate) -> Tensor:
 
 def _write_in_memory(plan: MergePlan, out: Path, loss: RoundingLoss) -> None:
     model = load_model(plan.base, "auto")
+    if plan.vocabulary is not None:
+        fit_vocabulary(model, plan.vocabulary.size)
     for name, update in plan.in_memory.items():
         merged = _merged(name, model.get_parameter(name), update, loss)
         replace_parameter(model, name, nn.Parameter(merged.contiguous(), requires_grad=False), [])

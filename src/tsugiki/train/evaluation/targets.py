@@ -7,6 +7,7 @@ from typing import Any
 
 from tsugiki.adapters.format import load_adapter, read_base
 from tsugiki.adapters.library import adapter_folder
+from tsugiki.adapters.vocabulary import with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
@@ -92,11 +93,14 @@ def evaluate_targets(
             model = load_model(target.model, trust_remote_code=trust_remote_code).to(default_device())
             tokenizer = load_tokenizer(target.model, trust_remote_code=trust_remote_code)
             loaded = target.model
+        known = tokenizer
         if target.adapter:
+            known = with_new_words(model, tokenizer, target.adapter)
             load_adapter(model, target.adapter, allow_base_mismatch=allow_base_mismatch)
         use_fast_paths(model)
         with progress.stage(str(target), len(windows)) as advance:
-            yield evaluate(model, tokenizer, windows, turns, advance)
+            yield evaluate(model, known, windows, turns, advance)
         use_plain_paths(model)
         if target.adapter:
             model = ungraft(model)
+            loaded = loaded if known is tokenizer else ""  # new words are no part of the base

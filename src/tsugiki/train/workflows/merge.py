@@ -16,6 +16,7 @@ from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, sourc
 from tsugiki.base.identity import named_identity
 from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
+from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder
@@ -149,6 +150,9 @@ def _verify(
     halves = any(entry.dtype == "F16" for shard in plan.shards for entry in shard.entries.values())
     dtype: LoadDtype = "fp32" if halves and device.type == "cpu" else "auto"
     tokenizer = load_tokenizer(merge.base) if windows else None
+    vocabulary = plan.vocabulary
+    if tokenizer is not None and vocabulary is not None and has_tokenizer(vocabulary.folder):
+        tokenizer = load_saved_tokenizer(vocabulary.folder)
     logits: list[Tensor] = []
     evaluations: list[Evaluation] = []
 
@@ -159,6 +163,8 @@ def _verify(
                 evaluations.append(evaluate(model, tokenizer, windows, advance=advance))
 
     model = load_model(merge.base, dtype).to(device)
+    if vocabulary is not None:
+        fit_vocabulary(model, vocabulary.size)
     adapter = load_weighted_sum(model, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
     measure(model, "the base")
     add_adapter(model, adapter, DEFAULT_NAME)

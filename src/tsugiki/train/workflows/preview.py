@@ -11,7 +11,7 @@ from tsugiki.io.progress import ProgressDisplay
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.train.config import RunConfig
 from tsugiki.train.loop import TrainingLoop
-from tsugiki.train.model import prepare_model
+from tsugiki.train.model import prepare_model, trained_tokens
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.record import DataSummary
 from tsugiki.train.run import accelerator_of, load, prepare_loop, total_steps
@@ -93,7 +93,7 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
     """
     accelerator = accelerator_of(config)
     model, tokenizer, data = load(accelerator, config, progress)
-    prepare_model(model, config)
+    prepare_model(model, config, tokens=trained_tokens(config, tokenizer))
     loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
     with progress.stage("timing two steps", 2) as advance:
         seconds = _seconds_per_step(loop, advance)

@@ -1,0 +1,63 @@
+"""The new words of an adapter: the rows that its base needs for them, and the tokenizer that was saved with it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsugiki.adapters.format import read_adapter_config, read_base
+from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
+from tsugiki.io.file_names import TOKENIZER_FILES
+from tsugiki.lora.config import LoraConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def with_new_words(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
+) -> "PreTrainedTokenizerBase":
+    """Prepare a base for an adapter that trains vectors of tokens; for others, nothing changes.
+
+    Args:
+        model: the base; it gets rows for new words, in place.
+        tokenizer: its tokenizer.
+        folder: the adapter's folder.
+
+    Returns:
+        The tokenizer that was saved with the adapter, or `tokenizer` if none was.
+
+    Raises:
+        TsugikiError: the folder holds no adapter, its tokenizer is damaged, or the embedding is quantised.
+    """
+    words = words_for(model, folder)
+    if words is None:
+        return tokenizer
+    fit_vocabulary(model, words)
+    return load_saved_tokenizer(folder) if has_tokenizer(folder) else tokenizer
+
+
+def words_for(model: "PreTrainedModel", folder: Path) -> int | None:
+    """Return the size of the vocabulary with which an adapter trains vectors of tokens; None if it trains none.
+
+    Raises:
+        TsugikiError: the folder holds no adapter.
+    """
+    config = read_adapter_config(folder)
+    wanted = config.trainable_token_indices if isinstance(config, LoraConfig) else None
+    if not wanted:
+        return None
+    lists: Iterable[Sequence[int]] = wanted.values() if isinstance(wanted, Mapping) else [wanted]
+    tokens = {token for one in lists for token in one}
+    rows = len(model.get_input_embeddings().weight)
+    recorded = read_base(folder).config.get("vocab_size")
+    words: int = recorded if isinstance(recorded, int) else max(tokens) + 1
+    # A base of another size is refused later: of words that do not train, nothing is known.
+    return words if rows < words and set(range(rows, words)) <= tokens else rows
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Return the files of the tokenizer that an adapter with new words was saved with; none for other adapters."""
+    config = read_adapter_config(folder)
+    if not isinstance(config, LoraConfig) or not config.trainable_token_indices:
+        return []
+    return [name for name in TOKENIZER_FILES if (folder / name).is_file()]

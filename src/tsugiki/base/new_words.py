@@ -1,0 +1,117 @@
+"""New words of a vocabulary: names, old characters, terms that the tokenizer would write as several tokens.
+
+    words = read_words(file)                          # one word in each line
+    new = add_words(tokenizer, words)                 # each word is one token from now on
+    add_rows(model, new)                              # embedding and head get a row for each
+
+A new row begins as the mean of the rows of the tokens that the word was written as before. An adapter that trains these
+rows (`LoraConfig.trainable_token_indices`) is saved with the tokenizer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from tsugiki.base.checks import check_tokenizer_files
+from tsugiki.base.config import loading_errors
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MAX_WORDS = 20_000
+_MAX_LENGTH = 100  # characters of a word
+
+
+@dataclass(frozen=True)
+class NewWords:
+    """Words that were added to a tokenizer."""
+
+    ids: Sequence[int]
+    """The tokens of all words, also of those that were tokens before."""
+    pieces: Mapping[int, Sequence[int]]
+    """Token of a word that was none before -> the tokens that it was written as."""
+
+
+def read_words(path: Path) -> list[str]:
+    """Read the words in a UTF-8 file, one in each line; empty lines and repetitions are left out.
+
+    Raises:
+        TsugikiError: the file cannot be read, is no text, holds no word, too many words, or one that is too long.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise TsugikiError(f"the words in {path} cannot be read: {error_text(error)}") from error
+    words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not words or len(words) > _MAX_WORDS:
+        raise TsugikiError(f"{path} has {len(words):,} words; give 1 to {_MAX_WORDS:,}, one in each line")
+    long = [word for word in words if len(word) > _MAX_LENGTH]
+    if long:
+        raise TsugikiError(f"{path}: {error_text(long[0], 40)} is no word: it has {len(long[0])} characters")
+    return words
+
+
+def add_words(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> NewWords:
+    """Make each word a token of the tokenizer, which is changed in place."""
+    known = tokenizer.get_vocab()
+    written = {word: tokenizer.encode(word, add_special_tokens=False) for word in words}
+    tokenizer.add_tokens([word for word in words if word not in known])
+    ids = tokenizer.convert_tokens_to_ids(list(words))
+    return NewWords(ids, {id: written[word] for word, id in zip(words, ids, strict=True) if word not in known})
+
+
+@torch.no_grad()
+def add_rows(model: "PreTrainedModel", new: NewWords) -> None:
+    """Give the model a row for each new word, in place: the mean of the rows of its pieces.
+
+    Raises:
+        TsugikiError: the embedding or the head is quantised.
+    """
+    fit_vocabulary(model, max(new.ids) + 1)
+    weights = {id(layer.weight): cast(Tensor, layer.weight) for layer in _ends(model)}
+    for weight in weights.values():
+        for token, pieces in new.pieces.items():
+            if pieces:
+                weight[token] = weight[list(pieces)].float().mean(0).to(weight.dtype)
+
+
+def fit_vocabulary(model: "PreTrainedModel", words: int) -> None:
+    """Add rows to embedding and head until there are this many; what they hold is replaced later.
+
+    Raises:
+        TsugikiError: the embedding or the head is quantised.
+    """
+    for layer in _ends(model):
+        if not isinstance(layer._parameters.get("weight"), torch.nn.Parameter):
+            raise TsugikiError("new words need rows in an embedding that is quantised; load the base in bf16 or fp32")
+    if words > len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(words, mean_resizing=False)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer was saved with the adapter in a folder."""
+    return (folder / TOKENIZER_CONFIG_FILE).is_file()
+
+
+def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer that was saved with an adapter; code in the folder is not run.
+
+    Raises:
+        TsugikiError: its files are damaged, or not ordinary files.
+    """
+    from transformers import AutoTokenizer
+
+    check_tokenizer_files(folder)
+    with loading_errors(str(folder)):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _ends(model: "PreTrainedModel") -> list[torch.nn.Module]:
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [layer for layer in ends if layer is not None]
