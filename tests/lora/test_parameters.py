@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
+from tsugiki.adapters.format import check_can_save
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE
 from tsugiki.lora.parameters import LoraParameters
 
@@ -227,6 +229,19 @@ def test_layers_whose_names_peft_takes_for_experts_are_stored_as_parameters(kind
 def test_dora_on_layers_with_such_names_is_an_error_before_training():
     with pytest.raises(TsugikiError, match=r"use_dora.*gate_proj"):
         graft(lively_model("glm4_moe"), LoraConfig(use_dora=True))
+
+
+@pytest.mark.parametrize(("kind", "warned"), [("laguna", True), ("glm4_moe", False), ("gemma3_text", False)])
+def test_a_name_that_peft_changes_while_it_loads_is_warned_of_before_training(kind: str, warned: bool, tmp_path: Path):
+    model = lively_model(kind)
+    graft(model, LoraConfig(r=2))
+    for save in (check_can_save, partial(save_adapter, path=tmp_path)):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            save(model)
+        messages = [str(one.message) for one in found if "PEFT renames" in str(one.message)]
+        assert bool(messages) == warned
+        assert all("shared_experts" in message for message in messages)
 
 
 def test_merged_experts_equal_the_adapter_and_unmerge_restores_them():

@@ -53,6 +53,7 @@ from tsugiki.lora.graft import (
     remove_adapter,
     set_adapter,
 )
+from tsugiki.lora.peft_names import renamed_when_loaded
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.targets import base_modules, find_target_parameters, find_targets, task_heads, vocabulary_layers
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
@@ -117,6 +118,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     adapter_format = format_of(adapter.config)
     tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
     fields = _config_fields(model, adapter)
+    _warn_of_names(model, adapter)
     broken = not_finite(tensors)
     if broken:
         raise TsugikiError(f"the adapter is not saved, because {summarise_list(broken)}; the training has diverged")
@@ -141,6 +143,7 @@ def check_can_save(model: nn.Module) -> None:
     _resized_vocabulary(model, adapter)
     if not isinstance(adapter.config, LoraConfig):
         return
+    _warn_of_names(model, adapter)
     written = format_of(adapter.config).from_json(
         {name: value for name, value in fields.items() if name not in _COMMON_FIELDS}
     )
@@ -197,6 +200,16 @@ def _words_in_files(model: nn.Module) -> int | None:
         in_files = type(config).from_pretrained(folder, local_files_only=True).get_text_config()
     words: int | None = getattr(in_files, "vocab_size", None)
     return words
+
+
+def _warn_of_names(model: nn.Module, adapter: Any) -> None:
+    renamed = renamed_when_loaded(model, adapter.pairs) if isinstance(adapter.config, LoraConfig) else []
+    if renamed:
+        warnings.warn(
+            f"PEFT renames {renamed[0]} ({len(renamed)} such) while it loads an adapter of this model, and drops what "
+            "it has learned; only Tsugiki reads this adapter as it is",
+            stacklevel=3,
+        )
 
 
 def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dora import add_magnitude
-from tsugiki.lora.expert_names import named_like_experts
 from tsugiki.lora.frozen_layer import features, is_linear, oriented
 from tsugiki.lora.layer import (
     Grafted,
@@ -37,6 +36,7 @@ from tsugiki.lora.parameters import (
     new_parameter_pair,
     updated_parameter,
 )
+from tsugiki.lora.peft_names import named_like_experts
 from tsugiki.lora.saved_modules import copies_to_save
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import (

@@ -55,12 +55,12 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter, trained_biases
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.expert_names import named_like_experts
 from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.layer import pair_shapes
 from tsugiki.lora.names import check_names, matches
 from tsugiki.lora.parameters import is_transposed, parameter_pair_shapes
 from tsugiki.lora.patterns import name_pattern
+from tsugiki.lora.peft_names import named_like_experts
 from tsugiki.lora.saved_modules import names_for_file, saved_in_file, saved_tensors
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import Undo, replace_parameter, undo_all

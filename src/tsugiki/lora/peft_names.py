@@ -1,5 +1,6 @@
-"""Names of layers that PEFT takes for those of experts."""
+"""What PEFT does with the names of layers when it loads an adapter, by transformers' rules for old checkpoints."""
 
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -29,6 +30,30 @@ def named_like_experts(model: nn.Module, layers: Iterable[str]) -> list[str]:
             experts = {source.split(".")[-2] for sources, _ in merged for source in sources}
             return [name for name in layers if name.rpartition(".")[2] in experts | {"gate"}]
     return []
+
+
+def renamed_when_loaded(model: nn.Module, layers: Iterable[str]) -> list[str]:
+    """Return the layers whose factors PEFT drops when it loads them, because a rule for checkpoints renames them again.
+
+    Such a rule is meant for the names of old checkpoints, but matches those of the model, too. PEFT accepts a renaming
+    that only removes a prefix.
+    """
+    conversion = sys.modules.get("transformers.conversion_mapping")
+    if conversion is None or not hasattr(model, "base_model_prefix"):
+        return []
+    rules = [rule for rule in conversion.get_model_conversion_mapping(model) if not hasattr(rule, "operations")]
+    changed: dict[str, bool] = {}  # layers that differ in indices alone are renamed alike
+
+    def is_changed(layer: str) -> bool:
+        kind = re.sub(r"\d+", "0", layer)
+        if kind not in changed:
+            renamed = key = f"{layer}.lora_A.weight"
+            for rule in rules:
+                renamed = rule.rename_source_key(renamed)[0]
+            changed[kind] = not key.endswith(renamed)
+        return changed[kind]
+
+    return [layer for layer in layers if is_changed(layer)]
 
 
 def _patterns(rule: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
