@@ -147,6 +147,8 @@ def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | No
         raise TsugikiError(f"the result is wrong: {summarise_list(broken)}; nothing was written")
     settings = dataclasses.asdict(_with_ranks(lora.config, lora.layers))
     del settings["freeze_A"]  # a setting of training, for which PEFT has no field
+    if not settings["target_parameters"]:
+        del settings["target_parameters"]  # older releases of PEFT do not have it
     fields = {"peft_type": "LORA", "task_type": lora.task_type} | settings
     with new_folder(out) as temporary:
         write_adapter_files(temporary, tensors, fields, Metadata(base=lora.base, provenance=provenance))
@@ -176,12 +178,16 @@ def _with_ranks(config: LoraConfig, layers: Mapping[str, LayerFactors]) -> LoraC
         r=int(r),
         lora_alpha=alpha,
         # A bare name would be a pattern for the names that end with it, too.
-        rank_pattern={name_pattern(path): rank for path, rank in ranks.items() if rank != r},
-        alpha_pattern={name_pattern(path): other for path, other in alphas.items() if other != alpha},
+        rank_pattern={_pattern(config, path): rank for path, rank in ranks.items() if rank != r},
+        alpha_pattern={_pattern(config, path): other for path, other in alphas.items() if other != alpha},
         use_rslora=False,
         init_lora_weights=True,
         use_dora=any(layer.magnitude is not None for layer in layers.values()),
     )
+
+
+def _pattern(config: LoraConfig, path: str) -> str:
+    return name_pattern(config.name_in_patterns(path))
 
 
 def _rounded(number: float) -> float:

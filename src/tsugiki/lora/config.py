@@ -159,14 +159,14 @@ class LoraConfig:
 
     def rank_of(self, name: str) -> int:
         """Return the rank for the layer or the parameter called `name`."""
-        return self._ranks.look_up(self._name_for_patterns(name), self.r)
+        return self._ranks.look_up(self.name_in_patterns(name), self.r)
 
     def alpha_of(self, name: str) -> float:
         """Return alpha for the layer or the parameter called `name`."""
-        return self._alphas.look_up(self._name_for_patterns(name), self.lora_alpha)
+        return self._alphas.look_up(self.name_in_patterns(name), self.lora_alpha)
 
-    def _name_for_patterns(self, name: str) -> str:
-        """Return the name that patterns match: that of the weight, for a layer that `target_parameters` selects."""
+    def name_in_patterns(self, name: str) -> str:
+        """Return the name of a layer that patterns match: that of its weight if `target_parameters` selects it."""
         weight = f"{name}.weight"
         return weight if self.target_parameters and matches(weight, self.target_parameters) else name
 

@@ -204,10 +204,10 @@ def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
     fields = dataclasses.asdict(_as_ordinary_lora(config))
     del fields["freeze_A"]  # PEFT has no such field; it matters for training only
     as_modules = [path for path in adapter.pairs if not matches(f"{path}.weight", config.target_parameters or ())]
-    renamed = named_like_experts(model, as_modules)
+    renamed = dict.fromkeys(named_like_experts(model, as_modules))
     if renamed:
-        fields |= _as_parameters(adapter, renamed)
-        as_modules = [path for path in as_modules if path not in set(renamed)]
+        fields |= _as_parameters(adapter, list(renamed))
+        as_modules = [path for path in as_modules if path not in renamed]
     if renamed or config.target_modules is None or config.target_modules == "all-linear":
         fields["target_modules"] = shortest_target_modules(model, config, as_modules)
     if not fields["target_parameters"]:

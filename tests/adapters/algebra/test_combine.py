@@ -12,7 +12,8 @@ from torch import Generator, Tensor, nn
 
 from tests.adapters.algebra.test_truncate import factors, lora_of, updates
 from tests.lora.test_conv import images, net
-from tests.tiny import logits, relative_error, tiny_model
+from tests.tiny import logits, relative_error, shake, tiny_model
+from tests.tiny_types import lively_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
 from tsugiki.adapters.algebra.combine import (
     TYPES,
@@ -328,3 +329,33 @@ def test_without_weights_updates_are_added():
     for wrong in ([1.0], [1.0, float("nan")]):
         with pytest.raises(TsugikiError, match="2 adapters"):
             weights_or_ones(wrong, 2)
+
+
+def test_layers_that_files_have_as_parameters_are_combined_and_read_by_peft(tmp_path: Path):
+    """PEFT would take the names of shared experts for those of experts, so their weights are target parameters."""
+    deltas: dict[str, Tensor] = {}
+    for weight, (name, settings) in zip(
+        WEIGHTS,
+        {
+            "a": {"r": 2, "rank_pattern": {"gate_proj": 3}, "alpha_pattern": {"up_proj": 5}},
+            "b": {"r": 2, "target_modules": ["q_proj", "down_proj"]},
+        }.items(),
+        strict=True,
+    ):
+        model = lively_model("glm4_moe")
+        adapter = graft(model, LoraConfig(**settings))
+        shake(model)
+        save_adapter(model, tmp_path / name)
+        for path, pair in adapter.pairs.items():
+            deltas[path] = deltas.get(path, 0) + weight * pair.delta().detach()
+    result = combined([tmp_path / "a", tmp_path / "b"], WEIGHTS, how("cat"))
+    write_lora_weights(result, tmp_path / "sum", None)
+    expected = lively_model("glm4_moe")
+    with torch.no_grad():
+        for path, delta in deltas.items():
+            expected.get_submodule(path).weight.add_(delta)
+    theirs = peft.PeftModel.from_pretrained(lively_model("glm4_moe"), tmp_path / "sum")
+    ours = lively_model("glm4_moe")
+    load_adapter(ours, tmp_path / "sum")
+    for model in (theirs.base_model.model, ours):
+        assert relative_error(logits(model), logits(expected)) < 1e-5

@@ -34,6 +34,7 @@ from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, parameter_f
 from tsugiki.base.identity import why_different
 from tsugiki.errors import TsugikiError
 from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.names import matches
 
 ProgressIterator: TypeAlias = Callable[[Sequence[str]], Iterable[str]]
 """Iterates over the names of layers and shows the progress; `iter` shows nothing."""
@@ -319,11 +320,20 @@ def _config(configs: Sequence[LoraConfig], paths: Sequence[str]) -> LoraConfig:
         lists = [target for target in targets if target is not None and not isinstance(target, str)]
         if len(lists) == len(targets):
             return dataclasses.replace(first, target_modules=sorted(set().union(*lists)))
+    # A layer that one file has as a parameter has a name that PEFT misreads in `target_modules`.
+    named = [name for config in configs for name in config.target_parameters or ()]
+    weights = {path: f"{path}.weight" for path in paths if matches(f"{path}.weight", named)}
     return dataclasses.replace(
-        first, target_modules=list(paths), exclude_modules=None, layers_to_transform=None, layers_pattern=None
+        first,
+        target_modules=[path for path in paths if path not in weights],
+        target_parameters=list(weights.values()) or None,
+        lora_dropout=0.0 if weights else first.lora_dropout,
+        exclude_modules=None,
+        layers_to_transform=None,
+        layers_pattern=None,
     )
 
 
 def _other_selectors(config: LoraConfig) -> tuple[object, ...]:
     """Return the settings besides `target_modules` that select layers."""
-    return config.exclude_modules, config.layers_to_transform, config.layers_pattern
+    return config.exclude_modules, config.layers_to_transform, config.layers_pattern, config.target_parameters
