@@ -15,7 +15,7 @@ from tsugiki.lora.graft import disable_adapter, is_grafted
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
 from tsugiki.train.evaluation.result import StepEvaluation
-from tsugiki.train.evaluation.sample import Sampling, generate_text
+from tsugiki.train.evaluation.sample import Sampling, generate_texts
 from tsugiki.train.loop import Callback, TrainingLoop
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.progress import RunProgress
@@ -104,8 +104,8 @@ class EvaluationCallback(Callback):
         if not loop.accelerator.is_main_process and not is_sharded(self.model):
             return
         sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
-        for prompt in self.config.prompts:
-            text = generate_text(self.model, self.tokenizer, prompt, sampling)
+        texts = generate_texts(self.model, self.tokenizer, self.config.prompts, sampling)
+        for prompt, text in zip(self.config.prompts, texts, strict=True):
             sample = Sample(step=loop.progress.step, prompt=prompt, text=text)
             self.record.samples.append(sample)
             self.display.sample(sample)

@@ -1,22 +1,29 @@
-"""Generate text from a prompt, with a separate seed; the text can be streamed in whole characters."""
+"""Generate text from prompts; the text of a single prompt can be streamed in whole characters.
 
-from collections.abc import Callable
+Several prompts are continued together, padded on the left, in a model that then computes what it computes for each of
+them alone. Each prompt has a random generator of its own, so its text does not depend on the others, up to rounding.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
-from tsugiki.base.context import context_length
-from tsugiki.base.inference import evaluating, seeded
+from tsugiki.base.context import context_length, rope_depends_on_length
+from tsugiki.base.inference import evaluating, same_to_rounding, seeded
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
+from tsugiki.train.threads import with_one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_PROBED_TOKENS = 2  # the first one follows the prompts, the second one the cache
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ def generate_text(
 ) -> str:
     """Return the model's continuation of a prompt, without the prompt.
 
-    Random numbers come from `sampling.seed`, and torch's global random state is restored afterwards, so that samples do
-    not change the result of a training run.
+    Random numbers come from `sampling.seed`, and torch's global random state does not change, so that samples do not
+    change the result of a training run.
 
     Args:
         model: a causal language model.
@@ -53,31 +60,140 @@ def generate_text(
     Raises:
         TsugikiError: the prompt fills the model's context.
     """
-    ids = [document_start(tokenizer), *encode(tokenizer, [prompt])[0]]
-    available = context_length(model) - len(ids)
-    if available < 1:
-        raise TsugikiError(
-            f"the prompt has {len(ids)} tokens; the model's context of {context_length(model)} leaves no room for more"
-        )
+    ids = _prompt_ids(model, tokenizer, prompt)
     streamer = _Streamer(tokenizer, emit)
-    inputs = torch.tensor([ids], device=model.device)
-    draw: dict[str, Any] = (
-        {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        if sampling.temperature > 0
-        else {"do_sample": False}
-    )
+    _generate(model, tokenizer, [ids], sampling, streamer=streamer)
+    return streamer.text
+
+
+def generate_texts(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], sampling: Sampling
+) -> list[str]:
+    """Return what `generate_text` returns for each prompt, in one batch where the model allows it.
+
+    A batch is computed on a processor with one thread: its products are small, and threads wait for each other.
+
+    Raises:
+        TsugikiError: a prompt fills the model's context.
+    """
+    rows = [_prompt_ids(model, tokenizer, prompt) for prompt in prompts]
+    with with_one_thread(model.device):
+        if len(rows) < 2 or not _can_be_together(model, tokenizer, rows, sampling.max_new_tokens):
+            return [generate_text(model, tokenizer, prompt, sampling) for prompt in prompts]
+        longest = max(map(len, rows))
+        return [
+            _text(tokenizer, row[longest:].tolist())
+            for row in _generate(model, tokenizer, rows, sampling).sequences.cpu()
+        ]
+
+
+def _prompt_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+    """Return the tokens of a prompt.
+
+    Raises:
+        TsugikiError: it fills the model's context.
+    """
+    ids = [document_start(tokenizer), *encode(tokenizer, [prompt])[0]]
+    context = context_length(model)
+    if len(ids) >= context:
+        raise TsugikiError(
+            f"the prompt has {len(ids)} tokens; the model's context of {context} leaves no room for more"
+        )
+    return ids
+
+
+def _can_be_together(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[list[int]], new_tokens: int
+) -> bool:
+    """Whether prompts in a batch get the logits that they get alone, found by trying it with their first new tokens."""
+    if max(map(len, rows)) + new_tokens > context_length(model) or rope_depends_on_length(model):
+        return False
+    probe = Sampling(min(_PROBED_TOKENS, new_tokens), temperature=0)
+    try:
+        together = _logits(_generate(model, tokenizer, rows, probe, stops=False))
+        return all(
+            same_to_rounding(of_row, _logits(_generate(model, tokenizer, [row], probe, stops=False))[0])
+            for of_row, row in zip(together, rows, strict=True)
+        )
+    except Exception:  # the model does not support padding on the left; its own code may raise anything
+        return False
+
+
+def _logits(output: Any) -> Tensor:
+    """Return the logits of the new tokens, [rows, tokens, vocabulary]."""
+    return torch.stack(output.logits, 1)
+
+
+def _generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[list[int]],
+    sampling: Sampling,
+    streamer: "_Streamer | None" = None,
+    stops: bool = True,
+) -> Any:
+    """Continue prompts, padded on the left, with the output of transformers' `generate`.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's tokenizer.
+        rows: the tokens of each prompt.
+        sampling: how to choose tokens.
+        streamer: receives the tokens of a single prompt.
+        stops: whether a text ends at the token that ends a document.
+    """
+    longest, end = max(map(len, rows)), document_end(tokenizer)
+    padding = [longest - len(row) for row in rows]
+    ids = torch.tensor([[end] * missing + row for missing, row in zip(padding, rows, strict=True)])
+    attended = torch.tensor([[0] * missing + [1] * len(row) for missing, row in zip(padding, rows, strict=True)])
+    chooser = [_Draw(len(rows), sampling)] if sampling.temperature > 0 else []
     with evaluating(model), seeded(sampling.seed):
-        model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=min(sampling.max_new_tokens, available),
-            eos_token_id=document_end(tokenizer),
-            pad_token_id=document_end(tokenizer),
+        return model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=attended.to(model.device),
+            max_new_tokens=min(sampling.max_new_tokens, context_length(model) - longest),
+            min_new_tokens=None if stops else sampling.max_new_tokens,
+            eos_token_id=end,
+            pad_token_id=end,
             use_cache=True,  # transformers' Trainer turns it off in the model's config
             streamer=streamer,
-            **draw,
+            do_sample=False,
+            logits_processor=LogitsProcessorList(chooser),
+            return_dict_in_generate=True,
+            output_logits=not stops,
         )
-    return streamer.text
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]
+    """Draws the next token of each row from a generator of the row, and leaves no other token to choose.
+
+    `generate` itself draws the tokens of all rows from one generator, so they would depend on the other rows. The
+    generators are those of the processor, so that every device draws the same numbers.
+    """
+
+    def __init__(self, rows: int, sampling: Sampling) -> None:
+        self.warpers = LogitsProcessorList(
+            [TemperatureLogitsWarper(sampling.temperature), TopPLogitsWarper(sampling.top_p)]
+        )
+        self.generators = [torch.Generator().manual_seed(sampling.seed) for _ in range(rows)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores [rows, vocabulary]: 0 for the token that was drawn, -inf for every other one."""
+        probabilities = torch.softmax(self.warpers(input_ids, scores), -1).cpu()
+        drawn = [
+            torch.multinomial(row, 1, generator=generator)
+            for row, generator in zip(probabilities, self.generators, strict=True)
+        ]
+        return torch.full_like(scores, -torch.inf).scatter_(1, torch.stack(drawn).to(scores.device), 0.0)
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """Return the text of new tokens, up to the end of the document, without an incomplete character at the end."""
+    end = document_end(tokenizer)
+    if end in ids:
+        ids = ids[: ids.index(end)]
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.rstrip(_INCOMPLETE)
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
@@ -96,8 +212,7 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
             self.prompt_seen = True
             return
         self.ids += value.flatten().tolist()
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        whole = text.rstrip(_INCOMPLETE)
+        whole = _text(self.tokenizer, self.ids)
         if len(whole) > len(self.text):
             self.emit(whole[len(self.text) :])
             self.text = whole
