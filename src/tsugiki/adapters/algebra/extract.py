@@ -28,7 +28,6 @@ from tsugiki.base.resolve import model_folder
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_conv1d
-from tsugiki.lora.peft_names import named_like_experts
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.targets import find_targets, shortest_target_modules
 
@@ -105,12 +104,9 @@ def extract(
     if not layers:
         elsewhere = f"; these parameters changed: {summarise_list(list(not_captured))}" if not_captured else ""
         raise TsugikiError(f"none of the {len(targets)} targeted layers of {finetuned} differs from {base}{elsewhere}")
-    weights = {path: f"{path}.weight" for path in named_like_experts(model, layers)}
-    modules = [path for path in layers if path not in weights]
     config = dataclasses.replace(
         config,
-        target_modules=shortest_target_modules(model, config, modules),
-        target_parameters=list(weights.values()) or None,
+        target_modules=shortest_target_modules(model, config, {path: targets[path] for path in layers}),
         fan_in_fan_out=any(is_conv1d(targets[path]) for path in layers),
     )
     reference = BaseReference(name=base, **dict(named_identity(base)))
