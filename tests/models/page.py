@@ -11,7 +11,7 @@ In a guide, a table is between two comments, of which the first names it:
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
@@ -20,6 +20,7 @@ from tests.models.life import CHECKS, Life
 from tests.models.peft_targets import EXPLAINED, comparable, compare
 from tests.models.walk import read_results
 from tsugiki.architectures import ARCHITECTURES, Architecture
+from tsugiki.report.formatting import Table
 
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 _JAPANESE = {
@@ -56,6 +57,10 @@ _RENAMED = (
     "PEFT renames the layers while it loads a file, also one of its own, and drops them",
     "PEFT が読み込み時に層の名前を変え、自身のファイルでも値を捨ててしまう",
 )
+_ORDER = (
+    "without the adapter, it is the base up to rounding (3e-7): torch multiplies by a frozen weight in another order",
+    "アダプターを外したときの一致は丸め誤差まで（3e-7）。固定された重みとの積を torch が別の順序で計算するため",
+)
 _NO_TINY = (
     "the general rule for tiny models does not build one that runs",
     "検査用の小さなモデルを共通の規則では作れない",
@@ -64,7 +69,10 @@ _EXPLAINED = "reason: "
 REASONS: dict[str, tuple[str, str]] = {
     "build": _NO_TINY,
     "cpmant": _LATER,
+    "xlm": _LATER,
     "xlnet": _LATER,
+    "fsmt": _ORDER,
+    "led": _ORDER,
     "laguna": _RENAMED,
     "inkling2_text": _RENAMED,
     "inkling2_loop_text": _RENAMED,
@@ -73,29 +81,30 @@ REASONS: dict[str, tuple[str, str]] = {
         "its reversible layers compute no gradients if the embeddings are frozen",
         "可逆層は、埋め込みが固定されていると勾配を計算しない",
     ),
-    "vibevoice": ("takes too long to build", "構築に時間がかかりすぎる"),
 }
 """Model type -> why it does not pass every check, in English and Japanese."""
 
 
 def main(results: str, *guides: str) -> None:
     """Write the tables of these guides."""
-    lives = list(read_results(Path(results)).values())
-    tables: dict[str, Callable[[], tuple[list[str], list[list[str]]]]] = {
-        "summary": lambda: _summary(lives),
-        "types": lambda: _types(lives),
-        "failures": lambda: _failures(lives),
-        "peft": _peft,
-    }
-    made = {name: make() for name, make in tables.items()}
+    made = tables_of(list(read_results(Path(results)).values()))
     for guide in map(Path, guides):
         japanese = guide.name.endswith(".ja.md")
         text = guide.read_text(encoding="utf-8")
-        filled = _TABLE.sub(lambda match: f"{match[1]}{_markdown(*made[match[2]], japanese)}{match[4]}", text)  # noqa: B023
-        guide.write_text(filled, encoding="utf-8")
+        guide.write_text(fill(text, made, japanese), encoding="utf-8")
 
 
-def _summary(lives: Sequence[Life]) -> tuple[list[str], list[list[str]]]:
+def tables_of(lives: Sequence[Life]) -> dict[str, Table]:
+    """The headers and rows of each table, in English."""
+    return {"summary": _summary(lives), "types": _types(lives), "failures": _failures(lives), "peft": _peft()}
+
+
+def fill(text: str, tables: Mapping[str, Table], japanese: bool) -> str:
+    """The text of a guide with these tables."""
+    return _TABLE.sub(lambda match: f"{match[1]}{_markdown(*tables[match[2]], japanese)}{match[4]}", text)
+
+
+def _summary(lives: Sequence[Life]) -> Table:
     headers = ["task", "types", "pass every check", "PEFT computes the same", "with experts in one parameter"]
     rows = []
     for task in dict.fromkeys(life.task for life in lives):
@@ -104,7 +113,7 @@ def _summary(lives: Sequence[Life]) -> tuple[list[str], list[list[str]]]:
     return headers, [list(map(str, row)) for row in rows]
 
 
-def _types(lives: Sequence[Life]) -> tuple[list[str], list[list[str]]]:
+def _types(lives: Sequence[Life]) -> Table:
     headers = ["type", "task", "adapted by default", "experts", "documents in a row", "PEFT", "llama.cpp", "checks"]
     rows = []
     for life in lives:
@@ -127,7 +136,7 @@ def _types(lives: Sequence[Life]) -> tuple[list[str], list[list[str]]]:
     return headers, rows
 
 
-def _failures(lives: Sequence[Life]) -> tuple[list[str], list[list[str]]]:
+def _failures(lives: Sequence[Life]) -> Table:
     rows = [[life.model_type, life.task, ", ".join(life.failed), _reason(life)] for life in lives if life.failed]
     return ["type", "task", "checks", "reason"], rows
 
@@ -138,7 +147,7 @@ def _reason(life: Life) -> str:
     return f"{_EXPLAINED}build" if "build" in life.failed else "; ".join(life.failed.values())
 
 
-def _peft() -> tuple[list[str], list[list[str]]]:
+def _peft() -> Table:
     rows = []
     for model_type, task in comparable():
         found = compare(model_type, task)

@@ -18,12 +18,14 @@ from tests.models.life import Life, live
 from tests.tiny_types import TASKS
 
 MINUTES = 5
+TOO_LARGE = ("vibevoice",)  # the general rule for tiny models leaves them at gigabytes
 
 
 def types() -> list[tuple[str, str]]:
     """Each model type with each of its tasks; encoder-decoders that read sounds or text are listed once."""
     both = {model_type: task for task in ("speech", "seq2seq") for model_type in TASKS[task][1]}
-    return [(model_type, "causal") for model_type in TASKS["causal"][1]] + list(both.items())
+    every = [(model_type, "causal") for model_type in TASKS["causal"][1]] + list(both.items())
+    return [(model_type, task) for model_type, task in every if model_type not in TOO_LARGE]
 
 
 def read_results(file: Path) -> dict[tuple[str, str], Life]:

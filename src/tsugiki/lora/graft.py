@@ -21,6 +21,8 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 - dropout probabilities are set to 0, unless `base_dropout` is set (`lora.dropout`);
 - BatchNorm modules get a `train` that keeps them in evaluation mode (`lora.batchnorm`);
 - target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
+- modules whose parameters have pairs (`target_parameters`) get a child `tsugiki` and another `forward`
+  (`lora.parameters`);
 - modules and parameters that train on a copy are replaced by it; a module that holds a 32-bit copy of a 16-bit
   parameter gets another `forward` (`lora.swap`);
 - modules get a child `tsugiki` and hooks that call it (`methods.hooks`, `methods.soft_prompt`); a decoder with a soft
