@@ -30,6 +30,7 @@ from tsugiki import (
     ungraft,
 )
 from tsugiki.adapters.format import check_can_save, read_base
+from tsugiki.adapters.info import read_adapter_info
 from tsugiki.adapters.merge.to_folder import plan_merge, write_merged
 from tsugiki.adapters.verify import KnownBase, verify
 from tsugiki.base.identity import BaseIdentity
@@ -217,7 +218,8 @@ def saved(tmp_path: Path, **fields: Any) -> Path:
     [
         ({"use_dora": True}, "lora_magnitude_vector is missing"),
         ({"use_qalora": True}, "use_qalora=True would change the result"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices="),
+        ({"layer_replication": [[0, 1]]}, "layer_replication="),
+        ({"trainable_token_indices": [1, 2]}, "trainable_tokens_delta is missing"),
         ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"peft_type": "VERA"}, "peft_type 'VERA'"),
@@ -576,3 +578,20 @@ def test_what_could_not_be_saved_is_refused_before_training():
     other = tiny_model()
     graft(other, LoraConfig(r=2))
     check_can_save(other)
+
+
+def test_the_weights_of_a_large_adapter_are_in_several_files(tmp_path: Path):
+    theirs = shake(peft_model("llama", {"target_modules": ["q_proj", "v_proj"]}))
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    names = sorted(tensors)
+    for part, chosen in enumerate((names[::2], names[1::2]), 1):
+        save_file({name: tensors[name] for name in chosen}, tmp_path / f"adapter_model-0000{part}-of-00002.safetensors")
+    model = tiny_model("llama")
+    load_adapter(model, tmp_path)
+    assert relative_error(logits(model), logits(theirs)) < 1e-5
+    assert read_adapter_info(tmp_path).parameters == sum(tensor.numel() for tensor in tensors.values())
+    (tmp_path / "adapter_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(TsugikiError, match="part 2 is missing"):
+        load_adapter(tiny_model("llama"), tmp_path)

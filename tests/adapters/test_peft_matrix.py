@@ -27,6 +27,7 @@ SHORT = [
     "gpt2: lora, tokens of embedding and head",
     "gemma3_text: lora, tokens, tying ensured",
     "t5: lora, tokens by name",
+    "gpt2: lora, lora_bias",
 ]
 """Cases that are equal in both directions."""
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tsugiki import LoraConfig, TsugikiError, graft, merge
 from tsugiki.lora.frozen_layer import features
 from tsugiki.lora.layer import LoraEmbedding, LoraLinear, new_pair, updated_weight, wrap
 
@@ -106,3 +107,23 @@ def test_the_layer_shows_the_weight_and_bias_of_its_base():
     grafted = LoraLinear(layer)
     assert grafted.weight is layer.weight
     assert grafted.bias is layer.bias
+
+
+def test_a_bias_of_the_branch_is_scaled_and_merged():
+    layer = nn.Linear(6, 5)
+    model = nn.Sequential(layer)
+    graft(model, LoraConfig(r=2, lora_alpha=6, target_modules=["0"], lora_bias=True))
+    pair = model[0].lora
+    with torch.no_grad():
+        for parameter in (pair.B, pair.bias):
+            parameter.normal_()
+    x = torch.randn(3, 6)
+    expected = layer(x) + 3 * (x @ pair.A.T @ pair.B.T + pair.bias)
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    model(x).sum().backward()
+    assert torch.allclose(pair.bias.grad, torch.full((5,), 9.0))
+    assert torch.allclose(merge(model)(x), expected, atol=1e-5)
+    plain = nn.Sequential(nn.Linear(6, 5, bias=False))
+    graft(plain, LoraConfig(r=2, target_modules=["0"], lora_bias=True))
+    with pytest.raises(TsugikiError, match="has no bias into which"):
+        merge(plain)

@@ -11,6 +11,7 @@ file that is not the one that was saved with `tsugiki.json`: a bit of it changed
 """
 
 import dataclasses
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import (
     DEFAULT_NAME,
     active_adapter,
-    active_name,
+    active_names,
     add_adapter,
     base_alone,
     find_adapter,
@@ -54,14 +55,16 @@ from tsugiki.lora.graft import (
     set_adapter,
 )
 from tsugiki.lora.peft_names import renamed_when_loaded
+from tsugiki.lora.several import JoinedAdapter
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.targets import base_modules, find_target_parameters, find_targets, task_heads, vocabulary_layers
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
-from tsugiki.methods.method import equal_when_rounded, shape_problems
+from tsugiki.methods.method import MERGE_WITH_PEFT, equal_when_rounded, shape_problems
 from tsugiki.methods.peft_keys import base_name, parameter_keys, without_duplicates
 from tsugiki.methods.table import FORMATS, format_of
 
 _SHOWN_PROBLEMS = 3
+_PART = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
 
 _COMMON_FIELDS = frozenset(
     {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
@@ -115,6 +118,8 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     Raises:
         TsugikiError: a tensor of the adapter is not finite, or the folder cannot be written.
     """
+    if isinstance(adapter, JoinedAdapter):
+        raise TsugikiError("several adapters are active; pass the name of the one to save, or combine their folders")
     adapter_format = format_of(adapter.config)
     tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
     fields = _config_fields(model, adapter)
@@ -290,13 +295,13 @@ def load_adapter(
     """
     model, folder, called = unwrapped_to_graft(model), Path(path), name or DEFAULT_NAME
     adapter = read_adapter(model, folder, read_adapter_config(folder), allow_base_mismatch=allow_base_mismatch)
-    active_before = active_name(model)
+    active_before = active_names(model)
     add_adapter(model, adapter, called)
     try:
         shift = logit_shift(model)
     except BaseException:
         remove_adapter(model, called)
-        if active_before is not None:
+        if active_before:
             set_adapter(model, active_before)
         raise
     if shift == 0:
@@ -413,7 +418,7 @@ def read_peft_config(folder: Path) -> Any:
     if adapter_format is None:
         raise TsugikiError(
             f"{path}: peft_type {error_text(repr(fields.get('peft_type')), 40)} is not supported; it must be one of "
-            f"{', '.join(FORMATS)}"
+            f"{', '.join(FORMATS)}; {MERGE_WITH_PEFT}"
         )
     try:
         return adapter_format.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
@@ -471,15 +476,33 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         TsugikiError: there is no file of weights, or it is broken.
     """
+    tensors: dict[str, Tensor] = {}
+    for path in adapter_weight_files(folder):
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise TsugikiError(f"{path} is broken: {_other_format(path) or error}") from error
+    return without_duplicates(tensors)
+
+
+def adapter_weight_files(folder: Path) -> list[Path]:
+    """Return the files of an adapter's weights: one, or those into which transformers has split a large adapter.
+
+    Raises:
+        TsugikiError: there is none, or some are missing.
+    """
     path = folder / ADAPTER_FILE
-    if not path.is_file():
-        pickled = path.with_name("adapter_model.bin")
-        hint = f"; {pickled.name} is a pickle, which is not loaded" if pickled.is_file() else ""
-        raise TsugikiError(f"no adapter weights: {path} is missing{hint}")
-    try:
-        return without_duplicates(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise TsugikiError(f"{path} is broken: {_other_format(path) or error_text(error)}") from error
+    if path.is_file():
+        return [path]
+    parts = {int(found[1]): found for one in folder.glob("adapter_model-*") if (found := _PART.fullmatch(one.name))}
+    if parts:
+        missing = [number for number in range(1, int(next(iter(parts.values()))[2]) + 1) if number not in parts]
+        if missing:
+            raise TsugikiError(f"{folder} has part of an adapter's weights; part {missing[0]} is missing")
+        return [folder / parts[number].string for number in sorted(parts)]
+    pickled = path.with_name("adapter_model.bin")
+    hint = f"; {pickled.name} is a pickle, which is not loaded" if pickled.is_file() else ""
+    raise TsugikiError(f"no adapter weights: {path} is missing{hint}")
 
 
 def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.format import map_weights, read_adapter_config, read_base, read_peft_config
+from tsugiki.adapters.format import adapter_weight_files, map_weights, read_adapter_config, read_base, read_peft_config
 from tsugiki.adapters.lora_weights import parameter_factors, parse_tensors
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.errors import TsugikiError, summarise_list
@@ -50,15 +50,15 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
         if parameter_factors(others):
             ranks |= {config.r}
             targets += sorted({name.rpartition(".")[2] for name in config.target_parameters or ()} - {"weight"})
-    status = (folder / ADAPTER_FILE).stat()
+    files = [path.stat() for path in adapter_weight_files(folder)]
     return AdapterInfo(
         " + ".join(methods_of(config)) or type(config).__name__,
         tuple(sorted(ranks)),
         tuple(targets),
         read_base(folder),
         sum(tensor.numel() for tensor in tensors.values()),
-        status.st_size,
-        status.st_mtime,
+        sum(file.st_size for file in files),
+        max(file.st_mtime for file in files),
     )
 
 

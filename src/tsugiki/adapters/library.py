@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from tsugiki.adapters.format import adapter_weight_files
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.adapters.vocabulary import tokenizer_files
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
 from tsugiki.lora.graft import BASE_ROW
 
 _MAX_CHARACTERS = 100
 _MAX_BYTES = 200  # file systems allow 255, and temporary names are longer
-_COPIED_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE, "README.md", "LICENSE")
+_COPIED_FILES = (ADAPTER_CONFIG_FILE, METADATA_FILE, RECORD_FILE, "README.md", "LICENSE")
 _FORBIDDEN = frozenset('/\\:*?"<>|')  # on at least one operating system
 
 
@@ -152,7 +153,8 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
     with _only_writer(library):
         _refuse_taken(called, library, "pass another --name")
         with new_folder(library / called) as temporary:
-            for file in (*_COPIED_FILES, *tokenizer_files(source)):
+            weights = [path.name for path in adapter_weight_files(source)]
+            for file in (*_COPIED_FILES, *weights, *tokenizer_files(source)):
                 if (source / file).is_file():
                     shutil.copy2(source / file, temporary / file)
     return library / called

@@ -78,6 +78,10 @@ def read_lora_weights(folder: Path) -> LoraWeights:
     config = read_peft_config(folder)
     if not isinstance(config, LoraConfig):
         raise TsugikiError(f"{folder} is not a LoRA adapter, and this operation supports only LoRA")
+    if config.lora_bias:
+        raise TsugikiError(
+            f"{folder} has lora_bias, which is no update of a weight; this operation does not support it"
+        )
     tensors = read_weights(folder)
     layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)

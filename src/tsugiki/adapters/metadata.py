@@ -146,7 +146,9 @@ def settings_digest(fields: Mapping[str, Any], metadata: Metadata) -> str:
 def source_adapter(folder: Path, weight: float | None = None, peft_type: str | None = None) -> Source:
     """Describe the adapter in a folder as a source: its folder's name, and the digest of its weights."""
     name = folder.resolve().name
-    return Source(name=name, weights=file_sha256(folder / ADAPTER_FILE), peft_type=peft_type, weight=weight)
+    file = folder / ADAPTER_FILE  # the weights of a large adapter may be in several files
+    digest = file_sha256(file) if file.is_file() else None
+    return Source(name=name, weights=digest, peft_type=peft_type, weight=weight)
 
 
 def _from_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def vllm_incompatibilities(config: object) -> list[str]:
         "is DoRA": config.use_dora,
         "contains whole modules (modules_to_save)": bool(config.modules_to_save),
         "contains vectors of single tokens (trainable_token_indices)": bool(config.trainable_token_indices),
-        "trains biases": config.bias != "none",
+        "trains biases": config.bias != "none" or config.lora_bias,
         "adapts parameters (target_parameters), which has not been tried with vLLM": bool(config.target_parameters),
         "has layers of different ranks or alphas, which vLLM scales alike": bool(
             config.rank_pattern or config.alpha_pattern
@@ -134,7 +134,7 @@ def is_plain_lora(config: object) -> bool:
     """
     if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
         return False
-    if config.target_parameters:
+    if config.target_parameters or config.trainable_token_indices or config.lora_bias:
         return False
     targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or ()
     return not any(target.rpartition(".")[2] in _EMBEDDING_AND_HEAD_NAMES for target in targets)

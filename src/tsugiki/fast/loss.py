@@ -166,7 +166,8 @@ def _known_layer(head: Head, device: torch.device) -> tuple[Any, LowRank | None]
     if (
         not _has_chunks(layer)
         or scaled_bias
-        or (pair is not None and pair.magnitude is not None)  # DoRA changes more than a low-rank update can
+        # DoRA and a bias change more than a low-rank update can.
+        or (pair is not None and (pair.magnitude is not None or pair.bias is not None))
         or is_autocast_enabled(device)
         or torch.compiler.is_compiling()
     ):

@@ -77,7 +77,8 @@ class LoraAdapter:
     @property
     def others(self) -> list[str]:
         """The names of what there is besides pairs of layers."""
-        return [*self.parameter_pairs, *self.modules, *self.parameters, *self.tokens]
+        biases = [f"{path}.lora_B.bias" for path, pair in self.pairs.items() if pair.bias is not None]
+        return [*self.parameter_pairs, *self.modules, *self.parameters, *self.tokens, *biases]
 
     @property
     def wrapped(self) -> set[str]:
@@ -123,6 +124,14 @@ class LoraAdapter:
             update: WeightUpdate = partial(updated_weight, layer, self.pairs[path])
             replaced = self.parameters.get(f"{path}.weight")
             updates[f"{path}.weight"] = update if replaced is None else partial(_updated, update, replaced)
+        for path, pair in self.pairs.items():
+            if pair.bias is None:
+                continue
+            name = f"{path}.bias"
+            if layers[path]._parameters.get("bias") is None:
+                raise TsugikiError(f"lora_bias: {path} has no bias into which one can be merged; keep the adapter")
+            update = partial(_with_bias, pair)
+            updates[name] = partial(_updated, update, self.parameters[name]) if name in self.parameters else update
         of_tokens: dict[int, WeightUpdate] = {}
         for path, vectors in self.tokens.items():
             replaced = self.parameters.get(f"{path}.weight")
@@ -199,6 +208,11 @@ def _refuse_to_tie(model: nn.Module, changed: Collection[str]) -> None:
         )
 
 
+def _with_bias(pair: LowRank, bias: Tensor) -> Tensor:
+    assert pair.bias is not None
+    return bias.to(pair.bias.dtype) + pair.scaling * pair.bias
+
+
 def _updated(update: WeightUpdate, replaced: Tensor, _: Tensor) -> Tensor:
     return update(replaced)
 
@@ -239,6 +253,8 @@ def _pair(path: str, layer: nn.Module, config: LoraConfig) -> LowRank:
         add_magnitude(pair, oriented(layer))
     if config.freeze_A and not isinstance(layer, nn.Embedding):
         pair.A.requires_grad_(False)
+    if config.lora_bias:
+        pair.bias = nn.Parameter(pair.B.new_zeros(len(pair.B)))
     return pair
 
 
@@ -286,6 +302,8 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
             f"the rank for {path} is {rank}, more than {_MAX_RANK_FACTOR} times the highest that its update can have "
             f"({full_rank}); lower r or rank_pattern"
         )
+    if config.lora_bias and not is_linear(layer):
+        raise TsugikiError(f"lora_bias is for linear layers only, and {path} is a {kind}; leave it out of the targets")
     if isinstance(init, str) and init != "gaussian" and not is_linear(layer):
         raise TsugikiError(
             f"init_lora_weights {init!r} is for linear layers only, and {path} is a {kind}; leave it out of the targets"

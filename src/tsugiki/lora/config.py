@@ -36,6 +36,7 @@ class LoraConfig:
         ensure_weight_tying: refuse to adapt an embedding, or to train it as a whole, without the head that shares its
             weight. In PEFT it adapts both alike.
         lora_dropout: the probability of dropping an input element on the low-rank path during training.
+        lora_bias: add a trained term beside B A x, scaled by the same factor.
         bias: the biases that train: "none", those of grafted layers ("lora_only"), or "all".
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023, arXiv:2312.03732).
         modules_to_save: names or name endings of modules that train as a whole, on a copy, and are stored in the
@@ -66,6 +67,7 @@ class LoraConfig:
     target_parameters: Sequence[str] | None = None
     trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     ensure_weight_tying: bool = False
+    lora_bias: bool = False
     lora_dropout: float = 0.0
     bias: Bias = "none"
     use_rslora: bool = False
@@ -118,6 +120,8 @@ class LoraConfig:
             raise TsugikiError(f"target_parameters is {self.target_parameters!r}; it must be a list of names")
         check_names("target_parameters", self.target_parameters)
         self._check_token_indices()
+        if self.lora_bias and (self.use_dora or not isinstance(self.init_lora_weights, bool)):
+            raise TsugikiError("lora_bias cannot be combined with use_dora or other initial values; leave one out")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise TsugikiError(
                 "layers_to_transform requires a list of target_modules; "

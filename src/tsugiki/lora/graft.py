@@ -34,7 +34,7 @@ attribute `_tsugiki_changed_weights`, because its files no longer tell what it i
 independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_paths` undoes it.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,6 +50,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dropout import SavedDropout, disable_dropout, restore_dropout
 from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS, linear_of_matrix
 from tsugiki.lora.layer import Grafted, base_of
+from tsugiki.lora.several import JoinedAdapter, join_adapters
 from tsugiki.lora.swap import Undo, WeightUpdate, replace_forward, replace_module, undo_all
 from tsugiki.lora.targets import output_head
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
@@ -117,6 +118,9 @@ class Graft:
     """Takes out what is in the model now."""
     merged: list[Undo] | None = None
     """Restores the base's weights; None while nothing is merged."""
+    joined: JoinedAdapter | None = None
+    """The sum of several adapters that are active together; `active` has their names with plus signs."""
+    joined_names: Sequence[str] = ()
     mixed_rows: MixedRows | None = None
     """The innermost `mixed_batch`; not in the model while `attached` is empty."""
     in_order: set[str] = field(default_factory=set)
@@ -236,30 +240,42 @@ def remove_adapter(model: nn.Module, name: str) -> None:
     if len(state.adapters) == 1:
         ungraft(model)
         return
-    if state.active == name:
+    if state.active == name or state.joined is not None:
         _deactivate(model)
+        state.joined = None
     del state.adapters[name]
     _unwrap(model, keep=state.adapters.values())
 
 
-def set_adapter(model: nn.Module, name: str) -> None:
+def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
     """Make `name` the active adapter: it computes and trains, the others do not.
 
     If that fails, such as for want of memory, the adapter is active that was active before.
 
+    Args:
+        model: a grafted model.
+        name: the adapter's name. Several names of LoRA adapters: their updates are added, and all of them train.
+
     Raises:
-        TsugikiError: there is no such adapter, one is merged, or the call is inside a `mixed_batch` block.
+        TsugikiError: there is no such adapter, one is merged, the call is inside a `mixed_batch` block, or adapters
+            cannot be added.
     """
     model = unwrapped(model)
     state = require_state(model)
     _check_can_switch(state)
-    find_adapter(model, name)
-    before = state.active
-    if before == name:
+    names = [name] if isinstance(name, str) else list(dict.fromkeys(name))
+    if not names:
+        raise TsugikiError("set_adapter got no name; disable_adapter(model) is the base alone")
+    chosen = {one: find_adapter(model, one) for one in names}
+    called, before, joined = " + ".join(names), state.active, state.joined
+    if before == called:
         return
     try:
-        attach_adapter(model, name)
+        state.joined = join_adapters(chosen) if len(names) > 1 else None
+        attach_adapter(model, called)
+        state.joined_names = names
     except BaseException:
+        state.joined = joined
         attach_adapter(model, before)
         raise
 
@@ -286,7 +302,7 @@ def disable_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         if rows is not None:
             rows.attach(state.attached)
-        elif active in state.adapters and _state(model) is state:  # the block has not ungrafted the model
+        elif (active in state.adapters or state.joined) and _state(model) is state:  # it has not ungrafted the model
             attach_adapter(model, active)
         state.thread = outer
 
@@ -328,6 +344,14 @@ def active_name(model: nn.Module) -> str | None:
     return None if state is None else state.active
 
 
+def active_names(model: nn.Module) -> list[str]:
+    """Return the names of the active adapters, for `set_adapter`."""
+    state = _state(model)
+    if state is None or state.active is None:
+        return []
+    return [state.active] if state.joined is None else list(state.joined_names)
+
+
 def active_adapter(model: nn.Module) -> Any:
     """Return the active adapter, an object of its method's class.
 
@@ -337,7 +361,7 @@ def active_adapter(model: nn.Module) -> Any:
     state = require_state(model)
     if state.active is None:
         raise TsugikiError("no adapter is active; set_adapter(model, name) activates one")
-    return state.adapters[state.active]
+    return state.joined if state.joined is not None else state.adapters[state.active]
 
 
 def find_adapter(model: nn.Module, name: str) -> Any:
@@ -375,7 +399,7 @@ def attach_adapter(model: nn.Module, name: str | None) -> None:
     if name is None:
         return
     try:
-        state.adapters[name].attach(model, state.attached)
+        (state.joined if state.joined is not None else state.adapters[name]).attach(model, state.attached)
         state.active = name
     except BaseException:
         detach_adapter(state)

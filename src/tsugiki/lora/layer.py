@@ -55,7 +55,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b + scaling · B A dropout(x) for x [..., in]."""
         pair = self.lora
-        if pair is None or not self.fused or not _can_fuse(x, self.base_layer):
+        if pair is None or not self.fused or pair.bias is not None or not _can_fuse(x, self.base_layer):
             return self.plain(x)
         if pair.magnitude is not None:
             return dora_product(self.base_layer, oriented(self.base_layer), pair, x)
@@ -71,7 +71,7 @@ class LoraLinear(nn.Module):
             return plain_dora(self.base_layer, oriented(self.base_layer), self.lora, x, y)
         A, B = self.lora.factors()
         low = F.linear(self.lora.dropout(x.to(A.dtype)), A)
-        return (y + F.linear(low, B) * self.lora.scaling).to(y.dtype)
+        return (y + F.linear(low, B, self.lora.bias) * self.lora.scaling).to(y.dtype)
 
     @property
     def weight(self) -> Tensor:

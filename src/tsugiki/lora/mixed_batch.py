@@ -193,7 +193,7 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
             f"{name!r} adapts {experts[0]} ({len(experts)} such), which gets the tokens of all rows together, so it "
             "cannot be used for single rows; set_adapter activates it for the whole batch"
         )
-    copies = [*adapter.modules, *adapter.parameters]
+    copies = adapter.others
     if copies:
         raise TsugikiError(
             f"{name!r} has a copy of {copies[0]} ({len(copies)} such), which cannot be used for single rows; "

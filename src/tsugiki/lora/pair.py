@@ -22,13 +22,15 @@ class LowRank(nn.Module):
     """PiSSA: A before training. None if the initial B A is zero."""
     B0: nn.Parameter | None
     """PiSSA: B before training."""
+    bias: nn.Parameter | None
+    """A trained term [out] beside B A x, which is scaled as well. None unless `lora_bias` is set."""
 
     def __init__(self, A: Tensor, B: Tensor, scaling: float, dropout: float) -> None:
         super().__init__()
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
-        for name in ("magnitude", "norms", "A0", "B0"):
+        for name in ("magnitude", "norms", "A0", "B0", "bias"):
             self.register_parameter(name, None)
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ The tensors in the file have PEFT's names and shapes:
     base_model.model.<module path>.lora_B.weight            [out, r]; convolution: [out, r / groups, 1, 1]
     base_model.model.<module path>.lora_embedding_A         [r, entries]   (embeddings)
     base_model.model.<module path>.lora_embedding_B         [width, r]
+    base_model.model.<module path>.lora_B.bias              [out]   (lora_bias)
     base_model.model.<module path>.lora_magnitude_vector    [out]; convolution: [1, out, 1, 1]   (DoRA)
     base_model.model.<module path>.base_layer.bias          (a trained bias of a grafted layer)
     base_model.model.<parameter path>                       (other biases, modules_to_save)
@@ -52,7 +53,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter, trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_conv1d
@@ -73,7 +74,7 @@ from tsugiki.lora.targets import (
     vocabulary_layers,
 )
 from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_rounded, read_fields
-from tsugiki.methods.peft_keys import PREFIX, factor_keys, magnitude_key, parameter_keys, token_key
+from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_key, parameter_keys, token_key
 
 _HARMLESS = frozenset(
     {
@@ -83,11 +84,18 @@ _HARMLESS = frozenset(
         *("eva_config", "loftq_config"),
         # has an effect only together with `use_qalora`
         "qalora_group_size",
+        # what the backward pass keeps; the result is the same
+        "velora_config",
     }
 )
 # Values of `init_lora_weights` that leave the frozen weights unchanged. With all others (PiSSA, OLoRA, CorDA, LoftQ,
 # LoRA-GA), PEFT changes the base, and the file fits only the changed one.
-_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+_NO_INSTEAD = {
+    "layer_replication": "it repeats layers of the base, which all adapters of a model share; load it with PEFT",
+    "alora_invocation_tokens": "which tokens it changes depends on the text; load it with PEFT",
+}
+"""Fields that are not supported and cannot be merged either -> why, and what to do."""
 
 
 def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
@@ -100,6 +108,8 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
             tensors[key_A], tensors[key_B] = torch.cat([pair.A, pair.A0]), torch.cat([pair.B, -pair.B0], 1)
         if pair.magnitude is not None:
             tensors[magnitude_key(path)] = pair.magnitude
+        if pair.bias is not None:
+            tensors[bias_key(path)] = pair.bias
     for path, keys in parameter_factor_keys(model, adapter.parameter_pairs).items():
         pair = adapter.parameter_pairs[path]
         tensors |= zip(keys, (pair.A, pair.B), strict=True)
@@ -215,8 +225,9 @@ def _to_json(model: nn.Module, adapter: LoraAdapter) -> dict[str, Any]:
     else:
         fields["lora_dropout"] = 0.0  # PEFT demands it; dropout matters for training only
     fields["fan_in_fan_out"] = any(is_conv1d(layers[path]) for path in as_modules)
-    if not config.ensure_weight_tying:
-        del fields["ensure_weight_tying"]
+    for name in ("ensure_weight_tying", "lora_bias"):  # older releases of PEFT do not have them
+        if not fields[name]:
+            del fields[name]
     if config.trainable_token_indices:
         fields["trainable_token_indices"] = _token_indices(model, adapter)
     else:
@@ -282,7 +293,13 @@ def _is_pissa(config: LoraConfig) -> bool:
 def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
     initialisation = fields.get("init_lora_weights", True)
     if initialisation not in _INITIALISATIONS:
-        raise TsugikiError(f"init_lora_weights={initialisation!r} would change the result and is not supported")
+        raise TsugikiError(
+            f"init_lora_weights={error_text(repr(initialisation), 40)} has changed the base, too, which is not in the "
+            "file; save it in PEFT as an ordinary LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+        )
+    for name, instead in _NO_INSTEAD.items():
+        if fields.get(name):
+            raise TsugikiError(f"{name}={error_text(repr(fields[name]), 80)} is not supported: {instead}")
     for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
         check_names(name, fields.get(name))
     if fields.get("target_parameters") and fields.get("target_modules") is None:

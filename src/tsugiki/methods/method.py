@@ -28,6 +28,10 @@ ConfigT = TypeVar("ConfigT")
 AdapterT = TypeVar("AdapterT")
 
 
+MERGE_WITH_PEFT = "merge the adapter with PEFT (merge_and_unload), and use the result as a model"
+"""What to do with an adapter of PEFT's that is not supported."""
+
+
 def _new_adapter(model: nn.Module, config: Any, file_tensors: Mapping[str, Tensor]) -> Any:
     return new_adapter(model, config)
 
@@ -138,7 +142,7 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
         if name not in known | harmless and value not in (None, False, {}, [])
     ]
     if unknown:
-        raise TsugikiError(f"{', '.join(unknown)} would change the result and is not supported")
+        raise TsugikiError(f"{', '.join(unknown)} would change the result and is not supported; {MERGE_WITH_PEFT}")
     try:
         return config(**{name: value for name, value in fields.items() if name in known and value is not None})
     except (TypeError, ValueError, AttributeError) as error:  # for example a list where the config expects a mapping

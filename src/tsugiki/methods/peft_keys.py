@@ -18,6 +18,8 @@ PREFIX = "base_model.model."
 """In the names of a PEFT file, every module path of the base follows this prefix."""
 
 _BASE_LAYER = ".base_layer."
+_NOT_COMPUTED = ".lora_velora_embed"
+"""The end of the names of tensors that PEFT uses in the backward pass alone."""
 _FACTOR = re.compile(
     rf"{re.escape(PREFIX)}(?P<layer>.+)\.(lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB])|"
     r"lora_magnitude_vector(\.weight)?)"
@@ -39,6 +41,11 @@ def factor_keys(layer: str, is_embedding: bool) -> tuple[str, str]:
     if is_embedding:
         return f"{PREFIX}{layer}.lora_embedding_A", f"{PREFIX}{layer}.lora_embedding_B"
     return f"{PREFIX}{layer}.lora_A.weight", f"{PREFIX}{layer}.lora_B.weight"
+
+
+def bias_key(layer: str) -> str:
+    """Return the name of the trained term beside B A x (`lora_bias`)."""
+    return f"{PREFIX}{layer}.lora_B.bias"
 
 
 def magnitude_key(layer: str) -> str:
@@ -73,7 +80,11 @@ def without_duplicates(tensors: Mapping[str, T]) -> dict[str, T]:
     under the vectors of single tokens gets the name that it has in the base.
     """
     named = {key.replace(".token_adapter.base_layer.", "."): tensor for key, tensor in tensors.items()}
-    return {key: tensor for key, tensor in named.items() if named.keys().isdisjoint(_plain_names(key))}
+    return {
+        key: tensor
+        for key, tensor in named.items()
+        if named.keys().isdisjoint(_plain_names(key)) and not key.endswith(_NOT_COMPUTED)
+    }
 
 
 def _plain_names(key: str) -> list[str]:

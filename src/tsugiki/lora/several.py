@@ -1,0 +1,74 @@
+"""Several LoRA adapters at once: their updates are added, as in PEFT.
+
+    y = W x + b + Σ s_i · B_i A_i dropout(x)  =  W x + b + [s_1 B_1 | s_2 B_2 | …] [A_1; A_2; …] dropout(x)
+
+The factors are put one beside the other for each call, so that all of them train, and the kernels for one pair compute
+them. The adapters keep their parameters: each is saved under its own name.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.errors import TsugikiError
+from tsugiki.lora.adapter import LoraAdapter
+from tsugiki.lora.pair import LowRank
+
+
+class JoinedAdapter(LoraAdapter):
+    """LoRA adapters that are active together. It shares their parameters, and cannot be saved."""
+
+
+class JoinedPairs(LowRank):
+    """The pairs that several adapters have for one layer."""
+
+    def __init__(self, pairs: list[LowRank]) -> None:
+        nn.Module.__init__(self)
+        self.pairs = nn.ModuleList(pairs)
+        self.A, self.B = pairs[0].A, pairs[0].B  # where a pair tells its device
+        self.scaling, self.dropout = 1.0, pairs[0].dropout
+        for name in ("magnitude", "norms", "A0", "B0", "bias"):
+            self.register_parameter(name, None)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return the factors of the sum, whose scalings are in B."""
+        factors = [(*pair.factors(), pair.scaling) for pair in self.pairs if isinstance(pair, LowRank)]
+        return torch.cat([A for A, _, _ in factors]), torch.cat([scaling * B for _, B, scaling in factors], 1)
+
+
+def join_adapters(adapters: Mapping[str, object]) -> JoinedAdapter:
+    """Return the sum of adapters of one model, by their names.
+
+    Raises:
+        TsugikiError: one is not LoRA, or two of them change the same thing in a way that cannot be added.
+    """
+    pairs: dict[str, list[LowRank]] = {}
+    joined: list[LoraAdapter] = []
+    for name, adapter in adapters.items():
+        if not isinstance(adapter, LoraAdapter):
+            kind = type(adapter.config).__name__  # type: ignore[attr-defined]
+            raise TsugikiError(f"{name!r} is not a LoRA adapter ({kind}), so it cannot be active together with others")
+        joined.append(adapter)
+        for path, pair in adapter.pairs.items():
+            pairs.setdefault(path, []).append(pair)
+    others = [path for one in joined for path in (*one.parameter_pairs, *one.modules, *one.parameters, *one.tokens)]
+    twice = next((path for path in others if others.count(path) > 1), None)
+    if twice is not None:
+        raise TsugikiError(f"several of {', '.join(adapters)} replace {twice}; only one of them can be active")
+    for path, found in pairs.items():
+        if len(found) > 1 and any(pair.magnitude is not None or pair.bias is not None for pair in found):
+            raise TsugikiError(f"{path} has DoRA or lora_bias, whose updates cannot be added; activate one adapter")
+        if len({pair.dropout.p for pair in found}) > 1 or (len(found) > 1 and found[0].A.dim() != 2):
+            raise TsugikiError(
+                f"the adapters have different dropout for {path}, or it is a convolution, so their updates cannot be "
+                "computed at once; activate one adapter"
+            )
+    return JoinedAdapter(
+        joined[0].config,
+        {path: found[0] if len(found) == 1 else JoinedPairs(found) for path, found in pairs.items()},
+        {path: one.modules[path] for one in joined for path in one.modules},
+        {path: one.parameters[path] for one in joined for path in one.parameters},
+        {path: one.parameter_pairs[path] for one in joined for path in one.parameter_pairs},
+        {path: one.tokens[path] for one in joined for path in one.tokens},
+    )
