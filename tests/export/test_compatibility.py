@@ -7,6 +7,7 @@ import peft
 import pytest
 
 from tests.tiny import save_grafted, save_tiny, tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError
 from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.export.compatibility import incompatibilities, incompatibilities_before_training
@@ -64,6 +65,8 @@ def test_llama_cpp_supports_only_lora(method: str, base: str, tmp_path: Path):
         ({"modules_to_save": ["ln_f"]}, r"\(transformer.ln_f.*llama.cpp"),
         ({"target_modules": ["wpe"]}, r"transformer.wpe.*position_embd"),
         ({"target_modules": ["lm_head"]}, "lm_head, .*shared"),
+        # a Conv1D's weight is transposed, and so are its factors
+        ({"target_modules": [], "target_parameters": ["attn.c_proj.weight"]}, r"parameters.*attn\.c_proj\.weight"),
     ],
 )
 def test_predictions_are_the_same_before_and_after_training(
@@ -106,6 +109,8 @@ def test_unknown_loaders_and_architectures(base: str, tmp_path: Path):
         incompatibilities("tgi", tmp_path)  # type: ignore[arg-type]
     said = incompatibilities_before_training("llama.cpp", LoraConfig(), tiny_model("opt"))
     assert "opt" in said[0]
+    experts = LoraConfig(target_parameters=["gate_up_proj"])
+    assert "qwen3_moe" in incompatibilities_before_training("llama.cpp", experts, tiny_of("qwen3_moe"))[0]
 
 
 def test_a_base_that_is_not_found(base: str, tmp_path: Path):

@@ -136,9 +136,10 @@ def test_products_by_expert_equal_the_definition(kind: str, implementation: str)
     assert relative_error(found[0][1], found[1][1]) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_new_adapter_changes_no_bit_and_disabling_restores_the_base(implementation: str):
-    base = lively_model("qwen3_moe")
+def test_a_new_adapter_changes_no_bit_and_disabling_restores_the_base(implementation: str, dtype: torch.dtype):
+    base = lively_model("qwen3_moe").to(dtype)
     base.set_experts_implementation(implementation)
     inputs = tokens_for(base)
     expected = logits_of(base, inputs)
@@ -293,6 +294,14 @@ def test_settings_that_do_not_fit_are_errors_of_one_line(settings: dict[str, Any
     with pytest.raises(TsugikiError, match=message) as error:
         graft(model, LoraConfig(**{**FIELDS, **settings}))
     assert "\n" not in str(error.value)
+
+
+def test_quantised_experts_are_refused_by_name():
+    model = lively_model("qwen3_moe")
+    experts = model.model.layers[1].mlp.experts
+    experts.down_proj = nn.Parameter(experts.down_proj.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(TsugikiError, match=r"layers\.1\.mlp\.experts\.down_proj, which is quantised.*unquantised"):
+        graft(model, LoraConfig(**FIELDS))
 
 
 @pytest.mark.parametrize("different", [{"num_local_experts": 3}, {"num_hidden_layers": 1}])

@@ -85,10 +85,11 @@ def incompatibilities_before_training(loader: Loader, config: object, model: "Pr
 
 def llama_cpp_incompatibilities(lora: LoraWeights, model: "PreTrainedModel") -> list[str]:
     """Return why llama.cpp cannot compute this adapter of `model`, which may be on the meta device; empty if it can."""
-    experts = parameter_factors(lora.others)
-    whole = [base_name(key) for key in lora.others if key not in experts and not _is_frozen_copy(key, lora)]
+    experts, factors = list(find_target_parameters(model, lora.config)), parameter_factors(lora.others)
+    whole = [base_name(key) for key in lora.others if key not in factors and not _is_frozen_copy(key, lora)]
     dora = any(layer.magnitude is not None for layer in lora.layers.values())
-    return _llama_cpp(model, lora.layers, experts, whole, dora)
+    layers = [path for path in lora.layers if f"{path}.weight" not in experts]
+    return _llama_cpp(model, layers, experts, whole, dora)
 
 
 def vllm_incompatibilities(config: object) -> list[str]:
@@ -171,7 +172,7 @@ def _llama_cpp(
     Args:
         model: the base.
         layers: names of the layers with LoRA factors.
-        experts: names of parameters or their factors, where a parameter that is not a layer's weight has factors.
+        experts: names of parameters with factors that are not the weights of linear layers.
         whole: names of parameters and modules that are trained without factors.
         dora: whether the adapter has DoRA's magnitudes.
     """
