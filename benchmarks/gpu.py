@@ -37,7 +37,8 @@ from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.automatic import ResolvedConfig
+from tsugiki.train.config import validated
 from tsugiki.train.model import prepare_model
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import describe_machine
@@ -158,7 +159,7 @@ def run_losses(device: str, dtypes: Sequence[str], steps: int) -> dict[str, list
                 "learning_rate": 1e-3,
                 "lora": {"lora_dropout": 0.0, "target_modules": "all-linear"},
             }
-            config = validated(RunConfig, settings, None)
+            config = validated(ResolvedConfig, settings, None)
             accelerator = accelerator_of(config)
             model, _, data = load(accelerator, config, display)
             prepare_model(model, config)

@@ -23,12 +23,13 @@ from tsugiki.base.loading import load_model
 from tsugiki.bench.hugging_face import StepBarrierCallback, with_peft
 from tsugiki.bench.table import markdown_table
 from tsugiki.bench.workload import StepBarrier
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.automatic import ResolvedConfig, total_steps
+from tsugiki.train.config import CHAPTER, validated
 from tsugiki.train.evaluation.evaluate import evaluate
 from tsugiki.train.model import prepare_model
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.run import accelerator_of, load, prepare_loop, total_steps
+from tsugiki.train.run import accelerator_of, load, prepare_loop
 
 HEADERS = {
     "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],
@@ -48,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as folder, RunProgress() as display:
         settings = {"model": options.model, "data": options.data, "out": folder, "block_size": options.block_size}
-        config = validated(RunConfig, {**settings, "max_steps": options.max_steps}, None)
+        config = validated(ResolvedConfig, {**CHAPTER, **settings, "max_steps": options.max_steps}, None)
         accelerator = accelerator_of(config)
         model, tokenizer, data = load(accelerator, config, display)
         target, theirs = _chapter(config, tokenizer, data, folder)
@@ -66,7 +67,7 @@ def main() -> None:
         Figures(HEADERS, rows, f"python -m benchmarks.quality {shlex.join(sys.argv[1:])}").write(options.out)
 
 
-def _chapter(config: RunConfig, tokenizer: Any, data: PackedDataset, folder: str) -> tuple[float, float]:
+def _chapter(config: ResolvedConfig, tokenizer: Any, data: PackedDataset, folder: str) -> tuple[float, float]:
     """Run the chapter's script, and return its final held-out loss and the seconds of its steps."""
     model = with_peft(load_model(config.model))
     clock = Clock()
@@ -95,7 +96,7 @@ def _chapter(config: RunConfig, tokenizer: Any, data: PackedDataset, folder: str
 
 def _ours(
     accelerator: Accelerator,
-    config: RunConfig,
+    config: ResolvedConfig,
     model: Any,
     tokenizer: Any,
     data: PackedDataset,

@@ -22,7 +22,8 @@ from tsugiki import save_adapter
 from tsugiki.base.loading import load_model
 from tsugiki.bench.table import markdown_table
 from tsugiki.lora.dropout import disable_dropout
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.automatic import ResolvedConfig
+from tsugiki.train.config import CHAPTER, RunConfig, validated
 from tsugiki.train.model import prepare_model
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.run import accelerator_of, load, prepare_loop, train
@@ -63,7 +64,7 @@ def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float
     """Return the loss of every step, of Tsugiki and of PEFT."""
     with TemporaryDirectory() as folder, RunProgress() as display:
         settings = {**common, "out": folder, "base_dtype": "fp32", "max_steps": steps, "save_steps": 10 * steps}
-        config = validated(RunConfig, {**settings, "lora": {"lora_dropout": 0.0}}, None)
+        config = validated(ResolvedConfig, {**CHAPTER, **settings, "lora": {"r": 8, "lora_dropout": 0.0}}, None)
         accelerator = accelerator_of(config)
         model, _, data = load(accelerator, config, display)
         prepare_model(model, config)

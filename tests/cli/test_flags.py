@@ -12,7 +12,7 @@ from tsugiki import TsugikiError
 from tsugiki.cli import main as main_module
 from tsugiki.cli.flags import settings_of, with_flags
 from tsugiki.lora.config import LoraConfig
-from tsugiki.train.config import CHAPTER_LORA, RunConfig
+from tsugiki.train.config import DEFAULT_LORA, RunConfig
 from tsugiki.train.workflows.compare_config import ComparisonConfig, SweepConfig
 from tsugiki.train.workflows.pretrain_config import PretrainConfig
 
@@ -49,7 +49,7 @@ def test_every_setting_has_a_flag_with_its_default_and_description(
 def test_every_field_of_the_lora_config_has_a_flag_with_the_default_of_a_run():
     nested = {setting.path[1]: setting for setting in settings_of(RunConfig) if setting.path[0] == "lora"}
     assert nested.keys() == {field.name for field in dataclasses.fields(LoraConfig)}
-    default = LoraConfig(**CHAPTER_LORA)
+    default = LoraConfig(**DEFAULT_LORA)
     assert all(setting.default == getattr(default, name) for name, setting in nested.items())
     assert {setting.flag for setting in nested.values()} <= flags_of("train").keys()
 

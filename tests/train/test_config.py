@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.train.config import load_config
+from tsugiki.train.config import CHAPTER, RunConfig, load_config
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,6 @@ def test_yaml_and_flags(tmp_path: Path):
     path.write_text("model: m\ndata: d\nout: o\nlora: {r: 4}\nepochs: 2\n")
     config = load_config(path, {"epochs": 5, "lora": {"lora_alpha": 16}})
     assert (config.epochs, config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (5, 4, 16, 0.1)
-    chapter = load_config(None, {"model": "m", "data": "d", "out": "o"})
-    assert (chapter.epochs, chapter.batch_size, chapter.learning_rate) == (3, 16, 1e-4)
-    assert (chapter.lora.r, chapter.lora.lora_alpha, chapter.lora.lora_dropout) == (8, 32, 0.1)
     for content, said in (
         ("[1]", "holds no settings"),
         ("a: [", "is not YAML"),
@@ -51,18 +48,23 @@ def test_yaml_and_flags(tmp_path: Path):
             load_config(path, {})
 
 
-@pytest.mark.parametrize(
-    ("given", "rate"),
-    [
-        ({}, 1e-4),
-        ({"method": "full"}, 1e-4),
-        ({"method": "ia3"}, 3e-3),
-        ({"method": "ia3", "learning_rate": 1e-4}, 1e-4),
-        ({"method": "prompt-tuning"}, 3e-2),
-    ],
-)
-def test_the_default_learning_rate_depends_on_the_method(given: dict[str, Any], rate: float):
-    assert load_config(None, {"model": "m", "data": "d", "out": "o", **given}).learning_rate == rate
+def test_learning_rate_and_batch_size_are_auto_or_numbers():
+    def config(**given: Any) -> RunConfig:
+        return load_config(None, {"model": "m", "data": "d", "out": "o", **given})
+
+    assert (config().batch_size, config().learning_rate) == ("auto", "auto")
+    assert (config(batch_size=4).batch_size, config(learning_rate=1e-3).learning_rate) == (4, 1e-3)
+    assert config(learning_rate="1e-3").learning_rate == 1e-3  # YAML takes a number without a dot for text
+    for setting in ("learning_rate", "batch_size"):
+        with pytest.raises(TsugikiError, match=f"settings: {setting}: input should be a valid .*'fast'") as error:
+            config(**{setting: "fast"})
+        assert "literal" not in str(error.value)
+
+
+def test_the_settings_of_the_chapter():
+    config = load_config(None, {"model": "m", "data": "d", "out": "o", **CHAPTER})
+    assert (config.epochs, config.batch_size, config.learning_rate) == (3, 16, 1e-4)
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (8, 32, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,9 @@ def test_the_default_learning_rate_depends_on_the_method(given: dict[str, Any], 
         ({"method": "full", "base_dtype": "fp32"}, "base_dtype: .*full"),
         ({"compute_dtype": "bf16"}, "compute_dtype: .*lora"),
         ({"save_dtype": "fp16"}, "save_dtype: .*lora"),
+        ({"minutes": 5, "epochs": 2}, "minutes cannot be combined with epochs"),
+        ({"minutes": 5, "max_steps": 2}, "minutes cannot be combined with max_steps"),
+        ({"validation": "none", "keep": "best"}, "keep best needs a validation text"),
         ({"method": "full", "decay_ratio": 0.1}, "lr_scheduler_type.*warmup_stable_decay"),
         ({"method": "full", "optimizer": "sgd"}, "optimizer: .*'adamw' or 'muon'"),
     ],

@@ -89,7 +89,7 @@ def test_a_point_of_the_loss_curve_is_the_mean_since_the_last_one():
 def test_a_callback_can_end_the_run():
     class Stop(Callback):
         def on_step_end(self, loop: TrainingLoop) -> None:
-            loop.should_stop = loop.progress.step == 3
+            loop.progress.stopped = loop.progress.step == 3
 
     loop = loop_of()
     loop.callbacks.append(Stop())

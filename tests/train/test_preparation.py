@@ -12,6 +12,7 @@ from tests.tiny_types import tiny_of
 from tsugiki import TsugikiError
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.config import RunConfig
+from tsugiki.train.evaluation.evaluate import Window
 from tsugiki.train.preparation import PackedDataset, pack_data, read_data
 from tsugiki.train.record import DataSummary
 
@@ -67,7 +68,7 @@ def test_a_share_is_held_out_and_everything_counted():
 
 
 def test_a_condition_holds_an_author_out():
-    prepared = prepare(lines("w.jsonl", works()), held_out="author=B")
+    prepared = prepare(lines("w.jsonl", works()), held_out="author=B", validation="none")
     assert learned_sources(prepared) == {f"w.jsonl:{i}" for i in range(1, 21, 2)}
     assert {window.record.source for window in prepared.windows} == {f"w.jsonl:{i}" for i in range(2, 21, 2)}
 
@@ -88,9 +89,89 @@ def test_a_held_out_file_that_holds_training_records_is_refused_and_near_ones_ar
     with pytest.raises(TsugikiError, match=r"20 records .* w.jsonl:1 \(held out: w.jsonl:1\), .* 15 more"):
         prepare(train, held_out=train)
     near = works()[3]["text"][:-3] + "変更済"
-    prepared = prepare(train, held_out=lines("h.jsonl", [{"text": near}, {"text": sentence(99, 200)}]))
+    prepared = prepare(
+        train, held_out=lines("h.jsonl", [{"text": near}, {"text": sentence(99, 200)}]), validation="none"
+    )
     assert any("w.jsonl:4 (held out: h.jsonl:1)" in note for note in prepared.notes)
     assert len(learned_sources(prepared)) == 20
+
+
+def sources(windows: list[Window]) -> set[str]:
+    return {window.record.source for window in windows}
+
+
+def test_a_twentieth_of_many_documents_chooses_the_step():
+    prepared = prepare(lines("w.jsonl", works(60)))
+    learned, held_out, validation = (
+        learned_sources(prepared),
+        sources(prepared.windows),
+        sources(prepared.validation_windows),
+    )
+    assert not learned & held_out
+    assert not learned & validation
+    assert not held_out & validation
+    assert len(learned) + len(held_out) + len(validation) == 60
+    counts = prepared.summary.validation
+    assert counts is not None
+    assert not counts.from_held_out
+    assert 1 <= counts.documents == len(validation) <= 4
+    without = prepare(lines("w.jsonl", works(60)), validation="none")
+    assert learned_sources(without) == learned | validation
+    assert sources(without.windows) == held_out
+
+
+def test_of_few_documents_every_second_held_out_window_chooses_the_step():
+    prepared = prepare(lines("w.jsonl", works(10)), held_out=0.4)
+    without = prepare(lines("w.jsonl", works(10)), held_out=0.4, validation="none")
+    assert learned_sources(prepared) == learned_sources(without)
+    assert prepared.validation_windows == without.windows[::2]
+    assert prepared.windows == without.windows[1::2]
+    assert prepared.summary.validation is not None
+    assert prepared.summary.validation.from_held_out
+    assert any("few documents" in note for note in prepared.notes)
+    measured = prepared.summary.held_out.measured_characters
+    assert measured == sum(len(window.record.text) for window in prepared.windows)
+
+
+def test_near_duplicates_of_validation_documents_are_not_learned():
+    records = works(60)
+    records += [{**record, "text": record["text"][:-3] + "変更済", "title": "copy"} for record in records]
+    prepared = prepare(lines("w.jsonl", records), validation=0.3)
+    chosen = {int(source.partition(":")[2]) for source in sources(prepared.validation_windows)}
+    assert chosen == {(number + 59) % 120 + 1 for number in chosen}  # both of each pair
+    assert len(chosen) > 10
+
+
+def test_a_validation_file_and_a_condition():
+    train = lines("w.jsonl", works(30))
+    prepared = prepare(train, validation=lines("v.jsonl", [{"text": sentence(99, 200)}]))
+    assert sources(prepared.validation_windows) == {"v.jsonl:1"}
+    assert learned_sources(prepared) == learned_sources(prepare(train, validation="none"))
+    prepared = prepare(train, validation="author=B")
+    assert {int(source.partition(":")[2]) % 2 for source in sources(prepared.validation_windows)} == {0}
+    assert {int(source.partition(":")[2]) % 2 for source in learned_sources(prepared)} == {1}
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [
+        ("w.jsonl", "records of the training data are in the validation file"),
+        (1.5, "validation is 1.5; a share"),
+        ("author=C", "no record has author=C"),
+        ("kind=B", "no record has a field kind"),
+        ("missing.txt", "missing.txt"),
+    ],
+)
+def test_validation_texts_that_cannot_be(validation: Any, said: str):
+    data = lines("w.jsonl", works(30))
+    with pytest.raises(TsugikiError, match=said):
+        prepare(data, validation=validation)
+
+
+def test_a_condition_that_leaves_nothing_to_learn_is_refused():
+    data = lines("w.jsonl", [{**work, "author": "A"} for work in works(30)])
+    with pytest.raises(TsugikiError, match="no record is left for training"):
+        prepare(data, validation="author=A")
 
 
 def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -42,15 +42,15 @@ def test_a_run_that_a_signal_ended_is_resumed_to_the_same_result(
             send(number)
         return gradients(self, number_of_step, stop)
 
-    def in_evaluation(self: EvaluationCallback, loop: Any, windows: Any) -> Any:
+    def in_evaluation(self: EvaluationCallback, loop: Any, windows: Any, at: Any = None) -> Any:
         if loop.progress.step == step:
             send(number)
-        return score(self, loop, windows)
+        return score(self, loop, windows, at)
 
-    def in_sample(self: EvaluationCallback, loop: Any) -> None:
+    def in_sample(self: EvaluationCallback, loop: Any, at: Any = None) -> None:
         if loop.progress.step == step:
             send(number)
-        sample(self, loop)
+        sample(self, loop, at)
 
     with monkeypatch.context() as patch:
         if place == "step":

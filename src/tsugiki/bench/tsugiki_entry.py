@@ -9,12 +9,13 @@ import torch
 from tsugiki.base.quantization import quantize
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import build
-from tsugiki.bench.workload import StepBarrier, Workload
+from tsugiki.bench.workload import LEARNING_RATE, StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.automatic import ResolvedConfig
+from tsugiki.train.config import CHAPTER, RunConfig, validated
 from tsugiki.train.model import load_dtype, prepare_model
 from tsugiki.train.processes import start_accelerator
 from tsugiki.train.run import prepare_loop
@@ -30,10 +31,12 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
         "data": "random tokens",
         "out": "nothing is written",
         "batch_size": workload.batch,
+        "learning_rate": LEARNING_RATE,
+        "lora": CHAPTER["lora"],
         "max_steps": ENDLESS,
         **settings,
     }
-    config = validated(RunConfig, given, None)
+    config = validated(ResolvedConfig, given, None)
     accelerator = start_accelerator(config.device)
     model = _base(config)
     model.to(accelerator.device)

@@ -28,8 +28,8 @@ class FieldCondition:
     value: str
 
 
-def parse_held_out(held_out: float | str) -> float | FieldCondition | Path:
-    """Parse the setting `held_out`.
+def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | FieldCondition | Path:
+    """Parse the setting `held_out`, or another one with the same forms.
 
     Returns:
         A share for a number, a condition for a text `field=value`, else the path of a file. A text that names an
@@ -40,14 +40,14 @@ def parse_held_out(held_out: float | str) -> float | FieldCondition | Path:
     """
     if isinstance(held_out, float | int):
         if not 0 < held_out < 1:
-            raise TsugikiError(f"held_out is {held_out}; a share must be above 0 and below 1")
+            raise TsugikiError(f"{setting} is {held_out}; a share must be above 0 and below 1")
         return float(held_out)
     name, sign, value = held_out.partition("=")
     if not sign or _exists(Path(held_out)):
         return Path(held_out)
     if not name.strip() or not value.strip():
         shown = error_text(repr(held_out), 100)
-        raise TsugikiError(f"held_out is {shown}; write a condition as author=… or title=…")
+        raise TsugikiError(f"{setting} is {shown}; write a condition as author=… or title=…")
     return FieldCondition(name.strip(), value.strip())
 
 
@@ -91,6 +91,35 @@ def split_records(
     return inside
 
 
+def split_validation(
+    index: RecordIndex, among: Integers, share: float | FieldCondition, seed: int, groups: Sequence[Sequence[int]]
+) -> Integers:
+    """Return the sorted numbers of the validation records among training records; arguments as for `split_records`.
+
+    Args:
+        index: of all records.
+        among: numbers of the training records.
+        share: of the characters of these records, or a condition.
+        seed: of the choice, which continues that of the held-out records.
+        groups: near-duplicates, which stay together.
+
+    Raises:
+        TsugikiError: no record is left for training, or no record fulfils the condition.
+    """
+    belongs = np.arange(len(index))
+    for group in groups:
+        belongs[list(group)] = group[0]
+    if isinstance(share, float):
+        chosen = _by_share(index, share, seed, belongs, among)
+    else:
+        chosen = np.intersect1d(_matching(index, share), among)
+    inside = np.intersect1d(np.flatnonzero(np.isin(belongs, belongs[chosen])), among)
+    if len(inside) in (0, len(among)):
+        left = "training" if len(inside) else "validation"
+        raise TsugikiError(f"no record is left for {left}: add text, or set validation to none")
+    return inside
+
+
 def find_overlap(train: RecordIndex, held_out: RecordIndex) -> tuple[list[str], list[str]]:
     """Find training records whose text is also in a held-out file.
 
@@ -131,11 +160,14 @@ def split_document(document: Document, fraction: float) -> tuple[Document, Docum
     return Document(parts[0], document.source), Document(parts[1], f"{document.source} (its end)")
 
 
-def _by_share(index: RecordIndex, fraction: float, seed: int, belongs: Integers) -> Integers:
+def _by_share(
+    index: RecordIndex, fraction: float, seed: int, belongs: Integers, among: Integers | None = None
+) -> Integers:
     """Choose whole groups in the order of their rank while they fit the share; at least the smallest group."""
+    among = np.arange(len(index)) if among is None else among
     sizes = np.bincount(belongs, index.characters, minlength=len(index))
-    budget = fraction * float(index.characters.sum())
-    leaders = np.unique(belongs).tolist()
+    budget = fraction * float(index.characters[among].sum())
+    leaders = np.unique(belongs[among]).tolist()
 
     def rank(number: int) -> bytes:
         return sha256_bytes(f"{seed}\0".encode() + index.digests[number].tobytes())

@@ -214,8 +214,8 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
         lines.append(("trainable parameters", f"{counts.trainable:,} of {counts.total:,} ({counts.share:.2%})"))
     if record.config.lora:
         lines.append(("dropout", f"{record.config.lora.lora_dropout:g}"))
-    lines.append(("learning rate", f"{record.config.learning_rate:g}, {record.config.lr_scheduler_type}"))
-    lines.append(("rows per optimiser step", f"{record.config.batch_size}"))
+    lines.append(("learning rate", f"{record.chosen('learning_rate')}, {record.config.lr_scheduler_type}"))
+    lines.append(("rows per optimiser step", f"{record.chosen('batch_size')}"))
     if record.training:
         lines.append(("steps", f"{record.training.steps:,}"))
     lines.append(("seed", str(record.config.seed)))

@@ -78,9 +78,11 @@ class Method:
     config: type[Any]
     fixed_settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the config class that define this method. The user cannot change them."""
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     """The learning rate if the user sets none. The fewer parameters a method trains, the higher it should be; the
-    values come from the papers or from PEFT's examples."""
+    values come from the papers or from PEFT's examples. None: it depends on the model (see `train.automatic`)."""
+    learning_rate_factor: float = 1
+    """What the learning rate that LoRA would have is multiplied by, if it depends on the model."""
     readable_by_peft: bool = True
     """Whether PEFT can load the files."""
     mergeable: bool = True

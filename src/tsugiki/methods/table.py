@@ -83,6 +83,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "reparametrised",
             "LoRA with a higher learning rate for B than for A, by the factor loraplus_lr_ratio",
             LoraConfig,
+            learning_rate_factor=1 / 4,  # of A; that of B is 16 times as high
             doc_module="tsugiki.train.optimizers.loraplus",
         ),
         "pissa": Method(
@@ -90,6 +91,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "LoRA initialised with the principal components of each weight",
             LoraConfig,
             {"init_lora_weights": "pissa"},
+            learning_rate_factor=1 / 3,
             doc_module="tsugiki.lora.initialise",
         ),
         "orthogonal": Method(
@@ -127,6 +129,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "the output head",
             SelectiveConfig,
             {"target_parameters": HEAD},
+            learning_rate=1e-4,
             readable_by_peft=False,
             not_accelerated=_NEEDS_FLOAT32,
         ),
@@ -134,6 +137,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "selective",
             "the parameters that a pattern selects",
             SelectiveConfig,
+            learning_rate=1e-4,
             readable_by_peft=False,
             not_accelerated=_NEEDS_FLOAT32,
         ),
@@ -141,6 +145,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "full fine-tuning",
             "every weight",
             FullConfig,
+            learning_rate_factor=1 / 10,
             readable_by_peft=False,
             mergeable=False,
             prepare=prepare_full,

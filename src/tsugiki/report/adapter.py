@@ -89,7 +89,7 @@ def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
         lines.append(
             ("training", f"{training.steps:,} steps, {training.tokens:,} tokens in {format_duration(training.seconds)}")
         )
-    lines.append(("learning rate", f"{record.config.learning_rate:g}"))
+    lines.append(("learning rate", f"{record.chosen('learning_rate')}"))
     if record.data:
         held_out = record.data.held_out
         lines.append(("held out", f"{held_out.documents:,} records, {held_out.characters:,} characters"))

@@ -63,12 +63,19 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
     text = f"{name} · {method.family} · {method.summary}\n\n{idea}\n"
     notes = [f"{setting} is {value!r} in this method" for setting, value in method.fixed_settings.items()]
     notes += [
-        f"default learning rate: {method.learning_rate:g}",
+        f"default learning rate: {_learning_rate(method)}",
         f"trainable parameters of {model}: {_count(name, model, load_meta_model(model))}",
         f"PEFT reads the file: {_yes(method.readable_by_peft)}; can be merged into the base: {_yes(method.mergeable)}"
         + (f"; not accelerated: {method.not_accelerated}" if method.not_accelerated else ""),
     ]
     return text, _settings(name, method), notes
+
+
+def _learning_rate(method: Method) -> str:
+    if method.learning_rate is not None:
+        return f"{method.learning_rate:g}"
+    factor = method.learning_rate_factor
+    return "by the width of the model" + (f", {factor:.2g} times LoRA's" if factor != 1 else "")
 
 
 def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:

@@ -268,8 +268,8 @@ def _settings(record: RunRecord) -> Markup:
     if config.lora:
         lora = config.lora
         lines.append(("LoRA", f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}"))
-    lines.append(("learning rate", f"{config.learning_rate:g}, {config.lr_scheduler_type}"))
-    lines.append(("rows per optimiser step", f"{config.batch_size}"))
+    lines.append(("learning rate", f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"))
+    lines.append(("rows per optimiser step", f"{record.chosen('batch_size')}"))
     if config.max_steps is None:
         lines.append(("epochs", f"{config.epochs:g}"))
     lines.append(("seed", str(config.seed)))

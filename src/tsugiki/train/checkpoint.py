@@ -132,11 +132,13 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Delete all checkpoints in a folder except the newest `count`."""
-    for path in checkpoints(folder)[:-count]:
-        with suppress(TsugikiError):
-            remove_folder(path)
+def keep_newest(folder: Path, count: int, best: int | None = None) -> None:
+    """Delete all checkpoints in a folder except the newest `count`, and that of the step `best`."""
+    found = checkpoints(folder)
+    for path in found[: max(len(found) - count, 0)]:
+        if _step(path) != best:
+            with suppress(TsugikiError):
+                remove_folder(path)
 
 
 def _step(folder: Path) -> int:

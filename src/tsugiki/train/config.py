@@ -1,7 +1,7 @@
 """The settings of a run, from a YAML file, from flags, or both.
 
-The text under a field is its help text on the command line (see `cli.flags`). The defaults are those of the textbook
-chapter on LoRA that the project implements. This module is imported for `tsugiki train --help`, so it imports torch
+The text under a field is its help text on the command line (see `cli.flags`). Settings that are `auto` are chosen
+when a run starts (see `train.automatic`). This module is imported for `tsugiki train --help`, so it imports torch
 and the table of methods only inside functions.
 """
 
@@ -25,22 +25,35 @@ from tsugiki.lora.config import LoraConfig
 if TYPE_CHECKING:
     from tsugiki.methods.method import Method
 
-CHAPTER_LORA: Mapping[str, Any] = MappingProxyType({"r": 8, "lora_alpha": 32, "lora_dropout": 0.1})
-"""The chapter's adapter: the defaults of the section `lora`."""
+DEFAULT_LORA: Mapping[str, Any] = MappingProxyType({"r": 16, "lora_alpha": 32, "lora_dropout": 0.1})
+"""The defaults of the section `lora`."""
+
+CHAPTER: Mapping[str, Any] = MappingProxyType(
+    {
+        "learning_rate": 1e-4,
+        "batch_size": 16,
+        "validation": "none",
+        "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1},
+    }
+)
+"""The settings of the textbook chapter on LoRA that the project implements."""
 
 
-def _with_chapter_defaults(settings: Any) -> Any:
+def _with_defaults(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     known = {field.name for field in fields(LoraConfig)}
     unknown = [str(name) for name in settings if name not in known]
     if unknown:
         raise ValueError(f"{summarise_list(unknown)}: no such setting; known are {', '.join(sorted(known))}")
-    return {**CHAPTER_LORA, **settings}
+    return {**DEFAULT_LORA, **settings}
 
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 """Where a run computes, by torch's names."""
+
+AUTO: Literal["auto"] = "auto"
+NO_VALIDATION = "none"
 
 MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "shard"})
 """Settings that change the speed of a run and not its result, so that it can be resumed with other values."""
@@ -61,10 +74,11 @@ class TrainingSettings(BaseModel):
     """Passes over the training data."""
     max_steps: int | None = Field(default=None, ge=1)
     """Number of optimiser steps. Overrides epochs."""
-    batch_size: int = Field(default=16, ge=1)
-    """Rows per optimiser step, over all processes."""
-    learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
-    """Peak learning rate. Some methods have a higher default (see `tsugiki methods`)."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = AUTO
+    """Rows per optimiser step, over all processes. auto: so many that the run has about 100 steps, but at least one for
+    each thread or GPU and at most 16."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = AUTO
+    """Peak learning rate. auto: by the width of the model, the method, lora_alpha and the number of steps."""
     lr_scheduler_type: str = "linear"
     """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""
     warmup_steps: int | None = Field(default=None, ge=1)
@@ -106,7 +120,7 @@ class TrainingSettings(BaseModel):
     """Text like the base's own training data, to measure what the model forgets: it is evaluated before and after
     training. Same formats as data."""
     eval_steps: int | None = Field(default=None, ge=1)
-    """Steps between evaluations. Default: a fifth of the run."""
+    """Steps between evaluations during the run. Default: 4 to 8 of them, or 2 or 3 in a very short run."""
     save_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints. Default: a tenth of the run."""
     prompts: tuple[str, ...] = ()
@@ -160,6 +174,8 @@ class TrainingSettings(BaseModel):
 
 LORA_PLUS = "lora+"
 _MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
+_UNION = re.compile(r"function-|constrained-|literal\[")
+"""What pydantic adds to the place of a problem, for a setting of several types."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -189,25 +205,42 @@ class RunConfig(TrainingSettings):
     base_dtype: BaseDtype | None = None
     """Dtype of the frozen base while an adapter trains; the adapter is float32. Default: bf16 if the processor or
     accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
-    lora: Annotated[LoraConfig, BeforeValidator(_with_chapter_defaults)] = LoraConfig(**CHAPTER_LORA)
+    lora: Annotated[LoraConfig, BeforeValidator(_with_defaults)] = LoraConfig(**DEFAULT_LORA)
     """Settings of the LoRA methods."""
     add_tokens: str | None = Field(default=None, min_length=1)
     """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
     a LoRA method; the tokenizer is saved with the adapter."""
+    minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
+    machine is measured first, and gives the number of steps."""
+    validation: float | Annotated[str, Field(min_length=1)] = AUTO
+    """Text that chooses the step whose adapter is kept. It is neither trained on nor held out: a share of the data, a
+    condition on the records, a file, or none. auto: a twentieth of the documents; if there are fewer than 20, every
+    second window of the held-out text."""
+    keep: Literal["best", "last"] = "best"
+    """What a run ends with: the adapter (or model) of the step with the lowest loss on the validation text, or of the
+    last step."""
+    patience: int = Field(default=2, ge=0)
+    """Evaluations on the validation text without a new lowest loss after which a run ends. 0: it never ends early."""
     loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)
     """Method lora+: learning rate of B / learning rate of A."""
     method_config: dict[str, Any] = {}
     """Settings of any other method (`tsugiki methods NAME` lists them)."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_learning_rate(cls, settings: Any) -> Any:
-        from tsugiki.methods.table import METHODS
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        given = [name for name in ("minutes", "max_steps", "epochs") if name in self.model_fields_set]
+        if self.minutes is not None and len(given) > 1:
+            raise ValueError(
+                f"minutes cannot be combined with {' and '.join(given[1:])}: each is the length of the run"
+            )
+        return self
 
-        if not isinstance(settings, dict) or "learning_rate" in settings:
-            return settings
-        method = METHODS.get(str(settings.get("method")))
-        return settings if method is None else {**settings, "learning_rate": method.learning_rate}
+    @model_validator(mode="after")
+    def _check_validation(self) -> Self:
+        if self.validation == NO_VALIDATION and self.keep == "best" and "keep" in self.model_fields_set:
+            raise ValueError("keep best needs a validation text that chooses the step: leave validation out")
+        return self
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
@@ -349,7 +382,9 @@ def describe_problems(error: ValidationError) -> str:
     """Return the first problems of a validation in one line, each with the name of its field."""
     problems = []
     for problem in error.errors():
-        where = error_text(".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-")), 100)
+        if problem["type"] == "literal_error" and any(_UNION.match(str(part)) for part in problem["loc"]):
+            continue  # of a setting that is a number or `auto`; the problem of the number is listed
+        where = error_text(".".join(str(part) for part in problem["loc"] if not _UNION.match(str(part))), 100)
         has_value = where and problem["type"] not in ("missing", "extra_forbidden")
         got = f" (got {error_text(repr(problem['input']), 100)})" if has_value else ""
         message = problem["msg"].removeprefix("Value error, ")

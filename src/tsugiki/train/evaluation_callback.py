@@ -5,6 +5,7 @@ unless the weights are in shards; then all processes generate the same text.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,40 +13,50 @@ from typing import TYPE_CHECKING
 
 from tsugiki.base.context import context_length
 from tsugiki.lora.graft import disable_adapter, is_grafted
-from tsugiki.train.config import RunConfig
+from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
 from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.evaluation.sample import Sampling, generate_texts
+from tsugiki.train.looks import evenly_spread, plan_looks
 from tsugiki.train.loop import Callback, TrainingLoop
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import RunRecord, Sample, TrainingFigures, peak_memory
+from tsugiki.train.record import NO_GAIN, RunRecord, Sample, TrainingFigures, peak_memory
 from tsugiki.train.sharding import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_EVALUATIONS_PER_RUN = 5
 _SECONDS_BETWEEN_WRITES = 1  # flushing a file to the disk takes longer than a quick step
 
 
 class EvaluationCallback(Callback):
-    """Evaluates and samples before the first step, at regular steps and at the end, and writes `run.json`."""
+    """Evaluates and samples before the first step, during the run and at the end, and writes `run.json`.
+
+    During the run, the validation text is evaluated if there is one. The step with the lowest loss on it is noted, so
+    that its checkpoint is kept, and what it trained is restored at the end. The held-out text chooses nothing: it is
+    evaluated before the first step and at the end, and only without a validation text during the run as well.
+    """
 
     def __init__(
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         data: PackedDataset,
-        config: RunConfig,
+        config: ResolvedConfig,
         record: RunRecord,
         display: RunProgress,
+        restore: Callable[[int], None],
     ) -> None:
+        """Create it; `restore` puts what was trained until a step back into the model, from its checkpoint."""
+        self.restore = restore
         self.model, self.tokenizer = model, tokenizer
         self.data, self.config, self.record, self.display = data, config, record, display
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
         self.context = context_length(model)
+        self.plan = plan_looks(config, data)
+        self.validation_windows = evenly_spread(data.validation_windows, self.plan.windows)
         self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
 
     def on_train_begin(self, loop: TrainingLoop) -> None:
@@ -54,6 +65,8 @@ class EvaluationCallback(Callback):
             with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
                 self._evaluate(loop)
                 self._evaluate_retention(loop)
+                if self.validation_windows and self.plan.looks:
+                    self._validate(loop)
                 self._sample(loop)
         self.display.begin(loop.steps, loop.progress.step)
 
@@ -65,29 +78,69 @@ class EvaluationCallback(Callback):
             self._update_record(loop)
             if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
                 self._write_record(loop)
-        if _is_due(step, total, self.config.eval_steps or max(1, total // _EVALUATIONS_PER_RUN)):
-            self._evaluate(loop)
-        if step == total:
-            self._evaluate_retention(loop)
-        if _is_due(step, total, self.config.sample_steps or max(1, total // 2)):
+        if self.plan.is_due(step, total, self.config.eval_steps):
+            if self.validation_windows:
+                self._choose(loop)
+            elif step < total:
+                self._evaluate(loop)
+        if step < total and not loop.progress.stopped and _is_due(step, total, self._sample_steps(total)):
             self._sample(loop)
 
-    def _evaluate(self, loop: TrainingLoop) -> None:
+    def on_train_end(self, loop: TrainingLoop) -> None:
+        """Restore what the best step trained, and evaluate and sample with it."""
+        best = loop.progress.best_step
+        self.record.kept_step = loop.progress.step if best is None else best
+        if self.record.kept_step != loop.progress.step:
+            self.restore(self.record.kept_step)
+            self.display.say(f"step {self.record.kept_step} had the lowest loss on the validation text, and is kept")
+        if self.validation_windows and not self.record.any_step_is_better():
+            self.display.say(NO_GAIN)
+        self._evaluate(loop, self.record.kept_step)
+        self._evaluate_retention(loop, self.record.kept_step)
+        self._sample(loop, self.record.kept_step)
+
+    def _choose(self, loop: TrainingLoop) -> None:
+        """Evaluate the validation text, note whether this is the best step so far, and end the run if none follows."""
+        progress, result = loop.progress, self._validate(loop)
+        if self.config.keep == "last":
+            return
+        if progress.best_loss is None or result.loss < progress.best_loss:
+            progress.best_step, progress.best_loss, progress.evaluations_since_best = progress.step, result.loss, 0
+            return
+        progress.evaluations_since_best += 1
+        if progress.evaluations_since_best == self.config.patience and progress.step < loop.steps:
+            self.display.say(
+                f"step {progress.step}: the loss on the validation text has not fallen since step "
+                f"{progress.best_step}, so the run ends here"
+            )
+            progress.stopped = True
+
+    def _evaluate(self, loop: TrainingLoop, step: int | None = None) -> None:
         loop.read_losses()
-        result = self._score(loop, self.data.windows)
+        result = self._score(loop, self.data.windows, step)
         self.record.evaluations.append(result)
         self.display.evaluation(result)
         loop.accelerator.log({"eval_loss": result.loss, "eval_bits_per_char": result.bits_per_char}, step=result.step)
         self._write_record(loop)
 
-    def _evaluate_retention(self, loop: TrainingLoop) -> None:
+    def _validate(self, loop: TrainingLoop) -> StepEvaluation:
+        loop.read_losses()
+        result = self._score(loop, self.validation_windows)
+        self.record.validations.append(result)
+        self.display.evaluation(result, "validation")
+        loop.accelerator.log({"validation_loss": result.loss}, step=result.step)
+        self._write_record(loop)
+        return result
+
+    def _evaluate_retention(self, loop: TrainingLoop, step: int | None = None) -> None:
         if self.data.retention_windows:
-            result = self._score(loop, self.data.retention_windows)
+            result = self._score(loop, self.data.retention_windows, step)
             self.record.retention_evaluations.append(result)
             self.display.say(f"step {result.step}  retention loss {result.loss:.4f}")
             self._write_record(loop)
 
-    def _score(self, loop: TrainingLoop, windows: list[Window]) -> StepEvaluation:
+    def _score(self, loop: TrainingLoop, windows: list[Window], step: int | None = None) -> StepEvaluation:
+        """Evaluate windows; `step` is the number of the step, if it is not the last one that was done."""
         with self.display.stage("evaluating", len(windows)) as advance:
             result = evaluate(
                 self.model,
@@ -98,15 +151,18 @@ class EvaluationCallback(Callback):
                 self.context,
                 loop.accelerator,
             )
-        return StepEvaluation(step=loop.progress.step, **dict(result))
+        return StepEvaluation(step=loop.progress.step if step is None else step, **dict(result))
 
-    def _sample(self, loop: TrainingLoop) -> None:
+    def _sample_steps(self, total: int) -> int:
+        return self.config.sample_steps or max(1, total // 2)
+
+    def _sample(self, loop: TrainingLoop, step: int | None = None) -> None:
         if not loop.accelerator.is_main_process and not is_sharded(self.model):
             return
         sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
         texts = generate_texts(self.model, self.tokenizer, self.config.prompts, sampling)
         for prompt, text in zip(self.config.prompts, texts, strict=True):
-            sample = Sample(step=loop.progress.step, prompt=prompt, text=text)
+            sample = Sample(step=loop.progress.step if step is None else step, prompt=prompt, text=text)
             self.record.samples.append(sample)
             self.display.sample(sample)
         self._write_record(loop)

@@ -45,7 +45,10 @@ class Callback:
         """Do something before the first step, or before the first step of a resumed run."""
 
     def on_step_end(self, loop: "TrainingLoop") -> None:
-        """Do something after a step and before its checkpoint. `loop.should_stop = True` ends the run."""
+        """Do something after a step, before its checkpoint. `loop.progress.stopped = True` ends the run."""
+
+    def on_train_end(self, loop: "TrainingLoop") -> None:
+        """Do something after the last step and its checkpoint."""
 
 
 @dataclass
@@ -73,7 +76,7 @@ class TrainingLoop:
     """Loss of the last step that was read, in nats per token."""
     learning_rate: float = 0.0
     """Learning rate of the last step."""
-    should_stop: bool = False
+    _saved_step: int = 0  # of the newest checkpoint
     _unread: list[tuple[Tensor, int]] = field(default_factory=list)
     """What `Gradients.step` returned, and the target tokens, of steps that have not been read from the device."""
     _stop_requests: float = 0.0
@@ -88,12 +91,13 @@ class TrainingLoop:
         """
         check_optimizer(self.model, self.optimizer)
         with StopSignals(raises=self.accelerator.num_processes == 1) as signals:
+            self._saved_step = self.progress.step
             try:
                 for callback in self.callbacks:
                     callback.on_train_begin(self)
                 if self.progress.callbacks_pending:
                     self._call_back()
-                while self.progress.step < self.steps and not self.should_stop:
+                while self.progress.step < self.steps and not self.progress.stopped:
                     with signals.deferred():
                         self.train_step(stop=signals.received is not None)
                         if self.accelerator.device.type == "cpu" or self._is_due(self.log_steps):
@@ -101,11 +105,13 @@ class TrainingLoop:
                         if self._is_due(self.log_steps):
                             self._log()
                     self._call_back()
-                    if self._is_due(self.save_steps):
+                    if self._is_due(self.save_steps) or self.progress.is_best or self.progress.stopped:
                         with signals.deferred():
                             self._save()
                     if self._stop_requests:
                         raise Interrupted(signals.received or signal.SIGTERM)
+                for callback in self.callbacks:
+                    callback.on_train_end(self)
             except Interrupted as stop:
                 with signals.deferred():
                     raise self._interrupted(stop.number) from None
@@ -116,14 +122,15 @@ class TrainingLoop:
         self.progress.callbacks_pending = False
 
     def _save(self) -> None:
-        self.read_losses()
-        self.save(self)
+        if self.progress.step != self._saved_step:
+            self.read_losses()
+            self.save(self)
+            self._saved_step = self.progress.step
 
     def _interrupted(self, number: int) -> Interrupted:
         """Write a checkpoint, and return the exception that ends the run."""
         step = self.progress.step
-        if step:
-            self._save()
+        self._save()
         kept = f"a checkpoint of step {step} of {self.steps} was written" if step else "no step was done"
         return Interrupted(number, f"{kept}; continue with --resume")
 
@@ -176,8 +183,7 @@ class TrainingLoop:
                 f"fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)"
             )
         self._unread.clear()
-        self.progress.unlogged += losses
-        self.step_loss = losses[-1]
+        self.progress.unlogged, self.step_loss = self.progress.unlogged + losses, losses[-1]
         self.progress.seconds += time.perf_counter() - started
 
     def _log(self) -> None:

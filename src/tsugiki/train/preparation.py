@@ -21,6 +21,7 @@ from tsugiki.data.splits import (
     parse_held_out,
     split_document,
     split_records,
+    split_validation,
 )
 from tsugiki.data.store import RecordIndex, TokenStore, open_store, read_index, store_key
 from tsugiki.errors import TsugikiError, summarise_list
@@ -30,14 +31,27 @@ from tsugiki.io.digests import combined_digest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
-from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluation.evaluate import Window, read_windows, split_windows
-from tsugiki.train.record import DataSummary, HeldOutCounts, NearDuplicates, RecordCounts, SplitSummary
+from tsugiki.train.config import AUTO, NO_VALIDATION, RunConfig
+from tsugiki.train.evaluation.evaluate import WINDOW_CHARACTERS, Window, read_windows, split_windows
+from tsugiki.train.record import (
+    DataSummary,
+    HeldOutCounts,
+    NearDuplicates,
+    RecordCounts,
+    SplitSummary,
+    ValidationCounts,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BLOCK_SIZE = 512
+_DOCUMENTS_FOR_VALIDATION = 20
+"""With fewer, a document is too large a share of the text to be left out of training."""
+_VALIDATION_SHARE = 0.05
+_VALIDATION_CHARACTERS = 32 * WINDOW_CHARACTERS
+"""Text that is scored to choose a step. Twelve windows know the change of a loss to 0.2 %, because the same ones are
+compared."""
 _SHOWN_GROUPS = 5
 
 
@@ -51,6 +65,8 @@ class DatasetSplit:
     """Indices of the training records in `store`."""
     windows: list[Window]
     """The held-out text."""
+    validation_windows: list[Window]
+    """The text that chooses the step that is kept; empty: none does."""
     retention_windows: list[Window]
     """The text of `retention_data`."""
     summary: SplitSummary
@@ -67,6 +83,8 @@ class PackedDataset:
     """The training data."""
     windows: list[Window]
     """The held-out text."""
+    validation_windows: list[Window]
+    """The text that chooses the step that is kept; empty: none does."""
     retention_windows: list[Window]
     """The text of `retention_data`."""
     document_masking: DocumentMasking
@@ -99,12 +117,14 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
         characters = store.index.characters[held_out_indices].tolist()
         windows = split_windows(records, characters, config.held_out_characters)
         train = np.setdiff1d(all_records, held_out_indices)
-        return _dataset_split(config, store, train, store.index, held_out_indices, windows, groups, [], digest)
+        held_out_records = HeldOut(store.index, held_out_indices, windows)
+        return _dataset_split(config, store, train, held_out_records, groups, [], digest)
     in_file = list(read_records(held_out))
     index = read_index(in_file)
     notes = _overlap(store.index, index)
     windows = split_windows(in_file, index.characters.tolist(), config.held_out_characters)
-    return _dataset_split(config, store, all_records, index, np.arange(len(index)), windows, groups, notes, digest)
+    held_out_records = HeldOut(index, np.arange(len(index)), windows)
+    return _dataset_split(config, store, all_records, held_out_records, groups, notes, digest)
 
 
 def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -121,6 +141,10 @@ def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: s
     digests = {"data": store_key(key, tokenizer, config.assistant_turns)}
     if isinstance(held_out, Path):
         digests["held_out"] = content_key(held_out)
+    if config.validation not in (AUTO, NO_VALIDATION):
+        validation = parse_held_out(config.validation, "validation")
+        if isinstance(validation, Path):
+            digests["validation"] = content_key(validation)
     if config.retention_data is not None:
         digests["retention_data"] = content_key(config.retention_data)
     return combined_digest(digests)
@@ -161,7 +185,9 @@ def pack_data(
         cut_records=blocks.cut_records,
         cut_tokens=blocks.cut_tokens,
     )
-    return PackedDataset(blocks, split.windows, split.retention_windows, masking, summary, notes)
+    return PackedDataset(
+        blocks, split.windows, split.validation_windows, split.retention_windows, masking, summary, notes
+    )
 
 
 def single_document(data: str) -> Document | None:
@@ -185,7 +211,7 @@ def _split_document(
     train, held_out_indices = np.array([0]), np.array([1])
     windows = split_windows(records[1:], store.index.characters[held_out_indices].tolist(), config.held_out_characters)
     notes = [f"one document: its last {held_out:.0%} is held out"]
-    return _dataset_split(config, store, train, store.index, held_out_indices, windows, [], notes, digest)
+    return _dataset_split(config, store, train, HeldOut(store.index, held_out_indices, windows), [], notes, digest)
 
 
 def _tokenise(
@@ -207,30 +233,53 @@ def _tokenise(
         )
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Records that are not trained on."""
+
+    index: RecordIndex
+    """The index that contains them."""
+    numbers: Integers
+    """Their numbers in it."""
+    windows: list[Window]
+    """Their text."""
+
+
 def _dataset_split(
     config: RunConfig,
     store: TokenStore,
     train: Integers,
-    held_out: RecordIndex,
-    held_out_indices: Integers,
-    windows: list[Window],
+    held_out: HeldOut,
     groups: list[list[int]],
     notes: list[str],
     digest: str,
 ) -> DatasetSplit:
-    """Count the records and read the retention data.
+    """Choose the validation text, count the records and read the retention data.
 
     Args:
         config: the settings.
         store: the tokens of all records in `config.data`.
-        train: indices of the training records in `store`.
-        held_out: the index that contains the held-out records.
-        held_out_indices: indices of the held-out records in `held_out`.
-        windows: their text.
-        groups: groups of near-duplicates, as indices in `store`.
+        train: numbers of the records in `store` that are not held out.
+        held_out: the held-out records.
+        groups: groups of near-duplicates, as numbers in `store`.
         notes: what is unusual so far.
         digest: from `_data_digest`.
     """
+    validation = _validation(config, store, train, groups)
+    counts: ValidationCounts | None = None
+    windows = held_out.windows
+    if validation is None and config.validation == AUTO:  # few documents: windows of the held-out text choose
+        validation = HeldOut(held_out.index, held_out.numbers, windows[::2] if len(windows) > 1 else [])
+        windows = windows[1::2] or windows
+        if validation.windows:
+            counts = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
+            notes.append("few documents: every second window of the held-out text chooses the step that is kept")
+        else:
+            notes.append("the held-out text is too short to choose a step as well: the last step is kept")
+    elif validation is not None:
+        if validation.index is store.index:
+            train = np.setdiff1d(train, validation.numbers)
+        counts = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
     duplicates = sum(map(len, groups))
     if groups:
         notes.append(f"{duplicates:,} records are near-duplicates of others ({len(groups):,} groups, kept together)")
@@ -239,14 +288,46 @@ def _dataset_split(
         digest=digest,
         train=RecordCounts(**_counts(store.index, train)),
         held_out=HeldOutCounts(
-            **_counts(held_out, held_out_indices),
+            **_counts(held_out.index, held_out.numbers),
             measured_characters=sum(len(window.record.text) for window in windows),
         ),
+        validation=counts,
         near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
     )
     data = config.retention_data
     retention_windows = read_windows(data, config.held_out_characters) if data is not None else []
-    return DatasetSplit(store, train, windows, retention_windows, summary, notes)
+    chooses = [] if validation is None else validation.windows
+    return DatasetSplit(store, train, windows, chooses, retention_windows, summary, notes)
+
+
+def _validation(config: RunConfig, store: TokenStore, train: Integers, groups: list[list[int]]) -> HeldOut | None:
+    """Return the records that choose the step that is kept; None: none of their own."""
+    setting = config.validation
+    if setting == NO_VALIDATION:
+        return None
+    if setting == AUTO:
+        if len(_works(train, groups)) < _DOCUMENTS_FOR_VALIDATION:
+            return None
+        setting = _VALIDATION_SHARE
+    parsed = parse_held_out(setting, "validation")
+    if isinstance(parsed, Path):
+        records = list(read_records(parsed))
+        index = read_index(records)
+        _overlap(store.index, index, "validation")
+        windows = split_windows(records, index.characters.tolist(), _VALIDATION_CHARACTERS)
+        return HeldOut(index, np.arange(len(index)), windows)
+    numbers = split_validation(store.index, train, parsed, config.seed, groups)
+    chosen = set(numbers.tolist())
+    read = (record for number, record in enumerate(read_records(config.data)) if number in chosen)
+    return HeldOut(
+        store.index, numbers, split_windows(read, store.index.characters[numbers].tolist(), _VALIDATION_CHARACTERS)
+    )
+
+
+def _works(records: Integers, groups: list[list[int]]) -> Integers:
+    """Return one record of each group of near-duplicates, and all records that belong to none."""
+    repeated = [number for group in groups for number in group[1:]]
+    return np.setdiff1d(records, repeated)
 
 
 def _counts(index: RecordIndex, records: Integers) -> dict[str, Any]:
@@ -257,7 +338,7 @@ def _counts(index: RecordIndex, records: Integers) -> dict[str, Any]:
     }
 
 
-def _overlap(train: RecordIndex, held_out: RecordIndex) -> list[str]:
+def _overlap(train: RecordIndex, held_out: RecordIndex, what: str = "held-out") -> list[str]:
     """Return a note if the held-out file has near-duplicates of training records.
 
     Raises:
@@ -266,8 +347,8 @@ def _overlap(train: RecordIndex, held_out: RecordIndex) -> list[str]:
     same, near = find_overlap(train, held_out)
     if same:
         raise TsugikiError(
-            f"{len(same):,} records of the training data are in the held-out file as well: {summarise_list(same)}; "
-            "remove them from one of the two, because held-out text must not be trained on"
+            f"{len(same):,} records of the training data are in the {what} file as well: {summarise_list(same)}; "
+            f"remove them from one of the two, because {what} text must not be trained on"
         )
     if not near:
         return []

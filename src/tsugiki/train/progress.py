@@ -1,5 +1,6 @@
 """Progress of a training run: a live line in a terminal, a few plain lines elsewhere. All on standard error."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -20,13 +21,14 @@ class RunProgress(ProgressDisplay):
 
     def __init__(self, console: Console | None = None, shown: bool = True) -> None:
         """Create the display; with `shown` False, nothing is printed."""
+        self.started = time.monotonic()
         super().__init__(console or Console(stderr=True, highlight=False, quiet=not shown))
         self._progress = Progress(
             TextColumn("[bold]step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TextColumn("loss {task.fields[loss]}"),
-            TextColumn("held-out perplexity {task.fields[perplexity]}"),
+            TextColumn("perplexity {task.fields[perplexity]}"),
             TextColumn("{task.fields[speed]} tokens/s"),
             TimeRemainingColumn(),
             console=self.console,
@@ -67,11 +69,11 @@ class RunProgress(ProgressDisplay):
         if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
             self.say(f"step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
 
-    def evaluation(self, result: StepEvaluation) -> None:
-        """Show an evaluation on the held-out text."""
+    def evaluation(self, result: StepEvaluation, text: str = "held-out") -> None:
+        """Show an evaluation on the held-out text, or on the validation text."""
         self._progress.update(self._task, perplexity=f"{result.perplexity:,.2f}")
         self.say(
-            f"step {result.step}  held-out loss {result.loss:.4f}  perplexity {result.perplexity:,.2f}  "
+            f"step {result.step}  {text} loss {result.loss:.4f}  perplexity {result.perplexity:,.2f}  "
             f"bits/char {result.bits_per_char:.3f}"
         )
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the format of `run.json`."""
+NO_GAIN = (
+    "no step was better than the base on the validation text: the text is short, or like what the base knows already"
+)
 _MAX_CONFIG = 300_000  # characters; settings in YAML have at most 200,000
 _LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
 
@@ -52,11 +55,11 @@ class RecordedConfig(BaseModel):
     data: str
     model: str | dict[str, Any] | None = None
     out: Annotated[str, Field(pattern=r"^[^\x00]*$")] | None = None
-    learning_rate: float
+    learning_rate: float | Literal["auto"]
     lr_scheduler_type: str
     epochs: float
     max_steps: int | None
-    batch_size: int
+    batch_size: int | Literal["auto"]
     seed: int
     prompts: list[str]
     lora: RecordedLora | None = None
@@ -106,6 +109,13 @@ class HeldOutCounts(RecordCounts):
     """Characters in the windows that are scored."""
 
 
+class ValidationCounts(RecordCounts):
+    """Counts of the records that choose the step that is kept."""
+
+    from_held_out: bool
+    """Whether they are windows of the held-out records, of which the others are scored for the report."""
+
+
 class NearDuplicates(BaseModel):
     """Groups of records that are nearly the same. A group is never split between training and held-out data."""
 
@@ -122,6 +132,7 @@ class SplitSummary(BaseModel):
     """Digest of the content of all data files, and of how they are tokenised; None in records of version 0.1."""
     train: RecordCounts
     held_out: HeldOutCounts
+    validation: ValidationCounts | None = None
     near_duplicates: NearDuplicates
 
 
@@ -189,6 +200,15 @@ class LossPoint(BaseModel):
     learning_rate: float
 
 
+class Restart(BaseModel):
+    """A run that began again with a lower learning rate, because its loss had risen."""
+
+    step: int
+    """The step at which it was seen."""
+    learning_rate: float
+    """The rate that was too high."""
+
+
 class RunRecord(BaseModel):
     """The record of one run. A part is None until it is known."""
 
@@ -206,12 +226,27 @@ class RunRecord(BaseModel):
     resolved_settings: dict[str, Any] = Field(default_factory=dict)
     """Settings that depend on the model or the machine, such as the target modules."""
     evaluations: list[StepEvaluation] = Field(default_factory=list)
-    """On the held-out text."""
+    """On the held-out text. With a validation text: of the base, and of what was kept."""
+    validations: list[StepEvaluation] = Field(default_factory=list)
+    """On the validation text, which chooses the step that is kept."""
+    kept_step: int | None = None
+    """The step whose adapter or model the run ended with."""
     retention_evaluations: list[StepEvaluation] = Field(default_factory=list)
     """On the text of `retention_data`, before and after training."""
     samples: list[Sample] = Field(default_factory=list)
     training: TrainingFigures | None = None
     loss_curve: list[LossPoint] = Field(default_factory=list)
+    restarts: list[Restart] = Field(default_factory=list)
+    """Where the run began again with a lower learning rate, because the loss had risen."""
+
+    def chosen(self, setting: str) -> Any:
+        """Return the value of a setting; if it is `auto`, what was chosen, once the run has started."""
+        return self.resolved_settings.get(setting, getattr(self.config, setting))
+
+    def any_step_is_better(self) -> bool:
+        """Return whether the validation text had a lower loss after some step than with the base; True without one."""
+        losses = [entry.loss for entry in self.validations]
+        return not losses[1:] or min(losses[1:]) < losses[0]
 
     def folder(self) -> Path:
         """Return the folder of the run.
@@ -234,6 +269,7 @@ class RunRecord(BaseModel):
     def forget_after(self, step: int) -> None:
         """Remove the evaluations and samples after a step, when the run resumes from an earlier checkpoint."""
         self.evaluations = [entry for entry in self.evaluations if entry.step <= step]
+        self.validations = [entry for entry in self.validations if entry.step <= step]
         self.retention_evaluations = [entry for entry in self.retention_evaluations if entry.step <= step]
         self.samples = [entry for entry in self.samples if entry.step <= step]
 

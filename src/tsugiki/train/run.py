@@ -14,6 +14,7 @@ train
 """
 
 import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -41,7 +42,9 @@ from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_lef
 from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, MODEL_FILE, RECORD_FILE
 from tsugiki.io.locks import sole_use
 from tsugiki.io.progress import ProgressDisplay
+from tsugiki.lora.graft import is_grafted
 from tsugiki.train.allocator import keep_freed_memory
+from tsugiki.train.automatic import ResolvedConfig, resolve, total_steps, with_values
 from tsugiki.train.checkpoint import (
     checkpoints,
     keep_newest,
@@ -49,7 +52,15 @@ from tsugiki.train.checkpoint import (
     newest_checkpoint,
     save_training_state,
 )
-from tsugiki.train.config import LORA_PLUS, RunConfig
+from tsugiki.train.config import AUTO, LORA_PLUS, RunConfig
+from tsugiki.train.divergence import (
+    LOWER,
+    MOST_RESTARTS,
+    DivergedError,
+    DivergenceCheck,
+    restore_values,
+    trained_values,
+)
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import (
@@ -72,6 +83,7 @@ from tsugiki.train.record import (
     LossPoint,
     Parameters,
     RecordedBase,
+    Restart,
     RunRecord,
     describe_machine,
     library_versions,
@@ -81,6 +93,7 @@ from tsugiki.train.record import (
 )
 from tsugiki.train.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 from tsugiki.train.state import Progress
+from tsugiki.train.timing import rows_in_time, seconds_per_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,6 +104,8 @@ LOGS = "logs"
 _CHECKPOINTS_PER_RUN = 10
 _KEPT_CHECKPOINTS = 2
 _LOSS_CURVE_POINTS = 500
+_CHOSEN = ("batch_size", "learning_rate")
+"""The settings that can be `auto`."""
 
 
 def train(config: RunConfig, resume: bool = False, progress: RunProgress | None = None) -> RunRecord:
@@ -214,36 +229,52 @@ def run(
     Raises:
         TsugikiError: an error that the user can correct.
     """
-    out = Path(config.out)
-    resolved = prepare_model(model, config, accelerator.device, trained_tokens(config, tokenizer))
+    out, given = Path(config.out), config.to_record()
+    prepared = prepare_model(model, config, accelerator.device, trained_tokens(config, tokenizer))
+    before = record.resolved_settings
+    config, chosen = resolved_config(accelerator, config, model, data, before, display.started)
+    resolved = prepared | chosen
     parameters = _describe(accelerator, record, config, model, data, resolved)
     check_agreement(
         accelerator,
         {
-            **config.to_record(),
+            **given,
             "shard": config.shard,
             "data": record.data,
             "base model": record.base,
             "settings that depend on the machine": resolved,
         },
     )
+    can_restart = given["learning_rate"] == AUTO and is_grafted(model)
+    initial = trained_values(model) if can_restart else {}
     if checkpoint is not None:
         load_trained(model, checkpoint)
     if _in_shards(accelerator, config):
         shard_model(model, config, accelerator.device)
-    loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
-    loop.save = partial(_save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS)
-    loop.callbacks.append(EvaluationCallback(model, tokenizer, data, config, record, display))
-    if checkpoint is not None:
-        _load_training_state(loop, checkpoint)
     _print_header(config.model, parameters, data, display)
     if accelerator.device.type == "cpu" and "fp16" in resolved.values():
         display.say("processors are slow in fp16; bf16 or fp32 is faster here")
-    if accelerator.is_main_process:
-        record.write(out)
-    loop.accelerator.init_trackers("tsugiki", config=_flat(record.config.to_dict()))
+    accelerator.init_trackers("tsugiki", config=_flat(record.config.to_dict()))
+    restore = partial(_restore, accelerator, model, out / CHECKPOINTS)
     try:
-        loop.run()
+        while True:
+            _print_choices(record.resolved_settings, given, display)
+            loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
+            loop.save = partial(_save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS)
+            loop.callbacks.append(EvaluationCallback(model, tokenizer, data, config, record, display, restore))
+            if can_restart and len(record.restarts) < MOST_RESTARTS:
+                loop.callbacks.append(DivergenceCheck(config.batch_size))
+            if checkpoint is not None:
+                _load_training_state(loop, checkpoint)
+            if accelerator.is_main_process:
+                record.write(out)
+            try:
+                loop.run()
+                break
+            except DivergedError as error:
+                config, checkpoint = _with_lower_rate(config, error, record, display), None
+                restore_values(model, initial)
+                on_main(accelerator, lambda: keep_newest(out / CHECKPOINTS, 0))
         for tracker in accelerator.trackers:
             tracker.finish()
         record.status = "finished"
@@ -256,9 +287,62 @@ def run(
     accelerator.wait_for_everyone()
 
 
-def prepare_loop(
+def _with_lower_rate(
+    config: ResolvedConfig, error: DivergedError, record: RunRecord, display: RunProgress
+) -> ResolvedConfig:
+    """Return the settings with a lower learning rate, and note in the record that the run begins again."""
+    rate = float(f"{config.learning_rate * LOWER:.2g}")
+    record.restarts.append(Restart(step=error.step, learning_rate=config.learning_rate))
+    record.resolved_settings["learning_rate"] = rate
+    record.forget_after(-1)
+    record.loss_curve.clear()
+    display.say(f"{error}, so the run begins again with a third of the learning rate")
+    return with_values(config, learning_rate=rate)
+
+
+def resolved_config(
     accelerator: Accelerator,
     config: RunConfig,
+    model: "PreTrainedModel",
+    data: PackedDataset,
+    chosen: Mapping[str, Any],
+    started: float,
+) -> tuple[ResolvedConfig, dict[str, Any]]:
+    """Choose the settings that are `auto` (see `train.automatic`), and the number of steps.
+
+    Args:
+        accelerator: the device, and the processes that share the work.
+        config: the settings as they were given.
+        model: the prepared model.
+        data: the packed data.
+        chosen: what the run has chosen before it was interrupted.
+        started: when the run began, in seconds of `time.monotonic`.
+
+    Returns:
+        The settings; and what was chosen.
+
+    Raises:
+        TsugikiError: `minutes` is too short for one step.
+    """
+    threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
+    at_once = min(threads * accelerator.num_processes, len(data.blocks))
+
+    def measure() -> int:
+        assert config.minutes is not None
+        trial = with_values(config, batch_size=at_once, learning_rate=1.0, max_steps=1)
+        loop = prepare_loop(accelerator, trial, model, data.blocks, data.document_masking)
+        per_row = seconds_per_step(loop) / at_once
+        left = config.minutes * 60 - (time.monotonic() - started)
+        return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all take what the main one measured
+
+    found = resolve(config, model, len(data.blocks), at_once, chosen, measure)
+    automatic = {name: getattr(found, name) for name in _CHOSEN if getattr(config, name) == AUTO}
+    return found, {**automatic, "steps": total_steps(found, len(data.blocks))}
+
+
+def prepare_loop(
+    accelerator: Accelerator,
+    config: ResolvedConfig,
     model: "PreTrainedModel",
     blocks: Blocks,
     document_masking: DocumentMasking,
@@ -300,13 +384,6 @@ def _check_rows(processes: int, rows: int) -> None:
 def _in_shards(accelerator: Accelerator, config: RunConfig) -> bool:
     """Whether the weights are split over the processes. One process alone has nothing to split."""
     return config.shard == "fsdp" and accelerator.num_processes > 1
-
-
-def total_steps(config: RunConfig, rows: int) -> int:
-    """Return the number of optimiser steps of a run on `rows` rows. The last step of an epoch may have fewer rows."""
-    if config.max_steps is not None:
-        return config.max_steps
-    return math.ceil(config.epochs * math.ceil(rows / config.batch_size))
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -388,14 +465,14 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _optimizer(model: "PreTrainedModel", config: RunConfig) -> torch.optim.Optimizer:
+def _optimizer(model: "PreTrainedModel", config: ResolvedConfig) -> torch.optim.Optimizer:
     """Return the optimiser of the trained parameters."""
     if config.method == LORA_PLUS:
         return loraplus(model, config)
     return muon(model, config) if config.optimizer == "muon" else adamw(model, config)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int) -> LRScheduler:
+def _schedule(optimizer: torch.optim.Optimizer, config: ResolvedConfig, steps: int) -> LRScheduler:
     """Return the learning rate schedule.
 
     Raises:
@@ -427,7 +504,12 @@ def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", r
             "scaler": loop.gradients.scaler.state_dict(),
         }
         save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, record.to_json())
-    keep_newest(folder, _KEPT_CHECKPOINTS)
+    keep_newest(folder, _KEPT_CHECKPOINTS, loop.progress.best_step)
+
+
+def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, step: int) -> None:
+    accelerator.wait_for_everyone()  # the main process may still be writing the checkpoint
+    load_trained(model, folder / f"checkpoint-{step}")
 
 
 def _load_training_state(loop: TrainingLoop, folder: Path) -> None:
@@ -443,7 +525,7 @@ def _load_training_state(loop: TrainingLoop, folder: Path) -> None:
 def _describe(
     accelerator: Accelerator,
     record: RunRecord,
-    config: RunConfig,
+    config: ResolvedConfig,
     model: "PreTrainedModel",
     data: PackedDataset,
     resolved: dict[str, Any],
@@ -474,7 +556,7 @@ def _describe(
     total = count_parameters(model)
     record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
     resolved_before = record.resolved_settings
-    record.resolved_settings = {**resolved, "steps": total_steps(config, len(data.blocks))}
+    record.resolved_settings = resolved
     for name, value in resolved_before.items():
         now = record.resolved_settings.get(name)
         if value != now:
@@ -507,6 +589,12 @@ def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
     if before is not None and before.digest is None:  # a record of version 0.1
         now = now.model_copy(update={"digest": None})
     return before != now
+
+
+def _print_choices(resolved: Mapping[str, Any], given: Mapping[str, Any], progress: RunProgress) -> None:
+    chosen = [f"{name.replace('_', ' ')} {resolved[name]:g}" for name in _CHOSEN if given[name] == AUTO]
+    if chosen:
+        progress.say(f"chosen for {resolved['steps']:,} steps: {', '.join(chosen)}")
 
 
 def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:

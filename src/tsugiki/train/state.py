@@ -23,6 +23,18 @@ class Progress:
     callbacks_pending: bool = False
     """The run was interrupted before all callbacks of the last step had been called."""
 
+    best_step: int | None = None
+    """The step with the lowest loss on the validation text; its checkpoint is kept."""
+    best_loss: float | None = None
+    evaluations_since_best: int = 0
+    stopped: bool = False
+    """A callback has ended the run before its last step."""
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the last step is the one with the lowest loss on the validation text."""
+        return self.best_step == self.step
+
     @property
     def loss(self) -> float:
         """Mean loss per target token over the whole run, in nats."""

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tsugiki.train.config import RunConfig
+from tsugiki.train.automatic import ResolvedConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def adamw(model: "PreTrainedModel", config: RunConfig) -> torch.optim.AdamW:
+def adamw(model: "PreTrainedModel", config: ResolvedConfig) -> torch.optim.AdamW:
     """Return the optimiser for all trained parameters, with one group for those with weight decay and one without."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [

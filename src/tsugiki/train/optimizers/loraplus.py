@@ -17,13 +17,13 @@ from torch import Tensor
 
 from tsugiki.lora.layer import LoraEmbedding, grafted_layers
 from tsugiki.lora.pair import LowRank
-from tsugiki.train.config import RunConfig
+from tsugiki.train.automatic import ResolvedConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def loraplus(model: "PreTrainedModel", config: RunConfig) -> torch.optim.AdamW:
+def loraplus(model: "PreTrainedModel", config: ResolvedConfig) -> torch.optim.AdamW:
     """Return the optimiser for all trained parameters."""
     rate, decay = config.learning_rate, config.weight_decay
     slow_embeddings = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.train.config import RunConfig
+from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.threads import run_in_threads
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
             first += len(one.param_groups)
 
 
-def muon(model: "PreTrainedModel", config: RunConfig) -> CombinedOptimizer:
+def muon(model: "PreTrainedModel", config: ResolvedConfig) -> CombinedOptimizer:
     """Return the optimiser for all trained parameters.
 
     Raises:

@@ -103,7 +103,7 @@ def _row(name: str, record: RunRecord) -> ComparisonRow:
         trainable=parameters.trainable,
         share=parameters.share,
         file_size=_file_size(record.folder()),
-        learning_rate=record.config.learning_rate,
+        learning_rate=record.chosen("learning_rate"),
         seconds=training.seconds,
         tokens_per_second=training.tokens_per_second,
         peak_memory=training.peak_memory,

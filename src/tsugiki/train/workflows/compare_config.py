@@ -48,7 +48,10 @@ class _SeveralRuns(BaseModel):
             settings: the settings of this run only.
         """
         shared = {"model": self.model, "data": self.data, "out": str(Path(self.out) / name)}
-        return validated(RunConfig, {**self.settings, **settings, **shared}, Path(error_text(where, 100)))
+        # Runs that are compared have the same number of steps, so none ends early unless the settings say so.
+        return validated(
+            RunConfig, {"patience": 0, **self.settings, **settings, **shared}, Path(error_text(where, 100))
+        )
 
 
 class ComparisonConfig(_SeveralRuns):

@@ -1,7 +1,7 @@
 """Preview a run: its first rows as training sees them, counts, and the estimated time on this machine."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, groupby, islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from tsugiki.data.blocks import Blocks, Segment
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.labels import IGNORE_INDEX
+from tsugiki.train.automatic import ResolvedConfig, total_steps
 from tsugiki.train.config import RunConfig
-from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import prepare_model, trained_tokens
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.record import DataSummary
-from tsugiki.train.run import accelerator_of, load, prepare_loop, total_steps
+from tsugiki.train.run import accelerator_of, load, prepare_loop, resolved_config
+from tsugiki.train.timing import seconds_per_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,15 +92,16 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
     Raises:
         TsugikiError: an error that would stop the run before its first step.
     """
-    accelerator = accelerator_of(config)
+    started, accelerator = time.monotonic(), accelerator_of(config)
     model, tokenizer, data = load(accelerator, config, progress)
     prepare_model(model, config, tokens=trained_tokens(config, tokenizer))
-    loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
+    resolved, _ = resolved_config(accelerator, config, model, data, {}, started)
+    loop = prepare_loop(accelerator, resolved, model, data.blocks, data.document_masking)
     with progress.stage("timing two steps", 2) as advance:
-        seconds = _seconds_per_step(loop, advance)
+        seconds = seconds_per_step(loop, advance)
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
-    return Preview(config.model, config.data, views, _counts(config, data, seconds), tuple(data.notes))
+    return Preview(config.model, config.data, views, _counts(resolved, data, seconds), tuple(data.notes))
 
 
 def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:
@@ -136,18 +138,7 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
         yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), found)
 
 
-def _seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None]) -> float:
-    """Return the seconds of the first step's gradients, which are computed twice; the second time is measured."""
-    seconds = 0.0
-    for _ in range(2):
-        started = time.perf_counter()
-        loop.gradients.step(0).tolist()
-        seconds = time.perf_counter() - started
-        advance(1)
-    return seconds
-
-
-def _counts(config: RunConfig, data: PackedDataset, seconds_per_step: float) -> PreviewCounts:
+def _counts(config: ResolvedConfig, data: PackedDataset, seconds_per_step: float) -> PreviewCounts:
     blocks = data.blocks
     index, lengths = blocks.store.index, blocks.store.offsets[1:] - blocks.store.offsets[:-1]
     longest = int(lengths.argmax())

@@ -1,0 +1,148 @@
+"""The step with the lowest loss on the validation text is kept, and nothing that is reported has chosen it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.data.test_splits import sentence
+from tests.runs import assert_resumes, run_config
+from tsugiki.data.records import Document
+from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.train.checkpoint import checkpoints
+from tsugiki.train.config import RunConfig
+from tsugiki.train.evaluation.evaluate import Window
+from tsugiki.train.evaluation_callback import EvaluationCallback
+from tsugiki.train.looks import Looks, evenly_spread, plan_looks
+from tsugiki.train.record import NO_GAIN, read_record
+from tsugiki.train.run import CHECKPOINTS, train
+
+SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
+
+
+def config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
+    texts = folder / "works"
+    if not texts.exists():
+        texts.mkdir()
+        for i in range(6):
+            (texts / f"{i}.txt").write_text(sentence(i, 900))
+    return run_config(folder, out, data=str(texts), **{**SETTINGS, **changes})
+
+
+def losses_on_validation(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Let the evaluations of the validation text have these losses: of the base, and after each step."""
+    validate = EvaluationCallback._validate
+
+    def pretended(self: EvaluationCallback, loop: Any) -> Any:
+        result = validate(self, loop).model_copy(update={"loss": losses[loop.progress.step]})
+        self.record.validations[-1] = result
+        return result
+
+    monkeypatch.setattr(EvaluationCallback, "_validate", pretended)
+
+
+def test_the_best_step_is_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.6, 4.75, 4.7])
+    record = train(config(tmp_path))
+    assert record.kept_step == 4
+    assert [entry.step for entry in record.validations] == [0, 1, 2, 3, 4, 5, 6]
+    assert [entry.step for entry in record.evaluations] == [0, 4]
+    assert [sample.step for sample in record.samples] == [0, 3, 4]
+    kept, last = (load_file(checkpoint / ADAPTER_FILE) for checkpoint in _checkpoints(tmp_path, 4, 6))
+    ours = load_file(tmp_path / "run" / ADAPTER_FILE)
+    assert all((ours[name] == kept[name]).all() for name in kept)
+    assert any((ours[name] != last[name]).any() for name in last)
+    assert record.data is not None
+    assert record.data.validation is not None
+
+    lasting = train(config(tmp_path, "last", keep="last"))
+    assert lasting.kept_step == 6
+    assert [entry.step for entry in lasting.evaluations] == [0, 6]
+    assert lasting.loss_curve == record.loss_curve
+
+
+def _checkpoints(folder: Path, *steps: int) -> list[Path]:
+    found = {path.name: path for path in checkpoints(folder / "run" / CHECKPOINTS)}
+    return [found[f"checkpoint-{step}"] for step in steps]
+
+
+def test_a_run_ends_when_the_loss_has_not_fallen_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
+    record = train(config(tmp_path))
+    assert (record.kept_step, record.status) == (2, "finished")
+    assert record.training is not None
+    assert record.training.steps == 4
+    patient = train(config(tmp_path, "patient", patience=0))
+    assert patient.kept_step == 5
+    assert patient.training is not None
+    assert patient.training.steps == 6
+
+
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_an_interrupted_run_keeps_the_same_step(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.9, 4.65, 4.8, 4.9, 4.9])
+    record = assert_resumes(train, config(tmp_path, max_steps=8, save_steps=1, patience=3), step)
+    assert record.kept_step == 5
+    assert record.validations == read_record(tmp_path / "run" / "cut").validations
+
+
+def test_a_run_that_is_interrupted_after_its_last_step_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
+    whole = train(config(tmp_path))
+
+    def interrupted(self: EvaluationCallback, loop: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationCallback, "on_train_end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path, "cut"))
+    record = train(config(tmp_path, "cut"), resume=True)
+    assert (tmp_path / "cut" / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
+    assert (record.evaluations, record.kept_step) == (whole.evaluations, 2)
+
+
+def test_full_fine_tuning_keeps_the_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.75])
+    settings = {"method": "full", "compute_dtype": "fp32", "max_steps": 4, "learning_rate": 1e-3}
+    record = assert_resumes(train, config(tmp_path, **settings, save_steps=1), 3, files=("model.safetensors",))
+    assert record.kept_step == 2
+
+
+def test_it_is_said_that_no_step_was_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    losses_on_validation(monkeypatch, [4.0, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
+    record = train(config(tmp_path))
+    assert not record.any_step_is_better()
+    assert record.kept_step == 2  # what trained, and not the base
+    assert NO_GAIN in " ".join(capsys.readouterr().err.split())
+
+
+def test_looks_are_spread_over_the_run():
+    looks = Looks(4, 12)
+    assert [step for step in range(1, 11) if looks.is_due(step, 10, None)] == [3, 5, 8, 10]
+    assert [step for step in range(1, 11) if looks.is_due(step, 10, 4)] == [4, 10]
+    assert [step for step in range(1, 11) if looks.is_due(step, 10, 3)] == [3, 6, 10]
+    assert not any(Looks(0, 12).is_due(step, 10, None) for step in range(1, 11))
+    assert evenly_spread(range(10), 4) == [0, 2, 5, 7]
+    assert evenly_spread(range(3), 4) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "looks", "windows"),
+    [(100, 0, 12), (200, 2, 12), (1000, 4, 12), (4000, 8, 19), (100_000, 8, 32)],
+)
+def test_looks_take_a_share_of_the_run(steps: int, looks: int, windows: int):
+    # A step has 200 tokens. A window has 512, of which each costs half as much as in a step: 3,072 for twelve of them.
+    summary = SimpleNamespace(tokens_per_epoch=10_000, train=SimpleNamespace(characters=10_000))
+    data: Any = SimpleNamespace(
+        blocks=range(100),
+        windows=[],
+        validation_windows=[Window(Document("枝" * 512, str(number)), number) for number in range(40)],
+        summary=summary,
+    )
+    settings: Any = SimpleNamespace(max_steps=steps, batch_size=2, eval_steps=None)
+    assert plan_looks(settings, data) == Looks(looks, windows)
