@@ -24,11 +24,12 @@ from tsugiki.bench.tsugiki_entry import random_blocks
 from tsugiki.bench.workload import Workload
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.automatic import ResolvedConfig
+from tsugiki.train.config import validated
 from tsugiki.train.evaluation.evaluate import evaluate, read_windows
 from tsugiki.train.model import load_dtype, prepare_model
+from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
-from tsugiki.train.run import prepare_loop
 
 HEADERS = {
     "en": ["model", "threads", "evaluation, tokens/s", "training, tokens/s", "ratio"],
@@ -60,8 +61,15 @@ def main() -> None:
 def _measured(name: str, threads: list[int], characters: int, repeats: int) -> dict[int, list[tuple[float, float]]]:
     """Return the speeds of evaluation and training, side by side, for each number of threads."""
     workload = Workload(name)
-    given = {"model": name, "data": "random", "out": "none", "batch_size": workload.batch, "max_steps": 10_000}
-    config = validated(RunConfig, given, None)
+    given = {
+        "model": name,
+        "data": "random",
+        "out": "none",
+        "batch_size": workload.batch,
+        "max_steps": 10_000,
+        "learning_rate": 1e-4,
+    }
+    config = validated(ResolvedConfig, given, None)
     accelerator = start_accelerator(config.device)
     model = build(name, torch_dtype(load_dtype(config))).to(accelerator.device)
     blocks = random_blocks(workload, model.config.vocab_size)

@@ -40,9 +40,10 @@ from tsugiki.io.atomic import check_writable, make_folder
 from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.config import validated
 from tsugiki.train.model import prepare_model
+from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import describe_machine
-from tsugiki.train.run import accelerator_of, load, prepare_loop
+from tsugiki.train.run import accelerator_of, load
 
 ENTRIES: Mapping[str, BenchmarkEntry] = {
     **{name: TRAINING_ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},

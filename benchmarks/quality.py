@@ -2,7 +2,7 @@
 
 The chapter's script (PEFT and Trainer in float32, base dropout on, batch size 4, 4 accumulation steps, learning rate
 1e-4, three epochs, rank 8 on c_attn and c_proj) trains on the texts of one author, and its final held-out loss is
-measured. Then a run of Tsugiki with its default settings is evaluated every few steps and stops when its loss is as
+measured. Then a run of Tsugiki with the same settings is evaluated every few steps and stops when its loss is as
 low. Both train on the same rows and are evaluated on the same windows. Only the time of training steps counts.
 
 To get the texts: `tsugiki aozora --source FOLDER --author 泉鏡花 --out kyoka.jsonl`.
@@ -28,8 +28,9 @@ from tsugiki.train.config import CHAPTER, validated
 from tsugiki.train.evaluation.evaluate import evaluate
 from tsugiki.train.model import prepare_model
 from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.run import accelerator_of, load, prepare_loop
+from tsugiki.train.run import accelerator_of, load
 
 HEADERS = {
     "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],

@@ -25,8 +25,9 @@ from tsugiki.lora.dropout import disable_dropout
 from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.config import CHAPTER, RunConfig, validated
 from tsugiki.train.model import prepare_model
+from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.run import accelerator_of, load, prepare_loop, train
+from tsugiki.train.run import accelerator_of, load, train
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 

@@ -19,7 +19,8 @@ from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.record import RunRecord
-from tsugiki.train.run import CHECKPOINTS, train
+from tsugiki.train.resume import CHECKPOINTS
+from tsugiki.train.run import train
 from tsugiki.train.workflows import compare as compare_module
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")

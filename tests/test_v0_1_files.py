@@ -19,7 +19,8 @@ from tsugiki.base.loading import load_model
 from tsugiki.cli.main import main
 from tsugiki.train.config import RunConfig
 from tsugiki.train.record import read_record
-from tsugiki.train.run import changed_settings, train
+from tsugiki.train.resume import changed_settings
+from tsugiki.train.run import train
 from tsugiki.train.workflows.pretrain import pretrain
 from tsugiki.train.workflows.pretrain_config import PretrainConfig
 

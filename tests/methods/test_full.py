@@ -21,9 +21,11 @@ from tsugiki.methods.full import FullConfig, load_weights_into, prepare_full, sa
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model
+from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
 from tsugiki.train.record import Parameters
-from tsugiki.train.run import CHECKPOINTS, prepare_loop, train
+from tsugiki.train.resume import CHECKPOINTS
+from tsugiki.train.run import train
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:

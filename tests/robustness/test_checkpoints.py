@@ -10,7 +10,8 @@ import pytest
 from tests.runs import interrupt, run_config
 from tsugiki.errors import TsugikiError
 from tsugiki.train.checkpoint import newest_checkpoint
-from tsugiki.train.run import CHECKPOINTS, train
+from tsugiki.train.resume import CHECKPOINTS
+from tsugiki.train.run import train
 
 
 @pytest.fixture

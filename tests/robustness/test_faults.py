@@ -24,7 +24,8 @@ from tsugiki.data.store import open_store
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
 from tsugiki.train.checkpoint import checkpoints, newest_checkpoint
 from tsugiki.train.record import read_record
-from tsugiki.train.run import CHECKPOINTS, train
+from tsugiki.train.resume import CHECKPOINTS
+from tsugiki.train.run import train
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are in /proc")
 

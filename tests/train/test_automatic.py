@@ -10,7 +10,7 @@ from tests.runs import assert_resumes, run_config
 from tests.tiny import tiny_model
 from tsugiki import TsugikiError
 from tsugiki.train import divergence
-from tsugiki.train import run as run_module
+from tsugiki.train import prepare_loop as loop_module
 from tsugiki.train.automatic import automatic_learning_rate, resolve, total_steps
 from tsugiki.train.config import RunConfig
 from tsugiki.train.run import train
@@ -89,7 +89,7 @@ def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
 
 
 def test_a_run_of_some_minutes_is_resumed_with_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run_module, "rows_in_time", lambda *_: 6)
+    monkeypatch.setattr(loop_module, "rows_in_time", lambda *_: 6)
     settings = {**AUTOMATIC, "minutes": 5}
     del settings["epochs"], settings["max_steps"]
     given = {name: value for name, value in run_config(tmp_path, save_steps=2).model_dump().items() if name in RUN}

@@ -12,7 +12,8 @@ from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, RECORD_FILE
 from tsugiki.io.manifest import read_manifest
 from tsugiki.train.checkpoint import checkpoints, newest_checkpoint
 from tsugiki.train.record import read_record
-from tsugiki.train.run import CHECKPOINTS, train
+from tsugiki.train.resume import CHECKPOINTS
+from tsugiki.train.run import train
 
 
 def test_a_checkpoint_is_an_adapter_folder(tmp_path: Path):
@@ -85,7 +86,7 @@ def test_a_run_whose_record_is_damaged_continues_with_the_record_in_its_checkpoi
 
 
 def test_a_point_of_the_loss_curve_may_span_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.train.run._LOSS_CURVE_POINTS", 2)
+    monkeypatch.setattr("tsugiki.train.prepare_loop._LOSS_CURVE_POINTS", 2)
     whole = train(run_config(tmp_path, max_steps=6))
     cut = run_config(tmp_path, "cut", max_steps=6)
     interrupt(train, cut, 2)

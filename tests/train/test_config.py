@@ -67,6 +67,16 @@ def test_the_settings_of_the_chapter():
     assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (8, 32, 0.1)
 
 
+def test_a_preset_has_other_defaults_which_settings_override(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\ndata: d\nout: o\nlora: {r: 4}\nbatch_size: 2\n")
+    config = load_config(path, {"learning_rate": 0.5}, preset=CHAPTER)
+    assert (config.batch_size, config.learning_rate, config.validation) == (2, 0.5, "none")
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (4, 32, 0.1)
+    other = load_config(None, {"model": "m", "data": "d", "out": "o", "method": "ia3"}, preset=CHAPTER)
+    assert other.adapter_config is not None
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

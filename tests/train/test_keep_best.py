@@ -17,7 +17,8 @@ from tsugiki.train.evaluation.evaluate import Window
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.looks import Looks, evenly_spread, plan_looks
 from tsugiki.train.record import NO_GAIN, read_record
-from tsugiki.train.run import CHECKPOINTS, train
+from tsugiki.train.resume import CHECKPOINTS
+from tsugiki.train.run import train
 
 SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
 

@@ -13,8 +13,9 @@ from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.train.config import RunConfig
 from tsugiki.train.loop import Callback, TrainingLoop
+from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
-from tsugiki.train.run import prepare_loop, train
+from tsugiki.train.run import train
 
 LOOP = Path(__file__).resolve().parents[2] / "src" / "tsugiki" / "train" / "loop.py"
 

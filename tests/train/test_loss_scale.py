@@ -19,8 +19,10 @@ from tsugiki.train.config import RunConfig
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import shard_model
+from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
-from tsugiki.train.run import CHECKPOINTS, prepare_loop, train
+from tsugiki.train.resume import CHECKPOINTS
+from tsugiki.train.run import train
 
 
 def loop_in(dtype: torch.dtype, kind: str = "llama", **settings: Any) -> TrainingLoop:

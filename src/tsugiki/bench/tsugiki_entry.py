@@ -17,8 +17,8 @@ from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.config import CHAPTER, RunConfig, validated
 from tsugiki.train.model import load_dtype, prepare_model
+from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
-from tsugiki.train.run import prepare_loop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

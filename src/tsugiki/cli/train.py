@@ -20,16 +20,23 @@ def train_command(
         list[str] | None,
         typer.Option("--set", help="Setting of the method as NAME=VALUE (`tsugiki methods NAME`); can be repeated."),
     ] = None,
+    as_chapter: Annotated[
+        bool,
+        typer.Option(
+            "--as-chapter",
+            help="Defaults of the textbook chapter: r 8, learning rate 1e-4, 16 rows per step, the last step is kept.",
+        ),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     processes: Processes = 1,
 ) -> None:
     """Train an adapter, or a whole model, on texts."""
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
-    from tsugiki.train.config import load_config
+    from tsugiki.train.config import CHAPTER, load_config
     from tsugiki.train.run import train
 
-    run_config = load_config(config, settings, dict(map(_setting, set_ or [])))
+    run_config = load_config(config, settings, dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {})
     if start_processes(processes):
         return
     record = train(run_config, resume=resume)

@@ -316,7 +316,10 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def load_config(
-    path: Path | None, overrides: dict[str, Any], method_settings: Mapping[str, Any] = _NOTHING
+    path: Path | None,
+    overrides: dict[str, Any],
+    method_settings: Mapping[str, Any] = _NOTHING,
+    preset: Mapping[str, Any] = _NOTHING,
 ) -> RunConfig:
     """Read the settings of a run from a YAML file and from overrides.
 
@@ -324,13 +327,15 @@ def load_config(
         path: the file; None: only the overrides.
         overrides: settings that take precedence, nested as in the file.
         method_settings: settings of the method, which belong to the section `lora` or `method_config` depending on it.
+        preset: other defaults, such as `CHAPTER`.
 
     Raises:
         TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
     """
     from tsugiki.methods.table import METHODS
 
-    settings = read_yaml(path) if path is not None else {}
+    given = read_yaml(path) if path is not None else {}
+    settings = {**{name: value for name, value in preset.items() if name != "lora"}, **given}
     method = METHODS.get(str(overrides.get("method", settings.get("method", "lora"))))
     own = "lora" if method is not None and method.config is LoraConfig else "method_config"
     overrides = {**overrides, own: {**overrides.get(own, {}), **method_settings}}
@@ -340,7 +345,7 @@ def load_config(
             raise TsugikiError(
                 f"{path}: {section} is {error_text(repr(inner), 100)}; it must contain settings, such as r: 8 in lora"
             )
-        inner = {**inner, **overrides.pop(section, {})}
+        inner = {**(preset.get(section, {}) if section == own else {}), **inner, **overrides.pop(section, {})}
         if method is not None and section == own:
             method.check_fixed_settings(inner)
         settings |= {section: inner} if inner else {}

@@ -13,8 +13,6 @@ train
     save_trained          the adapter's or the model's files
 """
 
-import math
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,9 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate import Accelerator
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from tsugiki.base.checks import code_digest
 from tsugiki.base.identity import identity_of, why_different
@@ -33,26 +29,18 @@ from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
 from tsugiki.base.quantization import count_parameters
 from tsugiki.base.resolve import settings_folder
-from tsugiki.data.batches import StepBatches
-from tsugiki.data.blocks import Blocks
-from tsugiki.data.collator import Collator
-from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.fast.document_masks import DocumentMasking
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
-from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, MODEL_FILE, RECORD_FILE
 from tsugiki.io.locks import sole_use
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import is_grafted
-from tsugiki.train.allocator import keep_freed_memory
-from tsugiki.train.automatic import ResolvedConfig, resolve, total_steps, with_values
+from tsugiki.train.automatic import ResolvedConfig, with_values
 from tsugiki.train.checkpoint import (
-    checkpoints,
     keep_newest,
     load_training_state,
-    newest_checkpoint,
     save_training_state,
 )
-from tsugiki.train.config import AUTO, LORA_PLUS, RunConfig
+from tsugiki.train.config import AUTO, RunConfig
 from tsugiki.train.divergence import (
     LOWER,
     MOST_RESTARTS,
@@ -63,19 +51,9 @@ from tsugiki.train.divergence import (
 )
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.loop import TrainingLoop
-from tsugiki.train.model import (
-    load_dtype,
-    load_trained,
-    make_gradients,
-    prepare_model,
-    save_trained,
-    shard_model,
-    trained_tokens,
-)
-from tsugiki.train.optimizers.adamw import adamw
-from tsugiki.train.optimizers.loraplus import loraplus
-from tsugiki.train.optimizers.muon import muon
+from tsugiki.train.model import load_dtype, load_trained, prepare_model, save_trained, shard_model, trained_tokens
 from tsugiki.train.preparation import DatasetSplit, PackedDataset, pack_data, read_data
+from tsugiki.train.prepare_loop import AUTOMATIC, prepare_loop, resolved_config
 from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import (
@@ -87,25 +65,17 @@ from tsugiki.train.record import (
     RunRecord,
     describe_machine,
     library_versions,
-    new_record,
-    parse_record,
-    read_record,
 )
+from tsugiki.train.resume import CHECKPOINTS, flat_settings, start_or_resume
 from tsugiki.train.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 from tsugiki.train.state import Progress
-from tsugiki.train.timing import rows_in_time, seconds_per_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CHECKPOINTS = "checkpoints"
 LOGS = "logs"
 """The folder in a run's folder into which trackers write."""
-_CHECKPOINTS_PER_RUN = 10
 _KEPT_CHECKPOINTS = 2
-_LOSS_CURVE_POINTS = 500
-_CHOSEN = ("batch_size", "learning_rate")
-"""The settings that can be `auto`."""
 
 
 def train(config: RunConfig, resume: bool = False, progress: RunProgress | None = None) -> RunRecord:
@@ -156,24 +126,6 @@ def sole_run(accelerator: Accelerator, out: Path) -> Iterator[None]:
     with ExitStack() as stack:
         on_main(accelerator, enter)
         yield
-
-
-def start_or_resume(
-    accelerator: Accelerator, settings: dict[str, Any], out: Path, resume: bool
-) -> tuple[RunRecord, Path | None]:
-    """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
-
-    Args:
-        accelerator: connects the processes, of which the main one decides.
-        settings: the settings, as `to_record` returns them.
-        out: the run's folder.
-        resume: continue the run that the folder holds, instead of starting a new one.
-
-    Raises:
-        TsugikiError: the folder already holds a run (without `resume`), holds none that can be resumed (with `resume`),
-            or all of its checkpoints are damaged.
-    """
-    return on_main(accelerator, lambda: _resume(settings, out) if resume else (_start(settings, out), None))
 
 
 def load(
@@ -254,7 +206,7 @@ def run(
     _print_header(config.model, parameters, data, display)
     if accelerator.device.type == "cpu" and "fp16" in resolved.values():
         display.say("processors are slow in fp16; bf16 or fp32 is faster here")
-    accelerator.init_trackers("tsugiki", config=_flat(record.config.to_dict()))
+    accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
     restore = partial(_restore, accelerator, model, out / CHECKPOINTS)
     try:
         while True:
@@ -300,196 +252,9 @@ def _with_lower_rate(
     return with_values(config, learning_rate=rate)
 
 
-def resolved_config(
-    accelerator: Accelerator,
-    config: RunConfig,
-    model: "PreTrainedModel",
-    data: PackedDataset,
-    chosen: Mapping[str, Any],
-    started: float,
-) -> tuple[ResolvedConfig, dict[str, Any]]:
-    """Choose the settings that are `auto` (see `train.automatic`), and the number of steps.
-
-    Args:
-        accelerator: the device, and the processes that share the work.
-        config: the settings as they were given.
-        model: the prepared model.
-        data: the packed data.
-        chosen: what the run has chosen before it was interrupted.
-        started: when the run began, in seconds of `time.monotonic`.
-
-    Returns:
-        The settings; and what was chosen.
-
-    Raises:
-        TsugikiError: `minutes` is too short for one step.
-    """
-    threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
-    at_once = min(threads * accelerator.num_processes, len(data.blocks))
-
-    def measure() -> int:
-        assert config.minutes is not None
-        trial = with_values(config, batch_size=at_once, learning_rate=1.0, max_steps=1)
-        loop = prepare_loop(accelerator, trial, model, data.blocks, data.document_masking)
-        per_row = seconds_per_step(loop) / at_once
-        left = config.minutes * 60 - (time.monotonic() - started)
-        return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all take what the main one measured
-
-    found = resolve(config, model, len(data.blocks), at_once, chosen, measure)
-    automatic = {name: getattr(found, name) for name in _CHOSEN if getattr(config, name) == AUTO}
-    return found, {**automatic, "steps": total_steps(found, len(data.blocks))}
-
-
-def prepare_loop(
-    accelerator: Accelerator,
-    config: ResolvedConfig,
-    model: "PreTrainedModel",
-    blocks: Blocks,
-    document_masking: DocumentMasking,
-) -> TrainingLoop:
-    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet.
-
-    Raises:
-        TsugikiError: an unknown schedule, an optimiser that is not available, or more processes than rows in a step.
-    """
-    on_main(accelerator, partial(_check_rows, accelerator.num_processes, min(config.batch_size, len(blocks))))
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    collate = Collator(document_masking, next(model.parameters()).dtype)
-    batches = StepBatches(blocks, collate, config.batch_size, config.seed)
-    optimizer = _optimizer(model, config)
-    steps = total_steps(config, len(blocks))
-    return TrainingLoop(
-        accelerator=accelerator,
-        model=model,
-        gradients=make_gradients(model, config, batches, accelerator),
-        optimizer=optimizer,
-        schedule=_schedule(optimizer, config, steps),
-        steps=steps,
-        max_grad_norm=config.max_grad_norm,
-        log_steps=max(1, steps // _LOSS_CURVE_POINTS),
-        save_steps=config.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
-    )
-
-
-def _check_rows(processes: int, rows: int) -> None:
-    """Check that each process has at least one row of a step."""
-    if processes > rows:
-        raise TsugikiError(
-            f"{processes} processes cannot share an optimiser step of {rows} {'row' if rows == 1 else 'rows'}: start "
-            "fewer processes, or use a larger --batch-size or more data"
-        )
-
-
 def _in_shards(accelerator: Accelerator, config: RunConfig) -> bool:
     """Whether the weights are split over the processes. One process alone has nothing to split."""
     return config.shard == "fsdp" and accelerator.num_processes > 1
-
-
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the differences between two recorded configs in one line; empty if only the folder differs."""
-    old, new = _flat(before), _flat(now)
-    changed = [name for name in {**new, **old} if new.get(name) != old.get(name) and name != "out"]
-    return ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in changed)
-
-
-def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
-    """Return the record of the run that `config.out` already holds; None if it holds none.
-
-    Args:
-        name: what the run is called in the error.
-        config: the settings that the run must have.
-
-    Raises:
-        TsugikiError: the folder holds a run with other settings.
-    """
-    out = Path(config.out)
-    if not (out / RECORD_FILE).is_file():
-        return None
-    record = read_record(out)
-    changed = changed_settings(record.config.to_dict(), config.to_record())
-    if changed:
-        raise TsugikiError(f"{name}: {out} holds a run with other settings: {changed}; delete it or rename this one")
-    return record
-
-
-def _start(settings: dict[str, Any], out: Path) -> RunRecord:
-    """Return the record of a new run, after checking that its folder holds no other run."""
-    if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
-        raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
-    return new_record(settings)
-
-
-def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
-    """Return the record of an interrupted run, and its newest intact checkpoint (None: it has not written any).
-
-    The record is that in the checkpoint, so it has nothing of what the run did after the checkpoint.
-    """
-    record = _read_record(out)
-    if record.status == "finished":
-        raise TsugikiError(f"the run in {out} is finished; there is nothing to resume")
-    changed = changed_settings(record.config.to_dict(), settings)
-    if changed:
-        raise TsugikiError(f"the run in {out} was started with other settings: {changed}")
-    checkpoint = newest_checkpoint(out / CHECKPOINTS)
-    if checkpoint is None:
-        record.forget_after(-1)
-        return record, None
-    if checkpoint.record is None:
-        record.forget_after(checkpoint.step)
-        return record, checkpoint.folder
-    record = parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
-    if load_training_state(checkpoint.folder)[2]["callbacks_pending"]:
-        record.forget_after(checkpoint.step - 1)  # what was evaluated and sampled after the step is repeated
-    return record, checkpoint.folder
-
-
-def _read_record(out: Path) -> RunRecord:
-    """Return the record of a run; if it cannot be read, the record in the newest intact checkpoint."""
-    try:
-        return read_record(out)
-    except TsugikiError as error:
-        checkpoint = newest_checkpoint(out / CHECKPOINTS)
-        if checkpoint is None or checkpoint.record is None:
-            raise
-        warnings.warn(f"{error}; the run continues from {checkpoint.folder.name}", stacklevel=2)
-        return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by their full names, such as lora.r."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        inner = _flat(value) if isinstance(value, Mapping) else {}
-        flat |= {f"{name}.{key}": entry for key, entry in inner.items()} or {name: value}
-    return flat
-
-
-def _optimizer(model: "PreTrainedModel", config: ResolvedConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of the trained parameters."""
-    if config.method == LORA_PLUS:
-        return loraplus(model, config)
-    return muon(model, config) if config.optimizer == "muon" else adamw(model, config)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, config: ResolvedConfig, steps: int) -> LRScheduler:
-    """Return the learning rate schedule.
-
-    Raises:
-        TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
-    """
-    from transformers import get_scheduler  # imports PEFT and bitsandbytes where they are installed: seconds
-
-    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
-    decay = config.decay_steps or math.ceil((config.decay_ratio or 0) * steps)
-    options = {"num_decay_steps": decay, "decay_type": "linear"} if decay else None
-    try:
-        schedule = get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps, options)
-    except (ValueError, TypeError) as error:
-        raise TsugikiError(f"lr_scheduler_type: {error_text(error)}") from error
-    if not isinstance(schedule, LambdaLR):
-        raise TsugikiError(f"lr_scheduler_type {config.lr_scheduler_type} depends on evaluations; choose another one")
-    return schedule
 
 
 def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", record: RunRecord, folder: Path) -> None:
@@ -592,7 +357,7 @@ def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
 
 
 def _print_choices(resolved: Mapping[str, Any], given: Mapping[str, Any], progress: RunProgress) -> None:
-    chosen = [f"{name.replace('_', ' ')} {resolved[name]:g}" for name in _CHOSEN if given[name] == AUTO]
+    chosen = [f"{name.replace('_', ' ')} {resolved[name]:g}" for name in AUTOMATIC if given[name] == AUTO]
     if chosen:
         progress.say(f"chosen for {resolved['steps']:,} steps: {', '.join(chosen)}")
 

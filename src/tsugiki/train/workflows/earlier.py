@@ -8,7 +8,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.train.config import RunConfig
 from tsugiki.train.preparation import data_digest
 from tsugiki.train.record import RunRecord
-from tsugiki.train.run import earlier_run
+from tsugiki.train.resume import earlier_run
 
 
 def earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:

@@ -13,8 +13,9 @@ from tsugiki.train.automatic import ResolvedConfig, total_steps
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model, trained_tokens
 from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.prepare_loop import prepare_loop, resolved_config
 from tsugiki.train.record import DataSummary
-from tsugiki.train.run import accelerator_of, load, prepare_loop, resolved_config
+from tsugiki.train.run import accelerator_of, load
 from tsugiki.train.timing import seconds_per_step
 
 if TYPE_CHECKING:

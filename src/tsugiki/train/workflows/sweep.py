@@ -14,7 +14,8 @@ from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.processes import require_one_process
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, finished
-from tsugiki.train.run import accelerator_of, load, run, sole_run, start_or_resume
+from tsugiki.train.resume import start_or_resume
+from tsugiki.train.run import accelerator_of, load, run, sole_run
 from tsugiki.train.workflows.compare_config import SweepConfig
 from tsugiki.train.workflows.earlier import check_same_inputs, earlier_runs
 

@@ -1,0 +1,102 @@
+"""Compare the default settings with a sweep over learning rates: `python -m benchmarks.defaults kyoka.jsonl --out DIR`.
+
+For each text, a run with default settings and one for each rate and seed train on the same rows, with the same held-out
+text; all other settings are the defaults, and each keeps its best step. The figure of a run is the held-out bits per
+character of what it kept. The regret of the default is how much it is above the lowest figure of the sweep. Since the
+held-out text chooses that one, and nothing chooses the default's, the regret is an upper bound.
+
+Runs that are finished in `--out` are not repeated.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Figures
+from tsugiki.bench.table import markdown_table
+from tsugiki.lora.graft import ungraft
+from tsugiki.report.formatting import describe_change
+from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.evaluation.result import change_of_bits
+from tsugiki.train.progress import RunProgress
+from tsugiki.train.record import RunRecord
+from tsugiki.train.resume import earlier_run, start_or_resume
+from tsugiki.train.run import accelerator_of, load, run, sole_run
+
+HEADERS = {
+    "en": ["text", "steps", "base", "default", "lowest of the sweep", "default above it"],
+    "ja": ["テキスト", "ステップ", "ベースモデル", "既定の設定", "掃引の最小値", "既定の設定との差"],
+}
+RATES = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+AUTO = "auto"
+
+
+def main() -> None:
+    """Print the table, and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", help="texts, a file for each row of the table")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[42])
+    parser.add_argument("--block-size", type=int)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--figures", type=Path, help="JSON file to write the table to")
+    options = parser.parse_args()
+    rows = []
+    for data in options.data:
+        records: dict[Any, list[RunRecord]] = {rate: [] for rate in (AUTO, *options.rates)}
+        for seed in options.seeds:
+            settings = {"model": options.model, "data": data, "seed": seed, "block_size": options.block_size}
+            for rate, record in zip(records, _runs(settings, list(records), options.out), strict=True):
+                records[rate].append(record)
+        rows.append(_row(Path(data).stem, records))
+        print(markdown_table((HEADERS["en"], rows)), flush=True)
+    if options.figures:
+        command = f"python -m benchmarks.defaults {shlex.join(sys.argv[1:])}"
+        Figures(HEADERS, rows, command).write(options.figures)
+
+
+def _runs(settings: dict[str, Any], rates: Sequence[Any], out: Path) -> list[RunRecord]:
+    """Train with each rate, and return the records. The base is loaded once."""
+    records, loaded = [], None
+    for rate in rates:
+        folder = out / f"{Path(settings['data']).stem} {Path(settings['model']).name} {settings['seed']} {rate}"
+        config = validated(RunConfig, {**settings, "learning_rate": rate, "out": str(folder)}, None)
+        earlier = earlier_run(folder.name, config)
+        if earlier is None or earlier.status != "finished":
+            accelerator = accelerator_of(config)
+            with RunProgress() as display, sole_run(accelerator, folder):
+                model, tokenizer, data = loaded = loaded or load(accelerator, config, display)
+                record, checkpoint = start_or_resume(accelerator, config.to_record(), folder, earlier is not None)
+                run(accelerator, config, model, tokenizer, data, record, checkpoint, display)
+                ungraft(model)
+            earlier = record
+        records.append(earlier)
+    return records
+
+
+def _row(name: str, records: dict[Any, list[RunRecord]]) -> list[str]:
+    means = {rate: sum(_bits(record) for record in same) / len(same) for rate, same in records.items()}
+    best = min((rate for rate in means if rate != AUTO), key=lambda rate: means[rate])
+    first, default = records[best][0], records[AUTO][0]
+    change = change_of_bits(first.evaluations[-1], default.evaluations[-1])
+    base = sum(record.evaluations[0].bits_per_char for record in records[AUTO]) / len(records[AUTO])
+    return [
+        name,
+        f"{default.resolved_settings['steps']:,} of {default.chosen('batch_size')} rows",
+        f"{base:.3f}",
+        f"{means[AUTO]:.3f} (rate {default.chosen('learning_rate'):g}, step {default.kept_step})",
+        f"{means[best]:.3f} (rate {best:g})",
+        f"{means[AUTO] / means[best] - 1:+.1%} ({describe_change(change)})",
+    ]
+
+
+def _bits(record: RunRecord) -> float:
+    return record.evaluations[-1].bits_per_char
+
+
+if __name__ == "__main__":
+    main()

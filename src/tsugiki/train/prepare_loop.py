@@ -1,0 +1,144 @@
+"""The loop of a run, from its settings: what is `auto`, the optimiser, the schedule, and how often it saves."""
+
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from tsugiki.data.batches import StepBatches
+from tsugiki.data.blocks import Blocks
+from tsugiki.data.collator import Collator
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.fast.document_masks import DocumentMasking
+from tsugiki.train.allocator import keep_freed_memory
+from tsugiki.train.automatic import ResolvedConfig, resolve, total_steps, with_values
+from tsugiki.train.config import AUTO, LORA_PLUS, RunConfig
+from tsugiki.train.loop import TrainingLoop
+from tsugiki.train.model import make_gradients
+from tsugiki.train.optimizers.adamw import adamw
+from tsugiki.train.optimizers.loraplus import loraplus
+from tsugiki.train.optimizers.muon import muon
+from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.processes import on_main
+from tsugiki.train.timing import rows_in_time, seconds_per_step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+AUTOMATIC = ("batch_size", "learning_rate")
+"""The settings that can be `auto`."""
+_CHECKPOINTS_PER_RUN = 10
+_LOSS_CURVE_POINTS = 500
+
+
+def prepare_loop(
+    accelerator: Accelerator,
+    config: ResolvedConfig,
+    model: "PreTrainedModel",
+    blocks: Blocks,
+    document_masking: DocumentMasking,
+) -> TrainingLoop:
+    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet.
+
+    Raises:
+        TsugikiError: an unknown schedule, an optimiser that is not available, or more processes than rows in a step.
+    """
+    on_main(accelerator, partial(_check_rows, accelerator.num_processes, min(config.batch_size, len(blocks))))
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    collate = Collator(document_masking, next(model.parameters()).dtype)
+    batches = StepBatches(blocks, collate, config.batch_size, config.seed)
+    optimizer = _optimizer(model, config)
+    steps = total_steps(config, len(blocks))
+    return TrainingLoop(
+        accelerator=accelerator,
+        model=model,
+        gradients=make_gradients(model, config, batches, accelerator),
+        optimizer=optimizer,
+        schedule=_schedule(optimizer, config, steps),
+        steps=steps,
+        max_grad_norm=config.max_grad_norm,
+        log_steps=max(1, steps // _LOSS_CURVE_POINTS),
+        save_steps=config.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
+    )
+
+
+def resolved_config(
+    accelerator: Accelerator,
+    config: RunConfig,
+    model: "PreTrainedModel",
+    data: PackedDataset,
+    chosen: Mapping[str, Any],
+    started: float,
+) -> tuple[ResolvedConfig, dict[str, Any]]:
+    """Choose the settings that are `auto` (see `train.automatic`), and the number of steps.
+
+    Args:
+        accelerator: the device, and the processes that share the work.
+        config: the settings as they were given.
+        model: the prepared model.
+        data: the packed data.
+        chosen: what the run has chosen before it was interrupted.
+        started: when the run began, in seconds of `time.monotonic`.
+
+    Returns:
+        The settings; and what was chosen.
+
+    Raises:
+        TsugikiError: `minutes` is too short for one step.
+    """
+    threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
+    at_once = min(threads * accelerator.num_processes, len(data.blocks))
+
+    def measure() -> int:
+        assert config.minutes is not None
+        trial = with_values(config, batch_size=at_once, learning_rate=1.0, max_steps=1)
+        loop = prepare_loop(accelerator, trial, model, data.blocks, data.document_masking)
+        per_row = seconds_per_step(loop) / at_once
+        left = config.minutes * 60 - (time.monotonic() - started)
+        return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all take what the main one measured
+
+    found = resolve(config, model, len(data.blocks), at_once, chosen, measure)
+    automatic = {name: getattr(found, name) for name in AUTOMATIC if getattr(config, name) == AUTO}
+    return found, {**automatic, "steps": total_steps(found, len(data.blocks))}
+
+
+def _check_rows(processes: int, rows: int) -> None:
+    """Check that each process has at least one row of a step."""
+    if processes > rows:
+        raise TsugikiError(
+            f"{processes} processes cannot share an optimiser step of {rows} {'row' if rows == 1 else 'rows'}: start "
+            "fewer processes, or use a larger --batch-size or more data"
+        )
+
+
+def _optimizer(model: "PreTrainedModel", config: ResolvedConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of the trained parameters."""
+    if config.method == LORA_PLUS:
+        return loraplus(model, config)
+    return muon(model, config) if config.optimizer == "muon" else adamw(model, config)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: ResolvedConfig, steps: int) -> LRScheduler:
+    """Return the learning rate schedule.
+
+    Raises:
+        TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
+    """
+    from transformers import get_scheduler  # imports PEFT and bitsandbytes where they are installed: seconds
+
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
+    decay = config.decay_steps or math.ceil((config.decay_ratio or 0) * steps)
+    options = {"num_decay_steps": decay, "decay_type": "linear"} if decay else None
+    try:
+        schedule = get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps, options)
+    except (ValueError, TypeError) as error:
+        raise TsugikiError(f"lr_scheduler_type: {error_text(error)}") from error
+    if not isinstance(schedule, LambdaLR):
+        raise TsugikiError(f"lr_scheduler_type {config.lr_scheduler_type} depends on evaluations; choose another one")
+    return schedule

@@ -1,0 +1,115 @@
+"""Start a run in a folder, or continue the one that it holds."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, MODEL_FILE, RECORD_FILE
+from tsugiki.train.checkpoint import checkpoints, load_training_state, newest_checkpoint
+from tsugiki.train.config import RunConfig
+from tsugiki.train.processes import on_main
+from tsugiki.train.record import RunRecord, new_record, parse_record, read_record
+
+CHECKPOINTS = "checkpoints"
+"""The folder in a run's folder that holds its checkpoints."""
+
+
+def start_or_resume(
+    accelerator: Accelerator, settings: dict[str, Any], out: Path, resume: bool
+) -> tuple[RunRecord, Path | None]:
+    """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
+
+    Args:
+        accelerator: connects the processes, of which the main one decides.
+        settings: the settings, as `to_record` returns them.
+        out: the run's folder.
+        resume: continue the run that the folder holds, instead of starting a new one.
+
+    Raises:
+        TsugikiError: the folder already holds a run (without `resume`), holds none that can be resumed (with `resume`),
+            or all of its checkpoints are damaged.
+    """
+    return on_main(accelerator, lambda: _resume(settings, out) if resume else (_start(settings, out), None))
+
+
+def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
+    """Return the record of the run that `config.out` already holds; None if it holds none.
+
+    Args:
+        name: what the run is called in the error.
+        config: the settings that the run must have.
+
+    Raises:
+        TsugikiError: the folder holds a run with other settings.
+    """
+    out = Path(config.out)
+    if not (out / RECORD_FILE).is_file():
+        return None
+    record = read_record(out)
+    changed = changed_settings(record.config.to_dict(), config.to_record())
+    if changed:
+        raise TsugikiError(f"{name}: {out} holds a run with other settings: {changed}; delete it or rename this one")
+    return record
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the differences between two recorded configs in one line; empty if only the folder differs."""
+    old, new = flat_settings(before), flat_settings(now)
+    changed = [name for name in {**new, **old} if new.get(name) != old.get(name) and name != "out"]
+    return ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in changed)
+
+
+def _start(settings: dict[str, Any], out: Path) -> RunRecord:
+    """Return the record of a new run, after checking that its folder holds no other run."""
+    if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
+        raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
+    return new_record(settings)
+
+
+def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
+    """Return the record of an interrupted run, and its newest intact checkpoint (None: it has not written any).
+
+    The record is that in the checkpoint, so it has nothing of what the run did after the checkpoint.
+    """
+    record = _read_record(out)
+    if record.status == "finished":
+        raise TsugikiError(f"the run in {out} is finished; there is nothing to resume")
+    changed = changed_settings(record.config.to_dict(), settings)
+    if changed:
+        raise TsugikiError(f"the run in {out} was started with other settings: {changed}")
+    checkpoint = newest_checkpoint(out / CHECKPOINTS)
+    if checkpoint is None:
+        record.forget_after(-1)
+        return record, None
+    if checkpoint.record is None:
+        record.forget_after(checkpoint.step)
+        return record, checkpoint.folder
+    record = parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
+    if load_training_state(checkpoint.folder)[2]["callbacks_pending"]:
+        record.forget_after(checkpoint.step - 1)  # what was evaluated and sampled after the step is repeated
+    return record, checkpoint.folder
+
+
+def _read_record(out: Path) -> RunRecord:
+    """Return the record of a run; if it cannot be read, the record in the newest intact checkpoint."""
+    try:
+        return read_record(out)
+    except TsugikiError as error:
+        checkpoint = newest_checkpoint(out / CHECKPOINTS)
+        if checkpoint is None or checkpoint.record is None:
+            raise
+        warnings.warn(f"{error}; the run continues from {checkpoint.folder.name}", stacklevel=2)
+        return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by their full names, such as lora.r."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = flat_settings(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{key}": entry for key, entry in inner.items()} or {name: value}
+    return flat
