@@ -34,7 +34,7 @@ from tsugiki.train.run import accelerator_of, load
 
 HEADERS = {
     "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],
-    "ja": ["実行", "ステップ", "秒", "検証損失", "速さの倍率"],
+    "ja": ["実行", "ステップ", "秒", "評価損失", "速さの倍率"],
 }
 
 

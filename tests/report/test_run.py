@@ -36,7 +36,7 @@ def of(run: RunRecord) -> Page:
 def test_the_figures_are_those_of_the_record():
     run = record()
     page = of(run)
-    rows = page.table("step")[1:]
+    rows = [row[1:] for row in page.table("text")[1:]]
     assert len(rows) == 3
     first = run.evaluations[0]
     for row, entry in zip(rows, run.evaluations, strict=True):
@@ -60,6 +60,34 @@ def test_the_figures_are_those_of_the_record():
         "庭.txt:3 <梅> · 庭.txt:4",
     ):
         assert said in page.text, said
+
+
+def test_the_validation_text_and_what_it_has_chosen_are_shown():
+    curve = [evaluation(step, loss) for step, loss in ((0, 6.0), (20, 5.0), (40, 5.5))]
+    counts = {"documents": 4, "characters": 2000, "fingerprint": "sha256:01", "from_held_out": False}
+    data = {**record().data.model_dump(), "validation": counts}
+    run = record(validations=curve, kept_step=20, training=TRAINING, resolved_settings={"steps": 60}, data=data)
+    page = of(run)
+    assert [row[:2] for row in page.table("text")[-3:]] == [["validation", str(step)] for step in (0, 20, 40)]
+    assert (
+        "Step 20 had the lowest loss on the validation text and is kept; the run ended after step 40 of 60" in page.text
+    )
+    assert "4 records, 2,000 characters" in page.text
+    assert "no step was better" not in page.text.lower()
+    worse = [evaluation(step, loss) for step, loss in ((0, 5.0), (20, 5.1), (40, 5.5))]
+    page = of(record(validations=worse, kept_step=20, training=TRAINING))
+    assert "No step was better than the base on the validation text" in page.text
+
+
+def test_a_run_that_began_again_says_so():
+    page = of(record(restarts=[{"step": 9, "learning_rate": 0.004}]))
+    assert "rose until step 9 at a learning rate of 0.004" in page.text
+
+
+def test_chosen_settings_are_shown_as_numbers():
+    config = {"learning_rate": "auto", "batch_size": "auto"}
+    page = of(record(config=config, resolved_settings={"learning_rate": 0.0037, "batch_size": 3}))
+    assert "0.0037, linear" in page.text
 
 
 def test_the_settings_can_be_read_from_the_page():

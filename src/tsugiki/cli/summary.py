@@ -7,7 +7,7 @@ from tsugiki.cli.tables import print_table, say
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.report.formatting import describe_change, format_change, format_with_interval
-from tsugiki.report.run import change_of_run, held_out_table
+from tsugiki.report.run import change_of_run, choice_notes, held_out_table
 from tsugiki.train.evaluation.result import Evaluation, change_of_bits
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.merge import MergeReport
@@ -22,6 +22,7 @@ def print_summary(record: RunRecord, page: Path) -> None:
     print_table(
         held_out_table(record),
         f"change: {describe_change(change_of_run(record))}",
+        *choice_notes(record),
         f"{training.steps:,} steps, {training.tokens:,} tokens in {training.seconds:,.0f} s "
         f"({training.tokens_per_second:,.0f} tokens/s), peak memory {format_gigabytes(training.peak_memory)}",
         f"{kind}: {out} ({format_size(size)}); page: {page}",

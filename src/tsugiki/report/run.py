@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -22,12 +23,12 @@ from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.train.evaluation.interval import Change, Interval
-from tsugiki.train.evaluation.result import Evaluation, change_of_bits
-from tsugiki.train.record import DataSummary, RunRecord, TrainingFigures, read_record
+from tsugiki.train.evaluation.result import Evaluation, StepEvaluation, change_of_bits
+from tsugiki.train.record import NO_GAIN, DataSummary, RunRecord, TrainingFigures, read_record
 
 REPORT_FILE = "report.html"
 _SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
-_TRAINING, _HELD_OUT = 0, 1  # colours
+_TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
 _DOCUMENT_MASKING = {
     "position_ids": "masked from each other by position ids",
     "attention_mask": "masked from each other by an attention mask",
@@ -101,7 +102,7 @@ def summary_sentence(record: RunRecord) -> str:
 
 
 def loss_series(record: RunRecord) -> list[Series]:
-    """Return lines for training loss, smoothed training loss and held-out loss by step, in nats per token."""
+    """Return lines for training loss, smoothed training loss, validation and held-out loss, in nats per token."""
     points = [(float(point.step), point.loss) for point in record.loss_curve]
     window = max(1, len(points) // _SECTIONS) | 1
     if window == 1:
@@ -111,14 +112,20 @@ def loss_series(record: RunRecord) -> list[Series]:
             Series("training", points, colour=_TRAINING, faint=True),
             Series(f"training, mean of {window}", smoothed(points, window), colour=_TRAINING),
         ]
-    losses = [(entry.loss, entry.loss_interval) for entry in record.evaluations]
-    return [*training, *([_by_step(record, "held-out", losses, _HELD_OUT)] if losses else [])]
+    lines = [
+        _by_step(entries, name, [(entry.loss, entry.loss_interval) for entry in entries], colour)
+        for entries, name, colour in (
+            (record.validations, "validation", _VALIDATION),
+            (record.evaluations, "held-out", _HELD_OUT),
+        )
+        if entries
+    ]
+    return [*training, *lines]
 
 
 def held_out_series(record: RunRecord, name: str, colour: int = _HELD_OUT) -> Series:
     """Return a line for the held-out bits per character by step, with intervals."""
-    bits = [(entry.bits_per_char, entry.bits_per_char_interval) for entry in record.evaluations]
-    return _by_step(record, name, bits, colour)
+    return _bits_by_step(record.evaluations, name, colour)
 
 
 def data_lines(data: DataSummary) -> list[tuple[str, str]]:
@@ -127,6 +134,7 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
     return [
         ("training data", f"{data.train.documents:,} records, {data.train.characters:,} characters"),
         ("held out", f"{data.held_out.documents:,} records, {data.held_out.characters:,} characters"),
+        *_validation_line(data),
         ("tokens per epoch", f"{data.tokens_per_epoch:,}"),
         (
             "target tokens per epoch",
@@ -138,6 +146,15 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
         ("cut off", f"{data.cut_records:,} examples, {data.cut_tokens:,} tokens"),
         ("near-duplicates", f"{data.near_duplicates.records:,} records in {data.near_duplicates.groups:,} groups"),
     ]
+
+
+def _validation_line(data: DataSummary) -> list[tuple[str, str]]:
+    validation = data.validation
+    if validation is None:
+        return []
+    if validation.from_held_out:
+        return [("validation", "every second window of the held-out records")]
+    return [("validation", f"{validation.documents:,} records, {validation.characters:,} characters")]
 
 
 def near_duplicate_lines(data: DataSummary) -> list[tuple[str, str]]:
@@ -155,6 +172,23 @@ def adapter_commands(base: str | None, folder: Path, prompt: str) -> str:
     )
 
 
+def choice_notes(record: RunRecord) -> list[str]:
+    """Return what a run has decided by its losses, one sentence each."""
+    notes = [
+        f"The training loss rose until step {restart.step:,} at a learning rate of {restart.learning_rate:g}, so the "
+        "run began again with a third of it."
+        for restart in record.restarts
+    ]
+    if record.kept_step is not None and record.training and record.kept_step < record.training.steps:
+        notes.append(
+            f"Step {record.kept_step:,} had the lowest loss on the validation text and is kept; the run ended after "
+            f"step {record.training.steps:,} of {record.resolved_settings.get('steps', '?')}."
+        )
+    if not record.any_step_is_better():
+        notes.append(f"{NO_GAIN[0].upper()}{NO_GAIN[1:]}.")
+    return notes
+
+
 def _figures_of(result: Evaluation) -> list[tuple[str, float, Interval | None]]:
     return [
         ("loss", result.loss, result.loss_interval),
@@ -163,9 +197,15 @@ def _figures_of(result: Evaluation) -> list[tuple[str, float, Interval | None]]:
     ]
 
 
-def _by_step(record: RunRecord, name: str, figures: list[tuple[float, Interval | None]], colour: int) -> Series:
+def _bits_by_step(entries: Sequence[StepEvaluation], name: str, colour: int) -> Series:
+    return _by_step(entries, name, [(entry.bits_per_char, entry.bits_per_char_interval) for entry in entries], colour)
+
+
+def _by_step(
+    entries: Sequence[StepEvaluation], name: str, figures: list[tuple[float, Interval | None]], colour: int
+) -> Series:
     """Return the line of a figure of each evaluation."""
-    points = [(float(entry.step), figure) for entry, (figure, _) in zip(record.evaluations, figures, strict=True)]
+    points = [(float(entry.step), figure) for entry, (figure, _) in zip(entries, figures, strict=True)]
     band = [interval for _, interval in figures if interval is not None]
     # A single held-out document has no interval.
     return Series(name, points, band if len(band) == len(points) else [], colour)
@@ -181,6 +221,7 @@ def _notes(record: RunRecord) -> list[str]:
             f"Not finished: step {steps:,}{of}. If the run was stopped, the same command with --resume continues it; "
             "`tsugiki report` updates this page."
         )
+    notes += choice_notes(record)
     if record.evaluations:
         last = record.evaluations[-1]
         if last.warning:
@@ -195,7 +236,7 @@ def _figures(record: RunRecord) -> Markup:
     rates = [(float(point.step), point.learning_rate) for point in record.loss_curve]
     plots = [
         curves(loss_series(record), "Loss by step, nats per token", below=Series("learning rate", rates)),
-        curves([held_out_series(record, "held-out, 95 % interval over documents")], "Bits per character by step"),
+        curves(_bits_series(record), "Bits per character by step"),
     ]
     facts = []
     if len(record.evaluations) > 1:
@@ -210,25 +251,32 @@ def _figures(record: RunRecord) -> Markup:
     return render_macro("facts", facts) + render_macro("figures", plots)
 
 
+def _bits_series(record: RunRecord) -> list[Series]:
+    lines = [held_out_series(record, "held-out, 95 % interval over documents")]
+    return [*lines, *([_bits_by_step(record.validations, "validation", _VALIDATION)] if record.validations else [])]
+
+
 def _evaluations(record: RunRecord) -> Markup:
     if not record.evaluations:
         return Markup()
-    first, last = record.evaluations[0], record.evaluations[-1]
+    last = record.evaluations[-1]
     rows = [
         (
+            text,
             str(entry.step),
             format_with_interval(entry.loss, entry.loss_interval),
             format_number(entry.perplexity),
             format_with_interval(entry.bits_per_char, entry.bits_per_char_interval),
-            "–" if entry is first else format_change(change_of_bits(first, entry)),
+            "–" if entry is entries[0] else format_change(change_of_bits(entries[0], entry)),
         )
-        for entry in record.evaluations
+        for text, entries in (("held-out", record.evaluations), ("validation", record.validations))
+        for entry in entries
     ]
     explanation = (
-        f"{last.characters:,} characters in {last.tokens:,} tokens and {last.windows:,} windows. In brackets 95 % "
-        "intervals over documents. Between models with different tokenizers, compare bits per character."
+        f"{last.characters:,} held-out characters in {last.tokens:,} tokens and {last.windows:,} windows. In brackets "
+        "95 % intervals over documents. Between models with different tokenizers, compare bits per character."
     )
-    headers = ("step", "loss, nats per token", "perplexity", "bits per character", "change of bits")
+    headers = ("text", "step", "loss, nats per token", "perplexity", "bits per character", "change of bits")
     return render_macro("table", headers, rows) + render_macro("paragraph", explanation)
 
 

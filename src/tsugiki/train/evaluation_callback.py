@@ -21,7 +21,7 @@ from tsugiki.train.looks import evenly_spread, plan_looks
 from tsugiki.train.loop import Callback, TrainingLoop
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import NO_GAIN, RunRecord, Sample, TrainingFigures, peak_memory
+from tsugiki.train.record import RunRecord, Sample, TrainingFigures, peak_memory
 from tsugiki.train.sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -92,9 +92,6 @@ class EvaluationCallback(Callback):
         self.record.kept_step = loop.progress.step if best is None else best
         if self.record.kept_step != loop.progress.step:
             self.restore(self.record.kept_step)
-            self.display.say(f"step {self.record.kept_step} had the lowest loss on the validation text, and is kept")
-        if self.validation_windows and not self.record.any_step_is_better():
-            self.display.say(NO_GAIN)
         self._evaluate(loop, self.record.kept_step)
         self._evaluate_retention(loop, self.record.kept_step)
         self._sample(loop, self.record.kept_step)
