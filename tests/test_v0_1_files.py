@@ -89,8 +89,20 @@ def current(settings: Any) -> Any:
     return {names.get(name, name): current(value) for name, value in settings.items()}
 
 
+RATES = {"houlsby": 1e-3, "prompt-tuning": 3e-2}
+"""The default learning rates of version 0.1; that of other methods was 1e-4."""
+
+
 def settings(name: str) -> dict[str, Any]:
-    return current(yaml.safe_load(Path(f"configs/{name}.yaml").read_text(encoding="utf-8")))
+    """The settings of a run, with version 0.1's defaults."""
+    found = current(yaml.safe_load(Path(f"configs/{name}.yaml").read_text(encoding="utf-8")))
+    if name.endswith("pretrain"):
+        return found
+    for own in found.get("methods", {}).values():
+        own.setdefault("learning_rate", RATES.get(own.get("method"), 1e-4))
+    shared = found.get("settings", found)
+    shared |= {"validation": "none", "learning_rate": shared.get("learning_rate", RATES.get(found.get("method"), 1e-4))}
+    return found
 
 
 def config(name: str) -> RunConfig | PretrainConfig:

@@ -16,7 +16,7 @@ def test_adapters_that_do_not_fit(base: str, run, tmp_path: Path):
         assert said in err
     status, _, err = run("generate", "--model", wide, *prompt, "--allow-base-mismatch")
     assert status == 2
-    assert "[8, 64]" in err
+    assert "[16, 64]" in err
     assert run("generate", "--model", other, *prompt, "--allow-base-mismatch")[0] == 0
     status, _, err = run("generate", "--model", base, "--adapter", "nowhere", "--prompt", "a")
     assert (status, "'nowhere'" in err) == (2, True)

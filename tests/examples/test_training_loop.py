@@ -44,6 +44,7 @@ def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(texts: str, 
                 "learning_rate": 2e-3,
                 "block_size": 128,
                 "held_out": 0.2,
+                "validation": "none",
             }
         )
     )

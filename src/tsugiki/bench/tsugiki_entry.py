@@ -32,7 +32,7 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
         "out": "nothing is written",
         "batch_size": workload.batch,
         "learning_rate": LEARNING_RATE,
-        "lora": CHAPTER["lora"],
+        **({"lora": CHAPTER["lora"]} if settings.get("method", "lora") == "lora" else {}),
         "max_steps": ENDLESS,
         **settings,
     }

@@ -284,9 +284,14 @@ class RunConfig(TrainingSettings):
             or getattr(config, "bias", "none") != "none"
         )
 
+    def overridden(self) -> set[str]:
+        """Return the names of settings that have no effect because another one overrides them."""
+        unused = {"keep", "patience"} if self.validation == NO_VALIDATION else set()
+        return super().overridden() | unused
+
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
-        off = () if self.trust_remote_code else ("trust_remote_code",)
+        off = {name for name in ("trust_remote_code", "minutes") if not getattr(self, name)}
         ignored = {*self._inapplicable_fields(), *self.overridden(), *MACHINE_SETTINGS, *off}
         return self.model_dump(mode="json", exclude=ignored)
 

@@ -50,6 +50,8 @@ def translate_record(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _translate_config(config: dict[str, Any]) -> dict[str, Any]:
     config = _rename(config, _CONFIG)
+    if config.get("method") != "pretrain":
+        config.setdefault("validation", "none")
     dtype = config.get("save_dtype")
     if isinstance(dtype, str):
         config["save_dtype"] = _SAVE_DTYPES.get(dtype, dtype)

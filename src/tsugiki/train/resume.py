@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, MODEL_FILE, RECORD_FILE
+from tsugiki.lora.config import LoraConfig
 from tsugiki.train.checkpoint import checkpoints, load_training_state, newest_checkpoint
 from tsugiki.train.config import RunConfig
 from tsugiki.train.processes import on_main
@@ -59,6 +61,8 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return the differences between two recorded configs in one line; empty if only the folder differs."""
     old, new = flat_settings(before), flat_settings(now)
+    if "lora.r" in old:  # settings of LoRA that are newer than the run have their defaults
+        old = {**{f"lora.{field.name}": field.default for field in fields(LoraConfig)}, **old}
     changed = [name for name in {**new, **old} if new.get(name) != old.get(name) and name != "out"]
     return ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in changed)
 
