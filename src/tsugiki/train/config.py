@@ -291,7 +291,7 @@ class RunConfig(TrainingSettings):
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
-        off = {name for name in ("trust_remote_code", "minutes") if not getattr(self, name)}
+        off = {name for name in ("trust_remote_code", "minutes", "add_tokens") if not getattr(self, name)}
         ignored = {*self._inapplicable_fields(), *self.overridden(), *MACHINE_SETTINGS, *off}
         return self.model_dump(mode="json", exclude=ignored)
 
