@@ -227,9 +227,10 @@ def test_layers_whose_names_peft_takes_for_experts_are_stored_as_parameters(kind
     assert torch.equal(logits_of(loaded, inputs), adapted)
 
 
-def test_dora_on_layers_with_such_names_is_an_error_before_training():
-    with pytest.raises(TsugikiError, match=r"use_dora.*gate_proj"):
-        graft(lively_model("glm4_moe"), LoraConfig(use_dora=True))
+@pytest.mark.parametrize("setting", ["use_dora", "lora_bias"])
+def test_what_peft_does_not_allow_for_parameters_is_an_error_on_layers_with_such_names(setting: str):
+    with pytest.raises(TsugikiError, match=rf"{setting}.*gate_proj"):
+        graft(lively_model("glm4_moe"), LoraConfig(**{setting: True}))
 
 
 @pytest.mark.parametrize(("kind", "warned"), [("laguna", True), ("glm4_moe", False), ("gemma3_text", False)])
@@ -270,6 +271,21 @@ def test_two_adapters_are_switched():
     assert torch.equal(logits_of(model, inputs), second)
 
 
+def test_two_adapters_are_active_together_unless_both_adapt_the_same_experts():
+    model = grafted("qwen3_moe")
+    inputs = tokens_for(model)
+    graft(model, LoraConfig(r=2, target_modules=["v_proj"]), "layers")
+    shake(model)
+    graft(model, LoraConfig(**FIELDS), "experts")
+    set_adapter(model, ["default", "layers"])
+    both = logits_of(model, inputs)
+    for name in ("default", "layers"):
+        set_adapter(model, name)
+        assert relative_error(both, logits_of(model, inputs)) > 1e-3
+    with pytest.raises(TsugikiError, match=r"default, experts replace .*(gate_up|down)_proj"):
+        set_adapter(model, ["default", "experts"])
+
+
 def test_a_mixed_batch_is_refused_by_name():
     model = grafted("qwen3_moe")
     with pytest.raises(TsugikiError, match=r"'default' adapts .*gate_up_proj"), mixed_batch(model, ["default", None]):
@@ -281,6 +297,7 @@ def test_a_mixed_batch_is_refused_by_name():
     [
         ({"lora_dropout": 0.1}, r"lora_dropout is 0.1.*0 for target_parameters.*gate_up_proj"),
         ({"use_dora": True}, r"use_dora.*target_parameters"),
+        ({"lora_bias": True}, r"lora_bias.*target_parameters"),
         ({"init_lora_weights": "pissa"}, r"'pissa'.*linear layers"),
         ({"target_parameters": "gate_up_proj"}, r"'gate_up_proj'.*list"),
         ({"target_parameters": ["no_such"]}, r"no_such.*down_proj, gate_up_proj"),

@@ -17,5 +17,5 @@ ONE_OF_EACH_KIND = [
 @pytest.mark.parametrize(("model_type", "task"), ONE_OF_EACH_KIND)
 def test_an_adapter_with_default_targets_lives_on_one_type_of_each_kind(model_type: str, task: str):
     life = live(model_type, task)
-    assert not life.failed.keys() - {"PEFT"}, life.failed
+    assert not life.failed, life.failed
     assert life.layers

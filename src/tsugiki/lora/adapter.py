@@ -151,8 +151,9 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     for path, layer in targets.items():
         _check_fit(path, layer, config)
     _warn_of_ranks_too_high(targets, config)
-    if config.use_dora:
-        _check_names(model, targets)
+    setting = "use_dora" if config.use_dora else "lora_bias" if config.lora_bias else None
+    if setting is not None:
+        _check_names(model, targets, setting)
     modules = copies_to_save(model, config.modules_to_save)
     pairs = {path: _pair(path, layer, config) for path, layer in targets.items()}
     target_parameters = find_target_parameters(model, config)
@@ -274,8 +275,9 @@ def _check_parameter_settings(path: str, config: LoraConfig) -> None:
             f"lora_dropout is {config.lora_dropout}, and must be 0 for target_parameters: the inputs of {path} are "
             "multiplied inside its module, where none can be dropped"
         )
-    if config.use_dora:
-        raise TsugikiError(f"use_dora is not defined for target_parameters such as {path}; leave out one of the two")
+    if config.use_dora or config.lora_bias:
+        setting = "use_dora" if config.use_dora else "lora_bias"
+        raise TsugikiError(f"{setting} is not defined for target_parameters such as {path}; leave out one of the two")
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian":
         raise TsugikiError(
             f"init_lora_weights {config.init_lora_weights!r} is for linear layers only; for target_parameters such as "
@@ -283,12 +285,12 @@ def _check_parameter_settings(path: str, config: LoraConfig) -> None:
         )
 
 
-def _check_names(model: nn.Module, targets: Collection[str]) -> None:
-    """Raise a TsugikiError if a layer with DoRA would be stored as a parameter, for which there is none."""
+def _check_names(model: nn.Module, targets: Collection[str], setting: str) -> None:
+    """Raise a TsugikiError if a layer would be stored as a parameter, for which PEFT does not allow this setting."""
     named = named_like_experts(model, targets)
     if named:
         raise TsugikiError(
-            f"use_dora: PEFT would take the name of {named[0]} for that of experts ({len(named)} such), so no file "
+            f"{setting}: PEFT would take the name of {named[0]} for that of experts ({len(named)} such), so no file "
             "that it reads could be written; leave it out of the targets, or use LoRA"
         )
 
