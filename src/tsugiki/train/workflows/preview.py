@@ -17,6 +17,7 @@ from tsugiki.train.prepare_loop import prepare_loop, resolved_config
 from tsugiki.train.record import DataSummary
 from tsugiki.train.run import accelerator_of, load
 from tsugiki.train.timing import seconds_per_step
+from tsugiki.train.workflows.preview_notes import model_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +103,8 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
         seconds = seconds_per_step(loop, advance)
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
-    return Preview(config.model, config.data, views, _counts(resolved, data, seconds), tuple(data.notes))
+    notes = (*data.notes, *model_notes(config, model, tokenizer, data.blocks.store))
+    return Preview(config.model, config.data, views, _counts(resolved, data, seconds), notes)
 
 
 def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:

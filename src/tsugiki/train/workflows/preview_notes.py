@@ -1,0 +1,123 @@
+"""What a user should know of a run before it begins: the base's terms, its tokenizer, and what the adapter reaches."""
+
+import re
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from tsugiki.base.card import read_card
+from tsugiki.base.resolve import EMBEDDED
+from tsugiki.data.records import Completion, Conversation
+from tsugiki.data.sources import read_records
+from tsugiki.data.store import TokenStore
+from tsugiki.lora.adapter import LoraAdapter
+from tsugiki.lora.graft import active_adapter, is_grafted
+from tsugiki.lora.targets import base_modules, vocabulary_layers
+from tsugiki.train.config import RunConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENS = 200_000  # of the data, in which tokens are counted
+_RECORDS = 20  # from which the kind of the data is told
+_MOST_UNKNOWN, _MOST_PIECES, _LEAST_REACHED = 0.001, 0.2, 0.5
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def model_notes(
+    config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", store: TokenStore
+) -> list[str]:
+    """Return what is worth knowing, one sentence each.
+
+    Args:
+        config: the settings of the run.
+        model: the prepared model.
+        tokenizer: its tokenizer.
+        store: the tokens of the data.
+    """
+    notes = [] if config.model == EMBEDDED else _terms(config.model)
+    return [*notes, *_template(config, tokenizer), *_writing(tokenizer, store), *_reach(model)]
+
+
+def _terms(name: str) -> list[str]:
+    card, notes = read_card(name), []
+    if card.license:
+        notes.append(f"the licence of {name} is {card.license}; read its terms before you publish an adapter")
+    if card.gated:
+        notes.append(f"{name} is gated: its users accept its terms on the hub")
+    return notes
+
+
+def _template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Say if a chat model does not see its own chat template in the data."""
+    kinds = {type(record) for record in islice(read_records(config.data), _RECORDS)}
+    if not tokenizer.chat_template or Conversation in kinds:
+        return []
+    if kinds == {Completion}:
+        return [
+            "the tokenizer has a chat template, but prompt and completion are joined without it; give messages instead "
+            "if the model is to answer in a chat"
+        ]
+    return [
+        "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may answer "
+        "worse afterwards; its base model learns plain text better"
+    ]
+
+
+def _writing(tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> list[str]:
+    """Say if the tokenizer has no tokens for much of the text."""
+    ids, counts = np.unique(np.asarray(store.ids[:_TOKENS]), return_counts=True)
+    total = int(counts.sum())
+    if not total:
+        return []
+    of_token = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    unknown = of_token.get(tokenizer.unk_token_id, 0) / total
+    pieces = sum(count for token, count in of_token.items() if _is_piece(tokenizer, token)) / total
+    notes = []
+    if unknown > _MOST_UNKNOWN:
+        notes.append(
+            f"{unknown:.1%} of the tokens are unknown ({tokenizer.unk_token}): the tokenizer cannot write this text"
+        )
+    if pieces > _MOST_PIECES:
+        notes.append(
+            f"{pieces:.0%} of the tokens are parts of characters (bytes), because the tokenizer does not know the "
+            "characters; --add-tokens makes frequent ones tokens, and another base may know them"
+        )
+    return notes
+
+
+def _is_piece(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
+    """Return whether a token is a part of a character."""
+    text = tokenizer.convert_ids_to_tokens(token)
+    return bool(_BYTE.fullmatch(str(text))) or "\ufffd" in tokenizer.decode([token])
+
+
+def _reach(model: nn.Module) -> list[str]:
+    """Say if a LoRA adapter leaves out most of the weights between embedding and head."""
+    adapter = active_adapter(model) if is_grafted(model) else None
+    if not isinstance(adapter, LoraAdapter):
+        return []
+    ends = {id(layer) for layer in vocabulary_layers(model).values()}
+    inside = [(path, layer) for path, layer in base_modules(model) if id(layer) not in ends]
+    sizes = {
+        f"{path}.{name}": parameter.numel()
+        for path, layer in inside
+        for name, parameter in layer._parameters.items()
+        if parameter is not None and parameter.dim() > 1 and not isinstance(layer, nn.Embedding)
+    }
+    reached = sum(size for name, size in sizes.items() if _is_reached(adapter, name))
+    total = sum(sizes.values())
+    if not total or reached / total >= _LEAST_REACHED:
+        return []
+    return [
+        f"the adapter is on layers with {reached / total:.0%} of the weights between embedding and head; `tsugiki "
+        "methods targets --model …` lists the others"
+    ]
+
+
+def _is_reached(adapter: LoraAdapter, name: str) -> bool:
+    path = name.rpartition(".")[0]
+    whole = any(path == saved or path.startswith(f"{saved}.") for saved in adapter.modules)
+    return path in adapter.pairs or name in adapter.parameter_pairs or whole
