@@ -40,3 +40,36 @@ def test_eval_of_fewer_characters(base: str, run):
     status, out, _ = run("eval", "--data", "long.txt", "--model", base, "--characters", "1000", "--json")
     assert status == 0
     assert 512 <= json.loads(out.splitlines()[-1])["characters"] <= 1500
+
+
+def test_eval_of_questions(base: str, run):
+    assert run("train", "--model", base, *TRAIN)[0] == 0
+    rows = [{"prompt": "a", "expected": "x"}, {"prompt": "枝", "choices": ["を", "が"], "expected": ["を", "が"]}]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--questions", "q.jsonl", "--model", base, "--adapter", "run", "--max-new-tokens", "3")
+    status, out, _ = run("eval", *flags, "--json")
+    assert status == 0
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(row["model"], row["adapter"]) for row in found] == [(base, None), (base, "run")]
+    for row in found:
+        assert (row["questions"], row["correct"], row["share"]) == (2, 1, 0.5)
+        assert row["share_interval"][0] < 0.5 < row["share_interval"][1]
+        assert [answer["correct"] for answer in row["answers"]] == [False, True]
+    status, out, _ = run("eval", *flags)
+    assert status == 0
+    assert out.count("1 of 2") == 2
+    assert "+0.0 [" in out
+
+
+def test_eval_of_bad_questions_is_one_line(base: str, run):
+    Path("q.jsonl").write_text('{"prompt": "a"}\n')
+    for flags, fact in (
+        (("--questions", "q.jsonl"), "q.jsonl:1 has no expected"),
+        (("--questions", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
+        (("--questions", "q.jsonl", "--data", "text.txt"), "either --data"),
+        ((), "either --data"),
+    ):
+        status, out, err = run("eval", "--model", base, *flags)
+        assert (status, out) == (2, "")
+        assert fact in err
+        assert err.strip().count("\n") == 0

@@ -1,14 +1,29 @@
 """`tsugiki eval`."""
 
-from typing import Annotated
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsugiki.data.records import AssistantTurns
+from tsugiki.errors import TsugikiError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from tsugiki.train.evaluation.targets import EvaluationTarget
 
 
 def evaluate_command(
-    data: Annotated[str, typer.Option(help="Text to evaluate on: same formats as the data of `tsugiki train`.")],
+    data: Annotated[
+        str | None, typer.Option(help="Text to evaluate on: same formats as the data of `tsugiki train`.")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="Instead of --data, prompts with expected answers: JSON Lines with prompt and expected."),
+    ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Model: 'embedded', a folder, a GGUF file, or a hub id; can be repeated.")
     ] = None,
@@ -25,6 +40,9 @@ def evaluate_command(
     assistant_turns: Annotated[
         AssistantTurns, typer.Option(help="Which answers of a conversation are scored: all, or the last one.")
     ] = "all",
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Largest number of tokens of an answer to --questions.")
+    ] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
@@ -33,14 +51,33 @@ def evaluate_command(
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings, with all your rights.")
     ] = False,
 ) -> None:
-    """Show loss, perplexity and bits per character of models and adapters on the same text."""
-    import json
+    """Show loss, perplexity and bits per character of models and adapters on the same text.
 
-    from tsugiki.cli.summary import print_evaluations
+    With --questions, show the share of questions that they answer correctly.
+    """
+    from tsugiki.cli.summary import print_answers, print_evaluations
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
+    from tsugiki.train.evaluation.questions import read_questions
+    from tsugiki.train.evaluation.targets import answer_with_targets, evaluate_targets, evaluation_targets
 
+    if (data is None) == (questions is None):
+        raise TsugikiError("give either --data, a text to evaluate on, or --questions, prompts with expected answers")
     chosen = evaluation_targets(model or [], adapter or [])
+    if questions is not None:
+        answers = answer_with_targets(
+            chosen,
+            read_questions(questions),
+            max_new_tokens,
+            ProgressDisplay(),
+            allow_base_mismatch=allow_base_mismatch,
+            trust_remote_code=trust_remote_code,
+        )
+        if as_json:
+            _print_json(chosen, answers)
+        else:
+            print_answers([str(target) for target in chosen], list(answers))
+        return
+    assert data is not None
     results = evaluate_targets(
         chosen,
         data,
@@ -51,8 +88,13 @@ def evaluate_command(
         trust_remote_code=trust_remote_code,
     )
     if as_json:
-        for target, result in zip(chosen, results, strict=True):
-            names = {"model": target.model, "adapter": target.adapter_name or None}
-            typer.echo(json.dumps(names | result.model_dump(mode="json")))
-        return
-    print_evaluations([str(target) for target in chosen], list(results))
+        _print_json(chosen, results)
+    else:
+        print_evaluations([str(target) for target in chosen], list(results))
+
+
+def _print_json(chosen: "Sequence[EvaluationTarget]", results: "Iterable[BaseModel]") -> None:
+    """Print the result of each target as one line of JSON."""
+    for target, result in zip(chosen, results, strict=True):
+        names = {"model": target.model, "adapter": target.adapter_name or None}
+        typer.echo(json.dumps(names | result.model_dump(mode="json")))

@@ -8,7 +8,7 @@ from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.report.formatting import describe_change, format_change, format_with_interval
 from tsugiki.report.run import change_of_run, choice_notes, held_out_table
-from tsugiki.train.evaluation.result import Evaluation, change_of_bits
+from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_bits, change_of_share
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.merge import MergeReport
 
@@ -59,6 +59,26 @@ def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> No
         "95 % intervals over documents in brackets",
         "between models with different tokenizers, compare only bits per character",
         *notes,
+    )
+
+
+def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:
+    """Print a table of the shares of correct answers; changes are relative to the first model."""
+    first, rows = results[0], []
+    for name, result in zip(names, results, strict=True):
+        low, high = result.share_interval
+        change, (least, most) = change_of_share(first, result)
+        rows.append(
+            [
+                name,
+                f"{result.correct:,} of {result.questions:,}",
+                f"{result.share:.1%} [{low:.1%}, {high:.1%}]",
+                "–" if result is first else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]",
+            ]
+        )
+    print_table(
+        (["model", "correct", "share", "change, percentage points"], rows),
+        "95 % intervals in brackets; that of the change is for the same questions. --json prints every answer",
     )
 
 

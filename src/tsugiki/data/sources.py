@@ -126,7 +126,7 @@ def _files(root: Path) -> list[Path]:
 
 def _read_file(path: Path) -> Iterator[Record]:
     readers: dict[str, Callable[[Path], _NumberedRows]] = {
-        ".jsonl": _json_rows,
+        ".jsonl": json_rows,
         ".csv": _csv_rows,
         ".parquet": _parquet_rows,
     }
@@ -141,7 +141,12 @@ def _read_file(path: Path) -> Iterator[Record]:
         raise _unreadable(path, error) from error
 
 
-def _json_rows(path: Path) -> _NumberedRows:
+def json_rows(path: Path) -> _NumberedRows:
+    """Yield the number of each line of a `.jsonl` file that is not blank, and its object.
+
+    Raises:
+        TsugikiError: while reading, a line is not a JSON object, or the text has another encoding than those above.
+    """
     with path.open(encoding=_encoding(path)) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

@@ -17,11 +17,10 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def with_one_thread(device: torch.device) -> Iterator[None]:
-    """Let each operation of a processor use one thread within the block; on another device, change nothing."""
+def with_one_thread() -> Iterator[None]:
+    """Let each operation of the processor use one thread within the block."""
     threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

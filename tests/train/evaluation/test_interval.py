@@ -6,7 +6,14 @@ import tracemalloc
 
 import pytest
 
-from tsugiki.train.evaluation.interval import Score, bits_interval, change_interval, loss_interval
+from tsugiki.train.evaluation.interval import (
+    Score,
+    bits_interval,
+    change_interval,
+    loss_interval,
+    paired_interval,
+    wilson_interval,
+)
 
 
 def scores(count: int, spread: float, seed: int = 0) -> list[Score]:
@@ -87,3 +94,34 @@ def test_very_many_documents_need_limited_memory():
     assert found[0] < 3 < found[1]
     assert found[1] - found[0] < 0.01
     assert peak < 300_000_000
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "expected"),
+    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0, 0.1611)), (1, 29, (0.0061, 0.1718))],
+)
+def test_the_interval_of_a_share_is_that_of_newcombes_table(successes: int, trials: int, expected: tuple[float, float]):
+    """R. G. Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3."""
+    assert wilson_interval(successes, trials) == pytest.approx(expected, abs=5e-5)
+    low, high = wilson_interval(trials - successes, trials)
+    assert (1 - high, 1 - low) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "both", "neither", "expected"),
+    [(12, 2, 36, 0, (0.0569, 0.3404)), (1, 7, 1, 12, (-0.507, -0.026))],
+)
+def test_the_paired_interval_is_that_of_published_examples(
+    won: int, lost: int, both: int, neither: int, expected: tuple[float, float]
+):
+    """Newcombe 1998 (paired data), table II, method 10; M. W. Fagerland and others, "Recommended tests …", 2014."""
+    kinds = {(False, True): won, (True, False): lost, (True, True): both, (False, False): neither}
+    pairs = [kind for kind, count in kinds.items() for _ in range(count)]
+    assert paired_interval(pairs) == pytest.approx(expected, abs=6e-4)
+    low, high = paired_interval([(after, before) for before, after in pairs])
+    assert (-high, -low) == pytest.approx(expected, abs=6e-4)
+
+
+def test_the_paired_interval_of_equal_answers_has_a_width():
+    low, high = paired_interval([(True, True)] * 10)
+    assert -high == low < 0 < high < 0.3

@@ -120,7 +120,7 @@ def evaluate(
     context = context or context_length(model)
     texts = [target_text(window.record, turns) for window in windows]
     encoded = encode(tokenizer, texts)
-    sequences: list[_Sequence] = []
+    sequences: list[TokenSequence] = []
     counts: dict[int, list[int]] = {}  # document -> tokens, characters
     split = skipped = 0
     for window, text, ids in zip(windows, texts, encoded, strict=True):
@@ -134,7 +134,7 @@ def evaluate(
             count[1] += len(text)
     if not sequences:
         raise TsugikiError(f"everything to evaluate on is longer than the model's context of {context} tokens")
-    nll = _score(model, sequences, advance, accelerator)
+    nll = score_sequences(model, sequences, advance, accelerator)
     unknown = tokenizer.unk_token_id
     return summarise(
         [(nll[number], tokens, characters) for number, (tokens, characters) in counts.items()],
@@ -159,7 +159,7 @@ def _split(record: Record) -> list[Record]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sequence:
+class TokenSequence:
     """Tokens that are scored in one forward pass."""
 
     ids: Tensor
@@ -172,7 +172,7 @@ class _Sequence:
 
 def _sequences(
     tokenizer: "PreTrainedTokenizerBase", window: Window, ids: list[int], turns: AssistantTurns, context: int
-) -> list[_Sequence]:
+) -> list[TokenSequence]:
     """Return the sequences of a window.
 
     Args:
@@ -188,20 +188,20 @@ def _sequences(
     if isinstance(window.record, Document):
         start = document_start(tokenizer)
         pieces = [torch.tensor([start, *ids[first : first + context - 1]]) for first in range(0, len(ids), context - 1)]
-        return [_Sequence(piece, torch.ones(len(piece), dtype=torch.bool), window.document) for piece in pieces]
+        return [TokenSequence(piece, torch.ones(len(piece), dtype=torch.bool), window.document) for piece in pieces]
     encoded = encode_records(tokenizer, [window.record], turns)[0]
     if len(encoded.ids) > context:
         return []
-    return [_Sequence(torch.tensor(encoded.ids), torch.tensor(encoded.loss_mask), window.document)]
+    return [TokenSequence(torch.tensor(encoded.ids), torch.tensor(encoded.loss_mask), window.document)]
 
 
-def _score(
+def score_sequences(
     model: "PreTrainedModel",
-    sequences: Sequence[_Sequence],
-    advance: Callable[[int], None],
-    accelerator: "Accelerator | None",
+    sequences: Sequence[TokenSequence],
+    advance: Callable[[int], None] = lambda done: None,
+    accelerator: "Accelerator | None" = None,
 ) -> dict[int, float]:
-    """Return document -> summed NLL in nats, with the model in evaluation mode."""
+    """Return document -> summed NLL in nats, with the model in evaluation mode; arguments as of `evaluate`."""
     index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     batches = _batches(sequences, model)
     mine = batches[index::count]
@@ -222,7 +222,7 @@ def _score(
     return {document: math.fsum(parts) for document, parts in nlls.items()}  # exact, so their order does not matter
 
 
-def _each_nll(model: "PreTrainedModel", batches: Sequence[list[_Sequence]]) -> Iterable[Tensor]:
+def _each_nll(model: "PreTrainedModel", batches: Sequence[list[TokenSequence]]) -> Iterable[Tensor]:
     """Return `_nll` of each batch; on a processor they are computed in parallel, with one thread each.
 
     So the operations, and with them every bit of the result, are the same however many threads torch has.
@@ -233,7 +233,7 @@ def _each_nll(model: "PreTrainedModel", batches: Sequence[list[_Sequence]]) -> I
     return (task() for task in tasks)
 
 
-def _batches(sequences: Sequence[_Sequence], model: "PreTrainedModel") -> list[list[_Sequence]]:
+def _batches(sequences: Sequence[TokenSequence], model: "PreTrainedModel") -> list[list[TokenSequence]]:
     """Return batches of sequences with similar lengths, which do not depend on the number of threads or processes."""
     on_cpu = model.device.type == "cpu"
     most = _THREAD_TOKENS if on_cpu else _DEVICE_TOKENS
@@ -241,7 +241,7 @@ def _batches(sequences: Sequence[_Sequence], model: "PreTrainedModel") -> list[l
         most = min(most, _LOGIT_BUDGET // model.config.get_text_config().vocab_size)
     if rope_depends_on_length(model):
         most = 0  # beside a longer sequence, the logits of a sequence are others
-    batches: list[list[_Sequence]] = []
+    batches: list[list[TokenSequence]] = []
     for sequence in sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True):
         if batches and (len(batches[-1]) + 1) * len(batches[-1][0].ids) <= most:
             batches[-1].append(sequence)
@@ -255,7 +255,7 @@ def _without_logits(model: "PreTrainedModel") -> bool:
 
 
 @torch.no_grad()
-def _nll(model: "PreTrainedModel", sequences: Sequence[_Sequence]) -> Tensor:
+def _nll(model: "PreTrainedModel", sequences: Sequence[TokenSequence]) -> Tensor:
     """Return the NLL of each sequence's scored tokens, in nats, [sequences], on the model's device.
 
     The sequences are padded on the right, without a mask. In a causal model, padding has no effect on the tokens before

@@ -20,6 +20,7 @@ Interval: TypeAlias = tuple[float, float]
 Score: TypeAlias = tuple[float, int, int]
 """Of one document: summed negative log-likelihood in nats, tokens, characters."""
 
+_NORMAL = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
 _SAMPLES = 2000
 _MAX_COUNTS = 10_000_000  # documents times samples; with more than 5,000 documents, fewer samples are drawn
 
@@ -73,6 +74,47 @@ def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval
         return None
     sums = _resample(np.array([[one[0], other[0]] for one, other in zip(before, after, strict=True)], float))
     return _percentiles(sums[:, 1] / sums[:, 0] - 1)
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """Return the 95 % interval of a share of trials (E. B. Wilson, "Probable Inference", 1927)."""
+    z, share = _NORMAL, successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_interval(pairs: Sequence[tuple[bool, bool]]) -> Interval:
+    """Return the 95 % interval of the change of a share between two measurements of the same trials.
+
+    It combines the two Wilson intervals by the correlation of the measurements (R. G. Newcombe, "Improved confidence
+    intervals for the difference between binomial proportions based on paired data", 1998, method 10).
+
+    Args:
+        pairs: whether each trial succeeded before and after; at least one.
+    """
+    trials = len(pairs)
+    both, neither = pairs.count((True, True)), pairs.count((False, False))
+    lost, won = pairs.count((True, False)), pairs.count((False, True))
+    before, after = (both + lost) / trials, (both + won) / trials
+    (low_before, high_before), (low_after, high_after) = (
+        wilson_interval(both + lost, trials),
+        wilson_interval(both + won, trials),
+    )
+    product = (both + lost) * (neither + won) * (both + won) * (neither + lost)
+    covariance: float = both * neither - won * lost
+    if covariance > 0:
+        covariance = max(covariance - trials / 2, 0)
+    correlation = covariance / math.sqrt(product) if product else 0.0
+
+    def distance(one: float, other: float) -> float:
+        return math.sqrt(max(one * one - 2 * correlation * one * other + other * other, 0))
+
+    change_ = after - before
+    return (
+        change_ - distance(after - low_after, high_before - before),
+        change_ + distance(high_after - after, before - low_before),
+    )
 
 
 def _ratio_interval(scores: Sequence[Score], per: int) -> Interval | None:

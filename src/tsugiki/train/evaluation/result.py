@@ -1,11 +1,19 @@
-"""The result of an evaluation: loss, perplexity and bits per character, with their intervals and counts."""
+"""The results of evaluations: loss, perplexity and bits per character, or correct answers, with their intervals."""
 
 import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from tsugiki.train.evaluation.interval import Change, Interval, Score, bits_interval, change, loss_interval
+from tsugiki.train.evaluation.interval import (
+    Change,
+    Interval,
+    Score,
+    bits_interval,
+    change,
+    loss_interval,
+    paired_interval,
+)
 
 
 class Evaluation(BaseModel):
@@ -47,6 +55,29 @@ class StepEvaluation(Evaluation):
 
     step: int
     """Number of optimiser steps before it."""
+
+
+class Answer(BaseModel):
+    """The answer of a model to a question."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    """Where the question was read: `file:line`."""
+    answer: str
+    correct: bool
+
+
+class Answers(BaseModel):
+    """The answers of a model to all questions, and the share of correct ones with its 95 % interval (Wilson)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    questions: int
+    correct: int
+    share: float
+    share_interval: Interval
+    answers: tuple[Answer, ...]
 
 
 def summarise(
@@ -104,6 +135,12 @@ def change_of_bits(before: Evaluation, after: Evaluation) -> Change:
 def change_of_loss(before: Evaluation, after: Evaluation) -> Change:
     """Return the relative change of the loss between two models with the same tokenizer."""
     return change(before.loss, after.loss, before.documents, after.documents)
+
+
+def change_of_share(before: Answers, after: Answers) -> tuple[float, Interval]:
+    """Return the difference of the shares of correct answers to the same questions, with its paired 95 % interval."""
+    pairs = [(one.correct, other.correct) for one, other in zip(before.answers, after.answers, strict=True)]
+    return after.share - before.share, paired_interval(pairs)
 
 
 def _exp(loss: float) -> float:

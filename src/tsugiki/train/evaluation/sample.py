@@ -4,8 +4,10 @@ Several prompts are continued together, padded on the left, in a model that then
 them alone. Each prompt has a random generator of its own, so its text does not depend on the others, up to rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_BATCH = 16  # prompts
+_SMALL_MODEL = 500_000_000  # parameters
 _PROBED_TOKENS = 2  # the first one follows the prompts, the second one the cache
 
 
@@ -69,22 +73,62 @@ def generate_text(
 def generate_texts(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], sampling: Sampling
 ) -> list[str]:
-    """Return what `generate_text` returns for each prompt, in one batch where the model allows it.
-
-    A batch is computed on a processor with one thread: its products are small, and threads wait for each other.
+    """Return what `generate_text` returns for each prompt, together where the model allows it.
 
     Raises:
         TsugikiError: a prompt fills the model's context.
     """
-    rows = [_prompt_ids(model, tokenizer, prompt) for prompt in prompts]
-    with with_one_thread(model.device):
-        if len(rows) < 2 or not _can_be_together(model, tokenizer, rows, sampling.max_new_tokens):
-            return [generate_text(model, tokenizer, prompt, sampling) for prompt in prompts]
-        longest = max(map(len, rows))
-        return [
-            _text(tokenizer, row[longest:].tolist())
-            for row in _generate(model, tokenizer, rows, sampling).sequences.cpu()
-        ]
+    return continue_rows(model, tokenizer, [_prompt_ids(model, tokenizer, prompt) for prompt in prompts], sampling)
+
+
+def continue_rows(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[list[int]],
+    sampling: Sampling,
+    ends: Collection[int] = (),
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Continue prompts, in batches where the model allows it.
+
+    A small model computes with one thread of a processor: its products are short, and threads would wait for each
+    other, on busy cores ten times longer than they compute.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's tokenizer.
+        rows: the tokens of each prompt, fewer than the model's context.
+        sampling: how to choose tokens. Every prompt has the same seed.
+        ends: tokens that end a text, besides the one that ends a document.
+        advance: called with the number of prompts done since the last call.
+
+    Returns:
+        The new text of each prompt.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    texts: dict[int, str] = {}
+    is_small = model.num_parameters() < _SMALL_MODEL
+    with with_one_thread() if is_small and model.device.type == "cpu" else nullcontext():
+        together = len(rows) > 1 and _can_be_together(model, tokenizer, [rows[order[0]], rows[order[-1]]])
+        for batch in _batches(rows, order, context_length(model) - sampling.max_new_tokens if together else 0):
+            some = [rows[index] for index in batch]
+            tokens = _generate(model, tokenizer, some, sampling, ends=ends).sequences[:, max(map(len, some)) :]
+            texts |= {
+                index: _text(tokenizer, ids, ends) for index, ids in zip(batch, tokens.cpu().tolist(), strict=True)
+            }
+            advance(len(batch))
+    return [texts[index] for index in range(len(rows))]
+
+
+def _batches(rows: Sequence[list[int]], order: Sequence[int], longest: int) -> list[list[int]]:
+    """Divide indices of rows, sorted by length, into batches. Rows longer than `longest` are alone."""
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and len(batches[-1]) < _BATCH and len(rows[index]) <= longest:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
 def _prompt_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
@@ -102,13 +146,11 @@ def _prompt_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     return ids
 
 
-def _can_be_together(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[list[int]], new_tokens: int
-) -> bool:
-    """Whether prompts in a batch get the logits that they get alone, found by trying it with their first new tokens."""
-    if max(map(len, rows)) + new_tokens > context_length(model) or rope_depends_on_length(model):
+def _can_be_together(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[list[int]]) -> bool:
+    """Whether a short and a long prompt get together the logits that they get alone, for their first new tokens."""
+    if max(map(len, rows)) + _PROBED_TOKENS > context_length(model) or rope_depends_on_length(model):
         return False
-    probe = Sampling(min(_PROBED_TOKENS, new_tokens), temperature=0)
+    probe = Sampling(_PROBED_TOKENS, temperature=0)
     try:
         together = _logits(_generate(model, tokenizer, rows, probe, stops=False))
         return all(
@@ -130,6 +172,7 @@ def _generate(
     rows: Sequence[list[int]],
     sampling: Sampling,
     streamer: "_Streamer | None" = None,
+    ends: Collection[int] = (),
     stops: bool = True,
 ) -> Any:
     """Continue prompts, padded on the left, with the output of transformers' `generate`.
@@ -140,7 +183,8 @@ def _generate(
         rows: the tokens of each prompt.
         sampling: how to choose tokens.
         streamer: receives the tokens of a single prompt.
-        stops: whether a text ends at the token that ends a document.
+        ends: tokens that end a text, besides the one that ends a document.
+        stops: whether a text ends at such a token.
     """
     longest, end = max(map(len, rows)), document_end(tokenizer)
     padding = [longest - len(row) for row in rows]
@@ -153,7 +197,7 @@ def _generate(
             attention_mask=attended.to(model.device),
             max_new_tokens=min(sampling.max_new_tokens, context_length(model) - longest),
             min_new_tokens=None if stops else sampling.max_new_tokens,
-            eos_token_id=end,
+            eos_token_id=[end, *ends],
             pad_token_id=end,
             use_cache=True,  # transformers' Trainer turns it off in the model's config
             streamer=streamer,
@@ -187,12 +231,11 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter_(1, torch.stack(drawn).to(scores.device), 0.0)
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """Return the text of new tokens, up to the end of the document, without an incomplete character at the end."""
-    end = document_end(tokenizer)
-    if end in ids:
-        ids = ids[: ids.index(end)]
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: Collection[int] = ()) -> str:
+    """Return the text of new tokens up to the first one that ends it, without an incomplete character at the end."""
+    stop = {document_end(tokenizer), *ends}
+    kept = list(takewhile(lambda token: token not in stop, ids))
+    text: str = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.rstrip(_INCOMPLETE)
 
 

@@ -1,4 +1,4 @@
-"""Evaluate several models and adapters on the same windows of the same text."""
+"""Evaluate several models and adapters on the same windows of the same text, or by the same questions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import ungraft
+from tsugiki.train.evaluation.answers import answer_questions
 from tsugiki.train.evaluation.evaluate import evaluate, read_windows
-from tsugiki.train.evaluation.result import Evaluation
+from tsugiki.train.evaluation.questions import Question
+from tsugiki.train.evaluation.result import Answers, Evaluation
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def evaluate_targets(
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
 ) -> Iterator[Evaluation]:
-    """Evaluate each target in order. A model that occurs twice in a row is loaded once.
+    """Evaluate each target in order.
 
     Args:
         chosen: the targets, from `evaluation_targets`.
@@ -85,6 +87,37 @@ def evaluate_targets(
         TsugikiError: the data, a model or an adapter cannot be read.
     """
     windows = read_windows(data, limit)
+    for target, model, tokenizer in _loaded(chosen, allow_base_mismatch, trust_remote_code):
+        with progress.stage(str(target), len(windows)) as advance:
+            yield evaluate(model, tokenizer, windows, turns, advance)
+
+
+def answer_with_targets(
+    chosen: Sequence[EvaluationTarget],
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    progress: ProgressDisplay,
+    *,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
+) -> Iterator[Answers]:
+    """Let each target answer the questions (see `answer_questions`); the other arguments are as above.
+
+    Yields:
+        The answers of each target.
+
+    Raises:
+        TsugikiError: a model or an adapter cannot be read, or a question does not fit a model.
+    """
+    for target, model, tokenizer in _loaded(chosen, allow_base_mismatch, trust_remote_code):
+        with progress.stage(str(target), len(questions)) as advance:
+            yield answer_questions(model, tokenizer, questions, max_new_tokens, advance)
+
+
+def _loaded(
+    chosen: Sequence[EvaluationTarget], allow_base_mismatch: bool, trust_remote_code: bool
+) -> Iterator[tuple[EvaluationTarget, Any, Any]]:
+    """Yield each target with its model and tokenizer. A model that occurs twice in a row is loaded once."""
     loaded = ""
     model: Any = None
     tokenizer: Any = None
@@ -98,8 +131,7 @@ def evaluate_targets(
             known = with_new_words(model, tokenizer, target.adapter)
             load_adapter(model, target.adapter, allow_base_mismatch=allow_base_mismatch)
         use_fast_paths(model)
-        with progress.stage(str(target), len(windows)) as advance:
-            yield evaluate(model, known, windows, turns, advance)
+        yield target, model, known
         use_plain_paths(model)
         if target.adapter:
             model = ungraft(model)

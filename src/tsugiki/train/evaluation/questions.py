@@ -1,0 +1,125 @@
+"""Questions with expected answers: a file of prompts, and how each answer is compared.
+
+    {"prompt": "2 + 2 =", "expected": "4"}                                        exact (the default)
+    {"prompt": "The capital of Japan is", "expected": "Tokyo", "mode": "contains"}
+    {"messages": [{"role": "user", "content": "When?"}], "expected": "\\d{4}", "mode": "regex"}
+    {"prompt": "Roses are", "choices": [" red", " loud"], "expected": " red"}     choice (the default with choices)
+
+A prompt is a text, which is continued as it is, or a list of messages, which the chat template of the model renders. In
+mode choice nothing is generated: the answer is the choice to which the model gives the highest probability.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from tsugiki.data.records import Completion, Conversation, Message
+from tsugiki.data.schemas import read_row
+from tsugiki.data.sources import json_rows
+from tsugiki.errors import TsugikiError, error_text
+
+Mode: TypeAlias = Literal["exact", "contains", "regex", "choice"]
+"""How an answer is compared with what is expected."""
+
+_MAX_EXPRESSION = 10_000  # characters
+_ANY_ANSWER = "?"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and its expected answers."""
+
+    source: str
+    """`file:line`."""
+    prompt: str | tuple[Message, ...]
+    mode: Mode
+    expected: tuple[str, ...]
+    """Texts or regular expressions, one of which suffices."""
+    choices: tuple[str, ...] = ()
+    """The answers to choose from in mode choice; otherwise none."""
+
+    def answered(self, answer: str) -> Completion | Conversation:
+        """Return the record of training in which this answer follows the prompt."""
+        if isinstance(self.prompt, str):
+            return Completion(self.prompt, answer, self.source)
+        return Conversation((*self.prompt, Message("assistant", answer)), self.source)
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Read questions from a file of JSON Lines.
+
+    Raises:
+        TsugikiError: the file cannot be read or has no question, or a question is not as the module docstring shows.
+    """
+    try:
+        questions = [_question(row, f"{path}:{number}") for number, row in json_rows(path)]
+    except OSError as error:
+        raise TsugikiError(f"{path} cannot be read: {error.strerror or error_text(error)}") from error
+    if not questions:
+        raise TsugikiError(f"{path} is empty: write one question in each line, with prompt and expected")
+    return questions
+
+
+def _question(row: Mapping[str, Any], source: str) -> Question:
+    mode: Any = row.get("mode") or ("choice" if row.get("choices") is not None else "exact")
+    if mode not in get_args(Mode):
+        raise TsugikiError(
+            f"{source} has the unknown mode {error_text(repr(mode), 40)}; use one of {', '.join(get_args(Mode))}"
+        )
+    if row.get("expected") is None:
+        raise TsugikiError(f"{source} has no expected; add the expected answer, a text or a list of texts")
+    expected = row["expected"]
+    answers = _texts([expected] if isinstance(expected, str) else expected, f"{source}: expected")
+    choices: tuple[str, ...] = ()
+    if mode == "choice":
+        choices = _choices(row.get("choices"), answers, source)
+    elif row.get("choices") is not None:
+        raise TsugikiError(f"{source} has choices and mode {mode}; leave out one of the two, or use mode choice")
+    if mode == "regex":
+        for expression in answers:
+            _check_expression(expression, source)
+    return Question(source, _prompt(row, source), mode, answers, choices)
+
+
+def _prompt(row: Mapping[str, Any], source: str) -> str | tuple[Message, ...]:
+    given = row.get("messages", row.get("prompt"))
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list) or not given:
+        raise TsugikiError(
+            f'{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}'
+        )
+    answered = {"messages": [*given, {"role": "assistant", "content": _ANY_ANSWER}]}
+    if isinstance(given[-1], Mapping) and given[-1].get("role") == "assistant":
+        raise TsugikiError(f"{source} ends with a turn of the assistant; put its text into expected")
+    record = read_row(answered, source)
+    assert isinstance(record, Conversation)
+    return record.messages[:-1]
+
+
+def _choices(given: Any, expected: tuple[str, ...], source: str) -> tuple[str, ...]:
+    if given is None:
+        raise TsugikiError(f"{source} has mode choice but no choices; add a list of two or more texts")
+    choices = _texts(given, f"{source}: choices")
+    if len(set(choices)) < len(choices) or len(choices) < 2:
+        raise TsugikiError(f"{source}: choices must be two or more different texts")
+    if unknown := [answer for answer in expected if answer not in choices]:
+        raise TsugikiError(f"{source}: expected is {error_text(repr(unknown[0]), 80)}, which is none of the choices")
+    return choices
+
+
+def _texts(given: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(given, list) or not given or not all(isinstance(one, str) and one.strip() for one in given):
+        raise TsugikiError(f"{where} must be a text that is not empty, or a list of such texts")
+    return tuple(given)
+
+
+def _check_expression(expression: str, source: str) -> None:
+    if len(expression) > _MAX_EXPRESSION:
+        raise TsugikiError(f"{source}: expected has more than {_MAX_EXPRESSION:,} characters")
+    try:
+        re.compile(expression)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise TsugikiError(f"{source}: expected is not a regular expression: {error_text(error, 100)}") from error
