@@ -84,17 +84,18 @@ def _question(row: Mapping[str, Any], source: str) -> Question:
 
 
 def _prompt(row: Mapping[str, Any], source: str) -> str | tuple[Message, ...]:
-    given = row.get("messages", row.get("prompt"))
+    given = row.get("prompt") if row.get("messages") is None else row["messages"]
     if isinstance(given, str):
-        return given
+        record = read_row({"prompt": given, "completion": _ANY_ANSWER}, source)
+        assert isinstance(record, Completion)
+        return record.prompt
     if not isinstance(given, list) or not given:
         raise TsugikiError(
             f'{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}'
         )
-    answered = {"messages": [*given, {"role": "assistant", "content": _ANY_ANSWER}]}
     if isinstance(given[-1], Mapping) and given[-1].get("role") == "assistant":
         raise TsugikiError(f"{source} ends with a turn of the assistant; put its text into expected")
-    record = read_row(answered, source)
+    record = read_row({"messages": [*given, {"role": "assistant", "content": _ANY_ANSWER}]}, source)
     assert isinstance(record, Conversation)
     return record.messages[:-1]
 
@@ -113,6 +114,8 @@ def _choices(given: Any, expected: tuple[str, ...], source: str) -> tuple[str, .
 def _texts(given: Any, where: str) -> tuple[str, ...]:
     if not isinstance(given, list) or not given or not all(isinstance(one, str) and one.strip() for one in given):
         raise TsugikiError(f"{where} must be a text that is not empty, or a list of such texts")
+    for text in given:
+        read_row({"text": text}, where)  # it refuses what no tokenizer can read
     return tuple(given)
 
 

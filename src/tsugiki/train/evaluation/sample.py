@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tsugiki.base.context import context_length, rope_depends_on_length
 from tsugiki.base.inference import evaluating, same_to_rounding, seeded
+from tsugiki.base.quantization import count_parameters
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.train.threads import with_one_thread
@@ -107,7 +108,7 @@ def continue_rows(
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     texts: dict[int, str] = {}
-    is_small = model.num_parameters() < _SMALL_MODEL
+    is_small = count_parameters(model) < _SMALL_MODEL
     with with_one_thread() if is_small and model.device.type == "cpu" else nullcontext():
         together = len(rows) > 1 and _can_be_together(model, tokenizer, [rows[order[0]], rows[order[-1]]])
         for batch in _batches(rows, order, context_length(model) - sampling.max_new_tokens if together else 0):
