@@ -57,10 +57,6 @@ _RENAMED = (
     "PEFT renames the layers while it loads a file, also one of its own, and drops them",
     "PEFT が読み込み時に層の名前を変え、自身のファイルでも値を捨ててしまう",
 )
-_ORDER = (
-    "without the adapter, it is the base up to rounding (3e-7): torch multiplies by a frozen weight in another order",
-    "アダプターを外したときの一致は丸め誤差まで（3e-7）。固定された重みとの積を torch が別の順序で計算するため",
-)
 _NO_TINY = (
     "the general rule for tiny models does not build one that runs",
     "検査用の小さなモデルを共通の規則では作れない",
@@ -71,8 +67,6 @@ REASONS: dict[str, tuple[str, str]] = {
     "cpmant": _LATER,
     "xlm": _LATER,
     "xlnet": _LATER,
-    "fsmt": _ORDER,
-    "led": _ORDER,
     "laguna": _RENAMED,
     "inkling2_text": _RENAMED,
     "inkling2_loop_text": _RENAMED,

@@ -30,6 +30,7 @@ from tsugiki.lora.frozen_layer import (
     is_autocast_enabled,
     is_quantized,
     is_stored_in_out,
+    linear_of_matrix,
     oriented,
 )
 from tsugiki.lora.initialise import init_orthogonal_, init_pissa_, init_random_
@@ -55,7 +56,12 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b + scaling · B A dropout(x) for x [..., in]."""
         pair = self.lora
-        if pair is None or not self.fused or pair.bias is not None or not _can_fuse(x, self.base_layer):
+        if not self.fused or (pair is not None and pair.bias is not None) or not _can_fuse(x, self.base_layer):
+            return self.plain(x)
+        if pair is None and isinstance(self.base_layer, nn.Linear):
+            # By a frozen weight torch multiplies some inputs (LED's) in another order than by one that trains.
+            return linear_of_matrix(self.base_layer, x)
+        if pair is None:
             return self.plain(x)
         if pair.magnitude is not None:
             return dora_product(self.base_layer, oriented(self.base_layer), pair, x)
