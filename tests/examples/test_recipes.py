@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tests.runs import compare_in_this_process
-from tests.tiny import TEXT, save_tiny
+from tests.tiny import TEXT, byte_tokenizer, save_tiny
+from tests.tiny_types import tiny_of
 from tsugiki import graft
 from tsugiki.base.loading import load_model
 from tsugiki.cli.main import main
@@ -19,6 +20,28 @@ from tsugiki.train.workflows.compare_config import load_comparison
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(EXAMPLES.rglob("*.yaml"))
 SMALL = {"block_size": 32, "batch_size": 2, "sample_tokens": 2, "held_out": 0.3}
+MODEL_TYPES = {
+    "qwen3": "qwen3",
+    "qwen3.5": "qwen3_5_text",
+    "gemma-3": "gemma3_text",
+    "gemma-4": "gemma4_text",
+    "lfm2.5-jp": "lfm2",
+    "smollm3": "smollm3",
+    "llama-3.2": "llama",
+    "sarashina2.2": "llama",
+    "llm-jp-3.1": "llama",
+    "tinyswallow": "qwen2",
+    "granite-4-h": "granitemoehybrid",
+    "falcon-h1": "falcon_h1",
+    "gpt-oss": "gpt_oss",
+    "phi-4-mini": "phi3",
+    "olmo-3": "olmo3",
+    "ministral-3": "ministral3",
+}
+"""Recipe for a model -> the type of that model, or of its language model."""
+IN_DEFAULT_TESTS = {"qwen3.5", "granite-4-h", "gpt-oss"}
+"""Of the recipes for models; the others are slow tests."""
+CHAT = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{{ eos_token }}{% endfor %}"
 GPT2 = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 64}
 
 
@@ -47,6 +70,18 @@ def shrunk(recipe: dict[str, Any], base: str) -> dict[str, Any]:
     return small
 
 
+def tiny_base_of(path: Path, folder: Path) -> str:
+    """A tiny model of the type that a recipe is for, with a tokenizer that has a chat template."""
+    if path.parent.name != "models":
+        return save_tiny(folder, n_positions=128)
+    per_layer = {"vocab_size_per_layer_input": 257} if path.stem == "gemma-4" else {}
+    tiny_of(MODEL_TYPES[path.stem], vocab_size=257, **per_layer).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def test_there_are_recipes():
     assert len(RECIPES) >= 5
     assert {command_of(yaml.safe_load(path.read_text())) for path in RECIPES} == {
@@ -68,15 +103,26 @@ def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
     assert Path(EXAMPLES.parent / runs["full"].data).is_dir()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def _param(path: Path) -> Any:
+    slow = path.parent.name == "models" and path.stem not in IN_DEFAULT_TESTS
+    return pytest.param(path, id=str(path.relative_to(EXAMPLES)), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("path", [_param(path) for path in RECIPES])
 def test_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    texts = [{"text": f"{i} " + TEXT[i * 100 : i * 100 + 190 + i]} for i in range(12)]
-    Path("d.jsonl").write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts))
+    texts = [f"{i} " + TEXT[i * 100 : i * 100 + 190 + i] for i in range(12)]
+    records = [{"text": text} for text in texts]
+    if yaml.safe_load(path.read_text(encoding="utf-8")).get("data") == "chat.jsonl":
+        records = [
+            {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text[:15]}]}
+            for text in texts
+        ]
+    Path("d.jsonl").write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     Path("retention.txt").write_text(TEXT[500:700])
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     Path("recipe.yaml").write_text(
-        yaml.safe_dump(shrunk(recipe, save_tiny(tmp_path / "base", n_positions=128)), allow_unicode=True)
+        yaml.safe_dump(shrunk(recipe, tiny_base_of(path, tmp_path / "base")), allow_unicode=True)
     )
     compare_in_this_process(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["tsugiki", command_of(recipe), "recipe.yaml"])
