@@ -328,7 +328,7 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
     """
     tensors = read_weights(folder)
     if not allow_base_mismatch:
-        _refuse_another_base(model, folder)
+        refuse_another_base(model, folder)
     with base_alone(model):
         try:
             adapter = format_of(config).build_for(model, config, tensors)
@@ -599,7 +599,8 @@ def _warn_of_another_name(model: nn.Module, folder: Path) -> None:
         )
 
 
-def _refuse_another_base(model: nn.Module, folder: Path) -> None:
+def refuse_another_base(model: nn.Module, folder: Path) -> None:
+    """Raise a TsugikiError if the adapter in `folder` was trained on another base than `model`."""
     base = read_base(folder)
     with base_alone(model):
         why = why_different(base, identity_of(model)) or _other_revision(base, getattr(model, "name_or_path", ""))

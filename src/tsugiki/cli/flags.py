@@ -19,6 +19,7 @@ from tsugiki.io.yaml import parse_yaml
 from tsugiki.train.config import argument_descriptions
 
 _SIMPLE = (str, int, float, bool)
+_OTHER_NAMES = {"--start-from": ("--from",)}  # `from` cannot be the name of a field
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _types(annotation: Any) -> tuple[Any, ...]:
 
 def _parameter(setting: Setting) -> inspect.Parameter:
     """Return the parameter of the command; None means that the user has not given the flag."""
-    names = [setting.flag]
+    names = [setting.flag, *_OTHER_NAMES.get(setting.flag, ())]
     kind: Any = str
     metavar = None
     if setting.types == (bool,):

@@ -99,7 +99,7 @@ def automatic_learning_rate(config: RunConfig, width: int, steps: int) -> float:
     if method.learning_rate is not None:
         return method.learning_rate
     rate = 5e-4 * (2000 / width) ** 0.781 * method.learning_rate_factor
-    if steps < _SHORT_RUN:
+    if steps < _SHORT_RUN and config.start_from is None:  # B is 0 at first only in a new adapter
         rate *= _SHORT_RUN_FACTOR
     adapter = config.adapter_config
     if isinstance(adapter, LoraConfig):

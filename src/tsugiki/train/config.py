@@ -210,6 +210,9 @@ class RunConfig(TrainingSettings):
     add_tokens: str | None = Field(default=None, min_length=1)
     """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
     a LoRA method; the tokenizer is saved with the adapter."""
+    start_from: str | None = Field(default=None, min_length=1)
+    """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
+    settings are taken as well; only r can be set, to a larger rank."""
     minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
     machine is measured first, and gives the number of steps."""
@@ -226,6 +229,18 @@ class RunConfig(TrainingSettings):
     """Method lora+: learning rate of B / learning rate of A."""
     method_config: dict[str, Any] = {}
     """Settings of any other method (`tsugiki methods NAME` lists them)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_settings_of_start(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict) or not isinstance(settings.get("start_from"), str):
+            return settings
+        from tsugiki.adapters.start import settings_to_start_from
+
+        try:
+            return settings_to_start_from(settings["start_from"], settings)
+        except TsugikiError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _check_length(self) -> Self:
@@ -291,7 +306,7 @@ class RunConfig(TrainingSettings):
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
-        off = {name for name in ("trust_remote_code", "minutes", "add_tokens") if not getattr(self, name)}
+        off = {name for name in ("trust_remote_code", "minutes", "add_tokens", "start_from") if not getattr(self, name)}
         ignored = {*self._inapplicable_fields(), *self.overridden(), *MACHINE_SETTINGS, *off}
         return self.model_dump(mode="json", exclude=ignored)
 

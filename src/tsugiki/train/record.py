@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tsugiki.adapters.metadata import Source
 from tsugiki.base.identity import BaseIdentity
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
@@ -236,6 +237,8 @@ class RunRecord(BaseModel):
     samples: list[Sample] = Field(default_factory=list)
     training: TrainingFigures | None = None
     loss_curve: list[LossPoint] = Field(default_factory=list)
+    started_from: Source | None = None
+    """The adapter that training began with; None: new values."""
     restarts: list[Restart] = Field(default_factory=list)
     """Where the run began again with a lower learning rate, because the loss had risen."""
 

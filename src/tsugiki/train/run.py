@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
+from tsugiki.adapters.library import adapter_folder
+from tsugiki.adapters.metadata import source_adapter
+from tsugiki.adapters.start import start_from
 from tsugiki.base.checks import code_digest
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.loading import load_model, load_tokenizer
@@ -183,6 +186,9 @@ def run(
     """
     out, given = Path(config.out), config.to_record()
     prepared = prepare_model(model, config, accelerator.device, trained_tokens(config, tokenizer))
+    if config.start_from is not None:
+        start_from(model, config.start_from)
+        record.started_from = source_adapter(adapter_folder(config.start_from))
     before = record.resolved_settings
     config, chosen = resolved_config(accelerator, config, model, data, before, display.started)
     resolved = prepared | chosen

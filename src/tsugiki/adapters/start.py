@@ -1,0 +1,101 @@
+"""Train an adapter further: begin a run with its values, at its rank or a larger one.
+
+A pair of larger rank computes the same update at first: A gets new rows, B gets columns of zeros, and since the factor
+alpha / r of the update becomes smaller, B is multiplied by what it has lost.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.adapters.format import load_tensors, read_adapter_config, read_weights, refuse_another_base
+from tsugiki.adapters.library import adapter_folder
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.graft import active_adapter
+from tsugiki.methods.table import METHODS, format_of, methods_of
+
+
+def settings_to_start_from(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that begins with an adapter: its method, and the settings of the method.
+
+    Args:
+        name: the adapter's folder, or its name in the library.
+        settings: of the run, nested as in a YAML file.
+
+    Raises:
+        TsugikiError: there is no such adapter, or the settings differ from its own in more than a larger rank.
+    """
+    config = read_adapter_config(adapter_folder(name))
+    method = methods_of(config)[0]
+    section = "lora" if isinstance(config, LoraConfig) else "method_config"
+    own = {field.name: _as_in_yaml(getattr(config, field.name)) for field in fields(config)}
+    given = {key: _as_in_yaml(value) for key, value in (settings.get(section) or {}).items()}
+    different = [
+        f"{section}.{key}" for key, value in given.items() if own.get(key) != value and not _is_larger(key, value, own)
+    ]
+    if settings.get("method", method) != method:
+        different.append("method")
+    if different:
+        hint = f", and r can be {own['r']} or more" if section == "lora" else ""
+        raise TsugikiError(
+            f"{name} has other settings than this run ({summarise_list(different)}): leave these out, because a run "
+            f"that begins with an adapter takes the adapter's{hint}"
+        )
+    fixed = METHODS[method].fixed_settings
+    taken = {key: value for key, value in own.items() if key not in fixed}
+    return {**settings, "method": method, section: {**taken, **given}}
+
+
+def start_from(model: nn.Module, name: str) -> None:
+    """Copy the values of an adapter into the active adapter of a model, which has its settings or a larger rank.
+
+    Raises:
+        TsugikiError: there is no such adapter, it was trained on another base, or it has patterns of ranks.
+    """
+    folder = adapter_folder(name)
+    refuse_another_base(model, folder)
+    adapter, config = active_adapter(model), read_adapter_config(folder)
+    tensors = read_weights(folder)
+    if isinstance(config, LoraConfig) and adapter.config.r != config.r:
+        if config.rank_pattern or config.alpha_pattern:
+            raise TsugikiError(f"{folder} has patterns of ranks or alphas, so its rank cannot be raised: leave r out")
+        factor = config.scaling_of("") / adapter.config.scaling_of("")
+        tensors = _widened(tensors, format_of(config).tensors(model, adapter), factor)
+    load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
+
+
+def _is_larger(key: str, value: Any, own: Mapping[str, Any]) -> bool:
+    return key == "r" and isinstance(value, int) and value >= own["r"]
+
+
+def _as_in_yaml(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _widened(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Return the tensors with the shapes of a larger rank.
+
+    Args:
+        tensors: of the file, by their names.
+        expected: the new adapter's, of which A's further rows are taken.
+        factor: what B is multiplied by.
+    """
+    wide = {}
+    for name, tensor in tensors.items():
+        target = expected.get(name)
+        if target is None or target.shape == tensor.shape or target.dim() != tensor.dim():
+            wide[name] = tensor
+            continue
+        is_A = tensor.shape[0] != target.shape[0]
+        new = target.detach().clone() if is_A else torch.zeros_like(target)
+        if is_A:
+            new[: tensor.shape[0]] = tensor
+        else:
+            new[:, : tensor.shape[1]] = tensor * factor
+        wide[name] = new
+    return wide
