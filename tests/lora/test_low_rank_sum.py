@@ -30,6 +30,10 @@ KNOWN: dict[str, Callable[[Tensor, Any], Tensor]] = {
 }
 UNKNOWN: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "einsum": lambda x, W: torch.einsum("rm,emn->ern", x, W),
+    "keywords": lambda x, W: torch.bmm(input=x.view(1, ROWS, M).expand(EXPERTS, -1, -1), mat2=W),
+    "grouped with keywords": lambda x, W: torch._grouped_mm(x, mat2=W, offs=_ENDS),
+    "W @ W": lambda x, W: x @ (W @ W.mT)[1],
+    "a mask": lambda x, W: x @ W[torch.tensor([True, False, False, True])],
     "slice": lambda x, W: x @ W[1:3],
     "view": lambda x, W: x @ W.reshape(M, -1),
     "other axes": lambda x, W: x @ W.transpose(0, 1)[:, 0],

@@ -48,15 +48,14 @@ class LowRankSum:
         return func(*_summed(args), **_summed(kwargs)) if result is NotImplemented else result
 
     def __getitem__(self, index: Any) -> Any:
-        """Return one matrix of a stack, or several."""
-        if isinstance(index, Tensor) and index.dim() == 0 and not index.is_floating_point():
-            index = int(index)
-        if type(index) is int and self.weight.dim() == 3:
-            left, right = self._one_by_one
-            return LowRankSum(self.weight[index], left[index], right[index], self.scaling)
-        if isinstance(index, Tensor) and self.weight.dim() == 3:
+        """Return one matrix of a stack, or several that a tensor of indices chooses."""
+        chooses = isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32)
+        if self.weight.dim() != 3 or not (chooses or type(index) is int):
+            return self.sum[index]
+        if chooses and index.dim():
             return LowRankSum(self.weight[index], self.left[index], self.right[index], self.scaling)
-        return self.sum[index]
+        left, right = self._one_by_one
+        return LowRankSum(self.weight[index], left[int(index)], right[int(index)], self.scaling)
 
     def __getattr__(self, name: str) -> Any:
         """Shape, dtype and the like are those of the weight; methods are those of the sum."""
@@ -82,8 +81,8 @@ class LowRankSum:
         """The transpose of one matrix."""
         return self.mT if self.weight.dim() == 2 else self.sum.T
 
-    def __matmul__(self, other: Tensor) -> Any:
-        return _matmul(self, other)
+    def __matmul__(self, other: Any) -> Any:
+        return torch.matmul(self, other)  # type: ignore[arg-type]
 
     @cached_property
     def _one_by_one(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -104,9 +103,10 @@ def _add(y: Tensor, x: Tensor, left: Tensor, right: Tensor, scaling: float, prod
     return torch.add(y, low.to(y.dtype), alpha=scaling)
 
 
-def _matmul(one: Any, other: Any) -> Any:
-    if isinstance(one, LowRankSum) and isinstance(other, LowRankSum):
+def _matmul(*args: Any, **kwargs: Any) -> Any:
+    if kwargs or len(args) != 2 or all(isinstance(one, LowRankSum) for one in args):
         return NotImplemented
+    one, other = args
     if isinstance(one, LowRankSum):
         product = torch.matmul(one.weight, other)
         return _add(product, other, one.right, one.left, one.scaling, lambda x, factor: factor @ x)
@@ -120,13 +120,16 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
     return _add(y, input, weight.right, weight.left, weight.scaling, F.linear)
 
 
-def _grouped_mm(mat_a: Any, mat_b: Any, *, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Any:
-    if not isinstance(mat_b, LowRankSum) or offs is None or bias is not None or out_dtype is not None:
+def _grouped_mm(*args: Any, offs: Any = None, **others: Any) -> Any:
+    if offs is None or any(one is not None for one in others.values()) or len(args) != 2:
         return NotImplemented
-    padding = -mat_b.left.shape[-1] % _MULTIPLE
-    left, right = F.pad(mat_b.left, (0, padding)), F.pad(mat_b.right, (0, 0, 0, padding))
+    x, stack = args
+    if not isinstance(stack, LowRankSum):
+        return NotImplemented
+    padding = -stack.left.shape[-1] % _MULTIPLE
+    left, right = F.pad(stack.left, (0, padding)), F.pad(stack.right, (0, 0, 0, padding))
     product = partial(torch._grouped_mm, offs=offs)
-    return _add(product(mat_a, mat_b.weight), mat_a, left, right, mat_b.scaling, product)
+    return _add(product(x, stack.weight), x, left, right, stack.scaling, product)
 
 
 _PRODUCTS: Mapping[Any, Callable[..., Any]] = MappingProxyType(

@@ -98,10 +98,9 @@ def is_transposed(owner: nn.Module, parameter: Tensor) -> bool:
 
 def activate_parameters(owner: nn.Module, pairs: Mapping[str, ParameterPair], undo: list[Undo]) -> None:
     """Let a module compute with pairs for its parameters, by the parameters' names."""
-    child = LoraParameters(pairs)
-    device = next(iter(owner._parameters.values())).device  # type: ignore[union-attr]
+    device = cast(Tensor, owner._parameters[next(iter(pairs))]).device
     undo.append(partial(_remove_child, owner))
-    owner.add_module(CHILD, child.to(device).train(owner.training))
+    owner.add_module(CHILD, LoraParameters(pairs).to(device).train(owner.training))
     replace_forward(owner, partial(_forward, owner), undo)
 
 
