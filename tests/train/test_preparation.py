@@ -174,6 +174,51 @@ def test_a_condition_that_leaves_nothing_to_learn_is_refused():
         prepare(data, validation="author=A")
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_other_text_is_mixed_in(share: float):
+    other = lines("other.jsonl", [{"text": sentence(200 + i, 300)} for i in range(40)])
+    prepared = prepare(lines("w.jsonl", works(30)), mix=f"{other}:{share}")
+    without = prepare("w.jsonl")
+    counts = prepared.summary.mixed
+    assert counts is not None
+    assert counts.share == pytest.approx(share, abs=2e-3)
+    learned = learned_sources(prepared)
+    assert {source for source in learned if source.startswith("w.")} == learned_sources(without)
+    assert len([source for source in learned if source.startswith("other.")]) == counts.documents
+    assert (prepared.windows, prepared.validation_windows) == (without.windows, without.validation_windows)
+    assert prepared.summary.target_tokens_per_epoch - without.summary.target_tokens_per_epoch <= counts.tokens
+    assert prepared.summary.train.documents == without.summary.train.documents + counts.documents
+    assert prepare("w.jsonl", mix=f"{other}:{share}").summary == prepared.summary
+    assert prepare("w.jsonl", mix=f"{other}:{share}", seed=7).summary.mixed != counts
+
+
+def test_too_little_other_text_is_taken_whole():
+    prepared = prepare(lines("w.jsonl", works(30)), mix=f"{lines('o.jsonl', [{'text': sentence(300, 100)}])}:0.9")
+    assert prepared.summary.mixed is not None
+    assert prepared.summary.mixed.documents == 1
+    assert prepared.summary.mixed.share < 0.1
+
+
+def test_held_out_text_is_not_mixed_in():
+    records = works(30)
+    data = lines("w.jsonl", records)
+    held_out = {int(source.partition(":")[2]) - 1 for source in sources(prepare(data).windows)}
+    near = [{"text": records[number]["text"][:-3] + "変更済"} for number in held_out]
+    fresh = {"text": sentence(300, 300)}
+    prepared = prepare(data, mix=f"{lines('o.jsonl', [*near, fresh])}:0.9")
+    assert {source for source in learned_sources(prepared) if source.startswith("o.")} == {f"o.jsonl:{len(near) + 1}"}
+    with pytest.raises(TsugikiError, match="all records of o.jsonl are held-out text"):
+        prepare(data, mix=f"{lines('o.jsonl', near)}:0.1")
+
+
+@pytest.mark.parametrize(
+    "setting", ["w.jsonl", "w.jsonl:", "w.jsonl:0", "w.jsonl:1", "w.jsonl:x", ":0.1", "w.jsonl:nan"]
+)
+def test_a_mix_has_a_path_and_a_share(setting: str):
+    with pytest.raises(TsugikiError, match="mix is .* write PATH:SHARE"):
+        prepare(lines("w.jsonl", works(30)), mix=setting)
+
+
 def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     data = lines("w.jsonl", works())
     one = prepare(data).summary

@@ -133,6 +133,7 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
     size = data.blocks * data.block_size
     return [
         ("training data", f"{data.train.documents:,} records, {data.train.characters:,} characters"),
+        *([("of these mixed in", f"{data.mixed.documents:,} records, {data.mixed.share:.1%}")] if data.mixed else []),
         ("held out", f"{data.held_out.documents:,} records, {data.held_out.characters:,} characters"),
         *_validation_line(data),
         ("tokens per epoch", f"{data.tokens_per_epoch:,}"),

@@ -213,6 +213,9 @@ class RunConfig(TrainingSettings):
     start_from: str | None = Field(default=None, min_length=1)
     """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
     settings are taken as well; only r can be set, to a larger rank."""
+    mix: str | None = Field(default=None, min_length=1)
+    """Other text to train on as well, so that less is forgotten, and its share of all training tokens: PATH:SHARE, such
+    as other.txt:0.1."""
     minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
     machine is measured first, and gives the number of steps."""
@@ -306,7 +309,11 @@ class RunConfig(TrainingSettings):
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
-        off = {name for name in ("trust_remote_code", "minutes", "add_tokens", "start_from") if not getattr(self, name)}
+        off = {
+            name
+            for name in ("trust_remote_code", "minutes", "add_tokens", "start_from", "mix")
+            if not getattr(self, name)
+        }
         ignored = {*self._inapplicable_fields(), *self.overridden(), *MACHINE_SETTINGS, *off}
         return self.model_dump(mode="json", exclude=ignored)
 

@@ -1,7 +1,7 @@
 """Read, split and pack the data of a run, and count everything that its record shows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from tsugiki.base.inference import seeded
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
+from tsugiki.data.mixing import mix, parse_mix
 from tsugiki.data.records import Document, Record
 from tsugiki.data.sources import content_key, read_records
 from tsugiki.data.splits import (
@@ -36,6 +37,7 @@ from tsugiki.train.evaluation.evaluate import WINDOW_CHARACTERS, Window, read_wi
 from tsugiki.train.record import (
     DataSummary,
     HeldOutCounts,
+    MixedCounts,
     NearDuplicates,
     RecordCounts,
     SplitSummary,
@@ -63,6 +65,8 @@ class DatasetSplit:
     """The tokens of all records in `data`."""
     train: Integers
     """Indices of the training records in `store`."""
+    not_learned: list["HeldOut"]
+    """The held-out records and the validation records."""
     windows: list[Window]
     """The held-out text."""
     validation_windows: list[Window]
@@ -96,11 +100,16 @@ class PackedDataset:
 
 
 def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
-    """Read, tokenise and split the data of a run.
+    """Read, tokenise and split the data of a run, and mix other text into them.
 
     Raises:
         TsugikiError: the data cannot be read, or cannot be split as the config says.
     """
+    split = _read_data(config, tokenizer, progress)
+    return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
+
+
+def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
     held_out, key = parse_held_out(config.held_out), content_key(config.data)
     digest = _data_digest(config, tokenizer, key)
     single = single_document(config.data) if isinstance(held_out, float) else None
@@ -145,6 +154,8 @@ def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: s
         validation = parse_held_out(config.validation, "validation")
         if isinstance(validation, Path):
             digests["validation"] = content_key(validation)
+    if config.mix is not None:
+        digests["mix"] = content_key(parse_mix(config.mix)[0])
     if config.retention_data is not None:
         digests["retention_data"] = content_key(config.retention_data)
     return combined_digest(digests)
@@ -216,7 +227,7 @@ def _split_document(
 
 def _tokenise(
     config: RunConfig,
-    records: Sequence[Record] | None,
+    records: Iterable[Record] | None,
     key: str,
     tokenizer: "PreTrainedTokenizerBase",
     progress: ProgressDisplay,
@@ -297,7 +308,34 @@ def _dataset_split(
     data = config.retention_data
     retention_windows = read_windows(data, config.held_out_characters) if data is not None else []
     chooses = [] if validation is None else validation.windows
-    return DatasetSplit(store, train, windows, chooses, retention_windows, summary, notes)
+    not_learned = [held_out, *([] if validation is None else [validation])]
+    return DatasetSplit(store, train, not_learned, windows, chooses, retention_windows, summary, notes)
+
+
+def _with_mixed_text(
+    config: RunConfig,
+    setting: str,
+    split: DatasetSplit,
+    tokenizer: "PreTrainedTokenizerBase",
+    progress: ProgressDisplay,
+) -> DatasetSplit:
+    """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""
+    path, share = parse_mix(setting)
+    other = _tokenise(config, read_records(path), content_key(path), tokenizer, progress)
+    allowed = set(range(len(other.index)))
+    for held_out in split.not_learned:
+        signatures = np.concatenate([other.index.signatures, held_out.index.signatures[held_out.numbers]])
+        for group in near_duplicates(signatures):
+            if any(number >= len(other.index) for number in group):
+                allowed -= set(group)
+    if not allowed:
+        raise TsugikiError(f"mix: all records of {path} are held-out text or nearly the same; give another text")
+    mixed = mix(split.store, split.train, other, np.array(sorted(allowed)), share, config.seed)
+    counts = MixedCounts(**_counts(other.index, mixed.taken), tokens=mixed.tokens, share=mixed.share)
+    train = RecordCounts(**_counts(mixed.store.index, mixed.train))
+    notes = [*split.notes, f"{mixed.share:.1%} of the training tokens are from {path} ({len(mixed.taken):,} records)"]
+    summary = split.summary.model_copy(update={"train": train, "mixed": counts})
+    return replace(split, store=mixed.store, train=mixed.train, summary=summary, notes=notes)
 
 
 def _validation(config: RunConfig, store: TokenStore, train: Integers, groups: list[list[int]]) -> HeldOut | None:

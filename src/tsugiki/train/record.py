@@ -117,6 +117,14 @@ class ValidationCounts(RecordCounts):
     """Whether they are windows of the held-out records, of which the others are scored for the report."""
 
 
+class MixedCounts(RecordCounts):
+    """Counts of the records that were mixed into the training data from another text."""
+
+    tokens: int
+    share: float
+    """Of all training tokens."""
+
+
 class NearDuplicates(BaseModel):
     """Groups of records that are nearly the same. A group is never split between training and held-out data."""
 
@@ -134,6 +142,8 @@ class SplitSummary(BaseModel):
     train: RecordCounts
     held_out: HeldOutCounts
     validation: ValidationCounts | None = None
+    mixed: MixedCounts | None = None
+    """They are counted in `train` as well."""
     near_duplicates: NearDuplicates
 
 
