@@ -304,6 +304,13 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
             f"the rank for {path} is {rank}, more than {_MAX_RANK_FACTOR} times the highest that its update can have "
             f"({full_rank}); lower r or rank_pattern"
         )
+    weight = layer._parameters.get("weight")
+    reads = "DoRA" if config.use_dora else "PiSSA" if str(init).startswith("pissa") else None
+    if reads and weight is not None and (not weight.is_floating_point() or weight.itemsize < 2):
+        raise TsugikiError(
+            f"{reads} reads the weights of its layers, and {path} is quantised by a {kind}; load the base unquantised, or "
+            "use plain LoRA"
+        )
     if config.lora_bias and not is_linear(layer):
         raise TsugikiError(f"lora_bias is for linear layers only, and {path} is a {kind}; leave it out of the targets")
     if isinstance(init, str) and init != "gaussian" and not is_linear(layer):
