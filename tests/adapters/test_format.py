@@ -348,7 +348,7 @@ def test_many_tensors_that_do_not_belong_there_are_compared_with_one_list(
     monkeypatch.setattr("tsugiki.adapters.format.base_modules", counted)
     with pytest.raises(TsugikiError, match=r"x\.0 is not part of the adapter.*and 2997 more"):
         load_adapter(tiny_model(), folder)
-    assert len(calls) == 1
+    assert len(calls) == 2, "for the tensors, and for the blocks that the message names"
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
@@ -595,3 +595,14 @@ def test_the_weights_of_a_large_adapter_are_in_several_files(tmp_path: Path):
     (tmp_path / "adapter_model-00002-of-00002.safetensors").unlink()
     with pytest.raises(TsugikiError, match="part 2 is missing"):
         load_adapter(tiny_model("llama"), tmp_path)
+
+
+@pytest.mark.parametrize(("trained_on", "loaded_into"), [(3, 2), (2, 3)])
+def test_an_adapter_for_another_number_of_blocks_is_refused(trained_on: int, loaded_into: int, tmp_path: Path):
+    theirs = peft.get_peft_model(
+        tiny_model("llama", num_hidden_layers=trained_on), peft.LoraConfig(target_modules=["q_proj"])
+    )
+    theirs.save_pretrained(tmp_path)
+    said = f"last block is model.layers.{trained_on - 1}, and that of this model model.layers.{loaded_into - 1};"
+    with pytest.raises(TsugikiError, match=said):
+        load_adapter(tiny_model("llama", num_hidden_layers=loaded_into), tmp_path)

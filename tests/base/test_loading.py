@@ -39,7 +39,7 @@ def test_broken_models_give_one_sentence(tmp_path: Path):
     with pytest.raises(TsugikiError, match=r"model.safetensors is broken: it is incomplete"):
         load_model(str(folder))
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "of the future"}))
-    with pytest.raises(TsugikiError, match="cannot be loaded"):
+    with pytest.raises(TsugikiError, match="does not know"):
         load_model(str(folder))
 
 
@@ -118,3 +118,15 @@ def test_rwkv_computes_the_same_in_training_and_evaluation(tmp_path: Path):
     with torch.no_grad():
         trained = model.train()(input_ids=ids()).logits
     assert relative_error(logits(model.eval()), trained) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [("plamo2", "type plamo2, which transformers .* does not know"), ("vit", "type vit, which is no causal language")],
+)
+def test_a_model_of_another_kind_is_one_line(model_type: str, said: str, tmp_path: Path):
+    save_tiny(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
+    with pytest.raises(TsugikiError, match=said):
+        load_model(str(tmp_path))

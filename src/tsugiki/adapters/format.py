@@ -54,6 +54,7 @@ from tsugiki.lora.graft import (
     remove_adapter,
     set_adapter,
 )
+from tsugiki.lora.names import split_block
 from tsugiki.lora.peft_names import renamed_when_loaded
 from tsugiki.lora.several import JoinedAdapter
 from tsugiki.lora.shared_parameters import shared_parameters
@@ -334,7 +335,7 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
             adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
-            raise TsugikiError(f"{folder} does not fit this model: {error}") from error
+            raise TsugikiError(f"{folder} does not fit this model: {_blocks(model, tensors)}{error}") from error
         load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
     return adapter
 
@@ -367,7 +368,7 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         raise TsugikiError(
-            f"{source} does not fit this model: {'; '.join(problems[:_SHOWN_PROBLEMS])}"
+            f"{source} does not fit this model: {_blocks(model, tensors)}{'; '.join(problems[:_SHOWN_PROBLEMS])}"
             f"{f' (and {more} more)' if more > 0 else ''}; was it trained on another base?"
         )
     if adapter_format.load_tensors is not None:
@@ -503,6 +504,21 @@ def adapter_weight_files(folder: Path) -> list[Path]:
     pickled = path.with_name("adapter_model.bin")
     hint = f"; {pickled.name} is a pickle, which is not loaded" if pickled.is_file() else ""
     raise TsugikiError(f"no adapter weights: {path} is missing{hint}")
+
+
+def _blocks(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """Return a clause if the last block that a file changes is not the last one of the model."""
+    counts: list[dict[str, int]] = [{}, {}]
+    for found, names in zip(counts, (map(base_name, tensors), (name for name, _ in base_modules(model))), strict=True):
+        for path, index, _ in map(split_block, names):
+            if index is not None:
+                found[path] = max(found.get(path, 0), index + 1)
+    in_file, here = counts
+    differing = [path for path in in_file if here.get(path, in_file[path]) != in_file[path]]
+    if not differing:
+        return ""
+    path = differing[0]
+    return f"its last block is {path}.{in_file[path] - 1}, and that of this model {path}.{here[path] - 1}; "
 
 
 def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

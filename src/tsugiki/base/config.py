@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from tsugiki.base.resolve import settings_folder
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
+from tsugiki.io.file_names import MODEL_CONFIG_FILE
+from tsugiki.io.json import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,8 +27,14 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> "Pretrained
     Raises:
         Exception: of any class; transformers raises it. See `loading_errors`.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
+    kind = read_json(folder / MODEL_CONFIG_FILE).get("model_type")
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING and not trust_remote_code:
+        raise TsugikiError(
+            f"{folder} is a model of the type {error_text(kind, 40)}, which transformers {__version__} does not know; "
+            "a newer release may"
+        )
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     if config.model_type == "rwkv":
         # In evaluation mode, RWKV would halve the weights of its later layers, and not those of an adapter in them. The

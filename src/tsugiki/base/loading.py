@@ -35,12 +35,14 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
         TsugikiError: there is no such model, the folder or file does not hold a complete one, or the hub cannot be
             reached.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     folder = model_folder(name, trust_remote_code=trust_remote_code)
     states = file_states(name)
     with loading_errors(name):
         config = read_config(folder, trust_remote_code=trust_remote_code)
+        if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise TsugikiError(f"{name} is a model of the type {config.model_type}, which is no causal language model")
         if not trust_remote_code:
             check_weights(name, folder, config)
         with hidden_progress_bars(not sys.stderr.isatty()):

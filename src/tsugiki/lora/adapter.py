@@ -308,8 +308,8 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
     reads = "DoRA" if config.use_dora else "PiSSA" if str(init).startswith("pissa") else None
     if reads and weight is not None and (not weight.is_floating_point() or weight.itemsize < 2):
         raise TsugikiError(
-            f"{reads} reads the weights of its layers, and {path} is quantised by a {kind}; load the base unquantised, or "
-            "use plain LoRA"
+            f"{reads} reads the weights of its layers, and {path} is quantised by a {kind}; load the base unquantised, "
+            "or use plain LoRA"
         )
     if config.lora_bias and not is_linear(layer):
         raise TsugikiError(f"lora_bias is for linear layers only, and {path} is a {kind}; leave it out of the targets")

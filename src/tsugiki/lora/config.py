@@ -120,6 +120,9 @@ class LoraConfig:
             raise TsugikiError(f"target_parameters is {self.target_parameters!r}; it must be a list of names")
         check_names("target_parameters", self.target_parameters)
         self._check_token_indices()
+        for setting in ("lora_bias", "ensure_weight_tying"):
+            if not isinstance(getattr(self, setting), bool):
+                raise TsugikiError(f"{setting} is {getattr(self, setting)!r}; it must be true or false")
         if self.lora_bias and (self.use_dora or not isinstance(self.init_lora_weights, bool)):
             raise TsugikiError("lora_bias cannot be combined with use_dora or other initial values; leave one out")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:

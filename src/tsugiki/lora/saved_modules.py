@@ -61,7 +61,7 @@ def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, f
     """
     found: list[str] = []
     owners = {key.removeprefix(prefix).rpartition(".")[0] for key in file}
-    for ending in wanted or ():
+    for ending in [wanted] if isinstance(wanted, str) else wanted or ():
         named = [name for name, module in base_modules(model) if name.endswith(ending) and module.state_dict()]
         held = [name for name in named if any(f"{owner}.".startswith(f"{name}.") for owner in owners)]
         if named and not held:
