@@ -173,6 +173,7 @@ class TrainingSettings(BaseModel):
 
 
 LORA_PLUS = "lora+"
+_UNRECORDED_IF_UNSET = ("trust_remote_code", "minutes", "add_tokens", "start_from", "mix")
 _MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
 _UNION = re.compile(r"function-|constrained-|literal\[")
 """What pydantic adds to the place of a problem, for a setting of several types."""
@@ -309,11 +310,7 @@ class RunConfig(TrainingSettings):
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
-        off = {
-            name
-            for name in ("trust_remote_code", "minutes", "add_tokens", "start_from", "mix")
-            if not getattr(self, name)
-        }
+        off = {name for name in _UNRECORDED_IF_UNSET if not getattr(self, name)}
         ignored = {*self._inapplicable_fields(), *self.overridden(), *MACHINE_SETTINGS, *off}
         return self.model_dump(mode="json", exclude=ignored)
 
