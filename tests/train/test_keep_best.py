@@ -106,6 +106,22 @@ def test_a_run_that_is_interrupted_after_its_last_step_is_finished(tmp_path: Pat
     assert (record.evaluations, record.kept_step) == (whole.evaluations, 2)
 
 
+def test_if_the_best_checkpoint_is_damaged_the_last_step_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.75])
+    settings = config(tmp_path, max_steps=4)
+    finish = EvaluationCallback.on_train_end
+
+    def damaged(self: EvaluationCallback, loop: Any) -> None:
+        file = tmp_path / "run" / CHECKPOINTS / "checkpoint-2" / ADAPTER_FILE
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        finish(self, loop)
+
+    monkeypatch.setattr(EvaluationCallback, "on_train_end", damaged)
+    with pytest.warns(UserWarning, match="checkpoint-2 is damaged.*the last step is kept instead of step 2"):
+        record = train(settings)
+    assert (record.kept_step, record.status) == (4, "finished")
+
+
 def test_full_fine_tuning_keeps_the_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.75])
     settings = {"method": "full", "compute_dtype": "fp32", "max_steps": 4, "learning_rate": 1e-3}

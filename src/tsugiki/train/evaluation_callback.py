@@ -46,9 +46,9 @@ class EvaluationCallback(Callback):
         config: ResolvedConfig,
         record: RunRecord,
         display: RunProgress,
-        restore: Callable[[int], None],
+        restore: Callable[[int], bool],
     ) -> None:
-        """Create it; `restore` puts what was trained until a step back into the model, from its checkpoint."""
+        """Create it; `restore` puts what was trained until a step back into the model, if its checkpoint is intact."""
         self.restore = restore
         self.model, self.tokenizer = model, tokenizer
         self.data, self.config, self.record, self.display = data, config, record, display
@@ -88,10 +88,9 @@ class EvaluationCallback(Callback):
 
     def on_train_end(self, loop: TrainingLoop) -> None:
         """Restore what the best step trained, and evaluate and sample with it."""
-        best = loop.progress.best_step
-        self.record.kept_step = loop.progress.step if best is None else best
-        if self.record.kept_step != loop.progress.step:
-            self.restore(self.record.kept_step)
+        best, last = loop.progress.best_step, loop.progress.step
+        restored = best is not None and best != last and self.restore(best)
+        self.record.kept_step = best if restored else last
         self._evaluate(loop, self.record.kept_step)
         self._evaluate_retention(loop, self.record.kept_step)
         self._sample(loop, self.record.kept_step)

@@ -35,6 +35,7 @@ from tsugiki.base.resolve import settings_folder
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
 from tsugiki.io.locks import sole_use
+from tsugiki.io.manifest import read_manifest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.lora.graft import is_grafted
 from tsugiki.train.automatic import ResolvedConfig, with_values
@@ -278,9 +279,17 @@ def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", r
     keep_newest(folder, _KEPT_CHECKPOINTS, loop.progress.best_step)
 
 
-def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, step: int) -> None:
+def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, step: int) -> bool:
+    """Put what was trained until a step back into the model; False if the checkpoint is damaged."""
     accelerator.wait_for_everyone()  # the main process may still be writing the checkpoint
-    load_trained(model, folder / f"checkpoint-{step}")
+    checkpoint = folder / f"checkpoint-{step}"
+    try:
+        read_manifest(checkpoint)
+    except TsugikiError as error:
+        warnings.warn(f"{error}; the last step is kept instead of step {step}", stacklevel=2)
+        return False
+    load_trained(model, checkpoint)
+    return True
 
 
 def _load_training_state(loop: TrainingLoop, folder: Path) -> None:
