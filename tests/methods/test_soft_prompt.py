@@ -565,7 +565,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
     config = settings(tmp_path, "p-tuning", {"num_virtual_tokens": 4, "encoder_hidden_size": 8})
     whole = assert_resumes(train, config, 3)
     losses = [entry.loss for entry in whole.evaluations]
-    assert losses[-1] < losses[1]  # the first is the loss of the base
+    assert losses[-1] == min(losses[1:]), "the best step is kept; the first loss is that of the base"
     other = train(settings(tmp_path, "prompt-tuning", {"num_virtual_tokens": 4}, out="other", max_steps=1))
     assert other.evaluations[0] == whole.evaluations[0]
     assert other.samples[0] == whole.samples[0]
