@@ -18,6 +18,7 @@ from tsugiki.data.blocks import pack
 from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.methods.full import FullConfig, load_weights_into, prepare_full, save_model
+from tsugiki.train.automatic import with_values
 from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model
@@ -112,7 +113,8 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
 
 @pytest.mark.parametrize("on", [False, True])
 def test_dropout_is_off_unless_it_is_asked_for_and_then_draws_in_order(on: bool):
-    config = RunConfig(model="-", data="-", out="-", method="full", base_dropout=on)
+    given = RunConfig(model="-", data="-", out="-", method="full", base_dropout=on)
+    config = with_values(given, batch_size=16, learning_rate=1e-4)
     model = tiny_model("gpt2", vocab_size=257)
     chosen = prepare_model(model, config)
     model.train()

@@ -29,6 +29,7 @@ def test_settings_are_read_under_their_new_names():
         "retention_data": "own.txt",
         "method_config": {"a": 1},
         "seed": 3,
+        "validation": "none",
     }
 
 
@@ -44,7 +45,7 @@ def test_settings_are_read_under_their_new_names():
     ],
 )
 def test_a_length_below_one_was_a_share_of_all_steps(old: dict[str, Any], new: dict[str, Any]):
-    assert config(**old) == new
+    assert config(**old) == {**new, "validation": "none"}
 
 
 def test_the_rest_of_a_record_is_read_under_its_new_names():

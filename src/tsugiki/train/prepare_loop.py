@@ -46,9 +46,8 @@ def prepare_loop(
     """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet.
 
     Raises:
-        TsugikiError: an unknown schedule, an optimiser that is not available, or more processes than rows in a step.
+        TsugikiError: an unknown schedule, or an optimiser that is not available.
     """
-    on_main(accelerator, partial(_check_rows, accelerator.num_processes, min(config.batch_size, len(blocks))))
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     collate = Collator(document_masking, next(model.parameters()).dtype)
@@ -90,7 +89,7 @@ def resolved_config(
         The settings; and what was chosen.
 
     Raises:
-        TsugikiError: `minutes` is too short for one step.
+        TsugikiError: more processes than rows in a step, or `minutes` is too short for one step.
     """
     threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
     at_once = min(threads * accelerator.num_processes, len(data.blocks))
@@ -104,6 +103,8 @@ def resolved_config(
         return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all take what the main one measured
 
     found = resolve(config, model, len(data.blocks), at_once, chosen, measure)
+    rows = min(found.batch_size, len(data.blocks))
+    on_main(accelerator, partial(_check_rows, accelerator.num_processes, rows))
     automatic = {name: getattr(found, name) for name in AUTOMATIC if getattr(config, name) == AUTO}
     return found, {**automatic, "steps": total_steps(found, len(data.blocks))}
 
