@@ -20,6 +20,7 @@ def directly(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
+@pytest.mark.slow
 def test_everything_on_the_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -89,7 +89,7 @@ def alone(folder: Path) -> dict[str, Result]:
     return results(folder, 1)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_the_losses_and_the_weights_of_one(
     processes: int, folder: Path, alone: dict[str, Result]
 ):
@@ -250,6 +250,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_later(fold
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
+@pytest.mark.slow
 def test_a_signal_to_both_processes_ends_the_run_with_a_checkpoint(folder: Path):
     out = folder / "ended"
     run = start(folder, "--out", str(out), "--max-steps", "900", "--save-steps", "900")

@@ -96,7 +96,8 @@ def train_until(folder: Path, out: str, shard: str, step: int | None, settings: 
         interrupt(lambda settings: train(settings, resume=resume), config, step)
 
 
-@pytest.mark.parametrize("name", [pytest.param("lora", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora", "full"])
 def test_a_run_in_shards_is_resumed_without_and_again_in_shards(name: str, folder: Path):
     settings = {**SETTINGS, **METHODS[name], "max_steps": 6}
     train(run_config(folder, f"{name}-whole", **settings))

@@ -10,6 +10,7 @@ from tsugiki.methods.table import METHODS
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "families"
 
 
+@pytest.mark.slow
 def test_adapters_of_all_families_are_switched_on_one_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

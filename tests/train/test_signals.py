@@ -89,6 +89,7 @@ def test_a_second_signal_does_not_wait():
         receive_two()
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_the_status_of_the_signal(tmp_path: Path):
     config = run_config(tmp_path)
     out = tmp_path / "command"
