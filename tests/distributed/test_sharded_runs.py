@@ -86,6 +86,25 @@ def test_runs_in_shards_give_the_results_of_one_process(folder: Path):
     assert one == other
 
 
+def train_with_validation(folder: Path, shard: str) -> list[RunRecord]:
+    settings = {**SETTINGS, "validation": "auto", "held_out": 0.5, "eval_steps": 1, "max_steps": 5}
+    return [
+        train(run_config(folder, f"{name}-validated-{shard}", **{**settings, **METHODS[name]}, shard=shard))
+        for name in ("lora", "full")
+    ]
+
+
+@pytest.mark.slow
+def test_the_best_step_of_an_adapter_is_kept_in_shards_too(folder: Path):
+    (alone,) = run_function(train_with_validation, folder, "none", processes=1)
+    sharded, _ = run_function(train_with_validation, folder, "fsdp", processes=2)
+    lora, full = sharded
+    assert lora.kept_step == alone[0].kept_step
+    assert [entry.loss for entry in lora.evaluations] == pytest.approx([e.loss for e in alone[0].evaluations], rel=1e-5)
+    assert_same_weights(folder / "lora-validated-fsdp", folder / "lora-validated-none")
+    assert full.kept_step == 5
+
+
 def train_until(folder: Path, out: str, shard: str, step: int | None, settings: dict[str, Any]) -> None:
     """Start or resume a run, and end it before `step`; None: at its end."""
     config = run_config(folder, out, **settings, shard=shard)

@@ -210,6 +210,8 @@ def run(
         load_trained(model, checkpoint)
     if _in_shards(accelerator, config):
         shard_model(model, config, accelerator.device)
+        if not is_grafted(model):
+            config = with_values(config, keep="last")  # weights in shards are not read back from a checkpoint
     _print_header(config.model, parameters, data, display)
     if accelerator.device.type == "cpu" and "fp16" in resolved.values():
         display.say("processors are slow in fp16; bf16 or fp32 is faster here")
