@@ -201,6 +201,13 @@ def test_settings_from_yaml(tmp_path: Path):
         assert said in str(caught.value)
 
 
+def test_the_last_step_is_kept(tmp_path: Path):
+    record = pretrain(settings(tmp_path, max_steps=3))
+    assert record.validations == []
+    assert record.kept_step == 3
+    assert settings(tmp_path).as_run(tmp_path).validation == "none"
+
+
 def test_a_row_holds_documents_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Blocks] = []
 

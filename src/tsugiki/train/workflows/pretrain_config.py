@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tsugiki.dtypes import SaveDtype
-from tsugiki.train.config import MACHINE_SETTINGS, RunConfig, TrainingSettings, read_yaml, validated
+from tsugiki.train.config import MACHINE_SETTINGS, NO_VALIDATION, RunConfig, TrainingSettings, read_yaml, validated
 
 
 class TokenizerSettings(BaseModel):
@@ -51,7 +51,8 @@ class PretrainConfig(TrainingSettings):
     def as_run(self, start: Path) -> RunConfig:
         """Return the settings of the run that trains every weight of the model in the folder `start`."""
         shared = self.model_dump(include=set(TrainingSettings.model_fields))
-        return RunConfig(model=str(start), method="full", **shared)
+        # The first step is far from the last one, and the text is long: no step is chosen, the last one is kept.
+        return RunConfig(model=str(start), method="full", validation=NO_VALIDATION, **shared)
 
 
 def load_pretrain_config(path: Path, overrides: dict[str, Any]) -> PretrainConfig:
