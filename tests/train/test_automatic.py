@@ -13,6 +13,7 @@ from tsugiki.train import divergence
 from tsugiki.train import prepare_loop as loop_module
 from tsugiki.train.automatic import automatic_learning_rate, resolve, total_steps
 from tsugiki.train.config import RunConfig
+from tsugiki.train.prepare_loop import choices
 from tsugiki.train.run import train
 
 
@@ -75,6 +76,14 @@ def test_minutes_become_steps_of_the_rows_that_fit_into_them():
     assert (again.batch_size, total_steps(again, 100), len(measured)) == (4, 112, 1)
     twenty_epochs = resolve(given, tiny_model("gpt2"), 10, 2, {}, rows_in_time)
     assert total_steps(twenty_epochs, 10) * twenty_epochs.batch_size == 200
+
+
+def test_what_was_chosen_is_one_line():
+    given = {"batch_size": "auto", "learning_rate": "auto"}
+    chosen = {"batch_size": 3, "learning_rate": 0.0037, "steps": 1200}
+    assert choices(chosen, given) == ["chosen for 1,200 steps: batch size 3, learning rate 0.0037"]
+    assert choices(chosen, {**given, "batch_size": 3}) == ["chosen for 1,200 steps: learning rate 0.0037"]
+    assert choices(chosen, {"batch_size": 3, "learning_rate": 1.0}) == []
 
 
 AUTOMATIC: dict[str, Any] = {"batch_size": "auto", "learning_rate": "auto", "max_steps": None, "epochs": 1}

@@ -30,7 +30,7 @@ from tsugiki.train.timing import rows_in_time, seconds_per_step
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-AUTOMATIC = ("batch_size", "learning_rate")
+_AUTOMATIC = ("batch_size", "learning_rate")
 """The settings that can be `auto`."""
 _CHECKPOINTS_PER_RUN = 10
 _LOSS_CURVE_POINTS = 500
@@ -105,8 +105,19 @@ def resolved_config(
     found = resolve(config, model, len(data.blocks), at_once, chosen, measure)
     rows = min(found.batch_size, len(data.blocks))
     on_main(accelerator, partial(_check_rows, accelerator.num_processes, rows))
-    automatic = {name: getattr(found, name) for name in AUTOMATIC if getattr(config, name) == AUTO}
+    automatic = {name: getattr(found, name) for name in _AUTOMATIC if getattr(config, name) == AUTO}
     return found, {**automatic, "steps": total_steps(found, len(data.blocks))}
+
+
+def choices(resolved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Return what was chosen for the settings that are `auto`, in one line, or nothing.
+
+    Args:
+        resolved: the settings that were chosen, with the number of steps.
+        given: the settings as they were given.
+    """
+    chosen = [f"{name.replace('_', ' ')} {resolved[name]:g}" for name in _AUTOMATIC if given[name] == AUTO]
+    return [f"chosen for {resolved['steps']:,} steps: {', '.join(chosen)}"] if chosen else []
 
 
 def _check_rows(processes: int, rows: int) -> None:

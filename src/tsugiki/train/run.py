@@ -14,7 +14,7 @@ train
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -57,7 +57,7 @@ from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import load_dtype, load_trained, prepare_model, save_trained, shard_model, trained_tokens
 from tsugiki.train.preparation import DatasetSplit, PackedDataset, pack_data, read_data
-from tsugiki.train.prepare_loop import AUTOMATIC, prepare_loop, resolved_config
+from tsugiki.train.prepare_loop import choices, prepare_loop, resolved_config
 from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import (
@@ -219,7 +219,8 @@ def run(
     restore = partial(_restore, accelerator, model, out / CHECKPOINTS)
     try:
         while True:
-            _print_choices(record.resolved_settings, given, display)
+            for line in choices(record.resolved_settings, given):
+                display.say(line)
             loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
             loop.save = partial(_save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS)
             loop.callbacks.append(EvaluationCallback(model, tokenizer, data, config, record, display, restore))
@@ -371,12 +372,6 @@ def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
     if before is not None and before.digest is None:  # a record of version 0.1
         now = now.model_copy(update={"digest": None})
     return before != now
-
-
-def _print_choices(resolved: Mapping[str, Any], given: Mapping[str, Any], progress: RunProgress) -> None:
-    chosen = [f"{name.replace('_', ' ')} {resolved[name]:g}" for name in AUTOMATIC if given[name] == AUTO]
-    if chosen:
-        progress.say(f"chosen for {resolved['steps']:,} steps: {', '.join(chosen)}")
 
 
 def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:

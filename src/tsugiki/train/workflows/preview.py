@@ -13,7 +13,7 @@ from tsugiki.train.automatic import ResolvedConfig, total_steps
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model, trained_tokens
 from tsugiki.train.preparation import PackedDataset
-from tsugiki.train.prepare_loop import prepare_loop, resolved_config
+from tsugiki.train.prepare_loop import choices, prepare_loop, resolved_config
 from tsugiki.train.record import DataSummary
 from tsugiki.train.run import accelerator_of, load
 from tsugiki.train.timing import seconds_per_step
@@ -97,13 +97,14 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
     started, accelerator = time.monotonic(), accelerator_of(config)
     model, tokenizer, data = load(accelerator, config, progress)
     prepare_model(model, config, tokens=trained_tokens(config, tokenizer))
-    resolved, _ = resolved_config(accelerator, config, model, data, {}, started)
+    resolved, chosen = resolved_config(accelerator, config, model, data, {}, started)
     loop = prepare_loop(accelerator, resolved, model, data.blocks, data.document_masking)
     with progress.stage("timing two steps", 2) as advance:
         seconds = seconds_per_step(loop, advance)
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
-    notes = (*data.notes, *model_notes(config, model, tokenizer, data.blocks.store))
+    decided = choices(chosen, config.to_record())
+    notes = (*decided, *data.notes, *model_notes(config, model, tokenizer, data.blocks.store))
     return Preview(config.model, config.data, views, _counts(resolved, data, seconds), notes)
 
 
