@@ -84,6 +84,13 @@ def test_a_run_that_began_again_says_so():
     assert "rose until step 9 at a learning rate of 0.004" in page.text
 
 
+@pytest.mark.parametrize(("after", "said"), [(5.1, False), (5.2, True)])
+def test_a_run_that_has_forgotten_much_says_what_helps(after: float, said: bool):
+    page = of(record(retention_evaluations=[evaluation(0, 5.0), evaluation(40, after)]))
+    assert ("retention text rose by 4.0%" in page.text) == said
+    assert ("--mix" in page.text) == said
+
+
 def test_chosen_settings_are_shown_as_numbers():
     config = {"learning_rate": "auto", "batch_size": "auto"}
     page = of(record(config=config, resolved_settings={"learning_rate": 0.0037, "batch_size": 3}))

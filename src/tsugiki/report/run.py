@@ -29,6 +29,7 @@ from tsugiki.train.record import NO_GAIN, DataSummary, RunRecord, TrainingFigure
 REPORT_FILE = "report.html"
 _SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
 _TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
+_MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text
 _DOCUMENT_MASKING = {
     "position_ids": "masked from each other by position ids",
     "attention_mask": "masked from each other by an attention mask",
@@ -187,6 +188,13 @@ def choice_notes(record: RunRecord) -> list[str]:
         )
     if not record.any_step_is_better():
         notes.append(f"{NO_GAIN[0].upper()}{NO_GAIN[1:]}.")
+    retention = [entry.loss for entry in record.retention_evaluations]
+    rise = retention[-1] / retention[0] - 1 if retention else 0.0
+    if rise > _MUCH_FORGOTTEN:
+        notes.append(
+            f"The loss on the retention text rose by {rise:.1%}: with --mix FILE:0.1, a run trains on such text as "
+            "well and forgets less."
+        )
     return notes
 
 
