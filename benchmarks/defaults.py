@@ -18,7 +18,6 @@ from typing import Any
 from benchmarks.figures import Figures
 from tsugiki.bench.table import markdown_table
 from tsugiki.lora.graft import ungraft
-from tsugiki.report.formatting import describe_change
 from tsugiki.train.config import RunConfig, validated
 from tsugiki.train.evaluation.result import change_of_bits
 from tsugiki.train.progress import RunProgress
@@ -83,6 +82,7 @@ def _row(name: str, records: dict[Any, list[RunRecord]]) -> list[str]:
     best = min((rate for rate in means if rate != AUTO), key=lambda rate: means[rate])
     first, default = records[best][0], records[AUTO][0]
     change = change_of_bits(first.evaluations[-1], default.evaluations[-1])
+    interval = " [{:+.2%}, {:+.2%}]".format(*change.interval) if change.interval else ""
     base = sum(record.evaluations[0].bits_per_char for record in records[AUTO]) / len(records[AUTO])
     return [
         name,
@@ -90,7 +90,7 @@ def _row(name: str, records: dict[Any, list[RunRecord]]) -> list[str]:
         f"{base:.3f}",
         f"{means[AUTO]:.3f} (rate {default.chosen('learning_rate'):g}, step {default.kept_step})",
         f"{means[best]:.3f} (rate {best:g})",
-        f"{means[AUTO] / means[best] - 1:+.1%} ({describe_change(change)})",
+        f"{means[AUTO] / means[best] - 1:+.2%}{interval}",
     ]
 
 
