@@ -16,7 +16,7 @@ from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window
 from tsugiki.train.evaluation_callback import EvaluationCallback
-from tsugiki.train.looks import Looks, evenly_spread, plan_looks
+from tsugiki.train.evaluation_plan import EvaluationPlan, evenly_spread, plan_evaluations
 from tsugiki.train.record import NO_GAIN, read_record
 from tsugiki.train.resume import CHECKPOINTS
 from tsugiki.train.run import train
@@ -137,21 +137,21 @@ def test_it_is_said_that_no_step_was_better(tmp_path: Path, monkeypatch: pytest.
     assert any(NO_GAIN[1:] in note for note in choice_notes(record))
 
 
-def test_looks_are_spread_over_the_run():
-    looks = Looks(4, 12)
-    assert [step for step in range(1, 11) if looks.is_due(step, 10, None)] == [3, 5, 8, 10]
-    assert [step for step in range(1, 11) if looks.is_due(step, 10, 4)] == [4, 10]
-    assert [step for step in range(1, 11) if looks.is_due(step, 10, 3)] == [3, 6, 10]
-    assert not any(Looks(0, 12).is_due(step, 10, None) for step in range(1, 11))
+def test_evaluations_are_spread_over_the_run():
+    evaluations = EvaluationPlan(4, 12)
+    assert [step for step in range(1, 11) if evaluations.is_due(step, 10, None)] == [3, 5, 8, 10]
+    assert [step for step in range(1, 11) if evaluations.is_due(step, 10, 4)] == [4, 10]
+    assert [step for step in range(1, 11) if evaluations.is_due(step, 10, 3)] == [3, 6, 10]
+    assert not any(EvaluationPlan(0, 12).is_due(step, 10, None) for step in range(1, 11))
     assert evenly_spread(range(10), 4) == [0, 2, 5, 7]
     assert evenly_spread(range(3), 4) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("steps", "looks", "windows"),
+    ("steps", "evaluations", "windows"),
     [(100, 0, 12), (200, 2, 12), (1000, 4, 12), (4000, 8, 19), (100_000, 8, 32)],
 )
-def test_looks_take_a_share_of_the_run(steps: int, looks: int, windows: int):
+def test_evaluations_take_a_share_of_the_run(steps: int, evaluations: int, windows: int):
     # A step has 200 tokens. A window has 512, of which each costs half as much as in a step: 3,072 for twelve of them.
     summary = SimpleNamespace(tokens_per_epoch=10_000, train=SimpleNamespace(characters=10_000))
     data: Any = SimpleNamespace(
@@ -161,4 +161,4 @@ def test_looks_take_a_share_of_the_run(steps: int, looks: int, windows: int):
         summary=summary,
     )
     settings: Any = SimpleNamespace(max_steps=steps, batch_size=2, eval_steps=None)
-    assert plan_looks(settings, data) == Looks(looks, windows)
+    assert plan_evaluations(settings, data) == EvaluationPlan(evaluations, windows)

@@ -30,7 +30,7 @@ _HANG = 60  # seconds of wall time, for Windows; much more than _SECONDS, becaus
 
 _lock = threading.Lock()
 _processes: dict[int, subprocess.Popen[bytes]] = {}
-"""Process id -> the process that renders for it; a forked process starts another one."""
+"""Id of this process -> the child that renders for it. A fork has another id, so it starts a child of its own."""
 
 
 class LimitExceeded(Exception):

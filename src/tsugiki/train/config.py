@@ -176,7 +176,7 @@ LORA_PLUS = "lora+"
 _UNRECORDED_IF_UNSET = ("trust_remote_code", "minutes", "add_tokens", "start_from", "mix")
 _MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
 _UNION = re.compile(r"function-|constrained-|literal\[")
-"""What pydantic adds to the place of a problem, for a setting of several types."""
+"""Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 

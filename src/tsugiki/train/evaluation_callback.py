@@ -17,7 +17,7 @@ from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
 from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.evaluation.sample import Sampling, generate_texts
-from tsugiki.train.looks import evenly_spread, plan_looks
+from tsugiki.train.evaluation_plan import evenly_spread, is_due, plan_evaluations
 from tsugiki.train.loop import Callback, TrainingLoop
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.progress import RunProgress
@@ -55,7 +55,7 @@ class EvaluationCallback(Callback):
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
         self.context = context_length(model)
-        self.plan = plan_looks(config, data)
+        self.plan = plan_evaluations(config, data)
         self.validation_windows = evenly_spread(data.validation_windows, self.plan.windows)
         self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
 
@@ -65,7 +65,7 @@ class EvaluationCallback(Callback):
             with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
                 self._evaluate(loop)
                 self._evaluate_retention(loop)
-                if self.validation_windows and self.plan.looks:
+                if self.validation_windows and self.plan.evaluations:
                     self._validate(loop)
                 self._sample(loop)
         self.display.begin(loop.steps, loop.progress.step)
@@ -83,7 +83,7 @@ class EvaluationCallback(Callback):
                 self._choose(loop)
             elif step < total:
                 self._evaluate(loop)
-        if step < total and not loop.progress.stopped and _is_due(step, total, self._sample_steps(total)):
+        if step < total and not loop.progress.stopped and is_due(step, total, self._sample_steps(total)):
             self._sample(loop)
 
     def on_train_end(self, loop: TrainingLoop) -> None:
@@ -180,8 +180,3 @@ class EvaluationCallback(Callback):
         if loop.accelerator.is_main_process:
             self.record.write(Path(self.config.out))
         self._written = time.monotonic()
-
-
-def _is_due(step: int, total: int, every: int) -> bool:
-    """Return whether a step is the last one, or a multiple of `every` that is not shortly before the last one."""
-    return step == total or (step % every == 0 and total - step > every // 2)

@@ -51,7 +51,7 @@ def _terms(name: str) -> list[str]:
 
 
 def _template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Say if a chat model does not see its own chat template in the data."""
+    """Return a note if a chat model does not see its own chat template in the data."""
     kinds = {type(record) for record in islice(read_records(config.data), _RECORDS)}
     if not tokenizer.chat_template or Conversation in kinds:
         return []
@@ -67,7 +67,7 @@ def _template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[s
 
 
 def _writing(tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> list[str]:
-    """Say if the tokenizer has no tokens for much of the text."""
+    """Return a note if the tokenizer has no tokens for much of the text."""
     ids, counts = np.unique(np.asarray(store.ids[:_TOKENS]), return_counts=True)
     total = int(counts.sum())
     if not total:
@@ -95,7 +95,7 @@ def _is_piece(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
 
 
 def _reach(model: nn.Module) -> list[str]:
-    """Say if a LoRA adapter leaves out most of the weights between embedding and head."""
+    """Return a note if a LoRA adapter leaves out most of the weights between embedding and head."""
     adapter = active_adapter(model) if is_grafted(model) else None
     if not isinstance(adapter, LoraAdapter):
         return []
