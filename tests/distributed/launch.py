@@ -31,7 +31,7 @@ from tests.processes import SERVER
 
 TIMEOUT = 300.0
 """Seconds after which processes are taken to wait for each other forever; generous, since tests share a machine."""
-_GRACE = 30.0  # seconds for the others to end after one has failed
+_GRACE = 60.0  # seconds for the others to end after one has failed
 _OUTPUT = ("stdout", "stderr")
 _ROOT = Path(__file__).parents[2]
 

@@ -176,7 +176,7 @@ def test_bad_input_is_one_line_of_one_process(arguments: list[str], fact: str, f
     with pytest.raises(ProcessesFailed) as failed:
         run_command(command(folder, "--out", str(folder / "bad"), *arguments))
     lines = [line for process in failed.value.finished for line in process.stderr.splitlines()]
-    assert [process.code for process in failed.value.finished] == [2, 2]
+    assert [process.code for process in failed.value.finished] == [2, 2], failed.value.finished
     assert len(lines) == 1, lines
     assert re.search(fact, lines[0])
     assert not (folder / "bad").exists()
@@ -195,7 +195,7 @@ def test_processes_with_different_settings_end_with_one_line(folder: Path):
     with pytest.raises(ProcessesFailed) as failed:
         run_command([sys.executable, "-c", AS_RANK, *arguments])
     lines = [line for process in failed.value.finished for line in process.stderr.splitlines()]
-    assert [process.code for process in failed.value.finished] == [2, 2]
+    assert [process.code for process in failed.value.finished] == [2, 2], failed.value.finished
     assert len(lines) == 1, lines
     assert re.search("process 1 differs from process 0 in seed:", lines[0])
     assert not (folder / "different").exists()

@@ -5,9 +5,10 @@ environment variables that tell each process its number. Only the main process w
 progress and samples.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -55,7 +56,7 @@ def start_accelerator(
     _check_engines()
     try:
         # On a processor, accelerate connects the processes only if it is told to use the processor.
-        return Accelerator(cpu=kind == "cpu", log_with=list(trackers) or None, project_dir=logging_folder)
+        accelerator = Accelerator(cpu=kind == "cpu", log_with=list(trackers) or None, project_dir=logging_folder)
     except (ValueError, RuntimeError) as error:
         port = os.environ.get("MASTER_PORT")
         if "EADDRINUSE" in str(error):
@@ -63,6 +64,15 @@ def start_accelerator(
                 f"port {port} of this machine is in use: choose another one (torchrun --master-port, or MASTER_PORT)"
             ) from error
         raise TsugikiError(f"cannot start on {kind}: {error_text(error)}") from error
+    # Threads of a connection that is still open while the interpreter ends can abort the process.
+    atexit.unregister(_disconnect)
+    atexit.register(_disconnect)
+    return accelerator
+
+
+def _disconnect() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def require_one_process(command: str) -> None:
@@ -85,7 +95,11 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     try:
         if accelerator.is_main_process:
             outcome = [(True, action())]
-    finally:
+    except BaseException:
+        with suppress(OtherProcessError), errors_of_others(accelerator):
+            broadcast_object_list(outcome)
+        raise
+    with errors_of_others(accelerator):
         broadcast_object_list(outcome)
     succeeded, result = outcome[0]
     if not succeeded:
