@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 from tests.devices import pretend
 from tests.hub_server import WRITER, HubServer
+
+os.environ["TSUGIKI_LANG"] = "en"  # whatever the locale of the machine
 
 # The models of the tests are tiny: several threads would wait for each other longer than they compute.
 torch.set_num_threads(1)

@@ -78,7 +78,7 @@ def test_a_panic_of_a_library_in_rust_is_one_line(run, monkeypatch: pytest.Monke
     def panic(*_: object, **__: object) -> None:
         raise type("PanicException", (BaseException,), {})("index out of bounds")
 
-    monkeypatch.setattr("tsugiki.cli.main.app", panic)
+    monkeypatch.setattr("tsugiki.cli.main._run", panic)
     status, _, err = run("methods")
     assert status == 1
     assert err.startswith("tsugiki: unexpected PanicException: index out of bounds")

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from pydantic import BaseModel
 
+from tsugiki.cli.help import DEFAULT
 from tsugiki.io.yaml import parse_yaml
 from tsugiki.train.config import argument_descriptions
 
@@ -160,7 +161,7 @@ def _help(setting: Setting) -> str:
     shown = setting.default
     if shown is None or shown is False or shown == () or shown == {}:
         return _escape(setting.description)
-    return _escape(f"{setting.description} (default: {shown})")
+    return _escape(DEFAULT.format(help=setting.description, value=shown))
 
 
 def _escape(text: str) -> str:

@@ -18,6 +18,7 @@ from tsugiki.cli.compare import compare_command
 from tsugiki.cli.evaluate import evaluate_command
 from tsugiki.cli.export import export_command
 from tsugiki.cli.generate import generate_command
+from tsugiki.cli.help import translate_help
 from tsugiki.cli.merge import merge_command
 from tsugiki.cli.methods import methods_command
 from tsugiki.cli.pretrain import pretrain_command
@@ -29,6 +30,7 @@ from tsugiki.cli.report import report_command
 from tsugiki.cli.sweep import sweep_command
 from tsugiki.cli.train import train_command
 from tsugiki.errors import Interrupted, OtherProcessError, TsugikiError, is_ordinary
+from tsugiki.language import VARIABLE, choose_language
 from tsugiki.ranks import is_main_process
 
 _SECONDS_FOR_MAIN = 10
@@ -36,7 +38,8 @@ _INTERRUPTED = 130  # exit status that typer returns after Ctrl-C
 
 app = typer.Typer(
     help="LoRA fine-tuning on the machine you have. Start with `tsugiki quickstart`, which takes two minutes.",
-    epilog="Errors are printed in one line, with exit status 2. --debug, at any place, shows the traceback.",
+    epilog="At any place: --lang en or --lang ja chooses the language, and --debug shows the traceback of an error. "
+    "Errors are printed in one line, with exit status 2.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -64,13 +67,17 @@ def main() -> None:
     """Run the command line. Exit status: 2 for errors that the user can correct, 1 for bugs, 128 + n after signal n."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    try:
+        arguments = _take_language(arguments)
+    except ValueError as error:
+        _stop(str(error), 2, debug)
     warnings.showwarning = _say_warning
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _interrupt)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of missing kernels
     try:
-        status = app(arguments, standalone_mode=False)
+        status = _run(arguments)
     except TsugikiError as error:
         _stop(str(error), 2, debug)
     except Interrupted as stop:
@@ -90,6 +97,32 @@ def main() -> None:
             debug=False,
         )
     raise SystemExit(status)
+
+
+def _run(arguments: list[str]) -> int | None:
+    command = typer.main.get_command(app)
+    translate_help(command)
+    return command(arguments, standalone_mode=False)  # type: ignore[no-any-return]
+
+
+def _take_language(arguments: list[str]) -> list[str]:
+    """Set the language that `--lang`, at any place, or `TSUGIKI_LANG` names, and return the other arguments.
+
+    Raises:
+        ValueError: an unknown language, or none after `--lang`.
+    """
+    if name := os.environ.get(VARIABLE):
+        choose_language(name)
+    rest = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--lang":
+            choose_language(next(remaining, ""))
+        elif argument.startswith("--lang="):
+            choose_language(argument.removeprefix("--lang="))
+        else:
+            rest.append(argument)
+    return rest
 
 
 def _interrupt(number: int, frame: object) -> None:

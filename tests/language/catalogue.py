@@ -1,0 +1,64 @@
+"""Update the Japanese catalogue: `python -m tests.language.catalogue` reads `src`, updates tsugiki.po and compiles it.
+
+New messages are added with an empty translation, unused ones are removed, and those without a translation are printed.
+"""
+
+import io
+from pathlib import Path
+
+from babel.messages import Catalog
+from babel.messages.catalog import Message
+from babel.messages.extract import extract_from_dir
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po, write_po
+
+import tsugiki
+from tests.language.help_texts import help_texts
+from tsugiki.language import CATALOGUES, DOMAIN, JAPANESE
+
+SOURCE = Path(tsugiki.__file__).parent
+PO = CATALOGUES / JAPANESE / "LC_MESSAGES" / f"{DOMAIN}.po"
+MO = PO.with_suffix(".mo")
+_KEYWORDS = {"_": None, "marked": None, "ngettext": (1, 2)}
+_METHODS = [("**.py", "python"), ("report/**.html", "jinja2.ext.babel_extract")]
+
+
+def template() -> Catalog:
+    """Return every message of the source, and every help text of the commands, without translations."""
+    found = Catalog(charset="utf-8")
+    for file, _, message, _, _ in sorted(extract_from_dir(SOURCE, _METHODS, keywords=_KEYWORDS)):
+        found.add(message, locations=[(f"src/tsugiki/{Path(file).as_posix()}", 0)])
+    for text, file in help_texts():
+        found.add(text, locations=[(file, 0)])
+    return found
+
+
+def read_catalogue() -> Catalog:
+    """Return the Japanese catalogue."""
+    return read_po(io.BytesIO(PO.read_bytes()), locale=JAPANESE, abort_invalid=True)
+
+
+def forms(message: Message) -> tuple[str, ...]:
+    """Return the translation of a message; one for each number, if it has several forms. Empty texts are missing."""
+    return tuple(message.string or ("",)) if isinstance(message.id, tuple) else (str(message.string or ""),)
+
+
+def main() -> None:
+    """Bring both files up to date, and print the messages without a translation."""
+    catalogue = read_catalogue()
+    catalogue.update(template(), no_fuzzy_matching=True)
+    file = io.BytesIO()
+    write_po(
+        file, catalogue, width=120, omit_header=True, sort_by_file=True, include_lineno=False, ignore_obsolete=True
+    )
+    header = PO.read_text(encoding="utf-8").partition("\n\n")[0]
+    PO.write_text(f"{header}\n\n{file.getvalue().decode().strip()}\n", encoding="utf-8")
+    with MO.open("wb") as compiled:
+        write_mo(compiled, catalogue)
+    for message in catalogue:
+        if message.id and not all(forms(message)):
+            print(message.id)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Every error is in the reader's language, and every message is given the values that it names."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from string import Formatter
+
+from tests.language.catalogue import SOURCE
+
+_FUNCTIONS = {"_", "ngettext"}
+_ERRORS = {"TsugikiError", "WriteError", "ValueError", "DivergedError"}
+_NOT_YET = (
+    "adapters", "base", "bench", "cli", "data", "errors.py", "export", "fast", "hub", "io", "lora", "methods", "report",
+    "train",
+)  # fmt: skip
+"""Packages and modules whose errors are not translated yet."""
+
+
+def test_messages_are_given_the_values_that_they_name() -> None:
+    for where, tree in _modules():
+        parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
+        for call in _calls(tree, _FUNCTIONS):
+            texts = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+            named = {name for text in texts for _, name, _, _ in Formatter().parse(text) if name is not None}
+            method, given = parents[call], set()
+            if isinstance(method, ast.Attribute) and method.attr == "format":
+                given = {keyword.arg for keyword in parents[method].keywords}  # type: ignore[attr-defined]
+            assert not texts or given == named, f"{where}:{call.lineno} is given {given} for {texts}"
+
+
+def test_no_name_hides_the_function() -> None:
+    for where, tree in _modules():
+        if any(isinstance(node, ast.ImportFrom) and any(name.name == "_" for name in node.names) for node in tree.body):
+            for node in ast.walk(tree):
+                hides = isinstance(node, ast.Name) and node.id == "_" and isinstance(node.ctx, ast.Store)
+                assert not hides, f"{where}:{node.lineno} needs another name than _, which translates"  # type: ignore[attr-defined]
+
+
+def test_errors_are_translated() -> None:
+    for where, tree in _modules():
+        if where.parts[0] in _NOT_YET:
+            continue
+        for call in _calls(tree, _ERRORS):
+            for text in _untranslated(call.args[0] if call.args else call):
+                is_message = any(part.isalpha() and len(part) > 1 for part in text.split())
+                assert not is_message, f"{where}:{call.lineno}: {text!r} is not translated"
+
+
+def _modules() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        yield path.relative_to(SOURCE), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _calls(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            yield node
+
+
+def _untranslated(node: ast.AST) -> Iterator[str]:
+    """Return the texts in an expression that are not arguments of a translating function."""
+    if isinstance(node, ast.Call):
+        return
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for child in ast.iter_child_nodes(node):
+        yield from _untranslated(child)
