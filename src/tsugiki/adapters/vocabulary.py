@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tsugiki.adapters.format import read_adapter_config, read_base
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
-from tsugiki.io.file_names import TOKENIZER_FILES
+from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
 from tsugiki.lora.config import LoraConfig
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ def with_new_words(
     if words is None:
         return tokenizer
     fit_vocabulary(model, words)
-    return load_saved_tokenizer(folder) if has_tokenizer(folder) else tokenizer
+    if not has_tokenizer(folder):
+        return tokenizer
+    saved = load_saved_tokenizer(folder)
+    if saved.chat_template is None:  # an adapter that learned no conversations is saved without one
+        saved.chat_template = tokenizer.chat_template
+    return saved
 
 
 def words_for(model: "PreTrainedModel", folder: Path) -> int | None:
@@ -56,8 +61,7 @@ def words_for(model: "PreTrainedModel", folder: Path) -> int | None:
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """Return the files of the tokenizer that an adapter with new words was saved with; none for other adapters."""
+    """Return the files of the tokenizer in an adapter's folder: all with new words, otherwise its chat template."""
     config = read_adapter_config(folder)
-    if not isinstance(config, LoraConfig) or not config.trainable_token_indices:
-        return []
-    return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    has_words = isinstance(config, LoraConfig) and config.trainable_token_indices
+    return [name for name in (TOKENIZER_FILES if has_words else [CHAT_TEMPLATE_FILE]) if (folder / name).is_file()]

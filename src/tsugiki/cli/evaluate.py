@@ -43,6 +43,13 @@ def evaluate_command(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Largest number of tokens of an answer to --questions.")
     ] = 64,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="Chat template for conversations: a Jinja file, or default, a plain one. Default: that of the "
+            "adapter, or of the tokenizer."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
@@ -69,6 +76,7 @@ def evaluate_command(
             read_questions(questions),
             max_new_tokens,
             ProgressDisplay(),
+            chat_template=chat_template,
             allow_base_mismatch=allow_base_mismatch,
             trust_remote_code=trust_remote_code,
         )
@@ -84,6 +92,7 @@ def evaluate_command(
         assistant_turns,
         characters,
         ProgressDisplay(),
+        chat_template=chat_template,
         allow_base_mismatch=allow_base_mismatch,
         trust_remote_code=trust_remote_code,
     )

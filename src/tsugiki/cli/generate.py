@@ -25,6 +25,7 @@ def generate_command(
     ] = False,
 ) -> None:
     """Continue a prompt with a model; the text appears while it is generated."""
+    from tsugiki.adapters.chat_template import with_chat_template
     from tsugiki.adapters.format import load_adapter
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.adapters.vocabulary import with_new_words
@@ -35,7 +36,7 @@ def generate_command(
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     if adapter is not None:
         folder = adapter_folder(adapter)
-        tokenizer = with_new_words(base, tokenizer, folder)
+        tokenizer = with_chat_template(with_new_words(base, tokenizer, folder), folder)
         load_adapter(base, folder, allow_base_mismatch=allow_base_mismatch)
     started = False
 

@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.data.chat_process import LimitExceeded, call
@@ -28,6 +29,23 @@ from tsugiki.errors import TsugikiError, error_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+DEFAULT = "default"
+"""The name of `DEFAULT_TEMPLATE` in settings."""
+DEFAULT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ '### ' + message['role'] + '\\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{{ '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant\\n' }}{% endif %}"
+)
+"""A chat template of plain text, for a base that has none: headings name the roles, and the end token ends an answer.
+
+It needs no special tokens but the begin token, if the tokenizer has one, and the end token. The markers of other
+templates, such as <|im_start|>, would be many tokens of a base that does not know them.
+"""
 
 _LONG = 64  # turns from which on answers are located in parts of a conversation
 _PART, _CONTEXT = 16, 8  # turns
@@ -67,6 +85,41 @@ class Rendering:
     spans: tuple[tuple[int, int], ...]
 
 
+def read_template_file(path: Path) -> str:
+    """Read a chat template from a UTF-8 file, without running it.
+
+    Raises:
+        TsugikiError: there is no such file, or it is not a text of at most a million characters.
+    """
+    try:
+        if not path.is_file():
+            raise TsugikiError(f"no chat template at {path}: there is no such file")
+        with path.open(encoding="utf-8-sig") as file:
+            template = file.read(_MAX_TEMPLATE + 1)
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
+        raise TsugikiError(f"the chat template in {path} cannot be read: {error_text(error, 100)}") from error
+    if len(template) > _MAX_TEMPLATE:
+        raise TsugikiError(f"the chat template in {path} has more than {_MAX_TEMPLATE:,} characters; use another one")
+    if not template.strip():
+        raise TsugikiError(f"the chat template in {path} is empty; use another one")
+    return template
+
+
+def use_template(tokenizer: "PreTrainedTokenizerBase", setting: str | None) -> None:
+    """Give a tokenizer another chat template, in place.
+
+    Args:
+        tokenizer: a model's tokenizer.
+        setting: a file, or `default` for `DEFAULT_TEMPLATE`; None: nothing changes.
+
+    Raises:
+        TsugikiError: the file cannot be read.
+    """
+    if setting is not None:
+        is_default = setting == DEFAULT
+        tokenizer.chat_template = DEFAULT_TEMPLATE if is_default else read_template_file(Path(setting).expanduser())
+
+
 def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemplate:
     """Return the tokenizer's chat template.
 
@@ -79,8 +132,8 @@ def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemp
         template = tokenizer.get_chat_template()
     except ValueError as error:
         raise TsugikiError(
-            f"{source} is a conversation, but the tokenizer has no chat template; "
-            "use a base model that has one, or give prompt and completion as texts"
+            f"{source} is a conversation, but the tokenizer has no chat template; give one with --chat-template, or "
+            "choose --chat-template default, a plain one"
         ) from error
     if len(template) > _MAX_TEMPLATE:
         raise TsugikiError(f"the chat template of the tokenizer has more than {_MAX_TEMPLATE:,} characters; replace it")

@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -53,6 +53,17 @@ def read_records(data: str | Path) -> Iterator[Record]:
     if _is_on_hub(data):
         return _refuse_empty(_records_of_rows(_dataset_rows(str(data)), str(data)), data)
     return _refuse_empty((record for file in _files(_local_path(data)) for record in _read_file(file)), data)
+
+
+def record_kinds(data: str | Path) -> set[type[Record]]:
+    """Return the kinds of the records, by the first one of each file.
+
+    Raises:
+        TsugikiError: as for `read_records`.
+    """
+    if _is_on_hub(data):
+        return {type(record) for record in islice(read_records(data), 1)}
+    return {type(record) for file in _files(_local_path(data)) for record in islice(_read_file(file), 1)}
 
 
 def content_key(data: str | Path) -> str:

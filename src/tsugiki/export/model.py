@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tsugiki.adapters.chat_template import with_chat_template
 from tsugiki.adapters.format import load_adapter
 from tsugiki.base.config import load_config
 from tsugiki.base.loading import load_model, load_tokenizer
@@ -73,7 +74,8 @@ def merged_model(name: str, adapter: Path, *, allow_base_mismatch: bool = False)
     model = load_model(name)
     load_adapter(model, adapter, allow_base_mismatch=allow_base_mismatch)
     ungraft(merge(model))
-    return ModelSource(name, model.config, model.state_dict(), source.dtype, source.tokenizer, source.ends)
+    tokenizer = with_chat_template(source.tokenizer, adapter)
+    return ModelSource(name, model.config, model.state_dict(), source.dtype, tokenizer, source.ends)
 
 
 def export_model(

@@ -247,6 +247,11 @@ def _copy_metadata(
         replaced |= {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token"}
         writer.add_bos_token_id(document_start(source.tokenizer))
         writer.add_add_bos_token(adds_start(source.tokenizer))
+    template = source.tokenizer.chat_template
+    own = fields.get("tokenizer.chat_template")
+    if isinstance(template, str) and (own is None or own.contents() != template):  # that of an adapter
+        replaced.add("tokenizer.chat_template")
+        writer.add_chat_template(template)
     for key, field in fields.items():
         if key not in replaced and not key.startswith("GGUF."):  # the reader adds fields of this name
             value_type = field.types[0]

@@ -22,7 +22,14 @@ from tsugiki.adapters.format import read_config_fields
 from tsugiki.adapters.verify import find_problems
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_folder
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE, TOKENIZER_FILES
+from tsugiki.io.file_names import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CHAT_TEMPLATE_FILE,
+    METADATA_FILE,
+    RECORD_FILE,
+    TOKENIZER_FILES,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -124,7 +131,7 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
             repository = api.model_info(repo_id, revision=revision, timeout=_TIMEOUT)
             names = {file.rfilename for file in repository.siblings or ()}
             _refuse_no_adapter(repo_id, names)
-            for name in HUB_FILES:
+            for name in (*HUB_FILES, CHAT_TEMPLATE_FILE):
                 if name in names:
                     api.hf_hub_download(repo_id, name, revision=repository.sha, local_dir=temporary)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # huggingface_hub's metadata of the download
@@ -133,7 +140,7 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
             raise TsugikiError(f"the adapter in {repo_id} is not complete: {summarise_list(problems)}")
         if read_config_fields(temporary).get("trainable_token_indices"):  # its words may be new
             with _hub_errors(repo_id, revision):
-                for name in names & set(TOKENIZER_FILES):
+                for name in names & set(TOKENIZER_FILES) - {CHAT_TEMPLATE_FILE}:
                     api.hf_hub_download(repo_id, name, revision=repository.sha, local_dir=temporary)
             shutil.rmtree(temporary / ".cache", ignore_errors=True)
     return str(repository.sha)

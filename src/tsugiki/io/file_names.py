@@ -13,8 +13,10 @@ OTHER_MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LIC
 """Patterns of a model's files other than its weights: config, tokenizer, chat templates, licence. Pickled files and
 code do not match."""
 CHAT_TEMPLATES_FOLDER = "additional_chat_templates"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+"""The chat template of a tokenizer, or the one that an adapter was trained with."""
 
-TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "tokenizer.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "tokenizer.json", "special_tokens_map.json", CHAT_TEMPLATE_FILE)
 """The files of a tokenizer that is saved with an adapter."""
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"

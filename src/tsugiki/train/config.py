@@ -124,7 +124,8 @@ class TrainingSettings(BaseModel):
     save_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints. Default: a tenth of the run."""
     prompts: tuple[str, ...] = ()
-    """Prompt that the model continues before training, every sample_steps and at the end; can be repeated."""
+    """Prompt that the model continues before training, every sample_steps and at the end; can be repeated. If the run
+    learns conversations, it is the user's turn, which the model answers."""
     sample_steps: int | None = Field(default=None, ge=1)
     """Steps between samples. Default: half of the run."""
     sample_tokens: int = Field(default=80, ge=1)
@@ -173,7 +174,7 @@ class TrainingSettings(BaseModel):
 
 
 LORA_PLUS = "lora+"
-_UNRECORDED_IF_UNSET = ("trust_remote_code", "minutes", "add_tokens", "start_from", "mix")
+_UNRECORDED_IF_UNSET = ("trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template", "system")
 _MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
 _UNION = re.compile(r"function-|constrained-|literal\[")
 """Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""
@@ -211,6 +212,11 @@ class RunConfig(TrainingSettings):
     add_tokens: str | None = Field(default=None, min_length=1)
     """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
     a LoRA method; the tokenizer is saved with the adapter."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """Chat template for conversations: a Jinja file, or default, a plain one for a base that has none. The adapter is
+    saved with it. Default: that of the tokenizer."""
+    system: str | None = Field(default=None, min_length=1)
+    """System message of the prompts, which are the user's turns if the run learns conversations."""
     start_from: str | None = Field(default=None, min_length=1)
     """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
     settings are taken as well; only r can be set, to a larger rank."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.base.context import context_length
+from tsugiki.data.records import Message
 from tsugiki.lora.graft import disable_adapter, is_grafted
 from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
@@ -156,9 +157,13 @@ class EvaluationCallback(Callback):
         if not loop.accelerator.is_main_process and not is_sharded(self.model):
             return
         sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
-        texts = generate_texts(self.model, self.tokenizer, self.config.prompts, sampling)
+        chat, system = self.data.summary.learns_conversations, self.config.system
+        opening = [] if system is None else [Message("system", system)]
+        prompts = [[*opening, Message("user", one)] if chat else one for one in self.config.prompts]
+        texts = generate_texts(self.model, self.tokenizer, prompts, sampling)
         for prompt, text in zip(self.config.prompts, texts, strict=True):
-            sample = Sample(step=loop.progress.step if step is None else step, prompt=prompt, text=text)
+            done = loop.progress.step if step is None else step
+            sample = Sample(step=done, prompt=prompt, text="\n" * chat + text)
             self.record.samples.append(sample)
             self.display.sample(sample)
         self._write_record(loop)

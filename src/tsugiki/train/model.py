@@ -15,14 +15,16 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
+from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.new_words import read_words
 from tsugiki.base.replica import replica_in
 from tsugiki.data.batches import StepBatches
+from tsugiki.data.chat import read_template, use_template
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
-from tsugiki.io.atomic import files_into
-from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
+from tsugiki.io.atomic import files_into, write_text
+from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
 from tsugiki.lora.graft import active_adapter, is_grafted
 from tsugiki.lora.targets import vocabulary_layers
 from tsugiki.methods.full import load_weights_into, save_model
@@ -48,6 +50,17 @@ def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDty
     if config.base_dtype is not None:
         return config.base_dtype
     return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
+
+
+def load_run_tokenizer(config: RunConfig) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of the run's base model, with the chat template of its settings.
+
+    Raises:
+        TsugikiError: the tokenizer or the template cannot be read.
+    """
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    use_template(tokenizer, config.chat_template)
+    return tokenizer
 
 
 def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -133,7 +146,12 @@ def make_gradients(
 
 
 def save_trained(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: SaveDtype = "fp32"
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    dtype: SaveDtype = "fp32",
+    *,
+    with_template: bool = False,
 ) -> None:
     """Write what was trained to `folder`: the adapter of a grafted model, otherwise the model and its tokenizer.
 
@@ -144,17 +162,23 @@ def save_trained(
         tokenizer: the model's tokenizer.
         folder: created if it does not exist.
         dtype: the dtype of a whole model's file. Adapters are always saved in float32.
+        with_template: write the chat template beside an adapter, because it was trained with it.
 
     Raises:
         TsugikiError: the folder cannot be written.
     """
-    if is_grafted(model):
-        if getattr(active_adapter(model), "tokens", None):  # new words, perhaps
-            with files_into(folder, last=TOKENIZER_CONFIG_FILE) as temporary:
-                tokenizer.save_pretrained(temporary)
-        save_adapter(model, folder)
-    else:
+    if not is_grafted(model):
         save_model(model, tokenizer, folder, dtype)
+        return
+    template = read_template(tokenizer, str(folder)).template if with_template else None
+    if getattr(active_adapter(model), "tokens", None):  # new words, perhaps
+        with files_into(folder, last=TOKENIZER_CONFIG_FILE) as temporary:
+            tokenizer.save_pretrained(temporary)
+            if template is None:  # its presence tells that the adapter learned conversations
+                (temporary / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
+    save_adapter(model, folder)
+    if template is not None:
+        write_text(folder / CHAT_TEMPLATE_FILE, template)
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:

@@ -14,8 +14,8 @@ from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
 from tsugiki.data.mixing import mix, parse_mix
-from tsugiki.data.records import Document, Record
-from tsugiki.data.sources import content_key, read_records
+from tsugiki.data.records import Conversation, Document, Record
+from tsugiki.data.sources import content_key, read_records, record_kinds
 from tsugiki.data.splits import (
     FieldCondition,
     find_overlap,
@@ -303,6 +303,7 @@ def _dataset_split(
             measured_characters=sum(len(window.record.text) for window in windows),
         ),
         validation=counts,
+        learns_conversations=Conversation in record_kinds(config.data),
         near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
     )
     data = config.retention_data

@@ -81,5 +81,8 @@ class RunProgress(ProgressDisplay):
         """Show a text that the model generated."""
         line = Text(f"step {sample.step}  ")
         line.append(sample.prompt, style="bold")
-        line.append(sample.text.rstrip().replace("\n", "⏎"), style="cyan")
+        if sample.text.strip():
+            line.append(sample.text.rstrip().replace("\n", "⏎"), style="cyan")
+        else:
+            line.append(" (the model wrote nothing: it ended the text at once)", style="yellow")
         self.console.print(line, soft_wrap=True)

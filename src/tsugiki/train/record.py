@@ -142,6 +142,8 @@ class SplitSummary(BaseModel):
     train: RecordCounts
     held_out: HeldOutCounts
     validation: ValidationCounts | None = None
+    learns_conversations: bool = False
+    """Whether there are conversations among the training records; prompts are then turns of the user."""
     mixed: MixedCounts | None = None
     """They are counted in `train` as well."""
     near_duplicates: NearDuplicates
@@ -185,7 +187,7 @@ class Sample(BaseModel):
     step: int
     prompt: str
     text: str
-    """The continuation, without the prompt."""
+    """The continuation, without the prompt. In a conversation it begins with a line feed."""
 
 
 class TrainingFigures(BaseModel):

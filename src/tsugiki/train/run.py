@@ -28,7 +28,7 @@ from tsugiki.adapters.metadata import source_adapter
 from tsugiki.adapters.start import start_from
 from tsugiki.base.checks import code_digest
 from tsugiki.base.identity import identity_of, why_different
-from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base.loading import load_model
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
 from tsugiki.base.quantization import count_parameters
 from tsugiki.base.resolve import settings_folder
@@ -55,7 +55,15 @@ from tsugiki.train.divergence import (
 )
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.loop import TrainingLoop
-from tsugiki.train.model import load_dtype, load_trained, prepare_model, save_trained, shard_model, trained_tokens
+from tsugiki.train.model import (
+    load_dtype,
+    load_run_tokenizer,
+    load_trained,
+    prepare_model,
+    save_trained,
+    shard_model,
+    trained_tokens,
+)
 from tsugiki.train.preparation import DatasetSplit, PackedDataset, pack_data, read_data
 from tsugiki.train.prepare_loop import choices, prepare_loop, resolved_config
 from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
@@ -146,7 +154,7 @@ def load(
     """
 
     def read() -> "tuple[PreTrainedTokenizerBase, NewWords | None, DatasetSplit]":
-        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        tokenizer = load_run_tokenizer(config)
         new = None if config.add_tokens is None else add_words(tokenizer, read_words(Path(config.add_tokens)))
         return tokenizer, new, read_data(config, tokenizer, display)
 
@@ -242,7 +250,7 @@ def run(
         record.status = "finished"
         trained = whole_model(model, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
-            save_trained(trained, tokenizer, out, config.save_dtype)
+            save_trained(trained, tokenizer, out, config.save_dtype, with_template=data.summary.learns_conversations)
             record.write(out)
     except WriteError as error:
         raise WriteError(f"{error}; finished steps are kept: continue with --resume") from error
@@ -273,7 +281,8 @@ def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", r
     if not is_main:
         return
     with new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary:
-        save_trained(trained, tokenizer, temporary)
+        chat = record.data is not None and record.data.learns_conversations
+        save_trained(trained, tokenizer, temporary, with_template=chat)
         progress = asdict(loop.progress) | {
             "loss_curve": [point.model_dump() for point in loop.progress.loss_curve],
             "scaler": loop.gradients.scaler.state_dict(),
@@ -370,7 +379,7 @@ def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
 
 def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
     if before is not None and before.digest is None:  # a record of version 0.1
-        now = now.model_copy(update={"digest": None})
+        now = now.model_copy(update={"digest": None, "learns_conversations": before.learns_conversations})
     return before != now
 
 

@@ -17,7 +17,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
+from tsugiki.adapters.chat_template import saved_chat_template
 from tsugiki.adapters.format import map_weights
 from tsugiki.adapters.merge.quantized import QuantizedWeight, quantized_weight, unsupported_format
 from tsugiki.adapters.vocabulary import words_for
@@ -36,6 +37,8 @@ from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.base.resolve import model_folder
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.atomic import write_text
+from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.lora.merge import untie
 from tsugiki.lora.shared_parameters import shared_parameters
@@ -72,6 +75,8 @@ class MergePlan:
     """The quantised weights among `changed`, by key."""
     vocabulary: Vocabulary | None = None
     """None if the adapters bring no new words."""
+    chat_template: str | None = None
+    """The one that the adapters were trained with; None: the base's."""
 
     @property
     def size(self) -> int:
@@ -126,6 +131,12 @@ def plan_merge(
         TsugikiError: the base is incomplete; an adapter does not fit it, or cannot be merged or added to others; or a
             changed weight is quantised in a format that is not supported.
     """
+    plan = _plan_merge(base, adapters, weights, allow_base_mismatch)
+    templates = {one for folder in adapters if (one := saved_chat_template(folder)) is not None}
+    return replace(plan, chat_template=templates.pop() if len(templates) == 1 else None)
+
+
+def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | None, mismatch: bool) -> MergePlan:
     folder = model_folder(base)
     shards = read_shards(folder)
     shard_of = {key: shard for shard in shards for key in shard.entries}
@@ -138,7 +149,7 @@ def plan_merge(
     mapping = map_keys(model, shard_of)
     shared = shared_parameters(model)
     with _values_to_compare(model, adapters, shard_of, mapping.key_of, shared):
-        adapter = load_weighted_sum(model, adapters, weights, allow_base_mismatch=allow_base_mismatch)
+        adapter = load_weighted_sum(model, adapters, weights, allow_base_mismatch=mismatch)
     updates: dict[str, WeightUpdate] = adapter.weight_updates(model)
     added, config = _untied(model, updates, mapping.key_of, shared)
     if vocabulary is not None:
@@ -218,6 +229,8 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
     copy_other_files(plan.folder, out, plan.config)
     if plan.vocabulary is not None and has_tokenizer(plan.vocabulary.folder):
         load_saved_tokenizer(plan.vocabulary.folder).save_pretrained(out)
+    if plan.chat_template is not None:
+        write_text(out / CHAT_TEMPLATE_FILE, plan.chat_template)
     return loss
 
 

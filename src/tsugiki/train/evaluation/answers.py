@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from tsugiki.base.context import context_length
-from tsugiki.data.chat import prompt_text, read_template
-from tsugiki.data.encoding import EncodedRecord, document_start, encode, encode_records
+from tsugiki.data.encoding import encode_records
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.train.evaluation.evaluate import TokenSequence, score_sequences
 from tsugiki.train.evaluation.expressions import TooSlowError, search
 from tsugiki.train.evaluation.interval import wilson_interval
+from tsugiki.train.evaluation.prompts import configured_ends, prompt_tokens
 from tsugiki.train.evaluation.questions import Question
 from tsugiki.train.evaluation.result import Answer, Answers
 from tsugiki.train.evaluation.sample import Sampling, continue_rows
@@ -71,7 +71,7 @@ def _choose(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ques
     for number, ((question, _), record) in enumerate(zip(options, encoded, strict=True)):
         _check_fits(model, len(record.ids), question)
         mask = torch.tensor(record.loss_mask)
-        mask[_last_target(record)] = False
+        mask[mask.nonzero()[-1]] = False
         sequences.append(TokenSequence(torch.tensor(record.ids), mask, number))
     nll = score_sequences(model, sequences) if sequences else {}
     best: dict[int, tuple[float, str]] = {}
@@ -89,33 +89,13 @@ def _write(
     advance: Callable[[int], None],
 ) -> list[str]:
     """Generate an answer to each question, up to the token that ends an answer in training."""
-    rows, ends = [], _configured_ends(model)
+    rows, ends = [], configured_ends(model)
     for question in questions:
-        ids = _prompt_ids(tokenizer, question)
-        _check_fits(model, len(ids) + 1, question)
-        rows.append(ids)
-        record = encode_records(tokenizer, [question.answered("a")])[0]
-        ends.add(record.ids[_last_target(record)])
+        prompt = prompt_tokens(model, tokenizer, question.prompt, question.source)
+        _check_fits(model, len(prompt.ids) + 1, question)
+        rows.append(prompt.ids)
+        ends |= prompt.ends
     return continue_rows(model, tokenizer, rows, Sampling(max_new_tokens, temperature=0), ends, advance)
-
-
-def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", question: Question) -> list[int]:
-    if isinstance(question.prompt, str):
-        return [document_start(tokenizer), *encode(tokenizer, [question.prompt])[0]]
-    template = read_template(tokenizer, question.source)
-    messages = [{"role": message.role, "content": message.content} for message in question.prompt]
-    return encode(tokenizer, [prompt_text(template, messages)])[0]
-
-
-def _configured_ends(model: "PreTrainedModel") -> set[int]:
-    """Return the tokens that end a text according to the model's settings for generation."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    return set() if ends is None else set(ends) if isinstance(ends, list) else {int(ends)}
-
-
-def _last_target(record: EncodedRecord) -> int:
-    """Return the index of the token that ends the answer."""
-    return max(index for index, in_loss in enumerate(record.loss_mask) if in_loss)
 
 
 def _check_fits(model: "PreTrainedModel", tokens: int, question: Question) -> None:

@@ -18,8 +18,8 @@ from transformers.generation.streamers import BaseStreamer
 from tsugiki.base.context import context_length, rope_depends_on_length
 from tsugiki.base.inference import evaluating, same_to_rounding, seeded
 from tsugiki.base.quantization import count_parameters
-from tsugiki.data.encoding import document_end, document_start, encode
-from tsugiki.errors import TsugikiError
+from tsugiki.data.encoding import document_end
+from tsugiki.train.evaluation.prompts import Prompt, check_room, prompt_tokens
 from tsugiki.train.threads import with_one_thread
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ class Sampling:
 def generate_text(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompt: str,
+    prompt: Prompt,
     sampling: Sampling,
     emit: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """Return the model's continuation of a prompt, without the prompt.
+    """Return the model's continuation of a text, or its answer in a conversation, without the prompt.
 
     Random numbers come from `sampling.seed`, and torch's global random state does not change, so that samples do not
     change the result of a training run.
@@ -58,28 +58,35 @@ def generate_text(
     Args:
         model: a causal language model.
         tokenizer: the model's tokenizer.
-        prompt: the text to continue; it can be empty.
+        prompt: the text to continue, which can be empty; or messages to answer, by the tokenizer's chat template.
         sampling: how to choose tokens.
         emit: called with every new piece of text. A character that consists of several tokens is emitted whole.
 
     Raises:
-        TsugikiError: the prompt fills the model's context.
+        TsugikiError: the prompt fills the model's context, or no chat template can render the messages.
     """
-    ids = _prompt_ids(model, tokenizer, prompt)
-    streamer = _Streamer(tokenizer, emit)
-    _generate(model, tokenizer, [ids], sampling, streamer=streamer)
+    tokens = prompt_tokens(model, tokenizer, prompt)
+    check_room(model, tokens.ids)
+    streamer = _Streamer(tokenizer, emit, tokens.ends)
+    _generate(model, tokenizer, [tokens.ids], sampling, streamer=streamer, ends=tokens.ends)
     return streamer.text
 
 
 def generate_texts(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], sampling: Sampling
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[str]:
     """Return what `generate_text` returns for each prompt, together where the model allows it.
 
+    The prompts are all texts, or all conversations.
+
     Raises:
-        TsugikiError: a prompt fills the model's context.
+        TsugikiError: a prompt fills the model's context, or no chat template can render the messages.
     """
-    return continue_rows(model, tokenizer, [_prompt_ids(model, tokenizer, prompt) for prompt in prompts], sampling)
+    tokens = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
+    for one in tokens:
+        check_room(model, one.ids)
+    ends = frozenset[int]().union(*(one.ends for one in tokens))
+    return continue_rows(model, tokenizer, [one.ids for one in tokens], sampling, ends)
 
 
 def continue_rows(
@@ -130,21 +137,6 @@ def _batches(rows: Sequence[list[int]], order: Sequence[int], longest: int) -> l
         else:
             batches.append([index])
     return batches
-
-
-def _prompt_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """Return the tokens of a prompt.
-
-    Raises:
-        TsugikiError: it fills the model's context.
-    """
-    ids = [document_start(tokenizer), *encode(tokenizer, [prompt])[0]]
-    context = context_length(model)
-    if len(ids) >= context:
-        raise TsugikiError(
-            f"the prompt has {len(ids)} tokens; the model's context of {context} leaves no room for more"
-        )
-    return ids
 
 
 def _can_be_together(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[list[int]]) -> bool:
@@ -243,9 +235,12 @@ def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: Collection
 class _Streamer(BaseStreamer):  # type: ignore[misc]
     """Collects new tokens and emits their text as soon as its last character is complete."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", emit: Callable[[str], None]) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", emit: Callable[[str], None], ends: Collection[int]
+    ) -> None:
         self.tokenizer = tokenizer
         self.emit = emit
+        self.ends = ends
         self.ids: list[int] = []
         self.text = ""
         self.prompt_seen = False
@@ -256,7 +251,7 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
             self.prompt_seen = True
             return
         self.ids += value.flatten().tolist()
-        whole = _text(self.tokenizer, self.ids)
+        whole = _text(self.tokenizer, self.ids, self.ends)
         if len(whole) > len(self.text):
             self.emit(whole[len(self.text) :])
             self.text = whole

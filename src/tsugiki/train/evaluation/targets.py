@@ -1,14 +1,17 @@
 """Evaluate several models and adapters on the same windows of the same text, or by the same questions."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tsugiki.adapters.chat_template import saved_chat_template, with_chat_template
 from tsugiki.adapters.format import load_adapter, read_base
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.vocabulary import with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
+from tsugiki.data.chat import use_template
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
@@ -66,6 +69,7 @@ def evaluate_targets(
     limit: int | None,
     progress: ProgressDisplay,
     *,
+    chat_template: str | None = None,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
 ) -> Iterator[Evaluation]:
@@ -77,6 +81,8 @@ def evaluate_targets(
         turns: which answers of a conversation are scored.
         limit: approximate number of characters to evaluate; None: all.
         progress: where to show the progress.
+        chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
+            takes that of the first adapter.
         allow_base_mismatch: load adapters that were trained on another base.
         trust_remote_code: run Python code that a model brings.
 
@@ -87,7 +93,7 @@ def evaluate_targets(
         TsugikiError: the data, a model or an adapter cannot be read.
     """
     windows = read_windows(data, limit)
-    for target, model, tokenizer in _loaded(chosen, allow_base_mismatch, trust_remote_code):
+    for target, model, tokenizer in _loaded(chosen, allow_base_mismatch, trust_remote_code, chat_template):
         with progress.stage(str(target), len(windows)) as advance:
             yield evaluate(model, tokenizer, windows, turns, advance)
 
@@ -98,6 +104,7 @@ def answer_with_targets(
     max_new_tokens: int,
     progress: ProgressDisplay,
     *,
+    chat_template: str | None = None,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
 ) -> Iterator[Answers]:
@@ -109,15 +116,17 @@ def answer_with_targets(
     Raises:
         TsugikiError: a model or an adapter cannot be read, or a question does not fit a model.
     """
-    for target, model, tokenizer in _loaded(chosen, allow_base_mismatch, trust_remote_code):
+    for target, model, tokenizer in _loaded(chosen, allow_base_mismatch, trust_remote_code, chat_template):
         with progress.stage(str(target), len(questions)) as advance:
             yield answer_questions(model, tokenizer, questions, max_new_tokens, advance)
 
 
 def _loaded(
-    chosen: Sequence[EvaluationTarget], allow_base_mismatch: bool, trust_remote_code: bool
+    chosen: Sequence[EvaluationTarget], allow_base_mismatch: bool, trust_remote_code: bool, chat_template: str | None
 ) -> Iterator[tuple[EvaluationTarget, Any, Any]]:
     """Yield each target with its model and tokenizer. A model that occurs twice in a row is loaded once."""
+    templates = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
+    of_adapter = next((template for template in templates if template is not None), None)
     loaded = ""
     model: Any = None
     tokenizer: Any = None
@@ -125,13 +134,16 @@ def _loaded(
         if target.model != loaded:
             model = load_model(target.model, trust_remote_code=trust_remote_code).to(default_device())
             tokenizer = load_tokenizer(target.model, trust_remote_code=trust_remote_code)
+            tokenizer.chat_template = tokenizer.chat_template or of_adapter
             loaded = target.model
         known = tokenizer
         if target.adapter:
             known = with_new_words(model, tokenizer, target.adapter)
             load_adapter(model, target.adapter, allow_base_mismatch=allow_base_mismatch)
         use_fast_paths(model)
-        yield target, model, known
+        shown = with_chat_template(known, target.adapter) if target.adapter else copy.copy(known)
+        use_template(shown, chat_template)
+        yield target, model, shown
         use_plain_paths(model)
         if target.adapter:
             model = ungraft(model)

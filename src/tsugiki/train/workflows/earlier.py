@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from tsugiki.base.identity import named_identity, why_different
-from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.train.config import RunConfig
+from tsugiki.train.model import load_run_tokenizer
 from tsugiki.train.preparation import data_digest
 from tsugiki.train.record import RunRecord
 from tsugiki.train.resume import earlier_run
@@ -44,7 +44,7 @@ def check_same_inputs(records: Mapping[str, RunRecord]) -> None:
 
 
 def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> None:
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_run_tokenizer(config)
     digest, base = data_digest(config, tokenizer), named_identity(config.model)
     digests = {name: record.data.digest for name, record in finished.items() if record.data is not None}
     changed = [name for name, before in digests.items() if before not in (None, digest)]  # None in version 0.1

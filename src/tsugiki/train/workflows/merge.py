@@ -153,6 +153,8 @@ def _verify(
     vocabulary = plan.vocabulary
     if tokenizer is not None and vocabulary is not None and has_tokenizer(vocabulary.folder):
         tokenizer = load_saved_tokenizer(vocabulary.folder)
+    if tokenizer is not None and plan.chat_template is not None:
+        tokenizer.chat_template = plan.chat_template
     logits: list[Tensor] = []
     evaluations: list[Evaluation] = []
 

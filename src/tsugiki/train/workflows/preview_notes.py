@@ -1,7 +1,6 @@
 """What a user should know of a run before it begins: the base's terms, its tokenizer, and what the adapter reaches."""
 
 import re
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import nn
 from tsugiki.base.card import read_card
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.records import Completion, Conversation
-from tsugiki.data.sources import read_records
+from tsugiki.data.sources import record_kinds
 from tsugiki.data.store import TokenStore
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.graft import active_adapter, is_grafted
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENS = 200_000  # of the data, in which tokens are counted
-_RECORDS = 20  # from which the kind of the data is told
 _MOST_UNKNOWN, _MOST_PIECES, _LEAST_REACHED = 0.001, 0.2, 0.5
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -52,7 +50,7 @@ def _terms(name: str) -> list[str]:
 
 def _template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Return a note if a chat model does not see its own chat template in the data."""
-    kinds = {type(record) for record in islice(read_records(config.data), _RECORDS)}
+    kinds = record_kinds(config.data)
     if not tokenizer.chat_template or Conversation in kinds:
         return []
     if kinds == {Completion}:

@@ -1,0 +1,76 @@
+"""The tokens that a model continues: of plain text, or of a conversation that the chat template renders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from tsugiki.base.context import context_length
+from tsugiki.data.chat import prompt_text, read_template
+from tsugiki.data.encoding import EncodedRecord, document_start, encode, encode_records
+from tsugiki.data.records import Conversation, Message
+from tsugiki.errors import TsugikiError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Prompt: TypeAlias = str | Sequence[Message]
+"""A text to continue, or the turns of a conversation that the assistant answers."""
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """What a model is given to continue."""
+
+    ids: list[int]
+    ends: frozenset[int]
+    """The tokens that end an answer; none for plain text, which the token that ends a document always ends."""
+
+
+def prompt_tokens(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, source: str = "the prompt"
+) -> PromptTokens:
+    """Return the tokens of a prompt, as they were before an answer in training.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer; with `adapters.chat_template.with_chat_template`, the template is an adapter's.
+        prompt: a text; or messages, the last of which is not the assistant's.
+        source: what to call the prompt in errors.
+
+    Raises:
+        TsugikiError: the tokenizer has no chat template for a conversation, or the template cannot render it.
+    """
+    if isinstance(prompt, str):
+        return PromptTokens([document_start(tokenizer), *encode(tokenizer, [prompt])[0]], frozenset())
+    messages = [{"role": message.role, "content": message.content} for message in prompt]
+    text = prompt_text(read_template(tokenizer, source), messages)
+    # The end of an answer differs between templates, so a short one is rendered to see it.
+    answered = Conversation((*prompt, Message("assistant", "a")), source)
+    end = last_target(encode_records(tokenizer, [answered], "last")[0])
+    return PromptTokens(encode(tokenizer, [text])[0], frozenset({end, *configured_ends(model)}))
+
+
+def check_room(model: "PreTrainedModel", ids: Sequence[int]) -> None:
+    """Check that the model's context has room for one token after a prompt.
+
+    Raises:
+        TsugikiError: it has none.
+    """
+    context = context_length(model)
+    if len(ids) >= context:
+        raise TsugikiError(
+            f"the prompt has {len(ids)} tokens; the model's context of {context} leaves no room for more"
+        )
+
+
+def configured_ends(model: "PreTrainedModel") -> set[int]:
+    """Return the tokens that end a text according to the model's settings for generation."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return set() if ends is None else set(ends) if isinstance(ends, list) else {int(ends)}
+
+
+def last_target(record: EncodedRecord) -> int:
+    """Return the last token that counts in the loss, which ends the answer."""
+    return next(
+        token for token, in_loss in zip(reversed(record.ids), reversed(record.loss_mask), strict=True) if in_loss
+    )
