@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from tests.cli.imports import output_without
 from tsugiki import TsugikiError
-from tsugiki.cli import main as main_module
+from tsugiki.cli import app as app_module
 from tsugiki.cli.flags import settings_of, with_flags
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import DEFAULT_LORA, RunConfig
@@ -19,7 +19,7 @@ from tsugiki.train.workflows.pretrain_config import PretrainConfig
 
 def flags_of(command: str) -> dict[str, str]:
     """Flag -> help of a command of `tsugiki`."""
-    parameters = get_command(main_module.app).commands[command].params
+    parameters = get_command(app_module.app).commands[command].params
     return {flag: parameter.help or "" for parameter in parameters for flag in getattr(parameter, "opts", ())}
 
 

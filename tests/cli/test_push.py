@@ -76,7 +76,7 @@ def test_through_hf_endpoint(trained: Path, hub: HubServer, tmp_path: Path):
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     code = (
-        "import sys\nfrom tsugiki.cli.main import app\n"
+        "import sys\nfrom tsugiki.cli.app import app\n"
         "for arguments in (['push', 'run', 'me/it'], ['pull', 'me/it']):\n"
         "    app(arguments, standalone_mode=False)\n"
     )

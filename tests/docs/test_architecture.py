@@ -11,7 +11,7 @@ import typer
 import yaml
 from typer.main import get_command
 
-from tsugiki.cli.main import app
+from tsugiki.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "tsugiki"

@@ -40,7 +40,7 @@ def read_catalogue() -> Catalog:
 
 def forms(message: Message) -> tuple[str, ...]:
     """Return the translation of a message; one for each number, if it has several forms. Empty texts are missing."""
-    return tuple(message.string or ("",)) if isinstance(message.id, tuple) else (str(message.string or ""),)
+    return (str(message.string or ""),) if isinstance(message.id, str) else tuple(message.string or ("",))
 
 
 def main() -> None:

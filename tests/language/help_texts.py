@@ -5,13 +5,13 @@ from typing import Any
 
 import typer
 
+from tsugiki.cli.app import app
 from tsugiki.cli.help import message_of, texts_of
-from tsugiki.cli.main import app
 
 
 def help_texts() -> Iterator[tuple[str, str]]:
     """Return (message, file), with a message once for each command that has it."""
-    yield from _texts(typer.main.get_command(app), "src/tsugiki/cli/main.py")
+    yield from _texts(typer.main.get_command(app), "src/tsugiki/cli/app.py")
 
 
 def _texts(command: Any, file: str) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from tsugiki import TsugikiError, load_adapter
 from tsugiki.adapters.vocabulary import with_new_words
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.new_words import add_rows, add_words, read_words
-from tsugiki.cli.main import app
+from tsugiki.cli.app import app
 from tsugiki.train.run import train
 
 WORDS = ["庭師", "枝を", "a"]  # the last is a token already

@@ -20,6 +20,24 @@ from tsugiki.io.yaml import parse_yaml
 from tsugiki.train.config import argument_descriptions
 
 _SIMPLE = (str, int, float, bool)
+_PANELS = {
+    "Data": (
+        "model", "trust_remote_code", "data", "held_out", "validation", "mix", "assistant_turns", "chat_template",
+        "system", "block_size", "add_tokens",
+    ),
+    "Method": ("method", "start_from", "base_dtype", "compute_dtype", "base_dropout", "loraplus_lr_ratio"),
+    "Schedule": (
+        "minutes", "epochs", "max_steps", "batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps",
+        "warmup_ratio", "decay_steps", "decay_ratio", "optimizer", "adam_beta2", "weight_decay", "max_grad_norm",
+        "seed", "keep", "patience",
+    ),
+    "Evaluation": (
+        "prompts", "sample_steps", "sample_tokens", "eval_steps", "held_out_characters", "retention_data", "report_to",
+    ),
+    "Output": ("out", "save_steps", "save_dtype"),
+    "Machine": ("device", "micro_batch_size", "shard"),
+}  # fmt: skip
+"""Group in the help -> settings, in the order in which they are listed."""
 _OTHER_NAMES = {"--start-from": ("--from",)}  # `from` cannot be the name of a field
 
 
@@ -78,7 +96,8 @@ def with_flags(
         only: names of the fields that have a flag; None: all others.
     """
     skipped = {*exclude, *(() if only is None else set(config.model_fields) - set(only))}
-    table = {setting.parameter: setting for setting in settings_of(config, skipped)}
+    listed = sorted(settings_of(config, skipped), key=_place)
+    table = {setting.parameter: setting for setting in listed}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)
@@ -170,7 +189,20 @@ def _escape(text: str) -> str:
 
 
 def _panel(setting: Setting) -> str:
-    return "Settings" if len(setting.path) == 1 else f"Settings of {setting.path[0]}"
+    """Return the group of a setting in the help."""
+    if len(setting.path) > 1:
+        return f"Settings of {setting.path[0]}"
+    return next((panel for panel, names in _PANELS.items() if setting.path[0] in names), "Other settings")
+
+
+def _place(setting: Setting) -> tuple[int, int]:
+    """Return where a setting is listed: the place of its group, and its place there."""
+    if len(setting.path) > 1:
+        return (list(_PANELS).index("Method"), len(_PANELS["Method"]))
+    for place, names in enumerate(_PANELS.values()):
+        if setting.path[0] in names:
+            return (place, names.index(setting.path[0]))
+    return (len(_PANELS), 0)
 
 
 def _is_repeated(setting: Setting) -> bool:

@@ -1,4 +1,7 @@
-"""The `tsugiki` command: run a subcommand, and print errors and warnings in one line each."""
+"""Run the `tsugiki` command, and print errors, interruptions and warnings in one line each.
+
+The commands (`cli.app`) are imported inside `main`, so that Ctrl-C while Python imports them ends in one line, too.
+"""
 
 import logging
 import os
@@ -7,60 +10,15 @@ import sys
 import time
 import traceback
 import warnings
+from types import FrameType
 
-import typer
-from typer.exceptions import TyperException
-
-from tsugiki.cli.adapters.app import adapters_app
-from tsugiki.cli.aozora import aozora_command
-from tsugiki.cli.bench import bench_command
-from tsugiki.cli.compare import compare_command
-from tsugiki.cli.evaluate import evaluate_command
-from tsugiki.cli.export import export_command
-from tsugiki.cli.generate import generate_command
-from tsugiki.cli.help import translate_help
-from tsugiki.cli.merge import merge_command
-from tsugiki.cli.methods import methods_command
-from tsugiki.cli.pretrain import pretrain_command
-from tsugiki.cli.preview import preview_command
-from tsugiki.cli.pull import pull_command
-from tsugiki.cli.push import push_command
-from tsugiki.cli.quickstart import quickstart_command
-from tsugiki.cli.report import report_command
-from tsugiki.cli.sweep import sweep_command
-from tsugiki.cli.train import train_command
 from tsugiki.errors import Interrupted, OtherProcessError, TsugikiError, is_ordinary
-from tsugiki.language import VARIABLE, choose_language
+from tsugiki.language import VARIABLE, _, choose_language
 from tsugiki.ranks import is_main_process
 
 _SECONDS_FOR_MAIN = 10
-_INTERRUPTED = 130  # exit status that typer returns after Ctrl-C
-
-app = typer.Typer(
-    help="LoRA fine-tuning on the machine you have. Start with `tsugiki quickstart`, which takes two minutes.",
-    epilog="At any place: --lang en or --lang ja chooses the language, and --debug shows the traceback of an error. "
-    "Errors are printed in one line, with exit status 2.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command("quickstart")(quickstart_command)
-app.command("aozora")(aozora_command)
-app.command("preview")(preview_command)
-app.command("train")(train_command)
-app.command("pretrain")(pretrain_command)
-app.command("methods")(methods_command)
-app.command("compare")(compare_command)
-app.command("sweep")(sweep_command)
-app.command("report")(report_command)
-app.command("bench")(bench_command)
-app.command("eval")(evaluate_command)
-app.command("generate")(generate_command)
-app.command("merge")(merge_command)
-app.command("push")(push_command)
-app.command("pull")(pull_command)
-app.command("export")(export_command)
-app.add_typer(adapters_app, name="adapters")
+_received: list[int] = []
+"""SIGINT, once for each time that it has arrived."""
 
 
 def main() -> None:
@@ -71,9 +29,11 @@ def main() -> None:
         arguments = _take_language(arguments)
     except ValueError as error:
         _stop(str(error), 2, debug)
+    _received.clear()
     warnings.showwarning = _say_warning
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt_from_keyboard)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of missing kernels
     try:
@@ -84,25 +44,42 @@ def main() -> None:
         _stop(str(stop), 128 + stop.number, debug=False)
     except OtherProcessError:
         raise SystemExit(2) from None
-    except TyperException as error:
-        _stop(f"{error.format_message()} (tsugiki --help lists commands and options)", 2, debug)
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or _received:  # some libraries turn Ctrl-C into an error of an import
+            _stop_after_signal(debug)
         if not is_ordinary(error):
             raise
-        _stop(f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)", 1, debug)
-    if status == _INTERRUPTED:
-        _stop(
-            "interrupted; finished work is kept: train and pretrain continue with --resume, others when run again",
-            status,
-            debug=False,
+        message = _("unexpected {kind}: {error} (--debug shows where; please report it)").format(
+            kind=type(error).__name__, error=error
         )
+        _stop(message, 1, debug)
+    if status == 128 + signal.SIGINT:  # what typer returns after Ctrl-C
+        _stop_after_signal(debug)
     raise SystemExit(status)
 
 
-def _run(arguments: list[str]) -> int | None:
+def _run(arguments: list[str]) -> int:
+    """Run a command, and return the exit status.
+
+    Raises:
+        TsugikiError: a command, an option or an argument is wrong, or the command raises it.
+        Interrupted: the user has ended the input at a question.
+    """
+    import typer
+    from typer.exceptions import TyperException
+
+    from tsugiki.cli.app import app
+    from tsugiki.cli.help import translate_help
+    from tsugiki.cli.usage import describe_usage_error
+
     command = typer.main.get_command(app)
     translate_help(command)
-    return command(arguments, standalone_mode=False)  # type: ignore[no-any-return]
+    try:
+        return int(command(arguments, prog_name="tsugiki", standalone_mode=False) or 0)
+    except typer.Abort as stop:
+        raise Interrupted(signal.SIGINT, _("nothing was changed")) from stop
+    except TyperException as error:
+        raise TsugikiError(describe_usage_error(error)) from error
 
 
 def _take_language(arguments: list[str]) -> list[str]:
@@ -125,8 +102,17 @@ def _take_language(arguments: list[str]) -> list[str]:
     return rest
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
+
+
+def _interrupt_from_keyboard(number: int, frame: FrameType | None) -> None:
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
+def _stop_after_signal(debug: bool) -> None:
+    _stop(str(Interrupted(signal.SIGINT)), 128 + signal.SIGINT, debug)
 
 
 def _stop(message: str, status: int, debug: bool) -> None:

@@ -15,7 +15,9 @@ from tsugiki.train.workflows.pretrain_config import PretrainConfig
 def pretrain_command(
     config: Annotated[Path, typer.Argument(help="YAML file of settings. Flags override it.")],
     settings: Any = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel="Output")
+    ] = False,
     processes: Processes = 1,
 ) -> None:
     """Train a model from scratch: first its tokenizer, then its weights."""

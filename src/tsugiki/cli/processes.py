@@ -8,7 +8,12 @@ import typer
 from tsugiki.ranks import several_processes
 
 Processes: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Processes on this machine that share the work, such as one for each GPU.")
+    int,
+    typer.Option(
+        min=1,
+        help="Processes on this machine that share the work, such as one for each GPU.",
+        rich_help_panel="Machine",
+    ),
 ]
 
 

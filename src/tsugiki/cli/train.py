@@ -18,16 +18,23 @@ def train_command(
     settings: Any = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Setting of the method as NAME=VALUE (`tsugiki methods NAME`); can be repeated."),
+        typer.Option(
+            "--set",
+            help="Setting of the method as NAME=VALUE (`tsugiki methods NAME`); can be repeated.",
+            rich_help_panel="Method",
+        ),
     ] = None,
     as_chapter: Annotated[
         bool,
         typer.Option(
             "--as-chapter",
             help="Defaults of the textbook chapter: r 8, learning rate 1e-4, 16 rows per step, the last step is kept.",
+            rich_help_panel="Schedule",
         ),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel="Output")
+    ] = False,
     processes: Processes = 1,
 ) -> None:
     """Train an adapter, or a whole model, on texts."""

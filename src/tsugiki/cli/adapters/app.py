@@ -1,5 +1,7 @@
 """The commands below `tsugiki adapters`."""
 
+from collections.abc import Callable
+
 import typer
 
 from tsugiki.cli.adapters.add import add_command
@@ -14,21 +16,33 @@ from tsugiki.cli.adapters.scale import scale_command
 from tsugiki.cli.adapters.show import show_command
 from tsugiki.cli.adapters.truncate import truncate_command
 from tsugiki.cli.adapters.verify import verify_command
+from tsugiki.cli.help_page import Command
 
-adapters_app = typer.Typer(
-    help="Manage the library of adapters; compare, verify, combine and convert adapters.",
-    no_args_is_help=True,
-    add_completion=False,
-)
-adapters_app.command("list")(list_command)
-adapters_app.command("show")(show_command)
-adapters_app.command("add")(add_command)
-adapters_app.command("rename")(rename_command)
-adapters_app.command("remove")(remove_command)
-adapters_app.command("verify")(verify_command)
-adapters_app.command("diff")(diff_command)
-adapters_app.command("combine")(combine_command)
-adapters_app.command("scale")(scale_command)
-adapters_app.command("truncate")(truncate_command)
-adapters_app.command("extract")(extract_command)
-adapters_app.command("import")(import_command)
+adapters_app = typer.Typer(help="Manage the library of adapters; compare, verify, combine and convert adapters.")
+
+LIBRARY, CHECK, MAKE = "The library", "Look and check", "Make from others"
+"""The groups of commands."""
+
+
+@adapters_app.callback(invoke_without_command=True)
+def _without_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _add(group: str, name: str, command: Callable[..., None]) -> None:
+    adapters_app.command(name, cls=Command, rich_help_panel=group)(command)
+
+
+_add(LIBRARY, "list", list_command)
+_add(LIBRARY, "add", add_command)
+_add(LIBRARY, "rename", rename_command)
+_add(LIBRARY, "remove", remove_command)
+_add(CHECK, "show", show_command)
+_add(CHECK, "diff", diff_command)
+_add(CHECK, "verify", verify_command)
+_add(MAKE, "combine", combine_command)
+_add(MAKE, "scale", scale_command)
+_add(MAKE, "truncate", truncate_command)
+_add(MAKE, "extract", extract_command)
+_add(MAKE, "import", import_command)

@@ -1,0 +1,141 @@
+"""What a user sees first: the tour, versions, help with examples, completion, and suggestions for what is mistyped."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.main import get_command
+
+from tests.cli.imports import output_without
+from tests.docs.test_architecture import commands, problem_of
+from tsugiki.cli.app import KEEP, LOOK, MAKE, SHARE, app
+from tsugiki.cli.examples import EXAMPLES
+from tsugiki.cli.flags import _panel, settings_of
+from tsugiki.cli.usage import near_flags
+from tsugiki.train.config import RunConfig
+
+
+def test_the_command_alone_prints_a_tour_of_existing_commands(run):
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    lines = [shlex.split(match[1]) for match in re.finditer(r"(?m)^  \S.*   tsugiki (.+)$", out)]
+    assert len(lines) >= 6
+    assert [problem for words in lines if (problem := problem_of(words))] == []
+    assert out == output_without({"torch", "transformers", "numpy"})
+
+
+def test_versions_are_shown_without_importing_torch():
+    out = output_without({"torch", "transformers", "numpy"}, "--version")
+    assert re.fullmatch(r"tsugiki \S+ \(torch \S+, transformers \S+, Python \S+; .+\)\n", out)
+
+
+def test_commands_are_in_groups(run):
+    status, out, _ = run("-h")
+    assert status == 0
+    titles = [out.index(title) for title in (MAKE, LOOK, KEEP, SHARE)]
+    assert titles == sorted(titles)
+
+
+def test_every_command_has_examples_of_existing_commands_and_flags():
+    assert EXAMPLES.keys() - {"adapters"} == commands().keys()
+    for name, lines in EXAMPLES.items():
+        for line in lines:
+            words = shlex.split(line)
+            assert words[:1] == ["tsugiki"]
+            assert words[1:][: len(name.split())] == name.split()
+            assert problem_of(words[1:]) is None
+
+
+@pytest.mark.parametrize("columns", [70, 120])
+def test_no_flag_is_cut_off_in_a_narrow_or_a_wide_terminal(columns: int, run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name in ("train", "generate", "adapters combine"):
+        status, out, _ = run(*name.split(), "--help")
+        assert status == 0
+        assert [flag for one in commands()[name].params for flag in one.opts if flag not in out] == []
+        assert EXAMPLES[name][0] in out
+
+
+def test_every_setting_of_a_run_is_in_a_group():
+    settings = settings_of(RunConfig, ["method_config"])
+    assert [setting.path for setting in settings if _panel(setting) == "Other settings"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("trian",), r"'train'.*\(tsugiki --help"),
+        (("adapters", "lst"), r"'list'.*\(tsugiki adapters --help"),
+        (("train", "--lr", "1e-3"), r"mean --learning-rate\? \(tsugiki train --help"),
+        (("train", "--rank", "8"), r"mean --r\?"),
+        (("train", "--prompt", "a"), r"mean --prompts"),
+        (("adapters", "combine", "--wieghts", "1"), r"mean --weights\? \(tsugiki adapters combine --help"),
+        (("merge", "--out", "x", "--model", "m"), r"--adapter.*\(tsugiki merge --help"),
+    ],
+)
+def test_what_is_mistyped_is_suggested_with_the_help_that_lists_it(arguments: tuple[str, ...], said: str, run):
+    status, out, err = run(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.search(said, err)
+
+
+def test_flags_are_found_by_another_programs_name_initials_words_and_spelling():
+    known = ["--r", "--lora-alpha", "--learning-rate", "--max-steps", "--eval-steps", "-h"]
+    assert near_flags("--rank", known) == ["--r"]
+    assert near_flags("--lr", known) == ["--learning-rate"]
+    assert near_flags("--steps", known) == ["--max-steps", "--eval-steps"]
+    assert near_flags("--lora_alfa", known) == ["--lora-alpha"]
+    assert near_flags("--unlike", known) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell: str):
+    environment = {"bash": {"COMP_WORDS": "tsugiki prev", "COMP_CWORD": "1"}}.get(
+        shell, {"_TYPER_COMPLETE_ARGS": "tsugiki prev", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tsugiki"],
+        env={**os.environ, **environment, "_TSUGIKI_COMPLETE": f"complete_{shell}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "preview" in done.stdout
+    assert "train" not in done.stdout.replace("without training", "")
+
+
+def test_ctrl_c_that_a_library_turns_into_an_error_is_one_line(run, monkeypatch: pytest.MonkeyPatch):
+    def interrupted_import(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ModuleNotFoundError("Could not import module 'TrainingArguments'") from error
+
+    monkeypatch.setattr("tsugiki.cli.main._run", interrupted_import)
+    status, _, err = run("methods")
+    assert (status, err.count("\n")) == (130, 1)
+    assert "report" not in err
+
+
+def test_ctrl_c_at_a_question_is_one_line(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def ctrl_c(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "library" / "kajii").mkdir(parents=True)
+    monkeypatch.setattr("typer._click.termui.visible_prompt_func", ctrl_c)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    status, _, err = run("adapters", "remove", "kajii", "--library", str(tmp_path / "library"))
+    assert (status, err.strip().count("\n")) == (130, 0)
+    assert "nothing was changed" in err
+    assert (tmp_path / "library" / "kajii").exists()
+
+
+def test_every_command_is_in_the_help(run):
+    shown = run("--help")[1]
+    assert [name for name in get_command(app).commands if name not in shown] == []
