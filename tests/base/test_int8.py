@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from tsugiki.base import int8
-from tsugiki.base.int8 import Int8Linear, exact_integers, plain_input_gradient, plain_product
+from tsugiki.base import int8, integer_products
+from tsugiki.base.int8 import Int8Linear, plain_input_gradient, plain_product
+from tsugiki.base.integer_products import exact_integers
 from tsugiki.base.quantization import is_quantizable
 from tsugiki.lora.frozen_layer import QuantizedLinear
 
@@ -60,8 +61,8 @@ def test_both_products_equal_the_plain_ones(dtype: torch.dtype, bias: bool, out:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_do_not_depend_on_the_tiles(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(int8, "_ROWS", 4)
-    monkeypatch.setattr(int8, "_CHANNELS", 16)
+    monkeypatch.setattr(integer_products, "_ROWS", 4)
+    monkeypatch.setattr(int8, "CHANNELS", 16)
     torch.manual_seed(1)
     for rows, out in ((11, 37), (8, 32), (4, 17)):
         _assert_is_plain(_layer(out, 12), torch.randn(rows, 12).to(dtype), torch.randn(rows, out).to(dtype))
@@ -231,7 +232,7 @@ def test_casting_does_not_change_the_precision_of_the_scales():
 def test_other_devices_and_processors_use_the_plain_products(monkeypatch: pytest.MonkeyPatch):
     layer, x, dy = _layer(), torch.randn(5, 48), torch.randn(5, 40)
     expected = layer.product(x), layer.input_gradient(dy)
-    monkeypatch.setattr(int8, "exact_integers", lambda: False)
+    monkeypatch.setattr(integer_products, "exact_integers", lambda: False)
     monkeypatch.setattr(torch, "_int_mm", None)
     torch.testing.assert_close(layer.product(x), expected[0])
     torch.testing.assert_close(layer.input_gradient(dy), expected[1])
@@ -255,7 +256,8 @@ def test_a_processor_that_saturates_is_detected():
     """With AVX2 only, oneDNN adds in 16 bits, so the integer product is wrong and must not be used."""
     program = """if True:
         import torch
-        from tsugiki.base.int8 import Int8Linear, exact_integers
+        from tsugiki.base.int8 import Int8Linear
+        from tsugiki.base.integer_products import exact_integers
         layer, x = Int8Linear(torch.ones(64, 256), None, torch.float32), torch.ones(64, 256)
         saturates = bool((torch._int_mm(layer.qweight, layer.qweight.T) != 256 * 127 * 127).any())
         assert exact_integers() is not saturates

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import CONFIGS, ids, logits, save_tiny, tiny_model
-from tsugiki import LoraConfig, graft
+from tests.tiny import CONFIGS, ids, logits, relative_error, save_tiny, tiny_model, train_steps
+from tsugiki import LoraConfig, graft, merge, merge_quantized, unmerge
 from tsugiki.base import quantization as quantization_module
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base.nf4 import Nf4Linear
 from tsugiki.base.quantization import count_parameters, is_quantizable, quantize
+from tsugiki.errors import TsugikiError
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -115,3 +117,45 @@ def test_a_processor_without_exact_integers_gives_a_warning(monkeypatch: pytest.
     monkeypatch.setattr(quantization_module, "exact_integers", lambda: False)
     with pytest.warns(UserWarning, match="8-bit"):
         quantize(tiny_model())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+def test_in_4_bits_every_layer_but_the_head_is_replaced(kind: str):
+    model = tiny_model(kind)
+    expected, head = logits(model), model.get_output_embeddings()
+    count = count_parameters(model)
+    linear = {path for path, layer in model.named_modules() if is_quantizable(layer) and layer is not head}
+    quantize(model, torch.float32, "nf4")
+    assert {path for path, layer in model.named_modules() if isinstance(layer, Nf4Linear)} == linear
+    assert model.get_output_embeddings() is head
+    assert count_parameters(model) == count
+    assert 0.001 < (logits(model) - expected).norm() / expected.norm() < 0.3
+
+
+@pytest.mark.parametrize("base_dtype", ["int8", "nf4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(base_dtype: Any, value: float):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = value
+    with pytest.raises(TsugikiError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        quantize(model, torch.float32, base_dtype)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}, {"lora_dropout": 0.1}])
+def test_an_adapter_trains_on_a_base_in_4_bits_and_is_merged_into_it_on_request_only(settings: dict[str, Any]):
+    model = quantize(tiny_model("llama"), torch.float32, "nf4")
+    before = logits(model)
+    graft(model, LoraConfig(r=2, target_modules="all-linear", **settings))
+    assert relative_error(logits(model), before) < 1e-4
+    train_steps(model.train(), 3, lr=3e-2)
+    model.eval()
+    trained = logits(model)
+    assert relative_error(trained, before) > 0.01
+    with pytest.raises(TsugikiError, match="quantised"):
+        merge(model)
+    lost = merge_quantized(model)
+    assert len(lost) == 14
+    assert all(0 <= share < 3 for share in lost.values())
+    unmerge(model)
+    assert torch.equal(logits(model), trained)

@@ -59,10 +59,10 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     if missing:  # transformers fills missing weights with random values and only warns
         raise TsugikiError(f"{name} is not a complete model: {missing[0]} is missing ({len(missing)} such weights)")
     check_all_used(name, model, loading_info["unexpected_keys"])
-    if dtype == "int8":
+    if dtype in ("int8", "nf4"):
         from tsugiki.base.quantization import quantize
 
-        quantize(model, torch_dtype(preferred_compute_dtype()))
+        quantize(model, torch_dtype(preferred_compute_dtype()), dtype)
     model.eval()
     # transformers stores the resolved path here, but an adapter's files must name the model as the user did.
     model.name_or_path = model.config._name_or_path = name

@@ -1,57 +1,70 @@
-"""Quantising the frozen layers of a whole model to 8 bits."""
+"""Quantising the frozen layers of a whole model to 8 or 4 bits."""
 
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from tsugiki.base.int8 import Int8Linear, exact_integers
+from tsugiki.base.int8 import Int8Linear
+from tsugiki.base.integer_products import exact_integers
+from tsugiki.base.nf4 import Nf4Linear
+from tsugiki.base.quantized_layer import QuantizedLayer
+from tsugiki.dtypes import QuantizedDtype
+from tsugiki.errors import TsugikiError
 from tsugiki.lora.frozen_layer import is_conv1d
 
+_LAYERS: Mapping[str, type[QuantizedLayer]] = MappingProxyType({"int8": Int8Linear, "nf4": Nf4Linear})
 Model = TypeVar("Model", bound=nn.Module)
 _ADDED = "_tsugiki_added_parameters"
 """The attribute of a quantised model that counts the numbers which quantising has added to its parameters."""
 
 
-def quantize(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
-    """Freeze `model` and replace each of its linear layers, the output head included, by an `Int8Linear`.
+def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: QuantizedDtype = "int8") -> Model:
+    """Freeze `model` and replace its linear layers by quantised ones: `Int8Linear` or `Nf4Linear`.
 
-    This is done layer by layer, so at most one float weight is in memory beyond those that the caller holds. Weights
-    loaded with `from_pretrained(…, dtype="auto")` are pages of the file, so the model is never in memory as floats.
+    This is done layer by layer, so at most one float weight is in memory beyond those that the caller holds.
 
-    Embedding tables stay as they are, because they are not multiplied with. An output head that is tied to one gets
-    quantised values of its own, half the size of a bfloat16 table; the two do not share memory any more, and
-    `tie_weights` has nothing to tie. All other parameters (tables, norms, biases) are cast to `dtype`; buffers stay as
-    they are. Quantise before grafting. The result is not meant to be saved: its state dict has `qweight` and `scale` in
-    the place of weights.
+    Embedding tables stay as they are, because they are not multiplied with. In 8 bits, the output head is quantised as
+    well. If it is tied to an embedding, it gets quantised values of its own, half the size of a bfloat16 table; the two
+    do not share memory any more, and `tie_weights` has nothing to tie. In 4 bits, the head stays as it is: it decides
+    between words that are nearly as likely. All other parameters (tables, norms, biases) are cast to `dtype`; buffers
+    stay as they are. Quantise before grafting. The result is not meant to be saved: its state dict has the quantised
+    values and their scales in the place of weights.
 
     Args:
-        model: changed in place.
+        model: changed in place; layers that are quantised already stay as they are.
         dtype: of the activations; float32, float16 or bfloat16.
+        base_dtype: `int8` or `nf4`.
 
     Returns:
         The same model.
+
+    Raises:
+        TsugikiError: a weight is not finite.
     """
     if torch.accelerator.current_accelerator(check_available=True) is None and not exact_integers():
         warnings.warn(
-            "this processor cannot multiply 8-bit integers exactly (it has no VNNI): int8 saves memory here, but it is "
-            "slow",
+            f"this processor cannot multiply 8-bit integers exactly (it has no VNNI): {base_dtype} saves memory here, "
+            "but it is slow",
             stacklevel=2,
         )
-    before = sum(parameter.numel() for parameter in model.parameters())
+    before = count_parameters(model)
     model.requires_grad_(False)
+    head = model.get_output_embeddings() if base_dtype == "nf4" and hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     layers = [path for path, layer in model.named_modules(remove_duplicate=False) if is_quantizable(layer)]
-    done: WeakKeyDictionary[nn.Module, Int8Linear] = WeakKeyDictionary()  # a layer may be in several places
+    done: WeakKeyDictionary[nn.Module, QuantizedLayer] = WeakKeyDictionary()  # a layer may be in several places
     for path in layers:
         parent, _, child = path.rpartition(".")
         layer = model.get_submodule(path)
-        if not isinstance(layer, Int8Linear):
+        if layer is not head and not isinstance(layer, QuantizedLayer):
             if layer not in done:
-                done[layer] = Int8Linear.from_layer(layer, dtype)
+                done[layer] = quantized_layer(path, layer, dtype, base_dtype)
             model.get_submodule(parent).register_module(child, done[layer])
-    quantized = {id(p) for module in model.modules() if isinstance(module, Int8Linear) for p in module.codes()}
+    quantized = {id(p) for module in model.modules() if isinstance(module, QuantizedLayer) for p in module.codes()}
     for parameter in model.parameters():
         if id(parameter) not in quantized:
             parameter.data = parameter.data.to(dtype)
@@ -62,14 +75,36 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
     return model
 
 
+def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, base_dtype: QuantizedDtype) -> QuantizedLayer:
+    """Return a linear layer, quantised.
+
+    Args:
+        path: its name, for the error.
+        layer: an `nn.Linear` or a `Conv1D`.
+        dtype: of the activations.
+        base_dtype: `int8` or `nf4`.
+
+    Raises:
+        TsugikiError: its weight is not finite.
+    """
+    quantized = _LAYERS[base_dtype].from_layer(layer, dtype)
+    if not quantized.scale.isfinite().all():
+        raise TsugikiError(
+            f"{path} has weights that are not finite, so it cannot be stored as {base_dtype}: the file is damaged, or "
+            "the model was trained badly"
+        )
+    return quantized
+
+
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters of a model; of a quantised one as many as it had before.
 
-    A quantised model holds more numbers: the scales, and the head's own values if it was tied to the embedding.
+    A quantised model holds another number: two codes may be in a byte, there are scales, and a head that was tied to
+    the embedding may have values of its own.
     """
     return sum(parameter.numel() for parameter in model.parameters()) - int(getattr(model, _ADDED, 0))
 
 
 def is_quantizable(layer: nn.Module) -> bool:
-    """Whether an `Int8Linear` can replace the layer: `nn.Linear` and transformers' `Conv1D`."""
+    """Whether a quantised layer can replace the layer: `nn.Linear` and transformers' `Conv1D`."""
     return isinstance(layer, nn.Linear) or is_conv1d(layer)

@@ -94,7 +94,7 @@ def merge_quantized(model: nn.Module) -> dict[str, float]:
             if not isinstance(layer, QuantizedLinear):
                 raise TsugikiError(
                     f"{name} is quantised by a {type(layer).__name__}, which cannot be quantised again here; load the "
-                    "base unquantised or in int8"
+                    "base unquantised, in int8 or in nf4"
                 )
             path = name.rpartition(".")[0]
             layers[path], lost[path] = _requantized(name, layer, updates.pop(name))

@@ -233,7 +233,7 @@ class Gradients:
             raise TsugikiError(
                 f"the memory of {device} does not suffice to train on a single row of "
                 f"{self.batches.blocks.block_size} tokens: choose a smaller --block-size, a base of fewer bits "
-                "(--base-dtype int8), or --device cpu"
+                "(--base-dtype int8 or nf4), or --device cpu"
             ) from error
         self.micro_batch_size = len(micro.rows) // 2
         torch.get_device_module(device).empty_cache()

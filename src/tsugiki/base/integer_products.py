@@ -1,0 +1,118 @@
+"""Products with a frozen weight of 8-bit integers, W [out, in] = scale · w, in the forward and backward pass.
+
+    y  = x Wᵀ ≈ s · (q wᵀ) · scale + bias      q, s: x rounded to 8 bits row by row, x ≈ s · q
+    dx = dy W ≈ s · (q w)                      q, s: dy · scale rounded in the same way
+
+The sum in dx runs over the output channels, so dy is multiplied by their scales before it is rounded; that is why the
+backward pass needs no second copy of the weight. The products with w are exact in int32: only rounding loses precision.
+
+The gradient of a softmax is near -1 for the target and tiny for thousands of other words. These all round to zero
+although their sum is 1, and since the rows of the weight are similar, dx would be wrong by a multiple of their mean. So
+what a row of dy loses in total by rounding, Σ (dy · scale - s · q), is added back times the mean row of w.
+
+The weight comes in tiles of some output channels, so that a layer which stores fewer bits can decode one at a time.
+"""
+
+import math
+from collections.abc import Iterable
+from functools import cache
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+CHANNELS = 3072
+"""Channels of a tile: enough for a fast product, and few enough for its result to stay in the cache."""
+_ROWS = 256
+"""Rows of an int32 result: enough for a fast product, and few enough to stay in the cache for the next operations."""
+
+Tile: TypeAlias = tuple[Tensor, Tensor]
+"""Some output channels of a weight: int8 [channels, in], and their scales, float32 [channels]."""
+
+
+@torch.no_grad()
+def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features: int) -> Tensor:
+    """Return x Wᵀ + bias for x [rows, in], a new tensor [rows, out] of the dtype of x."""
+    y = x.new_empty(len(x), out_features)
+    rounded = [round_rows(own_float(rows)) for rows in split(x, _ROWS)]
+    start = 0
+    for w, scale in tiles:
+        channels = slice(start, start + len(w))
+        b = None if bias is None else bias[channels].float()
+        for (q, s), rows in zip(rounded, split(y, _ROWS), strict=True):
+            result = _times(q, w.T).mul_(s)
+            rows[:, channels].copy_(result.mul_(scale) if b is None else torch.addcmul(b, result, scale, out=result))
+        start = channels.stop
+    return y
+
+
+@torch.no_grad()
+def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features: int) -> Tensor:
+    """Return dy W for dy [rows, out], a new tensor [rows, in] of the dtype of dy.
+
+    Args:
+        dy: the gradient of the output.
+        tiles: the weight.
+        means: the mean row of w in each tile, float32 [tiles, in].
+        in_features: the width of the weight.
+    """
+    dx = torch.empty(len(dy), in_features)
+    start = 0
+    for (w, scale), mean in zip(tiles, means, strict=True):
+        channels = slice(start, start + len(w))
+        for dy_rows, dx_rows in zip(split(dy[:, channels], _ROWS), split(dx, _ROWS), strict=True):
+            scaled = own_float(dy_rows).mul_(scale)
+            lost = scaled.sum(1, keepdim=True)
+            q, s = round_rows(scaled)
+            lost.addcmul_(s, scaled.sum(1, keepdim=True), value=-1)
+            result = _times(q, w).mul_(s).addmm_(lost, mean[None])
+            dx_rows.add_(result) if start else dx_rows.copy_(result)
+        start = channels.stop
+    return dx.to(dy.dtype)
+
+
+def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise the rows of x, so that x ≈ s · q with the largest absolute value of each row at ±127.
+
+    Values that are not finite make s not finite, so that the result is not finite either.
+
+    Args:
+        x: float32 [rows, n]; overwritten with the values of q.
+
+    Returns:
+        q, int8 [rows, n], and s, float32 [rows, 1].
+    """
+    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
+    s = largest.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+    return x.div_(s).round_().to(torch.int8), s
+
+
+def own_float(x: Tensor) -> Tensor:
+    """Return a contiguous float32 copy, which may be overwritten."""
+    return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def split(t: Tensor, most: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """Split into pieces of at most `most` rows (or columns), as even as possible."""
+    return t.chunk(max(1, math.ceil(t.shape[dim] / most)), dim)
+
+
+def has_exact_product(x: Tensor) -> bool:
+    """Whether the integer product can be used for these rows (for rows of one element torch's reads out of bounds)."""
+    return x.device.type == "cpu" and x.shape[1] > 1 and not torch.compiler.is_compiling() and exact_integers()
+
+
+@cache
+def exact_integers() -> bool:
+    """Whether this processor multiplies int8 matrices exactly.
+
+    Without VNNI (`avx512_vnni` or AMX), oneDNN adds neighbouring products in 16 bits, which saturate without an error.
+    """
+    largest = torch.full((64, 256), 127, dtype=torch.int8)
+    return bool((torch._int_mm(largest, largest.T) == 256 * 127 * 127).all())
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of two int8 matrices as float32, in the memory of its int32 result."""
+    result = torch._int_mm(a, b)
+    return result.view(torch.float32).copy_(result)

@@ -1,0 +1,209 @@
+"""A frozen linear layer in 4 bits, QLoRA's NormalFloat (https://arxiv.org/abs/2305.14314), multiplied in integers.
+
+    W [out, in] ≈ scale · level     level = round(127 · NF4[code] · m / 255)
+
+    code: 4 bits, one of the 16 numbers of NF4; two in a byte, the first in the upper half
+    m: 1 to 255, one for each block of 64 numbers of a row: the largest absolute value of the block, relative to the row
+    scale: float32, one for each output channel: the largest absolute value of the row / 127
+
+So a row of `in` numbers takes 4 + 8/64 + 32/in bits a number. The codes are those of bitsandbytes, which divides each
+block by its exact largest absolute value. Its double quantisation stores these values in 8 bits as well, relative to
+their mean; here they are relative to the row, so that a block's value and a byte of codes are together the index of two
+levels in one table of 65,536 entries. The levels are 8-bit integers, so the products are those of `integer_products`:
+a tile of channels is decoded into a buffer, multiplied, and overwritten by the next one.
+
+A width that is no multiple of 64 is filled up with zeros, which take memory and change no result.
+
+`plain_levels` is the definition of the levels. Where integer products do not pay (on processors with AMX, on
+accelerators) or are not exact, the levels are decoded into floats and multiplied by their scales.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tsugiki.base import integer_products
+from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, own_float, split
+from tsugiki.base.quantized_layer import QuantizedLayer
+
+BLOCK = 64
+"""Numbers of a row that share one m."""
+_PIECE = 1 << 17
+"""Bytes of codes that are decoded at once, so that their indices stay in the cache."""
+_NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+_PAIRS = {torch.int8: torch.int16, torch.bfloat16: torch.int32, torch.float16: torch.int32, torch.float32: torch.int64}
+"""The integer dtype with the size of two numbers, so that one look-up copies both."""
+
+
+class Nf4Linear(QuantizedLayer):
+    """A frozen linear layer in 4 bits.
+
+    Attributes:
+        packed: the codes, uint8 [out, blocks · 32].
+        blocks: the m of each block, uint8 [out, blocks].
+    """
+
+    packed: nn.Parameter
+    blocks: nn.Parameter
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
+        """Quantise `weight`, [out, in] of any float dtype and any strides; it is not kept."""
+        super().__init__(weight, bias, dtype)
+        with torch.no_grad():
+            packed, blocks, scale = encode(weight)
+            tiles = zip(split(packed, CHANNELS), split(blocks, CHANNELS), strict=True)
+            means = torch.stack([decode(p, m, torch.int8).float().mean(0) for p, m in tiles])
+        self.packed, self.blocks, self.scale, self.means = (
+            nn.Parameter(t, requires_grad=False) for t in (packed, blocks, scale, means)
+        )
+
+    def dequantize(self) -> Tensor:
+        """Return the exact weight that the quantised values stand for, float32 [out, in]."""
+        levels = decode(self.packed, self.blocks, torch.float32)
+        return levels.mul_(self.scale[:, None])[:, : self.in_features].contiguous()
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
+        x = F.pad(x, (0, self._padding)) if self._padding else x
+        if _integers_pay(x):
+            return integer_products.product(x, self._tiles(torch.int8), self.bias, self.out_features)
+        y = x.new_empty(len(x), self.out_features)
+        with torch.no_grad():
+            start = 0
+            for levels, scale in self._tiles(x.dtype):
+                channels = slice(start, start + len(levels))
+                bias = None if self.bias is None else self.bias[channels].to(x.dtype)
+                y[:, channels] = F.linear(x, levels.mul_(scale[:, None]), bias)
+                start = channels.stop
+        return y
+
+    def input_gradient(self, dy: Tensor) -> Tensor:
+        """Return the gradient of `product` in x, [rows, in], for dy [rows, out] of any float dtype."""
+        width = self.in_features + self._padding
+        if _integers_pay(dy):
+            dx = integer_products.input_gradient(dy, self._tiles(torch.int8), self.means, width)
+        else:
+            dx = dy.new_zeros(len(dy), width)
+            tiles = zip(split(dy, CHANNELS, 1), self._tiles(dy.dtype), strict=True)
+            for part, (levels, scale) in tiles:
+                dx.addmm_(part, levels.mul_(scale[:, None]))
+        return dx[:, : self.in_features].contiguous()
+
+    @property
+    def _padding(self) -> int:
+        return -self.in_features % BLOCK
+
+    def _tiles(self, dtype: torch.dtype) -> Iterator[Tile]:
+        """Yield the levels of some channels at a time, in `dtype`, and their scales; each overwrites the one before."""
+        parts = [split(t, CHANNELS) for t in (self.packed, self.blocks, self.scale)]
+        buffer = torch.empty(len(parts[0][0]), self.in_features + self._padding, dtype=dtype, device=self.scale.device)
+        for packed, blocks, scale in zip(*parts, strict=True):
+            yield decode(packed, blocks, dtype, out=buffer[: len(packed)]), scale
+
+
+def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise a weight [out, in] of any float dtype and any strides.
+
+    Returns:
+        The codes, uint8 [out, blocks · 32], the m of each block, uint8 [out, blocks], and the scales, float32 [out].
+        A scale is not finite if a number of its row is not.
+    """
+    out, width = weight.shape
+    count = -(-width // BLOCK)
+    packed = torch.empty(out, count * BLOCK // 2, dtype=torch.uint8, device=weight.device)
+    blocks = torch.empty(out, count, dtype=torch.uint8, device=weight.device)
+    scale = torch.empty(out, dtype=torch.float32, device=weight.device)
+    rows = max(1, _PIECE // max(1, width))
+    for w, p, m, s in zip(*(split(t, rows) for t in (weight, packed, blocks, scale)), strict=True):
+        w = F.pad(own_float(w), (0, count * BLOCK - width)).view(len(w), count, BLOCK)
+        largest = torch.maximum(w.amax(2), -w.amin(2))
+        codes = _nearest(w * (1 / largest.clamp(min=1e-38))[..., None])
+        torch.bitwise_or(codes[:, 0::2] << 4, codes[:, 1::2], out=p)
+        m[:], s[:] = relative(largest)
+    return packed, blocks, scale
+
+
+def relative(largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Store the largest absolute values of blocks, float32 [out, blocks], relative to their rows.
+
+    Returns:
+        m, uint8 [out, blocks], and the scales, float32 [out].
+    """
+    of_row = largest.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    m = largest.div(of_row).mul_(255).round_().clamp_(1, 255)
+    return m.to(torch.uint8), of_row[:, 0] / 127
+
+
+def decode(packed: Tensor, blocks: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """Return the levels [rows, blocks · 64], as `plain_levels` defines them, by one look-up for each byte of codes.
+
+    Args:
+        packed: the codes, uint8 [rows, blocks · 32].
+        blocks: the m of each block, uint8 [rows, blocks].
+        dtype: of the result: int8, or a float dtype of at most 32 bits.
+        out: a contiguous tensor to write them into.
+    """
+    table = _table(dtype, packed.device)
+    if out is None:
+        out = torch.empty(len(packed), packed.shape[1] * 2, dtype=dtype, device=packed.device)
+    rows = max(1, _PIECE // max(1, packed.shape[1]))
+    for p, m, levels in zip(*(split(t, rows) for t in (packed, blocks, out)), strict=True):
+        index = p.view(*m.shape, BLOCK // 2).to(torch.int32).add_((m.to(torch.int32) << 8)[..., None])
+        torch.index_select(table, 0, index.view(-1), out=levels.view(_PAIRS[dtype]).view(-1))
+    return out
+
+
+def plain_levels(packed: Tensor, blocks: Tensor) -> Tensor:
+    """Compute the levels by their definition, float32 [rows, blocks · 64]."""
+    codes = torch.stack([packed >> 4, packed & 15], -1).flatten(1).long()
+    values = torch.tensor(_NF4, device=packed.device)[codes]
+    return (127 * values * (blocks / 255).repeat_interleave(BLOCK, 1)).round()
+
+
+@cache
+def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the two levels for each m and byte of codes, as the integers with the same bits: [256 · 256]."""
+    packed = torch.arange(256, dtype=torch.uint8).repeat(256)[:, None]
+    blocks = torch.arange(256, dtype=torch.uint8).repeat_interleave(256)[:, None]
+    codes = torch.stack([packed >> 4, packed & 15], -1).flatten(1).long()
+    levels = (127 * torch.tensor(_NF4)[codes] * (blocks / 255)).round()
+    return levels.to(dtype).view(_PAIRS[dtype])[:, 0].to(device)
+
+
+def _nearest(x: Tensor) -> Tensor:
+    """Return the codes of the numbers of NF4 that are nearest to x, float32 of -1 to 1: uint8 [len(x), rest].
+
+    The upper 16 bits of a number tell its code, unless one of the 15 bounds between codes has the same upper bits; then
+    the number is compared with the bound. This is the result of `torch.bucketize`, and takes a fourth of its time.
+    """
+    lowest, bounds = _codes_by_upper_half(x.device)
+    upper = x.view(torch.int16)[..., 1::2].to(torch.int32).add_(1 << 15).view(-1)
+    codes = lowest.index_select(0, upper) + (x.view(-1) > bounds.index_select(0, upper))
+    return codes.view(len(x), -1)
+
+
+@cache
+def _codes_by_upper_half(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return for each upper half of a float32, as an int16 plus 32,768, the lowest code and the bound above it."""
+    levels = torch.tensor(_NF4)
+    middles = (levels[:-1] + levels[1:]) / 2
+    halves = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32) << 16
+    ends = torch.stack(
+        [halves.view(torch.float32), (halves | 0xFFFF).view(torch.float32)]
+    )  # of numbers with these bits
+    lowest, highest = torch.bucketize(ends.nan_to_num(0), middles).sort(0).values
+    bounds = torch.where(highest > lowest, torch.cat([middles, middles[-1:]])[lowest], torch.inf)
+    return lowest.to(torch.uint8).to(device), bounds.to(device)
+
+
+def _integers_pay(x: Tensor) -> bool:
+    """Whether products of these rows are faster in integers: AMX multiplies bfloat16 about as fast (docs/log.md)."""
+    return has_exact_product(x) and not torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,99 @@
+"""What the frozen linear layers of few bits have in common: they are called, moved and cast like `nn.Linear`."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class QuantizedLayer(nn.Module):
+    """Replaces a frozen `nn.Linear` or transformers' `Conv1D`, whose float weight is dropped.
+
+    A subclass quantises a weight in `__init__` and defines `product`, `input_gradient`, `dequantize` and `requantize`,
+    so that it implements `lora.frozen_layer.QuantizedLinear`. Only `bias` can train. The quantised values are
+    parameters that do not train, and no buffers, so that FSDP shards them and DDP does not send them to all processes
+    in every forward pass.
+
+    Attributes:
+        scale: of each output channel, float32 [out].
+        means: the mean row of the weight, divided by `scale`, in each group of channels, float32 [groups, in].
+        bias: the bias of the replaced layer, [out], or None.
+        dtype: the dtype of `weight`.
+    """
+
+    scale: nn.Parameter
+    means: nn.Parameter
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.dtype = dtype
+        self.bias = bias
+
+    @classmethod
+    def from_layer(cls, layer: nn.Module, dtype: torch.dtype) -> Self:
+        """Return `layer`, an `nn.Linear` or a `Conv1D`, quantised; the bias is shared."""
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        return cls(weight if isinstance(layer, nn.Linear) else weight.T, layer.bias, dtype)  # type: ignore[arg-type]
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantised weight in `dtype`, [out, in] for a `Conv1D` too; computed at each access."""
+        return self.dequantize().to(self.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
+        raise NotImplementedError
+
+    def input_gradient(self, dy: Tensor) -> Tensor:
+        """Return the gradient of `product` in x, [rows, in], for dy [rows, out] of any float dtype."""
+        raise NotImplementedError
+
+    def dequantize(self) -> Tensor:
+        """Return the exact weight that the quantised values stand for, float32 [out, in]."""
+        raise NotImplementedError
+
+    def requantize(self, weight: Tensor) -> Self:
+        """Return this layer with another weight [out, in], quantised; the bias is shared."""
+        return type(self)(weight, self.bias, self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return W x + bias for x [..., in], differentiable in x and bias; no activation is kept for backward."""
+        y: Tensor = _Forward.apply(x.reshape(-1, self.in_features), self.bias, self)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def codes(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters that stand for the weight, which never train and are not cast: all but the bias."""
+        return tuple(parameter for name, parameter in self.named_parameters() if name != "bias")
+
+    def extra_repr(self) -> str:
+        """Return what `nn.Linear` shows in its `repr`."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Apply `fn` to the tensors, but keep the scales in float32: `.to(dtype)` changes the dtype of `weight`."""
+        before = {name: getattr(self, name).detach() for name in ("scale", "means")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, exact in before.items():
+            changed = getattr(self, name)
+            if changed.dtype != exact.dtype:
+                setattr(self, name, nn.Parameter(exact.to(changed.device), requires_grad=False))
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=before["scale"].device)).dtype
+        return self
+
+
+class _Forward(torch.autograd.Function):
+    """W x + b; the weight is frozen, so the backward pass needs no saved tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: QuantizedLayer) -> Tensor:
+        ctx.layer = layer
+        return layer.product(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        needs_x, needs_bias, _ = ctx.needs_input_grad
+        return ctx.layer.input_gradient(dy) if needs_x else None, dy.sum(0) if needs_bias else None, None
