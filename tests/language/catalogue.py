@@ -53,11 +53,12 @@ def main() -> None:
     )
     header = PO.read_text(encoding="utf-8").partition("\n\n")[0]
     PO.write_text(f"{header}\n\n{file.getvalue().decode().strip()}\n", encoding="utf-8")
-    with MO.open("wb") as compiled:
-        write_mo(compiled, catalogue)
-    for message in catalogue:
+    for message in list(catalogue):
         if message.id and not all(forms(message)):
             print(message.id)
+            catalogue.delete(message.id)
+    with MO.open("wb") as compiled:
+        write_mo(compiled, catalogue)
 
 
 if __name__ == "__main__":

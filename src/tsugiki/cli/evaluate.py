@@ -9,6 +9,7 @@ import typer
 
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -68,7 +69,9 @@ def evaluate_command(
     from tsugiki.train.evaluation.targets import answer_with_targets, evaluate_targets, evaluation_targets
 
     if (data is None) == (questions is None):
-        raise TsugikiError("give either --data, a text to evaluate on, or --questions, prompts with expected answers")
+        raise TsugikiError(
+            _("give either --data, a text to evaluate on, or --questions, prompts with expected answers")
+        )
     chosen = evaluation_targets(model or [], adapter or [])
     if questions is not None:
         answers = answer_with_targets(

@@ -8,6 +8,7 @@ import typer
 from tsugiki.cli.adapters.options import Library
 from tsugiki.dtypes import GgufDtype
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 
 def export_command(
@@ -119,7 +120,9 @@ def _export_model(
     folder = None if adapter is None else adapter_folder(adapter, library)
     name = model or (None if folder is None else read_base(folder).name)
     if name is None:
-        raise TsugikiError(f"{folder} does not name the base that it was trained on; pass it as --model")
+        raise TsugikiError(
+            _("{folder} does not name the base that it was trained on; pass it as --model").format(folder=folder)
+        )
     source = (
         stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
     )

@@ -7,6 +7,7 @@ import typer
 
 from tsugiki.cli.flags import with_flags
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.train.config import RunConfig
 
 
@@ -24,7 +25,9 @@ def preview_command(
         settings["out"] = "preview"  # required, but nothing is written to it
     run_config = load_config(config, settings)
     if html and not html.absolute().parent.is_dir():
-        raise TsugikiError(f"{html}: the folder {html.parent} does not exist; create it first")
+        raise TsugikiError(
+            _("{html}: the folder {parent} does not exist; create it first").format(html=html, parent=html.parent)
+        )
 
     from rich.console import Console
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import Library
+from tsugiki.language import _
 
 
 def pull_command(
@@ -25,7 +26,7 @@ def pull_command(
     repo_id, at, revision = repo.partition("@")
     check_repo_id(repo_id)
     if at and not revision:
-        raise TsugikiError(f"{repo} has no revision after the @; add one, or remove the @")
+        raise TsugikiError(_("{repo} has no revision after the @; add one, or remove the @").format(repo=repo))
     folder = (library or library_folder()) / check_name(name or repo_id.partition("/")[2])
     commit = pull(repo_id, folder, revision or None)
     base = read_base(folder).name

@@ -8,6 +8,7 @@ import typer
 from tsugiki.cli.flags import with_flags, yaml_value
 from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.ranks import is_main_process
 from tsugiki.train.config import RunConfig
 
@@ -55,5 +56,5 @@ def _setting(text: str) -> tuple[str, Any]:
     """Return name and value from NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise TsugikiError(f"--set {text}: write NAME=VALUE, such as num_virtual_tokens=16")
+        raise TsugikiError(_("--set {text}: write NAME=VALUE, such as num_virtual_tokens=16").format(text=text))
     return name.strip(), yaml_value(f"--set {name}", value)

@@ -26,6 +26,7 @@ from tsugiki.data.store import TokenStore
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.digests import sha256
 from tsugiki.labels import IGNORE_INDEX
+from tsugiki.language import _
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
@@ -153,8 +154,10 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
                 without_target.append(store.index.sources[record])
     if without_target:
         raise TsugikiError(
-            f"{summarise_list(without_target)}: the prompt alone fills a block of {block_size} tokens, so there is "
-            "nothing to train on; choose a larger --block-size, or shorten or remove it"
+            _(
+                "{without_target}: the prompt alone fills a block of {block_size} tokens, so there is nothing to train "
+                "on; choose a larger --block-size, or shorten or remove it"
+            ).format(without_target=summarise_list(without_target), block_size=block_size)
         )
     segments = np.array(flat, np.int64).reshape(-1, 5)
     alone = [[number] for number in range(len(segments))]

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tsugiki.data.chat_process import LimitExceeded, call
 from tsugiki.data.records import AssistantTurns, Conversation
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,15 +94,21 @@ def read_template_file(path: Path) -> str:
     """
     try:
         if not path.is_file():
-            raise TsugikiError(f"no chat template at {path}: there is no such file")
+            raise TsugikiError(_("no chat template at {path}: there is no such file").format(path=path))
         with path.open(encoding="utf-8-sig") as file:
             template = file.read(_MAX_TEMPLATE + 1)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
-        raise TsugikiError(f"the chat template in {path} cannot be read: {error_text(error, 100)}") from error
+        raise TsugikiError(
+            _("the chat template in {path} cannot be read: {error}").format(path=path, error=error_text(error, 100))
+        ) from error
     if len(template) > _MAX_TEMPLATE:
-        raise TsugikiError(f"the chat template in {path} has more than {_MAX_TEMPLATE:,} characters; use another one")
+        raise TsugikiError(
+            _("the chat template in {path} has more than {max_template:,} characters; use another one").format(
+                path=path, max_template=_MAX_TEMPLATE
+            )
+        )
     if not template.strip():
-        raise TsugikiError(f"the chat template in {path} is empty; use another one")
+        raise TsugikiError(_("the chat template in {path} is empty; use another one").format(path=path))
     return template
 
 
@@ -132,11 +139,17 @@ def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemp
         template = tokenizer.get_chat_template()
     except ValueError as error:
         raise TsugikiError(
-            f"{source} is a conversation, but the tokenizer has no chat template; give one with --chat-template, or "
-            "choose --chat-template default, a plain one"
+            _(
+                "{source} is a conversation, but the tokenizer has no chat template; give one with --chat-template, or "
+                "choose --chat-template default, a plain one"
+            ).format(source=source)
         ) from error
     if len(template) > _MAX_TEMPLATE:
-        raise TsugikiError(f"the chat template of the tokenizer has more than {_MAX_TEMPLATE:,} characters; replace it")
+        raise TsugikiError(
+            _("the chat template of the tokenizer has more than {max_template:,} characters; replace it").format(
+                max_template=_MAX_TEMPLATE
+            )
+        )
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return ChatTemplate(
@@ -169,8 +182,10 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     for number, message in enumerate(rendered, 1):
         if found := special.search(message.content):
             raise TsugikiError(
-                f"{conversation.source}: turn {number} ({message.role}) contains {found.group()}, which is a special "
-                "token of this tokenizer; remove it or the row"
+                _(
+                    "{source}: turn {number} ({role}) contains {group}, which is a special token of this tokenizer; "
+                    "remove it or the row"
+                ).format(source=conversation.source, number=number, role=message.role, group=found.group())
             )
     messages = [{"role": message.role, "content": message.content} for message in rendered]
     text, spans = _call("find_answers", template, conversation.source, messages=messages, targets=targets)
@@ -191,7 +206,11 @@ def _call(function: str, template: ChatTemplate, source: str, **arguments: Any) 
     try:
         return call(function, template=asdict(template), source=source, **arguments)
     except LimitExceeded as error:
-        raise TsugikiError(f"{source}: the chat template {error}; use a base model with another one") from error
+        raise TsugikiError(
+            _("{source}: the chat template {error}; use a base model with another one").format(
+                source=source, error=error
+            )
+        ) from error
 
 
 def find_answers(
@@ -216,9 +235,11 @@ def _find_answers(
     if located is None:
         if len(messages) > _MAX_TURNS and len(targets) > 1:
             raise TsugikiError(
-                f"{source} has {len(messages):,} turns, more than the {_MAX_TURNS:,} that this chat template allows, "
-                "because it renders a turn in ways that depend on turns far away; split the conversation, or train on "
-                "the last turn only (assistant_turns: last)"
+                _(
+                    "{source} has {count:,} turns, more than the {max_turns:,} that this chat template allows, because "
+                    "it renders a turn in ways that depend on turns far away; split the conversation, or train on the "
+                    "last turn only (assistant_turns: last)"
+                ).format(source=source, count=len(messages), max_turns=_MAX_TURNS)
             )
         located = [
             _span(template, messages[: index + 1], whole, marks, f"{source}: turn {index + 1}") for index in targets
@@ -229,11 +250,17 @@ def _find_answers(
         if not ended:
             if index != targets[-1]:
                 raise TsugikiError(
-                    f"{where} is not ended by a special token in this chat template, so its end cannot be trained; "
-                    "train on the last turn only (assistant_turns: last)"
+                    _(
+                        "{where} is not ended by a special token in this chat template, so its end cannot be trained; "
+                        "train on the last turn only (assistant_turns: last)"
+                    ).format(where=where)
                 )
             if template.end is None:
-                raise TsugikiError(f"{where} has no end: neither the chat template nor the tokenizer has an end token")
+                raise TsugikiError(
+                    _("{where} has no end: neither the chat template nor the tokenizer has an end token").format(
+                        where=where
+                    )
+                )
             whole = whole[:stop] + template.end
             stop = len(whole)
         spans.append((start, stop))
@@ -307,18 +334,22 @@ def _span(
         if start < in_whole and (ending is None or whole.endswith(ending.group(), start, in_whole)):
             return start, in_whole, ending is not None
     else:
-        prompt, _ = _render(template, turns[:-1], where, add_generation_prompt=True)
+        prompt, _spans = _render(template, turns[:-1], where, add_generation_prompt=True)
         start = len(prompt)
         if start >= content_stop or not finished.startswith(prompt):
             raise TsugikiError(
-                f"{where}: this chat template renders the answer differently from its own generation prompt, so no "
-                "model could generate it; use a template that marks answers with {% generation %}"
+                _(
+                    "{where}: this chat template renders the answer differently from its own generation prompt, so no "
+                    "model could generate it; use a template that marks answers with {{% generation %}}"
+                ).format(where=where)
             )
         if whole.startswith(finished[:stop]):
             return start, stop, ending is not None
     raise TsugikiError(
-        f"{where} is rendered differently by this chat template when more turns follow; "
-        "train on the last turn only (assistant_turns: last)"
+        _(
+            "{where} is rendered differently by this chat template when more turns follow; train on the last turn only "
+            "(assistant_turns: last)"
+        ).format(where=where)
     )
 
 
@@ -327,7 +358,7 @@ def _tail_length(template: ChatTemplate, turns: _Messages, finished: str, where:
     content = turns[-1]["content"]
     lasts = content[-1], content.rstrip()[-1]
     other = next(letter for letter in "abc" if letter not in lasts)
-    changed, _ = _render(template, [*turns[:-1], {**turns[-1], "content": other}], where)
+    changed, _spans = _render(template, [*turns[:-1], {**turns[-1], "content": other}], where)
     backwards = zip(reversed(finished), reversed(changed), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], backwards))
 
@@ -350,9 +381,15 @@ def _render(
         raise
     except Exception as error:  # a template is a program and can raise any exception
         what = error_text(error).rstrip(".") or type(error).__name__
-        raise TsugikiError(f"{where}: the chat template cannot render the conversation: {what}") from error
+        raise TsugikiError(
+            _("{where}: the chat template cannot render the conversation: {what}").format(where=where, what=what)
+        ) from error
     if len(texts[0]) > _MAX_TEXT:
-        raise TsugikiError(f"{where}: the chat template renders more than {_MAX_TEXT:,} characters")
+        raise TsugikiError(
+            _("{where}: the chat template renders more than {max_text:,} characters").format(
+                where=where, max_text=_MAX_TEXT
+            )
+        )
     return texts[0], marks[0] if marks else []
 
 

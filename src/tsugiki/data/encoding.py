@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from tsugiki.data.chat import ChatTemplate, Rendering, read_template, render
 from tsugiki.data.records import AssistantTurns, Completion, Conversation, Document, Record
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ def document_end(tokenizer: "PreTrainedTokenizerBase") -> int:
         TsugikiError: the tokenizer has no end token.
     """
     if tokenizer.eos_token_id is None:
-        raise TsugikiError("the tokenizer has no end token (eos_token); set one in its tokenizer_config.json")
+        raise TsugikiError(_("the tokenizer has no end token (eos_token); set one in its tokenizer_config.json"))
     return int(tokenizer.eos_token_id)
 
 
@@ -123,8 +124,10 @@ def _encode_renderings(tokenizer: "PreTrainedTokenizerBase", renderings: Sequenc
         return []
     if not tokenizer.is_fast:
         raise TsugikiError(
-            "the tokenizer does not report the character offsets of tokens, which prompts and answers require; "
-            "use a base model with a tokenizer.json"
+            _(
+                "the tokenizer does not report the character offsets of tokens, which prompts and answers require; use "
+                "a base model with a tokenizer.json"
+            )
         )
     texts = [rendering.text for rendering in renderings]
     batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -208,6 +211,8 @@ def _check_end_tokens(tokenizer: "PreTrainedTokenizerBase", row: EncodedRecord, 
             if answer.count(answer[-1]) > 1:
                 end = tokenizer.convert_ids_to_tokens(answer[-1])
                 raise TsugikiError(
-                    f"{source} contains {end}, the token that ends an answer; remove it (it is added automatically)"
+                    _(
+                        "{source} contains {end}, the token that ends an answer; remove it (it is added automatically)"
+                    ).format(source=source, end=end)
                 )
             answer = []

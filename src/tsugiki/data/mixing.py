@@ -11,6 +11,7 @@ import numpy as np
 from tsugiki.data.splits import Integers
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def parse_mix(setting: str) -> tuple[str, float]:
         number = -1.0
     if not colon or not path or not 0 < number < 1:
         raise TsugikiError(
-            f"mix is {error_text(repr(setting), 100)}; write PATH:SHARE with a share above 0 and below 1, such as "
-            "other.txt:0.1"
+            _("mix is {setting}; write PATH:SHARE with a share above 0 and below 1, such as other.txt:0.1").format(
+                setting=error_text(repr(setting), 100)
+            )
         )
     return path, number
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from tsugiki.data.records import Completion, Conversation, Document, Message, Record
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 KEYS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -53,14 +54,20 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
     for keys in KEYS.values():
         for key in keys:
             if key in row and key not in present:
-                raise TsugikiError(f"{source} has null as {key}; give a value or remove the row")
+                raise TsugikiError(
+                    _("{source} has null as {key}; give a value or remove the row").format(source=source, key=key)
+                )
     for first, second in (("prompt", "completion"), ("instruction", "output")):
         for key, missing in ((first, second), (second, first)):
             if key in present:
-                raise TsugikiError(f"{source} has {key} but no {missing}; add it")
+                raise TsugikiError(
+                    _("{source} has {key} but no {missing}; add it").format(source=source, key=key, missing=missing)
+                )
     names = ", ".join(str(name)[:40] for name in list(row)[:8]) or "nothing"
     raise TsugikiError(
-        f"{source} has none of the fields {', '.join(reversed(KEYS))}; it has {names}; rename its fields"
+        _("{source} has none of the fields {reversed}; it has {names}; rename its fields").format(
+            source=source, reversed=", ".join(reversed(KEYS)), names=names
+        )
     )
 
 
@@ -79,7 +86,9 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
     """
     schema = schema_of(row, source)
     if row.get("tools"):
-        raise TsugikiError(f"{source} has tools, which are not supported; remove the field or the row")
+        raise TsugikiError(
+            _("{source} has tools, which are not supported; remove the field or the row").format(source=source)
+        )
     used = {*KEYS[schema], "input", "system"}
     fields = {
         name: value
@@ -115,14 +124,18 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
 def _text(row: Mapping[str, Any], key: str, source: str) -> str:
     value = row[key]
     if not isinstance(value, str):
-        raise TsugikiError(f"{source} has {_type_name(value)} as {key}; it must be a text")
+        raise TsugikiError(
+            _("{source} has {type_name} as {key}; it must be a text").format(
+                source=source, type_name=_type_name(value), key=key
+            )
+        )
     return value
 
 
 def _non_empty_text(row: Mapping[str, Any], key: str, source: str) -> str:
     value = _text(row, key, source)
     if not value.strip():
-        raise TsugikiError(f"{source} has an empty {key}; fill it or remove the row")
+        raise TsugikiError(_("{source} has an empty {key}; fill it or remove the row").format(source=source, key=key))
     return value
 
 
@@ -134,7 +147,9 @@ def _system(row: Mapping[str, Any], source: str) -> list[Message]:
 
 def _instruction(row: Mapping[str, Any], source: str) -> list[Message]:
     if row.get("history"):
-        raise TsugikiError(f"{source} has a history, which is not supported; give all turns as messages")
+        raise TsugikiError(
+            _("{source} has a history, which is not supported; give all turns as messages").format(source=source)
+        )
     question = _non_empty_text(row, "instruction", source)
     if row.get("input") not in (None, ""):
         question += "\n\n" + _non_empty_text(row, "input", source)
@@ -146,30 +161,48 @@ def _messages(row: Mapping[str, Any], key: str, source: str, after: int = 0) -> 
     """Return the messages of a list. Errors number its turns from `after` + 1."""
     turns = row[key]
     if not isinstance(turns, list):
-        raise TsugikiError(f'{source}: {key} is {_type_name(turns)}; it must be a list of {{"role": …, "content": …}}')
+        raise TsugikiError(
+            _('{source}: {key} is {type_name}; it must be a list of {{"role": …, "content": …}}').format(
+                source=source, key=key, type_name=_type_name(turns)
+            )
+        )
     return [_message(turn, f"{source}: turn {number}") for number, turn in enumerate(turns, after + 1)]
 
 
 def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise TsugikiError(
-            f'{where} is {_type_name(turn)}; it must be an object like {{"role": "user", "content": "…"}}'
+            _('{where} is {type_name}; it must be an object like {{"role": "user", "content": "…"}}').format(
+                where=where, type_name=_type_name(turn)
+            )
         )
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         known = ", ".join(_ROLES)
-        raise TsugikiError(f"{where} has the unknown role {_abbreviate(name)}; use one of {known}")
+        raise TsugikiError(
+            _("{where} has the unknown role {abbreviate}; use one of {known}").format(
+                where=where, abbreviate=_abbreviate(name), known=known
+            )
+        )
     for key in _UNSUPPORTED_KEYS:
         if turn.get(key):
-            raise TsugikiError(f"{where} ({role}) has {key}, which is not supported; remove it or the row")
+            raise TsugikiError(
+                _("{where} ({role}) has {key}, which is not supported; remove it or the row").format(
+                    where=where, role=role, key=key
+                )
+            )
     content = turn.get("content", turn.get("value"))
     text = _content(content, f"{where} ({role})")
     if not text.strip():
-        raise TsugikiError(f"{where} ({role}) is empty; fill it or remove the row")
+        raise TsugikiError(_("{where} ({role}) is empty; fill it or remove the row").format(where=where, role=role))
     weight = turn.get("weight")
     if role == "assistant" and weight is not None and weight not in (0, 1):
-        raise TsugikiError(f"{where} (assistant) has weight {_abbreviate(weight)}; it must be 0 or 1")
+        raise TsugikiError(
+            _("{where} (assistant) has weight {abbreviate}; it must be 0 or 1").format(
+                where=where, abbreviate=_abbreviate(weight)
+            )
+        )
     return Message(role, text, in_loss=role != "assistant" or weight != 0)
 
 
@@ -179,17 +212,27 @@ def _content(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise TsugikiError(f"{where} has {_type_name(content)} as content; it must be a text")
+        raise TsugikiError(
+            _("{where} has {type_name} as content; it must be a text").format(
+                where=where, type_name=_type_name(content)
+            )
+        )
     parts = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else part
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         if kind != "text":
             raise TsugikiError(
-                f"{where} has a part of type {_abbreviate(kind)}; only text is supported; remove the row"
+                _("{where} has a part of type {abbreviate}; only text is supported; remove the row").format(
+                    where=where, abbreviate=_abbreviate(kind)
+                )
             )
         if not isinstance(text, str):
-            raise TsugikiError(f'{where} has a part without text; write a part as {{"type": "text", "text": "…"}}')
+            raise TsugikiError(
+                _('{where} has a part without text; write a part as {{"type": "text", "text": "…"}}').format(
+                    where=where
+                )
+            )
         parts.append(text)
     return "".join(parts)
 
@@ -197,12 +240,22 @@ def _content(content: Any, where: str) -> str:
 def _check_turns(turns: list[Message], source: str) -> tuple[Message, ...]:
     """Check that the assistant answers the user and never writes two turns in a row; return the turns."""
     if all(turn.role != "assistant" for turn in turns):
-        raise TsugikiError(f"{source} has no turn of the assistant, so there is nothing to train on; add the answer")
+        raise TsugikiError(
+            _("{source} has no turn of the assistant, so there is nothing to train on; add the answer").format(
+                source=source
+            )
+        )
     if turns[0].role == "assistant":
-        raise TsugikiError(f"{source} begins with a turn of the assistant; put the user's turn before it")
+        raise TsugikiError(
+            _("{source} begins with a turn of the assistant; put the user's turn before it").format(source=source)
+        )
     for number, (before, turn) in enumerate(pairwise(turns), 2):
         if before.role == turn.role == "assistant":
-            raise TsugikiError(f"{source}: turn {number} is a second turn of the assistant; join the two turns")
+            raise TsugikiError(
+                _("{source}: turn {number} is a second turn of the assistant; join the two turns").format(
+                    source=source, number=number
+                )
+            )
     return tuple(turns)
 
 
@@ -212,7 +265,9 @@ def _check_surrogates(record: Record) -> None:
     except UnicodeEncodeError as error:
         surrogate = ascii(record.text[error.start])[1:-1]
         raise TsugikiError(
-            f"{record.source} contains an unpaired surrogate ({surrogate}); repair or remove it"
+            _("{source} contains an unpaired surrogate ({surrogate}); repair or remove it").format(
+                source=record.source, surrogate=surrogate
+            )
         ) from error
 
 

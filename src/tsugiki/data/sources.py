@@ -20,6 +20,7 @@ from tsugiki.data.schemas import KEYS, read_row, schema_of
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import combined_digest, file_sha256, sha256
 from tsugiki.io.json import parse_json
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
@@ -104,7 +105,9 @@ def decode(data: bytes, name: str) -> str:
         if "\0" in text:
             break
         return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise TsugikiError(f"{name} is not text in {_ENCODINGS}; convert it to UTF-8")
+    raise TsugikiError(
+        _("{name} is not text in {encodings}; convert it to UTF-8").format(name=name, encodings=_ENCODINGS)
+    )
 
 
 def _local_path(data: str | Path) -> Path:
@@ -112,7 +115,9 @@ def _local_path(data: str | Path) -> Path:
         path = Path(data).expanduser()
         path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a home folder that does not exist
-        raise TsugikiError(f"no data at {error_text(data, 100)}: {error_text(error, 100)}") from error
+        raise TsugikiError(
+            _("no data at {data}: {error}").format(data=error_text(data, 100), error=error_text(error, 100))
+        ) from error
     return path
 
 
@@ -123,15 +128,25 @@ def _files(root: Path) -> list[Path]:
     if root.is_dir():
         files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
-            raise TsugikiError(f"{root} contains no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+            raise TsugikiError(
+                _("{root} contains no {suffixes} or {last} file").format(
+                    root=root, suffixes=", ".join(SUFFIXES[:-1]), last=SUFFIXES[-1]
+                )
+            )
         return files
     if not root.is_file():
         raise TsugikiError(
-            f"no data at {root}: there is no such file or folder (data sets on the hub are written owner/name)"
+            _(
+                "no data at {root}: there is no such file or folder (data sets on the hub are written owner/name)"
+            ).format(root=root)
         )
     if root.suffix.lower() not in SUFFIXES:
         kind = root.suffix or "a file without a suffix"
-        raise TsugikiError(f"{root}: {kind} is not supported; use {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise TsugikiError(
+            _("{root}: {kind} is not supported; use {suffixes} or {last}").format(
+                root=root, kind=kind, suffixes=", ".join(SUFFIXES[:-1]), last=SUFFIXES[-1]
+            )
+        )
     return [root]
 
 
@@ -166,11 +181,23 @@ def json_rows(path: Path) -> _NumberedRows:
                 row = parse_json(line)
             except json.JSONDecodeError as error:
                 what = f"{error.msg} at character {error.pos + 1}"
-                raise TsugikiError(f"{path}:{number} is not JSON: {what}; correct or remove the line") from error
+                raise TsugikiError(
+                    _("{path}:{number} is not JSON: {what}; correct or remove the line").format(
+                        path=path, number=number, what=what
+                    )
+                ) from error
             except ValueError as error:  # a number of many digits, or too many brackets
-                raise TsugikiError(f"{path}:{number} cannot be read: {error}; remove the line") from error
+                raise TsugikiError(
+                    _("{path}:{number} cannot be read: {error}; remove the line").format(
+                        path=path, number=number, error=error
+                    )
+                ) from error
             if not isinstance(row, dict):
-                raise TsugikiError(f'{path}:{number} is not a JSON object; write each line as {{"text": "…"}}')
+                raise TsugikiError(
+                    _('{path}:{number} is not a JSON object; write each line as {{"text": "…"}}').format(
+                        path=path, number=number
+                    )
+                )
             yield number, row
 
 
@@ -187,8 +214,10 @@ def _csv_rows(path: Path) -> _NumberedRows:
                 return
             except csv.Error as error:
                 raise TsugikiError(
-                    f"{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends in "
-                    "double quotes, and double the quotes inside"
+                    _(
+                        "{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends "
+                        "in double quotes, and double the quotes inside"
+                    ).format(path=path, number=number, error=error)
                 ) from error
             if not any(cells):
                 continue
@@ -197,8 +226,10 @@ def _csv_rows(path: Path) -> _NumberedRows:
                 continue
             if len(cells) != len(header):
                 raise TsugikiError(
-                    f"{path}:{number} has {len(cells)} cells, but the first line names {len(header)} columns; "
-                    "put cells that contain commas or line ends in double quotes"
+                    _(
+                        "{path}:{number} has {count} cells, but the first line names {columns} columns; put cells that "
+                        "contain commas or line ends in double quotes"
+                    ).format(path=path, number=number, count=len(cells), columns=len(header))
                 )
             yield number, dict(zip(header, cells, strict=True))
 
@@ -207,11 +238,17 @@ def _header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
-        raise TsugikiError(f"{where} names the column {error_text(repr(name), 100)} twice; rename one of them")
+        raise TsugikiError(
+            _("{where} names the column {name} twice; rename one of them").format(
+                where=where, name=error_text(repr(name), 100)
+            )
+        )
     if not any(set(names).issuperset(keys) for keys in KEYS.values()):
         raise TsugikiError(
-            f"{where} names none of the columns {', '.join(reversed(KEYS))}; "
-            "the first line must name the columns, separated by commas"
+            _(
+                "{where} names none of the columns {reversed}; the first line must name the columns, separated by "
+                "commas"
+            ).format(where=where, reversed=", ".join(reversed(KEYS)))
         )
     return names
 
@@ -221,7 +258,9 @@ def _parquet_rows(path: Path) -> _NumberedRows:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise TsugikiError(f"{path}: reading .parquet requires pyarrow: {_EXTRA}") from error
+        raise TsugikiError(
+            _("{path}: reading .parquet requires pyarrow: {extra}").format(path=path, extra=_EXTRA)
+        ) from error
     try:
         with parquet.ParquetFile(path) as file:
             columns = [
@@ -231,8 +270,11 @@ def _parquet_rows(path: Path) -> _NumberedRows:
             ]
             if not columns:
                 raise TsugikiError(
-                    f"{path} has none of the columns {', '.join(reversed(KEYS))}; "
-                    f"it has {summarise_list(file.schema_arrow.names) or 'nothing'}; rename its columns"
+                    _("{path} has none of the columns {reversed}; it has {names}; rename its columns").format(
+                        path=path,
+                        reversed=", ".join(reversed(KEYS)),
+                        names=summarise_list(file.schema_arrow.names) or "nothing",
+                    )
                 )
             size = path.stat().st_size
             limit = _MIN_UNPACKED + _MAX_RATIO * size
@@ -250,7 +292,11 @@ def _parquet_rows(path: Path) -> _NumberedRows:
                         raise TsugikiError(too_large)
                     yield number, row
     except (arrow.ArrowException, ValueError, TypeError, OverflowError) as error:  # also dates that Python cannot hold
-        raise TsugikiError(f"{path} cannot be read as Parquet: {_error_line(error)}; export the file again") from error
+        raise TsugikiError(
+            _("{path} cannot be read as Parquet: {error_line}; export the file again").format(
+                path=path, error_line=_error_line(error)
+            )
+        ) from error
 
 
 def _unpacked_sizes(metadata: "FileMetaData", columns: Collection[str]) -> tuple[int, int, int]:
@@ -290,7 +336,11 @@ def _records_of_rows(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str) -
         if expected is None:
             expected, first = schema, number
         if schema != expected:
-            raise TsugikiError(f"{where} has {schema}, but line {first} has {expected}; put them in separate files")
+            raise TsugikiError(
+                _("{where} has {schema}, but line {first} has {expected}; put them in separate files").format(
+                    where=where, schema=schema, first=first, expected=expected
+                )
+            )
         record = read_row(row, where)
         if record is not None:
             yield record
@@ -302,11 +352,13 @@ def _refuse_empty(records: Iterator[Record], data: str | Path) -> Iterator[Recor
         empty = False
         yield record
     if empty:
-        raise TsugikiError(f"{data} is empty: there is no text to train on")
+        raise TsugikiError(_("{data} is empty: there is no text to train on").format(data=data))
 
 
 def _unreadable(path: Path, error: OSError) -> TsugikiError:
-    return TsugikiError(f"{path} cannot be read: {error.strerror or error_text(error)}")
+    return TsugikiError(
+        _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error_text(error))
+    )
 
 
 # Encodings -----------------------------------------------------------------------------------------------
@@ -330,7 +382,11 @@ def _encoding(path: Path) -> str:
         if invalid is None:
             return encoding
         first_invalid = first_invalid or invalid
-    raise TsugikiError(f"{path}:{first_invalid} is not text in {_ENCODINGS}; convert the file to UTF-8")
+    raise TsugikiError(
+        _("{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8").format(
+            path=path, first_invalid=first_invalid, encodings=_ENCODINGS
+        )
+    )
 
 
 def _invalid_line(path: Path, encoding: str) -> int | None:
@@ -396,28 +452,40 @@ def _dataset_rows(data: str) -> _NumberedRows:
     if not columns:
         names = summarise_list(list(dataset.features))
         raise TsugikiError(
-            f"{data} has none of the columns {', '.join(reversed(KEYS))}; it has {names}; choose another data set"
+            _("{data} has none of the columns {reversed}; it has {names}; choose another data set").format(
+                data=data, reversed=", ".join(reversed(KEYS)), names=names
+            )
         )
     return enumerate(dataset.select_columns(columns), 1)  # other columns, such as images, are not decoded
 
 
 def _load_dataset(data: str) -> Any:
     """Load a split of a data set from the hub; `datasets` caches it and, since version 4, executes no code from it."""
-    name, _, split = data.partition(":")
+    name, _colon, split = data.partition(":")
     missing = f"there is no file or folder {name}"
     try:
         import datasets
     except ImportError as error:
-        raise TsugikiError(f"{missing}; to read a data set of that name from the hub: {_EXTRA}") from error
+        raise TsugikiError(
+            _("{missing}; to read a data set of that name from the hub: {extra}").format(missing=missing, extra=_EXTRA)
+        ) from error
     try:
         return datasets.load_dataset(name, split=split or "train")
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise TsugikiError(f"{missing}, and no data set of that name on the hub; check the spelling") from error
+        raise TsugikiError(
+            _("{missing}, and no data set of that name on the hub; check the spelling").format(missing=missing)
+        ) from error
     except ConnectionError as error:
-        raise TsugikiError(f"{missing}, and the hub cannot be reached to look for a data set of that name") from error
+        raise TsugikiError(
+            _("{missing}, and the hub cannot be reached to look for a data set of that name").format(missing=missing)
+        ) from error
     except Exception as error:  # an unknown split, several configurations, a damaged file
         what = _error_line(error.__cause__ or error)
-        raise TsugikiError(f"the data set {data} cannot be read: {what}; choose another split or data set") from error
+        raise TsugikiError(
+            _("the data set {data} cannot be read: {what}; choose another split or data set").format(
+                data=data, what=what
+            )
+        ) from error
 
 
 def _error_line(error: BaseException) -> str:

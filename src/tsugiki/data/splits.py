@@ -16,6 +16,7 @@ from tsugiki.data.records import Document
 from tsugiki.data.store import RecordIndex
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import sha256_bytes
+from tsugiki.language import _
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
@@ -40,14 +41,20 @@ def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | 
     """
     if isinstance(held_out, float | int):
         if not 0 < held_out < 1:
-            raise TsugikiError(f"{setting} is {held_out}; a share must be above 0 and below 1")
+            raise TsugikiError(
+                _("{setting} is {held_out}; a share must be above 0 and below 1").format(
+                    setting=setting, held_out=held_out
+                )
+            )
         return float(held_out)
     name, sign, value = held_out.partition("=")
     if not sign or _exists(Path(held_out)):
         return Path(held_out)
     if not name.strip() or not value.strip():
         shown = error_text(repr(held_out), 100)
-        raise TsugikiError(f"{setting} is {shown}; write a condition as author=… or title=…")
+        raise TsugikiError(
+            _("{setting} is {shown}; write a condition as author=… or title=…").format(setting=setting, shown=shown)
+        )
     return FieldCondition(name.strip(), value.strip())
 
 
@@ -74,7 +81,9 @@ def split_records(
     """
     if len(index) == 1:
         raise TsugikiError(
-            f"{index.sources[0]} is the only record, so none can be held out; add records, or give a held-out file"
+            _("{sources} is the only record, so none can be held out; add records, or give a held-out file").format(
+                sources=index.sources[0]
+            )
         )
     belongs = np.arange(len(index))
     for group in groups:
@@ -87,7 +96,7 @@ def split_records(
             if isinstance(held_out, FieldCondition)
             else "all records are near-duplicates of each other; give a held-out file"
         )
-        raise TsugikiError(f"no record is left for training: {why}")
+        raise TsugikiError(_("no record is left for training: {why}").format(why=why))
     return inside
 
 
@@ -116,7 +125,7 @@ def split_validation(
     inside = np.intersect1d(np.flatnonzero(np.isin(belongs, belongs[chosen])), among)
     if len(inside) in (0, len(among)):
         left = "training" if len(inside) else "validation"
-        raise TsugikiError(f"no record is left for {left}: add text, or set validation to none")
+        raise TsugikiError(_("no record is left for {left}: add text, or set validation to none").format(left=left))
     return inside
 
 
@@ -156,7 +165,9 @@ def split_document(document: Document, fraction: float) -> tuple[Document, Docum
     cut = text.find("\n", middle, len(text) - 1) + 1 or text.rfind("\n", 0, middle) + 1 or middle
     parts = text[:cut], text[cut:]
     if not all(part.strip() for part in parts):
-        raise TsugikiError(f"{document.source} is too short to be split; add text or give a held-out file")
+        raise TsugikiError(
+            _("{source} is too short to be split; add text or give a held-out file").format(source=document.source)
+        )
     return Document(parts[0], document.source), Document(parts[1], f"{document.source} (its end)")
 
 
@@ -187,10 +198,19 @@ def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
     if values:
         raise TsugikiError(
-            f"no record has {condition.field}={condition.value}; the values are {summarise_list(values)}"
+            _("no record has {field}={value}; the values are {values}").format(
+                field=condition.field, value=condition.value, values=summarise_list(values)
+            )
         )
     known = sorted({name for fields in index.fields for name in fields})
+    if known:
+        raise TsugikiError(
+            _("no record has a field {field}; the fields are {known}").format(
+                field=condition.field, known=summarise_list(known)
+            )
+        )
     raise TsugikiError(
-        f"no record has a field {condition.field}; "
-        + (f"the fields are {summarise_list(known)}" if known else "the data has no fields; hold out a share or a file")
+        _("no record has a field {field}; the data has no fields; hold out a share or a file").format(
+            field=condition.field
+        )
     )

@@ -32,6 +32,7 @@ from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
 from tsugiki.io.digests import changed_files, file_sha256, sha256, sha256_bytes
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.locks import locked
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -127,7 +128,9 @@ def open_store(
                 _write(temporary, records, tokenizer, turns, advance)
             store = _read(folder)
     if store is None:
-        raise TsugikiError(f"the tokens in {folder} cannot be read after writing; check the disk")
+        raise TsugikiError(
+            _("the tokens in {folder} cannot be read after writing; check the disk").format(folder=folder)
+        )
     return store
 
 
@@ -194,7 +197,9 @@ def _write(
             advance(len(batch))
     if without_target:
         raise TsugikiError(
-            f"{summarise_list(without_target)}: there is nothing to train on; remove the record, or add an answer"
+            _("{without_target}: there is nothing to train on; remove the record, or add an answer").format(
+                without_target=summarise_list(without_target)
+            )
         )
     index = builder.index()
     with (folder / "records.jsonl").open("w", encoding="utf-8", newline="\n") as lines:

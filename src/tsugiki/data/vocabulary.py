@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -65,8 +66,10 @@ def train_vocabulary(
     minimum = 1 + len(_BYTES) + len(letters)
     if vocab_size <= minimum:
         raise TsugikiError(
-            f"vocab_size is {vocab_size:,}, but the end token, 256 bytes and {len(letters):,} characters take "
-            f"{minimum:,}; raise it, or lower common_characters"
+            _(
+                "vocab_size is {vocab_size:,}, but the end token, 256 bytes and {count:,} characters take {minimum:,}; "
+                "raise it, or lower common_characters"
+            ).format(vocab_size=vocab_size, count=len(letters), minimum=minimum)
         )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -82,8 +85,10 @@ def train_vocabulary(
     found = draft.get_vocab_size()
     if found < vocab_size:
         raise TsugikiError(
-            f"vocab_size is {vocab_size:,}, but {counts.total():,} characters of text support only {found:,} tokens; "
-            f"choose {found} or less, or train on more text"
+            _(
+                "vocab_size is {vocab_size:,}, but {total:,} characters of text support only {found:,} tokens; choose "
+                "{found} or less, or train on more text"
+            ).format(vocab_size=vocab_size, total=counts.total(), found=found)
         )
     return _as_pretrained(_with_byte_fallback(draft))
 

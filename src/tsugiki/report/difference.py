@@ -16,6 +16,7 @@ from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.identity import why_different
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.json import value_text
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.report.formatting import Table, format_number
@@ -129,7 +130,7 @@ def _read_finite_weights(folder: Path) -> dict[str, Tensor]:
     tensors = read_weights(folder)
     damaged = not_finite(tensors)
     if damaged:
-        raise TsugikiError(f"{folder} is damaged: {summarise_list(damaged)}")
+        raise TsugikiError(_("{folder} is damaged: {damaged}").format(folder=folder, damaged=summarise_list(damaged)))
     return tensors
 
 

@@ -31,6 +31,7 @@ from tsugiki.io.atomic import remove_folder
 from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.manifest import read_manifest, write_manifest
+from tsugiki.language import _
 
 _OPTIMIZER, _TRAINING, _TRAINER_V0_1 = "optimizer.safetensors", "training.json", "trainer_state.json"
 
@@ -94,7 +95,7 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], d
     fields = read_json(folder / _TRAINING, missing=f"{folder} is not a checkpoint: it has no {_TRAINING}")
     optimizer: dict[str, Any] = {"state": {}, "param_groups": fields["optimizer"]["param_groups"]}
     for key, value in {**_load(folder / _OPTIMIZER), **fields["optimizer"]["state"]}.items():
-        index, _, name = key.partition(".")
+        index, _dot, name = key.partition(".")
         optimizer["state"].setdefault(int(index), {})[name] = value
     return optimizer, fields["schedule"], fields["progress"] if "progress" in fields else _progress_v0_1(folder, fields)
 
@@ -126,8 +127,9 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         return intact
     if damaged:
         raise TsugikiError(
-            f"no checkpoint in {folder} can be used: {summarise_list(list(damaged.values()))}; remove them to train "
-            "again from the first step"
+            _("no checkpoint in {folder} can be used: {values}; remove them to train again from the first step").format(
+                folder=folder, values=summarise_list(list(damaged.values()))
+            )
         )
     return None
 
@@ -164,7 +166,11 @@ def _set_aside(folder: Path) -> None:
             remove_folder(aside)
         folder.rename(aside)
     except OSError as error:
-        raise TsugikiError(f"{folder} is damaged and cannot be renamed: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("{folder} is damaged and cannot be renamed: {strerror}").format(
+                folder=folder, strerror=error.strerror or error
+            )
+        ) from error
 
 
 def _progress_v0_1(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
@@ -180,5 +186,7 @@ def _load(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise TsugikiError(
-            f"{path} is broken: {error}; delete {path.parent} to continue from an earlier one"
+            _("{path} is broken: {error}; delete {parent} to continue from an earlier one").format(
+                path=path, error=error, parent=path.parent
+            )
         ) from error

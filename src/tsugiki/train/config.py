@@ -20,6 +20,7 @@ from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io import yaml
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ def _with_defaults(settings: Any) -> Any:
     known = {field.name for field in fields(LoraConfig)}
     unknown = [str(name) for name in settings if name not in known]
     if unknown:
-        raise ValueError(f"{summarise_list(unknown)}: no such setting; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            _("{unknown}: no such setting; known are {known}").format(
+                unknown=summarise_list(unknown), known=", ".join(sorted(known))
+            )
+        )
     return {**DEFAULT_LORA, **settings}
 
 
@@ -147,8 +152,10 @@ class TrainingSettings(BaseModel):
     def _refuse_former_settings(cls, settings: Any) -> Any:
         if isinstance(settings, dict) and "grad_accum" in settings:
             raise ValueError(
-                "grad_accum is no setting any more: batch_size is now the number of rows per optimiser step, so set it "
-                "to the product of the two and leave grad_accum out"
+                _(
+                    "grad_accum is no setting any more: batch_size is now the number of rows per optimiser step, so "
+                    "set it to the product of the two and leave grad_accum out"
+                )
             )
         return settings
 
@@ -157,15 +164,17 @@ class TrainingSettings(BaseModel):
         given = [name for name in ("decay_steps", "decay_ratio") if getattr(self, name) is not None]
         if len(given) != (self.lr_scheduler_type == "warmup_stable_decay"):
             raise ValueError(
-                "lr_scheduler_type warmup_stable_decay requires either decay_steps or decay_ratio, and other schedules "
-                f"allow neither (got {' and '.join(given) or 'neither'} with {self.lr_scheduler_type})"
+                _(
+                    "lr_scheduler_type warmup_stable_decay requires either decay_steps or decay_ratio, and other "
+                    "schedules allow neither (got {given} with {lr_scheduler_type})"
+                ).format(given=" and ".join(given) or "neither", lr_scheduler_type=self.lr_scheduler_type)
             )
         return self
 
     @model_validator(mode="after")
     def _check_shard(self) -> Self:
         if self.shard != "none" and self.optimizer == "muon":
-            raise ValueError("optimizer muon needs whole matrices, which shard fsdp splits; use adamw")
+            raise ValueError(_("optimizer muon needs whole matrices, which shard fsdp splits; use adamw"))
         return self
 
     def overridden(self) -> set[str]:
@@ -192,7 +201,9 @@ def validate_method(name: str) -> str:
     if name in METHODS:
         return name
     near = get_close_matches(name, METHODS, n=1, cutoff=0.5)
-    raise ValueError(f"no such method{f'; did you mean {near[0]}?' if near else ''} (`tsugiki methods` lists them)")
+    if near:
+        raise ValueError(_("no such method; did you mean {near}? (`tsugiki methods` lists them)").format(near=near[0]))
+    raise ValueError(_("no such method (`tsugiki methods` lists them)"))
 
 
 class RunConfig(TrainingSettings):
@@ -257,14 +268,16 @@ class RunConfig(TrainingSettings):
         given = [name for name in ("minutes", "max_steps", "epochs") if name in self.model_fields_set]
         if self.minutes is not None and len(given) > 1:
             raise ValueError(
-                f"minutes cannot be combined with {' and '.join(given[1:])}: each is the length of the run"
+                _("minutes cannot be combined with {given}: each is the length of the run").format(
+                    given=" and ".join(given[1:])
+                )
             )
         return self
 
     @model_validator(mode="after")
     def _check_validation(self) -> Self:
         if self.validation == NO_VALIDATION and self.keep == "best" and "keep" in self.model_fields_set:
-            raise ValueError("keep best needs a validation text that chooses the step: leave validation out")
+            raise ValueError(_("keep best needs a validation text that chooses the step: leave validation out"))
         return self
 
     @model_validator(mode="after")
@@ -272,18 +285,28 @@ class RunConfig(TrainingSettings):
         # A setting that the method does not have would be ignored.
         given = [name for name in self._inapplicable_fields() if name in self.model_fields_set and getattr(self, name)]
         if given:
-            raise ValueError(f"{', '.join(given)}: no setting of method {self.method}; leave it out")
+            raise ValueError(
+                _("{given}: no setting of method {method}; leave it out").format(
+                    given=", ".join(given), method=self.method
+                )
+            )
         if self.method == LORA_PLUS and self.optimizer != "adamw":
-            raise ValueError(f"method {LORA_PLUS} cannot be combined with optimizer {self.optimizer}; use adamw")
+            raise ValueError(
+                _("method {lora_plus} cannot be combined with optimizer {optimizer}; use adamw").format(
+                    lora_plus=LORA_PLUS, optimizer=self.optimizer
+                )
+            )
         if self.add_tokens and self.base_dtype == "int8":
-            raise ValueError("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16")
+            raise ValueError(_("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16"))
         if self.add_tokens and self.lora.trainable_token_indices:
-            raise ValueError("add_tokens sets trainable_token_indices; leave one of the two out")
+            raise ValueError(_("add_tokens sets trainable_token_indices; leave one of the two out"))
         trains_base = self.trains_base_parameters()  # also validates the method's settings
         if self.base_dtype not in (None, "fp32") and trains_base:
             raise ValueError(
-                f"base_dtype {self.base_dtype} requires that no parameter of the base trains; with these settings some "
-                "do, in float32: set base_dtype to fp32 or leave it out"
+                _(
+                    "base_dtype {base_dtype} requires that no parameter of the base trains; with these settings some "
+                    "do, in float32: set base_dtype to fp32 or leave it out"
+                ).format(base_dtype=self.base_dtype)
             )
         return self
 
@@ -373,7 +396,9 @@ def load_config(
         inner = settings.pop(section, None) or {}
         if not isinstance(inner, dict):
             raise TsugikiError(
-                f"{path}: {section} is {error_text(repr(inner), 100)}; it must contain settings, such as r: 8 in lora"
+                _("{path}: {section} is {inner}; it must contain settings, such as r: 8 in lora").format(
+                    path=path, section=section, inner=error_text(repr(inner), 100)
+                )
             )
         inner = {**(preset.get(section, {}) if section == own else {}), **inner, **overrides.pop(section, {})}
         if method is not None and section == own:
@@ -390,7 +415,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     loaded = yaml.read_yaml(path)
     if not isinstance(loaded, dict):
-        raise TsugikiError(f"{path} holds no settings; it must contain at least model, data and out")
+        raise TsugikiError(
+            _("{path} holds no settings; it must contain at least model, data and out").format(path=path)
+        )
     return loaded
 
 

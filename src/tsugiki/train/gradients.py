@@ -42,6 +42,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.labels import IGNORE_INDEX
+from tsugiki.language import _
 from tsugiki.lora.masks import masks_from
 from tsugiki.train.sharding import is_sharded
 from tsugiki.train.threads import run_in_threads
@@ -226,14 +227,22 @@ class Gradients:
         device = self.accelerator.device
         if self.sharded and len(micro.rows) > 1:  # the other processes would not take part in another call
             raise TsugikiError(
-                f"the memory of {device} does not suffice to train on {len(micro.rows)} rows of "
-                f"{self.batches.blocks.block_size} tokens at once: set --micro-batch-size to {len(micro.rows) // 2}"
+                _(
+                    "the memory of {device} does not suffice to train on {count} rows of {block_size} tokens at once: "
+                    "set --micro-batch-size to {fewer}"
+                ).format(
+                    device=device,
+                    count=len(micro.rows),
+                    block_size=self.batches.blocks.block_size,
+                    fewer=len(micro.rows) // 2,
+                )
             ) from error
         if len(micro.rows) == 1:
             raise TsugikiError(
-                f"the memory of {device} does not suffice to train on a single row of "
-                f"{self.batches.blocks.block_size} tokens: choose a smaller --block-size, a base of fewer bits "
-                "(--base-dtype int8 or nf4), or --device cpu"
+                _(
+                    "the memory of {device} does not suffice to train on a single row of {block_size} tokens: choose a "
+                    "smaller --block-size, a base of fewer bits (--base-dtype int8 or nf4), or --device cpu"
+                ).format(device=device, block_size=self.batches.blocks.block_size)
             ) from error
         self.micro_batch_size = len(micro.rows) // 2
         torch.get_device_module(device).empty_cache()
@@ -253,7 +262,7 @@ def _assign_gradients(weights: Sequence[Tensor], device: torch.device) -> Tensor
         TsugikiError: nothing trains.
     """
     if not weights:
-        raise TsugikiError("nothing trains: no parameter of the model has requires_grad")
+        raise TsugikiError(_("nothing trains: no parameter of the model has requires_grad"))
     whole = [weight for weight in weights if not isinstance(weight, DTensor)]
     buffer = torch.zeros(sum(weight.numel() for weight in whole) + 2, dtype=weights[0].dtype, device=device)
     start = 0

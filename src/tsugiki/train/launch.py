@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
@@ -42,8 +43,10 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             raise TsugikiError(
-                f"process {rank} of the run was ended by {failure.signal_name()}, so the others were ended too: "
-                "continue from the last checkpoint with --resume"
+                _(
+                    "process {rank} of the run was ended by {signal_name}, so the others were ended too: continue from "
+                    "the last checkpoint with --resume"
+                ).format(rank=rank, signal_name=failure.signal_name())
             ) from error
         return failure.exitcode
     except SignalException as error:

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tsugiki.errors import Interrupted, TsugikiError
+from tsugiki.language import _
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.record import LossPoint
 from tsugiki.train.sharding import check_optimizer
@@ -168,19 +169,27 @@ class TrainingLoop:
         requests, losses = torch.stack([results for results, _ in self._unread]).T.tolist()
         self._stop_requests += sum(requests)
         first = self.progress.step - len(losses) + 1
-        for step, (loss, (_, tokens)) in enumerate(zip(losses, self._unread, strict=True), first):
+        for step, (loss, (_result, tokens)) in enumerate(zip(losses, self._unread, strict=True), first):
             if not math.isfinite(loss):
                 rate = self.schedule.base_lrs[0]
-                half = " or compute in fp32 (base_dtype, compute_dtype)" if scaler.is_enabled() else ""
-                raise TsugikiError(
-                    f"the loss is {loss} at step {step}: lower the learning rate ({rate}){half} and start again, or "
-                    "continue from the last checkpoint with --resume"
+                message = _(
+                    "the loss is {loss} at step {step}: lower the learning rate ({rate}) and start again, or continue "
+                    "from the last checkpoint with --resume"
                 )
+                if scaler.is_enabled():
+                    message = _(
+                        "the loss is {loss} at step {step}: lower the learning rate ({rate}) or compute in fp32 "
+                        "(base_dtype, compute_dtype) and start again, or continue from the last checkpoint with "
+                        "--resume"
+                    )
+                raise TsugikiError(message.format(loss=loss, step=step, rate=rate))
             self.progress.nll += loss * tokens
             self.progress.tokens += tokens
         if scaler.get_scale() < 1:
             raise TsugikiError(
-                f"fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)"
+                _("fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)").format(
+                    step=step
+                )
             )
         self._unread.clear()
         self.progress.unlogged, self.step_loss = self.progress.unlogged + losses, losses[-1]

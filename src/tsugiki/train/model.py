@@ -25,6 +25,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.atomic import files_into, write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
+from tsugiki.language import _
 from tsugiki.lora.graft import active_adapter, is_grafted
 from tsugiki.lora.targets import vocabulary_layers
 from tsugiki.methods.full import load_weights_into, save_model
@@ -122,7 +123,7 @@ def shard_model(model: "PreTrainedModel", config: RunConfig, device: torch.devic
     if not is_grafted(model):
         name = _compute_dtype(config, device)
         if name == "fp16":
-            raise TsugikiError("full fine-tuning in shards computes in bf16 or fp32, not in fp16: set compute_dtype")
+            raise TsugikiError(_("full fine-tuning in shards computes in bf16 or fp32, not in fp16: set compute_dtype"))
         use_fast_paths(model, attention=device.type == "cpu")
         compute_dtype = torch.bfloat16 if name == "bf16" else None
     shard(model, device, compute_dtype)

@@ -30,6 +30,7 @@ from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest
 from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.train.config import AUTO, NO_VALIDATION, RunConfig
@@ -330,7 +331,9 @@ def _with_mixed_text(
             if any(number >= len(other.index) for number in group):
                 allowed -= set(group)
     if not allowed:
-        raise TsugikiError(f"mix: all records of {path} are held-out text or nearly the same; give another text")
+        raise TsugikiError(
+            _("mix: all records of {path} are held-out text or nearly the same; give another text").format(path=path)
+        )
     mixed = mix(split.store, split.train, other, np.array(sorted(allowed)), share, config.seed)
     counts = MixedCounts(**_counts(other.index, mixed.taken), tokens=mixed.tokens, share=mixed.share)
     train = RecordCounts(**_counts(mixed.store.index, mixed.train))
@@ -386,8 +389,10 @@ def _overlap(train: RecordIndex, held_out: RecordIndex, what: str = "held-out") 
     same, near = find_overlap(train, held_out)
     if same:
         raise TsugikiError(
-            f"{len(same):,} records of the training data are in the {what} file as well: {summarise_list(same)}; "
-            f"remove them from one of the two, because {what} text must not be trained on"
+            _(
+                "{count:,} records of the training data are in the {what} file as well: {same}; remove them from one "
+                "of the two, because {what} text must not be trained on"
+            ).format(count=len(same), what=what, same=summarise_list(same))
         )
     if not near:
         return []
@@ -400,7 +405,9 @@ def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
     if config.block_size and config.block_size > available:
         after_prompt = f", {prompt} of which the soft prompt takes: {available} are left" if prompt else ""
         raise TsugikiError(
-            f"block_size is {config.block_size}, but the model's context is {available + prompt} tokens{after_prompt}"
+            _("block_size is {block_size}, but the model's context is {available} tokens{after_prompt}").format(
+                block_size=config.block_size, available=available + prompt, after_prompt=after_prompt
+            )
         )
     return config.block_size or min(_BLOCK_SIZE, available)
 
@@ -412,8 +419,10 @@ def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMa
     """
     if attends_to_later_tokens(model):
         raise TsugikiError(
-            f"{type(model).__name__} attends to later tokens, so predicting them teaches it nothing; if its "
-            "config.json has is_decoder, set it to true"
+            _(
+                "{name} attends to later tokens, so predicting them teaches it nothing; if its config.json has "
+                "is_decoder, set it to true"
+            ).format(name=type(model).__name__)
         )
     length, row_length = _virtual_tokens(config), _block_size(config, model)
     if not length:

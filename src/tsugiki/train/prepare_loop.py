@@ -15,6 +15,7 @@ from tsugiki.data.blocks import Blocks
 from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
+from tsugiki.language import _, ngettext
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.automatic import ResolvedConfig, resolve, total_steps, with_values
 from tsugiki.train.config import AUTO, LORA_PLUS, RunConfig
@@ -123,10 +124,14 @@ def choices(resolved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
 def _check_rows(processes: int, rows: int) -> None:
     """Check that each process has at least one row of a step."""
     if processes > rows:
-        raise TsugikiError(
-            f"{processes} processes cannot share an optimiser step of {rows} {'row' if rows == 1 else 'rows'}: start "
-            "fewer processes, or use a larger --batch-size or more data"
+        message = ngettext(
+            "{processes} processes cannot share an optimiser step of {rows} row: start fewer processes, or use a "
+            "larger --batch-size or more data",
+            "{processes} processes cannot share an optimiser step of {rows} rows: start fewer processes, or use a "
+            "larger --batch-size or more data",
+            rows,
         )
+        raise TsugikiError(message.format(processes=processes, rows=rows))
 
 
 def _optimizer(model: "PreTrainedModel", config: ResolvedConfig) -> torch.optim.Optimizer:
@@ -152,5 +157,9 @@ def _schedule(optimizer: torch.optim.Optimizer, config: ResolvedConfig, steps: i
     except (ValueError, TypeError) as error:
         raise TsugikiError(f"lr_scheduler_type: {error_text(error)}") from error
     if not isinstance(schedule, LambdaLR):
-        raise TsugikiError(f"lr_scheduler_type {config.lr_scheduler_type} depends on evaluations; choose another one")
+        raise TsugikiError(
+            _("lr_scheduler_type {lr_scheduler_type} depends on evaluations; choose another one").format(
+                lr_scheduler_type=config.lr_scheduler_type
+            )
+        )
     return schedule

@@ -17,6 +17,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list, gather_object
 
 from tsugiki.errors import OtherProcessError, TsugikiError, error_text, summarise_list
+from tsugiki.language import _
 from tsugiki.ranks import several_processes
 from tsugiki.train.config import DeviceName
 
@@ -51,7 +52,7 @@ def start_accelerator(
     """
     kind = _device_type(device)
     if kind == "mps" and several_processes():
-        raise TsugikiError("several processes cannot share the GPU of a Mac: start one process, or use --device cpu")
+        raise TsugikiError(_("several processes cannot share the GPU of a Mac: start one process, or use --device cpu"))
     _check_trackers(trackers)
     _check_engines()
     try:
@@ -61,9 +62,11 @@ def start_accelerator(
         port = os.environ.get("MASTER_PORT")
         if "EADDRINUSE" in str(error):
             raise TsugikiError(
-                f"port {port} of this machine is in use: choose another one (torchrun --master-port, or MASTER_PORT)"
+                _(
+                    "port {port} of this machine is in use: choose another one (torchrun --master-port, or MASTER_PORT)"
+                ).format(port=port)
             ) from error
-        raise TsugikiError(f"cannot start on {kind}: {error_text(error)}") from error
+        raise TsugikiError(_("cannot start on {kind}: {error}").format(kind=kind, error=error_text(error))) from error
     # Threads of a connection that is still open while the interpreter ends can abort the process.
     atexit.unregister(_disconnect)
     atexit.register(_disconnect)
@@ -82,7 +85,9 @@ def require_one_process(command: str) -> None:
         TsugikiError: it was.
     """
     if several_processes():
-        raise TsugikiError(f"{command} runs in one process: start it without torchrun or accelerate launch")
+        raise TsugikiError(
+            _("{command} runs in one process: start it without torchrun or accelerate launch").format(command=command)
+        )
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
@@ -137,8 +142,10 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> No
             raise OtherProcessError
         if different:
             raise TsugikiError(
-                f"process {number} differs from process 0 in {summarise_list(different)}: start all processes with the "
-                "same command, and give all machines the same files"
+                _(
+                    "process {number} differs from process 0 in {different}: start all processes with the same "
+                    "command, and give all machines the same files"
+                ).format(number=number, different=summarise_list(different))
             )
 
 
@@ -164,7 +171,11 @@ def _device_type(name: DeviceName) -> str:
     if name == "auto":
         return next(kind for kind, is_available in available.items() if is_available())
     if not available[name]():
-        raise TsugikiError(f"device {name}: torch finds none on this machine; it requires {_REQUIREMENTS[name]}")
+        raise TsugikiError(
+            _("device {name}: torch finds none on this machine; it requires {requirements}").format(
+                name=name, requirements=_REQUIREMENTS[name]
+            )
+        )
     return name
 
 
@@ -172,8 +183,10 @@ def _check_engines() -> None:
     used = [name for variable, name in _ENGINES.items() if os.environ.get(variable, "").lower() in ("1", "true")]
     if used:
         raise TsugikiError(
-            f"accelerate is configured for {used[0]}, which the training loop of Tsugiki does not use: start without "
-            "it, and with --shard fsdp if the base does not fit on one device"
+            _(
+                "accelerate is configured for {used}, which the training loop of Tsugiki does not use: start without "
+                "it, and with --shard fsdp if the base does not fit on one device"
+            ).format(used=used[0])
         )
 
 
@@ -182,8 +195,14 @@ def _check_trackers(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise TsugikiError(
-            f"report_to: no tracker is called {', '.join(unknown)}; accelerate has {', '.join(sorted(known))}"
+            _("report_to: no tracker is called {unknown}; accelerate has {known}").format(
+                unknown=", ".join(unknown), known=", ".join(sorted(known))
+            )
         )
     missing = [name for name in names if name != "all" and name not in map(str, get_available_trackers())]
     if missing:
-        raise TsugikiError(f"report_to: {', '.join(missing)} is not installed (pip install {' '.join(missing)})")
+        raise TsugikiError(
+            _("report_to: {missing} is not installed (pip install {packages})").format(
+                missing=", ".join(missing), packages=" ".join(missing)
+            )
+        )

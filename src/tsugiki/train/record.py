@@ -18,6 +18,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
+from tsugiki.language import _
 from tsugiki.train import record_v0_1
 from tsugiki.train.evaluation.result import StepEvaluation
 
@@ -270,7 +271,9 @@ class RunRecord(BaseModel):
             TsugikiError: the record was pushed to the hub, and so does not name it.
         """
         if self.config.out is None:
-            raise TsugikiError(f"this {RECORD_FILE} does not name the folder of its run")
+            raise TsugikiError(
+                _("this {record_file} does not name the folder of its run").format(record_file=RECORD_FILE)
+            )
         return Path(self.config.out)
 
     def write(self, folder: Path) -> None:
@@ -306,7 +309,7 @@ def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:
         TsugikiError: the run has not finished, or its record lacks them.
     """
     if record.status != "finished" or record.training is None or record.parameters is None or not record.evaluations:
-        raise TsugikiError(f"the run in {record.config.out} has not finished")
+        raise TsugikiError(_("the run in {out} has not finished").format(out=record.config.out))
     return record.training, record.parameters
 
 
@@ -341,16 +344,26 @@ def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
     number = fields.get("format")
     if number not in (record_v0_1.FORMAT, FORMAT):
         shown = error_text(repr(number), 100)
-        raise TsugikiError(f"{path} has format {shown}; this version of Tsugiki reads formats 1 and {FORMAT}")
+        raise TsugikiError(
+            _("{path} has format {shown}; this version of Tsugiki reads formats 1 and {format}").format(
+                path=path, shown=shown, format=FORMAT
+            )
+        )
     if len(to_json_text({"config": fields.get("config")})) > _MAX_CONFIG:
-        raise TsugikiError(f"{path} is not the record of a run: config has more than {_MAX_CONFIG:,} characters")
+        raise TsugikiError(
+            _("{path} is not the record of a run: config has more than {max_config:,} characters").format(
+                path=path, max_config=_MAX_CONFIG
+            )
+        )
     try:
         return RunRecord.model_validate(fields if number == FORMAT else record_v0_1.translate_record(fields))
     except ValidationError as error:
         problem = error.errors()[0]
         where = error_text(".".join(map(str, problem["loc"])), 100)
         what = error_text(problem["msg"].removeprefix("Value error, ").lower())
-        raise TsugikiError(f"{path} is not the record of a run: {where}: {what}") from error
+        raise TsugikiError(
+            _("{path} is not the record of a run: {where}: {what}").format(path=path, where=where, what=what)
+        ) from error
 
 
 def describe_machine(device: "torch.device", processes: int = 1) -> Machine:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, MODEL_FILE, RECORD_FILE
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.checkpoint import checkpoints, load_training_state, newest_checkpoint
 from tsugiki.train.config import RunConfig
@@ -54,7 +55,11 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     record = read_record(out)
     changed = changed_settings(record.config.to_dict(), config.to_record())
     if changed:
-        raise TsugikiError(f"{name}: {out} holds a run with other settings: {changed}; delete it or rename this one")
+        raise TsugikiError(
+            _("{name}: {out} holds a run with other settings: {changed}; delete it or rename this one").format(
+                name=name, out=out, changed=changed
+            )
+        )
     return record
 
 
@@ -70,7 +75,9 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _start(settings: dict[str, Any], out: Path) -> RunRecord:
     """Return the record of a new run, after checking that its folder holds no other run."""
     if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
-        raise TsugikiError(f"{out} already holds a run; choose another --out, or continue the run with --resume")
+        raise TsugikiError(
+            _("{out} already holds a run; choose another --out, or continue the run with --resume").format(out=out)
+        )
     return new_record(settings)
 
 
@@ -81,10 +88,12 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     """
     record = _read_record(out)
     if record.status == "finished":
-        raise TsugikiError(f"the run in {out} is finished; there is nothing to resume")
+        raise TsugikiError(_("the run in {out} is finished; there is nothing to resume").format(out=out))
     changed = changed_settings(record.config.to_dict(), settings)
     if changed:
-        raise TsugikiError(f"the run in {out} was started with other settings: {changed}")
+        raise TsugikiError(
+            _("the run in {out} was started with other settings: {changed}").format(out=out, changed=changed)
+        )
     checkpoint = newest_checkpoint(out / CHECKPOINTS)
     if checkpoint is None:
         record.forget_after(-1)

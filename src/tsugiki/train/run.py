@@ -37,6 +37,7 @@ from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_lef
 from tsugiki.io.locks import sole_use
 from tsugiki.io.manifest import read_manifest
 from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _
 from tsugiki.lora.graft import is_grafted
 from tsugiki.train.automatic import ResolvedConfig, with_values
 from tsugiki.train.checkpoint import (
@@ -253,7 +254,7 @@ def run(
             save_trained(trained, tokenizer, out, config.save_dtype, with_template=data.summary.learns_conversations)
             record.write(out)
     except WriteError as error:
-        raise WriteError(f"{error}; finished steps are kept: continue with --resume") from error
+        raise WriteError(_("{error}; finished steps are kept: continue with --resume").format(error=error)) from error
     accelerator.wait_for_everyone()
 
 
@@ -341,8 +342,10 @@ def _describe(
         _is_other_base(base_before, record.base) or _are_other_data(data_before, record.data)
     ):
         raise TsugikiError(
-            f"{config.data} or {config.model} has changed since the run in {config.out} was started; restore it, or "
-            "start a new run with another --out"
+            _(
+                "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
+                "another --out"
+            ).format(data=config.data, model=config.model, out=config.out)
         )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = count_parameters(model)
@@ -353,8 +356,10 @@ def _describe(
         now = record.resolved_settings.get(name)
         if value != now:
             raise TsugikiError(
-                f"the run in {config.out} was started on another machine or with another base: {name} was {value} and "
-                f"would be {now} here"
+                _(
+                    "the run in {out} was started on another machine or with another base: {name} was {value} and "
+                    "would be {now} here"
+                ).format(out=config.out, name=name, value=value, now=now)
             )
     return record.parameters
 

@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.graft import is_grafted, trainable_parameters
 from tsugiki.lora.pair import LowRank
 from tsugiki.methods.full import config_to_save
@@ -54,7 +55,7 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
         TsugikiError: the processes are not connected.
     """
     if not torch.distributed.is_initialized():
-        raise TsugikiError("weights can be split over several processes only: start them with torchrun")
+        raise TsugikiError(_("weights can be split over several processes only: start them with torchrun"))
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
     kept_whole = _adapter_parameters(model) if is_grafted(model) else set()
@@ -81,8 +82,10 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     missing = [name for name, parameter in trainable_parameters(model).items() if id(parameter) not in known]
     if missing:
         raise TsugikiError(
-            f"{missing[0]} is not in the optimiser ({len(missing)} such) and would not train: make the optimiser after "
-            "the model is on its device and sharded"
+            _(
+                "{missing} is not in the optimiser ({count} such) and would not train: make the optimiser after the "
+                "model is on its device and sharded"
+            ).format(missing=missing[0], count=len(missing))
         )
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.preparation import PackedDataset
 
@@ -19,7 +20,7 @@ def seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None] = lambda
     call this together.
     """
     seconds = 0.0
-    for _ in range(2):
+    for _round in range(2):
         started = time.perf_counter()
         loop.gradients.step(0).tolist()
         seconds = time.perf_counter() - started
@@ -45,7 +46,9 @@ def rows_in_time(seconds: float, seconds_per_row: float, data: PackedDataset) ->
     if rows < 1:
         least = math.ceil((evaluations + seconds_per_row / _STEPS - min(seconds, 0)) / 60 + 1)
         raise TsugikiError(
-            f"minutes: the time is over before the first step, because loading and evaluating take longer; give about "
-            f"{least} minutes or more"
+            _(
+                "minutes: the time is over before the first step, because loading and evaluating take longer; give "
+                "about {least} minutes or more"
+            ).format(least=least)
         )
     return rows

@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 ADAPTER_HELP = "An adapter: a name in the library, or a folder."
 
@@ -47,4 +48,6 @@ def parse_weights(text: str | None) -> list[float] | None:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise TsugikiError(f"--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3") from error
+        raise TsugikiError(
+            _("--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3").format(text=text)
+        ) from error

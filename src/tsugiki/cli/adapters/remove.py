@@ -7,6 +7,7 @@ import typer
 
 from tsugiki.cli.adapters.options import Library
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.language import _
 
 
 def remove_command(
@@ -22,7 +23,10 @@ def remove_command(
     if not yes:
         if not sys.stdin.isatty():
             raise TsugikiError(
-                "cannot ask for confirmation (stdin is not a terminal); pass --yes to remove the adapters permanently"
+                _(
+                    "cannot ask for confirmation (stdin is not a terminal); pass --yes to remove the adapters "
+                    "permanently"
+                )
             )
         if not typer.confirm(f"Remove {summarise_list([folder.name for folder in folders])} permanently?"):
             raise typer.Exit(1)

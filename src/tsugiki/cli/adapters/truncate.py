@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import ADAPTER_HELP, Library, NewAdapter
+from tsugiki.language import _
 
 
 def truncate_command(
@@ -35,11 +36,13 @@ def truncate_command(
     elif energy is not None and rank is None:
         shorter, kept = truncated_to_energy(lora, energy)
     else:
-        raise TsugikiError("pass either --rank or --energy")
+        raise TsugikiError(_("pass either --rank or --energy"))
     if all(layer.after == layer.before for layer in kept.values()):
         highest = max(layer.before for layer in kept.values())
         raise TsugikiError(
-            f"no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written"
+            _("no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written").format(
+                adapter=adapter, highest=highest
+            )
         )
     settings = {"rank": rank} if energy is None else {"energy": energy}
     write_lora_weights(

@@ -8,6 +8,7 @@ import typer
 from tsugiki.cli.adapters.options import Library
 from tsugiki.errors import TsugikiError
 from tsugiki.export import Loader
+from tsugiki.language import _
 
 _SETTINGS = (".yaml", ".yml")
 
@@ -52,8 +53,10 @@ def verify_command(
             if name.endswith(_SETTINGS):
                 if loader is None:
                     raise TsugikiError(
-                        f"{name} holds a run's settings, not an adapter; pass --for with the program that must load "
-                        "the adapter"
+                        _(
+                            "{name} holds a run's settings, not an adapter; pass --for with the program that must load "
+                            "the adapter"
+                        ).format(name=name)
                     )
                 problems = refusals_of_run(loader, load_config(Path(name), {"model": model} if model else {}))
             else:
@@ -64,4 +67,4 @@ def verify_command(
                 say(f"{name}: {problem}")
             advance(1)
     if broken:
-        raise TsugikiError(f"{broken} of {len(given)} adapters have problems")
+        raise TsugikiError(_("{broken} of {count} adapters have problems").format(broken=broken, count=len(given)))

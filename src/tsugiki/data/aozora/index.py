@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from tsugiki.data.aozora.text import Encoding, title_and_author
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.archives import read_only_member
+from tsugiki.language import _
 
 Kana = Literal["modern", "old"]
 Role = Literal["author", "translator", "editor", "reviser", "other"]
@@ -90,7 +91,9 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
         TsugikiError: the file is not such an index; the message names the line.
     """
     if data.lstrip()[:1] == b"<":
-        raise TsugikiError(f"{name}: a web page, not the index; download {INDEX}.zip again")
+        raise TsugikiError(
+            _("{name}: a web page, not the index; download {index}.zip again").format(name=name, index=INDEX)
+        )
     if data[:2] == b"PK":
         member, data = read_only_member(data, name, ".csv", _MAX_SIZE, f"download {INDEX}.zip again")
         name = f"{name}/{member}"
@@ -137,19 +140,35 @@ def _rows(
         header = next(table, [])
         names = set(header)
         if absent := [column for column in columns if column not in names]:
-            raise TsugikiError(f"{name}: no column {summarise_list(absent)}; {advice}")
+            raise TsugikiError(
+                _("{name}: no column {absent}; {advice}").format(
+                    name=name, absent=summarise_list(absent), advice=advice
+                )
+            )
         places = {column: header.index(column) for column in columns}
         line = table.line_num + 1
         for number, cells in enumerate(table, 1):
             if number > _MAX_ROWS:
-                raise TsugikiError(f"{name}: more than {_MAX_ROWS:,} rows; {advice}")
+                raise TsugikiError(
+                    _("{name}: more than {max_rows:,} rows; {advice}").format(
+                        name=name, max_rows=_MAX_ROWS, advice=advice
+                    )
+                )
             if cells:
                 if len(cells) != len(header):
-                    raise TsugikiError(f"{name}: line {line} has {len(cells)} cells instead of {len(header)}; {advice}")
+                    raise TsugikiError(
+                        _("{name}: line {line} has {count} cells instead of {expected}; {advice}").format(
+                            name=name, line=line, count=len(cells), expected=len(header), advice=advice
+                        )
+                    )
                 yield {column: cells[place] for column, place in places.items()}, f"{name}: line {line}"
             line = table.line_num + 1
     except (csv.Error, UnicodeDecodeError) as error:
-        raise TsugikiError(f"{name}: line {line} cannot be read ({error_text(error)}); {advice}") from error
+        raise TsugikiError(
+            _("{name}: line {line} cannot be read ({error}); {advice}").format(
+                name=name, line=line, error=error_text(error), advice=advice
+            )
+        ) from error
 
 
 def _below_root(url: str) -> str:
@@ -191,7 +210,9 @@ def read_manifest(path: Path) -> list[IndexEntry]:
                 )
             ]
     except OSError as error:
-        raise TsugikiError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error)
+        ) from error
 
 
 class _Tabs(csv.excel_tab):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tsugiki.data.aozora.index import ROLES, IndexEntry, Kana, Role
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def parse_role(name: str) -> Role:
         if name in (flag, role):
             return role
     known = ", ".join(f"{role} ({flag})" for flag, role in ROLES.items())
-    raise TsugikiError(f"--role {name}: unknown role; choose from {known}")
+    raise TsugikiError(_("--role {name}: unknown role; choose from {known}").format(name=name, known=known))
 
 
 def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
@@ -59,7 +60,9 @@ def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
         chosen = [entry for entry in chosen if entry.kana in (None, query.kana)]
     free = [entry for entry in chosen if entry.free]
     if chosen and not free:
-        raise TsugikiError(f"only works under copyright match{_options(query)}; they are never used")
+        raise TsugikiError(
+            _("only works under copyright match {options}; they are never used").format(options=_options(query))
+        )
     if not free:
         raise no_work(query)
     first: dict[str, IndexEntry] = {}
@@ -72,7 +75,9 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
     people = [person for entry in entries for person in entry.people if person.name]
     if query.role != "author" and all(person.role == "author" for person in people):
         raise TsugikiError(
-            f"--role {query.role}: this source names only authors; put Aozora Bunko's index into the folder"
+            _("--role {role}: this source names only authors; put Aozora Bunko's index into the folder").format(
+                role=query.role
+            )
         )
     if not people:
         return entries
@@ -87,7 +92,9 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
     others = sorted({person.role for person in people if person.id in ids})
     if others:
         raise TsugikiError(
-            f"{query.author} is not {query.role} in this source, but {' and '.join(others)}; use --role {others[0]}"
+            _("{author} is not {role} in this source, but {others}; use --role {other}").format(
+                author=query.author, role=query.role, others=" and ".join(others), other=others[0]
+            )
         )
     raise no_author(query, {person.name for person in people if person.name and person.role == query.role})
 
@@ -102,14 +109,22 @@ def no_author(query: Query, names: Iterable[str]) -> TsugikiError:
     """Return the error for a name that no person in the role has; it suggests similar names."""
     known = {normalise_name(name): name for name in sorted(names)}
     near = difflib.get_close_matches(normalise_name(query.author or ""), known, n=3, cutoff=0.4)
-    advice = f"did you mean {', '.join(known[name] for name in near)}?" if near else "give the full name"
-    return TsugikiError(f"no {query.role} {query.author} in this source; {advice}")
+    if near:
+        names = ", ".join(known[name] for name in near)
+        advice = _("did you mean {names}?").format(names=names)
+    else:
+        advice = _("give the full name")
+    return TsugikiError(
+        _("no {role} {author} in this source; {advice}").format(role=query.role, author=query.author, advice=advice)
+    )
 
 
 def no_work(query: Query) -> TsugikiError:
     """Return the error for a query that no work matches."""
     options = _options(query)
-    return TsugikiError(f"no work matches{options}; remove an option" if options else "no works in this source")
+    if options:
+        return TsugikiError(_("no work matches {options}; remove an option").format(options=options))
+    return TsugikiError(_("no works in this source"))
 
 
 def _options(query: Query) -> str:
@@ -119,4 +134,4 @@ def _options(query: Query) -> str:
         "kana": query.kana,
         "role": query.role if query.role != "author" else None,
     }
-    return "".join(f" --{name} {value}" for name, value in options.items() if value)
+    return " ".join(f"--{name} {value}" for name, value in options.items() if value)

@@ -9,6 +9,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.archives import is_whole_zip
 from tsugiki.io.atomic import make_folder, write_bytes
 from tsugiki.io.formatting import format_size
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     import httpx2
@@ -114,5 +115,7 @@ def _read(response: "httpx2.Response", url: str) -> bytes:
     for chunk in response.iter_bytes():
         content += chunk
         if len(content) > MAX_ZIP:
-            raise TsugikiError(f"{url} has more than {format_size(MAX_ZIP)}; exclude this work")
+            raise TsugikiError(
+                _("{url} has more than {max_zip}; exclude this work").format(url=url, max_zip=format_size(MAX_ZIP))
+            )
     return bytes(content)

@@ -20,6 +20,7 @@ from typing import Literal
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.archives import read_only_member
+from tsugiki.language import _
 
 GETA = "〓"
 
@@ -50,12 +51,12 @@ def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = No
     Raises:
         TsugikiError: the zip is damaged, does not contain exactly one text, or the text has another encoding.
     """
-    _, content = read_only_member(data, name, ".txt", _MAX_SIZE, "download it again, or exclude this work")
+    _name, content = read_only_member(data, name, ".txt", _MAX_SIZE, "download it again, or exclude this work")
     header, body = _split(_decode(content, name, encoding))
     title, author = title_and_author(header)
     text, unresolved = plain_text(body)
     if not text:
-        raise TsugikiError(f"{name}: no text between the header and the footer; exclude this work")
+        raise TsugikiError(_("{name}: no text between the header and the footer; exclude this work").format(name=name))
     return CleanText(title, author, text, unresolved)
 
 
@@ -102,7 +103,7 @@ _MODERN_KANA = re.compile("いる|[だなかあ]っ[たて]|よう|そう|しょ
 
 # Annotations can be nested: 「…」 in an annotation can contain a character reference, which is an annotation too.
 _INSIDE = r"[^［］\n]*+"
-for _ in range(3):
+for _round in range(3):
     _INSIDE = rf"(?:[^［］\n]++|［{_INSIDE}］)*+"
 # After ※, an annotation is a character reference. The lookbehind and the possessive *+ keep a long row of ※ linear.
 _ANNOTATION = re.compile(rf"(?<!※)(※*+)［＃({_INSIDE})］")
@@ -214,11 +215,17 @@ def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
             continue
         found: Encoding = "utf-8" if codec == "utf-8-sig" else "shift_jis"
         if encoding not in (None, found) and not data.isascii():
-            raise TsugikiError(f"{name}: the index says {encoding}, the text is {found}; download both again")
+            raise TsugikiError(
+                _("{name}: the index says {encoding}, the text is {found}; download both again").format(
+                    name=name, encoding=encoding, found=found
+                )
+            )
         if codec == "cp932":
             text = text.translate(_VENDOR)
         return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise TsugikiError(f"{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them")
+    raise TsugikiError(
+        _("{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them").format(name=name)
+    )
 
 
 def _split(source: str) -> tuple[list[str], str]:

@@ -21,6 +21,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_size
+from tsugiki.language import _
 
 _LONGEST_REASON = 500  # characters
 
@@ -70,7 +71,10 @@ class MirrorFolder:
     def __init__(self, root: Path) -> None:
         if not (root / "cards").is_dir():
             raise TsugikiError(
-                f"{root}: there is no folder cards/ in it; give the folder that contains cards/, or the URL of a site"
+                _(
+                    "{root}: there is no folder cards/ in it; give the folder that contains cards/, or the URL of a "
+                    "site"
+                ).format(root=root)
             )
         self.root = root
 
@@ -100,17 +104,29 @@ class MirrorFolder:
         try:
             path = (self.root / entry.path).resolve(strict=True)
             if not path.is_relative_to(self.root.resolve()) or not path.is_file():
-                raise TsugikiError(f"{entry.path} is not a file in {self.root}; correct the list of works")
+                raise TsugikiError(
+                    _("{path} is not a file in {root}; correct the list of works").format(
+                        path=entry.path, root=self.root
+                    )
+                )
             with path.open("rb") as file:
                 data = file.read(MAX_ZIP + 1)
         except FileNotFoundError as error:
             raise FileMissing(f"{self.root / entry.path}: no such file; complete the mirror") from error
         except OSError as error:
-            raise TsugikiError(f"{entry.path}: {error.strerror or error}; check the permissions") from error
+            raise TsugikiError(
+                _("{path}: {strerror}; check the permissions").format(path=entry.path, strerror=error.strerror or error)
+            ) from error
         except (ValueError, RuntimeError) as error:  # a null character in the name, a circle of symbolic links
-            raise TsugikiError(f"{entry.path!r}: {error_text(error)}; correct the list of works") from error
+            raise TsugikiError(
+                _("{path!r}: {error}; correct the list of works").format(path=entry.path, error=error_text(error))
+            ) from error
         if len(data) > MAX_ZIP:
-            raise TsugikiError(f"{entry.path} has more than {format_size(MAX_ZIP)}; exclude this work")
+            raise TsugikiError(
+                _("{path} has more than {max_zip}; exclude this work").format(
+                    path=entry.path, max_zip=format_size(MAX_ZIP)
+                )
+            )
         return data
 
 
@@ -118,7 +134,9 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise TsugikiError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error)
+        ) from error
 
 
 def open_source(source: str, cache: Path | None = None) -> WorkSource:
@@ -191,7 +209,9 @@ def read_entries(
         except FileMissing as error:
             reason = error_text(f"{entry.origin}: {error}" if entry.origin else error, _LONGEST_REASON)
             if missing is None:
-                raise TsugikiError(f"{reason}, or skip such works with --skip-missing") from error
+                raise TsugikiError(
+                    _("{reason}, or skip such works with --skip-missing").format(reason=reason)
+                ) from error
             missing(reason)
         except TsugikiError as error:
             reason = error_text(error, _LONGEST_REASON)  # it can contain a path from the list of works
@@ -207,7 +227,9 @@ def read_entries(
     if found:
         return
     if failed and not authors:
-        raise TsugikiError(f"no work could be read, {failed} failed; the first: {first}")
+        raise TsugikiError(
+            _("no work could be read, {failed} failed; the first: {first}").format(failed=failed, first=first)
+        )
     if query.author is not None and normalise_name(query.author) not in map(normalise_name, authors):
         raise no_author(query, authors)
     raise no_work(query)
@@ -215,9 +237,13 @@ def read_entries(
 
 def _read(source: WorkSource, entry: IndexEntry) -> Work:
     if not entry.path:
-        raise TsugikiError(f"{entry.origin}: {entry.title} has no text file")
+        raise TsugikiError(_("{origin}: {title} has no text file").format(origin=entry.origin, title=entry.title))
     if "://" in entry.path:
-        raise TsugikiError(f"{entry.origin}: {entry.path} is at another site, which is not supported")
+        raise TsugikiError(
+            _("{origin}: {path} is at another site, which is not supported").format(
+                origin=entry.origin, path=entry.path
+            )
+        )
     name = source.locate(entry)
     clean = read_work(source.fetch(entry), name, entry.encoding)
     author = next((person for person in entry.people if person.role == "author"), entry.people[0])
@@ -263,9 +289,9 @@ def check_target(out: Path) -> None:
         TsugikiError: the file exists, or its folder does not.
     """
     if out.exists():
-        raise TsugikiError(f"{out}: exists already; choose another --out, or delete it first")
+        raise TsugikiError(_("{out}: exists already; choose another --out, or delete it first").format(out=out))
     if not out.parent.is_dir():
-        raise TsugikiError(f"{out}: there is no folder {out.parent}; create it first")
+        raise TsugikiError(_("{out}: there is no folder {parent}; create it first").format(out=out, parent=out.parent))
 
 
 def write_works(works: Iterable[Work], out: Path) -> Totals:

@@ -13,6 +13,7 @@ import torch
 from tsugiki.base.context import context_length
 from tsugiki.data.encoding import encode_records
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 from tsugiki.train.evaluation.evaluate import TokenSequence, score_sequences
 from tsugiki.train.evaluation.expressions import TooSlowError, search
 from tsugiki.train.evaluation.interval import wilson_interval
@@ -68,7 +69,7 @@ def _choose(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ques
     options = [(question, choice) for question in questions for choice in question.choices]
     encoded = encode_records(tokenizer, [question.answered(choice) for question, choice in options])
     sequences = []
-    for number, ((question, _), record) in enumerate(zip(options, encoded, strict=True)):
+    for number, ((question, _choice), record) in enumerate(zip(options, encoded, strict=True)):
         _check_fits(model, len(record.ids), question)
         mask = torch.tensor(record.loss_mask)
         mask[mask.nonzero()[-1]] = False
@@ -102,8 +103,10 @@ def _check_fits(model: "PreTrainedModel", tokens: int, question: Question) -> No
     context = context_length(model)
     if tokens > context:
         raise TsugikiError(
-            f"{question.source}: prompt and answer have {tokens:,} tokens or more, above the model's context of "
-            f"{context:,}; shorten or remove the question"
+            _(
+                "{source}: prompt and answer have {tokens:,} tokens or more, above the model's context of {context:,}; "
+                "shorten or remove the question"
+            ).format(source=question.source, tokens=tokens, context=context)
         )
 
 
@@ -114,8 +117,9 @@ def _compare(questions: Sequence[Question], answers: Sequence[str]) -> list[bool
     except TooSlowError as error:
         question = questions[searched[min(error.index, len(searched) - 1)]]
         raise TsugikiError(
-            f"{question.source}: the regular expression {error_text(repr(question.expected[0]), 80)} {error}; use a "
-            "simpler one"
+            _("{source}: the regular expression {expected} {error}; use a simpler one").format(
+                source=question.source, expected=error_text(repr(question.expected[0]), 80), error=error
+            )
         ) from error
     matched = dict(zip(searched, matches, strict=True))
     return [

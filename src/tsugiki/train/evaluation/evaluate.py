@@ -33,6 +33,7 @@ from tsugiki.data.sources import read_records
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
 from tsugiki.labels import IGNORE_INDEX
+from tsugiki.language import _
 from tsugiki.train.evaluation.result import Evaluation, summarise
 from tsugiki.train.sharding import is_sharded
 from tsugiki.train.threads import run_in_threads
@@ -116,7 +117,7 @@ def evaluate(
         TsugikiError: there is no text, or all of it is longer than the model's context.
     """
     if not windows:
-        raise TsugikiError("there is no text to evaluate on")
+        raise TsugikiError(_("there is no text to evaluate on"))
     context = context or context_length(model)
     texts = [target_text(window.record, turns) for window in windows]
     encoded = encode(tokenizer, texts)
@@ -133,7 +134,11 @@ def evaluate(
             count[0] += sum(int(part.loss_mask[1:].sum()) for part in parts)
             count[1] += len(text)
     if not sequences:
-        raise TsugikiError(f"everything to evaluate on is longer than the model's context of {context} tokens")
+        raise TsugikiError(
+            _("everything to evaluate on is longer than the model's context of {context} tokens").format(
+                context=context
+            )
+        )
     nll = score_sequences(model, sequences, advance, accelerator)
     unknown = tokenizer.unk_token_id
     return summarise(

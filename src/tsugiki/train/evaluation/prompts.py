@@ -9,6 +9,7 @@ from tsugiki.data.chat import prompt_text, read_template
 from tsugiki.data.encoding import EncodedRecord, document_start, encode, encode_records
 from tsugiki.data.records import Conversation, Message
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +60,9 @@ def check_room(model: "PreTrainedModel", ids: Sequence[int]) -> None:
     context = context_length(model)
     if len(ids) >= context:
         raise TsugikiError(
-            f"the prompt has {len(ids)} tokens; the model's context of {context} leaves no room for more"
+            _("the prompt has {count} tokens; the model's context of {context} leaves no room for more").format(
+                count=len(ids), context=context
+            )
         )
 
 

@@ -19,6 +19,7 @@ from tsugiki.data.records import Completion, Conversation, Message
 from tsugiki.data.schemas import read_row
 from tsugiki.data.sources import json_rows
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 
 Mode: TypeAlias = Literal["exact", "contains", "regex", "choice"]
 """How an answer is compared with what is expected."""
@@ -56,9 +57,13 @@ def read_questions(path: Path) -> list[Question]:
     try:
         questions = [_question(row, f"{path}:{number}") for number, row in json_rows(path)]
     except OSError as error:
-        raise TsugikiError(f"{path} cannot be read: {error.strerror or error_text(error)}") from error
+        raise TsugikiError(
+            _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error_text(error))
+        ) from error
     if not questions:
-        raise TsugikiError(f"{path} is empty: write one question in each line, with prompt and expected")
+        raise TsugikiError(
+            _("{path} is empty: write one question in each line, with prompt and expected").format(path=path)
+        )
     return questions
 
 
@@ -66,17 +71,25 @@ def _question(row: Mapping[str, Any], source: str) -> Question:
     mode: Any = row.get("mode") or ("choice" if row.get("choices") is not None else "exact")
     if mode not in get_args(Mode):
         raise TsugikiError(
-            f"{source} has the unknown mode {error_text(repr(mode), 40)}; use one of {', '.join(get_args(Mode))}"
+            _("{source} has the unknown mode {mode}; use one of {get_args}").format(
+                source=source, mode=error_text(repr(mode), 40), get_args=", ".join(get_args(Mode))
+            )
         )
     if row.get("expected") is None:
-        raise TsugikiError(f"{source} has no expected; add the expected answer, a text or a list of texts")
+        raise TsugikiError(
+            _("{source} has no expected; add the expected answer, a text or a list of texts").format(source=source)
+        )
     expected = row["expected"]
     answers = _texts([expected] if isinstance(expected, str) else expected, f"{source}: expected")
     choices: tuple[str, ...] = ()
     if mode == "choice":
         choices = _choices(row.get("choices"), answers, source)
     elif row.get("choices") is not None:
-        raise TsugikiError(f"{source} has choices and mode {mode}; leave out one of the two, or use mode choice")
+        raise TsugikiError(
+            _("{source} has choices and mode {mode}; leave out one of the two, or use mode choice").format(
+                source=source, mode=mode
+            )
+        )
     if mode == "regex":
         for expression in answers:
             _check_expression(expression, source)
@@ -91,10 +104,14 @@ def _prompt(row: Mapping[str, Any], source: str) -> str | tuple[Message, ...]:
         return record.prompt
     if not isinstance(given, list) or not given:
         raise TsugikiError(
-            f'{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}'
+            _('{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}').format(
+                source=source
+            )
         )
     if isinstance(given[-1], Mapping) and given[-1].get("role") == "assistant":
-        raise TsugikiError(f"{source} ends with a turn of the assistant; put its text into expected")
+        raise TsugikiError(
+            _("{source} ends with a turn of the assistant; put its text into expected").format(source=source)
+        )
     record = read_row({"messages": [*given, {"role": "assistant", "content": _ANY_ANSWER}]}, source)
     assert isinstance(record, Conversation)
     return record.messages[:-1]
@@ -102,18 +119,24 @@ def _prompt(row: Mapping[str, Any], source: str) -> str | tuple[Message, ...]:
 
 def _choices(given: Any, expected: tuple[str, ...], source: str) -> tuple[str, ...]:
     if given is None:
-        raise TsugikiError(f"{source} has mode choice but no choices; add a list of two or more texts")
+        raise TsugikiError(
+            _("{source} has mode choice but no choices; add a list of two or more texts").format(source=source)
+        )
     choices = _texts(given, f"{source}: choices")
     if len(set(choices)) < len(choices) or len(choices) < 2:
-        raise TsugikiError(f"{source}: choices must be two or more different texts")
+        raise TsugikiError(_("{source}: choices must be two or more different texts").format(source=source))
     if unknown := [answer for answer in expected if answer not in choices]:
-        raise TsugikiError(f"{source}: expected is {error_text(repr(unknown[0]), 80)}, which is none of the choices")
+        raise TsugikiError(
+            _("{source}: expected is {unknown}, which is none of the choices").format(
+                source=source, unknown=error_text(repr(unknown[0]), 80)
+            )
+        )
     return choices
 
 
 def _texts(given: Any, where: str) -> tuple[str, ...]:
     if not isinstance(given, list) or not given or not all(isinstance(one, str) and one.strip() for one in given):
-        raise TsugikiError(f"{where} must be a text that is not empty, or a list of such texts")
+        raise TsugikiError(_("{where} must be a text that is not empty, or a list of such texts").format(where=where))
     for text in given:
         read_row({"text": text}, where)  # it refuses what no tokenizer can read
     return tuple(given)
@@ -121,8 +144,16 @@ def _texts(given: Any, where: str) -> tuple[str, ...]:
 
 def _check_expression(expression: str, source: str) -> None:
     if len(expression) > _MAX_EXPRESSION:
-        raise TsugikiError(f"{source}: expected has more than {_MAX_EXPRESSION:,} characters")
+        raise TsugikiError(
+            _("{source}: expected has more than {max_expression:,} characters").format(
+                source=source, max_expression=_MAX_EXPRESSION
+            )
+        )
     try:
         re.compile(expression)
     except (re.error, RecursionError, OverflowError) as error:
-        raise TsugikiError(f"{source}: expected is not a regular expression: {error_text(error, 100)}") from error
+        raise TsugikiError(
+            _("{source}: expected is not a regular expression: {error}").format(
+                source=source, error=error_text(error, 100)
+            )
+        ) from error

@@ -16,6 +16,7 @@ from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.answers import answer_questions
 from tsugiki.train.evaluation.evaluate import evaluate, read_windows
@@ -55,10 +56,12 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
         folder = adapter_folder(adapter)
         base = models[0] if len(models) == 1 else read_base(folder).name
         if not base:
-            raise TsugikiError(f"{adapter} does not name its base; give the base as the only --model")
+            raise TsugikiError(
+                _("{adapter} does not name its base; give the base as the only --model").format(adapter=adapter)
+            )
         found.append(EvaluationTarget(base, folder, adapter))
     if not found:
-        raise TsugikiError("nothing to evaluate: give --model, --adapter or both; each can be repeated")
+        raise TsugikiError(_("nothing to evaluate: give --model, --adapter or both; each can be repeated"))
     return found
 
 

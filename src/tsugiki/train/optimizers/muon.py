@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.threads import run_in_threads
 
@@ -53,7 +54,11 @@ def muon(model: "PreTrainedModel", config: ResolvedConfig) -> CombinedOptimizer:
         TsugikiError: this torch has no Muon.
     """
     if not hasattr(torch.optim, "Muon"):
-        raise TsugikiError(f"optimizer muon requires torch 2.9 or later, and this is {torch.__version__}; use adamw")
+        raise TsugikiError(
+            _("optimizer muon requires torch 2.9 or later, and this is {version}; use adamw").format(
+                version=torch.__version__
+            )
+        )
     matrices, others = split_parameters(model)
     rate, decay = config.learning_rate, config.weight_decay
     muons: list[torch.optim.Optimizer] = [

@@ -18,6 +18,7 @@ from tsugiki.io.atomic import check_writable, write_text
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILES
 from tsugiki.io.json import write_json
 from tsugiki.io.locks import sole_use
+from tsugiki.language import _
 from tsugiki.methods.table import family_of
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.interval import Change, Interval
@@ -138,7 +139,9 @@ def _run_method(name: str, run: RunConfig, earlier: RunRecord | None) -> RunReco
     command = [sys.executable, "-P", "-m", "tsugiki", "train", str(settings), *(["--resume"] if earlier else [])]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise TsugikiError(f"{name} did not finish (see its message above); run the command again to continue")
+        raise TsugikiError(
+            _("{name} did not finish (see its message above); run the command again to continue").format(name=name)
+        )
     return read_record(out)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import RunConfig, read_yaml, validated
 
@@ -72,8 +73,10 @@ class ComparisonConfig(_SeveralRuns):
             shared = [key for key in settings if key not in _PER_METHOD and key in RunConfig.model_fields]
             if shared:
                 raise TsugikiError(
-                    f"methods.{error_text(name, 100)}: {', '.join(shared)} must be the same for all methods, so that "
-                    "they can be compared; set it under settings"
+                    _(
+                        "methods.{name}: {shared} must be the same for all methods, so that they can be compared; set "
+                        "it under settings"
+                    ).format(name=error_text(name, 100), shared=", ".join(shared))
                 )
             runs[name] = self._run(f"methods.{name}", name, settings)
         return runs
@@ -94,21 +97,29 @@ class SweepConfig(_SeveralRuns):
         empty = [axis for axis, values in self.grid.items() if not values]
         if not self.grid or empty:
             where = f"grid.{empty[0]} has no values" if empty else "the grid is empty"
-            raise TsugikiError(f"{where}; give each axis a list, such as r: [1, 2, 4, 8]")
+            raise TsugikiError(_("{where}; give each axis a list, such as r: [1, 2, 4, 8]").format(where=where))
         for axis in self.grid:
             if axis not in _LORA_FIELDS | {"learning_rate"}:
                 known = ", ".join(sorted(_LORA_FIELDS))
-                raise TsugikiError(f"grid.{error_text(axis, 100)}: no such axis; known are learning_rate, {known}")
+                raise TsugikiError(
+                    _("grid.{axis}: no such axis; known are learning_rate, {known}").format(
+                        axis=error_text(axis, 100), known=known
+                    )
+                )
         count = math.prod(map(len, self.grid.values()))
         if count > MAX_RUNS:
-            raise TsugikiError(f"the grid has {count:,} points, more than {MAX_RUNS:,}; remove some values")
+            raise TsugikiError(
+                _("the grid has {count:,} points, more than {max_runs:,}; remove some values").format(
+                    count=count, max_runs=MAX_RUNS
+                )
+            )
         runs = {}
         for values in product(*self.grid.values()):
             point = dict(zip(self.grid, values, strict=True))
             name = " ".join(f"{axis}={_plain(value)}" for axis, value in point.items())
             _check_folder_name(name, "grid")
             if name in runs:
-                raise TsugikiError(f"grid: {error_text(name, 100)} occurs twice; remove one")
+                raise TsugikiError(_("grid: {name} occurs twice; remove one").format(name=error_text(name, 100)))
             runs[name] = (point, self._point(name, point))
         return runs
 
@@ -116,7 +127,9 @@ class SweepConfig(_SeveralRuns):
         shared = self.settings.get("lora", {})
         if not isinstance(shared, dict):
             raise TsugikiError(
-                f"settings.lora is {error_text(repr(shared), 100)}; it must contain settings, such as r: 8"
+                _("settings.lora is {shared}; it must contain settings, such as r: 8").format(
+                    shared=error_text(repr(shared), 100)
+                )
             )
         lora = {**shared, **{key: value for key, value in point.items() if key in _LORA_FIELDS}}
         others = {key: value for key, value in point.items() if key not in _LORA_FIELDS}
@@ -148,4 +161,8 @@ def _plain(value: Any) -> str:
 def _check_folder_name(name: str, where: str) -> None:
     if not name.strip() or name in (".", "..") or "/" in name or "\\" in name:
         shown = error_text(repr(name), 100)
-        raise TsugikiError(f"{where}: {shown} cannot be the name of a folder, which the run needs; rename it")
+        raise TsugikiError(
+            _("{where}: {shown} cannot be the name of a folder, which the run needs; rename it").format(
+                where=where, shown=shown
+            )
+        )

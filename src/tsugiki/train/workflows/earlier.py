@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.language import _
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import load_run_tokenizer
 from tsugiki.train.preparation import data_digest
@@ -64,4 +65,6 @@ def _is_other_base(one: RunRecord, other: RunRecord) -> bool:
 
 def _refuse(names: list[str], why: str) -> None:
     if names:
-        raise TsugikiError(f"{summarise_list(names)}: {why}; delete these runs, or choose another out")
+        raise TsugikiError(
+            _("{names}: {why}; delete these runs, or choose another out").format(names=summarise_list(names), why=why)
+        )

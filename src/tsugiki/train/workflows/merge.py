@@ -21,6 +21,7 @@ from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _
 from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
 from tsugiki.train.evaluation.evaluate import Window, evaluate, read_windows
 from tsugiki.train.evaluation.result import Evaluation
@@ -118,13 +119,17 @@ def _windows(merge: Merge) -> list[Window]:
     if merge.data is None:
         return []
     if not merge.verify:
-        raise TsugikiError("--data cannot be combined with --no-verify, which loads no model; leave out one of the two")
+        raise TsugikiError(
+            _("--data cannot be combined with --no-verify, which loads no model; leave out one of the two")
+        )
     return read_windows(merge.data, merge.characters)
 
 
 def _check_outside(folder: Path, out: Path) -> None:
     if out.resolve().is_relative_to(folder.resolve()):
-        raise TsugikiError(f"{out} is in the folder of the base, which must not change; choose another --out")
+        raise TsugikiError(
+            _("{out} is in the folder of the base, which must not change; choose another --out").format(out=out)
+        )
 
 
 def _quantized_base_error(plan: MergePlan, progress: ProgressDisplay) -> TsugikiError:
@@ -132,9 +137,11 @@ def _quantized_base_error(plan: MergePlan, progress: ProgressDisplay) -> Tsugiki
     with progress.stage("computing the rounding loss", len(plan.quantized)) as advance:
         lost = quantization_loss(plan, advance).share
     return TsugikiError(
-        f"{plan.base} has {len(plan.quantized):,} quantised weights among these: quantising them again would lose "
-        f"{lost:.1%} of the adapter's change; merge into the model that it was quantised from, load the adapter "
-        "without merging, or accept the loss with --allow-quantized-base"
+        _(
+            "{base} has {count:,} quantised weights among these: quantising them again would lose {lost:.1%} of the "
+            "adapter's change; merge into the model that it was quantised from, load the adapter without merging, or "
+            "accept the loss with --allow-quantized-base"
+        ).format(base=plan.base, count=len(plan.quantized), lost=lost)
     )
 
 
@@ -181,9 +188,11 @@ def _verify(
 
 def _finite(logits: Tensor | None, what: str) -> Tensor:
     if logits is None:
-        raise TsugikiError(f"{what} gives no logits to compare; --no-verify merges without comparing")
+        raise TsugikiError(
+            _("{what} gives no logits to compare; --no-verify merges without comparing").format(what=what)
+        )
     if not torch.isfinite(logits).all():
-        raise TsugikiError(f"{what} gives logits that are not finite; nothing was written")
+        raise TsugikiError(_("{what} gives logits that are not finite; nothing was written").format(what=what))
     return logits.float().cpu()
 
 

@@ -21,6 +21,7 @@ from tsugiki.data.store import Array, read_index
 from tsugiki.data.vocabulary import train_vocabulary
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import new_folder
+from tsugiki.language import _
 from tsugiki.methods.full import save_model
 from tsugiki.train.preparation import single_document
 from tsugiki.train.processes import errors_of_others, on_main
@@ -90,16 +91,24 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
     kind = settings.get("model_type")
     if kind not in CAUSAL or kind not in CONFIG_MAPPING_NAMES:
         given = f"is {kind!r}" if kind else "is missing"
-        raise TsugikiError(f"model: model_type {given}; name a causal language model of transformers, such as gpt2")
+        raise TsugikiError(
+            _("model: model_type {given}; name a causal language model of transformers, such as gpt2").format(
+                given=given
+            )
+        )
     ours = [name for name in _FROM_TOKENIZER if name in settings]
     if ours:
-        raise TsugikiError(f"model: {', '.join(ours)} comes from the tokenizer; leave it out")
+        raise TsugikiError(_("model: {ours} comes from the tokenizer; leave it out").format(ours=", ".join(ours)))
     fields = {name: value for name, value in settings.items() if name != "model_type"}
     known = AutoConfig.for_model(kind)
     unknown = [name for name in fields if not hasattr(known, name)]
     if unknown:
         names = ", ".join(unknown)
-        raise TsugikiError(f"model: {names}: a {kind} has no such setting; {type(known).__name__} lists them")
+        raise TsugikiError(
+            _("model: {names}: a {kind} has no such setting; {name} lists them").format(
+                names=names, kind=kind, name=type(known).__name__
+            )
+        )
     fields["vocab_size"] = tokenizer if isinstance(tokenizer, int) else len(tokenizer)
     end = 0 if isinstance(tokenizer, int) else tokenizer.eos_token_id
     fields |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
@@ -109,7 +118,9 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
         with torch.no_grad():
             model.eval()(input_ids=torch.ones(1, 4, dtype=torch.int64))
     except Exception as error:  # models raise errors of many types
-        raise TsugikiError(f"model: no {kind} can be built with these settings: {error_text(error)}") from error
+        raise TsugikiError(
+            _("model: no {kind} can be built with these settings: {error}").format(kind=kind, error=error_text(error))
+        ) from error
     return model
 
 
@@ -120,7 +131,11 @@ def _write_start(config: PretrainConfig, start: Path, progress: RunProgress) -> 
     size = config.tokenizer.vocab_size if isinstance(config.tokenizer, TokenizerSettings) else len(tokenizer or ())
     context = context_length(build_model(config.model, size, config.seed))  # errors appear before the tokenizer trains
     if config.block_size and config.block_size > context:
-        raise TsugikiError(f"block_size is {config.block_size}, but the model's context is {context} tokens")
+        raise TsugikiError(
+            _("block_size is {block_size}, but the model's context is {context} tokens").format(
+                block_size=config.block_size, context=context
+            )
+        )
     if isinstance(config.tokenizer, TokenizerSettings):
         progress.say(f"training a tokenizer of {size:,} tokens")
         tokenizer = _train_tokenizer(config, config.tokenizer)
