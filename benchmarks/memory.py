@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tsugiki import LoraConfig, graft, use_fast_paths
+from tsugiki import LoraConfig, active_adapter, graft, use_fast_paths
 from tsugiki.bench.memory import peak, reset_peak, resident
 from tsugiki.bench.tsugiki_entry import random_blocks
 from tsugiki.bench.workload import Workload
@@ -40,7 +40,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).to(getattr(torch, options.dtype))
     config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=["c_attn", "c_proj"])
-    layers = graft(model, config).pairs
+    layers = active_adapter(graft(model, config)).pairs
     if options.plain:
         for path in layers:
             model.get_submodule(path).fused = False

@@ -71,7 +71,7 @@ def _create_files(folder: Path, layers: int, width: int, shard: str) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tsugiki import LoraConfig, graft, save_adapter
+    from tsugiki import LoraConfig, active_adapter, graft, save_adapter
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -86,7 +86,7 @@ def _create_files(folder: Path, layers: int, width: int, shard: str) -> None:
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder / "base", max_shard_size=shard)
     model.name_or_path = str(folder / "base")
-    adapter = graft(model, LoraConfig(r=16, lora_alpha=32))
+    adapter = active_adapter(graft(model, LoraConfig(r=16, lora_alpha=32)))
     for pair in adapter.pairs.values():
         torch.nn.init.normal_(pair.B, std=0.01)
     save_adapter(model, folder / "adapter")

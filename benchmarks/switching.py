@@ -33,6 +33,7 @@ from torch import Tensor
 from benchmarks.figures import Figures
 from tsugiki import (
     LoraConfig,
+    active_adapter,
     graft,
     load_adapter,
     mixed_batch,
@@ -113,7 +114,7 @@ def _save_adapters(model: Any, folder: Path) -> int:
     """Save eight different adapters, and return the number of layers of each."""
     layers = 0
     for adapter in _NAMES:
-        layers = len(graft(model, LoraConfig(r=8, lora_alpha=32)).pairs)
+        layers = len(active_adapter(graft(model, LoraConfig(r=8, lora_alpha=32))).pairs)
         for parameter in trainable_parameters(model).values():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
         save_adapter(model, folder / adapter)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tiny import logits
-from tsugiki import TsugikiError, load_adapter
+from tsugiki import TsugikiError, active_adapter, load_adapter
 from tsugiki.adapters.metadata import read_metadata
 from tsugiki.base.loading import load_model
 from tsugiki.cli.main import main
@@ -137,9 +137,9 @@ def test_a_model_gives_the_same_logits(name: str):
 
 def test_settings_that_peft_does_not_have_are_read():
     """`tsugiki.json` tells how an adapter is to be trained further, where PEFT's file cannot."""
-    lora_fa = load_adapter(load_model("base"), "adapters/lora-fa")
+    lora_fa = active_adapter(load_adapter(load_model("base"), "adapters/lora-fa"))
     assert lora_fa.config.freeze_A
-    pissa = load_adapter(load_model("base"), "adapters/pissa")
+    pissa = active_adapter(load_adapter(load_model("base"), "adapters/pissa"))
     assert (pissa.config.r, pissa.config.lora_alpha) == (2, 8)
     stored = load_file("adapters/pissa/adapter_model.safetensors")
     assert all(

@@ -1,7 +1,7 @@
 """Tsugiki: LoRA fine-tuning that can be read, whose files work everywhere, fast on the machine you have.
 
 from tsugiki import LoraConfig, graft, save_adapter
-graft(model, LoraConfig(r=8, lora_alpha=32))
+model = graft(model, LoraConfig(r=8, lora_alpha=32))
 ...                                             # train as usual
 save_adapter(model, "my-adapter")               # a folder that Hugging Face PEFT loads
 """
@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsugiki.adapters.format import load_adapter, save_adapter
+    from tsugiki.adapters.parameter_counts import print_trainable_parameters
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
     from tsugiki.lora.config import LoraConfig
-    from tsugiki.lora.graft import disable_adapter, graft, remove_adapter, set_adapter, trainable_parameters, ungraft
+    from tsugiki.lora.graft import (
+        active_adapter,
+        disable_adapter,
+        graft,
+        remove_adapter,
+        set_adapter,
+        trainable_parameters,
+        ungraft,
+    )
     from tsugiki.lora.merge import merge, merge_quantized, unmerge
     from tsugiki.lora.mixed_batch import mixed_batch
 
@@ -24,12 +33,14 @@ __version__ = version("tsugiki")
 __all__ = [
     "LoraConfig",
     "TsugikiError",
+    "active_adapter",
     "disable_adapter",
     "graft",
     "load_adapter",
     "merge",
     "merge_quantized",
     "mixed_batch",
+    "print_trainable_parameters",
     "remove_adapter",
     "save_adapter",
     "set_adapter",
@@ -48,6 +59,7 @@ _MODULE_OF = {
     "merge": "tsugiki.lora.merge",
     "merge_quantized": "tsugiki.lora.merge",
     "mixed_batch": "tsugiki.lora.mixed_batch",
+    "print_trainable_parameters": "tsugiki.adapters.parameter_counts",
     "replace_saving": "tsugiki.adapters.pretrained",  # for `lora.graft`, not public
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",
@@ -60,3 +72,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__ and name not in _MODULE_OF:
         raise AttributeError(f"module 'tsugiki' has no attribute {name!r}")
     return getattr(import_module(_MODULE_OF.get(name, "tsugiki.lora.graft")), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, which a notebook completes, and none of this module's own imports."""
+    return sorted([*__all__, "__version__"])

@@ -21,6 +21,7 @@ from tests.tiny import ids, logits, relative_error, save_grafted, shake, tiny_mo
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     disable_adapter,
     graft,
     load_adapter,
@@ -176,7 +177,7 @@ def test_initial_values_are_pefts():
     theirs = peft.get_peft_model(tiny_model(), peft.LoraConfig(r=64, target_modules=["c_attn", "wte"]))
     torch.manual_seed(5)
     model = tiny_model()
-    adapter = graft(model, LoraConfig(r=64, target_modules=["c_attn", "wte"]))
+    adapter = active_adapter(graft(model, LoraConfig(r=64, target_modules=["c_attn", "wte"])))
     for path, pair in adapter.pairs.items():
         layer = theirs.base_model.model.get_submodule(path)
         a, b = (

@@ -115,7 +115,7 @@ def test_the_active_adapter_is_saved(tmp_path: Path):
     for name, rank in (("second", 3), ("default", 2)):
         set_adapter(model, name)
         model.save_pretrained(tmp_path / name)
-        loaded = load_adapter(tiny_model(), tmp_path / name)
+        loaded = active_adapter(load_adapter(tiny_model(), tmp_path / name))
         assert loaded.config.r == rank
     with disable_adapter(model), pytest.raises(TsugikiError, match="no adapter is active"):
         model.save_pretrained(tmp_path / "none")

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from tests.tiny import ids, logits, shake, tiny_model
-from tsugiki import LoraConfig, graft
+from tsugiki import LoraConfig, active_adapter, graft
 
 WIDER = ("c_attn", "c_proj")
 
@@ -88,7 +88,7 @@ def test_transformers_trainer_trains_it(tmp_path: Path):
 def test_the_library_computes_the_same_with_the_same_a_and_b(targets: tuple[str, ...]):
     ours = shake(apply_lora_to_gpt2(tiny_model(), rank=4, alpha=8, targets=targets))
     theirs = tiny_model()
-    adapter = graft(theirs, LoraConfig(r=4, lora_alpha=8, target_modules=list(targets)))
+    adapter = active_adapter(graft(theirs, LoraConfig(r=4, lora_alpha=8, target_modules=list(targets))))
     assert set(adapter.pairs) == set(wrapped(ours))
     for name, layer in wrapped(ours).items():
         with torch.no_grad():

@@ -13,6 +13,7 @@ from tests.tiny import CONFIGS, logits, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     graft,
     load_adapter,
     merge,
@@ -91,7 +92,7 @@ def test_any_module_can_be_grafted():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
     x = torch.randn(5, 3)
     base, weights = model(x), [(model[i].weight.clone(), model[i].bias.clone()) for i in (0, 2)]
-    adapter = graft(model, LoraConfig(r=1, lora_alpha=3, target_modules=["0", "2"]))
+    adapter = active_adapter(graft(model, LoraConfig(r=1, lora_alpha=3, target_modules=["0", "2"])))
     assert trainable_parameters(model).keys() == {f"{i}.lora.{factor}" for i in (0, 2) for factor in "AB"}
     assert torch.equal(model(x), base)
     shake(model)
@@ -115,7 +116,7 @@ def test_biases_train_on_copies(bias: str):
     model = tiny_model()
     own = {name: p.detach().clone() for name, p in model.named_parameters()}
     base = logits(model)
-    adapter = graft(model, LoraConfig(target_modules=["c_attn"], bias=bias))  # type: ignore[arg-type]
+    adapter = active_adapter(graft(model, LoraConfig(target_modules=["c_attn"], bias=bias)))  # type: ignore[arg-type]
     expected = {"none": 0, "lora_only": 2, "all": sum(name.endswith("bias") for name in own)}
     assert len(adapter.parameters) == expected[bias]
     assert torch.equal(logits(model), base)
@@ -222,7 +223,7 @@ def test_a_layer_in_two_places_has_one_pair_and_is_merged_once(shared: str):
     model, x = Shared(shared), torch.randn(3, 6, dtype=torch.float64)
     base = model(x)
     first, second = model.one["up"], model.two["up"]
-    adapter = graft(model, LoraConfig(r=2, lora_alpha=4, target_modules=["up"]))
+    adapter = active_adapter(graft(model, LoraConfig(r=2, lora_alpha=4, target_modules=["up"])))
     assert len(adapter.pairs) == (2 if shared == "nothing" else 1)
     shake(model)
     weights = [

@@ -13,6 +13,7 @@ from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     disable_adapter,
     graft,
     merge,
@@ -153,7 +154,7 @@ def test_merge_quantized_merges_a_float_base_as_merge_does():
 
 def test_other_methods_can_be_merged_into_int8():
     model = quantize(tiny_model(), torch.float32)
-    adapter = graft(model, METHODS["ia3"].configure({}))
+    adapter = active_adapter(graft(model, METHODS["ia3"].configure({})))
     with torch.no_grad():
         for scaling in adapter.scalings.values():
             scaling.ia3_l.mul_(1.5)

@@ -19,6 +19,7 @@ from tests.tiny_types import lively_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     disable_adapter,
     graft,
     load_adapter,
@@ -74,7 +75,9 @@ def test_experts_with_pairs_equal_a_plain_loop_with_updated_weights(transposed: 
     """Output and every gradient in float64; the factors of each expert are cut out of the file's layout here."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"experts": Loop(transposed)}).double()
-    adapter = graft(model, LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=["up", "down"]))
+    adapter = active_adapter(
+        graft(model, LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=["up", "down"]))
+    )
     for pair in adapter.parameter_pairs.values():
         nn.init.normal_(pair.B)
     x, shares = torch.randn(5, 6, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from tests.tiny import CONFIGS, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, save_adapter
 from tsugiki.lora.frozen_layer import is_linear
 from tsugiki.lora.structure import default_layers, reasons_against
 
@@ -75,7 +75,7 @@ def test_routers_that_are_linear_by_their_class_alone_are_left_out():
         assert routers
         assert all(isinstance(router, torch.nn.Linear) and not is_linear(router) for router in routers)
         assert not {name for name in default_layers(model) if "router" in name}
-        adapter = graft(model, LoraConfig(r=2, target_modules="all-linear"))
+        adapter = active_adapter(graft(model, LoraConfig(r=2, target_modules="all-linear")))
         assert not {name for name in adapter.pairs if "router" in name}
         model(input_ids=torch.arange(12)[None]).logits.sum().backward()
 

@@ -14,6 +14,7 @@ from tests.tiny_types import tiny_of
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     graft,
     save_adapter,
     trainable_parameters,
@@ -30,13 +31,13 @@ def test_without_targets_the_row_decides_or_else_the_structure(kind: str):
     expected = {
         name for name in default_layers(model) if row is None or any(name.endswith(f".{ending}") for ending in row)
     }
-    assert set(graft(model, LoraConfig(r=2)).pairs) == expected
+    assert set(active_adapter(graft(model, LoraConfig(r=2))).pairs) == expected
     assert {name.split(".lora.")[0] for name in trainable_parameters(model)} == expected
 
 
 def test_without_targets_the_other_settings_still_choose():
     model = tiny_model("llama")
-    adapter = graft(model, LoraConfig(r=2, layers_to_transform=[1], exclude_modules=["k_proj"]))
+    adapter = active_adapter(graft(model, LoraConfig(r=2, layers_to_transform=[1], exclude_modules=["k_proj"])))
     names = {f"self_attn.{name}_proj" for name in "qvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
     assert set(adapter.pairs) == {f"model.layers.1.{name}" for name in names}
 
@@ -78,7 +79,7 @@ def test_names_in_the_file_are_longer_where_their_ends_select_more(tmp_path: Pat
     ],
 )
 def test_targets(config: LoraConfig, layers: set[str]):
-    adapter = graft(tiny_model(), config)
+    adapter = active_adapter(graft(tiny_model(), config))
     assert set(adapter.pairs) == {f"transformer.h.{name}" for name in layers}
 
 

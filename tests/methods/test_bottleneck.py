@@ -20,6 +20,7 @@ from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     disable_adapter,
     graft,
     load_adapter,
@@ -65,7 +66,7 @@ def test_logits_and_gradients_equal_adapterhubs(kind: str, method: str):
     model = AutoModelForCausalLM.from_config(config).double().eval()
     adapterhub.fill(model)
     base = logits(model, adapterhub.IDS)
-    adapter = graft(model, config_of(method, reduction_factor=adapterhub.REDUCTION))
+    adapter = active_adapter(graft(model, config_of(method, reduction_factor=adapterhub.REDUCTION)))
     parameters = {
         f"{path}.{name}": p for path, part in adapter.bottlenecks.items() for name, p in part.named_parameters()
     }
@@ -213,17 +214,17 @@ def test_the_parameter_count_is_the_papers(method: str, an_adapter: int):
 
 def test_settings_for_blocks_widths_and_modules():
     model = tiny_model("llama")
-    adapter = graft(model, config_of("houlsby", reduction_factor={"1": 2, "default": 16}))
+    adapter = active_adapter(graft(model, config_of("houlsby", reduction_factor={"1": 2, "default": 16})))
     widths = {path: part.adapter_down.out_features for path, part in adapter.bottlenecks.items()}
     assert widths == {
         f"model.layers.{i}.{place}": width for i, width in ((0, 2), (1, 16)) for place in ("self_attn", "mlp")
     }
     ungraft(model)
-    adapter = graft(model, config_of("pfeiffer", leave_out=[0], reduction_factor=64))
+    adapter = active_adapter(graft(model, config_of("pfeiffer", leave_out=[0], reduction_factor=64)))
     assert {path: p.adapter_down.out_features for path, p in adapter.bottlenecks.items()} == {"model.layers.1": 1}
     ungraft(model)
     own = BottleneckConfig(mh_adapter=False, feedforward_modules=r".*\.1\.mlp\.up_proj", reduction_factor=4)
-    adapter = graft(model, own)
+    adapter = active_adapter(graft(model, own))
     assert adapter.bottlenecks["model.layers.1.mlp.up_proj"].adapter_up.out_features == 48
 
 
@@ -242,7 +243,9 @@ def test_a_module_without_a_transformers_config():
         graft(model, config_of("houlsby"))
     with pytest.raises(TsugikiError, match="hidden_size"):
         graft(model, config_of("pfeiffer", feedforward_modules=["feed"]))
-    adapter = graft(model, config_of("houlsby", attention_modules=["mix"], feedforward_modules=["feed.2"]))
+    adapter = active_adapter(
+        graft(model, config_of("houlsby", attention_modules=["mix"], feedforward_modules=["feed.2"]))
+    )
     assert set(adapter.bottlenecks) == {f"blocks.{i}.{name}" for i in (0, 1) for name in ("mix", "feed.2")}
 
 
@@ -255,7 +258,7 @@ def test_a_saved_adapter_is_loaded_unchanged(kind: str, method: str, tmp_path: P
     model = grafted(kind, method)
     save_adapter(model, tmp_path)
     again = tiny_model(kind)
-    loaded = load_adapter(again, tmp_path)
+    loaded = active_adapter(load_adapter(again, tmp_path))
     assert torch.equal(logits(again), logits(model))
     assert (loaded.config.mh_adapter, loaded.config.non_linearity) == (
         (True, "swish") if method == "houlsby" else (False, "relu")
@@ -378,7 +381,7 @@ def test_several_adapters_and_a_lora_on_one_model(kind: str):
 
 def test_a_lora_grafted_later_finds_only_layers_of_the_base():
     model = grafted("llama")
-    adapter = graft(model, LoraConfig(r=2, target_modules=r".*_proj|.*adapter_down"), "lora")
+    adapter = active_adapter(graft(model, LoraConfig(r=2, target_modules=r".*_proj|.*adapter_down"), "lora"))
     assert not [path for path in adapter.pairs if "tsugiki" in path]
     model = grafted("llama")
     with pytest.raises(TsugikiError, match="adapter_down"):
@@ -397,7 +400,7 @@ def test_another_adapters_file_does_not_depend_on_it(tmp_path: Path):
 
 def test_it_follows_the_models_training_mode():
     model = tiny_model().train()
-    adapter = graft(model, config_of("houlsby"))
+    adapter = active_adapter(graft(model, config_of("houlsby")))
     graft(model.eval(), LoraConfig(r=2), "lora")
     set_adapter(model, "default")
     assert not any(part.training for part in adapter.bottlenecks.values())

@@ -20,6 +20,7 @@ from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model, 
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     disable_adapter,
     graft,
     load_adapter,
@@ -191,7 +192,7 @@ def test_the_default_layers_equal_pefts(kind: str):
         for name, p in theirs.named_parameters()
         if p.requires_grad
     }
-    adapter = graft(tiny_model(kind), IA3Config())
+    adapter = active_adapter(graft(tiny_model(kind), IA3Config()))
     assert {path: tuple(s.ia3_l.shape) for path, s in adapter.scalings.items()} == expected
 
 
@@ -206,7 +207,7 @@ def test_the_config_file_has_pefts_field_names(tmp_path: Path):
 
 
 def test_random_factors_are_initialised_as_in_peft():
-    adapter = graft(tiny_model(n_embd=256), IA3Config(init_ia3_weights=False))
+    adapter = active_adapter(graft(tiny_model(n_embd=256), IA3Config(init_ia3_weights=False)))
     values = torch.cat([s.ia3_l.detach().flatten() for s in adapter.scalings.values()])
     assert abs(float(values.mean())) < 0.05
     assert abs(float(values.std()) - 1) < 0.05
@@ -382,7 +383,7 @@ def test_an_unknown_architecture_needs_both_settings():
         graft(model, IA3Config())
     with pytest.raises(TsugikiError, match="feedforward_modules"):
         graft(model, IA3Config(target_modules=["0"]))
-    adapter = graft(model, IA3Config(target_modules=["0", "2"], feedforward_modules=["2"]))
+    adapter = active_adapter(graft(model, IA3Config(target_modules=["0", "2"], feedforward_modules=["2"])))
     assert {path: tuple(s.ia3_l.shape) for path, s in adapter.scalings.items()} == {"0": (3, 1), "2": (1, 3)}
 
 

@@ -17,6 +17,7 @@ from tests.tiny import ids, logits, relative_error, save_tiny, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     disable_adapter,
     graft,
     load_adapter,
@@ -189,7 +190,7 @@ def test_our_dora_loads_in_peft_under_its_keys(kind: str, tmp_path: Path):
 
 def test_doras_magnitude_is_initialised_with_the_lengths_of_the_rows():
     model = tiny_model("llama")
-    adapter = graft(model, config_of("dora", "llama", target_modules=["q_proj", "embed_tokens"]))
+    adapter = active_adapter(graft(model, config_of("dora", "llama", target_modules=["q_proj", "embed_tokens"])))
     theirs = peft_model("llama", use_dora=True, target_modules=["q_proj", "embed_tokens"])
     for path, pair in adapter.pairs.items():
         wanted = theirs.base_model.model.get_submodule(path).lora_magnitude_vector.default.weight
@@ -333,7 +334,9 @@ def test_pissa_by_a_random_projection_is_initialised_as_in_peft():
     base = logits(models[0])
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj"]}
     quick, exact = (
-        graft(model, LoraConfig(**settings, init_lora_weights=how)).pairs["model.layers.0.self_attn.q_proj"]
+        active_adapter(graft(model, LoraConfig(**settings, init_lora_weights=how))).pairs[
+            "model.layers.0.self_attn.q_proj"
+        ]
         for model, how in zip(models, ["pissa_niter_3", "pissa"], strict=False)
     )
     theirs = peft.get_peft_model(models[2], peft.LoraConfig(**settings, init_lora_weights="pissa_niter_3"))
@@ -345,7 +348,7 @@ def test_pissa_by_a_random_projection_is_initialised_as_in_peft():
 
 def test_pissa_is_the_best_approximation_of_its_rank():
     model = tiny_model("llama")
-    pair = graft(model, config_of("pissa", "llama")).pairs["model.layers.0.mlp.down_proj"]
+    pair = active_adapter(graft(model, config_of("pissa", "llama"))).pairs["model.layers.0.mlp.down_proj"]
     weight = model.model.layers[0].mlp.down_proj.base_layer.weight
     rest = torch.linalg.svdvals((weight - pair.scaling * pair.B @ pair.A).detach())
     torch.testing.assert_close(rest[:8], torch.linalg.svdvals(weight)[4:12], rtol=1e-4, atol=1e-6)
@@ -372,14 +375,14 @@ def test_a_small_step_of_pissa_is_not_lost_in_16_bits():
 
 def test_pissa_is_loaded_bit_identical_from_a_file_that_every_peft_reads(tmp_path: Path):
     model = tiny_model()
-    adapter = graft(model, config_of("pissa"))
+    adapter = active_adapter(graft(model, config_of("pissa")))
     shake(model)
     save_adapter(model, tmp_path)
     fields = json.loads((tmp_path / ADAPTER_CONFIG_FILE).read_text())
     assert (fields["r"], fields["lora_alpha"], fields["init_lora_weights"], fields["use_dora"]) == (8, 24, True, False)
     other = tiny_model()
     torch.manual_seed(9)
-    refilled = graft(other, config_of("pissa"))
+    refilled = active_adapter(graft(other, config_of("pissa")))
     shake(other, seed=8)
     load_adapter_weights(other, tmp_path)
     for path, pair in adapter.pairs.items():
@@ -397,7 +400,7 @@ def test_without_tsugiki_json_pissa_is_a_lora_of_twice_the_rank(tmp_path: Path):
     save_adapter(model, tmp_path)
     (tmp_path / "tsugiki.json").unlink()
     plain = tiny_model()
-    adapter = load_adapter(plain, tmp_path)
+    adapter = active_adapter(load_adapter(plain, tmp_path))
     assert relative_error(logits(plain), adapted) < 1e-5
     assert {pair.A.shape[0] for pair in adapter.pairs.values()} == {6, 8}
     assert all(pair.A0 is None for pair in adapter.pairs.values())
@@ -424,7 +427,7 @@ def test_dora_and_pissa_together(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_orthogonal_factors_are_drawn_as_in_peft(kind: str):
     torch.manual_seed(5)
-    ours = graft(tiny_model(kind), config_of("orthogonal", kind, r=8))
+    ours = active_adapter(graft(tiny_model(kind), config_of("orthogonal", kind, r=8)))
     theirs = peft_model(kind, r=8, init_lora_weights="orthogonal")
     for path, pair in ours.pairs.items():
         layer = theirs.base_model.model.get_submodule(path)

@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny import CONFIGS, relative_error, shake, tiny_model
 from tests.tiny_types import tiny_of
-from tsugiki import graft, save_adapter
+from tsugiki import active_adapter, graft, save_adapter
 from tsugiki.lora.weightless import _inputs
 from tsugiki.methods.bottleneck import BottleneckConfig
 from tsugiki.methods.ia3 import IA3Config
@@ -107,7 +107,7 @@ def test_bottlenecks_work_without_a_row(kind: str, tmp_path: Path):
     model = tiny_of(kind)
     inputs = _inputs(model)
     base = model(**inputs).logits.detach()
-    adapter = graft(model, BottleneckConfig(reduction_factor=8))
+    adapter = active_adapter(graft(model, BottleneckConfig(reduction_factor=8)))
     assert len(adapter.bottlenecks) == (1 if kind == "mamba" else 2) * model.config.num_hidden_layers
     assert torch.equal(model(**inputs).logits, base)
     shake(model)

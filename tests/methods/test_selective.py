@@ -20,6 +20,7 @@ from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     disable_adapter,
     graft,
     load_adapter,
@@ -94,7 +95,7 @@ def test_only_the_selected_parameters_train():
     ],
 )
 def test_which_parameters_a_pattern_selects(config: Any, found: set[str]):
-    assert set(graft(tiny_model(), config).copies) == found
+    assert set(active_adapter(graft(tiny_model(), config)).copies) == found
 
 
 @pytest.mark.parametrize("kind", NORMS)
@@ -156,7 +157,7 @@ def test_a_training_step_equals_that_of_the_weights_themselves(kind: str, name: 
     if name == "head":
         for model in (ours, plain):
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    adapter = graft(ours, CONFIGS[name])
+    adapter = active_adapter(graft(ours, CONFIGS[name]))
     for path, p in plain.named_parameters():
         p.requires_grad_(path in adapter.copies)
     mine, theirs = one_step(ours.eval()), one_step(plain.eval())

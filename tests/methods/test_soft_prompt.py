@@ -20,6 +20,7 @@ from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, s
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     disable_adapter,
     graft,
     load_adapter,
@@ -138,7 +139,7 @@ def test_pefts_loads_here_and_its_prompt_trains(kind: str, method: str, tmp_path
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_training_steps_equal_pefts(kind: str, method: str):
     theirs, ours = peft_model(kind, method), tiny_model(kind)
-    adapter = graft(ours, OURS[method])
+    adapter = active_adapter(graft(ours, OURS[method]))
     encoder = theirs.prompt_encoder["default"]
     state = {our_name(method, name): weight for name, weight in encoder.state_dict().items()}
     adapter.prompt.load_state_dict(state)
@@ -165,7 +166,7 @@ def test_training_steps_equal_pefts(kind: str, method: str):
 def test_a_prompt_is_initialised_as_in_peft(method: str):
     theirs = peft_model("llama", method).prompt_encoder["default"].state_dict()
     torch.manual_seed(1)
-    ours = graft(tiny_model("llama"), OURS[method]).prompt.state_dict()
+    ours = active_adapter(graft(tiny_model("llama"), OURS[method])).prompt.state_dict()
     for name, weight in theirs.items():
         mine = ours[our_name(method, name)]
         assert mine.shape == weight.shape
@@ -201,7 +202,7 @@ def test_only_the_prompt_trains(method: str, count: int):
 def test_a_prefix_initialised_with_zeros_has_zero_keys_and_values():
     for config in (OURS["prefix"], OURS["projected prefix"]):
         fields = {**vars(config), "init_weights": "zero"}
-        adapter = graft(tiny_model(), PrefixTuningConfig(**fields))
+        adapter = active_adapter(graft(tiny_model(), PrefixTuningConfig(**fields)))
         assert not adapter.prompt().any()
 
 
@@ -220,7 +221,7 @@ def test_a_prompt_is_initialised_with_a_text_as_in_peft(tmp_path: Path):
         )
         model = load_model(name)
         fields: dict[str, Any] = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text}
-        adapter = graft(model, PromptTuningConfig(LENGTH, **fields))
+        adapter = active_adapter(graft(model, PromptTuningConfig(LENGTH, **fields)))
         assert torch.equal(adapter.prompt.embedding, theirs.prompt_encoder["default"].embedding.weight)
         # Neither library reads the tokenizer again to load the trained prompt.
         save_adapter(shake(model), tmp_path / text)
@@ -235,7 +236,7 @@ def test_a_prompt_is_initialised_with_a_text_as_in_peft(tmp_path: Path):
 
 def test_a_prompt_initialised_with_tokens_of_the_vocabulary():
     model = tiny_model("gemma3_text")
-    adapter = graft(model, PromptTuningConfig(LENGTH, prompt_tuning_init="SAMPLE_VOCAB"))
+    adapter = active_adapter(graft(model, PromptTuningConfig(LENGTH, prompt_tuning_init="SAMPLE_VOCAB")))
     table = model.get_input_embeddings()(torch.arange(96))
     assert all((row == table).all(-1).any() for row in adapter.prompt.embedding)
 

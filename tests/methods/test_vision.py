@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.lifecycle import assert_lifecycle
 from tests.tiny import shake
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.methods.table import METHODS
 
@@ -80,7 +80,7 @@ def _linears(model: Any) -> list[str]:
 
 
 def test_all_linear_leaves_convolutions_out():
-    adapter = graft(vit(), LoraConfig(target_modules="all-linear"))
+    adapter = active_adapter(graft(vit(), LoraConfig(target_modules="all-linear")))
     assert not any("projection" in path for path in adapter.pairs)
     assert len(adapter.pairs) == 2 * 6 + 1
 
@@ -131,7 +131,7 @@ def test_layers_that_multihead_attention_does_not_call_are_refused():
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     with pytest.raises(TsugikiError, match=r"0\.out_proj.*NonDynamicallyQuantizableLinear"):
         graft(model, LoraConfig(target_modules=["out_proj"]))
-    assert set(graft(model, LoraConfig(target_modules="all-linear")).pairs) == {"1"}
+    assert set(active_adapter(graft(model, LoraConfig(target_modules="all-linear"))).pairs) == {"1"}
 
 
 def test_a_vit_without_target_modules_is_refused():

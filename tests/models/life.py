@@ -20,6 +20,7 @@ from tests.tiny import relative_error
 from tests.tiny_types import VOCABULARY, lively_model
 from tsugiki import (
     LoraConfig,
+    active_adapter,
     disable_adapter,
     graft,
     load_adapter,
@@ -88,7 +89,7 @@ def live(model_type: str, task: str) -> Life:
     try:
         base = logits_of(model, inputs)
         torch.manual_seed(0)
-        adapter = graft(model, LoraConfig(r=2))
+        adapter = active_adapter(graft(model, LoraConfig(r=2)))
     except Exception as error:
         life.failed["graft"] = _reason(error)
         return life
@@ -170,7 +171,7 @@ def check_experts(make: Callable[[], Any], names: list[str], inputs: dict[str, T
     model = make()
     base = logits_of(model, inputs)
     torch.manual_seed(0)
-    adapter = graft(model, LoraConfig(r=2, target_modules=[], target_parameters=names))
+    adapter = active_adapter(graft(model, LoraConfig(r=2, target_modules=[], target_parameters=names)))
     assert set(adapter.parameter_pairs) == set(names)
     assert torch.equal(logits_of(model, inputs), base)
     losses = train(model, inputs)

@@ -22,6 +22,7 @@ from tests.tiny import byte_tokenizer, ids, logits, relative_error, shake, tiny_
 from tsugiki import (
     LoraConfig,
     TsugikiError,
+    active_adapter,
     graft,
     load_adapter,
     save_adapter,
@@ -461,7 +462,7 @@ def test_stock_trainer_trains_a_grafted_model_in_place(tmp_path: Path):
 
     model = tiny_model(vocab_size=257)
     base = {name: p.detach().clone() for name, p in model.named_parameters()}
-    adapter = graft(model, LoraConfig(r=4))
+    adapter = active_adapter(graft(model, LoraConfig(r=4)))
     arguments = TrainingArguments(str(tmp_path), max_steps=3, learning_rate=1e-2, report_to=[])
     Trainer(model=model, args=arguments, train_dataset=uneven_blocks()).train()
     assert all(pair.B.any() for pair in adapter.pairs.values())

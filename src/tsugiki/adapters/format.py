@@ -45,6 +45,7 @@ from tsugiki.io.json import read_json, write_json
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import (
     DEFAULT_NAME,
+    Model,
     active_adapter,
     active_names,
     add_adapter,
@@ -274,8 +275,8 @@ def with_digests(metadata: Metadata, weights: Path, fields: Mapping[str, Any]) -
 
 
 def load_adapter(
-    model: nn.Module, path: str | Path, name: str | None = None, *, allow_base_mismatch: bool = False
-) -> Any:
+    model: Model, path: str | Path, name: str | None = None, *, allow_base_mismatch: bool = False
+) -> Model:
     """Graft the adapter in a folder, written by Tsugiki or by PEFT, into a model and make it active.
 
     Every tensor in the file must be used: otherwise the load fails, names the tensors, and leaves the model unchanged.
@@ -288,28 +289,28 @@ def load_adapter(
         allow_base_mismatch: load the adapter although it was trained on another base.
 
     Returns:
-        The adapter.
+        The same model. `active_adapter(model)` is the adapter.
 
     Raises:
         TsugikiError: the folder holds no adapter, its method is not supported, it was trained on another base, its
             tensors do not fit, or the model is wrapped (see `lora.wrappers`).
     """
-    model, folder, called = unwrapped_to_graft(model), Path(path), name or DEFAULT_NAME
-    adapter = read_adapter(model, folder, read_adapter_config(folder), allow_base_mismatch=allow_base_mismatch)
-    active_before = active_names(model)
-    add_adapter(model, adapter, called)
+    base, folder, called = unwrapped_to_graft(model), Path(path), name or DEFAULT_NAME
+    adapter = read_adapter(base, folder, read_adapter_config(folder), allow_base_mismatch=allow_base_mismatch)
+    active_before = active_names(base)
+    add_adapter(base, adapter, called)
     try:
-        shift = logit_shift(model)
+        shift = logit_shift(base)
     except BaseException:
-        remove_adapter(model, called)
+        remove_adapter(base, called)
         if active_before:
-            set_adapter(model, active_before)
+            set_adapter(base, active_before)
         raise
     if shift == 0:
         warnings.warn(f"the adapter in {folder} has no effect: the model's logits are those of the base", stacklevel=2)
     if not allow_base_mismatch:
-        _warn_of_another_name(model, folder)
-    return adapter
+        _warn_of_another_name(base, folder)
+    return model
 
 
 def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mismatch: bool = False) -> Any:

@@ -15,7 +15,7 @@ from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.document_masks import FLASH, keeps_apart_by_flash
 from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
 from tsugiki.fast.modules import restore_modules, use_fused_modules
-from tsugiki.lora.graft import base_alone, is_merged
+from tsugiki.lora.graft import base_alone, is_grafted, is_merged, warn_of_float16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +43,8 @@ def use_fast_paths(
         modules: fuse activations, gated feed-forward networks and RMSNorm (see `fast.modules`).
         loss: compute the loss of `model(…, labels=…)` without whole logits (see `fast.forward`).
     """
+    if not is_grafted(model):  # `graft` has warned before
+        warn_of_float16(model)
     decoder_only = not getattr(model.config, "is_encoder_decoder", False)
     if attention and decoder_only and not hasattr(model, _FORMER_ATTENTION):
         if model.device.type == "cpu":

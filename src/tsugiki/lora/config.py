@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -55,6 +55,9 @@ class LoraConfig:
         alpha_pattern: regular expression -> the alpha of layers whose name ends in a match.
         fan_in_fan_out: whether the grafted weights are stored as [in, out]. It has no effect, because the layers tell;
             it is kept for PEFT's files.
+        task_type, auto_mapping, base_model_name_or_path, revision: settings of PEFT's that say nothing about a new
+            adapter; they are accepted and not kept.
+        inference_mode: accepted if it is false. In PEFT, true freezes the new adapter.
 
     Raises:
         TsugikiError: an invalid value.
@@ -80,8 +83,24 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     fan_in_fan_out: bool = False
+    task_type: InitVar[Any] = None
+    auto_mapping: InitVar[Any] = None
+    base_model_name_or_path: InitVar[Any] = None
+    revision: InitVar[Any] = None
+    inference_mode: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(
+        self,
+        task_type: object,
+        auto_mapping: object,
+        base_model_name_or_path: object,
+        revision: object,
+        inference_mode: bool,
+    ) -> None:
+        if inference_mode:
+            raise TsugikiError(
+                "inference_mode is true, which in PEFT freezes the new adapter; leave it out to train it"
+            )
         for setting in ("rank_pattern", "alpha_pattern"):
             patterns = getattr(self, setting)
             if not isinstance(patterns, Mapping) or not all(isinstance(pattern, str) for pattern in patterns):

@@ -1,6 +1,7 @@
 """Grafting: adapters are put into a model in place, switched, and taken out again.
 
     graft(model, LoraConfig(r=8, lora_alpha=32))     # one trainable adapter called "default"
+    active_adapter(model)                             # its pairs, by the names of their layers
     with disable_adapter(model): ...                  # bit-identical to the base
     ungraft(model)                                    # plain layers again
 
@@ -34,13 +35,15 @@ attribute `_tsugiki_changed_weights`, because its files no longer tell what it i
 independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_paths` undoes it.
 """
 
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
+import torch
 from torch import nn
 
 from tsugiki.errors import TsugikiError
@@ -50,6 +53,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dropout import SavedDropout, disable_dropout, restore_dropout
 from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS, linear_of_matrix
 from tsugiki.lora.layer import Grafted, base_of
+from tsugiki.lora.peft_config import PeftConfig, config_of_peft
 from tsugiki.lora.several import JoinedAdapter, join_adapters
 from tsugiki.lora.swap import Undo, WeightUpdate, replace_forward, replace_module, undo_all
 from tsugiki.lora.targets import output_head
@@ -59,6 +63,8 @@ DEFAULT_NAME = "default"
 BASE_ROW = "__base__"
 """Selects the base (no adapter) for a row of `mixed_batch`, as in PEFT. Reserved: no adapter can have this name."""
 _ATTRIBUTE = "_tsugiki"
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Adapter(Protocol):
@@ -138,43 +144,50 @@ class Graft:
     """The attributes of the model by which it saves and loads its adapter."""
 
 
-def new_adapter(model: nn.Module, config: LoraConfig | Config) -> Any:
+def new_adapter(model: nn.Module, config: LoraConfig | Config | PeftConfig) -> Any:
     """Return a new, untrained adapter with these settings for `model`, in which none is active.
 
-    A `LoraConfig` does not build its adapter itself, so that it can be imported without torch.
+    A `LoraConfig` does not build its adapter itself, so that it can be imported without torch. PEFT's is translated.
 
     Raises:
         TsugikiError: the settings do not fit the model.
     """
+    if isinstance(config, PeftConfig):
+        config = config_of_peft(config)
     return new_lora_adapter(model, config) if isinstance(config, LoraConfig) else config.new_adapter(model)
 
 
 def graft(
-    model: nn.Module, config: LoraConfig | Config, name: str = DEFAULT_NAME, *, base_dropout: bool | None = None
-) -> Any:
+    model: Model,
+    config: LoraConfig | Config | PeftConfig,
+    name: str = DEFAULT_NAME,
+    *,
+    base_dropout: bool | None = None,
+) -> Model:
     """Add a new adapter to `model` in place, make it the active one, and freeze everything else.
 
     Running statistics (of BatchNorm) are frozen, too: they are used in training, but not updated.
 
     Args:
         model: any module, but no wrapper around one except that of `torch.compile`.
-        config: `LoraConfig`, or the config of another method.
+        config: `LoraConfig`, PEFT's `LoraConfig`, or the config of another method.
         name: of the adapter; a model can hold several, of which one is active.
         base_dropout: keep dropout inside the frozen base. By default it is switched off, since frozen weights gain
             nothing from it. All adapters of a model have the same; None: that of the adapters it holds.
 
     Returns:
-        The adapter, an object of its method's class.
+        The same model. `active_adapter(model)` is the new adapter.
 
     Raises:
         TsugikiError: the settings do not fit the model, the model is wrapped or offloaded, the name is taken, an
             adapter is merged, or the call is inside a `mixed_batch` block. The model is then as before.
     """
-    model = unwrapped_to_graft(model)
-    with base_alone(model):
-        adapter = new_adapter(model, config)
-    add_adapter(model, adapter, name, base_dropout=base_dropout)
-    return adapter
+    base = unwrapped_to_graft(model)
+    with base_alone(base):
+        adapter = new_adapter(base, config)
+    add_adapter(base, adapter, name, base_dropout=base_dropout)
+    warn_of_float16(base)
+    return model
 
 
 def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: bool | None = None) -> None:
@@ -325,6 +338,17 @@ def base_alone(model: nn.Module) -> Iterator[None]:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that train, by their present names in the model."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def warn_of_float16(model: nn.Module) -> None:
+    """Warn if the model would compute in float16 on a processor, which takes many times as long as in float32."""
+    on_processor = any(p.dtype == torch.float16 and p.device.type == "cpu" for p in model.parameters())
+    if on_processor and not torch.accelerator.is_available():
+        warnings.warn(
+            "the model is in float16, in which processors are slow; load it in bfloat16 or float32, by "
+            "from_pretrained(…, dtype=torch.bfloat16) or --base-dtype bf16",
+            stacklevel=3,
+        )
 
 
 def is_grafted(model: nn.Module) -> bool:

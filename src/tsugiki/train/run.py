@@ -222,7 +222,7 @@ def run(
         if not is_grafted(model):
             config = with_values(config, keep="last")  # weights in shards are not read back from a checkpoint
     _print_header(config.model, parameters, data, display)
-    if accelerator.device.type == "cpu" and "fp16" in resolved.values():
+    if accelerator.device.type == "cpu" and resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
         display.say("processors are slow in fp16; bf16 or fp32 is faster here")
     accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
     restore = partial(_restore, accelerator, model, out / CHECKPOINTS)

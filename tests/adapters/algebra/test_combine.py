@@ -14,7 +14,7 @@ from tests.adapters.algebra.test_truncate import factors, lora_of, updates
 from tests.lora.test_conv import images, net
 from tests.tiny import logits, relative_error, shake, tiny_model
 from tests.tiny_types import lively_model
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter
 from tsugiki.adapters.algebra.combine import (
     TYPES,
     Combination,
@@ -343,7 +343,7 @@ def test_layers_that_files_have_as_parameters_are_combined_and_read_by_peft(tmp_
         strict=True,
     ):
         model = lively_model("glm4_moe")
-        adapter = graft(model, LoraConfig(**settings))
+        adapter = active_adapter(graft(model, LoraConfig(**settings)))
         shake(model)
         save_adapter(model, tmp_path / name)
         for path, pair in adapter.pairs.items():

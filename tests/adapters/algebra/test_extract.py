@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.adapters.algebra.test_truncate import updates
 from tests.tiny import ids, logits, relative_error, save_tiny
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, ungraft
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, merge, ungraft
 from tsugiki.adapters.algebra.extract import extract
 from tsugiki.adapters.lora_weights import write_lora_weights
 from tsugiki.base.loading import load_model
@@ -45,7 +45,7 @@ def test_what_was_merged_is_found_again(table: list[str], base: str, tmp_path: P
     """With a table whose other use, the head, stays: the merged model has two weights where the base has one."""
     targets = ["c_attn", "mlp.c_proj", *table]
     model = load_model(base)
-    adapter = graft(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    adapter = active_adapter(graft(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)))
     deltas = {path: pair.delta().detach() for path, pair in adapter.pairs.items()}
     merged = ungraft(merge(model))
     merged.save_pretrained(tmp_path / "merged")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ _PER_METHOD = (
 MAX_RUNS = 1000
 """The largest number of runs of a comparison or a sweep."""
 
-_LORA_FIELDS = frozenset(LoraConfig.__dataclass_fields__)
+_LORA_FIELDS = frozenset(field.name for field in fields(LoraConfig))
 
 
 class _SeveralRuns(BaseModel):

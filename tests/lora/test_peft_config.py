@@ -1,0 +1,112 @@
+import warnings
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+from tests.tiny import tiny_model
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, print_trainable_parameters, use_fast_paths
+from tsugiki.base.quantization import quantize
+from tsugiki.lora.peft_config import config_of_peft
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "the chapter's": {
+        "task_type": peft.TaskType.CAUSAL_LM,
+        "r": 4,
+        "lora_alpha": 32,
+        "lora_dropout": 0.1,
+        "target_modules": ["c_attn", "c_proj"],
+        "inference_mode": False,
+        "fan_in_fan_out": True,
+    },
+    "patterns": {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {"c_attn": 5}, "target_modules": "all-linear"},
+    "dora, biases": {"use_dora": True, "bias": "lora_only", "use_rslora": True, "layers_to_transform": [1]},
+    "pissa": {"init_lora_weights": "pissa_niter_4", "exclude_modules": ["mlp.c_proj"], "target_modules": ["c_proj"]},
+    "modules": {"modules_to_save": ["ln_f"], "init_lora_weights": False},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_config_of_peft_grafts_what_peft_does(name: str):
+    settings = {"target_modules": ["c_attn"]} | SETTINGS[name]
+    config = peft.LoraConfig(**settings)
+    theirs = peft.get_peft_model(tiny_model(), config)
+    ours = graft(tiny_model(), peft.LoraConfig(**settings))
+    trained = [[p.numel() for p in model.parameters() if p.requires_grad] for model in (ours, theirs)]
+    assert sorted(trained[0]) == sorted(trained[1])
+    scalings = {
+        path.removeprefix("base_model.model."): module.scaling["default"]
+        for path, module in theirs.named_modules()
+        if isinstance(getattr(module, "scaling", None), dict)
+    }
+    assert {path: pair.scaling for path, pair in active_adapter(ours).pairs.items()} == pytest.approx(scalings)
+
+
+def test_the_settings_are_kept():
+    config = config_of_peft(peft.LoraConfig(**SETTINGS["the chapter's"]))
+    assert config == LoraConfig(
+        r=4, lora_alpha=32, lora_dropout=0.1, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (peft.IA3Config(), "IA3Config"),
+        (peft.LoraConfig(inference_mode=True), "inference_mode"),
+        (peft.LoraConfig(init_lora_weights="olora"), "olora"),
+        (peft.LoraConfig(layer_replication=[(0, 2)]), "layer_replication"),
+        (peft.LoraConfig(alora_invocation_tokens=[3]), "alora_invocation_tokens"),
+    ],
+)
+def test_what_would_change_the_result_is_refused(config: Any, words: str):
+    model = tiny_model()
+    with pytest.raises(TsugikiError, match=words):
+        graft(model, config)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_settings_of_peft_that_change_nothing_are_accepted():
+    plain = LoraConfig(r=4)
+    config = LoraConfig(
+        r=4, task_type="CAUSAL_LM", inference_mode=False, base_model_name_or_path="gpt2", revision="main"
+    )
+    assert config == plain
+    with pytest.raises(TsugikiError, match="inference_mode"):
+        LoraConfig(inference_mode=True)
+
+
+def test_graft_returns_the_model():
+    model = tiny_model()
+    assert graft(model, LoraConfig(r=2)) is model
+    compiled = torch.compile(tiny_model(), backend="eager")
+    assert graft(compiled, LoraConfig(r=2)) is compiled
+    assert active_adapter(compiled).config.r == 2
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_the_counts_are_those_of_peft(quantised: bool, capsys: pytest.CaptureFixture[str]):
+    peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(target_modules=["q_proj"])).print_trainable_parameters()
+    model = tiny_model("llama")
+    if quantised:
+        quantize(model, torch.float32)
+    print_trainable_parameters(graft(model, LoraConfig(target_modules=["q_proj"])))
+    theirs, ours = capsys.readouterr().out.splitlines()
+    assert ours == theirs
+
+
+def test_float16_on_a_processor_is_warned_of_once(monkeypatch: pytest.MonkeyPatch):
+    with pytest.warns(UserWarning, match="bfloat16 or float32") as warned:
+        use_fast_paths(graft(tiny_model().to(torch.float16), LoraConfig(r=2)))
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    with pytest.warns(UserWarning, match="bfloat16 or float32") as warned:
+        use_fast_paths(tiny_model().to(torch.float16))
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        use_fast_paths(graft(tiny_model().to(torch.bfloat16), LoraConfig(r=2)))
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        graft(tiny_model().to(torch.float16), LoraConfig(r=2))
