@@ -81,9 +81,11 @@ def test_minutes_become_steps_of_the_rows_that_fit_into_them():
 def test_what_was_chosen_is_one_line():
     given = {"batch_size": "auto", "learning_rate": "auto"}
     chosen = {"batch_size": 3, "learning_rate": 0.0037, "steps": 1200}
-    assert choices(chosen, given) == ["chosen for 1,200 steps: batch size 3, learning rate 0.0037"]
-    assert choices(chosen, {**given, "batch_size": 3}) == ["chosen for 1,200 steps: learning rate 0.0037"]
-    assert choices(chosen, {"batch_size": 3, "learning_rate": 1.0}) == []
+    assert choices(chosen, given, measured=False) == ["chosen for 1,200 steps: batch size 3, learning rate 0.0037"]
+    assert choices(chosen, {**given, "batch_size": 3}, measured=True) == [
+        "chosen for 1,200 steps: learning rate 0.0037 (measured on some rows)"
+    ]
+    assert choices(chosen, {"batch_size": 3, "learning_rate": 1.0}, measured=False) == []
 
 
 AUTOMATIC: dict[str, Any] = {"batch_size": "auto", "learning_rate": "auto", "max_steps": None, "epochs": 1}

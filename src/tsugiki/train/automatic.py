@@ -23,7 +23,7 @@ from torch import nn
 from tsugiki.base.context import text_config
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS
-from tsugiki.train.config import AUTO, RunConfig
+from tsugiki.train.config import AUTO, PROBE, RunConfig
 
 _STEPS = 100
 _MOST_ROWS = 16
@@ -68,7 +68,7 @@ def resolve(
     if config.minutes is not None and steps is None:
         steps = max(1, in_run // min(batch_size, rows))
     resolved = with_values(config, batch_size=batch_size, max_steps=steps, learning_rate=1.0)
-    if rate == AUTO:
+    if rate in (AUTO, PROBE):
         rate = chosen.get("learning_rate") or automatic_learning_rate(
             config, _width(model), total_steps(resolved, rows)
         )

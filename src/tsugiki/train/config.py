@@ -58,6 +58,7 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 """Where a run computes, by torch's names."""
 
 AUTO: Literal["auto"] = "auto"
+PROBE: Literal["probe"] = "probe"
 NO_VALIDATION = "none"
 
 MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "shard"})
@@ -82,8 +83,9 @@ class TrainingSettings(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = AUTO
     """Rows per optimiser step, over all processes. auto: so many that the run has about 100 steps, but at least one for
     each thread or GPU and at most 16."""
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = AUTO
-    """Peak learning rate. auto: by the width of the model, the method, lora_alpha and the number of steps."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "probe"] = AUTO
+    """Peak learning rate. auto: by the width of the model, the method, lora_alpha and the number of steps. probe:
+    measured on 30 rows of the training data before the first step."""
     lr_scheduler_type: str = "linear"
     """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""
     warmup_steps: int | None = Field(default=None, ge=1)
@@ -296,6 +298,8 @@ class RunConfig(TrainingSettings):
                     lora_plus=LORA_PLUS, optimizer=self.optimizer
                 )
             )
+        if self.learning_rate == PROBE and (self.shard != "none" or not self._method().trains_adapter):
+            raise ValueError(_("learning_rate probe needs a method that trains an adapter, and shard none; use auto"))
         if self.add_tokens and self.base_dtype == "int8":
             raise ValueError(_("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16"))
         if self.add_tokens and self.lora.trainable_token_indices:

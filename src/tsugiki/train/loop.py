@@ -144,18 +144,22 @@ class TrainingLoop:
         started = time.perf_counter()
         step = self.progress.step
         results = self.gradients.step(step, stop)
-        scaler = self.gradients.scaler  # does nothing unless the model computes in float16
-        scaler.unscale_(self.optimizer)
-        if self.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.gradients.weights, self.max_grad_norm)
-        scaler.step(self.optimizer)  # no step if a gradient has overflowed; the next one then has a smaller scale
-        scaler.update()
+        self.update()
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
         self.schedule.step()
         self._unread.append((results, self.gradients.batches.target_tokens(step)))
         self.progress.step += 1
         self.progress.callbacks_pending = True
         self.progress.seconds += time.perf_counter() - started
+
+    def update(self) -> None:
+        """Clip the gradients, and make a step of the optimiser."""
+        scaler = self.gradients.scaler  # does nothing unless the model computes in float16
+        scaler.unscale_(self.optimizer)
+        if self.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.gradients.weights, self.max_grad_norm)
+        scaler.step(self.optimizer)  # no step if a gradient has overflowed; the next one then has a smaller scale
+        scaler.update()
 
     def read_losses(self) -> None:
         """Add the losses of the steps since the last call to the progress. This waits for the device.

@@ -16,9 +16,10 @@ from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.language import _, ngettext
+from tsugiki.lora.graft import is_grafted
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.automatic import ResolvedConfig, resolve, total_steps, with_values
-from tsugiki.train.config import AUTO, LORA_PLUS, RunConfig
+from tsugiki.train.config import AUTO, LORA_PLUS, PROBE, RunConfig
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import make_gradients
 from tsugiki.train.optimizers.adamw import adamw
@@ -26,6 +27,10 @@ from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.processes import on_main
+from tsugiki.train.progress import RunProgress
+from tsugiki.train.rate_probe import ROWS as PROBE_ROWS
+from tsugiki.train.rate_probe import is_cheap, probe, trial_settings
+from tsugiki.train.record import ProbePoint
 from tsugiki.train.timing import rows_in_time, seconds_per_step
 
 if TYPE_CHECKING:
@@ -74,8 +79,8 @@ def resolved_config(
     model: "PreTrainedModel",
     data: PackedDataset,
     chosen: Mapping[str, Any],
-    started: float,
-) -> tuple[ResolvedConfig, dict[str, Any]]:
+    display: RunProgress,
+) -> tuple[ResolvedConfig, dict[str, Any], list[ProbePoint]]:
     """Choose the settings that are `auto` (see `train.automatic`), and the number of steps.
 
     Args:
@@ -84,13 +89,14 @@ def resolved_config(
         model: the prepared model.
         data: the packed data.
         chosen: what the run has chosen before it was interrupted.
-        started: when the run began, in seconds of `time.monotonic`.
+        display: shows the progress of a range test, and knows when the run began.
 
     Returns:
-        The settings; and what was chosen.
+        The settings; what was chosen; and the points of the range test of learning rates, if there was one.
 
     Raises:
-        TsugikiError: more processes than rows in a step, or `minutes` is too short for one step.
+        TsugikiError: more processes than rows in a step, `minutes` is too short for one step, or the loss rises at the
+            lowest rate of the test.
     """
     threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
     at_once = min(threads * accelerator.num_processes, len(data.blocks))
@@ -100,25 +106,40 @@ def resolved_config(
         trial = with_values(config, batch_size=at_once, learning_rate=1.0, max_steps=1)
         loop = prepare_loop(accelerator, trial, model, data.blocks, data.document_masking)
         per_row = seconds_per_step(loop) / at_once
-        left = config.minutes * 60 - (time.monotonic() - started)
+        left = config.minutes * 60 - (time.monotonic() - display.started)
         return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all take what the main one measured
 
     found = resolve(config, model, len(data.blocks), at_once, chosen, measure)
     rows = min(found.batch_size, len(data.blocks))
     on_main(accelerator, partial(_check_rows, accelerator.num_processes, rows))
-    automatic = {name: getattr(found, name) for name in _AUTOMATIC if getattr(config, name) == AUTO}
-    return found, {**automatic, "steps": total_steps(found, len(data.blocks))}
+    steps, points = total_steps(found, len(data.blocks)), list[ProbePoint]()
+    if "learning_rate" not in chosen and _probes(config, model, steps * rows, at_once):
+        loop = prepare_loop(accelerator, trial_settings(found), model, data.blocks, data.document_masking)
+        with display.stage("measuring learning rates", 2 * PROBE_ROWS) as advance:
+            result = probe(loop, found.learning_rate, advance)
+        found, points = with_values(found, learning_rate=result.learning_rate), result.points
+    automatic = {name: getattr(found, name) for name in _AUTOMATIC if isinstance(getattr(config, name), str)}
+    return found, {**automatic, "steps": steps}, points
 
 
-def choices(resolved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+def _probes(config: RunConfig, model: "PreTrainedModel", rows: int, at_once: int) -> bool:
+    """Return whether the learning rate is measured: where the user asks for it, or where it is cheap."""
+    if config.learning_rate == PROBE:
+        return True
+    return config.learning_rate == AUTO and config.shard == "none" and is_grafted(model) and is_cheap(rows, at_once)
+
+
+def choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: bool) -> list[str]:
     """Return what was chosen for the settings that are `auto`, in one line, or nothing.
 
     Args:
         resolved: the settings that were chosen, with the number of steps.
         given: the settings as they were given.
+        measured: a range test has chosen the learning rate.
     """
-    chosen = [f"{name.replace('_', ' ')} {resolved[name]:g}" for name in _AUTOMATIC if given[name] == AUTO]
-    return [f"chosen for {resolved['steps']:,} steps: {', '.join(chosen)}"] if chosen else []
+    chosen = [f"{name.replace('_', ' ')} {resolved[name]:g}" for name in _AUTOMATIC if isinstance(given[name], str)]
+    how = " (measured on some rows)" if measured else ""
+    return [f"chosen for {resolved['steps']:,} steps: {', '.join(chosen)}{how}"] if chosen else []
 
 
 def _check_rows(processes: int, rows: int) -> None:

@@ -57,7 +57,7 @@ class RecordedConfig(BaseModel):
     data: str
     model: str | dict[str, Any] | None = None
     out: Annotated[str, Field(pattern=r"^[^\x00]*$")] | None = None
-    learning_rate: float | Literal["auto"]
+    learning_rate: float | Literal["auto", "probe"]
     lr_scheduler_type: str
     epochs: float
     max_steps: int | None
@@ -223,6 +223,14 @@ class Restart(BaseModel):
     """The rate that was too high."""
 
 
+class ProbePoint(BaseModel):
+    """One learning rate of a range test (see `train.rate_probe`)."""
+
+    learning_rate: float
+    change: float
+    """Of the loss of the next row, relative to its loss with the base; negative: lower."""
+
+
 class RunRecord(BaseModel):
     """The record of one run. A part is None until it is known."""
 
@@ -252,6 +260,8 @@ class RunRecord(BaseModel):
     loss_curve: list[LossPoint] = Field(default_factory=list)
     started_from: Source | None = None
     """The adapter that training began with; None: new values."""
+    rate_probe: list[ProbePoint] = Field(default_factory=list)
+    """The range test that has chosen the learning rate, if there was one."""
     restarts: list[Restart] = Field(default_factory=list)
     """Where the run began again with a lower learning rate, because the loss had risen."""
 

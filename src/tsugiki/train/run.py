@@ -45,7 +45,7 @@ from tsugiki.train.checkpoint import (
     load_training_state,
     save_training_state,
 )
-from tsugiki.train.config import AUTO, RunConfig
+from tsugiki.train.config import RunConfig
 from tsugiki.train.divergence import (
     LOWER,
     MOST_RESTARTS,
@@ -200,7 +200,8 @@ def run(
         start_from(model, config.start_from)
         record.started_from = source_adapter(adapter_folder(config.start_from))
     before = record.resolved_settings
-    config, chosen = resolved_config(accelerator, config, model, data, before, display.started)
+    config, chosen, points = resolved_config(accelerator, config, model, data, before, display)
+    record.rate_probe = points or record.rate_probe
     resolved = prepared | chosen
     parameters = _describe(accelerator, record, config, model, data, resolved)
     check_agreement(
@@ -213,7 +214,7 @@ def run(
             "settings that depend on the machine": resolved,
         },
     )
-    can_restart = given["learning_rate"] == AUTO and is_grafted(model)
+    can_restart = isinstance(given["learning_rate"], str) and is_grafted(model)
     initial = trained_values(model) if can_restart else {}
     if checkpoint is not None:
         load_trained(model, checkpoint)
@@ -228,7 +229,7 @@ def run(
     restore = partial(_restore, accelerator, model, out / CHECKPOINTS)
     try:
         while True:
-            for line in choices(record.resolved_settings, given):
+            for line in choices(record.resolved_settings, given, bool(record.rate_probe)):
                 display.say(line)
             loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
             loop.save = partial(_save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS)
