@@ -15,6 +15,7 @@ from tsugiki.data.blocks import Blocks
 from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, ngettext
 from tsugiki.lora.graft import is_grafted
 from tsugiki.train.allocator import keep_freed_memory
@@ -27,10 +28,8 @@ from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.processes import on_main
-from tsugiki.train.progress import RunProgress
 from tsugiki.train.rate_probe import ROWS as PROBE_ROWS
-from tsugiki.train.rate_probe import is_cheap, probe, trial_settings
-from tsugiki.train.record import ProbePoint
+from tsugiki.train.rate_probe import Probe, is_cheap, probe, trial_settings
 from tsugiki.train.timing import rows_in_time, seconds_per_step
 
 if TYPE_CHECKING:
@@ -79,8 +78,8 @@ def resolved_config(
     model: "PreTrainedModel",
     data: PackedDataset,
     chosen: Mapping[str, Any],
-    display: RunProgress,
-) -> tuple[ResolvedConfig, dict[str, Any], list[ProbePoint]]:
+    started: float,
+) -> tuple[ResolvedConfig, dict[str, Any]]:
     """Choose the settings that are `auto` (see `train.automatic`), and the number of steps.
 
     Args:
@@ -89,44 +88,65 @@ def resolved_config(
         model: the prepared model.
         data: the packed data.
         chosen: what the run has chosen before it was interrupted.
-        display: shows the progress of a range test, and knows when the run began.
+        started: when the run began, in seconds of `time.monotonic`.
 
     Returns:
-        The settings; what was chosen; and the points of the range test of learning rates, if there was one.
+        The settings; and what was chosen.
 
     Raises:
-        TsugikiError: more processes than rows in a step, `minutes` is too short for one step, or the loss rises at the
-            lowest rate of the test.
+        TsugikiError: more processes than rows in a step, or `minutes` is too short for one step.
     """
-    threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
-    at_once = min(threads * accelerator.num_processes, len(data.blocks))
+    at_once = _rows_at_once(accelerator, data)
 
     def measure() -> int:
         assert config.minutes is not None
         trial = with_values(config, batch_size=at_once, learning_rate=1.0, max_steps=1)
         loop = prepare_loop(accelerator, trial, model, data.blocks, data.document_masking)
         per_row = seconds_per_step(loop) / at_once
-        left = config.minutes * 60 - (time.monotonic() - display.started)
+        left = config.minutes * 60 - (time.monotonic() - started)
         return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all take what the main one measured
 
     found = resolve(config, model, len(data.blocks), at_once, chosen, measure)
     rows = min(found.batch_size, len(data.blocks))
     on_main(accelerator, partial(_check_rows, accelerator.num_processes, rows))
-    steps, points = total_steps(found, len(data.blocks)), list[ProbePoint]()
-    if "learning_rate" not in chosen and _probes(config, model, steps * rows, at_once):
-        loop = prepare_loop(accelerator, trial_settings(found), model, data.blocks, data.document_masking)
-        with display.stage("measuring learning rates", 2 * PROBE_ROWS) as advance:
-            result = probe(loop, found.learning_rate, advance)
-        found, points = with_values(found, learning_rate=result.learning_rate), result.points
     automatic = {name: getattr(found, name) for name in _AUTOMATIC if isinstance(getattr(config, name), str)}
-    return found, {**automatic, "steps": steps}, points
+    return found, {**automatic, "steps": total_steps(found, len(data.blocks))}
 
 
-def _probes(config: RunConfig, model: "PreTrainedModel", rows: int, at_once: int) -> bool:
-    """Return whether the learning rate is measured: where the user asks for it, or where it is cheap."""
-    if config.learning_rate == PROBE:
-        return True
-    return config.learning_rate == AUTO and config.shard == "none" and is_grafted(model) and is_cheap(rows, at_once)
+def measured_rate(
+    accelerator: Accelerator,
+    given: RunConfig,
+    config: ResolvedConfig,
+    model: "PreTrainedModel",
+    data: PackedDataset,
+    display: ProgressDisplay,
+) -> Probe | None:
+    """Measure the learning rate, where the user asks for it or where it is cheap (see `train.rate_probe`).
+
+    Args:
+        accelerator: the device, and the processes that share the work.
+        given: the settings as they were given.
+        config: the settings with numbers instead of `auto`.
+        model: the prepared model.
+        data: the packed data.
+        display: where to show the progress.
+
+    Raises:
+        TsugikiError: the loss rises at the lowest rate of the test.
+    """
+    rows = total_steps(config, len(data.blocks)) * min(config.batch_size, len(data.blocks))
+    can_measure = given.learning_rate == AUTO and given.shard == "none" and is_grafted(model)
+    if given.learning_rate != PROBE and not (can_measure and is_cheap(rows, _rows_at_once(accelerator, data))):
+        return None
+    loop = prepare_loop(accelerator, trial_settings(config), model, data.blocks, data.document_masking)
+    with display.stage(_("measuring learning rates"), 2 * PROBE_ROWS) as advance:
+        return probe(loop, config.learning_rate, advance)
+
+
+def _rows_at_once(accelerator: Accelerator, data: PackedDataset) -> int:
+    """Return how many rows all threads or accelerators of the run compute at once."""
+    threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
+    return min(int(threads) * accelerator.num_processes, len(data.blocks))
 
 
 def choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: bool) -> list[str]:
@@ -137,9 +157,15 @@ def choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: boo
         given: the settings as they were given.
         measured: a range test has chosen the learning rate.
     """
-    chosen = [f"{name.replace('_', ' ')} {resolved[name]:g}" for name in _AUTOMATIC if isinstance(given[name], str)]
-    how = " (measured on some rows)" if measured else ""
-    return [f"chosen for {resolved['steps']:,} steps: {', '.join(chosen)}{how}"] if chosen else []
+    names = {"batch_size": _("batch size"), "learning_rate": _("learning rate")}
+    chosen = [f"{label} {resolved[name]:g}" for name, label in names.items() if isinstance(given[name], str)]
+    if not chosen:
+        return []
+    if measured:
+        chosen[-1] += _(" (measured on some rows)")
+    elif given["learning_rate"] == PROBE:
+        chosen[-1] = _("the learning rate will be measured")
+    return [_("chosen for {steps:,} steps: {chosen}").format(steps=resolved["steps"], chosen=", ".join(chosen))]
 
 
 def _check_rows(processes: int, rows: int) -> None:

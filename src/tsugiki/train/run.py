@@ -66,7 +66,7 @@ from tsugiki.train.model import (
     trained_tokens,
 )
 from tsugiki.train.preparation import DatasetSplit, PackedDataset, pack_data, read_data
-from tsugiki.train.prepare_loop import choices, prepare_loop, resolved_config
+from tsugiki.train.prepare_loop import choices, measured_rate, prepare_loop, resolved_config
 from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import (
@@ -200,8 +200,13 @@ def run(
         start_from(model, config.start_from)
         record.started_from = source_adapter(adapter_folder(config.start_from))
     before = record.resolved_settings
-    config, chosen, points = resolved_config(accelerator, config, model, data, before, display)
-    record.rate_probe = points or record.rate_probe
+    settings = config
+    config, chosen = resolved_config(accelerator, settings, model, data, before, display.started)
+    if "learning_rate" not in before:
+        measured = measured_rate(accelerator, settings, config, model, data, display)
+        if measured is not None:
+            config = with_values(config, learning_rate=measured.learning_rate)
+            chosen["learning_rate"], record.rate_probe = measured.learning_rate, measured.points
     resolved = prepared | chosen
     parameters = _describe(accelerator, record, config, model, data, resolved)
     check_agreement(

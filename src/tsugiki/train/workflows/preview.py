@@ -103,7 +103,7 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
         seconds = seconds_per_step(loop, advance)
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
-    decided = choices(chosen, config.to_record())
+    decided = choices(chosen, config.to_record(), measured=False)
     notes = (*decided, *data.notes, *model_notes(config, model, tokenizer, data.blocks.store))
     return Preview(config.model, config.data, views, _counts(resolved, data, seconds), notes)
 
