@@ -146,7 +146,8 @@ def measured_rate(
 def _rows_at_once(accelerator: Accelerator, data: PackedDataset) -> int:
     """Return how many rows all threads or accelerators of the run compute at once."""
     threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
-    return min(int(threads) * accelerator.num_processes, len(data.blocks))
+    at_once: int = threads * accelerator.num_processes
+    return min(at_once, len(data.blocks))
 
 
 def choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: bool) -> list[str]:
