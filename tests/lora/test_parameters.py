@@ -304,7 +304,7 @@ def test_a_mixed_batch_is_refused_by_name():
         ({"init_lora_weights": "pissa"}, r"'pissa'.*linear layers"),
         ({"target_parameters": "gate_up_proj"}, r"'gate_up_proj'.*list"),
         ({"target_parameters": ["no_such"]}, r"no_such.*down_proj, gate_up_proj"),
-        ({"target_parameters": ["input_layernorm.weight"]}, r"input_layernorm.weight, which has 1 axes"),
+        ({"target_parameters": ["input_layernorm.weight"]}, r"input_layernorm.weight, which has 1 axis"),
         ({"target_parameters": ["q_proj.weight"]}, r"both select the weight of model.layers.0.self_attn.q_proj \(2"),
         ({"target_modules": ["embed_tokens"], "target_parameters": ["embed_tokens.weight"]}, r"both.*embed_tokens"),
     ],

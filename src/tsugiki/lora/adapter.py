@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dora import add_magnitude
 from tsugiki.lora.frozen_layer import features, is_linear, oriented
@@ -104,7 +105,7 @@ class LoraAdapter:
         """Return the modules with pairs for their parameters, by name, each with its pairs by the parameters' names."""
         owners: dict[str, dict[str, ParameterPair]] = {}
         for path, pair in self.parameter_pairs.items():
-            owner, _, name = path.rpartition(".")
+            owner, _dot, name = path.rpartition(".")
             owners.setdefault(owner, {})[name] = pair
         return owners
 
@@ -115,8 +116,10 @@ class LoraAdapter:
         for path, layer in layers.items():
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 raise TsugikiError(
-                    f"{path} is a convolution with {layer.groups} groups, into whose kernel no pair can be merged; "
-                    "keep the adapter separate"
+                    _(
+                        "{path} is a convolution with {groups} groups, into whose kernel no pair can be merged; "
+                        "keep the adapter separate"
+                    ).format(path=path, groups=layer.groups)
                 )
         replacements = {id(parameter): replace_with(parameter) for parameter in self.parameters.values()}
         updates = {path: replacements[id(parameter)] for path, parameter in self.parameters.items()}
@@ -129,7 +132,9 @@ class LoraAdapter:
                 continue
             name = f"{path}.bias"
             if layers[path]._parameters.get("bias") is None:
-                raise TsugikiError(f"lora_bias: {path} has no bias into which one can be merged; keep the adapter")
+                raise TsugikiError(
+                    _("lora_bias: {path} has no bias into which one can be merged; keep the adapter").format(path=path)
+                )
             update = partial(_with_bias, pair)
             updates[name] = partial(_updated, update, self.parameters[name]) if name in self.parameters else update
         of_tokens: dict[int, WeightUpdate] = {}
@@ -164,7 +169,9 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     }
     trained = trained_biases(model, config, targets)
     if config.bias != "none" and not trained:
-        raise TsugikiError(f"bias is {config.bias!r}, but none of these layers has a bias; use bias='none'")
+        raise TsugikiError(
+            _("bias is {bias!r}, but none of these layers has a bias; use bias='none'").format(bias=config.bias)
+        )
     biases = {path: nn.Parameter(bias.detach().clone()) for path, bias in trained.items()}
     if config.ensure_weight_tying:
         _refuse_to_tie(model, [*pairs, *modules])
@@ -172,8 +179,10 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     both = [path for path in tokens if path in pairs or path in modules]
     if both:
         raise TsugikiError(
-            f"trainable_token_indices trains tokens of {both[0]}, which is in target_modules or modules_to_save, too; "
-            "leave it out of one of them"
+            _(
+                "trainable_token_indices trains tokens of {path}, which is in target_modules or modules_to_save, "
+                "too; leave it out of one of them"
+            ).format(path=both[0])
         )
     return LoraAdapter(config, pairs, modules, biases, parameter_pairs, tokens)
 
@@ -204,8 +213,11 @@ def _refuse_to_tie(model: nn.Module, changed: Collection[str]) -> None:
     tied = [path for path in changed if path in vocabulary_layers(model) and f"{path}.weight" in shared]
     if tied:
         raise TsugikiError(
-            f"ensure_weight_tying would adapt {tied[0]} and the layers that share its weight as one, which is not "
-            "supported; leave it out, or merge the adapter with PEFT (merge_and_unload) and use the result as a model"
+            _(
+                "ensure_weight_tying would adapt {path} and the layers that share its weight as one, which is not "
+                "supported; leave it out, or merge the adapter with PEFT (merge_and_unload) and use the result as "
+                "a model"
+            ).format(path=tied[0])
         )
 
 
@@ -272,16 +284,24 @@ def _check_parameter_settings(path: str, config: LoraConfig) -> None:
     """Raise a TsugikiError for a setting that is not defined for a parameter, as in PEFT."""
     if config.lora_dropout:
         raise TsugikiError(
-            f"lora_dropout is {config.lora_dropout}, and must be 0 for target_parameters: the inputs of {path} are "
-            "multiplied inside its module, where none can be dropped"
+            _(
+                "lora_dropout is {lora_dropout}, and must be 0 for target_parameters: the inputs of {path} are "
+                "multiplied inside its module, where none can be dropped"
+            ).format(lora_dropout=config.lora_dropout, path=path)
         )
     if config.use_dora or config.lora_bias:
         setting = "use_dora" if config.use_dora else "lora_bias"
-        raise TsugikiError(f"{setting} is not defined for target_parameters such as {path}; leave out one of the two")
+        raise TsugikiError(
+            _("{setting} is not defined for target_parameters such as {path}; leave out one of the two").format(
+                setting=setting, path=path
+            )
+        )
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian":
         raise TsugikiError(
-            f"init_lora_weights {config.init_lora_weights!r} is for linear layers only; for target_parameters such as "
-            f"{path} use True or 'gaussian'"
+            _(
+                "init_lora_weights {init_lora_weights!r} is for linear layers only; for target_parameters such as "
+                "{path} use True or 'gaussian'"
+            ).format(init_lora_weights=config.init_lora_weights, path=path)
         )
 
 
@@ -290,8 +310,10 @@ def _check_names(model: nn.Module, targets: Collection[str], setting: str) -> No
     named = named_like_experts(model, targets)
     if named:
         raise TsugikiError(
-            f"{setting}: PEFT would take the name of {named[0]} for that of experts ({len(named)} such), so no file "
-            "that it reads could be written; leave it out of the targets, or use LoRA"
+            _(
+                "{setting}: PEFT would take the name of {path} for that of experts ({count} such), so no file that "
+                "it reads could be written; leave it out of the targets, or use LoRA"
+            ).format(setting=setting, path=named[0], count=len(named))
         )
 
 
@@ -301,42 +323,61 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
     kind, full_rank = type(layer).__name__, min(features(layer))
     if rank > _MAX_RANK_FACTOR * full_rank:
         raise TsugikiError(
-            f"the rank for {path} is {rank}, more than {_MAX_RANK_FACTOR} times the highest that its update can have "
-            f"({full_rank}); lower r or rank_pattern"
+            _(
+                "the rank for {path} is {rank}, more than {factor} times the highest that its update can have "
+                "({highest}); lower r or rank_pattern"
+            ).format(path=path, rank=rank, factor=_MAX_RANK_FACTOR, highest=full_rank)
         )
     weight = layer._parameters.get("weight")
     reads = "DoRA" if config.use_dora else "PiSSA" if str(init).startswith("pissa") else None
     if reads and weight is not None and (not weight.is_floating_point() or weight.itemsize < 2):
         raise TsugikiError(
-            f"{reads} reads the weights of its layers, and {path} is quantised by a {kind}; load the base unquantised, "
-            "or use plain LoRA"
+            _(
+                "{setting} reads the weights of its layers, and {path} is quantised by a {kind}; load the base "
+                "unquantised, or use plain LoRA"
+            ).format(setting=reads, path=path, kind=kind)
         )
     if config.lora_bias and not is_linear(layer):
-        raise TsugikiError(f"lora_bias is for linear layers only, and {path} is a {kind}; leave it out of the targets")
+        raise TsugikiError(
+            _("lora_bias is for linear layers only, and {path} is a {kind}; leave it out of the targets").format(
+                path=path, kind=kind
+            )
+        )
     if isinstance(init, str) and init != "gaussian" and not is_linear(layer):
         raise TsugikiError(
-            f"init_lora_weights {init!r} is for linear layers only, and {path} is a {kind}; leave it out of the targets"
+            _(
+                "init_lora_weights {init!r} is for linear layers only, and {path} is a {kind}; leave it out of the "
+                "targets"
+            ).format(init=init, path=path, kind=kind)
         )
     if str(init).startswith("pissa") and rank > full_rank:
         raise TsugikiError(
-            f"init_lora_weights {init!r}: {path} has only {full_rank} principal directions, fewer than rank {rank}; "
-            "lower the rank"
+            _(
+                "init_lora_weights {init!r}: {path} has only {count} principal directions, fewer than rank {rank}; "
+                "lower the rank"
+            ).format(init=init, path=path, count=full_rank, rank=rank)
         )
     if not isinstance(layer, nn.Conv2d):
         return
     if rank % layer.groups:
         raise TsugikiError(
-            f"{path} is a {kind} with {layer.groups} groups, and rank {rank} is not a multiple of that; change the rank"
+            _(
+                "{path} is a {kind} with {groups} groups, and rank {rank} is not a multiple of that; change the rank"
+            ).format(path=path, kind=kind, groups=layer.groups, rank=rank)
         )
     if config.use_dora and layer.groups > 1:
         raise TsugikiError(
-            f"use_dora: {path} is a {kind} with {layer.groups} groups, for which DoRA is not defined; leave it out of "
-            "the targets"
+            _(
+                "use_dora: {path} is a {kind} with {groups} groups, for which DoRA is not defined; leave it out of "
+                "the targets"
+            ).format(path=path, kind=kind, groups=layer.groups)
         )
     if layer.padding_mode != "zeros":
         raise TsugikiError(
-            f"{path} is a {kind} with padding_mode {layer.padding_mode!r}, and only 'zeros' is supported; leave it out "
-            "of the targets"
+            _(
+                "{path} is a {kind} with padding_mode {padding_mode!r}, and only 'zeros' is supported; leave it "
+                "out of the targets"
+            ).format(path=path, kind=kind, padding_mode=layer.padding_mode)
         )
 
 
@@ -345,7 +386,9 @@ def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig
     if high:
         highest = min(features(targets[high[0]]))
         warnings.warn(
-            f"rank {config.rank_of(high[0])} is above the highest rank that the update of {high[0]} can have "
-            f"({highest}; {len(high)} such layers): training works, but rank {highest} can express the same",
+            _(
+                "rank {rank} is above the highest rank that the update of {path} can have ({highest}; {count} such "
+                "layers): training works, but rank {highest} can express the same"
+            ).format(rank=config.rank_of(high[0]), path=high[0], highest=highest, count=len(high)),
             stacklevel=5,
         )

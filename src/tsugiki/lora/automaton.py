@@ -12,6 +12,8 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from tsugiki.language import _, marked
+
 _MAX_STATES = 5_000
 
 _Match: TypeAlias = Callable[[str], bool]
@@ -74,7 +76,7 @@ class Automaton:
 
     def __init__(self, tree: Any) -> None:
         if tree.state.flags & ~(re.UNICODE | re.VERBOSE):
-            raise UnsupportedError("it has flags")
+            raise UnsupportedError(_("it has flags"))
         self.states = [_State()]  # state 0 is reached at the end of the expression
         self.first = self._add_all(tree, 0)
 
@@ -109,7 +111,7 @@ class Automaton:
     def _add_state(self, state: _State) -> int:
         self.states.append(state)
         if len(self.states) > _MAX_STATES:
-            raise UnsupportedError("its repetitions are too long")
+            raise UnsupportedError(_("its repetitions are too long"))
         return len(self.states) - 1
 
     def _add_all(self, tree: Any, end: int) -> int:
@@ -130,7 +132,7 @@ class Automaton:
             return self._add_state(_State(holds=_POSITIONS[value], following=[end]))
         if kind in (codes.LITERAL, codes.NOT_LITERAL, codes.ANY, codes.IN):
             return self._add_state(_State(reads=partial(_reads, kind, value), following=[end]))
-        raise UnsupportedError(f"it has {_NAMES.get(kind, str(kind).lower())}")
+        raise UnsupportedError(_("it has {part}").format(part=_(_NAMES.get(kind, str(kind).lower()))))
 
     def _add_repeat(self, least: int, most: int, body: Any, end: int) -> int:
         if most == codes.MAXREPEAT:
@@ -139,19 +141,19 @@ class Automaton:
             loop.following.append(self._add_all(body, start))
         else:
             start = end
-            for _ in range(most - least):
+            for _turn in range(most - least):
                 start = self._add_state(_State(following=[self._add_all(body, start), end]))
-        for _ in range(least):
+        for _turn in range(least):
             start = self._add_all(body, start)
         return start
 
 
 _NAMES = MappingProxyType(
     {
-        codes.ASSERT: "a lookahead or a lookbehind",
-        codes.ASSERT_NOT: "a lookahead or a lookbehind",
-        codes.GROUPREF: "a reference to a group",
-        codes.GROUPREF_EXISTS: "a reference to a group",
+        codes.ASSERT: marked("a lookahead or a lookbehind"),
+        codes.ASSERT_NOT: marked("a lookahead or a lookbehind"),
+        codes.GROUPREF: marked("a reference to a group"),
+        codes.GROUPREF_EXISTS: marked("a reference to a group"),
         codes.SUBPATTERN: "flags",
     }
 )

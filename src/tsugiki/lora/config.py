@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 from tsugiki.lora.names import check_names, matches
 from tsugiki.lora.patterns import PatternTable
 
@@ -99,62 +100,98 @@ class LoraConfig:
     ) -> None:
         if inference_mode:
             raise TsugikiError(
-                "inference_mode is true, which in PEFT freezes the new adapter; leave it out to train it"
+                _("inference_mode is true, which in PEFT freezes the new adapter; leave it out to train it")
             )
         for setting in ("rank_pattern", "alpha_pattern"):
             patterns = getattr(self, setting)
             if not isinstance(patterns, Mapping) or not all(isinstance(pattern, str) for pattern in patterns):
                 shown = error_text(repr(patterns), 80)
-                raise TsugikiError(f"{setting} is {shown}; it must be a mapping from regular expressions to numbers")
+                raise TsugikiError(
+                    _("{setting} is {value}; it must be a mapping from regular expressions to numbers").format(
+                        setting=setting, value=shown
+                    )
+                )
         for where, rank in [
             ("r", self.r),
             *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items()),
         ]:
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-                raise TsugikiError(f"{where} is {rank!r}; a rank is an integer of at least 1")
+                raise TsugikiError(
+                    _("{where} is {rank!r}; a rank is an integer of at least 1").format(where=where, rank=rank)
+                )
         for where, alpha in [
             ("lora_alpha", self.lora_alpha),
             *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items()),
         ]:
             if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-                raise TsugikiError(f"{where} is {alpha!r}; alpha is a finite number above 0")
+                raise TsugikiError(
+                    _("{where} is {alpha!r}; alpha is a finite number above 0").format(where=where, alpha=alpha)
+                )
         if not 0 <= self.lora_dropout < 1:
-            raise TsugikiError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
+            raise TsugikiError(
+                _("lora_dropout is {lora_dropout!r}; it must be at least 0 and below 1").format(
+                    lora_dropout=self.lora_dropout
+                )
+            )
         if self.bias not in get_args(Bias):
-            raise TsugikiError(f"bias is {self.bias!r}; choose one of {', '.join(get_args(Bias))}")
+            raise TsugikiError(
+                _("bias is {bias!r}; choose one of {known}").format(bias=self.bias, known=", ".join(get_args(Bias)))
+            )
         blocks = self.layers_to_transform
         listed = blocks if isinstance(blocks, list | tuple | range) else [blocks or 0]
         if not all(isinstance(one, int) for one in listed):
-            raise TsugikiError(f"layers_to_transform is {blocks!r}; give the index of a block, or a list of indices")
+            raise TsugikiError(
+                _("layers_to_transform is {blocks!r}; give the index of a block, or a list of indices").format(
+                    blocks=blocks
+                )
+            )
         init = self.init_lora_weights
         if not isinstance(init, bool) and re.fullmatch(_INITIALISATIONS, str(init)) is None:
             raise TsugikiError(
-                f"init_lora_weights is {init!r}; choose True, False, 'gaussian', 'orthogonal', 'pissa' or "
-                "'pissa_niter_[number]'"
+                _(
+                    "init_lora_weights is {init!r}; choose True, False, 'gaussian', 'orthogonal', 'pissa' or "
+                    "'pissa_niter_[number]'"
+                ).format(init=init)
             )
         odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
         if init == "orthogonal" and odd:
-            raise TsugikiError(f"init_lora_weights 'orthogonal' requires even ranks, and one is {odd[0]}")
+            raise TsugikiError(
+                _("init_lora_weights 'orthogonal' requires even ranks, and one is {rank}").format(rank=odd[0])
+            )
         if isinstance(self.target_parameters, str):
-            raise TsugikiError(f"target_parameters is {self.target_parameters!r}; it must be a list of names")
+            raise TsugikiError(
+                _("target_parameters is {target_parameters!r}; it must be a list of names").format(
+                    target_parameters=self.target_parameters
+                )
+            )
         check_names("target_parameters", self.target_parameters)
         self._check_token_indices()
         for setting in ("lora_bias", "ensure_weight_tying"):
             if not isinstance(getattr(self, setting), bool):
-                raise TsugikiError(f"{setting} is {getattr(self, setting)!r}; it must be true or false")
+                raise TsugikiError(
+                    _("{setting} is {value!r}; it must be true or false").format(
+                        setting=setting, value=getattr(self, setting)
+                    )
+                )
         if self.lora_bias and (self.use_dora or not isinstance(self.init_lora_weights, bool)):
-            raise TsugikiError("lora_bias cannot be combined with use_dora or other initial values; leave one out")
+            raise TsugikiError(_("lora_bias cannot be combined with use_dora or other initial values; leave one out"))
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise TsugikiError(
-                "layers_to_transform requires a list of target_modules; "
-                f"{self.target_modules!r} is a pattern, which can name the layers itself"
+                _(
+                    "layers_to_transform requires a list of target_modules; {target_modules!r} is a pattern, which "
+                    "can name the layers itself"
+                ).format(target_modules=self.target_modules)
             )
         for setting in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, setting), str):
                 check_names(setting, getattr(self, setting))
         if not isinstance(self.layers_pattern, str):
             check_names("layers_pattern", self.layers_pattern)
-        _ = self._ranks, self._alphas, self._block_lists  # each raises an error for a pattern that cannot be used
+        _checked = (
+            self._ranks,
+            self._alphas,
+            self._block_lists,
+        )  # each raises an error for a pattern that cannot be used
 
     def _check_token_indices(self) -> None:
         wanted = self.trainable_token_indices
@@ -162,8 +199,10 @@ class LoraConfig:
             is_list = isinstance(one, list | tuple | range) and all(type(index) is int and index >= 0 for index in one)
             if not is_list or not one or len(set(one)) < len(one):
                 raise TsugikiError(
-                    f"trainable_token_indices has {error_text(repr(one), 40)}; give a list of different token ids, or "
-                    "such a list for each name of a layer"
+                    _(
+                        "trainable_token_indices has {value}; give a list of different token ids, or such a list "
+                        "for each name of a layer"
+                    ).format(value=error_text(repr(one), 40))
                 )
 
     def __getstate__(self) -> dict[str, Any]:

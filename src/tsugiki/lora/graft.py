@@ -47,6 +47,7 @@ import torch
 from torch import nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.adapter import new_lora_adapter
 from tsugiki.lora.batchnorm import freeze_batchnorm, unfreeze_batchnorm
 from tsugiki.lora.config import LoraConfig
@@ -201,13 +202,19 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
     state = _state(model) or Graft()
     _check_can_switch(state)
     if name == BASE_ROW:
-        raise TsugikiError(f"the name {name!r} is reserved for the base in mixed batches; choose another name")
+        raise TsugikiError(
+            _("the name {name!r} is reserved for the base in mixed batches; choose another name").format(name=name)
+        )
     if name in state.adapters:
-        raise TsugikiError(f"the model already holds an adapter called {name!r}; choose another name")
+        raise TsugikiError(
+            _("the model already holds an adapter called {name!r}; choose another name").format(name=name)
+        )
     if state.adapters and base_dropout not in (None, state.base_dropout):
         raise TsugikiError(
-            f"base_dropout is {base_dropout}, but the adapters of this model were grafted with {state.base_dropout}; "
-            "remove them first, or leave base_dropout out"
+            _(
+                "base_dropout is {base_dropout}, but the adapters of this model were grafted with {used}; remove "
+                "them first, or leave base_dropout out"
+            ).format(base_dropout=base_dropout, used=state.base_dropout)
         )
     try:
         if not state.adapters:
@@ -278,7 +285,7 @@ def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
     _check_can_switch(state)
     names = [name] if isinstance(name, str) else list(dict.fromkeys(name))
     if not names:
-        raise TsugikiError("set_adapter got no name; disable_adapter(model) is the base alone")
+        raise TsugikiError(_("set_adapter got no name; disable_adapter(model) is the base alone"))
     chosen = {one: find_adapter(model, one) for one in names}
     called, before, joined = " + ".join(names), state.active, state.joined
     if before == called:
@@ -345,8 +352,10 @@ def warn_of_float16(model: nn.Module) -> None:
     on_processor = any(p.dtype == torch.float16 and p.device.type == "cpu" for p in model.parameters())
     if on_processor and not torch.accelerator.is_available():
         warnings.warn(
-            "the model is in float16, in which processors are slow; load it in bfloat16 or float32, by "
-            "from_pretrained(…, dtype=torch.bfloat16) or --base-dtype bf16",
+            _(
+                "the model is in float16, in which processors are slow; load it in bfloat16 or float32, by "
+                "from_pretrained(…, dtype=torch.bfloat16) or --base-dtype bf16"
+            ),
             stacklevel=3,
         )
 
@@ -384,7 +393,7 @@ def active_adapter(model: nn.Module) -> Any:
     """
     state = require_state(model)
     if state.active is None:
-        raise TsugikiError("no adapter is active; set_adapter(model, name) activates one")
+        raise TsugikiError(_("no adapter is active; set_adapter(model, name) activates one"))
     return state.joined if state.joined is not None else state.adapters[state.active]
 
 
@@ -396,7 +405,11 @@ def find_adapter(model: nn.Module, name: str) -> Any:
     """
     adapters = require_state(model).adapters
     if name not in adapters:
-        raise TsugikiError(f"no adapter is called {name!r}; this model holds {', '.join(map(repr, adapters))}")
+        raise TsugikiError(
+            _("no adapter is called {name!r}; this model holds {adapters}").format(
+                name=name, adapters=", ".join(map(repr, adapters))
+            )
+        )
     return adapters[name]
 
 
@@ -408,7 +421,7 @@ def require_state(model: nn.Module) -> Graft:
     """
     state = _state(model)
     if state is None:
-        raise TsugikiError("nothing is grafted on this model; call graft(model, config) or load_adapter first")
+        raise TsugikiError(_("nothing is grafted on this model; call graft(model, config) or load_adapter first"))
     return state
 
 
@@ -452,8 +465,10 @@ def _freeze(model: nn.Module, state: Graft, base_dropout: bool) -> None:
     """Prepare a model for its first adapter."""
     if getattr(getattr(model, "config", None), "rescale_every", 0) > 0:
         raise TsugikiError(
-            "RWKV halves the weights of its later layers in evaluation mode, and would not halve an adapter's; load it "
-            "with rescale_every 0 in its config"
+            _(
+                "RWKV halves the weights of its later layers in evaluation mode, and would not halve an adapter's; "
+                "load it with rescale_every 0 in its config"
+            )
         )
     state.required_grad = {path: p.requires_grad for path, p in model.named_parameters(remove_duplicate=False)}
     state.base_dropout = base_dropout
@@ -502,21 +517,27 @@ def _refuse_offloaded(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values()):
             raise TsugikiError(
-                f"the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
-                "adapted; load the model without offloading"
+                _(
+                    "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
+                    "adapted; load the model without offloading"
+                ).format(path=path)
             )
 
 
 def _check_not_merged(state: Graft) -> None:
     if state.merged is not None:
-        raise TsugikiError(f"adapter {state.active!r} is merged into the base; call unmerge(model) first")
+        raise TsugikiError(
+            _("adapter {active!r} is merged into the base; call unmerge(model) first").format(active=state.active)
+        )
 
 
 def _check_thread(state: Graft) -> None:
     if state.thread not in (None, get_ident()):
         raise TsugikiError(
-            "another thread is in a `disable_adapter` or `mixed_batch` block of this model; wait until it has left the "
-            "block (threading.Lock), or give each thread a copy of the model"
+            _(
+                "another thread is in a `disable_adapter` or `mixed_batch` block of this model; wait until it has "
+                "left the block (threading.Lock), or give each thread a copy of the model"
+            )
         )
 
 
@@ -525,21 +546,25 @@ def _check_can_switch(state: Graft) -> None:
     _check_not_merged(state)
     _check_thread(state)
     if state.mixed_rows is not None:
-        raise TsugikiError("a mixed batch is active, which gives each row its adapter; leave its `with` block first")
+        raise TsugikiError(_("a mixed batch is active, which gives each row its adapter; leave its `with` block first"))
 
 
-def _refuse_to_resize(model: Any, new_num_tokens: int | None = None, *_: object, **__: object) -> nn.Module:
+def _refuse_to_resize(model: Any, new_num_tokens: int | None = None, *_args: object, **_kwargs: object) -> nn.Module:
     embedding: nn.Module = model.get_input_embeddings()
     if new_num_tokens not in (None, len(base_of(embedding).weight)):  # type: ignore[arg-type]
         raise TsugikiError(
-            "resize_token_embeddings would replace the layers that an adapter changes, or trained copies of them; "
-            "resize the vocabulary before you graft"
+            _(
+                "resize_token_embeddings would replace the layers that an adapter changes, or trained copies of "
+                "them; resize the vocabulary before you graft"
+            )
         )
     return embedding
 
 
-def _refuse_data_parallel(*_: object) -> NoReturn:
+def _refuse_data_parallel(*_args: object) -> NoReturn:
     raise TsugikiError(
-        "nn.DataParallel copies the model at every step, and the copies have no parameters that an adapter could be "
-        "grafted on. Use one device (CUDA_VISIBLE_DEVICES=0), or a process for each device (torchrun)"
+        _(
+            "nn.DataParallel copies the model at every step, and the copies have no parameters that an adapter "
+            "could be grafted on. Use one device (CUDA_VISIBLE_DEVICES=0), or a process for each device (torchrun)"
+        )
     )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.conv import LoraConv2d
 from tsugiki.lora.dora import dora_factor, dora_product, plain_dora, rescale
 from tsugiki.lora.frozen_layer import (
@@ -107,11 +108,13 @@ class _BypassGuard(torch.autograd.Function):
         return frozen.view_as(frozen)
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+    def backward(ctx: Any, *_args: Tensor) -> NoReturn:
         raise TsugikiError(
-            "the loss was computed from the weight of a grafted layer instead of by calling the layer, so its adapter "
-            "would not train. TRL's trainers and Liger's loss do this with the output head: leave the head (lm_head, "
-            "embed_out) out of target_modules, or train with transformers' Trainer"
+            _(
+                "the loss was computed from the weight of a grafted layer instead of by calling the layer, so its "
+                "adapter would not train. TRL's trainers and Liger's loss do this with the output head: leave the "
+                "head (lm_head, embed_out) out of target_modules, or train with transformers' Trainer"
+            )
         )
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.frozen_layer import QuantizedLinear, is_quantized
 from tsugiki.lora.graft import active_adapter, attach_adapter, detach_adapter, require_state
 from tsugiki.lora.layer import Grafted
@@ -61,8 +62,10 @@ def merge(model: nn.Module) -> nn.Module:
             quantized = [name for name, update in updates.items() if _is_quantized(model, name, update)]
             if quantized:
                 raise TsugikiError(
-                    f"{quantized[0]} is quantised, so merging would lose part of the update; load the base "
-                    "unquantised, or use merge_quantized(model), which quantises the sum and returns what is lost"
+                    _(
+                        "{path} is quantised, so merging would lose part of the update; load the base unquantised, "
+                        "or use merge_quantized(model), which quantises the sum and returns what is lost"
+                    ).format(path=quantized[0])
                 )
             _replace_weights(model, _new_weights(model, updates), _shared_in_part(model, updates), undo)
             state.merged = undo
@@ -85,7 +88,11 @@ def merge_quantized(model: nn.Module) -> dict[str, float]:
     model = unwrapped(model)
     state = require_state(model)
     if state.merged is not None:
-        raise TsugikiError(f"adapter {state.active!r} is merged into the base already; unmerge(model) comes first")
+        raise TsugikiError(
+            _("adapter {active!r} is merged into the base already; unmerge(model) comes first").format(
+                active=state.active
+            )
+        )
     layers: dict[str, nn.Module] = {}
     lost: dict[str, float] = {}
     with _updates_of_active_adapter(model) as (updates, undo):
@@ -93,8 +100,10 @@ def merge_quantized(model: nn.Module) -> dict[str, float]:
             layer = parameter_owner(model, name)[0]
             if not isinstance(layer, QuantizedLinear):
                 raise TsugikiError(
-                    f"{name} is quantised by a {type(layer).__name__}, which cannot be quantised again here; load the "
-                    "base unquantised, in int8 or in nf4"
+                    _(
+                        "{name} is quantised by a {kind}, which cannot be quantised again here; load the base "
+                        "unquantised, in int8 or in nf4"
+                    ).format(name=name, kind=type(layer).__name__)
                 )
             path = name.rpartition(".")[0]
             layers[path], lost[path] = _requantized(name, layer, updates.pop(name))
@@ -115,7 +124,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     model = unwrapped(model)
     state = require_state(model)
     if state.merged is None:
-        raise TsugikiError("nothing is merged into this model")
+        raise TsugikiError(_("nothing is merged into this model"))
     undo_all(state.merged)
     state.merged = None
     attach_adapter(model, state.active)
@@ -140,8 +149,10 @@ def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
     undo.append(partial(setattr, config, "tie_word_embeddings", True))
     config.tie_word_embeddings = False  # type: ignore[union-attr]
     warnings.warn(
-        "the adapter changes the weight that the embedding and the output head share, but not in both places alike; "
-        "merged, they are two weights (tie_word_embeddings=False)",
+        _(
+            "the adapter changes the weight that the embedding and the output head share, but not in both places "
+            "alike; merged, they are two weights (tie_word_embeddings=False)"
+        ),
         stacklevel=5,
     )
     return True
@@ -156,8 +167,10 @@ def _updates_of_active_adapter(model: nn.Module) -> Iterator[tuple[dict[str, Wei
     state, adapter = require_state(model), active_adapter(model)
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # torch's DTensor
         raise TsugikiError(
-            "the weights of this model are split over several processes, so nothing can be merged into them; save the "
-            "adapter, and merge it in one process"
+            _(
+                "the weights of this model are split over several processes, so nothing can be merged into them; "
+                "save the adapter, and merge it in one process"
+            )
         )
     active, undo = state.active, list[Undo]()
     try:
@@ -206,7 +219,11 @@ def _new_weights(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> dict[
                     not_finite.append(name)
         weights[name] = merged[key]
     if not_finite:
-        raise TsugikiError(f"merging gives values that are not finite in {not_finite[0]} ({len(not_finite)} in all)")
+        raise TsugikiError(
+            _("merging gives values that are not finite in {path} ({count} in all)").format(
+                path=not_finite[0], count=len(not_finite)
+            )
+        )
     return weights
 
 
@@ -223,7 +240,7 @@ def _requantized(name: str, layer: QuantizedLinear, update: WeightUpdate) -> tup
     before = layer.dequantize()
     exact = update(before)
     if not torch.isfinite(exact).all():
-        raise TsugikiError(f"merging gives values that are not finite in {name}")
+        raise TsugikiError(_("merging gives values that are not finite in {name}").format(name=name))
     after = layer.requantize(exact)
     assert isinstance(after, QuantizedLinear)
     error, size = (after.dequantize() - exact).norm(), (exact - before).norm()

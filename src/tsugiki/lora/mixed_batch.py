@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.dora import dora_factor
 from tsugiki.lora.frozen_layer import is_hooked, oriented
@@ -161,7 +162,9 @@ def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAda
     names = [None if name == BASE_ROW else name for name in adapter_names]
     if isinstance(adapter_names, str) or not names or not all(isinstance(name, str | None) for name in names):
         raise TsugikiError(
-            f"adapter_names is {adapter_names!r}; give a list with a name or None for each row of the batch"
+            _("adapter_names is {adapter_names!r}; give a list with a name or None for each row of the batch").format(
+                adapter_names=adapter_names
+            )
         )
     adapters = {name: _find_lora_adapter(model, name) for name in names if name is not None}
     neighbours = gcd(*(len(list(run)) for _, run in groupby(names)))
@@ -170,8 +173,10 @@ def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAda
     for path in dict.fromkeys(path for adapter in adapters.values() for path in adapter.pairs):
         if "experts" in path.split("."):
             raise TsugikiError(
-                f"{path} belongs to one of several experts, which get tokens of several rows mixed; a mixed batch is "
-                "not possible with adapters on experts"
+                _(
+                    "{path} belongs to one of several experts, which get tokens of several rows mixed; a mixed "
+                    "batch is not possible with adapters on experts"
+                ).format(path=path)
             )
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
@@ -184,20 +189,26 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
     if not isinstance(adapter, LoraAdapter):
         kind = type(adapter.config).__name__
         raise TsugikiError(
-            f"{name!r} is not a LoRA adapter ({kind}) and cannot be used for single rows; set_adapter activates it for "
-            "the whole batch"
+            _(
+                "{name!r} is not a LoRA adapter ({kind}) and cannot be used for single rows; set_adapter activates "
+                "it for the whole batch"
+            ).format(name=name, kind=kind)
         )
     experts = list(adapter.parameter_pairs)
     if experts:
         raise TsugikiError(
-            f"{name!r} adapts {experts[0]} ({len(experts)} such), which gets the tokens of all rows together, so it "
-            "cannot be used for single rows; set_adapter activates it for the whole batch"
+            _(
+                "{name!r} adapts {path} ({count} such), which gets the tokens of all rows together, so it cannot "
+                "be used for single rows; set_adapter activates it for the whole batch"
+            ).format(name=name, path=experts[0], count=len(experts))
         )
     copies = adapter.others
     if copies:
         raise TsugikiError(
-            f"{name!r} has a copy of {copies[0]} ({len(copies)} such), which cannot be used for single rows; "
-            "set_adapter activates it for the whole batch"
+            _(
+                "{name!r} has a copy of {path} ({count} such), which cannot be used for single rows; set_adapter "
+                "activates it for the whole batch"
+            ).format(name=name, path=copies[0], count=len(copies))
         )
     return adapter
 
@@ -206,19 +217,22 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     """Replace the layer's own `forward` within a mixed batch."""
     if not torch.compiler.is_compiling() and get_ident() != rows.thread:
         raise TsugikiError(
-            "another thread is in a `mixed_batch` block of this model, whose adapters this call would get; wait until "
-            "it has left the block (threading.Lock), or give each thread a copy of the model"
+            _(
+                "another thread is in a `mixed_batch` block of this model, whose adapters this call would get; "
+                "wait until it has left the block (threading.Lock), or give each thread a copy of the model"
+            )
         )
     if layer.training:
-        raise TsugikiError("a mixed batch is for inference, but the model is in training mode; call model.eval()")
+        raise TsugikiError(_("a mixed batch is for inference, but the model is in training mode; call model.eval()"))
     if len(x) % rows.names:
         raise TsugikiError(
-            f"{rows.path} got {len(x)} rows, but {rows.names} adapter names were given; give a name for each row of "
-            "the batch"
+            _(
+                "{path} got {rows} rows, but {names} adapter names were given; give a name for each row of the batch"
+            ).format(path=rows.path, rows=len(x), names=rows.names)
         )
     y: Tensor = layer.base_layer(x)
     if y.requires_grad:
-        raise TsugikiError("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()")
+        raise TsugikiError(_("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()"))
     compiling = torch.compiler.is_compiling()  # a compiler fuses the definition itself
     if compiling or not isinstance(layer, LoraLinear) or not layer.fused or x.dtype != y.dtype:
         return plain_rows(layer, rows.pairs, x, y)
@@ -263,8 +277,10 @@ def _check_order_of_rows(model: Any, state: Graft, rows: RowAdapters) -> None:
     wrong = [path for path, size in sizes.items() if size not in (_ROWS, _ROWS * _TOKENS)]
     if wrong:
         raise TsugikiError(
-            f"{wrong[0]} gets the tokens before the rows of the batch, so rows cannot have adapters of their own; use "
-            "set_adapter"
+            _(
+                "{path} gets the tokens before the rows of the batch, so rows cannot have adapters of their own; "
+                "use set_adapter"
+            ).format(path=wrong[0])
         )
     state.in_order |= unknown.keys()
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 from tsugiki.lora.patterns import compile_pattern
 
 Names: TypeAlias = Sequence[str] | str
@@ -33,7 +34,11 @@ def check_names(setting: str, value: object) -> None:
             raise TsugikiError(f"{setting}: {error}") from error
     elif value is not None and not (isinstance(value, Sequence) and all(isinstance(name, str) for name in value)):
         shown = error_text(repr(value), 80)
-        raise TsugikiError(f"{setting} is {shown}; it must be a list of names, or a regular expression")
+        raise TsugikiError(
+            _("{setting} is {value}; it must be a list of names, or a regular expression").format(
+                setting=setting, value=shown
+            )
+        )
 
 
 def shortest_endings(names: Iterable[str], others: Iterable[str]) -> list[str]:

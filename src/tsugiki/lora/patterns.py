@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 
 try:
     from tsugiki.lora import automaton
@@ -54,15 +55,17 @@ def compile_pattern(text: str) -> Match:
     tree, ways = _parse(text)
     if ways <= _MAX_WAYS:
         return _with_limit(_compile(text).fullmatch)
-    reason: object = "this version of Python does not tell its parts"
+    reason: object = _("this version of Python does not tell its parts")
     if automaton is not None:
         try:
             return _with_limit(partial(_follow, automaton.Automaton(tree), text))
         except (automaton.UnsupportedError, RecursionError) as error:
             reason = error
     raise TsugikiError(
-        f"the regular expression {_shown(text)} has too many ways to match, and {reason}; use a simpler one, or a list "
-        "of names"
+        _(
+            "the regular expression {pattern} has too many ways to match, and {reason}; use a simpler one, or a "
+            "list of names"
+        ).format(pattern=_shown(text), reason=reason)
     )
 
 
@@ -95,8 +98,10 @@ class PatternTable(Generic[T]):
                 raise TsugikiError(f"{setting}[{_shown(text)}]: {error}") from error
             if cost > _MAX_WAYS:
                 raise TsugikiError(
-                    f"{setting} has too many ways to match a name: it has {len(patterns):,} regular expressions, the "
-                    rf"last possible one is {_shown(text)}; use simpler ones, or whole names (^model\.layers\.0)"
+                    _(
+                        "{setting} has too many ways to match a name: it has {count:,} regular expressions, the "
+                        "last possible one is {pattern}; use simpler ones, or whole names (^model\\.layers\\.0)"
+                    ).format(setting=setting, count=len(patterns), pattern=_shown(text))
                 )
             self._patterns.append((order, matches, value))
 
@@ -125,7 +130,11 @@ def _name_of_pattern(text: str) -> str | None:
 def _with_limit(matches: Callable[[str], object]) -> Match:
     def match(name: str) -> bool:
         if len(name) > _MAX_NAME_LENGTH:
-            raise TsugikiError(f"the name {_shown(name)} has more than {_MAX_NAME_LENGTH} characters")
+            raise TsugikiError(
+                _("the name {name} has more than {longest} characters").format(
+                    name=_shown(name), longest=_MAX_NAME_LENGTH
+                )
+            )
         return bool(matches(name))
 
     return match
@@ -138,7 +147,11 @@ def _parse(text: str) -> tuple[Any, int]:
         TsugikiError: it is not a regular expression, or is too long.
     """
     if len(text) > _MAX_LENGTH:
-        raise TsugikiError(f"the regular expression {_shown(text)} has {len(text):,} characters, above {_MAX_LENGTH:,}")
+        raise TsugikiError(
+            _("the regular expression {pattern} has {count:,} characters, above {longest:,}").format(
+                pattern=_shown(text), count=len(text), longest=_MAX_LENGTH
+            )
+        )
     try:
         _compile(text)
         if automaton is None:
@@ -147,7 +160,9 @@ def _parse(text: str) -> tuple[Any, int]:
             tree = automaton.parse(text)
         return tree, automaton.ways(tree, _NAME_LENGTH, _MAX_WAYS)
     except (re.error, RecursionError, OverflowError) as error:
-        raise TsugikiError(f"{_shown(text)} is not a regular expression: {error}") from error
+        raise TsugikiError(
+            _("{pattern} is not a regular expression: {error}").format(pattern=_shown(text), error=error)
+        ) from error
 
 
 def _compile(text: str) -> re.Pattern[str]:
@@ -182,8 +197,10 @@ def _follow(states: "automaton.Automaton", text: str, name: str) -> bool:
     matches = states.fullmatch(name, _MAX_STEPS)
     if matches is None:
         raise TsugikiError(
-            f"the regular expression {_shown(text)} takes too many steps for {_shown(name)}; use a simpler one, or a "
-            "list of names"
+            _(
+                "the regular expression {pattern} takes too many steps for {name}; use a simpler one, or a list of "
+                "names"
+            ).format(pattern=_shown(text), name=_shown(name))
         )
     return matches
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 
 _NO_EFFECT = frozenset(
@@ -36,8 +37,10 @@ def config_of_peft(config: PeftConfig) -> LoraConfig:
     kind = type(config).__name__
     if getattr(config.peft_type, "value", config.peft_type) != "LORA":
         raise TsugikiError(
-            f"graft takes PEFT's LoraConfig, and not its {kind}; the config of another method is "
-            "tsugiki.methods.table.METHODS[name].configure({…}), with a name that `tsugiki methods` lists"
+            _(
+                "graft takes PEFT's LoraConfig, and not its {kind}; the config of another method is "
+                "tsugiki.methods.table.METHODS[name].configure({{…}}), with a name that `tsugiki methods` lists"
+            ).format(kind=kind)
         )
     known = {field.name for field in dataclasses.fields(LoraConfig)} | {"inference_mode"}
     settings: dict[str, Any] = {
@@ -49,7 +52,11 @@ def config_of_peft(config: PeftConfig) -> LoraConfig:
         f"{name}={error_text(repr(value), 80)}" for name, value in settings.items() if name not in known and value
     ]
     if unknown:
-        raise TsugikiError(f"{kind}: {', '.join(unknown)} would change the result and is not supported; leave it out")
+        raise TsugikiError(
+            _("{kind}: {unknown} would change the result and is not supported; leave it out").format(
+                kind=kind, unknown=", ".join(unknown)
+            )
+        )
     if "target_parameters" in settings:
         settings.setdefault("target_modules", [])  # in PEFT, these parameters alone
     return LoraConfig(**{name: value for name, value in settings.items() if name in known})

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.batchnorm import unfreeze_batchnorm
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import grafted_layers
@@ -26,11 +27,17 @@ def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, 
     modules = find_modules_to_save(model, LoraConfig(modules_to_save=wanted))
     for path in modules:
         if any(inner.startswith(f"{path}.") for inner in grafted_layers(model)):
-            raise TsugikiError(f"modules_to_save names {path}, inside which another adapter has grafted layers")
+            raise TsugikiError(
+                _("modules_to_save names {path}, inside which another adapter has grafted layers").format(path=path)
+            )
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
     quantized = [name for name, p in inside.items() if not p.is_floating_point()]
     if quantized:
-        raise TsugikiError(f"modules_to_save: {quantized[0]} is quantised and cannot train; load the base unquantised")
+        raise TsugikiError(
+            _("modules_to_save: {path} is quantised and cannot train; load the base unquantised").format(
+                path=quantized[0]
+            )
+        )
     warn_untied_weights(model, inside)
     return {path: _trained_copy(module) for path, module in modules.items()}
 
@@ -65,7 +72,11 @@ def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, f
         named = [name for name, module in base_modules(model) if name.endswith(ending) and module.state_dict()]
         held = [name for name in named if any(f"{owner}.".startswith(f"{name}.") for owner in owners)]
         if named and not held:
-            raise TsugikiError(f"modules_to_save names {ending!r}, and the file has no tensor of {named[0]}")
+            raise TsugikiError(
+                _("modules_to_save names {ending!r}, and the file has no tensor of {path}").format(
+                    ending=ending, path=named[0]
+                )
+            )
         found += [name for name in held if name not in found]
     return found
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.pair import LowRank
 
@@ -48,21 +49,33 @@ def join_adapters(adapters: Mapping[str, object]) -> JoinedAdapter:
     for name, adapter in adapters.items():
         if not isinstance(adapter, LoraAdapter):
             kind = type(adapter.config).__name__  # type: ignore[attr-defined]
-            raise TsugikiError(f"{name!r} is not a LoRA adapter ({kind}), so it cannot be active together with others")
+            raise TsugikiError(
+                _("{name!r} is not a LoRA adapter ({kind}), so it cannot be active together with others").format(
+                    name=name, kind=kind
+                )
+            )
         joined.append(adapter)
         for path, pair in adapter.pairs.items():
             pairs.setdefault(path, []).append(pair)
     others = [path for one in joined for path in (*one.parameter_pairs, *one.modules, *one.parameters, *one.tokens)]
     twice = next((path for path in others if others.count(path) > 1), None)
     if twice is not None:
-        raise TsugikiError(f"several of {', '.join(adapters)} replace {twice}; only one of them can be active")
+        raise TsugikiError(
+            _("several of {adapters} replace {path}; only one of them can be active").format(
+                adapters=", ".join(adapters), path=twice
+            )
+        )
     for path, found in pairs.items():
         if len(found) > 1 and any(pair.magnitude is not None or pair.bias is not None for pair in found):
-            raise TsugikiError(f"{path} has DoRA or lora_bias, whose updates cannot be added; activate one adapter")
+            raise TsugikiError(
+                _("{path} has DoRA or lora_bias, whose updates cannot be added; activate one adapter").format(path=path)
+            )
         if len({pair.dropout.p for pair in found}) > 1 or (len(found) > 1 and found[0].A.dim() != 2):
             raise TsugikiError(
-                f"the adapters have different dropout for {path}, or it is a convolution, so their updates cannot be "
-                "computed at once; activate one adapter"
+                _(
+                    "the adapters have different dropout for {path}, or it is a convolution, so their updates "
+                    "cannot be computed at once; activate one adapter"
+                ).format(path=path)
             )
     return JoinedAdapter(
         joined[0].config,

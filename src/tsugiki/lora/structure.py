@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import nn
 
+from tsugiki.language import _
 from tsugiki.lora.frozen_layer import features
 from tsugiki.lora.trace import Trace, structure_key, trace
 
@@ -79,16 +80,16 @@ def _find_reasons(run: Trace) -> dict[str, str]:
 
     def reason(name: str, place: str | None) -> str:
         if place is None:
-            return "outside of the blocks"
+            return _("outside of the blocks")
         if place in bypassed:
-            return "its weight is read without calling the layer"
+            return _("its weight is read without calling the layer")
         if place not in live:
-            return "no effect on the logits of a text"
+            return _("no effect on the logits of a text")
         if _is_router(run, name):
             return "router"
         if min(features(run.linear[name])) < _FEWEST_FEATURES:
-            return f"fewer than {_FEWEST_FEATURES} inputs or outputs"
-        return "its weight is read by a fused kernel on GPUs" if _is_behind_kernel(run, name) else ""
+            return _("fewer than {count} inputs or outputs").format(count=_FEWEST_FEATURES)
+        return _("its weight is read by a fused kernel on GPUs") if _is_behind_kernel(run, name) else ""
 
     return {name: reason(name, place) for name, place in places.items()}
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tsugiki.language import _
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.shared_parameters import shared_parameters
 
@@ -36,7 +37,7 @@ def undo_all(undo: list[Undo]) -> None:
 
 def replace_module(model: nn.Module, path: str, module: nn.Module, undo: list[Undo]) -> None:
     """Put `module` in the place of the submodule `path`, on its device and in its training or evaluation mode."""
-    parent, _, child = path.rpartition(".")
+    parent, _dot, child = path.rpartition(".")
     owner, before = model.get_submodule(parent), model.get_submodule(path)
     undo.append(partial(_set_module, owner, child, before))
     _set_module(owner, child, module)
@@ -52,7 +53,7 @@ def replace_parameter(model: nn.Module, path: str, tensor: Tensor, undo: list[Un
 
 def parameter_owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     """Return the module that holds the tensor `path`, a name in the model before any graft, and its name in there."""
-    owner_path, _, attribute = path.rpartition(".")
+    owner_path, _dot, attribute = path.rpartition(".")
     return base_of(model.get_submodule(owner_path)), attribute
 
 
@@ -83,8 +84,10 @@ def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) ->
         others = [name for name in shared.get(path, ()) if name not in copies]
         if others:
             warnings.warn(
-                f"{path.rpartition('.')[0]} shares its weight with {others[0]}; the adapter trains a copy for "
-                f"{path.rpartition('.')[0]}, and {others[0]} keeps the base's",
+                _(
+                    "{layer} shares its weight with {other}; the adapter trains a copy for {layer}, and {other} "
+                    "keeps the base's"
+                ).format(layer=path.rpartition(".")[0], other=others[0]),
                 stacklevel=3,
             )
 

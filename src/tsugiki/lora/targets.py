@@ -8,6 +8,7 @@ from torch import nn
 
 from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _, ngettext
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_graftable, is_linear, is_stored_in_out
 from tsugiki.lora.layer import base_of
@@ -40,17 +41,26 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     both = [name for name in selected if matches(f"{name}.weight", parameters)]
     if both:
         raise TsugikiError(
-            f"target_modules and target_parameters both select the weight of {both[0]} ({len(both)} such); leave it "
-            "out of one of the two"
+            _(
+                "target_modules and target_parameters both select the weight of {path} ({count} such); leave it "
+                "out of one of the two"
+            ).format(path=both[0], count=len(both))
         )
     selected += [name for name, layer in layers.items() if _is_selected_weight(f"{name}.weight", layer, parameters)]
     if not selected and not (parameters and config.target_modules == []):
-        raise TsugikiError(f"{_describe(config)} matches no layer; {_list_graftable(layers)}")
+        raise TsugikiError(
+            _("{targets} matches no layer; {hint}").format(targets=_describe(config), hint=_list_graftable(layers))
+        )
     wrong = [name for name in selected if not is_graftable(layers[name])]
     if wrong:
         raise TsugikiError(
-            f"{_describe(config)} matches {wrong[0]}, a {type(layers[wrong[0]]).__name__}, which cannot be grafted "
-            f"({len(wrong)} such); {_list_graftable(layers)}"
+            _("{targets} matches {path}, a {kind}, which cannot be grafted ({count} such); {hint}").format(
+                targets=_describe(config),
+                path=wrong[0],
+                kind=type(layers[wrong[0]]).__name__,
+                count=len(wrong),
+                hint=_list_graftable(layers),
+            )
         )
     return _with_first_names({name: layers[name] for name in selected})
 
@@ -77,18 +87,33 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
     selected = {name: one for name, one in every.items() if matches(name, wanted)}
     if not selected:
         stacks = _last_components(find_stacks(dict(base_modules(model))))
-        hint = f"its stacks of matrices are called {', '.join(stacks)}" if stacks else "it has no stack of matrices"
-        raise TsugikiError(f"target_parameters={', '.join(wanted)} matches no parameter of the model; {hint}")
+        hint = (
+            _("its stacks of matrices are called {stacks}").format(stacks=", ".join(stacks))
+            if stacks
+            else _("it has no stack of matrices")
+        )
+        raise TsugikiError(
+            _("target_parameters={wanted} matches no parameter of the model; {hint}").format(
+                wanted=", ".join(wanted), hint=hint
+            )
+        )
     found = {name: one for name, one in selected.items() if not _is_selected_weight(name, one[0], wanted)}
-    for name, (_, parameter) in found.items():
+    for name, (_other, parameter) in found.items():
         if parameter.dim() not in (2, 3):
             raise TsugikiError(
-                f"target_parameters selects {name}, which has {parameter.dim()} axes; only a matrix, or a stack of "
-                "matrices, has a low-rank update"
+                ngettext(
+                    "target_parameters selects {name}, which has {count} axis; only a matrix, or a stack of "
+                    "matrices, has a low-rank update",
+                    "target_parameters selects {name}, which has {count} axes; only a matrix, or a stack of "
+                    "matrices, has a low-rank update",
+                    parameter.dim(),
+                ).format(name=name, count=parameter.dim())
             )
         if not parameter.is_floating_point() or parameter.itemsize < 2:
             raise TsugikiError(
-                f"target_parameters selects {name}, which is quantised ({parameter.dtype}); load the base unquantised"
+                _("target_parameters selects {name}, which is quantised ({dtype}); load the base unquantised").format(
+                    name=name, dtype=parameter.dtype
+                )
             )
     return found
 
@@ -127,7 +152,9 @@ def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.M
     for wanted in _saved(model, config):
         modules = find_modules(model, [wanted])
         if not modules:
-            raise TsugikiError(f"modules_to_save names {wanted!r}, which the model does not have")
+            raise TsugikiError(
+                _("modules_to_save names {wanted!r}, which the model does not have").format(wanted=wanted)
+            )
         found.update(modules)
     return found
 
@@ -232,7 +259,7 @@ def _is_in_chosen_block(name: str, config: LoraConfig) -> bool:
     if config.layers_pattern:
         return config.block_index_of(name) in indices
     # The list of blocks has a name, so a number at the very beginning is not a block's.
-    _, index, inside = split_block(name.partition(".")[2])
+    _dot, index, inside = split_block(name.partition(".")[2])
     return inside != "" and index in indices
 
 
@@ -245,25 +272,34 @@ def _default_targets(model: nn.Module) -> Sequence[str]:
         return default_layers(model)
     except TsugikiError as error:
         raise TsugikiError(
-            f"no default target_modules for {model_type(model)!r}: {error}; "
-            f"name them, or use 'all-linear'; {_list_graftable(dict(base_modules(model)))}"
+            _("no default target_modules for {name!r}: {error}; name them, or use 'all-linear'; {hint}").format(
+                name=model_type(model), error=error, hint=_list_graftable(dict(base_modules(model)))
+            )
         ) from error
 
 
 def _describe(config: LoraConfig) -> str:
     targets = config.target_modules
     shown = targets if isinstance(targets, str) or targets is None else ", ".join(targets)
-    blocks = f" in layers {config.layers_to_transform}" if config.layers_to_transform is not None else ""
+    blocks = (
+        _(" in layers {blocks}").format(blocks=config.layers_to_transform)
+        if config.layers_to_transform is not None
+        else ""
+    )
     return f"target_modules={shown}{blocks}"
 
 
 def _list_graftable(layers: Mapping[str, nn.Module]) -> str:
     endings = _last_components(name for name, layer in layers.items() if is_graftable(layer))
     if not endings:
-        return "the model has no layer that can be grafted"
+        return _("the model has no layer that can be grafted")
     stacks = ", ".join(_last_components(find_stacks(layers)))
-    hint = f"; the weights of its experts are parameters (target_parameters: {stacks})" if stacks else ""
-    return f"these can be grafted: {', '.join(endings)}{hint}"
+    hint = (
+        _("; the weights of its experts are parameters (target_parameters: {stacks})").format(stacks=stacks)
+        if stacks
+        else ""
+    )
+    return _("these can be grafted: {endings}{hint}").format(endings=", ".join(endings), hint=hint)
 
 
 def _last_components(names: Iterable[str]) -> list[str]:

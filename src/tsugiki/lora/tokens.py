@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.frozen_layer import device_of, factor_dtype, is_linear
 from tsugiki.lora.names import matches
 from tsugiki.lora.shared_parameters import shared_parameters
@@ -73,13 +74,17 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
     if not isinstance(wanted, Mapping):
         if not ends:
             raise TsugikiError(
-                f"a {type(model).__name__} does not say which layer embeds tokens; name it: "
-                "trainable_token_indices={'embed_tokens': […]}"
+                _(
+                    "a {kind} does not say which layer embeds tokens; name it: "
+                    "trainable_token_indices={{'embed_tokens': […]}}"
+                ).format(kind=type(model).__name__)
             )
         wanted = {ends[0]: wanted}
     missing = [ending for ending in wanted if not any(matches(name, [ending]) for name in layers)]
     if missing:
-        raise TsugikiError(f"trainable_token_indices names {missing[0]!r}, which the model does not have")
+        raise TsugikiError(
+            _("trainable_token_indices names {name!r}, which the model does not have").format(name=missing[0])
+        )
     chosen = {
         name: indices  # the embedding first, under whose name what it shares is stored
         for name in [*ends, *layers]
@@ -90,18 +95,24 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
         layer = layers[name]
         if not (isinstance(layer, nn.Embedding) or is_linear(layer)):
             raise TsugikiError(
-                f"trainable_token_indices names {name}, a {type(layer).__name__}, which has no vectors of tokens"
+                _("trainable_token_indices names {name}, a {kind}, which has no vectors of tokens").format(
+                    name=name, kind=type(layer).__name__
+                )
             )
         if getattr(layer, "bias", None) is not None:
             raise TsugikiError(
-                f"trainable_token_indices names {name}, which has a bias that PEFT would leave out; train it as a "
-                "whole (modules_to_save)"
+                _(
+                    "trainable_token_indices names {name}, which has a bias that PEFT would leave out; train it as "
+                    "a whole (modules_to_save)"
+                ).format(name=name)
             )
         rows = len(cast(Tensor, layer.weight))
         if max(indices) >= rows:
             raise TsugikiError(
-                f"trainable_token_indices has token {max(indices)}, but the vocabulary has {rows} words; call "
-                f"model.resize_token_embeddings({max(indices) + 1}) first"
+                _(
+                    "trainable_token_indices has token {token}, but the vocabulary has {rows} words; call "
+                    "model.resize_token_embeddings({size}) first"
+                ).format(token=max(indices), rows=rows, size=max(indices) + 1)
             )
     return chosen
 

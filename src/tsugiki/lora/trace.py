@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.frozen_layer import features, is_conv1d, is_linear
 from tsugiki.lora.weightless import run, weightless_copy
 
@@ -30,14 +31,17 @@ def trace(model: nn.Module) -> "Trace":
     """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
-        raise TsugikiError(f"{type(model).__name__} is not a model of transformers, so its layers must be named")
+        raise TsugikiError(
+            _("{kind} is not a model of transformers, so its layers must be named").format(kind=type(model).__name__)
+        )
     try:
         return Trace(weightless_copy(type(model), config))
     except Exception as error:  # any error of the model's own code
         reason = str(error).partition("\n")[0]
         raise TsugikiError(
-            f"the layers of {type(model).__name__} could not be found by running it without weights "
-            f"({type(error).__name__}: {reason})"
+            _("the layers of {kind} could not be found by running it without weights ({error}: {reason})").format(
+                kind=type(model).__name__, error=type(error).__name__, reason=reason
+            )
         ) from error
 
 

@@ -6,6 +6,7 @@ The names of layers, which the file of an adapter has, are those in the inner mo
 from torch import nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _, marked
 
 # Classes are known by their names, because importing all of them would be slow.
 _HELD_IN = {
@@ -22,10 +23,12 @@ _HELD_IN = {
 _VALUE_HEAD = "pretrained_model"
 """The attribute in which models with a value head hold the model, in TRL and where its example was followed."""
 _WHY_NOT = {
-    "module": "parameters that are added later are not synchronised; graft model.module, and wrap it afterwards",
-    "base_model": "it holds an adapter of PEFT; graft what model.merge_and_unload() or model.unload() returns",
-    "model": "it holds an adapter of PEFT; graft what model.merge_and_unload() or model.unload() returns",
-    _VALUE_HEAD: f"the value head must stay trainable; graft model.{_VALUE_HEAD}",
+    "module": marked(
+        "parameters that are added later are not synchronised; graft model.module, and wrap it afterwards"
+    ),
+    "base_model": marked("it holds an adapter of PEFT; graft what model.merge_and_unload() or model.unload() returns"),
+    "model": marked("it holds an adapter of PEFT; graft what model.merge_and_unload() or model.unload() returns"),
+    _VALUE_HEAD: marked("the value head must stay trainable; graft model.pretrained_model"),
 }
 
 
@@ -44,7 +47,11 @@ def unwrapped_to_graft(model: nn.Module) -> nn.Module:
     """
     while (attribute := _held_in(model)) is not None:
         if attribute in _WHY_NOT:
-            raise TsugikiError(f"a {type(model).__name__} cannot be grafted: {_WHY_NOT[attribute]}")
+            raise TsugikiError(
+                _("a {kind} cannot be grafted: {reason}").format(
+                    kind=type(model).__name__, reason=_(_WHY_NOT[attribute])
+                )
+            )
         model = getattr(model, attribute)
     return model
 
