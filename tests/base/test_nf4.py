@@ -55,7 +55,7 @@ def test_the_codes_are_those_of_bitsandbytes(dtype: torch.dtype, shape: tuple[in
 
 
 def test_bounds_between_codes_are_decided_as_by_bucketize():
-    values = torch.tensor(nf4._NF4)
+    values = torch.tensor(nf4.NF4)
     middles = (values[1:] + values[:-1]) / 2
     next_to = [middles, middles.nextafter(torch.tensor(2.0)), middles.nextafter(torch.tensor(-2.0)), values, -values]
     x = torch.cat([*next_to, torch.tensor([0.0, -0.0, 1e-42, -1e-42]), torch.linspace(-1, 1, 9001)])
@@ -77,7 +77,7 @@ def test_every_level_is_the_product_of_the_code_and_the_block():
     blocks = torch.arange(1, 256, dtype=torch.uint8)[:, None]
     codes = torch.arange(16, dtype=torch.uint8)
     packed = (codes << 4 | codes.flip(0)).repeat(255, 2)
-    expected = torch.tensor(nf4._NF4)[codes.long()] * blocks / 255 * 127
+    expected = torch.tensor(nf4.NF4)[codes.long()] * blocks / 255 * 127
     assert (decode(packed, blocks, torch.float32)[:, 0:32:2] - expected).abs().max() <= 0.5001
 
 

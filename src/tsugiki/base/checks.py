@@ -36,7 +36,7 @@ _SPARE_ELEMENTS = 1 << 26
 _MOST_LAYERS = 2_000
 _COUNT = re.compile(r"(^|_)(n|num)_\w*layers?$|(^|_)n_?layers?$|^num_labels$")
 """Settings for which transformers makes a list before it looks at the weights."""
-_OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|embed_positions)$|inv_freq$")
+OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|embed_positions)$|inv_freq$")
 """Names of tensors that old releases of transformers stored, although the model computes them."""
 
 
@@ -152,7 +152,7 @@ def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str])
         TsugikiError: the config does not fit the weights: it has fewer layers, or leaves out biases.
     """
     paths = {path for path, _ in model.named_modules() if path}
-    surplus = [key for key in sorted(unused) if _is_of_a_layer(key, paths) and not _OLD_BUFFERS.search(key)]
+    surplus = [key for key in sorted(unused) if _is_of_a_layer(key, paths) and not OLD_BUFFERS.search(key)]
     if surplus:
         raise TsugikiError(
             f"{name} cannot be loaded: its files hold {summarise_list(surplus)}, which the model does not have by its "

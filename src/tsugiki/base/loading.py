@@ -5,6 +5,7 @@ caller asks for it with `trust_remote_code`.
 """
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.base.checks import check_all_used, check_weights
@@ -18,7 +19,7 @@ from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _PROBE = "a 枝\n"
 
@@ -35,7 +36,7 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
         TsugikiError: there is no such model, the folder or file does not hold a complete one, or the hub cannot be
             reached.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     folder = model_folder(name, trust_remote_code=trust_remote_code)
     states = file_states(name)
@@ -45,16 +46,43 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
             raise TsugikiError(f"{name} is a model of the type {config.model_type}, which is no causal language model")
         if not trust_remote_code:
             check_weights(name, folder, config)
-        with hidden_progress_bars(not sys.stderr.isatty()):
-            model, loading_info = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch_dtype(dtype) if dtype in ("bf16", "fp16", "fp32") else "auto",
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
+        model = None if trust_remote_code else _load_quantized(folder, config, dtype)
+        if model is None:
+            model = _load_by_transformers(name, folder, config, dtype, trust_remote_code)
+    # transformers stores the resolved path here, but an adapter's files must name the model as the user did.
+    model.name_or_path = model.config._name_or_path = name
+    remember_files(model, name, states)
+    return model
+
+
+def _load_quantized(folder: Path, config: "PretrainedConfig", dtype: LoadDtype) -> "PreTrainedModel | None":
+    """Load a model tensor by tensor if it is to be quantised, or is stored in 4 bits; None if that is not possible."""
+    from tsugiki.base.bitsandbytes import is_stored_in_4_bits
+
+    if dtype not in ("int8", "nf4") and not is_stored_in_4_bits(config):
+        return None
+    from tsugiki.base.streaming import load_quantized
+
+    compute_dtype = dtype if dtype in ("bf16", "fp16", "fp32") else preferred_compute_dtype()
+    return load_quantized(folder, config, torch_dtype(compute_dtype), "int8" if dtype == "int8" else "nf4")
+
+
+def _load_by_transformers(
+    name: str, folder: Path, config: "PretrainedConfig", dtype: LoadDtype, trust_remote_code: bool
+) -> "PreTrainedModel":
+    """Load a model by `from_pretrained`, and quantise it afterwards."""
+    from transformers import AutoModelForCausalLM
+
+    with hidden_progress_bars(not sys.stderr.isatty()):
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch_dtype(dtype) if dtype in ("bf16", "fp16", "fp32") else "auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
     missing = sorted(loading_info["missing_keys"])
     if missing:  # transformers fills missing weights with random values and only warns
         raise TsugikiError(f"{name} is not a complete model: {missing[0]} is missing ({len(missing)} such weights)")
@@ -64,10 +92,8 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
 
         quantize(model, torch_dtype(preferred_compute_dtype()), dtype)
     model.eval()
-    # transformers stores the resolved path here, but an adapter's files must name the model as the user did.
-    model.name_or_path = model.config._name_or_path = name
-    remember_files(model, name, states)
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":

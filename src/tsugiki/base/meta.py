@@ -38,6 +38,26 @@ def meta_model(
     return model.eval()
 
 
+def model_without_weights(config: "PretrainedConfig") -> "PreTrainedModel":
+    """Build the model that a config describes with its parameters on the meta device and its buffers in memory.
+
+    Buffers such as rotary frequencies are not in a model's files, so they are computed here, in float32.
+
+    Args:
+        config: of a causal language model.
+
+    Raises:
+        TsugikiError: as for `meta_model`.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False), _limited(MOST_TENSORS):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model.tie_weights()
+    return model.eval()
+
+
 def fill_with_zeros(model: nn.Module) -> None:
     """Replace every tensor of a model on the meta device by one zero, expanded to its shape, which takes no memory.
 

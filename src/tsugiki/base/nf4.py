@@ -33,7 +33,7 @@ BLOCK = 64
 """Numbers of a row that share one m."""
 _PIECE = 1 << 17
 """Bytes of codes that are decoded at once, so that their indices stay in the cache."""
-_NF4 = (
+NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
     *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
@@ -58,7 +58,24 @@ class Nf4Linear(QuantizedLayer):
         """Quantise `weight`, [out, in] of any float dtype and any strides; it is not kept."""
         super().__init__(weight, bias, dtype)
         with torch.no_grad():
-            packed, blocks, scale = encode(weight)
+            self._hold(*encode(weight))
+
+    @classmethod
+    def from_codes(cls, packed: Tensor, largest: Tensor, dtype: torch.dtype) -> "Nf4Linear":
+        """Return a layer without a bias that keeps codes which another program has computed.
+
+        Args:
+            packed: the codes, uint8 [out, in / 2].
+            largest: the largest absolute value of each block, float32 [out, in / 64].
+            dtype: of `weight`.
+        """
+        layer = cls.__new__(cls)
+        QuantizedLayer.__init__(layer, torch.empty(len(packed), 2 * packed.shape[1], device="meta"), None, dtype)
+        layer._hold(packed, *relative(largest))
+        return layer
+
+    def _hold(self, packed: Tensor, blocks: Tensor, scale: Tensor) -> None:
+        with torch.no_grad():
             tiles = zip(split(packed, CHANNELS), split(blocks, CHANNELS), strict=True)
             means = torch.stack([decode(p, m, torch.int8).float().mean(0) for p, m in tiles])
         self.packed, self.blocks, self.scale, self.means = (
@@ -164,7 +181,7 @@ def decode(packed: Tensor, blocks: Tensor, dtype: torch.dtype, out: Tensor | Non
 def plain_levels(packed: Tensor, blocks: Tensor) -> Tensor:
     """Compute the levels by their definition, float32 [rows, blocks · 64]."""
     codes = torch.stack([packed >> 4, packed & 15], -1).flatten(1).long()
-    values = torch.tensor(_NF4, device=packed.device)[codes]
+    values = torch.tensor(NF4, device=packed.device)[codes]
     return (127 * values * (blocks / 255).repeat_interleave(BLOCK, 1)).round()
 
 
@@ -174,7 +191,7 @@ def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
     packed = torch.arange(256, dtype=torch.uint8).repeat(256)[:, None]
     blocks = torch.arange(256, dtype=torch.uint8).repeat_interleave(256)[:, None]
     codes = torch.stack([packed >> 4, packed & 15], -1).flatten(1).long()
-    levels = (127 * torch.tensor(_NF4)[codes] * (blocks / 255)).round()
+    levels = (127 * torch.tensor(NF4)[codes] * (blocks / 255)).round()
     return levels.to(dtype).view(_PAIRS[dtype])[:, 0].to(device)
 
 
@@ -193,7 +210,7 @@ def _nearest(x: Tensor) -> Tensor:
 @cache
 def _codes_by_upper_half(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return for each upper half of a float32, as an int16 plus 32,768, the lowest code and the bound above it."""
-    levels = torch.tensor(_NF4)
+    levels = torch.tensor(NF4)
     middles = (levels[:-1] + levels[1:]) / 2
     halves = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32) << 16
     ends = torch.stack(

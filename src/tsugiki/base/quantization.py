@@ -71,8 +71,13 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
     config = getattr(model, "config", None)
     if config is not None:
         config.dtype = dtype
-    setattr(model, _ADDED, sum(parameter.numel() for parameter in model.parameters()) - before)
+    note_parameters(model, before)
     return model
+
+
+def note_parameters(model: nn.Module, count: int) -> None:
+    """Note how many parameters a quantised model had before, for `count_parameters`."""
+    setattr(model, _ADDED, sum(parameter.numel() for parameter in model.parameters()) - count)
 
 
 def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, base_dtype: QuantizedDtype) -> QuantizedLayer:

@@ -8,6 +8,7 @@ MODEL_INDEX_FILE = "model.safetensors.index.json"
 MODEL_FILES = "model*.safetensors"
 """A pattern that matches all weight files of a model."""
 
+GENERATION_CONFIG_FILE = "generation_config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 OTHER_MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
 """Patterns of a model's files other than its weights: config, tokenizer, chat templates, licence. Pickled files and

@@ -153,7 +153,16 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     entry = shard.entries[key]
     if entry.dtype not in _DTYPES:
         raise TsugikiError(f"{key} in {shard.path} has the dtype {entry.dtype}, which is not floating-point")
-    dtype = _DTYPES[entry.dtype]
+    return read_bytes(shard, key).view(_DTYPES[entry.dtype]).view(entry.shape)
+
+
+def read_bytes(shard: Shard, key: str) -> Tensor:
+    """Read the bytes of one tensor of any dtype: uint8 [bytes].
+
+    Raises:
+        TsugikiError: the file cannot be read.
+    """
+    entry = shard.entries[key]
     buffer = bytearray(entry.end - entry.begin)
     try:
         with shard.path.open("rb") as file:
@@ -163,7 +172,7 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
         raise TsugikiError(f"{shard.path} cannot be read: {error.strerror or error}") from error
     if not complete:
         raise TsugikiError(f"{shard.path} ends too early; it was changed while it was read")
-    return (torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)).view(entry.shape)
+    return torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
 
 
 def write_shard(

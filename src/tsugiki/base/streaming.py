@@ -1,0 +1,117 @@
+"""Load a quantised base tensor by tensor, so that it is never in memory in its original size.
+
+    config.json ──> the model without weights ──> for each tensor in the files: read, quantise, put into its place
+
+transformers maps whole files into memory and converts layer by layer, but a mapped file stays in memory as long as one
+tensor is a view of it. Here a tensor is read, quantised and freed before the next one is read, so the peak is the
+finished model, one tensor, and the imported libraries.
+
+What transformers must convert (stacked experts, for example) is left to it; then `load_quantized` returns None.
+"""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.base.bitsandbytes import StoredNf4, is_stored_in_4_bits, stored_layers
+from tsugiki.base.checks import OLD_BUFFERS
+from tsugiki.base.meta import model_without_weights
+from tsugiki.base.model_folder import map_keys, read_shards
+from tsugiki.base.quantization import count_parameters, is_quantizable, note_parameters, quantize, quantized_layer
+from tsugiki.base.quantized_layer import QuantizedLayer
+from tsugiki.dtypes import QuantizedDtype
+from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import GENERATION_CONFIG_FILE
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.io.shards import is_float, read_tensor
+from tsugiki.language import _
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def load_quantized(
+    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype
+) -> "PreTrainedModel | None":
+    """Load a causal language model and quantise its linear layers on the way, as `quantize` does.
+
+    Args:
+        folder: the model's folder, whose weights were compared with the config.
+        config: its config.
+        dtype: of the activations, and of everything that is not quantised.
+        base_dtype: of the linear layers. Layers that bitsandbytes has stored in 4 bits keep their codes.
+
+    Returns:
+        The model, in evaluation mode; None if its files do not hold the tensors of the model one by one.
+
+    Raises:
+        TsugikiError: a file is missing or damaged, or a weight is not finite.
+    """
+    shards = read_shards(folder)
+    shard_of = {key: shard for shard in shards for key in shard.entries}
+    stored = stored_layers(shard_of) if is_stored_in_4_bits(config) else {}
+    read = {key for key in shard_of if not OLD_BUFFERS.search(key)}
+    read -= {part for layer in stored.values() for part in layer.tensors() if part not in stored}
+    if not all(is_float(shard_of[key].entries[key]) for key in read if key not in stored):
+        return None
+    if stored:
+        config.quantization_config = None
+    model = model_without_weights(config)
+    count = count_parameters(model)
+    name_of = {key: name for name, key in map_keys(model, read).key_of.items()}
+    if not _holds_all(model, read, name_of):
+        return None
+    tied = set(getattr(model, "all_tied_weights_keys", {}).values())
+    head = model.get_output_embeddings() if base_dtype == "nf4" else None
+    with ProgressDisplay().stage(_("loading the model"), sum(shard.size for shard in shards)) as advance:
+        for key, shard in shard_of.items():
+            path, _dot, attribute = name_of.get(key, "").rpartition(".")
+            if key in stored:
+                _place_stored(model, path, stored[key], dtype)
+            elif key in name_of:
+                layer, tensor = model.get_submodule(path), read_tensor(shard, key)
+                if layer is head or attribute != "weight" or not is_quantizable(layer):
+                    _place(layer, attribute, tensor if name_of[key] in tied else tensor.to(dtype))
+                else:
+                    _place(layer, attribute, tensor)
+                    model.set_submodule(path, quantized_layer(path, layer, dtype, base_dtype))
+            entry = shard.entries[key]
+            advance(entry.end - entry.begin)
+    model.tie_weights()
+    quantize(model, dtype, base_dtype)  # a head that is tied to the embedding, and the dtype of everything else
+    note_parameters(model, count)
+    if (folder / GENERATION_CONFIG_FILE).is_file():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model
+
+
+def _holds_all(model: "PreTrainedModel", keys: Collection[str], name_of: dict[str, str]) -> bool:
+    """Whether the files hold every tensor of the model once, and nothing that transformers would have to decide on."""
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    if any(key not in name_of and not any(pattern.search(key) for pattern in ignored) for key in keys):
+        return False
+    tied = getattr(model, "all_tied_weights_keys", {})
+    names = set(name_of.values())
+    return not names & tied.keys() and model.state_dict().keys() == names | tied.keys()
+
+
+def _place(owner: nn.Module, attribute: str, tensor: Tensor) -> None:
+    if attribute in owner._buffers:
+        owner._buffers[attribute] = tensor
+    else:
+        owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _place_stored(model: nn.Module, path: str, stored: StoredNf4, dtype: torch.dtype) -> None:
+    layer = model.get_submodule(path)
+    if not isinstance(layer, nn.Linear):
+        raise TsugikiError(_("{path} is stored in 4 bits, which only linear layers can be").format(path=path))
+    quantized: QuantizedLayer = stored.read(tuple(layer.weight.shape), dtype)
+    quantized.bias = layer.bias
+    model.set_submodule(path, quantized)

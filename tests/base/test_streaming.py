@@ -1,0 +1,170 @@
+"""Quantised loading tensor by tensor: the result is that of loading whole and quantising, and there is no peak."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.base import loading
+from tsugiki.base.loading import load_model
+from tsugiki.base.nf4 import Nf4Linear
+from tsugiki.base.quantization import count_parameters
+
+
+def _loaded_whole(folder: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "_load_quantized", lambda *_: None)
+        return load_model(folder, dtype)
+
+
+def _streamed(folder: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "_load_by_transformers", lambda *_: pytest.fail("not loaded tensor by tensor"))
+        return load_model(folder, dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "half"), [*((kind, False) for kind in CONFIGS), ("llama", True), ("gemma3_text", True), ("gptj", True)]
+)
+def test_the_model_is_that_of_loading_whole_and_quantising(kind: str, half: bool, tmp_path: Path, monkeypatch: Any):
+    folder = str(tmp_path)
+    model = tiny_model(kind, vocab_size=257)
+    (model.bfloat16() if half else model).save_pretrained(folder, max_shard_size="30KB")
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
+    for dtype in ("int8", "nf4"):
+        streamed, whole = (load(folder, dtype, monkeypatch) for load in (_streamed, _loaded_whole))
+        expected = dict(whole.named_parameters())
+        found = dict(streamed.named_parameters())
+        assert found.keys() == expected.keys()
+        for name, parameter in found.items():
+            assert parameter.dtype == expected[name].dtype
+            assert torch.equal(parameter, expected[name]), name
+        assert torch.equal(logits(streamed), logits(whole))
+        assert {name for name, _ in streamed.named_buffers()} == {name for name, _ in whole.named_buffers()}
+        assert count_parameters(streamed) == count_parameters(whole)
+        assert streamed.generation_config.temperature == 0.5
+        assert streamed.config.to_dict() == whole.config.to_dict()
+        assert not streamed.training
+
+
+def test_what_transformers_must_decide_on_is_left_to_it(tmp_path: Path):
+    folder = Path(save_tiny(tmp_path / "base", "llama"))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "model.layers.0.mlp.up_proj.other": torch.zeros(2)}, path)
+    with pytest.raises(TsugikiError, match="other"):
+        load_model(str(folder), "nf4")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path)
+    with pytest.raises(TsugikiError, match=r"layers.1.mlp.up_proj.weight .*\(1 "):
+        load_model(str(folder), "int8")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_a_damaged_file_or_weight_is_one_line(dtype: Any, tmp_path: Path):
+    folder = Path(save_tiny(tmp_path / "base", "llama"))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(TsugikiError, match=r"model.layers.1.mlp.up_proj"):
+        load_model(str(folder), dtype)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(TsugikiError, match="broken"):
+        load_model(str(folder), dtype)
+
+
+def _save_as_bitsandbytes(model: Any, folder: Path, nested: bool = True) -> None:
+    """Write what `save_pretrained` of a model in bitsandbytes' NF4 writes."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    model.save_pretrained(folder)
+    tensors = {name: t.clone() for name, t in load_file(folder / "model.safetensors").items()}
+    for name in [f"{path}.weight" for path, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]:
+        if "lm_head" in name:
+            continue
+        codes, state = functional.quantize_4bit(
+            tensors.pop(name).bfloat16(), blocksize=64, quant_type="nf4", compress_statistics=nested
+        )
+        tensors |= {name: codes, **{f"{name}.{key}": t for key, t in state.as_dict(packed=True).items()}}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_checkpoint_of_bitsandbytes_keeps_its_codes(nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    model = tiny_model("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    _save_as_bitsandbytes(model, tmp_path, nested)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    loaded = load_model(str(tmp_path), "fp32")
+    expected = dict(model.named_modules())
+    layers = {path: layer for path, layer in loaded.named_modules() if isinstance(layer, Nf4Linear)}
+    assert len(layers) == 14
+    for path, layer in layers.items():
+        weight = expected[path].weight.detach().bfloat16()
+        codes, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=nested)
+        assert torch.equal(layer.packed, codes.view(layer.packed.shape))
+        exact = functional.dequantize_4bit(codes, state).float()
+        assert (layer.dequantize() - exact).norm() / exact.norm() < 0.01
+    assert loaded.lm_head.weight.dtype == torch.float32
+    assert (logits(loaded) - logits(model)).norm() / logits(model).norm() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("quant_state.bitsandbytes__nf4", lambda t: t[:-3]),
+        ("quant_map", lambda t: t.flip(0)),
+        ("absmax", lambda t: t[:-1]),
+        ("nested_quant_map", lambda t: t[:3]),
+    ],
+)
+def test_a_damaged_checkpoint_of_bitsandbytes_is_one_line(key: str, change: Any, tmp_path: Path):
+    model = tiny_model("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    _save_as_bitsandbytes(model, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = f"model.layers.0.mlp.up_proj.weight.{key}"
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, path)
+    with pytest.raises(TsugikiError, match=r"layers.0.mlp.up_proj"):
+        load_model(str(tmp_path), "nf4")
+
+
+_CHILD = """if True:
+    import sys
+    from pathlib import Path
+    from tsugiki.base.loading import load_model
+
+    def peak(key):
+        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if key in line)
+
+    load_model(sys.argv[2], sys.argv[1])  # imports, and buffers that are kept
+    before = peak("VmRSS")
+    model = load_model(sys.argv[3], sys.argv[1])
+    size = sum(t.numel() * t.element_size() for t in {id(p): p for p in model.parameters()}.values())
+    print(before * 1024, size, peak("VmHWM") * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_the_peak_is_the_finished_model_and_one_tensor(dtype: str, tmp_path: Path):
+    """A model of 1.2 GB in float32 would be seen in the peak if it, or one shard of it, were kept."""
+    small = save_tiny(tmp_path / "small", "llama")
+    model = tiny_model("llama", hidden_size=1024, intermediate_size=4096, num_hidden_layers=18, vocab_size=8000)
+    largest = max(parameter.numel() * 4 for parameter in model.parameters())
+    model.save_pretrained(tmp_path / "large", max_shard_size="300MB")
+    del model
+    arguments = [sys.executable, "-c", _CHILD, dtype, small, str(tmp_path / "large")]
+    before, size, peak = map(int, subprocess.run(arguments, check=True, capture_output=True).stdout.split())
+    assert peak - before < size + 2 * largest + 40_000_000
