@@ -41,15 +41,35 @@ def train_command(
     """Train an adapter, or a whole model, on texts."""
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
-    from tsugiki.train.config import CHAPTER, load_config
+    from tsugiki.train.config import CHAPTER, load_config, read_yaml
     from tsugiki.train.run import train
+    from tsugiki.train.workflows.stages import STAGES
 
+    if config is not None and STAGES in (given := read_yaml(config)):
+        if set_ or as_chapter:
+            raise TsugikiError(_("{path} has stages: write the settings of each into the file").format(path=config))
+        _train_in_stages({**given, **settings}, config)
+        return
     run_config = load_config(config, settings, dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {})
     if start_processes(processes):
         return
     record = train(run_config, resume=resume)
     if is_main_process():
         print_summary(record, write_report(Path(run_config.out)))
+
+
+def _train_in_stages(settings: dict[str, Any], path: Path) -> None:
+    from tsugiki.cli.tables import print_table
+    from tsugiki.report.comparison import stages_table
+    from tsugiki.report.run import write_report
+    from tsugiki.train.workflows.stages import run_stages
+
+    records = run_stages(settings, path)
+    pages = [write_report(record.folder()) for record in records]
+    print_table(
+        stages_table(records),
+        _("adapter of the last stage: {folder}; page: {page}").format(folder=records[-1].folder(), page=pages[-1]),
+    )
 
 
 def _setting(text: str) -> tuple[str, Any]:

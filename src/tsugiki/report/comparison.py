@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
+from tsugiki.language import _
 from tsugiki.methods.method import Family
 from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import Table, format_change, format_value
@@ -16,6 +17,7 @@ from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
 from tsugiki.report.run import REPORT_FILE, held_out_series
 from tsugiki.report.samples import sample_columns
+from tsugiki.train.evaluation.result import StepEvaluation, change_of_bits
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.compare import ComparisonRow
 from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, Point, change, smallest_sufficient_rank
@@ -52,7 +54,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
 def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> Path:
     """Write `report.html` of a comparison (see `write_comparison`)."""
     best = min(rows, key=lambda row: row.loss_after)
-    training, _ = finished(next(iter(records.values())))
+    training = finished(next(iter(records.values())))[0]
     lead = f"On the same text and the same {training.tokens:,} tokens, the held-out loss is lowest with {best.name}: "
     lead += f"{best.loss_before:.3f} → {best.loss_after:.3f}."
     retention = {row.name: row.retention_loss_after for row in rows if row.retention_loss_after is not None}
@@ -67,6 +69,27 @@ def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: 
     figures = [over_parameters(marks, caption)] if len(marks) > 1 else []
     title = f"Comparison · {folder.name}"
     return write_comparison(folder, title, lead, comparison_table(rows), list(records.items()), figures)
+
+
+def stages_table(records: Sequence[RunRecord]) -> Table:
+    """Return a table with a row for each stage: its held-out text, and that of all stages before it."""
+    headers = [_("stage"), _("data"), _("steps"), _("held-out text, bits/char"), _("text of earlier stages, bits/char")]
+    return headers, [
+        [
+            str(number),
+            record.config.data or "–",
+            _("{kept:,} of {steps:,}").format(kept=record.kept_step, steps=finished(record)[0].steps),
+            _before_and_after(record.evaluations),
+            _before_and_after(record.retention_evaluations) if number > 1 else "–",
+        ]
+        for number, record in enumerate(records, 1)
+    ]
+
+
+def _before_and_after(evaluations: Sequence[StepEvaluation]) -> str:
+    """Return the bits per character of the base and at the end, and the change."""
+    first, last = evaluations[0], evaluations[-1]
+    return f"{first.bits_per_char:.3f} → {last.bits_per_char:.3f}\n{format_change(change_of_bits(first, last))}"
 
 
 def sweep_table(points: Sequence[Point]) -> Table:
