@@ -15,12 +15,11 @@ from tests.tiny import TEXT, byte_tokenizer, save_tiny, store_of
 from tsugiki import TsugikiError
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig, load_config
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.record import RunRecord
-from tsugiki.train.resume import CHECKPOINTS
 from tsugiki.train.run import train
+from tsugiki.train.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.train.workflows import compare as compare_module
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")

@@ -16,7 +16,7 @@ from tests.cli.imports import output_without
 from tests.docs.test_architecture import commands, problem_of
 from tsugiki.cli.app import KEEP, LOOK, MAKE, SHARE, app
 from tsugiki.cli.examples import EXAMPLES
-from tsugiki.cli.flags import _panel, settings_of
+from tsugiki.cli.flags import panel_of, settings_of
 from tsugiki.cli.usage import near_flags
 from tsugiki.train.config import RunConfig
 
@@ -64,7 +64,7 @@ def test_no_flag_is_cut_off_in_a_narrow_or_a_wide_terminal(columns: int, run, mo
 
 def test_every_setting_of_a_run_is_in_a_group():
     settings = settings_of(RunConfig, ["method_config"])
-    assert [setting.path for setting in settings if _panel(setting) == "Other settings"] == []
+    assert [setting.path for setting in settings if panel_of(setting) == "Other settings"] == []
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,13 @@ from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.methods.full import FullConfig, load_weights_into, prepare_full, save_model
 from tsugiki.train.automatic import with_values
-from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model
 from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
 from tsugiki.train.record import Parameters
-from tsugiki.train.resume import CHECKPOINTS
 from tsugiki.train.run import train
+from tsugiki.train.run_folder import CHECKPOINTS, checkpoints
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:

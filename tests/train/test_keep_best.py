@@ -12,14 +12,13 @@ from tests.runs import assert_resumes, run_config
 from tsugiki.data.records import Document
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.report.run import choice_notes
-from tsugiki.train.checkpoint import checkpoints
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.evaluation_plan import EvaluationPlan, evenly_spread, plan_evaluations
 from tsugiki.train.record import NO_GAIN, read_record
-from tsugiki.train.resume import CHECKPOINTS
 from tsugiki.train.run import train
+from tsugiki.train.run_folder import CHECKPOINTS, checkpoints
 
 SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
 

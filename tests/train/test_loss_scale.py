@@ -21,8 +21,8 @@ from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import shard_model
 from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
-from tsugiki.train.resume import CHECKPOINTS
 from tsugiki.train.run import train
+from tsugiki.train.run_folder import CHECKPOINTS
 
 
 def loop_in(dtype: torch.dtype, kind: str = "llama", **settings: Any) -> TrainingLoop:

@@ -15,6 +15,7 @@ from tsugiki.cli.generate import generate_command
 from tsugiki.cli.help_page import Command, Group
 from tsugiki.cli.merge import merge_command
 from tsugiki.cli.methods import methods_command
+from tsugiki.cli.new import new_command
 from tsugiki.cli.pretrain import pretrain_command
 from tsugiki.cli.preview import preview_command
 from tsugiki.cli.pull import pull_command
@@ -43,6 +44,7 @@ def _add(group: str, name: str, command: Callable[..., None]) -> None:
 
 
 _add(MAKE, "quickstart", quickstart_command)
+_add(MAKE, "new", new_command)
 _add(MAKE, "aozora", aozora_command)
 _add(MAKE, "train", train_command)
 _add(MAKE, "compare", compare_command)

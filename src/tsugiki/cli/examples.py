@@ -11,11 +11,13 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "tsugiki aozora --author 泉鏡花 --kana old --out kyoka.jsonl",
             "tsugiki aozora --source mirror --title 檸檬 --out lemon.jsonl",
         ),
+        "new": ("tsugiki new", "tsugiki new kajii.yaml --data kajii.jsonl --minutes 20 --no-preview"),
         "train": (
             "tsugiki train --model embedded --data kajii.jsonl --out runs/kajii",
             "tsugiki train --model embedded --data kajii.jsonl --out runs/short --minutes 10 --prompts 檸檬は",
             "tsugiki train --model USER/NAME --data chat.jsonl --out runs/chat --method dora --r 8",
             "tsugiki train run.yaml --learning-rate 2e-4",
+            "tsugiki train --print-config",
         ),
         "preview": (
             "tsugiki preview --model embedded --data kajii.jsonl",

@@ -51,6 +51,7 @@ class Setting:
     """The types that it can have, without None."""
     default: Any
     description: str
+    is_required: bool = False
 
     @property
     def flag(self) -> str:
@@ -78,7 +79,7 @@ def settings_of(config: type[BaseModel], exclude: Collection[str] = ()) -> list[
             found += _nested(name, types[0], field.default)
         else:
             default = None if field.is_required() else field.get_default(call_default_factory=True)
-            found.append(Setting((name,), types, default, _description(config, name)))
+            found.append(Setting((name,), types, default, _description(config, name), field.is_required()))
     return found
 
 
@@ -96,7 +97,7 @@ def with_flags(
         only: names of the fields that have a flag; None: all others.
     """
     skipped = {*exclude, *(() if only is None else set(config.model_fields) - set(only))}
-    listed = sorted(settings_of(config, skipped), key=_place)
+    listed = sorted(settings_of(config, skipped), key=place_of)
     table = {setting.parameter: setting for setting in listed}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -168,7 +169,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     elif get_origin(setting.types[0]) is Literal:
         metavar = "|".join(map(str, get_args(setting.types[0])))
     option = typer.Option(
-        *names, help=_help(setting), show_default=False, metavar=metavar, rich_help_panel=_panel(setting)
+        *names, help=_help(setting), show_default=False, metavar=metavar, rich_help_panel=panel_of(setting)
     )
     return inspect.Parameter(
         setting.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
@@ -188,14 +189,14 @@ def _escape(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _panel(setting: Setting) -> str:
+def panel_of(setting: Setting) -> str:
     """Return the group of a setting in the help."""
     if len(setting.path) > 1:
         return f"Settings of {setting.path[0]}"
     return next((panel for panel, names in _PANELS.items() if setting.path[0] in names), "Other settings")
 
 
-def _place(setting: Setting) -> tuple[int, int]:
+def place_of(setting: Setting) -> tuple[int, int]:
     """Return where a setting is listed: the place of its group, and its place there."""
     if len(setting.path) > 1:
         return (list(_PANELS).index("Method"), len(_PANELS["Method"]))

@@ -1,9 +1,12 @@
 """Print tables and text on standard output."""
 
+import shlex
+
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tsugiki.language import _
 from tsugiki.report.formatting import Table as Cells
 from tsugiki.report.formatting import printable
 
@@ -24,6 +27,11 @@ def print_table(cells: Cells, *lines: str) -> None:
     console.print(table)
     for line in lines:
         console.print(printable(line), soft_wrap=True)
+
+
+def say_next(*words: str) -> None:
+    """Print the command that is useful next, quoted for the shell."""
+    typer.echo(_("next: {command}").format(command=shlex.join(["tsugiki", *words])))
 
 
 def say(line: str) -> None:

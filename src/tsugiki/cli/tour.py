@@ -11,6 +11,7 @@ stays as it is. The way from a text to an adapter:
 
   try it, offline            tsugiki quickstart
   get texts                  tsugiki aozora --author 梶井基次郎 --out kajii.jsonl
+  answer four questions      tsugiki new
   see what will be learned   tsugiki preview --model embedded --data kajii.jsonl
   train                      tsugiki train --model embedded --data kajii.jsonl --out runs/kajii
   read what it writes        tsugiki generate --model embedded --adapter runs/kajii --prompt 檸檬は

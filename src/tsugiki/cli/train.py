@@ -12,6 +12,9 @@ from tsugiki.language import _
 from tsugiki.ranks import is_main_process
 from tsugiki.train.config import RunConfig
 
+_STAGES = "stages"
+"""The section of a file that trains in stages (see `train.workflows.stages`)."""
+
 
 @with_flags(RunConfig, exclude=["method_config"])
 def train_command(
@@ -36,21 +39,42 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel="Output")
     ] = False,
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Print all settings as a commented YAML file, with those that are given, and stop.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     processes: Processes = 1,
 ) -> None:
     """Train an adapter, or a whole model, on texts."""
-    from tsugiki.cli.summary import print_summary
-    from tsugiki.report.run import write_report
-    from tsugiki.train.config import CHAPTER, load_config, read_yaml
-    from tsugiki.train.run import train
-    from tsugiki.train.workflows.stages import STAGES
+    from tsugiki.cli.checks import check_new_folder, check_settings
+    from tsugiki.train.config import CHAPTER, RunConfig, load_config, merged_settings, read_yaml
 
-    if config is not None and STAGES in (given := read_yaml(config)):
+    method_settings, preset = dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {}
+    if print_config:
+        from tsugiki.cli.settings_file import settings_text
+
+        typer.echo(settings_text(RunConfig, merged_settings(config, settings, method_settings, preset)), nl=False)
+        return
+    in_file = read_yaml(config) if config is not None else {}
+    if config is not None and _STAGES in in_file:
         if set_ or as_chapter:
             raise TsugikiError(_("{path} has stages: write the settings of each into the file").format(path=config))
-        _train_in_stages({**given, **settings}, config)
+        _train_in_stages({**in_file, **settings}, config)
         return
-    run_config = load_config(config, settings, dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {})
+    given = {**in_file, **settings}
+    check_settings(given)
+    if not resume:
+        check_new_folder(str(given["out"]))
+
+    from tsugiki.cli.summary import print_summary
+    from tsugiki.report.run import write_report
+    from tsugiki.train.run import train
+
+    run_config = load_config(config, settings, method_settings, preset)
     if start_processes(processes):
         return
     record = train(run_config, resume=resume)

@@ -56,6 +56,16 @@ def read_records(data: str | Path) -> Iterator[Record]:
     return _refuse_empty((record for file in _files(_local_path(data)) for record in _read_file(file)), data)
 
 
+def check_data(data: str | Path) -> None:
+    """Check that there is such data, in files of a known type. Nothing is read, and the hub is not asked.
+
+    Raises:
+        TsugikiError: there is no such file or folder, or its type is not supported.
+    """
+    if not _is_on_hub(data):
+        _files(_local_path(data))
+
+
 def record_kinds(data: str | Path) -> set[type[Record]]:
     """Return the kinds of the records, by the first one of each file.
 

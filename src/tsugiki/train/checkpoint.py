@@ -32,6 +32,7 @@ from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.language import _
+from tsugiki.train.run_folder import checkpoints
 
 _OPTIMIZER, _TRAINING, _TRAINER_V0_1 = "optimizer.safetensors", "training.json", "trainer_state.json"
 
@@ -98,12 +99,6 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], d
         index, _dot, name = key.partition(".")
         optimizer["state"].setdefault(int(index), {})[name] = value
     return optimizer, fields["schedule"], fields["progress"] if "progress" in fields else _progress_v0_1(folder, fields)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=_step)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:

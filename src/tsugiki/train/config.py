@@ -380,6 +380,22 @@ def load_config(
 ) -> RunConfig:
     """Read the settings of a run from a YAML file and from overrides.
 
+    The arguments are those of `merged_settings`.
+
+    Raises:
+        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
+    """
+    return validated(RunConfig, merged_settings(path, overrides, method_settings, preset), path)
+
+
+def merged_settings(
+    path: Path | None,
+    overrides: dict[str, Any],
+    method_settings: Mapping[str, Any] = _NOTHING,
+    preset: Mapping[str, Any] = _NOTHING,
+) -> dict[str, Any]:
+    """Return the settings in a YAML file, replaced by overrides. They are not validated.
+
     Args:
         path: the file; None: only the overrides.
         overrides: settings that take precedence, nested as in the file.
@@ -387,7 +403,7 @@ def load_config(
         preset: other defaults, such as `CHAPTER`.
 
     Raises:
-        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
+        TsugikiError: the file cannot be read, a section holds no settings, or a setting is fixed by the method.
     """
     from tsugiki.methods.table import METHODS
 
@@ -408,7 +424,7 @@ def load_config(
         if method is not None and section == own:
             method.check_fixed_settings(inner)
         settings |= {section: inner} if inner else {}
-    return validated(RunConfig, {**settings, **overrides}, path)
+    return {**settings, **overrides}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

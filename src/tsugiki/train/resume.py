@@ -9,16 +9,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, MODEL_FILE, RECORD_FILE
+from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.train.checkpoint import checkpoints, load_training_state, newest_checkpoint
+from tsugiki.train.checkpoint import load_training_state, newest_checkpoint
 from tsugiki.train.config import RunConfig
 from tsugiki.train.processes import on_main
 from tsugiki.train.record import RunRecord, new_record, parse_record, read_record
-
-CHECKPOINTS = "checkpoints"
-"""The folder in a run's folder that holds its checkpoints."""
+from tsugiki.train.run_folder import CHECKPOINTS, refuse_earlier_run
 
 
 def start_or_resume(
@@ -74,10 +72,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _start(settings: dict[str, Any], out: Path) -> RunRecord:
     """Return the record of a new run, after checking that its folder holds no other run."""
-    if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
-        raise TsugikiError(
-            _("{out} already holds a run; choose another --out, or continue the run with --resume").format(out=out)
-        )
+    refuse_earlier_run(out)
     return new_record(settings)
 
 

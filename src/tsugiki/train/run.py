@@ -79,7 +79,8 @@ from tsugiki.train.record import (
     describe_machine,
     library_versions,
 )
-from tsugiki.train.resume import CHECKPOINTS, flat_settings, start_or_resume
+from tsugiki.train.resume import flat_settings, start_or_resume
+from tsugiki.train.run_folder import CHECKPOINTS
 from tsugiki.train.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 from tsugiki.train.state import Progress
 

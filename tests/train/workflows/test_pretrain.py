@@ -19,7 +19,7 @@ from tsugiki.io.file_names import MODEL_FILE
 from tsugiki.train import run as run_module
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.prepare_loop import prepare_loop
-from tsugiki.train.resume import CHECKPOINTS
+from tsugiki.train.run_folder import CHECKPOINTS
 from tsugiki.train.workflows.pretrain import START, build_model, pretrain
 from tsugiki.train.workflows.pretrain_config import PretrainConfig, load_pretrain_config
 

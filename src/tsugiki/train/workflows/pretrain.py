@@ -27,8 +27,9 @@ from tsugiki.train.preparation import single_document
 from tsugiki.train.processes import errors_of_others, on_main
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord
-from tsugiki.train.resume import CHECKPOINTS, start_or_resume
+from tsugiki.train.resume import start_or_resume
 from tsugiki.train.run import accelerator_of, load, run, sole_run
+from tsugiki.train.run_folder import CHECKPOINTS
 from tsugiki.train.workflows.pretrain_config import PretrainConfig, TokenizerSettings
 
 if TYPE_CHECKING:
