@@ -3,6 +3,8 @@
 import signal
 from collections.abc import Sequence
 
+from tsugiki.language import _
+
 _MAX_ITEMS = 5
 _LONGEST_ITEM = 150  # characters
 _LONGEST = 2000  # characters of a message
@@ -27,15 +29,15 @@ class OtherProcessError(Exception):
 class Interrupted(BaseException):
     """A signal has ended the command. Not an `Exception`, so that it is not taken for an error."""
 
-    def __init__(self, number: int, state: str = "finished work is kept, and the same command continues it") -> None:
+    def __init__(self, number: int, state: str = "") -> None:
         """Create it.
 
         Args:
             number: of the signal.
-            state: what is kept and how to continue, for the message.
+            state: what is kept, for the message.
         """
-        super().__init__(f"ended by {signal.Signals(number).name}: {state}")
-        self.number = number
+        self.number, self.state = number, state or _("finished work is kept")
+        super().__init__(_("ended by {signal}: {state}").format(signal=signal.Signals(number).name, state=self.state))
 
 
 def is_ordinary(error: BaseException) -> bool:

@@ -1,11 +1,13 @@
 """`tsugiki compare`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tsugiki.cli.flags import with_flags
+from tsugiki.cli.interruption import continued_by
 from tsugiki.train.workflows.compare_config import ComparisonConfig
 
 
@@ -24,7 +26,8 @@ def compare_command(
     from tsugiki.train.workflows.compare_config import load_comparison
 
     comparison = load_comparison(config, settings)
-    records = compare(comparison)
+    with continued_by(sys.argv[1:]):
+        records = compare(comparison)
     rows = comparison_rows(records)
     page = write_comparison_page(Path(comparison.out), rows, records)
     print_table(comparison_table(rows), "in brackets: 95 % intervals over documents", f"page: {page}")

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tsugiki.cli.tables import say, say_next
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
@@ -41,6 +40,7 @@ def new_command(
     """
     from tsugiki.cli.checks import check_model, check_new_folder
     from tsugiki.cli.settings_file import settings_text
+    from tsugiki.cli.tables import say, say_next
     from tsugiki.data.sources import check_data
     from tsugiki.io.atomic import new_file
     from tsugiki.train.config import RunConfig
@@ -75,7 +75,7 @@ def _answer(asks: bool, given: Any, question: str, default: Any, check: Callable
         try:
             check(value)
         except TsugikiError as error:
-            say(str(error))
+            typer.echo(str(error))
         else:
             return value
 

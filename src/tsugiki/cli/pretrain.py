@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tsugiki.cli.flags import with_flags
+from tsugiki.cli.interruption import continued_by
 from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.ranks import is_main_process
 from tsugiki.train.workflows.pretrain_config import PretrainConfig
@@ -29,6 +30,7 @@ def pretrain_command(
     pretrain_config = load_pretrain_config(config, settings)
     if start_processes(processes):
         return
-    record = pretrain(pretrain_config, resume=resume)
+    with continued_by(["pretrain", str(config), "--out", pretrain_config.out, "--resume"]):
+        record = pretrain(pretrain_config, resume=resume)
     if is_main_process():
         print_summary(record, write_report(Path(pretrain_config.out)))

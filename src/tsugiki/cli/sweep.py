@@ -1,11 +1,13 @@
 """`tsugiki sweep`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tsugiki.cli.flags import with_flags
+from tsugiki.cli.interruption import continued_by
 from tsugiki.train.workflows.compare_config import SweepConfig
 
 
@@ -24,6 +26,7 @@ def sweep_command(
     from tsugiki.train.workflows.sweep import sweep
 
     sweep_config = load_sweep(config, settings)
-    points = sweep(sweep_config)
+    with continued_by(sys.argv[1:]):
+        points = sweep(sweep_config)
     page = write_sweep_page(Path(sweep_config.out), points)
     print_table(sweep_table(points), sweep_sentence(points), f"page: {page}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tsugiki.cli.flags import with_flags, yaml_value
+from tsugiki.cli.interruption import continued_by
 from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
@@ -77,7 +78,8 @@ def train_command(
     run_config = load_config(config, settings, method_settings, preset)
     if start_processes(processes):
         return
-    record = train(run_config, resume=resume)
+    with continued_by(["train", "--resume", run_config.out]):
+        record = train(run_config, resume=resume)
     if is_main_process():
         print_summary(record, write_report(Path(run_config.out)))
 

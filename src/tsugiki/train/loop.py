@@ -132,8 +132,12 @@ class TrainingLoop:
         """Write a checkpoint, and return the exception that ends the run."""
         step = self.progress.step
         self._save()
-        kept = f"a checkpoint of step {step} of {self.steps} was written" if step else "no step was done"
-        return Interrupted(number, f"{kept}; continue with --resume")
+        if not step:
+            return Interrupted(number, _("no step was done"))
+        return Interrupted(
+            number,
+            _("a checkpoint of step {step} of {steps} was written").format(step=step, steps=self.steps),
+        )
 
     def train_step(self, stop: bool = False) -> None:
         """Make one optimiser step. Its loss stays on the device until `read_losses`.
