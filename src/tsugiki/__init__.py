@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tsugiki.adapters.parameter_counts import print_trainable_parameters
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
+    from tsugiki.functions import evaluate, generate, preview, train
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import (
         active_adapter,
@@ -35,15 +36,19 @@ __all__ = [
     "TsugikiError",
     "active_adapter",
     "disable_adapter",
+    "evaluate",
+    "generate",
     "graft",
     "load_adapter",
     "merge",
     "merge_quantized",
     "mixed_batch",
+    "preview",
     "print_trainable_parameters",
     "remove_adapter",
     "save_adapter",
     "set_adapter",
+    "train",
     "trainable_parameters",
     "ungraft",
     "unmerge",
@@ -59,6 +64,11 @@ _MODULE_OF = {
     "merge": "tsugiki.lora.merge",
     "merge_quantized": "tsugiki.lora.merge",
     "mixed_batch": "tsugiki.lora.mixed_batch",
+    "evaluate": "tsugiki.functions",
+    "generate": "tsugiki.functions",
+    "preview": "tsugiki.functions",
+    "preview_html": "tsugiki.report.notebook",  # for a preview in a notebook, not public
+    "run_html": "tsugiki.report.notebook",  # for a record in a notebook, not public
     "print_trainable_parameters": "tsugiki.adapters.parameter_counts",
     "replace_saving": "tsugiki.adapters.pretrained",  # for `lora.graft`, not public
     "unmerge": "tsugiki.lora.merge",
@@ -71,6 +81,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import tsugiki` alone does not load torch."""
     if name not in __all__ and name not in _MODULE_OF:
         raise AttributeError(f"module 'tsugiki' has no attribute {name!r}")
+    if name == "train":  # the package, which can be called
+        return import_module("tsugiki.train")
     return getattr(import_module(_MODULE_OF.get(name, "tsugiki.lora.graft")), name)
 
 

@@ -2,8 +2,11 @@
 
 import io
 
+import pytest
+
 from rich.console import Console
 
+from tsugiki.io import progress
 from tsugiki.io.progress import ProgressDisplay
 
 
@@ -25,3 +28,18 @@ def test_a_terminal_shows_a_bar():
         advance(3)
     assert "merging [1]" in out.getvalue()
     assert "100%" in out.getvalue()
+
+
+@pytest.mark.parametrize("widgets", [False, True])
+def test_a_notebook_shows_bars_where_it_has_widgets(widgets: bool, monkeypatch: pytest.MonkeyPatch):
+    spec = object() if widgets else None
+    monkeypatch.setattr(progress, "find_spec", lambda name: spec if name == "ipywidgets" else pytest.fail(name))
+    assert ProgressDisplay(Console(force_jupyter=True)).is_quiet is not widgets
+
+
+def test_a_command_of_a_notebook_shows_no_bars(monkeypatch: pytest.MonkeyPatch):
+    terminal = Console(force_terminal=True)
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    assert not ProgressDisplay(terminal).is_quiet
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert ProgressDisplay(terminal).is_quiet

@@ -6,9 +6,10 @@ from pathlib import Path
 from tsugiki.cli.tables import print_table, say
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
-from tsugiki.report.formatting import describe_change, format_change, format_with_interval
+from tsugiki.report.evaluations import evaluation_table
+from tsugiki.report.formatting import describe_change
 from tsugiki.report.run import change_of_run, choice_notes, held_out_table
-from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_bits, change_of_share
+from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_share
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.merge import MergeReport
 
@@ -32,34 +33,8 @@ def print_summary(record: RunRecord, page: Path) -> None:
 
 def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> None:
     """Print a table with a row for each model; changes are relative to the first one."""
-    headers = ["model", "loss", "perplexity", "bits/char", "change of bits", "tokens"]
-    first, rows, notes = results[0], [], []
-    for name, result in zip(names, results, strict=True):
-        rows.append(
-            [
-                name,
-                format_with_interval(result.loss, result.loss_interval),
-                f"{result.perplexity:,.4g}",
-                format_with_interval(result.bits_per_char, result.bits_per_char_interval),
-                "–" if result is first else format_change(change_of_bits(first, result)),
-                f"{result.tokens:,}",
-            ]
-        )
-        if result.warning:
-            notes.append(f"{name}: {result.warning}")
-        if result.skipped_records:
-            skipped = f"{result.skipped_records:,} examples"
-            notes.append(f"{name}: {skipped} are longer than the context and are not scored")
-        if result.split_windows:
-            windows = f"{result.split_windows:,} windows"
-            notes.append(f"{name}: {windows} are longer than the context and are scored in pieces")
-    print_table(
-        (headers, rows),
-        f"{first.characters:,} characters of {len(first.documents):,} documents in {first.windows:,} windows; "
-        "95 % intervals over documents in brackets",
-        "between models with different tokenizers, compare only bits per character",
-        *notes,
-    )
+    table, notes = evaluation_table(names, results)
+    print_table(table, *notes)
 
 
 def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:

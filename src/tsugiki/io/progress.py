@@ -1,7 +1,9 @@
-"""The progress display of all commands: a bar on standard error if it is a terminal, otherwise nothing."""
+"""The progress display of all commands: a bar in a terminal, on standard error, and in a notebook."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TypeVar
 
 from rich.console import Console
@@ -19,8 +21,13 @@ class ProgressDisplay:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether no bars are shown, because standard error is not a terminal."""
-        return not self.console.is_terminal
+        """Whether no bars are shown, because standard error is neither a terminal nor a notebook with widgets.
+
+        A command that a notebook starts (`!tsugiki train`) has a terminal, but the notebook keeps every copy of a bar.
+        """
+        if self.console.is_jupyter:
+            return find_spec("ipywidgets") is None
+        return not self.console.is_terminal or "JPY_PARENT_PID" in os.environ
 
     @contextmanager
     def stage(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -52,4 +59,4 @@ class ProgressDisplay:
 
     def say(self, line: str) -> None:
         """Print one line, above a bar if one is shown."""
-        self.console.print(Text(line), soft_wrap=True)
+        self.console.print(Text(line), soft_wrap=not self.console.is_jupyter)

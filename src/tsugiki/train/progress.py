@@ -85,4 +85,4 @@ class RunProgress(ProgressDisplay):
             line.append(sample.text.rstrip().replace("\n", "⏎"), style="cyan")
         else:
             line.append(" (the model wrote nothing: it ended the text at once)", style="yellow")
-        self.console.print(line, soft_wrap=True)
+        self.console.print(line, soft_wrap=not self.console.is_jupyter)

@@ -265,6 +265,18 @@ class RunRecord(BaseModel):
     restarts: list[Restart] = Field(default_factory=list)
     """Where the run began again with a lower learning rate, because the loss had risen."""
 
+    def __repr__(self) -> str:
+        steps = f", {self.training.steps:,} steps" if self.training else ""
+        bits = [f"{evaluation.bits_per_char:.3f}" for evaluation in self.evaluations]
+        held_out = f", held-out bits per character {' → '.join(dict.fromkeys([bits[0], bits[-1]]))}" if bits else ""
+        return f"<run {self.config.out}: {self.status}{steps}{held_out}>"
+
+    def _repr_html_(self) -> str:
+        import tsugiki  # pages are above `train`; the package imports them on first use
+
+        html: str = tsugiki.run_html(self)
+        return html
+
     def chosen(self, setting: str) -> Any:
         """Return the value of a setting; if it is `auto`, what was chosen, once the run has started."""
         return self.resolved_settings.get(setting, getattr(self.config, setting))

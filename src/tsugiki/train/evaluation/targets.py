@@ -96,7 +96,7 @@ def evaluate_targets(
         TsugikiError: the data, a model or an adapter cannot be read.
     """
     windows = read_windows(data, limit)
-    for target, model, tokenizer in _loaded(chosen, allow_base_mismatch, trust_remote_code, chat_template):
+    for target, model, tokenizer in loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template):
         with progress.stage(str(target), len(windows)) as advance:
             yield evaluate(model, tokenizer, windows, turns, advance)
 
@@ -119,15 +119,18 @@ def answer_with_targets(
     Raises:
         TsugikiError: a model or an adapter cannot be read, or a question does not fit a model.
     """
-    for target, model, tokenizer in _loaded(chosen, allow_base_mismatch, trust_remote_code, chat_template):
+    for target, model, tokenizer in loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template):
         with progress.stage(str(target), len(questions)) as advance:
             yield answer_questions(model, tokenizer, questions, max_new_tokens, advance)
 
 
-def _loaded(
+def loaded_targets(
     chosen: Sequence[EvaluationTarget], allow_base_mismatch: bool, trust_remote_code: bool, chat_template: str | None
 ) -> Iterator[tuple[EvaluationTarget, Any, Any]]:
-    """Yield each target with its model and tokenizer. A model that occurs twice in a row is loaded once."""
+    """Yield each target with its model and tokenizer, ready to compute until the next one is asked for.
+
+    A model that occurs twice in a row is loaded once. The arguments are those of `evaluate_targets`.
+    """
     templates = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
     of_adapter = next((template for template in templates if template is not None), None)
     loaded = ""

@@ -72,7 +72,7 @@ class PreviewCounts(DataSummary):
     """Estimated time of all steps, from one that was timed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preview:
     """The first rows of a run, and counts of all rows."""
 
@@ -81,6 +81,15 @@ class Preview:
     rows: tuple[RowView, ...]
     counts: PreviewCounts
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<preview of {self.data} for {self.model}: {self.counts.steps:,} steps>"
+
+    def _repr_html_(self) -> str:
+        import tsugiki  # pages are above `train`; the package imports them on first use
+
+        html: str = tsugiki.preview_html(self)
+        return html
 
 
 def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:

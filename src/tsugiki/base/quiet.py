@@ -1,0 +1,27 @@
+"""What other libraries say, hidden for a while: a user of Tsugiki cannot act on it."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LOUD = "bitsandbytes"  # PEFT imports it, and it warns of missing kernels
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within the block only errors of transformers and bitsandbytes are shown, and warnings that Tsugiki gives."""
+    from transformers.utils import logging as transformers_logging
+
+    other = logging.getLogger(_LOUD)
+    before, level = transformers_logging.get_verbosity(), other.level
+    transformers_logging.set_verbosity_error()
+    other.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", module="tsugiki")
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        other.setLevel(level)

@@ -1,0 +1,196 @@
+"""What the commands do, as functions for notebooks and scripts.
+
+    record = tsugiki.train(model="embedded", data="texts", out="runs/first", prompts=["春は"])
+    record                                                       # in a notebook: a small report with curves
+    print(tsugiki.generate("春は", adapter="runs/first"))
+    tsugiki.evaluate("other.txt", model="embedded", adapter="runs/first")
+
+`train` and `preview` take the settings of `tsugiki train` by keyword: the fields of `RunConfig`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tsugiki.data.records import AssistantTurns, Message
+from tsugiki.train.config import RunConfig, validated
+
+if TYPE_CHECKING:
+    from tsugiki.report.evaluations import Evaluations
+    from tsugiki.train.record import RunRecord
+    from tsugiki.train.workflows.preview import Preview
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _with_settings_of_a_run(function: Function, without: str = "") -> Function:
+    """Show the fields of `RunConfig` in the signature and the docstring of a function that takes them by keyword.
+
+    Args:
+        function: takes the settings as `**settings`, the last of its parameters.
+        without: a setting that is not shown.
+    """
+    signature = inspect.signature(function)
+    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    shown, lines = [], []
+    for name, field in sorted(RunConfig.model_fields.items(), key=lambda item: not item[1].is_required()):
+        if name == without:
+            continue
+        default = inspect.Parameter.empty if field.is_required() else field.default
+        shown.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.annotation)
+        )
+        description = field.description or ""
+        lines.append(f"    {name}: {' '.join(description.split())}")
+    vars(function)["__signature__"] = signature.replace(parameters=[*own, *shown])
+    function.__doc__ = f"{inspect.getdoc(function)}\n\nSettings:\n" + "\n".join(lines)
+    return function
+
+
+@_with_settings_of_a_run
+def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
+    """Train an adapter, or a whole model, and write its report, as `tsugiki train` does.
+
+    Args:
+        resume: continue the run in the folder `out`.
+        settings: the settings of the run, listed below. `lora` is a `LoraConfig` or a mapping, such as {"r": 8}.
+
+    Returns:
+        The record of the run, which a notebook shows as a small report. The folder `out` holds the adapter, run.json
+        and report.html.
+
+    Raises:
+        TsugikiError: an error that you can correct. Files that were in the folder before are unchanged.
+    """
+    from tsugiki.base.quiet import quiet_libraries
+    from tsugiki.report.run import write_report
+    from tsugiki.train.run import train as train_run
+
+    config = validated(RunConfig, settings, None)
+    with quiet_libraries():
+        record = train_run(config, resume=resume)
+    write_report(Path(config.out))
+    return record
+
+
+@partial(_with_settings_of_a_run, without="out")
+def preview(*, rows: int = 3, **settings: Any) -> "Preview":
+    """Prepare a run as `train` would, without training, as `tsugiki preview` does.
+
+    Args:
+        rows: how many rows of the training data to show.
+        settings: the settings of the run, listed below; `out` has no effect.
+
+    Returns:
+        The first rows, and counts, which a notebook shows with the tokens that are trained on in colour.
+
+    Raises:
+        TsugikiError: an error that would stop the run before its first step.
+    """
+    from tsugiki.base.quiet import quiet_libraries
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.train.workflows.preview import preview as preview_run
+
+    config = validated(RunConfig, {"out": "preview", **settings}, None)
+    with quiet_libraries():
+        return preview_run(config, rows, ProgressDisplay())
+
+
+def evaluate(
+    data: str,
+    *,
+    model: str | Sequence[str] = (),
+    adapter: str | Sequence[str] = (),
+    characters: int | None = None,
+    assistant_turns: AssistantTurns = "all",
+    chat_template: str | None = None,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
+) -> "Evaluations":
+    """Evaluate models and adapters on the same text, as `tsugiki eval` does.
+
+    Args:
+        data: the text, in a format of the training data.
+        model: name of a model, or several names: 'embedded', a folder, a GGUF file or a hub id.
+        adapter: folder of an adapter or its name in the library, or several. Its base is `model` if that is one name,
+            otherwise the base that its files name.
+        characters: approximate number of characters to evaluate; None: all.
+        assistant_turns: which answers of a conversation are scored.
+        chat_template: for conversations, as in the settings of a run; None: that of each model or adapter.
+        allow_base_mismatch: load adapters that were trained on another base.
+        trust_remote_code: run Python code that a model brings, with all your rights.
+
+    Returns:
+        Name -> result, in the order of the arguments: models alone, then adapters. A notebook shows it as a table.
+
+    Raises:
+        TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
+    """
+    from tsugiki.base.quiet import quiet_libraries
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.report.evaluations import Evaluations
+    from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
+
+    chosen = evaluation_targets(_list(model), _list(adapter))
+    results = evaluate_targets(
+        chosen,
+        data,
+        assistant_turns,
+        characters,
+        ProgressDisplay(),
+        chat_template=chat_template,
+        allow_base_mismatch=allow_base_mismatch,
+        trust_remote_code=trust_remote_code,
+    )
+    with quiet_libraries():
+        return Evaluations(zip(map(str, chosen), results, strict=True))
+
+
+def generate(
+    prompt: str | Sequence[Mapping[str, str]],
+    *,
+    model: str | None = None,
+    adapter: str | None = None,
+    max_new_tokens: int = 200,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    seed: int = 0,
+    chat_template: str | None = None,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
+) -> str:
+    """Continue a text, or answer in a conversation, with a model or with an adapter on its base.
+
+    Args:
+        prompt: the text; or the messages of a conversation, such as [{"role": "user", "content": "…"}].
+        model: the name of the model. None: the base that the adapter's files name.
+        adapter: folder of an adapter, or its name in the library; None: the model alone.
+        max_new_tokens: largest number of new tokens.
+        temperature: divides the logits; 0 always takes the most probable token.
+        top_p: sample from the most probable tokens that together have this probability.
+        seed: the same seed gives the same text.
+        chat_template: for conversations, as in the settings of a run; None: that of the adapter or the model.
+        allow_base_mismatch: load an adapter that was trained on another base.
+        trust_remote_code: run Python code that the model brings, with all your rights.
+
+    Returns:
+        The new text, without the prompt.
+
+    Raises:
+        TsugikiError: neither a model nor an adapter is given, one of them cannot be read, or the prompt is too long.
+    """
+    from tsugiki.base.quiet import quiet_libraries
+    from tsugiki.train.evaluation.sample import Sampling, generate_text
+    from tsugiki.train.evaluation.targets import evaluation_targets, loaded_targets
+
+    wanted = evaluation_targets(_list(model), _list(adapter))[-1:]
+    turns = prompt if isinstance(prompt, str) else [Message(turn["role"], turn["content"]) for turn in prompt]
+    with quiet_libraries():
+        _, loaded, tokenizer = next(loaded_targets(wanted, allow_base_mismatch, trust_remote_code, chat_template))
+        return generate_text(loaded, tokenizer, turns, Sampling(max_new_tokens, temperature, top_p, seed))
+
+
+def _list(names: str | Sequence[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else [*(names or ())]

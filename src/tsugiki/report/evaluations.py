@@ -1,0 +1,70 @@
+"""The results of several models or adapters on the same text, as a table."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from tsugiki.report.formatting import Table, format_change, format_with_interval
+from tsugiki.report.notebook import in_frame
+from tsugiki.report.page import page, render_macro
+from tsugiki.train.evaluation.result import Evaluation, change_of_bits
+
+
+class Evaluations(dict[str, Evaluation]):
+    """Name of a model, or of a model and an adapter -> its evaluation; shown as a table."""
+
+    def __repr__(self) -> str:
+        if not self:
+            return "no evaluations"
+        (headers, rows), notes = evaluation_table(list(self), list(self.values()))
+        table = RichTable(*headers)
+        for row in rows:
+            table.add_row(*row)
+        console = Console(width=120, color_system=None, markup=False, force_jupyter=False)
+        with console.capture() as captured:
+            console.print(table)
+        return "\n".join([captured.get().rstrip(), *notes])
+
+    def _repr_html_(self) -> str:
+        (headers, rows), notes = evaluation_table(list(self), list(self.values()))
+        height = 240 + 60 * len(rows) + 30 * len(notes)
+        return in_frame(
+            page("Evaluation", notes[0], [("Results", render_macro("table", headers, rows))], notes[1:]), height
+        )
+
+
+def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tuple[Table, list[str]]:
+    """Return a table with a row for each model, and what is to be said about it, a line each.
+
+    Args:
+        names: the names of the models.
+        results: their evaluations; changes are relative to the first one.
+    """
+    headers = ["model", "loss", "perplexity", "bits/char", "change of bits", "tokens"]
+    first, rows, notes = results[0], [], []
+    for name, result in zip(names, results, strict=True):
+        rows.append(
+            [
+                name,
+                format_with_interval(result.loss, result.loss_interval),
+                f"{result.perplexity:,.4g}",
+                format_with_interval(result.bits_per_char, result.bits_per_char_interval),
+                "–" if result is first else format_change(change_of_bits(first, result)),
+                f"{result.tokens:,}",
+            ]
+        )
+        if result.warning:
+            notes.append(f"{name}: {result.warning}")
+        if result.skipped_records:
+            skipped = f"{result.skipped_records:,} examples"
+            notes.append(f"{name}: {skipped} are longer than the context and are not scored")
+        if result.split_windows:
+            windows = f"{result.split_windows:,} windows"
+            notes.append(f"{name}: {windows} are longer than the context and are scored in pieces")
+    about = (
+        f"{first.characters:,} characters of {len(first.documents):,} documents in {first.windows:,} windows; "
+        "95 % intervals over documents in brackets",
+        "between models with different tokenizers, compare only bits per character",
+    )
+    return (headers, rows), [*about, *notes]

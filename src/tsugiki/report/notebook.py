@@ -1,0 +1,32 @@
+"""Pages inside of a notebook. A frame keeps the styles of the page and those of the notebook apart."""
+
+from pathlib import Path
+
+from markupsafe import escape
+
+from tsugiki.report.page import page
+from tsugiki.report.preview import to_html
+from tsugiki.report.run import REPORT_FILE, record_sections, summary_sentence
+from tsugiki.train.record import RunRecord
+from tsugiki.train.workflows.preview import Preview
+
+_HEIGHT = 620  # pixels; what does not fit is scrolled to
+
+
+def in_frame(html: str, height: int = _HEIGHT) -> str:
+    """Return an element that shows a page, `height` pixels high."""
+    return f'<iframe srcdoc="{escape(html)}" style="width: 100%; height: {height}px; border: 0"></iframe>'
+
+
+def run_html(record: RunRecord) -> str:
+    """Return a small report of a run: its result, curves and samples."""
+    folder = record.config.out
+    whole = Path(folder) / REPORT_FILE if folder else None
+    curves_and_samples = record_sections(record)[:2]
+    notes = [f"the whole report: {whole}"] if whole and whole.is_file() else []
+    return in_frame(page(folder or "run", summary_sentence(record), curves_and_samples, notes))
+
+
+def preview_html(preview: Preview) -> str:
+    """Return the page of a preview."""
+    return in_frame(to_html(preview))
