@@ -42,6 +42,7 @@ from tsugiki.io.atomic import files_into
 from tsugiki.io.digests import file_sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, write_json
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import (
     DEFAULT_NAME,
@@ -420,7 +421,7 @@ def read_peft_config(folder: Path) -> Any:
     if adapter_format is None:
         raise TsugikiError(
             f"{path}: peft_type {error_text(repr(fields.get('peft_type')), 40)} is not supported; it must be one of "
-            f"{', '.join(FORMATS)}; {MERGE_WITH_PEFT}"
+            f"{', '.join(FORMATS)}; {_(MERGE_WITH_PEFT)}"
         )
     try:
         return adapter_format.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
@@ -510,8 +511,10 @@ def adapter_weight_files(folder: Path) -> list[Path]:
 def _blocks(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     """Return a clause if the last block that a file changes is not the last one of the model."""
     counts: list[dict[str, int]] = [{}, {}]
-    for found, names in zip(counts, (map(base_name, tensors), (name for name, _ in base_modules(model))), strict=True):
-        for path, index, _ in map(split_block, names):
+    for found, names in zip(
+        counts, (map(base_name, tensors), (name for name, _layer in base_modules(model))), strict=True
+    ):
+        for path, index, _inside in map(split_block, names):
             if index is not None:
                 found[path] = max(found.get(path, 0), index + 1)
     in_file, here = counts
@@ -581,7 +584,7 @@ def _is_copy(
         key: the name of one of them.
     """
     name, tensor = base_name(key), found[key]
-    path, _, attribute = name.rpartition(".")
+    path, _dot, attribute = name.rpartition(".")
     owner = owners.get(path)
     weight = owner._parameters.get(attribute) if owner is not None else None
     if weight is None or weight.shape != tensor.shape:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.language import _
+
 
 def methods_command(
     name: Annotated[
@@ -24,9 +26,9 @@ def methods_command(
     if name is None:
         print_table(
             methods_table(model),
-            f"trainable parameters: of {model}, with default settings",
-            "tsugiki methods NAME describes one method",
-            "tsugiki methods targets lists the layers that LoRA grafts",
+            _("trainable parameters: of {model}, with default settings").format(model=model),
+            _("tsugiki methods NAME describes one method"),
+            _("tsugiki methods targets lists the layers that LoRA grafts"),
         )
         return
     if name == "targets":

@@ -41,6 +41,7 @@ from tsugiki.architectures import model_type
 from tsugiki.base.context import text_config
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _, marked
 from tsugiki.lora.frozen_layer import features, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.masks import dropout
@@ -52,7 +53,7 @@ from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.methods.places import places_of
 
-_NAME_MODULES = "name the modules whose output is added to the residual, such as {}: [mlp]"
+_NAME_MODULES = marked("name the modules whose output is added to the residual, such as {setting}: [mlp]")
 
 Initialisation: TypeAlias = Literal["mam_adapter", "bert"]
 
@@ -109,11 +110,15 @@ class BottleneckConfig:
 
     def __post_init__(self) -> None:
         if not (self.mh_adapter or self.output_adapter):
-            raise TsugikiError("mh_adapter and output_adapter are both False, so there is no adapter; set one to True")
+            raise TsugikiError(
+                _("mh_adapter and output_adapter are both False, so there is no adapter; set one to True")
+            )
         if self.original_ln_before and self.mh_adapter:
             raise TsugikiError(
-                "original_ln_before cannot be combined with mh_adapter: no module outputs the sum after the attention; "
-                "leave one of them out"
+                _(
+                    "original_ln_before cannot be combined with mh_adapter: no module outputs the sum after the "
+                    "attention; leave one of them out"
+                )
             )
         by_block = isinstance(self.reduction_factor, Mapping)
         factors = dict(self.reduction_factor) if by_block else {"": self.reduction_factor}  # type: ignore[arg-type]
@@ -121,19 +126,35 @@ class BottleneckConfig:
             number = isinstance(factor, int | float) and not isinstance(factor, bool)
             if not number or not _MIN_REDUCTION <= factor < math.inf:  # type: ignore[operator]
                 setting = f"reduction_factor[{block!r}]" if by_block else "reduction_factor"
-                raise TsugikiError(f"{setting} is {factor!r}; it must be a finite number of at least {_MIN_REDUCTION}")
+                raise TsugikiError(
+                    _("{setting} is {factor!r}; it must be a finite number of at least {least}").format(
+                        setting=setting, factor=factor, least=_MIN_REDUCTION
+                    )
+                )
         if self.non_linearity is not None and self.non_linearity not in list(NON_LINEARITIES):
-            raise TsugikiError(f"non_linearity is {self.non_linearity!r}; choose one of {', '.join(NON_LINEARITIES)}")
+            raise TsugikiError(
+                _("non_linearity is {non_linearity!r}; choose one of {known}").format(
+                    non_linearity=self.non_linearity, known=", ".join(NON_LINEARITIES)
+                )
+            )
         if self.init_weights not in get_args(Initialisation):
             raise TsugikiError(
-                f"init_weights is {self.init_weights!r}; choose one of {', '.join(get_args(Initialisation))}"
+                _("init_weights is {init_weights!r}; choose one of {known}").format(
+                    init_weights=self.init_weights, known=", ".join(get_args(Initialisation))
+                )
             )
         if not isinstance(self.scaling, int | float) or not abs(self.scaling) <= _MAX_SCALING:
-            raise TsugikiError(f"scaling is {self.scaling!r}; it must be a number in the range of float32")
+            raise TsugikiError(
+                _("scaling is {scaling!r}; it must be a number in the range of float32").format(scaling=self.scaling)
+            )
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise TsugikiError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
+            raise TsugikiError(
+                _("dropout is {dropout!r}; it must be at least 0 and below 1").format(dropout=self.dropout)
+            )
         if not isinstance(self.leave_out, Sequence) or not all(type(index) is int for index in self.leave_out):
-            raise TsugikiError(f"leave_out is {self.leave_out!r}; it must be a list of block indices")
+            raise TsugikiError(
+                _("leave_out is {leave_out!r}; it must be a list of block indices").format(leave_out=self.leave_out)
+            )
         check_names("attention_modules", self.attention_modules)
         check_names("feedforward_modules", self.feedforward_modules)
 
@@ -187,8 +208,10 @@ class Bottleneck(nn.Module):
         """
         if h.shape[-1] != self.adapter_down.in_features:
             raise TsugikiError(
-                f"the adapter of width {self.adapter_down.in_features} follows a module whose output has width "
-                f"{h.shape[-1]}; name modules whose output is added to the residual"
+                _(
+                    "the adapter of width {width} follows a module whose output has width {found}; name modules "
+                    "whose output is added to the residual"
+                ).format(width=self.adapter_down.in_features, found=h.shape[-1])
             )
         inner = NON_LINEARITIES[self.act](_linear(self.adapter_down, h))
         added = dropout(_linear(self.adapter_up, inner), self.p if self.training else 0.0)
@@ -212,8 +235,10 @@ class BottleneckAdapter:
     def weight_updates(self, model: nn.Module) -> NoReturn:
         """Raise a TsugikiError: no weight of the base can hold the non-linearity."""
         raise TsugikiError(
-            "a bottleneck adapter cannot be merged: no weight of the base can hold its non-linearity; keep it as a "
-            "separate file"
+            _(
+                "a bottleneck adapter cannot be merged: no weight of the base can hold its non-linearity; keep it "
+                "as a separate file"
+            )
         )
 
 
@@ -234,12 +259,18 @@ def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Nam
             places = places_of(model)
         except TsugikiError as error:
             raise TsugikiError(
-                f"no default {setting} for {model_type(model)!r}: {error}; {_NAME_MODULES.format(setting)}"
+                _("no default {setting} for {name!r}: {error}; {hint}").format(
+                    setting=setting, name=model_type(model), error=error, hint=_(_NAME_MODULES).format(setting=setting)
+                )
             ) from error
         found = set(places.attention if setting == "attention_modules" else places.feedforward)
         names[setting] = shortest_endings(found, (name for name, _ in base_modules(model) if name not in found))
     if not any(names.values()):
-        raise TsugikiError(f"{model_type(model)} has no such sub-layer; {_NAME_MODULES.format(next(iter(names)))}")
+        raise TsugikiError(
+            _("{name} has no such sub-layer; {hint}").format(
+                name=model_type(model), hint=_(_NAME_MODULES).format(setting=next(iter(names)))
+            )
+        )
     return names
 
 
@@ -249,9 +280,11 @@ def _adapted_modules(model: nn.Module, config: BottleneckConfig) -> list[str]:
     for setting, names in _sublayer_names(model, config).items():
         found = [path for path in find_modules(model, names) if split_block(path)[1] not in config.leave_out]
         if names and not found:
+            outside = _(" outside of blocks {blocks}").format(blocks=list(config.leave_out)) if config.leave_out else ""
             raise TsugikiError(
-                f"{setting}={names} matches no module of this model"
-                + (f" outside of blocks {list(config.leave_out)}" if config.leave_out else "")
+                _("{setting}={names} matches no module of this model{outside}").format(
+                    setting=setting, names=names, outside=outside
+                )
             )
         sublayers += found
     return list(dict.fromkeys(map(_block_of, sublayers))) if config.original_ln_before else sublayers
@@ -259,11 +292,13 @@ def _adapted_modules(model: nn.Module, config: BottleneckConfig) -> list[str]:
 
 def _block_of(path: str) -> str:
     """Return the path of the block that a module is in."""
-    blocks, index, _ = split_block(path)
+    blocks, index, _other = split_block(path)
     if index is None:
         raise TsugikiError(
-            f"{path} is not in a numbered block, and original_ln_before (pfeiffer) puts its adapter after the block; "
-            "set original_ln_before to False to have the adapter after the module itself"
+            _(
+                "{path} is not in a numbered block, and original_ln_before (pfeiffer) puts its adapter after the "
+                "block; set original_ln_before to False to have the adapter after the module itself"
+            ).format(path=path)
         )
     return f"{blocks}.{index}".removeprefix(".")
 
@@ -296,8 +331,10 @@ def _hidden_size(model: nn.Module, path: str) -> int:
     width = getattr(text_config(model), "hidden_size", None)
     if not isinstance(width, int):
         raise TsugikiError(
-            f"the width of the output of {path} is unknown, because the model has no config.hidden_size; name the last "
-            "linear layer of the module instead"
+            _(
+                "the width of the output of {path} is unknown, because the model has no config.hidden_size; name "
+                "the last linear layer of the module instead"
+            ).format(path=path)
         )
     return width
 
@@ -308,7 +345,9 @@ def _reduction_factor(config: BottleneckConfig, path: str) -> float:
     for key in (str(split_block(path)[1]), "default"):
         if key in config.reduction_factor:
             return config.reduction_factor[key]
-    raise TsugikiError(f"reduction_factor has no value for {path}; add its block's index, or 'default'")
+    raise TsugikiError(
+        _("reduction_factor has no value for {path}; add its block's index, or 'default'").format(path=path)
+    )
 
 
 def _tensors(model: nn.Module, adapter: BottleneckAdapter) -> dict[str, Tensor]:

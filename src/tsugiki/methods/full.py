@@ -22,6 +22,7 @@ from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.dtypes import SaveDtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import files_into
+from tsugiki.language import _
 from tsugiki.lora.dropout import disable_dropout, dropout_restored
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
     too_large = [name for name, weight in model.named_parameters() if (weight.detach().abs() > largest).any()]
     if too_large:
         warnings.warn(
-            f"{summarise_list(too_large)}: {dtype} cannot hold values above {largest:,.0f}; the model is saved in "
-            "float32",
+            _("{weights}: {dtype} cannot hold values above {largest:,.0f}; the model is saved in float32").format(
+                weights=summarise_list(too_large), dtype=dtype, largest=largest
+            ),
             stacklevel=2,
         )
         saved_dtype = torch.float32
@@ -91,4 +93,8 @@ def load_weights_into(model: nn.Module, folder: Path) -> None:
     try:
         model.load_state_dict(load_model(str(folder)).state_dict())
     except RuntimeError as error:
-        raise TsugikiError(f"{folder} holds a model of another architecture or size: {error_text(error)}") from error
+        raise TsugikiError(
+            _("{folder} holds a model of another architecture or size: {error}").format(
+                folder=folder, error=error_text(error)
+            )
+        ) from error

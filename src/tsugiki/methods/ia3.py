@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.lora.layer import base_of
@@ -36,7 +37,7 @@ from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.methods.places import Places, places_of
 
-_NAME_LAYERS = (
+_NAME_LAYERS = marked(
     "set target_modules to the layers of keys and values and the last layer of the feed-forward network, and "
     "feedforward_modules to the latter"
 )
@@ -76,7 +77,9 @@ class IA3Config:
             return
         for name in feedforward:
             if not any(target.endswith(name) for target in targets):
-                raise TsugikiError(f"feedforward_modules has {name}, but target_modules does not; add it to both")
+                raise TsugikiError(
+                    _("feedforward_modules has {name}, but target_modules does not; add it to both").format(name=name)
+                )
 
     def new_adapter(self, model: nn.Module) -> "IA3Adapter":
         """Build a new adapter with these settings for `model`, which is not changed.
@@ -89,7 +92,9 @@ class IA3Config:
         for path, layer in targets.items():
             if not is_linear(layer):
                 raise TsugikiError(
-                    f"target_modules selects {path}, a {type(layer).__name__}; (IA)³ scales linear layers only"
+                    _("target_modules selects {path}, a {kind}; (IA)³ scales linear layers only").format(
+                        path=path, kind=type(layer).__name__
+                    )
                 )
         scalings = {
             path: Scaling(layer, _is_feedforward(path, feedforward), self.init_ia3_weights)
@@ -191,7 +196,11 @@ def _target_names(model: nn.Module, config: IA3Config) -> Names:
         outputs = tuple(_endings(model, _places(model).keys_and_values))
     targets = (*outputs, *_feedforward_ends(model))
     if not targets:
-        raise TsugikiError(f"{model_type(model)} has no attention and no feed-forward network; {_NAME_LAYERS}")
+        raise TsugikiError(
+            _("{name} has no attention and no feed-forward network; {hint}").format(
+                name=model_type(model), hint=_(_NAME_LAYERS)
+            )
+        )
     return targets
 
 
@@ -218,7 +227,9 @@ def _places(model: nn.Module) -> Places:
         return places_of(model)
     except TsugikiError as error:
         raise TsugikiError(
-            f"no default target_modules of (IA)³ for {model_type(model)!r}: {error}; {_NAME_LAYERS}"
+            _("no default target_modules of (IA)³ for {name!r}: {error}; {hint}").format(
+                name=model_type(model), error=error, hint=_(_NAME_LAYERS)
+            )
         ) from error
 
 

@@ -54,6 +54,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _, marked
 from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter, trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_conv1d
@@ -92,8 +93,10 @@ _HARMLESS = frozenset(
 # LoRA-GA), PEFT changes the base, and the file fits only the changed one.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 _NO_INSTEAD = {
-    "layer_replication": "it repeats layers of the base, which all adapters of a model share; load it with PEFT",
-    "alora_invocation_tokens": "which tokens it changes depends on the text; load it with PEFT",
+    "layer_replication": marked(
+        "it repeats layers of the base, which all adapters of a model share; load it with PEFT"
+    ),
+    "alora_invocation_tokens": marked("which tokens it changes depends on the text; load it with PEFT"),
 }
 """Fields that are not supported and cannot be merged either -> why, and what to do."""
 
@@ -198,8 +201,10 @@ def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[s
             for key in parameter_keys(one):
                 if key in file_tensors and len(file_tensors[key]) != len(weight):
                     raise TsugikiError(
-                        f"the vocabulary of its base has {len(file_tensors[key])} words ({key}), and this one has "
-                        f"{len(weight)}; call model.resize_token_embeddings({len(file_tensors[key])}) first"
+                        _(
+                            "the vocabulary of its base has {words} words ({key}), and this one has {own}; call "
+                            "model.resize_token_embeddings({words}) first"
+                        ).format(words=len(file_tensors[key]), key=key, own=len(weight))
                     )
         frozen = [one for one in names if not one.startswith(saved_whole)]
         keys = [key for one in frozen for key in parameter_keys(one) if key in file_tensors]
@@ -294,12 +299,18 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
     initialisation = fields.get("init_lora_weights", True)
     if initialisation not in _INITIALISATIONS:
         raise TsugikiError(
-            f"init_lora_weights={error_text(repr(initialisation), 40)} has changed the base, too, which is not in the "
-            "file; save it in PEFT as an ordinary LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+            _(
+                "init_lora_weights={initialisation} has changed the base, too, which is not in the file; save it "
+                "in PEFT as an ordinary LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+            ).format(initialisation=error_text(repr(initialisation), 40))
         )
     for name, instead in _NO_INSTEAD.items():
         if fields.get(name):
-            raise TsugikiError(f"{name}={error_text(repr(fields[name]), 80)} is not supported: {instead}")
+            raise TsugikiError(
+                _("{name}={value} is not supported: {reason}").format(
+                    name=name, value=error_text(repr(fields[name]), 80), reason=_(instead)
+                )
+            )
     for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
         check_names(name, fields.get(name))
     if fields.get("target_parameters") and fields.get("target_modules") is None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.language import _, marked
 from tsugiki.lora.graft import graft, new_adapter
 
 Family: TypeAlias = Literal["additive", "reparametrised", "selective", "full fine-tuning"]
@@ -28,7 +29,7 @@ ConfigT = TypeVar("ConfigT")
 AdapterT = TypeVar("AdapterT")
 
 
-MERGE_WITH_PEFT = "merge the adapter with PEFT (merge_and_unload), and use the result as a model"
+MERGE_WITH_PEFT = marked("merge the adapter with PEFT (merge_and_unload), and use the result as a model")
 """What to do with an adapter of PEFT's that is not supported."""
 
 
@@ -109,7 +110,9 @@ class Method:
         """Raise a TsugikiError if one of the user's settings has another value than the method fixes."""
         for name, value in self.fixed_settings.items():
             if settings.get(name, value) != value:
-                raise TsugikiError(f"{name} is {value!r} in this method; remove it from the settings")
+                raise TsugikiError(
+                    _("{name} is {value!r} in this method; remove it from the settings").format(name=name, value=value)
+                )
 
     def configure(self, settings: Mapping[str, Any]) -> Any:
         """Build the config from the user's settings and the fixed ones.
@@ -121,7 +124,11 @@ class Method:
         unknown = [name for name in settings if name not in known]
         if unknown:
             names = ", ".join(sorted(known)) or "none"
-            raise TsugikiError(f"{', '.join(unknown)}: no such setting; this method has: {names}")
+            raise TsugikiError(
+                _("{unknown}: no such setting; this method has: {known}").format(
+                    unknown=", ".join(unknown), known=names
+                )
+            )
         self.check_fixed_settings(settings)
         return self.config(**{**settings, **self.fixed_settings})
 
@@ -144,7 +151,11 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
         if name not in known | harmless and value not in (None, False, {}, [])
     ]
     if unknown:
-        raise TsugikiError(f"{', '.join(unknown)} would change the result and is not supported; {MERGE_WITH_PEFT}")
+        raise TsugikiError(
+            _("{unknown} would change the result and is not supported; {hint}").format(
+                unknown=", ".join(unknown), hint=_(MERGE_WITH_PEFT)
+            )
+        )
     try:
         return config(**{name: value for name, value in fields.items() if name in known and value is not None})
     except (TypeError, ValueError, AttributeError) as error:  # for example a list where the config expects a mapping
@@ -173,9 +184,9 @@ def check_shapes(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tens
 
 def shape_problems(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> list[str]:
     """List what `check_shapes` raises an error for, a sentence each."""
-    missing = [f"{key} is missing" for key in expected if key not in found]
+    missing = [_("{name} is missing").format(name=key) for key in expected if key not in found]
     return missing + [
-        f"{key} is {list(found[key].shape)}, expected {list(shape)}"
+        _("{name} is {shape}, expected {expected}").format(name=key, shape=list(found[key].shape), expected=list(shape))
         for key, shape in expected.items()
         if key in found and list(found[key].shape) != list(shape)
     ]

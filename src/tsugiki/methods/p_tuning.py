@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.names import check_names
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
@@ -71,7 +72,9 @@ class PromptEncoderConfig:
         check_size("num_virtual_tokens", self.num_virtual_tokens)
         if self.encoder_reparameterization_type not in get_args(Encoder):
             raise TsugikiError(
-                f"encoder_reparameterization_type is {self.encoder_reparameterization_type!r}; choose MLP or LSTM"
+                _("encoder_reparameterization_type is {value!r}; choose MLP or LSTM").format(
+                    value=self.encoder_reparameterization_type
+                )
             )
         if self.encoder_hidden_size is not None:
             check_size("encoder_hidden_size", self.encoder_hidden_size)
@@ -97,7 +100,7 @@ class _LSTMEncoder(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Compute the prompt, [virtual tokens, width], from the embedding of the same shape."""
-        states, _ = self.lstm(embedding)
+        states, _other = self.lstm(embedding)
         prompt: Tensor = self.mlp(states)
         return prompt
 

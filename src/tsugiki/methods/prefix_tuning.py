@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.names import check_names
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
@@ -71,13 +72,21 @@ class PrefixTuningConfig:
         check_names("modules_to_save", self.modules_to_save)
         check_size("num_virtual_tokens", self.num_virtual_tokens)
         if not isinstance(self.prefix_projection, bool):
-            raise TsugikiError(f"prefix_projection is {self.prefix_projection!r}; it must be true or false")
+            raise TsugikiError(
+                _("prefix_projection is {prefix_projection!r}; it must be true or false").format(
+                    prefix_projection=self.prefix_projection
+                )
+            )
         if self.encoder_hidden_size is not None:
             check_size("encoder_hidden_size", self.encoder_hidden_size)
         if self.init_weights not in (None, "zero", "SAMPLE_VOCAB"):
-            raise TsugikiError(f"init_weights is {self.init_weights!r}; choose zero or SAMPLE_VOCAB, or leave it out")
+            raise TsugikiError(
+                _("init_weights is {init_weights!r}; choose zero or SAMPLE_VOCAB, or leave it out").format(
+                    init_weights=self.init_weights
+                )
+            )
         if self.init_weights == "SAMPLE_VOCAB" and self.prefix_projection:
-            raise TsugikiError("init_weights SAMPLE_VOCAB cannot be combined with prefix_projection; leave one out")
+            raise TsugikiError(_("init_weights SAMPLE_VOCAB cannot be combined with prefix_projection; leave one out"))
 
     def new_adapter(self, model: nn.Module) -> "SoftPromptAdapter[PrefixTuningConfig]":
         """Build a new prefix for `model`, which is not changed.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.names import check_names
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
@@ -72,11 +73,14 @@ class PromptTuningConfig:
         check_size("num_virtual_tokens", self.num_virtual_tokens)
         if self.prompt_tuning_init not in get_args(Initialisation):
             raise TsugikiError(
-                f"prompt_tuning_init is {self.prompt_tuning_init!r}; choose one of "
-                f"{', '.join(get_args(Initialisation))}"
+                _("prompt_tuning_init is {prompt_tuning_init!r}; choose one of {known}").format(
+                    prompt_tuning_init=self.prompt_tuning_init, known=", ".join(get_args(Initialisation))
+                )
             )
         if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
-            raise TsugikiError("prompt_tuning_init TEXT requires prompt_tuning_init_text; other values do not allow it")
+            raise TsugikiError(
+                _("prompt_tuning_init TEXT requires prompt_tuning_init_text; other values do not allow it")
+            )
 
     def new_adapter(self, model: nn.Module) -> "SoftPromptAdapter[PromptTuningConfig]":
         """Build a new prompt for `model`, which is not changed.
@@ -127,8 +131,10 @@ def _embedded_text(model: "PreTrainedModel", config: PromptTuningConfig) -> Tens
     embedding = embedding_of(model)
     if int(ids.max()) >= len(embedding.weight):  # type: ignore[arg-type]
         raise TsugikiError(
-            f"the tokenizer {config.tokenizer_name_or_path} has tokens that are not in the model's vocabulary; set "
-            "tokenizer_name_or_path to the model's own tokenizer"
+            _(
+                "the tokenizer {path} has tokens that are not in the model's vocabulary; set "
+                "tokenizer_name_or_path to the model's own tokenizer"
+            ).format(path=config.tokenizer_name_or_path)
         )
     embedded: Tensor = embedding(ids.to(model.device))
     return embedded
@@ -138,10 +144,12 @@ def _tokens(config: PromptTuningConfig, base: str | None) -> list[int]:
     """Tokenise the initial text, with the special tokens that the tokenizer adds."""
     name = config.tokenizer_name_or_path or base
     if not name:
-        raise TsugikiError("the model does not name its tokenizer; set tokenizer_name_or_path")
+        raise TsugikiError(_("the model does not name its tokenizer; set tokenizer_name_or_path"))
     tokens: list[int] = load_tokenizer(name)(config.prompt_tuning_init_text)["input_ids"]
     if not tokens:
-        raise TsugikiError(f"prompt_tuning_init_text {config.prompt_tuning_init_text!r} has no tokens")
+        raise TsugikiError(
+            _("prompt_tuning_init_text {text!r} has no tokens").format(text=config.prompt_tuning_init_text)
+        )
     return tokens
 
 

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.frozen_layer import is_quantized
 from tsugiki.lora.names import Names, check_names, matches, shortest_endings
 from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
@@ -73,7 +74,7 @@ class SelectiveConfig:
         check_names("target_parameters", self.target_parameters)
         if not self.target_parameters:
             raise TsugikiError(
-                "target_parameters is empty; set it to a list of name endings, or to a regular expression"
+                _("target_parameters is empty; set it to a list of name endings, or to a regular expression")
             )
 
     def new_adapter(self, model: nn.Module) -> "SelectiveAdapter":
@@ -156,7 +157,9 @@ def _new_adapter(model: nn.Module, config: SelectiveConfig | LNTuningConfig, nam
     selected = {name: parameters[name] for name in names}
     quantized = [name for name, parameter in selected.items() if not parameter.is_floating_point()]
     if quantized:
-        raise TsugikiError(f"{quantized[0]} is quantised and cannot train; load the base unquantised")
+        raise TsugikiError(
+            _("{name} is quantised and cannot train; load the base unquantised").format(name=quantized[0])
+        )
     warn_untied_weights(model, selected)
     copies: dict[int, nn.Parameter] = {}
     for parameter in selected.values():
@@ -192,10 +195,14 @@ def _selected_parameters(model: nn.Module, config: SelectiveConfig) -> list[str]
     found = [name for name in parameters if matches(name, wanted)]
     setting = f"target_parameters={_as_text(wanted)}"
     if not found:
-        hint = "; a string is a regular expression for the whole name, a list has endings" * isinstance(wanted, str)
-        raise TsugikiError(f"{setting} matches no parameter of this model{hint}; it has {_endings(parameters)}")
+        hint = _("; a string is a regular expression for the whole name, a list has endings") * isinstance(wanted, str)
+        raise TsugikiError(
+            _("{setting} matches no parameter of this model{hint}; it has {endings}").format(
+                setting=setting, hint=hint, endings=_endings(parameters)
+            )
+        )
     if {id(parameters[name]) for name in found} == {id(parameter) for parameter in parameters.values()}:
-        raise TsugikiError(f"{setting} matches every parameter: that is method full")
+        raise TsugikiError(_("{setting} matches every parameter: that is method full").format(setting=setting))
     return found
 
 
@@ -203,11 +210,12 @@ def _head_parameters(model: nn.Module) -> list[str]:
     head = output_head(model)
     if head is None:
         raise TsugikiError(
-            f"a {type(model).__name__} does not say which layer is its output head; name the head's parameters with "
-            "method select"
+            _(
+                "a {kind} does not say which layer is its output head; name the head's parameters with method select"
+            ).format(kind=type(model).__name__)
         )
     if not _own(head):
-        raise TsugikiError("the output head is quantised and cannot train; load the base unquantised")
+        raise TsugikiError(_("the output head is quantised and cannot train; load the base unquantised"))
     return [f"{path}.{name}" for path, layer in base_modules(model) if layer is head for name, _ in _own(layer)]
 
 
@@ -222,15 +230,25 @@ def _target_layers(model: nn.Module, config: LNTuningConfig) -> dict[str, nn.Mod
     }
     if not found:
         norms = sorted({name.rpartition(".")[2] for name, layer in layers.items() if _is_norm(layer)})
-        hint = f"its normalisation layers end in {', '.join(norms)}" if norms else "it has no normalisation layer"
+        hint = (
+            _("its normalisation layers end in {norms}").format(norms=", ".join(norms))
+            if norms
+            else _("it has no normalisation layer")
+        )
         if wanted is None:
-            raise TsugikiError(f"nothing to train in this model: {hint}")
-        raise TsugikiError(f"target_modules={_as_text(wanted)} matches no layer of this model; {hint}")
+            raise TsugikiError(_("nothing to train in this model: {hint}").format(hint=hint))
+        raise TsugikiError(
+            _("target_modules={targets} matches no layer of this model; {hint}").format(
+                targets=_as_text(wanted), hint=hint
+            )
+        )
     wrong = [name for name, layer in found.items() if not _own(layer) or any(True for _ in layer.children())]
     if wrong:
         raise TsugikiError(
-            f"target_modules={_as_text(wanted)} matches {wrong[0]}, a {type(found[wrong[0]]).__name__}, which is not a "
-            "single layer with parameters; method select selects parameters by any pattern"
+            _(
+                "target_modules={targets} matches {path}, a {kind}, which is not a single layer with parameters; "
+                "method select selects parameters by any pattern"
+            ).format(targets=_as_text(wanted), path=wrong[0], kind=type(found[wrong[0]]).__name__)
         )
     return found
 
@@ -247,7 +265,7 @@ def _as_text(wanted: Names | None) -> str:
 def _endings(names: Iterable[str]) -> str:
     """List the last two components of the names, each combination once, for a message."""
     endings = sorted({".".join(name.rsplit(".", 2)[-2:]) for name in names})
-    more = f" and {len(endings) - _MAX_NAMES} more" if len(endings) > _MAX_NAMES else ""
+    more = _(" and {count} more").format(count=len(endings) - _MAX_NAMES) if len(endings) > _MAX_NAMES else ""
     return ", ".join(endings[:_MAX_NAMES]) + more
 
 
@@ -261,7 +279,7 @@ def _tensors(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Tensor]:
 def _ln_tensors(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path, own in adapter.copies.items():
-        layer, _, name = path.rpartition(".")
+        layer, _dot, name = path.rpartition(".")
         tensors[f"{PREFIX}{layer}.ln_tuning_layers.{name}"] = own
     return tensors | saved_tensors(adapter.modules, PREFIX)
 

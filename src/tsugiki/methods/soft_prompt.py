@@ -39,6 +39,7 @@ from tsugiki.fast.document_masks import (
     padded_layout,
     prompt_masks,
 )
+from tsugiki.language import _
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.lora.swap import CHILD, Undo, replace_module
@@ -145,7 +146,7 @@ class SoftPromptAdapter(Generic[PromptConfigT]):
 
     def weight_updates(self, model: nn.Module) -> NoReturn:
         """Raise a TsugikiError: a soft prompt is not a change of the base's weights."""
-        raise TsugikiError("a soft prompt is no change of weights and cannot be merged; keep it as an adapter")
+        raise TsugikiError(_("a soft prompt is no change of weights and cannot be merged; keep it as an adapter"))
 
 
 def adapter_from_embeddings(
@@ -169,8 +170,10 @@ def check_heads(model: nn.Module, config: SoftPromptConfig) -> None:
     left_out = [] if wanted is None else [name for name in task_heads(model) if name not in find_modules(model, wanted)]
     if left_out:
         raise TsugikiError(
-            f"modules_to_save leaves out {left_out[0]}, an output layer of this {type(model).__name__}, without which "
-            "PEFT would not apply a soft prompt; add it, or leave modules_to_save out"
+            _(
+                "modules_to_save leaves out {path}, an output layer of this {kind}, without which PEFT would not "
+                "apply a soft prompt; add it, or leave modules_to_save out"
+            ).format(path=left_out[0], kind=type(model).__name__)
         )
 
 
@@ -183,7 +186,11 @@ def with_saved_modules(model: nn.Module, config: ConfigT, file_tensors: Collecti
 def check_size(setting: str, value: object, most: int = _MAX_SIZE) -> None:
     """Raise a TsugikiError unless the value of a setting is an integer from 1 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise TsugikiError(f"{setting} is {value!r}; it must be a whole number from 1 to {most:,}")
+        raise TsugikiError(
+            _("{setting} is {value!r}; it must be a whole number from 1 to {most:,}").format(
+                setting=setting, value=value, most=most
+            )
+        )
 
 
 @torch.no_grad()
@@ -194,10 +201,9 @@ def cache_shape(model: "PreTrainedModel", virtual_tokens: int) -> CacheShape:
         TsugikiError: the model is not a causal decoder with a KV cache, or its context is too short for a prompt of
             `virtual_tokens` tokens.
     """
-    unsuitable = (
-        f"{type(model).__name__} is not a decoder language model with a KV cache, which a soft prompt needs; use "
-        "another method"
-    )
+    unsuitable = _(
+        "{kind} is not a decoder language model with a KV cache, which a soft prompt needs; use another method"
+    ).format(kind=type(model).__name__)
     base = decoder_of(model)
     if base is None or getattr(model.config, "is_encoder_decoder", False):
         raise TsugikiError(unsuitable)
@@ -214,8 +220,12 @@ def cache_shape(model: "PreTrainedModel", virtual_tokens: int) -> CacheShape:
     context = max_positions(model)
     if context is not None and virtual_tokens > context - _MIN_TEXT_TOKENS:
         raise TsugikiError(
-            f"num_virtual_tokens is {virtual_tokens}, but the model's context is {context} tokens, of which the text "
-            f"needs at least {_MIN_TEXT_TOKENS}; choose {max(context - _MIN_TEXT_TOKENS, 0)} or fewer"
+            _(
+                "num_virtual_tokens is {count}, but the model's context is {context} tokens, of which the text "
+                "needs at least {least}; choose {most} or fewer"
+            ).format(
+                count=virtual_tokens, context=context, least=_MIN_TEXT_TOKENS, most=max(context - _MIN_TEXT_TOKENS, 0)
+            )
         )
     return CacheShape(layers=keys.shape[0], heads=keys.shape[2], width=keys.shape[4])
 
@@ -374,8 +384,10 @@ def _prepend_prompt(
         return (), kwargs  # the decoder raises its own error
     if base.training and torch.is_grad_enabled() and _uses_checkpointing(base):
         raise TsugikiError(
-            "gradient checkpointing drops the KV cache, which holds the soft prompt; call "
-            "model.gradient_checkpointing_disable()"
+            _(
+                "gradient checkpointing drops the KV cache, which holds the soft prompt; call "
+                "model.gradient_checkpointing_disable()"
+            )
         )
     mask, positions, length = kwargs.get("attention_mask"), kwargs.get("position_ids"), len(base.tsugiki.embedding)
     padded = (has_unknown_window(base) or attention_windows(base) != [None]) and has_left_padding(mask)
@@ -418,8 +430,10 @@ def _start_cache(cache: "DynamicCache | None", prompt: KeyValues, rows: int, unl
         cache = DynamicCache()
     if not isinstance(cache, DynamicCache):
         raise TsugikiError(
-            f"a soft prompt cannot be put into a cache of fixed length ({type(cache).__name__}); leave "
-            "cache_implementation out, or set it to 'dynamic'"
+            _(
+                "a soft prompt cannot be put into a cache of fixed length ({kind}); leave cache_implementation "
+                "out, or set it to 'dynamic'"
+            ).format(kind=type(cache).__name__)
         )
     if unlimited:
         cache.layers = [DynamicLayer() for _ in prompt]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from tsugiki.language import marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.bottleneck import BOTTLENECK, BottleneckConfig
 from tsugiki.methods.full import FullConfig, prepare_full
@@ -16,34 +17,34 @@ from tsugiki.methods.prompt_tuning import PROMPT_TUNING, PromptTuningConfig
 from tsugiki.methods.selective import HEAD, LN_TUNING, SELECTIVE, LNTuningConfig, SelectiveConfig
 
 _LORA_DOC = "tsugiki.methods.lora"
-_NEEDS_FLOAT32 = "a base in bf16 or int8"  # the selective methods train parameters of the base, in float32
+_NEEDS_FLOAT32 = marked("a base in bf16 or int8")  # the selective methods train parameters of the base, in float32
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "prompt-tuning": Method(
             "additive",
-            "embeddings of virtual tokens before the text",
+            marked("embeddings of virtual tokens before the text"),
             PromptTuningConfig,
             learning_rate=3e-2,
             mergeable=False,
         ),
         "prefix-tuning": Method(
             "additive",
-            "keys and values before those of the text, in every layer",
+            marked("keys and values before those of the text, in every layer"),
             PrefixTuningConfig,
             learning_rate=1e-2,
             mergeable=False,
         ),
         "p-tuning": Method(
             "additive",
-            "a prompt computed by a small network",
+            marked("a prompt computed by a small network"),
             PromptEncoderConfig,
             learning_rate=1e-3,
             mergeable=False,
         ),
         "houlsby": Method(
             "additive",
-            "a bottleneck after each attention and each feed-forward network",
+            marked("a bottleneck after each attention and each feed-forward network"),
             BottleneckConfig,
             {"mh_adapter": True, "output_adapter": True, "original_ln_before": False},
             learning_rate=1e-3,
@@ -52,43 +53,47 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "pfeiffer": Method(
             "additive",
-            "a bottleneck after each block's feed-forward network",
+            marked("a bottleneck after each block's feed-forward network"),
             BottleneckConfig,
             {"mh_adapter": False, "output_adapter": True, "original_ln_before": True},
             learning_rate=1e-3,
             readable_by_peft=False,
             mergeable=False,
         ),
-        "ia3": Method("additive", "a factor for each key, value and inner feature", IA3Config, learning_rate=3e-3),
+        "ia3": Method(
+            "additive", marked("a factor for each key, value and inner feature"), IA3Config, learning_rate=3e-3
+        ),
         "lora": Method(
-            "reparametrised", "two low-rank factors for each target layer", LoraConfig, doc_module=_LORA_DOC
+            "reparametrised", marked("two low-rank factors for each target layer"), LoraConfig, doc_module=_LORA_DOC
         ),
         "rslora": Method(
             "reparametrised",
-            "LoRA scaled by alpha / sqrt(r)",
+            marked("LoRA scaled by alpha / sqrt(r)"),
             LoraConfig,
             {"use_rslora": True},
             doc_module=_LORA_DOC,
         ),
         "dora": Method(
             "reparametrised",
-            "LoRA for the direction of each weight row, and a trained length",
+            marked("LoRA for the direction of each weight row, and a trained length"),
             LoraConfig,
             {"use_dora": True},
             doc_module="tsugiki.lora.dora",
-            not_accelerated="discarding a layer's output after the forward pass; one product per layer with "
-            "lora_dropout; the chunked loss with a grafted output head",
+            not_accelerated=marked(
+                "discarding a layer's output after the forward pass; one product per layer with lora_dropout; the "
+                "chunked loss with a grafted output head"
+            ),
         ),
         "lora+": Method(
             "reparametrised",
-            "LoRA with a higher learning rate for B than for A, by the factor loraplus_lr_ratio",
+            marked("LoRA with a higher learning rate for B than for A, by the factor loraplus_lr_ratio"),
             LoraConfig,
             learning_rate_factor=1 / 4,  # of A; that of B is 16 times as high
             doc_module="tsugiki.train.optimizers.loraplus",
         ),
         "pissa": Method(
             "reparametrised",
-            "LoRA initialised with the principal components of each weight",
+            marked("LoRA initialised with the principal components of each weight"),
             LoraConfig,
             {"init_lora_weights": "pissa"},
             learning_rate_factor=1 / 3,
@@ -96,21 +101,21 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "orthogonal": Method(
             "reparametrised",
-            "LoRA initialised with orthogonal factors",
+            marked("LoRA initialised with orthogonal factors"),
             LoraConfig,
             {"init_lora_weights": "orthogonal"},
             doc_module="tsugiki.lora.initialise",
         ),
         "lora-fa": Method(
             "reparametrised",
-            "LoRA with A frozen, so that no layer keeps its input",
+            marked("LoRA with A frozen, so that no layer keeps its input"),
             LoraConfig,
             {"freeze_A": True},
             doc_module=_LORA_DOC,
         ),
         "bitfit": Method(
             "selective",
-            "the biases",
+            marked("the biases"),
             SelectiveConfig,
             {"target_parameters": ["bias"]},
             learning_rate=1e-3,
@@ -119,14 +124,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "norms": Method(
             "selective",
-            "the normalisation layers",
+            marked("the normalisation layers"),
             LNTuningConfig,
             learning_rate=1e-3,
-            not_accelerated=f"{_NEEDS_FLOAT32}; fused RMSNorm",
+            not_accelerated=marked("a base in bf16 or int8; fused RMSNorm"),
         ),
         "head": Method(
             "selective",
-            "the output head",
+            marked("the output head"),
             SelectiveConfig,
             {"target_parameters": HEAD},
             learning_rate=1e-4,
@@ -135,7 +140,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "select": Method(
             "selective",
-            "the parameters that a pattern selects",
+            marked("the parameters that a pattern selects"),
             SelectiveConfig,
             learning_rate=1e-4,
             readable_by_peft=False,
@@ -143,7 +148,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "full": Method(
             "full fine-tuning",
-            "every weight",
+            marked("every weight"),
             FullConfig,
             learning_rate_factor=1 / 10,
             readable_by_peft=False,

@@ -3,8 +3,11 @@
 import copy
 import dataclasses
 import inspect
+import re
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -12,8 +15,9 @@ from pydantic import ValidationError
 from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.method import Method
+from tsugiki.methods.method import Family, Method
 from tsugiki.methods.table import METHODS
 from tsugiki.report.formatting import Table
 from tsugiki.train.config import RunConfig, argument_descriptions, validate_method
@@ -22,6 +26,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _REASON_LENGTH = 60  # characters of a reason in a cell
+_FAMILIES: Mapping[Family, str] = MappingProxyType(
+    {
+        "additive": marked("additive"),
+        "reparametrised": marked("reparametrised"),
+        "selective": marked("selective"),
+        "full fine-tuning": marked("full fine-tuning"),
+    }
+)
 
 
 def methods_table(model: str) -> Table:
@@ -31,17 +43,17 @@ def methods_table(model: str) -> Table:
         TsugikiError: there is no such model.
     """
     shape = load_meta_model(model)
-    headers = ["method", "family", "what is trained", "trainable parameters"]
-    headers += ["PEFT reads it", "mergeable", "not accelerated"]
+    headers = [_("method"), _("family"), _("what is trained"), _("trainable parameters")]
+    headers += [_("PEFT reads it"), _("mergeable"), _("not accelerated")]
     rows = [
         [
             name,
-            method.family,
-            method.summary,
+            _(_FAMILIES[method.family]),
+            _(method.summary),
             _count(name, model, shape),
             _yes(method.readable_by_peft),
             _yes(method.mergeable),
-            method.not_accelerated or "–",
+            _(method.not_accelerated) if method.not_accelerated else "–",
         ]
         for name, method in METHODS.items()
     ]
@@ -60,13 +72,22 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
         raise TsugikiError(f"{name}: {error}") from error
     method = METHODS[name]
     idea = inspect.cleandoc(import_module(method.doc_module or method.config.__module__).__doc__ or method.summary)
-    text = f"{name} · {method.family} · {method.summary}\n\n{idea}\n"
-    notes = [f"{setting} is {value!r} in this method" for setting, value in method.fixed_settings.items()]
+    text = f"{name} · {_(_FAMILIES[method.family])} · {_(method.summary)}\n\n{idea}\n"
+    notes = [
+        _("{setting} is {value!r} in this method").format(setting=setting, value=value)
+        for setting, value in method.fixed_settings.items()
+    ]
+    facts = _("PEFT reads the file: {reads}; can be merged into the base: {merges}").format(
+        reads=_yes(method.readable_by_peft), merges=_yes(method.mergeable)
+    )
+    if method.not_accelerated:
+        facts += _("; not accelerated: {what}").format(what=_(method.not_accelerated))
     notes += [
-        f"default learning rate: {_learning_rate(method)}",
-        f"trainable parameters of {model}: {_count(name, model, load_meta_model(model))}",
-        f"PEFT reads the file: {_yes(method.readable_by_peft)}; can be merged into the base: {_yes(method.mergeable)}"
-        + (f"; not accelerated: {method.not_accelerated}" if method.not_accelerated else ""),
+        _("default learning rate: {rate}").format(rate=_learning_rate(method)),
+        _("trainable parameters of {model}: {count}").format(
+            model=model, count=_count(name, model, load_meta_model(model))
+        ),
+        facts,
     ]
     return text, _settings(name, method), notes
 
@@ -75,7 +96,9 @@ def _learning_rate(method: Method) -> str:
     if method.learning_rate is not None:
         return f"{method.learning_rate:g}"
     factor = method.learning_rate_factor
-    return "by the width of the model" + (f", {factor:.2g} times LoRA's" if factor != 1 else "")
+    if factor == 1:
+        return _("by the width of the model")
+    return _("by the width of the model, {factor:.2g} times LoRA's").format(factor=factor)
 
 
 def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:
@@ -98,16 +121,16 @@ def _count(name: str, model: str, shape: "PreTrainedModel") -> str:
     try:
         config = _default_config(name)
     except ValueError as error:
-        return _shorten(f"requires settings: {error}")
+        return _shorten(_("requires settings: {error}").format(error=error))
     try:
         try:
             return _trainable(method, config, copy.deepcopy(shape))
         except (RuntimeError, NotImplementedError):
             if model != EMBEDDED:  # the method is initialised from weights, which are not read here
-                return "known when the model is loaded"
+                return _("known when the model is loaded")
             return _trainable(method, config, load_model(model))
     except TsugikiError as error:
-        return _shorten(f"does not fit: {error}")
+        return _shorten(_("does not fit: {error}").format(error=error))
 
 
 def _default_config(name: str) -> Any:
@@ -137,7 +160,11 @@ def _settings(name: str, method: Method) -> Table:
     if not rows:
         return [], []
     section = "lora" if method.config is LoraConfig else "method_config"
-    return [f"--set NAME=VALUE, or {section}: in the YAML file", "default", "meaning"], rows
+    return [
+        _("--set NAME=VALUE, or {section}: in the YAML file").format(section=section),
+        _("default"),
+        _("meaning"),
+    ], rows
 
 
 def _value_text(value: object) -> str:
@@ -145,9 +172,9 @@ def _value_text(value: object) -> str:
 
 
 def _yes(fact: bool) -> str:
-    return "yes" if fact else "no"
+    return _("yes") if fact else _("no")
 
 
 def _shorten(reason: str) -> str:
-    first = reason.partition(";")[0]
+    first = re.split("[;。]", reason)[0]
     return first if len(first) <= _REASON_LENGTH else first[: _REASON_LENGTH - 1].rstrip() + "…"
