@@ -81,7 +81,7 @@ def test_near_duplicates_are_on_one_side_and_told():
     for i in range(5):
         assert (f"w.jsonl:{i + 1}" in learned) == (f"w.jsonl:{i + 21}" in learned)
     assert prepared.summary.near_duplicates.groups == 5
-    assert any("10 records are near-duplicates" in note for note in prepared.notes)
+    assert any("near-duplicates of each other: 10 records in 5 groups" in note for note in prepared.notes)
 
 
 def test_a_held_out_file_that_holds_training_records_is_refused_and_near_ones_are_named():
@@ -254,7 +254,7 @@ def test_conversations_are_cut_counted_and_refused_by_line():
     assert {window.record.source for window in whole.windows}.isdisjoint(learned_sources(whole))
     cut = prepare(data, template=CHATML, held_out=0.3, block_size=56)
     assert cut.summary.cut_records > 0
-    assert any("longer than a block of 56 tokens" in note for note in cut.notes)
+    assert any("longer than a row of 56 tokens" in note for note in cut.notes)
     with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.* 20 tokens"):
         prepare(data, template=CHATML, block_size=20)
     with pytest.raises(TsugikiError, match="t.jsonl:1 .*chat template"):

@@ -241,12 +241,10 @@ def _find_answers(
                     "last turn only (assistant_turns: last)"
                 ).format(source=source, count=len(messages), max_turns=_MAX_TURNS)
             )
-        located = [
-            _span(template, messages[: index + 1], whole, marks, f"{source}: turn {index + 1}") for index in targets
-        ]
+        located = [_span(template, messages[: index + 1], whole, marks, _turn(source, index)) for index in targets]
     spans: list[_Span] = []
     for index, (start, stop, ended) in zip(targets, located, strict=True):
-        where = f"{source}: turn {index + 1}"
+        where = _turn(source, index)
         if not ended:
             if index != targets[-1]:
                 raise TsugikiError(
@@ -313,6 +311,10 @@ def _context_begin(messages: _Messages, system: int, end: int) -> int:
     wanted = max(system, end - _CONTEXT)
     users = (index for index in range(wanted, max(system, wanted - _PART) - 1, -1) if messages[index]["role"] == "user")
     return next(users, wanted)
+
+
+def _turn(source: str, index: int) -> str:
+    return _("{source}: turn {number}").format(source=source, number=index + 1)
 
 
 def _span(

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 _SECONDS = 5
 _MEGABYTES = 500
@@ -56,7 +57,11 @@ def call(function: str, **arguments: Any) -> Any:
             raise
         if not answer:
             _end(process)
-            raise LimitExceeded(f"takes more than {_SECONDS} s or {_MEGABYTES} MB of memory")
+            raise LimitExceeded(
+                _("takes more than {seconds} s or {megabytes} MB of memory").format(
+                    seconds=_SECONDS, megabytes=_MEGABYTES
+                )
+            )
     result = json.loads(answer)
     if "error" in result:
         raise TsugikiError(result["error"])

@@ -166,7 +166,10 @@ def _messages(row: Mapping[str, Any], key: str, source: str, after: int = 0) -> 
                 source=source, key=key, type_name=_type_name(turns)
             )
         )
-    return [_message(turn, f"{source}: turn {number}") for number, turn in enumerate(turns, after + 1)]
+    return [
+        _message(turn, _("{source}: turn {number}").format(source=source, number=number))
+        for number, turn in enumerate(turns, after + 1)
+    ]
 
 
 def _message(turn: Any, where: str) -> Message:
@@ -276,15 +279,15 @@ def _type_name(value: Any) -> str:
         case None:
             return "null"
         case bool():
-            return "true or false"
+            return _("true or false")
         case int() | float():
-            return "a number"
+            return _("a number")
         case str():
-            return "a text"
+            return _("a text")
         case list():
-            return "a list"
+            return _("a list")
         case _:
-            return "an object"
+            return _("an object")
 
 
 def _abbreviate(value: Any) -> str:

@@ -20,14 +20,14 @@ from tsugiki.data.schemas import KEYS, read_row, schema_of
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import combined_digest, file_sha256, sha256
 from tsugiki.io.json import parse_json
-from tsugiki.language import _
+from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 
-_ENCODINGS = "UTF-8, UTF-16, EUC-JP or Shift_JIS"
+_ENCODINGS = marked("UTF-8, UTF-16, EUC-JP or Shift_JIS")
 _EXTRA = "pip install 'tsugiki[datasets]'"
 # Limits for Parquet, which packs repeated values to almost nothing.
 _MAX_RATIO, _MIN_UNPACKED = 100, 10_000_000  # bytes in memory for each byte of the file, and for any file
@@ -116,7 +116,7 @@ def decode(data: bytes, name: str) -> str:
             break
         return text.replace("\r\n", "\n").replace("\r", "\n")
     raise TsugikiError(
-        _("{name} is not text in {encodings}; convert it to UTF-8").format(name=name, encodings=_ENCODINGS)
+        _("{name} is not text in {encodings}; convert it to UTF-8").format(name=name, encodings=_(_ENCODINGS))
     )
 
 
@@ -151,7 +151,7 @@ def _files(root: Path) -> list[Path]:
             ).format(root=root)
         )
     if root.suffix.lower() not in SUFFIXES:
-        kind = root.suffix or "a file without a suffix"
+        kind = root.suffix or _("a file without a suffix")
         raise TsugikiError(
             _("{root}: {kind} is not supported; use {suffixes} or {last}").format(
                 root=root, kind=kind, suffixes=", ".join(SUFFIXES[:-1]), last=SUFFIXES[-1]
@@ -190,7 +190,7 @@ def json_rows(path: Path) -> _NumberedRows:
             try:
                 row = parse_json(line)
             except json.JSONDecodeError as error:
-                what = f"{error.msg} at character {error.pos + 1}"
+                what = _("{error} at character {position}").format(error=error.msg, position=error.pos + 1)
                 raise TsugikiError(
                     _("{path}:{number} is not JSON: {what}; correct or remove the line").format(
                         path=path, number=number, what=what
@@ -289,7 +289,9 @@ def _parquet_rows(path: Path) -> _NumberedRows:
             size = path.stat().st_size
             limit = _MIN_UNPACKED + _MAX_RATIO * size
             largest, total, values = _unpacked_sizes(file.metadata, columns)
-            too_large = f"{path} unpacks to more than {_MAX_RATIO} times its size, which no text does; use another file"
+            too_large = _(
+                "{path} unpacks to more than {ratio} times its size, which no text does; use another file"
+            ).format(path=path, ratio=_MAX_RATIO)
             if total > limit or values > _MIN_VALUES + size // _MIN_VALUE:
                 raise TsugikiError(too_large)
             # A value can be repeated by a reference to a dictionary, so each row can have the largest size.
@@ -394,7 +396,7 @@ def _encoding(path: Path) -> str:
         first_invalid = first_invalid or invalid
     raise TsugikiError(
         _("{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8").format(
-            path=path, first_invalid=first_invalid, encodings=_ENCODINGS
+            path=path, first_invalid=first_invalid, encodings=_(_ENCODINGS)
         )
     )
 
@@ -472,7 +474,7 @@ def _dataset_rows(data: str) -> _NumberedRows:
 def _load_dataset(data: str) -> Any:
     """Load a split of a data set from the hub; `datasets` caches it and, since version 4, executes no code from it."""
     name, _colon, split = data.partition(":")
-    missing = f"there is no file or folder {name}"
+    missing = _("there is no file or folder {name}").format(name=name)
     try:
         import datasets
     except ImportError as error:

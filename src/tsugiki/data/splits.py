@@ -92,9 +92,9 @@ def split_records(
     inside = np.flatnonzero(np.isin(belongs, belongs[chosen]))
     if len(inside) == len(index):
         why = (
-            f"{held_out.field}={held_out.value} matches all records"
+            _("{field}={value} matches all records").format(field=held_out.field, value=held_out.value)
             if isinstance(held_out, FieldCondition)
-            else "all records are near-duplicates of each other; give a held-out file"
+            else _("all records are near-duplicates of each other; give a held-out file")
         )
         raise TsugikiError(_("no record is left for training: {why}").format(why=why))
     return inside
@@ -143,15 +143,19 @@ def find_overlap(train: RecordIndex, held_out: RecordIndex) -> tuple[list[str], 
     for number, digest in enumerate(train.digests):
         if digest.tobytes() in held_out_digests:
             exact.add(number)
-            same.append(f"{train.sources[number]} (held out: {held_out_digests[digest.tobytes()]})")
+            same.append(_pair(train.sources[number], held_out_digests[digest.tobytes()]))
     for group in near_duplicates(np.concatenate([train.signatures, held_out.signatures])):
         outside = [number - len(train) for number in group if number >= len(train)]
         near += [
-            f"{train.sources[number]} (held out: {held_out.sources[outside[0]]})"
+            _pair(train.sources[number], held_out.sources[outside[0]])
             for number in group
             if outside and number < len(train) and number not in exact
         ]
     return same, near
+
+
+def _pair(train: str, held_out: str) -> str:
+    return _("{train} (held out: {held_out})").format(train=train, held_out=held_out)
 
 
 def split_document(document: Document, fraction: float) -> tuple[Document, Document]:

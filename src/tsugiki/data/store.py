@@ -123,7 +123,10 @@ def open_store(
         store = _read(folder)  # another process may have written it since
         if store is None:
             if folder.exists():
-                warnings.warn(f"the cached tokens in {folder} are damaged, and are written again", stacklevel=2)
+                warnings.warn(
+                    _("the cached tokens in {folder} are damaged, and are written again").format(folder=folder),
+                    stacklevel=2,
+                )
             with new_folder(folder, replace=True) as temporary:
                 _write(temporary, records, tokenizer, turns, advance)
             store = _read(folder)

@@ -118,7 +118,9 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             continue
         for other, problem in damaged.items():
             _set_aside(other)
-            warnings.warn(f"{problem}; the run continues from {path.name}", stacklevel=2)
+            warnings.warn(
+                _("{problem}; the run continues from {name}").format(problem=problem, name=path.name), stacklevel=2
+            )
         return intact
     if damaged:
         raise TsugikiError(
@@ -170,7 +172,10 @@ def _set_aside(folder: Path) -> None:
 
 def _progress_v0_1(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the progress in a checkpoint of version 0.1, which is in two files."""
-    state = read_json(folder / _TRAINER_V0_1, missing=f"{folder} is not a checkpoint: it has no {_TRAINER_V0_1}")
+    state = read_json(
+        folder / _TRAINER_V0_1,
+        missing=_("{folder} is not a checkpoint: it has no {file}").format(folder=folder, file=_TRAINER_V0_1),
+    )
     logged = [entry for entry in state["log_history"] if "loss" in entry]
     curve = [{name: entry[name] for name in ("step", "loss", "learning_rate")} for entry in logged]
     return {"step": state["global_step"], "loss_curve": curve, **fields["meters"]}

@@ -20,7 +20,7 @@ from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io import yaml
-from tsugiki.language import _
+from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class TrainingSettings(BaseModel):
                 _(
                     "lr_scheduler_type warmup_stable_decay requires either decay_steps or decay_ratio, and other "
                     "schedules allow neither (got {given} with {lr_scheduler_type})"
-                ).format(given=" and ".join(given) or "neither", lr_scheduler_type=self.lr_scheduler_type)
+                ).format(given=_(" and ").join(given) or _("neither"), lr_scheduler_type=self.lr_scheduler_type)
             )
         return self
 
@@ -189,6 +189,28 @@ _UNRECORDED_IF_UNSET = ("trust_remote_code", "minutes", "add_tokens", "start_fro
 _MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
 _UNION = re.compile(r"function-|constrained-|literal\[")
 """Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""
+_PROBLEMS = {
+    "missing": marked("field required"),
+    "extra_forbidden": marked("unknown setting"),
+    "greater_than": marked("input should be greater than {gt}"),
+    "greater_than_equal": marked("input should be greater than or equal to {ge}"),
+    "less_than": marked("input should be less than {lt}"),
+    "less_than_equal": marked("input should be less than or equal to {le}"),
+    "literal_error": marked("input should be {expected}"),
+    "finite_number": marked("input should be a finite number"),
+    "int_type": marked("input should be a valid integer"),
+    "int_parsing": marked("input should be a valid integer"),
+    "int_from_float": marked("input should be a valid integer"),
+    "float_type": marked("input should be a valid number"),
+    "float_parsing": marked("input should be a valid number"),
+    "bool_type": marked("input should be true or false"),
+    "bool_parsing": marked("input should be true or false"),
+    "string_type": marked("input should be a text"),
+    "string_too_short": marked("input should not be empty"),
+    "dict_type": marked("input should be settings"),
+    "tuple_type": marked("input should be a list"),
+}
+"""The messages for pydantic's commonest types of errors."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -271,7 +293,7 @@ class RunConfig(TrainingSettings):
         if self.minutes is not None and len(given) > 1:
             raise ValueError(
                 _("minutes cannot be combined with {given}: each is the length of the run").format(
-                    given=" and ".join(given[1:])
+                    given=_(" and ").join(given[1:])
                 )
             )
         return self
@@ -468,12 +490,15 @@ def describe_problems(error: ValidationError) -> str:
             continue  # of a setting that is a number or `auto`; the problem of the number is listed
         where = error_text(".".join(str(part) for part in problem["loc"] if not _UNION.match(str(part))), 100)
         has_value = where and problem["type"] not in ("missing", "extra_forbidden")
-        got = f" (got {error_text(repr(problem['input']), 100)})" if has_value else ""
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown setting"
-        problems.append(f"{where}: {message[:1].lower()}{message[1:]}{got}" if where else message)
-    more = [f"and {len(problems) - _MAX_PROBLEMS:,} more problems"] if len(problems) > _MAX_PROBLEMS else []
+        message = message[:1].lower() + message[1:] if where else message
+        if known := _PROBLEMS.get(problem["type"]):
+            message = _(known).format(**problem.get("ctx", {}))
+        if has_value:
+            message += _(" (got {value})").format(value=error_text(repr(problem["input"]), 100))
+        problems.append(f"{where}: {message}" if where else message)
+    left = len(problems) - _MAX_PROBLEMS
+    more = [_("and {count:,} more problems").format(count=left)] if left > 0 else []
     return error_text("; ".join(problems[:_MAX_PROBLEMS] + more), _MAX_LENGTH)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from tsugiki.language import _
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.train.loop import Callback, TrainingLoop
 
@@ -24,7 +25,7 @@ class DivergedError(Exception):
     """The loss has risen. The message is for the log of the run."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"the training loss had risen by more than 20 % at step {step}")
+        super().__init__(_("the training loss had risen by more than 20 % at step {step}").format(step=step))
         self.step = step
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tsugiki.base.context import context_length
 from tsugiki.data.records import Message
+from tsugiki.language import _
 from tsugiki.lora.graft import disable_adapter, is_grafted
 from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
@@ -107,8 +108,10 @@ class EvaluationCallback(Callback):
         progress.evaluations_since_best += 1
         if progress.evaluations_since_best == self.config.patience and progress.step < loop.steps:
             self.display.say(
-                f"step {progress.step}: the loss on the validation text has not fallen since step "
-                f"{progress.best_step}, so the run ends here"
+                _(
+                    "step {step}: the loss on the validation text has not fallen since step {best_step}, so the run "
+                    "ends here"
+                ).format(step=progress.step, best_step=progress.best_step)
             )
             progress.stopped = True
 
@@ -133,12 +136,12 @@ class EvaluationCallback(Callback):
         if self.data.retention_windows:
             result = self._score(loop, self.data.retention_windows, step)
             self.record.retention_evaluations.append(result)
-            self.display.say(f"step {result.step}  retention loss {result.loss:.4f}")
+            self.display.say(_("step {step}  retention loss {loss:.4f}").format(step=result.step, loss=result.loss))
             self._write_record(loop)
 
     def _score(self, loop: TrainingLoop, windows: list[Window], step: int | None = None) -> StepEvaluation:
         """Evaluate windows; `step` is the number of the step, if it is not the last one that was done."""
-        with self.display.stage("evaluating", len(windows)) as advance:
+        with self.display.stage(_("evaluating"), len(windows)) as advance:
             result = evaluate(
                 self.model,
                 self.tokenizer,

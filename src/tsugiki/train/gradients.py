@@ -253,6 +253,26 @@ def row_seed(seed: int, step: int, place: int) -> int:
     return int(np.random.SeedSequence((seed, step, place)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def not_finite(loss: float, step: int, rate: float, is_scaled: bool) -> TsugikiError:
+    """Return the error for a loss that is infinite or no number; `is_scaled`: gradients are in float16."""
+    message = _(
+        "the loss is {loss} at step {step}: lower the learning rate ({rate}) and start again, or continue from the "
+        "last checkpoint with --resume"
+    )
+    if is_scaled:
+        message = _(
+            "the loss is {loss} at step {step}: lower the learning rate ({rate}) or compute in fp32 (base_dtype, "
+            "compute_dtype) and start again, or continue from the last checkpoint with --resume"
+        )
+    return TsugikiError(message.format(loss=loss, step=step, rate=rate))
+
+
+def overflow(step: int) -> TsugikiError:
+    """Return the error for gradients that are too large for float16 with the least scale."""
+    message = _("fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)")
+    return TsugikiError(message.format(step=step))
+
+
 def _assign_gradients(weights: Sequence[Tensor], device: torch.device) -> Tensor:
     """Let the gradients of weights be parts of one new buffer, which has two more numbers at its end.
 

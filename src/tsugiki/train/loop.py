@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tsugiki.errors import Interrupted, TsugikiError
+from tsugiki.errors import Interrupted
 from tsugiki.language import _
-from tsugiki.train.gradients import Gradients
+from tsugiki.train.gradients import Gradients, not_finite, overflow
 from tsugiki.train.record import LossPoint
 from tsugiki.train.sharding import check_optimizer
 from tsugiki.train.signals import StopSignals
@@ -134,10 +134,8 @@ class TrainingLoop:
         self._save()
         if not step:
             return Interrupted(number, _("no step was done"))
-        return Interrupted(
-            number,
-            _("a checkpoint of step {step} of {steps} was written").format(step=step, steps=self.steps),
-        )
+        message = _("a checkpoint of step {step} of {steps} was written")
+        return Interrupted(number, message.format(step=step, steps=self.steps))
 
     def train_step(self, stop: bool = False) -> None:
         """Make one optimiser step. Its loss stays on the device until `read_losses`.
@@ -179,26 +177,11 @@ class TrainingLoop:
         first = self.progress.step - len(losses) + 1
         for step, (loss, (_result, tokens)) in enumerate(zip(losses, self._unread, strict=True), first):
             if not math.isfinite(loss):
-                rate = self.schedule.base_lrs[0]
-                message = _(
-                    "the loss is {loss} at step {step}: lower the learning rate ({rate}) and start again, or continue "
-                    "from the last checkpoint with --resume"
-                )
-                if scaler.is_enabled():
-                    message = _(
-                        "the loss is {loss} at step {step}: lower the learning rate ({rate}) or compute in fp32 "
-                        "(base_dtype, compute_dtype) and start again, or continue from the last checkpoint with "
-                        "--resume"
-                    )
-                raise TsugikiError(message.format(loss=loss, step=step, rate=rate))
+                raise not_finite(loss, step, float(self.schedule.base_lrs[0]), scaler.is_enabled())
             self.progress.nll += loss * tokens
             self.progress.tokens += tokens
         if scaler.get_scale() < 1:
-            raise TsugikiError(
-                _("fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)").format(
-                    step=step
-                )
-            )
+            raise overflow(step)
         self._unread.clear()
         self.progress.unlogged, self.step_loss = self.progress.unlogged + losses, losses[-1]
         self.progress.seconds += time.perf_counter() - started

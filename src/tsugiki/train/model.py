@@ -25,7 +25,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.atomic import files_into, write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
-from tsugiki.language import _
+from tsugiki.language import _, marked
 from tsugiki.lora.graft import active_adapter, is_grafted
 from tsugiki.lora.targets import vocabulary_layers
 from tsugiki.methods.full import load_weights_into, save_model
@@ -37,6 +37,8 @@ from tsugiki.train.sharding import is_sharded, shard
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# They are in the record of a run, so they stay in English there.
+_OFF_ADAPTER, _OFF_MODEL = marked("off while the adapter trains"), marked("off while the model trains")
 _ADAPTER_TOKENS = 512  # per thread of a processor: enough for its products, and their activations stay small
 _MODEL_TOKENS = 1024  # the gradients of each micro-batch are as large as the model, so there should be few
 
@@ -99,8 +101,7 @@ def prepare_model(
         by_layer = dict.fromkeys(vocabulary_layers(model), tokens)  # a head of its own must write them, too
         adapter_config = dataclasses.replace(adapter_config, trainable_token_indices=by_layer)
     METHODS[config.method].prepare(model, adapter_config, config.base_dropout)
-    what = "adapter" if is_grafted(model) else "model"
-    resolved["base_dropout"] = "on" if config.base_dropout else f"off while the {what} trains"
+    resolved["base_dropout"] = "on" if config.base_dropout else _OFF_ADAPTER if is_grafted(model) else _OFF_MODEL
     if not is_grafted(model):
         resolved["compute_dtype"] = _compute_dtype(config, device)
         return resolved

@@ -30,7 +30,7 @@ from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest
 from tsugiki.io.progress import ProgressDisplay
-from tsugiki.language import _
+from tsugiki.language import _, counts
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.train.config import AUTO, NO_VALIDATION, RunConfig
@@ -117,7 +117,7 @@ def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress
     if single is not None and isinstance(held_out, float):
         return _split_document(config, single, held_out, tokenizer, key, digest, progress)
     store = _tokenise(config, None, key, tokenizer, progress)
-    with progress.stage("looking for near-duplicates", None):
+    with progress.stage(_("looking for near-duplicates"), None):
         groups = near_duplicates(store.index.signatures)
     all_records = np.arange(len(store.index))
     if isinstance(held_out, float | FieldCondition):
@@ -176,13 +176,16 @@ def pack_data(
     notes = [*split.notes]
     if masking == "separate_rows":
         notes.append(
-            f"{config.model} cannot mask documents in the same row from each other: each document has separate rows, "
-            "which are padded"
+            _(
+                "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
+                "are padded"
+            ).format(model=config.model)
         )
     if blocks.cut_records:
         notes.append(
-            f"{blocks.cut_records:,} examples are longer than a block of {size} tokens: "
-            f"{blocks.cut_tokens:,} tokens at their ends are cut off"
+            _("longer than a row of {size} tokens: {examples}; {tokens} at their ends are cut off").format(
+                size=size, examples=counts.examples(blocks.cut_records), tokens=counts.tokens(blocks.cut_tokens)
+            )
         )
     summary = DataSummary(
         **dict(split.summary),
@@ -222,7 +225,7 @@ def _split_document(
     store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress)
     train, held_out_indices = np.array([0]), np.array([1])
     windows = split_windows(records[1:], store.index.characters[held_out_indices].tolist(), config.held_out_characters)
-    notes = [f"one document: its last {held_out:.0%} is held out"]
+    notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
     return _dataset_split(config, store, train, HeldOut(store.index, held_out_indices, windows), [], notes, digest)
 
 
@@ -234,7 +237,7 @@ def _tokenise(
     progress: ProgressDisplay,
 ) -> TokenStore:
     """Return the tokens of `records` (None: of `config.data`), from the cache if it has them under `key`."""
-    with progress.stage("tokenising", None) as advance:
+    with progress.stage(_("tokenising"), None) as advance:
         return open_store(
             read_records(config.data) if records is None else records,
             key,
@@ -278,23 +281,27 @@ def _dataset_split(
         digest: from `_data_digest`.
     """
     validation = _validation(config, store, train, groups)
-    counts: ValidationCounts | None = None
+    chosen_from: ValidationCounts | None = None
     windows = held_out.windows
     if validation is None and config.validation == AUTO:  # few documents: windows of the held-out text choose
         validation = HeldOut(held_out.index, held_out.numbers, windows[::2] if len(windows) > 1 else [])
         windows = windows[1::2] or windows
         if validation.windows:
-            counts = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
-            notes.append("few documents: every second window of the held-out text chooses the step that is kept")
+            chosen_from = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
+            notes.append(_("few documents: every second window of the held-out text chooses the step that is kept"))
         else:
-            notes.append("the held-out text is too short to choose a step as well: the last step is kept")
+            notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
     elif validation is not None:
         if validation.index is store.index:
             train = np.setdiff1d(train, validation.numbers)
-        counts = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
+        chosen_from = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
     duplicates = sum(map(len, groups))
     if groups:
-        notes.append(f"{duplicates:,} records are near-duplicates of others ({len(groups):,} groups, kept together)")
+        notes.append(
+            _("near-duplicates of each other: {records} in {groups}, kept together").format(
+                records=counts.records(duplicates), groups=counts.groups(len(groups))
+            )
+        )
     first = [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]]
     summary = SplitSummary(
         digest=digest,
@@ -303,7 +310,7 @@ def _dataset_split(
             **_counts(held_out.index, held_out.numbers),
             measured_characters=sum(len(window.record.text) for window in windows),
         ),
-        validation=counts,
+        validation=chosen_from,
         learns_conversations=Conversation in record_kinds(config.data),
         near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
     )
@@ -335,10 +342,13 @@ def _with_mixed_text(
             _("mix: all records of {path} are held-out text or nearly the same; give another text").format(path=path)
         )
     mixed = mix(split.store, split.train, other, np.array(sorted(allowed)), share, config.seed)
-    counts = MixedCounts(**_counts(other.index, mixed.taken), tokens=mixed.tokens, share=mixed.share)
+    added = MixedCounts(**_counts(other.index, mixed.taken), tokens=mixed.tokens, share=mixed.share)
     train = RecordCounts(**_counts(mixed.store.index, mixed.train))
-    notes = [*split.notes, f"{mixed.share:.1%} of the training tokens are from {path} ({len(mixed.taken):,} records)"]
-    summary = split.summary.model_copy(update={"train": train, "mixed": counts})
+    note = _("{share:.1%} of the training tokens are from {path} ({records})").format(
+        share=mixed.share, path=path, records=counts.records(len(mixed.taken))
+    )
+    notes = [*split.notes, note]
+    summary = split.summary.model_copy(update={"train": train, "mixed": added})
     return replace(split, store=mixed.store, train=mixed.train, summary=summary, notes=notes)
 
 
@@ -396,18 +406,25 @@ def _overlap(train: RecordIndex, held_out: RecordIndex, what: str = "held-out") 
         )
     if not near:
         return []
-    return [f"{len(near):,} training records are nearly the same as held-out ones: {summarise_list(near)}"]
+    return [
+        _("training records that are nearly the same as held-out ones: {count:,}: {near}").format(
+            count=len(near), near=summarise_list(near)
+        )
+    ]
 
 
 def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
     prompt = _virtual_tokens(config)
     available = context_length(model) - prompt
     if config.block_size and config.block_size > available:
-        after_prompt = f", {prompt} of which the soft prompt takes: {available} are left" if prompt else ""
-        raise TsugikiError(
-            _("block_size is {block_size}, but the model's context is {available} tokens{after_prompt}").format(
-                block_size=config.block_size, available=available + prompt, after_prompt=after_prompt
+        message = _("block_size is {size}, but the model's context is {context} tokens")
+        if prompt:
+            message = _(
+                "block_size is {size}, but the model's context is {context} tokens, {prompt} of which the soft prompt "
+                "takes: {available} are left"
             )
+        raise TsugikiError(
+            message.format(size=config.block_size, context=available + prompt, prompt=prompt, available=available)
         )
     return config.block_size or min(_BLOCK_SIZE, available)
 

@@ -16,7 +16,7 @@ from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.progress import ProgressDisplay
-from tsugiki.language import _, ngettext
+from tsugiki.language import _, counts, ngettext
 from tsugiki.lora.graft import is_grafted
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.automatic import ResolvedConfig, resolve, total_steps, with_values
@@ -166,7 +166,7 @@ def choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: boo
         chosen[-1] += _(" (measured on some rows)")
     elif given["learning_rate"] == PROBE:
         chosen[-1] = _("the learning rate will be measured")
-    return [_("chosen for {steps:,} steps: {chosen}").format(steps=resolved["steps"], chosen=", ".join(chosen))]
+    return [_("chosen for {steps}: {chosen}").format(steps=counts.steps(resolved["steps"]), chosen=", ".join(chosen))]
 
 
 def _check_rows(processes: int, rows: int) -> None:

@@ -17,16 +17,16 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list, gather_object
 
 from tsugiki.errors import OtherProcessError, TsugikiError, error_text, summarise_list
-from tsugiki.language import _
+from tsugiki.language import _, marked
 from tsugiki.ranks import several_processes
 from tsugiki.train.config import DeviceName
 
 T = TypeVar("T")
 
 _REQUIREMENTS = {
-    "cuda": "a driver, and a build of torch for CUDA",
-    "mps": "a Mac with Apple silicon",
-    "xpu": "a driver, and a build of torch for XPU",
+    "cuda": marked("a driver, and a build of torch for CUDA"),
+    "mps": marked("a Mac with Apple silicon"),
+    "xpu": marked("a driver, and a build of torch for XPU"),
 }
 _ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -173,7 +173,7 @@ def _device_type(name: DeviceName) -> str:
     if not available[name]():
         raise TsugikiError(
             _("device {name}: torch finds none on this machine; it requires {requirements}").format(
-                name=name, requirements=_REQUIREMENTS[name]
+                name=name, requirements=_(_REQUIREMENTS[name])
             )
         )
     return name

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _
 from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.record import Sample
 
@@ -24,12 +25,12 @@ class RunProgress(ProgressDisplay):
         self.started = time.monotonic()
         super().__init__(console or Console(stderr=True, highlight=False, quiet=not shown))
         self._progress = Progress(
-            TextColumn("[bold]step"),
+            TextColumn(f"[bold]{_('step')}"),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("perplexity {task.fields[perplexity]}"),
-            TextColumn("{task.fields[speed]} tokens/s"),
+            TextColumn(_("loss") + " {task.fields[loss]}"),
+            TextColumn(_("perplexity") + " {task.fields[perplexity]}"),
+            TextColumn("{task.fields[speed]} " + _("tokens/s")),
             TimeRemainingColumn(),
             console=self.console,
             disable=self.is_quiet,
@@ -67,22 +68,33 @@ class RunProgress(ProgressDisplay):
         """Show that an optimiser step is done."""
         self._progress.update(self._task, completed=step, loss=f"{loss:.3f}", speed=f"{tokens_per_second:,.0f}")
         if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
-            self.say(f"step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
+            self.say(
+                _("step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s").format(
+                    step=step, total=total, loss=loss, tokens_per_second=tokens_per_second
+                )
+            )
 
-    def evaluation(self, result: StepEvaluation, text: str = "held-out") -> None:
+    def evaluation(self, result: StepEvaluation, text: str = "") -> None:
         """Show an evaluation on the held-out text, or on the validation text."""
         self._progress.update(self._task, perplexity=f"{result.perplexity:,.2f}")
         self.say(
-            f"step {result.step}  {text} loss {result.loss:.4f}  perplexity {result.perplexity:,.2f}  "
-            f"bits/char {result.bits_per_char:.3f}"
+            _(
+                "step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}"
+            ).format(
+                step=result.step,
+                text=text or _("held-out"),
+                loss=result.loss,
+                perplexity=result.perplexity,
+                bits_per_char=result.bits_per_char,
+            )
         )
 
     def sample(self, sample: Sample) -> None:
         """Show a text that the model generated."""
-        line = Text(f"step {sample.step}  ")
+        line = Text(_("step {step}").format(step=sample.step) + "  ")
         line.append(sample.prompt, style="bold")
         if sample.text.strip():
             line.append(sample.text.rstrip().replace("\n", "⏎"), style="cyan")
         else:
-            line.append(" (the model wrote nothing: it ended the text at once)", style="yellow")
+            line.append(_(" (the model wrote nothing: it ended the text at once)"), style="yellow")
         self.console.print(line, soft_wrap=not self.console.is_jupyter)

@@ -18,7 +18,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
-from tsugiki.language import _
+from tsugiki.language import _, marked
 from tsugiki.train import record_v0_1
 from tsugiki.train.evaluation.result import StepEvaluation
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the format of `run.json`."""
-NO_GAIN = (
+NO_GAIN = marked(
     "no step was better than the base on the validation text: the text is short, or like what the base knows already"
 )
 _MAX_CONFIG = 300_000  # characters; settings in YAML have at most 200,000
@@ -350,7 +350,10 @@ def read_record(folder: Path) -> RunRecord:
         TsugikiError: there is none, it cannot be read, or a field is missing or invalid.
     """
     path = folder / RECORD_FILE
-    return parse_record(read_json(path, missing=f"{folder} holds no run: it has no {RECORD_FILE}"), path)
+    return parse_record(
+        read_json(path, missing=_("{folder} holds no run: it has no {file}").format(folder=folder, file=RECORD_FILE)),
+        path,
+    )
 
 
 def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:

@@ -67,7 +67,10 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if "lora.r" in old:  # settings of LoRA that are newer than the run have their defaults
         old = {**{f"lora.{field.name}": field.default for field in fields(LoraConfig)}, **old}
     changed = [name for name in {**new, **old} if new.get(name) != old.get(name) and name != "out"]
-    return ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in changed)
+    return ", ".join(
+        _("{name} (was {old!r}, now {new!r})").format(name=name, old=old.get(name), new=new.get(name))
+        for name in changed
+    )
 
 
 def _start(settings: dict[str, Any], out: Path) -> RunRecord:
@@ -110,7 +113,9 @@ def _read_record(out: Path) -> RunRecord:
         checkpoint = newest_checkpoint(out / CHECKPOINTS)
         if checkpoint is None or checkpoint.record is None:
             raise
-        warnings.warn(f"{error}; the run continues from {checkpoint.folder.name}", stacklevel=2)
+        warnings.warn(
+            _("{error}; the run continues from {name}").format(error=error, name=checkpoint.folder.name), stacklevel=2
+        )
         return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
 
 

@@ -37,7 +37,7 @@ from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_lef
 from tsugiki.io.locks import sole_use
 from tsugiki.io.manifest import read_manifest
 from tsugiki.io.progress import ProgressDisplay
-from tsugiki.language import _
+from tsugiki.language import _, counts
 from tsugiki.lora.graft import is_grafted
 from tsugiki.train.automatic import ResolvedConfig, with_values
 from tsugiki.train.checkpoint import (
@@ -230,7 +230,7 @@ def run(
             config = with_values(config, keep="last")  # weights in shards are not read back from a checkpoint
     _print_header(config.model, parameters, data, display)
     if accelerator.device.type == "cpu" and resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
-        display.say("processors are slow in fp16; bf16 or fp32 is faster here")
+        display.say(_("processors are slow in fp16; bf16 or fp32 is faster here"))
     accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
     restore = partial(_restore, accelerator, model, out / CHECKPOINTS)
     try:
@@ -274,7 +274,7 @@ def _with_lower_rate(
     record.resolved_settings["learning_rate"] = rate
     record.forget_after(-1)
     record.loss_curve.clear()
-    display.say(f"{error}, so the run begins again with a third of the learning rate")
+    display.say(_("{error}, so the run begins again with a third of the learning rate").format(error=error))
     return with_values(config, learning_rate=rate)
 
 
@@ -306,7 +306,9 @@ def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, s
     try:
         read_manifest(checkpoint)
     except TsugikiError as error:
-        warnings.warn(f"{error}; the last step is kept instead of step {step}", stacklevel=2)
+        warnings.warn(
+            _("{error}; the last step is kept instead of step {step}").format(error=error, step=step), stacklevel=2
+        )
         return False
     load_trained(model, checkpoint)
     return True
@@ -374,11 +376,17 @@ def _describe(
 def _describe_versions(record: RunRecord) -> None:
     """Note in the record of a resumed run that a library has another version now, and say so."""
     before, now = record.versions, library_versions()
-    changed = [f"{name} was {before.get(name)} and is {now[name]}" for name in now if before.get(name) != now[name]]
+    changed = [
+        _("{name} was {before} and is {now}").format(name=name, before=before.get(name), now=now[name])
+        for name in now
+        if before.get(name) != now[name]
+    ]
     if changed:
         warnings.warn(
-            f"the run was started with other versions: {summarise_list(changed)}; its result may differ from that of "
-            "an uninterrupted run",
+            _(
+                "the run was started with other versions: {changed}; its result may differ from that of an "
+                "uninterrupted run"
+            ).format(changed=summarise_list(changed)),
             stacklevel=2,
         )
         record.earlier_versions.append(before)
@@ -396,12 +404,25 @@ def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
 
 
 def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:
-    progress.say(f"{model}: {parameters.trainable:,} of {parameters.total:,} parameters train ({parameters.share:.2%})")
-    counts, train, held_out = data.summary, data.summary.train, data.summary.held_out
     progress.say(
-        f"{train.documents:,} training documents ({train.characters:,} characters, "
-        f"{counts.target_tokens_per_epoch:,} target tokens in {counts.blocks:,} blocks of {counts.block_size}), "
-        f"{held_out.documents:,} held-out documents ({held_out.characters:,} characters)"
+        _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
+            model=model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
+        )
+    )
+    train, held_out = data.summary.train, data.summary.held_out
+    progress.say(
+        _(
+            "training data: {documents} ({characters}, {tokens} in the loss, in {rows} of {block_size}); held out: "
+            "{held_out} ({held_out_characters})"
+        ).format(
+            documents=counts.documents(train.documents),
+            characters=counts.characters(train.characters),
+            tokens=counts.tokens(data.summary.target_tokens_per_epoch),
+            rows=counts.rows(data.summary.blocks),
+            block_size=data.summary.block_size,
+            held_out=counts.documents(held_out.documents),
+            held_out_characters=counts.characters(held_out.characters),
+        )
     )
     for note in data.notes:
         progress.say(note)

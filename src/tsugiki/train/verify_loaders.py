@@ -3,6 +3,7 @@
 from tsugiki.base.loading import load_meta_model
 from tsugiki.export import Loader
 from tsugiki.export.compatibility import incompatibilities_before_training
+from tsugiki.language import _
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import RunConfig
 
@@ -18,5 +19,5 @@ def refusals_of_run(loader: Loader, settings: RunConfig) -> list[str]:
         TsugikiError: the base does not exist, or the settings do not fit it.
     """
     if not METHODS[settings.method].trains_adapter:
-        return ["the run trains every weight, so there will be no adapter; export the model instead"]
+        return [_("the run trains every weight, so there will be no adapter; export the model instead")]
     return incompatibilities_before_training(loader, settings.adapter_config, load_meta_model(settings.model))

@@ -95,13 +95,19 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
             _("{name}: a web page, not the index; download {index}.zip again").format(name=name, index=INDEX)
         )
     if data[:2] == b"PK":
-        member, data = read_only_member(data, name, ".csv", _MAX_SIZE, f"download {INDEX}.zip again")
+        member, data = read_only_member(
+            data, name, ".csv", _MAX_SIZE, _("download {index}.zip again").format(index=INDEX)
+        )
         name = f"{name}/{member}"
     works: dict[str, IndexEntry] = {}
     people: dict[str, dict[Person, None]] = {}  # without repetitions, in the order of the rows
     lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     for row, origin in _rows(
-        lines, csv.excel, name, _COLUMNS, f"this is not Aozora Bunko's index; download {INDEX}.zip again"
+        lines,
+        csv.excel,
+        name,
+        _COLUMNS,
+        _("this is not Aozora Bunko's index; download {index}.zip again").format(index=INDEX),
     ):
         path = _below_root(row[_URL])
         key = path or row[_WORK]
@@ -206,7 +212,7 @@ def read_manifest(path: Path) -> list[IndexEntry]:
                     origin=origin,
                 )
                 for row, origin in _rows(
-                    lines, _Tabs, str(path), columns, "this is not a manifest; repair or remove it"
+                    lines, _Tabs, str(path), columns, _("this is not a manifest; repair or remove it")
                 )
             ]
     except OSError as error:

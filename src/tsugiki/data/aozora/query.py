@@ -93,7 +93,7 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
     if others:
         raise TsugikiError(
             _("{author} is not {role} in this source, but {others}; use --role {other}").format(
-                author=query.author, role=query.role, others=" and ".join(others), other=others[0]
+                author=query.author, role=query.role, others=_(" and ").join(others), other=others[0]
             )
         )
     raise no_author(query, {person.name for person in people if person.name and person.role == query.role})

@@ -86,19 +86,27 @@ class Site:
                     status = response.status_code
                     content = _read(response, url) if response.is_success else b""
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
-                problem = f"cannot be reached ({error or type(error).__name__}); check the address and the network"
+                problem = _("cannot be reached ({error}); check the address and the network").format(
+                    error=error or type(error).__name__
+                )
             else:
                 if response.is_success:
                     self._next = time.monotonic() + self.pause
                     return content
                 if status in (404, 410):
                     self._next = time.monotonic() + self.pause
-                    raise FileMissing(f"{url}: the site answers {status}; try again later")
-                problem = f"the site answers {status}"
+                    raise FileMissing(
+                        _("{url}: the site answers {status}; try again later").format(url=url, status=status)
+                    )
+                problem = _("the site answers {status}").format(status=status)
                 if status < 500 and status != 429:
                     break
             self._next = time.monotonic() + self.pause * 2**attempt
-        raise SiteUnreachable(f"{url}: {problem}; run the command again later (downloaded files are kept)")
+        raise SiteUnreachable(
+            _("{url}: {problem}; run the command again later (downloaded files are kept)").format(
+                url=url, problem=problem
+            )
+        )
 
 
 def _read_whole(cached: Path) -> bytes | None:

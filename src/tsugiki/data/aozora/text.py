@@ -51,7 +51,7 @@ def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = No
     Raises:
         TsugikiError: the zip is damaged, does not contain exactly one text, or the text has another encoding.
     """
-    _name, content = read_only_member(data, name, ".txt", _MAX_SIZE, "download it again, or exclude this work")
+    _name, content = read_only_member(data, name, ".txt", _MAX_SIZE, _("download it again, or exclude this work"))
     header, body = _split(_decode(content, name, encoding))
     title, author = title_and_author(header)
     text, unresolved = plain_text(body)

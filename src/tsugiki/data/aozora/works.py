@@ -112,7 +112,9 @@ class MirrorFolder:
             with path.open("rb") as file:
                 data = file.read(MAX_ZIP + 1)
         except FileNotFoundError as error:
-            raise FileMissing(f"{self.root / entry.path}: no such file; complete the mirror") from error
+            raise FileMissing(
+                _("{path}: no such file; complete the mirror").format(path=self.root / entry.path)
+            ) from error
         except OSError as error:
             raise TsugikiError(
                 _("{path}: {strerror}; check the permissions").format(path=entry.path, strerror=error.strerror or error)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tsugiki.language import _
+
 _SECONDS = 30
 _PROGRAM = """
 import json, re, sys
@@ -22,7 +24,7 @@ class TooSlowError(Exception):
     """A search took too long; `index` is its number."""
 
     def __init__(self, index: int) -> None:
-        super().__init__(f"takes more than {_SECONDS} s")
+        super().__init__(_("takes more than {seconds} s").format(seconds=_SECONDS))
         self.index = index
 
 

@@ -130,11 +130,12 @@ def _run_method(name: str, run: RunConfig, earlier: RunRecord | None) -> RunReco
     """Start, resume or reuse the run of one method, in a separate process."""
     out = Path(run.out)
     if earlier and earlier.status == "finished":
-        print(f"{name}: already finished in {out}", file=sys.stderr)
+        print(_("{name}: already finished in {out}").format(name=name, out=out), file=sys.stderr)
         return earlier
     settings = out.with_name(f"{out.name}.yaml")
     write_text(settings, yaml.safe_dump(_explicit_settings(run), allow_unicode=True, sort_keys=False))
-    print(f"{name}: {'resuming' if earlier else 'starting'}", file=sys.stderr)
+    line = _("{name}: resuming") if earlier else _("{name}: starting")
+    print(line.format(name=name), file=sys.stderr)
     # -P: a yaml.py in the working directory is not imported.
     command = [sys.executable, "-P", "-m", "tsugiki", "train", str(settings), *(["--resume"] if earlier else [])]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)

@@ -97,7 +97,7 @@ class SweepConfig(_SeveralRuns):
         """
         empty = [axis for axis, values in self.grid.items() if not values]
         if not self.grid or empty:
-            where = f"grid.{empty[0]} has no values" if empty else "the grid is empty"
+            where = _("grid.{axis} has no values").format(axis=empty[0]) if empty else _("the grid is empty")
             raise TsugikiError(_("{where}; give each axis a list, such as r: [1, 2, 4, 8]").format(where=where))
         for axis in self.grid:
             if axis not in _LORA_FIELDS | {"learning_rate"}:

@@ -36,12 +36,10 @@ def check_same_inputs(records: Mapping[str, RunRecord]) -> None:
         TsugikiError: the data or the base have changed between two runs.
     """
     first, *others = records
-    since = f"since {first} was trained"
-    _refuse(
-        [name for name in others if _texts(records[name]) != _texts(records[first])], f"the data have changed {since}"
-    )
+    changed = [name for name in others if _texts(records[name]) != _texts(records[first])]
+    _refuse(changed, _("the data have changed since {first} was trained").format(first=first))
     changed = [name for name in others if _is_other_base(records[first], records[name])]
-    _refuse(changed, f"the base model has changed {since}")
+    _refuse(changed, _("the base model has changed since {first} was trained").format(first=first))
 
 
 def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> None:
@@ -49,10 +47,11 @@ def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> No
     digest, base = data_digest(config, tokenizer), named_identity(config.model)
     digests = {name: record.data.digest for name, record in finished.items() if record.data is not None}
     changed = [name for name, before in digests.items() if before not in (None, digest)]  # None in version 0.1
-    _refuse(changed, f"{config.data}, other data or the tokenizer has changed since they were trained")
+    message = _("{data}, other data or the tokenizer has changed since they were trained")
+    _refuse(changed, message.format(data=config.data))
     bases = {name: record.base for name, record in finished.items() if record.base is not None}
     changed = [name for name, before in bases.items() if why_different(before, base)]
-    _refuse(changed, f"{config.model} has changed since they were trained")
+    _refuse(changed, _("{model} has changed since they were trained").format(model=config.model))
 
 
 def _texts(record: RunRecord) -> tuple[str, str] | None:

@@ -99,13 +99,13 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
             cannot be read, or the folder exists or cannot be written. Nothing is left on disk.
     """
     windows = _windows(merge)
-    with progress.stage("reading base and adapters", None):
+    with progress.stage(_("reading base and adapters"), None):
         plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
     _check_outside(plan.folder, out)
     if plan.quantized and not merge.allow_quantized_base:
         raise _quantized_base_error(plan, progress)
     with new_folder(out) as part:
-        with progress.stage("merging", plan.size) as advance:
+        with progress.stage(_("merging"), plan.size) as advance:
             rounding = write_merged(plan, part, advance)
         probe, evaluations = _verify(merge, plan, part, windows, progress) if merge.verify else (None, None)
         changed = len(plan.changed) + len(plan.added) + len(plan.in_memory)
@@ -134,7 +134,7 @@ def _check_outside(folder: Path, out: Path) -> None:
 
 def _quantized_base_error(plan: MergePlan, progress: ProgressDisplay) -> TsugikiError:
     """Return the error for a quantised base, after computing how much of the change would be lost."""
-    with progress.stage("computing the rounding loss", len(plan.quantized)) as advance:
+    with progress.stage(_("computing the rounding loss"), len(plan.quantized)) as advance:
         lost = quantization_loss(plan, advance).share
     return TsugikiError(
         _(
@@ -175,12 +175,12 @@ def _verify(
     if vocabulary is not None:
         fit_vocabulary(model, vocabulary.size)
     adapter = load_weighted_sum(model, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
-    measure(model, "the base")
+    measure(model, _("the base"))
     add_adapter(model, adapter, DEFAULT_NAME)
-    measure(model, "the base with its adapters")
+    measure(model, _("the base with its adapters"))
     del model, adapter
     gc.collect()
-    measure(load_model(str(merged), dtype).to(device), "the merged model")
+    measure(load_model(str(merged), dtype).to(device), _("the merged model"))
     base, adapted, final = logits
     probe = Probe(float((adapted - base).abs().max()), float((final - adapted).abs().max()))
     return probe, (evaluations[0], evaluations[1], evaluations[2]) if evaluations else None

@@ -91,7 +91,7 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
 
     kind = settings.get("model_type")
     if kind not in CAUSAL or kind not in CONFIG_MAPPING_NAMES:
-        given = f"is {kind!r}" if kind else "is missing"
+        given = _("is {kind!r}").format(kind=kind) if kind else _("is missing")
         raise TsugikiError(
             _("model: model_type {given}; name a causal language model of transformers, such as gpt2").format(
                 given=given
@@ -138,7 +138,7 @@ def _write_start(config: PretrainConfig, start: Path, progress: RunProgress) -> 
             )
         )
     if isinstance(config.tokenizer, TokenizerSettings):
-        progress.say(f"training a tokenizer of {size:,} tokens")
+        progress.say(_("training a tokenizer of {size:,} tokens").format(size=size))
         tokenizer = _train_tokenizer(config, config.tokenizer)
     assert tokenizer is not None
     tokenizer.model_max_length = context

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from tsugiki.data.blocks import Blocks, Segment
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.labels import IGNORE_INDEX
+from tsugiki.language import _
 from tsugiki.train.automatic import ResolvedConfig, total_steps
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model, trained_tokens
@@ -108,7 +109,7 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
     prepare_model(model, config, tokens=trained_tokens(config, tokenizer))
     resolved, chosen = resolved_config(accelerator, config, model, data, {}, started)
     loop = prepare_loop(accelerator, resolved, model, data.blocks, data.document_masking)
-    with progress.stage("timing two steps", 2) as advance:
+    with progress.stage(_("timing two steps"), 2) as advance:
         seconds = seconds_per_step(loop, advance)
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))

@@ -11,6 +11,7 @@ from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.records import Completion, Conversation
 from tsugiki.data.sources import record_kinds
 from tsugiki.data.store import TokenStore
+from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.graft import active_adapter, is_grafted
 from tsugiki.lora.targets import base_modules, vocabulary_layers
@@ -42,9 +43,13 @@ def model_notes(
 def _terms(name: str) -> list[str]:
     card, notes = read_card(name), []
     if card.license:
-        notes.append(f"the licence of {name} is {card.license}; read its terms before you publish an adapter")
+        notes.append(
+            _("the licence of {name} is {license}; read its terms before you publish an adapter").format(
+                name=name, license=card.license
+            )
+        )
     if card.gated:
-        notes.append(f"{name} is gated: its users accept its terms on the hub")
+        notes.append(_("{name} is gated: its users accept its terms on the hub").format(name=name))
     return notes
 
 
@@ -55,12 +60,16 @@ def _template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[s
         return []
     if kinds == {Completion}:
         return [
-            "the tokenizer has a chat template, but prompt and completion are joined without it; give messages instead "
-            "if the model is to answer in a chat"
+            _(
+                "the tokenizer has a chat template, but prompt and completion are joined without it; give messages "
+                "instead if the model is to answer in a chat"
+            )
         ]
     return [
-        "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may answer "
-        "worse afterwards; its base model learns plain text better"
+        _(
+            "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
+            "answer worse afterwards; its base model learns plain text better"
+        )
     ]
 
 
@@ -76,12 +85,16 @@ def _writing(tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> list[st
     notes = []
     if unknown > _MOST_UNKNOWN:
         notes.append(
-            f"{unknown:.1%} of the tokens are unknown ({tokenizer.unk_token}): the tokenizer cannot write this text"
+            _("{unknown:.1%} of the tokens are unknown ({unk_token}): the tokenizer cannot write this text").format(
+                unknown=unknown, unk_token=tokenizer.unk_token
+            )
         )
     if pieces > _MOST_PIECES:
         notes.append(
-            f"{pieces:.0%} of the tokens are parts of characters (bytes), because the tokenizer does not know the "
-            "characters; --add-tokens makes frequent ones tokens, and another base may know them"
+            _(
+                "{pieces:.0%} of the tokens are parts of characters (bytes), because the tokenizer does not know the "
+                "characters; --add-tokens makes frequent ones tokens, and another base may know them"
+            ).format(pieces=pieces)
         )
     return notes
 
@@ -110,8 +123,10 @@ def _reach(model: nn.Module) -> list[str]:
     if not total or reached / total >= _LEAST_REACHED:
         return []
     return [
-        f"the adapter is on layers with {reached / total:.0%} of the weights between embedding and head; `tsugiki "
-        "methods targets --model …` lists the others"
+        _(
+            "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
+            "targets --model …` lists the others"
+        ).format(share=reached / total)
     ]
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from tsugiki.io.atomic import check_writable
 from tsugiki.io.json import write_json
 from tsugiki.io.locks import sole_use
+from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.interval import Change, Interval
 from tsugiki.train.evaluation.result import change_of_loss
@@ -92,7 +93,7 @@ def _run_points(config: SweepConfig, progress: RunProgress | None) -> list[Point
             continue
         accelerator, out = accelerator_of(settings), Path(settings.out)
         with progress or RunProgress() as shown, sole_run(accelerator, out):
-            shown.say(f"{number} of {len(runs)}: {name}")
+            shown.say(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
             model, tokenizer, data = loaded = loaded or load(accelerator, settings, shown)
             record, checkpoint = start_or_resume(accelerator, settings.to_record(), out, resume=done is not None)
             run(accelerator, settings, model, tokenizer, data, record, checkpoint, shown)
