@@ -167,3 +167,17 @@ def test_an_int8_base_counts_as_many_parameters(tmp_path: Path):
         for dtype in ("fp32", "int8")
     ]
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_recomputed_blocks_change_nothing_in_a_run(method: str, tmp_path: Path):
+    def losses(out: str, **settings: Any) -> list[float]:
+        record = train(run_config(tmp_path, out, method=method, prompts=[], **settings))
+        return [point.loss for point in record.loss_curve]
+
+    assert losses("kept", recompute="none") == losses("recomputed", recompute="blocks")
+
+
+def test_a_soft_prompt_cannot_be_recomputed(tmp_path: Path):
+    with pytest.raises(ValueError, match="recompute"):
+        run_config(tmp_path, method="prompt-tuning", recompute="blocks")

@@ -35,7 +35,7 @@ _PANELS = {
         "prompts", "sample_steps", "sample_tokens", "eval_steps", "held_out_characters", "retention_data", "report_to",
     ),
     "Output": ("out", "save_steps", "save_dtype"),
-    "Machine": ("device", "micro_batch_size", "shard"),
+    "Machine": ("device", "micro_batch_size", "recompute", "shard"),
 }  # fmt: skip
 """Group in the help -> settings, in the order in which they are listed."""
 _OTHER_NAMES = {"--start-from": ("--from",)}  # `from` cannot be the name of a field

@@ -10,7 +10,7 @@ An accelerator draws random numbers fast, so there the mask is drawn by torch.
 
 The seed of each mask is drawn from the processor's generator, so `torch.manual_seed` determines it, and activation
 checkpointing, which restores that generator, draws the same mask again. Within `masks_from` the seeds come from another
-generator, which activation checkpointing does not restore.
+generator, which torch's activation checkpointing does not restore (`fast.recomputation` does).
 """
 
 import threading
@@ -45,6 +45,12 @@ def masks_from(*generators: torch.Generator) -> Iterator[None]:
         _local.generators = before
 
 
+def current_generators() -> tuple[torch.Generator, ...]:
+    """Return the generators of `masks_from` in this thread; none outside of it."""
+    generators: tuple[torch.Generator, ...] = getattr(_local, "generators", ())
+    return generators
+
+
 def draw_seed(generator: torch.Generator | None = None) -> int:
     """Draw a seed for another generator from `generator`; None: from torch's own."""
     return int(torch.randint(1 << 62, (), generator=generator))
@@ -60,7 +66,7 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     Returns:
         int8: -1 (all bits set) where the element is kept, 0 where it is dropped.
     """
-    generators: tuple[torch.Generator, ...] = getattr(_local, "generators", ())
+    generators = current_generators()
     if len(generators) > 1 and len(like) % len(generators) == 0:
         parts = zip(like.chunk(len(generators)), generators, strict=True)
         return torch.cat([_keep_mask(part, p, draw_seed(generator)) for part, generator in parts])

@@ -61,7 +61,7 @@ AUTO: Literal["auto"] = "auto"
 PROBE: Literal["probe"] = "probe"
 NO_VALIDATION = "none"
 
-MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "shard"})
+MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "recompute", "shard"})
 """Settings that change the speed of a run and not its result, so that it can be resumed with other values."""
 
 
@@ -145,6 +145,9 @@ class TrainingSettings(BaseModel):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows that a thread or an accelerator computes at once; it changes speed and memory, not the result. Default: 512
     tokens (1,024 if the whole model trains) on a processor, as many rows as fit in its memory on an accelerator."""
+    recompute: Literal["auto", "none", "blocks"] = AUTO
+    """Compute the activations of blocks again in the backward pass instead of keeping them, which saves memory; results
+    stay the same. auto: of as many blocks as do not fit in the memory otherwise. blocks: of all."""
     shard: Literal["none", "fsdp"] = "none"
     """What each of several processes keeps of the weights. none: all. fsdp: a part, and the rest of a block while it
     computes (PyTorch's FSDP2); for a model that does not fit on one device."""
@@ -326,6 +329,10 @@ class RunConfig(TrainingSettings):
             raise ValueError(_("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16"))
         if self.add_tokens and self.lora.trainable_token_indices:
             raise ValueError(_("add_tokens sets trainable_token_indices; leave one of the two out"))
+        if self.recompute == "blocks" and getattr(self.adapter_config, "num_virtual_tokens", None):
+            raise ValueError(
+                _("recompute blocks cannot be combined with a soft prompt, whose cache a second pass would change")
+            )
         trains_base = self.trains_base_parameters()  # also validates the method's settings
         if self.base_dtype not in (None, "fp32") and trains_base:
             raise ValueError(

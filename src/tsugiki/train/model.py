@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
+from tsugiki.base.blocks import decoder_blocks
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.new_words import read_words
 from tsugiki.base.replica import replica_in
@@ -23,6 +24,7 @@ from tsugiki.data.chat import read_template, use_template
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
+from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.atomic import files_into, write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
 from tsugiki.language import _, marked
@@ -30,7 +32,7 @@ from tsugiki.lora.graft import active_adapter, is_grafted
 from tsugiki.lora.targets import vocabulary_layers
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
-from tsugiki.train.config import RunConfig
+from tsugiki.train.config import AUTO, RunConfig
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.sharding import is_sharded, shard
 
@@ -141,6 +143,8 @@ def make_gradients(
         use_fast_paths(computing)
     elif not is_sharded(model) and model.device.type != "cpu":
         use_fast_paths(model, modules=False, loss=False)  # flash attention can be tried on the device only
+    if config.recompute != AUTO:  # otherwise it was decided when the memory was planned
+        recompute_blocks(computing, len(decoder_blocks(computing)) if config.recompute == "blocks" else 0)
     rows = config.micro_batch_size
     if rows is None and accelerator.device.type == "cpu":
         rows = max(1, (_ADAPTER_TOKENS if is_grafted(model) else _MODEL_TOKENS) // batches.blocks.block_size)

@@ -29,6 +29,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from tsugiki.base.blocks import decoder_blocks
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.graft import is_grafted, trainable_parameters
@@ -59,7 +60,7 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
     kept_whole = _adapter_parameters(model) if is_grafted(model) else set()
-    for unit in [*_blocks(model), model]:
+    for unit in [*decoder_blocks(model), model]:
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=kept_whole)
     model.to(device)  # what is not split: the adapter, and buffers
     return trainable_parameters(model)
@@ -157,12 +158,6 @@ def split_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dic
         for index, entries in state["state"].items()
     }
     return {**state, "state": split}
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of the decoder: the members of the largest list of modules."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=lambda module: sum(p.numel() for p in module.parameters()), default=[]))
 
 
 def _adapter_parameters(model: nn.Module) -> set[nn.Parameter]:

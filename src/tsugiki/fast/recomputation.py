@@ -1,0 +1,90 @@
+"""Blocks whose activations are computed again in the backward pass, instead of being kept (activation checkpointing).
+
+    kept         a block keeps what its backward pass needs: about 30 numbers for each token and channel
+    recomputed   a block keeps its input, and its forward pass runs once more in the backward pass
+
+The gradients are the same to the last bit, because the second forward pass draws the same dropout masks: the states of
+the generators of `lora.masks` are restored, and torch restores its own. transformers' gradient checkpointing does not
+know those generators.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tsugiki.base.blocks import decoder_blocks
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.lora.masks import current_generators, masks_from
+
+
+def recompute_blocks(model: nn.Module, count: int) -> None:
+    """Let the first `count` blocks of a model be recomputed, in place; 0: none. Later blocks keep their activations.
+
+    The last block is needed first in the backward pass, when the activations of all others are in memory, so the first
+    blocks are the ones to choose. What changes in a block is its `forward`.
+
+    Raises:
+        TsugikiError: the model has no list of blocks.
+    """
+    blocks = decoder_blocks(model)
+    if count and not blocks:
+        raise TsugikiError(
+            _("{model} has no list of blocks, so its activations cannot be recomputed: set recompute to none").format(
+                model=type(model).__name__
+            )
+        )
+    for number, block in enumerate(blocks):
+        own = vars(block).get("forward")
+        if isinstance(own, partial) and own.func is _recomputed:
+            _restore(block, own)
+        if number < count:
+            block.forward = partial(_recomputed, vars(block).get("forward"), block)
+
+
+def recomputed_blocks(model: nn.Module) -> int:
+    """Return how many blocks of the model are recomputed."""
+    return sum(getattr(vars(block).get("forward"), "func", None) is _recomputed for block in decoder_blocks(model))
+
+
+def _restore(block: nn.Module, replaced: "partial[Any]") -> None:
+    before = replaced.args[0]
+    if before is None:
+        del block.forward
+    else:
+        block.forward = before
+
+
+def _recomputed(before: Any, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a block without keeping its activations.
+
+    Args:
+        before: the `forward` of the block's instance before; None: that of its class.
+        block: the block.
+        args: of its forward pass.
+        kwargs: of its forward pass.
+    """
+    forward = before or partial(type(block).forward, block)
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=_same_masks, **kwargs)
+
+
+def _same_masks() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of the first forward pass and of the second, in which masks have the same seeds."""
+    states = [generator.get_state() for generator in current_generators()]
+    return nullcontext(), _masks_from_states(states)
+
+
+@contextmanager
+def _masks_from_states(states: list[torch.Tensor]) -> Iterator[None]:
+    generators = [torch.Generator() for _ in states]
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    with masks_from(*generators):
+        yield

@@ -1,0 +1,107 @@
+"""Recomputed blocks: the loss and every gradient are the same to the last bit, and less is kept."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.fast.kept import kept_bytes
+from tests.tiny import ids, logits, shake, tiny_model
+from tests.train.test_gradients import gradients_of
+from tsugiki import LoraConfig, TsugikiError, graft
+from tsugiki.base.quantization import quantize
+from tsugiki.fast.paths import use_fast_paths
+from tsugiki.fast.recomputation import recompute_blocks, recomputed_blocks
+
+KINDS = ["gpt2", "llama", "gemma3_text"]
+
+
+def _grafted(kind: str, fast: bool = True, base_dtype: Any = None) -> Any:
+    model = tiny_model(kind)
+    if base_dtype is not None:
+        quantize(model, torch.float32, base_dtype)
+    torch.manual_seed(0)
+    shake(graft(model, LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.3)))
+    if fast:
+        use_fast_paths(model)
+    return model
+
+
+def _step(model: Any, rows: int, base_dropout: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the loss and all gradients of a step on rows that hold several documents."""
+    gradients = gradients_of(model, rows=rows, base_dropout=base_dropout)
+    loss = gradients.step(0)[1]
+    return loss, [weight.grad.clone() for weight in gradients.weights]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_the_same_to_the_last_bit(kind: str, rows: int, fast: bool):
+    model = _grafted(kind, fast)
+    loss, expected = _step(model, rows)
+    for count in (1, 2):
+        recompute_blocks(model, count)
+        assert recomputed_blocks(model) == count
+        again, found = _step(model, rows)
+        assert torch.equal(again, loss)
+        assert all(map(torch.equal, found, expected))
+    assert any(gradient.abs().sum() > 0 for gradient in expected)
+
+
+@pytest.mark.parametrize("base_dtype", ["int8", "nf4"])
+def test_a_quantised_base_has_the_same_gradients(base_dtype: str):
+    model = _grafted("llama", base_dtype=base_dtype)
+    loss, expected = _step(model, 2)
+    recompute_blocks(model, 2)
+    again, found = _step(model, 2)
+    assert torch.equal(again, loss)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_dropout_inside_the_base_is_the_same(adapter: bool):
+    model = tiny_model("gpt2")
+    if adapter:
+        torch.manual_seed(0)
+        shake(graft(model, LoraConfig(r=2, lora_dropout=0.3), base_dropout=True))
+    loss, expected = _step(model, 1, base_dropout=True)
+    other = _step(model, 1, base_dropout=False)[0] if adapter else None
+    recompute_blocks(model, 2)
+    again, found = _step(model, 1, base_dropout=True)
+    assert torch.equal(again, loss)
+    assert all(map(torch.equal, found, expected))
+    assert other is None or not torch.equal(other, loss)
+
+
+def test_recomputed_blocks_keep_their_input_only():
+    model, tokens = _grafted("llama").train(), ids(2, 32)
+    weights = list(model.parameters())
+
+    def kept() -> int:
+        return kept_bytes(lambda: model.base_model(input_ids=tokens, use_cache=False)[0], besides=weights)
+
+    all_kept = kept()
+    recompute_blocks(model, 1)
+    half = kept()
+    recompute_blocks(model, 2)
+    none = kept()
+    assert none < all_kept / 4
+    assert abs(half - (all_kept + none) / 2) < all_kept / 10
+
+
+def test_it_can_be_undone_and_evaluation_is_not_changed():
+    model = _grafted("llama")
+    expected, forwards = logits(model), [vars(m).get("forward") for m in model.modules()]
+    recompute_blocks(model, 2)
+    assert torch.equal(logits(model), expected)
+    recompute_blocks(model, 0)
+    assert [vars(m).get("forward") for m in model.modules()] == forwards
+    assert recomputed_blocks(model) == 0
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(TsugikiError, match="Linear"):
+        recompute_blocks(nn.Linear(2, 2), 1)
+    recompute_blocks(nn.Linear(2, 2), 0)
