@@ -24,6 +24,7 @@ from tsugiki.io.file_names import (
     TOKENIZER_CONFIG_FILE,
 )
 from tsugiki.io.json import read_json
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     import torch
@@ -56,30 +57,48 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
         _check_file(path, folder)
     if (folder / ADAPTER_CONFIG_FILE).exists():
         raise TsugikiError(
-            f"{name} holds a model and an adapter ({ADAPTER_CONFIG_FILE}); move the adapter's files to another folder"
+            _("{name} holds a model and an adapter ({file}); move the adapter's files to another folder").format(
+                name=name, file=ADAPTER_CONFIG_FILE
+            )
         )
-    config = read_json(folder / MODEL_CONFIG_FILE, missing=f"{name} is not a model: it has no {MODEL_CONFIG_FILE}")
+    config = read_json(
+        folder / MODEL_CONFIG_FILE,
+        missing=_("{name} is not a model: it has no {file}").format(name=name, file=MODEL_CONFIG_FILE),
+    )
     if config.get("transformers_weights") is not None:
         raise TsugikiError(
-            f"{name} names its own file of weights (transformers_weights in {MODEL_CONFIG_FILE}), which is not "
-            "supported; rename the file to model.safetensors and remove the setting"
+            _(
+                "{name} names its own file of weights (transformers_weights in {file}), which is not supported; "
+                "rename the file to model.safetensors and remove the setting"
+            ).format(name=name, file=MODEL_CONFIG_FILE)
         )
     if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
-        raise TsugikiError(f"{name} asks for attention code from the hub, which Tsugiki never runs; use another model")
+        raise TsugikiError(
+            _("{name} asks for attention code from the hub, which Tsugiki never runs; use another model").format(
+                name=name
+            )
+        )
     _check_counts(config, folder / MODEL_CONFIG_FILE)
     classes = _classes_of_its_own(folder)
     if classes and not trust_remote_code:
         raise TsugikiError(
-            f"{name} brings Python code of its own ({error_text(classes[0], 100)}), which is not run; if you trust its "
-            "authors, tsugiki train, eval and generate run it with --trust-remote-code"
+            _(
+                "{name} brings Python code of its own ({code}), which is not run; if you trust its authors, "
+                "tsugiki train, eval and generate run it with --trust-remote-code"
+            ).format(name=name, code=error_text(classes[0], 100))
         )
     elsewhere = [one for one in classes if "--" in one]
     if elsewhere:
         raise TsugikiError(
-            f"{name} names code of another repository ({error_text(elsewhere[0], 100)}), which Tsugiki never runs"
+            _("{name} names code of another repository ({code}), which Tsugiki never runs").format(
+                name=name, code=error_text(elsewhere[0], 100)
+            )
         )
     if classes:
-        warnings.warn(f"the code that {name} brings is run: {code_digest(folder)}", stacklevel=2)
+        warnings.warn(
+            _("the code that {name} brings is run: {digest}").format(name=name, digest=code_digest(folder)),
+            stacklevel=2,
+        )
 
 
 def check_tokenizer_files(folder: Path) -> None:
@@ -91,7 +110,9 @@ def check_tokenizer_files(folder: Path) -> None:
     for path in _files_to_read(folder):
         _check_file(path, folder)
     if read_json(folder / TOKENIZER_CONFIG_FILE).get("auto_map"):
-        raise TsugikiError(f"the tokenizer in {folder} brings Python code of its own, which is not run")
+        raise TsugikiError(
+            _("the tokenizer in {folder} brings Python code of its own, which is not run").format(folder=folder)
+        )
 
 
 def code_digest(folder: Path) -> str | None:
@@ -121,20 +142,27 @@ def check_weights(name: str, folder: Path, config: "PretrainedConfig") -> None:
     try:
         model = meta_model(config, most_tensors=2 * len(entries) + _SPARE_TENSORS)
     except TsugikiError as error:
-        raise TsugikiError(f"{name} cannot be loaded: {error}") from error
+        raise TsugikiError(_("{name} cannot be loaded: {error}").format(name=name, error=error)) from error
     expected = dict(model.state_dict())
     mapping = map_keys(model, entries)
     for tensor, key in mapping.key_of.items():
         if tuple(expected[tensor].shape) != entries[key].shape:
             raise TsugikiError(
-                f"{name} cannot be loaded: {error_text(key)} is {error_text(list(entries[key].shape))} in its files, "
-                f"and {list(expected[tensor].shape)} by {MODEL_CONFIG_FILE}"
+                _("{name} cannot be loaded: {key} is {shape} in its files, and {expected} by {file}").format(
+                    name=name,
+                    key=error_text(key),
+                    shape=error_text(list(entries[key].shape)),
+                    expected=list(expected[tensor].shape),
+                    file=MODEL_CONFIG_FILE,
+                )
             )
     stored = sum(math.prod(entry.shape) for entry in entries.values())
     other = sum(tensor.numel() for tensor in _tensors_without_key(model, mapping.key_of))
     if other > stored + _SPARE_ELEMENTS:
         raise TsugikiError(
-            f"{name} is not a complete model: by {MODEL_CONFIG_FILE} it has {other:,} values that are not in its files"
+            _("{name} is not a complete model: by {file} it has {count:,} values that are not in its files").format(
+                name=name, file=MODEL_CONFIG_FILE, count=other
+            )
         )
 
 
@@ -155,8 +183,10 @@ def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str])
     surplus = [key for key in sorted(unused) if _is_of_a_layer(key, paths) and not OLD_BUFFERS.search(key)]
     if surplus:
         raise TsugikiError(
-            f"{name} cannot be loaded: its files hold {summarise_list(surplus)}, which the model does not have by its "
-            f"{MODEL_CONFIG_FILE}; does the config belong to another model?"
+            _(
+                "{name} cannot be loaded: its files hold {surplus}, which the model does not have by its {file}; "
+                "does the config belong to another model?"
+            ).format(name=name, surplus=summarise_list(surplus), file=MODEL_CONFIG_FILE)
         )
 
 
@@ -183,11 +213,15 @@ def _check_file(path: Path, folder: Path) -> None:
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise TsugikiError(f"{path} is a link to nothing") from error
+        raise TsugikiError(_("{path} is a link to nothing").format(path=path)) from error
     if not any(target.is_relative_to(one) for one in inside):
-        raise TsugikiError(f"{path} is a link out of its folder, to {target}; copy the file, or pass that folder")
+        raise TsugikiError(
+            _("{path} is a link out of its folder, to {target}; copy the file, or pass that folder").format(
+                path=path, target=target
+            )
+        )
     if not target.is_file() and not target.is_dir():
-        raise TsugikiError(f"{path} is not a regular file")
+        raise TsugikiError(_("{path} is not a regular file").format(path=path))
 
 
 def _check_counts(config: Mapping[str, Any], path: Path) -> None:
@@ -197,7 +231,9 @@ def _check_counts(config: Mapping[str, Any], path: Path) -> None:
             _check_counts(value, path)
         elif _COUNT.search(key) and isinstance(value, int | float) and not 0 <= value <= _MOST_LAYERS:
             raise TsugikiError(
-                f"{path}: {error_text(key)} is {error_text(value, 50)}; it must be from 0 to {_MOST_LAYERS:,}"
+                _("{path}: {key} is {value}; it must be from 0 to {most:,}").format(
+                    path=path, key=error_text(key), value=error_text(value, 50), most=_MOST_LAYERS
+                )
             )
 
 

@@ -9,6 +9,7 @@ from tsugiki.base.resolve import settings_folder
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.io.file_names import MODEL_CONFIG_FILE
 from tsugiki.io.json import read_json
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -32,8 +33,10 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> "Pretrained
     kind = read_json(folder / MODEL_CONFIG_FILE).get("model_type")
     if isinstance(kind, str) and kind not in CONFIG_MAPPING and not trust_remote_code:
         raise TsugikiError(
-            f"{folder} is a model of the type {error_text(kind, 40)}, which transformers {__version__} does not know; "
-            "a newer release may"
+            _(
+                "{folder} is a model of the type {kind}, which transformers {version} does not know; a newer "
+                "release may"
+            ).format(folder=folder, kind=error_text(kind, 40), version=__version__)
         )
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     if config.model_type == "rwkv":
@@ -63,4 +66,6 @@ def loading_errors(name: str) -> Iterator[None]:
     except BaseException as error:
         if not is_ordinary(error):
             raise
-        raise TsugikiError(f"{name} cannot be loaded: {error_text(error) or type(error).__name__}") from error
+        raise TsugikiError(
+            _("{name} cannot be loaded: {error}").format(name=name, error=error_text(error) or type(error).__name__)
+        ) from error

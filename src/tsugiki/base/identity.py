@@ -33,6 +33,7 @@ from tsugiki.base.resolve import gguf_path, local_folder
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import combined_digest, sha256, tensor_digest
 from tsugiki.io.shards import Shard, dtype_name, read_shard
+from tsugiki.language import _
 from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS
 
 if TYPE_CHECKING:
@@ -82,11 +83,13 @@ def named_identity(name: str) -> BaseIdentity:
 def why_different(one: BaseIdentity, other: BaseIdentity) -> str:
     """Return why two bases are certainly different, as a clause; empty if they are the same as far as is known."""
     if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
-        return "their weights differ"
+        return _("their weights differ")
     for name in sorted(one.config.keys() & other.config.keys()):
         if one.config[name] != other.config[name]:
             values = [error_text(json.dumps(config[name]), 60) for config in (one.config, other.config)]
-            return f"their configs differ: {name} is {values[0]} and {values[1]}"
+            return _("their configs differ: {name} is {first} and {second}").format(
+                name=name, first=values[0], second=values[1]
+            )
     return ""
 
 
@@ -127,7 +130,10 @@ def _fingerprint_of(model: nn.Module) -> str | None:
     present = file_states(name)
     read_from, states = getattr(model, _FILES, (name, present))
     if read_from == name and states != present:
-        warnings.warn(f"the files of {name} were changed after it was loaded; its fingerprint is unknown", stacklevel=2)
+        warnings.warn(
+            _("the files of {name} were changed after it was loaded; its fingerprint is unknown").format(name=name),
+            stacklevel=2,
+        )
     else:
         fingerprint = _digest_files(present)
     setattr(model, _FINGERPRINT, (name, fingerprint))

@@ -16,6 +16,7 @@ from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.base.resolve import model_folder, settings_folder
 from tsugiki.dtypes import LoadDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,11 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     with loading_errors(name):
         config = read_config(folder, trust_remote_code=trust_remote_code)
         if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise TsugikiError(f"{name} is a model of the type {config.model_type}, which is no causal language model")
+            raise TsugikiError(
+                _("{name} is a model of the type {kind}, which is no causal language model").format(
+                    name=name, kind=config.model_type
+                )
+            )
         if not trust_remote_code:
             check_weights(name, folder, config)
         model = None if trust_remote_code else _load_quantized(folder, config, dtype)
@@ -85,7 +90,11 @@ def _load_by_transformers(
         )
     missing = sorted(loading_info["missing_keys"])
     if missing:  # transformers fills missing weights with random values and only warns
-        raise TsugikiError(f"{name} is not a complete model: {missing[0]} is missing ({len(missing)} such weights)")
+        raise TsugikiError(
+            _("{name} is not a complete model: {path} is missing ({count} such weights)").format(
+                name=name, path=missing[0], count=len(missing)
+            )
+        )
     check_all_used(name, model, loading_info["unexpected_keys"])
     if dtype in ("int8", "nf4"):
         from tsugiki.base.quantization import quantize

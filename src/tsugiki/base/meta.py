@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -86,7 +87,9 @@ def _limited(most: int) -> Iterator[None]:
         nonlocal created
         created += 1
         if created > most:
-            raise TsugikiError(f"by its config it has more than {most:,} parameter tensors; is the config damaged?")
+            raise TsugikiError(
+                _("by its config it has more than {most:,} parameter tensors; is the config damaged?").format(most=most)
+            )
 
     handle = register_module_parameter_registration_hook(count)
     try:

@@ -24,6 +24,7 @@ from tsugiki.io.file_names import (
 )
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.shards import Entry, Shard, read_shard
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,16 +49,20 @@ def weight_files(folder: Path) -> dict[str, str]:
     if (folder / MODEL_FILE).is_file():
         return {}
     path = folder / MODEL_INDEX_FILE
-    missing = f"{folder} has no safetensors weights: neither {MODEL_FILE} nor {MODEL_INDEX_FILE} exists"
+    missing = _("{folder} has no safetensors weights: neither {file} nor {index} exists").format(
+        folder=folder, file=MODEL_FILE, index=MODEL_INDEX_FILE
+    )
     if not path.is_file() and any(folder.glob("pytorch_model*.bin")):
-        missing += "; convert its pickled weights, which are not loaded"
+        missing += _("; convert its pickled weights, which are not loaded")
     file_of = read_json(path, missing).get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
-        raise TsugikiError(f"{path} has no weight_map from tensors to files")
+        raise TsugikiError(_("{path} has no weight_map from tensors to files").format(path=path))
     for file in set(file_of.values()):
         if not file.endswith(".safetensors") or Path(file).name != file or "\\" in file or not file.isprintable():
             raise TsugikiError(
-                f"{path} names {error_text(repr(file), 100)}, which is not a safetensors file of this folder"
+                _("{path} names {file}, which is not a safetensors file of this folder").format(
+                    path=path, file=error_text(repr(file), 100)
+                )
             )
     return file_of
 
@@ -76,7 +81,11 @@ def read_shards(folder: Path) -> list[Shard]:
     wrong = [key for key, file in file_of.items() if found_in.get(key) != file]
     if wrong:
         path = folder / MODEL_INDEX_FILE
-        raise TsugikiError(f"{path} says that {error_text(wrong[0])} is in {file_of[wrong[0]]}, but it is not")
+        raise TsugikiError(
+            _("{path} says that {name} is in {file}, but it is not").format(
+                path=path, name=error_text(wrong[0]), file=file_of[wrong[0]]
+            )
+        )
     return shards
 
 
@@ -93,7 +102,7 @@ class LazyTensors(Mapping[str, Tensor]):
             try:
                 file: Any = safe_open(shard.path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise TsugikiError(f"{shard.path} is broken: {error}") from error
+                raise TsugikiError(_("{path} is broken: {error}").format(path=shard.path, error=error)) from error
             self._files |= dict.fromkeys(shard.entries, file)
 
     def __getitem__(self, key: str) -> Tensor:
@@ -162,7 +171,9 @@ def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
     if config:
-        fields = read_json(out / MODEL_CONFIG_FILE, missing=f"{folder} has no {MODEL_CONFIG_FILE}")
+        fields = read_json(
+            out / MODEL_CONFIG_FILE, missing=_("{folder} has no {file}").format(folder=folder, file=MODEL_CONFIG_FILE)
+        )
         inner = fields.get("text_config")
         if isinstance(inner, dict):
             fields["text_config"] = inner | {name: value for name, value in config.items() if name in inner}
@@ -182,10 +193,10 @@ def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]])
     """
     if (folder / MODEL_FILE).is_file():
         return
-    index = read_json(folder / MODEL_INDEX_FILE, missing=f"{folder / MODEL_INDEX_FILE} is missing")
+    index = read_json(folder / MODEL_INDEX_FILE, missing=_("{path} is missing").format(path=folder / MODEL_INDEX_FILE))
     index["weight_map"] |= {key: file for key, (file, _) in added.items()}
     totals = index.get("metadata") or {}
-    for _, entry in added.values():
+    for _other, entry in added.values():
         for name, more in (("total_size", entry.end - entry.begin), ("total_parameters", math.prod(entry.shape))):
             if name in totals:
                 totals[name] += more

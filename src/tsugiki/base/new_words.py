@@ -20,6 +20,7 @@ from tsugiki.base.checks import check_tokenizer_files
 from tsugiki.base.config import loading_errors
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,13 +48,23 @@ def read_words(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
-        raise TsugikiError(f"the words in {path} cannot be read: {error_text(error)}") from error
+        raise TsugikiError(
+            _("the words in {path} cannot be read: {error}").format(path=path, error=error_text(error))
+        ) from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words or len(words) > _MAX_WORDS:
-        raise TsugikiError(f"{path} has {len(words):,} words; give 1 to {_MAX_WORDS:,}, one in each line")
+        raise TsugikiError(
+            _("{path} has {count:,} words; give 1 to {most:,}, one in each line").format(
+                path=path, count=len(words), most=_MAX_WORDS
+            )
+        )
     long = [word for word in words if len(word) > _MAX_LENGTH]
     if long:
-        raise TsugikiError(f"{path}: {error_text(long[0], 40)} is no word: it has {len(long[0])} characters")
+        raise TsugikiError(
+            _("{path}: {line} is no word: it has {count} characters").format(
+                path=path, line=error_text(long[0], 40), count=len(long[0])
+            )
+        )
     return words
 
 
@@ -89,7 +100,9 @@ def fit_vocabulary(model: "PreTrainedModel", words: int) -> None:
     """
     for layer in _ends(model):
         if not isinstance(layer._parameters.get("weight"), torch.nn.Parameter):
-            raise TsugikiError("new words need rows in an embedding that is quantised; load the base in bf16 or fp32")
+            raise TsugikiError(
+                _("new words need rows in an embedding that is quantised; load the base in bf16 or fp32")
+            )
     if words > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(words, mean_resizing=False)
 

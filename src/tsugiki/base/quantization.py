@@ -15,6 +15,7 @@ from tsugiki.base.nf4 import Nf4Linear
 from tsugiki.base.quantized_layer import QuantizedLayer
 from tsugiki.dtypes import QuantizedDtype
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.frozen_layer import is_conv1d
 
 _LAYERS: Mapping[str, type[QuantizedLayer]] = MappingProxyType({"int8": Int8Linear, "nf4": Nf4Linear})
@@ -48,8 +49,10 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
     """
     if torch.accelerator.current_accelerator(check_available=True) is None and not exact_integers():
         warnings.warn(
-            f"this processor cannot multiply 8-bit integers exactly (it has no VNNI): {base_dtype} saves memory here, "
-            "but it is slow",
+            _(
+                "this processor cannot multiply 8-bit integers exactly (it has no VNNI): {base_dtype} saves memory "
+                "here, but it is slow"
+            ).format(base_dtype=base_dtype),
             stacklevel=2,
         )
     before = count_parameters(model)
@@ -58,7 +61,7 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
     layers = [path for path, layer in model.named_modules(remove_duplicate=False) if is_quantizable(layer)]
     done: WeakKeyDictionary[nn.Module, QuantizedLayer] = WeakKeyDictionary()  # a layer may be in several places
     for path in layers:
-        parent, _, child = path.rpartition(".")
+        parent, _dot, child = path.rpartition(".")
         layer = model.get_submodule(path)
         if layer is not head and not isinstance(layer, QuantizedLayer):
             if layer not in done:
@@ -95,8 +98,10 @@ def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, base_dtype:
     quantized = _LAYERS[base_dtype].from_layer(layer, dtype)
     if not quantized.scale.isfinite().all():
         raise TsugikiError(
-            f"{path} has weights that are not finite, so it cannot be stored as {base_dtype}: the file is damaged, or "
-            "the model was trained badly"
+            _(
+                "{path} has weights that are not finite, so it cannot be stored as {base_dtype}: the file is "
+                "damaged, or the model was trained badly"
+            ).format(path=path, base_dtype=base_dtype)
         )
     return quantized
 

@@ -24,6 +24,7 @@ from tsugiki.io.file_names import (
     MODEL_FILE,
     OTHER_MODEL_FILES,
 )
+from tsugiki.language import _
 
 EMBEDDED = "embedded"
 """The name of the small Japanese GPT-2 that is part of the package."""
@@ -95,7 +96,7 @@ def gguf_path(name: str) -> Path | None:
 
 def split_revision(name: str) -> tuple[str, str | None]:
     """Split `USER/NAME@REVISION` into the hub id and the revision; None without one, as for every path."""
-    repo_id, _, revision = name.partition("@")
+    repo_id, _mark, revision = name.partition("@")
     if not revision or not _HUB_ID.fullmatch(repo_id) or os.path.exists(Path(name).expanduser()):
         return name, None
     return repo_id, revision
@@ -104,7 +105,11 @@ def split_revision(name: str) -> tuple[str, str | None]:
 def _folder(name: str, trust_remote_code: bool) -> tuple[Path, Collection[str]]:
     """Return the checked folder of a model, and the names of its files on the hub; none for a local model."""
     if not name.strip():
-        raise TsugikiError(f"the model's name is empty; give {EMBEDDED!r}, a folder, a GGUF file or a hub id")
+        raise TsugikiError(
+            _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id").format(
+                embedded=EMBEDDED
+            )
+        )
     on_hub: Collection[str] = ()
     if _is_local(name):
         folder = local_folder(name)
@@ -131,26 +136,34 @@ def _is_local(name: str) -> bool:
         if path.is_dir():
             if not (path / MODEL_CONFIG_FILE).is_file():
                 is_adapter = (path / ADAPTER_CONFIG_FILE).is_file()
-                hint = "it is an adapter; pass its base as --model and this folder as --adapter"
-                raise TsugikiError(f"{name} is not a model: {hint if is_adapter else f'it has no {MODEL_CONFIG_FILE}'}")
+                hint = (
+                    _("it is an adapter; pass its base as --model and this folder as --adapter")
+                    if is_adapter
+                    else _("it has no {file}").format(file=MODEL_CONFIG_FILE)
+                )
+                raise TsugikiError(_("{name} is not a model: {reason}").format(name=name, reason=hint))
             return True
         if gguf_path(name) is not None:
             return True
         exists = path.exists()
     except (OSError, ValueError) as error:
-        raise TsugikiError(f"no model at {name!r}: {error_text(error)}") from error
+        raise TsugikiError(_("no model at {name!r}: {error}").format(name=name, error=error_text(error))) from error
     if exists:
-        raise TsugikiError(f"{name} is a file; a model is a folder with {MODEL_CONFIG_FILE}, a GGUF file, or a hub id")
+        raise TsugikiError(
+            _("{name} is a file; a model is a folder with {file}, a GGUF file, or a hub id").format(
+                name=name, file=MODEL_CONFIG_FILE
+            )
+        )
     if path.suffix.lower() == ".gguf":
-        raise TsugikiError(f"no model at {name!r}: there is no such file")
+        raise TsugikiError(_("no model at {name!r}: there is no such file").format(name=name))
     if name.startswith(("/", ".", "~")):
-        raise TsugikiError(f"no model at {name!r}: there is no such folder")
+        raise TsugikiError(_("no model at {name!r}: there is no such folder").format(name=name))
     return False
 
 
 def _is_wanted(file: str, patterns: Collection[str]) -> bool:
     """Return whether a file of a repository belongs to the model in its root, rather than to another in a subfolder."""
-    folder, _, own = file.rpartition("/")
+    folder, _mark, own = file.rpartition("/")
     return folder in ("", CHAT_TEMPLATES_FOLDER) and any(fnmatchcase(own, pattern) for pattern in patterns)
 
 
@@ -168,7 +181,9 @@ def _download(name: str, wanted: Collection[str], revision: str | None = None) -
     try:
         return Path(snapshot_download(repo_id, revision=revision or named, allow_patterns=sorted(wanted)))
     except Exception as error:  # of the network, the hub or the disk
-        raise TsugikiError(f"{name} cannot be downloaded: {error_text(error)}") from error
+        raise TsugikiError(
+            _("{name} cannot be downloaded: {error}").format(name=name, error=error_text(error))
+        ) from error
 
 
 def _hub_files(name: str) -> frozenset[str]:
@@ -193,22 +208,30 @@ def _hub_files(name: str) -> frozenset[str]:
         found = HfApi().model_info(repo_id, revision=revision, timeout=10)
     except GatedRepoError as error:
         raise TsugikiError(
-            f"{name} requires consent: accept its terms on the hub and log in (hf auth login)"
+            _("{name} requires consent: accept its terms on the hub and log in (hf auth login)").format(name=name)
         ) from error
     except RevisionNotFoundError as error:
-        raise TsugikiError(f"{repo_id} has no revision {revision!r} on the hub") from error
+        raise TsugikiError(
+            _("{name} has no revision {revision!r} on the hub").format(name=repo_id, revision=revision)
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise TsugikiError(
-            f"no model called {name!r}: it is not {EMBEDDED!r}, not a folder or a GGUF file, and not on the hub"
+            _(
+                "no model called {name!r}: it is not {embedded!r}, not a folder or a GGUF file, and not on the hub"
+            ).format(name=name, embedded=EMBEDDED)
         ) from error
     except (httpx2.HTTPError, OSError) as error:
         if local_folder(name):
             return frozenset()
         raise TsugikiError(
-            f"there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and the "
-            "network"
+            _(
+                "there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and "
+                "the network"
+            ).format(name=name)
         ) from error
     names = frozenset(file.rfilename for file in found.siblings or ())
     if MODEL_CONFIG_FILE not in names:
-        raise TsugikiError(f"{name} is not a model: the repository has no {MODEL_CONFIG_FILE}")
+        raise TsugikiError(
+            _("{name} is not a model: the repository has no {file}").format(name=name, file=MODEL_CONFIG_FILE)
+        )
     return names

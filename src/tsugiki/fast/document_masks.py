@@ -21,6 +21,7 @@ from tsugiki.base.context import PROMPT_ATTRIBUTE, max_positions, possible_windo
 from tsugiki.base.inference import evaluating, last_hidden_states, same_to_rounding
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.attention import NAME, additive_mask
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -210,13 +211,17 @@ def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
     config = base.config.get_text_config()
     if config._attn_implementation not in _ADDITIVE_MASKS:
         raise TsugikiError(
-            f"{config._attn_implementation} attention takes no mask, which packed rows, or padded rows with a soft "
-            "prompt, need; use model.set_attn_implementation('sdpa')"
+            _(
+                "{kind} attention takes no mask, which packed rows, or padded rows with a soft prompt, need; use "
+                "model.set_attn_implementation('sdpa')"
+            ).format(kind=config._attn_implementation)
         )
     if has_unknown_window(base):
         raise TsugikiError(
-            f"{type(base).__name__} has attention for which no mask is known, but packed rows need one, and so does a "
-            "soft prompt with padding on the left; use a batch of single documents padded on the right"
+            _(
+                "{kind} has attention for which no mask is known, but packed rows need one, and so does a soft "
+                "prompt with padding on the left; use a batch of single documents padded on the right"
+            ).format(kind=type(base).__name__)
         )
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     masks = [document_mask(layout, base.dtype, window) for window in attention_windows(base)]
@@ -232,7 +237,9 @@ def extend_mask(mask: Any, length: int) -> Tensor:
     """
     if not isinstance(mask, Tensor):
         raise TsugikiError(
-            f"a soft prompt takes an attention mask of two or four dimensions, not a {type(mask).__name__}"
+            _("a soft prompt takes an attention mask of two or four dimensions, not a {kind}").format(
+                kind=type(mask).__name__
+            )
         )
     visible = 1 if mask.dim() == 2 or mask.dtype == torch.bool else 0
     return torch.cat([mask.new_full((*mask.shape[:-1], length), visible), mask], dim=-1)

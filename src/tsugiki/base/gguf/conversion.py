@@ -20,6 +20,7 @@ from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
 from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +37,9 @@ StableLM are left out, because transformers ignores the base frequency of their 
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _NOT_A_MODEL = {
-    "adapter": "it is an adapter; pass its base as --model",
-    "mmproj": "it is the vision part of a model (mmproj); give the file of the language model",
-    "imatrix": "it holds statistics for quantising a model",
+    "adapter": marked("it is an adapter; pass its base as --model"),
+    "mmproj": marked("it is the vision part of a model (mmproj); give the file of the language model"),
+    "imatrix": marked("it holds statistics for quantising a model"),
 }
 
 
@@ -52,7 +53,7 @@ def read_model_header(path: Path) -> GgufHeader:
     header = read_header(path)
     reason = _unsupported_reason(header)
     if reason:
-        raise TsugikiError(f"{path} cannot be used as a base model: {reason}")
+        raise TsugikiError(_("{path} cannot be used as a base model: {reason}").format(path=path, reason=reason))
     return header
 
 
@@ -89,7 +90,9 @@ def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable
         except (OSError, TsugikiError):
             raise
         except Exception as error:  # transformers and gguf fail in many ways if a file is not as they expect
-            raise TsugikiError(f"{path} cannot be read: {error_text(error)}") from error
+            raise TsugikiError(
+                _("{path} cannot be read: {error}").format(path=path, error=error_text(error))
+            ) from error
         tokenizer.save_pretrained(folder)
         try:
             model.save_pretrained(folder)
@@ -103,27 +106,36 @@ def _unsupported_reason(header: GgufHeader) -> str | None:
     if header.architecture == "clip":
         kind = "mmproj"
     if kind != "model":
-        return _NOT_A_MODEL.get(str(kind), f"its type is {error_text(kind, 100)}")
+        known = _NOT_A_MODEL.get(str(kind))
+        return _(known) if known else _("its type is {kind}").format(kind=error_text(kind, 100))
     parts = header.metadata.get("split.count", 1)
     if parts not in (0, 1):
         number = header.metadata.get("split.no", 0)
-        which = f"{number + 1:,} of {parts:,}" if isinstance(parts, int) and isinstance(number, int) else "of several"
-        return f"it is part {which}; join the parts first (llama-gguf-split --merge)"
+        which = (
+            _("{number:,} of {count:,}").format(number=number + 1, count=parts)
+            if isinstance(parts, int) and isinstance(number, int)
+            else _("of several")
+        )
+        return _("it is part {which}; join the parts first (llama-gguf-split --merge)").format(which=which)
     supported = sorted({*VERIFIED, *UNVERIFIED})
     if header.architecture not in supported:
-        name = error_text(header.architecture, 100) or "not named"
-        return f"its architecture ({name}) is not supported; these are: {', '.join(supported)}"
+        name = error_text(header.architecture, 100) or _("not named")
+        return _("its architecture ({name}) is not supported; these are: {supported}").format(
+            name=name, supported=", ".join(supported)
+        )
     scaling = header.setting("rope.scaling.type", "none")
     if header.architecture in VERIFIED and scaling not in ("none", "linear"):
-        return f"its RoPE scaling ({error_text(scaling, 100)}) is not supported in GGUF files"
+        return _("its RoPE scaling ({scaling}) is not supported in GGUF files").format(scaling=error_text(scaling, 100))
     tokenizer = header.metadata.get("tokenizer.ggml.model")
     if not tokenizer or "tokenizer.ggml.tokens" not in header.metadata:
-        return "it has no tokenizer"
+        return _("it has no tokenizer")
     if tokenizer not in SUPPORTED_TOKENIZERS:
         known = " and ".join(SUPPORTED_TOKENIZERS)
-        return f"its tokenizer has the type {error_text(tokenizer, 100)}, and {known} are supported"
+        return _("its tokenizer has the type {tokenizer}, and {known} are supported").format(
+            tokenizer=error_text(tokenizer, 100), known=known
+        )
     if not header.tensors:
-        return "it has no tensors (it is a vocabulary only)"
+        return _("it has no tensors (it is a vocabulary only)")
     return _unsupported_quantisation(header.tensors)
 
 
@@ -137,7 +149,9 @@ def _unsupported_quantisation(tensors: tuple[GgufTensor, ...]) -> str | None:
             dequantize(np.zeros((1, GGML_QUANT_SIZES[type][1]), np.uint8), type)
         except NotImplementedError:
             names = [tensor.name for tensor in tensors if tensor.type == type]
-            return f"the gguf package cannot dequantise {type.name}, the type of {summarise_list(names)}"
+            return _("the gguf package cannot dequantise {name}, the type of {names}").format(
+                name=type.name, names=summarise_list(names)
+            )
     return None
 
 
@@ -154,7 +168,9 @@ def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> "PreTrain
     )
     missing = sorted(loading_info["missing_keys"])
     if missing:  # transformers fills missing weights with random values and only warns
-        raise TsugikiError(f"{path} is not a complete model: it has no {summarise_list(missing)}")
+        raise TsugikiError(
+            _("{path} is not a complete model: it has no {missing}").format(path=path, missing=summarise_list(missing))
+        )
     _check_all_tensors_read(path, header, set(model.state_dict()))
     model.config.__dict__.pop("_model_name_or_path", None)
     ends = [header.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
@@ -169,8 +185,9 @@ def _read_config(path: Path, header: GgufHeader, folder: Path) -> "PretrainedCon
     config = AutoConfig.from_pretrained(folder, gguf_file=str(path.resolve()))
     if header.architecture not in VERIFIED:
         warnings.warn(
-            f"{path.name}: the architecture {header.architecture}, as transformers reads it, was not compared with "
-            "llama.cpp's",
+            _(
+                "{name}: the architecture {architecture}, as transformers reads it, was not compared with llama.cpp's"
+            ).format(name=path.name, architecture=header.architecture),
             stacklevel=2,
         )
         return config
@@ -224,7 +241,9 @@ def _read_vector(path: Path, header: GgufHeader, name: str) -> list[float]:
 
     tensor = next(tensor for tensor in header.tensors if tensor.name == name)
     if tensor.type.name != "F32":
-        raise TsugikiError(f"{path} cannot be read: {name} is {tensor.type.name}, not F32")
+        raise TsugikiError(
+            _("{path} cannot be read: {name} is {kind}, not F32").format(path=path, name=name, kind=tensor.type.name)
+        )
     values = np.fromfile(path, np.dtype("<f4"), prod(tensor.shape), offset=tensor.begin)
     return [float(value) for value in values]
 
@@ -270,4 +289,8 @@ def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> 
     read = set(llama_cpp_names(header.architecture, header.setting("block_count"), names).values())
     ignored = [tensor.name for tensor in header.tensors if tensor.name not in {*read, _ROPE_FACTORS}]
     if ignored:
-        raise TsugikiError(f"{path} cannot be read: transformers would ignore {summarise_list(sorted(ignored))}")
+        raise TsugikiError(
+            _("{path} cannot be read: transformers would ignore {ignored}").format(
+                path=path, ignored=summarise_list(sorted(ignored))
+            )
+        )

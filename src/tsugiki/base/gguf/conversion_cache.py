@@ -31,6 +31,7 @@ from tsugiki.io.formatting import format_size
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.locks import locked
 from tsugiki.io.manifest import read_manifest, write_manifest
+from tsugiki.language import _
 
 _CACHE_VERSION = 2
 """Version of the converted folders. Increase it to convert again what an older release of Tsugiki has converted."""
@@ -61,7 +62,7 @@ def _is_intact(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     except TsugikiError as error:
-        warnings.warn(f"{error}; it is converted again", stacklevel=2)
+        warnings.warn(_("{error}; it is converted again").format(error=error), stacklevel=2)
         return False
     return True
 
@@ -102,7 +103,9 @@ def _identity(path: Path) -> str:
     try:
         state = path.stat()
     except OSError as error:
-        raise TsugikiError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("{path} cannot be read: {reason}").format(path=path, reason=error.strerror or error)
+        ) from error
     facts = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     return sha256([repr(facts).encode()]).removeprefix("sha256:")[:32]
 
@@ -117,7 +120,7 @@ def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
             combined = combined_digest(tensors)
             return {"file": tensor_digest(file, 0, header.size, combined), "tensors": combined}
     except (OSError, EOFError) as error:
-        raise TsugikiError(f"{path} cannot be read: {error}") from error
+        raise TsugikiError(_("{path} cannot be read: {error}").format(path=path, error=error)) from error
 
 
 def _convert(path: Path, folder: Path) -> None:
@@ -148,8 +151,10 @@ def _check_disk_space(path: Path, header: GgufHeader, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise TsugikiError(
-            f"{path} needs {format_size(needed)} when it is converted, and {folder.parent} has {format_size(free)} "
-            "left; free some space, or set XDG_CACHE_HOME to another folder"
+            _(
+                "{path} needs {needed} when it is converted, and {folder} has {free} left; free some space, or set "
+                "XDG_CACHE_HOME to another folder"
+            ).format(path=path, needed=format_size(needed), folder=folder.parent, free=format_size(free))
         )
 
 
@@ -159,12 +164,12 @@ def _conversion_progress(path: Path, tensors: int) -> Iterator[Callable[[int], N
     from tsugiki.io.progress import ProgressDisplay
 
     display = ProgressDisplay()
-    label = f"converting {path.name} ({format_size(path.stat().st_size)})"
+    label = _("converting {name} ({size})").format(name=path.name, size=format_size(path.stat().st_size))
     if display.is_quiet:
-        display.say(f"{label}; the result is cached for later runs")
+        display.say(_("{label}; the result is cached for later runs").format(label=label))
     with display.stage(label, tensors) as advance:
         yield advance
 
 
 def _write_error(error: TsugikiError) -> TsugikiError:
-    return TsugikiError(f"{error}; XDG_CACHE_HOME sets where converted models are kept")
+    return TsugikiError(_("{error}; XDG_CACHE_HOME sets where converted models are kept").format(error=error))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -78,12 +79,16 @@ def read_header(path: Path) -> GgufHeader:
     """
     try:
         if not is_gguf(path):
-            raise TsugikiError(f"{path} is not a GGUF file: it does not begin with the letters GGUF")
+            raise TsugikiError(
+                _("{path} is not a GGUF file: it does not begin with the letters GGUF").format(path=path)
+            )
         require_gguf()
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
     except OSError as error:
-        raise TsugikiError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("{path} cannot be read: {reason}").format(path=path, reason=error.strerror or error)
+        ) from error
 
 
 def require_gguf() -> None:
@@ -91,7 +96,7 @@ def require_gguf() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise TsugikiError("a GGUF file needs the gguf package: pip install 'tsugiki[gguf]'") from error
+        raise TsugikiError(_("a GGUF file needs the gguf package: pip install 'tsugiki[gguf]'")) from error
 
 
 class _Cursor:
@@ -106,7 +111,9 @@ class _Cursor:
         """Move forward by `length` bytes and return the position before."""
         begin, self.position = self.position, self.position + length
         if self.position > len(self.data):
-            raise TsugikiError(f"{self.path} is truncated or damaged: it ends within its header; download it again")
+            raise TsugikiError(
+                _("{path} is truncated or damaged: it ends within its header; download it again").format(path=self.path)
+            )
         return begin
 
     def numbers(self, format: str, count: int = 1) -> tuple[Any, ...]:
@@ -129,19 +136,31 @@ class _Cursor:
         if type == _STRING:
             return self.text()
         if type != _ARRAY:
-            raise TsugikiError(f"{self.path} is damaged: its header has a value of the unknown type {type}")
+            raise TsugikiError(
+                _("{path} is damaged: its header has a value of the unknown type {type}").format(
+                    path=self.path, type=type
+                )
+            )
         element, count = self.number("I"), self.number("Q")
         if element in _NUMBERS:
             return list(self.numbers(_NUMBERS[element], count))
         if element != _STRING:
-            raise TsugikiError(f"{self.path} is damaged: its header has a list of the unknown type {element}")
+            raise TsugikiError(
+                _("{path} is damaged: its header has a list of the unknown type {element}").format(
+                    path=self.path, element=element
+                )
+            )
         return [self.text() for _ in range(count)]
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Read the name, shape, type number and offset of a tensor."""
         name, dimensions = self.text(), self.number("I")
         if dimensions > _MAX_DIMENSIONS:
-            raise TsugikiError(f"{self.path} is damaged: {error_text(name, 100)} has {dimensions:,} dimensions")
+            raise TsugikiError(
+                _("{path} is damaged: {name} has {dimensions:,} dimensions").format(
+                    path=self.path, name=error_text(name, 100), dimensions=dimensions
+                )
+            )
         shape = self.numbers("Q", dimensions)[::-1]
         return name, shape, self.number("I"), self.number("Q")
 
@@ -153,15 +172,18 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     version = cursor.number("I")
     if version not in _VERSIONS:
         raise TsugikiError(
-            f"{path} has version {version} of the GGUF format; versions {' and '.join(map(str, _VERSIONS))}, "
-            "little-endian, can be read"
+            _(
+                "{path} has version {version} of the GGUF format; versions {versions}, little-endian, can be read"
+            ).format(path=path, version=version, versions=" and ".join(map(str, _VERSIONS)))
         )
     tensor_count, value_count = cursor.numbers("Q", 2)
     metadata = {cursor.text(): cursor.value(cursor.number("I")) for _ in range(value_count)}
     descriptions = [cursor.tensor() for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
-        raise TsugikiError(f"{path} is damaged: its alignment is {alignment!r}")
+        raise TsugikiError(
+            _("{path} is damaged: its alignment is {alignment!r}").format(path=path, alignment=alignment)
+        )
     start = -(-cursor.position // alignment) * alignment
     tensors = []
     for name, shape, number, offset in descriptions:
@@ -169,18 +191,25 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
             type = GGMLQuantizationType(number)
         except ValueError as error:
             raise TsugikiError(
-                f"{path}: {error_text(name, 100)} has a quantisation (type {number}) that the installed gguf package "
-                "does not know"
+                _(
+                    "{path}: {name} has a quantisation (type {number}) that the installed gguf package does not know"
+                ).format(path=path, name=error_text(name, 100), number=number)
             ) from error
         block, size = GGML_QUANT_SIZES[type]
         begin = start + offset
         tensors.append(GgufTensor(name, type, shape, begin, begin + prod(shape) // block * size))
     expected = max((tensor.end for tensor in tensors), default=0)
     if expected > len(data):
-        raise TsugikiError(f"{path} is truncated: it has {len(data):,} of {expected:,} bytes; download it again")
+        raise TsugikiError(
+            _("{path} is truncated: it has {count:,} of {expected:,} bytes; download it again").format(
+                path=path, count=len(data), expected=expected
+            )
+        )
     in_order = sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
     for one, other in pairwise(in_order):  # reading the same bytes for thousands of tensors would take hours
         if other.begin < one.end:
             names = summarise_list([one.name, other.name])
-            raise TsugikiError(f"{path} is damaged: the values of {names} overlap; download it again")
+            raise TsugikiError(
+                _("{path} is damaged: the values of {names} overlap; download it again").format(path=path, names=names)
+            )
     return GgufHeader(metadata, tuple(tensors), start)

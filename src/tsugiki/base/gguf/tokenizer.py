@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.base.gguf.file import GgufHeader
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,8 +70,10 @@ def _set_splitting(backend: "Tokenizer", pre: str, file: str) -> None:
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     elif pre not in (*_AS_GPT2, *_SPLIT_BY_TRANSFORMERS):
         warnings.warn(
-            f"{file} splits text before tokenisation in a way that Tsugiki does not know ({pre or 'unnamed'}); it is "
-            "split as for GPT-2, and some tokens may differ from llama.cpp's",
+            _(
+                "{file} splits text before tokenisation in a way that Tsugiki does not know ({value}); it is split "
+                "as for GPT-2, and some tokens may differ from llama.cpp's"
+            ).format(file=file, value=pre or "unnamed"),
             stacklevel=2,
         )
 
