@@ -17,6 +17,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "tsugiki train --model embedded --data kajii.jsonl --out runs/short --minutes 10 --prompts 檸檬は",
             "tsugiki train --model USER/NAME --data chat.jsonl --out runs/chat --method dora --r 8",
             "tsugiki train run.yaml --learning-rate 2e-4",
+            "tsugiki train --resume runs/kajii --epochs 6",
             "tsugiki train --print-config",
         ),
         "preview": (
@@ -25,7 +26,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "pretrain": (
             "tsugiki pretrain examples/embedded_base/pretrain.yaml",
-            "tsugiki pretrain examples/embedded_base/pretrain.yaml --resume",
+            "tsugiki pretrain --resume runs/base",
         ),
         "methods": ("tsugiki methods", "tsugiki methods dora", "tsugiki methods targets --model USER/NAME"),
         "compare": ("tsugiki compare examples/recipes/twin-compare.yaml --data kajii.jsonl",),

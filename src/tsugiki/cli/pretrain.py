@@ -14,23 +14,35 @@ from tsugiki.train.workflows.pretrain_config import PretrainConfig
 
 @with_flags(PretrainConfig)
 def pretrain_command(
-    config: Annotated[Path, typer.Argument(help="YAML file of settings. Flags override it.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file of settings, which flags override; with --resume, the folder of a run.")
+    ],
     settings: Any = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel="Output")
+        bool,
+        typer.Option(
+            "--resume", help="Continue a run: `--resume FOLDER` needs nothing else.", rich_help_panel="Output"
+        ),
     ] = False,
     processes: Processes = 1,
 ) -> None:
     """Train a model from scratch: first its tokenizer, then its weights."""
+    from tsugiki.cli.resuming import go_to_working_directory, named_folder, resumed_settings
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
     from tsugiki.train.workflows.pretrain import pretrain
     from tsugiki.train.workflows.pretrain_config import load_pretrain_config
 
-    pretrain_config = load_pretrain_config(config, settings)
+    folder = named_folder(config, resume)
     if start_processes(processes):
         return
-    with continued_by(["pretrain", str(config), "--out", pretrain_config.out, "--resume"]):
+    if folder is None:
+        pretrain_config = load_pretrain_config(config, settings)
+        words = ["pretrain", str(config), "--out", pretrain_config.out, "--resume"]
+    else:
+        pretrain_config = resumed_settings(PretrainConfig, go_to_working_directory(folder), settings, None)
+        words = ["pretrain", "--resume", str(folder)]
+    with continued_by(words):
         record = pretrain(pretrain_config, resume=resume)
     if is_main_process():
         print_summary(record, write_report(Path(pretrain_config.out)))

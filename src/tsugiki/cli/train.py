@@ -19,7 +19,10 @@ _STAGES = "stages"
 
 @with_flags(RunConfig, exclude=["method_config"])
 def train_command(
-    config: Annotated[Path | None, typer.Argument(help="YAML file of settings. Flags override it.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="YAML file of settings, which flags override; with --resume, the folder of a run."),
+    ] = None,
     settings: Any = None,
     set_: Annotated[
         list[str] | None,
@@ -38,7 +41,15 @@ def train_command(
         ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel="Output")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue a run: `--resume FOLDER` needs nothing else. A finished run goes on with larger --epochs.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel="Output")
     ] = False,
     print_config: Annotated[
         bool,
@@ -52,6 +63,7 @@ def train_command(
 ) -> None:
     """Train an adapter, or a whole model, on texts."""
     from tsugiki.cli.checks import check_new_folder, check_settings
+    from tsugiki.cli.resuming import go_to_working_directory, named_folder, resumed_settings
     from tsugiki.train.config import CHAPTER, RunConfig, load_config, merged_settings, read_yaml
 
     method_settings, preset = dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {}
@@ -60,26 +72,38 @@ def train_command(
 
         typer.echo(settings_text(RunConfig, merged_settings(config, settings, method_settings, preset)), nl=False)
         return
-    in_file = read_yaml(config) if config is not None else {}
-    if config is not None and _STAGES in in_file:
+    folder = named_folder(config, resume)
+    path = config if folder is None else None
+    in_file = read_yaml(path) if path is not None else {}
+    if path is not None and _STAGES in in_file:
         if set_ or as_chapter:
-            raise TsugikiError(_("{path} has stages: write the settings of each into the file").format(path=config))
-        _train_in_stages({**in_file, **settings}, config)
+            raise TsugikiError(_("{path} has stages: write the settings of each into the file").format(path=path))
+        _train_in_stages({**in_file, **settings}, path)
         return
     given = {**in_file, **settings}
-    check_settings(given)
+    out = folder or (Path(given["out"]) if given.get("out") else None)
     if not resume:
-        check_new_folder(str(given["out"]))
+        check_settings(given)
+        if not overwrite:
+            check_new_folder(str(given["out"]))
+    elif out is None:
+        raise TsugikiError(_("--resume needs the folder of a run: tsugiki train --resume runs/text"))
 
+    if start_processes(processes):
+        return
     from tsugiki.cli.summary import print_summary
     from tsugiki.report.run import write_report
     from tsugiki.train.run import train
 
-    run_config = load_config(config, settings, method_settings, preset)
-    if start_processes(processes):
-        return
-    with continued_by(["train", "--resume", run_config.out]):
-        record = train(run_config, resume=resume)
+    words = ["train", "--resume", str(out)]
+    with continued_by(words):
+        if resume:
+            assert out is not None
+            merged = merged_settings(path, settings, method_settings, preset)
+            run_config = resumed_settings(RunConfig, go_to_working_directory(out) if folder else out, merged, path)
+        else:
+            run_config = load_config(path, settings, method_settings, preset)
+        record = train(run_config, resume=resume, overwrite=overwrite)
     if is_main_process():
         print_summary(record, write_report(Path(run_config.out)))
 

@@ -148,7 +148,7 @@ def _public_metadata(metadata: Metadata, base: str | None) -> Metadata:
 
 def _public_record(record: RunRecord, base: str | None) -> RunRecord:
     """Return the record without paths of this machine and without the names of the data's records."""
-    public = record.to_json()
+    public = record.to_json() | {"working_directory": None}
     public["config"] = _public(_without(public["config"], "model", "out") | ({"model": base} if base else {}))
     if public["base"]:
         public["base"]["name"] = base

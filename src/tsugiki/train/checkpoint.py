@@ -32,7 +32,7 @@ from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.language import _
-from tsugiki.train.run_folder import checkpoints
+from tsugiki.train.run_folder import checkpoint_step, checkpoints
 
 _OPTIMIZER, _TRAINING, _TRAINER_V0_1 = "optimizer.safetensors", "training.json", "trainer_state.json"
 
@@ -48,7 +48,7 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """The number of optimiser steps that were done."""
-        return _step(self.folder)
+        return checkpoint_step(self.folder)
 
 
 def save_training_state(
@@ -135,13 +135,9 @@ def keep_newest(folder: Path, count: int, best: int | None = None) -> None:
     """Delete all checkpoints in a folder except the newest `count`, and that of the step `best`."""
     found = checkpoints(folder)
     for path in found[: max(len(found) - count, 0)]:
-        if _step(path) != best:
+        if checkpoint_step(path) != best:
             with suppress(TsugikiError):
                 remove_folder(path)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
 
 
 def _check(folder: Path) -> Checkpoint:

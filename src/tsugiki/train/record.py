@@ -239,6 +239,9 @@ class RunRecord(BaseModel):
     status: Literal["running", "finished"] = "running"
     versions: dict[str, str] = Field(default_factory=lambda: library_versions())
     """Library -> version."""
+    working_directory: str | None = None
+    """Where the run was started; paths in the settings that are relative start there. None in a record that was pushed
+    to the hub."""
     earlier_versions: list[dict[str, str]] = Field(default_factory=list)
     """The versions with which the run was started, and resumed before, if they were other ones."""
     machine: Machine | None = None
@@ -321,7 +324,7 @@ def library_versions() -> dict[str, str]:
 
 def new_record(settings: dict[str, Any]) -> RunRecord:
     """Return the record of a run with these settings (from `to_record`) that has not started."""
-    return RunRecord(config=RecordedConfig.model_validate(settings))
+    return RunRecord(config=RecordedConfig.model_validate(settings), working_directory=os.getcwd())
 
 
 def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:

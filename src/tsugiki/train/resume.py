@@ -1,7 +1,7 @@
 """Start a run in a folder, or continue the one that it holds."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,17 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.train.checkpoint import load_training_state, newest_checkpoint
 from tsugiki.train.config import RunConfig
 from tsugiki.train.processes import on_main
-from tsugiki.train.record import RunRecord, new_record, parse_record, read_record
+from tsugiki.train.record import RecordedConfig, RunRecord, new_record, parse_record, read_record
 from tsugiki.train.run_folder import CHECKPOINTS, refuse_earlier_run
+
+LENGTH = ("epochs", "max_steps", "minutes")
+"""The settings that give the length of a run."""
+_MAY_CHANGE = frozenset({*LENGTH, "patience", "prompts", "report_to", "sample_steps", "sample_tokens", "save_steps"})
+"""The settings that a run can be continued with other values of."""
 
 
 def start_or_resume(
-    accelerator: Accelerator, settings: dict[str, Any], out: Path, resume: bool
+    accelerator: Accelerator, settings: dict[str, Any], out: Path, resume: bool, overwrite: bool = False
 ) -> tuple[RunRecord, Path | None]:
     """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
 
@@ -29,12 +34,42 @@ def start_or_resume(
         settings: the settings, as `to_record` returns them.
         out: the run's folder.
         resume: continue the run that the folder holds, instead of starting a new one.
+        overwrite: start a new run although the folder holds one.
 
     Raises:
-        TsugikiError: the folder already holds a run (without `resume`), holds none that can be resumed (with `resume`),
-            or all of its checkpoints are damaged.
+        TsugikiError: the folder already holds a run (without `resume` or `overwrite`), holds none that can be resumed
+            (with `resume`), or all of its checkpoints are damaged.
     """
-    return on_main(accelerator, lambda: _resume(settings, out) if resume else (_start(settings, out), None))
+    if resume:
+        return on_main(accelerator, lambda: _resume(settings, out))
+    if not overwrite:
+        on_main(accelerator, lambda: refuse_earlier_run(out))
+    return on_main(accelerator, lambda: new_record(settings)), None
+
+
+def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the run in a folder, nested as in a YAML file, without those that are defaults.
+
+    Args:
+        out: the folder.
+        defaults: setting -> default, nested.
+
+    Raises:
+        TsugikiError: the folder holds no run.
+    """
+    return _other_than(_read_record(out).config.to_dict(), defaults)
+
+
+def _other_than(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value = _other_than(value, default)
+            default = {}
+        if name not in defaults or value != default:
+            found[name] = value
+    return found
 
 
 def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
@@ -61,22 +96,23 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     return record
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the differences between two recorded configs in one line; empty if only the folder differs."""
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()) -> str:
+    """Return the differences between two recorded configs in one line; empty if only the folder differs.
+
+    Args:
+        before: the settings of a run.
+        now: others.
+        may_change: full names of settings that are not compared.
+    """
     old, new = flat_settings(before), flat_settings(now)
     if "lora.r" in old:  # settings of LoRA that are newer than the run have their defaults
         old = {**{f"lora.{field.name}": field.default for field in fields(LoraConfig)}, **old}
-    changed = [name for name in {**new, **old} if new.get(name) != old.get(name) and name != "out"]
+    compared = (name for name in {**new, **old} if name != "out" and name not in may_change)
+    changed = [name for name in compared if new.get(name) != old.get(name)]
     return ", ".join(
         _("{name} (was {old!r}, now {new!r})").format(name=name, old=old.get(name), new=new.get(name))
         for name in changed
     )
-
-
-def _start(settings: dict[str, Any], out: Path) -> RunRecord:
-    """Return the record of a new run, after checking that its folder holds no other run."""
-    refuse_earlier_run(out)
-    return new_record(settings)
 
 
 def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
@@ -85,24 +121,40 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     The record is that in the checkpoint, so it has nothing of what the run did after the checkpoint.
     """
     record = _read_record(out)
-    if record.status == "finished":
-        raise TsugikiError(_("the run in {out} is finished; there is nothing to resume").format(out=out))
-    changed = changed_settings(record.config.to_dict(), settings)
+    recorded = record.config.to_dict()
+    changed = changed_settings(recorded, settings, _MAY_CHANGE)
     if changed:
         raise TsugikiError(
             _("the run in {out} was started with other settings: {changed}").format(out=out, changed=changed)
         )
+    if record.status == "finished" and not _has_other_length(recorded, settings):
+        steps = record.resolved_settings.get("steps", record.training.steps if record.training else 0)
+        raise TsugikiError(
+            _(
+                "the run in {out} is finished, after {steps} steps; a larger --epochs or --max-steps, or more "
+                "--minutes, continues it"
+            ).format(out=out, steps=steps)
+        )
     checkpoint = newest_checkpoint(out / CHECKPOINTS)
     if checkpoint is None:
         record.forget_after(-1)
-        return record, None
-    if checkpoint.record is None:
+        folder = None
+    elif checkpoint.record is None:
         record.forget_after(checkpoint.step)
-        return record, checkpoint.folder
-    record = parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
-    if load_training_state(checkpoint.folder)[2]["callbacks_pending"]:
-        record.forget_after(checkpoint.step - 1)  # what was evaluated and sampled after the step is repeated
-    return record, checkpoint.folder
+        folder = checkpoint.folder
+    else:
+        record, folder = parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE), checkpoint.folder
+        if load_training_state(checkpoint.folder)[2]["callbacks_pending"]:
+            record.forget_after(checkpoint.step - 1)  # what was evaluated and sampled after the step is repeated
+    if _has_other_length(record.config.to_dict(), settings):
+        record.resolved_settings.pop("steps", None)
+    record.config = RecordedConfig.model_validate(settings)
+    record.status = "running"
+    return record, folder
+
+
+def _has_other_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return any(before.get(name) != now.get(name) for name in LENGTH)
 
 
 def _read_record(out: Path) -> RunRecord:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR
 
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.metadata import source_adapter
@@ -80,7 +81,7 @@ from tsugiki.train.record import (
     library_versions,
 )
 from tsugiki.train.resume import flat_settings, start_or_resume
-from tsugiki.train.run_folder import CHECKPOINTS
+from tsugiki.train.run_folder import CHECKPOINTS, checkpoint_step, remove_run
 from tsugiki.train.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 from tsugiki.train.state import Progress
 
@@ -92,13 +93,17 @@ LOGS = "logs"
 _KEPT_CHECKPOINTS = 2
 
 
-def train(config: RunConfig, resume: bool = False, progress: RunProgress | None = None) -> RunRecord:
+def train(
+    config: RunConfig, resume: bool = False, progress: RunProgress | None = None, overwrite: bool = False
+) -> RunRecord:
     """Train as `config` describes. The folder `config.out` then holds the adapter or model, and `run.json`.
 
     Args:
         config: the settings.
-        resume: continue from the newest checkpoint in `config.out`.
+        resume: continue from the newest checkpoint in `config.out`. Only the length of the run, its prompts and how
+            often it saves can be other ones; with a larger length, a finished run goes on.
         progress: where to show the progress; None: a new display on standard error.
+        overwrite: remove the run that `config.out` holds, before the first step.
 
     Returns:
         The record of the finished run.
@@ -112,9 +117,9 @@ def train(config: RunConfig, resume: bool = False, progress: RunProgress | None 
         progress or RunProgress(shown=accelerator.is_main_process) as display,
         sole_run(accelerator, out),
     ):
-        record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume)
+        record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume, overwrite)
         model, tokenizer, data = load(accelerator, config, display)
-        run(accelerator, config, model, tokenizer, data, record, checkpoint, display)
+        run(accelerator, config, model, tokenizer, data, record, checkpoint, display, overwrite)
     return record
 
 
@@ -179,6 +184,7 @@ def run(
     record: RunRecord,
     checkpoint: Path | None,
     display: RunProgress,
+    overwrite: bool = False,
 ) -> None:
     """Train a loaded model in place, and write the result and the record to `config.out`.
 
@@ -191,6 +197,7 @@ def run(
         record: the record of the run, from `start_or_resume`; it is completed here.
         checkpoint: the checkpoint to continue from.
         display: where to show the progress.
+        overwrite: remove the run that `config.out` holds.
 
     Raises:
         TsugikiError: an error that the user can correct.
@@ -208,6 +215,8 @@ def run(
         if measured is not None:
             config = with_values(config, learning_rate=measured.learning_rate)
             chosen["learning_rate"], record.rate_probe = measured.learning_rate, measured.points
+    if checkpoint is not None and "steps" not in before:
+        config, chosen = _with_new_length(config, chosen, checkpoint_step(checkpoint), display)
     resolved = prepared | chosen
     parameters = _describe(accelerator, record, config, model, data, resolved)
     check_agreement(
@@ -231,6 +240,8 @@ def run(
     _print_header(config.model, parameters, data, display)
     if accelerator.device.type == "cpu" and resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
         display.say(_("processors are slow in fp16; bf16 or fp32 is faster here"))
+    if overwrite:
+        on_main(accelerator, lambda: remove_run(out))
     accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
     restore = partial(_restore, accelerator, model, out / CHECKPOINTS)
     try:
@@ -243,7 +254,7 @@ def run(
             if can_restart and len(record.restarts) < MOST_RESTARTS:
                 loop.callbacks.append(DivergenceCheck(config.batch_size))
             if checkpoint is not None:
-                _load_training_state(loop, checkpoint)
+                _load_training_state(loop, checkpoint, is_longer="steps" not in before)
             if accelerator.is_main_process:
                 record.write(out)
             try:
@@ -263,6 +274,35 @@ def run(
     except WriteError as error:
         raise WriteError(_("{error}; finished steps are kept: continue with --resume").format(error=error)) from error
     accelerator.wait_for_everyone()
+
+
+def _with_new_length(
+    config: ResolvedConfig, chosen: dict[str, Any], done: int, display: RunProgress
+) -> tuple[ResolvedConfig, dict[str, Any]]:
+    """Return the settings and what was chosen for a run that is continued with another length.
+
+    Args:
+        config: the settings; with `minutes`, their steps are those that can still be done.
+        chosen: what was chosen, with the number of steps.
+        done: steps that were done before.
+        display: says what happens.
+
+    Raises:
+        TsugikiError: no step is left.
+    """
+    steps = chosen["steps"] + (done if config.minutes is not None else 0)
+    if steps <= done:
+        raise TsugikiError(
+            _("the run in {out} has done {done} steps, and its new length is {steps}: give a larger one").format(
+                out=config.out, done=done, steps=steps
+            )
+        )
+    display.say(
+        _(
+            "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} steps"
+        ).format(done=done, steps=steps)
+    )
+    return with_values(config, max_steps=steps), {**chosen, "steps": steps}
 
 
 def _with_lower_rate(
@@ -314,7 +354,8 @@ def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, s
     return True
 
 
-def _load_training_state(loop: TrainingLoop, folder: Path) -> None:
+def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> None:
+    """Load the state of the optimiser, the schedule and the progress; `is_longer`: the run has another length now."""
     optimizer, schedule, progress = load_training_state(folder)
     loop.optimizer.load_state_dict(split_optimizer_state(loop.optimizer, optimizer))
     loop.schedule.load_state_dict(schedule)
@@ -322,6 +363,13 @@ def _load_training_state(loop: TrainingLoop, folder: Path) -> None:
         loop.gradients.scaler.load_state_dict(scaler)
     curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]
     loop.progress = Progress(**progress, loss_curve=curve)
+    if loop.progress.step < loop.steps and is_longer:
+        loop.progress.stopped, loop.progress.evaluations_since_best = False, 0
+        # The state of the optimiser has the rate of the former schedule, which is 0 at its end.
+        assert isinstance(loop.schedule, LambdaLR)
+        factors = zip(loop.optimizer.param_groups, loop.schedule.base_lrs, loop.schedule.lr_lambdas, strict=True)
+        for group, rate, factor in factors:
+            group["lr"] = rate * factor(loop.progress.step)
 
 
 def _describe(

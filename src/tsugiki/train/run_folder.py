@@ -1,9 +1,21 @@
 """What the folder of a run holds, told by the names of its files. This module does not import torch."""
 
+import shlex
 from pathlib import Path
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
+from tsugiki.io.atomic import remove_folder
+from tsugiki.io.file_names import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    METADATA_FILE,
+    MODEL_CONFIG_FILE,
+    MODEL_FILE,
+    MODEL_FILES,
+    MODEL_INDEX_FILE,
+    RECORD_FILE,
+    TOKENIZER_FILES,
+)
 from tsugiki.language import _
 
 CHECKPOINTS = "checkpoints"
@@ -13,7 +25,12 @@ CHECKPOINTS = "checkpoints"
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Return the number of optimiser steps that were done when a checkpoint was written."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def refuse_earlier_run(out: Path) -> None:
@@ -24,5 +41,27 @@ def refuse_earlier_run(out: Path) -> None:
     """
     if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
         raise TsugikiError(
-            _("{out} already holds a run; choose another --out, or continue the run with --resume").format(out=out)
+            _(
+                "{out} already holds a run: choose another --out, continue it (tsugiki train --resume {quoted}), or "
+                "replace it with --overwrite"
+            ).format(out=out, quoted=shlex.quote(str(out)))
         )
+
+
+def remove_run(out: Path) -> None:
+    """Remove the files and checkpoints that a run has written into its folder; other files are kept.
+
+    Raises:
+        TsugikiError: a file cannot be removed.
+    """
+    if (out / CHECKPOINTS).exists():
+        remove_folder(out / CHECKPOINTS)
+    patterns = (RECORD_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, "report.html", MODEL_CONFIG_FILE)
+    for pattern in (*patterns, "generation_config.json", MODEL_FILES, MODEL_INDEX_FILE, *TOKENIZER_FILES):
+        for path in out.glob(pattern):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise TsugikiError(
+                    _("cannot remove {path}: {reason}").format(path=path, reason=error.strerror or error)
+                ) from error

@@ -1,0 +1,143 @@
+"""`tsugiki train --resume FOLDER`: settings from the record, what may change, from any directory, and after the end."""
+
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.runs import TRAIN
+from tsugiki.train.gradients import Gradients
+from tsugiki.train.record import read_record
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, signals: int = 1) -> None:
+    """Press Ctrl-C during a step."""
+    gradients = Gradients.step
+
+    def interrupted(self: Gradients, number: int, stop: bool = False) -> object:
+        if number == step - 1:
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGINT)
+        return gradients(self, number, stop)
+
+    monkeypatch.setattr(Gradients, "step", interrupted)
+
+
+@pytest.fixture
+def interrupted(base: str, run, tmp_path: Path) -> str:
+    """What a run of 4 steps printed, which Ctrl-C has ended after step 2; its base and data have relative paths."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(2, patch)
+        status, _, err = run("train", "--model", "base", *TRAIN, "--max-steps", "4", "--r", "4", "--prompts", "枝")
+    assert status == 130
+    return err
+
+
+def test_ctrl_c_names_the_command_that_continues_the_run(interrupted: str, run):
+    line = interrupted.splitlines()[-1]
+    assert "step 2 of 4" in line
+    words = shlex.split(line.partition("to continue: ")[2])
+    assert words == ["tsugiki", "train", "--resume", "run"]
+    status, out, _ = run(*words[1:])
+    assert (status, "perplexity" in out) == (0, True)
+    record = read_record(Path("run"))
+    assert (record.status, record.config.max_steps, record.resolved_settings["steps"]) == ("finished", 4, 4)
+    assert record.config.lora is not None
+    assert record.config.lora.r == 4
+
+
+def test_a_run_is_continued_from_any_directory_and_by_the_name_of_its_record(
+    interrupted: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("train", "--resume", "../run/run.json")[0] == 0
+    assert read_record(tmp_path / "run").status == "finished"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_the_length_and_the_prompts_may_change_and_nothing_else(interrupted: str, run):
+    status, _, err = run("train", "--resume", "run", "--learning-rate", "0.02")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "learning_rate (was 0.01, now 0.02)" in err
+    assert run("train", "--resume", "run", "--epochs", "1", "--prompts", "雨")[0] == 0
+    record = read_record(Path("run"))
+    assert (record.config.max_steps, record.config.epochs, record.config.prompts) == (None, 1, ["雨"])
+    assert record.training is not None
+    assert record.training.steps > 4
+
+
+def test_a_finished_run_goes_on_with_the_schedule_of_a_longer_run(interrupted: str, run):
+    assert run("train", "--resume", "run")[0] == 0
+    status, _, err = run("train", "--resume", "run")
+    assert (status, "after 4 steps" in err) == (2, True)
+    status, _, err = run("train", "--resume", "run", "--max-steps", "3")
+    assert (status, "has done 4 steps" in err) == (2, True)
+    assert read_record(Path("run")).status == "finished"
+    status, _, err = run("train", "--resume", "run", "--max-steps", "8")
+    assert (status, "from step 4 to 8" in err) == (0, True)
+    record = read_record(Path("run"))
+    assert (record.status, record.resolved_settings["steps"], record.training and record.training.steps) == (
+        "finished",
+        8,
+        8,
+    )
+    rates = {point.step: point.learning_rate for point in record.loss_curve}
+    assert rates[5] == pytest.approx(0.01 * 4 / 8)
+    assert rates[8] == pytest.approx(0.01 / 8)
+    assert [entry.step for entry in record.evaluations] == [0, 2, 6, 8]
+
+
+def test_more_minutes_are_added_to_a_finished_run(interrupted: str, run, monkeypatch: pytest.MonkeyPatch):
+    assert run("train", "--resume", "run")[0] == 0
+    monkeypatch.setattr("tsugiki.train.prepare_loop.rows_in_time", lambda *_: 32)
+    assert run("train", "--resume", "run", "--minutes", "5")[0] == 0
+    record = read_record(Path("run"))
+    assert record.training is not None
+    assert record.training.steps == record.resolved_settings["steps"] > 4
+
+
+def test_the_old_form_continues_a_run(base: str, interrupted: str, run):
+    status, _, err = run("train", "--model", "base", *TRAIN, "--max-steps", "4", "--resume")
+    assert status == 0, err
+    assert read_record(Path("run")).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--resume",), "--resume runs/text"),
+        (("--resume", "nowhere"), "nowhere holds no run"),
+        (("--resume", "base"), "base holds no run"),
+        (("base",), "--resume base"),
+    ],
+)
+def test_what_cannot_be_continued_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):
+    status, out, err = run("train", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_a_run_in_the_folder_is_kept_until_overwrite_replaces_it(interrupted: str, run, tmp_path: Path):
+    arguments = ("train", "--model", "base", *TRAIN)
+    status, _, err = run(*arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert all(said in err for said in ("--out", "tsugiki train --resume run", "--overwrite"))
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert run(*arguments, "--overwrite", "--target-modules", "nosuch")[0] == 2
+    assert read_record(tmp_path / "run").config.max_steps == 4
+    assert run(*arguments, "--overwrite")[0] == 0
+    record = read_record(tmp_path / "run")
+    assert (record.status, record.config.max_steps) == ("finished", 2)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_a_second_ctrl_c_stops_at_once(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    stop_after(2, monkeypatch, signals=2)
+    status, _, err = run("train", "--model", "base", *TRAIN, "--max-steps", "4")
+    assert status == 130
+    assert "at once" in err.splitlines()[-1]
+    assert not (Path("run") / "checkpoints" / "checkpoint-2").exists()
