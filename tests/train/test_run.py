@@ -86,6 +86,14 @@ def test_other_settings_are_not_resumed(tmp_path: Path):
         train(config, resume=True)
 
 
+def test_the_retention_text_that_comes_with_tsugiki(tmp_path: Path):
+    config = settings(tmp_path, max_steps=1, prompts=[], retention_data="embedded", held_out_characters=1000)
+    record = train(config)
+    assert [entry.step for entry in record.retention_evaluations] == [0, 1]
+    assert len(record.retention_evaluations[0].documents) > 1
+    assert record.config.retention_data == "embedded"
+
+
 @pytest.mark.parametrize("path", ["own.txt", "texts/0.txt", "base-gpt2/tokenizer.json"])
 def test_a_run_is_not_resumed_on_other_inputs(path: str, tmp_path: Path):
     (tmp_path / "own.txt").write_text(TEXT[500:900])

@@ -34,7 +34,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         )
     check_model(settings["model"])
     for name in ("data", "retention_data"):
-        if isinstance(settings.get(name), str):
+        comes_with_tsugiki = name == "retention_data" and settings.get(name) == "embedded"
+        if isinstance(settings.get(name), str) and not comes_with_tsugiki:
             check_data(settings[name])
 
 

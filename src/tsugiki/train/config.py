@@ -125,7 +125,8 @@ class TrainingSettings(BaseModel):
     """Approximate number of held-out characters to evaluate, in windows spread evenly over the text."""
     retention_data: str | None = Field(default=None, min_length=1)
     """Text like the base's own training data, to measure what the model forgets: it is evaluated before and after
-    training. Same formats as data."""
+    training. Same formats as data. embedded: ten short pieces in modern Japanese that come with Tsugiki, for the model
+    of that name."""
     eval_steps: int | None = Field(default=None, ge=1)
     """Steps between evaluations during the run. Default: 4 to 8 of them, or 2 or 3 in a very short run."""
     save_steps: int | None = Field(default=None, ge=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from tsugiki.base.context import context_length
 from tsugiki.base.inference import seeded
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
@@ -158,7 +160,7 @@ def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: s
     if config.mix is not None:
         digests["mix"] = content_key(parse_mix(config.mix)[0])
     if config.retention_data is not None:
-        digests["retention_data"] = content_key(config.retention_data)
+        digests["retention_data"] = content_key(_retention_source(config.retention_data))
     return combined_digest(digests)
 
 
@@ -314,11 +316,17 @@ def _dataset_split(
         learns_conversations=Conversation in record_kinds(config.data),
         near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
     )
-    data = config.retention_data
-    retention_windows = read_windows(data, config.held_out_characters) if data is not None else []
+    retention_windows = []
+    if config.retention_data is not None:
+        retention_windows = read_windows(_retention_source(config.retention_data), config.held_out_characters)
     chooses = [] if validation is None else validation.windows
     not_learned = [held_out, *([] if validation is None else [validation])]
     return DatasetSplit(store, train, not_learned, windows, chooses, retention_windows, summary, notes)
+
+
+def _retention_source(name: str) -> str:
+    """Return what the setting `retention_data` names: the text that comes with Tsugiki, or the user's."""
+    return str(files("tsugiki") / "assets" / "retention") if name == EMBEDDED else name
 
 
 def _with_mixed_text(
