@@ -99,7 +99,7 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
 
 
 def evaluate(
-    data: str,
+    data: str | Sequence[str],
     *,
     model: str | Sequence[str] = (),
     adapter: str | Sequence[str] = (),
@@ -112,7 +112,7 @@ def evaluate(
     """Evaluate models and adapters on the same text, as `tsugiki eval` does.
 
     Args:
-        data: the text, in a format of the training data.
+        data: the text, in a format of the training data, or several.
         model: name of a model, or several names: 'embedded', a folder, a GGUF file or a hub id.
         adapter: folder of an adapter or its name in the library, or several. Its base is `model` if that is one name,
             otherwise the base that its files name.

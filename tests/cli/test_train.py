@@ -58,7 +58,6 @@ def test_an_interrupted_run_says_how_to_go_on(base: str, run, monkeypatch: pytes
 def test_bad_input_is_one_line_and_leaves_nothing(
     arguments: tuple[str, ...], said: str, base: str, run, tmp_path: Path
 ):
-    (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary.txt").write_bytes(b"\x00\xff\x81")
     status, out, err = run("train", "--model", base, *TRAIN, *arguments)
     errors = [line for line in err.splitlines() if line.startswith("tsugiki: ")]

@@ -94,7 +94,7 @@ def test_a_folder_is_read_in_order_of_names(tmp_path: Path):
     (tmp_path / "sub" / "c.jsonl").write_text('{"text": "三"}\n\n{"text": "四", "title": "x"}\n')
     (tmp_path / "sub" / "D.CSV").write_text("prompt,completion\na,b\n")
     (tmp_path / "a.txt").write_text("一")
-    (tmp_path / "notes.md").write_text("not read")
+    (tmp_path / "README.md").write_text("not read")
     (tmp_path / "blank.txt").write_text(" \n")
     records = read(tmp_path)
     assert [record.text for record in records] == ["一", "二", "ab", "三", "四"]
@@ -146,7 +146,7 @@ BAD = {
     "empty lines": ("a.jsonl", "\n\n", "is empty"),
     "header alone": ("a.csv", "text\n", "is empty"),
     "blank": ("a.txt", " \n\u3000", "is empty"),
-    "other kind": ("a.pdf", "x", ".pdf .*use .txt, .jsonl, .csv or .parquet"),
+    "other kind": ("a.pdf", "x", ".pdf .*use .txt, .md, .jsonl, .json, .csv, .parquet, .epub or .zip"),
     "no kind": ("a", "x", "without a suffix"),
     "no parquet": ("a.parquet", "x", "a.parquet cannot be read as Parquet"),
 }
@@ -196,7 +196,7 @@ def test_missing_data(tmp_path: Path):
     ):
         with pytest.raises(TsugikiError, match=re.escape(Path(name).name)):
             read_records(name)
-    with pytest.raises(TsugikiError, match=r"\.txt, \.jsonl, \.csv or \.parquet"):
+    with pytest.raises(TsugikiError, match=r"\.txt, .*\.parquet, \.epub or \.zip"):
         read_records(tmp_path)
 
 
@@ -287,7 +287,7 @@ def test_the_content_key_covers_names_and_bytes(tmp_path: Path):
         folder.mkdir()
         for name, content in files.items():
             (folder / f"{name}.txt").write_text(content)
-        (folder / "notes.md").write_text(folder.name)
+        (folder / "notes.pdf").write_text(folder.name)
         return content_key(folder)
 
     assert key(a="x", b="y") == key(b="y", a="x")

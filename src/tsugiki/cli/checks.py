@@ -34,9 +34,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         )
     check_model(settings["model"])
     for name in ("data", "retention_data"):
-        comes_with_tsugiki = name == "retention_data" and settings.get(name) == "embedded"
-        if isinstance(settings.get(name), str) and not comes_with_tsugiki:
-            check_data(settings[name])
+        given = settings.get(name)
+        if name == "retention_data" and given == "embedded":  # it comes with Tsugiki
+            continue
+        if isinstance(given, str) or (isinstance(given, list | tuple) and all(isinstance(one, str) for one in given)):
+            check_data(given)
 
 
 def check_model(model: Any) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tsugiki.data.columns import parse_columns
+from tsugiki.data.reading import Reading
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
@@ -19,7 +21,12 @@ if TYPE_CHECKING:
 
 def evaluate_command(
     data: Annotated[
-        str | None, typer.Option(help="Text to evaluate on: same formats as the data of `tsugiki train`.")
+        list[str] | None,
+        typer.Option(help="Text to evaluate on: same formats as the data of `tsugiki train`; can be repeated."),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Names of columns or fields that differ from those of Tsugiki: prompt=question,…"),
     ] = None,
     questions: Annotated[
         Path | None,
@@ -68,7 +75,7 @@ def evaluate_command(
     from tsugiki.train.evaluation.questions import read_questions
     from tsugiki.train.evaluation.targets import answer_with_targets, evaluate_targets, evaluation_targets
 
-    if (data is None) == (questions is None):
+    if (not data) == (questions is None):
         raise TsugikiError(
             _("give either --data, a text to evaluate on, or --questions, prompts with expected answers")
         )
@@ -88,13 +95,16 @@ def evaluate_command(
         else:
             print_answers([str(target) for target in chosen], list(answers))
         return
-    assert data is not None
+    assert data
+    reading = Reading()
     results = evaluate_targets(
         chosen,
         data,
         assistant_turns,
         characters,
         ProgressDisplay(),
+        columns=_columns(columns),
+        reading=reading,
         chat_template=chat_template,
         allow_base_mismatch=allow_base_mismatch,
         trust_remote_code=trust_remote_code,
@@ -102,7 +112,14 @@ def evaluate_command(
     if as_json:
         _print_json(chosen, results)
     else:
-        print_evaluations([str(target) for target in chosen], list(results))
+        print_evaluations([str(target) for target in chosen], list(results), reading.notes())
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    try:
+        return parse_columns(text) if text else {}
+    except ValueError as error:
+        raise TsugikiError(str(error)) from error
 
 
 def _print_json(chosen: "Sequence[EvaluationTarget]", results: "Iterable[BaseModel]") -> None:

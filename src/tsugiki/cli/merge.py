@@ -19,7 +19,8 @@ def merge_command(
     out: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
     weights: Weights = None,
     data: Annotated[
-        str | None, typer.Option(help="Text on which perplexity is compared before and after, as for tsugiki eval.")
+        list[str] | None,
+        typer.Option(help="Text on which perplexity is compared before and after, as for tsugiki eval; repeatable."),
     ] = None,
     characters: Annotated[
         int | None,
@@ -49,7 +50,7 @@ def merge_command(
         allow_base_mismatch,
         allow_quantized_base,
         verify,
-        data,
+        data or None,
         characters,
     )
     print_merge(out, merge_into_folder(merge, out, ProgressDisplay()))

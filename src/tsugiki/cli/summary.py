@@ -31,10 +31,10 @@ def print_summary(record: RunRecord, page: Path) -> None:
     )
 
 
-def print_evaluations(names: Sequence[str], results: Sequence[Evaluation]) -> None:
-    """Print a table with a row for each model; changes are relative to the first one."""
+def print_evaluations(names: Sequence[str], results: Sequence[Evaluation], more: Sequence[str] = ()) -> None:
+    """Print a table with a row for each model, and more notes; changes are relative to the first model."""
     table, notes = evaluation_table(names, results)
-    print_table(table, *notes)
+    print_table(table, *notes, *more)
 
 
 def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:

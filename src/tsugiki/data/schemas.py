@@ -19,6 +19,11 @@ from tsugiki.data.records import Completion, Conversation, Document, Message, Re
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
+
+class NotDataError(TsugikiError):
+    """A file has no rows or texts of a known form, so it may not be data at all."""
+
+
 KEYS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "conversations": ("conversations",),
@@ -36,9 +41,12 @@ _ROLES = {
     "tool": "tool",
     "human": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
 }
 _UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio")
-_FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a record
+FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a record
 
 
 def schema_of(row: Mapping[str, Any], source: str) -> str:
@@ -64,9 +72,9 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
                     _("{source} has {key} but no {missing}; add it").format(source=source, key=key, missing=missing)
                 )
     names = ", ".join(str(name)[:40] for name in list(row)[:8]) or "nothing"
-    raise TsugikiError(
-        _("{source} has none of the fields {reversed}; it has {names}; rename its fields").format(
-            source=source, reversed=", ".join(reversed(KEYS)), names=names
+    raise NotDataError(
+        _("{source} has none of the fields {known}; it has {names}; give its names as --columns text=NAME").format(
+            source=source, known=", ".join(reversed(KEYS)), names=names
         )
     )
 
@@ -93,7 +101,7 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
     fields = {
         name: value
         for name, value in row.items()
-        if name not in used and isinstance(value, str) and 0 < len(value) <= _FIELD_LENGTH
+        if name not in used and isinstance(value, str) and 0 < len(value) <= FIELD_LENGTH
     }
     record: Record
     match schema:

@@ -1,83 +1,89 @@
-"""Read records from `.txt` files (one document each), from `.jsonl`, `.csv` and `.parquet` files (one record per row),
-from a folder of these, or from a data set on the hub. The fields of a row are described in `schemas`.
+"""Read records from files, folders, patterns, or data sets on the hub, one by one.
 
-Records are yielded one by one. A `.txt` file is read whole, other files row by row (`.parquet`: in batches of rows).
+    .txt, .md                  a document
+    .epub                      a document (see `epub`)
+    .jsonl, .json, .csv, .parquet   a record for each row (see `rows`; its fields: `schemas`)
+    .zip                       the texts and tables in it
+
+A text that is a work of Aozora Bunko, as the library distributes it, is read without its notation (see `aozora.text`).
+A text or a book is read whole, a zip member by member, other files row by row (`.parquet`: in batches of rows).
 """
 
-import codecs
-import csv
-import json
-import re
-import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import count, islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+import glob
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
 
+from tsugiki.data.aozora.text import clean_work, has_annotations, is_work, standard_characters
+from tsugiki.data.character_encoding import decode
+from tsugiki.data.columns import NO_COLUMNS, Columns
+from tsugiki.data.epub import read_epub
+from tsugiki.data.hub_datasets import dataset_fingerprint, dataset_rows, is_dataset_name
+from tsugiki.data.reading import Reading
 from tsugiki.data.records import Document, Record
-from tsugiki.data.schemas import KEYS, read_row, schema_of
+from tsugiki.data.rows import NumberedRows, OpenFile, csv_rows, json_rows, jsonl_rows, parquet_rows
+from tsugiki.data.schemas import FIELD_LENGTH, NotDataError, read_row, schema_of
 from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.io.digests import combined_digest, file_sha256, sha256
-from tsugiki.io.json import parse_json
-from tsugiki.language import _, marked
+from tsugiki.io.archives import read_zip, zip_members
+from tsugiki.io.digests import combined_digest, file_sha256
+from tsugiki.language import _
 
-if TYPE_CHECKING:
-    from pyarrow.parquet import FileMetaData
+Data: TypeAlias = str | Path | Sequence[str]
+"""A file, a folder, a pattern such as `texts/*.txt`, or the name of a data set on the hub; or several of these."""
 
-SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
+SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".parquet", ".epub", ".zip")
 
-_ENCODINGS = marked("UTF-8, UTF-16, EUC-JP or Shift_JIS")
-_EXTRA = "pip install 'tsugiki[datasets]'"
-# Limits for Parquet, which packs repeated values to almost nothing.
-_MAX_RATIO, _MIN_UNPACKED = 100, 10_000_000  # bytes in memory for each byte of the file, and for any file
-_MIN_VALUE, _MIN_VALUES = 2, 100_000  # bytes of the file for each value of a column, and values of any file
-_ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 1 << 26
-
-_NumberedRows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
+_TEXTS, _IN_ZIP = (".txt", ".md"), (".txt", ".md", ".jsonl", ".json", ".csv")
+_MAX_ZIP = 1 << 30  # bytes that a zip may unpack to
+# Files that accompany data in a folder or a zip; they are read only if they are given by name.
+_ABOUT_DATA = ("readme", "license", "licence", "notice", "changelog", "copying")
 
 
-def read_records(data: str | Path) -> Iterator[Record]:
-    """Yield every record, sorted by file name, in the order of the rows.
+def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Iterator[Record]:
+    """Yield every record: in the order in which the data are given, of a folder sorted by name, in the order of rows.
 
-    UTF-8, UTF-16 (with a byte order mark), EUC-JP and Shift_JIS are detected; line ends become LF. Documents that
-    contain only white space are skipped.
+    UTF-8, UTF-16, EUC-JP and Shift_JIS are detected; line ends become LF. Documents that contain only white space are
+    skipped. Of a folder, the files of these kinds are read.
 
     Args:
-        data: a file or a folder; if it does not exist, the name of a data set on the hub: `owner/name`, or
-            `owner/name:split` for a split other than train. No code from a data set is executed.
+        data: what to read. A text that names no file or folder is a pattern if it has `*`, `?` or `[`, else the name
+            of a data set on the hub: `owner/name`, or `owner/name:split` for a split other than train. No code from a
+            data set is executed.
+        columns: names of columns that differ from those in `schemas`.
+        reading: gets what a user should know of the files; complete when all records are read.
 
     Raises:
         TsugikiError: there is no such data or its file type is not supported. While reading: another encoding, a
-            malformed line or row, different schemas in one file, or no record at all.
+            malformed line or row, different schemas in one file, a damaged or protected file, or no record at all.
     """
-    if _is_on_hub(data):
-        return _refuse_empty(_records_of_rows(_dataset_rows(str(data)), str(data)), data)
-    return _refuse_empty((record for file in _files(_local_path(data)) for record in _read_file(file)), data)
+    reading = Reading() if reading is None else reading
+    parts = [_read(source, columns, reading) for source in _sources(data, reading)]
+    return _refuse_empty(chain.from_iterable(parts), data)
 
 
-def check_data(data: str | Path) -> None:
+def check_data(data: Data) -> None:
     """Check that there is such data, in files of a known type. Nothing is read, and the hub is not asked.
 
     Raises:
         TsugikiError: there is no such file or folder, or its type is not supported.
     """
-    if not _is_on_hub(data):
-        _files(_local_path(data))
+    _sources(data, Reading())
 
 
-def record_kinds(data: str | Path) -> set[type[Record]]:
+def record_kinds(data: Data, columns: Columns = NO_COLUMNS) -> set[type[Record]]:
     """Return the kinds of the records, by the first one of each file.
 
     Raises:
         TsugikiError: as for `read_records`.
     """
-    if _is_on_hub(data):
-        return {type(record) for record in islice(read_records(data), 1)}
-    return {type(record) for file in _files(_local_path(data)) for record in islice(_read_file(file), 1)}
+    reading = Reading()
+    return {type(one) for source in _sources(data, reading) for one in islice(_read(source, columns, reading), 1)}
 
 
-def content_key(data: str | Path) -> str:
+def content_key(data: Data, columns: Columns = NO_COLUMNS) -> str:
     """Return a digest that identifies what `read_records` would read.
 
     It covers the names and the bytes of files, or the fingerprint of a data set on the hub.
@@ -85,39 +91,67 @@ def content_key(data: str | Path) -> str:
     Raises:
         TsugikiError: there is no such data, or it cannot be read.
     """
-    if _is_on_hub(data):
-        return sha256([f"{data}\0{_load_dataset(str(data))._fingerprint}".encode()])
-    root = _local_path(data)
-    digests = {}
-    for file in _files(root):
+    digests: dict[str, str] = {}
+    for source in _sources(data, Reading()):
+        if isinstance(source, str):
+            digests[source] = dataset_fingerprint(source)
+            continue
         try:
-            digests[file.relative_to(root).as_posix() if root.is_dir() else file.name] = file_sha256(file)
+            digests[source.name + _way_of_reading(source.path)] = file_sha256(source.path)
         except OSError as error:
-            raise _unreadable(file, error) from error
+            raise _unreadable(source.path, error) from error
+    digests |= {f"column {field}": column for field, column in columns.items()}
     return combined_digest(digests)
 
 
-def decode(data: bytes, name: str) -> str:
-    """Decode the bytes of a text file, and convert line ends to LF.
+def describe_data(data: Data) -> str:
+    """Return how a message names data."""
+    return str(data) if isinstance(data, str | Path) else summarise_list([str(one) for one in data])
 
-    The encodings are tried in turn with strict decoding: text in one of them is almost never valid in an earlier one.
 
-    Raises:
-        TsugikiError: the text is in none of these encodings: UTF-8, UTF-16, EUC-JP, Shift_JIS.
-    """
-    for encoding in _candidates(data):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding == "euc_jp" and _is_half_width([data]):
-            continue
-        if "\0" in text:
-            break
-        return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise TsugikiError(
-        _("{name} is not text in {encodings}; convert it to UTF-8").format(name=name, encodings=_(_ENCODINGS))
-    )
+# Where the data are --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to read."""
+
+    path: Path
+    name: str
+    """Its path in the folder that was given; its digest is kept under this name."""
+    is_chosen: bool
+    """Whether the user has named it. In a folder, a table without known fields is passed over."""
+
+
+def _sources(data: Data, reading: Reading) -> list[_File | str]:
+    """Return the files to read, each once, and the names of data sets on the hub."""
+    given = [data] if isinstance(data, str | Path) else list(data)
+    found: dict[Path | str, _File | str] = {}
+    for number, one in enumerate(given):
+        for root in _expand(one):
+            if isinstance(root, str):
+                found.setdefault(root, root)
+                continue
+            for file in _files(root, reading):
+                # With several folders, files of the same name in them are different ones.
+                named = file if len(given) == 1 else _File(file.path, f"{number}/{file.name}", file.is_chosen)
+                found.setdefault(file.path.resolve(), named)
+    return list(found.values())
+
+
+def _expand(given: str | Path) -> list[Path | str]:
+    """Return the files and folders that a text names, or the name of a data set."""
+    path = _local_path(given)
+    if path.exists() or isinstance(given, Path):
+        return [path]
+    if any(mark in given for mark in "*?["):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
+            raise TsugikiError(_("no file matches {pattern}").format(pattern=error_text(given, 200)))
+        return [Path(match) for match in matches]
+    if is_dataset_name(given) and Path(given.partition(":")[0]).suffix.lower() not in SUFFIXES:
+        return [given]
+    return [path]
 
 
 def _local_path(data: str | Path) -> Path:
@@ -131,18 +165,18 @@ def _local_path(data: str | Path) -> Path:
     return path
 
 
-# Files ---------------------------------------------------------------------------------------------------
-
-
-def _files(root: Path) -> list[Path]:
+def _files(root: Path, reading: Reading) -> list[_File]:
+    others, last = ", ".join(SUFFIXES[:-1]), SUFFIXES[-1]
     if root.is_dir():
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        inside = sorted(path for path in root.rglob("*") if path.is_file())
+        names = {path: path.relative_to(root).as_posix() for path in inside}
+        files = [_File(path, name, False) for path, name in names.items() if _is_data(name, SUFFIXES)]
         if not files:
             raise TsugikiError(
-                _("{root} contains no {suffixes} or {last} file").format(
-                    root=root, suffixes=", ".join(SUFFIXES[:-1]), last=SUFFIXES[-1]
-                )
+                _("{root} contains no {suffixes} or {last} file").format(root=root, suffixes=others, last=last)
             )
+        read = {file.path for file in files}
+        reading.passed_over += [str(path) for path, name in names.items() if path not in read and not _is_beside(name)]
         return files
     if not root.is_file():
         raise TsugikiError(
@@ -154,197 +188,155 @@ def _files(root: Path) -> list[Path]:
         kind = root.suffix or _("a file without a suffix")
         raise TsugikiError(
             _("{root}: {kind} is not supported; use {suffixes} or {last}").format(
-                root=root, kind=kind, suffixes=", ".join(SUFFIXES[:-1]), last=SUFFIXES[-1]
+                root=root, kind=kind, suffixes=others, last=last
             )
         )
-    return [root]
+    return [_File(root, root.name, True)]
 
 
-def _read_file(path: Path) -> Iterator[Record]:
-    readers: dict[str, Callable[[Path], _NumberedRows]] = {
-        ".jsonl": json_rows,
-        ".csv": _csv_rows,
-        ".parquet": _parquet_rows,
-    }
+def _is_data(name: str, suffixes: Sequence[str]) -> bool:
+    return PurePosixPath(name).suffix.lower() in suffixes and not _is_beside(name)
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a file accompanies data, is hidden or in a hidden folder, or was added to a zip by macOS."""
+    path = PurePosixPath(name)
+    return path.stem.lower() in _ABOUT_DATA or any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+# Reading -------------------------------------------------------------------------------------------------
+
+
+def _read(source: _File | str, columns: Columns, reading: Reading) -> Iterator[Record]:
+    """Return the records of a file or a data set, which is looked up at once."""
+    if isinstance(source, str):
+        return _records_of_rows(dataset_rows(source, columns), source, columns)
+    return _read_file(source, columns, reading)
+
+
+def _read_file(source: _File, columns: Columns, reading: Reading) -> Iterator[Record]:
+    path, suffix = source.path, source.path.suffix.lower()
+    records: Iterator[Record]
+    match suffix:
+        case ".zip":
+            records = _read_zip(path, columns, reading)
+        case ".epub":
+            records = _read_book(path, reading)
+        case ".parquet":
+            records = _records_of_rows(parquet_rows(path, columns), str(path), columns)
+        case _:
+            records = _read_stream(lambda: path.open("rb"), str(path), suffix, columns, reading)
     try:
-        if path.suffix.lower() == ".txt":
-            text = decode(path.read_bytes(), str(path))
-            if text.strip():
-                yield Document(text, str(path))
-        else:
-            yield from _records_of_rows(readers[path.suffix.lower()](path), str(path))
+        yield from records if source.is_chosen else _without_other_tables(records, str(path), reading)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def json_rows(path: Path) -> _NumberedRows:
-    """Yield the number of each line of a `.jsonl` file that is not blank, and its object.
+def _read_stream(open_file: OpenFile, name: str, suffix: str, columns: Columns, reading: Reading) -> Iterator[Record]:
+    """Yield the records of a text or a table.
 
-    Raises:
-        TsugikiError: while reading, a line is not a JSON object, or the text has another encoding than those above.
+    Args:
+        open_file: opens it; tables are read several times.
+        name: its name, for records and errors.
+        suffix: one of `_IN_ZIP`.
+        columns: names of columns.
+        reading: gets what a user should know.
     """
-    with path.open(encoding=_encoding(path)) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = parse_json(line)
-            except json.JSONDecodeError as error:
-                what = _("{error} at character {position}").format(error=error.msg, position=error.pos + 1)
-                raise TsugikiError(
-                    _("{path}:{number} is not JSON: {what}; correct or remove the line").format(
-                        path=path, number=number, what=what
-                    )
-                ) from error
-            except ValueError as error:  # a number of many digits, or too many brackets
-                raise TsugikiError(
-                    _("{path}:{number} cannot be read: {error}; remove the line").format(
-                        path=path, number=number, error=error
-                    )
-                ) from error
-            if not isinstance(row, dict):
-                raise TsugikiError(
-                    _('{path}:{number} is not a JSON object; write each line as {{"text": "…"}}').format(
-                        path=path, number=number
-                    )
-                )
-            yield number, row
+    if suffix in _TEXTS:
+        with open_file() as file:
+            content = file.read()
+        return _read_text(content, name, suffix, reading)
+    return _records_of_rows(_rows(open_file, name, suffix, columns, reading), name, columns)
 
 
-def _csv_rows(path: Path) -> _NumberedRows:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
-    with path.open(encoding=_encoding(path)) as file:
-        reader = csv.reader(file, strict=True)
-        header: list[str] | None = None
-        while True:
-            number = reader.line_num + 1  # the first line of this row; cells may span several lines
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise TsugikiError(
-                    _(
-                        "{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends "
-                        "in double quotes, and double the quotes inside"
-                    ).format(path=path, number=number, error=error)
-                ) from error
-            if not any(cells):
-                continue
-            if header is None:
-                header = _header(cells, f"{path}:{number}")
-                continue
-            if len(cells) != len(header):
-                raise TsugikiError(
-                    _(
-                        "{path}:{number} has {count} cells, but the first line names {columns} columns; put cells that "
-                        "contain commas or line ends in double quotes"
-                    ).format(path=path, number=number, count=len(cells), columns=len(header))
-                )
-            yield number, dict(zip(header, cells, strict=True))
+def _rows(open_file: OpenFile, name: str, suffix: str, columns: Columns, reading: Reading) -> NumberedRows:
+    if suffix == ".csv":
+        return csv_rows(open_file, name, columns)
+    if suffix == ".jsonl":
+        return jsonl_rows(open_file, name)
+
+    def skip(number: int) -> None:
+        reading.unanswered += 1
+
+    return json_rows(open_file, name, skip)
 
 
-def _header(cells: list[str], where: str) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise TsugikiError(
-            _("{where} names the column {name} twice; rename one of them").format(
-                where=where, name=error_text(repr(name), 100)
+def _read_text(content: bytes, name: str, suffix: str, reading: Reading) -> Iterator[Document]:
+    """Yield the document in a text file; none if it is empty."""
+    text, encoding = decode(content, name)
+    if suffix == ".txt" and is_work(text):
+        try:
+            work = clean_work(standard_characters(text) if encoding == "cp932" else text, name)
+        except TsugikiError:  # there is no text between header and footer
+            reading.empty.append(name)
+            return
+        reading.works.append(name)
+        reading.unresolved += work.unresolved
+        yield _document(work.text, name, work.title, work.author)
+    elif text.strip():
+        if has_annotations(text):
+            reading.annotated.append(name)
+        yield Document(text, name)
+    else:
+        reading.empty.append(name)
+
+
+def _read_book(path: Path, reading: Reading) -> Iterator[Document]:
+    book = read_epub(path)
+    if book.text.strip():
+        yield _document(book.text, str(path), book.title, book.author)
+    else:
+        reading.empty.append(str(path))
+
+
+def _document(text: str, name: str, title: str, author: str) -> Document:
+    fields = {"title": title, "author": author}
+    return Document(text, name, {key: value for key, value in fields.items() if 0 < len(value) <= FIELD_LENGTH})
+
+
+def _read_zip(path: Path, columns: Columns, reading: Reading) -> Iterator[Record]:
+    """Yield the records of the texts and tables in a zip. Nothing is unpacked to the disk."""
+    members = [name for name in zip_members(path) if not _is_beside(name)]
+    chosen = [name for name in members if _is_data(name, _IN_ZIP)]
+    if not chosen:
+        raise NotDataError(
+            _("{path} contains no {known} file; unpack it, and give the folder").format(
+                path=path, known=", ".join(_IN_ZIP)
             )
         )
-    if not any(set(names).issuperset(keys) for keys in KEYS.values()):
-        raise TsugikiError(
-            _(
-                "{where} names none of the columns {reversed}; the first line must name the columns, separated by "
-                "commas"
-            ).format(where=where, reversed=", ".join(reversed(KEYS)))
-        )
-    return names
+    reading.passed_over += [f"{path}/{name}" for name in members if name not in chosen]
+    for name, content in read_zip(path, chosen, _MAX_ZIP):
+        shown = str(path) if len(chosen) == 1 else f"{path}/{name}"
+        records = _read_stream(_opener(content), shown, PurePosixPath(name).suffix.lower(), columns, reading)
+        yield from records if len(chosen) == 1 else _without_other_tables(records, shown, reading)
 
 
-def _parquet_rows(path: Path) -> _NumberedRows:
+def _opener(content: bytes) -> OpenFile:
+    return lambda: io.BytesIO(content)
+
+
+def _without_other_tables(records: Iterator[Record], name: str, reading: Reading) -> Iterator[Record]:
+    """Yield the records of a file; none, and note its name, if its first row shows that it is no data."""
     try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise TsugikiError(
-            _("{path}: reading .parquet requires pyarrow: {extra}").format(path=path, extra=_EXTRA)
-        ) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            columns = [
-                column.name
-                for column in file.schema_arrow
-                if column.name in _KNOWN or column.type in (arrow.string(), arrow.large_string())
-            ]
-            if not columns:
-                raise TsugikiError(
-                    _("{path} has none of the columns {reversed}; it has {names}; rename its columns").format(
-                        path=path,
-                        reversed=", ".join(reversed(KEYS)),
-                        names=summarise_list(file.schema_arrow.names) or "nothing",
-                    )
-                )
-            size = path.stat().st_size
-            limit = _MIN_UNPACKED + _MAX_RATIO * size
-            largest, total, values = _unpacked_sizes(file.metadata, columns)
-            too_large = _(
-                "{path} unpacks to more than {ratio} times its size, which no text does; use another file"
-            ).format(path=path, ratio=_MAX_RATIO)
-            if total > limit or values > _MIN_VALUES + size // _MIN_VALUE:
-                raise TsugikiError(too_large)
-            # A value can be repeated by a reference to a dictionary, so each row can have the largest size.
-            batch_size = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(largest, 1)))
-            numbers, unpacked = count(1), 0
-            for batch in file.iter_batches(batch_size, columns=columns):
-                for row, number in zip(batch.to_pylist(), numbers, strict=False):
-                    unpacked += _characters(row)
-                    if unpacked > limit:
-                        raise TsugikiError(too_large)
-                    yield number, row
-    except (arrow.ArrowException, ValueError, TypeError, OverflowError) as error:  # also dates that Python cannot hold
-        raise TsugikiError(
-            _("{path} cannot be read as Parquet: {error_line}; export the file again").format(
-                path=path, error_line=_error_line(error)
-            )
-        ) from error
+        first = next(records, None)
+    except NotDataError:
+        reading.without_fields.append(name)
+        return
+    if first is not None:
+        yield first
+        yield from records
 
 
-def _unpacked_sizes(metadata: "FileMetaData", columns: Collection[str]) -> tuple[int, int, int]:
-    """Measure these columns, by the file's own description.
-
-    Returns:
-        The bytes of the largest one in a row group, the bytes of all, and the largest number of values in one.
-    """
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = [group.column(number) for group in groups for number in range(metadata.num_columns)]
-    sizes, values = [0], Counter[str]()
-    for chunk in chunks:
-        if chunk.path_in_schema.split(".")[0] in columns:
-            sizes.append(chunk.total_uncompressed_size)
-            values[chunk.path_in_schema] += chunk.num_values
-    return max(sizes), sum(sizes), max(values.values(), default=0)
-
-
-def _characters(value: object) -> int:
-    """Count the characters of all texts in a value as JSON represents it."""
-    if isinstance(value, str):
-        return len(value)
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(_characters, inner))
-
-
-_KNOWN = frozenset(key for keys in KEYS.values() for key in keys) | {"input", "system", "history", "tools"}
-
-
-def _records_of_rows(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str) -> Iterator[Record]:
+def _records_of_rows(rows: NumberedRows, name: str, columns: Columns) -> Iterator[Record]:
     """Yield the records of one file, and check that all rows have the same schema."""
     expected: str | None = None
     first = 0
-    for number, row in rows:
-        where = f"{name}:{number}"
-        schema = schema_of(row, where)
+    for number, original in rows:
+        where, row = f"{name}:{number}", _with_fields(original, columns)
+        try:
+            schema = schema_of(row, where)
+        except NotDataError as error:
+            raise error if expected is None else TsugikiError(str(error)) from error
         if expected is None:
             expected, first = schema, number
         if schema != expected:
@@ -358,147 +350,34 @@ def _records_of_rows(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str) -
             yield record
 
 
-def _refuse_empty(records: Iterator[Record], data: str | Path) -> Iterator[Record]:
+def _with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
+    """Return a row with the names of `schemas`."""
+    named = {field: row[column] for field, column in columns.items() if column in row}
+    if not named:
+        return row
+    return {name: value for name, value in row.items() if name not in columns.values()} | named
+
+
+def _way_of_reading(path: Path) -> str:
+    """Return what to add to the key of a text that is read in another way than before, when notation was kept."""
+    if path.suffix.lower() != ".txt":
+        return ""
+    try:
+        return " (Aozora Bunko)" if is_work(decode(path.read_bytes(), str(path))[0]) else ""
+    except TsugikiError:  # reading it tells
+        return ""
+
+
+def _refuse_empty(records: Iterable[Record], data: Data) -> Iterator[Record]:
     empty = True
     for record in records:
         empty = False
         yield record
     if empty:
-        raise TsugikiError(_("{data} is empty: there is no text to train on").format(data=data))
+        raise TsugikiError(_("{data} is empty: there is no text to train on").format(data=describe_data(data)))
 
 
 def _unreadable(path: Path, error: OSError) -> TsugikiError:
     return TsugikiError(
         _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error_text(error))
     )
-
-
-# Encodings -----------------------------------------------------------------------------------------------
-
-
-def _candidates(head: bytes) -> tuple[str, ...]:
-    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return ("utf-16",) if marked else ("utf-8-sig", "euc_jp", "cp932")
-
-
-def _encoding(path: Path) -> str:
-    """Detect the encoding of a file as `decode` does, with only one line in memory at a time."""
-    with path.open("rb") as file:
-        candidates = _candidates(file.read(2))
-    first_invalid = None
-    for encoding in candidates:
-        invalid = _invalid_line(path, encoding)
-        if invalid is None and encoding == "euc_jp":
-            with path.open("rb") as file:
-                encoding = "cp932" if _is_half_width(file) else encoding
-        if invalid is None:
-            return encoding
-        first_invalid = first_invalid or invalid
-    raise TsugikiError(
-        _("{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8").format(
-            path=path, first_invalid=first_invalid, encodings=_(_ENCODINGS)
-        )
-    )
-
-
-def _invalid_line(path: Path, encoding: str) -> int | None:
-    """Return the number of the first line that is not valid in an encoding, or None."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    number = 1
-    with path.open("rb") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if "\0" in decoder.decode(line):
-                    return number
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return number
-    return None
-
-
-_ASCII, _HALF_WIDTH_BYTES = bytes(range(0x80)), bytes(range(0xA1, 0xE0))
-_MIN_LETTERS = 6  # three kanji; shorter texts are taken for EUC-JP
-_COMMON = re.compile("[ぁ-ヶー、。・「」]")
-_ODD_HALF_WIDTH = re.compile("(?<![ｳｶ-ﾄﾊ-ﾎ])ﾞ|(?<![ﾊ-ﾎ])ﾟ|(?<![ｱ-ﾟ])[ｰｧ-ｯ]")
-
-
-def _is_half_width(lines: Iterable[bytes]) -> bool:
-    """Whether a text that is valid EUC-JP is more likely half-width katakana in Shift_JIS.
-
-    Then each of its bytes is one, the pairs of bytes are hardly ever kana or punctuation in EUC-JP, and voicing marks
-    and small letters follow a letter that can have them.
-    """
-    letters = common = odd = 0
-    for line in lines:
-        high = line.translate(None, _ASCII)
-        if high.translate(None, _HALF_WIDTH_BYTES):
-            return False
-        letters += len(high)
-        common += 2 * len(_COMMON.findall(line.decode("euc_jp")))
-        odd += len(_ODD_HALF_WIDTH.findall(line.decode("cp932")))
-    return letters >= _MIN_LETTERS and 4 * common < letters and 20 * odd < letters
-
-
-# The hub -------------------------------------------------------------------------------------------------
-
-
-def _is_on_hub(data: str | Path) -> bool:
-    """Whether data must be the name of a data set on the hub: it does not exist here and is written `owner/name`.
-
-    A single word is never looked up. It is more likely a misspelt folder, and for some words (csv, json, text)
-    `datasets` would read all such files of the working directory.
-    """
-    if isinstance(data, Path) or "\\" in data or _local_path(data).exists():
-        return False
-    name = data.partition(":")[0]
-    parts = name.split("/")
-    is_name = len(parts) == 2 and all(part[:1].isalnum() for part in parts)
-    return is_name and Path(name).suffix.lower() not in SUFFIXES
-
-
-def _dataset_rows(data: str) -> _NumberedRows:
-    dataset = _load_dataset(data)
-    columns = [
-        name for name, kind in dataset.features.items() if name in _KNOWN or getattr(kind, "dtype", "") == "string"
-    ]
-    if not columns:
-        names = summarise_list(list(dataset.features))
-        raise TsugikiError(
-            _("{data} has none of the columns {reversed}; it has {names}; choose another data set").format(
-                data=data, reversed=", ".join(reversed(KEYS)), names=names
-            )
-        )
-    return enumerate(dataset.select_columns(columns), 1)  # other columns, such as images, are not decoded
-
-
-def _load_dataset(data: str) -> Any:
-    """Load a split of a data set from the hub; `datasets` caches it and, since version 4, executes no code from it."""
-    name, _colon, split = data.partition(":")
-    missing = _("there is no file or folder {name}").format(name=name)
-    try:
-        import datasets
-    except ImportError as error:
-        raise TsugikiError(
-            _("{missing}; to read a data set of that name from the hub: {extra}").format(missing=missing, extra=_EXTRA)
-        ) from error
-    try:
-        return datasets.load_dataset(name, split=split or "train")
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise TsugikiError(
-            _("{missing}, and no data set of that name on the hub; check the spelling").format(missing=missing)
-        ) from error
-    except ConnectionError as error:
-        raise TsugikiError(
-            _("{missing}, and the hub cannot be reached to look for a data set of that name").format(missing=missing)
-        ) from error
-    except Exception as error:  # an unknown split, several configurations, a damaged file
-        what = _error_line(error.__cause__ or error)
-        raise TsugikiError(
-            _("the data set {data} cannot be read: {what}; choose another split or data set").format(
-                data=data, what=what
-            )
-        ) from error
-
-
-def _error_line(error: BaseException) -> str:
-    return error_text(error).rstrip(".;")

@@ -129,6 +129,12 @@ def split_validation(
     return inside
 
 
+def shorter_duplicates(index: RecordIndex, groups: Sequence[Sequence[int]]) -> Integers:
+    """Return the sorted numbers of all records in the groups but the longest one of each."""
+    longest = {max(group, key=lambda number: (index.characters[number], -number)) for group in groups}
+    return np.array(sorted({number for group in groups for number in group} - longest), np.int64)
+
+
 def find_overlap(train: RecordIndex, held_out: RecordIndex) -> tuple[list[str], list[str]]:
     """Find training records whose text is also in a held-out file.
 

@@ -6,6 +6,7 @@ A store is a folder that is written in one pass over the records and memory-mapp
     loss_mask.bin        one byte per token: 1 if the token counts in the loss
     index.safetensors    for each record: offset of its first token, characters, digest, signature, kind
     records.jsonl        for each record: its source and its fields
+    reading.json         how the files of the records were read
     store.json           the version of the format, and the digests of the other files; written last
 
 Only the index is held in memory, about 0.6 KB per record. Several processes can use one cache: the first one that needs
@@ -16,7 +17,7 @@ again.
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,6 +27,7 @@ import numpy.typing as npt
 
 from tsugiki.data.duplicates import signatures
 from tsugiki.data.encoding import document_end, document_start, encode, encode_records
+from tsugiki.data.reading import Reading
 from tsugiki.data.records import AssistantTurns, Conversation, Document, Record
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[Any]
 
 _FORMAT = 3
-_FILES = ("ids.bin", "loss_mask.bin", "index.safetensors", "records.jsonl")
+_FILES = frozenset({"ids.bin", "loss_mask.bin", "index.safetensors", "records.jsonl"})
+_READING = "reading.json"  # which stores of earlier versions lack
 # Limits of one call of the tokenizer: large enough to use all cores, small enough for memory.
 _BATCH_RECORDS, _BATCH_CHARACTERS = 64, 1 << 20
 _DIGEST_BYTES = 16
@@ -90,6 +93,8 @@ class TokenStore:
     """bool [tokens], memory-mapped: whether a token counts in the loss; False for the first token of each record."""
     offsets: Array
     """int64 [records + 1]: the tokens of record i are ids[offsets[i] : offsets[i + 1]]."""
+    reading: Reading = field(default_factory=Reading)
+    """How the files of the records were read."""
 
 
 def open_store(
@@ -99,6 +104,7 @@ def open_store(
     turns: AssistantTurns,
     cache: Path,
     advance: Callable[[int], None] = lambda done: None,
+    reading: Reading | None = None,
 ) -> TokenStore:
     """Open the store of these records from the cache, or tokenise the records and write it.
 
@@ -109,6 +115,7 @@ def open_store(
         turns: which of the assistant's turns count in the loss.
         cache: the folder of all stores.
         advance: called with the number of records that were tokenised since the last call.
+        reading: what is known of the files when all records are read; it is kept with the tokens.
 
     Raises:
         TsugikiError: no token of a record counts in the loss, or a record cannot be read or encoded.
@@ -128,7 +135,7 @@ def open_store(
                     stacklevel=2,
                 )
             with new_folder(folder, replace=True) as temporary:
-                _write(temporary, records, tokenizer, turns, advance)
+                _write(temporary, records, tokenizer, turns, advance, Reading() if reading is None else reading)
             store = _read(folder)
     if store is None:
         raise TsugikiError(
@@ -182,6 +189,7 @@ def _write(
     tokenizer: "PreTrainedTokenizerBase",
     turns: AssistantTurns,
     advance: Callable[[int], None],
+    reading: Reading,
 ) -> None:
     from safetensors.numpy import save_file
 
@@ -218,7 +226,8 @@ def _write(
         },
         folder / "index.safetensors",
     )
-    digests = {name: file_sha256(folder / name) for name in _FILES}
+    write_json(folder / _READING, reading.to_json())
+    digests = {name: file_sha256(folder / name) for name in (*_FILES, _READING)}
     write_json(folder / "store.json", {"format": _FORMAT, "digests": digests})
 
 
@@ -231,7 +240,11 @@ def _read(folder: Path) -> TokenStore | None:
     except TsugikiError:
         return None
     digests = content.get("digests")
-    if content.get("format") != _FORMAT or not isinstance(digests, dict) or set(digests) != set(_FILES):
+    if (
+        content.get("format") != _FORMAT
+        or not isinstance(digests, dict)
+        or not _FILES <= set(digests) <= _FILES | {_READING}
+    ):
         return None
     if changed_files(folder, digests):
         return None
@@ -251,6 +264,7 @@ def _read(folder: Path) -> TokenStore | None:
         ids=np.memmap(folder / "ids.bin", np.uint16 if size == 2 * tokens else np.int32, mode="r"),
         loss_mask=np.memmap(folder / "loss_mask.bin", np.bool_, mode="r"),
         offsets=tensors["offsets"],
+        reading=Reading.from_json(read_json(folder / _READING) if _READING in digests else {}),
     )
 
 

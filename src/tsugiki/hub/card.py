@@ -226,7 +226,7 @@ def _data(record: RunRecord | None) -> list[tuple[str, str]]:
     """Return labels and values of the data, and their fingerprints."""
     if record is None:
         return []
-    lines = [("source", record.config.data)]
+    lines = [("source", record.config.data_text)]
     if record.data:
         lines += data_lines(record.data)
         lines.append(("fingerprint of the training texts", record.data.train.fingerprint))

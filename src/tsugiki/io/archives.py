@@ -3,10 +3,14 @@
 import io
 import zipfile
 import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path, PureWindowsPath
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.formatting import format_size
+from tsugiki.language import _
 
+_MIN_LIMIT = 1 << 22  # bytes that a small zip may unpack to
 _MAX_RATIO = 20  # unpacked bytes per packed byte; Japanese texts reach 4, tables 10
 # The other methods of a zip cannot be unpacked in parts, so that their size would be known only afterwards.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -48,6 +52,76 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
     if len(content) > limit:
         raise TsugikiError(f"{name}: the zip unpacks to more than {format_size(limit)}; {advice}")
     return member.filename, content
+
+
+def zip_members(path: Path) -> list[str]:
+    """Return the names of the files in a zip, sorted.
+
+    Raises:
+        TsugikiError: the zip is damaged, is protected by a password, or has names that lead out of it.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = [info for info in archive.infolist() if not info.is_dir()]
+        except _DAMAGE as error:
+            raise _damaged(str(path), error) from error
+    for info in members:
+        inside = PureWindowsPath(info.filename)  # which knows both separators, and drives
+        if inside.is_absolute() or inside.drive or inside.root or ".." in inside.parts:
+            raise TsugikiError(
+                _("{path}: the name {name} leads out of the zip, so nothing of it is read").format(
+                    path=path, name=error_text(repr(info.filename), 80)
+                )
+            )
+        if info.flag_bits & 1:
+            raise TsugikiError(
+                _("{path}: the zip is protected by a password; unpack it, and give the folder").format(path=path)
+            )
+    return sorted(info.filename for info in members)
+
+
+def read_zip(path: Path, names: Collection[str], max_size: int) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and the contents of files in a zip, one at a time.
+
+    Args:
+        path: the zip.
+        names: the files to read, from `zip_members`.
+        max_size: the largest size of all files together, in bytes. A zip that unpacks to more than 20 times its own
+            size (and more than 4 MB) is refused as well.
+
+    Raises:
+        TsugikiError: the zip is damaged or packed with an unusual method, or unpacks to too much.
+        OSError: it cannot be read.
+    """
+    left = limit = min(max_size, max(_MIN_LIMIT, _MAX_RATIO * path.stat().st_size))
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for name in names:
+                    if archive.getinfo(name).compress_type not in _METHODS:
+                        raise TsugikiError(
+                            _("{path}: the zip is packed with an unusual method; pack it again").format(path=path)
+                        )
+                    with archive.open(name) as member:
+                        content = member.read(left + 1)
+                    left -= len(content)
+                    if left < 0:
+                        raise TsugikiError(
+                            _("{path}: the zip unpacks to more than {size}; unpack it, and give the folder").format(
+                                path=path, size=format_size(limit)
+                            )
+                        )
+                    yield name, content
+        except _DAMAGE as error:
+            raise _damaged(str(path), error) from error
+
+
+def _damaged(name: str, error: Exception) -> TsugikiError:
+    return TsugikiError(
+        _("{name}: a damaged zip ({reason}); get it again").format(name=name, reason=error_text(error, 100))
+    )
 
 
 def is_whole_zip(data: bytes) -> bool:

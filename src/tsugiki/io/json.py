@@ -48,9 +48,15 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON, is nested in more than 100 levels, or has an integer of more than 100 digits.
     """
     try:
-        value = json.loads(text, parse_int=_integer)
+        value = json.loads(text, parse_int=integer)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Raise a ValueError if a value is nested in more than 100 levels."""
     level = [value]
     for _ in range(_MAX_DEPTH):
         level = [
@@ -60,7 +66,7 @@ def parse_json(text: str) -> Any:
             for item in (outer.values() if isinstance(outer, dict) else outer)
         ]
         if not level:
-            return value
+            return
     raise ValueError("it is nested too deeply")
 
 
@@ -74,7 +80,8 @@ def _without_surrogates(value: Any) -> Any:
     return value
 
 
-def _integer(digits: str) -> int:
+def integer(digits: str) -> int:
+    """Return the value of an integer of at most 100 digits; a longer one is a ValueError."""
     if len(digits) > _MAX_DIGITS:
         raise ValueError(f"an integer has more than {_MAX_DIGITS} digits")
     return int(digits)

@@ -83,7 +83,7 @@ def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
     record = adapter.record
     if record is None:
         return lines
-    lines.append(("trained on", record.config.data))
+    lines.append(("trained on", record.config.data_text))
     if record.training:
         training = record.training
         lines.append(

@@ -77,7 +77,7 @@ def stages_table(records: Sequence[RunRecord]) -> Table:
     return headers, [
         [
             str(number),
-            record.config.data or "–",
+            record.config.data_text or "–",
             _("{kept:,} of {steps:,}").format(kept=record.kept_step, steps=finished(record)[0].steps),
             _before_and_after(record.evaluations),
             _before_and_after(record.retention_evaluations) if number > 1 else "–",

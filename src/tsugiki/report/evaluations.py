@@ -62,9 +62,12 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
         if result.split_windows:
             windows = f"{result.split_windows:,} windows"
             notes.append(f"{name}: {windows} are longer than the context and are scored in pieces")
+    groups = len(first.independent)
+    copies = f" ({groups:,} groups of near-duplicates or single ones)" if groups < len(first.documents) else ""
+    over = "groups" if copies else "documents"
     about = (
-        f"{first.characters:,} characters of {len(first.documents):,} documents in {first.windows:,} windows; "
-        "95 % intervals over documents in brackets",
+        f"{first.characters:,} characters of {len(first.documents):,} documents{copies} in {first.windows:,} windows; "
+        f"95 % intervals over {over} in brackets",
         "between models with different tokenizers, compare only bits per character",
     )
     return (headers, rows), [*about, *notes]

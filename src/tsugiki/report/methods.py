@@ -140,7 +140,7 @@ def _default_config(name: str) -> Any:
         ValueError: the method requires a setting.
     """
     try:
-        return RunConfig(model="-", data="-", out="-", method=name).adapter_config
+        return RunConfig(model="-", data=("-",), out="-", method=name).adapter_config
     except ValidationError as error:
         raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 

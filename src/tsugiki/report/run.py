@@ -290,7 +290,7 @@ def _evaluations(record: RunRecord) -> Markup:
 
 
 def _data(record: RunRecord) -> Markup:
-    lines = [("read from", record.config.data)]
+    lines = [("read from", record.config.data_text)]
     data = record.data
     if data is None:
         return render_macro("pairs", lines)

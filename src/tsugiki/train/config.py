@@ -14,8 +14,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
+from tsugiki.data.columns import parse_columns
 from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
@@ -65,14 +75,32 @@ MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "recompute", "shard"
 """Settings that change the speed of a run and not its result, so that it can be resumed with other values."""
 
 
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _as_columns(value: Any) -> Any:
+    return parse_columns(value) if isinstance(value, str) else value
+
+
+DataSetting: TypeAlias = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    Field(min_length=1),
+    BeforeValidator(_as_tuple),
+    PlainSerializer(lambda data: data[0] if len(data) == 1 else list(data)),
+]
+"""Texts to read: one, or several in a list."""
+
+
 class TrainingSettings(BaseModel):
     """The settings of every kind of training, named as in transformers' `TrainingArguments` if it has them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    data: str = Field(min_length=1)
-    """Training data: a .txt, .jsonl, .csv or .parquet file, a folder of such files, or the id of a dataset on the
-    hub."""
+    data: DataSetting
+    """Training data: a file (.txt, .md, .epub, .jsonl, .json, .csv, .parquet, .zip), a folder, a pattern in quotes
+    ('texts/*.txt'), or the id of a dataset on the hub; can be repeated. Works of Aozora Bunko are read without their
+    notation."""
     out: str = Field(min_length=1)
     """Folder of the run. It will contain the trained adapter or model."""
 
@@ -115,6 +143,11 @@ class TrainingSettings(BaseModel):
     bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
     save_dtype: SaveDtype = "fp32"
     """Dtype of the model's file after full fine-tuning or pretraining; checkpoints are float32."""
+
+    columns: Annotated[dict[str, str], BeforeValidator(_as_columns)] = {}
+    """Names of columns or fields that differ from those of Tsugiki: prompt=question,completion=answer."""
+    drop_duplicates: bool = False
+    """Of records that are nearly the same, such as several editions of a work, use the longest one only."""
 
     held_out: float | Annotated[str, Field(min_length=1)] = 0.1
     """Held-out text, which is evaluated and not trained on: a share of the data (0.1), a condition on the records
@@ -189,7 +222,10 @@ class TrainingSettings(BaseModel):
 
 
 LORA_PLUS = "lora+"
-_UNRECORDED_IF_UNSET = ("trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template", "system")
+_UNRECORDED_IF_UNSET = (
+    "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
+    "system",
+)  # fmt: skip
 _MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
 _UNION = re.compile(r"function-|constrained-|literal\[")
 """Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""

@@ -13,15 +13,18 @@ from tsugiki.base.context import context_length
 from tsugiki.base.inference import seeded
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.blocks import Blocks, Integers, pack
+from tsugiki.data.columns import NO_COLUMNS, Columns
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
 from tsugiki.data.mixing import mix, parse_mix
+from tsugiki.data.reading import Reading
 from tsugiki.data.records import Conversation, Document, Record
-from tsugiki.data.sources import content_key, read_records, record_kinds
+from tsugiki.data.sources import Data, content_key, read_records, record_kinds
 from tsugiki.data.splits import (
     FieldCondition,
     find_overlap,
     parse_held_out,
+    shorter_duplicates,
     split_document,
     split_records,
     split_validation,
@@ -113,30 +116,48 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
 
 
 def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
-    held_out, key = parse_held_out(config.held_out), content_key(config.data)
+    held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
     digest = _data_digest(config, tokenizer, key)
-    single = single_document(config.data) if isinstance(held_out, float) else None
+    reading = Reading()
+    single = single_document(config.data, config.columns, reading) if isinstance(held_out, float) else None
     if single is not None and isinstance(held_out, float):
-        return _split_document(config, single, held_out, tokenizer, key, digest, progress)
+        return _split_document(config, single, held_out, tokenizer, key, digest, progress, reading)
     store = _tokenise(config, None, key, tokenizer, progress)
     with progress.stage(_("looking for near-duplicates"), None):
         groups = near_duplicates(store.index.signatures)
-    all_records = np.arange(len(store.index))
+    dropped = shorter_duplicates(store.index, groups) if config.drop_duplicates else np.array([], np.int64)
+    used = np.setdiff1d(np.arange(len(store.index)), dropped)
     if isinstance(held_out, float | FieldCondition):
-        held_out_indices = split_records(store.index, held_out, config.seed, groups)
-        numbers = set(held_out_indices.tolist())
-        records = (record for number, record in enumerate(read_records(config.data)) if number in numbers)
-        characters = store.index.characters[held_out_indices].tolist()
-        windows = split_windows(records, characters, config.held_out_characters)
-        train = np.setdiff1d(all_records, held_out_indices)
-        held_out_records = HeldOut(store.index, held_out_indices, windows)
-        return _dataset_split(config, store, train, held_out_records, groups, [], digest)
-    in_file = list(read_records(held_out))
+        chosen = np.intersect1d(split_records(store.index, held_out, config.seed, groups), used)
+        held_out_records = _held_out_of(config, store, chosen, groups, config.held_out_characters)
+        return _dataset_split(config, store, np.setdiff1d(used, chosen), held_out_records, groups, [], digest)
+    in_file = list(read_records(held_out, config.columns))
     index = read_index(in_file)
     notes = _overlap(store.index, index)
-    windows = split_windows(in_file, index.characters.tolist(), config.held_out_characters)
+    in_groups = near_duplicates(index.signatures)
+    windows = split_windows(in_file, index.characters.tolist(), config.held_out_characters, in_groups)
     held_out_records = HeldOut(index, np.arange(len(index)), windows)
-    return _dataset_split(config, store, all_records, held_out_records, groups, notes, digest)
+    return _dataset_split(config, store, used, held_out_records, groups, notes, digest)
+
+
+def _held_out_of(
+    config: RunConfig, store: TokenStore, numbers: Integers, groups: list[list[int]], limit: int
+) -> "HeldOut":
+    """Read the text of some records of the data.
+
+    Args:
+        config: the settings.
+        store: the tokens of all records.
+        numbers: the records, sorted.
+        groups: groups of near-duplicates, as numbers in `store`.
+        limit: approximate number of characters to read.
+    """
+    place = {number: place for place, number in enumerate(numbers.tolist())}
+    records = (record for number, record in enumerate(read_records(config.data, config.columns)) if number in place)
+    inside = [[place[number] for number in group if number in place] for group in groups]
+    return HeldOut(
+        store.index, numbers, split_windows(records, store.index.characters[numbers].tolist(), limit, inside)
+    )
 
 
 def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -145,22 +166,22 @@ def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
     Raises:
         TsugikiError: a file cannot be read.
     """
-    return _data_digest(config, tokenizer, content_key(config.data))
+    return _data_digest(config, tokenizer, content_key(config.data, config.columns))
 
 
 def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: str) -> str:
     held_out = parse_held_out(config.held_out)
     digests = {"data": store_key(key, tokenizer, config.assistant_turns)}
     if isinstance(held_out, Path):
-        digests["held_out"] = content_key(held_out)
+        digests["held_out"] = content_key(held_out, config.columns)
     if config.validation not in (AUTO, NO_VALIDATION):
         validation = parse_held_out(config.validation, "validation")
         if isinstance(validation, Path):
-            digests["validation"] = content_key(validation)
+            digests["validation"] = content_key(validation, config.columns)
     if config.mix is not None:
-        digests["mix"] = content_key(parse_mix(config.mix)[0])
+        digests["mix"] = content_key(parse_mix(config.mix)[0], config.columns)
     if config.retention_data is not None:
-        digests["retention_data"] = content_key(_retention_source(config.retention_data))
+        digests["retention_data"] = content_key(_retention_source(config.retention_data), config.columns)
     return combined_digest(digests)
 
 
@@ -207,9 +228,9 @@ def pack_data(
     )
 
 
-def single_document(data: str) -> Document | None:
-    """Return the document if the data consist of one document only, otherwise None."""
-    first = list(islice(read_records(data), 2))
+def single_document(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Document | None:
+    """Return the document if the data consist of one document only, otherwise None; arguments as of `read_records`."""
+    first = list(islice(read_records(data, columns, reading), 2))
     return first[0] if len(first) == 1 and isinstance(first[0], Document) else None
 
 
@@ -221,10 +242,11 @@ def _split_document(
     key: str,
     digest: str,
     progress: ProgressDisplay,
+    reading: Reading,
 ) -> DatasetSplit:
-    """Hold out the end of the only document, whose file has the content `key`."""
+    """Hold out the end of the only document, whose file has the content `key`, and was read so."""
     records = split_document(document, held_out)
-    store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress)
+    store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
     train, held_out_indices = np.array([0]), np.array([1])
     windows = split_windows(records[1:], store.index.characters[held_out_indices].tolist(), config.held_out_characters)
     notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
@@ -237,16 +259,19 @@ def _tokenise(
     key: str,
     tokenizer: "PreTrainedTokenizerBase",
     progress: ProgressDisplay,
+    reading: Reading | None = None,
 ) -> TokenStore:
     """Return the tokens of `records` (None: of `config.data`), from the cache if it has them under `key`."""
+    reading = Reading() if reading is None else reading
     with progress.stage(_("tokenising"), None) as advance:
         return open_store(
-            read_records(config.data) if records is None else records,
+            read_records(config.data, config.columns, reading) if records is None else records,
             key,
             tokenizer,
             config.assistant_turns,
             cache_folder("tokens"),
             advance,
+            reading,
         )
 
 
@@ -298,12 +323,20 @@ def _dataset_split(
             train = np.setdiff1d(train, validation.numbers)
         chosen_from = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
     duplicates = sum(map(len, groups))
-    if groups:
+    if groups and config.drop_duplicates:
         notes.append(
-            _("near-duplicates of each other: {records} in {groups}, kept together").format(
-                records=counts.records(duplicates), groups=counts.groups(len(groups))
-            )
+            _(
+                "near-duplicates of each other: {records} in {groups}; only the longest one of each group is used"
+            ).format(records=counts.records(duplicates), groups=counts.groups(len(groups)))
         )
+    elif groups:
+        notes.append(
+            _(
+                "near-duplicates of each other: {records} in {groups}, kept together; "
+                "--drop-duplicates uses one of each"
+            ).format(records=counts.records(duplicates), groups=counts.groups(len(groups)))
+        )
+    notes = [*store.reading.notes(), *notes]
     first = [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]]
     summary = SplitSummary(
         digest=digest,
@@ -313,12 +346,13 @@ def _dataset_split(
             measured_characters=sum(len(window.record.text) for window in windows),
         ),
         validation=chosen_from,
-        learns_conversations=Conversation in record_kinds(config.data),
+        learns_conversations=Conversation in record_kinds(config.data, config.columns),
         near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
     )
     retention_windows = []
     if config.retention_data is not None:
-        retention_windows = read_windows(_retention_source(config.retention_data), config.held_out_characters)
+        source = _retention_source(config.retention_data)
+        retention_windows = read_windows(source, config.held_out_characters, config.columns)
     chooses = [] if validation is None else validation.windows
     not_learned = [held_out, *([] if validation is None else [validation])]
     return DatasetSplit(store, train, not_learned, windows, chooses, retention_windows, summary, notes)
@@ -338,7 +372,8 @@ def _with_mixed_text(
 ) -> DatasetSplit:
     """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""
     path, share = parse_mix(setting)
-    other = _tokenise(config, read_records(path), content_key(path), tokenizer, progress)
+    key = content_key(path, config.columns)
+    other = _tokenise(config, read_records(path, config.columns), key, tokenizer, progress)
     allowed = set(range(len(other.index)))
     for held_out in split.not_learned:
         signatures = np.concatenate([other.index.signatures, held_out.index.signatures[held_out.numbers]])
@@ -371,17 +406,13 @@ def _validation(config: RunConfig, store: TokenStore, train: Integers, groups: l
         setting = _VALIDATION_SHARE
     parsed = parse_held_out(setting, "validation")
     if isinstance(parsed, Path):
-        records = list(read_records(parsed))
+        records = list(read_records(parsed, config.columns))
         index = read_index(records)
         _overlap(store.index, index, "validation")
         windows = split_windows(records, index.characters.tolist(), _VALIDATION_CHARACTERS)
         return HeldOut(index, np.arange(len(index)), windows)
     numbers = split_validation(store.index, train, parsed, config.seed, groups)
-    chosen = set(numbers.tolist())
-    read = (record for number, record in enumerate(read_records(config.data)) if number in chosen)
-    return HeldOut(
-        store.index, numbers, split_windows(read, store.index.characters[numbers].tolist(), _VALIDATION_CHARACTERS)
-    )
+    return _held_out_of(config, store, numbers, groups, _VALIDATION_CHARACTERS)
 
 
 def _works(records: Integers, groups: list[list[int]]) -> Integers:

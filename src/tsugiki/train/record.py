@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tsugiki.adapters.metadata import Source
 from tsugiki.base.identity import BaseIdentity
+from tsugiki.data.sources import describe_data
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
@@ -54,7 +55,7 @@ class RecordedConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     method: str
-    data: str
+    data: str | list[str]
     model: str | dict[str, Any] | None = None
     out: Annotated[str, Field(pattern=r"^[^\x00]*$")] | None = None
     learning_rate: float | Literal["auto", "probe"]
@@ -65,6 +66,11 @@ class RecordedConfig(BaseModel):
     seed: int
     prompts: list[str]
     lora: RecordedLora | None = None
+
+    @property
+    def data_text(self) -> str:
+        """The names of the data in one line."""
+        return describe_data(self.data)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as they are in `run.json`."""

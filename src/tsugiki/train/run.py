@@ -33,6 +33,7 @@ from tsugiki.base.loading import load_model
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
 from tsugiki.base.quantization import count_parameters
 from tsugiki.base.resolve import settings_folder
+from tsugiki.data.sources import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
 from tsugiki.io.locks import sole_use
@@ -402,7 +403,7 @@ def _describe(
             _(
                 "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
                 "another --out"
-            ).format(data=config.data, model=config.model, out=config.out)
+            ).format(data=describe_data(config.data), model=config.model, out=config.out)
         )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = count_parameters(model)

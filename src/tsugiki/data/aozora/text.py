@@ -52,12 +52,49 @@ def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = No
         TsugikiError: the zip is damaged, does not contain exactly one text, or the text has another encoding.
     """
     _name, content = read_only_member(data, name, ".txt", _MAX_SIZE, _("download it again, or exclude this work"))
-    header, body = _split(_decode(content, name, encoding))
+    return clean_work(_decode(content, name, encoding), name)
+
+
+def clean_work(source: str, name: str) -> CleanText:
+    """Return the clean text, the title and the author of a work, given as a text with LF as line ends.
+
+    Raises:
+        TsugikiError: there is no text between the header and the footer.
+    """
+    header, body = _split(source)
     title, author = title_and_author(header)
     text, unresolved = plain_text(body)
     if not text:
         raise TsugikiError(_("{name}: no text between the header and the footer; exclude this work").format(name=name))
     return CleanText(title, author, text, unresolved)
+
+
+def is_work(source: str) -> bool:
+    """Whether a text is a work as Aozora Bunko distributes it.
+
+    It has the legend between two rules of hyphens near its beginning, or near its end a footer (底本：), and then also
+    the library's name there, an annotation ［＃…］ or ruby. A text of another origin hardly has both of these.
+    """
+    source = source.lstrip("\n")
+    legend = _LEGEND_START.search(source, 0, _MAX_HEADER * 100)
+    if legend and source.startswith("-", legend.start()) and _LEGEND_END.search(source, legend.end()):
+        return True
+    end = source[-_MAX_FOOTER:]
+    books = [mark for mark in _FOOTER.finditer(end) if mark[2]]
+    if not books:
+        return False
+    body = source[: len(source) - len(end) + books[0].start()]
+    return "青空文庫" in end[books[0].start() :] or bool(_ANNOTATION.search(body) or _READING.search(body))
+
+
+def has_annotations(source: str) -> bool:
+    """Whether a text has annotations of the library's notation: layout, emphasis marks, headings or characters."""
+    return _KNOWN_ANNOTATION.search(source) is not None
+
+
+def standard_characters(text: str) -> str:
+    """Return text that was decoded as cp932 with the characters that Shift_JIS defines, as `read_work` does."""
+    return text.translate(_VENDOR)
 
 
 def plain_text(source: str) -> tuple[str, int]:
@@ -198,6 +235,11 @@ _RULE = r"-{9,}[ 　]*\n"
 _LEGEND_START = re.compile(rf"^(?:{_RULE}【テキスト中に現れる記号について】|［表記について］)", re.M)
 _LEGEND_END = re.compile(rf"^{_RULE}", re.M)
 _FOOTER = re.compile(rf"^({_RULE})?(?:［＃本文終わり］|([ 　]*(?:翻訳の)?底本[：:])|●?入力者注$)", re.M)
+_MAX_FOOTER = 4000  # characters
+_READING = re.compile(r"[々〆ヵヶ\u3400-\u9fff]《[ぁ-ヶー]{1,40}》")
+_KNOWN_ANNOTATION = re.compile(
+    r"［＃[^［］\n]{0,80}(?:字下げ|傍点|傍線|見出し|改ページ|改丁|改段|地付き|字上げ|字詰め|太字|縦中横|罫囲み|水準\d-)"
+)
 _MAX_FOOTER_GAP = 1000  # characters between the source books that a footer names
 # Code points of Microsoft's cp932 -> the characters that Shift_JIS defines.
 _VENDOR = str.maketrans("～∥－￠￡￢", "〜‖−¢£¬")

@@ -27,9 +27,13 @@ from torch.nn import functional as F
 
 from tsugiki.base.context import context_length, rope_depends_on_length
 from tsugiki.base.inference import evaluating
+from tsugiki.data.columns import NO_COLUMNS, Columns
+from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_start, encode, encode_records
+from tsugiki.data.reading import Reading
 from tsugiki.data.records import AssistantTurns, Document, Record, target_text
-from tsugiki.data.sources import read_records
+from tsugiki.data.sources import Data, read_records
+from tsugiki.data.store import read_index
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
 from tsugiki.labels import IGNORE_INDEX
@@ -59,26 +63,38 @@ class Window:
     """The window as a record."""
     document: int
     """Index of the record that it is from."""
+    group: int | None = None
+    """Index of the first record of its group of near-duplicates; None: there are none."""
 
 
-def read_windows(data: str, limit: int | None = None) -> list[Window]:
-    """Read data as in a run's config, and split them into windows (see `split_windows`).
+def read_windows(
+    data: Data, limit: int | None = None, columns: Columns = NO_COLUMNS, reading: Reading | None = None
+) -> list[Window]:
+    """Read data as `read_records` does, and split them into windows (see `split_windows`).
 
     Raises:
         TsugikiError: the data cannot be read.
     """
-    records = list(read_records(data))
-    return split_windows(records, [len(record.text) for record in records], limit)
+    records = list(read_records(data, columns, reading))
+    index = read_index(records)
+    return split_windows(records, index.characters.tolist(), limit, near_duplicates(index.signatures))
 
 
-def split_windows(records: Iterable[Record], characters: Sequence[int], limit: int | None = None) -> list[Window]:
+def split_windows(
+    records: Iterable[Record],
+    characters: Sequence[int],
+    limit: int | None = None,
+    groups: Sequence[Sequence[int]] = (),
+) -> list[Window]:
     """Split documents into windows of `WINDOW_CHARACTERS` characters, the last one shorter; keep other records whole.
 
     Args:
         records: the records in order; they are read once.
         characters: the number of characters of each record.
         limit: approximate number of characters to return, in windows spread evenly over all records; None: all.
+        groups: the records that are near-duplicates of each other, by their places in `records`.
     """
+    group_of = {number: min(group) for group in groups if len(group) > 1 for number in group}
     total = sum(characters)
     every = limit if limit is not None and limit < total else total
     windows: list[Window] = []
@@ -86,7 +102,7 @@ def split_windows(records: Iterable[Record], characters: Sequence[int], limit: i
     for number, record in enumerate(records):
         for part in _split(record):
             if seen * every // total != (seen - 1) * every // total:  # the share passes the next integer
-                windows.append(Window(part, number))
+                windows.append(Window(part, number, group_of.get(number)))
             seen += 1
     return windows
 
@@ -123,6 +139,7 @@ def evaluate(
     encoded = encode(tokenizer, texts)
     sequences: list[TokenSequence] = []
     counts: dict[int, list[int]] = {}  # document -> tokens, characters
+    groups = {one.document: one.document if one.group is None else one.group for one in windows}
     split = skipped = 0
     for window, text, ids in zip(windows, texts, encoded, strict=True):
         parts = _sequences(tokenizer, window, ids, turns, context)
@@ -143,6 +160,7 @@ def evaluate(
     unknown = tokenizer.unk_token_id
     return summarise(
         [(nll[number], tokens, characters) for number, (tokens, characters) in counts.items()],
+        groups=[groups[number] for number in counts],
         windows=len(windows),
         split_windows=split,
         skipped_records=skipped,

@@ -2,8 +2,8 @@
 
 The documents are resampled with replacement many times. The interval lies between the 2.5th and the 97.5th percentile
 of the resulting figures (B. Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979). Whole documents are
-resampled, because the tokens of one document are not independent of each other. With few documents the interval is too
-narrow.
+resampled, because the tokens of one document are not independent of each other. Near-duplicates are resampled together
+for the same reason, as one document. With few documents the interval is too narrow.
 """
 
 import math
@@ -34,7 +34,25 @@ class Change:
     interval: Interval | None
     """95 % interval over documents; None if the two did not score the same documents, or scored fewer than two."""
     documents: int
-    """Number of documents after the change."""
+    """Number of documents after the change; near-duplicates count as one."""
+
+
+def sum_groups(scores: Sequence[Score], groups: Sequence[int]) -> list[Score]:
+    """Return the sums of the scores in each group, in the order of the groups' first documents.
+
+    Args:
+        scores: of every document.
+        groups: for every document, the number of its group; empty: every document is a group of its own.
+    """
+    if not groups:
+        return list(scores)
+    sums: dict[int, list[Score]] = {}
+    for score, group in zip(scores, groups, strict=True):
+        sums.setdefault(group, []).append(score)
+    return [
+        (math.fsum(one[0] for one in members), sum(one[1] for one in members), sum(one[2] for one in members))
+        for members in sums.values()
+    ]
 
 
 def loss_interval(scores: Sequence[Score]) -> Interval | None:

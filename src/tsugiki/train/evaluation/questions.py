@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from tsugiki.data.records import Completion, Conversation, Message
+from tsugiki.data.rows import jsonl_rows
 from tsugiki.data.schemas import read_row
-from tsugiki.data.sources import json_rows
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 
@@ -55,7 +55,8 @@ def read_questions(path: Path) -> list[Question]:
         TsugikiError: the file cannot be read or has no question, or a question is not as the module docstring shows.
     """
     try:
-        questions = [_question(row, f"{path}:{number}") for number, row in json_rows(path)]
+        rows = jsonl_rows(lambda: path.open("rb"), str(path))
+        questions = [_question(row, f"{path}:{number}") for number, row in rows]
     except OSError as error:
         raise TsugikiError(
             _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error_text(error))

@@ -13,6 +13,7 @@ from tsugiki.train.evaluation.interval import (
     change,
     loss_interval,
     paired_interval,
+    sum_groups,
 )
 
 
@@ -48,6 +49,14 @@ class Evaluation(BaseModel):
     """Why the bits per character are too low, if they are."""
     documents: tuple[Score, ...]
     """NLL, tokens and characters of every document."""
+    groups: tuple[int, ...] = ()
+    """For every document, the number of its group of near-duplicates, which count as one in the intervals. Empty: every
+    document is a group of its own."""
+
+    @property
+    def independent(self) -> tuple[Score, ...]:
+        """The sums of the scores of each group, over which the intervals are."""
+        return tuple(sum_groups(self.documents, self.groups))
 
 
 class StepEvaluation(Evaluation):
@@ -82,6 +91,7 @@ class Answers(BaseModel):
 
 def summarise(
     documents: Sequence[Score],
+    groups: Sequence[int],
     windows: int,
     split_windows: int,
     skipped_records: int,
@@ -92,6 +102,7 @@ def summarise(
 
     Args:
         documents: NLL, tokens and characters of every document.
+        groups: for every document, the number of its group of near-duplicates.
         windows: number of windows of text.
         split_windows: number of windows that were scored in several pieces.
         skipped_records: number of examples that were not scored.
@@ -101,7 +112,9 @@ def summarise(
     nll = sum(score[0] for score in documents)
     tokens = sum(score[1] for score in documents)
     characters = sum(score[2] for score in documents)
-    interval = loss_interval(documents)
+    has_groups = len(set(groups)) < len(groups)
+    independent = sum_groups(documents, groups)
+    interval = loss_interval(independent)
     warning = None
     if unknown_tokens:
         warning = f"{unknown_tokens:,} unknown tokens: the bits per character are too low"
@@ -113,7 +126,7 @@ def summarise(
         perplexity=_exp(nll / tokens),
         perplexity_interval=interval and (_exp(interval[0]), _exp(interval[1])),
         bits_per_char=nll / math.log(2) / characters,
-        bits_per_char_interval=bits_interval(documents),
+        bits_per_char_interval=bits_interval(independent),
         nll=nll,
         tokens=tokens,
         characters=characters,
@@ -124,17 +137,18 @@ def summarise(
         tokenizer_is_lossless=tokenizer_is_lossless,
         warning=warning,
         documents=tuple(documents),
+        groups=tuple(groups) if has_groups else (),
     )
 
 
 def change_of_bits(before: Evaluation, after: Evaluation) -> Change:
     """Return the relative change of the bits per character."""
-    return change(before.bits_per_char, after.bits_per_char, before.documents, after.documents)
+    return change(before.bits_per_char, after.bits_per_char, before.independent, after.independent)
 
 
 def change_of_loss(before: Evaluation, after: Evaluation) -> Change:
     """Return the relative change of the loss between two models with the same tokenizer."""
-    return change(before.loss, after.loss, before.documents, after.documents)
+    return change(before.loss, after.loss, before.independent, after.independent)
 
 
 def change_of_share(before: Answers, after: Answers) -> tuple[float, Interval]:

@@ -12,7 +12,10 @@ from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.vocabulary import with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.data.chat import use_template
+from tsugiki.data.columns import NO_COLUMNS, Columns
+from tsugiki.data.reading import Reading
 from tsugiki.data.records import AssistantTurns
+from tsugiki.data.sources import Data
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.io.progress import ProgressDisplay
@@ -67,11 +70,13 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
 
 def evaluate_targets(
     chosen: Sequence[EvaluationTarget],
-    data: str,
+    data: Data,
     turns: AssistantTurns,
     limit: int | None,
     progress: ProgressDisplay,
     *,
+    columns: Columns = NO_COLUMNS,
+    reading: Reading | None = None,
     chat_template: str | None = None,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
@@ -84,6 +89,8 @@ def evaluate_targets(
         turns: which answers of a conversation are scored.
         limit: approximate number of characters to evaluate; None: all.
         progress: where to show the progress.
+        columns: names of columns that differ from those of Tsugiki.
+        reading: gets what a user should know of the files.
         chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
             takes that of the first adapter.
         allow_base_mismatch: load adapters that were trained on another base.
@@ -95,7 +102,7 @@ def evaluate_targets(
     Raises:
         TsugikiError: the data, a model or an adapter cannot be read.
     """
-    windows = read_windows(data, limit)
+    windows = read_windows(data, limit, columns, reading)
     for target, model, tokenizer in loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template):
         with progress.stage(str(target), len(windows)) as advance:
             yield evaluate(model, tokenizer, windows, turns, advance)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.train.config import RunConfig, read_yaml, validated
+from tsugiki.train.config import DataSetting, RunConfig, read_yaml, validated
 
 _PER_METHOD = (
     *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio", "optimizer"),
@@ -33,9 +33,8 @@ class _SeveralRuns(BaseModel):
 
     model: str = Field(min_length=1)
     """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
-    data: str = Field(min_length=1)
-    """Training data: a .txt, .jsonl, .csv or .parquet file, a folder of such files, or the id of a dataset on the
-    hub."""
+    data: DataSetting
+    """Training data, as for `tsugiki train`; can be repeated."""
     out: str = Field(min_length=1)
     """Folder of the runs. Each run gets a folder in it."""
     settings: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tsugiki.base.identity import named_identity, why_different
+from tsugiki.data.sources import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _
 from tsugiki.train.config import RunConfig
@@ -48,7 +49,7 @@ def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> No
     digests = {name: record.data.digest for name, record in finished.items() if record.data is not None}
     changed = [name for name, before in digests.items() if before not in (None, digest)]  # None in version 0.1
     message = _("{data}, other data or the tokenizer has changed since they were trained")
-    _refuse(changed, message.format(data=config.data))
+    _refuse(changed, message.format(data=describe_data(config.data)))
     bases = {name: record.base for name, record in finished.items() if record.base is not None}
     changed = [name for name, before in bases.items() if why_different(before, base)]
     _refuse(changed, _("{model} has changed since they were trained").format(model=config.model))

@@ -17,6 +17,7 @@ from tsugiki.base.identity import named_identity
 from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
+from tsugiki.data.sources import Data
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder
@@ -43,7 +44,7 @@ class Merge:
     """Merge into quantised weights, although rounding loses much of the change."""
     verify: bool = True
     """Compare the logits of the merged model with those of the base and its adapters."""
-    data: str | None = None
+    data: Data | None = None
     """Text to compare the perplexity on as well; same formats as the data of a run."""
     characters: int | None = None
     """Approximate number of characters of this text to evaluate; None: all."""

@@ -14,8 +14,9 @@ import torch
 
 from tsugiki.base.context import context_length
 from tsugiki.base.loading import load_tokenizer
+from tsugiki.data.columns import NO_COLUMNS, Columns
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.sources import read_records
+from tsugiki.data.sources import Data, read_records
 from tsugiki.data.splits import FieldCondition, parse_held_out, split_document, split_records
 from tsugiki.data.store import Array, read_index
 from tsugiki.data.vocabulary import train_vocabulary
@@ -165,17 +166,17 @@ def _train_tokenizer(config: PretrainConfig, settings: TokenizerSettings) -> "Pr
 def _split(config: PretrainConfig) -> tuple[Texts, Array]:
     """Return the training texts of the run, and the signatures of its held-out texts (see `data.duplicates`)."""
     held_out = parse_held_out(config.held_out)
-    single = single_document(config.data) if isinstance(held_out, float) else None
+    single = single_document(config.data, config.columns) if isinstance(held_out, float) else None
     if single and isinstance(held_out, float):
         beginning, end = split_document(single, held_out)
         return lambda: iter([beginning.text]), read_index([end]).signatures
-    index = read_index(read_records(config.data))
+    index = read_index(read_records(config.data, config.columns))
     if isinstance(held_out, Path):
-        signatures = read_index(read_records(held_out)).signatures
-        return lambda: (record.text for record in read_records(config.data)), signatures
+        signatures = read_index(read_records(held_out, config.columns)).signatures
+        return lambda: (record.text for record in read_records(config.data, config.columns)), signatures
     measured = split_records(index, held_out, config.seed, near_duplicates(index.signatures))
     excluded = set(measured.tolist())
-    return lambda: _texts_without(config.data, excluded), index.signatures[measured]
+    return lambda: _texts_without(config.data, config.columns, excluded), index.signatures[measured]
 
 
 def _without_held_out(data: str, signatures: Array, held_out: float | FieldCondition | Path) -> Texts:
@@ -192,8 +193,8 @@ def _without_held_out(data: str, signatures: Array, held_out: float | FieldCondi
     if isinstance(held_out, FieldCondition):
         values = (fields.get(held_out.field) for fields in index.fields)
         excluded |= {number for number, value in enumerate(values) if value == held_out.value}
-    return lambda: _texts_without(data, excluded)
+    return lambda: _texts_without(data, NO_COLUMNS, excluded)
 
 
-def _texts_without(data: str, excluded: set[int]) -> Iterator[str]:
-    return (record.text for number, record in enumerate(read_records(data)) if number not in excluded)
+def _texts_without(data: Data, columns: Columns, excluded: set[int]) -> Iterator[str]:
+    return (record.text for number, record in enumerate(read_records(data, columns)) if number not in excluded)

@@ -7,6 +7,7 @@ from itertools import count, groupby, islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsugiki.data.blocks import Blocks, Segment
+from tsugiki.data.sources import describe_data
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.language import _
@@ -115,7 +116,7 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
     decided = choices(chosen, config.to_record(), measured=False)
     notes = (*decided, *data.notes, *model_notes(config, model, tokenizer, data.blocks.store))
-    return Preview(config.model, config.data, views, _counts(resolved, data, seconds), notes)
+    return Preview(config.model, describe_data(config.data), views, _counts(resolved, data, seconds), notes)
 
 
 def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:

@@ -55,7 +55,7 @@ def _terms(name: str) -> list[str]:
 
 def _template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Return a note if a chat model does not see its own chat template in the data."""
-    kinds = record_kinds(config.data)
+    kinds = record_kinds(config.data, config.columns)
     if not tokenizer.chat_template or Conversation in kinds:
         return []
     if kinds == {Completion}:

@@ -30,7 +30,7 @@ def quickstart(out: Path | None = None) -> RunRecord:
     return train(
         RunConfig(
             model=EMBEDDED,
-            data=corpus,
+            data=(corpus,),
             out=str(out or _free_folder("tsugiki-quickstart")),
             lora=LoraConfig(r=32, lora_alpha=64, lora_dropout=0.1, target_modules=_TARGETS),
             epochs=4,

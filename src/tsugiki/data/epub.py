@@ -1,0 +1,181 @@
+"""Read the text of an EPUB file.
+
+An EPUB file is a zip. META-INF/container.xml names the package file, which names the book's title and author, its
+chapters (XHTML) and their order (the spine). The standard library reads all of this. The text of a chapter is that of
+its blocks, one in each line; readings of ruby (`rt`), styles and pictures are left out.
+"""
+
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.archives import read_zip, zip_members
+from tsugiki.language import _
+
+_MAX_SIZE = 64_000_000  # bytes of all chapters together
+_MAX_DEPTH = 100  # of elements that are left out and contain each other
+_CONTAINER = "META-INF/container.xml"
+_RIGHTS = ("META-INF/rights.xml", "META-INF/sinf.xml")  # of Adobe's and of Apple's DRM
+_ENCRYPTION = "META-INF/encryption.xml"
+# Fonts are obfuscated by these two, without a key; anything else in encryption.xml is DRM.
+_FONT_METHODS = {"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"}
+_CHAPTER_TYPES = {"application/xhtml+xml", "text/html"}
+
+
+class Book(NamedTuple):
+    """The text of an EPUB file."""
+
+    title: str
+    author: str
+    text: str
+
+
+def read_epub(path: Path) -> Book:
+    """Read the title, the author and the text of a book.
+
+    Raises:
+        TsugikiError: the file is damaged, protected by DRM or a password, or too large.
+        OSError: it cannot be read.
+    """
+    names = zip_members(path)
+    _refuse_drm(path, names)
+    container = _xml(path, _CONTAINER, names)
+    package_name = next((one.get("full-path", "") for one in container.iter() if _tag(one) == "rootfile"), "")
+    package = _xml(path, package_name, names)
+    chapters = list(_chapters(package, posixpath.dirname(package_name)))
+    missing = next((name for name in chapters if name not in names), None)
+    if missing is not None:
+        raise _damaged(path, _("{name} is missing in it").format(name=error_text(missing, 80)))
+    contents = dict(read_zip(path, sorted(set(chapters)), _MAX_SIZE))
+    texts = [chapter_text(_decode(contents[name], path)) for name in chapters]
+    authors = dict.fromkeys(_metadata(package, "creator"))
+    title = next(iter(_metadata(package, "title")), "")
+    return Book(title, "、".join(authors), "\n\n".join(text for text in texts if text))
+
+
+def _refuse_drm(path: Path, names: list[str]) -> None:
+    protected = any(name in names for name in _RIGHTS)
+    if not protected and _ENCRYPTION in names:
+        methods = {
+            one.get("Algorithm", "") for one in _xml(path, _ENCRYPTION, names).iter() if _tag(one) == "EncryptionMethod"
+        }
+        protected = not methods <= _FONT_METHODS
+    if protected:
+        raise TsugikiError(
+            _("{path} is protected by DRM, so its text cannot be read; use a file without DRM").format(path=path)
+        )
+
+
+def _xml(path: Path, name: str, names: list[str]) -> ElementTree.Element:
+    if name not in names:
+        raise _damaged(path, _("{name} is missing in it").format(name=error_text(name, 80) or "package.opf"))
+    content = next(iter(read_zip(path, [name], _MAX_SIZE)))[1]
+    if b"<!ENTITY" in content:  # entities can grow without limit, and no package file needs them
+        raise _damaged(path, _("{name} defines entities").format(name=error_text(name, 80)))
+    try:
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise _damaged(path, f"{error_text(name, 80)}: {error_text(error, 80)}") from error
+
+
+def _damaged(path: Path, reason: str) -> TsugikiError:
+    return TsugikiError(_("{path} is no readable EPUB file: {reason}; get it again").format(path=path, reason=reason))
+
+
+def _tag(element: ElementTree.Element) -> str:
+    """Return the name of an element without its namespace."""
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def _metadata(package: ElementTree.Element, name: str) -> Iterator[str]:
+    for element in package.iter():
+        text = " ".join((element.text or "").split())
+        if _tag(element) == name and text:
+            yield text
+
+
+def _chapters(package: ElementTree.Element, folder: str) -> Iterator[str]:
+    """Yield the names of the chapters in the zip, in the order of reading, without the table of contents."""
+    items: Mapping[str, ElementTree.Element] = {one.get("id", ""): one for one in package.iter() if _tag(one) == "item"}
+    for reference in package.iter():
+        if _tag(reference) != "itemref" or reference.get("linear") == "no":
+            continue
+        item = items.get(reference.get("idref", ""))
+        if item is None or item.get("media-type") not in _CHAPTER_TYPES or "nav" in item.get("properties", "").split():
+            continue
+        yield posixpath.normpath(posixpath.join(folder, unquote(item.get("href", "").partition("#")[0])))
+
+
+def _decode(content: bytes, path: Path) -> str:
+    for encoding in ("utf-8-sig", "utf-16"):  # those that EPUB allows
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise _damaged(path, _("a chapter is not text in UTF-8 or UTF-16"))
+
+
+def chapter_text(html: str) -> str:
+    """Return the text of an XHTML page: a line for each block, and a line break for each `br`."""
+    page = _Page()
+    page.feed(html)
+    page.close()
+    text = _BETWEEN_JAPANESE.sub("", "".join(page.parts))
+    lines = [_SPACES.sub(" ", line).strip(" ") for line in text.split("\n")]
+    return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
+
+
+_SOURCE_BREAK = "\r"  # stands for a line break of the source, which is a space in the text
+_SPACES = re.compile("[ \t\r]+")  # not the ideographic space, which begins Japanese paragraphs
+_BETWEEN_JAPANESE = re.compile("(?<=[\u3001-\u9fff\uff01-\uffef])[ \t]*\r[ \t\r]*(?=[\u3001-\u9fff\uff01-\uffef])")
+_BLANK_LINES = re.compile("\n{3,}")
+_LEFT_OUT = {"head", "script", "style", "rt", "rp", "rtc", "nav", "svg", "math"}
+_BLOCKS = {
+    *("p", "div", "li", "tr", "hr", "blockquote", "section", "article", "aside", "figure", "figcaption", "pre", "body"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "dt", "dd", "ul", "ol", "dl", "table"),
+}
+
+
+class _Page(HTMLParser):
+    """Collects the text of a page."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self.left_out: list[str] = []
+        """The elements that are left out and have begun, the innermost last."""
+        self.has_text = False
+        """Whether the line has text."""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Begin an element."""
+        if tag in _LEFT_OUT and len(self.left_out) < _MAX_DEPTH:
+            self.left_out.append(tag)
+        self._break(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Begin and end an element, such as <br/>."""
+        self._break(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        """End an element, with those in it that have not ended."""
+        if tag in self.left_out:
+            del self.left_out[self.left_out.index(tag) :]
+        self._break(tag if tag != "br" else "")
+
+    def handle_data(self, data: str) -> None:
+        """Receive text."""
+        if not self.left_out:
+            self.parts.append(data.replace("\r", "").replace("\n", _SOURCE_BREAK))
+            self.has_text = self.has_text or bool(data.strip(" \t\r\n"))
+
+    def _break(self, tag: str) -> None:
+        if tag == "br" or (tag in _BLOCKS and self.has_text):
+            self.parts.append("\n")
+            self.has_text = False

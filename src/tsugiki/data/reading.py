@@ -1,0 +1,98 @@
+"""What a user should know of how the files of a data set were read: facts, and the sentences that tell them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from tsugiki.errors import summarise_list
+from tsugiki.language import _, ngettext
+
+
+@dataclass
+class Reading:
+    """Facts that `sources.read_records` collects; JSON can represent them."""
+
+    works: list[str] = field(default_factory=list)
+    """Files of Aozora Bunko, from which notation was removed."""
+    unresolved: int = 0
+    """Characters of these that have no code and became 〓."""
+    annotated: list[str] = field(default_factory=list)
+    """Other texts with annotations of its notation, which were kept."""
+    empty: list[str] = field(default_factory=list)
+    """Files without text."""
+    passed_over: list[str] = field(default_factory=list)
+    """Files of another kind in a folder or a zip."""
+    without_fields: list[str] = field(default_factory=list)
+    """Tables in a folder or a zip that have none of the known fields."""
+    unanswered: int = 0
+    """Exported conversations in which the assistant never answers."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON represents them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "Reading":
+        """Return the facts that `to_json` returned; missing ones are those of an empty reading."""
+        return cls(**facts)
+
+    def notes(self) -> list[str]:
+        """Return one sentence for each fact that a user should know."""
+        found = []
+        if self.works:
+            count = len(self.works)
+            found.append(
+                ngettext(
+                    "{names}: a text of Aozora Bunko; header, footer, ruby and annotations are removed",
+                    "{names}: texts of Aozora Bunko; headers, footers, ruby and annotations are removed",
+                    count,
+                ).format(names=summarise_list(self.works))
+            )
+        if self.unresolved:
+            found.append(
+                ngettext(
+                    "{count:,} character of these has no code, and became 〓",
+                    "{count:,} characters of these have no code, and became 〓",
+                    self.unresolved,
+                ).format(count=self.unresolved)
+            )
+        if self.annotated:
+            found.append(
+                _(
+                    "{names}: annotations such as ［＃５字下げ］ are learned as they are, because the text has neither "
+                    "the header nor the footer of Aozora Bunko"
+                ).format(names=summarise_list(self.annotated))
+            )
+        if self.empty:
+            found.append(_("{names}: empty, so nothing of it is used").format(names=summarise_list(self.empty)))
+        if self.passed_over:
+            found.append(
+                ngettext(
+                    "{count:,} file of another kind is passed over ({kinds})",
+                    "{count:,} files of other kinds are passed over ({kinds})",
+                    len(self.passed_over),
+                ).format(count=len(self.passed_over), kinds=_kinds(self.passed_over))
+            )
+        if self.without_fields:
+            found.append(
+                _("{names}: passed over, because no known field is in it").format(
+                    names=summarise_list(self.without_fields)
+                )
+            )
+        if self.unanswered:
+            found.append(
+                ngettext(
+                    "{count:,} conversation without an answer is passed over",
+                    "{count:,} conversations without an answer are passed over",
+                    self.unanswered,
+                ).format(count=self.unanswered)
+            )
+        return found
+
+
+def _kinds(names: list[str]) -> str:
+    """Return the endings of files with their counts, or a name that has none."""
+    counts = Counter(PurePath(name).suffix.lower() or PurePath(name).name for name in names)
+    return summarise_list([f"{kind} {count:,}" if count > 1 else kind for kind, count in counts.most_common()])
