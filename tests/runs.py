@@ -1,10 +1,8 @@
 """Short training runs of a tiny model, and runs that are interrupted and resumed."""
 
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,11 @@ from tests.tiny import TEXT, byte_tokenizer, save_tiny, store_of
 from tsugiki import TsugikiError
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.train.config import RunConfig, load_config
+from tsugiki.train.config import RunConfig
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.record import RunRecord
-from tsugiki.train.run import train
 from tsugiki.train.run_folder import CHECKPOINTS, checkpoints
-from tsugiki.train.workflows import compare as compare_module
+from tsugiki.train.workflows import several
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
 """Flags of `tsugiki train` for a short run in the working directory of the command line's tests."""
@@ -112,18 +109,17 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
     return expected
 
 
-def compare_in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Let `compare` train each method in this process, which is faster; returns the list that gets its commands."""
-    commands: list[list[str]] = []
+def counted_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """Return a list that gets the folder of each run of a comparison or sweep, and whether it is resumed."""
+    runs: list[tuple[str, bool]] = []
+    start = several.start_or_resume
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
-        path = next(word for word in command if word.endswith(".yaml"))
-        train(load_config(Path(path), {}), resume="--resume" in command)
-        return subprocess.CompletedProcess(command, 0)
+    def counted(accelerator: Any, settings: Any, out: Path, resume: bool) -> Any:
+        runs.append((out.name, resume))
+        return start(accelerator, settings, out, resume)
 
-    monkeypatch.setattr(compare_module, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
-    return commands
+    monkeypatch.setattr(several, "start_or_resume", counted)
+    return runs
 
 
 def uneven_blocks() -> Blocks:

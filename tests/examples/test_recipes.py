@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.runs import compare_in_this_process
 from tests.tiny import TEXT, byte_tokenizer, save_tiny
 from tests.tiny_types import tiny_of
 from tsugiki import graft
@@ -124,7 +123,6 @@ def test_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("recipe.yaml").write_text(
         yaml.safe_dump(shrunk(recipe, tiny_base_of(path, tmp_path / "base")), allow_unicode=True)
     )
-    compare_in_this_process(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["tsugiki", command_of(recipe), "recipe.yaml"])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -42,7 +42,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
             f"{row.learning_rate:g}",
             format_duration(row.seconds),
             f"{row.tokens_per_second:,.0f}",
-            format_gigabytes(row.peak_memory),
+            format_gigabytes(row.peak_memory) if row.peak_memory else "–",
             f"{row.perplexity_before:,.1f}\n→ {row.perplexity_after:,.1f}",
             f"{row.loss_before:.3f} → {row.loss_after:.3f}\n{_interval(row)}",
             *([_retention(row)] if retention else []),

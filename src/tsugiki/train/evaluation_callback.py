@@ -2,6 +2,9 @@
 
 All processes evaluate, each a part of the text. Only the main process writes and shows progress. It alone samples,
 unless the weights are in shards; then all processes generate the same text.
+
+Runs with the same base and the same data can share `BaseResults`: the first one evaluates the base, and the others take
+its results.
 """
 
 import time
@@ -9,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.base.context import context_length
 from tsugiki.data.records import Message
@@ -29,6 +32,9 @@ from tsugiki.train.sharding import is_sharded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BaseResults: TypeAlias = dict[tuple[object, ...], dict[str, list[Any]]]
+"""What the results of the base depend on -> fields of the record -> results."""
+_OF_BASE = ("evaluations", "validations", "retention_evaluations", "samples")
 _SECONDS_BETWEEN_WRITES = 1  # flushing a file to the disk takes longer than a quick step
 
 
@@ -49,9 +55,21 @@ class EvaluationCallback(Callback):
         record: RunRecord,
         display: RunProgress,
         restore: Callable[[int], bool],
+        base_results: BaseResults | None = None,
     ) -> None:
-        """Create it; `restore` puts what was trained until a step back into the model, if its checkpoint is intact."""
-        self.restore = restore
+        """Create it.
+
+        Args:
+            model: the prepared model.
+            tokenizer: its tokenizer.
+            data: the texts that are evaluated.
+            config: the settings.
+            record: the record of the run, which gets the results.
+            display: where to show them.
+            restore: puts what was trained until a step back into the model, if its checkpoint is intact.
+            base_results: what runs with the same base and data share.
+        """
+        self.restore, self.base_results = restore, {} if base_results is None else base_results
         self.model, self.tokenizer = model, tokenizer
         self.data, self.config, self.record, self.display = data, config, record, display
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
@@ -64,13 +82,33 @@ class EvaluationCallback(Callback):
     def on_train_begin(self, loop: TrainingLoop) -> None:
         """Evaluate the base model. Most new adapters do not change it, but an untrained soft prompt does."""
         if loop.progress.step == 0:
-            with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
-                self._evaluate(loop)
-                self._evaluate_retention(loop)
-                if self.validation_windows and self.plan.evaluations:
-                    self._validate(loop)
-                self._sample(loop)
+            known = self.base_results.get(self._base_key())
+            if known is not None:
+                self._take(known, loop)
+            else:
+                with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
+                    self._evaluate(loop)
+                    self._evaluate_retention(loop)
+                    if self._validates_base():
+                        self._validate(loop)
+                    self._sample(loop)
+                self.base_results[self._base_key()] = {name: list(getattr(self.record, name)) for name in _OF_BASE}
         self.display.begin(loop.steps, loop.progress.step)
+
+    def _validates_base(self) -> bool:
+        return bool(self.validation_windows and self.plan.evaluations)
+
+    def _base_key(self) -> tuple[object, ...]:
+        """Return what the results of the base depend on, besides the base and the data."""
+        validation = len(self.validation_windows) if self._validates_base() else 0
+        return (self.context, validation, self.config.prompts, self.config.seed, self.config.sample_tokens)
+
+    def _take(self, known: dict[str, list[Any]], loop: TrainingLoop) -> None:
+        """Take the results of the base from another run."""
+        for name, results in known.items():
+            getattr(self.record, name).extend(results)
+        self.display.evaluation(self.record.evaluations[-1])
+        self._write_record(loop)
 
     def on_step_end(self, loop: TrainingLoop) -> None:
         """Show the step, and evaluate and sample if it is time."""

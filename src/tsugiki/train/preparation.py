@@ -453,7 +453,7 @@ def _overlap(train: RecordIndex, held_out: RecordIndex, what: str = "held-out") 
 
 
 def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
-    prompt = _virtual_tokens(config)
+    prompt = virtual_tokens(config)
     available = context_length(model) - prompt
     if config.block_size and config.block_size > available:
         message = _("block_size is {size}, but the model's context is {context} tokens")
@@ -480,7 +480,7 @@ def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMa
                 "is_decoder, set it to true"
             ).format(name=type(model).__name__)
         )
-    length, row_length = _virtual_tokens(config), _block_size(config, model)
+    length, row_length = virtual_tokens(config), _block_size(config, model)
     if not length:
         return detect_document_masking(model, row_length)
     # The probe's prompt consists of embeddings of real tokens. A normally distributed prompt causes so much rounding
@@ -493,6 +493,6 @@ def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMa
         ungraft(model)
 
 
-def _virtual_tokens(config: RunConfig) -> int:
+def virtual_tokens(config: RunConfig) -> int:
     """Return the length of the soft prompt that the run trains; 0 if it trains none."""
     return getattr(config.adapter_config, "num_virtual_tokens", 0)

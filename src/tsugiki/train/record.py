@@ -32,6 +32,7 @@ NO_GAIN = marked(
     "no step was better than the base on the validation text: the text is short, or like what the base knows already"
 )
 _MAX_CONFIG = 300_000  # characters; settings in YAML have at most 200,000
+_peak_of_others = 0  # of earlier runs of this process, where the system cannot begin to count again
 _LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
 
 
@@ -426,12 +427,29 @@ def describe_machine(device: "torch.device", processes: int = 1) -> Machine:
 
 def peak_memory() -> int:
     """Return the largest memory of this process so far, in bytes; 0 if the system does not tell."""
+    peak = _process_peak()
+    return peak if peak > _peak_of_others else 0
+
+
+def _process_peak() -> int:
     try:
         import resource
     except ImportError:  # Windows
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from now on, in a process that makes several runs.
+
+    Only Linux can do so. Elsewhere a run that needs no more than those before has no peak of its own.
+    """
+    global _peak_of_others
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        _peak_of_others = _process_peak()
 
 
 def _processor() -> str:

@@ -16,7 +16,7 @@ train
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,7 @@ from tsugiki.train.divergence import (
     restore_values,
     trained_values,
 )
-from tsugiki.train.evaluation_callback import EvaluationCallback
+from tsugiki.train.evaluation_callback import BaseResults, EvaluationCallback
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import (
     load_dtype,
@@ -148,32 +148,60 @@ def sole_run(accelerator: Accelerator, out: Path) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class RunData:
+    """The data of a run, which do not depend on the model but for its tokenizer."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    new_words: NewWords | None
+    split: DatasetSplit
+
+
 def load(
     accelerator: Accelerator, config: RunConfig, display: ProgressDisplay
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PackedDataset]":
     """Load the tokenizer, the data and the base model, and pack the data into rows for the model.
 
-    The data are read before the model is loaded, so that errors in them appear at once. The main process reads and
-    tokenises them first; the others find the tokens in the cache. The model is moved to the accelerator's device, but
-    not if its weights will be split over the processes.
+    The data are read before the model is loaded, so that errors in them appear at once.
 
     Raises:
         TsugikiError: data or a model that cannot be read, or rows that are too long for the model.
     """
+    data = load_data(accelerator, config, display)
+    model = load_base(accelerator, config, data)
+    return model, data.tokenizer, pack_data(config, data.split, model, data.tokenizer)
 
-    def read() -> "tuple[PreTrainedTokenizerBase, NewWords | None, DatasetSplit]":
+
+def load_data(accelerator: Accelerator, config: RunConfig, display: ProgressDisplay) -> RunData:
+    """Load the tokenizer, and read the data. The main process tokenises them; the others find the tokens in the cache.
+
+    Raises:
+        TsugikiError: data or a tokenizer that cannot be read.
+    """
+
+    def read() -> RunData:
         tokenizer = load_run_tokenizer(config)
         new = None if config.add_tokens is None else add_words(tokenizer, read_words(Path(config.add_tokens)))
-        return tokenizer, new, read_data(config, tokenizer, display)
+        return RunData(tokenizer, new, read_data(config, tokenizer, display))
 
-    tokenizer, new, split = main_first(accelerator, read)
+    return main_first(accelerator, read)
+
+
+def load_base(accelerator: Accelerator, config: RunConfig, data: RunData) -> "PreTrainedModel":
+    """Load the base model, and add the run's new words to its vocabulary.
+
+    It is moved to the accelerator's device, but not if its weights will be split over the processes.
+
+    Raises:
+        TsugikiError: a model that cannot be read.
+    """
     dtype = load_dtype(config, accelerator.device)
     model = main_first(accelerator, lambda: load_model(config.model, dtype, trust_remote_code=config.trust_remote_code))
-    if new is not None:
-        add_rows(model, new)
+    if data.new_words is not None:
+        add_rows(model, data.new_words)
     if not _in_shards(accelerator, config):  # `shard` moves a part of the weights only
         model.to(accelerator.device)
-    return model, tokenizer, pack_data(config, split, model, tokenizer)
+    return model
 
 
 def run(
@@ -186,6 +214,7 @@ def run(
     checkpoint: Path | None,
     display: RunProgress,
     overwrite: bool = False,
+    base_results: BaseResults | None = None,
 ) -> None:
     """Train a loaded model in place, and write the result and the record to `config.out`.
 
@@ -199,6 +228,7 @@ def run(
         checkpoint: the checkpoint to continue from.
         display: where to show the progress.
         overwrite: remove the run that `config.out` holds.
+        base_results: what runs with the same base and data share (see `train.evaluation_callback`); None: nothing.
 
     Raises:
         TsugikiError: an error that the user can correct.
@@ -251,7 +281,9 @@ def run(
                 display.say(line)
             loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
             loop.save = partial(_save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS)
-            loop.callbacks.append(EvaluationCallback(model, tokenizer, data, config, record, display, restore))
+            loop.callbacks.append(
+                EvaluationCallback(model, tokenizer, data, config, record, display, restore, base_results)
+            )
             if can_restart and len(record.restarts) < MOST_RESTARTS:
                 loop.callbacks.append(DivergenceCheck(config.batch_size))
             if checkpoint is not None:

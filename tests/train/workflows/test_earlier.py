@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.runs import compare_in_this_process
+from tests.runs import counted_runs
 from tests.train.workflows.comparisons import SETTINGS, write
 from tsugiki import TsugikiError
 from tsugiki.train.config import load_config
@@ -62,10 +62,10 @@ CHANGES: Mapping[str, tuple[Callable[[], None], str]] = {
 def test_results_on_changed_inputs_are_not_mixed(
     run: Callable[[], None], names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    commands = compare_in_this_process(monkeypatch)
+    runs = counted_runs(monkeypatch)
     Path("held.txt").write_text("梅の花が咲いた。")
     run()
-    count = len(commands)
+    count = len(runs)
     kept, again = Path("c", names[0]), Path("c", names[1])
     shutil.rmtree(again)
     before = (kept / "run.json").read_bytes()
@@ -76,7 +76,7 @@ def test_results_on_changed_inputs_are_not_mixed(
             run()
         Path(path).write_bytes(content)
         assert not (again / "run.json").exists(), path
-    assert len(commands) == count, "nothing was trained"
+    assert len(runs) == count, "nothing was trained"
     assert (kept / "run.json").read_bytes() == before
     run()
     assert (kept / "run.json").read_bytes() == before

@@ -7,7 +7,7 @@ import pytest
 
 from tests.train.workflows.comparisons import SETTINGS, write
 from tsugiki import TsugikiError
-from tsugiki.train.workflows import sweep as sweep_module
+from tsugiki.train.workflows import several
 from tsugiki.train.workflows.compare_config import load_sweep
 from tsugiki.train.workflows.sweep import change, smallest_sufficient_rank, sweep
 
@@ -20,8 +20,8 @@ def grid(**axes: list[Any]) -> Path:
 
 def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
     loads: list[Any] = []
-    plain = sweep_module.load
-    monkeypatch.setattr(sweep_module, "load", lambda *given: loads.append(given) or plain(*given))
+    plain = several.load_base
+    monkeypatch.setattr(several, "load_base", lambda *given: loads.append(given) or plain(*given))
     config = load_sweep(grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), {})
     points = sweep(config)
     assert len(loads) == 1

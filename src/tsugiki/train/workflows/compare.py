@@ -1,32 +1,22 @@
-"""Compare several methods: one run for each, with the same data and the same number of steps.
+"""Compare several methods: a run for each, with the same data and the same number of steps (see `several`)."""
 
-Every run has a separate process, so that its time and its peak memory can be measured. Runs that have finished are not
-repeated; an interrupted run is resumed.
-"""
-
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
-from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import check_writable, write_text
+from tsugiki.io.atomic import check_writable
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILES
 from tsugiki.io.json import write_json
 from tsugiki.io.locks import sole_use
-from tsugiki.language import _
 from tsugiki.methods.table import family_of
-from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.interval import Change, Interval
 from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.processes import require_one_process
-from tsugiki.train.record import RunRecord, finished, read_record
+from tsugiki.train.progress import RunProgress
+from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.compare_config import ComparisonConfig
-from tsugiki.train.workflows.earlier import check_same_inputs, earlier_runs
+from tsugiki.train.workflows.several import run_all
 
 COMPARISON_FILE = "comparison.json"
 
@@ -67,24 +57,26 @@ class Comparison(BaseModel):
     rows: list[ComparisonRow]
 
 
-def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
+def compare(config: ComparisonConfig, progress: RunProgress | None = None) -> dict[str, RunRecord]:
     """Run each method that has not finished yet, and write `comparison.json` to `config.out`.
+
+    Args:
+        config: the settings.
+        progress: where to show the progress; None: a new display on standard error for each run.
 
     Returns:
         Name -> record, in the order of the methods.
 
     Raises:
-        TsugikiError: invalid settings, a folder that holds another run or one with other data, a run that failed, or
-            several processes.
+        TsugikiError: invalid settings, a folder that holds another run or one with other data, an error in a run,
+            or several processes.
     """
     require_one_process("compare")
     runs = config.runs()
     out = Path(config.out)
     check_writable(out)
     with sole_use(out):
-        earlier = earlier_runs(runs)
-        records = {name: _run_method(name, run, earlier[name]) for name, run in runs.items()}
-        check_same_inputs(records)
+        records = run_all(runs, progress)
         write_json(out / COMPARISON_FILE, Comparison(rows=comparison_rows(records)).model_dump(mode="json"))
     return records
 
@@ -124,28 +116,3 @@ def _file_size(folder: Path) -> int:
     adapter = folder / ADAPTER_FILE
     found = [adapter] if adapter.is_file() else folder.glob(MODEL_FILES)
     return sum(path.stat().st_size for path in found)
-
-
-def _run_method(name: str, run: RunConfig, earlier: RunRecord | None) -> RunRecord:
-    """Start, resume or reuse the run of one method, in a separate process."""
-    out = Path(run.out)
-    if earlier and earlier.status == "finished":
-        print(_("{name}: already finished in {out}").format(name=name, out=out), file=sys.stderr)
-        return earlier
-    settings = out.with_name(f"{out.name}.yaml")
-    write_text(settings, yaml.safe_dump(_explicit_settings(run), allow_unicode=True, sort_keys=False))
-    line = _("{name}: resuming") if earlier else _("{name}: starting")
-    print(line.format(name=name), file=sys.stderr)
-    # -P: a yaml.py in the working directory is not imported.
-    command = [sys.executable, "-P", "-m", "tsugiki", "train", str(settings), *(["--resume"] if earlier else [])]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise TsugikiError(
-            _("{name} did not finish (see its message above); run the command again to continue").format(name=name)
-        )
-    return read_record(out)
-
-
-def _explicit_settings(run: RunConfig) -> dict[str, Any]:
-    """Return the settings that were set explicitly, as a YAML file has them."""
-    return run.model_dump(mode="json", exclude_unset=True)

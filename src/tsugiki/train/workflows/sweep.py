@@ -1,4 +1,4 @@
-"""Sweep over a grid of LoRA settings: the base is loaded once, the text is tokenised once."""
+"""Sweep over a grid of LoRA settings: each point is a run (see `several`)."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,13 @@ from pydantic import BaseModel
 from tsugiki.io.atomic import check_writable
 from tsugiki.io.json import write_json
 from tsugiki.io.locks import sole_use
-from tsugiki.language import _
-from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.interval import Change, Interval
 from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.processes import require_one_process
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, finished
-from tsugiki.train.resume import start_or_resume
-from tsugiki.train.run import accelerator_of, load, run, sole_run
 from tsugiki.train.workflows.compare_config import SweepConfig
-from tsugiki.train.workflows.earlier import check_same_inputs, earlier_runs
+from tsugiki.train.workflows.several import run_all
 
 SWEEP_FILE = "sweep.json"
 MIN_RELATIVE_GAIN = 0.005
@@ -73,32 +69,12 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
     require_one_process("sweep")
     out = Path(config.out)
     check_writable(out)
+    grid = config.runs()
     with sole_use(out):
-        points = _run_points(config, progress)
-        check_same_inputs({point.name: point.record for point in points})
+        records = run_all({name: settings for name, (_, settings) in grid.items()}, progress)
+        points = [Point(name=name, values=values, record=records[name]) for name, (values, _) in grid.items()]
         results = [_result(point) for point in points]
         write_json(out / SWEEP_FILE, Sweep(points=results).model_dump(mode="json"))
-    return points
-
-
-def _run_points(config: SweepConfig, progress: RunProgress | None) -> list[Point]:
-    runs = config.runs()
-    earlier = earlier_runs({name: settings for name, (_, settings) in runs.items()})
-    points = []
-    loaded = None
-    for number, (name, (values, settings)) in enumerate(runs.items(), 1):
-        done = earlier[name]
-        if done and done.status == "finished":
-            points.append(Point(name=name, values=values, record=done))
-            continue
-        accelerator, out = accelerator_of(settings), Path(settings.out)
-        with progress or RunProgress() as shown, sole_run(accelerator, out):
-            shown.say(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
-            model, tokenizer, data = loaded = loaded or load(accelerator, settings, shown)
-            record, checkpoint = start_or_resume(accelerator, settings.to_record(), out, resume=done is not None)
-            run(accelerator, settings, model, tokenizer, data, record, checkpoint, shown)
-            ungraft(model)
-        points.append(Point(name=name, values=values, record=record))
     return points
 
 

@@ -1,0 +1,151 @@
+"""Several runs with the same base and data in one process, as a comparison and a sweep have.
+
+The data are read once. The base is loaded once for each dtype that the runs need, and evaluated once; a run that trains
+its weights gets a base of its own. Runs that have finished before are not repeated; an interrupted one is resumed.
+"""
+
+import gc
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+
+from tsugiki.dtypes import BaseDtype
+from tsugiki.errors import TsugikiError
+from tsugiki.fast.paths import use_plain_paths
+from tsugiki.io.formatting import format_duration
+from tsugiki.language import _, ngettext
+from tsugiki.lora.graft import is_grafted, ungraft
+from tsugiki.train.config import RunConfig
+from tsugiki.train.evaluation.result import change_of_loss
+from tsugiki.train.evaluation_callback import BaseResults
+from tsugiki.train.model import load_dtype
+from tsugiki.train.preparation import PackedDataset, pack_data, virtual_tokens
+from tsugiki.train.progress import RunProgress
+from tsugiki.train.record import RunRecord, reset_peak_memory
+from tsugiki.train.resume import start_or_resume
+from tsugiki.train.run import RunData, accelerator_of, load_base, load_data, run, sole_run
+from tsugiki.train.workflows.earlier import check_same_inputs, earlier_runs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class _Base:
+    """A base model that runs share, and what is known of it."""
+
+    dtype: BaseDtype
+    model: "PreTrainedModel"
+    packed: dict[int, PackedDataset] = field(default_factory=dict)
+    """Virtual tokens of a soft prompt -> the data, in rows that leave room for them."""
+    results: BaseResults = field(default_factory=dict)
+    """What it scores, and what it writes (see `train.evaluation_callback`)."""
+    is_trained: bool = False
+    """Whether a run has changed its weights."""
+
+
+def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) -> dict[str, RunRecord]:
+    """Run what has not finished yet, one after the other, and say the result of each.
+
+    Args:
+        runs: name -> settings; all have the same base model, the same data and the same tokens.
+        progress: where to show the progress; None: a new display on standard error for each run.
+
+    Returns:
+        Name -> record, in the same order.
+
+    Raises:
+        TsugikiError: a folder that holds another run, or one with other data or another base; or an error in a run,
+            which the message names. What has finished is kept.
+    """
+    earlier = earlier_runs(runs)
+    records: dict[str, RunRecord] = {}
+    data: RunData | None = None
+    base: _Base | None = None
+    left = sum(not _is_finished(record) for record in earlier.values())
+    done, started = 0, time.monotonic()
+    for number, (name, config) in enumerate(runs.items(), 1):
+        before = earlier[name]
+        if before is not None and _is_finished(before):
+            records[name] = before
+            continue
+        accelerator, out = accelerator_of(config), Path(config.out)
+        with progress or RunProgress() as display, sole_run(accelerator, out):
+            display.say(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
+            try:
+                data = data or load_data(accelerator, config, display)
+                dtype = load_dtype(config, accelerator.device)
+                if base is None or base.dtype != dtype or base.is_trained:
+                    base = None  # so that its memory is free before another one is loaded
+                    gc.collect()
+                    base = _Base(dtype, load_base(accelerator, config, data))
+                reset_peak_memory()
+                records[name] = _run(accelerator, config, data, base, before is not None, display)
+            except TsugikiError as error:
+                raise TsugikiError(_("{name}: {error}").format(name=name, error=error)) from error
+            done, left = done + 1, left - 1
+            display.say(_result(name, records[name], time.monotonic() - started, done, left))
+    check_same_inputs(records)
+    return records
+
+
+def best_of(records: Mapping[str, RunRecord]) -> str:
+    """Return the name of the run with the lowest held-out loss at the end."""
+    return min(records, key=lambda name: records[name].evaluations[-1].loss)
+
+
+def _run(
+    accelerator: Accelerator, config: RunConfig, data: RunData, base: _Base, resume: bool, display: RunProgress
+) -> RunRecord:
+    """Start or resume one run. Afterwards the base is as before, unless its weights were trained."""
+    prompt = virtual_tokens(config)
+    if prompt not in base.packed:
+        base.packed[prompt] = pack_data(config, data.split, base.model, data.tokenizer)
+    record, checkpoint = start_or_resume(accelerator, config.to_record(), Path(config.out), resume)
+    run(
+        accelerator,
+        config,
+        base.model,
+        data.tokenizer,
+        base.packed[prompt],
+        record,
+        checkpoint,
+        display,
+        base_results=base.results,
+    )
+    if is_grafted(base.model):
+        ungraft(base.model)
+        use_plain_paths(base.model)
+    else:
+        base.is_trained = True
+    return record
+
+
+def _is_finished(record: RunRecord | None) -> bool:
+    return record is not None and record.status == "finished"
+
+
+def _result(name: str, record: RunRecord, seconds: float, done: int, left: int) -> str:
+    """Return the result of a run in one line, and the time that the others will take if it is that of the first ones.
+
+    Args:
+        name: the name of the run.
+        record: its record.
+        seconds: the time of the runs so far, in this process.
+        done: their number.
+        left: how many are left.
+    """
+    before, after = record.evaluations[0], record.evaluations[-1]
+    line = _("{name}: held-out loss {before:.4f} → {after:.4f} ({change:+.1%})").format(
+        name=name, before=before.loss, after=after.loss, change=change_of_loss(before, after).relative
+    )
+    if not left:
+        return line
+    time_left = format_duration(seconds / done * left)
+    return line + ngettext("; {count} run left, about {time}", "; {count} runs left, about {time}", left).format(
+        count=left, time=time_left
+    )
