@@ -25,7 +25,7 @@ def test_messages_are_given_the_values_that_they_name() -> None:
             method, given = parents[call], set()
             if isinstance(method, ast.Attribute) and method.attr == "format":
                 given = {keyword.arg for keyword in parents[method].keywords}  # type: ignore[attr-defined]
-            is_later = isinstance(method, ast.Assign | ast.Call | ast.IfExp)
+            is_later = isinstance(method, ast.Assign | ast.Call | ast.IfExp | ast.Tuple)
             assert not texts or given == named or (is_later and not given), (
                 f"{where}:{call.lineno} is given {given} for {texts}"
             )

@@ -11,6 +11,7 @@ from tsugiki.data.aozora.index import Kana
 from tsugiki.data.aozora.query import Query, parse_role, select
 from tsugiki.data.aozora.site import SITE
 from tsugiki.data.aozora.works import check_target, open_source, read_entries, write_works
+from tsugiki.language import _, counts, ngettext
 
 
 def aozora_command(
@@ -52,17 +53,27 @@ def aozora_command(
     entries = select(opened.entries(), query)
     skipped: list[str] = []
     missing: list[str] = []
-    tracked = ProgressDisplay().track(entries, "works")
+    tracked = ProgressDisplay().track(entries, _("works"))
     works = read_entries(opened, tracked, query, skipped.append, missing.append if skip_missing else None)
     totals = write_works(works, out)
     seconds = time.perf_counter() - start
     for reason in skipped:
-        print(f"skipped {reason}", file=sys.stderr)
+        print(_("skipped {reason}").format(reason=reason), file=sys.stderr)
     for reason in missing:
-        print(f"missing {reason}", file=sys.stderr)
+        print(_("missing {reason}").format(reason=reason), file=sys.stderr)
     print(
-        f"{totals.works} works, {totals.characters} characters, {totals.unresolved} characters without a code (〓), "
-        f"{len(skipped)} skipped, {len(missing)} missing, "
-        f"{seconds:.1f} s, {totals.works / seconds:.0f} works/s -> {out}",
+        _(
+            "{works}, {characters}, {unresolved:,} without a code (〓), {skipped:,} skipped, {missing:,} missing, "
+            "{seconds:.1f} s, {speed:.0f} works/s -> {out}"
+        ).format(
+            works=ngettext("{count:,} work", "{count:,} works", totals.works).format(count=totals.works),
+            characters=counts.characters(totals.characters),
+            unresolved=totals.unresolved,
+            skipped=len(skipped),
+            missing=len(missing),
+            seconds=seconds,
+            speed=totals.works / seconds,
+            out=out,
+        ),
         file=sys.stderr,
     )

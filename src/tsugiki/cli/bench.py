@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.language import _
+
 
 def bench_command(
     model: Annotated[
@@ -54,7 +56,9 @@ def bench_command(
     )
     if out is not None:
         write_results(results, out)
-    print_table(results_table(results), *results_lines(results), *([f"written to {out}"] if out else []))
+    print_table(
+        results_table(results), *results_lines(results), *([_("written to {out}").format(out=out)] if out else [])
+    )
 
 
 def _list() -> None:
@@ -62,10 +66,16 @@ def _list() -> None:
     from tsugiki.bench.models import known_models
     from tsugiki.cli.tables import print_table
 
-    print_table((["model", ""], [[name, summary] for name, summary in known_models().items()]))
-    for title, table in (("entry", TRAINING_ENTRIES), ("entry, --generate", GENERATION_ENTRIES)):
+    print_table(([_("model"), ""], [[name, _(summary)] for name, summary in known_models().items()]))
+    for title, table in ((_("entry"), TRAINING_ENTRIES), (_("entry, --generate"), GENERATION_ENTRIES)):
         rows = []
         for name, entry in table.items():
-            default = "default" if name in DEFAULT_ENTRIES else ""
-            rows.append([name, entry.summary, f"not installed ({entry.install})" if entry.missing else default])
+            default = _("default") if name in DEFAULT_ENTRIES else ""
+            rows.append(
+                [
+                    name,
+                    _(entry.summary),
+                    _("not installed ({install})").format(install=entry.install) if entry.missing else default,
+                ]
+            )
         print_table(([title, "", ""], rows))

@@ -8,6 +8,7 @@ import typer
 
 from tsugiki.cli.flags import with_flags
 from tsugiki.cli.interruption import continued_by
+from tsugiki.language import _
 from tsugiki.train.workflows.compare_config import ComparisonConfig
 
 
@@ -30,4 +31,6 @@ def compare_command(
         records = compare(comparison)
     rows = comparison_rows(records)
     page = write_comparison_page(Path(comparison.out), rows, records)
-    print_table(comparison_table(rows), "in brackets: 95 % intervals over documents", f"page: {page}")
+    print_table(
+        comparison_table(rows), _("in brackets: 95 % intervals over documents"), _("page: {path}").format(path=page)
+    )

@@ -65,13 +65,15 @@ def export_command(
 
     require_gguf()
     if adapter is None:
-        _require(not merged, "--merged requires an adapter, which is merged into its base")
-        _require(model is not None, "nothing to export: name an adapter, or pass a model as --model")
+        _require(not merged, _("--merged requires an adapter, which is merged into its base"))
+        _require(model is not None, _("nothing to export: name an adapter, or pass a model as --model"))
     if adapter is None or merged:
-        _require(base is None, "--base requires an adapter and cannot be combined with --merged")
+        _require(base is None, _("--base requires an adapter and cannot be combined with --merged"))
         _export_model(adapter, gguf, model, dtype, library, allow_base_mismatch, allow_tokenizer_mismatch)
     else:
-        _require(dtype not in ("bf16", "q8_0"), "an adapter can be exported in f32 or f16; --merged exports the model")
+        _require(
+            dtype not in ("bf16", "q8_0"), _("an adapter can be exported in f32 or f16; --merged exports the model")
+        )
         _export_adapter(adapter, gguf, model, base, dtype, library, allow_base_mismatch)
 
 
@@ -90,15 +92,24 @@ def _export_adapter(
     from tsugiki.io.progress import ProgressDisplay
 
     folder = adapter_folder(adapter, library)
-    with ProgressDisplay().stage("export", None):  # computing the base's fingerprint reads all of its weights
+    with ProgressDisplay().stage(_("exporting"), None):  # computing the base's fingerprint reads all of its weights
         done = export_gguf_adapter(
             folder, gguf, model, base, "f16" if dtype == "f16" else "f32", allow_base_mismatch=allow_base_mismatch
         )
     typer.echo(
-        f"{gguf}: {done.layers} layers, rank {done.ranks}, alpha {done.alpha:g}, {format_size(done.bytes)}; "
-        f"llama-cli -m {base or 'BASE.gguf'} --lora {gguf}"
+        _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m {base} --lora {gguf}").format(
+            gguf=gguf,
+            layers=done.layers,
+            ranks=done.ranks,
+            alpha=done.alpha,
+            size=format_size(done.bytes),
+            base=base or "BASE.gguf",
+        )
     )
-    typer.echo(f"{done.modelfile}: for Ollama before version 0.34.1" + ("" if base else "; fill in the base at FROM"))
+    line = _("{modelfile}: for Ollama before version 0.34.1")
+    if not base:
+        line = _("{modelfile}: for Ollama before version 0.34.1; fill in the base at FROM")
+    typer.echo(line.format(modelfile=done.modelfile))
 
 
 def _export_model(
@@ -126,7 +137,7 @@ def _export_model(
     source = (
         stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
     )
-    with ProgressDisplay().stage("exporting", sum(tensor.numel() for tensor in source.weights.values())) as advance:
+    with ProgressDisplay().stage(_("exporting"), sum(tensor.numel() for tensor in source.weights.values())) as advance:
         export = export_model(
             source,
             gguf,
@@ -137,14 +148,20 @@ def _export_model(
         )
     written, tokens = export.written, export.tokens
     typer.echo(
-        f"{export.gguf}: {written.tensors} tensors of a {written.architecture} in {written.dtype}, "
-        f"{format_size(written.bytes)}; for Ollama: {export.modelfile}"
+        _("{gguf}: {tensors} tensors of a {architecture} in {dtype}, {size}; for Ollama: {modelfile}").format(
+            gguf=export.gguf,
+            tensors=written.tensors,
+            architecture=written.architecture,
+            dtype=written.dtype,
+            size=format_size(written.bytes),
+            modelfile=export.modelfile,
+        )
     )
     if tokens.tokenized_by is None:
-        compared = "only metadata compared (llama-cpp-python is not installed)"
+        compared = _("only metadata compared (llama-cpp-python is not installed)")
     else:
-        compared = f"{tokens.prompts} prompts tokenised by {tokens.tokenized_by}"
-    typer.echo(f"tokens: {compared}, {len(tokens.problems)} differences")
+        compared = _("{count} prompts tokenised by {by}").format(count=tokens.prompts, by=tokens.tokenized_by)
+    typer.echo(_("tokens: {compared}, {count} differences").format(compared=compared, count=len(tokens.problems)))
     for line in (*tokens.problems, *tokens.notes):
         typer.echo(f"  {line}")
 

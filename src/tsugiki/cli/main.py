@@ -135,4 +135,4 @@ def _say_warning(
 ) -> None:
     """Print Tsugiki's own warnings as notes. Warnings of libraries are for developers and are not shown."""
     if issubclass(category, UserWarning) and "tsugiki" in filename:
-        print(f"note: {message}", file=sys.stderr)
+        print(_("note: {note}").format(note=message), file=sys.stderr)

@@ -41,4 +41,4 @@ def preview_command(
     console.print(to_terminal(shown, colours=console.color_system is not None))
     if html:
         write_text(html, to_html(shown))
-        typer.echo(f"page: {html}")
+        typer.echo(_("page: {path}").format(path=html))

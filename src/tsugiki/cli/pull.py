@@ -30,4 +30,8 @@ def pull_command(
     folder = (library or library_folder()) / check_name(name or repo_id.partition("/")[2])
     commit = pull(repo_id, folder, revision or None)
     base = read_base(folder).name
-    typer.echo(f"{folder}: {repo_id} at {commit[:7]}, an adapter for {base or 'an unnamed base'}")
+    typer.echo(
+        _("{folder}: {repo_id} at {commit}, an adapter for {base}").format(
+            folder=folder, repo_id=repo_id, commit=commit[:7], base=base or _("an unnamed base")
+        )
+    )

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import Library
+from tsugiki.language import _, marked
 
 _OUTCOMES = {
-    "sent": "sent",
-    "updated": "updated; the repository's history keeps the previous version",
-    "unchanged": "nothing differs from the repository",
+    "sent": marked("sent"),
+    "updated": marked("updated; the repository's history keeps the previous version"),
+    "unchanged": marked("nothing differs from the repository"),
 }
 
 
@@ -59,9 +60,9 @@ def push_command(
     named = published_base(folder, base)
     sent = publication(folder, repo_id, named, license_id or None, language or ())
     for note in sent.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(_("note: {note}").format(note=note), file=sys.stderr)
     for name, size in sent.sizes():
-        print(f"{size:>12,} bytes  {name}", file=sys.stderr)
+        print(_("{size:>12,} bytes  {name}").format(size=size, name=name), file=sys.stderr)
     if dry_run:
         typer.echo(sent.card, nl=False)
         return
@@ -75,6 +76,6 @@ def push_command(
         message=message,
     )
     if pushed.kept_card:
-        note = "README.md in the repository was written or edited by hand and is kept; --replace-card replaces it"
-        print(f"note: {note}", file=sys.stderr)
-    typer.echo(f"{pushed.url} ({pushed.commit[:7]}): {_OUTCOMES[pushed.outcome]}")
+        note = _("README.md in the repository was written or edited by hand and is kept; --replace-card replaces it")
+        print(_("note: {note}").format(note=note), file=sys.stderr)
+    typer.echo(f"{pushed.url} ({pushed.commit[:7]}): {_(_OUTCOMES[pushed.outcome])}")

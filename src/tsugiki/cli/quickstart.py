@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tsugiki.language import _
+
 
 def quickstart_command(
     out: Annotated[Path | None, typer.Option(help="Folder for the adapter. Default: tsugiki-quickstart.")] = None,
@@ -17,4 +19,8 @@ def quickstart_command(
     record = quickstart(out)
     folder = record.folder()
     print_summary(record, write_report(folder))
-    typer.echo(f"next: tsugiki generate --model embedded --adapter {folder} --prompt '{record.config.prompts[0]}'")
+    typer.echo(
+        _("next: tsugiki generate --model embedded --adapter {folder} --prompt '{prompt}'").format(
+            folder=folder, prompt=record.config.prompts[0]
+        )
+    )

@@ -6,28 +6,34 @@ from pathlib import Path
 from tsugiki.cli.tables import print_table, say
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
+from tsugiki.language import _, counts
 from tsugiki.report.evaluations import evaluation_table
 from tsugiki.report.formatting import describe_change
 from tsugiki.report.run import change_of_run, choice_notes, held_out_table
-from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_share
+from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_share, warning_text
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.merge import MergeReport
 
 
 def print_summary(record: RunRecord, page: Path) -> None:
     """Print the held-out figures of a run before and after training, its time and memory, and its files."""
-    out, warning = record.folder(), record.evaluations[-1].warning
-    training, _ = finished(record)
-    kind = "adapter" if (out / ADAPTER_FILE).exists() else "model"
+    out, last = record.folder(), record.evaluations[-1]
+    training, _parameters = finished(record)
+    kind = _("adapter") if (out / ADAPTER_FILE).exists() else _("model")
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     print_table(
         held_out_table(record),
-        f"change: {describe_change(change_of_run(record))}",
+        _("change: {change}").format(change=describe_change(change_of_run(record))),
         *choice_notes(record),
-        f"{training.steps:,} steps, {training.tokens:,} tokens in {training.seconds:,.0f} s "
-        f"({training.tokens_per_second:,.0f} tokens/s), peak memory {format_gigabytes(training.peak_memory)}",
-        f"{kind}: {out} ({format_size(size)}); page: {page}",
-        *([warning] if warning else []),
+        _("{steps}, {tokens} in {seconds:,.0f} s ({speed:,.0f} tokens/s), peak memory {memory}").format(
+            steps=counts.steps(training.steps),
+            tokens=counts.tokens(training.tokens),
+            seconds=training.seconds,
+            speed=training.tokens_per_second,
+            memory=format_gigabytes(training.peak_memory),
+        ),
+        _("{kind}: {out} ({size}); page: {page}").format(kind=kind, out=out, size=format_size(size), page=page),
+        *([warning_text(last)] if last.warning else []),
     )
 
 
@@ -46,27 +52,31 @@ def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:
         rows.append(
             [
                 name,
-                f"{result.correct:,} of {result.questions:,}",
+                _("{done:,} of {planned:,}").format(done=result.correct, planned=result.questions),
                 f"{result.share:.1%} [{low:.1%}, {high:.1%}]",
                 "–" if result is first else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]",
             ]
         )
     print_table(
-        (["model", "correct", "share", "change, percentage points"], rows),
-        "95 % intervals in brackets; that of the change is for the same questions. --json prints every answer",
+        ([_("model"), _("correct"), _("share"), _("change, percentage points")], rows),
+        _("95 % intervals in brackets; that of the change is for the same questions. --json prints every answer"),
     )
 
 
 def print_merge(out: Path, report: MergeReport) -> None:
     """Print how many tensors changed, the rounding error, and the differences that were verified."""
     say(
-        f"{out}: {report.changed:,} of {report.tensors:,} tensors changed; "
-        f"rounding to their dtypes loses {report.rounding:.2%} of the change"
+        _(
+            "{out}: {changed:,} of {tensors:,} tensors changed; rounding to their dtypes loses {rounding:.2%} of the "
+            "change"
+        ).format(out=out, changed=report.changed, tensors=report.tensors, rounding=report.rounding)
     )
     if report.probe is not None:
         say(
-            f"probe: the adapter changes the logits by up to {report.probe.shift:.3g}; the merged model's logits "
-            f"differ from the adapted model's by up to {report.probe.error:.1e}"
+            _(
+                "probe: the adapter changes the logits by up to {shift:.3g}; the merged model's logits differ from the "
+                "adapted model's by up to {error:.1e}"
+            ).format(shift=report.probe.shift, error=report.probe.error)
         )
     if report.evaluations is not None:
-        print_evaluations(["base", "with the adapter", "merged"], report.evaluations)
+        print_evaluations([_("base"), _("with the adapter"), _("merged")], report.evaluations)

@@ -8,6 +8,7 @@ import typer
 
 from tsugiki.cli.flags import with_flags
 from tsugiki.cli.interruption import continued_by
+from tsugiki.language import _
 from tsugiki.train.workflows.compare_config import SweepConfig
 
 
@@ -29,4 +30,4 @@ def sweep_command(
     with continued_by(sys.argv[1:]):
         points = sweep(sweep_config)
     page = write_sweep_page(Path(sweep_config.out), points)
-    print_table(sweep_table(points), sweep_sentence(points), f"page: {page}")
+    print_table(sweep_table(points), sweep_sentence(points), _("page: {path}").format(path=page))

@@ -1,5 +1,7 @@
 """Format sizes and durations as text, in the same way on pages and in the terminal."""
 
+from tsugiki.language import _
+
 
 def format_size(count: float) -> str:
     """Format a number of bytes in kB, MB or GB (powers of 1,000)."""
@@ -16,7 +18,7 @@ def format_gigabytes(count: float) -> str:
 def format_duration(seconds: float) -> str:
     """Format a duration in seconds (below 90 s), minutes (below 90 min) or hours."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return _("{seconds:.0f} s").format(seconds=seconds)
     if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+        return _("{minutes:.0f} min").format(minutes=seconds / 60)
+    return _("{hours:.1f} h").format(hours=seconds / 3600)

@@ -13,6 +13,7 @@ from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.metadata import Provenance, read_metadata
 from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_size
+from tsugiki.language import _, counts, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.report.formatting import Table, format_number
@@ -22,13 +23,15 @@ from tsugiki.report.page import page, render_macro
 from tsugiki.report.run import adapter_commands, record_sections, summary_sentence
 from tsugiki.train.record import RunRecord
 
-LAYERS_EXPLAINED = (
+LAYERS_EXPLAINED = marked(
     "‖ΔW‖ is the Frobenius norm of a layer's update, σ its singular values in descending order. The effective rank is "
     "the exponential of the entropy of σ / Σσ (Roy & Vetterli 2007)."
 )
-_DORA = "DoRA also trains the norms of the rows of W + ΔW, which cannot be computed without W. ΔW is the low-rank part."
+_DORA = marked(
+    "DoRA also trains the norms of the rows of W + ΔW, which cannot be computed without W. ΔW is the low-rank part."
+)
 _DIGITS = len("sha256:") + 12
-_ZERO = "The adapter has no effect: every update is zero."
+_ZERO = marked("The adapter has no effect: every update is zero.")
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,9 @@ def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: 
         lora = read_lora_weights(folder)
         layers, tensors = decompose(lora.layers, advance), dict(lora.others)
         if config.use_dora:
-            notes.append(_DORA)
+            notes.append(_(_DORA))
         if not tensors and not any(layer.norm for layer in layers):
-            notes.append(_ZERO)
+            notes.append(_(_ZERO))
     provenance = read_metadata(folder).provenance
     return AdapterReport(folder, info, provenance, record_of(folder), layers, tensors, notes)
 
@@ -72,27 +75,34 @@ def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
     info = adapter.info
     fingerprint = f", {info.base.fingerprint[:_DIGITS]}…" if info.base.fingerprint else ""
     lines = [
-        ("base", (info.base.name or "not named") + fingerprint),
-        ("method", info.method + (f", r {ranks_text(info.ranks)}" if info.ranks else "")),
-        ("targets", ", ".join(info.targets) or "–"),
-        ("size", f"{info.parameters:,} parameters, {format_size(info.size)}"),
-        ("changed", datetime.fromtimestamp(info.changed).strftime("%Y-%m-%d %H:%M")),
-        ("folder", str(adapter.folder)),
+        (_("base"), (info.base.name or _("not named")) + fingerprint),
+        (_("method"), info.method + (f", r {ranks_text(info.ranks)}" if info.ranks else "")),
+        (_("targets"), ", ".join(info.targets) or "–"),
+        (_("size"), _("{count:,} parameters, {size}").format(count=info.parameters, size=format_size(info.size))),
+        (_("changed"), datetime.fromtimestamp(info.changed).strftime("%Y-%m-%d %H:%M")),
+        (_("folder"), str(adapter.folder)),
     ]
     lines += adapter.provenance.lines() if adapter.provenance else []
     record = adapter.record
     if record is None:
         return lines
-    lines.append(("trained on", record.config.data_text))
+    lines.append((_("trained on"), record.config.data_text))
     if record.training:
         training = record.training
         lines.append(
-            ("training", f"{training.steps:,} steps, {training.tokens:,} tokens in {format_duration(training.seconds)}")
+            (
+                _("training"),
+                _("{steps}, {tokens} in {duration}").format(
+                    steps=counts.steps(training.steps),
+                    tokens=counts.tokens(training.tokens),
+                    duration=format_duration(training.seconds),
+                ),
+            )
         )
-    lines.append(("learning rate", f"{record.chosen('learning_rate')}"))
+    lines.append((_("learning rate"), f"{record.chosen('learning_rate')}"))
     if record.data:
         held_out = record.data.held_out
-        lines.append(("held out", f"{held_out.documents:,} records, {held_out.characters:,} characters"))
+        lines.append((_("held out"), f"{counts.records(held_out.documents)}, {counts.characters(held_out.characters)}"))
     return lines
 
 
@@ -108,7 +118,7 @@ def tensors_table(tensors: Mapping[str, Tensor]) -> Table:
         ]
         for key, tensor in tensors.items()
     ]
-    return ["tensor", "shape", "dtype", "norm", "largest value"], rows
+    return [_("tensor"), _("shape"), _("dtype"), _("norm"), _("largest value")], rows
 
 
 def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
@@ -118,15 +128,23 @@ def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
         TsugikiError: the page cannot be written; an existing page is unchanged.
     """
     layers, tensors, record = adapter.layers, adapter.tensors, adapter.record
-    sections = [("Adapter", render_macro("pairs", info_lines(adapter)))]
+    sections = [(_("Adapter"), render_macro("pairs", info_lines(adapter)))]
     if layers:
         body = render_macro("figures", layer_plots(layers)) + render_macro("table", *kinds_table(layers))
-        body += render_macro("folded", f"all {len(layers):,} layers", render_macro("table", *layers_table(layers)))
-        sections.append(("Updates by layer", body + render_macro("paragraph", LAYERS_EXPLAINED)))
+        body += render_macro(
+            "folded", _("all {count:,} layers").format(count=len(layers)), render_macro("table", *layers_table(layers))
+        )
+        sections.append((_("Updates by layer"), body + render_macro("paragraph", _(LAYERS_EXPLAINED))))
     if tensors:
-        sections.append(("Tensors", render_macro("table", *tensors_table(tensors))))
+        sections.append((_("Tensors"), render_macro("table", *tensors_table(tensors))))
     sections += record_sections(record) if record else []
     base = adapter.info.base.name
-    sections.append(("Usage", render_macro("code", adapter_commands(base, adapter.folder, "…"))))
-    lead = summary_sentence(record) if record else f"{adapter.info.method} on {base or 'an unnamed base'}."
-    write_text(path, page(f"Adapter · {adapter.folder.resolve().name}", lead, sections, adapter.notes))
+    sections.append((_("Usage"), render_macro("code", adapter_commands(base, adapter.folder, "…"))))
+    lead = (
+        summary_sentence(record)
+        if record
+        else _("{method} on {base}.").format(method=adapter.info.method, base=base or _("an unnamed base"))
+    )
+    write_text(
+        path, page(_("Adapter · {name}").format(name=adapter.folder.resolve().name), lead, sections, adapter.notes)
+    )

@@ -32,11 +32,11 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     """
     several = len({row.family for row in rows} - {family_of("full")}) > 1
     retention = any(row.retention_loss_before is not None for row in rows)
-    headers = ["method", "trainable parameters", "file", "learning rate", "time", "tokens/s"]
-    headers += ["peak memory", "perplexity", "held-out loss"]
-    return headers + (["retention loss"] if retention else []), [
+    headers = [_("method"), _("trainable parameters"), _("file"), _("learning rate"), _("time"), _("tokens/s")]
+    headers += [_("peak memory"), _("perplexity"), _("held-out loss")]
+    return headers + ([_("retention loss")] if retention else []), [
         [
-            f"{row.name}\n{row.family}" if several else row.name,
+            f"{row.name}\n{_(row.family)}" if several else row.name,
             f"{row.trainable:,}\n{row.share:.2%}",
             format_size(row.file_size),
             f"{row.learning_rate:g}",
@@ -55,19 +55,24 @@ def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: 
     """Write `report.html` of a comparison (see `write_comparison`)."""
     best = min(rows, key=lambda row: row.loss_after)
     training = finished(next(iter(records.values())))[0]
-    lead = f"On the same text and the same {training.tokens:,} tokens, the held-out loss is lowest with {best.name}: "
-    lead += f"{best.loss_before:.3f} → {best.loss_after:.3f}."
+    lead = _(
+        "On the same text and the same {tokens:,} tokens, the held-out loss is lowest with {name}: {before:.3f} → "
+        "{after:.3f}."
+    ).format(tokens=training.tokens, name=best.name, before=best.loss_before, after=best.loss_after)
     retention = {row.name: row.retention_loss_after for row in rows if row.retention_loss_after is not None}
     if retention:
-        lead += f" The retention loss is lowest with {min(retention, key=lambda name: retention[name])}."
+        lowest = min(retention, key=lambda name: retention[name])
+        lead += _(" The retention loss is lowest with {name}.").format(name=lowest)
     families = get_args(Family)
     marks = [
-        Series(f"{row.name} ({row.family})", [(row.trainable, row.perplexity_after)], colour=families.index(row.family))
+        Series(
+            f"{row.name} ({_(row.family)})", [(row.trainable, row.perplexity_after)], colour=families.index(row.family)
+        )
         for row in rows
     ]
-    caption = "Final held-out perplexity by trainable parameters"
+    caption = _("Final held-out perplexity by trainable parameters")
     figures = [over_parameters(marks, caption)] if len(marks) > 1 else []
-    title = f"Comparison · {folder.name}"
+    title = _("Comparison · {name}").format(name=folder.name)
     return write_comparison(folder, title, lead, comparison_table(rows), list(records.items()), figures)
 
 
@@ -95,14 +100,21 @@ def _before_and_after(evaluations: Sequence[StepEvaluation]) -> str:
 def sweep_table(points: Sequence[Point]) -> Table:
     """Return a table with a row for each point of the grid, compared with the best one."""
     best = min(points, key=lambda point: point.loss)
-    headers = [*points[0].values, "trainable parameters", "held-out loss", "bits/char", "change from the best", "time"]
+    headers = [
+        *points[0].values,
+        _("trainable parameters"),
+        _("held-out loss"),
+        _("bits/char"),
+        _("change from the best"),
+        _("time"),
+    ]
     return headers, [
         [
             *(format_value(value) for value in point.values.values()),
             f"{finished(point.record)[1].trainable:,}",
             f"{point.loss:.4f}",
             f"{point.record.evaluations[-1].bits_per_char:.4f}",
-            "best" if point is best else format_change(change(best, point), digits=2),
+            _("best") if point is best else format_change(change(best, point), digits=2),
             format_duration(finished(point.record)[0].seconds),
         ]
         for point in points
@@ -112,24 +124,27 @@ def sweep_table(points: Sequence[Point]) -> Table:
 def sweep_sentence(points: Sequence[Point]) -> str:
     """Return the result of a sweep in words: the best point, and the smallest sufficient rank."""
     best = min(points, key=lambda point: point.loss)
-    sentence = f"Best of {len(points)}: {best.name}, held-out loss {best.loss:.4f}."
+    sentence = _("Best of {count}: {name}, held-out loss {loss:.4f}.").format(
+        count=len(points), name=best.name, loss=best.loss
+    )
     sufficient = smallest_sufficient_rank(list(points))
     if sufficient is not None and sufficient.values["r"] == max(point.values["r"] for point in points):
-        sentence += f" The loss still falls up to rank {sufficient.values['r']}, the highest one in the sweep."
+        message = _(" The loss still falls up to rank {rank}, the highest one in the sweep.")
+        sentence += message.format(rank=sufficient.values["r"])
     elif sufficient is not None:
-        sentence += (
-            f" Rank {sufficient.values['r']} is sufficient: no higher rank lowers the loss by at least "
-            f"{MIN_RELATIVE_GAIN:.1%} with 95 % confidence over documents."
-        )
+        sentence += _(
+            " Rank {rank} is sufficient: no higher rank lowers the loss by at least {gain:.1%} with 95 % confidence "
+            "over documents."
+        ).format(rank=sufficient.values["r"], gain=MIN_RELATIVE_GAIN)
     return sentence
 
 
 def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
     """Write `report.html` of a sweep (see `write_comparison`)."""
-    figures = [over_ranks(_over_ranks(points), "Final held-out loss by rank, nats per token")]
+    figures = [over_ranks(_over_ranks(points), _("Final held-out loss by rank, nats per token"))]
     runs = [(point.name, point.record) for point in points]
     return write_comparison(
-        folder, f"Sweep · {folder.name}", sweep_sentence(points), sweep_table(points), runs, figures
+        folder, _("Sweep · {name}").format(name=folder.name), sweep_sentence(points), sweep_table(points), runs, figures
     )
 
 
@@ -151,11 +166,11 @@ def write_comparison(
     held_out = [held_out_series(record, name, colour) for colour, (name, record) in enumerate(runs)]
     if len(runs) > _MAX_BANDS:
         held_out = [replace(line, band=()) for line in held_out]
-    plots = [*figures, curves(held_out, "Held-out text by step, bits per character")]
+    plots = [*figures, curves(held_out, _("Held-out text by step, bits per character"))]
     sections = [
-        ("Runs", render_macro("table", *table)),
-        ("Figures", render_macro("figures", plots)),
-        ("Samples", sample_columns(runs)),
+        (_("Runs"), render_macro("table", *table)),
+        (_("Figures"), render_macro("figures", plots)),
+        (_("Samples"), sample_columns(runs)),
     ]
     path = folder / REPORT_FILE
     write_text(path, page(title, lead, sections))
@@ -168,7 +183,7 @@ def _over_ranks(points: Sequence[Point]) -> list[Series]:
     for point in points:
         if "r" in point.values:
             rest = " ".join(f"{axis}={format_value(value)}" for axis, value in point.values.items() if axis != "r")
-            lines.setdefault(rest or "held-out loss", []).append((point.values["r"], point.loss))
+            lines.setdefault(rest or _("held-out loss"), []).append((point.values["r"], point.loss))
     return [Series(name, sorted(line)) for name, line in lines.items() if len(line) > 1]
 
 

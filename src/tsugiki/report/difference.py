@@ -16,7 +16,7 @@ from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.identity import why_different
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.json import value_text
-from tsugiki.language import _
+from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.report.formatting import Table, format_number
@@ -24,7 +24,7 @@ from tsugiki.report.layers import block_order
 from tsugiki.report.library import ranks_text
 
 _ROUNDING = 1e-6  # smaller relative differences of updates are rounding errors
-_DORA = (
+_DORA = marked(
     "one adapter is DoRA: its update also depends on the weights of the base, so low-rank parts and magnitude vectors "
     "are compared separately"
 )
@@ -53,32 +53,42 @@ def compare_adapters(first: Path, second: Path) -> Comparison:
     notes = _about_bases(*(one.base for one in facts))
     tensors = [_read_finite_weights(one) for one in folders]
     if type(configs[0]) is not type(configs[1]):
-        notes.append("the methods differ, so the tensors have different meanings and are not compared")
+        notes.append(_("the methods differ, so the tensors have different meanings and are not compared"))
         return Comparison(settings, _table([]), notes)
     if isinstance(configs[0], LoraConfig):
         one, other = (read_lora_weights(folder) for folder in folders)
         differences = compare_layers(one.layers, other.layers)
         differences += compare_tensors(_other_tensors(one), _other_tensors(other))
         if one.config.use_dora or other.config.use_dora:
-            notes.append(_DORA)
+            notes.append(_(_DORA))
     else:
         differences = compare_tensors(*tensors)
     differences.sort(key=lambda one: block_order(one.name.removeprefix(PREFIX)))
     notes += [
-        f"only the {which} adapter has {sum(one.only_in == place for one in differences):,} of these"
-        for place, which in enumerate(("first", "second"))
+        message.format(count=sum(one.only_in == place for one in differences))
+        for place, message in enumerate(
+            (_("only the first adapter has {count:,} of these"), _("only the second adapter has {count:,} of these"))
+        )
         if any(one.only_in == place for one in differences)
     ]
-    notes += [f"{one.name} has different shapes: {one.shapes}" for one in differences if one.shapes]
+    notes += [
+        _("{name} has different shapes: {shapes}").format(name=one.name, shapes=one.shapes)
+        for one in differences
+        if one.shapes
+    ]
     if same_tensors(*tensors):
-        notes.append("the tensors are bit-identical" + ("" if settings[1] else ", and the settings are the same"))
+        notes.append(
+            _("the tensors are bit-identical")
+            if settings[1]
+            else _("the tensors are bit-identical, and the settings are the same")
+        )
     elif overall(differences).relative < _ROUNDING:
-        notes.append("the tensors differ, but their updates are the same up to rounding")
+        notes.append(_("the tensors differ, but their updates are the same up to rounding"))
     return Comparison(settings, _table(differences), notes)
 
 
 def _table(differences: Sequence[Difference]) -> Table:
-    headers = ["layer", "‖ΔW₁‖", "‖ΔW₂‖", "cosine", "‖ΔW₁ - ΔW₂‖ / ‖ΔW₁‖"]
+    headers = [_("layer"), "‖ΔW₁‖", "‖ΔW₂‖", _("cosine"), "‖ΔW₁ - ΔW₂‖ / ‖ΔW₁‖"]
     rows = [*differences, overall(differences)] if differences else []
     return headers, [
         [
@@ -95,24 +105,24 @@ def _table(differences: Sequence[Difference]) -> Table:
 def _settings(facts: Sequence[AdapterInfo], configs: Sequence[Any]) -> Table:
     settings: list[Mapping[str, object]] = [
         {
-            "method": one.method,
-            "rank": ranks_text(one.ranks),
-            "base": one.base.name,
-            "fingerprint of the base": one.base.fingerprint,
+            _("method"): one.method,
+            _("rank"): ranks_text(one.ranks),
+            _("base"): one.base.name,
+            _("fingerprint of the base"): one.base.fingerprint,
             **dataclasses.asdict(config),
         }
         for one, config in zip(facts, configs, strict=True)
     ]
     names = {**settings[0], **settings[1]}
     cells = [[name, *(_setting_text(one.get(name)) for one in settings)] for name in names]
-    return ["setting", "first", "second"], [row for row in cells if row[1] != row[2]]
+    return [_("setting"), _("first"), _("second")], [row for row in cells if row[1] != row[2]]
 
 
 def _about_bases(first: BaseReference, second: BaseReference) -> list[str]:
     if why := why_different(first, second):
-        return [f"the bases differ ({why}): equal updates can have different effects"]
+        return [_("the bases differ ({why}): equal updates can have different effects").format(why=why)]
     if not (first.fingerprint and second.fingerprint) and first.name != second.name:
-        return ["the names of the bases differ, so their weights may differ too"]
+        return [_("the names of the bases differ, so their weights may differ too")]
     return []
 
 

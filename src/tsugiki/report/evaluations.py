@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from tsugiki.language import _, counts
 from tsugiki.report.formatting import Table, format_change, format_with_interval
 from tsugiki.report.notebook import in_frame
 from tsugiki.report.page import page, render_macro
-from tsugiki.train.evaluation.result import Evaluation, change_of_bits
+from tsugiki.train.evaluation.result import Evaluation, change_of_bits, warning_text
 
 
 class Evaluations(dict[str, Evaluation]):
@@ -16,7 +17,7 @@ class Evaluations(dict[str, Evaluation]):
 
     def __repr__(self) -> str:
         if not self:
-            return "no evaluations"
+            return _("no evaluations")
         (headers, rows), notes = evaluation_table(list(self), list(self.values()))
         table = RichTable(*headers)
         for row in rows:
@@ -30,7 +31,7 @@ class Evaluations(dict[str, Evaluation]):
         (headers, rows), notes = evaluation_table(list(self), list(self.values()))
         height = 240 + 60 * len(rows) + 30 * len(notes)
         return in_frame(
-            page("Evaluation", notes[0], [("Results", render_macro("table", headers, rows))], notes[1:]), height
+            page(_("Evaluation"), notes[0], [(_("Results"), render_macro("table", headers, rows))], notes[1:]), height
         )
 
 
@@ -41,7 +42,7 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
         names: the names of the models.
         results: their evaluations; changes are relative to the first one.
     """
-    headers = ["model", "loss", "perplexity", "bits/char", "change of bits", "tokens"]
+    headers = [_("model"), _("loss"), _("perplexity"), _("bits/char"), _("change of bits"), _("tokens")]
     first, rows, notes = results[0], [], []
     for name, result in zip(names, results, strict=True):
         rows.append(
@@ -55,19 +56,31 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
             ]
         )
         if result.warning:
-            notes.append(f"{name}: {result.warning}")
+            notes.append(f"{name}: {warning_text(result)}")
         if result.skipped_records:
-            skipped = f"{result.skipped_records:,} examples"
-            notes.append(f"{name}: {skipped} are longer than the context and are not scored")
+            skipped = counts.examples(result.skipped_records)
+            notes.append(
+                _("{name}: longer than the context, and not scored: {skipped}").format(name=name, skipped=skipped)
+            )
         if result.split_windows:
-            windows = f"{result.split_windows:,} windows"
-            notes.append(f"{name}: {windows} are longer than the context and are scored in pieces")
+            windows = counts.windows(result.split_windows)
+            notes.append(
+                _("{name}: longer than the context, and scored in pieces: {windows}").format(name=name, windows=windows)
+            )
     groups = len(first.independent)
-    copies = f" ({groups:,} groups of near-duplicates or single ones)" if groups < len(first.documents) else ""
-    over = "groups" if copies else "documents"
+    message = _("{characters} of {documents} in {windows}; 95 % intervals over documents in brackets")
+    if groups < len(first.documents):
+        message = _(
+            "{characters} of {documents} ({groups:,} groups of near-duplicates or single ones) in {windows}; 95 % "
+            "intervals over groups in brackets"
+        )
     about = (
-        f"{first.characters:,} characters of {len(first.documents):,} documents{copies} in {first.windows:,} windows; "
-        f"95 % intervals over {over} in brackets",
-        "between models with different tokenizers, compare only bits per character",
+        message.format(
+            characters=counts.characters(first.characters),
+            documents=counts.documents(len(first.documents)),
+            groups=groups,
+            windows=counts.windows(first.windows),
+        ),
+        _("between models with different tokenizers, compare only bits per character"),
     )
     return (headers, rows), [*about, *notes]

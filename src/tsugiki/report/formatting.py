@@ -4,6 +4,7 @@ import math
 import unicodedata
 from typing import TypeAlias
 
+from tsugiki.language import _, counts
 from tsugiki.train.evaluation.interval import Change, Interval
 
 Table: TypeAlias = tuple[list[str], list[list[str]]]
@@ -39,12 +40,13 @@ def format_change(change: Change, digits: int = 1) -> str:
 def describe_change(change: Change) -> str:
     """Describe the interval of a change, and whether the change could be due to the choice of documents."""
     if change.interval is None:
-        return "no interval, which requires two or more documents"
+        return _("no interval, which requires two or more documents")
     low, high = change.interval
+    text = _("95 % interval {low:+.1%} to {high:+.1%}, over {documents}")
     return (
-        f"95 % interval {low:+.1%} to {high:+.1%}, over {change.documents:,} documents"
-        + ("; it may be due to chance" if low < 0 < high else "")
-        + ("; with so few documents, the interval is too narrow" if change.documents < MIN_DOCUMENTS else "")
+        text.format(low=low, high=high, documents=counts.documents(change.documents))
+        + (_("; it may be due to chance") if low < 0 < high else "")
+        + (_("; with so few documents, the interval is too narrow") if change.documents < MIN_DOCUMENTS else "")
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.spectrum import effective_rank, singular_values, update_shape
 from tsugiki.adapters.lora_weights import LayerFactors
+from tsugiki.language import _
 from tsugiki.lora.names import split_block
 from tsugiki.report.formatting import Table, format_number
 from tsugiki.report.plots import Series, curves
@@ -58,13 +59,13 @@ def decompose(layers: Mapping[str, LayerFactors], advance: Callable[[int], None]
 
 def block_order(path: str) -> tuple[bool, int, str]:
     """Return a sort key for names of layers: by block, with layers outside blocks at the end."""
-    _, block, _ = split_block(path)
+    _owner, block, _rest = split_block(path)
     return block is None, block or 0, path
 
 
 def layers_table(layers: Sequence[Layer]) -> Table:
     """Return a table with a row for each layer."""
-    headers = ["layer", "shape", "r", "‖ΔW‖", "σ₁", "effective rank", "σ / σ₁"]
+    headers = [_("layer"), _("shape"), "r", "‖ΔW‖", "σ₁", _("effective rank"), "σ / σ₁"]
     return headers, [
         [
             layer.path,
@@ -81,7 +82,8 @@ def layers_table(layers: Sequence[Layer]) -> Table:
 
 def kinds_table(layers: Sequence[Layer]) -> Table:
     """Return a table with a row for each kind of layer: means, and a bar for each block."""
-    headers = ["kind", "layers", "mean ‖ΔW‖", "by block", "mean effective rank", "by block"]
+    by_block = _("by block")
+    headers = [_("kind"), _("layers"), _("mean ‖ΔW‖"), by_block, _("mean effective rank"), by_block]
     rows = []
     for kind, group in by_kind(layers).items():
         norms, ranks = [layer.norm for layer in group], [layer.effective_rank for layer in group]
@@ -98,9 +100,9 @@ def layer_plots(layers: Sequence[Layer]) -> list[Markup]:
     ranks = [_by_block(kind, group, [layer.effective_rank for layer in group]) for kind, group in kinds.items()]
     spectra = [_mean_spectrum(kind, group) for kind, group in kinds.items()]
     return [
-        curves(norms, "‖ΔW‖ by block"),
-        curves(ranks, "Effective rank of ΔW by block"),
-        curves(spectra, "Singular values relative to the largest, mean"),
+        curves(norms, _("‖ΔW‖ by block")),
+        curves(ranks, _("Effective rank of ΔW by block")),
+        curves(spectra, _("Singular values relative to the largest, mean")),
     ]
 
 

@@ -11,6 +11,7 @@ from tsugiki.adapters.library import LibraryEntry
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
+from tsugiki.language import _
 from tsugiki.report.formatting import Table, format_number
 from tsugiki.train.evaluation.result import Evaluation, StepEvaluation
 from tsugiki.train.record import RunRecord, read_record
@@ -18,7 +19,7 @@ from tsugiki.train.record import RunRecord, read_record
 
 def library_table(entries: Sequence[LibraryEntry]) -> Table:
     """Return a table with a row for each adapter that is not damaged."""
-    headers = ["name", "method", "r", "targets", "base", "size", "perplexity", "changed"]
+    headers = [_("name"), _("method"), "r", _("targets"), _("base"), _("size"), _("perplexity"), _("changed")]
     rows = []
     for entry in entries:
         if entry.info:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from markupsafe import escape
 
+from tsugiki.language import _
 from tsugiki.report.page import page
 from tsugiki.report.preview import to_html
 from tsugiki.report.run import REPORT_FILE, record_sections, summary_sentence
@@ -23,8 +24,8 @@ def run_html(record: RunRecord) -> str:
     folder = record.config.out
     whole = Path(folder) / REPORT_FILE if folder else None
     curves_and_samples = record_sections(record)[:2]
-    notes = [f"the whole report: {whole}"] if whole and whole.is_file() else []
-    return in_frame(page(folder or "run", summary_sentence(record), curves_and_samples, notes))
+    notes = [_("the whole report: {path}").format(path=whole)] if whole and whole.is_file() else []
+    return in_frame(page(folder or _("run"), summary_sentence(record), curves_and_samples, notes))
 
 
 def preview_html(preview: Preview) -> str:

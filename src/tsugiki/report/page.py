@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tsugiki.language import _, language
+
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, Markup]], notes: Sequence[str] = ()) -> str:
     """Render a whole page, with a light and a dark theme.
@@ -32,10 +34,12 @@ def render_macro(name: str, *values: object) -> Markup:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("tsugiki", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"_": _, "language": language}
+    return environment

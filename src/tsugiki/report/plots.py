@@ -7,6 +7,7 @@ Names are in an HTML legend, because the page's fonts cover all scripts.
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,11 @@ def svg_text(figure: "Figure", salt: str, **options: Any) -> str:
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     # matplotlib uses the font only to measure text; the style of the page or of the viewer replaces it.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.sans-serif": ["DejaVu Sans"]}):
+    with (
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.sans-serif": ["DejaVu Sans"]}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it is not drawn, the browser has it
         figure.savefig(buffer, format="svg", metadata=no_metadata, **options)
     text = buffer.getvalue()
     for colour, variable in _VARIABLES.items():

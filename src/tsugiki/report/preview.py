@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tsugiki.io.formatting import format_duration
+from tsugiki.language import _, counts
 from tsugiki.report.page import render
 from tsugiki.report.run import data_lines, near_duplicate_lines
 from tsugiki.train.workflows.preview import Preview, RowView, SegmentView
@@ -22,12 +23,12 @@ STYLES = {
 
 def to_terminal(preview: Preview, colours: bool) -> RenderableType:
     """Render the rows and the counts; without colours, tokens that count in the loss are enclosed in ⟦ and ⟧."""
-    legend = Text("in the loss" if colours else "⟦in the loss⟧", STYLES["target"])
+    legend = Text(_("in the loss") if colours else f"⟦{_('in the loss')}⟧", STYLES["target"])
     legend.append("  ")
-    legend.append("context only", STYLES["context"])
+    legend.append(_("context only"), STYLES["context"])
     legend.append("  ")
-    legend.append("special token", STYLES["target special"])
-    legend.append("  ✂ continues in another row, or is cut off", "yellow")
+    legend.append(_("special token"), STYLES["target special"])
+    legend.append("  " + _("✂ continues in another row, or is cut off"), "yellow")
     parts: list[RenderableType] = [legend]
     for row in preview.rows:
         parts += [
@@ -35,40 +36,58 @@ def to_terminal(preview: Preview, colours: bool) -> RenderableType:
             *(_segment(segment, colours) for segment in row.segments),
         ]
         if row.padding:
-            parts.append(Text(f"+ {row.padding} tokens of padding", "bright_black italic"))
+            parts.append(Text("+ " + padding(row), "bright_black italic"))
     table = Table(show_header=False)
     for label, value in count_lines(preview):
         table.add_row(label, value)
-    return Group(*parts, table, *(Text(f"note: {note}", "yellow") for note in preview.notes))
+    return Group(*parts, table, *(Text(_("note: {note}").format(note=note), "yellow") for note in preview.notes))
 
 
 def to_html(preview: Preview) -> str:
     """Render a self-contained page with a light and a dark theme."""
     titles = {row.number: _row_title(row, preview) for row in preview.rows}
     return render(
-        "preview.html", preview=preview, counts=count_lines(preview), titles=titles, before=_before, after=_after
+        "preview.html",
+        preview=preview,
+        counts=count_lines(preview),
+        titles=titles,
+        before=_before,
+        after=_after,
+        source=_source,
+        padding=padding,
     )
 
 
 def count_lines(preview: Preview) -> list[tuple[str, str]]:
     """Return the labels and texts of the counts."""
-    counts = preview.counts
+    counted = preview.counts
     more = [
-        ("characters per token", f"{counts.characters_per_token:.2f}"),
-        ("longest record", f"{counts.longest_tokens:,} tokens, {counts.longest_record}"),
-        ("steps", f"{counts.steps:,}"),
-        ("training time on this machine", f"about {format_duration(counts.seconds)}"),
+        (_("characters per token"), f"{counted.characters_per_token:.2f}"),
+        (_("longest record"), f"{counts.tokens(counted.longest_tokens)}, {counted.longest_record}"),
+        (_("steps"), f"{counted.steps:,}"),
+        (_("training time on this machine"), _("about {duration}").format(duration=format_duration(counted.seconds))),
     ]
-    return [*data_lines(counts), *more, *near_duplicate_lines(counts)]
+    return [*data_lines(counted), *more, *near_duplicate_lines(counted)]
 
 
 def _row_title(row: RowView, preview: Preview) -> str:
     size = preview.counts.block_size
-    return f"row {row.number} of {preview.counts.blocks:,}, {size - row.padding} of {size} tokens"
+    return _("row {number} of {rows:,}, {filled} of {size} tokens").format(
+        number=row.number, rows=preview.counts.blocks, filled=size - row.padding, size=size
+    )
+
+
+def padding(row: RowView) -> str:
+    """Return how much of a row is padding."""
+    return _("{tokens} of padding").format(tokens=counts.tokens(row.padding))
+
+
+def _source(segment: SegmentView) -> str:
+    return f"{segment.source} ({counts.tokens(segment.tokens)})"
 
 
 def _segment(segment: SegmentView, colours: bool) -> Text:
-    text = Text(f"┌ {segment.source} ({segment.tokens} tokens)\n", "cyan")
+    text = Text(f"┌ {_source(segment)}\n", "cyan")
     text.append(_before(segment), "yellow")
     for in_loss, spans in groupby(segment.spans, key=lambda span: span.kind.startswith("target")):
         marks = ("⟦", "⟧") if in_loss and not colours else ("", "")
@@ -85,4 +104,4 @@ def _before(segment: SegmentView) -> str:
 
 
 def _after(segment: SegmentView) -> str:
-    return "" if segment.last else " … ✂" if segment.continues else " ✂ cut off"
+    return "" if segment.last else " … ✂" if segment.continues else " ✂ " + _("cut off")

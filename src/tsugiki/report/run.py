@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes
+from tsugiki.language import _, counts, marked, ngettext
 from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import (
     Table,
@@ -23,18 +24,36 @@ from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.train.evaluation.interval import Change, Interval
-from tsugiki.train.evaluation.result import Evaluation, StepEvaluation, change_of_bits
-from tsugiki.train.record import NO_GAIN, DataSummary, RunRecord, TrainingFigures, read_record
+from tsugiki.train.evaluation.result import Evaluation, StepEvaluation, change_of_bits, warning_text
+from tsugiki.train.record import NO_GAIN, DataSummary, RecordCounts, RunRecord, TrainingFigures, read_record
 
 REPORT_FILE = "report.html"
 _SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
 _TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
 _MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text
 _DOCUMENT_MASKING = {
-    "position_ids": "masked from each other by position ids",
-    "attention_mask": "masked from each other by an attention mask",
-    "separate_rows": "in separate rows",
+    "position_ids": marked("masked from each other by position ids"),
+    "attention_mask": marked("masked from each other by an attention mask"),
+    "separate_rows": marked("in separate rows"),
 }
+
+_LABELS = (
+    marked("base dropout"),
+    marked("base dtype"),
+    marked("batch size"),
+    marked("block size"),
+    marked("compute dtype"),
+    marked("learning rate"),
+    marked("target modules"),
+    marked("processor"),
+    marked("cores"),
+    marked("threads"),
+    marked("accelerator"),
+    marked("processes"),
+    marked("system"),
+    marked("python"),
+)
+"""Labels of settings that a run has chosen, and of facts about its machine."""
 
 
 def write_report(folder: Path) -> Path:
@@ -50,21 +69,21 @@ def write_report(folder: Path) -> Path:
 
 def report_page(record: RunRecord, folder: Path) -> str:
     """Render the page of a run with what its record contains so far; the title and the commands name the folder."""
-    title = f"Run · {folder.resolve().name}"
-    sections = [*record_sections(record), ("Usage", _usage(record, folder))]
+    title = _("Run · {name}").format(name=folder.resolve().name)
+    sections = [*record_sections(record), (_("Usage"), _usage(record, folder))]
     return page(title, summary_sentence(record), sections, _notes(record))
 
 
 def record_sections(record: RunRecord) -> list[tuple[str, Markup]]:
     """Render the sections of a page for a record; those without content are empty."""
     return [
-        ("Held-out text and loss", _figures(record)),
-        ("Samples", sample_columns([("", record)]) + all_samples(record)),
-        ("Evaluations", _evaluations(record)),
-        ("Data", _data(record)),
-        ("Model and method", _parameters(record)),
-        ("Settings", _settings(record)),
-        ("Machine", _machine(record)),
+        (_("Held-out text and loss"), _figures(record)),
+        (_("Samples"), sample_columns([("", record)]) + all_samples(record)),
+        (_("Evaluations"), _evaluations(record)),
+        (_("Data"), _data(record)),
+        (_("Model and method"), _parameters(record)),
+        (_("Settings"), _settings(record)),
+        (_("Machine"), _machine(record)),
     ]
 
 
@@ -73,10 +92,10 @@ def held_out_table(record: RunRecord) -> Table:
     rows = []
     if len(record.evaluations) > 1:
         figures = zip(_figures_of(record.evaluations[0]), _figures_of(record.evaluations[-1]), strict=True)
-        for (label, before, before_interval), (_, after, after_interval) in figures:
+        for (label, before, before_interval), (_same, after, after_interval) in figures:
             texts = format_with_interval(before, before_interval), format_with_interval(after, after_interval)
             rows.append([label, *texts, _relative(before, after)])
-    return ["held-out text", "before", "after", "change"], rows
+    return [_("held-out text"), _("before"), _("after"), _("change")], rows
 
 
 def change_of_run(record: RunRecord) -> Change:
@@ -87,18 +106,28 @@ def change_of_run(record: RunRecord) -> Change:
 def summary_sentence(record: RunRecord) -> str:
     """Return what the run has done to the held-out figures, in one sentence."""
     if not record.evaluations:
-        return "There is no evaluation yet."
+        return _("There is no evaluation yet.")
     before, after = record.evaluations[0], record.evaluations[-1]
-    figures = f"{format_number(after.bits_per_char)} bits per character (loss {format_number(after.loss)})"
+    figures = _("{bits} bits per character (loss {loss})").format(
+        bits=format_number(after.bits_per_char), loss=format_number(after.loss)
+    )
     if len(record.evaluations) == 1:
-        return f"At step {after.step} the held-out text needs {figures}; there is no later evaluation yet."
+        message = _("At step {step} the held-out text needs {figures}; there is no later evaluation yet.")
+        return message.format(step=after.step, figures=figures)
     change = change_of_run(record)
     if math.isnan(change.relative):
-        return f"At step {after.step} the held-out text needs {figures}; the change cannot be computed."
-    return (
-        f"After {after.step:,} steps the held-out text needs {figures} instead of "
-        f"{format_number(before.bits_per_char)} (loss {format_number(before.loss)}): "
-        f"{change.relative:+.1%} ({describe_change(change)})."
+        message = _("At step {step} the held-out text needs {figures}; the change cannot be computed.")
+        return message.format(step=after.step, figures=figures)
+    message = _(
+        "After {steps} the held-out text needs {figures} instead of {bits} (loss {loss}): {change:+.1%} ({interval})."
+    )
+    return message.format(
+        steps=counts.steps(after.step),
+        figures=figures,
+        bits=format_number(before.bits_per_char),
+        loss=format_number(before.loss),
+        change=change.relative,
+        interval=describe_change(change),
     )
 
 
@@ -107,17 +136,17 @@ def loss_series(record: RunRecord) -> list[Series]:
     points = [(float(point.step), point.loss) for point in record.loss_curve]
     window = max(1, len(points) // _SECTIONS) | 1
     if window == 1:
-        training = [Series("training", points, colour=_TRAINING)] if points else []
+        training = [Series(_("training"), points, colour=_TRAINING)] if points else []
     else:
         training = [
-            Series("training", points, colour=_TRAINING, faint=True),
-            Series(f"training, mean of {window}", smoothed(points, window), colour=_TRAINING),
+            Series(_("training"), points, colour=_TRAINING, faint=True),
+            Series(_("training, mean of {window}").format(window=window), smoothed(points, window), colour=_TRAINING),
         ]
     lines = [
         _by_step(entries, name, [(entry.loss, entry.loss_interval) for entry in entries], colour)
         for entries, name, colour in (
-            (record.validations, "validation", _VALIDATION),
-            (record.evaluations, "held-out", _HELD_OUT),
+            (record.validations, _("validation"), _VALIDATION),
+            (record.evaluations, _("held-out"), _HELD_OUT),
         )
         if entries
     ]
@@ -133,21 +162,39 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
     """Return labels and texts for the counts of a run's data."""
     size = data.blocks * data.block_size
     return [
-        ("training data", f"{data.train.documents:,} records, {data.train.characters:,} characters"),
-        *([("of these mixed in", f"{data.mixed.documents:,} records, {data.mixed.share:.1%}")] if data.mixed else []),
-        ("held out", f"{data.held_out.documents:,} records, {data.held_out.characters:,} characters"),
+        (_("training data"), _size(data.train)),
+        *(
+            [(_("of these mixed in"), f"{counts.records(data.mixed.documents)}, {data.mixed.share:.1%}")]
+            if data.mixed
+            else []
+        ),
+        (_("held out"), _size(data.held_out)),
         *_validation_line(data),
-        ("tokens per epoch", f"{data.tokens_per_epoch:,}"),
+        (_("tokens per epoch"), f"{data.tokens_per_epoch:,}"),
         (
-            "target tokens per epoch",
+            _("target tokens per epoch"),
             f"{data.target_tokens_per_epoch:,}, {data.target_tokens_per_epoch / data.tokens_per_epoch:.1%}",
         ),
-        ("rows", f"{data.blocks:,} of {data.block_size} tokens, {data.padding / size:.1%} padding"),
-        ("documents in a row", _DOCUMENT_MASKING[data.document_masking]),
-        ("continue in other rows", f"{data.split_records:,} documents"),
-        ("cut off", f"{data.cut_records:,} examples, {data.cut_tokens:,} tokens"),
-        ("near-duplicates", f"{data.near_duplicates.records:,} records in {data.near_duplicates.groups:,} groups"),
+        (
+            _("rows"),
+            _("{rows:,} of {size} tokens, {padding:.1%} padding").format(
+                rows=data.blocks, size=data.block_size, padding=data.padding / size
+            ),
+        ),
+        (_("documents in a row"), _(_DOCUMENT_MASKING[data.document_masking])),
+        (_("continue in other rows"), counts.documents(data.split_records)),
+        (_("cut off"), f"{counts.examples(data.cut_records)}, {counts.tokens(data.cut_tokens)}"),
+        (
+            _("near-duplicates"),
+            _("{records} in {groups}").format(
+                records=counts.records(data.near_duplicates.records), groups=counts.groups(data.near_duplicates.groups)
+            ),
+        ),
     ]
+
+
+def _size(part: RecordCounts) -> str:
+    return f"{counts.records(part.documents)}, {counts.characters(part.characters)}"
 
 
 def _validation_line(data: DataSummary) -> list[tuple[str, str]]:
@@ -155,13 +202,13 @@ def _validation_line(data: DataSummary) -> list[tuple[str, str]]:
     if validation is None:
         return []
     if validation.from_held_out:
-        return [("validation", "every second window of the held-out records")]
-    return [("validation", f"{validation.documents:,} records, {validation.characters:,} characters")]
+        return [(_("validation"), _("every second window of the held-out records"))]
+    return [(_("validation"), _size(validation))]
 
 
 def near_duplicate_lines(data: DataSummary) -> list[tuple[str, str]]:
     """Return labels and texts for the first groups of near-duplicates: the names of their records."""
-    return [("  group", " · ".join(group)) for group in data.near_duplicates.first]
+    return [(_("  group"), " · ".join(group)) for group in data.near_duplicates.first]
 
 
 def adapter_commands(base: str | None, folder: Path, prompt: str) -> str:
@@ -177,32 +224,46 @@ def adapter_commands(base: str | None, folder: Path, prompt: str) -> str:
 def choice_notes(record: RunRecord) -> list[str]:
     """Return what a run has decided by its losses, one sentence each."""
     notes = [
-        f"The training loss rose until step {restart.step:,} at a learning rate of {restart.learning_rate:g}, so the "
-        "run began again with a third of it."
+        _(
+            "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "
+            "third of it."
+        ).format(step=restart.step, rate=restart.learning_rate)
         for restart in record.restarts
     ]
     if record.kept_step is not None and record.training and record.kept_step < record.training.steps:
         notes.append(
-            f"Step {record.kept_step:,} had the lowest loss on the validation text and is kept; the run ended after "
-            f"step {record.training.steps:,} of {record.resolved_settings.get('steps', '?')}."
+            _(
+                "Step {kept_step:,} had the lowest loss on the validation text and is kept; the run ended after step "
+                "{steps:,} of {planned}."
+            ).format(
+                kept_step=record.kept_step,
+                steps=record.training.steps,
+                planned=record.resolved_settings.get("steps", "?"),
+            )
         )
     if not record.any_step_is_better():
-        notes.append(f"{NO_GAIN[0].upper()}{NO_GAIN[1:]}.")
+        notes.append(_sentence(_(NO_GAIN)))
     retention = [entry.loss for entry in record.retention_evaluations]
     rise = retention[-1] / retention[0] - 1 if retention else 0.0
     if rise > _MUCH_FORGOTTEN:
         notes.append(
-            f"The loss on the retention text rose by {rise:.1%}: with --mix FILE:0.1, a run trains on such text as "
-            "well and forgets less."
+            _(
+                "The loss on the retention text rose by {rise:.1%}: with --mix FILE:0.1, a run trains on such text as "
+                "well and forgets less."
+            ).format(rise=rise)
         )
     return notes
 
 
+def _sentence(text: str) -> str:
+    return text if text.endswith("。") else f"{text[0].upper()}{text[1:]}."
+
+
 def _figures_of(result: Evaluation) -> list[tuple[str, float, Interval | None]]:
     return [
-        ("loss", result.loss, result.loss_interval),
-        ("perplexity", result.perplexity, result.perplexity_interval),
-        ("bits per character", result.bits_per_char, result.bits_per_char_interval),
+        (_("loss"), result.loss, result.loss_interval),
+        (_("perplexity"), result.perplexity, result.perplexity_interval),
+        (_("bits per character"), result.bits_per_char, result.bits_per_char_interval),
     ]
 
 
@@ -225,44 +286,53 @@ def _notes(record: RunRecord) -> list[str]:
     if record.status != "finished":
         steps = record.training.steps if record.training else 0
         planned = record.resolved_settings.get("steps")
-        of = f" of {planned:,}" if isinstance(planned, int) else ""
+        done = f"{steps:,}"
+        if isinstance(planned, int):
+            done = _("{done:,} of {planned:,}").format(done=steps, planned=planned)
         notes.append(
-            f"Not finished: step {steps:,}{of}. If the run was stopped, the same command with --resume continues it; "
-            "`tsugiki report` updates this page."
+            _(
+                "Not finished: step {done}. If the run was stopped, the same command with --resume continues it; "
+                "`tsugiki report` updates this page."
+            ).format(done=done)
         )
     notes += choice_notes(record)
     if record.evaluations:
         last = record.evaluations[-1]
         if last.warning:
-            notes.append(last.warning)
+            notes.append(warning_text(last))
         if last.skipped_records:
-            skipped = f"{last.skipped_records:,} held-out examples"
-            notes.append(f"{skipped} are longer than the model's context and are not scored.")
+            notes.append(
+                ngettext(
+                    "{count:,} held-out example is longer than the model's context and is not scored.",
+                    "{count:,} held-out examples are longer than the model's context and are not scored.",
+                    last.skipped_records,
+                ).format(count=last.skipped_records)
+            )
     return notes
 
 
 def _figures(record: RunRecord) -> Markup:
     rates = [(float(point.step), point.learning_rate) for point in record.loss_curve]
     plots = [
-        curves(loss_series(record), "Loss by step, nats per token", below=Series("learning rate", rates)),
-        curves(_bits_series(record), "Bits per character by step"),
+        curves(loss_series(record), _("Loss by step, nats per token"), below=Series(_("learning rate"), rates)),
+        curves(_bits_series(record), _("Bits per character by step")),
     ]
     facts = []
     if len(record.evaluations) > 1:
         first, last = record.evaluations[0].bits_per_char, record.evaluations[-1].bits_per_char
-        facts.append(("bits per character", f"{format_number(first)} → {format_number(last)}"))
+        facts.append((_("bits per character"), f"{format_number(first)} → {format_number(last)}"))
     if record.parameters:
-        facts.append(("trainable parameters", f"{record.parameters.trainable:,}"))
+        facts.append((_("trainable parameters"), f"{record.parameters.trainable:,}"))
     if record.training:
-        facts.append(("training time", format_duration(record.training.seconds)))
-        facts.append(("speed", f"{record.training.tokens_per_second:,.0f} tokens/s"))
+        facts.append((_("training time"), format_duration(record.training.seconds)))
+        facts.append((_("speed"), f"{record.training.tokens_per_second:,.0f} " + _("tokens/s")))
         facts += _peak_memory(record.training)
     return render_macro("facts", facts) + render_macro("figures", plots)
 
 
 def _bits_series(record: RunRecord) -> list[Series]:
-    lines = [held_out_series(record, "held-out, 95 % interval over documents")]
-    return [*lines, *([_bits_by_step(record.validations, "validation", _VALIDATION)] if record.validations else [])]
+    lines = [held_out_series(record, _("held-out, 95 % interval over documents"))]
+    return [*lines, *([_bits_by_step(record.validations, _("validation"), _VALIDATION)] if record.validations else [])]
 
 
 def _evaluations(record: RunRecord) -> Markup:
@@ -278,44 +348,64 @@ def _evaluations(record: RunRecord) -> Markup:
             format_with_interval(entry.bits_per_char, entry.bits_per_char_interval),
             "–" if entry is entries[0] else format_change(change_of_bits(entries[0], entry)),
         )
-        for text, entries in (("held-out", record.evaluations), ("validation", record.validations))
+        for text, entries in ((_("held-out"), record.evaluations), (_("validation"), record.validations))
         for entry in entries
     ]
-    explanation = (
-        f"{last.characters:,} held-out characters in {last.tokens:,} tokens and {last.windows:,} windows. In brackets "
-        "95 % intervals over documents. Between models with different tokenizers, compare bits per character."
+    explanation = _(
+        "Held-out text: {characters} in {tokens} and {windows}. In brackets 95 % intervals over documents. Between "
+        "models with different tokenizers, compare bits per character."
+    ).format(
+        characters=counts.characters(last.characters),
+        tokens=counts.tokens(last.tokens),
+        windows=counts.windows(last.windows),
     )
-    headers = ("text", "step", "loss, nats per token", "perplexity", "bits per character", "change of bits")
+    headers = (
+        _("text"),
+        _("step"),
+        _("loss, nats per token"),
+        _("perplexity"),
+        _("bits per character"),
+        _("change of bits"),
+    )
     return render_macro("table", headers, rows) + render_macro("paragraph", explanation)
 
 
 def _data(record: RunRecord) -> Markup:
-    lines = [("read from", record.config.data_text)]
+    lines = [(_("read from"), record.config.data_text)]
     data = record.data
     if data is None:
         return render_macro("pairs", lines)
     lines += [*data_lines(data), *near_duplicate_lines(data)]
-    lines.append(("scored", f"{data.held_out.measured_characters:,} held-out characters"))
+    lines.append(
+        (
+            _("scored"),
+            _("{characters} of the held-out text").format(
+                characters=counts.characters(data.held_out.measured_characters)
+            ),
+        )
+    )
     fingerprints = [
-        ("training texts", data.train.fingerprint),
-        ("held-out texts", data.held_out.fingerprint),
-        ("rows", data.blocks_fingerprint),
+        (_("training texts"), data.train.fingerprint),
+        (_("held-out texts"), data.held_out.fingerprint),
+        (_("rows"), data.blocks_fingerprint),
     ]
-    return render_macro("pairs", lines) + render_macro("folded", "fingerprints", render_macro("pairs", fingerprints))
+    return render_macro("pairs", lines) + render_macro("folded", _("fingerprints"), render_macro("pairs", fingerprints))
 
 
 def _parameters(record: RunRecord) -> Markup:
     lines = []
     if record.base:
-        lines.append(("base", record.base.name or "not named"))
-        lines.append(("weights of the base", ", ".join(filter(None, (record.base.dtype, record.base.fingerprint)))))
+        lines.append((_("base"), record.base.name or _("not named")))
+        lines.append((_("weights of the base"), ", ".join(filter(None, (record.base.dtype, record.base.fingerprint)))))
         if record.base.code:
-            lines.append(("code of the base, which was run", record.base.code))
-    lines.append(("method", record.config.method))
+            lines.append((_("code of the base, which was run"), record.base.code))
+    lines.append((_("method"), record.config.method))
     if record.parameters:
-        counts = record.parameters
-        lines.append(("trainable", f"{counts.trainable:,} of {counts.total:,} parameters, {counts.share:.2%}"))
-    lines += [(name.replace("_", " "), format_value(value)) for name, value in record.resolved_settings.items()]
+        text = _("{trainable:,} of {total:,} parameters, {share:.2%}").format(
+            trainable=record.parameters.trainable, total=record.parameters.total, share=record.parameters.share
+        )
+        lines.append((_("trainable"), text))
+    lines += [(_label(name), _(format_value(value))) for name, value in record.resolved_settings.items()]
     return render_macro("pairs", lines)
 
 
@@ -324,41 +414,57 @@ def _settings(record: RunRecord) -> Markup:
     lines = []
     if config.lora:
         lora = config.lora
-        lines.append(("LoRA", f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}"))
-    lines.append(("learning rate", f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"))
-    lines.append(("rows per optimiser step", f"{record.chosen('batch_size')}"))
+        lines.append(
+            (
+                "LoRA",
+                _("r {r}, alpha {alpha:g}, dropout {dropout:g}").format(
+                    r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout
+                ),
+            )
+        )
+    lines.append((_("learning rate"), f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"))
+    lines.append((_("rows per optimiser step"), f"{record.chosen('batch_size')}"))
     if config.max_steps is None:
-        lines.append(("epochs", f"{config.epochs:g}"))
-    lines.append(("seed", str(config.seed)))
+        lines.append((_("epochs"), f"{config.epochs:g}"))
+    lines.append((_("seed"), str(config.seed)))
     everything = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False).strip()
-    return render_macro("pairs", lines) + render_macro("folded", "all settings", render_macro("code", everything))
+    return render_macro("pairs", lines) + render_macro("folded", _("all settings"), render_macro("code", everything))
+
+
+def _label(name: str) -> str:
+    """Return the name of a setting or of a fact about the machine as a label."""
+    return _(name.replace("_", " "))
 
 
 def _machine(record: RunRecord) -> Markup:
     lines = []
     if record.machine:
-        lines += [(name, str(value)) for name, value in record.machine if value is not None]
+        lines += [(_label(name), str(value)) for name, value in record.machine if value is not None]
     if record.training:
         training = record.training
-        lines.append(("steps", f"{training.steps:,}"))
+        lines.append((_("steps"), f"{training.steps:,}"))
         lines.append(
             (
-                "target tokens",
-                f"{training.tokens:,} in {training.seconds:,.0f} s ({format_duration(training.seconds)}) of steps, "
-                f"{training.tokens_per_second:,.0f} tokens/s",
+                _("target tokens"),
+                _("{tokens:,} in {seconds:,.0f} s ({duration}) of steps, {speed:,.0f} tokens/s").format(
+                    tokens=training.tokens,
+                    seconds=training.seconds,
+                    duration=format_duration(training.seconds),
+                    speed=training.tokens_per_second,
+                ),
             )
         )
         lines += _peak_memory(training)
-    lines.append(("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())))
+    lines.append((_("versions"), ", ".join(f"{name} {version}" for name, version in record.versions.items())))
     for earlier in record.earlier_versions:
         changed = [f"{name} {version}" for name, version in earlier.items() if record.versions.get(name) != version]
-        lines.append(("versions before it was resumed", ", ".join(changed)))
+        lines.append((_("versions before it was resumed"), ", ".join(changed)))
     return render_macro("pairs", lines)
 
 
 def _peak_memory(training: TrainingFigures) -> list[tuple[str, str]]:
     """Return the line of the peak memory; nothing if the system does not report it."""
-    return [("peak memory", format_gigabytes(training.peak_memory))] if training.peak_memory else []
+    return [(_("peak memory"), format_gigabytes(training.peak_memory))] if training.peak_memory else []
 
 
 def _usage(record: RunRecord, folder: Path) -> Markup:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from tsugiki.language import _
 from tsugiki.report.page import render_macro
 from tsugiki.train.record import RunRecord, Sample, samples_by_prompt
 
@@ -37,10 +38,15 @@ def all_samples(record: RunRecord) -> Markup:
     if len(record.samples) <= 3 * len({sample.prompt for sample in record.samples}):
         return Markup()
     cells = [(_label("", sample, record), sample.prompt, sample.text) for sample in record.samples]
-    return render_macro("folded", f"all {len(cells):,} samples", render_macro("sample_row", cells))
+    return render_macro(
+        "folded", _("all {count:,} samples").format(count=len(cells)), render_macro("sample_row", cells)
+    )
 
 
 def _label(name: str, sample: Sample, record: RunRecord) -> str:
     at_end = record.status == "finished" and record.training is not None and sample.step == record.training.steps
-    when = "before the first step" if sample.step == 0 else f"step {sample.step}" + (", the end" if at_end else "")
+    if sample.step == 0:
+        when = _("before the first step")
+    else:
+        when = (_("step {step}, the end") if at_end else _("step {step}")).format(step=sample.step)
     return f"{name} · {when}" if name else when

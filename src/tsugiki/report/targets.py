@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tsugiki.base.loading import load_meta_model
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import features, is_linear
 from tsugiki.lora.parameters import is_transposed
@@ -36,13 +37,20 @@ def targets_table(model: str) -> tuple[Table, list[str]]:
     linear = {name: layer for name, layer in base_modules(shape) if is_linear(layer)}
     numbers: dict[_Kind, int] = {}
     for name, layer in linear.items():
-        reason = "" if name in targets else reasons.get(name) or "not a default of this model type"
+        reason = "" if name in targets else reasons.get(name) or _("not a default of this model type")
         kind = _Kind(_without_indices(name), features(layer), reason)
         numbers[kind] = numbers.get(kind, 0) + 1
     rows = [_row(kind, number, config.r) for kind, number in numbers.items()] + _experts(shape)
     trained = config.r * sum(map(sum, map(features, targets.values())))
-    headers = ["layer", "number", "inputs → outputs", "grafted by default", f"parameters, r={config.r}"]
-    return (headers, rows), [f"{len(targets)} of {len(linear)} linear layers, {trained:,} trainable parameters"]
+    headers = [
+        _("layer"),
+        _("number"),
+        _("inputs → outputs"),
+        _("grafted by default"),
+        _("parameters, r={r}").format(r=config.r),
+    ]
+    line = _("{count} of {all} linear layers, {trained:,} trainable parameters")
+    return (headers, rows), [line.format(count=len(targets), all=len(linear), trained=trained)]
 
 
 def _experts(model: nn.Module) -> list[list[str]]:
@@ -54,14 +62,20 @@ def _experts(model: nn.Module) -> list[list[str]]:
         outputs, inputs = one.shape[-2:] if not is_transposed(owner, one) else one.shape[:-3:-1]
         kind = _without_indices(name), f"{len(one)} × ({inputs} → {outputs})"
         numbers[kind] = numbers.get(kind, 0) + 1
-    why = "no: experts; target_parameters adapts them"
+    why = _("no: experts; target_parameters adapts them")
     return [[name, str(number), size, why, "–"] for (name, size), number in numbers.items()]
 
 
 def _row(kind: _Kind, number: int, r: int) -> list[str]:
     parameters = f"{number * r * sum(kind.size):,}" if not kind.reason else "–"
     inputs, outputs = kind.size
-    return [kind.name, str(number), f"{inputs} → {outputs}", f"no: {kind.reason}" if kind.reason else "yes", parameters]
+    return [
+        kind.name,
+        str(number),
+        f"{inputs} → {outputs}",
+        _("no: {reason}").format(reason=kind.reason) if kind.reason else _("yes"),
+        parameters,
+    ]
 
 
 def _without_indices(name: str) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import AllowBaseMismatch, Library, NewAdapter, Weights, parse_weights
+from tsugiki.language import _
 
 
 def combine_command(
@@ -64,6 +65,8 @@ def combine_command(
     line = f"{combination_type}: ‖ΔW‖ = {norm(lora):.4g}"
     if combination_type != "cat":
         exact = combine(parts, Combination("cat"), allow_base_mismatch=allow_base_mismatch)
-        line += f"; the exact sum has {norm(exact):.4g}, and differs from the result by {distance(lora, exact):.4g}"
-    print_table((["adapter", "weight", "‖weight · ΔW‖"], rows), line)
+        line += _("; the exact sum has {norm:.4g}, and differs from the result by {distance:.4g}").format(
+            norm=norm(exact), distance=distance(lora, exact)
+        )
+    print_table(([_("adapter"), _("weight"), _("‖weight · ΔW‖")], rows), line)
     print_written(target)

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import ADAPTER_HELP, Library
+from tsugiki.language import _
 
 
 def diff_command(
@@ -26,4 +27,4 @@ def diff_command(
         if table[1]:
             print_table(table)
     for note in comparison.notes:
-        say(f"note: {note}")
+        say(_("note: {note}").format(note=note))

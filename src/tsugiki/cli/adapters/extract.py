@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import Library, NewAdapter
+from tsugiki.language import _
 
 
 def extract_command(
@@ -39,12 +40,14 @@ def extract_command(
     )
     write_lora_weights(found.lora, target, provenance)
     total = found.total_energy
-    lines = [f"overall: the adapter holds {found.energy:.2%} of the energy of all changes"]
+    lines = [_("overall: the adapter holds {energy:.2%} of the energy of all changes").format(energy=found.energy)]
     if found.unchanged:
-        lines.append(f"left out because they did not change: {summarise_list(found.unchanged)}")
+        lines.append(
+            _("left out because they did not change: {unchanged}").format(unchanged=summarise_list(found.unchanged))
+        )
     if found.not_captured:
         by_energy = sorted(found.not_captured.items(), key=lambda item: -item[1])
         shares = [f"{name} ({energy / total:.2%})" for name, energy in by_energy]
-        lines.append(f"changed, but not in the adapter: {summarise_list(shares)}")
+        lines.append(_("changed, but not in the adapter: {shares}").format(shares=summarise_list(shares)))
     print_kept(found.kept, *lines)
     print_written(target)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import AllowBaseMismatch, Library, NewAdapter
+from tsugiki.language import _
 
 
 def import_command(
@@ -23,6 +24,6 @@ def import_command(
 
     require_gguf()
     folder = new_adapter_folder(out, library)
-    with ProgressDisplay().stage("import", None):
+    with ProgressDisplay().stage(_("importing"), None):
         lora = import_gguf_adapter(file, model, folder, allow_base_mismatch=allow_base_mismatch)
-    typer.echo(f"{folder}: {len(lora.layers)} layers, for {model}")
+    typer.echo(_("{folder}: {count} layers, for {model}").format(folder=folder, count=len(lora.layers), model=model))

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import Library
+from tsugiki.language import ENGLISH, _, choose_language
 
 
 def list_command(
@@ -19,6 +20,8 @@ def list_command(
     from tsugiki.cli.tables import print_table, say
     from tsugiki.report.library import entry_line, library_table
 
+    if as_json:
+        choose_language(ENGLISH)  # of what is wrong with a broken adapter
     home = library or library_folder()
     entries = read_library(home)
     if as_json:
@@ -26,12 +29,17 @@ def list_command(
             typer.echo(entry_line(entry))
         return
     if not entries:
-        say(f"no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run")
+        say(
+            _(
+                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
+            ).format(home=home)
+        )
         return
     if any(entry.info for entry in entries):
         print_table(
-            library_table(entries), "perplexity: on the held-out text of each adapter's run, before and after training"
+            library_table(entries),
+            _("perplexity: on the held-out text of each adapter's run, before and after training"),
         )
     for entry in entries:
         if entry.broken:
-            say(f"{entry.name} is broken: {entry.broken}")
+            say(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))

@@ -28,8 +28,10 @@ def remove_command(
                     "permanently"
                 )
             )
-        if not typer.confirm(f"Remove {summarise_list([folder.name for folder in folders])} permanently?"):
+        if not typer.confirm(
+            _("Remove {names} permanently?").format(names=summarise_list([folder.name for folder in folders]))
+        ):
             raise typer.Exit(1)
     for folder in folders:
         remove_folder(folder)
-        typer.echo(f"removed {folder}")
+        typer.echo(_("removed {folder}").format(folder=folder))

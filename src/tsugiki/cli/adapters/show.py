@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 
 from tsugiki.cli.adapters.options import ADAPTER_HELP, Library
+from tsugiki.language import _
 
 
 def show_command(
@@ -24,22 +26,22 @@ def show_command(
     from tsugiki.report.samples import shown_samples
 
     folder = adapter_folder(adapter, library)
-    with ProgressDisplay().stage("layers", None) as advance:
+    with ProgressDisplay().stage(_("layers"), None) as advance:
         report = inspect_adapter(folder, advance)
     for label, text in info_lines(report):
-        say(f"{label:<14} {text}")
+        say(f"{label}{' ' * max(1, 15 - cell_len(label))}{text}")
     for note in report.notes:
-        say(f"note: {note}")
+        say(_("note: {note}").format(note=note))
     record = report.record
     if record and len(record.evaluations) > 1:
-        print_table(held_out_table(record), f"change: {describe_change(change_of_run(record))}")
+        print_table(held_out_table(record), _("change: {change}").format(change=describe_change(change_of_run(record))))
     for when, prompt, text in shown_samples(record) if record else ():
         say(f"{when}: {prompt}{text.rstrip()}".replace("\n", "⏎"))
     if report.tensors:
         print_table(tensors_table(report.tensors))
     if report.layers:
         print_table(layers_table(report.layers))
-        print_table(kinds_table(report.layers), LAYERS_EXPLAINED)
+        print_table(kinds_table(report.layers), _(LAYERS_EXPLAINED))
     if html:
         write_adapter_page(html, report)
-        say(f"page: {html}")
+        say(_("page: {path}").format(path=html))

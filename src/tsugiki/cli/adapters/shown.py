@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tsugiki.language import _
+
 if TYPE_CHECKING:
     from tsugiki.adapters.algebra.truncate import RankReduction
 
@@ -14,7 +16,7 @@ def track_layers(paths: Sequence[str]) -> Iterator[str]:
     """Iterate over layers and show a progress bar in a terminal."""
     from tsugiki.io.progress import ProgressDisplay
 
-    return ProgressDisplay().track(paths, "layers")
+    return ProgressDisplay().track(paths, _("layers"))
 
 
 def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
@@ -22,7 +24,7 @@ def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
     from tsugiki.cli.tables import print_table
 
     rows = [[path, str(layer.before), str(layer.after), f"{layer.energy:.2%}"] for path, layer in kept.items()]
-    print_table((["layer", "rank", "→", "energy kept"], rows), *lines)
+    print_table(([_("layer"), _("rank"), "→", _("energy kept")], rows), *lines)
 
 
 def print_written(out: Path) -> None:

@@ -48,5 +48,5 @@ def truncate_command(
     write_lora_weights(
         shorter, target, Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
     )
-    print_kept(kept, f"overall: {kept_energy(kept):.2%} of the update's energy is kept")
+    print_kept(kept, _("overall: {energy:.2%} of the update's energy is kept").format(energy=kept_energy(kept)))
     print_written(target)

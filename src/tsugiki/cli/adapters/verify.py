@@ -43,7 +43,11 @@ def verify_command(
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
     if not given:
-        say(f"no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run")
+        say(
+            _(
+                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
+            ).format(home=home)
+        )
         return
     progress, broken = ProgressDisplay(), 0
     with progress.stage("base", None):
@@ -63,7 +67,7 @@ def verify_command(
                 folder = adapter_folder(name, home)
                 problems = verify(folder, base) or (incompatibilities(loader, folder, model) if loader else [])
             broken += bool(problems)
-            for problem in problems or ["nothing is wrong"]:
+            for problem in problems or [_("nothing is wrong")]:
                 say(f"{name}: {problem}")
             advance(1)
     if broken:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from tsugiki.language import _, marked, ngettext
 from tsugiki.train.evaluation.interval import (
     Change,
     Interval,
@@ -59,6 +60,9 @@ class Evaluation(BaseModel):
         return tuple(sum_groups(self.documents, self.groups))
 
 
+_LOSSY = marked("decoding does not give the text back: the bits per character may be too low")
+
+
 class StepEvaluation(Evaluation):
     """An evaluation during a run."""
 
@@ -87,6 +91,17 @@ class Answers(BaseModel):
     share: float
     share_interval: Interval
     answers: tuple[Answer, ...]
+
+
+def warning_text(result: Evaluation) -> str:
+    """Return the warning of an evaluation, which its record has in English, in the reader's language."""
+    if not result.unknown_tokens:
+        return _(_LOSSY)
+    return ngettext(
+        "{count:,} unknown token: the bits per character are too low",
+        "{count:,} unknown tokens: the bits per character are too low",
+        result.unknown_tokens,
+    ).format(count=result.unknown_tokens)
 
 
 def summarise(
@@ -119,7 +134,7 @@ def summarise(
     if unknown_tokens:
         warning = f"{unknown_tokens:,} unknown tokens: the bits per character are too low"
     elif not tokenizer_is_lossless:
-        warning = "decoding does not give the text back: the bits per character may be too low"
+        warning = _LOSSY
     return Evaluation(
         loss=nll / tokens,
         loss_interval=interval,
