@@ -15,13 +15,13 @@ from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.adapters.vocabulary import tokenizer_files
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, METADATA_FILE, RECORD_FILE
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
 from tsugiki.lora.graft import BASE_ROW
 
 _MAX_CHARACTERS = 100
 _MAX_BYTES = 200  # file systems allow 255, and temporary names are longer
-_COPIED_FILES = (ADAPTER_CONFIG_FILE, METADATA_FILE, RECORD_FILE, "README.md", "LICENSE")
+_COPIED_FILES = (ADAPTER_CONFIG_FILE, METADATA_FILE, RECORD_FILE, LEARNED_FILE, "README.md", "LICENSE")
 _FORBIDDEN = frozenset('/\\:*?"<>|')  # on at least one operating system
 
 

@@ -20,7 +20,7 @@ def print_summary(record: RunRecord, page: Path) -> None:
     out, last = record.folder(), record.evaluations[-1]
     training, _parameters = finished(record)
     kind = _("adapter") if (out / ADAPTER_FILE).exists() else _("model")
-    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in out.glob("*model*.safetensors"))
     print_table(
         held_out_table(record),
         _("change: {change}").format(change=describe_change(change_of_run(record))),

@@ -32,7 +32,8 @@ _BAND = 3
 # Pairs that are missed in one band are usually found in another one.
 _NEIGHBOURS = 4
 _PAIRS = 1 << 15  # pairs compared at a time, to limit memory
-_EMPTY = 0xFFFFFFFF
+EMPTY = 0xFFFFFFFF
+"""The value of a slot without a hash."""
 _MAX_MARKS = 30
 _CHUNK = 1 << 20  # characters hashed at a time, to limit memory
 _SHORT = 1 << 13  # characters of a text that is hashed together with others
@@ -42,7 +43,7 @@ Signature = NDArray[np.uint32]
 
 def signature(text: str) -> Signature:
     """Return the signature of a text, uint32 [126]. It is the same on every machine and takes linear time."""
-    smallest = np.full(SLOTS, _EMPTY, np.uint32)
+    smallest = np.full(SLOTS, EMPTY, np.uint32)
     for start in range(0, max(len(text), 1), _CHUNK):
         chunk = text[start : start + _CHUNK]
         folded = fold(chunk)
@@ -53,7 +54,7 @@ def signature(text: str) -> Signature:
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
     """Return the signatures of several texts, uint32 [texts, 126]: for short texts faster than one by one."""
-    smallest = np.full((len(texts), SLOTS), _EMPTY, np.uint32)
+    smallest = np.full((len(texts), SLOTS), EMPTY, np.uint32)
     short = [index for index, text in enumerate(texts) if len(text) <= _SHORT]
     for index in set(range(len(texts))).difference(short):
         smallest[index] = signature(texts[index])
@@ -86,7 +87,7 @@ def near_duplicates(signatures: Sequence[Signature] | NDArray[np.uint32]) -> lis
         order = np.lexsort(rows[:, start : start + _BAND].T)
         band = rows[order, start : start + _BAND]
         for distance in range(1, min(_NEIGHBOURS, len(rows) - 1) + 1):
-            same = (band[distance:] == band[:-distance]).all(axis=1) & (band[distance:] != _EMPTY).any(axis=1)
+            same = (band[distance:] == band[:-distance]).all(axis=1) & (band[distance:] != EMPTY).any(axis=1)
             if not same.any():
                 break
             one, other = order[:-distance][same], order[distance:][same]
@@ -100,16 +101,26 @@ def near_duplicates(signatures: Sequence[Signature] | NDArray[np.uint32]) -> lis
 
 def similarity(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np.float64]:
     """Estimate the Jaccard similarity of signatures, over the last axis."""
-    shared = (one == other) & (one != _EMPTY)
-    filled = (one != _EMPTY) | (other != _EMPTY)
+    shared = (one == other) & (one != EMPTY)
+    filled = (one != EMPTY) | (other != EMPTY)
     return np.asarray(shared.sum(axis=-1) / filled.sum(axis=-1))
 
 
 def _is_similar(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    return is_similar(similarity(one, other), np.minimum(one, other))
+
+
+def is_similar(similarity: NDArray[np.float64], signature: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Whether similarities make texts near-duplicates.
+
+    Args:
+        similarity: of two texts [...].
+        signature: of the longer one [..., 126], which tells how long the texts are.
+    """
     # The share of small hashes grows with the length of the text: 3 % at 20 characters, 18 % at 100, 86 % at 1000.
-    length = (np.minimum(one, other) < 1 << 30).mean(axis=-1)
+    length = (signature < 1 << 30).mean(axis=-1)
     threshold = _MIN_SIMILARITY_SHORT + (_MIN_SIMILARITY_LONG - _MIN_SIMILARITY_SHORT) * length
-    return np.asarray(similarity(one, other) >= threshold)
+    return np.asarray(similarity >= threshold)
 
 
 # Orthography ---------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ _FILES = frozenset({"ids.bin", "loss_mask.bin", "index.safetensors", "records.js
 _READING = "reading.json"  # which stores of earlier versions lack
 # Limits of one call of the tokenizer: large enough to use all cores, small enough for memory.
 _BATCH_RECORDS, _BATCH_CHARACTERS = 64, 1 << 20
-_DIGEST_BYTES = 16
+DIGEST_BYTES = 16
 # Spaces, cases, digits, accents, widths, scripts, emoji, and words that tokenizers split differently.
 _PROBE = (
     "Hello,  World! don't re-enter 1234.5 3rd\n\t naïve e\u0301 ﬁ Ａｂ１ ｶﾞ カ\u3099 "
@@ -76,6 +76,17 @@ class RecordIndex:
     def name(self, record: int) -> str:
         """Return the source of a record, with its title if it has one."""
         return " ".join(filter(None, (self.sources[record], self.fields[record].get("title"))))
+
+    def part(self, records: Array) -> "RecordIndex":
+        """Return the index of some records only."""
+        return RecordIndex(
+            self.characters[records],
+            self.digests[records],
+            self.signatures[records],
+            self.splittable[records],
+            [self.sources[record] for record in records],
+            [self.fields[record] for record in records],
+        )
 
     def fingerprint(self, records: Array) -> str:
         """Return `sha256:` and 64 hexadecimal digits over the texts of these records, in order."""
@@ -167,7 +178,7 @@ class _IndexBuilder:
         self.signatures.append(signatures([_text_to_compare(record) for record in batch]))
         for record in batch:
             self.characters.append(len(record.text))
-            self.digests += sha256_bytes(record.text.encode("utf-8", "surrogatepass"))[:_DIGEST_BYTES]
+            self.digests += sha256_bytes(record.text.encode("utf-8", "surrogatepass"))[:DIGEST_BYTES]
             self.splittable.append(isinstance(record, Document))
             self.sources.append(record.source)
             self.fields.append(record.fields)
@@ -175,7 +186,7 @@ class _IndexBuilder:
     def index(self) -> RecordIndex:
         return RecordIndex(
             characters=np.array(self.characters, np.int64),
-            digests=np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, _DIGEST_BYTES),
+            digests=np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, DIGEST_BYTES),
             signatures=np.concatenate(self.signatures),
             splittable=np.array(self.splittable, np.bool_),
             sources=self.sources,

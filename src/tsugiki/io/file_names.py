@@ -29,5 +29,8 @@ METADATA_FILE = "tsugiki.json"
 RECORD_FILE = "run.json"
 """The record of a training run (see `tsugiki.train.record`)."""
 
+LEARNED_FILE = "learned_documents.safetensors"
+"""Fingerprints of the texts that a model or an adapter was trained on (see `tsugiki.data.learned`)."""
+
 MANIFEST_FILE = "manifest.json"
 """Sizes and digests of the files in a folder (see `tsugiki.io.manifest`)."""

@@ -35,6 +35,14 @@ class Evaluations(dict[str, Evaluation]):
         )
 
 
+def learned_note(name: str, result: Evaluation) -> str:
+    """Say how much of the text was learned by what was evaluated."""
+    return _(
+        "* {name} has learned {same:,} of these {all:,} documents, and nearly the same text as {near:,} others: its "
+        "figures do not tell how good it is on new text"
+    ).format(name=name, same=result.learned, all=len(result.documents), near=result.nearly_learned)
+
+
 def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tuple[Table, list[str]]:
     """Return a table with a row for each model, and what is to be said about it, a line each.
 
@@ -45,16 +53,19 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
     headers = [_("model"), _("loss"), _("perplexity"), _("bits/char"), _("change of bits"), _("tokens")]
     first, rows, notes = results[0], [], []
     for name, result in zip(names, results, strict=True):
+        mark = " *" if result.learned or result.nearly_learned else ""
         rows.append(
             [
                 name,
-                format_with_interval(result.loss, result.loss_interval),
-                f"{result.perplexity:,.4g}",
-                format_with_interval(result.bits_per_char, result.bits_per_char_interval),
+                format_with_interval(result.loss, result.loss_interval) + mark,
+                f"{result.perplexity:,.4g}{mark}",
+                format_with_interval(result.bits_per_char, result.bits_per_char_interval) + mark,
                 "–" if result is first else format_change(change_of_bits(first, result)),
                 f"{result.tokens:,}",
             ]
         )
+        if mark:
+            notes.append(learned_note(name, result))
         if result.warning:
             notes.append(f"{name}: {warning_text(result)}")
         if result.skipped_records:

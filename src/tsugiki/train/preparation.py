@@ -11,11 +11,12 @@ import numpy as np
 
 from tsugiki.base.context import context_length
 from tsugiki.base.inference import seeded
-from tsugiki.base.resolve import EMBEDDED
+from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.columns import NO_COLUMNS, Columns
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
+from tsugiki.data.learned import Fingerprints, find_learned, fingerprints, read_fingerprints
 from tsugiki.data.mixing import mix, parse_mix
 from tsugiki.data.reading import Reading
 from tsugiki.data.records import Conversation, Document, Record
@@ -103,6 +104,8 @@ class PackedDataset:
     """Counts and fingerprints of the records and of the rows, for the run's record."""
     notes: list[str]
     """What is unusual about the data, one sentence each."""
+    learned: Fingerprints
+    """Of the training records."""
 
 
 def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
@@ -223,8 +226,9 @@ def pack_data(
         cut_records=blocks.cut_records,
         cut_tokens=blocks.cut_tokens,
     )
+    learned = fingerprints(split.store.index, split.train)
     return PackedDataset(
-        blocks, split.windows, split.validation_windows, split.retention_windows, masking, summary, notes
+        blocks, split.windows, split.validation_windows, split.retention_windows, masking, summary, notes, learned
     )
 
 
@@ -337,6 +341,14 @@ def _dataset_split(
             ).format(records=counts.records(duplicates), groups=counts.groups(len(groups)))
         )
     notes = [*store.reading.notes(), *notes]
+    known_to_base = _known_to_base(config, held_out.index, held_out.numbers)
+    if known_to_base:
+        notes.append(
+            _(
+                "{known:,} of {all:,} held-out documents, or nearly the same texts, were in the pretraining of "
+                "{model}: it is better on them than on new text, and there is less to gain"
+            ).format(known=known_to_base, all=len(held_out.numbers), model=config.model)
+        )
     first = [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]]
     summary = SplitSummary(
         digest=digest,
@@ -344,6 +356,7 @@ def _dataset_split(
         held_out=HeldOutCounts(
             **_counts(held_out.index, held_out.numbers),
             measured_characters=sum(len(window.record.text) for window in windows),
+            known_to_base=known_to_base,
         ),
         validation=chosen_from,
         learns_conversations=Conversation in record_kinds(config.data, config.columns),
@@ -356,6 +369,16 @@ def _dataset_split(
     chooses = [] if validation is None else validation.windows
     not_learned = [held_out, *([] if validation is None else [validation])]
     return DatasetSplit(store, train, not_learned, windows, chooses, retention_windows, summary, notes)
+
+
+def _known_to_base(config: RunConfig, index: RecordIndex, numbers: Integers) -> int:
+    """Return how many of some records the base has learned, as far as its folder tells."""
+    folder = local_folder(config.model)
+    learned = None if folder is None else read_fingerprints(folder)
+    if learned is None:
+        return 0
+    same, near = find_learned(index.part(numbers), [learned])
+    return len(same | near)
 
 
 def _retention_source(name: str) -> str:

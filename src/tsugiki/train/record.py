@@ -116,6 +116,8 @@ class HeldOutCounts(RecordCounts):
 
     measured_characters: int
     """Characters in the windows that are scored."""
+    known_to_base: int = 0
+    """How many of them the base has learned, or nearly the same texts, as far as its folder tells."""
 
 
 class ValidationCounts(RecordCounts):

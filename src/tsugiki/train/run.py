@@ -33,6 +33,7 @@ from tsugiki.base.loading import load_model
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
 from tsugiki.base.quantization import count_parameters
 from tsugiki.base.resolve import settings_folder
+from tsugiki.data.learned import write_fingerprints
 from tsugiki.data.sources import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
@@ -290,6 +291,7 @@ def run(
                 _load_training_state(loop, checkpoint, is_longer="steps" not in before)
             if accelerator.is_main_process:
                 record.write(out)
+                write_fingerprints(data.learned, out)
             try:
                 loop.run()
                 break
@@ -480,8 +482,15 @@ def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
 
 def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
     if before is not None and before.digest is None:  # a record of version 0.1
-        now = now.model_copy(update={"digest": None, "learns_conversations": before.learns_conversations})
-    return before != now
+        now = now.model_copy(update={"digest": None})
+    return before is None or _compared(before) != _compared(now)
+
+
+def _compared(data: DataSummary) -> dict[str, Any]:
+    """Return the description of data without what earlier records lack."""
+    described = data.model_dump(exclude={"learns_conversations"})
+    del described["held_out"]["known_to_base"]
+    return described
 
 
 def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:

@@ -54,6 +54,11 @@ class Evaluation(BaseModel):
     """For every document, the number of its group of near-duplicates, which count as one in the intervals. Empty: every
     document is a group of its own."""
 
+    learned: int = 0
+    """Number of documents that the model or the adapter has learned, as far as its folder tells."""
+    nearly_learned: int = 0
+    """Number of documents of which it has learned nearly the same text."""
+
     @property
     def independent(self) -> tuple[Score, ...]:
         """The sums of the scores of each group, over which the intervals are."""

@@ -11,18 +11,22 @@ from tsugiki.adapters.format import load_adapter, read_base
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.vocabulary import with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
+from tsugiki.base.resolve import local_folder
 from tsugiki.data.chat import use_template
 from tsugiki.data.columns import NO_COLUMNS, Columns
+from tsugiki.data.duplicates import near_duplicates
+from tsugiki.data.learned import Fingerprints, find_learned, read_fingerprints
 from tsugiki.data.reading import Reading
 from tsugiki.data.records import AssistantTurns
-from tsugiki.data.sources import Data
+from tsugiki.data.sources import Data, read_records
+from tsugiki.data.store import read_index
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.train.evaluation.answers import answer_questions
-from tsugiki.train.evaluation.evaluate import evaluate, read_windows
+from tsugiki.train.evaluation.evaluate import evaluate, split_windows
 from tsugiki.train.evaluation.questions import Question
 from tsugiki.train.evaluation.result import Answers, Evaluation
 
@@ -102,10 +106,24 @@ def evaluate_targets(
     Raises:
         TsugikiError: the data, a model or an adapter cannot be read.
     """
-    windows = read_windows(data, limit, columns, reading)
+    records = list(read_records(data, columns, reading))
+    index = read_index(records)
+    groups = near_duplicates(index.signatures)
+    windows = split_windows(records, index.characters.tolist(), limit, groups)
+    evaluated = {window.document for window in windows}
     for target, model, tokenizer in loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template):
         with progress.stage(str(target), len(windows)) as advance:
-            yield evaluate(model, tokenizer, windows, turns, advance)
+            result = evaluate(model, tokenizer, windows, turns, advance)
+        same, near = find_learned(index, _learned_by(target))
+        counts = {"learned": len(same & evaluated), "nearly_learned": len(near & evaluated)}
+        yield result.model_copy(update=counts)
+
+
+def _learned_by(target: EvaluationTarget) -> list[Fingerprints]:
+    """Return what the target's model and its adapter have learned, as far as their folders tell."""
+    folders = [local_folder(target.model), target.adapter]
+    found = [read_fingerprints(folder) for folder in folders if folder is not None]
+    return [one for one in found if one is not None]
 
 
 def answer_with_targets(

@@ -1,0 +1,119 @@
+"""Which texts a model or an adapter has learned: fingerprints of its training records, and the search for them.
+
+A run writes them beside its adapter or model, and the embedded base has those of its pretraining. `eval` compares its
+texts with them, so that a figure on text that was learned is not taken for one on new text. A fingerprint is the digest
+of a text and a sketch, the lowest byte of each slot of its signature (see `duplicates`): 142 bytes in all, from which
+the text cannot be read. A work that is contained in a much longer one is not found.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tsugiki.data.duplicates import EMPTY, SLOTS, is_similar
+from tsugiki.data.store import DIGEST_BYTES, RecordIndex
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.atomic import new_file
+from tsugiki.io.file_names import LEARNED_FILE
+from tsugiki.language import _
+
+_NO_HASH = 255  # the byte of an empty slot; a hash that ends in it counts as 254
+_MOST_PAIRS = 100_000_000  # beyond, only equal texts are searched: comparing this many sketches takes some seconds
+_ROWS = 1 << 12  # sketches compared at a time, to limit memory
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprints:
+    """The fingerprints of texts."""
+
+    digests: npt.NDArray[np.uint8]
+    """[texts, 16]"""
+    sketches: npt.NDArray[np.uint8]
+    """[texts, 126]"""
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+
+def fingerprints(index: RecordIndex, numbers: npt.NDArray[np.int64]) -> Fingerprints:
+    """Return the fingerprints of the records with these numbers."""
+    return Fingerprints(np.asarray(index.digests[numbers], np.uint8), _sketches(index.signatures[numbers]))
+
+
+def write_fingerprints(found: Fingerprints, folder: Path) -> None:
+    """Write fingerprints into a folder, for `read_fingerprints`.
+
+    Raises:
+        TsugikiError: the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    with new_file(folder / LEARNED_FILE, replace=True) as temporary:
+        temporary.write_bytes(save({"digests": found.digests, "sketches": found.sketches}))
+
+
+def read_fingerprints(folder: Path) -> Fingerprints | None:
+    """Read what was learned by the model or the adapter in a folder; None if the folder does not tell.
+
+    For a checkpoint, the folder of its run tells.
+
+    Raises:
+        TsugikiError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    places = [folder, folder.parent.parent] if folder.name.startswith("checkpoint-") else [folder]
+    path = next((place / LEARNED_FILE for place in places if (place / LEARNED_FILE).is_file()), None)
+    if path is None:
+        return None
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise _damaged(path, error_text(error, 100)) from error
+    digests, sketches = tensors.get("digests"), tensors.get("sketches")
+    if digests is None or sketches is None or {digests.dtype.name, sketches.dtype.name} != {"uint8"}:
+        raise _damaged(path, "digests, sketches")
+    if digests.shape[1:] != (DIGEST_BYTES,) or sketches.shape != (len(digests), SLOTS):
+        raise _damaged(path, f"{digests.shape}, {sketches.shape}")
+    return Fingerprints(digests, sketches)
+
+
+def _damaged(path: Path, reason: str) -> TsugikiError:
+    return TsugikiError(_("{path} is damaged ({reason}); remove it to go without it").format(path=path, reason=reason))
+
+
+def find_learned(index: RecordIndex, learned: Sequence[Fingerprints]) -> tuple[set[int], set[int]]:
+    """Find the records that are among learned texts.
+
+    Returns:
+        The numbers of records with the same text, and of others with nearly the same text.
+    """
+    same: set[int] = set()
+    near: set[int] = set()
+    for one in learned:
+        known = {digest.tobytes() for digest in one.digests}
+        same |= {number for number, digest in enumerate(index.digests) if digest.tobytes() in known}
+        if len(index) * len(one) <= _MOST_PAIRS:
+            near |= {number for number in range(len(index)) if number not in same and _is_near(index, number, one)}
+    return same, near - same
+
+
+def _is_near(index: RecordIndex, number: int, learned: Fingerprints) -> bool:
+    signature = index.signatures[number]
+    sketch = _sketches(signature)
+    for start in range(0, len(learned), _ROWS):
+        rows = learned.sketches[start : start + _ROWS]
+        filled = (rows != _NO_HASH) | (sketch != _NO_HASH)
+        equal = ((rows == sketch) & (rows != _NO_HASH)).sum(axis=1) / filled.sum(axis=1)
+        if is_similar(equal, signature).any():
+            return True
+    return False
+
+
+def _sketches(signatures: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
+    lowest = np.minimum(signatures & 0xFF, _NO_HASH - 1)
+    return np.where(signatures == EMPTY, _NO_HASH, lowest).astype(np.uint8)

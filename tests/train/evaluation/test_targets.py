@@ -1,0 +1,75 @@
+"""`eval` says which of its texts the adapter has learned, and near-duplicates count as one in its intervals."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.test_learned import text
+from tests.runs import run_config
+from tsugiki.data.records import Document
+from tsugiki.io.file_names import LEARNED_FILE
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.report.evaluations import evaluation_table
+from tsugiki.train.evaluation.evaluate import split_windows
+from tsugiki.train.evaluation.interval import loss_interval
+from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
+from tsugiki.train.run import train
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(text(number, 200))
+    config = run_config(tmp_path, data=str(folder), max_steps=1, save_steps=1, held_out=0.2)
+    return config, train(config)
+
+
+def evaluated(config: Any, data: Any) -> Any:
+    targets = evaluation_targets([config.model], [config.out])
+    return list(evaluate_targets(targets, data, "all", None, ProgressDisplay()))
+
+
+def test_learned_text_is_marked_and_held_out_text_is_not(run: Any, tmp_path: Path):
+    config, record = run
+    (tmp_path / "new.txt").write_text(text(77, 200))
+    base, adapted = evaluated(config, [*config.data, str(tmp_path / "new.txt")])
+    assert (base.learned, base.nearly_learned) == (0, 0)
+    assert adapted.learned == record.data.train.documents == 5
+    assert adapted.nearly_learned == 0
+    (_, rows), notes = evaluation_table(["base", "adapted"], [base, adapted])
+    assert "*" not in "".join(rows[0])
+    assert [cell.endswith("*") for cell in rows[1]] == [False, True, True, True, False, False]
+    assert any("learned 5 of these 7" in note for note in notes)
+    assert evaluated(config, str(tmp_path / "new.txt"))[1].learned == 0
+
+
+def test_an_adapter_that_does_not_tell_is_evaluated_without_a_mark(run: Any):
+    config, _ = run
+    (Path(config.out) / LEARNED_FILE).unlink()
+    assert evaluated(config, config.data)[1].learned == 0
+
+
+def test_copies_of_a_document_make_no_interval(run: Any, tmp_path: Path):
+    config, _ = run
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for number in range(4):
+        (copies / f"{number}.txt").write_text(text(5, 300)[number:])
+    (base, _) = evaluated(config, str(copies))
+    assert len(base.documents) == 4
+    assert len(base.independent) == 1
+    assert base.loss_interval is None
+    (copies / "other.txt").write_text(text(6, 300))
+    (base, _) = evaluated(config, str(copies))
+    assert len(base.independent) == 2
+    assert base.loss_interval == loss_interval(base.independent)
+    assert base.loss_interval != loss_interval(base.documents)
+
+
+def test_windows_know_their_group():
+    records = [Document(text(number, 20), "") for number in range(4)]
+    windows = split_windows(records, [20] * 4, None, [[3, 1]])
+    assert [window.group for window in windows] == [None, 1, None, 1]
