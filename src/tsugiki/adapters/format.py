@@ -42,7 +42,7 @@ from tsugiki.io.atomic import files_into
 from tsugiki.io.digests import file_sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, write_json
-from tsugiki.language import _
+from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import (
     DEFAULT_NAME,
@@ -83,12 +83,12 @@ _NAMES = _COMMON_FIELDS - {"peft_type"}
 """Those on which the result does not depend."""
 
 _OTHER_FORMATS = {
-    b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file itself (git lfs pull)",
-    b"PK\x03\x04": "it is a zip archive, as torch.save writes, not safetensors",
-    b"\x80\x02": "it is a pickle, not safetensors",
-    b"GGUF": "it is a GGUF file, not safetensors",
-    b"<!": "it is an HTML page, not safetensors",
-    b"<html": "it is an HTML page, not safetensors",
+    b"version https://git-lfs": marked("it is a pointer of Git LFS; fetch the file itself (git lfs pull)"),
+    b"PK\x03\x04": marked("it is a zip archive, as torch.save writes, not safetensors"),
+    b"\x80\x02": marked("it is a pickle, not safetensors"),
+    b"GGUF": marked("it is a GGUF file, not safetensors"),
+    b"<!": marked("it is an HTML page, not safetensors"),
+    b"<html": marked("it is an HTML page, not safetensors"),
 }
 """First bytes of files that are mistaken for safetensors -> what they are."""
 
@@ -122,14 +122,18 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
         TsugikiError: a tensor of the adapter is not finite, or the folder cannot be written.
     """
     if isinstance(adapter, JoinedAdapter):
-        raise TsugikiError("several adapters are active; pass the name of the one to save, or combine their folders")
+        raise TsugikiError(_("several adapters are active; pass the name of the one to save, or combine their folders"))
     adapter_format = format_of(adapter.config)
     tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
     fields = _config_fields(model, adapter)
     _warn_of_names(model, adapter)
     broken = not_finite(tensors)
     if broken:
-        raise TsugikiError(f"the adapter is not saved, because {summarise_list(broken)}; the training has diverged")
+        raise TsugikiError(
+            _("the adapter is not saved, because {broken}; the training has diverged").format(
+                broken=summarise_list(broken)
+            )
+        )
     extra_settings = adapter_format.extra_settings
     with nullcontext() if is_merged(model) else base_alone(model):
         base = BaseReference(name=getattr(model, "name_or_path", None) or None, **dict(identity_of(model)))
@@ -161,8 +165,10 @@ def check_can_save(model: nn.Module) -> None:
         layers = {*adapter.pairs, *adapter.parameter_pairs}
     if selected != layers:
         raise TsugikiError(
-            f"this adapter cannot be saved: target_modules={written.target_modules} would select other layers than "
-            f"those that were grafted, such as {min(selected ^ layers)}; choose other target_modules"
+            _(
+                "this adapter cannot be saved: target_modules={target_modules} would select other layers than "
+                "those that were grafted, such as {selected}; choose other target_modules"
+            ).format(target_modules=written.target_modules, selected=min(selected ^ layers))
         )
 
 
@@ -176,18 +182,26 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
     if before is None or text_config(model).vocab_size == before:
         return {}
     rows = text_config(model).vocab_size
-    resized = f"the vocabulary of {model.name_or_path} was resized from {before} to {rows}"
+    resized = _("the vocabulary of {name} was resized from {before} to {rows}").format(
+        name=model.name_or_path, before=before, rows=rows
+    )
     if not isinstance(adapter.config, LoraConfig):
         raise TsugikiError(
-            f"{resized}, which only the file of a LoRA adapter can hold; save the resized model before you graft "
-            "(model.save_pretrained), and train on what was saved"
+            _(
+                "{resized}, which only the file of a LoRA adapter can hold; save the resized model before you "
+                "graft (model.save_pretrained), and train on what was saved"
+            ).format(resized=resized)
         )
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
     for path, layer in vocabulary_layers(model).items():
         name, weight = f"{path}.weight", layer._parameters.get("weight")
         if weight is None or not weight.is_floating_point():
-            raise TsugikiError(f"{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised")
+            raise TsugikiError(
+                _("{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised").format(
+                    resized=resized, path=path
+                )
+            )
         if path in adapter.tokens and set(adapter.tokens[path].indices.tolist()) >= set(range(before, rows)):
             continue  # all new words have trained vectors
         if path not in adapter.modules and name not in adapter.parameters and id(weight) not in stored:
@@ -214,8 +228,10 @@ def _warn_of_names(model: nn.Module, adapter: Any) -> None:
     renamed = renamed_when_loaded(model, adapter.pairs) if isinstance(adapter.config, LoraConfig) else []
     if renamed:
         warnings.warn(
-            f"PEFT renames {renamed[0]} ({len(renamed)} such) while it loads an adapter of this model, and drops what "
-            "it has learned; only Tsugiki reads this adapter as it is",
+            _(
+                "PEFT renames {example} ({count} such) while it loads an adapter of this model, and drops what it "
+                "has learned; only Tsugiki reads this adapter as it is"
+            ).format(example=renamed[0], count=len(renamed)),
             stacklevel=3,
         )
 
@@ -308,7 +324,10 @@ def load_adapter(
             set_adapter(base, active_before)
         raise
     if shift == 0:
-        warnings.warn(f"the adapter in {folder} has no effect: the model's logits are those of the base", stacklevel=2)
+        warnings.warn(
+            _("the adapter in {folder} has no effect: the model's logits are those of the base").format(folder=folder),
+            stacklevel=2,
+        )
     if not allow_base_mismatch:
         _warn_of_another_name(base, folder)
     return model
@@ -337,7 +356,11 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
             adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
-            raise TsugikiError(f"{folder} does not fit this model: {_blocks(model, tensors)}{error}") from error
+            raise TsugikiError(
+                _("{folder} does not fit this model: {blocks}{error}").format(
+                    folder=folder, blocks=_blocks(model, tensors), error=error
+                )
+            ) from error
         load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
     return adapter
 
@@ -369,9 +392,12 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
     problems = [*misfits(model, expected, tensors), *not_finite(tensors)]
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
+        rest = _(" (and {more} more)").format(more=more) if more > 0 else ""
+        shown = _blocks(model, tensors) + "; ".join(problems[:_SHOWN_PROBLEMS]) + rest
         raise TsugikiError(
-            f"{source} does not fit this model: {_blocks(model, tensors)}{'; '.join(problems[:_SHOWN_PROBLEMS])}"
-            f"{f' (and {more} more)' if more > 0 else ''}; was it trained on another base?"
+            _("{source} does not fit this model: {shown}; was it trained on another base?").format(
+                source=source, shown=shown
+            )
         )
     if adapter_format.load_tensors is not None:
         adapter_format.load_tensors(model, adapter, tensors)
@@ -398,9 +424,15 @@ def read_adapter_config(folder: Path) -> Any:
     try:
         complete = dataclasses.replace(config, **extra)
     except (TsugikiError, TypeError, ValueError) as error:
-        raise TsugikiError(f"{folder / METADATA_FILE}: method_config: {error_text(error)}") from error
+        raise TsugikiError(
+            _("{path}: method_config: {error}").format(path=folder / METADATA_FILE, error=error_text(error))
+        ) from error
     if extra_settings(complete) != extra:
-        raise TsugikiError(f"{folder / METADATA_FILE}: method_config has other settings than those that Tsugiki writes")
+        raise TsugikiError(
+            _("{path}: method_config has other settings than those that Tsugiki writes").format(
+                path=folder / METADATA_FILE
+            )
+        )
     return complete
 
 
@@ -414,14 +446,20 @@ def read_peft_config(folder: Path) -> Any:
     fields, metadata = read_config_fields(folder), read_metadata(folder)
     if metadata.digests and metadata.digests.settings != settings_digest(_computing_fields(fields), metadata):
         raise TsugikiError(
-            f"{path} and {METADATA_FILE} do not belong together: one of them is damaged, or was changed; restore it, "
-            f"or remove {METADATA_FILE}"
+            _(
+                "{path} and {file} do not belong together: one of them is damaged, or was changed; restore it, or "
+                "remove {file}"
+            ).format(path=path, file=METADATA_FILE)
         )
     adapter_format = FORMATS.get(str(fields.get("peft_type")))
     if adapter_format is None:
         raise TsugikiError(
-            f"{path}: peft_type {error_text(repr(fields.get('peft_type')), 40)} is not supported; it must be one of "
-            f"{', '.join(FORMATS)}; {_(MERGE_WITH_PEFT)}"
+            _("{path}: peft_type {kind} is not supported; it must be one of {known}; {hint}").format(
+                path=path,
+                kind=error_text(repr(fields.get("peft_type")), 40),
+                known=", ".join(FORMATS),
+                hint=_(MERGE_WITH_PEFT),
+            )
         )
     try:
         return adapter_format.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
@@ -450,11 +488,17 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
     """
     path = folder / ADAPTER_CONFIG_FILE
     if not path.is_file():
-        raise TsugikiError(f"no adapter in {folder}: it has no {ADAPTER_CONFIG_FILE}")
+        raise TsugikiError(
+            _("no adapter in {folder}: it has no {file}").format(folder=folder, file=ADAPTER_CONFIG_FILE)
+        )
     fields = read_json(path)
     for name in ("base_model_name_or_path", "task_type"):
         if not isinstance(fields.get(name), str | None):
-            raise TsugikiError(f"{path}: {name} is {error_text(repr(fields[name]), 40)}; it must be a text")
+            raise TsugikiError(
+                _("{path}: {name} is {value}; it must be a text").format(
+                    path=path, name=name, value=error_text(repr(fields[name]), 40)
+                )
+            )
     return fields
 
 
@@ -467,8 +511,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     tensors, digests = map_weights(folder), read_metadata(folder).digests
     if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
         raise TsugikiError(
-            f"{folder / ADAPTER_FILE} is not the file that was saved with {METADATA_FILE}: it is damaged, or was "
-            f"replaced; restore it, or remove {METADATA_FILE}"
+            _(
+                "{path} is not the file that was saved with {file}: it is damaged, or was replaced; restore it, or "
+                "remove {file}"
+            ).format(path=folder / ADAPTER_FILE, file=METADATA_FILE)
         )
     return tensors
 
@@ -484,7 +530,9 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError) as error:
-            raise TsugikiError(f"{path} is broken: {_other_format(path) or error}") from error
+            raise TsugikiError(
+                _("{path} is broken: {reason}").format(path=path, reason=_other_format(path) or error)
+            ) from error
     return without_duplicates(tensors)
 
 
@@ -501,11 +549,15 @@ def adapter_weight_files(folder: Path) -> list[Path]:
     if parts:
         missing = [number for number in range(1, int(next(iter(parts.values()))[2]) + 1) if number not in parts]
         if missing:
-            raise TsugikiError(f"{folder} has part of an adapter's weights; part {missing[0]} is missing")
+            raise TsugikiError(
+                _("{folder} has part of an adapter's weights; part {part} is missing").format(
+                    folder=folder, part=missing[0]
+                )
+            )
         return [folder / parts[number].string for number in sorted(parts)]
     pickled = path.with_name("adapter_model.bin")
-    hint = f"; {pickled.name} is a pickle, which is not loaded" if pickled.is_file() else ""
-    raise TsugikiError(f"no adapter weights: {path} is missing{hint}")
+    hint = _("; {name} is a pickle, which is not loaded").format(name=pickled.name) if pickled.is_file() else ""
+    raise TsugikiError(_("no adapter weights: {path} is missing{hint}").format(path=path, hint=hint))
 
 
 def _blocks(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
@@ -522,7 +574,9 @@ def _blocks(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     if not differing:
         return ""
     path = differing[0]
-    return f"its last block is {path}.{in_file[path] - 1}, and that of this model {path}.{here[path] - 1}; "
+    return _("its last block is {path}.{last}, and that of this model {path}.{here}; ").format(
+        path=path, last=in_file[path] - 1, here=here[path] - 1
+    )
 
 
 def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
@@ -542,9 +596,15 @@ def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str
     shared = shared_parameters(model) if surplus else {}
     return [
         *shape_problems({key: tensor.shape for key, tensor in expected.items()}, found),
-        *(f"{key} is not part of the adapter" for key in surplus if not _is_copy(owners, shared, expected, found, key)),
         *(
-            f"{key} holds numbers of the type {found[key].dtype}, expected {tensor.dtype}"
+            _("{name} is not part of the adapter").format(name=key)
+            for key in surplus
+            if not _is_copy(owners, shared, expected, found, key)
+        ),
+        *(
+            _("{name} holds numbers of the type {dtype}, expected {expected}").format(
+                name=key, dtype=found[key].dtype, expected=tensor.dtype
+            )
             for key, tensor in expected.items()
             if key in found and _kind(found[key]) != _kind(tensor)
         ),
@@ -555,7 +615,11 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """List the tensors that hold infinities or NaN, a sentence each."""
     # `torch.isfinite` does not support 8-bit floating-point numbers.
     comparable = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}
-    return [f"{key} is not finite" for key, tensor in comparable.items() if not torch.isfinite(tensor).all()]
+    return [
+        _("{name} is not finite").format(name=key)
+        for key, tensor in comparable.items()
+        if not torch.isfinite(tensor).all()
+    ]
 
 
 def _computing_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -602,7 +666,8 @@ def _other_format(path: Path) -> str:
             first_bytes = file.read(64)
     except OSError:
         return ""
-    return next((what for start, what in _OTHER_FORMATS.items() if first_bytes.lstrip().startswith(start)), "")
+    found = next((what for start, what in _OTHER_FORMATS.items() if first_bytes.lstrip().startswith(start)), None)
+    return _(found) if found else ""
 
 
 def _warn_of_another_name(model: nn.Module, folder: Path) -> None:
@@ -613,8 +678,10 @@ def _warn_of_another_name(model: nn.Module, folder: Path) -> None:
     names = [Path(split_revision(one)[0]).name.lower() for one in (base.name or "", name)]
     if all(names) and names[0] != names[1]:
         warnings.warn(
-            f"the adapter in {folder} was trained on {base.name}, and this model is {name}; whether their weights are "
-            "the same is unknown",
+            _(
+                "the adapter in {folder} was trained on {trained}, and this model is {here}; whether their weights "
+                "are the same is unknown"
+            ).format(folder=folder, trained=base.name, here=name),
             stacklevel=3,
         )
 
@@ -626,8 +693,10 @@ def refuse_another_base(model: nn.Module, folder: Path) -> None:
         why = why_different(base, identity_of(model)) or _other_revision(base, getattr(model, "name_or_path", ""))
     if why:
         raise TsugikiError(
-            f"{folder} was trained on another base ({base.name}) than this one "
-            f"({getattr(model, 'name_or_path', '')}): {why}; --allow-base-mismatch loads it anyway"
+            _(
+                "{folder} was trained on another base ({trained}) than this one ({here}): {why}; "
+                "--allow-base-mismatch loads it anyway"
+            ).format(folder=folder, trained=base.name, here=getattr(model, "name_or_path", ""), why=why)
         )
 
 
@@ -637,4 +706,6 @@ def _other_revision(base: BaseReference, name: str) -> str:
     other_id, other = split_revision(name)
     if base.fingerprint or not revision or repo_id != other_id or revision == other:
         return ""
-    return f"it was trained on the revision {revision}; pass {base.name} as the model"
+    return _("it was trained on the revision {revision}; pass {name} as the model").format(
+        revision=revision, name=base.name
+    )

@@ -10,6 +10,7 @@ from tsugiki.adapters.lora_weights import parameter_factors, parse_tensors
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import methods_of
 
@@ -44,7 +45,9 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     if isinstance(config, LoraConfig):
         layers, others, problems = parse_tensors(read_peft_config(folder), tensors)
         if problems:
-            raise TsugikiError(f"{folder / ADAPTER_FILE} is broken: {summarise_list(problems)}")
+            raise TsugikiError(
+                _("{path} is broken: {problems}").format(path=folder / ADAPTER_FILE, problems=summarise_list(problems))
+            )
         ranks = {layer.r for layer in layers.values()}
         targets = sorted({path.rpartition(".")[2] for path in layers})
         if parameter_factors(others):

@@ -17,6 +17,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
+from tsugiki.language import _
 from tsugiki.lora.graft import BASE_ROW
 
 _MAX_CHARACTERS = 100
@@ -41,15 +42,23 @@ def check_name(name: str) -> str:
     """
     forbidden = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cf", "Cs")), None)
     if forbidden is not None:
-        raise TsugikiError(f"an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name")
+        raise TsugikiError(
+            _("an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name").format(
+                name=name, forbidden=forbidden
+            )
+        )
     if not name or name != name.strip() or name[0] in ".-" or name[-1] == "." or name == BASE_ROW:
         raise TsugikiError(
-            f"an adapter cannot be called {name!r}: a name cannot be empty or {BASE_ROW}, begin with a dot or a dash, "
-            "end with a dot, or begin or end with a space"
+            _(
+                "an adapter cannot be called {name!r}: a name cannot be empty or {reserved}, begin with a dot or a "
+                "dash, end with a dot, or begin or end with a space"
+            ).format(name=name, reserved=BASE_ROW)
         )
     if len(name) > _MAX_CHARACTERS or len(name.encode()) > _MAX_BYTES:
         raise TsugikiError(
-            f"an adapter cannot be called {name[:20]}…: the name is longer than {_MAX_CHARACTERS} characters"
+            _("an adapter cannot be called {name}…: the name is longer than {most} characters").format(
+                name=name[:20], most=_MAX_CHARACTERS
+            )
         )
     return name
 
@@ -86,7 +95,9 @@ def member(name: str, library: Path) -> Path:
     names = _names(library)
     if name in names:
         return library / name
-    raise TsugikiError(f"no adapter {name!r} in {library}{_nearest(name, names)}")
+    raise TsugikiError(
+        _("no adapter {name!r} in {library}{nearest}").format(name=name, library=library, nearest=_nearest(name, names))
+    )
 
 
 def adapter_folder(given: str, library: Path | None = None) -> Path:
@@ -107,9 +118,11 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
     if given in names:
         return home / given
     if path and path.is_dir():
-        raise TsugikiError(f"no adapter in {given}: it has no {ADAPTER_CONFIG_FILE}")
+        raise TsugikiError(_("no adapter in {given}: it has no {file}").format(given=given, file=ADAPTER_CONFIG_FILE))
     raise TsugikiError(
-        f"no adapter {given!r}: there is no folder of this name, here or in {home}{_nearest(given, names)}"
+        _("no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}").format(
+            given=given, home=home, nearest=_nearest(given, names)
+        )
     )
 
 
@@ -145,13 +158,13 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
             cannot be written.
     """
     if not source.is_dir():
-        hint = "; `tsugiki adapters import` reads a GGUF file" if source.suffix == ".gguf" else ""
-        raise TsugikiError(f"no adapter in {source}: it is not a folder{hint}")
+        hint = _("; `tsugiki adapters import` reads a GGUF file") if source.suffix == ".gguf" else ""
+        raise TsugikiError(_("no adapter in {source}: it is not a folder{hint}").format(source=source, hint=hint))
     called = check_name(source.resolve().name if name is None else name)
-    _refuse_taken(called, library, "pass another --name")
+    _refuse_taken(called, library, _("pass another --name"))
     check_adapter(source)
     with _only_writer(library):
-        _refuse_taken(called, library, "pass another --name")
+        _refuse_taken(called, library, _("pass another --name"))
         with new_folder(library / called) as temporary:
             weights = [path.name for path in adapter_weight_files(source)]
             for file in (*_COPIED_FILES, *weights, *tokenizer_files(source)):
@@ -172,16 +185,20 @@ def rename_adapter(old: str, new: str, library: Path) -> Path:
     """
     folder = member(old, library)
     target = library / check_name(new)
-    _refuse_taken(new, library, "choose another name")
+    _refuse_taken(new, library, _("choose another name"))
     with _only_writer(library):
-        _refuse_taken(new, library, "choose another name")
+        _refuse_taken(new, library, _("choose another name"))
         rename_folder(folder, target)
     return target
 
 
 def _refuse_taken(name: str, library: Path, advice: str) -> None:
     if os.path.lexists(library / name):
-        raise TsugikiError(f"{name!r} is in the library {library} already; {advice}, or remove it first")
+        raise TsugikiError(
+            _("{name!r} is in the library {library} already; {advice}, or remove it first").format(
+                name=name, library=library, advice=advice
+            )
+        )
 
 
 @contextmanager
@@ -198,14 +215,16 @@ def _names(library: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise TsugikiError(f"the library {library} cannot be read: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("the library {library} cannot be read: {reason}").format(library=library, reason=error.strerror or error)
+        ) from error
     return sorted(path.name for path in found if path.is_symlink() or path.is_dir())
 
 
 def _entry(folder: Path) -> LibraryEntry:
     try:
         if not folder.is_dir():
-            raise TsugikiError(f"it is a link to {folder.readlink()}, which is not a folder")
+            raise TsugikiError(_("it is a link to {target}, which is not a folder").format(target=folder.readlink()))
         return LibraryEntry(folder.name, folder, read_adapter_info(folder))
     except TsugikiError as error:
         return LibraryEntry(folder.name, folder, None, without_path(str(error), folder))
@@ -223,4 +242,4 @@ def _path(given: str) -> Path | None:
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     near = get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return _("; did you mean {name!r}?").format(name=near[0]) if near else ""

@@ -27,6 +27,7 @@ from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.names import matches
 from tsugiki.lora.patterns import name_pattern
@@ -77,16 +78,22 @@ def read_lora_weights(folder: Path) -> LoraWeights:
     """
     config = read_peft_config(folder)
     if not isinstance(config, LoraConfig):
-        raise TsugikiError(f"{folder} is not a LoRA adapter, and this operation supports only LoRA")
+        raise TsugikiError(
+            _("{folder} is not a LoRA adapter, and this operation supports only LoRA").format(folder=folder)
+        )
     if config.lora_bias:
         raise TsugikiError(
-            f"{folder} has lora_bias, which is no update of a weight; this operation does not support it"
+            _("{folder} has lora_bias, which is no update of a weight; this operation does not support it").format(
+                folder=folder
+            )
         )
     tensors = read_weights(folder)
     layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)
     if problems:
-        raise TsugikiError(f"{folder / ADAPTER_FILE} is broken: {summarise_list(problems)}")
+        raise TsugikiError(
+            _("{path} is broken: {problems}").format(path=folder / ADAPTER_FILE, problems=summarise_list(problems))
+        )
     return LoraWeights(config, layers, others, read_base(folder), read_config_fields(folder).get("task_type"))
 
 
@@ -124,7 +131,7 @@ def parse_tensors(
                 found["A"], found["B"], config.scaling_of(layer), found.get("magnitude"), layer in embeddings
             )
     if not parts and not parameter_factors(others):
-        problems.append("it holds no lora_A and lora_B")
+        problems.append(_("it holds no lora_A and lora_B"))
     return layers, others, problems
 
 
@@ -148,7 +155,9 @@ def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | No
     tensors |= lora.others
     broken = not_finite(tensors)
     if broken:
-        raise TsugikiError(f"the result is wrong: {summarise_list(broken)}; nothing was written")
+        raise TsugikiError(
+            _("the result is wrong: {broken}; nothing was written").format(broken=summarise_list(broken))
+        )
     settings = dataclasses.asdict(_with_ranks(lora.config, lora.layers))
     del settings["freeze_A"]  # a setting of training, for which PEFT has no field
     if not settings["target_parameters"]:
@@ -202,19 +211,27 @@ def _rounded(number: float) -> float:
 def _problem(parts: Mapping[str, Tensor], r: int, use_dora: bool) -> str | None:
     """Say what is wrong with the tensors of a layer; None if nothing is."""
     if "A" not in parts or "B" not in parts:
-        return f"has no lora_{'B' if 'A' in parts else 'A'}"
+        return _("has no lora_{part}").format(part="B" if "A" in parts else "A")
     if "magnitude" in parts and not use_dora:
-        return "has a lora_magnitude_vector, but use_dora is false"
+        return _("has a lora_magnitude_vector, but use_dora is false")
     if "magnitude" not in parts and use_dora:
-        return "has no lora_magnitude_vector, but use_dora is true"
+        return _("has no lora_magnitude_vector, but use_dora is true")
     A, B = parts["A"], parts["B"]
     if not (A.is_floating_point() and B.is_floating_point()):
-        return f"has the dtypes {A.dtype} and {B.dtype}, which are not floating-point"
+        return _("has the dtypes {first} and {second}, which are not floating-point").format(
+            first=A.dtype, second=B.dtype
+        )
     is_linear = A.dim() == B.dim() == 2 and len(A) == B.shape[1]
     is_convolution = A.dim() == B.dim() == 4 and B.shape[1] > 0 and len(A) % B.shape[1] == 0  # maybe in groups
     if not (is_linear or is_convolution):
-        return f"has A {list(A.shape)} and B {list(B.shape)}, which cannot be multiplied"
+        return _("has A {first} and B {second}, which cannot be multiplied").format(
+            first=list(A.shape), second=list(B.shape)
+        )
     magnitude = parts.get("magnitude")
     if magnitude is not None and magnitude.numel() != len(B):
-        return f"has a lora_magnitude_vector {list(magnitude.shape)}, but B {list(B.shape)}"
-    return f"is of rank {len(A)}, but the config gives {r}" if len(A) != r else None
+        return _("has a lora_magnitude_vector {first}, but B {second}").format(
+            first=list(magnitude.shape), second=list(B.shape)
+        )
+    return (
+        _("is of rank {rank}, but the config gives {expected}").format(rank=len(A), expected=r) if len(A) != r else None
+    )

@@ -12,6 +12,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import file_sha256, sha256
 from tsugiki.io.file_names import ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, value_text, write_json
+from tsugiki.language import _
 
 _VERSION = 2
 """Version of the file's format. Version 1 is what Tsugiki 0.1 wrote."""
@@ -111,7 +112,9 @@ def read_metadata(folder: Path) -> Metadata:
     version = fields.pop("format", 1)
     if version not in (1, _VERSION):
         raise TsugikiError(
-            f"{path} has format {error_text(repr(version), 40)}, which this version of Tsugiki cannot read; upgrade it"
+            _("{path} has format {version}, which this version of Tsugiki cannot read; upgrade it").format(
+                path=path, version=error_text(repr(version), 40)
+            )
         )
     try:
         return Metadata(**(_from_version_1(fields) if version == 1 else fields))

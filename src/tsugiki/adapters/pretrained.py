@@ -25,6 +25,7 @@ from tsugiki.adapters.format import load_tensors, write_adapter
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_file
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
+from tsugiki.language import _
 from tsugiki.lora.graft import active_adapter, is_merged, trainable_parameters
 from tsugiki.methods.peft_keys import PREFIX
 
@@ -89,10 +90,12 @@ def save_pretrained(
     """
     for name, value in settings.items():
         if name not in _NO_EFFECT and (name not in _POSSIBLE or value != _POSSIBLE[name]):
-            hint = "call model.push_to_hub(name) instead" if name == "push_to_hub" else "leave it out"
+            hint = _("call model.push_to_hub(name) instead") if name == "push_to_hub" else _("leave it out")
             raise TsugikiError(
-                f"save_pretrained of a grafted model writes an adapter, for which {name}={value!r} is not possible; "
-                f"{hint}, or save the whole model: ungraft(merge(model)).save_pretrained(folder)"
+                _(
+                    "save_pretrained of a grafted model writes an adapter, for which {name}={value!r} is not "
+                    "possible; {hint}, or save the whole model: ungraft(merge(model)).save_pretrained(folder)"
+                ).format(name=name, value=value, hint=hint)
             )
     # Trainer gives an empty state dict if DeepSpeed is not to gather the weights; DeepSpeed then saves its own files.
     if not is_main_process or (state_dict is not None and not state_dict):
@@ -124,8 +127,8 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: boo
     if not any(name.startswith((PREFIX, "prompt_embeddings")) for name in state_dict):
         return type(model).load_state_dict(model, state_dict, strict, assign)
     if is_merged(model):
-        raise TsugikiError("an adapter cannot be loaded into one that is merged into the base; call unmerge(model)")
-    load_tensors(model, active_adapter(model), state_dict, "the state dict")
+        raise TsugikiError(_("an adapter cannot be loaded into one that is merged into the base; call unmerge(model)"))
+    load_tensors(model, active_adapter(model), state_dict, _("the state dict"))
     return nn.Module().load_state_dict({})  # torch's result if nothing is missing and nothing unexpected
 
 
@@ -134,7 +137,11 @@ def _with_values(model: nn.Module, adapter: Any, state_dict: Mapping[str, Tensor
     values = {_WRAPPERS.sub("", name): value for name, value in state_dict.items()}
     missing = [name for name in trainable_parameters(model) if name not in values]
     if missing:
-        raise TsugikiError(f"the state dict lacks {missing[0]}, which the adapter trains ({len(missing)} such)")
+        raise TsugikiError(
+            _("the state dict lacks {name}, which the adapter trains ({count} such)").format(
+                name=missing[0], count=len(missing)
+            )
+        )
     copies: dict[int, Any] = {
         id(own): nn.Parameter(values[name], requires_grad=False) if isinstance(own, nn.Parameter) else values[name]
         for name, own in model.state_dict(keep_vars=True).items()

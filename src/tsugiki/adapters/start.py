@@ -15,6 +15,7 @@ from tsugiki.adapters.format import load_tensors, read_adapter_config, read_weig
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import active_adapter
 from tsugiki.methods.table import METHODS, format_of, methods_of
@@ -41,10 +42,12 @@ def settings_to_start_from(name: str, settings: Mapping[str, Any]) -> dict[str, 
     if settings.get("method", method) != method:
         different.append("method")
     if different:
-        hint = f", and r can be {own['r']} or more" if section == "lora" else ""
+        hint = _(", and r can be {rank} or more").format(rank=own["r"]) if section == "lora" else ""
         raise TsugikiError(
-            f"{name} has other settings than this run ({summarise_list(different)}): leave these out, because a run "
-            f"that begins with an adapter takes the adapter's{hint}"
+            _(
+                "{name} has other settings than this run ({names}): leave these out, because a run that begins "
+                "with an adapter takes the adapter's{hint}"
+            ).format(name=name, names=summarise_list(different), hint=hint)
         )
     fixed = METHODS[method].fixed_settings
     taken = {key: value for key, value in own.items() if key not in fixed}
@@ -63,7 +66,11 @@ def start_from(model: nn.Module, name: str) -> None:
     tensors = read_weights(folder)
     if isinstance(config, LoraConfig) and adapter.config.r != config.r:
         if config.rank_pattern or config.alpha_pattern:
-            raise TsugikiError(f"{folder} has patterns of ranks or alphas, so its rank cannot be raised: leave r out")
+            raise TsugikiError(
+                _("{folder} has patterns of ranks or alphas, so its rank cannot be raised: leave r out").format(
+                    folder=folder
+                )
+            )
         factor = config.scaling_of("") / adapter.config.scaling_of("")
         tensors = _widened(tensors, format_of(config).tensors(model, adapter), factor)
     load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))

@@ -22,6 +22,7 @@ from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, RECORD_FILE
 from tsugiki.io.json import read_json
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import format_of
 
@@ -66,7 +67,9 @@ def check_adapter(folder: Path) -> Any:
     """
     problems = find_problems(folder)
     if problems:
-        raise TsugikiError(f"{folder} is not a complete adapter: {summarise_list(problems)}")
+        raise TsugikiError(
+            _("{folder} is not a complete adapter: {problems}").format(folder=folder, problems=summarise_list(problems))
+        )
     return read_adapter_config(folder)
 
 
@@ -77,7 +80,7 @@ def find_problems(folder: Path) -> list[str]:
     floating-point and of the ranks that the config gives; tsugiki.json and run.json, if there are any, must be JSON.
     """
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
-        return [f"no adapter: it has no {ADAPTER_CONFIG_FILE}"]
+        return [_("no adapter: it has no {file}").format(file=ADAPTER_CONFIG_FILE)]
     problems = []
     config = None
     try:
@@ -108,20 +111,20 @@ def find_misfits(folder: Path, base: KnownBase) -> list[str]:
     trained_on = read_base(folder)
     why = why_different(trained_on, base.identity)
     if why:
-        problems.append(f"it was trained on another base ({trained_on.name}): {why}")
+        problems.append(_("it was trained on another base ({name}): {why}").format(name=trained_on.name, why=why))
     config, tensors = read_peft_config(folder), map_weights(folder)
     adapter_format = format_of(config)
     try:
         adapter = adapter_format.build_for(base.model, config, tensors)
         expected = adapter_format.tensors(base.model, adapter)
     except TsugikiError as error:
-        return [*problems, f"it does not fit the base: {error}"]
+        return [*problems, _("it does not fit the base: {error}").format(error=error)]
     return [*problems, *(f"{ADAPTER_FILE}: {problem}" for problem in misfits(base.model, expected, tensors))]
 
 
 def _tensor_problems(folder: Path, config: object) -> list[str]:
     tensors = read_weights(folder)
     if not tensors:
-        return ["it holds no tensors"]
+        return [_("it holds no tensors")]
     problems = parse_tensors(read_peft_config(folder), tensors)[2] if isinstance(config, LoraConfig) else []
     return [*problems, *not_finite(tensors)]

@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.formatting import format_size
-from tsugiki.language import _
+from tsugiki.language import _, ngettext
 
 _MIN_LIMIT = 1 << 22  # bytes that a small zip may unpack to
 _MAX_RATIO = 20  # unpacked bytes per packed byte; Japanese texts reach 4, tables 10
@@ -39,18 +39,32 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [info for info in archive.infolist() if info.filename.lower().endswith(suffix)]
             if len(members) != 1:
-                raise TsugikiError(f"{name}: {len(members)} {suffix} files in the zip, expected one; {advice}")
+                raise TsugikiError(
+                    ngettext(
+                        "{name}: {count} {suffix} file in the zip, expected one; {advice}",
+                        "{name}: {count} {suffix} files in the zip, expected one; {advice}",
+                        len(members),
+                    ).format(name=name, count=len(members), suffix=suffix, advice=advice)
+                )
             member = members[0]
             if member.compress_type not in _METHODS:
-                raise TsugikiError(f"{name}: the zip is packed with an unusual method; {advice}")
+                raise TsugikiError(
+                    _("{name}: the zip is packed with an unusual method; {advice}").format(name=name, advice=advice)
+                )
             # The size in the zip's directory may be wrong, so it is limited while the file is unpacked.
             limit = min(max_size, _MAX_RATIO * len(data))
             with archive.open(member) as file:
                 content = file.read(limit + 1)
     except _DAMAGE as error:
-        raise TsugikiError(f"{name}: a damaged zip ({error_text(error)}); {advice}") from error
+        raise TsugikiError(
+            _("{name}: a damaged zip ({error}); {advice}").format(name=name, error=error_text(error), advice=advice)
+        ) from error
     if len(content) > limit:
-        raise TsugikiError(f"{name}: the zip unpacks to more than {format_size(limit)}; {advice}")
+        raise TsugikiError(
+            _("{name}: the zip unpacks to more than {size}; {advice}").format(
+                name=name, size=format_size(limit), advice=advice
+            )
+        )
     return member.filename, content
 
 

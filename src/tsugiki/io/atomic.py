@@ -20,6 +20,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 DAY = 24 * 60 * 60
 """Seconds after which a temporary file was left by a killed process."""
@@ -45,9 +46,11 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     with _write_errors(out):  # such as a name that is too long
         exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()
     if exists and not replace:
-        raise TsugikiError(f"{out} exists already; choose another name, or remove it first")
+        raise TsugikiError(_("{out} exists already; choose another name, or remove it first").format(out=out))
     if not has_folder:
-        raise TsugikiError(f"cannot write {out}: there is no folder {out.parent}; create it first")
+        raise TsugikiError(
+            _("cannot write {out}: there is no folder {parent}; create it first").format(out=out, parent=out.parent)
+        )
     if not replace:
         remove_leftovers(out.parent, older_than=DAY, of=out.name)
     temporary = _temporary(out, "part")
@@ -115,7 +118,7 @@ def files_into(folder: Path, last: str) -> Iterator[Path]:
             yield temporary
             _flush_tree(temporary)
             paths = sorted(temporary.iterdir(), key=lambda path: path.match(last))
-            for _, group in groupby(paths, key=lambda path: path.match(last)):
+            for _other, group in groupby(paths, key=lambda path: path.match(last)):
                 for path in group:
                     path.replace(folder / path.name)
                 _flush(folder)
@@ -169,10 +172,14 @@ def check_writable(folder: Path) -> None:
         TsugikiError: `folder` is a file, or the user may not write there.
     """
     if folder.is_file():
-        raise TsugikiError(f"{folder} is a file; name a folder")
+        raise TsugikiError(_("{folder} is a file; name a folder").format(folder=folder))
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise TsugikiError(f"{folder} cannot be written: {nearest} is not a folder that you may write to")
+        raise TsugikiError(
+            _("{folder} cannot be written: {nearest} is not a folder that you may write to").format(
+                folder=folder, nearest=nearest
+            )
+        )
 
 
 def refuse_existing(out: Path) -> None:
@@ -182,7 +189,7 @@ def refuse_existing(out: Path) -> None:
         TsugikiError: something else has this name.
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise TsugikiError(f"{out} exists already; choose another name, or remove it first")
+        raise TsugikiError(_("{out} exists already; choose another name, or remove it first").format(out=out))
 
 
 def rename_folder(folder: Path, target: Path) -> None:
@@ -192,12 +199,14 @@ def rename_folder(folder: Path, target: Path) -> None:
         TsugikiError: something is called `target` already, or the folder cannot be renamed.
     """
     if os.path.lexists(target):
-        raise TsugikiError(f"{target} exists already; choose another name, or remove it first")
+        raise TsugikiError(_("{target} exists already; choose another name, or remove it first").format(target=target))
     try:
         folder.rename(target)
         _flush(target.absolute().parent)
     except OSError as error:
-        raise TsugikiError(f"cannot rename {folder}: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("cannot rename {folder}: {reason}").format(folder=folder, reason=error.strerror or error)
+        ) from error
 
 
 def remove_folder(folder: Path) -> None:
@@ -213,12 +222,16 @@ def remove_folder(folder: Path) -> None:
             return
         folder.rename(removed)
     except OSError as error:
-        raise TsugikiError(f"cannot remove {folder}: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("cannot remove {folder}: {reason}").format(folder=folder, reason=error.strerror or error)
+        ) from error
     try:
         shutil.rmtree(removed)
     except OSError as error:
         raise TsugikiError(
-            f"{folder} was removed, but part of it remains in {removed}: {error.strerror or error}"
+            _("{folder} was removed, but part of it remains in {removed}: {reason}").format(
+                folder=folder, removed=removed, reason=error.strerror or error
+            )
         ) from error
 
 
@@ -295,8 +308,8 @@ def _write_errors(out: Path) -> Iterator[None]:
         if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
             raise
         text = getattr(error, "strerror", None) or str(error)
-        is_full = any(os.strerror(code) in text for code in _FULL)
-        raise WriteError(f"cannot write {out}: {text}{'; make room' if is_full else ''}") from error
+        hint = _("; make room") if any(os.strerror(code) in text for code in _FULL) else ""
+        raise WriteError(_("cannot write {out}: {reason}{hint}").format(out=out, reason=text, hint=hint)) from error
 
 
 def _flush(path: Path) -> None:

@@ -6,6 +6,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from tsugiki.language import _
+
 _CHUNK = 1 << 22  # bytes read at once
 
 
@@ -68,6 +70,8 @@ def read_chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
     while length:
         chunk = file.read(min(_CHUNK, length))
         if not chunk:
-            raise EOFError(f"{file.name} ends too early: it is incomplete, or it was changed during reading")
+            raise EOFError(
+                _("{name} ends too early: it is incomplete, or it was changed during reading").format(name=file.name)
+            )
         yield chunk
         length -= len(chunk)

@@ -8,6 +8,7 @@ from typing import Any
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_size
+from tsugiki.language import _
 
 _MAX_SIZE = 200_000_000  # bytes
 _MAX_DEPTH = 100
@@ -26,18 +27,20 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is not a file")
+            raise ValueError(_("it is not a file"))
         with path.open("rb") as file:
             data = file.read(_MAX_SIZE + 1)
         if len(data) > _MAX_SIZE:
-            raise ValueError(f"it has more than {format_size(_MAX_SIZE)}")
+            raise ValueError(_("it has more than {size}").format(size=format_size(_MAX_SIZE)))
         content = _without_surrogates(parse_json(data.decode("utf-8-sig")))
     except FileNotFoundError as error:
-        raise TsugikiError(missing or f"{path} is missing") from error
+        raise TsugikiError(missing or _("{path} is missing").format(path=path)) from error
     except (OSError, ValueError) as error:
-        raise TsugikiError(f"{path} cannot be read as JSON: {error_text(error)}") from error
+        raise TsugikiError(
+            _("{path} cannot be read as JSON: {error}").format(path=path, error=error_text(error))
+        ) from error
     if not isinstance(content, dict):
-        raise TsugikiError(f"{path} does not hold a JSON object")
+        raise TsugikiError(_("{path} does not hold a JSON object").format(path=path))
     return content
 
 
@@ -50,7 +53,7 @@ def parse_json(text: str) -> Any:
     try:
         value = json.loads(text, parse_int=integer)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError(_("it is nested too deeply")) from error
     check_depth(value)
     return value
 
@@ -58,7 +61,7 @@ def parse_json(text: str) -> Any:
 def check_depth(value: Any) -> None:
     """Raise a ValueError if a value is nested in more than 100 levels."""
     level = [value]
-    for _ in range(_MAX_DEPTH):
+    for _turn in range(_MAX_DEPTH):
         level = [
             item
             for outer in level
@@ -67,7 +70,7 @@ def check_depth(value: Any) -> None:
         ]
         if not level:
             return
-    raise ValueError("it is nested too deeply")
+    raise ValueError(_("it is nested too deeply"))
 
 
 def _without_surrogates(value: Any) -> Any:
@@ -83,7 +86,7 @@ def _without_surrogates(value: Any) -> Any:
 def integer(digits: str) -> int:
     """Return the value of an integer of at most 100 digits; a longer one is a ValueError."""
     if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"an integer has more than {_MAX_DIGITS} digits")
+        raise ValueError(_("an integer has more than {most} digits").format(most=_MAX_DIGITS))
     return int(digits)
 
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import make_folder, remove_empty
 from tsugiki.io.json import read_json, write_json
+from tsugiki.language import _
 
 _LOCK, _OWNER = ".lock", ".lock.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -79,7 +80,9 @@ def _held(path: Path, timeout: float) -> Iterator[None]:
     except Timeout:
         raise
     except OSError as error:
-        raise TsugikiError(f"cannot lock {path}: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("cannot lock {path}: {reason}").format(path=path, reason=error.strerror or error)
+        ) from error
     try:
         yield
     finally:
@@ -116,14 +119,20 @@ def _is_this_machine(owner: dict[str, Any]) -> bool:
 
 def _in_use(folder: Path, owner: dict[str, Any]) -> TsugikiError:
     if not owner:
-        return TsugikiError(f"{folder} is in use by another process; wait for its end, or choose another folder")
+        return TsugikiError(
+            _("{folder} is in use by another process; wait for its end, or choose another folder").format(folder=folder)
+        )
     process, host, started = (error_text(owner.get(name), 100) for name in ("process", "host", "started"))
     if _is_this_machine(owner):
         return TsugikiError(
-            f"{folder} is in use by process {process}, started at {started}; wait for its end, stop it, or choose "
-            "another folder"
+            _(
+                "{folder} is in use by process {process}, started at {started}; wait for its end, stop it, or "
+                "choose another folder"
+            ).format(folder=folder, process=process, started=started)
         )
     return TsugikiError(
-        f"{folder} is in use by process {process} on {host}, started at {started}; if it does not run any more, delete "
-        f"{folder / _OWNER}"
+        _(
+            "{folder} is in use by process {process} on {host}, started at {started}; if it does not run any more, "
+            "delete {file}"
+        ).format(folder=folder, process=process, host=host, started=started, file=folder / _OWNER)
     )

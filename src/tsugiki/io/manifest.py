@@ -14,6 +14,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.digests import file_sha256, sha256
 from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
+from tsugiki.language import _
 
 _FORMAT = 1
 
@@ -47,17 +48,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         TsugikiError: there is no manifest, another version wrote it, or a file is missing or has changed.
     """
     path = folder / MANIFEST_FILE
-    content = read_json(path, missing=f"{folder} is incomplete: it has no {MANIFEST_FILE}")
+    content = read_json(
+        path, missing=_("{folder} is incomplete: it has no {file}").format(folder=folder, file=MANIFEST_FILE)
+    )
     # Another spelling of the same values, such as 1E-5 for 1e-5, is a change as well.
     as_written = path.read_bytes() == _to_bytes(content)
     if content.pop("sha256", None) != sha256([_to_bytes(content)]) or not as_written:
-        raise TsugikiError(f"{folder} is damaged: {MANIFEST_FILE} has changed since it was written")
+        raise TsugikiError(
+            _("{folder} is damaged: {file} has changed since it was written").format(folder=folder, file=MANIFEST_FILE)
+        )
     if content.get("format") != _FORMAT:
-        raise TsugikiError(f"{path} has a format that this version of Tsugiki cannot read")
+        raise TsugikiError(_("{path} has a format that this version of Tsugiki cannot read").format(path=path))
     for name, written in content["files"].items():
         problem = _problem(folder / name, written)
         if problem:
-            raise TsugikiError(f"{folder} is damaged: {name} {problem}")
+            raise TsugikiError(
+                _("{folder} is damaged: {name} {problem}").format(folder=folder, name=name, problem=problem)
+            )
     facts: dict[str, Any] = content["facts"]
     return facts
 
@@ -67,12 +74,12 @@ def _problem(path: Path, written: Mapping[str, Any]) -> str:
     try:
         size = path.stat().st_size
         if size != written["size"]:
-            return f"has {size:,} bytes instead of {written['size']:,}"
-        return "" if file_sha256(path) == written["sha256"] else "has changed since it was written"
+            return _("has {size:,} bytes instead of {expected:,}").format(size=size, expected=written["size"])
+        return "" if file_sha256(path) == written["sha256"] else _("has changed since it was written")
     except FileNotFoundError:
-        return "is missing"
+        return _("is missing")
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+        return _("cannot be read ({reason})").format(reason=error.strerror or error)
 
 
 def _to_bytes(content: Mapping[str, Any]) -> bytes:

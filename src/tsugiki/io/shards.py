@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.digests import read_chunks
+from tsugiki.language import _
 
 _LARGEST_HEADER = 100_000_000  # bytes; as in the safetensors library
 _LARGEST = 1 << 62
@@ -78,30 +79,32 @@ def read_shard(path: Path) -> Shard:
             length = int.from_bytes(start, "little")
             total = path.stat().st_size
             if len(start) < 8 or length > total - 8:
-                raise ValueError("it is incomplete")
+                raise ValueError(_("it is incomplete"))
             if length > _LARGEST_HEADER:
-                raise ValueError("its header is too long")
+                raise ValueError(_("its header is too long"))
             header = file.read(length)
         entries = _entries(json.loads(header), 8 + length, total)
         last = max((entry.end for entry in entries.values()), default=8 + length)
         if last != total:
-            raise ValueError(f"it has {total:,} bytes, but by its header {last:,}")
+            raise ValueError(
+                _("it has {total:,} bytes, but by its header {expected:,}").format(total=total, expected=last)
+            )
     except FileNotFoundError as error:
-        raise TsugikiError(f"{path} is missing") from error
+        raise TsugikiError(_("{path} is missing").format(path=path)) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise TsugikiError(f"{path} is broken: {error}") from error
+        raise TsugikiError(_("{path} is broken: {error}").format(path=path, error=error)) from error
     return Shard(path, start + header, entries)
 
 
 def _entries(header: Any, start: int, end: int) -> dict[str, Entry]:
     if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
+        raise ValueError(_("its header is not a JSON object"))
     found = {key: _entry(key, fields, start, end) for key, fields in header.items() if key != "__metadata__"}
     ordered = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
     if ordered and next(iter(ordered.values())).begin != start:
-        raise ValueError("its tensors do not begin after its header")
+        raise ValueError(_("its tensors do not begin after its header"))
     if any(one.end != other.begin for one, other in pairwise(ordered.values())):
-        raise ValueError("there are gaps or overlaps between its tensors")
+        raise ValueError(_("there are gaps or overlaps between its tensors"))
     return ordered
 
 
@@ -117,12 +120,12 @@ def _entry(key: str, fields: Any, start: int, end: int) -> Entry:
     wanted = ("dtype", "shape", "data_offsets")
     dtype, shape, at = (fields.get(name) if isinstance(fields, dict) else None for name in wanted)
     if not isinstance(dtype, str) or not dtype.isascii() or not _are_sizes(shape) or not _are_sizes(at) or len(at) != 2:
-        raise ValueError(f"its header does not describe {key[:100]!r} as the format requires")
+        raise ValueError(_("its header does not describe {key!r} as the format requires").format(key=key[:100]))
     if not at[0] <= at[1] <= end - start:
-        raise ValueError(f"by its header, {key[:100]!r} is outside of it")
+        raise ValueError(_("by its header, {key!r} is outside of it").format(key=key[:100]))
     bits = _BITS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (at[1] - at[0]) * 8:
-        raise ValueError(f"by its header, {key[:100]!r} has another size than its dtype and shape")
+        raise ValueError(_("by its header, {key!r} has another size than its dtype and shape").format(key=key[:100]))
     return Entry(dtype, tuple(shape), start + at[0], start + at[1])
 
 
@@ -152,7 +155,11 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     """
     entry = shard.entries[key]
     if entry.dtype not in _DTYPES:
-        raise TsugikiError(f"{key} in {shard.path} has the dtype {entry.dtype}, which is not floating-point")
+        raise TsugikiError(
+            _("{key} in {path} has the dtype {dtype}, which is not floating-point").format(
+                key=key, path=shard.path, dtype=entry.dtype
+            )
+        )
     return read_bytes(shard, key).view(_DTYPES[entry.dtype]).view(entry.shape)
 
 
@@ -169,9 +176,11 @@ def read_bytes(shard: Shard, key: str) -> Tensor:
             file.seek(entry.begin)
             complete = file.readinto(buffer) == len(buffer)
     except OSError as error:
-        raise TsugikiError(f"{shard.path} cannot be read: {error.strerror or error}") from error
+        raise TsugikiError(
+            _("{path} cannot be read: {reason}").format(path=shard.path, reason=error.strerror or error)
+        ) from error
     if not complete:
-        raise TsugikiError(f"{shard.path} ends too early; it was changed while it was read")
+        raise TsugikiError(_("{path} ends too early; it was changed while it was read").format(path=shard.path))
     return torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
 
 _MAX_SIZE = 200_000  # characters; the loader reads about 100,000 per second
 _MAX_DEPTH = 50
@@ -26,7 +27,11 @@ def read_yaml(path: Path) -> Any:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_SIZE + 1)
     except (OSError, ValueError) as error:  # ValueError: another encoding, or a null character in the path
-        raise TsugikiError(f"cannot read {path}: {getattr(error, 'strerror', None) or error_text(error)}") from error
+        raise TsugikiError(
+            _("cannot read {path}: {reason}").format(
+                path=path, reason=getattr(error, "strerror", None) or error_text(error)
+            )
+        ) from error
     return parse_yaml(text, str(path))
 
 
@@ -41,15 +46,23 @@ def parse_yaml(text: str, name: str) -> Any:
         TsugikiError: it is not YAML, or uses more of YAML than settings need; the message names the line.
     """
     if len(text) > _MAX_SIZE:
-        raise TsugikiError(f"{name} has more than {_MAX_SIZE:,} characters, which is too long for settings")
+        raise TsugikiError(
+            _("{name} has more than {most:,} characters, which is too long for settings").format(
+                name=name, most=_MAX_SIZE
+            )
+        )
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise TsugikiError(f"{name} is not YAML: {where}{error_text(error.problem or error.context)}") from error
+        where = _("line {line}: ").format(line=mark.line + 1) if mark else ""
+        raise TsugikiError(
+            _("{name} is not YAML: {where}{problem}").format(
+                name=name, where=where, problem=error_text(error.problem or error.context)
+            )
+        ) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character code that does not exist
-        raise TsugikiError(f"{name} is not YAML: {error_text(error)}") from error
+        raise TsugikiError(_("{name} is not YAML: {error}").format(name=name, error=error_text(error))) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,10 +71,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _error("aliases (*name) are not supported; repeat the value", event)
+            raise _error(_("aliases (*name) are not supported; repeat the value"), event)
         self.depth += 1
         if self.depth > _MAX_DEPTH:
-            raise _error(f"there are more than {_MAX_DEPTH} levels", event)
+            raise _error(_("there are more than {most} levels").format(most=_MAX_DEPTH), event)
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -70,18 +83,20 @@ class _Loader(yaml.SafeLoader):
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         for key in mapping:
             if not isinstance(key, str):
-                raise _error(f"the name {error_text(repr(key), 40)} is not a text; put it in quotes", node)
+                raise _error(
+                    _("the name {key} is not a text; put it in quotes").format(key=error_text(repr(key), 40)), node
+                )
         return mapping
 
     def text(self, node: yaml.Node) -> str:
         value: str = self.construct_yaml_str(node)
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise _error("a text contains a null character or an unpaired surrogate", node)
+            raise _error(_("a text contains a null character or an unpaired surrogate"), node)
         return value
 
     def boolean(self, node: yaml.ScalarNode) -> bool:
         if str(node.value).lower() not in self.bool_values:
-            raise _error("this is not a boolean; write true or false", node)
+            raise _error(_("this is not a boolean; write true or false"), node)
         return bool(self.construct_yaml_bool(node))
 
     def number(self, node: yaml.ScalarNode) -> int | float:
@@ -91,7 +106,7 @@ class _Loader(yaml.SafeLoader):
                 return read(node)
         except (ValueError, IndexError):
             pass
-        raise _error("this is not a number", node)
+        raise _error(_("this is not a number"), node)
 
 
 _TAG = "tag:yaml.org,2002:"

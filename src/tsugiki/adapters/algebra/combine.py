@@ -33,6 +33,7 @@ from tsugiki.adapters.algebra.truncate import truncated
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, parameter_factors, read_lora_weights
 from tsugiki.base.identity import why_different
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.names import matches
 
@@ -65,19 +66,33 @@ class Combination:
     def __post_init__(self) -> None:
         kind = self.combination_type
         if kind not in TYPES:
-            raise TsugikiError(f"unknown combination type {kind!r}; it must be one of {', '.join(TYPES)}")
+            raise TsugikiError(
+                _("unknown combination type {kind!r}; it must be one of {known}").format(
+                    kind=kind, known=", ".join(TYPES)
+                )
+            )
         if self.rank is not None and not kind.endswith("svd"):
             instead = "svd" if kind in ("cat", "linear") else f"{kind}_svd"
-            raise TsugikiError(f"{kind} does not use a rank; {instead} makes a result of rank {self.rank}")
+            raise TsugikiError(
+                _("{kind} does not use a rank; {instead} makes a result of rank {rank}").format(
+                    kind=kind, instead=instead, rank=self.rank
+                )
+            )
         if self.rank is not None and self.rank < 1:
-            raise TsugikiError(f"the rank is {self.rank}; it must be at least 1")
+            raise TsugikiError(_("the rank is {rank}; it must be at least 1").format(rank=self.rank))
         drops_elements = RULES.get(self.rule, (None,))[0] is not None
         if drops_elements and self.density is None:
-            raise TsugikiError(f"{kind} requires a density, the share of elements that are kept, such as 0.2")
+            raise TsugikiError(
+                _("{kind} requires a density, the share of elements that are kept, such as 0.2").format(kind=kind)
+            )
         if not drops_elements and self.density is not None:
-            raise TsugikiError(f"{kind} keeps all elements, so it cannot be combined with a density")
+            raise TsugikiError(
+                _("{kind} keeps all elements, so it cannot be combined with a density").format(kind=kind)
+            )
         if self.density is not None and not 0 < self.density <= 1:
-            raise TsugikiError(f"the density is {self.density}; it must be above 0 and at most 1")
+            raise TsugikiError(
+                _("the density is {density}; it must be above 0 and at most 1").format(density=self.density)
+            )
 
     @property
     def rule(self) -> str:
@@ -116,7 +131,11 @@ def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
         return [1.0] * count
     if len(weights) != count or not all(map(math.isfinite, weights)):
         shown = ", ".join(f"{weight:g}" for weight in weights)
-        raise TsugikiError(f"the weights are {shown}; pass one finite number for each of the {count} adapters")
+        raise TsugikiError(
+            _("the weights are {shown}; pass one finite number for each of the {count} adapters").format(
+                shown=shown, count=count
+            )
+        )
     return list(weights)
 
 
@@ -155,7 +174,11 @@ def combine(
     """
     for adapter in adapters:
         if not math.isfinite(adapter.weight):
-            raise TsugikiError(f"the weight of {adapter.name} is {adapter.weight}; it must be a finite number")
+            raise TsugikiError(
+                _("the weight of {name} is {weight}; it must be a finite number").format(
+                    name=adapter.name, weight=adapter.weight
+                )
+            )
         refuse_more_than_updates(adapter.lora, adapter.name)
     if not allow_base_mismatch:
         _refuse_different_bases(adapters)
@@ -197,15 +220,21 @@ def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
         TsugikiError: the factor is 0, not finite or too large, or the adapter has more than updates of layers.
     """
     if not math.isfinite(factor) or factor == 0:
-        raise TsugikiError(f"an adapter cannot be scaled by {factor}; pass a finite number other than 0")
-    refuse_more_than_updates(lora, "the adapter")
+        raise TsugikiError(
+            _("an adapter cannot be scaled by {factor}; pass a finite number other than 0").format(factor=factor)
+        )
+    refuse_more_than_updates(lora, _("the adapter"))
     layers = {
         path: dataclasses.replace(layer, B=layer.B if factor > 0 else -layer.B, scaling=layer.scaling * abs(factor))
         for path, layer in lora.layers.items()
     }
     result = dataclasses.replace(lora, layers=layers)
     if not norm(result) < torch.finfo(torch.float32).max:
-        raise TsugikiError(f"scaled by {factor}, the update exceeds the range of float32; pass a smaller number")
+        raise TsugikiError(
+            _("scaled by {factor}, the update exceeds the range of float32; pass a smaller number").format(
+                factor=factor
+            )
+        )
     return result
 
 
@@ -220,17 +249,21 @@ def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
         TsugikiError: it has DoRA's magnitudes, the factors of experts, or trained biases or modules.
     """
     if lora.config.use_dora:
-        raise TsugikiError(f"{name} is a DoRA adapter, whose magnitudes cannot be added or scaled")
+        raise TsugikiError(_("{name} is a DoRA adapter, whose magnitudes cannot be added or scaled").format(name=name))
     experts = parameter_factors(lora.others)
     if experts:
         raise TsugikiError(
-            f"{name} adapts parameters such as the weights of experts ({experts[0]}, {len(experts)} such tensors), and "
-            "only updates of layers can be added or scaled; merge it into the base"
+            _(
+                "{name} adapts parameters such as the weights of experts ({example}, {count} such tensors), and "
+                "only updates of layers can be added or scaled; merge it into the base"
+            ).format(name=name, example=experts[0], count=len(experts))
         )
     if lora.others:
         raise TsugikiError(
-            f"{name} also trains {next(iter(lora.others))} ({len(lora.others)} such tensors), which replaces a "
-            "parameter of the base and cannot be added or scaled"
+            _(
+                "{name} also trains {example} ({count} such tensors), which replaces a parameter of the base and "
+                "cannot be added or scaled"
+            ).format(name=name, example=next(iter(lora.others)), count=len(lora.others))
         )
 
 
@@ -239,11 +272,13 @@ def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
         a, b = one.lora.base, two.lora.base
         why = why_different(a, b)
         if not (a.fingerprint and b.fingerprint) and a.name and b.name and a.name != b.name:
-            why = "whether their weights differ is unknown"
+            why = _("whether their weights differ is unknown")
         if why:
             raise TsugikiError(
-                f"{one.name} and {two.name} were trained on different bases ({a.name} and {b.name}; {why}); "
-                "--allow-base-mismatch combines them anyway"
+                _(
+                    "{one} and {two} were trained on different bases ({first} and {second}; {why}); "
+                    "--allow-base-mismatch combines them anyway"
+                ).format(one=one.name, two=two.name, first=a.name, second=b.name, why=why)
             )
 
 
@@ -256,8 +291,13 @@ def _terms(adapters: Sequence[WeightedAdapter]) -> dict[str, list[_Term]]:
             first = terms.setdefault(path, [term])[0]
             if _shape(first.layer) != _shape(layer):
                 raise TsugikiError(
-                    f"{path} is {_described(first.layer)} in {first.adapter} and {_described(layer)} in "
-                    f"{adapter.name}: they are of different bases"
+                    _("{path} is {described} in {first} and {other} in {second}: they are of different bases").format(
+                        path=path,
+                        described=_described(first.layer),
+                        first=first.adapter,
+                        other=_described(layer),
+                        second=adapter.name,
+                    )
                 )
             if first is not term:
                 terms[path].append(term)
@@ -271,7 +311,7 @@ def _shape(layer: LayerFactors) -> tuple[object, ...]:
 
 def _described(layer: LayerFactors) -> str:
     shape = f"{[len(layer.B), *layer.A.shape[1:]]}"
-    return f"an embedding {shape}" if layer.embedding else shape
+    return _("an embedding {shape}").format(shape=shape) if layer.embedding else shape
 
 
 def _refuse_different_ranks(path: str, terms: Sequence[_Term], kind: str) -> None:
@@ -279,8 +319,18 @@ def _refuse_different_ranks(path: str, terms: Sequence[_Term], kind: str) -> Non
     for term in terms:
         if term.layer.r != first.layer.r:
             raise TsugikiError(
-                f"{kind} adds factors of equal rank, but {path} has rank {first.layer.r} in {first.adapter} and "
-                f"{term.layer.r} in {term.adapter}; use cat (exact) or {'' if kind == 'linear' else f'{kind}_'}svd"
+                _(
+                    "{kind} adds factors of equal rank, but {path} has rank {rank} in {first} and {other} in "
+                    "{second}; use cat (exact) or {prefix}svd"
+                ).format(
+                    kind=kind,
+                    path=path,
+                    rank=first.layer.r,
+                    first=first.adapter,
+                    other=term.layer.r,
+                    second=term.adapter,
+                    prefix="" if kind == "linear" else f"{kind}_",
+                )
             )
 
 

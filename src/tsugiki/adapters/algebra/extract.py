@@ -26,6 +26,7 @@ from tsugiki.base.loading import load_meta_model
 from tsugiki.base.model_folder import LazyTensors, map_keys
 from tsugiki.base.resolve import model_folder
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.shared_parameters import shared_parameters
@@ -90,7 +91,11 @@ def extract(
     targets = find_targets(model, config)
     for path, layer in targets.items():
         if isinstance(layer, nn.Conv2d):
-            raise TsugikiError(f"{path} is a {type(layer).__name__}; only linear layers and embeddings are supported")
+            raise TsugikiError(
+                _("{path} is a {kind}; only linear layers and embeddings are supported").format(
+                    path=path, kind=type(layer).__name__
+                )
+            )
     after, before = (_StoredModel(name, model) for name in (finetuned, base))
     names = _names_of_parameters(model)
     layers: dict[str, LayerFactors] = {}
@@ -102,8 +107,16 @@ def extract(
             del delta  # frees the memory before the next layer is read
     not_captured = _not_captured(after, before, names, {f"{path}.weight" for path in targets})
     if not layers:
-        elsewhere = f"; these parameters changed: {summarise_list(list(not_captured))}" if not_captured else ""
-        raise TsugikiError(f"none of the {len(targets)} targeted layers of {finetuned} differs from {base}{elsewhere}")
+        elsewhere = (
+            _("; these parameters changed: {names}").format(names=summarise_list(list(not_captured)))
+            if not_captured
+            else ""
+        )
+        raise TsugikiError(
+            _("none of the {count} targeted layers of {finetuned} differs from {base}{elsewhere}").format(
+                count=len(targets), finetuned=finetuned, base=base, elsewhere=elsewhere
+            )
+        )
     config = dataclasses.replace(
         config,
         target_modules=shortest_target_modules(model, config, {path: targets[path] for path in layers}),
@@ -133,12 +146,20 @@ class _StoredModel:
         """
         key = next((self.keys[name] for name in names if name in self.keys), None)
         if key is None:
-            raise TsugikiError(f"{self.name} has no {names[0]}: it is incomplete, or has another architecture")
+            raise TsugikiError(
+                _("{name} has no {tensor}: it is incomplete, or has another architecture").format(
+                    name=self.name, tensor=names[0]
+                )
+            )
         tensor = self.tensors[key]
         if not tensor.is_floating_point() or tensor.itemsize < 2:
-            raise TsugikiError(f"{self.name} stores {key} as {tensor.dtype}; pass a model in 16 bits or more")
+            raise TsugikiError(
+                _("{name} stores {key} as {dtype}; pass a model in 16 bits or more").format(
+                    name=self.name, key=key, dtype=tensor.dtype
+                )
+            )
         if not torch.isfinite(tensor).all():
-            raise TsugikiError(f"{self.name} is broken: {key} is not finite")
+            raise TsugikiError(_("{name} is broken: {key} is not finite").format(name=self.name, key=key))
         return tensor
 
 
@@ -156,8 +177,9 @@ def _change(after: _StoredModel, before: _StoredModel, names: Sequence[str]) -> 
     new, old = after.read(names), before.read(names)
     if new.shape != old.shape:
         raise TsugikiError(
-            f"{names[0]} is {list(new.shape)} in {after.name} and {list(old.shape)} in {before.name}; an adapter "
-            "cannot change shapes"
+            _("{tensor} is {shape} in {first} and {other} in {second}; an adapter cannot change shapes").format(
+                tensor=names[0], shape=list(new.shape), first=after.name, other=list(old.shape), second=before.name
+            )
         )
     delta = new.float() - old.float()
     return delta if delta.any() else None

@@ -16,6 +16,7 @@ from torch import Tensor
 from tsugiki.adapters.algebra.matrices import best_factors, matrices, svd, with_matrices
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def truncated(lora: LoraWeights, r: int) -> tuple[LoraWeights, dict[str, RankRed
         TsugikiError: `r` is below 1.
     """
     if r < 1:
-        raise TsugikiError(f"the rank is {r}; it must be at least 1")
+        raise TsugikiError(_("the rank is {r}; it must be at least 1").format(r=r))
     return _truncate_layers(lora, lambda squares, groups: max(1, r // groups))
 
 
@@ -57,7 +58,11 @@ def truncated_to_energy(lora: LoraWeights, share: float) -> tuple[LoraWeights, d
         TsugikiError: the share is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
-        raise TsugikiError(f"the energy is {share}; it must be above 0 and at most 1, a share of each layer's update")
+        raise TsugikiError(
+            _("the energy is {share}; it must be above 0 and at most 1, a share of each layer's update").format(
+                share=share
+            )
+        )
 
     def smallest_rank(squares: Tensor, groups: int) -> int:
         sums = squares.cumsum(0)

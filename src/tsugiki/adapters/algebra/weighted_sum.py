@@ -11,6 +11,7 @@ from tsugiki.adapters.algebra.combine import weights_or_ones
 from tsugiki.adapters.algebra.matrices import concatenate
 from tsugiki.adapters.format import read_adapter, read_peft_config
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.pair import LowRank
 
@@ -46,8 +47,11 @@ def load_weighted_sum(
     for folder, adapter in zip(folders, adapters, strict=True):
         if not isinstance(adapter, LoraAdapter) or adapter.others or adapter.config.use_dora:
             raise TsugikiError(
-                f"{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, or "
-                "another method), so it cannot be weighted or added to others; merge it alone and without --weights"
+                _(
+                    "{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, "
+                    "or another method), so it cannot be weighted or added to others; merge it alone and without "
+                    "--weights"
+                ).format(folder=folder)
             )
     return _sum(adapters, weights)
 

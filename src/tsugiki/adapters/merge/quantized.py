@@ -9,6 +9,7 @@ from torch import Tensor
 from tsugiki.base.fp8 import Block, decode, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.io.shards import Shard, is_float, read_tensor
+from tsugiki.language import _
 
 _SCALE_SUFFIX = "_scale_inv"  # the key of a weight's scales is the weight's key with this suffix
 
@@ -77,8 +78,10 @@ def unsupported_format(name: str, config: Any) -> TsugikiError:
     """
     method = _quantization_config(config).get("quant_method", "integers")
     return TsugikiError(
-        f"{name} is quantised ({method}), and merging into this format is not supported; merge into the unquantised "
-        "model, or load the adapter without merging it"
+        _(
+            "{name} is quantised ({method}), and merging into this format is not supported; merge into the "
+            "unquantised model, or load the adapter without merging it"
+        ).format(name=name, method=method)
     )
 
 

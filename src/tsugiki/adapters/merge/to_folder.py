@@ -40,6 +40,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
+from tsugiki.language import _
 from tsugiki.lora.merge import untie
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import Undo, WeightUpdate, replace_parameter, undo_all
@@ -106,7 +107,7 @@ class RoundingLoss:
             TsugikiError: the merged weight is not finite.
         """
         if not torch.isfinite(rounded).all():
-            raise TsugikiError(f"merging gives values that are not finite in {name}")
+            raise TsugikiError(_("merging gives values that are not finite in {name}").format(name=name))
         self.total += float(torch.linalg.vector_norm(exact - before)) ** 2
         self.lost += float(torch.linalg.vector_norm(rounded.to(exact.dtype) - exact)) ** 2
 
@@ -154,7 +155,11 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
     added, config = _untied(model, updates, mapping.key_of, shared)
     if vocabulary is not None:
         if "vocab_size" not in model.config.to_dict():
-            raise TsugikiError(f"{base} keeps the size of its vocabulary where a merge with new words cannot change it")
+            raise TsugikiError(
+                _("{base} keeps the size of its vocabulary where a merge with new words cannot change it").format(
+                    base=base
+                )
+            )
         config["vocab_size"] = vocabulary.size
         return MergePlan(base, folder, shards, {}, {}, updates, config, {}, vocabulary)
     not_in_files = [name for name in updates if not any(other in mapping.key_of for other in shared.get(name, [name]))]
@@ -163,7 +168,11 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
             raise unsupported_format(not_in_files[0], model.config)
         return MergePlan(base, folder, shards, {}, {}, updates, config, {})
     if not_in_files:
-        raise TsugikiError(f"{base} is not a complete model: {summarise_list(not_in_files)} is missing")
+        raise TsugikiError(
+            _("{base} is not a complete model: {names} is missing").format(
+                base=base, names=summarise_list(not_in_files)
+            )
+        )
     changed, quantized = {}, {}
     shapes = model.state_dict()
     for name, key in mapping.key_of.items():
@@ -173,7 +182,9 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
         entry = shard_of[key].entries[key]
         if entry.shape != shapes[name].shape:
             raise TsugikiError(
-                f"{key} of {base} is {list(entry.shape)} in its files, and {list(shapes[name].shape)} by its config"
+                _("{key} of {base} is {shape} in its files, and {expected} by its config").format(
+                    key=key, base=base, shape=list(entry.shape), expected=list(shapes[name].shape)
+                )
             )
         if not is_float(entry):
             quantized[key] = quantized_weight(key, shard_of, model.config)
@@ -311,7 +322,9 @@ def _untied(
         return {}, {}
     if not untie(model, [name.rpartition(".")[0] for name in untied], []):
         raise TsugikiError(
-            f"{summarise_list(untied)} share one weight in this model; its config has no field to make them several"
+            _("{names} share one weight in this model; its config has no field to make them several").format(
+                names=summarise_list(untied)
+            )
         )
     return added, {"tie_word_embeddings": False}
 
