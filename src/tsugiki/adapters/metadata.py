@@ -121,7 +121,8 @@ def read_metadata(folder: Path) -> Metadata:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise TsugikiError(f"{path}: {key}: {first['msg']}") from error
+        problem = first["msg"]
+        raise TsugikiError(f"{path}: {key}: {problem}") from error
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:

@@ -18,6 +18,7 @@ from tsugiki.export.compatibility import llama_cpp_incompatibilities
 from tsugiki.export.layout import OUTPUT_HEAD, TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture
 from tsugiki.export.ollama import MAX_CONTEXT, modelfile
 from tsugiki.io.atomic import new_file
+from tsugiki.language import _
 from tsugiki.lora.frozen_layer import features
 from tsugiki.lora.targets import base_modules
 
@@ -64,24 +65,30 @@ def export_gguf_adapter(
     lora = read_lora_weights(folder)
     name = model_name or lora.base.name
     if name is None:
-        raise TsugikiError(f"{folder} does not name the base that it was trained on; pass it as --model")
+        raise TsugikiError(
+            _("{folder} does not name the base that it was trained on; pass it as --model").format(folder=folder)
+        )
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(name))
     if why:
         raise TsugikiError(
-            f"{folder} was trained on another base ({lora.base.name}) than {name}: {why}; --allow-base-mismatch "
-            "exports it anyway"
+            _(
+                "{folder} was trained on another base ({trained}) than {given}: {why}; --allow-base-mismatch "
+                "exports it anyway"
+            ).format(folder=folder, trained=lora.base.name, given=name, why=why)
         )
     model = load_meta_model(name)
     problems = llama_cpp_incompatibilities(lora, model)
     if problems:
         raise TsugikiError(
-            f"llama.cpp would not compute {folder} as Tsugiki does: {'; '.join(problems)} "
-            "(--merged exports base and adapter as one model)"
+            _(
+                "llama.cpp would not compute {folder} as Tsugiki does: {problems} (--merged exports base and "
+                "adapter as one model)"
+            ).format(folder=folder, problems="; ".join(problems))
         )
     if base is not None:
         check_gguf_base(base, model, lora.layers)
     if out.suffix != ".gguf":
-        raise TsugikiError(f"{out}: the name of a GGUF file must end in .gguf")
+        raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
     modelfile_path = out.with_suffix(".Modelfile")
     context = min(getattr(model.config, "max_position_embeddings", None) or MAX_CONTEXT, MAX_CONTEXT)
     with new_file(out) as temporary:
@@ -90,7 +97,9 @@ def export_gguf_adapter(
             base_path = str(base.absolute()) if base else None
             temporary_modelfile.write_text(modelfile(base_path, f"./{out.name}", num_ctx=context), encoding="utf-8")
     ranks = sorted({layer.r for layer in lora.layers.values()})
-    ranks_text = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    ranks_text = (
+        str(ranks[0]) if len(ranks) == 1 else _("{lowest} to {highest}").format(lowest=ranks[0], highest=ranks[-1])
+    )
     return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size, modelfile_path)
 
 
@@ -111,8 +120,9 @@ def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mi
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(model_name))
     if why:
         raise TsugikiError(
-            f"{file} was made for another base ({lora.base.name}) than {model_name}: {why}; --allow-base-mismatch "
-            "imports it anyway"
+            _(
+                "{file} was made for another base ({base}) than {given}: {why}; --allow-base-mismatch imports it anyway"
+            ).format(file=file, base=lora.base.name, given=model_name, why=why)
         )
     lora = dataclasses.replace(lora, base=BaseReference(name=model_name, fingerprint=lora.base.fingerprint))
     write_lora_weights(lora, out, Provenance(operation="import", sources=(Source(name=file.name),)))
@@ -131,11 +141,13 @@ def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str
     """
     header = read_header(file)
     if header.metadata.get("general.type") == "adapter":
-        raise TsugikiError(f"{file} is an adapter; pass the adapter's base as --base")
+        raise TsugikiError(_("{file} is an adapter; pass the adapter's base as --base").format(file=file))
     expected = llama_cpp_architecture(model)
     if header.architecture != expected:
         raise TsugikiError(
-            f"{file} has the architecture {header.architecture!r}, and the adapter's base has {expected!r}"
+            _("{file} has the architecture {architecture!r}, and the adapter's base has {expected!r}").format(
+                file=file, architecture=header.architecture, expected=expected
+            )
         )
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     names, modules = gguf_names(model), dict(base_modules(model))
@@ -146,10 +158,18 @@ def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str
         is_embedding = names[path] == TOKEN_EMBEDDING
         shape = (in_features, out_features) if is_embedding else (out_features, in_features)
         if tensor not in shapes:
-            problems.append(f"it has no {tensor}")
+            problems.append(_("it has no {tensor}").format(tensor=tensor))
         elif shapes[tensor] != shape:
-            problems.append(f"its {tensor} is {list(shapes[tensor])}, and the adapter is for {list(shape)}")
+            problems.append(
+                _("its {tensor} is {found}, and the adapter is for {shape}").format(
+                    tensor=tensor, found=list(shapes[tensor]), shape=list(shape)
+                )
+            )
     if TOKEN_EMBEDDING in (names[path] for path in layers) and f"{OUTPUT_HEAD}.weight" not in shapes:
-        problems.append(f"its output head is tied to {TOKEN_EMBEDDING}, which llama.cpp then cannot adapt")
+        problems.append(
+            _("its output head is tied to {embedding}, which llama.cpp then cannot adapt").format(
+                embedding=TOKEN_EMBEDDING
+            )
+        )
     if problems:
-        raise TsugikiError(f"{file} is another base: {summarise_list(problems)}")
+        raise TsugikiError(_("{file} is another base: {problems}").format(file=file, problems=summarise_list(problems)))

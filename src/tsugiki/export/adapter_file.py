@@ -25,6 +25,7 @@ from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.dtypes import GgufAdapterDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.export.layout import TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture, row_order
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import features, is_conv1d
 from tsugiki.lora.targets import base_modules, shortest_target_modules
@@ -116,22 +117,34 @@ def _metadata_value(header: GgufHeader, key: str, expected: type[T], file: Path)
     """Return the value of a metadata key, or None if the file does not have the key; another type is an error."""
     value = header.metadata.get(key)
     if not isinstance(value, expected | None):
-        raise TsugikiError(f"{file} is broken: {key} is {value!r}")
+        raise TsugikiError(_("{file} is broken: {key} is {value!r}").format(file=file, key=key, value=value))
     return value
 
 
 def _check_type(header: GgufHeader, file: Path, architecture: str) -> None:
     file_type = _metadata_value(header, "general.type", str, file)
     if file_type != "adapter":
-        raise TsugikiError(f"{file} is not an adapter: its general.type is {file_type!r}")
+        raise TsugikiError(
+            _("{file} is not an adapter: its general.type is {kind!r}").format(file=file, kind=file_type)
+        )
     adapter_type = _metadata_value(header, "adapter.type", str, file)
     if adapter_type != "lora":
-        raise TsugikiError(f"{file} is an adapter of type {adapter_type!r}; only LoRA adapters can be read")
+        raise TsugikiError(
+            _("{file} is an adapter of type {kind!r}; only LoRA adapters can be read").format(
+                file=file, kind=adapter_type
+            )
+        )
     if "adapter.alora.invocation_tokens" in header.metadata:
-        raise TsugikiError(f"{file} is an aLoRA adapter (active only after certain tokens), which is not supported")
+        raise TsugikiError(
+            _("{file} is an aLoRA adapter (active only after certain tokens), which is not supported").format(file=file)
+        )
     found = _metadata_value(header, "general.architecture", str, file)
     if found != architecture:
-        raise TsugikiError(f"{file} is for a base of architecture {found!r}, and this base is {architecture!r}")
+        raise TsugikiError(
+            _("{file} is for a base of architecture {found!r}, and this base is {architecture!r}").format(
+                file=file, found=found, architecture=architecture
+            )
+        )
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
@@ -141,9 +154,13 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         tensors = gguf.GGUFReader(file).tensors
         return {tensor.name: torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type)) for tensor in tensors}
     except NotImplementedError as error:
-        raise TsugikiError(f"{file} has tensors of a type that the gguf package cannot dequantise: {error}") from error
+        raise TsugikiError(
+            _("{file} has tensors of a type that the gguf package cannot dequantise: {error}").format(
+                file=file, error=error
+            )
+        ) from error
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise TsugikiError(f"{file} is broken: {error_text(error)}") from error
+        raise TsugikiError(_("{file} is broken: {error}").format(file=file, error=error_text(error))) from error
 
 
 def _read_layers(file: Path, alpha: float, model: "PreTrainedModel") -> dict[str, LayerFactors]:
@@ -155,7 +172,7 @@ def _read_layers(file: Path, alpha: float, model: "PreTrainedModel") -> dict[str
         if A is None and B is None:
             continue
         if A is None or B is None:
-            problems.append(f"{name} has no lora_{'b' if B is None else 'a'}")
+            problems.append(_("{name} has no lora_{letter}").format(name=name, letter="b" if B is None else "a"))
             continue
         A = A.T.contiguous() if name == TOKEN_EMBEDDING else A
         if problem := _shape_problem(A, B, modules[path]):
@@ -165,23 +182,29 @@ def _read_layers(file: Path, alpha: float, model: "PreTrainedModel") -> dict[str
         B = B if order is None else B[order.argsort()]
         scaling = alpha / len(A) if alpha else 1.0  # without alpha llama.cpp uses 1 as well
         layers[path] = LayerFactors(A, B, scaling, embedding=name == TOKEN_EMBEDDING)
-    problems += [f"{name} has no layer" for name in remaining]
+    problems += [_("{name} has no layer").format(name=name) for name in remaining]
     if not problems and not layers:
-        problems.append("it holds no lora_a and lora_b")
+        problems.append(_("it holds no lora_a and lora_b"))
     if problems:
-        raise TsugikiError(f"{file} does not fit this model: {summarise_list(problems)}; was it made for another base?")
+        raise TsugikiError(
+            _("{file} does not fit this model: {problems}; was it made for another base?").format(
+                file=file, problems=summarise_list(problems)
+            )
+        )
     return layers
 
 
 def _check_fit(layers: Mapping[str, LayerFactors], names: Mapping[str, str], modules: Mapping[str, nn.Module]) -> None:
     """Check that llama.cpp can adapt each of these layers, and that the factors have the layer's shapes."""
-    problems = [f"llama.cpp cannot adapt {path}" for path in layers if path not in names]
+    problems = [_("llama.cpp cannot adapt {path}").format(path=path) for path in layers if path not in names]
     for path, layer in layers.items():
         problem = _shape_problem(layer.A, layer.B, modules[path]) if path in names else ""
         problems += [f"{path} {problem}"] if problem else []
     if problems:
         raise TsugikiError(
-            f"the adapter does not fit this base: {summarise_list(problems)}; was it trained on another base?"
+            _("the adapter does not fit this base: {problems}; was it trained on another base?").format(
+                problems=summarise_list(problems)
+            )
         )
 
 
@@ -190,8 +213,8 @@ def _shape_problem(A: Tensor, B: Tensor, layer: nn.Module) -> str:
     in_features, out_features = features(layer)
     if A.dim() == B.dim() == 2 and (A.shape[1], B.shape[0]) == (in_features, out_features) and len(A) == B.shape[1]:
         return ""
-    return (
-        f"has A {list(A.shape)} and B {list(B.shape)}, but the layer has {in_features} inputs, {out_features} outputs"
+    return _("has A {first} and B {second}, but the layer has {inputs} inputs, {outputs} outputs").format(
+        first=list(A.shape), second=list(B.shape), inputs=in_features, outputs=out_features
     )
 
 
@@ -203,5 +226,7 @@ def _to_numpy(tensor: Tensor, dtype: GgufAdapterDtype, path: str) -> "np.ndarray
     with np.errstate(over="ignore"):
         values = tensor.contiguous().numpy().astype(np.float32 if dtype == "f32" else np.float16)
     if not np.isfinite(values).all():
-        raise TsugikiError(f"{path} has a value that is too large for 16 bits; export the adapter in f32")
+        raise TsugikiError(
+            _("{path} has a value that is too large for 16 bits; export the adapter in f32").format(path=path)
+        )
     return values

@@ -15,6 +15,7 @@ from torch import Tensor
 from tsugiki.architectures import ARCHITECTURES
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.layout import KEY_ORDER, QUERY_ORDER
+from tsugiki.language import _, ngettext
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -65,19 +66,27 @@ def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
     if row is None:
         model_types = [name for name, one in ARCHITECTURES.items() if one.llama_cpp in GGUF_ARCHITECTURES]
         raise TsugikiError(
-            f"the architecture {config.model_type!r} cannot be exported to GGUF; these can: {', '.join(model_types)}"
+            _("the architecture {name!r} cannot be exported to GGUF; these can: {known}").format(
+                name=config.model_type, known=", ".join(model_types)
+            )
         )
     if getattr(config, "quantization_config", None):
-        raise TsugikiError("this model is quantised (quantization_config); export the model that it was made from")
+        raise TsugikiError(_("this model is quantised (quantization_config); export the model that it was made from"))
     problems = [
-        f"{field} is {value!r} (llama.cpp supports {' or '.join(map(repr, values))})"
+        _("{field} is {value!r} (llama.cpp supports {values})").format(
+            field=field, value=value, values=" or ".join(map(repr, values))
+        )
         for field, values in row.accepted.items()
         if (value := getattr(config, field, values[0])) not in values
     ]
     if not row.untied_head and not config.tie_word_embeddings:
-        problems.append("tie_word_embeddings is False (llama.cpp uses the token embedding as the output head)")
+        problems.append(_("tie_word_embeddings is False (llama.cpp uses the token embedding as the output head)"))
     if problems:
-        raise TsugikiError(f"llama.cpp's {row.name} cannot represent this model: {summarise_list(problems)}")
+        raise TsugikiError(
+            _("llama.cpp's {name} cannot represent this model: {problems}").format(
+                name=row.name, problems=summarise_list(problems)
+            )
+        )
     return row
 
 
@@ -85,8 +94,10 @@ def _llama_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     window = getattr(config, "sliding_window", None)  # Mistral has this field
     if window is not None and window < config.max_position_embeddings:
         raise TsugikiError(
-            f"llama.cpp's llama cannot represent this model: sliding_window is {window}, shorter than the context of "
-            f"{config.max_position_embeddings}"
+            _(
+                "llama.cpp's llama cannot represent this model: sliding_window is {window}, shorter than the "
+                "context of {context}"
+            ).format(window=window, context=config.max_position_embeddings)
         )
     return {
         **_common_hyperparameters(config),
@@ -107,7 +118,7 @@ def _llama_frequencies(config: "PretrainedConfig") -> dict[str, Tensor]:
         return {}
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    scaled, _other = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     plain = config.rope_parameters["rope_theta"] ** -(
         torch.arange(0, _head_dim(config), 2).double() / _head_dim(config)
     )
@@ -160,7 +171,10 @@ def _gemma3_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     local = config.rope_parameters["sliding_attention"]
     if local["rope_type"] != "default":
         raise TsugikiError(
-            f"llama.cpp's gemma3 cannot represent this model: the RoPE parameters of its sliding layers are {local!r}"
+            _(
+                "llama.cpp's gemma3 cannot represent this model: the RoPE parameters of its sliding layers are "
+                "{local!r}"
+            ).format(local=local)
         )
     return {
         **_common_hyperparameters(config),
@@ -194,12 +208,15 @@ def _rope(parameters: Mapping[str, Any], scalings: tuple[str, ...] = ("linear", 
     kind = parameters["rope_type"]
     if kind != "default" and kind not in scalings:
         raise TsugikiError(
-            f"llama.cpp cannot represent this model: rope_type is {kind!r}; "
-            f"{', '.join(('default', *scalings))} are supported"
+            _("llama.cpp cannot represent this model: rope_type is {kind!r}; {known} are supported").format(
+                kind=kind, known=", ".join(("default", *scalings))
+            )
         )
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise TsugikiError(
-            f"llama.cpp cannot represent this model: partial_rotary_factor is {parameters['partial_rotary_factor']}"
+            _("llama.cpp cannot represent this model: partial_rotary_factor is {factor}").format(
+                factor=parameters["partial_rotary_factor"]
+            )
         )
     base: Hyperparameters = {"rope.freq_base": float(parameters["rope_theta"])}
     if kind == "linear":
@@ -218,8 +235,9 @@ def _check_attention_scale(config: "PretrainedConfig") -> None:
     scale = config.hidden_size // config.num_attention_heads if large else _head_dim(config)
     if config.query_pre_attn_scalar != scale:
         raise TsugikiError(
-            f"llama.cpp cannot represent this model: query_pre_attn_scalar is {config.query_pre_attn_scalar}, and "
-            f"llama.cpp uses {scale}"
+            _(
+                "llama.cpp cannot represent this model: query_pre_attn_scalar is {value}, and llama.cpp uses {scale}"
+            ).format(value=config.query_pre_attn_scalar, scale=scale)
         )
 
 
@@ -231,8 +249,12 @@ def _check_layer_types(config: "PretrainedConfig", period: int) -> None:
     ]
     if list(config.layer_types) != expected:
         raise TsugikiError(
-            "llama.cpp cannot represent this model: layer_types must be "
-            f"{period - 1} sliding layers before each full one"
+            ngettext(
+                "llama.cpp cannot represent this model: layer_types must be {count} sliding layer before each full one",
+                "llama.cpp cannot represent this model: layer_types must be {count} sliding layers before each "
+                "full one",
+                period - 1,
+            ).format(count=period - 1)
         )
 
 

@@ -18,6 +18,7 @@ from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export import Loader
 from tsugiki.export.layout import gguf_names, llama_cpp_architecture, unsupported_reason
+from tsugiki.language import _, marked
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_target_parameters, find_targets
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank accepts
 _VLLM_DEFAULT_RANK = 16
 _EMBEDDING_AND_HEAD_NAMES = frozenset({"lm_head", "embed_out", "wte", "wpe", "embed_tokens", "embed_in"})
-_MERGE = "export it merged into its base instead (--merged)"
+_MERGE = marked("export it merged into its base instead (--merged)")
 # "LoRA adapters are no longer supported": github.com/ollama/ollama/pull/14969, server/create.go
-_OLLAMA = f"Ollama supports no adapters since version 0.34.1; for that version or newer, {_MERGE}"
+_OLLAMA = marked("Ollama supports no adapters since version 0.34.1; for that version or newer, {merge}")
 
 
 def incompatibilities(loader: Loader, folder: Path, model: str | None = None) -> list[str]:
@@ -51,7 +52,11 @@ def incompatibilities(loader: Loader, folder: Path, model: str | None = None) ->
     problems = []
     why = why_different(base, named_identity(model)) if model is not None else ""
     if why:
-        problems.append(f"it was trained on another base than {model} ({why}), which {loader} does not check")
+        problems.append(
+            _("it was trained on another base than {model} ({why}), which {loader} does not check").format(
+                model=model, why=why, loader=loader
+            )
+        )
     if loader in ("peft", "vllm"):
         return problems + _config_incompatibilities(loader, config)
     if not isinstance(config, LoraConfig):
@@ -59,7 +64,11 @@ def incompatibilities(loader: Loader, folder: Path, model: str | None = None) ->
     try:
         shape = load_meta_model(model or base.name or "")
     except TsugikiError as error:
-        return [*problems, f"whether llama.cpp can load it depends on its base: {error}", *_ollama(loader)]
+        return [
+            *problems,
+            _("whether llama.cpp can load it depends on its base: {error}").format(error=error),
+            *_ollama(loader),
+        ]
     return problems + llama_cpp_incompatibilities(read_lora_weights(folder), shape) + _ollama(loader)
 
 
@@ -95,18 +104,20 @@ def llama_cpp_incompatibilities(lora: LoraWeights, model: "PreTrainedModel") -> 
 def vllm_incompatibilities(config: object) -> list[str]:
     """Return why vLLM does not serve an adapter, or serves it wrongly; each is a predicate whose subject is "it"."""
     if not isinstance(config, LoraConfig):
-        return ["is not LoRA"]
+        return [marked("is not LoRA")]
     reasons = {
-        "is for GPT-2's kind of layer (Conv1D), and vLLM has no LoRA for GPT-2": config.fan_in_fan_out,
-        "is DoRA": config.use_dora,
-        "contains whole modules (modules_to_save)": bool(config.modules_to_save),
-        "contains vectors of single tokens (trainable_token_indices)": bool(config.trainable_token_indices),
-        "trains biases": config.bias != "none" or config.lora_bias,
-        "adapts parameters (target_parameters), which has not been tried with vLLM": bool(config.target_parameters),
-        "has layers of different ranks or alphas, which vLLM scales alike": bool(
+        marked("is for GPT-2's kind of layer (Conv1D), and vLLM has no LoRA for GPT-2"): config.fan_in_fan_out,
+        marked("is DoRA"): config.use_dora,
+        marked("contains whole modules (modules_to_save)"): bool(config.modules_to_save),
+        marked("contains vectors of single tokens (trainable_token_indices)"): bool(config.trainable_token_indices),
+        marked("trains biases"): config.bias != "none" or config.lora_bias,
+        marked("adapts parameters (target_parameters), which has not been tried with vLLM"): bool(
+            config.target_parameters
+        ),
+        marked("has layers of different ranks or alphas, which vLLM scales alike"): bool(
             config.rank_pattern or config.alpha_pattern
         ),
-        f"has a rank above {_VLLM_RANKS[-1]}": config.r > _VLLM_RANKS[-1],
+        marked("has a rank above 512"): config.r > _VLLM_RANKS[-1],
     }
     return [reason for reason, applies in reasons.items() if applies]
 
@@ -143,25 +154,37 @@ def is_plain_lora(config: object) -> bool:
 
 def _check_loader(loader: str) -> None:
     if loader not in get_args(Loader):
-        raise TsugikiError(f"unknown loader {loader!r}; known loaders: {', '.join(get_args(Loader))}")
+        raise TsugikiError(
+            _("unknown loader {loader!r}; known loaders: {known}").format(
+                loader=loader, known=", ".join(get_args(Loader))
+            )
+        )
 
 
 def _config_incompatibilities(loader: Loader, config: object) -> list[str]:
     """Return the incompatibilities with PEFT or vLLM, which do not depend on the base."""
     if loader == "vllm":
-        return [f"it {reason}" for reason in vllm_incompatibilities(config)]
+        return [_("it {reason}").format(reason=_(reason)) for reason in vllm_incompatibilities(config)]
     adapter_format = format_of(config)
-    return [] if peft_reads(adapter_format) else [f"PEFT has no such method ({adapter_format.peft_type})"]
+    return (
+        []
+        if peft_reads(adapter_format)
+        else [_("PEFT has no such method ({kind})").format(kind=adapter_format.peft_type)]
+    )
 
 
 def _not_lora(config: object) -> list[str]:
     adapter_format = format_of(config)
-    instead = f"; {_MERGE}" if can_merge(adapter_format) else ""
-    return [f"llama.cpp supports only LoRA, and this is {adapter_format.peft_type}{instead}"]
+    instead = _("; {merge}").format(merge=_(_MERGE)) if can_merge(adapter_format) else ""
+    return [
+        _("llama.cpp supports only LoRA, and this is {kind}{instead}").format(
+            kind=adapter_format.peft_type, instead=instead
+        )
+    ]
 
 
 def _ollama(loader: Loader) -> list[str]:
-    return [_OLLAMA] if loader == "ollama" else []
+    return [_(_OLLAMA).format(merge=_(_MERGE))] if loader == "ollama" else []
 
 
 def _llama_cpp(
@@ -185,23 +208,29 @@ def _llama_cpp(
     for path in layers:
         if path not in names:
             unsupported.setdefault(unsupported_reason(model, path), []).append(path)
-    problems = [f"it adapts {summarise_list(paths)}, {reason}" for reason, paths in unsupported.items()]
+    problems = [
+        _("it adapts {paths}, {reason}").format(paths=summarise_list(paths), reason=reason)
+        for reason, paths in unsupported.items()
+    ]
     if experts:
         problems.append(
-            f"it adapts parameters such as the weights of experts ({summarise_list(experts)}), whose factors are not "
-            f"exported; {_MERGE}"
+            _(
+                "it adapts parameters such as the weights of experts ({experts}), whose factors are not exported; "
+                "{merge}"
+            ).format(experts=summarise_list(experts), merge=_(_MERGE))
         )
     if whole:
         problems.append(
-            f"it trains parameters without LoRA factors ({summarise_list(list(whole))}), which llama.cpp cannot load; "
-            f"{_MERGE}"
+            _("it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load; {merge}").format(
+                whole=summarise_list(list(whole)), merge=_(_MERGE)
+            )
         )
     if dora:
-        problems.append(f"llama.cpp does not support the magnitudes of DoRA; {_MERGE}")
+        problems.append(_("llama.cpp does not support the magnitudes of DoRA; {merge}").format(merge=_(_MERGE)))
     return problems
 
 
 def _is_frozen_copy(key: str, lora: LoraWeights) -> bool:
     """Return whether a tensor is the frozen weight that PEFT may store with the LoRA factors of an embedding."""
-    path, _, attribute = base_name(key).rpartition(".")
+    path, _dot, attribute = base_name(key).rpartition(".")
     return is_base_layer_key(key) and attribute == "weight" and path in lora.layers

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tsugiki.architectures import ARCHITECTURES, architecture_of, model_type
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.frozen_layer import is_linear
 from tsugiki.lora.targets import base_modules, output_head
 
@@ -96,7 +97,9 @@ def llama_cpp_architecture(model: nn.Module) -> str:
     if architecture is None or architecture.llama_cpp is None:
         known = [name for name, row in ARCHITECTURES.items() if row.llama_cpp is not None]
         raise TsugikiError(
-            f"the layout of {model_type(model)} in llama.cpp is not known here; known architectures: {', '.join(known)}"
+            _("the layout of {name} in llama.cpp is not known here; known architectures: {known}").format(
+                name=model_type(model), known=", ".join(known)
+            )
         )
     return architecture.llama_cpp
 
@@ -118,13 +121,14 @@ def unsupported_reason(model: "PreTrainedModel", path: str) -> str:
     """
     layers = dict(base_modules(model))
     if path not in layers:
-        return "which the base does not have"
+        return _("which the base does not have")
     if not is_linear(layers[path]) and not isinstance(layers[path], nn.Embedding):
-        return f"which is a {type(layers[path]).__name__}"
+        return _("which is a {kind}").format(kind=type(layers[path]).__name__)
     names = _all_names(model)
     if path not in names:
-        return "whose weight is shared by the token embedding and the output head"
-    return f"whose adapter llama.cpp ignores ({names[path] or 'it has no name for this layer'})"
+        return _("whose weight is shared by the token embedding and the output head")
+    name = names[path] or _("it has no name for this layer")
+    return _("whose adapter llama.cpp ignores ({name})").format(name=name)
 
 
 def _all_names(model: "PreTrainedModel") -> dict[str, str]:

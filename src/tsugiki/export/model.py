@@ -26,6 +26,7 @@ from tsugiki.export.model_file import ModelSource, WrittenModel, write_model_ggu
 from tsugiki.export.ollama import MAX_CONTEXT, modelfile
 from tsugiki.export.tokens import TokenComparison, compare_tokens
 from tsugiki.io.atomic import new_file
+from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.merge import merge
 
@@ -101,7 +102,7 @@ def export_model(
         TsugikiError: as for `write_model_gguf`, or the tokens differ. Nothing is written then.
     """
     if out.suffix != ".gguf":
-        raise TsugikiError(f"{out}: the name of a GGUF file must end in .gguf")
+        raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
     modelfile_path = out.with_suffix(".Modelfile")
     context = min(source.config.max_position_embeddings, MAX_CONTEXT)
     with new_file(modelfile_path) as temporary_modelfile, new_file(out) as temporary:
@@ -110,10 +111,12 @@ def export_model(
         written = write_model_gguf(source, temporary, dtype, original=original, advance=advance)
         tokens = compare_tokens(source.tokenizer, temporary)
         if tokens.problems and not allow_tokenizer_mismatch:
-            more = f" (and {len(tokens.problems) - 1} more)" if len(tokens.problems) > 1 else ""
+            more = _(" (and {count} more)").format(count=len(tokens.problems) - 1) if len(tokens.problems) > 1 else ""
             raise TsugikiError(
-                f"the GGUF file would not tokenise text as the model does: {tokens.problems[0]}{more}; "
-                "--allow-tokenizer-mismatch writes it anyway"
+                _(
+                    "the GGUF file would not tokenise text as the model does: {problem}{more}; "
+                    "--allow-tokenizer-mismatch writes it anyway"
+                ).format(problem=tokens.problems[0], more=more)
             )
     return ModelExport(out, modelfile_path, written, tokens)
 
@@ -130,9 +133,13 @@ def _matrix_dtype(weights: Mapping[str, Tensor], name: str) -> GgufDtype:
     """Return the dtype of the first matrix."""
     first = next((tensor for tensor in weights.values() if tensor.dim() > 1), None)
     if first is None:
-        raise TsugikiError(f"{name} has no matrix and cannot be exported")
+        raise TsugikiError(_("{name} has no matrix and cannot be exported").format(name=name))
     if first.dtype not in _GGUF_DTYPES:
-        raise TsugikiError(f"{name} has weights of {first.dtype}; only float32, float16 and bfloat16 can be exported")
+        raise TsugikiError(
+            _("{name} has weights of {dtype}; only float32, float16 and bfloat16 can be exported").format(
+                name=name, dtype=first.dtype
+            )
+        )
     return _GGUF_DTYPES[first.dtype]
 
 

@@ -27,6 +27,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.architectures import GgufArchitecture, gguf_architecture_of
 from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabulary
 from tsugiki.io.formatting import format_size
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +98,11 @@ def write_model_gguf(
     plan = _plan(source, architecture, tensor_type)
     needed, free = sum(tensor.bytes for tensor in plan), shutil.disk_usage(path.parent).free
     if free < needed:
-        raise TsugikiError(f"{path.parent} has {format_size(free)} left, and the model needs {format_size(needed)}")
+        raise TsugikiError(
+            _("{folder} has {free} left, and the model needs {needed}").format(
+                folder=path.parent, free=format_size(free), needed=format_size(needed)
+            )
+        )
     writer = gguf.GGUFWriter(path, architecture.name)
     try:
         if original is None:
@@ -145,9 +150,9 @@ class _PlannedTensor:
         tensor = self.load().float().contiguous()
         low, high = torch.aminmax(tensor)
         if not torch.isfinite(high - low):
-            raise TsugikiError(f"{self.name} is not finite; nothing was written")
+            raise TsugikiError(_("{name} is not finite; nothing was written").format(name=self.name))
         if self.type == GGMLQuantizationType.F16 and max(-low, high) > torch.finfo(torch.float16).max:
-            raise TsugikiError(f"{self.name} is too large for f16; use bf16 or f32")
+            raise TsugikiError(_("{name} is too large for f16; use bf16 or f32").format(name=self.name))
         values: np.ndarray[Any, Any] = gguf.quants.quantize(tensor.numpy(), self.type)
         return values
 
@@ -167,25 +172,39 @@ def _plan(
         shapes.pop("lm_head.weight", None)
     names = llama_cpp_names(architecture.name, config.num_hidden_layers, shapes)
     key_of = _map_all_keys(source.weights, model)
-    problems = [f"{name} is missing" for name in shapes if name not in key_of]
+    problems = [_("{name} is missing").format(name=name) for name in shapes if name not in key_of]
     plan = []
     for name, shape in shapes.items():
         gguf_name = names.get(name)
         if gguf_name is None:
-            raise TsugikiError(f"llama.cpp's {architecture.name} has no tensor for {name}")
+            raise TsugikiError(
+                _("llama.cpp's {architecture} has no tensor for {name}").format(
+                    architecture=architecture.name, name=name
+                )
+            )
         if name not in key_of:
             continue
         tensor = source.weights[key_of[name]]
         if tuple(tensor.shape) != shape:
-            problems.append(f"{name} is {list(tensor.shape)}, and the config says {list(shape)}")
+            problems.append(
+                _("{name} is {shape}, and the config says {expected}").format(
+                    name=name, shape=list(tensor.shape), expected=list(shape)
+                )
+            )
         elif not tensor.is_floating_point() or tensor.element_size() < 2:
-            problems.append(f"{name} is of {tensor.dtype}, and only tensors of 16 bits or more can be exported")
+            problems.append(
+                _("{name} is of {dtype}, and only tensors of 16 bits or more can be exported").format(
+                    name=name, dtype=tensor.dtype
+                )
+            )
         else:
             converted = tuple(architecture.convert(gguf_name, torch.empty(shape, device="meta"), config).shape)
             load = _loader(source, architecture, key_of[name], gguf_name)
             plan.append(_PlannedTensor(gguf_name, converted, _tensor_type(gguf_name, converted, matrix_type), load))
     if problems:
-        raise TsugikiError(f"{source.name} is not a complete model: {summarise_list(problems)}")
+        raise TsugikiError(
+            _("{name} is not a complete model: {problems}").format(name=source.name, problems=summarise_list(problems))
+        )
     for name, computed in architecture.computed(config).items():
         plan.append(_PlannedTensor(name, tuple(computed.shape), GGMLQuantizationType.F32, lambda t=computed: t))  # type: ignore[misc]
     return plan
@@ -214,7 +233,9 @@ def _map_all_keys(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Ma
     surplus = [key for key in weights if key not in used and not _BUFFERS.search(key)]
     if surplus:
         raise TsugikiError(
-            f"the model has no parameter for {summarise_list(surplus)}; is its architecture another one?"
+            _("the model has no parameter for {surplus}; is its architecture another one?").format(
+                surplus=summarise_list(surplus)
+            )
         )
     return key_of
 
@@ -239,8 +260,17 @@ def _copy_metadata(
     tokens = len(fields["tokenizer.ggml.tokens"].data)
     if original_architecture != architecture.name or tokens != source.config.vocab_size:
         raise TsugikiError(
-            f"{source.name} was not converted from {original}: that is a {original_architecture} of {tokens:,} tokens, "
-            f"and this is a {architecture.name} of {source.config.vocab_size:,}"
+            _(
+                "{name} was not converted from {original}: that is a {first} of {tokens:,} tokens, and this is a "
+                "{second} of {size:,}"
+            ).format(
+                name=source.name,
+                original=original,
+                first=original_architecture,
+                tokens=tokens,
+                second=architecture.name,
+                size=source.config.vocab_size,
+            )
         )
     replaced = {"general.architecture", "general.file_type", "general.quantization_version"}
     if source.tokenizer.chat_template is None:  # a plain text then begins as in training, which few files describe

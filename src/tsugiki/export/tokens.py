@@ -21,6 +21,7 @@ from tsugiki.data.chat import prompt_text, read_template
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.export.vocabulary import adds_start, unsupported_normalizers
+from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +77,7 @@ def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenCom
         TsugikiError: llama.cpp cannot read the file.
     """
     notes = tuple(
-        f"llama.cpp does not normalise text ({name}) as this tokenizer does"
+        _("llama.cpp does not normalise text ({name}) as this tokenizer does").format(name=name)
         for name in unsupported_normalizers(tokenizer)
     )
     with _llama_cpp_reader(path) if _has_llama_cpp() else _own_reader(path) as reader:
@@ -90,7 +91,7 @@ def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenCom
             problems += _compare_ids(prompt, expected, reader.tokenise(prompt, False))
         start = [document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id]
         expected = (start if adds_start(tokenizer) else []) + encode(tokenizer, ["春"])[0]
-        problems += _compare_ids("春", expected, reader.tokenise("春", True), " as a prompt")
+        problems += _compare_ids("春", expected, reader.tokenise("春", True), _(" as a prompt"))
         problems += _compare_templates(tokenizer, reader.template, reader.tokenise)
     return TokenComparison(reader.name, len(prompts), tuple(problems), notes)
 
@@ -128,7 +129,7 @@ def _own_reader(path: Path) -> Iterator[_Reader]:
         return ([start] if add_special and adds_bos else []) + encode(built, [text])[0]
 
     yield _Reader(
-        "Tsugiki's reader (llama-cpp-python is not installed)",
+        _("Tsugiki's reader (llama-cpp-python is not installed)"),
         len(header.metadata["tokenizer.ggml.tokens"]),
         end,
         adds_bos,
@@ -152,12 +153,14 @@ def _compare_metadata(tokenizer: "PreTrainedTokenizerBase", reader: _Reader) -> 
     template = tokenizer.chat_template
     default = template.get("default") if isinstance(template, dict) else template
     values = [
-        ("the end token", reader.end, document_end(tokenizer)),
-        ("the chat template", reader.template, default),
-        ("whether a prompt begins with the begin token", reader.adds_start, adds_start(tokenizer)),
+        (marked("the end token"), reader.end, document_end(tokenizer)),
+        (marked("the chat template"), reader.template, default),
+        (marked("whether a prompt begins with the begin token"), reader.adds_start, adds_start(tokenizer)),
     ]
     return [
-        f"{what} is {_abbreviate(in_file)} in the file and {_abbreviate(expected)} in the tokenizer"
+        _("{what} is {found} in the file and {expected} in the tokenizer").format(
+            what=_(what), found=_abbreviate(in_file), expected=_abbreviate(expected)
+        )
         for what, in_file, expected in values
         if in_file != expected
     ]
@@ -178,8 +181,9 @@ def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | Non
         rendered = formatter(messages=conversation).prompt
         if expected != rendered:
             return [
-                f"a conversation is rendered as {_abbreviate(rendered)} by llama.cpp and as {_abbreviate(expected)} "
-                "by the tokenizer"
+                _("a conversation is rendered as {found} by llama.cpp and as {expected} by the tokenizer").format(
+                    found=_abbreviate(rendered), expected=_abbreviate(expected)
+                )
             ]
         return _compare_ids(expected, encode(tokenizer, [expected])[0], tokenise(rendered, False))
     return []
@@ -192,8 +196,18 @@ def _compare_ids(text: str, expected: Sequence[int], in_file: Sequence[int], whe
     differing = (i for i, (a, b) in enumerate(zip(expected, in_file, strict=False)) if a != b)
     first = next(differing, min(len(expected), len(in_file)))
     return [
-        f"{_abbreviate(text)}{where} is {len(in_file)} tokens in the file and {len(expected)} in the tokenizer; from "
-        f"token {first + 1} on {list(in_file[first : first + 4])} and {list(expected[first : first + 4])}"
+        _(
+            "{text}{where} is {own} tokens in the file and {expected} in the tokenizer; from token {position} on "
+            "{found} and {wanted}"
+        ).format(
+            text=_abbreviate(text),
+            where=where,
+            own=len(in_file),
+            expected=len(expected),
+            position=first + 1,
+            found=list(in_file[first : first + 4]),
+            wanted=list(expected[first : first + 4]),
+        )
     ]
 
 
@@ -216,7 +230,7 @@ def _llama_cpp_reader(path: Path) -> Iterator[_Reader]:
         parameters.vocab_only = True
         model = lib.llama_model_load_from_file(str(path).encode(), parameters)
         if not model:
-            raise TsugikiError(f"llama.cpp cannot read {path}")
+            raise TsugikiError(_("llama.cpp cannot read {path}").format(path=path))
         vocabulary = lib.llama_model_get_vocab(model)
 
         def tokenise(text: str, add_special: bool) -> list[int]:

@@ -23,6 +23,7 @@ from gguf import TokenType
 
 from tsugiki.data.encoding import document_end, document_start
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.language import _, ngettext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +88,9 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
     byte_level = any(step["type"] == "ByteLevel" for step in pre_tokenizers)
     model = {"BPE": "gpt2" if byte_level else "llama", "Unigram": "t5"}.get(kind)
     if model is None:
-        raise TsugikiError(f"the tokenizer is a {kind} model; llama.cpp supports BPE and Unigram models")
+        raise TsugikiError(
+            _("the tokenizer is a {kind} model; llama.cpp supports BPE and Unigram models").format(kind=kind)
+        )
     tokens, types = _tokens(tokenizer, fields, rows, spaces=model != "gpt2")
     vocabulary = Vocabulary(
         model,
@@ -161,7 +164,7 @@ def _fields(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TsugikiError(
-            "the tokenizer has no tokenizer.json; load it as a fast tokenizer and save it again (save_pretrained)"
+            _("the tokenizer has no tokenizer.json; load it as a fast tokenizer and save it again (save_pretrained)")
         )
     fields: dict[str, Any] = json.loads(backend.to_str())
     return fields
@@ -191,7 +194,11 @@ def _tokens(
     surplus = [text for text, token in vocabulary.items() if token >= rows and token not in added]
     if surplus:
         raise TsugikiError(
-            f"the tokenizer has {len(surplus):,} more tokens than the model's {rows:,} rows: {summarise_list(surplus)}"
+            ngettext(
+                "the tokenizer has {count:,} more token than the model's {rows:,} rows: {surplus}",
+                "the tokenizer has {count:,} more tokens than the model's {rows:,} rows: {surplus}",
+                len(surplus),
+            ).format(count=len(surplus), rows=rows, surplus=summarise_list(surplus))
         )
     unknown = tokenizer.unk_token_id
     tokens = [f"[PAD{row}]" for row in range(rows)]
@@ -212,7 +219,11 @@ def _tokens(
             types[token] = TokenType.UNKNOWN
     duplicates = [text for text, count in Counter(tokens).items() if count > 1]
     if duplicates:
-        raise TsugikiError(f"llama.cpp would confuse tokens that have the same text: {summarise_list(duplicates)}")
+        raise TsugikiError(
+            _("llama.cpp would confuse tokens that have the same text: {duplicates}").format(
+                duplicates=summarise_list(duplicates)
+            )
+        )
     return tokens, types
 
 
@@ -261,9 +272,11 @@ def _pre(fields: Mapping[str, Any], pre_tokenizers: Sequence[Mapping[str, Any]])
     if name is None and not fields["model"]["merges"]:
         return "gpt-2"  # without merges every token is one byte, so splitting changes nothing
     if name is None:
+        steps = " then ".join(descriptions) or "not at all"
         raise TsugikiError(
-            f"llama.cpp cannot split text as this tokenizer does ({' then '.join(descriptions) or 'not at all'}); it "
-            f"supports {', '.join(PRE_TOKENIZERS.values())}"
+            _("llama.cpp cannot split text as this tokenizer does ({steps}); it supports {known}").format(
+                steps=steps, known=", ".join(PRE_TOKENIZERS.values())
+            )
         )
     return name
 

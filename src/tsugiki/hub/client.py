@@ -30,6 +30,7 @@ from tsugiki.io.file_names import (
     RECORD_FILE,
     TOKENIZER_FILES,
 )
+from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -84,10 +85,10 @@ def push(
 
     check_repo_id(repo_id)
     if not message.strip():
-        raise TsugikiError("the commit message is empty; pass another --message, or omit it")
+        raise TsugikiError(_("the commit message is empty; pass another --message, or omit it"))
     if get_token() is None:
         raise TsugikiError(
-            "not logged in to the hub: run `hf auth login`, or set HF_TOKEN to a token with write access"
+            _("not logged in to the hub: run `hf auth login`, or set HF_TOKEN to a token with write access")
         )
     api = _api()
     with _hub_errors(repo_id):
@@ -95,9 +96,11 @@ def push(
         repository = api.model_info(repo_id, timeout=_TIMEOUT)
     names = {file.rfilename for file in repository.siblings or ()}
     if "config.json" in names and ADAPTER_CONFIG_FILE not in names:
-        raise TsugikiError(f"{repo_id} contains a model; choose another repository for the adapter")
+        raise TsugikiError(_("{repo} contains a model; choose another repository for the adapter").format(repo=repo_id))
     if private and not repository.private:
-        raise TsugikiError(f"{repo_id} exists already and is public; make it private on the hub, or omit --private")
+        raise TsugikiError(
+            _("{repo} exists already and is public; make it private on the hub, or omit --private").format(repo=repo_id)
+        )
     with _hub_errors(repo_id):
         kept_card = CARD_FILE in names and not may_replace_card(_read_text(api, repo_id, CARD_FILE, repository.sha))
         sent = [
@@ -137,7 +140,11 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # huggingface_hub's metadata of the download
         problems = find_problems(temporary)
         if problems:
-            raise TsugikiError(f"the adapter in {repo_id} is not complete: {summarise_list(problems)}")
+            raise TsugikiError(
+                _("the adapter in {repo} is not complete: {problems}").format(
+                    repo=repo_id, problems=summarise_list(problems)
+                )
+            )
         if read_config_fields(temporary).get("trainable_token_indices"):  # its words may be new
             with _hub_errors(repo_id, revision):
                 for name in names & set(TOKENIZER_FILES) - {CHAT_TEMPLATE_FILE}:
@@ -159,7 +166,7 @@ def refuse_unknown_base(base: str) -> None:
             _api().model_info(base, timeout=_TIMEOUT)
         except RepositoryNotFoundError as error:
             raise TsugikiError(
-                f"the base {base} is not on the hub; pass its name there as --base, or --base none"
+                _("the base {base} is not on the hub; pass its name there as --base, or --base none").format(base=base)
             ) from error
 
 
@@ -183,20 +190,28 @@ def check_repo_id(repo_id: str) -> None:
     """
     if not is_repo_id(repo_id) or "/" not in repo_id:
         raise TsugikiError(
-            f"{repo_id!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and ."
+            _("{repo!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and .").format(
+                repo=repo_id
+            )
         )
 
 
 def _refuse_no_adapter(repo_id: str, names: set[str]) -> None:
     if ADAPTER_CONFIG_FILE not in names:
         kind = (
-            "it contains a model; pass it as --model" if "config.json" in names else f"it has no {ADAPTER_CONFIG_FILE}"
+            _("it contains a model; pass it as --model")
+            if "config.json" in names
+            else _("it has no {file}").format(file=ADAPTER_CONFIG_FILE)
         )
-        raise TsugikiError(f"no adapter in {repo_id}: {kind}")
+        raise TsugikiError(_("no adapter in {repo}: {reason}").format(repo=repo_id, reason=kind))
     if ADAPTER_FILE not in names:
         pickled = next((name for name in sorted(names) if name.startswith("adapter_model.")), None)
-        hint = f"; {pickled} is not downloaded, because only safetensors are supported" if pickled else ""
-        raise TsugikiError(f"{repo_id} has no {ADAPTER_FILE}{hint}")
+        hint = (
+            _("; {name} is not downloaded, because only safetensors are supported").format(name=pickled)
+            if pickled
+            else ""
+        )
+        raise TsugikiError(_("{repo} has no {file}{hint}").format(repo=repo_id, file=ADAPTER_FILE, hint=hint))
 
 
 def _read_text(api: "HfApi", repo_id: str, name: str, revision: str | None) -> str:
@@ -245,36 +260,44 @@ def _message(error: Exception, repo_id: str, revision: str | None) -> str:
         return _message(error.__cause__, repo_id, revision)
     text = error_text(getattr(error, "server_message", None) or error)
     if isinstance(error, GatedRepoError):
-        return f"access to {repo_id} is restricted: accept its terms on the hub and log in (hf auth login)"
+        return _("access to {repo} is restricted: accept its terms on the hub and log in (hf auth login)").format(
+            repo=repo_id
+        )
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no revision {revision!r}"
+        return _("{repo} has no revision {revision!r}").format(repo=repo_id, revision=revision)
     if isinstance(error, RepositoryNotFoundError):
-        return f"{repo_id} does not exist on the hub, or is private: check the name, or log in (hf auth login)"
+        return _("{repo} does not exist on the hub, or is private: check the name, or log in (hf auth login)").format(
+            repo=repo_id
+        )
     if isinstance(error, HfHubHTTPError):
-        return _STATUS.get(error.response.status_code, _OTHER_STATUS).format(
+        return _(_STATUS.get(error.response.status_code, _OTHER_STATUS)).format(
             repo=repo_id, text=text, status=error.response.status_code
         )
     if isinstance(error, OfflineModeIsEnabled):
-        return "the hub cannot be used because HF_HUB_OFFLINE is set"
+        return _("the hub cannot be used because HF_HUB_OFFLINE is set")
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL):
-        return f"the hub at {constants.ENDPOINT} is unreachable ({text or type(error).__name__}); check the network"
+        return _("the hub at {endpoint} is unreachable ({reason}); check the network").format(
+            endpoint=constants.ENDPOINT, reason=text or type(error).__name__
+        )
     if isinstance(error, UnicodeEncodeError):
-        return "the token contains invalid characters: correct HF_TOKEN, or log in again (hf auth login)"
+        return _("the token contains invalid characters: correct HF_TOKEN, or log in again (hf auth login)")
     if "Consistency check failed" in text:
-        return f"the download of {repo_id} was incomplete; pull it again"
+        return _("the download of {repo} was incomplete; pull it again").format(repo=repo_id)
     if "Invalid metadata" in text:
-        return f"the hub rejects the model card: {text.removeprefix('Invalid metadata in README.md. ')}"
-    return (
-        f"the server at {constants.ENDPOINT} did not answer like the Hugging Face Hub: {text or type(error).__name__}"
+        return _("the hub rejects the model card: {reason}").format(
+            reason=text.removeprefix("Invalid metadata in README.md. ")
+        )
+    return _("the server at {endpoint} did not answer like the Hugging Face Hub: {reason}").format(
+        endpoint=constants.ENDPOINT, reason=text or type(error).__name__
     )
 
 
 _STATUS = {
-    401: "the hub does not accept the token for {repo}: log in again (hf auth login), or correct HF_TOKEN",
-    403: "the token has no permission to change {repo}: it needs write access ({text})",
-    404: "the hub does not have {repo} ({text})",
-    409: "another change to {repo} is in progress; try again in a moment",
-    412: "{repo} was changed during the push; push again",
-    429: "too many requests to the hub; try again in a few minutes",
+    401: marked("the hub does not accept the token for {repo}: log in again (hf auth login), or correct HF_TOKEN"),
+    403: marked("the token has no permission to change {repo}: it needs write access ({text})"),
+    404: marked("the hub does not have {repo} ({text})"),
+    409: marked("another change to {repo} is in progress; try again in a moment"),
+    412: marked("{repo} was changed during the push; push again"),
+    429: marked("too many requests to the hub; try again in a few minutes"),
 }
-_OTHER_STATUS = "the hub answered {status} about {repo}: {text}; try again later"
+_OTHER_STATUS = marked("the hub answered {status} about {repo}: {text}; try again later")

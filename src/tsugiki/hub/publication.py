@@ -28,6 +28,7 @@ from tsugiki.hub.card import CardData, model_card
 from tsugiki.hub.client import CARD_FILE, is_repo_id
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.json import to_json_text
+from tsugiki.language import _
 from tsugiki.train.record import RunRecord, read_record
 
 NO_BASE = "none"
@@ -73,7 +74,9 @@ def published_base(folder: Path, given: str | None) -> str | None:
         return None
     if given is not None:
         if not is_repo_id(given):
-            raise TsugikiError(f"--base {given} is not a hub name; pass one such as openai-community/gpt2, or none")
+            raise TsugikiError(
+                _("--base {name} is not a hub name; pass one such as openai-community/gpt2, or none").format(name=given)
+            )
         return given
     name = read_base(folder).name
     if name is None or name == EMBEDDED:
@@ -129,14 +132,20 @@ def _notes(folder: Path, base: str | None, license_id: str | None, record: RunRe
     if base is None:
         name = read_base(folder).name
         notes.append(
-            f"the name of the base, {name}, is not sent, because it is not on the hub; pass its name there as --base"
+            _(
+                "the name of the base, {name}, is not sent, because it is not on the hub; pass its name there as --base"
+            ).format(name=name)
             if name
-            else "the card names no base; pass its name on the hub as --base"
+            else _("the card names no base; pass its name on the hub as --base")
         )
     if license_id is None:
-        notes.append("the card names no licence; pass one as --license, such as apache-2.0")
+        notes.append(_("the card names no licence; pass one as --license, such as apache-2.0"))
     if record is None:
-        notes.append(f"{folder} has no {RECORD_FILE}, so the card has no results and no samples")
+        notes.append(
+            _("{folder} has no {file}, so the card has no results and no samples").format(
+                folder=folder, file=RECORD_FILE
+            )
+        )
     return notes
 
 
