@@ -1,6 +1,8 @@
 """Flags are made from the fields of configs: every setting has one, with the field's default and description."""
 
 import dataclasses
+import sys
+from typing import Any
 
 import pytest
 import typer
@@ -10,7 +12,8 @@ from typer.main import get_command
 from tests.cli.imports import output_without
 from tsugiki import TsugikiError
 from tsugiki.cli import app as app_module
-from tsugiki.cli.flags import settings_of, with_flags
+from tsugiki.cli.flags import settings_of, with_flags, words_of
+from tsugiki.cli.main import main
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import DEFAULT_LORA, RunConfig
 from tsugiki.train.workflows.compare_config import ComparisonConfig, SweepConfig
@@ -106,3 +109,34 @@ def test_a_flag_that_is_not_yaml_is_named():
 @pytest.mark.parametrize("command", ["train", "pretrain"])
 def test_help_does_not_import_torch(command: str):
     assert "--learning-rate" in output_without({"torch", "transformers", "numpy"}, command, "--help")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "embedded", "data": "a b.jsonl", "out": "runs/x"},
+        {
+            "model": "m",
+            "data": ["a.txt", "b.txt"],
+            "out": "o",
+            "learning_rate": 1e-5,
+            "patience": 0,
+            "base_dropout": True,
+            "prompts": ["春は", "it's"],
+            "method": "dora",
+            "lora": {"r": 4, "target_modules": ["c_attn", "lm_head"], "rank_pattern": {"c_attn": 2}, "bias": "all"},
+        },
+        {"model": "m", "data": "d", "out": "o", "method": "prompt-tuning", "method_config": {"num_virtual_tokens": 3}},
+    ],
+)
+def test_words_give_the_settings_again(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    taken: list[RunConfig] = []
+    monkeypatch.setattr("tsugiki.cli.checks.check_settings", lambda given: None)  # the files do not exist
+    monkeypatch.setattr("tsugiki.train.run.train", lambda config, *_, **__: taken.append(config) or sys.exit(0))
+    config = RunConfig.model_validate(settings)
+    words = words_of(RunConfig, config.model_dump(mode="json", exclude_unset=True))
+    assert not [word for word in words if word in ("--epochs", "--lora-dropout")]
+    monkeypatch.setattr(sys, "argv", ["tsugiki", "train", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert taken == [config]

@@ -6,8 +6,9 @@ import pytest
 
 from tests.report.pages import assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
-from tsugiki.report.comparison import write_comparison
+from tsugiki.report.comparison import sweep_sentence, write_comparison
 from tsugiki.report.plots import Series, over_ranks
+from tsugiki.train.workflows.sweep import Point
 
 TABLE = (
     ["run", "bits a character", "parameters"],
@@ -43,6 +44,41 @@ def test_intervals_are_drawn_only_for_a_few_runs(tmp_path: Path):
 def test_runs_without_evaluations(tmp_path: Path):
     runs = [("a", record(evaluations=[], samples=[])), ("b", record(evaluations=[], samples=[]))]
     assert assert_whole(write_comparison(tmp_path, "t", "l", TABLE, runs).read_text(encoding="utf-8"))
+
+
+def points(losses: dict[int, float], documents: int = 12, spread: float = 0.0) -> list[Point]:
+    """Points of these ranks; `spread` is how much the loss of a document differs between them at random."""
+    found = []
+    for rank, loss in losses.items():
+        after = evaluation(40, loss, documents)
+        for number, score in enumerate(after["documents"]):
+            score[0] *= 1 + spread * (((number * 7 + rank * 3) % 11) / 5 - 1)
+        after["nll"] = sum(score[0] for score in after["documents"])
+        found.append(
+            Point(name=f"r={rank}", values={"r": rank}, record=record(evaluations=[evaluation(0, 5.6), after]))
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "not_said"),
+    [
+        (points({1: 5.0, 4: 4.5, 16: 4.499}), ["Rank 4 is sufficient"], ["cannot be told", "still falls"]),
+        (points({1: 5.0, 4: 4.5, 16: 4.0}), ["still falls up to rank 16"], ["sufficient", "cannot be told"]),
+        (
+            points({1: 4.52, 4: 4.5, 16: 4.499}, spread=0.05),
+            ["Best of 3", "better than", "cannot be told"],
+            ["Rank 1 is sufficient", "Rank 4 is sufficient"],
+        ),
+        (points({1: 4.5, 4: 4.5}, documents=1), ["from 1 held-out document."], ["Rank 1", "still falls"]),
+        (points({1: 5.0, 4: 4.5}, documents=3), ["from 3 held-out documents."], ["Rank 4", "still falls"]),
+        (points({4: 4.5}), ["Best of 1: r=4"], ["ank 4", "cannot"]),
+    ],
+)
+def test_a_sweep_concludes_only_what_its_intervals_tell(given: list[Point], said: list[str], not_said: list[str]):
+    sentence = sweep_sentence(given)
+    assert [words for words in said if words not in sentence] == [], sentence
+    assert [words for words in not_said if words in sentence] == [], sentence
 
 
 def test_a_missing_folder(tmp_path: Path):

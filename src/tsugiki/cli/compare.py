@@ -8,7 +8,6 @@ import typer
 
 from tsugiki.cli.flags import with_flags
 from tsugiki.cli.interruption import continued_by
-from tsugiki.language import _
 from tsugiki.train.workflows.compare_config import ComparisonConfig
 
 
@@ -21,16 +20,15 @@ def compare_command(
 
     Runs that have finished are not repeated; an interrupted comparison continues where it stopped.
     """
-    from tsugiki.cli.tables import print_table
-    from tsugiki.report.comparison import comparison_table, write_comparison_page
+    from tsugiki.cli.summary import print_runs
+    from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
     from tsugiki.train.workflows.compare import compare, comparison_rows
     from tsugiki.train.workflows.compare_config import load_comparison
 
     comparison = load_comparison(config, settings)
     with continued_by(sys.argv[1:]):
         records = compare(comparison)
-    rows = comparison_rows(records)
-    page = write_comparison_page(Path(comparison.out), rows, records)
-    print_table(
-        comparison_table(rows), _("in brackets: 95 % intervals over documents"), _("page: {path}").format(path=page)
-    )
+    rows, out = comparison_rows(records), Path(comparison.out)
+    page = write_comparison_page(out, rows, records)
+    best = min(rows, key=lambda row: row.loss_after)
+    print_runs(comparison_table(rows), comparison_sentence(rows, records), page, comparison.runs()[best.name], out)

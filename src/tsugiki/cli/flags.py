@@ -6,6 +6,7 @@ config only. The fields of a nested dataclass, such as those of `RunConfig.lora`
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -250,3 +251,36 @@ def yaml_value(flag: str, text: str) -> Any:
         TsugikiError: the text is not YAML.
     """
     return parse_yaml(text, f"{flag} {text[:100]!r}")
+
+
+def words_of(config: type[BaseModel], given: Mapping[str, Any]) -> list[str]:
+    """Return the flags that give these settings.
+
+    Args:
+        config: the class of the settings.
+        given: settings, nested as in a YAML file; defaults are left out.
+    """
+    words: list[str] = []
+    for setting in settings_of(config, exclude=["method_config"]):
+        value: Any = given
+        for name in setting.path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value == setting.default:
+            continue
+        if isinstance(value, bool) and setting.types == (bool,):
+            words.append(setting.flag if value else f"--no-{setting.flag[2:]}")
+        elif _is_repeated(setting) or setting.path == ("data",):
+            words += [
+                word for one in ([value] if isinstance(value, str) else value or []) for word in (setting.flag, one)
+            ]
+        elif value is not None:
+            words += [setting.flag, _word(setting, value)]
+    for name, value in (given.get("method_config") or {}).items():
+        words += ["--set", f"{name}={json.dumps(value, ensure_ascii=False)}"]
+    return words
+
+
+def _word(setting: Setting, value: Any) -> str:
+    if isinstance(value, list | tuple) and any(_is_names(one) for one in setting.types):
+        return ",".join(map(str, value))
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple | dict) else str(value)

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsugiki.cli.tables import print_table, say
+from tsugiki.cli.flags import words_of
+from tsugiki.cli.tables import print_table, say, say_next
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.language import _, counts
 from tsugiki.report.evaluations import evaluation_table
-from tsugiki.report.formatting import describe_change
+from tsugiki.report.formatting import Table, describe_change
 from tsugiki.report.run import change_of_run, choice_notes, held_out_table
+from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_share, warning_text
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.merge import MergeReport
@@ -80,3 +82,23 @@ def print_merge(out: Path, report: MergeReport) -> None:
         )
     if report.evaluations is not None:
         print_evaluations([_("base"), _("with the adapter"), _("merged")], report.evaluations)
+
+
+def print_runs(table: Table, sentence: str, page: Path, best: RunConfig, out: Path) -> None:
+    """Print the table of a comparison or a sweep, its result, the page, and how to train with the best settings again.
+
+    Args:
+        table: a row for each run.
+        sentence: the result in words.
+        page: the file of the report.
+        best: the settings of the best run.
+        out: the folder of all runs.
+    """
+    print_table(
+        table,
+        _("in brackets: 95 % intervals over documents"),
+        sentence,
+        _("best run: {folder}; page: {page}").format(folder=best.out, page=page),
+    )
+    again = best.model_dump(mode="json", exclude_unset=True) | {"out": f"{out}-best"}
+    say_next("train", *words_of(RunConfig, again))

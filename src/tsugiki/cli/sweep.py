@@ -8,7 +8,6 @@ import typer
 
 from tsugiki.cli.flags import with_flags
 from tsugiki.cli.interruption import continued_by
-from tsugiki.language import _
 from tsugiki.train.workflows.compare_config import SweepConfig
 
 
@@ -21,7 +20,7 @@ def sweep_command(
 
     Runs that have finished are not repeated; an interrupted sweep continues where it stopped.
     """
-    from tsugiki.cli.tables import print_table
+    from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
     from tsugiki.train.workflows.compare_config import load_sweep
     from tsugiki.train.workflows.sweep import sweep
@@ -29,5 +28,7 @@ def sweep_command(
     sweep_config = load_sweep(config, settings)
     with continued_by(sys.argv[1:]):
         points = sweep(sweep_config)
-    page = write_sweep_page(Path(sweep_config.out), points)
-    print_table(sweep_table(points), sweep_sentence(points), _("page: {path}").format(path=page))
+    out = Path(sweep_config.out)
+    best = min(points, key=lambda point: point.loss)
+    best_settings = sweep_config.runs()[best.name][1]
+    print_runs(sweep_table(points), sweep_sentence(points), write_sweep_page(out, points), best_settings, out)

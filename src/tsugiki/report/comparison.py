@@ -7,20 +7,21 @@ from typing import get_args
 
 from markupsafe import Markup
 
+from tsugiki.errors import summarise_list
 from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
-from tsugiki.language import _
+from tsugiki.language import _, ngettext
 from tsugiki.methods.method import Family
 from tsugiki.methods.table import family_of
-from tsugiki.report.formatting import Table, format_change, format_value
+from tsugiki.report.formatting import MIN_DOCUMENTS, Table, format_change, format_value
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
 from tsugiki.report.run import REPORT_FILE, held_out_series
 from tsugiki.report.samples import sample_columns
-from tsugiki.train.evaluation.result import StepEvaluation, change_of_bits
+from tsugiki.train.evaluation.result import StepEvaluation, change_of_bits, change_of_loss
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.workflows.compare import ComparisonRow
-from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, Point, change, smallest_sufficient_rank
+from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, NeededRank, Point, change, needed_rank
 
 _MAX_BANDS = 3  # with more runs, their intervals would hide each other
 
@@ -53,16 +54,6 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
 
 def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> Path:
     """Write `report.html` of a comparison (see `write_comparison`)."""
-    best = min(rows, key=lambda row: row.loss_after)
-    training = finished(next(iter(records.values())))[0]
-    lead = _(
-        "On the same text and the same {tokens:,} tokens, the held-out loss is lowest with {name}: {before:.3f} → "
-        "{after:.3f}."
-    ).format(tokens=training.tokens, name=best.name, before=best.loss_before, after=best.loss_after)
-    retention = {row.name: row.retention_loss_after for row in rows if row.retention_loss_after is not None}
-    if retention:
-        lowest = min(retention, key=lambda name: retention[name])
-        lead += _(" The retention loss is lowest with {name}.").format(name=lowest)
     families = get_args(Family)
     marks = [
         Series(
@@ -73,6 +64,7 @@ def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: 
     caption = _("Final held-out perplexity by trainable parameters")
     figures = [over_parameters(marks, caption)] if len(marks) > 1 else []
     title = _("Comparison · {name}").format(name=folder.name)
+    lead = comparison_sentence(rows, records)
     return write_comparison(folder, title, lead, comparison_table(rows), list(records.items()), figures)
 
 
@@ -122,21 +114,69 @@ def sweep_table(points: Sequence[Point]) -> Table:
 
 
 def sweep_sentence(points: Sequence[Point]) -> str:
-    """Return the result of a sweep in words: the best point, and the smallest sufficient rank."""
-    best = min(points, key=lambda point: point.loss)
-    sentence = _("Best of {count}: {name}, held-out loss {loss:.4f}.").format(
-        count=len(points), name=best.name, loss=best.loss
-    )
-    sufficient = smallest_sufficient_rank(list(points))
-    if sufficient is not None and sufficient.values["r"] == max(point.values["r"] for point in points):
-        message = _(" The loss still falls up to rank {rank}, the highest one in the sweep.")
-        sentence += message.format(rank=sufficient.values["r"])
-    elif sufficient is not None:
-        sentence += _(
-            " Rank {rank} is sufficient: no higher rank lowers the loss by at least {gain:.1%} with 95 % confidence "
-            "over documents."
-        ).format(rank=sufficient.values["r"], gain=MIN_RELATIVE_GAIN)
-    return sentence
+    """Return the result of a sweep in words: the best point, and the rank that is needed, as far as intervals tell."""
+    best, *others = sorted(points, key=lambda point: point.loss)
+    sentences = [
+        _("Best of {count}: {name}, held-out loss {loss:.4f}.").format(
+            count=len(points), name=best.name, loss=best.loss
+        ),
+        *(_chance(best.record, others[0].name, others[0].record) if others else []),
+    ]
+    needed = needed_rank(points)
+    return " ".join([*sentences, *([] if needed is None else [_rank_sentence(needed)])])
+
+
+def _rank_sentence(needed: NeededRank) -> str:
+    if needed.documents < MIN_DOCUMENTS:
+        return ngettext(
+            "Which rank is sufficient cannot be told from {count} held-out document.",
+            "Which rank is sufficient cannot be told from {count} held-out documents.",
+            needed.documents,
+        ).format(count=needed.documents)
+    undecided = summarise_list([str(rank) for rank in needed.undecided])
+    if needed.sufficient is None:
+        return _("Which of the ranks {ranks} is sufficient cannot be told: the intervals are too wide.").format(
+            ranks=undecided
+        )
+    if needed.sufficient == needed.highest and not needed.undecided:
+        return _("The loss still falls up to rank {rank}, the highest one in the sweep.").format(rank=needed.highest)
+    sentence = _(
+        "Rank {rank} is sufficient: no other lowers the loss by {gain:.1%} or more (95 % confidence over documents)."
+    ).format(rank=needed.sufficient, gain=MIN_RELATIVE_GAIN)
+    if not needed.undecided:
+        return sentence
+    return " ".join([sentence, _("Whether rank {ranks} is, too, cannot be told.").format(ranks=undecided)])
+
+
+def comparison_sentence(rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> str:
+    """Return the result of a comparison in words."""
+    best, *others = sorted(rows, key=lambda row: row.loss_after)
+    training = finished(records[best.name])[0]
+    sentences = [
+        _("On the same {tokens:,} tokens, the held-out loss is lowest with {name}: {before:.3f} → {after:.3f}.").format(
+            tokens=training.tokens, name=best.name, before=best.loss_before, after=best.loss_after
+        ),
+        *(_chance(records[best.name], others[0].name, records[others[0].name]) if others else []),
+    ]
+    retention = {row.name: row.retention_loss_after for row in rows if row.retention_loss_after is not None}
+    if retention:
+        lowest = min(retention, key=lambda name: retention[name])
+        sentences.append(_("The retention loss is lowest with {name}.").format(name=lowest))
+    return " ".join(sentences)
+
+
+def _chance(best: RunRecord, name: str, second: RunRecord) -> list[str]:
+    """Return a sentence if the held-out documents do not tell that the best run is better than the second one."""
+    worse = change_of_loss(best.evaluations[-1], second.evaluations[-1])
+    if worse.interval is not None and worse.interval[0] > 0 and worse.documents >= MIN_DOCUMENTS:
+        return []
+    return [
+        ngettext(
+            "That it is better than {name} cannot be told from {count} held-out document.",
+            "That it is better than {name} cannot be told from {count} held-out documents.",
+            worse.documents,
+        ).format(name=name, count=worse.documents)
+    ]
 
 
 def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:

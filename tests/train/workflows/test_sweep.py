@@ -9,7 +9,7 @@ from tests.train.workflows.comparisons import SETTINGS, write
 from tsugiki import TsugikiError
 from tsugiki.train.workflows import several
 from tsugiki.train.workflows.compare_config import load_sweep
-from tsugiki.train.workflows.sweep import change, smallest_sufficient_rank, sweep
+from tsugiki.train.workflows.sweep import change, needed_rank, sweep
 
 pytestmark = pytest.mark.usefixtures("comparison_data")
 
@@ -38,8 +38,8 @@ def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pyte
     assert len(loads) == 2, "nothing is loaded where all is done"
     assert [point.loss for point in again] == [point.loss for point in points]
     assert change(points[0], points[0]).relative == 0
-    assert smallest_sufficient_rank(points) is not None
-    assert smallest_sufficient_rank(points[:2]) is None
+    assert needed_rank(points) is not None
+    assert needed_rank(points[:2]) is None
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,6 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
     return records
 
 
-def best_of(records: Mapping[str, RunRecord]) -> str:
-    """Return the name of the run with the lowest held-out loss at the end."""
-    return min(records, key=lambda name: records[name].evaluations[-1].loss)
-
-
 def _run(
     accelerator: Accelerator, config: RunConfig, data: RunData, base: _Base, resume: bool, display: RunProgress
 ) -> RunRecord:

@@ -1,5 +1,7 @@
 """Sweep over a grid of LoRA settings: each point is a run (see `several`)."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,28 +80,44 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
     return points
 
 
+@dataclass(frozen=True)
+class NeededRank:
+    """What a sweep tells about the rank that is needed. Each rank is represented by its best point."""
+
+    sufficient: int | None
+    """The smallest rank of which it is known, with 95 % confidence over documents, that no point has a loss that is
+    lower by `MIN_RELATIVE_GAIN` or more; None: not known of any."""
+    undecided: tuple[int, ...]
+    """Lower ranks of which it is not known whether they are sufficient."""
+    highest: int
+    """The highest rank of the grid."""
+    documents: int
+    """Number of held-out documents."""
+
+
 def change(best: Point, other: Point) -> Change:
     """Return the relative change of the held-out loss from the best point to another one."""
     return change_of_loss(best.record.evaluations[-1], other.record.evaluations[-1])
 
 
-def smallest_sufficient_rank(points: list[Point]) -> Point | None:
-    """Return the point of the smallest rank from which on nothing is gained; None if the grid has one rank only.
-
-    Each rank is represented by its best point. A rank is sufficient if the best of all points has a loss that is lower
-    by less than `MIN_RELATIVE_GAIN`, or if the difference may be due to the choice of documents (the interval of the
-    change includes 0).
-    """
+def needed_rank(points: Sequence[Point]) -> NeededRank | None:
+    """Return what the points tell about the rank that is needed; None if the grid has one rank only."""
     ranked = [point for point in points if "r" in point.values]
-    if len({point.values["r"] for point in ranked}) < 2:
+    ranks = sorted({point.values["r"] for point in ranked})
+    if len(ranks) < 2:
         return None
     best = min(ranked, key=lambda point: point.loss)
-    for rank in sorted({point.values["r"] for point in ranked}):
+    undecided: list[int] = []
+    for rank in ranks:
         candidate = min((point for point in ranked if point.values["r"] == rank), key=lambda point: point.loss)
         worse = change(best, candidate)
-        if worse.relative < MIN_RELATIVE_GAIN or (worse.interval is not None and worse.interval[0] <= 0):
-            return candidate
-    return best
+        if worse.interval is None:
+            undecided.append(rank)
+        elif worse.interval[1] < MIN_RELATIVE_GAIN:
+            return NeededRank(rank, tuple(undecided), ranks[-1], worse.documents)
+        elif worse.interval[0] < MIN_RELATIVE_GAIN:
+            undecided.append(rank)
+    return NeededRank(None, tuple(undecided), ranks[-1], change(best, best).documents)
 
 
 def _result(point: Point) -> PointResult:
