@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from tsugiki.io.json import check_depth, integer
+from tsugiki.language import _
 
 _CHUNK = 1 << 20  # characters
 _MAX_VALUE = 1 << 26  # characters
@@ -33,11 +34,11 @@ def iterate_json(file: IO[str]) -> Iterator[Any]:
         yield text.value()
         mark = text.peek()
         if mark not in (",", "]"):
-            raise ValueError("a comma or ] is missing after an element" if mark else "it ends in the middle")
+            raise ValueError(_("a comma or ] is missing after an element") if mark else _("it ends in the middle"))
         text.position += mark == ","
     text.position += 1
     if text.peek():
-        raise ValueError("text follows the array")
+        raise ValueError(_("text follows the array"))
 
 
 class _Text:
@@ -63,18 +64,18 @@ class _Text:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
             except RecursionError as error:
-                raise ValueError("it is nested too deeply") from error
+                raise ValueError(_("it is nested too deeply")) from error
             except json.JSONDecodeError as error:
                 if self.ended:
                     at_end = error.pos >= len(self.text.rstrip())
-                    raise ValueError("it ends in the middle" if at_end else error.msg) from error
+                    raise ValueError(_("it ends in the middle") if at_end else error.msg) from error
             else:
                 if self.ended or not self._may_go_on(value, end):
                     check_depth(value)
                     self.position = end
                     return value
             if len(self.text) - self.position > _MAX_VALUE:
-                raise ValueError(f"a value has more than {_MAX_VALUE:,} characters, or is no JSON")
+                raise ValueError(_("a value has more than {most:,} characters, or is no JSON").format(most=_MAX_VALUE))
             self._read_on()
 
     def _may_go_on(self, value: Any, end: int) -> bool:
