@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests.cli.imports import output_without
 from tests.data.aozora.samples import ROWS, index_csv, make_mirror, work_zip
+from tests.data.aozora.test_text import zipped
 from tsugiki.cli.aozora import aozora_command
 from tsugiki.data.aozora.index import INDEX
 from tsugiki.errors import TsugikiError
@@ -36,7 +37,7 @@ def test_writes_the_chosen_works_and_one_summary_line(mirror, tmp_path):
     assert json.loads(line)["title"] == "海の底"
     assert result.stdout == ""
     (summary,) = result.stderr.splitlines()
-    assert summary.startswith("1 works, 8 characters, 0 characters without a code (〓), 0 skipped, 0 missing, ")
+    assert summary.startswith("1 work, 8 characters, 0 without a code (〓), 0 skipped, 0 missing, ")
     assert "works/s" in summary
 
 
@@ -56,7 +57,7 @@ def test_skipped_works_are_named(mirror, tmp_path):
     warning, summary = result.stderr.splitlines()
     assert warning.startswith("skipped cards/000001/files/1_ruby.zip: a damaged zip")
     assert "2 works" in summary
-    assert "1 characters without a code (〓), 1 skipped, 0 missing" in summary
+    assert "1 without a code (〓), 1 skipped, 0 missing" in summary
 
 
 def test_a_missing_file_is_one_line_with_status_2_and_no_output(mirror, tmp_path):
@@ -118,3 +119,20 @@ def test_aozora_does_not_import_torch(mirror: Path, tmp_path: Path):
         {"torch", "transformers", "httpx2"}, "aozora", "--source", str(mirror), "--out", f"{tmp_path}/w.jsonl"
     )
     assert (tmp_path / "w.jsonl").is_file()
+
+
+def test_downloaded_files_and_editions_of_one_work(tmp_path: Path):
+    body = "".join(f"{number}番目の石を、庭の隅に置いた。" for number in range(200))
+    edition = f"石\n庭野枝\n\n{body}\n\n底本：「庭」枝書房\n青空文庫作成ファイル：\n"
+    (tmp_path / "1.txt").write_bytes(edition.encode("cp932"))
+    (tmp_path / "2.zip").write_bytes(zipped(edition.replace("隅", "角").encode("cp932")))
+    out = tmp_path / "works.jsonl"
+    result = run(tmp_path, "--out", out)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(row["title"], row["author"], row["text"][:3]) for row in rows] == [("石", "庭野枝", "0番目")] * 2
+    assert "person_id" not in rows[0]
+    summary, editions = result.stderr.splitlines()
+    assert summary.startswith("2 works, ")
+    assert "1.txt" in editions
+    assert "--drop-duplicates" in editions

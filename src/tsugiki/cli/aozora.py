@@ -10,12 +10,16 @@ import typer
 from tsugiki.data.aozora.index import Kana
 from tsugiki.data.aozora.query import Query, parse_role, select
 from tsugiki.data.aozora.site import SITE
-from tsugiki.data.aozora.works import check_target, open_source, read_entries, write_works
+from tsugiki.data.aozora.works import LooseFiles, check_target, open_source, read_entries, write_works
 from tsugiki.language import _, counts, ngettext
 
 
 def aozora_command(
     out: Annotated[Path, typer.Option(help="JSON-lines file to write; it must not exist.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Downloaded works (.zip, .txt), or folders of these, instead of a site or a mirror."),
+    ] = None,
     source: Annotated[str, typer.Option(help="URL of a site, or a mirror folder that contains cards/.")] = SITE,
     author: Annotated[str | None, typer.Option(help="Full name, such as 夏目漱石.")] = None,
     role: Annotated[
@@ -44,18 +48,21 @@ def aozora_command(
 
     Works under copyright are never used. Files of a site are cached, and later runs download only missing ones.
     """
+    from tsugiki.data.aozora.copies import NearCopies
+    from tsugiki.errors import summarise_list
     from tsugiki.io.progress import ProgressDisplay
 
     start = time.perf_counter()
     check_target(out)
     query = Query(author, title, kana, parse_role(role))
-    opened = open_source(source, cache)
+    opened = LooseFiles(files) if files else open_source(source, cache)
     entries = select(opened.entries(), query)
     skipped: list[str] = []
     missing: list[str] = []
     tracked = ProgressDisplay().track(entries, _("works"))
     works = read_entries(opened, tracked, query, skipped.append, missing.append if skip_missing else None)
-    totals = write_works(works, out)
+    copies = NearCopies()
+    totals = write_works(copies.watch(works), out)
     seconds = time.perf_counter() - start
     for reason in skipped:
         print(_("skipped {reason}").format(reason=reason), file=sys.stderr)
@@ -77,3 +84,14 @@ def aozora_command(
         ),
         file=sys.stderr,
     )
+    if groups := copies.groups():
+        print(
+            ngettext(
+                "{count:,} work is there in several editions, such as {names}: with --drop-duplicates, tsugiki train "
+                "uses one of them",
+                "{count:,} works are there in several editions, such as {names}: with --drop-duplicates, tsugiki train "
+                "uses one of each",
+                len(groups),
+            ).format(count=len(groups), names=summarise_list(groups[0])),
+            file=sys.stderr,
+        )

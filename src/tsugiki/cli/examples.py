@@ -10,6 +10,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "tsugiki aozora --author 梶井基次郎 --out kajii.jsonl",
             "tsugiki aozora --author 泉鏡花 --kana old --out kyoka.jsonl",
             "tsugiki aozora --source mirror --title 檸檬 --out lemon.jsonl",
+            "tsugiki aozora 424_ruby_19825.zip downloads --out works.jsonl",
         ),
         "new": ("tsugiki new", "tsugiki new kajii.yaml --data kajii.jsonl --minutes 20 --no-preview"),
         "train": (

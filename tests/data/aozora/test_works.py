@@ -21,6 +21,7 @@ from tests.data.aozora.test_text import FOOTER, zipped
 from tsugiki.data.aozora.index import INDEX, IndexEntry, Person
 from tsugiki.data.aozora.query import Query, select
 from tsugiki.data.aozora.works import (
+    LooseFiles,
     MirrorFolder,
     Work,
     check_target,
@@ -312,3 +313,25 @@ def test_the_mirror_by_its_manifest(aozora_mirror):
     assert {work.person_id for work in works} == {"000148"}
     with pytest.raises(TsugikiError, match="夏目漱石"):
         select(entries, Query(author="夏目　激石"))
+
+
+def test_files_as_they_were_downloaded(tmp_path: Path, mirror):
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    paths = sorted(Path(mirror).rglob("*.zip"))
+    for path in paths[1:]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "notes.txt").write_text("買い物")
+    (folder / "picture.png").write_bytes(b"x")
+    source = LooseFiles([paths[0], folder])
+    skipped: list[str] = []
+    works = list(read_entries(source, source.entries(), Query(), skipped.append))
+    expected = {work.text for work in iter_works(str(mirror))}
+    assert {work.text for work in works} == expected
+    assert [work.person_id for work in works] == [""] * len(paths)
+    assert len(skipped) == 1
+    assert "notes.txt" in skipped[0]
+    with pytest.raises(TsugikiError, match="no such file"):
+        LooseFiles([tmp_path / "nowhere"])
+    with pytest.raises(TsugikiError, match=r"no \.zip or \.txt"):
+        LooseFiles([folder / "picture.png"])

@@ -55,6 +55,20 @@ def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = No
     return clean_work(_decode(content, name, encoding), name)
 
 
+def read_text_file(data: bytes, name: str, encoding: Encoding | None = None) -> CleanText:
+    """Read the clean text, the title and the author of a work that is not in a zip; arguments as of `read_work`.
+
+    Raises:
+        TsugikiError: the text has another encoding, or is not a work as the library distributes it.
+    """
+    source = _decode(data, name, encoding)
+    if not is_work(source):
+        raise TsugikiError(
+            _("{name}: neither the header nor the footer of Aozora Bunko is in it; exclude this file").format(name=name)
+        )
+    return clean_work(source, name)
+
+
 def clean_work(source: str, name: str) -> CleanText:
     """Return the clean text, the title and the author of a work, given as a text with LF as line ends.
 

@@ -7,7 +7,7 @@ and `write_works` writes them. `iter_works` combines selection and reading.
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, Role, read_index, read_manifest
 from tsugiki.data.aozora.query import Query, no_author, no_work, normalise_name, select
 from tsugiki.data.aozora.site import MAX_ZIP, Site, SiteUnreachable
-from tsugiki.data.aozora.text import guess_kana, read_work
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.data.aozora.text import guess_kana, read_text_file, read_work
+from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_size
@@ -123,6 +123,53 @@ class MirrorFolder:
             raise TsugikiError(
                 _("{path!r}: {error}; correct the list of works").format(path=entry.path, error=error_text(error))
             ) from error
+        if len(data) > MAX_ZIP:
+            raise TsugikiError(
+                _("{path} has more than {max_zip}; exclude this work").format(
+                    path=entry.path, max_zip=format_size(MAX_ZIP)
+                )
+            )
+        return data
+
+
+class LooseFiles:
+    """Files as they were downloaded: zips and texts of the library, or folders of these."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Find the files.
+
+        Raises:
+            TsugikiError: there is no such file or folder, or none with works.
+        """
+        self.files: list[Path] = []
+        for path in paths:
+            if not path.exists():
+                raise TsugikiError(_("{path}: there is no such file or folder").format(path=path))
+            inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+            self.files += [one for one in inside if one.suffix.lower() in (".zip", ".txt") and one.is_file()]
+        if not self.files:
+            raise TsugikiError(
+                _("{paths}: no .zip or .txt file; give works as Aozora Bunko distributes them").format(
+                    paths=summarise_list([str(path) for path in paths])
+                )
+            )
+
+    def entries(self) -> list[IndexEntry]:
+        """Return an entry for each file; title and author are read from the texts."""
+        return [IndexEntry(str(path), (Person(""),)) for path in self.files]
+
+    def locate(self, entry: IndexEntry) -> str:
+        """Return the path of the file."""
+        return entry.path
+
+    def fetch(self, entry: IndexEntry) -> bytes:
+        """Read a file.
+
+        Raises:
+            TsugikiError: it cannot be read, or is too large.
+        """
+        with Path(entry.path).open("rb") as file:
+            data = file.read(MAX_ZIP + 1)
         if len(data) > MAX_ZIP:
             raise TsugikiError(
                 _("{path} has more than {max_zip}; exclude this work").format(
@@ -247,7 +294,8 @@ def _read(source: WorkSource, entry: IndexEntry) -> Work:
             )
         )
     name = source.locate(entry)
-    clean = read_work(source.fetch(entry), name, entry.encoding)
+    read = read_text_file if entry.path.lower().endswith(".txt") else read_work
+    clean = read(source.fetch(entry), name, entry.encoding)
     author = next((person for person in entry.people if person.role == "author"), entry.people[0])
     return Work(
         title=entry.title or clean.title,
@@ -308,14 +356,14 @@ def write_works(works: Iterable[Work], out: Path) -> Totals:
 
 
 def _record(work: Work) -> dict[str, str]:
-    """Return the JSON object of a work; translator and orthography are left out if unknown."""
+    """Return the JSON object of a work; what is unknown is left out."""
     return {
         "title": work.title,
         "author": work.author,
         **({"translator": work.translator} if work.translator else {}),
         "text": work.text,
         "source": work.source,
-        "person_id": work.person_id,
+        **({"person_id": work.person_id} if work.person_id else {}),
         "kana": work.kana,
         **({"orthography": work.orthography} if work.orthography else {}),
     }
