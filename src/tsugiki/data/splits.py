@@ -124,7 +124,7 @@ def split_validation(
         chosen = np.intersect1d(_matching(index, share), among)
     inside = np.intersect1d(np.flatnonzero(np.isin(belongs, belongs[chosen])), among)
     if len(inside) in (0, len(among)):
-        left = "training" if len(inside) else "validation"
+        left = _("training") if len(inside) else _("validation")
         raise TsugikiError(_("no record is left for {left}: add text, or set validation to none").format(left=left))
     return inside
 

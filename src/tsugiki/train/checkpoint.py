@@ -93,7 +93,10 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], d
     Raises:
         TsugikiError: a file is missing or broken.
     """
-    fields = read_json(folder / _TRAINING, missing=f"{folder} is not a checkpoint: it has no {_TRAINING}")
+    fields = read_json(
+        folder / _TRAINING,
+        missing=_("{folder} is not a checkpoint: it has no {file}").format(folder=folder, file=_TRAINING),
+    )
     optimizer: dict[str, Any] = {"state": {}, "param_groups": fields["optimizer"]["param_groups"]}
     for key, value in {**_load(folder / _OPTIMIZER), **fields["optimizer"]["state"]}.items():
         index, _dot, name = key.partition(".")

@@ -521,9 +521,9 @@ def validated(kind: type[Settings], settings: dict[str, Any], path: Path | None)
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        raise TsugikiError(f"{path or 'settings'}: {describe_problems(error)}") from error
+        raise TsugikiError(f"{path or _('settings')}: {describe_problems(error)}") from error
     except TsugikiError as error:  # from the config of a method
-        raise TsugikiError(f"{path or 'settings'}: {error_text(error, _MAX_LENGTH)}") from error
+        raise TsugikiError(f"{path or _('settings')}: {error_text(error, _MAX_LENGTH)}") from error
 
 
 def describe_problems(error: ValidationError) -> str:

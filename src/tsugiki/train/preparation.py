@@ -464,7 +464,7 @@ def _overlap(train: RecordIndex, held_out: RecordIndex, what: str = "held-out") 
             _(
                 "{count:,} records of the training data are in the {what} file as well: {same}; remove them from one "
                 "of the two, because {what} text must not be trained on"
-            ).format(count=len(same), what=what, same=summarise_list(same))
+            ).format(count=len(same), what=_(what), same=summarise_list(same))
         )
     if not near:
         return []

@@ -257,8 +257,8 @@ def run(
             **given,
             "shard": config.shard,
             "data": record.data,
-            "base model": record.base,
-            "settings that depend on the machine": resolved,
+            _("base model"): record.base,
+            _("settings that depend on the machine"): resolved,
         },
     )
     can_restart = isinstance(given["learning_rate"], str) and is_grafted(model)

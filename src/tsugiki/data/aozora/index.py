@@ -167,7 +167,10 @@ def _rows(
                             name=name, line=line, count=len(cells), expected=len(header), advice=advice
                         )
                     )
-                yield {column: cells[place] for column, place in places.items()}, f"{name}: line {line}"
+                yield (
+                    {column: cells[place] for column, place in places.items()},
+                    _("{name}: line {line}").format(name=name, line=line),
+                )
             line = table.line_num + 1
     except (csv.Error, UnicodeDecodeError) as error:
         raise TsugikiError(

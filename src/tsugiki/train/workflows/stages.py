@@ -52,7 +52,7 @@ def run_stages(settings: Mapping[str, Any], path: Path, progress: RunProgress | 
     Raises:
         TsugikiError: invalid settings, a folder that holds another run, an error in a stage, or several processes.
     """
-    require_one_process("a run in stages")
+    require_one_process(_("a run in stages"))
     stages = _stages(settings, path)
     for number in range(len(stages)):  # errors in the settings of the last stage appear before the first one trains
         _config(settings, stages, number, path, starts=False)
