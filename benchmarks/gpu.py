@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="qwen3-1.7b", help="as in `tsugiki bench --list`")
     parser.add_argument("--batch", type=int, default=4, help="rows of a measured step")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row")
-    parser.add_argument("--rounds", type=int, default=10, help="counted steps of each entry")
+    parser.add_argument("--rounds", type=int, default=3, help="blocks of consecutive steps of each entry")
     parser.add_argument("--minutes", type=float, default=6, help="entries are left out that would start later")
     parser.add_argument("--out", type=Path, help="folder for losses.json, profile.json and results.json")
     options = parser.parse_args(arguments)
@@ -178,7 +178,7 @@ def measure_entries(
     Args:
         entries: by name.
         work: the rows of a step.
-        rounds: counted steps of each.
+        rounds: blocks of each.
         end: of `time.monotonic`; later than this, none is started.
         command: the command line, for the results.
     """

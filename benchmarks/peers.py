@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--batch", type=int, default=4, help="rows per step")
     parser.add_argument("--length", type=int, default=512, help="tokens per row")
-    parser.add_argument("--rounds", type=int, default=5, help="counted steps of each entry")
+    parser.add_argument("--rounds", type=int, default=3, help="blocks of consecutive steps of each entry")
     parser.add_argument("--out", type=Path, help="folder for results.json, table.md and plot.svg")
     options = parser.parse_args()
     names = options.entries.split(",")

@@ -20,10 +20,10 @@ LIMITS = {
 
 def example() -> Results:
     measured = [
-        Measurement("chapter", {}, [10.0, 8.0, 16.0], 10**9, 3 * 10**9, 2 * 10**9),
+        Measurement("chapter", {}, [[10.0, 8.0], [10.0, 16.0]], 10**9, 3 * 10**9, 2 * 10**9),
         Measurement("trl", problem="not installed (pip install 'tsugiki[bench]')"),
-        Measurement("tsugiki", {"base_dtype": "bf16"}, [4.0, 5.0, 2.0], 5 * 10**8, 15 * 10**8, 10**9),
-        Measurement("tsugiki-full-fp32", {}, [8.0], None, None, None),
+        Measurement("tsugiki", {"base_dtype": "bf16"}, [[4.0, 5.0], [4.0, 2.0]], 5 * 10**8, 15 * 10**8, 10**9),
+        Measurement("tsugiki-full-fp32", {}, [[8.0]], None, None, None),
     ]
     machine = {"processor": "EPYC", "threads": 2}
     return collect(
@@ -42,6 +42,8 @@ def test_medians_ratios_and_shares():
     assert chapter.tokens_per_second == pytest.approx(2048 / 10)
     assert (chapter.slowest, chapter.fastest) == pytest.approx((2048 / 16, 2048 / 8))
     assert (chapter.ratio, ours.ratio) == pytest.approx((1, 10 / 4))
+    assert ours.ratio_range == pytest.approx((9 / 4.5, 13 / 3))
+    assert (chapter.ratio_range, full.ratio_range) == (None, None), "one block has no range"
     assert chapter.share == pytest.approx(204.8 / 400), "float32 against the limit of float32"
     assert ours.share == pytest.approx(512 / 1000), "and what it chose for itself, bfloat16, against bfloat16's"
     assert full.share is None, "the limit is LoRA's"
@@ -58,6 +60,7 @@ def test_the_table():
     assert cells[1]["settings"] == "not installed (pip install 'tsugiki[bench]')"
     assert cells[1]["tokens/s"] == "–"
     assert cells[2]["settings"] == "base_dtype bf16"
+    assert cells[2]["ratio"] == "2.50 [2.00, 4.33]"
     assert [line[""] for line in cells[4:]] == ["limit, fp32", "limit, bf16"]
     assert cells[5]["tokens/s"] == "1,000"
     assert cells[5]["settings"] == "with causal attention: 1,200"

@@ -12,7 +12,7 @@ from tsugiki.bench.plot import plot
 from tsugiki.bench.results import Kind, Results, collect
 from tsugiki.bench.runner import Measurement, measure
 from tsugiki.bench.table import results_page
-from tsugiki.bench.workload import Workload
+from tsugiki.bench.workload import STEPS, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_size
@@ -26,10 +26,18 @@ def run_benchmark(
     rounds: int,
     command: str,
     show: Callable[[str], None],
+    steps: int = STEPS,
 ) -> Results:
-    """Measure the entries and, for training, the machine's limit, for a number of counted rounds.
+    """Measure the entries and, for training, the machine's limit.
 
-    `show` is called with each line of progress. The command line is kept in the results.
+    Args:
+        kind: what is measured.
+        entries: by name.
+        workload: what each trains on, or generates from.
+        rounds: blocks of each entry.
+        command: the command line, for the results.
+        show: called with each line of progress.
+        steps: counted steps in a block.
 
     Raises:
         TsugikiError: the length exceeds the model's context, or no entry could be measured.
@@ -46,7 +54,7 @@ def run_benchmark(
     if not measurable:
         raise TsugikiError(f"no entry can be measured: {'; '.join(skipped.values())}")
     limit_entry = {"limit": LIMIT_ENTRY} if kind == "train" else {}
-    found = {one.name: one for one in measure({**measurable, **limit_entry}, workload, rounds, show)}
+    found = {one.name: one for one in measure({**measurable, **limit_entry}, workload, rounds, show, steps)}
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
     limits = found["limit"].limits if "limit" in found else {}
     measurements = [found[name] for name in entries]

@@ -6,7 +6,7 @@ To add an entry, write a function that loads a model and then takes steps betwee
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -30,6 +30,8 @@ class BenchmarkEntry:
     install: str = "pip install 'tsugiki[bench]'"
     full: bool = False
     """Whether all parameters are trained instead of an adapter."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the entry's process."""
 
     @property
     def missing(self) -> list[str]:
@@ -47,6 +49,7 @@ def load_function(name: str) -> Callable[[Workload, StepBarrier], None]:
 _HUGGING_FACE, _TSUGIKI, _GENERATION = (
     f"tsugiki.bench.{module}" for module in ("hugging_face", "tsugiki_entry", "generation")
 )
+_KEEP = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
 _PEFT_FP32 = partial(BenchmarkEntry, compute_dtype="fp32", requires=("peft",))
 _PEFT_BF16 = partial(BenchmarkEntry, compute_dtype="bf16", bytes_per_parameter=2, requires=("peft",))
 _TRL = partial(BenchmarkEntry, compute_dtype="bf16", bytes_per_parameter=2, requires=("peft", "trl", "datasets"))
@@ -66,6 +69,12 @@ TRAINING_ENTRIES: Mapping[str, BenchmarkEntry] = {
         "as peft-bf16, with bf16=True (autocast): A and B are multiplied in bfloat16 too",
         f"{_HUGGING_FACE}:peft_bf16_autocast",
     ),
+    "peft-bf16-malloc": _PEFT_BF16(
+        "as peft-bf16, and glibc keeps freed memory, as in Tsugiki",
+        f"{_HUGGING_FACE}:peft_bf16",
+        environment=_KEEP,
+    ),
+    "peft-bf16-compiled": _PEFT_BF16("as peft-bf16, with torch_compile=True", f"{_HUGGING_FACE}:peft_bf16_compiled"),
     "trl": _TRL(
         "TRL's SFTTrainer with its fused loss, the base in bfloat16, the faster attention implementation",
         f"{_HUGGING_FACE}:trl",

@@ -78,10 +78,12 @@ def chapter(workload: Workload, barrier: StepBarrier) -> None:
         _train(trainer, barrier)
 
 
-def peft(workload: Workload, barrier: StepBarrier, dtype: torch.dtype, autocast: bool = False) -> None:
+def peft(
+    workload: Workload, barrier: StepBarrier, dtype: torch.dtype, autocast: bool = False, compiled: bool = False
+) -> None:
     """Train PEFT's adapter on a base without dropout; A and B are in float32, which is PEFT's default."""
     model = _without_dropout(workload, dtype)
-    _train_rows(model, with_peft(model), workload, barrier, autocast)
+    _train_rows(model, with_peft(model), workload, barrier, autocast, compiled)
 
 
 def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
@@ -122,6 +124,7 @@ def full(workload: Workload, barrier: StepBarrier, autocast: bool) -> None:
 
 peft_fp32 = partial(peft, dtype=torch.float32)
 peft_bf16 = partial(peft, dtype=torch.bfloat16)
+peft_bf16_compiled = partial(peft, dtype=torch.bfloat16, compiled=True)
 peft_bf16_autocast = partial(peft, dtype=torch.bfloat16, autocast=True)
 trl = partial(sft, checkpointing=False)
 trl_checkpointed = partial(sft, checkpointing=True)
@@ -150,7 +153,7 @@ def _peft_config(model: "PreTrainedModel") -> Any:
     )
 
 
-def _settings(workload: Workload, folder: str, autocast: bool) -> dict[str, Any]:
+def _settings(workload: Workload, folder: str, autocast: bool, compiled: bool = False) -> dict[str, Any]:
     """Return the settings of Trainer for a step that only trains; on a CPU, autocast requires `use_cpu` as well."""
     return {
         "output_dir": folder,
@@ -158,6 +161,7 @@ def _settings(workload: Workload, folder: str, autocast: bool) -> dict[str, Any]
         "per_device_train_batch_size": workload.batch,
         "learning_rate": LEARNING_RATE,
         "bf16": autocast,
+        "torch_compile": compiled,
         "use_cpu": autocast and not torch.accelerator.is_available(),
         "save_strategy": "no",
         **_QUIET,
@@ -190,18 +194,27 @@ def _forward_and_backward(model: "PreTrainedModel", rows: Tensor, autocast: bool
     return time.perf_counter() - start
 
 
-def _train_rows(base: "PreTrainedModel", model: Any, workload: Workload, barrier: StepBarrier, autocast: bool) -> None:
+def _train_rows(
+    base: "PreTrainedModel",
+    model: Any,
+    workload: Workload,
+    barrier: StepBarrier,
+    autocast: bool,
+    compiled: bool = False,
+) -> None:
     """Train a model, which is the base or contains it, with Trainer and the faster attention implementation."""
     ids = workload.rows(base.config.vocab_size)
     barrier.note(attention=_faster_attention(base, ids[: workload.batch], autocast))
-    train_rows(model, ids, workload, barrier, autocast)
+    train_rows(model, ids, workload, barrier, autocast, compiled)
 
 
-def train_rows(model: Any, ids: Tensor, workload: Workload, barrier: StepBarrier, autocast: bool) -> None:
+def train_rows(
+    model: Any, ids: Tensor, workload: Workload, barrier: StepBarrier, autocast: bool, compiled: bool = False
+) -> None:
     """Train a model with Trainer on rows of token ids, int64 [rows, length]."""
     rows = [{"input_ids": row, "labels": row} for row in ids]
     with TemporaryDirectory() as folder:
-        settings = TrainingArguments(**_settings(workload, folder, autocast))
+        settings = TrainingArguments(**_settings(workload, folder, autocast, compiled))
         _train(Trainer(model=model, args=settings, train_dataset=rows, data_collator=default_data_collator), barrier)
 
 

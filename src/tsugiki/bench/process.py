@@ -1,6 +1,7 @@
 """The process of one entry, seen from the parent."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ class EntryProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            env={**os.environ, **entry.environment},
         )
         self.name = name
         ready = self._read_answer()

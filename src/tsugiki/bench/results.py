@@ -31,18 +31,21 @@ class EntryResult:
     problem: str | None
     """The reason why there are no figures."""
     tokens_per_second: float | None
-    """Median over the steps."""
+    """Median over the counted steps."""
     slowest: float | None
     """Tokens per second of the slowest step."""
     fastest: float | None
     ratio: float | None
     """Tokens per second divided by those of the first entry that was measured."""
+    ratio_range: tuple[float, float] | None
+    """The smallest and the largest ratio of the medians of two blocks in the same round; None with one round."""
     share: float | None
     """Share of the machine's limit for the entry's compute dtype, with attention counted whole."""
     loaded: int | None
     peak: int | None
     above_loaded: int | None
-    seconds: Sequence[float]
+    blocks: Sequence[Sequence[float]]
+    """Seconds of each counted step, for each block."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Results:
     machine: Mapping[str, Any]
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
-    format: int = 1
+    format: int = 2
 
     def write(self, folder: Path) -> None:
         """Write `results.json` atomically."""
@@ -77,7 +80,7 @@ def collect(
 ) -> Results:
     """Compute the figures of each measurement, in the order given."""
     tokens = workload.tokens if kind == "train" else workload.batch * NEW_TOKENS
-    base = next((_median_speed(one, tokens) for one in measurements if not one.problem), None)
+    base = next((one for one in measurements if not one.problem), None)
     rows = [_entry_result(one, entries[one.name], tokens, base, limits) for one in measurements]
     return Results(kind, asdict(workload), rows, limits, command, machine)
 
@@ -93,16 +96,22 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def _median_speed(one: Measurement, tokens: int) -> float:
-    """Tokens per second of the median step."""
-    return tokens / statistics.median(one.seconds)
+def _ratio_range(one: Measurement, base: Measurement) -> tuple[float, float] | None:
+    """Return the range over the rounds of how many times as fast as `base` an entry was."""
+    rounds = zip(base.blocks, one.blocks, strict=False)
+    ratios = [statistics.median(theirs) / statistics.median(ours) for theirs, ours in rounds]
+    return (min(ratios), max(ratios)) if len(ratios) > 1 and one is not base else None
 
 
 def _entry_result(
-    one: Measurement, entry: BenchmarkEntry, tokens: int, base: float | None, limits: Mapping[str, Mapping[str, Any]]
+    one: Measurement,
+    entry: BenchmarkEntry,
+    tokens: int,
+    base: Measurement | None,
+    limits: Mapping[str, Mapping[str, Any]],
 ) -> EntryResult:
     speeds = [tokens / seconds for seconds in one.seconds] if not one.problem else []
-    median = _median_speed(one, tokens) if speeds else None
+    median = tokens / statistics.median(one.seconds) if speeds else None
     limit = limits.get(entry.compute_dtype or one.notes.get("base_dtype", ""), {}).get("tokens_per_second")
     return EntryResult(
         name=one.name,
@@ -112,10 +121,11 @@ def _entry_result(
         tokens_per_second=median,
         slowest=min(speeds, default=None),
         fastest=max(speeds, default=None),
-        ratio=median / base if median and base else None,
+        ratio=median * statistics.median(base.seconds) / tokens if median and base else None,
+        ratio_range=_ratio_range(one, base) if median and base else None,
         share=median / limit if median and limit and not entry.full else None,
         loaded=one.loaded,
         peak=one.peak,
         above_loaded=one.above_loaded,
-        seconds=one.seconds,
+        blocks=one.blocks,
     )

@@ -1,10 +1,11 @@
-"""The parent process of a benchmark. Each entry runs in its own process, and only one process takes a step at a time.
+"""The parent process of a benchmark. Each entry runs in its own process, and only one process takes steps at a time.
 
-    warm-up       each entry loads its model and takes two steps that are not counted
-    a round       each entry takes one step while the others wait
-    one by one    if memory does not hold all processes at once: each entry alone, in two passes of half the rounds
+    start         each entry loads its model and takes two steps that are not counted
+    a round       each entry takes a block of consecutive steps while the others wait; the first two are not counted
+    one by one    if memory does not hold all processes at once: each entry is loaded anew for each of its blocks
 
-Other programs on the machine therefore slow all entries down alike.
+So other programs on the machine slow all entries down alike, and each entry runs as it does alone: after a change of
+the process, memory that was returned to the system and caches are cold, which only the first steps of a block pay for.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +16,8 @@ from typing import Any
 from tsugiki.bench import memory
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.process import EntryFailed, EntryProcess
-from tsugiki.bench.workload import WARM_UP, Workload
+from tsugiki.bench.workload import STEPS, WARM_UP, Workload
 
-_PASSES = 2
 _MARGIN = 1.15  # free memory that the next entry needs, relative to the largest peak so far
 
 
@@ -27,8 +27,8 @@ class Measurement:
 
     name: str
     notes: dict[str, str] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
-    """For each counted step."""
+    blocks: list[list[float]] = field(default_factory=list)
+    """Seconds of each counted step, for each block."""
     loaded: int | None = None
     """Memory before the first step: the model and the libraries."""
     peak: int | None = None
@@ -40,44 +40,67 @@ class Measurement:
     problem: str | None = None
     """The reason why the entry was not measured."""
 
-    def step(self, process: EntryProcess, counted: bool) -> None:
-        """Let the process take one step, and add what it took.
+    @property
+    def seconds(self) -> list[float]:
+        """Of all counted steps."""
+        return [seconds for block in self.blocks for seconds in block]
+
+    def take_block(self, process: EntryProcess, warm_up: int, counted: int) -> None:
+        """Let the process take consecutive steps, and add what the counted ones took.
 
         Raises:
-            EntryFailed: the process ended during the step.
+            EntryFailed: the process ended during a step.
         """
+        for _ in range(warm_up):
+            self._step(process)
+        if counted:
+            self.blocks.append([])
+        for _ in range(counted):
+            self.blocks[-1].append(self._step(process))
+
+    def _step(self, process: EntryProcess) -> float:
         answer = process.step()
         self.notes, self.loaded = process.notes, process.loaded
         if answer["peak"]:
             self.peak = max(self.peak or 0, answer["peak"])
             if process.loaded:
                 self.above_loaded = max(self.above_loaded or 0, answer["peak"] - process.loaded)
-        if counted:
-            self.seconds.append(answer["seconds"])
-            self.limits = answer.get("limits", {})
+        self.limits = answer.get("limits", {})
+        seconds: float = answer["seconds"]
+        return seconds
 
 
 def measure(
-    entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, show: Callable[[str], None]
+    entries: Mapping[str, BenchmarkEntry],
+    workload: Workload,
+    rounds: int,
+    show: Callable[[str], None],
+    steps: int = STEPS,
 ) -> list[Measurement]:
-    """Measure the entries, in the order given, for a number of counted rounds; one that fails has a `problem`.
+    """Measure the entries, in the order given; one that fails has a `problem`.
 
-    `show` is called with each line of progress.
+    Args:
+        entries: by name.
+        workload: what each trains on.
+        rounds: blocks of each entry.
+        show: called with each line of progress.
+        steps: counted steps in a block.
     """
     found = {
         name: Measurement(name, problem=f"not installed ({entry.install})" if entry.missing else None)
         for name, entry in entries.items()
     }
     installed = {name: entry for name, entry in entries.items() if not found[name].problem}
-    for one in _all_at_once(installed, workload, rounds, show) or _one_by_one(installed, workload, rounds, show):
+    measured = _all_at_once(installed, workload, rounds, steps, show)
+    for one in measured or _one_by_one(installed, workload, rounds, steps, show):
         found[one.name] = one
     return list(found.values())
 
 
 def _all_at_once(
-    entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, show: Callable[[str], None]
+    entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, steps: int, show: Callable[[str], None]
 ) -> list[Measurement] | None:
-    """Keep all processes running, and let them take steps in turn; None if memory does not hold all of them."""
+    """Keep all processes running, and let them take blocks in turn; None if memory does not hold all of them."""
     found = [Measurement(name) for name in entries]
     processes: dict[str, EntryProcess] = {}
     with ExitStack() as running:
@@ -91,21 +114,19 @@ def _all_at_once(
             show(f"round {number + 1} of {rounds}")
             for one in _without_problem(found):
                 with _recording_failure(one, show):
-                    one.step(processes[one.name], counted=True)
+                    one.take_block(processes[one.name], WARM_UP, steps)
     return found
 
 
 def _one_by_one(
-    entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, show: Callable[[str], None]
+    entries: Mapping[str, BenchmarkEntry], workload: Workload, rounds: int, steps: int, show: Callable[[str], None]
 ) -> list[Measurement]:
-    """Run each entry alone for a part of the rounds, then each again for the rest."""
+    """Run one entry at a time, in a new process for each of its blocks."""
     found = [Measurement(name) for name in entries]
-    for number in range(_PASSES):
+    for _ in range(rounds):
         for one in _without_problem(found):
             with _recording_failure(one, show), ExitStack() as running:
-                process = _start(one, entries[one.name], workload, running, show)
-                for _ in range(number, rounds, _PASSES):
-                    one.step(process, counted=True)
+                one.take_block(_start(one, entries[one.name], workload, running, show), 0, steps)
     return found
 
 
@@ -119,8 +140,7 @@ def _start(
     """Start the process and let it take the warm-up steps."""
     show(f"{one.name}: loading and warming up")
     process = running.enter_context(closing(EntryProcess(one.name, entry, workload)))
-    for _ in range(WARM_UP):
-        one.step(process, counted=False)
+    one.take_block(process, WARM_UP, 0)
     return process
 
 

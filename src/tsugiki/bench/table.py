@@ -60,7 +60,8 @@ def _cells(row: EntryResult) -> dict[str, str]:
         cells["tokens/s"] = _format_speed(row.tokens_per_second)
         cells["slowest to fastest"] = f"{_format_speed(row.slowest)} – {_format_speed(row.fastest)}"
     if row.ratio is not None:
-        cells["ratio"] = f"{row.ratio:.2f}"
+        interval = "" if row.ratio_range is None else " [{:.2f}, {:.2f}]".format(*row.ratio_range)
+        cells["ratio"] = f"{row.ratio:.2f}{interval}"
     if row.share is not None:
         cells["share of limit"] = f"{row.share:.0%}"
     if row.peak is not None:

@@ -14,8 +14,8 @@ BATCHES = 256
 """Number of different batches; after these the first ones are repeated."""
 RANK, ALPHA, DROPOUT, LEARNING_RATE = 8, 32, 0.1, 1e-4
 """The hyperparameters of the textbook chapter."""
-WARM_UP = 2
-"""Steps before the first counted one."""
+WARM_UP, STEPS = 2, 6
+"""Consecutive steps of a block: those before the first counted one, and those that are counted."""
 PROMPT, NEW_TOKENS = 32, 64
 """Tokens of the prompt and generated tokens."""
 

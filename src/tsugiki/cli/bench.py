@@ -20,14 +20,15 @@ def bench_command(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 4,
     length: Annotated[int, typer.Option(min=2, help="Tokens per row.")] = 512,
-    rounds: Annotated[int, typer.Option(min=1, help="Counted steps of each entry.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Blocks of consecutive steps of each entry, in turns.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Counted steps in a block; two more come first.")] = 6,
     generate: Annotated[bool, typer.Option("--generate", help="Measure generation instead of training.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json, table.md and plot.svg.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List models and entries without measuring.")] = False,
 ) -> None:
     """Compare speed and memory with PEFT, TRL and others, and with the limit of this machine.
 
-    Every entry trains on the same tokens in its own process, and only one process takes a step at a time.
+    Every entry trains on the same tokens in its own process, and only one process takes steps at a time.
     """
     from tsugiki.cli.tables import print_table
 
@@ -53,6 +54,7 @@ def bench_command(
         rounds,
         shlex.join(["tsugiki", *sys.argv[1:]]),
         lambda line: print(line, file=sys.stderr),
+        steps,
     )
     if out is not None:
         write_results(results, out)
