@@ -1,6 +1,12 @@
 """`tsugiki generate`: adapters and prompts that do not fit."""
 
+import io
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from tests.runs import TRAIN
 from tests.tiny import save_tiny
@@ -22,3 +28,56 @@ def test_adapters_that_do_not_fit(base: str, run, tmp_path: Path):
     assert (status, "'nowhere'" in err) == (2, True)
     status, _, err = run("generate", "--model", base, "--prompt", "雨" * 40)
     assert (status, "64" in err) == (2, True)
+
+
+def test_the_base_is_what_the_adapter_names_and_an_unfinished_run_is_taken_by_its_checkpoint(
+    base: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert run("train", "--model", "base", *TRAIN)[0] == 0
+    prompt = ("--prompt", "枝", "--max-new-tokens", "5")
+    status, whole, _ = run("generate", "--adapter", "run", *prompt)
+    assert (status, whole[:1]) == (0, "枝")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "unfinished" / "checkpoints")
+    shutil.copy(tmp_path / "run" / "run.json", tmp_path / "unfinished")
+    assert run("generate", "--adapter", "unfinished/checkpoints/checkpoint-2", *prompt) == (0, whole, "")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    status, out, err = run("generate", "--adapter", "../unfinished", *prompt)
+    assert (status, out) == (0, whole)
+    assert "checkpoint-2" in err
+    assert run("eval", "--adapter", "../unfinished", "--data", "../text.txt")[0] == 0
+    assert run("merge", "--adapter", "../run", "--out", "merged", "--no-verify")[0] == 0
+    status, _, err = run("generate", "--adapter", "../rum", *prompt)
+    assert (status, "'../run'" in err) == (2, True)
+    assert run("generate", *prompt)[0] == 2
+
+
+def test_prompts_from_a_file_and_standard_input_as_json_lines_and_side_by_side(
+    base: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "prompts.txt").write_text("枝\n\n雨の\n", encoding="utf-8")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a\\nb"}\n')
+    tokens = ("--model", base, "--max-new-tokens", "5", "--temperature", "0")
+    alone = [run("generate", *tokens, "--prompt", prompt)[1].removesuffix("\n") for prompt in ("枝", "雨の", "a\nb")]
+    assert run("generate", *tokens, "--prompts", "prompts.txt")[1] == f"{alone[0]}\n{alone[1]}\n"
+    status, out, _ = run("generate", *tokens, "--prompt", "枝", "--prompts", "prompts.jsonl", "--jsonl")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (status, [line["prompt"] for line in lines]) == (0, ["枝", "a\nb"])
+    assert [line["prompt"] + line["text"] for line in lines] == [alone[0], alone[2]]
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("雨の\n".encode("shift_jis"))))
+    assert run("generate", *tokens, "--prompt", "-")[1].removesuffix("\n") == alone[1]
+    assert run("train", "--model", base, *TRAIN)[0] == 0
+    status, out, _ = run("generate", "--adapter", "run", "--prompt", "枝", "--compare", "--max-new-tokens", "5")
+    assert status == 0
+    assert base[-10:] in out.replace("\n", "")
+    assert "run" in out
+    (tmp_path / "prompts.jsonl").write_text('{"text": "a"}\n')
+    for arguments, said in (
+        (("--prompts", "prompts.jsonl"), "prompts.jsonl:1"),
+        (("--prompts", "nowhere.txt"), "nowhere.txt"),
+        ((), "--prompts"),
+        (("--prompt", "a", "--compare"), "--adapter"),
+    ):
+        status, _, err = run("generate", "--model", base, *arguments)
+        assert (status, err.count("\n"), said in err) == (2, 1, True)

@@ -16,6 +16,7 @@ from tsugiki import TsugikiError
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import pack
 from tsugiki.io.file_names import MODEL_FILE
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.methods.full import FullConfig, load_weights_into, prepare_full, save_model
 from tsugiki.train.automatic import with_values
@@ -25,7 +26,6 @@ from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
 from tsugiki.train.record import Parameters
 from tsugiki.train.run import train
-from tsugiki.train.run_folder import CHECKPOINTS, checkpoints
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:

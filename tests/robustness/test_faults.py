@@ -22,10 +22,10 @@ from tsugiki.adapters.verify import check_adapter
 from tsugiki.data.records import Document
 from tsugiki.data.store import open_store
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.train.checkpoint import newest_checkpoint
 from tsugiki.train.record import read_record
 from tsugiki.train.run import train
-from tsugiki.train.run_folder import CHECKPOINTS, checkpoints
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are in /proc")
 

@@ -10,10 +10,10 @@ from tests.runs import interrupt, run_config, tiny_base
 from tsugiki import TsugikiError, load_adapter
 from tsugiki.io.file_names import ADAPTER_FILE, MANIFEST_FILE, RECORD_FILE
 from tsugiki.io.manifest import read_manifest
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.train.checkpoint import newest_checkpoint
 from tsugiki.train.record import read_record
 from tsugiki.train.run import train
-from tsugiki.train.run_folder import CHECKPOINTS, checkpoints
 
 
 def test_a_checkpoint_is_an_adapter_folder(tmp_path: Path):

@@ -11,6 +11,7 @@ from tests.data.test_splits import sentence
 from tests.runs import assert_resumes, run_config
 from tsugiki.data.records import Document
 from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.report.run import choice_notes
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window
@@ -18,7 +19,6 @@ from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.evaluation_plan import EvaluationPlan, evenly_spread, plan_evaluations
 from tsugiki.train.record import NO_GAIN, read_record
 from tsugiki.train.run import train
-from tsugiki.train.run_folder import CHECKPOINTS, checkpoints
 
 SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
 

@@ -15,6 +15,7 @@ from tsugiki import LoraConfig, TsugikiError, graft, trainable_parameters
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.file_names import MODEL_FILE
+from tsugiki.io.run_folder import CHECKPOINTS
 from tsugiki.train.config import RunConfig
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.loop import TrainingLoop
@@ -22,7 +23,6 @@ from tsugiki.train.model import shard_model
 from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
 from tsugiki.train.run import train
-from tsugiki.train.run_folder import CHECKPOINTS
 
 
 def loop_in(dtype: torch.dtype, kind: str = "llama", **settings: Any) -> TrainingLoop:

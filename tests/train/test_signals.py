@@ -14,10 +14,10 @@ import pytest
 from tests.runs import run_config
 from tsugiki.errors import Interrupted
 from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.run import train
-from tsugiki.train.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.train.signals import StopSignals
 
 SETTINGS: dict[str, Any] = {"max_steps": 6, "eval_steps": 2, "save_steps": 100, "sample_steps": 2}

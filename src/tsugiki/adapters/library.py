@@ -3,6 +3,7 @@
 import os
 import shutil
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
+from tsugiki.io.manifest import read_manifest
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.language import _
 from tsugiki.lora.graft import BASE_ROW
 
@@ -103,6 +106,8 @@ def member(name: str, library: Path) -> Path:
 def adapter_folder(given: str, library: Path | None = None) -> Path:
     """Find the adapter that the user names: by the path of its folder, or else by its name in the library.
 
+    A run that has not finished is named by its folder, too: then the adapter is that of its newest checkpoint.
+
     Args:
         given: the path or the name.
         library: the library's folder; the user's library if None.
@@ -114,6 +119,8 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
     path = _path(given)
     if path and (path / ADAPTER_CONFIG_FILE).is_file():
         return path
+    if path and (checkpoint := _newest_checkpoint(path)):
+        return checkpoint
     names = _names(home)
     if given in names:
         return home / given
@@ -121,7 +128,7 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
         raise TsugikiError(_("no adapter in {given}: it has no {file}").format(given=given, file=ADAPTER_CONFIG_FILE))
     raise TsugikiError(
         _("no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}").format(
-            given=given, home=home, nearest=_nearest(given, names)
+            given=given, home=home, nearest=_nearest(given, [*names, *_near_folders(path)])
         )
     )
 
@@ -238,6 +245,38 @@ def _path(given: str) -> Path | None:
     except (OSError, RuntimeError):  # the name is too long, or ~USER does not exist
         return None
     return path if given else None
+
+
+def _newest_checkpoint(run: Path) -> Path | None:
+    """Return the newest checkpoint of an adapter in the folder of a run that is not damaged; None if there is none."""
+    for folder in reversed(checkpoints(run / CHECKPOINTS)):
+        if (folder / ADAPTER_CONFIG_FILE).is_file():
+            try:
+                read_manifest(folder)
+            except TsugikiError:
+                continue
+            warnings.warn(
+                _("the run in {run} has not finished; its adapter is that of {checkpoint}").format(
+                    run=run, checkpoint=folder.name
+                ),
+                stacklevel=2,
+            )
+            return folder
+    return None
+
+
+def _near_folders(path: Path | None) -> list[str]:
+    """Return the folders beside a path that hold an adapter and have nearly its name."""
+    try:
+        beside = {one.name: one for one in path.parent.iterdir() if one.is_dir()} if path else {}
+    except OSError:
+        beside = {}
+    near = get_close_matches(path.name, beside, n=1) if path else []
+    return [str(beside[name]) for name in near if _holds_adapter(beside[name])]
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG_FILE).is_file() or bool(checkpoints(folder / CHECKPOINTS))
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

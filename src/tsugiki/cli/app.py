@@ -8,6 +8,7 @@ import typer
 from tsugiki.cli.adapters.app import adapters_app
 from tsugiki.cli.aozora import aozora_command
 from tsugiki.cli.bench import bench_command
+from tsugiki.cli.chat import chat_command
 from tsugiki.cli.compare import compare_command
 from tsugiki.cli.evaluate import evaluate_command
 from tsugiki.cli.export import export_command
@@ -52,6 +53,7 @@ _add(MAKE, "sweep", sweep_command)
 _add(MAKE, "pretrain", pretrain_command)
 _add(LOOK, "preview", preview_command)
 _add(LOOK, "generate", generate_command)
+_add(LOOK, "chat", chat_command)
 _add(LOOK, "eval", evaluate_command)
 _add(LOOK, "report", report_command)
 _add(LOOK, "methods", methods_command)

@@ -7,8 +7,8 @@ from typing import Any
 from tsugiki.data.sources import check_data
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable
+from tsugiki.io.run_folder import refuse_earlier_run
 from tsugiki.language import _
-from tsugiki.train.run_folder import refuse_earlier_run
 
 _FLAGS = {"model": "--model", "data": "--data", "out": "--out"}
 _PATH = ("/", ".", "~")

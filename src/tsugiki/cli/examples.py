@@ -44,11 +44,13 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "tsugiki eval --model USER/NAME --questions questions.jsonl --json",
         ),
         "generate": (
-            "tsugiki generate --model embedded --prompt 檸檬は",
-            "tsugiki generate --model embedded --adapter runs/kajii --prompt 檸檬は",
+            "tsugiki generate --adapter runs/kajii --prompt 檸檬は",
+            "tsugiki generate --adapter runs/kajii --prompt 檸檬は --compare",
+            "tsugiki generate --model embedded --prompts prompts.txt --jsonl",
         ),
+        "chat": ("tsugiki chat runs/chat", "tsugiki chat --model embedded --repetition-penalty 1.2"),
         "merge": (
-            "tsugiki merge --model embedded --adapter runs/kajii --out kajii-model",
+            "tsugiki merge --adapter runs/kajii --out kajii-model",
             "tsugiki merge --model embedded --adapter a --adapter b --weights 0.7,0.3 --out both",
         ),
         "push": (

@@ -121,15 +121,15 @@ def _export_model(
     allow_base_mismatch: bool,
     allow_tokenizer_mismatch: bool,
 ) -> None:
-    from tsugiki.adapters.format import read_base
     from tsugiki.adapters.library import adapter_folder
+    from tsugiki.adapters.named_base import named_base
     from tsugiki.base.resolve import gguf_path
     from tsugiki.export.model import export_model, merged_model, stored_model
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 
     folder = None if adapter is None else adapter_folder(adapter, library)
-    name = model or (None if folder is None else read_base(folder).name)
+    name = model or (None if folder is None else named_base(folder))
     if name is None:
         raise TsugikiError(
             _("{folder} does not name the base that it was trained on; pass it as --model").format(folder=folder)

@@ -1,49 +1,148 @@
 """`tsugiki generate`."""
 
-from typing import Annotated
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tsugiki.cli.sampling import (
+    AllowBaseMismatch,
+    MaxNewTokens,
+    Raw,
+    RepetitionPenalty,
+    Seed,
+    System,
+    Temperature,
+    TopP,
+    TrustRemoteCode,
+)
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+
+if TYPE_CHECKING:
+    from tsugiki.train.evaluation.prompts import Prompt
+    from tsugiki.train.evaluation.targets import EvaluationTarget
+
 
 def generate_command(
-    model: Annotated[str, typer.Option(help="Model: 'embedded', a folder, a GGUF file, or a hub id.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
-    adapter: Annotated[
-        str | None, typer.Option(help="Adapter: a folder, such as that of a run, or a name in the library.")
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model: 'embedded', a folder, a GGUF file, or a hub id. Default: the base that the adapter names."
+        ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Largest number of new tokens.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the most probable token.")] = 0.7,
-    top_p: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Sample from the tokens with this total probability.")
-    ] = 0.9,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
-    allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text to continue; - is the standard input. Can be repeated.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="File with a prompt in each line; in a .jsonl file, objects with prompt. - is the standard input."
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Adapter: a folder, such as that of a run or a checkpoint, or a name in the library."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show what the base writes beside what it writes with the adapter.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings, with all your rights.")
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print one JSON object in each line: model, adapter, prompt and text.")
     ] = False,
+    max_new_tokens: MaxNewTokens = 200,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.9,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = 0,
+    raw: Raw = False,
+    system: System = None,
+    allow_base_mismatch: AllowBaseMismatch = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Continue a prompt with a model; the text appears while it is generated."""
-    from tsugiki.adapters.chat_template import with_chat_template
-    from tsugiki.adapters.format import load_adapter
-    from tsugiki.adapters.library import adapter_folder
-    from tsugiki.adapters.vocabulary import with_new_words
-    from tsugiki.base.loading import default_device, load_model, load_tokenizer
-    from tsugiki.train.evaluation.sample import Sampling, generate_text
+    """Continue prompts with a model, alone or with an adapter; the text appears while it is generated.
 
-    base = load_model(model, trust_remote_code=trust_remote_code).to(default_device())
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    if adapter is not None:
-        folder = adapter_folder(adapter)
-        tokenizer = with_chat_template(with_new_words(base, tokenizer, folder), folder)
-        load_adapter(base, folder, allow_base_mismatch=allow_base_mismatch)
+    If the adapter has learned conversations, a prompt is the user's turn, which the model answers.
+    """
+    from tsugiki.cli.prompts import read_prompts
+
+    if model is None and adapter is None:
+        raise TsugikiError(_("give a model as --model, or an adapter as --adapter"))
+    if compare and adapter is None:
+        raise TsugikiError(_("--compare needs an --adapter, which is compared with its base"))
+    texts = read_prompts(prompt or (), prompts)
+
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.train.evaluation.prompts import as_prompt, learned_conversations
+    from tsugiki.train.evaluation.sample import Sampling, generate_text, generate_texts
+    from tsugiki.train.evaluation.targets import EvaluationTarget, evaluation_targets, loaded_targets
+
+    wanted = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1:]
+    if compare:
+        wanted = [EvaluationTarget(wanted[0].model), *wanted]
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
+    display, results = ProgressDisplay(), list[list[str]]()
+    with display.stage(_("loading {model}").format(model=wanted[0].model), None):
+        targets = loaded_targets(wanted, allow_base_mismatch, trust_remote_code, None)
+        _target, loaded, tokenizer = next(targets)
+    as_turns = not raw and learned_conversations(wanted[-1].adapter, tokenizer)
+    shown: list[Prompt] = [as_prompt(text, as_turns, system) for text in texts]
+    if not compare and not jsonl:
+        for text, one in zip(texts, shown, strict=True):
+            _stream(text, one, lambda turn, emit: generate_text(loaded, tokenizer, turn, sampling, emit))
+        return
+    while True:
+        with display.stage(_("writing"), None):
+            results.append(generate_texts(loaded, tokenizer, shown, sampling))
+        following = next(targets, None)
+        if following is None:
+            break
+        _target, loaded, tokenizer = following
+    if jsonl:
+        _print_jsonl(wanted, texts, results)
+    else:
+        _print_columns(wanted, texts, results)
+
+
+def _stream(text: str, prompt: "Prompt", generate: Any) -> None:
+    """Print a text and its continuation, or a question and its answer, while it is generated."""
     started = False
 
-    def emit(text: str) -> None:
+    def emit(piece: str) -> None:
         nonlocal started
-        typer.echo(text if started else prompt + text, nl=False)
+        typer.echo(piece if started or not isinstance(prompt, str) else text + piece, nl=False)
         started = True
 
-    generate_text(base, tokenizer, prompt, Sampling(max_new_tokens, temperature, top_p, seed), emit)
-    typer.echo("" if started else prompt)
+    generate(prompt, emit)
+    if not started and not isinstance(prompt, str):
+        typer.echo(_("(the model wrote nothing)"), err=True)
+    typer.echo("" if started or not isinstance(prompt, str) else text)
+
+
+def _print_jsonl(
+    targets: "Sequence[EvaluationTarget]", prompts: Sequence[str], results: Sequence[Sequence[str]]
+) -> None:
+    for number, prompt in enumerate(prompts):
+        for target, written in zip(targets, results, strict=True):
+            fields = {"model": target.model, "adapter": target.adapter_name or None, "prompt": prompt}
+            typer.echo(json.dumps({**fields, "text": written[number]}, ensure_ascii=False))
+
+
+def _print_columns(
+    targets: "Sequence[EvaluationTarget]", prompts: Sequence[str], results: Sequence[Sequence[str]]
+) -> None:
+    """Print a table for each prompt, with a column for each target."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from tsugiki.report.formatting import printable
+
+    console = Console(highlight=False, markup=False)
+    for number, prompt in enumerate(prompts):
+        table = Table(title=Text(printable(prompt)), title_justify="left", expand=True)
+        for target in targets:
+            table.add_column(Text(target.adapter_name or target.model), ratio=1, overflow="fold")
+        table.add_row(*(Text(written[number].strip()) for written in results))
+        console.print(table)

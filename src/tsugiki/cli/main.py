@@ -17,8 +17,6 @@ from tsugiki.language import VARIABLE, _, choose_language
 from tsugiki.ranks import is_main_process
 
 _SECONDS_FOR_MAIN = 10
-_received: list[int] = []
-"""SIGINT, once for each time that it has arrived."""
 
 
 def main() -> None:
@@ -29,11 +27,9 @@ def main() -> None:
         arguments = _take_language(arguments)
     except ValueError as error:
         _stop(str(error), 2, debug)
-    _received.clear()
     warnings.showwarning = _say_warning
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt_from_keyboard)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of missing kernels
     try:
@@ -45,7 +41,7 @@ def main() -> None:
     except OtherProcessError:
         raise SystemExit(2) from None
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or _received:  # some libraries turn Ctrl-C into an error of an import
+        if _comes_from_keyboard(error):
             _stop_after_signal(debug)
         if not is_ordinary(error):
             raise
@@ -106,9 +102,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-def _interrupt_from_keyboard(number: int, frame: FrameType | None) -> None:
-    _received.append(number)
-    raise KeyboardInterrupt
+def _comes_from_keyboard(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C is behind an error; transformers turns it into that of an import that has failed."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _stop_after_signal(debug: bool) -> None:

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli.adapters.options import AllowBaseMismatch, Weights, parse_weights
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 
 
 def merge_command(
-    model: Annotated[str, typer.Option(help="The base: 'embedded', a model folder, a GGUF file, or a hub id.")],
     adapter: Annotated[
         list[str],
         typer.Option(
@@ -17,6 +18,12 @@ def merge_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The base: 'embedded', a model folder, a GGUF file, or a hub id. Default: what the adapter names."
+        ),
+    ] = None,
     weights: Weights = None,
     data: Annotated[
         list[str] | None,
@@ -39,13 +46,18 @@ def merge_command(
 ) -> None:
     """Merge adapters into their base and write an ordinary Transformers model, in the dtypes of the base's files."""
     from tsugiki.adapters.library import adapter_folder
+    from tsugiki.adapters.named_base import named_base
     from tsugiki.cli.summary import print_merge
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.workflows.merge import Merge, merge_into_folder
 
+    folders = [adapter_folder(one) for one in adapter]
+    base = model or named_base(folders[0])
+    if base is None:
+        raise TsugikiError(_("{adapter} does not name its base; give the base as --model").format(adapter=adapter[0]))
     merge = Merge(
-        model,
-        [adapter_folder(one) for one in adapter],
+        base,
+        folders,
         parse_weights(weights),
         allow_base_mismatch,
         allow_quantized_base,

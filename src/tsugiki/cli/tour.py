@@ -14,7 +14,8 @@ stays as it is. The way from a text to an adapter:
   answer four questions      tsugiki new
   see what will be learned   tsugiki preview --model embedded --data kajii.jsonl
   train                      tsugiki train --model embedded --data kajii.jsonl --out runs/kajii
-  read what it writes        tsugiki generate --model embedded --adapter runs/kajii --prompt 檸檬は
+  read what it writes        tsugiki generate --adapter runs/kajii --prompt 檸檬は
+  talk to it                 tsugiki chat runs/kajii
   measure it                 tsugiki eval --adapter runs/kajii --data other.txt
   keep it by name            tsugiki adapters add runs/kajii
   give it away               tsugiki push kajii USER/kajii

@@ -31,8 +31,8 @@ from tsugiki.io.atomic import remove_folder
 from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.manifest import read_manifest, write_manifest
+from tsugiki.io.run_folder import checkpoint_step, checkpoints
 from tsugiki.language import _
-from tsugiki.train.run_folder import checkpoint_step, checkpoints
 
 _OPTIMIZER, _TRAINING, _TRAINER_V0_1 = "optimizer.safetensors", "training.json", "trainer_state.json"
 

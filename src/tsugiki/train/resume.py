@@ -10,13 +10,13 @@ from accelerate import Accelerator
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
+from tsugiki.io.run_folder import CHECKPOINTS, refuse_earlier_run
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.checkpoint import load_training_state, newest_checkpoint
 from tsugiki.train.config import RunConfig
 from tsugiki.train.processes import on_main
 from tsugiki.train.record import RecordedConfig, RunRecord, new_record, parse_record, read_record
-from tsugiki.train.run_folder import CHECKPOINTS, refuse_earlier_run
 
 LENGTH = ("epochs", "max_steps", "minutes")
 """The settings that give the length of a run."""

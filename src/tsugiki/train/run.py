@@ -40,6 +40,7 @@ from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_lef
 from tsugiki.io.locks import sole_use
 from tsugiki.io.manifest import read_manifest
 from tsugiki.io.progress import ProgressDisplay
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, remove_run
 from tsugiki.language import _, counts
 from tsugiki.lora.graft import is_grafted
 from tsugiki.train.automatic import ResolvedConfig, with_values
@@ -83,7 +84,6 @@ from tsugiki.train.record import (
     library_versions,
 )
 from tsugiki.train.resume import flat_settings, start_or_resume
-from tsugiki.train.run_folder import CHECKPOINTS, checkpoint_step, remove_run
 from tsugiki.train.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 from tsugiki.train.state import Progress
 

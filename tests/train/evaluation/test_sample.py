@@ -1,16 +1,18 @@
 """Generation: streamed whole characters, a seed of its own, room in the context, several prompts together."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from tests.tiny import byte_tokenizer, tiny_model
 from tsugiki import TsugikiError, graft, use_fast_paths
 from tsugiki.methods.table import METHODS
 from tsugiki.train.evaluation import sample
-from tsugiki.train.evaluation.sample import Sampling, generate_text, generate_texts
+from tsugiki.train.evaluation.sample import Sampling, _RepetitionPenalty, generate_text, generate_texts
 
 PROMPTS = ["雨", "", "庭の枝に", "猫a"]
 
@@ -142,3 +144,20 @@ def test_one_thread_computes_samples():
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_repetition_penalty_is_that_of_transformers_and_ignores_padding(temperature: float):
+    model, tokenizer = tiny_model(vocab_size=257), byte_tokenizer()
+    sampling = Sampling(12, temperature, 1.0, seed=2, repetition_penalty=1.5)
+    alone = [generate_text(model, tokenizer, prompt, sampling) for prompt in ("雨", "庭の枝を切る")]
+    assert generate_texts(model, tokenizer, ["雨", "庭の枝を切る"], sampling) == alone
+    if temperature == 0:
+        assert alone != generate_texts(
+            model, tokenizer, ["雨", "庭の枝を切る"], replace(sampling, repetition_penalty=1.0)
+        )
+    ids, scores = torch.tensor([[5, 6, 5]]), torch.randn(1, 257)
+    expected = RepetitionPenaltyLogitsProcessor(1.5)(ids, scores)
+    assert torch.equal(_RepetitionPenalty(1.5, [0])(ids, scores), expected)
+    padded = torch.cat([torch.zeros(1, 2, dtype=torch.int64), ids], 1)
+    assert torch.equal(_RepetitionPenalty(1.5, [2])(padded, scores), expected)

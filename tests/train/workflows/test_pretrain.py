@@ -16,10 +16,10 @@ from tsugiki import TsugikiError
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import Blocks
 from tsugiki.io.file_names import MODEL_FILE
+from tsugiki.io.run_folder import CHECKPOINTS
 from tsugiki.train import run as run_module
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.prepare_loop import prepare_loop
-from tsugiki.train.run_folder import CHECKPOINTS
 from tsugiki.train.workflows.pretrain import START, build_model, pretrain
 from tsugiki.train.workflows.pretrain_config import PretrainConfig, load_pretrain_config
 

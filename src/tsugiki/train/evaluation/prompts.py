@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from tsugiki.adapters.chat_template import saved_chat_template
 from tsugiki.base.context import context_length
 from tsugiki.data.chat import prompt_text, read_template
 from tsugiki.data.encoding import EncodedRecord, document_start, encode, encode_records
@@ -49,6 +51,28 @@ def prompt_tokens(
     answered = Conversation((*prompt, Message("assistant", "a")), source)
     end = last_target(encode_records(tokenizer, [answered], "last")[0])
     return PromptTokens(encode(tokenizer, [text])[0], frozenset({end, *configured_ends(model)}))
+
+
+def learned_conversations(adapter: Path | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Return whether prompts are turns of a conversation: for adapters that have learned some, and chat models alone.
+
+    Args:
+        adapter: the adapter's folder; None: the model alone.
+        tokenizer: the model's tokenizer.
+
+    Raises:
+        TsugikiError: the adapter's chat template is not a text.
+    """
+    if adapter is not None:
+        return saved_chat_template(adapter) is not None
+    return bool(tokenizer.chat_template)
+
+
+def as_prompt(text: str, as_turn: bool, system: str | None = None) -> Prompt:
+    """Return a text to continue; or, `as_turn`, the user's turn of a conversation, after the system message if any."""
+    if not as_turn:
+        return text
+    return [*([Message("system", system)] if system else []), Message("user", text)]
 
 
 def check_room(model: "PreTrainedModel", ids: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ them alone. Each prompt has a random generator of its own, so its text does not 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ class Sampling:
     top_p: float = 0.9
     """Sample from the most probable tokens that together have this probability."""
     seed: int = 0
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens that occur in the prompt or the new text, and multiplies negative ones."""
 
 
 def generate_text(
@@ -68,7 +70,8 @@ def generate_text(
     tokens = prompt_tokens(model, tokenizer, prompt)
     check_room(model, tokens.ids)
     streamer = _Streamer(tokenizer, emit, tokens.ends)
-    _generate(model, tokenizer, [tokens.ids], sampling, streamer=streamer, ends=tokens.ends)
+    with _threads_for(model):
+        _generate(model, tokenizer, [tokens.ids], sampling, streamer=streamer, ends=tokens.ends)
     return streamer.text
 
 
@@ -99,9 +102,6 @@ def continue_rows(
 ) -> list[str]:
     """Continue prompts, in batches where the model allows it.
 
-    A small model computes with one thread of a processor: its products are short, and threads would wait for each
-    other, on busy cores ten times longer than they compute.
-
     Args:
         model: a causal language model.
         tokenizer: the model's tokenizer.
@@ -115,8 +115,7 @@ def continue_rows(
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     texts: dict[int, str] = {}
-    is_small = count_parameters(model) < _SMALL_MODEL
-    with with_one_thread() if is_small and model.device.type == "cpu" else nullcontext():
+    with _threads_for(model):
         together = len(rows) > 1 and _can_be_together(model, tokenizer, [rows[order[0]], rows[order[-1]]])
         for batch in _batches(rows, order, context_length(model) - sampling.max_new_tokens if together else 0):
             some = [rows[index] for index in batch]
@@ -126,6 +125,15 @@ def continue_rows(
             }
             advance(len(batch))
     return [texts[index] for index in range(len(rows))]
+
+
+def _threads_for(model: "PreTrainedModel") -> AbstractContextManager[None]:
+    """Let a small model compute with one thread of a processor.
+
+    Its products are short, and threads would wait for each other, on busy cores ten times longer than they compute.
+    """
+    is_small = count_parameters(model) < _SMALL_MODEL
+    return with_one_thread() if is_small and model.device.type == "cpu" else nullcontext()
 
 
 def _batches(rows: Sequence[list[int]], order: Sequence[int], longest: int) -> list[list[int]]:
@@ -183,7 +191,11 @@ def _generate(
     padding = [longest - len(row) for row in rows]
     ids = torch.tensor([[end] * missing + row for missing, row in zip(padding, rows, strict=True)])
     attended = torch.tensor([[0] * missing + [1] * len(row) for missing, row in zip(padding, rows, strict=True)])
-    chooser = [_Draw(len(rows), sampling)] if sampling.temperature > 0 else []
+    chooser: list[LogitsProcessor] = []
+    if sampling.repetition_penalty != 1:
+        chooser.append(_RepetitionPenalty(sampling.repetition_penalty, padding))
+    if sampling.temperature > 0:
+        chooser.append(_Draw(len(rows), sampling))
     with evaluating(model), seeded(sampling.seed):
         return model.generate(
             input_ids=ids.to(model.device),
@@ -199,6 +211,22 @@ def _generate(
             return_dict_in_generate=True,
             output_logits=not stops,
         )
+
+
+class _RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
+    """Lowers the scores of the tokens that a row contains. transformers' own one would count the padding as well."""
+
+    def __init__(self, penalty: float, padding: Sequence[int]) -> None:
+        self.penalty, self.padding = penalty, padding
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores [rows, vocabulary], for `input_ids` [rows, tokens]."""
+        changed = scores.clone()
+        for row, missing in enumerate(self.padding):
+            seen = torch.unique(input_ids[row, missing:])
+            values = scores[row, seen]
+            changed[row, seen] = torch.where(values < 0, values * self.penalty, values / self.penalty)
+        return changed
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]

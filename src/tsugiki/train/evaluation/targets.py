@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.adapters.chat_template import saved_chat_template, with_chat_template
-from tsugiki.adapters.format import load_adapter, read_base
+from tsugiki.adapters.format import load_adapter
 from tsugiki.adapters.library import adapter_folder
+from tsugiki.adapters.named_base import named_base
 from tsugiki.adapters.vocabulary import with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.resolve import local_folder
@@ -61,7 +62,7 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
     found = [EvaluationTarget(model) for model in models]
     for adapter in adapters:
         folder = adapter_folder(adapter)
-        base = models[0] if len(models) == 1 else read_base(folder).name
+        base = models[0] if len(models) == 1 else named_base(folder)
         if not base:
             raise TsugikiError(
                 _("{adapter} does not name its base; give the base as the only --model").format(adapter=adapter)
@@ -158,24 +159,62 @@ def loaded_targets(
     """
     templates = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
     of_adapter = next((template for template in templates if template is not None), None)
-    loaded = ""
-    model: Any = None
-    tokenizer: Any = None
+    loader = TargetLoader(allow_base_mismatch, trust_remote_code, chat_template, of_adapter)
     for target in chosen:
-        if target.model != loaded:
-            model = load_model(target.model, trust_remote_code=trust_remote_code).to(default_device())
-            tokenizer = load_tokenizer(target.model, trust_remote_code=trust_remote_code)
-            tokenizer.chat_template = tokenizer.chat_template or of_adapter
-            loaded = target.model
-        known = tokenizer
+        yield target, *loader.use(target)
+
+
+class TargetLoader:
+    """One base model in memory, with one adapter at a time."""
+
+    def __init__(
+        self,
+        allow_base_mismatch: bool,
+        trust_remote_code: bool,
+        chat_template: str | None = None,
+        template_of_base: str | None = None,
+    ) -> None:
+        """Create it; nothing is loaded.
+
+        Args:
+            allow_base_mismatch: load adapters that were trained on another base.
+            trust_remote_code: run Python code that a model brings.
+            chat_template: for conversations, as in the settings of a run; None: each target's own.
+            template_of_base: the chat template of a base that has none.
+        """
+        self.allow_base_mismatch, self.trust_remote_code = allow_base_mismatch, trust_remote_code
+        self.chat_template, self.template_of_base = chat_template, template_of_base
+        self._name = ""  # of the base that is loaded
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._has_adapter = False
+
+    def use(self, target: EvaluationTarget) -> tuple[Any, Any]:
+        """Return the model and the tokenizer of a target, which takes the place of the one before.
+
+        Raises:
+            TsugikiError: the model or the adapter cannot be read; the base then has no adapter.
+        """
+        self._remove_adapter()
+        if target.model != self._name:
+            self._model = load_model(target.model, trust_remote_code=self.trust_remote_code).to(default_device())
+            self._tokenizer = load_tokenizer(target.model, trust_remote_code=self.trust_remote_code)
+            self._tokenizer.chat_template = self._tokenizer.chat_template or self.template_of_base
+            self._name = target.model
+        tokenizer = self._tokenizer
         if target.adapter:
-            known = with_new_words(model, tokenizer, target.adapter)
-            load_adapter(model, target.adapter, allow_base_mismatch=allow_base_mismatch)
-        use_fast_paths(model)
-        shown = with_chat_template(known, target.adapter) if target.adapter else copy.copy(known)
-        use_template(shown, chat_template)
-        yield target, model, shown
-        use_plain_paths(model)
-        if target.adapter:
-            model = ungraft(model)
-            loaded = loaded if known is tokenizer else ""  # new words are no part of the base
+            tokenizer = with_new_words(self._model, tokenizer, target.adapter)
+            if tokenizer is not self._tokenizer:
+                self._name = ""  # new words are no part of the base
+            load_adapter(self._model, target.adapter, allow_base_mismatch=self.allow_base_mismatch)
+            self._has_adapter = True
+        use_fast_paths(self._model)
+        shown = with_chat_template(tokenizer, target.adapter) if target.adapter else copy.copy(tokenizer)
+        use_template(shown, self.chat_template)
+        return self._model, shown
+
+    def _remove_adapter(self) -> None:
+        if self._model is not None:
+            use_plain_paths(self._model)
+        if self._has_adapter:
+            self._model, self._has_adapter = ungraft(self._model), False

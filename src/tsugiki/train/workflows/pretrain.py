@@ -22,6 +22,7 @@ from tsugiki.data.store import Array, read_index
 from tsugiki.data.vocabulary import train_vocabulary
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import new_folder
+from tsugiki.io.run_folder import CHECKPOINTS
 from tsugiki.language import _
 from tsugiki.methods.full import save_model
 from tsugiki.train.preparation import single_document
@@ -30,7 +31,6 @@ from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord
 from tsugiki.train.resume import start_or_resume
 from tsugiki.train.run import accelerator_of, load, run, sole_run
-from tsugiki.train.run_folder import CHECKPOINTS
 from tsugiki.train.workflows.pretrain_config import PretrainConfig, TokenizerSettings
 
 if TYPE_CHECKING:
