@@ -20,6 +20,7 @@ from tsugiki.report.formatting import (
     format_value,
     format_with_interval,
 )
+from tsugiki.report.hints import hints
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.samples import all_samples, sample_columns
@@ -222,7 +223,7 @@ def adapter_commands(base: str | None, folder: Path, prompt: str) -> str:
 
 
 def choice_notes(record: RunRecord) -> list[str]:
-    """Return what a run has decided by its losses, one sentence each."""
+    """Return what a run has decided by its losses, and what its figures suggest, one sentence each."""
     notes = [
         _(
             "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "
@@ -252,7 +253,7 @@ def choice_notes(record: RunRecord) -> list[str]:
                 "well and forgets less."
             ).format(rise=rise)
         )
-    return notes
+    return [*notes, *hints(record)]
 
 
 def _sentence(text: str) -> str:

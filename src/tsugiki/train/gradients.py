@@ -256,13 +256,13 @@ def row_seed(seed: int, step: int, place: int) -> int:
 def not_finite(loss: float, step: int, rate: float, is_scaled: bool) -> TsugikiError:
     """Return the error for a loss that is infinite or no number; `is_scaled`: gradients are in float16."""
     message = _(
-        "the loss is {loss} at step {step}: lower the learning rate ({rate}) and start again, or continue from the "
-        "last checkpoint with --resume"
+        "the loss is {loss} at step {step}: start again with a lower learning rate than {rate}, or with auto; what was "
+        "learned before is in the checkpoints"
     )
     if is_scaled:
         message = _(
-            "the loss is {loss} at step {step}: lower the learning rate ({rate}) or compute in fp32 (base_dtype, "
-            "compute_dtype) and start again, or continue from the last checkpoint with --resume"
+            "the loss is {loss} at step {step}: start again with a lower learning rate than {rate}, or in fp32 "
+            "(base_dtype, compute_dtype); what was learned before is in the checkpoints"
         )
     return TsugikiError(message.format(loss=loss, step=step, rate=rate))
 

@@ -50,6 +50,7 @@ from tsugiki.train.record import (
     SplitSummary,
     ValidationCounts,
 )
+from tsugiki.train.writing import LITTLE_TEXT, writing_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -213,8 +214,18 @@ def pack_data(
                 size=size, examples=counts.examples(blocks.cut_records), tokens=counts.tokens(blocks.cut_tokens)
             )
         )
+    writing = writing_of(tokenizer, split.store)
+    notes += writing.notes()
+    if split.summary.train.characters < LITTLE_TEXT:
+        notes.append(
+            _("the training text is short ({characters}): it is soon learned by heart").format(
+                characters=counts.characters(split.summary.train.characters)
+            )
+        )
     summary = DataSummary(
         **dict(split.summary),
+        unknown_share=writing.unknown,
+        piece_share=writing.pieces,
         blocks=len(blocks),
         block_size=size,
         blocks_fingerprint=blocks.fingerprint(),

@@ -180,6 +180,10 @@ class DataSummary(SplitSummary):
     """Examples that are longer than a row; their ends are cut off."""
     cut_tokens: int
     """Tokens that are cut off."""
+    unknown_share: float = 0.0
+    """Share of unknown tokens in the text (see `tsugiki.train.writing`)."""
+    piece_share: float = 0.0
+    """Share of tokens that are parts of characters."""
 
 
 class Parameters(BaseModel):

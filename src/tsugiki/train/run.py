@@ -488,7 +488,7 @@ def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
 
 def _compared(data: DataSummary) -> dict[str, Any]:
     """Return the description of data without what earlier records lack."""
-    described = data.model_dump(exclude={"learns_conversations"})
+    described = data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share"})
     del described["held_out"]["known_to_base"]
     return described
 

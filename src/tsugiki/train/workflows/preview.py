@@ -115,7 +115,7 @@ def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
     decided = choices(chosen, config.to_record(), measured=False)
-    notes = (*decided, *data.notes, *model_notes(config, model, tokenizer, data.blocks.store))
+    notes = (*decided, *data.notes, *model_notes(config, model, tokenizer))
     return Preview(config.model, describe_data(config.data), views, _counts(resolved, data, seconds), notes)
 
 

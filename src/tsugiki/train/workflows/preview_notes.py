@@ -1,16 +1,13 @@
-"""What a user should know of a run before it begins: the base's terms, its tokenizer, and what the adapter reaches."""
+"""What a user should know of a run before it begins: the base's terms, its chat template, what the adapter reaches."""
 
-import re
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import nn
 
 from tsugiki.base.card import read_card
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.records import Completion, Conversation
 from tsugiki.data.sources import record_kinds
-from tsugiki.data.store import TokenStore
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.graft import active_adapter, is_grafted
@@ -20,24 +17,19 @@ from tsugiki.train.config import RunConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_TOKENS = 200_000  # of the data, in which tokens are counted
-_MOST_UNKNOWN, _MOST_PIECES, _LEAST_REACHED = 0.001, 0.2, 0.5
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_LEAST_REACHED = 0.5
 
 
-def model_notes(
-    config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", store: TokenStore
-) -> list[str]:
+def model_notes(config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Return what is worth knowing, one sentence each.
 
     Args:
         config: the settings of the run.
         model: the prepared model.
         tokenizer: its tokenizer.
-        store: the tokens of the data.
     """
     notes = [] if config.model == EMBEDDED else _terms(config.model)
-    return [*notes, *_template(config, tokenizer), *_writing(tokenizer, store), *_reach(model)]
+    return [*notes, *_template(config, tokenizer), *_reach(model)]
 
 
 def _terms(name: str) -> list[str]:
@@ -71,38 +63,6 @@ def _template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[s
             "answer worse afterwards; its base model learns plain text better"
         )
     ]
-
-
-def _writing(tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> list[str]:
-    """Return a note if the tokenizer has no tokens for much of the text."""
-    ids, counts = np.unique(np.asarray(store.ids[:_TOKENS]), return_counts=True)
-    total = int(counts.sum())
-    if not total:
-        return []
-    of_token = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    unknown = of_token.get(tokenizer.unk_token_id, 0) / total
-    pieces = sum(count for token, count in of_token.items() if _is_piece(tokenizer, token)) / total
-    notes = []
-    if unknown > _MOST_UNKNOWN:
-        notes.append(
-            _("{unknown:.1%} of the tokens are unknown ({unk_token}): the tokenizer cannot write this text").format(
-                unknown=unknown, unk_token=tokenizer.unk_token
-            )
-        )
-    if pieces > _MOST_PIECES:
-        notes.append(
-            _(
-                "{pieces:.0%} of the tokens are parts of characters (bytes), because the tokenizer does not know the "
-                "characters; --add-tokens makes frequent ones tokens, and another base may know them"
-            ).format(pieces=pieces)
-        )
-    return notes
-
-
-def _is_piece(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
-    """Return whether a token is a part of a character."""
-    text = tokenizer.convert_ids_to_tokens(token)
-    return bool(_BYTE.fullmatch(str(text))) or "\ufffd" in tokenizer.decode([token])
 
 
 def _reach(model: nn.Module) -> list[str]:
