@@ -30,7 +30,7 @@ def test_the_page_has_the_table_the_curves_and_every_sample(tmp_path: Path):
     for said in ("Two <runs>", "One is better.", "学習率 1e-3", "40輪咲いた。", "別の文。", "降る。"):
         assert said in page.text, said
     assert page.tags.count("svg") == 2
-    assert page.text.index("LoRA <8> · step 40, the end") < page.text.index("全体 · before the first step")
+    assert page.text.index("LoRA <8> · step 40, the end") < page.text.index("全体 · base model")
 
 
 def test_intervals_are_drawn_only_for_a_few_runs(tmp_path: Path):
