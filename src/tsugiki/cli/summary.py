@@ -10,7 +10,7 @@ from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.language import _, counts
 from tsugiki.report.evaluations import evaluation_table
 from tsugiki.report.formatting import Table, describe_change
-from tsugiki.report.run import change_of_run, choice_notes, held_out_table
+from tsugiki.report.run import change_of_run, choice_notes, held_out_table, speed_text
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_share, warning_text
 from tsugiki.train.record import RunRecord, finished
@@ -27,11 +27,11 @@ def print_summary(record: RunRecord, page: Path) -> None:
         held_out_table(record),
         _("change: {change}").format(change=describe_change(change_of_run(record))),
         *choice_notes(record),
-        _("{steps}, {tokens} in {seconds:,.0f} s ({speed:,.0f} tokens/s), peak memory {memory}").format(
+        _("{steps}, {tokens} in the loss in {seconds:,.0f} s ({speed}), peak memory {memory}").format(
             steps=counts.steps(training.steps),
             tokens=counts.tokens(training.tokens),
             seconds=training.seconds,
-            speed=training.tokens_per_second,
+            speed=speed_text(record),
             memory=format_gigabytes(training.peak_memory),
         ),
         _("{kind}: {out} ({size}); page: {page}").format(kind=kind, out=out, size=format_size(size), page=page),

@@ -246,7 +246,7 @@ def _cost(record: RunRecord | None) -> list[tuple[str, str]]:
             lines.append(("accelerator", record.machine.accelerator))
     if record.training:
         training = record.training
-        speed = f"{training.tokens_per_second:,.0f} tokens/s"
+        speed = f"{record.all_tokens_per_second():,.0f} tokens/s"
         lines.append(("training time", f"{format_duration(training.seconds)}, {speed}"))
         if training.peak_memory:
             lines.append(("peak memory", format_gigabytes(training.peak_memory)))

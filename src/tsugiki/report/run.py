@@ -31,6 +31,7 @@ from tsugiki.train.record import NO_GAIN, DataSummary, RecordCounts, RunRecord, 
 REPORT_FILE = "report.html"
 _SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
 _TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
+_FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
 _MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text
 _DOCUMENT_MASKING = {
     "position_ids": marked("masked from each other by position ids"),
@@ -130,6 +131,17 @@ def summary_sentence(record: RunRecord) -> str:
         change=change.relative,
         interval=describe_change(change),
     )
+
+
+def speed_text(record: RunRecord) -> str:
+    """Return the speed of a run in tokens per second, as other tools report it: tokens outside the loss count, too.
+
+    If there are such tokens, as in conversations, the speed without them is named as well.
+    """
+    both, in_loss = record.all_tokens_per_second(), record.training.tokens_per_second if record.training else 0.0
+    if both <= in_loss * (1 + _FEW):
+        return _("{speed:,.0f} tokens/s").format(speed=in_loss)
+    return _("{speed:,.0f} tokens/s, {in_loss:,.0f} of them in the loss").format(speed=both, in_loss=in_loss)
 
 
 def loss_series(record: RunRecord) -> list[Series]:
@@ -326,7 +338,7 @@ def _figures(record: RunRecord) -> Markup:
         facts.append((_("trainable parameters"), f"{record.parameters.trainable:,}"))
     if record.training:
         facts.append((_("training time"), format_duration(record.training.seconds)))
-        facts.append((_("speed"), f"{record.training.tokens_per_second:,.0f} " + _("tokens/s")))
+        facts.append((_("speed"), speed_text(record)))
         facts += _peak_memory(record.training)
     return render_macro("facts", facts) + render_macro("figures", plots)
 
@@ -447,11 +459,11 @@ def _machine(record: RunRecord) -> Markup:
         lines.append(
             (
                 _("target tokens"),
-                _("{tokens:,} in {seconds:,.0f} s ({duration}) of steps, {speed:,.0f} tokens/s").format(
+                _("{tokens:,} in {seconds:,.0f} s ({duration}) of steps, {speed}").format(
                     tokens=training.tokens,
                     seconds=training.seconds,
                     duration=format_duration(training.seconds),
-                    speed=training.tokens_per_second,
+                    speed=speed_text(record),
                 ),
             )
         )

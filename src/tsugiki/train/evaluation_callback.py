@@ -113,7 +113,9 @@ class EvaluationCallback(Callback):
     def on_step_end(self, loop: TrainingLoop) -> None:
         """Show the step, and evaluate and sample if it is time."""
         step, total = loop.progress.step, loop.steps
-        self.display.step(step, total, loop.step_loss, loop.progress.tokens_per_second)
+        counts = self.data.summary
+        all_per_target = counts.tokens_per_epoch / max(1, counts.target_tokens_per_epoch)
+        self.display.step(step, total, loop.step_loss, loop.progress.tokens_per_second * all_per_target)
         if loop.progress.loss_curve and loop.progress.loss_curve[-1].step == step:
             self._update_record(loop)
             if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:

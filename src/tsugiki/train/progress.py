@@ -65,7 +65,7 @@ class RunProgress(ProgressDisplay):
         self._progress.start()
 
     def step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
-        """Show that an optimiser step is done."""
+        """Show that an optimiser step is done; all tokens count in the speed, also those that are not in the loss."""
         self._progress.update(self._task, completed=step, loss=f"{loss:.3f}", speed=f"{tokens_per_second:,.0f}")
         if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
             self.say(

@@ -293,6 +293,12 @@ class RunRecord(BaseModel):
         html: str = tsugiki.run_html(self)
         return html
 
+    def all_tokens_per_second(self) -> float:
+        """Return the speed in tokens, those counted that are not in the loss, as other tools report it."""
+        if self.training is None or self.data is None or not self.data.target_tokens_per_epoch:
+            return 0.0
+        return self.training.tokens_per_second * self.data.tokens_per_epoch / self.data.target_tokens_per_epoch
+
     def chosen(self, setting: str) -> Any:
         """Return the value of a setting; if it is `auto`, what was chosen, once the run has started."""
         return self.resolved_settings.get(setting, getattr(self.config, setting))

@@ -36,6 +36,7 @@ class ComparisonRow(BaseModel):
     learning_rate: float
     seconds: float
     tokens_per_second: float
+    """All tokens, also those that are not in the loss."""
     peak_memory: int
     perplexity_before: float
     perplexity_after: float
@@ -98,7 +99,7 @@ def _row(name: str, record: RunRecord) -> ComparisonRow:
         file_size=_file_size(record.folder()),
         learning_rate=record.chosen("learning_rate"),
         seconds=training.seconds,
-        tokens_per_second=training.tokens_per_second,
+        tokens_per_second=record.all_tokens_per_second(),
         peak_memory=training.peak_memory,
         perplexity_before=before.perplexity,
         perplexity_after=after.perplexity,
