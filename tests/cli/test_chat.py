@@ -55,7 +55,7 @@ def test_a_conversation_has_turns_and_a_system_message(run, type_, prompts: list
     base = save_tiny(tmp_path / "base", vocab_size=257, n_positions=512)
     rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}{n}"}] for n in range(6)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    flags = (*TRAIN, "--data", "chat.jsonl", "--chat-template", "default", "--block-size", "128")
+    flags = (*TRAIN[2:], "--data", "chat.jsonl", "--chat-template", "default", "--block-size", "128")
     assert run("train", "--model", base, *flags)[0] == 0
     prompts.clear()
     type_("1?", "2?", "/base", "/new", "3?")

@@ -30,7 +30,7 @@ def test_flags_answer_all_questions(base: str, run, tmp_path: Path):
     assert (status, err) == (0, "")
     assert shlex.split(out.splitlines()[-1]) == ["next:", "tsugiki", "train", "a b.yaml"]
     written = load_config(Path("a b.yaml"), {})
-    assert (written.model, written.data, written.out, written.minutes) == (base, "text.txt", "runs/a", 0.5)
+    assert (written.model, written.data, written.out, written.minutes) == (base, ("text.txt",), "runs/a", 0.5)
     status, _, err = run("new", "a b.yaml", *flags)
     assert (status, "exists already" in err) == (2, True)
 
@@ -42,7 +42,7 @@ def test_questions_have_defaults_and_are_asked_again_after_a_wrong_answer(run, a
     assert (status, answers) == (0, [])
     assert "nowhere.txt" in out
     written = load_config(Path("kajii.yaml"), {})
-    assert (written.model, written.data, written.out) == ("embedded", "kajii.txt", "runs/kajii")
+    assert (written.model, written.data, written.out) == ("embedded", ("kajii.txt",), "runs/kajii")
     assert written.minutes is not None
 
 
@@ -75,7 +75,7 @@ def test_print_config_prints_what_is_given_and_needs_nothing(run, tmp_path: Path
     status, out, err = run("train", "a.yaml", "--data", "text.txt", "--epochs", "2", "--print-config")
     assert (status, err) == (0, "")
     assert yaml.safe_load(out) == {
-        "model": "embedded", "data": "text.txt", "out": None, "epochs": 2, "lora": {"r": 4}
+        "model": "embedded", "data": ["text.txt"], "out": None, "epochs": 2, "lora": {"r": 4}
     }  # fmt: skip
     assert yaml.safe_load(run("train", "--print-config")[1]) == {"model": None, "data": None, "out": None, "lora": None}
 

@@ -48,6 +48,7 @@ def aozora_command(
 
     Works under copyright are never used. Files of a site are cached, and later runs download only missing ones.
     """
+    from tsugiki.cli.tables import say_next
     from tsugiki.data.aozora.copies import NearCopies
     from tsugiki.errors import summarise_list
     from tsugiki.io.progress import ProgressDisplay
@@ -95,3 +96,4 @@ def aozora_command(
             ).format(count=len(groups), names=summarise_list(groups[0])),
             file=sys.stderr,
         )
+    say_next("preview", "--model", "embedded", "--data", str(out), err=True)

@@ -48,6 +48,7 @@ def merge_command(
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.adapters.named_base import named_base
     from tsugiki.cli.summary import print_merge
+    from tsugiki.cli.tables import say_next
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.workflows.merge import Merge, merge_into_folder
 
@@ -66,3 +67,4 @@ def merge_command(
         characters,
     )
     print_merge(out, merge_into_folder(merge, out, ProgressDisplay()))
+    say_next("chat", "--model", str(out))

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tsugiki.cli.flags import with_flags
+from tsugiki.cli.flags import with_flags, words_of
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.train.config import RunConfig
@@ -31,6 +31,7 @@ def preview_command(
 
     from rich.console import Console
 
+    from tsugiki.cli.tables import say_next
     from tsugiki.io.atomic import write_text
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import to_html, to_terminal
@@ -42,3 +43,8 @@ def preview_command(
     if html:
         write_text(html, to_html(shown))
         typer.echo(_("page: {path}").format(path=html))
+    if config is None:
+        name = Path(run_config.data[0]).stem or "text"
+        say_next("train", *words_of(RunConfig, {**settings, "out": f"runs/{name}"}))
+    else:
+        say_next("train", str(config), *words_of(RunConfig, settings))

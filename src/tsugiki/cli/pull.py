@@ -20,6 +20,7 @@ def pull_command(
     """
     from tsugiki.adapters.format import read_base
     from tsugiki.adapters.library import check_name, library_folder
+    from tsugiki.cli.tables import say_next
     from tsugiki.errors import TsugikiError
     from tsugiki.hub.client import check_repo_id, pull
 
@@ -35,3 +36,4 @@ def pull_command(
             folder=folder, repo_id=repo_id, commit=commit[:7], base=base or _("an unnamed base")
         )
     )
+    say_next("chat", str(folder) if library else folder.name)

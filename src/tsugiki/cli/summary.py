@@ -39,6 +39,17 @@ def print_summary(record: RunRecord, page: Path) -> None:
     )
 
 
+def say_what_to_read(record: RunRecord) -> None:
+    """Print the command that lets the adapter or the model of a run write."""
+    out = record.folder()
+    named = ["--adapter", str(out)] if (out / ADAPTER_FILE).exists() else ["--model", str(out)]
+    if record.config.prompts:
+        compared = ["--compare"] if named[0] == "--adapter" else []
+        say_next("generate", *named, "--prompt", record.config.prompts[0], *compared)
+    else:
+        say_next("chat", *(named[1:] if named[0] == "--adapter" else named))
+
+
 def print_evaluations(names: Sequence[str], results: Sequence[Evaluation], more: Sequence[str] = ()) -> None:
     """Print a table with a row for each model, and more notes; changes are relative to the first model."""
     table, notes = evaluation_table(names, results)

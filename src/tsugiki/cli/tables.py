@@ -29,9 +29,10 @@ def print_table(cells: Cells, *lines: str) -> None:
         console.print(printable(line), soft_wrap=True)
 
 
-def say_next(*words: str) -> None:
-    """Print the command that is useful next, quoted for the shell."""
-    typer.echo(_("next: {command}").format(command=shlex.join(["tsugiki", *words])))
+def say_next(*words: str, err: bool = False) -> None:
+    """Print the command that is useful next, quoted for the shell; with `err`, on standard error."""
+    command = printable(shlex.join(["tsugiki", *words])).replace("\n", "\\n")
+    typer.echo(_("next: {command}").format(command=command), err=err)
 
 
 def say(line: str) -> None:

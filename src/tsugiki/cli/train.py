@@ -91,7 +91,7 @@ def train_command(
 
     if start_processes(processes):
         return
-    from tsugiki.cli.summary import print_summary
+    from tsugiki.cli.summary import print_summary, say_what_to_read
     from tsugiki.report.run import write_report
     from tsugiki.train.run import train
 
@@ -106,9 +106,11 @@ def train_command(
         record = train(run_config, resume=resume, overwrite=overwrite)
     if is_main_process():
         print_summary(record, write_report(Path(run_config.out)))
+        say_what_to_read(record)
 
 
 def _train_in_stages(settings: dict[str, Any], path: Path) -> None:
+    from tsugiki.cli.summary import say_what_to_read
     from tsugiki.cli.tables import print_table
     from tsugiki.report.comparison import stages_table
     from tsugiki.report.run import write_report
@@ -120,6 +122,7 @@ def _train_in_stages(settings: dict[str, Any], path: Path) -> None:
         stages_table(records),
         _("adapter of the last stage: {folder}; page: {page}").format(folder=records[-1].folder(), page=pages[-1]),
     )
+    say_what_to_read(records[-1])
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -1,0 +1,42 @@
+"""Commands end with the command that is useful next, complete and quoted for the shell."""
+
+import io
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.docs.test_architecture import problem_of
+from tests.runs import TRAIN
+
+
+def next_words(out: str) -> list[str]:
+    """The words of the command in the last line, after `tsugiki`."""
+    line = out.splitlines()[-1]
+    assert line.startswith("next: tsugiki ")
+    words = shlex.split(line.removeprefix("next: tsugiki "))
+    assert problem_of(words) is None
+    return words
+
+
+def test_from_the_preview_to_the_merged_model(base: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "text.txt").rename(tmp_path / "my text.txt")
+    status, out, _ = run("preview", "--model", base, "--data", "my text.txt", "--max-steps", "2", "--block-size", "32")
+    assert status == 0
+    status, out, _ = run(*next_words(out), "--prompts", "it's 枝")
+    assert (status, (tmp_path / "runs" / "my text" / "run.json").exists()) == (0, True)
+    status, out, _ = run(*next_words(out), "--max-new-tokens", "3")
+    assert (status, "it's 枝" in out) == (0, True)
+    status, out, _ = run("adapters", "add", "runs/my text", "--name", "two words", "--library", "a library")
+    monkeypatch.setattr("sys.stdin", io.StringIO("/quit\n"))
+    assert (status, run(*next_words(out))[0]) == (0, 0)
+    status, out, _ = run("merge", "--adapter", "runs/my text", "--out", "merged", "--no-verify")
+    monkeypatch.setattr("sys.stdin", io.StringIO("/quit\n"))
+    assert (status, run(*next_words(out))[0]) == (0, 0)
+
+
+def test_a_run_without_prompts_leads_to_a_chat(base: str, run):
+    assert next_words(run("train", "--model", base, *TRAIN)[1]) == ["chat", "run"]
+    assert next_words(run("train", "--model", base, *TRAIN, "--out", "full", "--method", "full")[1]) == [
+        "chat", "--model", "full"
+    ]  # fmt: skip
