@@ -167,7 +167,7 @@ class EvaluationCallback(Callback):
         loop.read_losses()
         result = self._score(loop, self.validation_windows)
         self.record.validations.append(result)
-        self.display.evaluation(result, "validation")
+        self.display.evaluation(result, _("validation"))
         loop.accelerator.log({"validation_loss": result.loss}, step=result.step)
         self._write_record(loop)
         return result

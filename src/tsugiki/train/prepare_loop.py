@@ -166,7 +166,9 @@ def choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: boo
         chosen[-1] += _(" (measured on some rows)")
     elif given["learning_rate"] == PROBE:
         chosen[-1] = _("the learning rate will be measured")
-    return [_("chosen for {steps}: {chosen}").format(steps=counts.steps(resolved["steps"]), chosen=", ".join(chosen))]
+    return [
+        _("chosen for {steps}: {chosen}").format(steps=counts.steps(resolved["steps"]), chosen=_(", ").join(chosen))
+    ]
 
 
 def _check_rows(processes: int, rows: int) -> None:
