@@ -9,8 +9,6 @@ from tests.language.catalogue import SOURCE
 
 _FUNCTIONS = {"_", "ngettext"}
 _ERRORS = {"TsugikiError", "WriteError", "ValueError", "DivergedError"}
-_NOT_YET = ("bench",)
-"""Packages and modules whose errors are not translated yet."""
 
 
 def test_messages_are_given_the_values_that_they_name() -> None:
@@ -44,8 +42,6 @@ def test_no_name_hides_the_function() -> None:
 
 def test_errors_are_translated() -> None:
     for where, tree in _modules():
-        if where.parts[0] in _NOT_YET:
-            continue
         for call in _calls(tree, _ERRORS):
             for text in _untranslated(call.args[0] if call.args else call):
                 is_message = any(part.isalpha() and len(part) > 1 for part in text.split())

@@ -16,6 +16,7 @@ from tsugiki.bench.workload import STEPS, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_size
+from tsugiki.language import _
 from tsugiki.train.record import describe_machine
 
 
@@ -45,14 +46,18 @@ def run_benchmark(
     config = read_model_config(workload.model)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context and workload.length > context:
-        raise TsugikiError(f"--length is {workload.length}, but the context of {workload.model} is {context} tokens")
+        raise TsugikiError(
+            _("--length is {length}, but the context of {model} is {context} tokens").format(
+                length=workload.length, model=workload.model, context=context
+            )
+        )
     parameters = sum(weight.numel() for weight in meta_model(config).parameters())
     skipped = {
         name: reason for name, entry in entries.items() if (reason := _why_too_large(workload, entry, parameters))
     }
     measurable = {name: entry for name, entry in entries.items() if name not in skipped}
     if not measurable:
-        raise TsugikiError(f"no entry can be measured: {'; '.join(skipped.values())}")
+        raise TsugikiError(_("no entry can be measured: {reasons}").format(reasons="; ".join(skipped.values())))
     limit_entry = {"limit": LIMIT_ENTRY} if kind == "train" else {}
     found = {one.name: one for one in measure({**measurable, **limit_entry}, workload, rounds, show, steps)}
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
@@ -63,7 +68,7 @@ def run_benchmark(
     )
     if not any(row.tokens_per_second for row in results.rows):
         problems = "; ".join(f"{row.name}: {row.problem}" for row in results.rows)
-        raise TsugikiError(f"no entry could be measured: {problems}")
+        raise TsugikiError(_("no entry could be measured: {problems}").format(problems=problems))
     return results
 
 
@@ -76,7 +81,11 @@ def choose_entries(kind: Kind, names: Sequence[str]) -> dict[str, BenchmarkEntry
     table = TRAINING_ENTRIES if kind == "train" else GENERATION_ENTRIES
     unknown = [name for name in names if name not in table]
     if unknown:
-        raise TsugikiError(f"unknown benchmark entry {', '.join(map(repr, unknown))}; choose from {', '.join(table)}")
+        raise TsugikiError(
+            _("unknown benchmark entry {unknown}; choose from {known}").format(
+                unknown=", ".join(map(repr, unknown)), known=", ".join(table)
+            )
+        )
     return {name: table[name] for name in names or (DEFAULT_ENTRIES if kind == "train" else GENERATION_ENTRIES)}
 
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from tsugiki.bench.workload import StepBarrier, Workload
+from tsugiki.language import marked
 
 
 @dataclass(frozen=True)
@@ -58,46 +59,48 @@ _FULL_BF16 = partial(BenchmarkEntry, compute_dtype="bf16", full=True)
 
 TRAINING_ENTRIES: Mapping[str, BenchmarkEntry] = {
     "chapter": _PEFT_FP32(
-        "PEFT and Trainer as in the textbook chapter: float32, base dropout on", f"{_HUGGING_FACE}:chapter"
+        marked("PEFT and Trainer as in the textbook chapter: float32, base dropout on"), f"{_HUGGING_FACE}:chapter"
     ),
     "peft-fp32": _PEFT_FP32(
-        "PEFT and Trainer, float32, base dropout off, the faster attention implementation",
+        marked("PEFT and Trainer, float32, base dropout off, the faster attention implementation"),
         f"{_HUGGING_FACE}:peft_fp32",
     ),
-    "peft-bf16": _PEFT_BF16("as peft-fp32, with the base in bfloat16", f"{_HUGGING_FACE}:peft_bf16"),
+    "peft-bf16": _PEFT_BF16(marked("as peft-fp32, with the base in bfloat16"), f"{_HUGGING_FACE}:peft_bf16"),
     "peft-bf16-autocast": _PEFT_BF16(
-        "as peft-bf16, with bf16=True (autocast): A and B are multiplied in bfloat16 too",
+        marked("as peft-bf16, with bf16=True (autocast): A and B are multiplied in bfloat16 too"),
         f"{_HUGGING_FACE}:peft_bf16_autocast",
     ),
     "peft-bf16-malloc": _PEFT_BF16(
-        "as peft-bf16, and glibc keeps freed memory, as in Tsugiki",
+        marked("as peft-bf16, and glibc keeps freed memory, as in Tsugiki"),
         f"{_HUGGING_FACE}:peft_bf16",
         environment=_KEEP,
     ),
-    "peft-bf16-compiled": _PEFT_BF16("as peft-bf16, with torch_compile=True", f"{_HUGGING_FACE}:peft_bf16_compiled"),
+    "peft-bf16-compiled": _PEFT_BF16(
+        marked("as peft-bf16, with torch_compile=True"), f"{_HUGGING_FACE}:peft_bf16_compiled"
+    ),
     "trl": _TRL(
-        "TRL's SFTTrainer with its fused loss, the base in bfloat16, the faster attention implementation",
+        marked("TRL's SFTTrainer with its fused loss, the base in bfloat16, the faster attention implementation"),
         f"{_HUGGING_FACE}:trl",
     ),
     "trl-checkpointed": _TRL(
-        "as trl, with gradient checkpointing (TRL's default)", f"{_HUGGING_FACE}:trl_checkpointed"
+        marked("as trl, with gradient checkpointing (TRL's default)"), f"{_HUGGING_FACE}:trl_checkpointed"
     ),
-    "tsugiki": BenchmarkEntry("`tsugiki train` with its default settings", f"{_TSUGIKI}:tsugiki"),
-    "tsugiki-fp32": BenchmarkEntry("Tsugiki, base in float32", f"{_TSUGIKI}:tsugiki_fp32", "fp32"),
-    "tsugiki-bf16": BenchmarkEntry("Tsugiki, base in bfloat16", f"{_TSUGIKI}:tsugiki_bf16", "bf16"),
-    "tsugiki-int8": BenchmarkEntry("Tsugiki, base in int8", f"{_TSUGIKI}:tsugiki_int8", "int8"),
+    "tsugiki": BenchmarkEntry(marked("`tsugiki train` with its default settings"), f"{_TSUGIKI}:tsugiki"),
+    "tsugiki-fp32": BenchmarkEntry(marked("Tsugiki, base in float32"), f"{_TSUGIKI}:tsugiki_fp32", "fp32"),
+    "tsugiki-bf16": BenchmarkEntry(marked("Tsugiki, base in bfloat16"), f"{_TSUGIKI}:tsugiki_bf16", "bf16"),
+    "tsugiki-int8": BenchmarkEntry(marked("Tsugiki, base in int8"), f"{_TSUGIKI}:tsugiki_int8", "int8"),
     "trainer-full-fp32": _FULL_FP32(
-        "full fine-tuning by Trainer, float32, dropout off, the faster attention implementation",
+        marked("full fine-tuning by Trainer, float32, dropout off, the faster attention implementation"),
         f"{_HUGGING_FACE}:trainer_full_fp32",
     ),
     "trainer-full-bf16": _FULL_BF16(
-        "as trainer-full-fp32, with bf16=True (autocast)",
+        marked("as trainer-full-fp32, with bf16=True (autocast)"),
         f"{_HUGGING_FACE}:trainer_full_bf16",
         bytes_per_parameter=16,
     ),
-    "tsugiki-full-fp32": _FULL_FP32("full fine-tuning by Tsugiki, float32", f"{_TSUGIKI}:tsugiki_full_fp32"),
+    "tsugiki-full-fp32": _FULL_FP32(marked("full fine-tuning by Tsugiki, float32"), f"{_TSUGIKI}:tsugiki_full_fp32"),
     "tsugiki-full-bf16": _FULL_BF16(
-        "full fine-tuning by Tsugiki, matrix products in bfloat16",
+        marked("full fine-tuning by Tsugiki, matrix products in bfloat16"),
         f"{_TSUGIKI}:tsugiki_full_bf16",
         bytes_per_parameter=18,
     ),
@@ -107,11 +110,11 @@ DEFAULT_ENTRIES = ("chapter", "peft-fp32", "peft-bf16", "trl", "tsugiki")
 """The training entries that are measured unless names are given."""
 
 GENERATION_ENTRIES: Mapping[str, BenchmarkEntry] = {
-    "peft-grafted": _PEFT_FP32("PEFT's adapter, not merged", f"{_GENERATION}:peft_grafted"),
-    "peft-merged": _PEFT_FP32("PEFT's adapter, merged into the base", f"{_GENERATION}:peft_merged"),
-    "grafted": BenchmarkEntry("Tsugiki's adapter, not merged", f"{_GENERATION}:grafted", "fp32"),
-    "grafted-off": BenchmarkEntry("as grafted, inside disable_adapter", f"{_GENERATION}:grafted_off", "fp32"),
-    "merged": BenchmarkEntry("Tsugiki's adapter, merged into the base", f"{_GENERATION}:merged", "fp32"),
+    "peft-grafted": _PEFT_FP32(marked("PEFT's adapter, not merged"), f"{_GENERATION}:peft_grafted"),
+    "peft-merged": _PEFT_FP32(marked("PEFT's adapter, merged into the base"), f"{_GENERATION}:peft_merged"),
+    "grafted": BenchmarkEntry(marked("Tsugiki's adapter, not merged"), f"{_GENERATION}:grafted", "fp32"),
+    "grafted-off": BenchmarkEntry(marked("as grafted, inside disable_adapter"), f"{_GENERATION}:grafted_off", "fp32"),
+    "merged": BenchmarkEntry(marked("Tsugiki's adapter, merged into the base"), f"{_GENERATION}:merged", "fp32"),
 }
 
 LIMIT_ENTRY = BenchmarkEntry("only the matrix products of a training step", "tsugiki.bench.limit:limit")

@@ -28,6 +28,7 @@ from tsugiki.bench.models import read_model_config
 from tsugiki.bench.workload import RANK, WARM_UP, StepBarrier, Workload
 from tsugiki.dtypes import processor_has_bf16, torch_dtype
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_layer import features, is_conv1d
 from tsugiki.lora.targets import find_targets
@@ -74,11 +75,11 @@ class Product:
 def limit(workload: Workload, barrier: StepBarrier) -> None:
     """Choose layouts during the warm-up steps, then measure; each step reports the best times so far."""
     if torch.accelerator.is_available():
-        raise TsugikiError("the limit is measured on CPUs only, and this machine has an accelerator")
+        raise TsugikiError(_("the limit is measured on CPUs only, and this machine has an accelerator"))
     counts = products(read_model_config(workload.model), workload.batch, workload.length)
     native = {"fp32": True, "bf16": processor_has_bf16(), "int8": torch.cpu._is_vnni_supported()}
     timings = Timings(counts, [dtype for dtype, supported in native.items() if supported])
-    for _ in range(WARM_UP):
+    for _turn in range(WARM_UP):
         barrier.begin()
         timings.choose_layouts()
         barrier.end()
@@ -272,6 +273,6 @@ def _measured(shares: Sequence[Pairs], outs: Sequence[Tensor], repeats: int) -> 
 @torch.no_grad()
 def _multiply(share: Pairs, out: Tensor, repeats: int) -> None:
     product = torch._int_mm if out.dtype == torch.int32 else torch.matmul
-    for _ in range(repeats):
+    for _turn in range(repeats):
         for a, b in share:
             product(a, b, out=out[: a.shape[0]])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.errors import TsugikiError
+from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +28,14 @@ class Shape:
 
 
 SHAPES: Mapping[str, Shape] = {
-    "gpt2-small": Shape("GPT-2 small: 124M parameters, 12 layers, width 768", "gpt2", {}),
+    "gpt2-small": Shape(marked("GPT-2 small: 124M parameters, 12 layers, width 768"), "gpt2", {}),
     "rinna-medium": Shape(
-        "rinna/japanese-gpt2-medium, the chapter's base: 336M parameters, 24 layers, width 1,024",
+        marked("rinna/japanese-gpt2-medium, the chapter's base: 336M parameters, 24 layers, width 1,024"),
         "gpt2",
         {"n_layer": 24, "n_embd": 1024, "n_head": 16, "vocab_size": 32_000},
     ),
     "smollm2-135m": Shape(
-        "SmolLM2 135M: a Llama with 30 layers, width 576, vocabulary 49,152",
+        marked("SmolLM2 135M: a Llama with 30 layers, width 576, vocabulary 49,152"),
         "llama",
         {
             "vocab_size": 49_152,
@@ -48,7 +49,7 @@ SHAPES: Mapping[str, Shape] = {
         },
     ),
     "qwen3-1.7b": Shape(
-        "Qwen3 1.7B: 28 layers, width 2,048, vocabulary 151,936; bf16 and int8 only",
+        marked("Qwen3 1.7B: 28 layers, width 2,048, vocabulary 151,936; bf16 and int8 only"),
         "qwen3",
         {
             "vocab_size": 151_936,
@@ -79,7 +80,9 @@ def read_model_config(name: str) -> "PretrainedConfig":
     try:
         load_tokenizer(name)  # its errors explain every kind of invalid name
     except TsugikiError as error:
-        raise TsugikiError(f"{error}; known shapes are {', '.join(SHAPES)}") from error
+        raise TsugikiError(
+            _("{error}; known shapes are {known}").format(error=error, known=", ".join(SHAPES))
+        ) from error
     return AutoConfig.from_pretrained(local_folder(name) or name)
 
 
@@ -107,6 +110,6 @@ def build(name: str, dtype: "torch.dtype") -> "PreTrainedModel":
 def known_models() -> dict[str, str]:
     """Return the accepted model names, with a description of each."""
     return {name: shape.summary for name, shape in SHAPES.items()} | {
-        EMBEDDED: "the base model that Tsugiki contains",
-        "FOLDER or HUB/ID": "any model that Tsugiki loads",
+        EMBEDDED: marked("the base model that Tsugiki contains"),
+        "FOLDER or HUB/ID": marked("any model that Tsugiki loads"),
     }

@@ -17,6 +17,7 @@ from tsugiki.bench import memory
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.process import EntryFailed, EntryProcess
 from tsugiki.bench.workload import STEPS, WARM_UP, Workload
+from tsugiki.language import _
 
 _MARGIN = 1.15  # free memory that the next entry needs, relative to the largest peak so far
 
@@ -51,11 +52,11 @@ class Measurement:
         Raises:
             EntryFailed: the process ended during a step.
         """
-        for _ in range(warm_up):
+        for _turn in range(warm_up):
             self._step(process)
         if counted:
             self.blocks.append([])
-        for _ in range(counted):
+        for _turn in range(counted):
             self.blocks[-1].append(self._step(process))
 
     def _step(self, process: EntryProcess) -> float:
@@ -106,12 +107,12 @@ def _all_at_once(
     with ExitStack() as running:
         for one in found:
             if not _has_room(list(processes.values()), found):
-                show("not enough memory for all entries at once: measuring them one by one")
+                show(_("not enough memory for all entries at once: measuring them one by one"))
                 return None
             with _recording_failure(one, show):
                 processes[one.name] = _start(one, entries[one.name], workload, running, show)
         for number in range(rounds):
-            show(f"round {number + 1} of {rounds}")
+            show(_("round {number} of {rounds}").format(number=number + 1, rounds=rounds))
             for one in _without_problem(found):
                 with _recording_failure(one, show):
                     one.take_block(processes[one.name], WARM_UP, steps)
@@ -123,7 +124,7 @@ def _one_by_one(
 ) -> list[Measurement]:
     """Run one entry at a time, in a new process for each of its blocks."""
     found = [Measurement(name) for name in entries]
-    for _ in range(rounds):
+    for _turn in range(rounds):
         for one in _without_problem(found):
             with _recording_failure(one, show), ExitStack() as running:
                 one.take_block(_start(one, entries[one.name], workload, running, show), 0, steps)
@@ -138,7 +139,7 @@ def _start(
     one: Measurement, entry: BenchmarkEntry, workload: Workload, running: ExitStack, show: Callable[[str], None]
 ) -> EntryProcess:
     """Start the process and let it take the warm-up steps."""
-    show(f"{one.name}: loading and warming up")
+    show(_("{name}: loading and warming up").format(name=one.name))
     process = running.enter_context(closing(EntryProcess(one.name, entry, workload)))
     one.take_block(process, WARM_UP, 0)
     return process

@@ -5,13 +5,16 @@ from typing import Any
 
 from tsugiki.bench.results import EntryResult, Results
 from tsugiki.io.formatting import format_gigabytes
+from tsugiki.language import marked
 from tsugiki.report.formatting import Table
 
 
 def results_table(results: Results) -> Table:
     """Return headers and cells: a row for each entry, then a row for each limit of the machine."""
-    headers = ["", "tokens/s", "slowest to fastest", "ratio", *(["share of limit"] if results.limits else [])]
-    headers += [*(["peak memory", "above the model"] if any(row.peak for row in results.rows) else []), "settings"]
+    headers = ["", "tokens/s", marked("slowest to fastest"), marked("ratio")]
+    headers += [marked("share of limit")] if results.limits else []
+    headers += [marked("peak memory"), marked("above the model")] if any(row.peak for row in results.rows) else []
+    headers += [marked("settings")]
     rows = [_cells(row) for row in results.rows]
     for dtype, limit in results.limits.items():
         causal = f"with causal attention: {_format_speed(limit['causal_tokens_per_second'])}"

@@ -58,8 +58,11 @@ def bench_command(
     )
     if out is not None:
         write_results(results, out)
+    headers, rows = results_table(results)
     print_table(
-        results_table(results), *results_lines(results), *([_("written to {out}").format(out=out)] if out else [])
+        ([header and _(header) for header in headers], rows),
+        *results_lines(results),
+        *([_("written to {out}").format(out=out)] if out else []),
     )
 
 
