@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.figures import Figures
-from tsugiki.bench.memory import available, peak, reset_peak, resident
 from tsugiki.bench.table import markdown_table
 from tsugiki.fast.loss import Head, chunked_loss, plain_loss
+from tsugiki.train.memory import available, peak, reset_peak, resident
 
 Loss = Callable[[Tensor, Head, Tensor], Tensor]
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tsugiki import LoraConfig, active_adapter, graft, use_fast_paths
-from tsugiki.bench.memory import peak, reset_peak, resident
 from tsugiki.bench.tsugiki_entry import random_blocks
 from tsugiki.bench.workload import Workload
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.collator import Collator
 from tsugiki.fast.loss import rows_per_chunk
 from tsugiki.train.gradients import Gradients
+from tsugiki.train.memory import peak, reset_peak, resident
 from tsugiki.train.processes import start_accelerator
 
 _GROUP = 512

@@ -39,7 +39,7 @@ PROCEDURES = {
         "model.merge_and_unload().save_pretrained('out')"
     ),
 }
-_MEASURED = "import sys, tsugiki.bench.memory as memory\nmemory.reset_peak()\nexec(sys.argv[1])\nprint(memory.peak())"
+_MEASURED = "import sys, tsugiki.train.memory as memory\nmemory.reset_peak()\nexec(sys.argv[1])\nprint(memory.peak())"
 
 
 def main() -> None:

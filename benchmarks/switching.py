@@ -42,10 +42,10 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.bench.memory import reset_peak, resident
 from tsugiki.bench.models import SHAPES, build
 from tsugiki.bench.table import markdown_table
 from tsugiki.lora.graft import remove_adapter
+from tsugiki.train.memory import reset_peak, resident
 
 HEADERS = {
     "en": ["model", "dtype", "measurement", "Tsugiki", "PEFT"],

@@ -17,6 +17,8 @@ from tsugiki.base.loading import load_model
 from tsugiki.base.nf4 import Nf4Linear
 from tsugiki.base.quantization import count_parameters
 
+OTHERS = sorted(CONFIGS.keys() - {"gpt2", "llama", "gemma3_text"})
+
 
 def _loaded_whole(folder: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     with monkeypatch.context() as patch:
@@ -30,8 +32,9 @@ def _streamed(folder: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         return load_model(folder, dtype)
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "half"), [*((kind, False) for kind in CONFIGS), ("llama", True), ("gemma3_text", True), ("gptj", True)]
+    "kind", ["gpt2", "llama", "gemma3_text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)]
 )
 def test_the_model_is_that_of_loading_whole_and_quantising(kind: str, half: bool, tmp_path: Path, monkeypatch: Any):
     folder = str(tmp_path)

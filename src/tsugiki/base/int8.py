@@ -40,6 +40,12 @@ class Int8Linear(QuantizedLayer):
         means = torch.stack([q.float().mean(0) for q in split(qweight, CHANNELS)])
         self.qweight, self.scale, self.means = (nn.Parameter(t, requires_grad=False) for t in (qweight, scale, means))
 
+    @staticmethod
+    def stored_bytes(out_features: int, in_features: int) -> int:
+        """Return the bytes of a layer without its bias."""
+        groups = -(-out_features // CHANNELS)
+        return out_features * in_features + 4 * out_features + 4 * groups * in_features
+
     def dequantize(self) -> Tensor:
         """Return the exact weight that the quantised values stand for, float32 [out, in]."""
         return self.qweight * self.scale[:, None]

@@ -82,6 +82,12 @@ class Nf4Linear(QuantizedLayer):
             nn.Parameter(t, requires_grad=False) for t in (packed, blocks, scale, means)
         )
 
+    @staticmethod
+    def stored_bytes(out_features: int, in_features: int) -> int:
+        """Return the bytes of a layer without its bias."""
+        blocks, groups = -(-in_features // BLOCK), -(-out_features // CHANNELS)
+        return out_features * blocks * (BLOCK // 2 + 1) + 4 * out_features + 4 * groups * blocks * BLOCK
+
     def dequantize(self) -> Tensor:
         """Return the exact weight that the quantised values stand for, float32 [out, in]."""
         levels = decode(self.packed, self.blocks, torch.float32)

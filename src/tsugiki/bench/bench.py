@@ -5,7 +5,6 @@ from pathlib import Path
 
 from tsugiki.base.loading import default_device
 from tsugiki.base.meta import meta_model
-from tsugiki.bench import memory
 from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import SHAPES, read_model_config
 from tsugiki.bench.plot import plot
@@ -17,6 +16,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
+from tsugiki.train import memory
 from tsugiki.train.record import describe_machine
 
 

@@ -13,11 +13,11 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tsugiki.bench import memory
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.process import EntryFailed, EntryProcess
 from tsugiki.bench.workload import STEPS, WARM_UP, Workload
 from tsugiki.language import _
+from tsugiki.train import memory
 
 _MARGIN = 1.15  # free memory that the next entry needs, relative to the largest peak so far
 

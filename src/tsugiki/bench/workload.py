@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.bench import memory
+from tsugiki.train import memory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,6 +17,7 @@ from tsugiki.cli.help_page import Command, Group
 from tsugiki.cli.merge import merge_command
 from tsugiki.cli.methods import methods_command
 from tsugiki.cli.new import new_command
+from tsugiki.cli.plan import plan_command
 from tsugiki.cli.pretrain import pretrain_command
 from tsugiki.cli.preview import preview_command
 from tsugiki.cli.pull import pull_command
@@ -51,6 +52,7 @@ _add(MAKE, "train", train_command)
 _add(MAKE, "compare", compare_command)
 _add(MAKE, "sweep", sweep_command)
 _add(MAKE, "pretrain", pretrain_command)
+_add(LOOK, "plan", plan_command)
 _add(LOOK, "preview", preview_command)
 _add(LOOK, "generate", generate_command)
 _add(LOOK, "chat", chat_command)

@@ -21,6 +21,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "tsugiki train --resume runs/kajii --epochs 6",
             "tsugiki train --print-config",
         ),
+        "plan": (
+            "tsugiki plan --model USER/NAME",
+            "tsugiki plan --model USER/NAME --data kajii.jsonl --block-size 1024 --json",
+        ),
         "preview": (
             "tsugiki preview --model embedded --data kajii.jsonl",
             "tsugiki preview run.yaml --rows 5 --html preview.html",

@@ -51,6 +51,14 @@ def train_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel="Output")
     ] = False,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit",
+            help="Take the fastest way to run that fits in the memory (`tsugiki plan`).",
+            rich_help_panel="Machine",
+        ),
+    ] = False,
     print_config: Annotated[
         bool,
         typer.Option(
@@ -103,10 +111,29 @@ def train_command(
             run_config = resumed_settings(RunConfig, go_to_working_directory(out) if folder else out, merged, path)
         else:
             run_config = load_config(path, settings, method_settings, preset)
+            run_config = _fitted(run_config) if fit else run_config
         record = train(run_config, resume=resume, overwrite=overwrite)
     if is_main_process():
         print_summary(record, write_report(Path(run_config.out)))
         say_what_to_read(record)
+
+
+def _fitted(config: RunConfig) -> RunConfig:
+    """Return the settings with the fastest way to run that fits in the memory, and say which it is."""
+    from tsugiki.cli.tables import say
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.train.planning.fit import fitted
+    from tsugiki.train.planning.plan import plan_run
+
+    with ProgressDisplay().stage(_("measuring blocks of the model"), None):
+        plan = plan_run(config, None)
+    chosen = fitted(config, plan)
+    say(
+        _("--fit: base_dtype {dtype}, recompute {recompute}, micro_batch_size {rows}").format(
+            dtype=plan.options[0].base_dtype, recompute=chosen.recompute, rows=chosen.micro_batch_size
+        )
+    )
+    return chosen
 
 
 def _train_in_stages(settings: dict[str, Any], path: Path) -> None:

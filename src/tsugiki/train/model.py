@@ -147,8 +147,13 @@ def make_gradients(
         recompute_blocks(computing, len(decoder_blocks(computing)) if config.recompute == "blocks" else 0)
     rows = config.micro_batch_size
     if rows is None and accelerator.device.type == "cpu":
-        rows = max(1, (_ADAPTER_TOKENS if is_grafted(model) else _MODEL_TOKENS) // batches.blocks.block_size)
+        rows = rows_of_micro_batch(batches.blocks.block_size, adapter=is_grafted(model))
     return Gradients(model, computing, batches, accelerator, rows, config.base_dropout)
+
+
+def rows_of_micro_batch(tokens: int, adapter: bool) -> int:
+    """Return how many rows of so many tokens a thread of a processor computes at once, unless the run sets it."""
+    return max(1, (_ADAPTER_TOKENS if adapter else _MODEL_TOKENS) // tokens)
 
 
 def save_trained(

@@ -274,6 +274,9 @@ class RunRecord(BaseModel):
     samples: list[Sample] = Field(default_factory=list)
     training: TrainingFigures | None = None
     loss_curve: list[LossPoint] = Field(default_factory=list)
+    planned_memory: int | None = None
+    """Peak memory in bytes that was planned before the run started; None for a small model, or if it was not planned.
+    `training.peak_memory` is the measured one."""
     started_from: Source | None = None
     """The adapter that training began with; None: new values."""
     rate_probe: list[ProbePoint] = Field(default_factory=list)

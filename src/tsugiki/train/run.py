@@ -36,6 +36,7 @@ from tsugiki.base.resolve import settings_folder
 from tsugiki.data.learned import write_fingerprints
 from tsugiki.data.sources import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
 from tsugiki.io.locks import sole_use
 from tsugiki.io.manifest import read_manifest
@@ -69,6 +70,7 @@ from tsugiki.train.model import (
     shard_model,
     trained_tokens,
 )
+from tsugiki.train.planning.fit import memory_notes, plan_memory
 from tsugiki.train.preparation import DatasetSplit, PackedDataset, pack_data, read_data
 from tsugiki.train.prepare_loop import choices, measured_rate, prepare_loop, resolved_config
 from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
@@ -119,8 +121,15 @@ def train(
         progress or RunProgress(shown=accelerator.is_main_process) as display,
         sole_run(accelerator, out),
     ):
+        is_alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+        planned = plan_memory(config) if is_alone else None
+        for line in memory_notes(planned, config) if planned is not None else ():
+            display.say(line)
         record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume, overwrite)
         model, tokenizer, data = load(accelerator, config, display)
+        if planned is not None:
+            record.planned_memory = planned.peak
+            recompute_blocks(model, planned.recomputed_blocks)
         run(accelerator, config, model, tokenizer, data, record, checkpoint, display, overwrite)
     return record
 

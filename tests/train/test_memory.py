@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tsugiki.bench import memory
+from tsugiki.train import memory
 
 
 def test_of_a_process_on_the_processor():

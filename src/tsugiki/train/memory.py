@@ -33,7 +33,8 @@ def available() -> int | None:
     """Memory that the machine can still provide without swapping."""
     if hasattr(device := _accelerator(), "mem_get_info"):
         return int(device.mem_get_info()[0])
-    return _read_kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    found = [_read_kilobytes(Path("/proc/meminfo"), "MemAvailable"), _left_in_container()]
+    return min((size for size in found if size is not None), default=None)
 
 
 def reset_peak() -> None:
@@ -57,6 +58,18 @@ def _accelerator() -> Any:
     if torch is None or not torch.accelerator.is_available():
         return None
     return torch.get_device_module()
+
+
+def _left_in_container() -> int | None:
+    """Return what a container's limit (cgroup v2) leaves; pages of files that can be dropped do not count as used."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        cached = dict(line.split() for line in lines).get("inactive_file", "0")
+        return None if limit == "max" else max(0, int(limit) - int(used) + int(cached))
+    except (OSError, ValueError):
+        return None
 
 
 def _read_kilobytes(file: Path, name: str) -> int | None:

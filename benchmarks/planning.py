@@ -1,0 +1,117 @@
+"""Compare planned with measured peak memory and time: `python -m benchmarks.planning --out FOLDER`.
+
+Shapes of 7 M to 135 M parameters with random weights (and the embedded model) train for some steps, each in a process
+of its own, with every dtype of the base and with and without recomputation. `tsugiki plan` has planned each before, in
+another process. Peak memory is `peak_memory` of run.json, time is the time of its steps. Run it on a quiet machine.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tsugiki.base.loading import load_tokenizer
+from tsugiki.train.record import describe_machine, library_versions
+
+_LLAMA = {"num_key_value_heads": 3, "vocab_size": 16_000, "max_position_embeddings": 2048}
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2-20m": {"model_type": "gpt2", "n_embd": 384, "n_layer": 8, "n_head": 6, "vocab_size": 16_000},
+    "llama-35m": {
+        **_LLAMA,
+        "model_type": "llama",
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+    },
+    "qwen3-70m": {
+        **_LLAMA,
+        "model_type": "qwen3",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 14,
+        "num_attention_heads": 9,
+        "head_dim": 64,
+    },
+    "llama-135m": {  # SmolLM2
+        **_LLAMA,
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
+    },
+}
+"""Settings of the configs."""
+
+
+def main() -> None:
+    """Print a table, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for models, runs and results.json")
+    parser.add_argument("--shapes", nargs="+", default=["embedded", *SHAPES])
+    parser.add_argument("--dtypes", nargs="+", default=["bf16", "int8", "nf4"])
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True)
+    text = options.out / "text.txt"
+    text.write_text("".join(f"{i}: 庭師は枝を{i * 7 % 10}本切り、風の音を聞いた。\n" for i in range(4000)))
+    results = []
+    print("| model | base | recomputed | planned GB | measured GB | error | planned s | measured s |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for shape in options.shapes:
+        model = shape if shape == "embedded" else _save(shape, options.out / shape)
+        for dtype in options.dtypes:
+            for recompute in ("none", "blocks"):
+                run = options.out / f"{shape}-{dtype}-{recompute}"
+                result = _measure(model, dtype, recompute, text, run, options.steps)
+                results.append({"shape": shape, "base_dtype": dtype, "recompute": recompute, **result})
+                planned, measured = result["planned_bytes"], result["measured_bytes"]
+                print(
+                    f"| {shape} | {dtype} | {recompute} | {planned / 1e9:.3f} | {measured / 1e9:.3f} | "
+                    f"{planned / measured - 1:+.1%} | {result['planned_seconds']:.2f} | "
+                    f"{result['measured_seconds']:.2f} |",
+                    flush=True,
+                )
+    machine = describe_machine(torch.device("cpu"), 1).model_dump()
+    report = {"machine": machine, "versions": library_versions(), "command": sys.argv, "results": results}
+    (options.out / "results.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def _save(shape: str, folder: Path) -> str:
+    settings = dict(SHAPES[shape])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config.bos_token_id = config.eos_token_id = 0
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    load_tokenizer("embedded").save_pretrained(folder)
+    return str(folder)
+
+
+def _measure(model: str, dtype: str, recompute: str, text: Path, run: Path, steps: int) -> dict[str, Any]:
+    """Plan and train, and return the planned and the measured figures of one way to run."""
+    arguments = ["--model", model, "--data", str(text), "--base-dtype", dtype, "--recompute", recompute]
+    arguments += ["--max-steps", str(steps), "--batch-size", "4", "--validation", "none", "--learning-rate", "1e-4"]
+    command = [sys.executable, "-m", "tsugiki"]
+    planned = json.loads(subprocess.run([*command, "plan", *arguments, "--json"], capture_output=True).stdout)
+    run_flags = ["--out", str(run), "--held-out-characters", "500"]
+    subprocess.run([*command, "train", *arguments, *run_flags], check=True, capture_output=True)
+    record = json.loads((run / "run.json").read_text())
+    option = planned["options"][0]
+    return {
+        "planned_bytes": option["peak_memory"],
+        "measured_bytes": record["training"]["peak_memory"],
+        "planned_seconds": option["seconds"],
+        "measured_seconds": record["training"]["seconds"],
+        "parts": planned["parts"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""`tsugiki plan`."""
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tsugiki.cli.flags import settings_of, with_flags
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.train.config import RunConfig
+
+if TYPE_CHECKING:
+    from tsugiki.train.planning.plan import Option
+
+_UNSET = "-"
+"""For settings that a run requires and a plan does not."""
+
+
+@with_flags(RunConfig, exclude=["method_config"])
+def plan_command(
+    config: Annotated[Path | None, typer.Argument(help="YAML file of a run's settings. Flags override it.")] = None,
+    settings: Any = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a run would need: memory, disk and time for each way to run it, and the fastest that fits.
+
+    Nothing is downloaded but the model's config. The exit status is 1 if nothing fits.
+    """
+    from tsugiki.train.config import load_config
+
+    given = dict(settings)
+    if config is None:
+        settings = {"data": _UNSET, "out": _UNSET, **settings}
+    run_config = load_config(config, settings)
+    if run_config.device not in ("auto", "cpu"):
+        raise TsugikiError(_("a plan is for a run on a processor: leave --device out, or set it to cpu"))
+
+    from tsugiki.base.loading import load_meta_model
+    from tsugiki.cli.tables import print_table, say
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.report.plan import plan_lines, plan_table
+    from tsugiki.train.planning.fit import smallest_need
+    from tsugiki.train.planning.need import tokens_of
+    from tsugiki.train.planning.plan import plan_run
+    from tsugiki.train.planning.rows import rows_of_data
+
+    progress = ProgressDisplay()
+    rows = None
+    if config is not None or "data" in given:
+        rows = rows_of_data(run_config, tokens_of(run_config, load_meta_model(run_config.model)), progress)
+    with progress.stage(_("measuring blocks of the model"), None):
+        plan = plan_run(run_config, rows)
+    command = _command(config, given, plan.options[0])
+    if as_json:
+        typer.echo(json.dumps({**asdict(plan), "command": command}))
+    else:
+        for line in plan_lines(plan):
+            say(line)
+        fits = plan.options[0].fits
+        print_table(plan_table(plan), _("run: {command}").format(command=command) if fits else smallest_need(plan))
+    if not plan.options[0].fits:
+        raise typer.Exit(1)
+
+
+def _command(path: Path | None, given: dict[str, Any], chosen: "Option") -> str:
+    """Return the command that trains as the chosen option says, with the settings that were given."""
+    values: dict[str, Any] = {
+        "data": "TEXT",
+        "out": "RUN",
+        **given,
+        "base_dtype": chosen.base_dtype,
+        "recompute": chosen.recompute,
+        "micro_batch_size": chosen.micro_batch_size,
+    }
+    words = ["tsugiki", "train", *([str(path)] if path is not None else [])]
+    for setting in settings_of(RunConfig, exclude=["method_config"]):
+        value: Any = values
+        for key in setting.path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if path is not None and value in ("TEXT", "RUN"):
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, bool):
+                words.append(setting.flag if one else f"--no-{setting.flag[2:]}")
+            elif one is not None:
+                words += [setting.flag, str(one)]
+    return shlex.join(words)

@@ -1,0 +1,72 @@
+"""A plan as a table and lines for the terminal."""
+
+from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
+from tsugiki.language import _
+from tsugiki.report.formatting import Table
+from tsugiki.train.planning.plan import RANGE, Plan
+
+
+def plan_table(plan: Plan) -> Table:
+    """Return headers and rows: one row for each option, the chosen one first."""
+    headers = [_("base"), _("recomputed"), _("rows at once"), _("peak memory"), _("a step"), _("the run"), ""]
+    rows = []
+    for number, option in enumerate(plan.options):
+        state = _("fits") if option.fits else _("does not fit")
+        chosen = number == 0 and option.fits
+        rows.append(
+            [
+                option.base_dtype,
+                _("{count} of {blocks}").format(count=option.recomputed_blocks, blocks=plan.blocks),
+                str(option.micro_batch_size),
+                format_gigabytes(option.peak_memory),
+                format_step(option.step_seconds),
+                "–" if option.seconds is None else format_range(option.seconds),
+                _("{state}, chosen").format(state=state) if chosen else state,
+            ]
+        )
+    return headers, rows
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """Return what the table does not show: the model, the machine, the parts of the memory."""
+    size = _("size unknown") if plan.file_bytes is None else format_size(plan.file_bytes)
+    where = _("on this machine") if plan.is_here else _("to download")
+    free = _("unknown") if plan.available is None else format_gigabytes(plan.available)
+    lines = [
+        _("{model}: {parameters:,} parameters, {trainable:,} of them train; files: {size}, {where}").format(
+            model=plan.model, parameters=plan.parameters, trainable=plan.trainable, size=size, where=where
+        ),
+        _("this machine: {free} of memory for the run, {disk} of free disk").format(
+            free=free, disk=format_gigabytes(plan.free_disk)
+        ),
+    ]
+    if plan.steps is not None:
+        lines.append(
+            _("the run: {steps:,} steps of {rows} rows of {tokens} tokens").format(
+                steps=plan.steps, rows=plan.batch_size, tokens=plan.tokens
+            )
+        )
+    names = {
+        "process": _("process"),
+        "base": _("base"),
+        "adapter": _("adapter"),
+        "gradients": _("gradients"),
+        "optimizer": _("optimiser"),
+        "activations": _("activations"),
+        "loss": _("loss"),
+        "loading": _("while loading"),
+    }
+    parts = [f"{names[name]} {format_gigabytes(size)}" for name, size in plan.parts.items()]
+    lines.append(_("memory of the first row: {parts}").format(parts=", ".join(parts)))
+    return lines
+
+
+def format_step(seconds: float) -> str:
+    """Format the time of a step."""
+    return f"{seconds:.2f} s" if seconds < 10 else format_duration(seconds)
+
+
+def format_range(seconds: float) -> str:
+    """Format the time of a run as a range."""
+    low, high = (format_duration(seconds * factor) for factor in RANGE)
+    return low if low == high else f"{low} – {high}"

@@ -1,0 +1,107 @@
+"""What a run does with its plan: it notes the memory, recomputes blocks, warns, or takes the fastest way that fits."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tsugiki.base.loading import load_meta_model
+from tsugiki.errors import TsugikiError
+from tsugiki.io.formatting import format_gigabytes
+from tsugiki.language import _
+from tsugiki.methods.table import METHODS
+from tsugiki.train import memory
+from tsugiki.train.config import AUTO, RunConfig
+from tsugiki.train.planning.need import need_of, tokens_of
+from tsugiki.train.planning.plan import (
+    SPARE,
+    Option,
+    Plan,
+    can_recompute,
+    computing_dtype,
+    micro_batch_sizes,
+    total_memory,
+)
+
+_MEASURED_FROM = 50_000_000
+"""Runs of models with fewer parameters are not planned before they start, since they fit everywhere."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What was planned for the memory of a run before it started."""
+
+    peak: int
+    recomputed_blocks: int
+    fits: bool
+    available: int
+
+
+def plan_memory(config: RunConfig) -> MemoryPlan | None:
+    """Plan the memory of a run on a processor, quickly; None for a small model, or where it cannot be planned."""
+    process = memory.resident() or 0
+    available = total_memory(process)
+    try:
+        model = load_meta_model(config.model)
+        if available is None or sum(p.numel() for p in model.parameters()) < _MEASURED_FROM:
+            return None
+        tokens = tokens_of(config, model)
+        in_step = config.batch_size if config.batch_size != AUTO else 2 * torch.get_num_threads()
+        size = micro_batch_sizes(config, tokens, in_step)[-1]
+        need = need_of(config, model, computing_dtype(config), size, in_step, process)
+    except TsugikiError:  # the run itself tells what is wrong, or the model is of a kind that cannot be planned
+        return None
+    limit = round(SPARE * available)
+    count = {"none": 0, "blocks": need.blocks, AUTO: need.recomputed(limit) if can_recompute(config) else 0}
+    peak = need.peak(count[config.recompute])
+    return MemoryPlan(peak, count[config.recompute], peak <= limit, available)
+
+
+def memory_notes(planned: MemoryPlan, config: RunConfig) -> list[str]:
+    """Return what the user should know of the plan before the run starts."""
+    need, free = format_gigabytes(planned.peak), format_gigabytes(planned.available)
+    if not planned.fits:
+        return [
+            _(
+                "memory: this run needs about {need}, and {free} are free; `tsugiki plan` shows what fits, and --fit "
+                "takes it"
+            ).format(need=need, free=free)
+        ]
+    if planned.recomputed_blocks and config.recompute == AUTO:
+        return [
+            _(
+                "memory: about {need} of {free}; the activations of {count} blocks are computed again in the backward "
+                "pass, because all of them do not fit"
+            ).format(need=need, free=free, count=planned.recomputed_blocks)
+        ]
+    return []
+
+
+def fitted(config: RunConfig, plan: Plan) -> RunConfig:
+    """Return the settings with the chosen option of a plan; the rows of a step stay.
+
+    Raises:
+        TsugikiError: nothing fits.
+    """
+    chosen = plan.options[0]
+    if not chosen.fits:
+        raise TsugikiError(smallest_need(plan))
+    values: dict[str, Any] = {"recompute": chosen.recompute, "micro_batch_size": chosen.micro_batch_size}
+    if METHODS[config.method].trains_adapter:
+        values["base_dtype"] = chosen.base_dtype
+    return config.model_copy(update=values)
+
+
+def smallest_need(plan: Plan) -> str:
+    """Return the sentence for a run that fits nowhere."""
+    least: Option = min(plan.options, key=lambda option: option.peak_memory)
+    return _(
+        "{model} does not fit in the memory of this machine: the smallest way needs {need} (base_dtype {dtype}, "
+        "recompute {recompute}), and {free} are free; choose a smaller model or a smaller --block-size"
+    ).format(
+        model=plan.model,
+        need=format_gigabytes(least.peak_memory),
+        dtype=least.base_dtype,
+        recompute=least.recompute,
+        free=format_gigabytes(plan.available or 0),
+    )

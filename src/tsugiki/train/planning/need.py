@@ -1,0 +1,149 @@
+"""The memory that a run on a processor needs, before its model is loaded.
+
+    peak = process + base + 16 · trained + threads · (activations + transient + loss + 4 · trained)
+    activations = kept blocks · what a block keeps + recomputed blocks · its input
+    16: a trained parameter, its gradient, and AdamW's two averages, in float32; 4: its gradient for one micro-batch
+
+In full fine-tuning all weights train, and the copy that computes in 16 bits is the base. What a block keeps and how
+long it takes is measured (see `planning.sample`). `benchmarks.planning` compares the result with runs.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tsugiki.base.blocks import decoder_blocks
+from tsugiki.base.config import load_config
+from tsugiki.base.context import context_length
+from tsugiki.dtypes import BaseDtype
+from tsugiki.errors import TsugikiError, error_text, is_ordinary
+from tsugiki.fast.loss import rows_per_chunk
+from tsugiki.language import _
+from tsugiki.methods.table import METHODS
+from tsugiki.train.config import RunConfig
+from tsugiki.train.planning.sample import Measured, blocks_of_sample, measure, sample_model
+from tsugiki.train.planning.weights import base_bytes, largest_tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BLOCK_SIZE = 512
+_LATER = 95_000_000
+"""Bytes of the process besides: libraries that are imported later, the data, and freed memory that is kept. In eight
+runs of 7 and 20 million parameters (`benchmarks.planning`) it was 67 to 132 MB."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run needs besides its data."""
+
+    parameters: int
+    trainable: int
+    blocks: int
+    """Of the decoder."""
+    base: int
+    """Bytes of the frozen base."""
+    loading: int
+    """Bytes that are needed besides the base while it is loaded."""
+    process: int
+    """Bytes of the process without any of this."""
+    loss: int
+    """Bytes for the loss of a micro-batch."""
+    threads: int
+    """Micro-batches that are computed at a time."""
+    measured: Measured
+
+    def peak(self, recomputed: int) -> int:
+        """Return the peak memory of the process if so many blocks are recomputed."""
+        parts = self.parts(recomputed)
+        loading = parts.pop("loading")
+        return max(sum(parts.values()), parts["process"] + self.base + loading)
+
+    def parts(self, recomputed: int) -> dict[str, int]:
+        """Return the parts of the memory by name. What loading needs is free again before the first step."""
+        one, kept = self.measured, (self.blocks - recomputed) * self.measured.kept
+        activations = recomputed * one.input + max(kept, one.kept if recomputed else 0)
+        return {
+            "process": self.process + _LATER,
+            "base": self.base,
+            "adapter": 4 * self.trainable,
+            "gradients": 4 * self.trainable * (1 + self.threads),
+            "optimizer": 8 * self.trainable,
+            "activations": self.threads * (activations + one.transient),
+            "loss": self.threads * self.loss,
+            "loading": self.loading,
+        }
+
+    def recomputed(self, available: int) -> int:
+        """Return how many blocks must be recomputed to stay below so many bytes; all if that does not suffice."""
+        return next((n for n in range(self.blocks) if self.peak(n) <= available), self.blocks)
+
+
+def need_of(
+    config: RunConfig,
+    model: "PreTrainedModel",
+    base_dtype: BaseDtype,
+    rows: int,
+    rows_in_step: int,
+    process: int,
+    timed: bool = False,
+) -> Need:
+    """Return what a run on a processor needs.
+
+    Args:
+        config: the settings of the run.
+        model: the whole model on the meta device, not grafted.
+        base_dtype: of the base; for full fine-tuning, of the copy that computes.
+        rows: of a micro-batch.
+        rows_in_step: of an optimiser step.
+        process: bytes of the process without a model.
+        timed: measure times as well.
+
+    Raises:
+        TsugikiError: a sample of the model cannot be built or trained.
+    """
+    threads = min(torch.get_num_threads(), math.ceil(rows_in_step / rows))
+    trains_all = not METHODS[config.method].trains_adapter
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    words, width = model.get_input_embeddings().weight.shape
+    try:
+        sample = sample_model(load_config(config.model), blocks_of_sample(model), base_dtype)
+        measured = measure(sample, config, rows, tokens_of(config, model), threads, timed)
+        trainable = parameters if trains_all else _trainable(config, model)
+    except TsugikiError:
+        raise
+    except BaseException as error:
+        if not is_ordinary(error):
+            raise
+        raise TsugikiError(
+            _("{model}: blocks of this model cannot be measured ({error})").format(
+                model=config.model, error=error_text(error) or type(error).__name__
+            )
+        ) from error
+    itemsize = sample.dtype.itemsize
+    head = model.get_output_embeddings()
+    logits = rows_per_chunk(head, itemsize) * words * itemsize if head is not None else 0
+    return Need(
+        parameters=parameters,
+        trainable=trainable,
+        blocks=len(decoder_blocks(model)),
+        base=parameters * itemsize if trains_all else base_bytes(model, base_dtype),
+        loading=largest_tensor(model),
+        process=process,
+        loss=logits + 4 * rows * tokens_of(config, model) * width * itemsize,
+        threads=threads,
+        measured=measured,
+    )
+
+
+def tokens_of(config: RunConfig, model: "PreTrainedModel") -> int:
+    """Return the tokens of a row."""
+    return config.block_size or min(_BLOCK_SIZE, context_length(model))
+
+
+def _trainable(config: RunConfig, model: "PreTrainedModel") -> int:
+    """Return how many parameters train; `model` is grafted by this and not used any more."""
+    METHODS[config.method].prepare(model, config.adapter_config, config.base_dropout)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

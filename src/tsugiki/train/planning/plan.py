@@ -1,0 +1,241 @@
+"""Plan a run: the memory and the time of each way to hold its base, to recompute blocks and to divide a step.
+
+The time of a step is that of its micro-batches, which are computed in as many threads as torch has:
+
+    micro-batches / threads · (blocks · (forward + backward) + recomputed blocks · forward + loss)
+
+The loss is estimated from the products with the output head, in relation to those of a block. What is left out
+(evaluations, samples, checkpoints) and what differs on a busy machine is in the range that is shown.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+
+from tsugiki.base.loading import load_meta_model
+from tsugiki.base.model_folder import read_shards
+from tsugiki.base.resolve import local_folder, split_revision
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
+from tsugiki.errors import TsugikiError
+from tsugiki.io.cache import cache_folder
+from tsugiki.methods.table import METHODS
+from tsugiki.train import memory
+from tsugiki.train.automatic import resolve, total_steps
+from tsugiki.train.config import AUTO, RunConfig
+from tsugiki.train.model import load_dtype, rows_of_micro_batch
+from tsugiki.train.planning.need import Need, need_of, tokens_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Recompute: TypeAlias = Literal["none", "auto", "blocks"]
+RANGE = (0.8, 1.4)
+"""The time of a run in relation to the planned one: from, to."""
+SPARE = 0.95
+"""The share of the available memory that a run may take; other programs need some, and the estimate is not exact."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to run."""
+
+    base_dtype: BaseDtype
+    recompute: Recompute
+    """none; blocks: of all blocks; auto: of as many as needed."""
+    recomputed_blocks: int
+    micro_batch_size: int
+    peak_memory: int
+    """Bytes of the process."""
+    step_seconds: float
+    seconds: float | None
+    """Of all steps; None without data."""
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known about a run before it starts."""
+
+    model: str
+    parameters: int
+    trainable: int
+    file_bytes: int | None
+    """Of the model's files; None if they are not known."""
+    is_here: bool
+    """Whether the files are on this machine."""
+    free_disk: int
+    available: int | None
+    """Bytes of memory that are free for this process, with what it has already; None if the system does not tell."""
+    blocks: int
+    tokens: int
+    """Of a row."""
+    batch_size: int
+    steps: int | None
+    """Of the run; None without data."""
+    parts: dict[str, int]
+    """Bytes of the parts of the chosen option's peak memory."""
+    options: tuple[Option, ...]
+    """The chosen one first."""
+
+
+def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtype] | None = None) -> Plan:
+    """Plan a run on a processor.
+
+    Args:
+        config: the settings of the run.
+        rows: rows of the training data; None: unknown.
+        base_dtypes: what to compare; None: what the settings allow.
+
+    Raises:
+        TsugikiError: there is no such model, or its blocks cannot be measured.
+    """
+    model = load_meta_model(config.model)
+    tokens, threads = tokens_of(config, model), torch.get_num_threads()
+    resolved = resolve(config, model, rows or 100 * threads, threads)
+    steps = None if rows is None else total_steps(resolved, rows)
+    in_step = resolved.batch_size if rows is None else min(resolved.batch_size, rows)
+    process = memory.resident() or 0
+    available = total_memory(process)
+    options, needs = [], {}
+    for base_dtype in base_dtypes or _dtypes(config):
+        for size in micro_batch_sizes(config, tokens, in_step):
+            need = need_of(config, load_meta_model(config.model), base_dtype, size, in_step, process, timed=True)
+            for option in _options(config, need, base_dtype, size, in_step, model, steps, available):
+                options.append(option)
+                needs[option] = need
+    ordered = _ordered(options)
+    file_bytes, is_here = _files(config.model)
+    chosen = needs[ordered[0]]
+    return Plan(
+        model=config.model,
+        parameters=chosen.parameters,
+        trainable=chosen.trainable,
+        file_bytes=file_bytes,
+        is_here=is_here,
+        free_disk=_free_disk(),
+        available=available,
+        blocks=chosen.blocks,
+        tokens=tokens,
+        batch_size=in_step,
+        steps=steps,
+        parts=chosen.parts(ordered[0].recomputed_blocks),
+        options=tuple(ordered),
+    )
+
+
+def _dtypes(config: RunConfig) -> list[BaseDtype]:
+    """Return the dtypes to compare: the one that is set, or all that the method allows."""
+    if config.base_dtype is not None or config.trains_base_parameters():
+        return [computing_dtype(config)]
+    return [preferred_compute_dtype(torch.device("cpu")), "int8", "nf4"]
+
+
+def computing_dtype(config: RunConfig) -> BaseDtype:
+    """Return the dtype that a run on a processor computes in."""
+    if METHODS[config.method].trains_adapter:
+        return load_dtype(config, torch.device("cpu"))
+    return config.compute_dtype or preferred_compute_dtype(torch.device("cpu"))
+
+
+def micro_batch_sizes(config: RunConfig, tokens: int, in_step: int) -> list[int]:
+    """Return the numbers of rows to compute at once, in ascending order."""
+    if config.micro_batch_size is not None:
+        return [config.micro_batch_size]
+    usual = rows_of_micro_batch(tokens, adapter=METHODS[config.method].trains_adapter)
+    return sorted({1, min(usual, in_step)})
+
+
+def can_recompute(config: RunConfig) -> bool:
+    """Return whether blocks can be recomputed: not with a soft prompt."""
+    return getattr(config.adapter_config, "num_virtual_tokens", None) is None
+
+
+def _options(
+    config: RunConfig,
+    need: Need,
+    base_dtype: BaseDtype,
+    size: int,
+    in_step: int,
+    model: "PreTrainedModel",
+    steps: int | None,
+    available: int | None,
+) -> Iterator[Option]:
+    """Yield an option for each number of blocks to recompute that is worth a look."""
+    limit = None if available is None else round(SPARE * available)
+    counts = {"none": [0], "blocks": [need.blocks]}.get(config.recompute, [0])
+    if config.recompute == AUTO and can_recompute(config):
+        needed = need.blocks if limit is None else need.recomputed(limit)
+        counts = sorted({0, needed, need.blocks})
+    for count in counts:
+        peak, seconds = need.peak(count), _step_seconds(need, model, size, in_step, count)
+        recompute: Recompute = "none" if not count else "blocks" if count == need.blocks else AUTO
+        total = None if steps is None else steps * seconds
+        fits = limit is None or peak <= limit
+        yield Option(base_dtype, recompute, count, size, peak, seconds, total, fits)
+
+
+def _step_seconds(need: Need, model: "PreTrainedModel", size: int, in_step: int, recomputed: int) -> float:
+    one = need.measured
+    in_block = sum(p.numel() for p in model.parameters() if p.dim() > 1) - 2 * _head_numbers(model)
+    loss = one.forward * 3 * _head_numbers(model) / max(1, in_block / need.blocks)
+    micro_batch: float = need.blocks * (one.forward + one.backward) + recomputed * one.forward + loss
+    return math.ceil(math.ceil(in_step / size) / need.threads) * micro_batch
+
+
+def _head_numbers(model: "PreTrainedModel") -> int:
+    return int(model.get_input_embeddings().weight.numel())
+
+
+def _ordered(options: Sequence[Option]) -> list[Option]:
+    """Return the fastest option that fits first, then the others; without any, the one that needs the least.
+
+    The base is in 4 bits only if it does not fit otherwise, because that costs quality.
+    """
+    if not any(option.fits for option in options):
+        return sorted(options, key=lambda option: option.peak_memory)
+    coarse = any(option.fits and option.base_dtype != "nf4" for option in options)
+    return sorted(
+        options,
+        key=lambda option: (not option.fits, coarse and option.base_dtype == "nf4", option.step_seconds),
+    )
+
+
+def total_memory(process: int) -> int | None:
+    """Return the memory that this process can have in all."""
+    free = memory.available()
+    return None if free is None else free + process
+
+
+def _files(name: str) -> tuple[int | None, bool]:
+    """Return the bytes of a model's weights, and whether they are on this machine."""
+    try:
+        folder = local_folder(name)
+        if folder is not None:
+            return sum(shard.size for shard in read_shards(folder)), True
+    except TsugikiError:
+        pass
+    return _hub_bytes(name), False
+
+
+def _hub_bytes(name: str) -> int | None:
+    """Return the bytes of a model's weights on the hub by its list of files; None if the hub does not tell."""
+    from huggingface_hub import HfApi
+
+    repo_id, revision = split_revision(name)
+    try:
+        found = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=10)
+    except Exception:  # of the network or the hub
+        return None
+    files: list[Any] = [file for file in found.siblings or () if file.rfilename.endswith(".safetensors")]
+    return sum(file.size or 0 for file in files) or None
+
+
+def _free_disk() -> int:
+    folder = cache_folder("")
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,164 @@
+"""A few blocks of a model with random weights, to measure what a block of the whole model needs.
+
+    config.json ──> the model with 1 to 6 blocks and 512 words ──> grafted, with fast paths ──> forward, backward
+
+Neither speed nor memory depends on the values of the weights, so nothing is read from the model's files. The input
+requires a gradient, as that of every block but the first does.
+"""
+
+import copy
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.base.blocks import decoder_blocks
+from tsugiki.base.meta import model_without_weights
+from tsugiki.base.quantization import is_quantizable, quantized_layer
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.fast.paths import use_fast_paths
+from tsugiki.lora.graft import is_grafted
+from tsugiki.train import memory
+from tsugiki.train.config import RunConfig
+from tsugiki.train.model import prepare_model
+from tsugiki.train.threads import run_in_threads
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_WORDS = 512
+_MOST_BLOCKS = 6  # Gemma 3 repeats a pattern of six
+_PARAMETERS = 40_000_000
+"""Of a sample, if a block has fewer: small blocks are measured together."""
+_PATTERN = 1 << 20
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one block needs for a micro-batch."""
+
+    kept: int
+    """Bytes that it keeps for its backward pass."""
+    input: int
+    """Bytes of its input, which is all that a recomputed block keeps."""
+    transient: int
+    """Bytes besides, while blocks are computed."""
+    forward: float
+    """Seconds of the forward pass, with as many micro-batches at a time as the run has threads."""
+    backward: float
+    """Seconds of the backward pass."""
+
+
+def sample_model(config: "PretrainedConfig", blocks: int, base_dtype: BaseDtype) -> "PreTrainedModel":
+    """Build the first blocks of a model with random weights in the dtype of a run.
+
+    Args:
+        config: of the whole model.
+        blocks: how many.
+        base_dtype: of the weights.
+    """
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    whole, text.num_hidden_layers = text.num_hidden_layers, blocks
+    for name, value in vars(text).items():
+        if isinstance(value, list | tuple) and len(value) == whole:  # one entry for each block
+            setattr(text, name, value[:blocks])
+    text.vocab_size = min(_WORDS, text.vocab_size)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, name, None)
+    short.quantization_config = None
+    model = model_without_weights(short)
+    quantized = base_dtype in ("int8", "nf4")
+    dtype = torch_dtype(preferred_compute_dtype() if quantized else base_dtype)
+    pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
+    head = model.get_output_embeddings()
+    for path, module in list(model.named_modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            value = _filled(parameter, pattern)
+            module._parameters[name] = nn.Parameter(value, requires_grad=False)
+        if quantized and is_quantizable(module) and module is not head:
+            model.set_submodule(path, quantized_layer(path, module, dtype, base_dtype))  # type: ignore[arg-type]
+    model.tie_weights()
+    config_of: Any = model.config
+    config_of.dtype = dtype
+    return model
+
+
+def blocks_of_sample(model: nn.Module) -> int:
+    """Return how many blocks a sample should have.
+
+    Args:
+        model: the whole model; its shapes are enough.
+    """
+    blocks = decoder_blocks(model)
+    size = max(1, sum(parameter.numel() for parameter in blocks[0].parameters()))
+    return min(len(blocks), _MOST_BLOCKS, max(1, _PARAMETERS // size))
+
+
+def measure(model: "PreTrainedModel", config: RunConfig, rows: int, tokens: int, threads: int, timed: bool) -> Measured:
+    """Measure the blocks of a sample, which is prepared as the run prepares its model.
+
+    Args:
+        model: from `sample_model`; it is changed in place.
+        config: the settings of the run.
+        rows: of a micro-batch.
+        tokens: of a row.
+        threads: micro-batches that are computed at a time.
+        timed: measure times as well; otherwise they are 0.
+    """
+    prepare_model(model, config, torch.device("cpu"))
+    if not is_grafted(model):
+        use_fast_paths(model)
+    model.train()
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    width = model.get_input_embeddings().weight.shape[1]
+    count = len(decoder_blocks(model))
+
+    def forward() -> tuple[Tensor, Tensor]:
+        x = torch.randn(rows, tokens, width).to(model.dtype).requires_grad_()
+        return x, model.base_model(inputs_embeds=x, use_cache=False)[0]
+
+    def both() -> tuple[float, float]:
+        started = time.perf_counter()
+        x, y = forward()
+        middle = time.perf_counter()
+        torch.autograd.grad(y, [x, *weights], torch.ones_like(y), allow_unused=True)
+        return middle - started, time.perf_counter() - middle
+
+    kept = _kept_bytes(forward, model.parameters())  # also makes tables, and memory that is used again
+    memory.reset_peak()
+    before = memory.resident() or 0
+    both()
+    transient = max(0, (memory.peak() or 0) - before - kept)
+    times = [both_times for _ in range(_REPEATS if timed else 0) for both_times in run_in_threads([both] * threads)]
+    forward_time, backward_time = (min(column) for column in zip(*times, strict=True)) if times else (0.0, 0.0)
+    input_bytes = rows * tokens * width * model.dtype.itemsize
+    return Measured(kept // count, input_bytes, transient, forward_time / count, backward_time / count)
+
+
+def _filled(parameter: Tensor, pattern: Tensor) -> Tensor:
+    """Return a tensor of this shape that repeats the pattern."""
+    value = torch.empty(parameter.numel(), dtype=pattern.dtype)
+    for part in torch.split(value, len(pattern)):
+        part.copy_(pattern[: len(part)])
+    return value.view(parameter.shape)
+
+
+def _kept_bytes(forward: Any, besides: Iterable[Tensor]) -> int:
+    """Return the bytes of the tensors that a forward pass keeps, each storage once, without those in `besides`."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()
+    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    del result
+    return sum(size for place, size in kept.items() if place not in known)

@@ -1,0 +1,41 @@
+"""The bytes of a model's weights in memory, from its shapes alone."""
+
+from torch import nn
+
+from tsugiki.base.int8 import Int8Linear
+from tsugiki.base.nf4 import Nf4Linear
+from tsugiki.base.quantization import is_quantizable
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.lora.frozen_layer import features
+
+_STORED = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
+
+
+def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
+    """Return the bytes of the frozen base in memory.
+
+    Args:
+        model: a model of its shape, not grafted; its values are not used. What is tied counts once.
+        base_dtype: the dtype that it would be loaded in.
+    """
+    stored = _STORED.get(base_dtype)
+    itemsize = torch_dtype(base_dtype if stored is None else preferred_compute_dtype()).itemsize
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    counted: set[int] = set()
+    total = 0
+    for module in model.modules():
+        quantized = stored is not None and is_quantizable(module) and not (base_dtype == "nf4" and module is head)
+        if quantized and stored is not None and id(module) not in counted:
+            in_features, out_features = features(module)
+            total += stored(out_features, in_features)
+            counted.add(id(module))
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in counted and not (quantized and name == "weight"):
+                total += parameter.numel() * itemsize
+                counted.add(id(parameter))
+    return total
+
+
+def largest_tensor(model: nn.Module) -> int:
+    """Return the bytes of the model's largest tensor in float32, which loading needs besides the finished model."""
+    return max((4 * parameter.numel() for parameter in model.parameters()), default=0)

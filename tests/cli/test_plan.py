@@ -1,0 +1,56 @@
+"""`tsugiki plan` and `tsugiki train --fit` from the command line."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.runs import TRAIN
+from tsugiki.train import memory
+
+
+def test_a_plan_is_a_table_or_json_and_names_a_command_that_runs(base: str, run):
+    arguments = ("--model", base, "--data", "text.txt", "--block-size", "32", "--base-dtype", "fp32", "--r", "4")
+    status, out, _ = run("plan", *arguments)
+    assert status == 0
+    assert "fits, chosen" in out
+    status, out, _ = run("plan", *arguments, "--max-steps", "2", "--json")
+    assert status == 0
+    found = json.loads(out)
+    keys = {"base_dtype", "recompute", "micro_batch_size", "peak_memory", "seconds", "fits"}
+    assert all(keys <= option.keys() for option in found["options"])
+    assert found["options"][0]["fits"]
+    words = shlex.split(found["command"])
+    assert words[:2] == ["tsugiki", "train"]
+    status, _, err = run(*words[1:])
+    assert status == 0, err
+    assert Path("RUN/run.json").exists()
+
+
+def test_what_fits_nowhere_is_told_with_the_smallest_need(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    status, out, _ = run("plan", "--model", base, "--block-size", "32")
+    assert status == 1
+    assert "does not fit in the memory" in out
+    status, out, err = run("train", "--model", base, *TRAIN, "--fit")
+    assert status == 2
+    assert "does not fit in the memory" in err.splitlines()[-1]
+    assert not Path("run").exists()
+
+
+def test_fit_takes_an_option(base: str, run):
+    status, _, err = run("train", "--model", base, *TRAIN, "--fit", "--base-dtype", "nf4")
+    assert status == 0, err
+    assert json.loads(Path("run/run.json").read_text())["config"]["base_dtype"] == "nf4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--model", "no/such"), "no/such"), (("--device", "cuda"), "--device"), ((), "model")],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):
+    model = () if "--model" in arguments or not arguments else ("--model", base)
+    status, out, err = run("plan", *model, *arguments)
+    assert (status, out) == (2, "")
+    assert said in err.splitlines()[-1]
