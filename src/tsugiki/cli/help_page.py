@@ -9,7 +9,8 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from tsugiki.cli.examples import EXAMPLES
-from tsugiki.language import _
+from tsugiki.cli.wrapping import wrap
+from tsugiki.language import JAPANESE, _, language
 
 _NARROW = 110  # columns
 
@@ -20,7 +21,7 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
         console = Console(highlight=False)
-        if console.width < _NARROW:
+        if console.width < _NARROW or language() == JAPANESE:
             _print_list(console, self, ctx)
         else:
             super().format_help(ctx, formatter)
@@ -32,13 +33,19 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
-        super().format_help(ctx, formatter)
-        _print_examples(Console(highlight=False), ctx)
+        console = Console(highlight=False)
+        if language() == JAPANESE:
+            _print_list(console, self, ctx)
+            _print_commands(console, self)
+        else:
+            super().format_help(ctx, formatter)
+        _print_examples(console, ctx)
 
 
-def _print_list(console: Console, command: Command, context: Any) -> None:
+def _print_list(console: Console, command: Command | Group, context: Any) -> None:
     console.print(Text(command.get_usage(context), style="bold"))
-    console.print(Padding(Text(_plain(command.help or "")), (1, 0, 0, 0)))
+    console.print()
+    _print_paragraphs(console, _plain(command.help or ""), 0)
     panels: defaultdict[str, list[Any]] = defaultdict(list)
     for parameter in command.get_params(context):
         panels[_panel(parameter)].append(parameter)
@@ -47,7 +54,26 @@ def _print_list(console: Console, command: Command, context: Any) -> None:
         for parameter in panels[title]:
             name, text = parameter.get_help_record(context) or ("", "")
             console.print(Padding(Text(name, style="cyan"), (0, 0, 0, 2)))
-            console.print(Padding(Text(_with_default(parameter.help or "", text)), (0, 0, 0, 6)))
+            _print_paragraphs(console, _with_default(parameter.help or "", text), 6)
+
+
+def _print_commands(console: Console, group: Group) -> None:
+    panels: defaultdict[str, list[Any]] = defaultdict(list)
+    for command in group.commands.values():
+        panels[getattr(command, "rich_help_panel", None) or _("Commands")].append(command)
+    for title, commands in panels.items():
+        console.print(Text(f"\n{title}", style="bold"))
+        for command in commands:
+            console.print(Padding(Text(command.name or "", style="cyan"), (0, 0, 0, 2)))
+            _print_paragraphs(console, _plain(command.help or "").split("\n\n")[0], 6)
+    if group.epilog:
+        console.print()
+        _print_paragraphs(console, _plain(group.epilog), 0)
+
+
+def _print_paragraphs(console: Console, text: str, indent: int) -> None:
+    for line in wrap(text, console.width - indent):
+        console.print(Text(" " * indent + line), soft_wrap=True)
 
 
 def _print_examples(console: Console, context: Any) -> None:

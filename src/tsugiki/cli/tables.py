@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tsugiki.cli.wrapping import has_wide
 from tsugiki.language import _
 from tsugiki.report.formatting import Table as Cells
 from tsugiki.report.formatting import printable
@@ -21,7 +22,8 @@ def print_table(cells: Cells, *lines: str) -> None:
     headers, rows = cells
     table = Table()
     for column, header in enumerate(headers):  # a narrow terminal wraps texts, but not names and numbers
-        table.add_column(header, no_wrap=column == 0 or not any(" " in row[column] for row in rows))
+        is_text = any(" " in row[column] or has_wide(row[column]) for row in rows)
+        table.add_column(header, no_wrap=column == 0 or not is_text, overflow="fold")
     for row in rows:
         table.add_row(*map(printable, row))
     console.print(table)

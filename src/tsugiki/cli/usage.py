@@ -1,12 +1,13 @@
 """Errors in the use of a command, with the nearest names and the help that lists them."""
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from typer.exceptions import TyperException
 
-from tsugiki.language import _
+from tsugiki.language import _, marked
 
 _OTHER_NAMES = {
     "--rank": "--r",
@@ -21,6 +22,31 @@ _OTHER_NAMES = {
 }
 """Flags of other programs, and of earlier versions."""
 _MOST = 3  # suggestions
+_MESSAGES = [
+    (r"Missing (option|argument) (?P<name>.+)", marked("{name} is missing")),
+    (r"No such command (?P<name>'.*')", marked("no such command {name}")),
+    (
+        r"No such command (?P<name>'.*')\. Did you mean (?P<near>.*)\?",
+        marked("no such command {name}; did you mean {near}?"),
+    ),
+    (r"Got unexpected extra argument\(s\) \((?P<extra>.*)\)", marked("unexpected argument: {extra}")),
+    (r"Option (?P<name>'.*') requires an argument", marked("{name} requires a value")),
+    (
+        r"Invalid value for (?P<name>'.*'): (Value error, )?(?P<value>'.*') is not one of (?P<known>.*)",
+        marked("{name} is {value}; use one of {known}"),
+    ),
+    (r"Invalid value for (?P<name>'.*'): Input should be a valid integer.*", marked("{name} must be a whole number")),
+    (r"Invalid value for (?P<name>'.*'): Input should be a valid number.*", marked("{name} must be a number")),
+    (
+        r"Invalid value for (?P<name>'.*'): Input should be greater than or equal to (?P<least>.*)",
+        marked("{name} must be {least} or more"),
+    ),
+    (
+        r"Invalid value for (?P<name>'.*'): Input should be less than or equal to (?P<most>.*)",
+        marked("{name} must be {most} or less"),
+    ),
+]
+"""Messages of typer, and how we say the same."""
 
 
 def describe_usage_error(error: TyperException) -> str:
@@ -32,11 +58,19 @@ def describe_usage_error(error: TyperException) -> str:
         known = [flag for one in context.command.get_params(context) for flag in (*one.opts, *one.secondary_opts)]
         problem = _("no such option: {option}").format(option=wrong) + did_you_mean(near_flags(wrong, known))
     else:
-        message = error.format_message().rstrip(".")
-        problem = message[:1].lower() + message[1:]
+        problem = _problem(error)
     if hasattr(getattr(context, "command", None), "commands"):
         return _("{problem} ({help} lists the commands)").format(problem=problem, help=help_)
     return _("{problem} ({help} lists the options)").format(problem=problem, help=help_)
+
+
+def _problem(error: TyperException) -> str:
+    """Return what typer says, in the reader's language if it is one of its common messages."""
+    message = error.format_message().rstrip(".")
+    for pattern, translation in _MESSAGES:
+        if match := re.fullmatch(pattern, message):
+            return _(translation).format(**match.groupdict())
+    return message[:1].lower() + message[1:]
 
 
 def near_flags(wrong: str, known: Iterable[str]) -> list[str]:

@@ -38,6 +38,8 @@ def to_terminal(preview: Preview, colours: bool) -> RenderableType:
         if row.padding:
             parts.append(Text("+ " + padding(row), "bright_black italic"))
     table = Table(show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for label, value in count_lines(preview):
         table.add_row(label, value)
     return Group(*parts, table, *(Text(_("note: {note}").format(note=note), "yellow") for note in preview.notes))
