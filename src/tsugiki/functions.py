@@ -158,13 +158,15 @@ def generate(
     top_p: float = 0.9,
     seed: int = 0,
     chat_template: str | None = None,
+    raw: bool = False,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
 ) -> str:
     """Continue a text, or answer in a conversation, with a model or with an adapter on its base.
 
     Args:
-        prompt: the text; or the messages of a conversation, such as [{"role": "user", "content": "…"}].
+        prompt: the text, which is the user's turn for a chat model and for an adapter that has learned conversations, as
+            in `tsugiki generate`; or the messages of a conversation, such as [{"role": "user", "content": "…"}].
         model: the name of the model. None: the base that the adapter's files name.
         adapter: folder of an adapter, or its name in the library; None: the model alone.
         max_new_tokens: largest number of new tokens.
@@ -172,6 +174,7 @@ def generate(
         top_p: sample from the most probable tokens that together have this probability.
         seed: the same seed gives the same text.
         chat_template: for conversations, as in the settings of a run; None: that of the adapter or the model.
+        raw: continue a text as it is, also for a chat model.
         allow_base_mismatch: load an adapter that was trained on another base.
         trust_remote_code: run Python code that the model brings, with all your rights.
 
@@ -182,13 +185,18 @@ def generate(
         TsugikiError: neither a model nor an adapter is given, one of them cannot be read, or the prompt is too long.
     """
     from tsugiki.base.quiet import quiet_libraries
+    from tsugiki.train.evaluation.prompts import as_prompt, learned_conversations
     from tsugiki.train.evaluation.sample import Sampling, generate_text
     from tsugiki.train.evaluation.targets import evaluation_targets, loaded_targets
 
     wanted = evaluation_targets(_list(model), _list(adapter))[-1:]
-    turns = prompt if isinstance(prompt, str) else [Message(turn["role"], turn["content"]) for turn in prompt]
     with quiet_libraries():
         _, loaded, tokenizer = next(loaded_targets(wanted, allow_base_mismatch, trust_remote_code, chat_template))
+        if isinstance(prompt, str):
+            as_turns = not raw and learned_conversations(wanted[0].adapter, tokenizer)
+            turns = as_prompt(prompt, as_turns, None)
+        else:
+            turns = [Message(turn["role"], turn["content"]) for turn in prompt]
         return generate_text(loaded, tokenizer, turns, Sampling(max_new_tokens, temperature, top_p, seed))
 
 

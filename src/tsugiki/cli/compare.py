@@ -20,12 +20,16 @@ def compare_command(
 
     Runs that have finished are not repeated; an interrupted comparison continues where it stopped.
     """
-    from tsugiki.cli.summary import print_runs
-    from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
-    from tsugiki.train.workflows.compare import compare, comparison_rows
+    from tsugiki.cli.checks import check_settings
     from tsugiki.train.workflows.compare_config import load_comparison
 
     comparison = load_comparison(config, settings)
+    check_settings({**comparison.settings, **comparison.model_dump(include={"model", "data", "out"})})
+
+    from tsugiki.cli.summary import print_runs
+    from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
+    from tsugiki.train.workflows.compare import compare, comparison_rows
+
     with continued_by(sys.argv[1:]):
         records = compare(comparison)
     rows, out = comparison_rows(records), Path(comparison.out)

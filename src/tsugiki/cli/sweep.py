@@ -20,12 +20,16 @@ def sweep_command(
 
     Runs that have finished are not repeated; an interrupted sweep continues where it stopped.
     """
-    from tsugiki.cli.summary import print_runs
-    from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
+    from tsugiki.cli.checks import check_settings
     from tsugiki.train.workflows.compare_config import load_sweep
-    from tsugiki.train.workflows.sweep import sweep
 
     sweep_config = load_sweep(config, settings)
+    check_settings({**sweep_config.settings, **sweep_config.model_dump(include={"model", "data", "out"})})
+
+    from tsugiki.cli.summary import print_runs
+    from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
+    from tsugiki.train.workflows.sweep import sweep
+
     with continued_by(sys.argv[1:]):
         points = sweep(sweep_config)
     out = Path(sweep_config.out)

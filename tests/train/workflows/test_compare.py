@@ -62,7 +62,7 @@ def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: py
     families = {"full": "full fine-tuning", "lora r=2": "reparametrised", "norms": "selective", "last": "selective"}
     assert {name: row["family"] for name, row in table.items()} == families
     for name, row in table.items():
-        (weights,) = Path("c", name).glob("*.safetensors")
+        (weights,) = Path("c", name).glob("*model*.safetensors")
         assert row["file_size"] == weights.stat().st_size
         assert row["trainable"] == sum(t.numel() for t in load_file(weights).values())
     page = Page(Path("c/report.html").read_text(encoding="utf-8"))

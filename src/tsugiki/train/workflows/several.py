@@ -75,15 +75,15 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
             continue
         accelerator, out = accelerator_of(config), Path(config.out)
         with progress or RunProgress() as display, sole_run(accelerator, out):
+            data = data or load_data(accelerator, config, display)
             display.say(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
+            dtype = load_dtype(config, accelerator.device)
+            if base is None or base.dtype != dtype or base.is_trained:
+                base = None  # so that its memory is free before another one is loaded
+                gc.collect()
+                base = _Base(dtype, load_base(accelerator, config, data))
+            reset_peak_memory()
             try:
-                data = data or load_data(accelerator, config, display)
-                dtype = load_dtype(config, accelerator.device)
-                if base is None or base.dtype != dtype or base.is_trained:
-                    base = None  # so that its memory is free before another one is loaded
-                    gc.collect()
-                    base = _Base(dtype, load_base(accelerator, config, data))
-                reset_peak_memory()
                 records[name] = _run(accelerator, config, data, base, before is not None, display)
             except TsugikiError as error:
                 raise TsugikiError(_("{name}: {error}").format(name=name, error=error)) from error
