@@ -165,8 +165,8 @@ def generate(
     """Continue a text, or answer in a conversation, with a model or with an adapter on its base.
 
     Args:
-        prompt: the text, which is the user's turn for a chat model and for an adapter that has learned conversations, as
-            in `tsugiki generate`; or the messages of a conversation, such as [{"role": "user", "content": "…"}].
+        prompt: the text, which is the user's turn for a chat model and for an adapter that has learned conversations
+            (as in `tsugiki generate`); or the messages of a conversation, such as [{"role": "user", "content": "…"}].
         model: the name of the model. None: the base that the adapter's files name.
         adapter: folder of an adapter, or its name in the library; None: the model alone.
         max_new_tokens: largest number of new tokens.
