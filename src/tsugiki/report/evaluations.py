@@ -35,12 +35,22 @@ class Evaluations(dict[str, Evaluation]):
         )
 
 
+def _marked(cell: str, mark: str) -> str:
+    """Return the cell with a mark behind its figure, which an interval in another line can follow."""
+    figure, line_break, interval = cell.partition("\n")
+    return figure + mark + line_break + interval
+
+
 def learned_note(name: str, result: Evaluation) -> str:
     """Say how much of the text was learned by what was evaluated."""
-    return _(
-        "* {name} has learned {same:,} of these {all:,} documents, and nearly the same text as {near:,} others: its "
-        "figures do not tell how good it is on new text"
-    ).format(name=name, same=result.learned, all=len(result.documents), near=result.nearly_learned)
+    known = _("{same:,} of {documents}").format(same=result.learned, documents=counts.documents(len(result.documents)))
+    if result.nearly_learned:
+        known = _("{known}, and nearly the same text as {near:,} others").format(
+            known=known, near=result.nearly_learned
+        )
+    return _("* {name} has learned {known}: its figures do not tell how good it is on new text").format(
+        name=name, known=known
+    )
 
 
 def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tuple[Table, list[str]]:
@@ -57,9 +67,9 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
         rows.append(
             [
                 name,
-                format_with_interval(result.loss, result.loss_interval) + mark,
+                _marked(format_with_interval(result.loss, result.loss_interval), mark),
                 f"{result.perplexity:,.4g}{mark}",
-                format_with_interval(result.bits_per_char, result.bits_per_char_interval) + mark,
+                _marked(format_with_interval(result.bits_per_char, result.bits_per_char_interval), mark),
                 "–" if result is first else format_change(change_of_bits(first, result)),
                 f"{result.tokens:,}",
             ]
