@@ -1,0 +1,639 @@
+"""Continuous batching: requests with different adapters and lengths in one batch.
+
+They join and leave it at each token.
+
+One thread owns the model. Other threads hand it requests (`submit`) and functions (`call`), and receive what it
+generates by the `deliver` function of each request. A step of the thread
+
+1. takes out the rows of requests that were cancelled,
+2. admits waiting requests, as many as rows and cache allow, and computes a piece of their prompts,
+3. computes one token for every row.
+
+So a long prompt delays the others by one piece at most. Greedy tokens of a request are those that it gets alone,
+because each row has its own adapter (`mixed_batch`), positions and mask; sampled ones, too, because each has its own
+generator. In 16 bits this holds up to the rounding of products with other numbers of rows.
+
+An adapter that `mixed_batch` cannot compute by rows has turns: its requests share a batch with each other only.
+
+If a step raises an exception, its rows are computed again one by one, so that only the request that causes it fails.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from tsugiki.base.context import context_length, rope_depends_on_length
+from tsugiki.base.inference import evaluating, same_to_rounding
+from tsugiki.base.quantization import count_parameters
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
+from tsugiki.lora.graft import base_alone, set_adapter
+from tsugiki.lora.mixed_batch import mixed_batch
+from tsugiki.serve.rows import CachedRows, compute, joined, padded, selected, without_common_padding
+from tsugiki.serve.sampling import Chooser, SamplingSettings
+from tsugiki.serve.text import TextStream
+from tsugiki.train.threads import with_one_thread
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SMALL_MODEL = 500_000_000  # parameters; see `train.evaluation.sample.continue_rows`
+_PIECE = 512  # tokens of prompts that one step computes, padding included
+_SCORED_PIECE = 128  # the same if logits of all of them are wanted
+_PADDING = 64  # tokens that prompts may differ in length to be computed together
+
+Result = TypeVar("Result")
+
+
+class QueueFull(TsugikiError):
+    """Too many requests wait; the client may try again."""
+
+
+class WaitedTooLong(TsugikiError):
+    """A request waited too long for its turn; the client may try again."""
+
+
+class EngineStopped(TsugikiError):
+    """The thread that owns the model ends or has ended."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine takes at most."""
+
+    rows: int = 16
+    """Rows of a batch."""
+    cache_tokens: int = 32768
+    """Tokens of the key-value cache: rows times the longest row, padding included."""
+    waiting: int = 64
+    """Requests that wait."""
+    seconds: float = 60.0
+    """How long a request may wait."""
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token with its log-probability, before temperature and penalties."""
+
+    token: int
+    logprob: float | None
+    """None for the first token of a prompt."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most probable tokens and their log-probabilities, the most probable first."""
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """The log-probabilities of a prompt's tokens."""
+
+    tokens: tuple[ScoredToken, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A new token. The text can belong to earlier tokens, and can be empty."""
+
+    text: str
+    token: ScoredToken | None
+    """None if a request wants no new token."""
+    finish_reason: str | None = None
+    """"stop": an end token or a stop string; "length": `max_tokens`. None if more follows."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request has failed; nothing more follows."""
+
+    error: BaseException
+
+
+Event: TypeAlias = PromptScores | Output | Failed
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt to continue."""
+
+    prompt: Sequence[int]
+    """At least one token."""
+    tokenizer: "PreTrainedTokenizerBase"
+    max_tokens: int
+    deliver: Callable[[Event], None]
+    """Called in the engine's thread; must return at once."""
+    adapter: str | None = None
+    """The adapter's name in the model; None: the base alone."""
+    by_rows: bool = True
+    """Whether the adapter can be mixed with others in a batch."""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stops: Sequence[str] = ()
+    ends: Collection[int] = ()
+    """Tokens that end the text."""
+    min_tokens: int = 0
+    """None of `ends` is chosen before as many new tokens."""
+    logprobs: int | None = None
+    """How many of the most probable tokens are delivered with each token; None: no log-probabilities."""
+    prompt_logprobs: bool = False
+    """Deliver `PromptScores` first."""
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
+class _Row:
+    """A request that waits or is computed."""
+
+    request: Request
+    chooser: Chooser
+    text: TextStream
+    generated: list[int] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+    """When it began to wait."""
+    separate: bool = False
+    """Computed without others, because a batch with it has failed."""
+    scored: bool = False
+    """Whether the log-probabilities of the prompt were delivered."""
+    scores: list[ScoredToken] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.request.prompt, *self.generated]
+
+    @property
+    def length(self) -> int:
+        return len(self.request.prompt) + len(self.generated)
+
+    @property
+    def remaining(self) -> int:
+        return self.request.max_tokens - len(self.generated)
+
+    @property
+    def turn(self) -> object:
+        """Rows of one batch have the same."""
+        if self.separate:
+            return self
+        return None if self.request.by_rows else self.request.adapter
+
+
+@dataclass
+class _Batch:
+    """Rows with their keys and values."""
+
+    rows: list[_Row]
+    cached: CachedRows
+
+
+@dataclass
+class _Arriving:
+    """Rows whose prompts are being computed."""
+
+    rows: list[_Row]
+    ids: Tensor
+    mask: Tensor
+    cached: CachedRows
+    done: int = 0
+    """Columns of `ids` that are in the cache."""
+
+
+class Engine:
+    """Generates text for requests, in a thread of its own that owns the model."""
+
+    def __init__(self, model: "PreTrainedModel", limits: Limits = Limits()) -> None:
+        """Create it; `start` starts the thread.
+
+        Args:
+            model: a causal language model, grafted or not. From `start` to `stop` only the engine may use it.
+            limits: what is taken at most.
+        """
+        self.model, self.limits = model, limits
+        self.context = context_length(model)
+        self.together = True
+        """Whether rows of different lengths can be computed together; found out when the thread starts."""
+        self._waiting: deque[_Row] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="tsugiki-engine", daemon=True)
+        self._batch: _Batch | None = None
+        self._arriving: _Arriving | None = None
+        self._using: tuple[object, ...] | None = None
+        self._adapters = ExitStack()
+
+    # What other threads call.
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            TsugikiError: rows of this model cannot be computed with a cache of keys and values.
+        """
+        self._thread.start()
+        self.call(self._find_out_together).result()
+
+    def stop(self) -> None:
+        """End the thread; requests that are not finished fail with `EngineStopped`."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        return self._thread.is_alive() and not self._stopping
+
+    @property
+    def running(self) -> int:
+        """The number of rows that are computed now."""
+        batch, arriving = self._batch, self._arriving
+        return len(batch.rows if batch else ()) + len(arriving.rows if arriving else ())
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait."""
+        return len(self._waiting)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests, all or none.
+
+        Raises:
+            QueueFull: too many requests wait.
+            EngineStopped: the thread ends or has ended.
+            TsugikiError: a prompt is empty, or with its new tokens longer than the context or the cache.
+        """
+        for request in requests:
+            self._check(request)
+        rows = [_Row(one, Chooser(one.sampling), TextStream(one.tokenizer, one.prompt, one.stops)) for one in requests]
+        with self._changed:
+            if not self.alive:
+                raise _stopped()
+            if self._waiting and len(self._waiting) + len(rows) > self.limits.waiting:
+                raise QueueFull(_("{count} requests wait already; try again later").format(count=len(self._waiting)))
+            self._waiting += rows
+            self._changed.notify()
+
+    def cancel(self, request: Request) -> None:
+        """Stop a request; its row is free before the next step, and nothing more is delivered."""
+        with self._changed:
+            request.cancelled = True
+            self._changed.notify()
+
+    def call(self, function: Callable[[], Result]) -> "Future[Result]":
+        """Call a function in the thread, between two steps, with no adapter of a batch in the model."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = function()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._changed:
+            if not self.alive:
+                raise _stopped()
+            self._calls.append(run)
+            self._changed.notify()
+        return future
+
+    def _check(self, request: Request) -> None:
+        prompt, wanted = len(request.prompt), request.max_tokens
+        room = min(self.context, self.limits.cache_tokens)
+        if prompt == 0:
+            raise TsugikiError(_("the prompt is empty"))
+        if prompt + wanted > room:
+            raise TsugikiError(
+                _(
+                    "the prompt has {prompt} tokens, and {wanted} new ones were asked for; together they are {excess} "
+                    "more than the context of {room}"
+                ).format(prompt=prompt, wanted=wanted, excess=prompt + wanted - room, room=room)
+            )
+
+    # What the thread does.
+
+    def _run(self) -> None:
+        try:
+            small = count_parameters(self.model) < _SMALL_MODEL and self.model.device.type == "cpu"
+            with evaluating(self.model), with_one_thread() if small else nullcontext():
+                while self._wait_for_work():
+                    self._step()
+        finally:
+            self._end()
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do; False: the thread is to end."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._stopping or self._calls or self._waiting or self._batch or self._arriving
+            )
+            return not self._stopping
+
+    def _step(self) -> None:
+        if self._calls:
+            self._leave_adapters()
+            while self._calls:
+                self._calls.popleft()()
+        self._remove_cancelled()
+        self._admit()
+        if self._arriving:
+            self._compute_prompts(self._arriving)
+        if self._batch:
+            self._compute_tokens(self._batch)
+
+    def _remove_cancelled(self) -> None:
+        with self._changed:
+            late = time.monotonic() - self.limits.seconds
+            leaving = [row for row in self._waiting if row.request.cancelled or row.since < late]
+            for row in leaving:
+                self._waiting.remove(row)
+        for row in leaving:
+            seconds = self.limits.seconds
+            error = WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
+            self._deliver(row, Failed(error))
+        if self._arriving:
+            self._arriving = _without_cancelled(self._arriving)
+        if self._batch:
+            self._keep([i for i, row in enumerate(self._batch.rows) if not row.request.cancelled])
+
+    def _keep(self, kept: list[int]) -> None:
+        """Keep these rows of the batch."""
+        assert self._batch
+        if not kept:
+            self._batch = None
+        elif len(kept) < len(self._batch.rows):
+            rows = [self._batch.rows[index] for index in kept]
+            cached = without_common_padding(selected(self._batch.cached, kept))
+            self._batch = _Batch(rows, cached)
+
+    def _wait_again(self, rows: Sequence[_Row]) -> None:
+        """Put rows at the head of the queue; what they have generated becomes part of their prompts."""
+        with self._changed:
+            for row in reversed(rows):
+                row.since = time.monotonic()
+                row.scores = []
+                self._waiting.appendleft(row)
+
+    def _admit(self) -> None:
+        """Begin the prompts of waiting requests, in their order, with those of like length together."""
+        if self._arriving or not self._waiting:
+            return
+        present = self._batch.rows if self._batch else []
+        most = self.limits.rows if self.together else 1
+        arriving: list[_Row] = []
+        with self._changed:
+            while self._waiting and len(present) + len(arriving) < most:
+                row = self._waiting[0]
+                rows = [*present, *arriving, row]
+                size = len(rows) * (max(one.length for one in rows) + max(one.remaining for one in rows))
+                fits = size <= self.limits.cache_tokens and row.turn == rows[0].turn
+                alike = not arriving or abs(row.length - arriving[0].length) <= _PADDING
+                if len(rows) > 1 and not (fits and alike):
+                    break
+                arriving.append(self._waiting.popleft())
+        if arriving:
+            ids, mask = padded([row.tokens for row in arriving], self.model.device)
+            self._arriving = _Arriving(arriving, ids, mask, CachedRows(mask[:, :0]))
+
+    def _compute_prompts(self, arriving: _Arriving) -> None:
+        """Compute a piece of the prompts; after the last one, choose a token and let the rows join the batch."""
+        scored = any(row.request.prompt_logprobs and not row.scored for row in arriving.rows)
+        width = max(1, (_SCORED_PIECE if scored else _PIECE) // len(arriving.rows))
+        start, stop = arriving.done, min(arriving.done + width, arriving.ids.shape[1])
+        try:
+            arriving.cached.mask = arriving.mask[:, :stop]
+            with self._computing(arriving.rows):
+                logits = compute(self.model, arriving.cached, arriving.ids[:, start:stop], scored)
+            if scored:
+                _score_prompts(arriving, logits, start)
+            arriving.done = stop
+            if stop < arriving.ids.shape[1]:
+                return
+            last = logits[:, -1].float().cpu()
+        except Exception as error:
+            self._arriving = None
+            self._isolate(arriving.rows, error)
+            return
+        present = [] if self._batch is None else self._batch.rows
+        rows = [*present, *arriving.rows]
+        try:
+            cached = arriving.cached if self._batch is None else joined(self._batch.cached, arriving.cached)
+        except Exception as error:  # such as for want of memory
+            self._arriving = self._batch = None
+            self._isolate(rows, error)
+            return
+        self._arriving, self._batch = None, _Batch(rows, cached)
+        staying = list(range(len(present)))
+        for index, (row, of_row) in enumerate(zip(arriving.rows, last, strict=True), len(present)):
+            if row.request.prompt_logprobs and not row.scored:
+                row.scored = True
+                self._deliver(row, PromptScores(tuple(row.scores)))
+            if row.remaining == 0:
+                self._deliver(row, Output("", None, "length"))
+            elif self._next_token(row, of_row):
+                staying.append(index)
+        self._keep(staying)
+
+    def _compute_tokens(self, batch: _Batch) -> None:
+        """Compute one token for each row."""
+        ids = torch.tensor([[row.generated[-1]] for row in batch.rows], device=self.model.device)
+        try:
+            batch.cached.mask = torch.cat([batch.cached.mask, torch.ones_like(ids)], 1)
+            with self._computing(batch.rows):
+                last = compute(self.model, batch.cached, ids)[:, -1].float().cpu()
+        except Exception as error:
+            self._batch = None
+            self._isolate(batch.rows, error)
+            return
+        self._keep([i for i, row in enumerate(batch.rows) if self._next_token(row, last[i])])
+
+    def _next_token(self, row: _Row, logits: Tensor) -> bool:
+        """Choose a row's next token and deliver it.
+
+        Args:
+            row: the row.
+            logits: float32 on the processor, [vocabulary].
+
+        Returns:
+            Whether more tokens follow.
+        """
+        request = row.request
+        try:
+            forbidden = request.ends if len(row.generated) < request.min_tokens else ()
+            token = row.chooser.choose(logits, request.prompt, row.generated, forbidden)
+            row.generated.append(token)
+            scored = ScoredToken(token, None)
+            if request.logprobs is not None:
+                scored = _scored(torch.log_softmax(logits, -1), token, request.logprobs)
+            is_end = token in request.ends
+            text = "" if is_end else row.text.add(token)
+            reason = "stop" if is_end or row.text.stopped else "length" if row.remaining == 0 else None
+            if reason:
+                text += row.text.finish()
+        except Exception as error:
+            self._deliver(row, Failed(error))
+            return False
+        return self._deliver(row, Output(text, scored, reason)) and reason is None
+
+    def _isolate(self, rows: Sequence[_Row], error: Exception) -> None:
+        """After an exception in a batch, compute each of its rows alone; alone in a batch, the row has failed."""
+        self._leave_adapters()
+        if len(rows) == 1:
+            self._deliver(rows[0], Failed(error))
+            return
+        for row in rows:
+            row.separate = True
+        self._wait_again(rows)
+
+    def _deliver(self, row: _Row, event: Event) -> bool:
+        """Deliver an event, and return whether there is anybody to receive it."""
+        if row.request.cancelled:
+            return False
+        try:
+            row.request.deliver(event)
+        except Exception:  # whoever waited for it is gone
+            row.request.cancelled = True
+        return not row.request.cancelled
+
+    @contextmanager
+    def _computing(self, rows: Sequence[_Row]) -> Iterator[None]:
+        """Let the model compute these rows with their adapters."""
+        names = [row.request.adapter for row in rows]
+        model = self.model
+        if not rows[0].request.by_rows:
+            self._use((names[0],), lambda: _active(model, names[0]))
+        elif not any(names):
+            self._use((None,), lambda: base_alone(model))
+        else:
+            self._use(("rows", *names), lambda: mixed_batch(model, names))
+        yield
+
+    def _use(self, key: tuple[object, ...], context: Callable[[], AbstractContextManager[None]]) -> None:
+        """Enter the context with the adapters of a batch, unless it is the present one."""
+        if key == self._using:
+            return
+        self._leave_adapters()
+        self._adapters.enter_context(context())
+        self._using = key
+
+    def _leave_adapters(self) -> None:
+        self._using = None
+        self._adapters.close()
+
+    def _find_out_together(self) -> None:
+        """Find out whether a padded row has the logits that it has alone."""
+        self.together = not rope_depends_on_length(self.model) and rows_can_be_together(self.model)
+
+    def _end(self) -> None:
+        """Tell all that wait that nothing more comes."""
+        self._adapters.close()
+        with self._changed:
+            self._stopping = True
+            left = [*self._waiting]
+            calls = [*self._calls]
+            self._waiting.clear()
+            self._calls.clear()
+        for group in (self._batch, self._arriving):
+            left += group.rows if group else []
+        self._batch = self._arriving = None
+        for row in left:
+            self._deliver(row, Failed(_stopped()))
+        for call in calls:
+            call()
+
+
+@contextmanager
+def _active(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
+    """Activate one adapter for all rows."""
+    assert name is not None
+    set_adapter(model, name)
+    yield
+
+
+def _without_cancelled(arriving: _Arriving) -> _Arriving | None:
+    """Return rows whose prompts are being computed without those of cancelled requests; None if none is left."""
+    kept = [index for index, row in enumerate(arriving.rows) if not row.request.cancelled]
+    if len(kept) == len(arriving.rows):
+        return arriving
+    if not kept:
+        return None
+    rows = [arriving.rows[index] for index in kept]
+    cached = selected(arriving.cached, kept)
+    return _Arriving(rows, arriving.ids[kept], arriving.mask[kept], cached, arriving.done)
+
+
+def _stopped() -> EngineStopped:
+    return EngineStopped(_("the server is stopping"))
+
+
+def _scored(logprobs: Tensor, token: int, count: int) -> ScoredToken:
+    """Return a token with its log-probability and the most probable tokens.
+
+    Args:
+        logprobs: of all tokens, [vocabulary].
+        token: the token.
+        count: how many of the most probable ones.
+    """
+    values, tokens = logprobs.topk(min(count, len(logprobs)))
+    return ScoredToken(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
+
+
+def _score_prompts(arriving: _Arriving, logits: Tensor, start: int) -> None:
+    """Append the scores of the tokens that follow a piece of the prompts.
+
+    Args:
+        arriving: the rows.
+        logits: of the tokens that follow each token of the piece, [rows, tokens, vocabulary].
+        start: the first column of the piece.
+    """
+    longest = arriving.ids.shape[1]
+    for row, ids, of_row in zip(arriving.rows, arriving.ids.tolist(), logits, strict=True):
+        if not row.request.prompt_logprobs or row.scored:
+            continue
+        if not row.scores:
+            row.scores.append(ScoredToken(row.request.prompt[0], None))
+        first = longest - row.length
+        for column, logprobs in enumerate(torch.log_softmax(of_row.float(), -1).cpu(), start):
+            if first <= column < longest - 1:
+                row.scores.append(_scored(logprobs, ids[column + 1], row.request.logprobs or 0))
+
+
+def rows_can_be_together(model: "PreTrainedModel") -> bool:
+    """Return whether a short row beside a longer one has the logits that it has alone, as the model is now.
+
+    Raises:
+        TsugikiError: the model cannot compute with a cache of keys and values.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    prompts = [[(7 * place + 3) % vocabulary for place in range(length)] for length in (5, 2)]
+    try:
+        alone = [_two_steps(model, [prompt]) for prompt in prompts]
+    except Exception as error:  # a model's own code may raise anything
+        raise TsugikiError(
+            _("this model cannot be served, because it has no ordinary cache of keys and values: {error}").format(
+                error=error_text(error)
+            )
+        ) from error
+    try:
+        together = _two_steps(model, prompts)
+    except Exception:
+        return False
+    return all(same_to_rounding(row, one[0]) for row, one in zip(together, alone, strict=True))
+
+
+def _two_steps(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Return the logits after some prompts and after one more token, [rows, 2, vocabulary]."""
+    ids, mask = padded(prompts, model.device)
+    cached = CachedRows(mask)
+    first = compute(model, cached, ids)
+    cached.mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    return torch.cat([first, compute(model, cached, ids[:, -1:])], 1)

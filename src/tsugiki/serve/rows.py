@@ -1,0 +1,94 @@
+"""The keys and values of a batch whose rows join and leave, over transformers' public forward pass.
+
+Rows of different lengths are padded on the left, as in `generate`. The cache is a `DynamicCache` without a config, so
+that every layer keeps all positions; the model's own masks leave out what is outside a sliding window.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class CachedRows:
+    """The keys and values of some rows."""
+
+    mask: Tensor
+    """1 for a token, 0 for padding, [rows, tokens], int64."""
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+
+def compute(model: "PreTrainedModel", cached: CachedRows, ids: Tensor, all_logits: bool = False) -> Tensor:
+    """Compute the logits of the next tokens of each row, and add their keys and values to the cache.
+
+    Args:
+        model: a causal language model.
+        cached: its mask must include the new tokens.
+        ids: the new tokens, [rows, new], on the model's device.
+        all_logits: return the logits of all new tokens, not of the last one only.
+
+    Returns:
+        Logits, [rows, 1, vocabulary], or [rows, new, vocabulary].
+    """
+    accepted = inspect.signature(model.forward).parameters
+    positions = (cached.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    inputs: dict[str, Any] = {
+        "cache" if "cache" in accepted else "past_key_values": cached.cache,  # its name depends on the version
+        "position_ids": positions,
+        "logits_to_keep": 0 if all_logits else 1,
+    }
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=cached.mask,
+        use_cache=True,
+        **{name: value for name, value in inputs.items() if name in accepted},
+    ).logits
+    return logits if all_logits else logits[:, -1:]
+
+
+def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tokens of prompts, padded on the left, and their mask, both [rows, longest]."""
+    longest = max(map(len, prompts))
+    ids = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def joined(one: CachedRows, other: CachedRows) -> CachedRows:
+    """Return the rows of both, in this order; `one` must not be used afterwards."""
+    length = max(one.mask.shape[1], other.mask.shape[1])
+    for mine, its in zip(one.cache.layers, other.cache.layers, strict=True):
+        mine.keys = _stacked(mine.keys, its.keys, length, -2)
+        mine.values = _stacked(mine.values, its.values, length, -2)
+    return CachedRows(_stacked(one.mask, other.mask, length, -1), one.cache)
+
+
+def selected(rows: CachedRows, kept: Sequence[int]) -> CachedRows:
+    """Return some of the rows; `rows` must not be used afterwards."""
+    indices = torch.tensor(kept, device=rows.mask.device)
+    for layer in rows.cache.layers:
+        layer.keys, layer.values = layer.keys[indices], layer.values[indices]
+    return CachedRows(rows.mask[indices], rows.cache)
+
+
+def without_common_padding(rows: CachedRows) -> CachedRows:
+    """Return the rows without the padding that all of them have; `rows` must not be used afterwards."""
+    first = int(rows.mask.any(0).int().argmax())
+    for layer in rows.cache.layers if first else ():
+        layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
+    return CachedRows(rows.mask[:, first:], rows.cache)
+
+
+def _stacked(one: Tensor, other: Tensor, length: int, dimension: int) -> Tensor:
+    """Stack rows that are padded on the left to this length in a dimension, the last or the last but one."""
+    after = [0, 0] * (-1 - dimension)
+    return torch.cat([pad(part, [*after, length - part.shape[dimension], 0]) for part in (one, other)])

@@ -1,0 +1,97 @@
+"""Choose the next token of one row, by settings and a generator of its own."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the tokens of a request are chosen. The defaults are those of OpenAI's interface."""
+
+    temperature: float = 1.0
+    """Divides the logits. 0 always takes the most probable token."""
+    top_p: float = 1.0
+    """Sample from the most probable tokens that together have this probability."""
+    top_k: int = 0
+    """Sample from this many of the most probable tokens; 0: from all."""
+    min_p: float = 0.0
+    """Sample from tokens that have at least this part of the largest probability."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of all tokens that were there, in the prompt too, and multiplies negative ones."""
+    presence_penalty: float = 0.0
+    """Is subtracted from the logit of a token that was generated before."""
+    frequency_penalty: float = 0.0
+    """Is subtracted from the logit of a token once for each time that it was generated before."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Is added to the logits of these tokens."""
+    seed: int | None = None
+    """The same seed gives the same text; None: another text each time."""
+
+
+class Chooser:
+    """Chooses the tokens of one row. What other rows draw changes nothing."""
+
+    def __init__(self, settings: SamplingSettings) -> None:
+        self.settings = settings
+        self.generator = torch.Generator()  # of the processor, so that every device draws the same numbers
+        if settings.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(settings.seed)
+        self.penalties = LogitsProcessorList()
+        if settings.repetition_penalty != 1:
+            self.penalties.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+        self.warpers = LogitsProcessorList(_warpers(settings))
+
+    def choose(
+        self, logits: Tensor, prompt: Sequence[int], generated: Sequence[int], forbidden: Collection[int] = ()
+    ) -> int:
+        """Return the next token.
+
+        Args:
+            logits: of the next token, float32 on the processor, [vocabulary]; not changed.
+            prompt: the tokens of the prompt.
+            generated: the tokens that were generated after it.
+            forbidden: tokens that are not chosen.
+        """
+        settings, scores = self.settings, logits.clone()
+        if settings.logit_bias:
+            scores[list(settings.logit_bias)] += torch.tensor(list(settings.logit_bias.values()))
+        seen = torch.tensor([[*prompt, *generated] if self.penalties else []], dtype=torch.int64)
+        scores = self.penalties(seen, scores[None])[0]
+        if generated and (settings.presence_penalty or settings.frequency_penalty):
+            counts = Counter(generated)
+            penalties = [settings.presence_penalty + count * settings.frequency_penalty for count in counts.values()]
+            scores[list(counts)] -= torch.tensor(penalties)
+        if forbidden:
+            scores[list(forbidden)] = -torch.inf
+        if settings.temperature == 0:
+            return int(scores.argmax())
+        probabilities = torch.softmax(self.warpers(seen, scores[None])[0], -1)
+        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+
+
+def _warpers(settings: SamplingSettings) -> list[LogitsProcessor]:
+    if settings.temperature == 0:
+        return []
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(settings.temperature))]
+    if settings.top_k > 0:
+        warpers.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        warpers.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p > 0:
+        warpers.append(MinPLogitsWarper(settings.min_p))
+    return warpers

@@ -1,0 +1,79 @@
+"""Turn tokens into text while they come: whole characters only, and nothing that a stop string may still take back."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_BEFORE = 6  # tokens of the prompt: some tokenizers drop the space at the beginning of a text
+
+
+class TextStream:
+    """The text of new tokens, up to the first stop string."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+        """Create it.
+
+        Args:
+            tokenizer: makes text of tokens; special tokens give none.
+            prompt: the tokens before the new ones.
+            stops: strings at which the text ends, without them; none is empty.
+        """
+        self.tokenizer = tokenizer
+        self.stops = stops
+        self.stopped = False
+        """Whether a stop string has come."""
+        self._ids = list(prompt[-_BEFORE:])
+        self._start, self._read = 0, len(self._ids)
+        self._held = ""
+
+    def add(self, token: int) -> str:
+        """Return the text that is certain now. A text that may be the beginning of a stop string is held back."""
+        self._ids.append(token)
+        self._held += self._new_text()
+        ends = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            return self._take(min(ends))
+        return self._take(len(self._held) - self._possible_stop())
+
+    def finish(self) -> str:
+        """Return the text that was held back. An incomplete character at the end is dropped."""
+        text = "" if self.stopped else self._held + self._tail().rstrip(_INCOMPLETE)
+        self._held = ""
+        return text
+
+    def _new_text(self) -> str:
+        """Return the text since the last whole character; empty while the next one is incomplete."""
+        text = self._tail()
+        if text.endswith(_INCOMPLETE):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return text
+
+    def _tail(self) -> str:
+        """Return the text of the tokens that have not been read.
+
+        It is what they add to the tokens before them, because a token's text depends on its neighbours.
+        """
+        before, whole = self._decode(self._start, self._read), self._decode(self._start, len(self._ids))
+        return whole[len(before) :]
+
+    def _decode(self, start: int, stop: int) -> str:
+        text: str = self.tokenizer.decode(
+            self._ids[start:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _possible_stop(self) -> int:
+        """Return how many characters at the end may be the beginning of a stop string."""
+        longest = min(len(self._held), max((len(stop) - 1 for stop in self.stops), default=0))
+        return next(
+            (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self.stops)), 0
+        )
+
+    def _take(self, length: int) -> str:
+        text, self._held = self._held[:length], self._held[length:]
+        return text
