@@ -99,6 +99,8 @@ def train_command(
 
     if start_processes(processes):
         return
+    from tsugiki.cli.summary import print_summary, say_what_to_read
+    from tsugiki.report.run import write_report
     from tsugiki.train.run import train
 
     words = ["train", "--resume", str(out)]
@@ -112,9 +114,6 @@ def train_command(
             run_config = _fitted(run_config) if fit else run_config
         record = train(run_config, resume=resume, overwrite=overwrite)
     if is_main_process():
-        from tsugiki.cli.summary import print_summary, say_what_to_read  # imports matplotlib, so after the run
-        from tsugiki.report.run import write_report
-
         print_summary(record, write_report(Path(run_config.out)))
         say_what_to_read(record)
 
@@ -138,15 +137,13 @@ def _fitted(config: RunConfig) -> RunConfig:
 
 
 def _train_in_stages(settings: dict[str, Any], path: Path) -> None:
-    from tsugiki.train.workflows.stages import run_stages
-
-    records = run_stages(settings, path)
-
-    from tsugiki.cli.summary import say_what_to_read  # imports matplotlib, so after the runs
+    from tsugiki.cli.summary import say_what_to_read
     from tsugiki.cli.tables import print_table
     from tsugiki.report.comparison import stages_table
     from tsugiki.report.run import write_report
+    from tsugiki.train.workflows.stages import run_stages
 
+    records = run_stages(settings, path)
     pages = [write_report(record.folder()) for record in records]
     print_table(
         stages_table(records),
