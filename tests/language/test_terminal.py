@@ -1,0 +1,83 @@
+"""Help and preview in a pseudo terminal of 70 and 100 columns, in Japanese and in the locale C.
+
+A line of the output never has more columns than the terminal, where a Japanese character takes two, and nothing is
+replaced by an ellipsis.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from tests.docs.test_architecture import commands
+
+pty = pytest.importorskip("pty")
+termios = pytest.importorskip("termios")
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+_LOCALES = ("ja_JP.UTF-8", "C")
+
+
+@pytest.mark.parametrize("columns", [70, 100])
+@pytest.mark.parametrize("locale", _LOCALES)
+def test_help_fits(columns: int, locale: str) -> None:
+    out = _run(columns, locale, "--help")
+    assert all(f" {name}" in out for name in commands() if " " not in name)
+    _check(out, columns, locale)
+
+
+@pytest.mark.parametrize("columns", [70, 100])
+@pytest.mark.parametrize("locale", _LOCALES)
+def test_help_of_train_fits(columns: int, locale: str) -> None:
+    out = _run(columns, locale, "train", "--help")
+    assert [flag for one in commands()["train"].params for flag in one.opts if flag not in out] == []
+    text, *examples = re.split(r"\n(?:例|Examples)\n", out)
+    assert examples
+    _check(text, columns, locale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [70, 100])
+@pytest.mark.parametrize("locale", _LOCALES)
+def test_preview_fits(columns: int, locale: str, tmp_path: Path) -> None:
+    for number in range(4):
+        text = "".join(f"{number * 100 + line} 匹の猫が庭を歩いて、石の上で眠った。\n" for line in range(40))
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    out = _run(columns, locale, "preview", "--model", "embedded", "--data", str(tmp_path), "--rows", "1")
+    counts = out[out.index("┌──") :]
+    assert ("学習データ" if locale.startswith("ja") else "training data") in counts
+    _check(counts[: counts.rindex("┘")], columns, locale)
+
+
+def _check(out: str, columns: int, locale: str) -> None:
+    assert [line for line in out.splitlines() if cell_len(line) > columns] == []
+    assert " …" not in out.replace("….", "")
+    assert bool(re.search("[ぁ-ん]", out)) == locale.startswith("ja")
+
+
+def _run(columns: int, locale: str, *arguments: str) -> str:
+    """Return what a command prints in a terminal of that width, without colours."""
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (50, columns))
+    environment = {**os.environ, "LC_ALL": locale, "TERM": "xterm-256color", "TSUGIKI_LANG": ""}
+    environment.pop("COLUMNS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tsugiki", *arguments], stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+    )
+    os.close(terminal)
+    out = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:  # Linux tells so that the other end is closed
+            break
+        if not part:
+            break
+        out += part
+    os.close(controller)
+    assert process.wait() == 0
+    return _ANSI.sub("", out.decode())
