@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 # Name: author, kana, characters in all, shortest and longest work.
-QUESTIONS, GUIDES = 300, 40_000  # records of chat_en, characters of guides_en
+QUESTIONS, GUIDES = 800, 40_000  # records of chat_en, characters of guides_en
 AUTHORS = {
     "kyoka": ("泉鏡花", "old", 70_000, 2000, 20_000),
     "kyoka_small": ("泉鏡花", "old", 12_000, 2000, 6000),

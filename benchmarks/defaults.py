@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", default=RATES)
     parser.add_argument("--seeds", type=int, nargs="*", default=[42])
     parser.add_argument("--block-size", type=int)
+    parser.add_argument("--held-out", type=float, default=0.1)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--figures", type=Path, help="JSON file to write the table to")
     options = parser.parse_args()
@@ -49,6 +50,7 @@ def main() -> None:
         records: dict[Any, list[RunRecord]] = {rate: [] for rate in (AUTO, *options.rates)}
         for seed in options.seeds:
             settings = {"model": options.model, "data": data, "seed": seed, "block_size": options.block_size}
+            settings["held_out"] = options.held_out
             for rate, record in zip(records, _runs(settings, list(records), options.out), strict=True):
                 records[rate].append(record)
         rows.append(_row(Path(data).stem, records))

@@ -10,7 +10,7 @@ from tsugiki import TsugikiError
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.train import rate_probe
 from tsugiki.train.config import RunConfig
-from tsugiki.train.rate_probe import is_cheap, limit
+from tsugiki.train.rate_probe import limit
 from tsugiki.train.record import ProbePoint
 from tsugiki.train.run import train
 
@@ -42,15 +42,6 @@ def test_a_run_with_the_number_that_was_measured_is_the_same(tmp_path: Path):
     assert not train(given).rate_probe
     first, second = (Path(folder) / ADAPTER_FILE for folder in (given.out, record.folder()))
     assert first.read_bytes() == second.read_bytes()
-
-
-def test_it_is_measured_unasked_where_it_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert not is_cheap(1999, 1)
-    assert is_cheap(2000, 1)
-    assert not is_cheap(2000, 2)
-    assert not train(run_config(tmp_path, "long", learning_rate="auto")).rate_probe
-    monkeypatch.setattr("tsugiki.train.prepare_loop.is_cheap", lambda *_: True)
-    assert train(run_config(tmp_path, "cheap", learning_rate="auto")).rate_probe
 
 
 def test_a_loss_that_rises_at_once_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

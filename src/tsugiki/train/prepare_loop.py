@@ -17,10 +17,9 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts, ngettext
-from tsugiki.lora.graft import is_grafted
 from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.automatic import ResolvedConfig, resolve, total_steps, with_values
-from tsugiki.train.config import AUTO, LORA_PLUS, PROBE, RunConfig
+from tsugiki.train.config import LORA_PLUS, PROBE, RunConfig
 from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.model import make_gradients
 from tsugiki.train.optimizers.adamw import adamw
@@ -29,7 +28,7 @@ from tsugiki.train.optimizers.muon import muon
 from tsugiki.train.preparation import PackedDataset
 from tsugiki.train.processes import on_main
 from tsugiki.train.rate_probe import ROWS as PROBE_ROWS
-from tsugiki.train.rate_probe import Probe, is_cheap, probe, trial_settings
+from tsugiki.train.rate_probe import Probe, probe, trial_settings
 from tsugiki.train.timing import rows_in_time, seconds_per_step
 
 if TYPE_CHECKING:
@@ -96,7 +95,8 @@ def resolved_config(
     Raises:
         TsugikiError: more processes than rows in a step, or `minutes` is too short for one step.
     """
-    at_once = _rows_at_once(accelerator, data)
+    threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
+    at_once = min(threads * accelerator.num_processes, len(data.blocks))
 
     def measure() -> int:
         assert config.minutes is not None
@@ -113,20 +113,18 @@ def resolved_config(
     return found, {**automatic, "steps": total_steps(found, len(data.blocks))}
 
 
-def measured_rate(
+def measure_rate(
     accelerator: Accelerator,
-    given: RunConfig,
     config: ResolvedConfig,
     model: "PreTrainedModel",
     data: PackedDataset,
     display: ProgressDisplay,
-) -> Probe | None:
-    """Measure the learning rate, where the user asks for it or where it is cheap (see `train.rate_probe`).
+) -> Probe:
+    """Measure the learning rate (see `train.rate_probe`).
 
     Args:
         accelerator: the device, and the processes that share the work.
-        given: the settings as they were given.
-        config: the settings with numbers instead of `auto`.
+        config: the settings, with the learning rate of the formula.
         model: the prepared model.
         data: the packed data.
         display: where to show the progress.
@@ -134,20 +132,9 @@ def measured_rate(
     Raises:
         TsugikiError: the loss rises at the lowest rate of the test.
     """
-    rows = total_steps(config, len(data.blocks)) * min(config.batch_size, len(data.blocks))
-    can_measure = given.learning_rate == AUTO and given.shard == "none" and is_grafted(model)
-    if given.learning_rate != PROBE and not (can_measure and is_cheap(rows, _rows_at_once(accelerator, data))):
-        return None
     loop = prepare_loop(accelerator, trial_settings(config), model, data.blocks, data.document_masking)
     with display.stage(_("measuring learning rates"), 2 * PROBE_ROWS) as advance:
         return probe(loop, config.learning_rate, advance)
-
-
-def _rows_at_once(accelerator: Accelerator, data: PackedDataset) -> int:
-    """Return how many rows all threads or accelerators of the run compute at once."""
-    threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
-    at_once: int = threads * accelerator.num_processes
-    return min(at_once, len(data.blocks))
 
 
 def choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: bool) -> list[str]:

@@ -23,7 +23,6 @@ ROWS = 30
 """Rows that are trained on at most. Their losses are computed beforehand as well."""
 _FROM, _TO = 0.1, 40.0  # relative to the learning rate from the formula
 _SHARE_OF_LIMIT = 0.2
-_SHARE_OF_RUN = 0.03
 _WINDOW = 5  # rows of the moving average
 _FAR_ABOVE = 1.2  # loss relative to that of the base at which the test ends
 _MOST = 100.0  # largest relative loss that is recorded
@@ -36,16 +35,6 @@ class Probe:
     points: list[ProbePoint]
     learning_rate: float
     """A fifth of the limit, with two digits."""
-
-
-def is_cheap(rows: int, at_once: int) -> bool:
-    """Return whether a range test takes at most 3 % of a run.
-
-    Args:
-        rows: that the run trains on, in all its epochs.
-        at_once: how many rows all threads or accelerators of the run compute at once; the test computes one.
-    """
-    return 2 * ROWS * at_once <= _SHARE_OF_RUN * rows
 
 
 def trial_settings(config: ResolvedConfig) -> ResolvedConfig:

@@ -50,7 +50,7 @@ from tsugiki.train.checkpoint import (
     load_training_state,
     save_training_state,
 )
-from tsugiki.train.config import RunConfig
+from tsugiki.train.config import PROBE, RunConfig
 from tsugiki.train.divergence import (
     LOWER,
     MOST_RESTARTS,
@@ -72,7 +72,7 @@ from tsugiki.train.model import (
 )
 from tsugiki.train.planning.fit import memory_notes, plan_memory
 from tsugiki.train.preparation import DatasetSplit, PackedDataset, pack_data, read_data
-from tsugiki.train.prepare_loop import choices, measured_rate, prepare_loop, resolved_config
+from tsugiki.train.prepare_loop import choices, measure_rate, prepare_loop, resolved_config
 from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import (
@@ -249,13 +249,11 @@ def run(
         start_from(model, config.start_from)
         record.started_from = source_adapter(adapter_folder(config.start_from))
     before = record.resolved_settings
-    settings = config
-    config, chosen = resolved_config(accelerator, settings, model, data, before, display.started)
-    if "learning_rate" not in before:
-        measured = measured_rate(accelerator, settings, config, model, data, display)
-        if measured is not None:
-            config = with_values(config, learning_rate=measured.learning_rate)
-            chosen["learning_rate"], record.rate_probe = measured.learning_rate, measured.points
+    config, chosen = resolved_config(accelerator, config, model, data, before, display.started)
+    if given["learning_rate"] == PROBE and "learning_rate" not in before:
+        measured = measure_rate(accelerator, config, model, data, display)
+        config = with_values(config, learning_rate=measured.learning_rate)
+        chosen["learning_rate"], record.rate_probe = measured.learning_rate, measured.points
     if checkpoint is not None and "steps" not in before:
         config, chosen = _with_new_length(config, chosen, checkpoint_step(checkpoint), display)
     resolved = prepared | chosen
