@@ -67,3 +67,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert said in errors[0]
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+def test_a_pattern_that_the_shell_replaced_says_how_to_quote_it(base: str, run, tmp_path: Path):
+    for extra in (["a.txt"], ["a.txt", "b.txt"]):
+        for name in extra:
+            (tmp_path / name).write_text("x")
+        status, _, err = run("train", "--model", base, *TRAIN, *extra)
+        assert status == 2
+        assert "--data 'texts/*.txt'" in err

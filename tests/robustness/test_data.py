@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.data.test_formats import EPUB, WORK
 from tests.robustness.mutations import MAX_SIZE, VALUES, json_bytes, mutate_bytes, mutate_value
 from tests.tiny import byte_tokenizer
 from tsugiki.data.duplicates import near_duplicates
@@ -134,7 +136,82 @@ def read_parquet(rng: random.Random, folder: Path) -> None:
     read(rng, folder / "a.parquet")
 
 
-READERS = {"JSON lines": read_jsonl, "CSV": read_csv, "texts": read_txt, "Parquet": read_parquet}
+def read_json(rng: random.Random, folder: Path) -> None:
+    rows: Any = [talk() for _ in range(3)] if rng.random() < 0.5 else rng.choice(ROWS)
+    if rng.random() < 0.6:
+        data = json_bytes(mutate_value(rng, rows))
+    else:
+        data = mutate_bytes(rng, encoded(rng, json.dumps(rows, ensure_ascii=False)), PIECES)
+    (folder / "a.json").write_bytes(data[:MAX_SIZE])
+    read(rng, folder / "a.json" if rng.random() < 0.5 else folder)
+
+
+def talk() -> dict[str, Any]:
+    """A conversation as ChatGPT exports it."""
+    names = ["root", "a", "b", "c"]
+    texts = [None, ("user", "梅は？"), ("assistant", "咲いた。"), ("user", "？")]
+    mapping = {
+        name: {
+            "parent": names[number - 1] if number else None,
+            "message": text and {"author": {"role": text[0]}, "content": {"content_type": "text", "parts": [text[1]]}},
+        }
+        for number, (name, text) in enumerate(zip(names, texts, strict=True))
+    }
+    return {"title": "梅", "mapping": mapping, "current_node": "c"}
+
+
+def read_zip(rng: random.Random, folder: Path) -> None:
+    members = {"a.txt": encoded(rng, WORK), "sub/b.jsonl": b'{"text": "a"}\n' * 9, "c.json": json_bytes([talk()])}
+    if rng.random() < 0.3:
+        members = {name: mutate_bytes(rng, content, PIECES) for name, content in members.items()}
+    data = zipped({name: members[name] for name in rng.sample(list(members), rng.randint(1, 3))})
+    (folder / "a.zip").write_bytes(mutate_bytes(rng, data) if rng.random() < 0.7 else data)
+    (folder / "b.txt").write_text("別の文章。", encoding="utf-8")
+    read(rng, folder)
+
+
+def read_work(rng: random.Random, folder: Path) -> None:
+    lines = WORK.splitlines(keepends=True)
+    text = list(lines)
+    for _ in range(rng.randint(0, 4)):
+        place = rng.randrange(len(text))
+        text[place : place + rng.randint(0, 2)] = [rng.choice(lines) * rng.choice((1, 1, 2000))]
+    (folder / "a.txt").write_bytes(mutate_bytes(rng, encoded(rng, "".join(text)[: MAX_SIZE // 4]), PIECES))
+    (folder / "b.txt").write_text("別の文章。", encoding="utf-8")
+    read(rng, folder)
+
+
+def read_epub(rng: random.Random, folder: Path) -> None:
+    members = dict(EPUB)
+    if rng.random() < 0.6:
+        name = rng.choice(list(members))
+        members[name] = mutate_bytes(
+            rng, members[name], [b"<rt>" * 999, b"</p>", b"<!--", b"&#x110000;", b"<![CDATA[", b"<"]
+        )
+    data = zipped(members)
+    (folder / "a.epub").write_bytes(mutate_bytes(rng, data) if rng.random() < 0.4 else data)
+    (folder / "b.txt").write_text("別の文章。", encoding="utf-8")
+    read(rng, folder)
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+READERS = {
+    "JSON lines": read_jsonl,
+    "JSON": read_json,
+    "CSV": read_csv,
+    "texts": read_txt,
+    "works": read_work,
+    "zips": read_zip,
+    "EPUB": read_epub,
+    "Parquet": read_parquet,
+}
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -33,9 +33,10 @@ def chat_file(folder: Path, count: int = 6) -> str:
     return str(path)
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> Any:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run on conversations, of a base without a chat template."""
+    tmp_path = tmp_path_factory.mktemp("chat")
     base = save_tiny(tmp_path / "base", vocab_size=257, n_positions=256)
     config = run_config(
         tmp_path, model=base, data=chat_file(tmp_path), chat_template="default", block_size=128, prompts=["1?"]

@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import PurePath
 from typing import Any
 
 from typer.exceptions import TyperException
 
+from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _, marked
+from tsugiki.train.config import SEVERAL_TEXTS
 
 _OTHER_NAMES = {
     "--rank": "--r",
@@ -69,7 +72,11 @@ def _problem(error: TyperException) -> str:
     message = error.format_message().rstrip(".")
     for pattern, translation in _MESSAGES:
         if match := re.fullmatch(pattern, message):
-            return _(translation).format(**match.groupdict())
+            problem = _(translation).format(**match.groupdict())
+            extra = match.groupdict().get("extra", "").split()
+            if extra and PurePath(extra[0]).suffix.lower() in DATA_SUFFIXES:  # the shell has replaced a pattern
+                problem += ". " + _(SEVERAL_TEXTS)
+            return problem
     return message[:1].lower() + message[1:]
 
 

@@ -29,12 +29,11 @@ from tsugiki.data.schemas import FIELD_LENGTH, NotDataError, read_row, schema_of
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.io.digests import combined_digest, file_sha256
+from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _
 
 Data: TypeAlias = str | Path | Sequence[str]
 """A file, a folder, a pattern such as `texts/*.txt`, or the name of a data set on the hub; or several of these."""
-
-SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".parquet", ".epub", ".zip")
 
 _TEXTS, _IN_ZIP = (".txt", ".md"), (".txt", ".md", ".jsonl", ".json", ".csv")
 _MAX_ZIP = 1 << 30  # bytes that a zip may unpack to
@@ -149,7 +148,7 @@ def _expand(given: str | Path) -> list[Path | str]:
         if not matches:
             raise TsugikiError(_("no file matches {pattern}").format(pattern=error_text(given, 200)))
         return [Path(match) for match in matches]
-    if is_dataset_name(given) and Path(given.partition(":")[0]).suffix.lower() not in SUFFIXES:
+    if is_dataset_name(given) and Path(given.partition(":")[0]).suffix.lower() not in DATA_SUFFIXES:
         return [given]
     return [path]
 
@@ -166,11 +165,11 @@ def _local_path(data: str | Path) -> Path:
 
 
 def _files(root: Path, reading: Reading) -> list[_File]:
-    others, last = ", ".join(SUFFIXES[:-1]), SUFFIXES[-1]
+    others, last = ", ".join(DATA_SUFFIXES[:-1]), DATA_SUFFIXES[-1]
     if root.is_dir():
         inside = sorted(path for path in root.rglob("*") if path.is_file())
         names = {path: path.relative_to(root).as_posix() for path in inside}
-        files = [_File(path, name, False) for path, name in names.items() if _is_data(name, SUFFIXES)]
+        files = [_File(path, name, False) for path, name in names.items() if _is_data(name, DATA_SUFFIXES)]
         if not files:
             raise TsugikiError(
                 _("{root} contains no {suffixes} or {last} file").format(root=root, suffixes=others, last=last)
@@ -184,7 +183,7 @@ def _files(root: Path, reading: Reading) -> list[_File]:
                 "no data at {root}: there is no such file or folder (data sets on the hub are written owner/name)"
             ).format(root=root)
         )
-    if root.suffix.lower() not in SUFFIXES:
+    if root.suffix.lower() not in DATA_SUFFIXES:
         kind = root.suffix or _("a file without a suffix")
         raise TsugikiError(
             _("{root}: {kind} is not supported; use {suffixes} or {last}").format(

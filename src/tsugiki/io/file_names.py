@@ -1,5 +1,8 @@
 """Names of the files in the folders of models, adapters and runs."""
 
+DATA_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".parquet", ".epub", ".zip")
+"""Endings of the files that are read as data."""
+
 MODEL_CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
 """A model's weights, if they are in one file."""

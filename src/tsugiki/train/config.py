@@ -30,6 +30,7 @@ from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io import yaml
+from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 
@@ -221,6 +222,7 @@ class TrainingSettings(BaseModel):
         return set() if self.warmup_steps is None else {"warmup_ratio"}
 
 
+SEVERAL_TEXTS = marked("Give several texts by repeating --data, or as a pattern in quotes: --data 'texts/*.txt'")
 LORA_PLUS = "lora+"
 _UNRECORDED_IF_UNSET = (
     "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
@@ -499,6 +501,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         TsugikiError: the file cannot be read, is not YAML, or contains no settings.
     """
+    if path.suffix.lower() in DATA_SUFFIXES and path.suffix.lower() != ".json":  # JSON is YAML as well
+        raise TsugikiError(_("{path} is no file of settings. {advice}").format(path=path, advice=_(SEVERAL_TEXTS)))
     loaded = yaml.read_yaml(path)
     if not isinstance(loaded, dict):
         raise TsugikiError(
