@@ -36,9 +36,10 @@ def test_writes_the_chosen_works_and_one_summary_line(mirror, tmp_path):
     (line,) = out.read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["title"] == "海の底"
     assert result.stdout == ""
-    (summary,) = result.stderr.splitlines()
+    summary, following = result.stderr.splitlines()
     assert summary.startswith("1 work, 8 characters, 0 without a code (〓), 0 skipped, 0 missing, ")
     assert "works/s" in summary
+    assert following.startswith("next: tsugiki preview ")
 
 
 def test_selection_by_author_and_title(mirror, tmp_path):

@@ -53,7 +53,7 @@ def test_the_whole_way(base: str, run, tmp_path: Path):
         (("nosuch",), "nosuch"),
         (("train", "--ranc", "8"), "--ranc"),
         (("train", "--r", "many"), "'--r'"),
-        (("merge", "--out", "x"), "--model"),
+        (("merge", "--out", "x"), "--adapter"),
         (("generate", "--model", "embedded", "--prompt", "a", "--max-new-tokens", "0"), "1"),
     ],
 )

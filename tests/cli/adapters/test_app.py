@@ -12,7 +12,8 @@ from tests.files import contents
 def test_a_day(run, tmp_path: Path, library: Path):
     write(tmp_path / "run", 1)
     assert "no adapters in" in run("adapters", "list")[1]
-    assert run("adapters", "add", "run", "--name", "soseki")[:2] == (0, f"{library / 'soseki'}\n")
+    status, out, _ = run("adapters", "add", "run", "--name", "soseki")
+    assert (status, out.splitlines()) == (0, [str(library / "soseki"), "next: tsugiki chat soseki"])
     assert run("adapters", "add", "run")[0] == 0
     assert run("adapters", "rename", "run", "copy")[0] == 0
     status, out, _ = run("adapters", "list")
