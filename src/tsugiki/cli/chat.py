@@ -89,6 +89,9 @@ def chat_command(
     """
     if model is None and adapter is None:
         raise TsugikiError(_("give an adapter, or a model as --model"))
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries()
     from tsugiki.adapters.chat_template import saved_chat_template
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.evaluation.sample import Sampling
@@ -164,14 +167,14 @@ def _switch(session: _Session, target: "EvaluationTarget") -> None:
     Raises:
         TsugikiError: the model or the adapter cannot be read.
     """
-    with session.display.stage(_("loading {model}").format(model=target), None):
-        try:
-            session.model, session.tokenizer = session.loader.use(target)
-        except TsugikiError:
-            if session.model is not None:
-                session.target = type(target)(session.target.model)
-                session.model, session.tokenizer = session.loader.use(session.target)
-            raise
+    session.display.announce(_("loading {model}").format(model=target))
+    try:
+        session.model, session.tokenizer = session.loader.use(target)
+    except TsugikiError:
+        if session.model is not None:
+            session.target = type(target)(session.target.model)
+            session.model, session.tokenizer = session.loader.use(session.target)
+        raise
     session.target = target
     if target.adapter is not None:
         session.former = target

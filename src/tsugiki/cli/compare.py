@@ -26,6 +26,9 @@ def compare_command(
     comparison = load_comparison(config, settings)
     check_settings({**comparison.settings, **comparison.model_dump(include={"model", "data", "out"})})
 
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries("tsugiki.train.run")
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
     from tsugiki.train.workflows.compare import compare, comparison_rows

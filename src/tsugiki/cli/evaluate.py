@@ -70,6 +70,9 @@ def evaluate_command(
 
     With --questions, show the share of questions that they answer correctly.
     """
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries()
     from tsugiki.cli.summary import print_answers, print_evaluations
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.evaluation.questions import read_questions

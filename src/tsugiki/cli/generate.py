@@ -1,6 +1,7 @@
 """`tsugiki generate`."""
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,9 @@ def generate_command(
         raise TsugikiError(_("--compare needs an --adapter, which is compared with its base"))
     texts = read_prompts(prompt or (), prompts)
 
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries()
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.evaluation.prompts import as_prompt, learned_conversations
     from tsugiki.train.evaluation.sample import Sampling, generate_text, generate_texts
@@ -83,9 +87,9 @@ def generate_command(
         wanted = [EvaluationTarget(wanted[0].model), *wanted]
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
     display, results = ProgressDisplay(), list[list[str]]()
-    with display.stage(_("loading {model}").format(model=wanted[0].model), None):
-        targets = loaded_targets(wanted, allow_base_mismatch, trust_remote_code, None)
-        _target, loaded, tokenizer = next(targets)
+    display.announce(_("loading {model}").format(model=wanted[0]))
+    targets = loaded_targets(wanted, allow_base_mismatch, trust_remote_code, None)
+    _target, loaded, tokenizer = next(targets)
     as_turns = not raw and learned_conversations(wanted[-1].adapter, tokenizer)
     shown: list[Prompt] = [as_prompt(text, as_turns, system) for text in texts]
     if not compare and not jsonl:
@@ -123,10 +127,11 @@ def _stream(text: str, prompt: "Prompt", generate: Any) -> None:
 def _print_jsonl(
     targets: "Sequence[EvaluationTarget]", prompts: Sequence[str], results: Sequence[Sequence[str]]
 ) -> None:
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     for number, prompt in enumerate(prompts):
         for target, written in zip(targets, results, strict=True):
             fields = {"model": target.model, "adapter": target.adapter_name or None, "prompt": prompt}
-            typer.echo(json.dumps({**fields, "text": written[number]}, ensure_ascii=False))
+            typer.echo(json.dumps({**fields, "text": written[number]}, ensure_ascii=not is_utf8))
 
 
 def _print_columns(

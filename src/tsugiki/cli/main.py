@@ -31,6 +31,10 @@ def main() -> None:
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _interrupt)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
+    _let_threads_wait_passively()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # an encoding such as cp932 lacks some characters
+            stream.reconfigure(errors="replace")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of missing kernels
     try:
         status = _run(arguments)
@@ -100,6 +104,16 @@ def _take_language(arguments: list[str]) -> list[str]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
+
+
+def _let_threads_wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait for each other, unless the user has set how they wait.
+
+    Otherwise they compute in a loop, which takes the processor from the threads that they wait for if other programs
+    use some of the cores. torch reads the variable when it is imported.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _comes_from_keyboard(error: BaseException | None) -> bool:

@@ -45,6 +45,9 @@ def merge_command(
     allow_base_mismatch: AllowBaseMismatch = False,
 ) -> None:
     """Merge adapters into their base and write an ordinary Transformers model, in the dtypes of the base's files."""
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries("tsugiki.train.workflows.merge")
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.adapters.named_base import named_base
     from tsugiki.cli.summary import print_merge

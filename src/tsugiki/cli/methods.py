@@ -20,6 +20,9 @@ def methods_command(
     ] = "embedded",
 ) -> None:
     """List the methods to adapt a model, describe one of them, or list the layers that LoRA grafts."""
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries("tsugiki.report.methods")
     from tsugiki.cli.tables import print_table
     from tsugiki.report.methods import describe_method, methods_table
 

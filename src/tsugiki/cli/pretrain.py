@@ -27,6 +27,9 @@ def pretrain_command(
     processes: Processes = 1,
 ) -> None:
     """Train a model from scratch: first its tokenizer, then its weights."""
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries("tsugiki.train.run")
     from tsugiki.cli.resuming import go_to_working_directory, named_folder, resumed_settings
     from tsugiki.cli.summary import print_summary, say_what_to_read
     from tsugiki.report.run import write_report

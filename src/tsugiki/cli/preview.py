@@ -19,8 +19,12 @@ def preview_command(
     html: Annotated[Path | None, typer.Option(help="HTML file to write the preview to as well.")] = None,
 ) -> None:
     """Show the first rows of a run, counts, and the time that it would take, without training."""
-    from tsugiki.train.config import load_config
+    from tsugiki.cli.checks import check_settings
+    from tsugiki.cli.libraries import import_libraries
+    from tsugiki.train.config import load_config, read_yaml
 
+    check_settings({**(read_yaml(config) if config is not None else {}), **settings, "out": "preview"})
+    import_libraries("tsugiki.train.run")
     if config is None:
         settings["out"] = "preview"  # required, but nothing is written to it
     run_config = load_config(config, settings)

@@ -5,10 +5,9 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
-from rich.console import Console
-from rich.text import Text
 
 from tsugiki.cli.flags import Setting, panel_of, place_of, settings_of
+from tsugiki.cli.wrapping import wrap
 from tsugiki.language import _
 
 _WIDTH = 90
@@ -58,7 +57,7 @@ def _is_given(setting: Setting, given: Mapping[str, Any]) -> bool:
 def _lines(setting: Setting, given: Mapping[str, Any], indent: str) -> list[str]:
     """Return the description of a setting as comments, and the setting itself."""
     name = setting.path[-1]
-    text = [str(line).rstrip() for line in Text(_(setting.description)).wrap(Console(), _WIDTH)]
+    text = wrap(_(setting.description), _WIDTH)
     value = given.get(name, setting.default)
     mark = "" if name in given or setting.is_required else "# "
     shown = "" if value is None else f" {_inline(value)}"

@@ -26,6 +26,9 @@ def sweep_command(
     sweep_config = load_sweep(config, settings)
     check_settings({**sweep_config.settings, **sweep_config.model_dump(include={"model", "data", "out"})})
 
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries("tsugiki.train.run")
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
     from tsugiki.train.workflows.sweep import sweep

@@ -1,17 +1,22 @@
 """Print tables and text on standard output."""
 
 import shlex
+from collections.abc import Sequence
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from tsugiki.cli.wrapping import has_wide
+from tsugiki.cli.wrapping import has_wide, wrap
 from tsugiki.language import _
 from tsugiki.report.formatting import Table as Cells
 from tsugiki.report.formatting import printable
 
 _WIDTH = 150  # if the output is not a terminal
+_MOST_WRAPPED = 1.6
+"""How many times wider than the terminal the lines of a table may be, which are then wrapped."""
 
 
 def print_table(cells: Cells, *lines: str) -> None:
@@ -26,9 +31,26 @@ def print_table(cells: Cells, *lines: str) -> None:
         table.add_column(header, no_wrap=column == 0 or not is_text, overflow="fold")
     for row in rows:
         table.add_row(*map(printable, row))
-    console.print(table)
+    natural = sum(max(map(cell_len, column)) + 3 for column in zip(headers, *rows, strict=True)) + 1
+    if natural > _MOST_WRAPPED * console.width:
+        _print_blocks(console, headers, rows)
+    else:
+        console.print(table)
     for line in lines:
         console.print(printable(line), soft_wrap=True)
+
+
+def _print_blocks(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that is too wide for the terminal: for each row a block, with a line for each column."""
+    width = max(cell_len(header) for header in headers[1:])
+    for row in rows:
+        console.print(Text(printable(row[0]), style="bold"))
+        for header, cell in zip(headers[1:], row[1:], strict=True):
+            if cell.strip():
+                label = header + " " * (width - cell_len(header))
+                lines = wrap(printable(cell), max(console.width - width - 4, 20))
+                console.print(Text(f"  {label}  " + f"\n{' ' * (width + 4)}".join(lines)), soft_wrap=True)
+    console.print()
 
 
 def say_next(*words: str, err: bool = False) -> None:

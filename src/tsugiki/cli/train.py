@@ -99,6 +99,9 @@ def train_command(
 
     if start_processes(processes):
         return
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries("tsugiki.train.run")
     from tsugiki.cli.summary import print_summary, say_what_to_read
     from tsugiki.report.run import write_report
     from tsugiki.train.run import train

@@ -57,6 +57,11 @@ class ProgressDisplay:
                 yield item
                 advance(1)
 
+    def announce(self, line: str) -> None:
+        """Print what begins now and takes seconds; nothing where no bars are shown."""
+        if not self.is_quiet:
+            self.say(line)
+
     def say(self, line: str) -> None:
         """Print one line, above a bar if one is shown."""
         self.console.print(Text(line), soft_wrap=not self.console.is_jupyter)

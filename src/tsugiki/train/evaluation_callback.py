@@ -81,6 +81,7 @@ class EvaluationCallback(Callback):
 
     def on_train_begin(self, loop: TrainingLoop) -> None:
         """Evaluate the base model. Most new adapters do not change it, but an untrained soft prompt does."""
+        started = time.monotonic()
         if loop.progress.step == 0:
             known = self.base_results.get(self._base_key())
             if known is not None:
@@ -93,7 +94,8 @@ class EvaluationCallback(Callback):
                         self._validate(loop)
                     self._sample(loop)
                 self.base_results[self._base_key()] = {name: list(getattr(self.record, name)) for name in _OF_BASE}
-        self.display.begin(loop.steps, loop.progress.step)
+        # What was evaluated and sampled now is evaluated and sampled again at the end.
+        self.display.begin(loop.steps, loop.progress.step, after=time.monotonic() - started)
 
     def _validates_base(self) -> bool:
         return bool(self.validation_windows and self.plan.evaluations)
@@ -203,7 +205,8 @@ class EvaluationCallback(Callback):
         chat, system = self.data.summary.learns_conversations, self.config.system
         opening = [] if system is None else [Message("system", system)]
         prompts = [[*opening, Message("user", one)] if chat else one for one in self.config.prompts]
-        texts = generate_texts(self.model, self.tokenizer, prompts, sampling)
+        with self.display.stage(_("sampling"), None):
+            texts = generate_texts(self.model, self.tokenizer, prompts, sampling)
         for prompt, text in zip(self.config.prompts, texts, strict=True):
             done = loop.progress.step if step is None else step
             sample = Sample(step=done, prompt=prompt, text="\n" * chat + text)

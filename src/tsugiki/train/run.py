@@ -178,6 +178,7 @@ def load(
         TsugikiError: data or a model that cannot be read, or rows that are too long for the model.
     """
     data = load_data(accelerator, config, display)
+    display.announce(_("loading {model}").format(model=config.model))
     model = load_base(accelerator, config, data)
     return model, data.tokenizer, pack_data(config, data.split, model, data.tokenizer)
 
@@ -288,7 +289,9 @@ def run(
             for line in choices(record.resolved_settings, given, bool(record.rate_probe)):
                 display.say(line)
             loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
-            loop.save = partial(_save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS)
+            loop.save = partial(
+                _save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS, display=display
+            )
             loop.callbacks.append(
                 EvaluationCallback(model, tokenizer, data, config, record, display, restore, base_results)
             )
@@ -365,12 +368,21 @@ def _in_shards(accelerator: Accelerator, config: RunConfig) -> bool:
     return config.shard == "fsdp" and accelerator.num_processes > 1
 
 
-def _save_checkpoint(loop: TrainingLoop, tokenizer: "PreTrainedTokenizerBase", record: RunRecord, folder: Path) -> None:
+def _save_checkpoint(
+    loop: TrainingLoop,
+    tokenizer: "PreTrainedTokenizerBase",
+    record: RunRecord,
+    folder: Path,
+    display: RunProgress,
+) -> None:
     is_main = loop.accelerator.is_main_process
     trained, optimizer = whole_model(loop.model, keep=is_main), whole_optimizer_state(loop.optimizer, keep=is_main)
     if not is_main:
         return
-    with new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary:
+    with (
+        display.stage(_("saving"), None),
+        new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary,
+    ):
         chat = record.data is not None and record.data.learns_conversations
         save_trained(trained, tokenizer, temporary, with_template=chat)
         progress = asdict(loop.progress) | {

@@ -1,0 +1,20 @@
+"""Import torch and transformers, which takes seconds, and say so."""
+
+import sys
+from importlib import import_module
+
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _
+from tsugiki.ranks import is_main_process
+
+
+def import_libraries(module: str = "tsugiki.train.evaluation.targets") -> None:
+    """Import a module that needs torch and transformers; in a terminal, something moves meanwhile.
+
+    Args:
+        module: its name.
+    """
+    if module in sys.modules or not is_main_process():
+        return
+    with ProgressDisplay().stage(_("loading PyTorch and Transformers"), None):
+        import_module(module)
