@@ -12,7 +12,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import file_sha256, sha256
 from tsugiki.io.file_names import ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, value_text, write_json
-from tsugiki.language import _
+from tsugiki.language import _, marked
 
 _VERSION = 2
 """Version of the file's format. Version 1 is what Tsugiki 0.1 wrote."""
@@ -77,7 +77,7 @@ class Provenance(_Model):
         """Labels and texts to show to people."""
         settings = [(name.replace("_", " "), value_text(value)) for name, value in self.settings.items()]
         sources = ", ".join(source.described() for source in self.sources)
-        return [("operation", self.operation), *settings, ("derived from", sources or "–")]
+        return [(marked("operation"), self.operation), *settings, (marked("derived from"), sources or "–")]
 
 
 class Metadata(_Model):

@@ -74,7 +74,7 @@ def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
         raise TsugikiError(_("this model is quantised (quantization_config); export the model that it was made from"))
     problems = [
         _("{field} is {value!r} (llama.cpp supports {values})").format(
-            field=field, value=value, values=" or ".join(map(repr, values))
+            field=field, value=value, values=_(" or ").join(map(repr, values))
         )
         for field, values in row.accepted.items()
         if (value := getattr(config, field, values[0])) not in values

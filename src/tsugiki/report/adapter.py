@@ -82,7 +82,7 @@ def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
         (_("changed"), datetime.fromtimestamp(info.changed).strftime("%Y-%m-%d %H:%M")),
         (_("folder"), str(adapter.folder)),
     ]
-    lines += adapter.provenance.lines() if adapter.provenance else []
+    lines += [(_(label), text) for label, text in adapter.provenance.lines()] if adapter.provenance else []
     record = adapter.record
     if record is None:
         return lines

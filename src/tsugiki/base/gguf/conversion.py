@@ -130,7 +130,7 @@ def _unsupported_reason(header: GgufHeader) -> str | None:
     if not tokenizer or "tokenizer.ggml.tokens" not in header.metadata:
         return _("it has no tokenizer")
     if tokenizer not in SUPPORTED_TOKENIZERS:
-        known = " and ".join(SUPPORTED_TOKENIZERS)
+        known = _(" and ").join(SUPPORTED_TOKENIZERS)
         return _("its tokenizer has the type {tokenizer}, and {known} are supported").format(
             tokenizer=error_text(tokenizer, 100), known=known
         )

@@ -174,7 +174,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         raise TsugikiError(
             _(
                 "{path} has version {version} of the GGUF format; versions {versions}, little-endian, can be read"
-            ).format(path=path, version=version, versions=" and ".join(map(str, _VERSIONS)))
+            ).format(path=path, version=version, versions=_(" and ").join(map(str, _VERSIONS)))
         )
     tensor_count, value_count = cursor.numbers("Q", 2)
     metadata = {cursor.text(): cursor.value(cursor.number("I")) for _ in range(value_count)}
