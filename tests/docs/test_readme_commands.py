@@ -1,0 +1,63 @@
+"""The commands of both READMEs run as they stand, on an invented Aozora Bunko and a tiny model."""
+
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data.aozora.samples import ROOT as AOZORA
+from tests.data.aozora.samples import work_zip
+from tests.tiny import TEXT, save_tiny
+from tsugiki.cli.main import main
+
+pytestmark = pytest.mark.slow
+
+PAGES = [Path(__file__).parents[2] / name for name in ("README.md", "README.ja.md")]
+HUB_MODEL = "rinna/japanese-gpt2-medium"
+ELSEWHERE = ("quickstart", "compare", "sweep", "pretrain", "bench", "push", "new", "aozora --author")
+"""Commands that take minutes, a network or a terminal; they have tests of their own."""
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the page's block of commands, without their comments."""
+    block = next(
+        block for block in re.findall(r"(?ms)^```\w*\n(.*?)^```", page.read_text("utf-8")) if "aozora" in block
+    )
+    lines = [line.partition("  ")[0].removeprefix("tsugiki ") for line in block.splitlines()]
+    return [line for line in lines if not line.startswith(ELSEWHERE)]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
+    save_tiny(tmp_path / "base", "gpt2")
+    for number in range(6):
+        work = work_zip(f"作品{number}", "夏目漱石", TEXT[number * 350 :][:500])
+        file = tmp_path / f"mirror/cards/000148/files/{number}_ruby.zip"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(work)
+    (tmp_path / "other.jsonl").write_text('{"text": "' + TEXT[::-1].replace("\n", "")[:400] + '"}\n', "utf-8")
+    (tmp_path / "run.yaml").write_text("model: base\ndata: soseki.jsonl\nout: runs/yaml\nmax_steps: 2\n", "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_the_readme_run(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch):
+    lines = commands(page)
+    assert len(lines) > 12
+    for line in lines:
+        here = line.replace(HUB_MODEL, "base").replace(AOZORA, "mirror")
+        here = here.replace("…", f"--model base --data soseki.jsonl --out runs/{len(here)} --max-steps 2")
+        monkeypatch.setattr(sys, "argv", ["tsugiki", *shlex.split(here)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        with pytest.raises(SystemExit) as end:
+            main()
+        finished = "--resume" in line  # the run has finished, so there is nothing to resume
+        assert end.value.code == (2 if finished else 0), line
+    assert (place / "runs/soseki/report.html").is_file()
+    assert (place / "soseki-merged/model.safetensors").is_file()
+    assert (place / "soseki.gguf").is_file()
