@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tsugiki.data.columns import NO_COLUMNS
 from tsugiki.data.records import AssistantTurns, Message
 from tsugiki.train.config import RunConfig, validated
 
@@ -103,6 +104,7 @@ def evaluate(
     *,
     model: str | Sequence[str] = (),
     adapter: str | Sequence[str] = (),
+    columns: Mapping[str, str] = NO_COLUMNS,
     characters: int | None = None,
     assistant_turns: AssistantTurns = "all",
     chat_template: str | None = None,
@@ -116,6 +118,7 @@ def evaluate(
         model: name of a model, or several names: 'embedded', a folder, a GGUF file or a hub id.
         adapter: folder of an adapter or its name in the library, or several. Its base is `model` if that is one name,
             otherwise the base that its files name.
+        columns: names of columns or fields that differ from those of Tsugiki, as {"prompt": "question"}.
         characters: approximate number of characters to evaluate; None: all.
         assistant_turns: which answers of a conversation are scored.
         chat_template: for conversations, as in the settings of a run; None: that of each model or adapter.
@@ -140,6 +143,7 @@ def evaluate(
         assistant_turns,
         characters,
         ProgressDisplay(),
+        columns=columns,
         chat_template=chat_template,
         allow_base_mismatch=allow_base_mismatch,
         trust_remote_code=trust_remote_code,

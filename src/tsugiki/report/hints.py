@@ -49,7 +49,7 @@ def _of_course(record: RunRecord) -> list[str]:
         return _few_steps(record)
     lowest = min(points[1:], key=lambda point: point.loss)
     last, before = points[-1], points[-2]
-    if lowest.step < last.step and last.loss > lowest.loss * (1 + _RISE):
+    if last.loss > lowest.loss * (1 + _RISE):
         return [
             _(
                 "After step {step:,}, the loss on text that was not trained on rose by {rise:.1%}: the run learned its "
