@@ -247,7 +247,7 @@ def test_adapters_that_rows_cannot_have_take_turns():
     shake(model, 5)
     given = list(zip(prompts([6, 9, 5, 8]), ["a", "i", "i", None], [6] * 4, strict=True))
     with serving(model) as engine:
-        clients = [Client(*one, by_rows=one[1] != "i") for one in given]
+        clients = [Client(*one, company="same" if one[1] == "i" else "mixed") for one in given]
         for client in clients:
             engine.submit([client.request])
         found = [client.tokens() for client in clients]

@@ -86,7 +86,7 @@ def read_library(library: Path) -> list[LibraryEntry]:
     Raises:
         TsugikiError: the library is not a folder, or cannot be read.
     """
-    return [_entry(library / name) for name in _names(library)]
+    return [_entry(library / name) for name in library_names(library)]
 
 
 def member(name: str, library: Path) -> Path:
@@ -95,7 +95,7 @@ def member(name: str, library: Path) -> Path:
     Raises:
         TsugikiError: there is none.
     """
-    names = _names(library)
+    names = library_names(library)
     if name in names:
         return library / name
     raise TsugikiError(
@@ -121,7 +121,7 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
         return path
     if path and (checkpoint := _newest_checkpoint(path)):
         return checkpoint
-    names = _names(home)
+    names = library_names(home)
     if given in names:
         return home / given
     if path and path.is_dir():
@@ -216,7 +216,12 @@ def _only_writer(library: Path) -> Iterator[None]:
         yield
 
 
-def _names(library: Path) -> list[str]:
+def library_names(library: Path) -> list[str]:
+    """Return the names of the library's folders, sorted, without looking into them.
+
+    Raises:
+        TsugikiError: the library is not a folder, or cannot be read.
+    """
     try:
         found = [Path(one.path) for one in os.scandir(library) if not one.name.startswith(".")]
     except FileNotFoundError:

@@ -24,6 +24,7 @@ from tsugiki.cli.pull import pull_command
 from tsugiki.cli.push import push_command
 from tsugiki.cli.quickstart import quickstart_command
 from tsugiki.cli.report import report_command
+from tsugiki.cli.serve import serve_command
 from tsugiki.cli.sweep import sweep_command
 from tsugiki.cli.tour import print_tour
 from tsugiki.cli.train import train_command
@@ -56,6 +57,7 @@ _add(MAKE, "pretrain", pretrain_command)
 _add(LOOK, "plan", plan_command)
 _add(LOOK, "preview", preview_command)
 _add(LOOK, "generate", generate_command)
+_add(LOOK, "serve", serve_command)
 _add(LOOK, "chat", chat_command)
 _add(LOOK, "eval", evaluate_command)
 _add(LOOK, "report", report_command)

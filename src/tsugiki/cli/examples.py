@@ -53,6 +53,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "tsugiki generate --model embedded --prompts prompts.txt --jsonl",
         ),
         "chat": ("tsugiki chat runs/chat", "tsugiki chat --model embedded --repetition-penalty 1.2"),
+        "serve": (
+            "tsugiki serve --model embedded",
+            "tsugiki serve --model embedded --adapter kajii=runs/kajii --port 8080",
+            "tsugiki serve --model embedded --host 0.0.0.0 --api-key-file key.txt",
+        ),
         "merge": (
             "tsugiki merge --adapter runs/kajii --out kajii-model",
             "tsugiki merge --model embedded --adapter a --adapter b --weights 0.7,0.3 --out both",

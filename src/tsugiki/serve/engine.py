@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -115,6 +115,9 @@ class Failed:
     error: BaseException
 
 
+Company: TypeAlias = Literal["mixed", "same", "alone"]
+"""With which rows those of an adapter can be in a batch: with all, with those of the same adapter, or with none."""
+
 Event: TypeAlias = PromptScores | Output | Failed
 
 
@@ -130,8 +133,7 @@ class Request:
     """Called in the engine's thread; must return at once."""
     adapter: str | None = None
     """The adapter's name in the model; None: the base alone."""
-    by_rows: bool = True
-    """Whether the adapter can be mixed with others in a batch."""
+    company: Company = "mixed"
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops: Sequence[str] = ()
     ends: Collection[int] = ()
@@ -176,9 +178,9 @@ class _Row:
     @property
     def turn(self) -> object:
         """Rows of one batch have the same."""
-        if self.separate:
+        if self.separate or self.request.company == "alone":
             return self
-        return None if self.request.by_rows else self.request.adapter
+        return None if self.request.company == "mixed" else self.request.adapter
 
 
 @dataclass
@@ -213,8 +215,8 @@ class Engine:
         """
         self.model, self.limits = model, limits
         self.context = context_length(model)
-        self.together = True
-        """Whether rows of different lengths can be computed together; found out when the thread starts."""
+        self.company: Company = "mixed"
+        """Of rows of the base; found out when the thread starts."""
         self._waiting: deque[_Row] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
@@ -234,7 +236,7 @@ class Engine:
             TsugikiError: rows of this model cannot be computed with a cache of keys and values.
         """
         self._thread.start()
-        self.call(self._find_out_together).result()
+        self.company = self.call(lambda: find_company(self.model)).result()
 
     def stop(self) -> None:
         """End the thread; requests that are not finished fail with `EngineStopped`."""
@@ -388,7 +390,7 @@ class Engine:
         if self._arriving or not self._waiting:
             return
         present = self._batch.rows if self._batch else []
-        most = self.limits.rows if self.together else 1
+        most = self.limits.rows if self.company == "mixed" else 1
         arriving: list[_Row] = []
         with self._changed:
             while self._waiting and len(present) + len(arriving) < most:
@@ -509,7 +511,7 @@ class Engine:
         """Let the model compute these rows with their adapters."""
         names = [row.request.adapter for row in rows]
         model = self.model
-        if not rows[0].request.by_rows:
+        if names[0] is not None and rows[0].request.company != "mixed":
             self._use((names[0],), lambda: _active(model, names[0]))
         elif not any(names):
             self._use((None,), lambda: base_alone(model))
@@ -528,10 +530,6 @@ class Engine:
     def _leave_adapters(self) -> None:
         self._using = None
         self._adapters.close()
-
-    def _find_out_together(self) -> None:
-        """Find out whether a padded row has the logits that it has alone."""
-        self.together = not rope_depends_on_length(self.model) and rows_can_be_together(self.model)
 
     def _end(self) -> None:
         """Tell all that wait that nothing more comes."""
@@ -607,27 +605,35 @@ def _score_prompts(arriving: _Arriving, logits: Tensor, start: int) -> None:
                 row.scores.append(_scored(logprobs, ids[column + 1], row.request.logprobs or 0))
 
 
-def rows_can_be_together(model: "PreTrainedModel") -> bool:
-    """Return whether a short row beside a longer one has the logits that it has alone, as the model is now.
+def find_company(model: "PreTrainedModel") -> Company:
+    """Return "mixed" if a short row beside a longer one has the logits that it has alone, as the model is now.
+
+    Otherwise rows must be computed alone.
 
     Raises:
-        TsugikiError: the model cannot compute with a cache of keys and values.
+        TsugikiError: the logits of a row alone are not those of the model without a cache of keys and values.
     """
     vocabulary = model.config.get_text_config().vocab_size
     prompts = [[(7 * place + 3) % vocabulary for place in range(length)] for length in (5, 2)]
     try:
         alone = [_two_steps(model, [prompt]) for prompt in prompts]
+        plain = [_without_cache(model, prompt) for prompt in prompts]
     except Exception as error:  # a model's own code may raise anything
         raise TsugikiError(
-            _("this model cannot be served, because it has no ordinary cache of keys and values: {error}").format(
+            _("it cannot be served, because it has no ordinary cache of keys and values: {error}").format(
                 error=error_text(error)
             )
         ) from error
+    if not all(same_to_rounding(one, other) for one, other in zip(alone, plain, strict=True)):
+        raise TsugikiError(_("it cannot be served, because it computes something else with a cache of keys and values"))
+    if rope_depends_on_length(model):
+        return "alone"
     try:
         together = _two_steps(model, prompts)
     except Exception:
-        return False
-    return all(same_to_rounding(row, one[0]) for row, one in zip(together, alone, strict=True))
+        return "alone"
+    same = all(same_to_rounding(row, one[0]) for row, one in zip(together, alone, strict=True))
+    return "mixed" if same else "alone"
 
 
 def _two_steps(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -637,3 +643,10 @@ def _two_steps(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> Te
     first = compute(model, cached, ids)
     cached.mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     return torch.cat([first, compute(model, cached, ids[:, -1:])], 1)
+
+
+def _without_cache(model: "PreTrainedModel", prompt: Sequence[int]) -> Tensor:
+    """Return what `_two_steps` returns for one prompt."""
+    ids = torch.tensor([[*prompt, prompt[-1]]], device=model.device)
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits[:, -2:]

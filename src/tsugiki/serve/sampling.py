@@ -77,7 +77,7 @@ class Chooser:
             penalties = [settings.presence_penalty + count * settings.frequency_penalty for count in counts.values()]
             scores[list(counts)] -= torch.tensor(penalties)
         if forbidden:
-            scores[list(forbidden)] = -torch.inf
+            scores[[token for token in forbidden if token < len(scores)]] = -torch.inf
         if settings.temperature == 0:
             return int(scores.argmax())
         probabilities = torch.softmax(self.warpers(seen, scores[None])[0], -1)

@@ -1,0 +1,132 @@
+"""`tsugiki serve`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsugiki.dtypes import LoadDtype
+from tsugiki.errors import Interrupted, TsugikiError, error_text
+from tsugiki.language import _
+
+_KEY_VARIABLE = "TSUGIKI_API_KEY"
+
+
+def serve_command(
+    model: Annotated[str, typer.Option(help="Model: 'embedded', a folder, a GGUF file, or a hub id.")],
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Adapter to load at the start: a name in the library, a folder, or NAME=FOLDER. Repeat for several. "
+            "Those of the library are loaded when a request names them."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; one that other machines can reach needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 is any free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(help="Key that requests must send; TSUGIKI_API_KEY in the environment is another way.")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File that holds the key.")] = None,
+    dtype: Annotated[LoadDtype, typer.Option(help="Dtype of the base's weights.")] = "fp32",
+    chat_template: Annotated[
+        str | None, typer.Option(help="Chat template of the base: a file, or 'default' for a plain one.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=512, help="Largest number of rows computed together.")] = 16,
+    cache_tokens: Annotated[
+        int, typer.Option(min=64, help="Largest size of the key-value cache: rows times the longest row, in tokens.")
+    ] = 32768,
+    max_loaded: Annotated[int, typer.Option(min=1, help="Largest number of adapters in memory.")] = 32,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Largest number of requests that wait.")] = 64,
+    max_wait: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may wait.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 600.0,
+    stop_timeout: Annotated[
+        int, typer.Option(min=0, help="Seconds that running requests may go on after SIGTERM.")
+    ] = 30,
+    allow_lora_updates: Annotated[
+        bool, typer.Option("--allow-lora-updates", help="Let requests load and unload adapters of the library.")
+    ] = False,
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Load adapters that were trained on another base.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings, with all your rights.")
+    ] = False,
+) -> None:
+    """Answer requests by OpenAI's HTTP interface, with one base and many adapters in a batch."""
+    try:
+        from tsugiki.serve.server import ServerSettings, check_access, listen, serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise TsugikiError(
+            _("tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'").format(module=error.name)
+        ) from error
+    from tsugiki.adapters.library import library_folder
+    from tsugiki.base.loading import default_device, load_model, load_tokenizer
+    from tsugiki.data.chat import use_template
+    from tsugiki.serve.engine import Limits
+
+    key = _key(api_key, api_key_file)
+    check_access(host, key)
+    name = Path(model).resolve().name if Path(model).exists() else model
+    settings = ServerSettings(
+        host,
+        port,
+        key,
+        Limits(max_batch, cache_tokens, max_waiting, max_wait),
+        max_loaded,
+        timeout,
+        stop_timeout,
+        allow_lora_updates,
+        allow_base_mismatch,
+        _folders(adapter or [], name),
+    )
+    listening = listen(host, port)
+    base = load_model(model, dtype, trust_remote_code=trust_remote_code).to(default_device())
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    use_template(tokenizer, chat_template)
+
+    def ready(url: str) -> None:
+        typer.echo(_("{name} at {url}/v1 (Ctrl-C stops it)").format(name=name, url=url))
+
+    try:
+        serve(base, tokenizer, name, library_folder(), settings, listening, ready)
+    except (Interrupted, KeyboardInterrupt):
+        typer.echo(_("stopped"))
+
+
+def _key(api_key: str | None, file: Path | None) -> str | None:
+    """Return the key that the user gives."""
+    if api_key is not None and file is not None:
+        raise TsugikiError(_("pass --api-key or --api-key-file, not both"))
+    if file is None:
+        return os.environ.get(_KEY_VARIABLE) if api_key is None else api_key
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise TsugikiError(
+            _("the key in {file} cannot be read: {reason}").format(file=file, reason=error_text(error, 100))
+        ) from error
+
+
+def _folders(given: Sequence[str], base: str) -> dict[str, Path]:
+    """Return the folders of the adapters that are loaded at the start, by the names that requests use."""
+    from tsugiki.adapters.library import adapter_folder, check_name
+
+    folders: dict[str, Path] = {}
+    for one in given:
+        name, separator, path = one.partition("=")
+        folder = adapter_folder(path if separator else one)
+        called = check_name(name if separator else folder.resolve().name)
+        if called == base or called in folders:
+            raise TsugikiError(
+                _("two models would be called {name!r}; pass --adapter NAME=FOLDER with another name").format(
+                    name=called
+                )
+            )
+        folders[called] = folder
+    return folders

@@ -1,0 +1,198 @@
+"""The HTTP application: routes, streams and errors."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.serve.adapters import ServedAdapters
+from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
+from tsugiki.serve.engine import Engine
+from tsugiki.serve.errors import ApiError, as_api_error
+from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, parse
+from tsugiki.serve.security import Access, Guard, read_body
+
+_log = logging.getLogger("tsugiki.serve")
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def new_app(
+    engine: Engine, adapters: ServedAdapters, access: Access, seconds: float, allow_lora_updates: bool = False
+) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        engine: it has been started.
+        adapters: the base and the adapters.
+        access: who may use the server.
+        seconds: how long a request may take.
+        allow_lora_updates: whether requests may load and unload adapters.
+    """
+    completions = Completions(engine, adapters, seconds)
+    started = int(time.time())
+
+    async def health(request: Request) -> Response:
+        status = "ok" if engine.alive else "stopping"
+        return JSONResponse({"status": status}, 200 if engine.alive else 503)
+
+    def card(name: str) -> dict[str, Any]:
+        is_base = name == adapters.base.name
+        return {
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "tsugiki",
+            "root": name,
+            "parent": None if is_base else adapters.base.name,
+            "max_model_len": engine.context if is_base else None,
+        }
+
+    async def models(request: Request) -> Response:
+        names = [adapters.base.name, *await asyncio.to_thread(adapters.names)]
+        return JSONResponse({"object": "list", "data": [card(name) for name in names]})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        return JSONResponse(card(adapters.find(name)))
+
+    async def complete(request: Request) -> Response:
+        return await _answer(completions, request, parse(CompletionRequest, await read_body(request)))
+
+    async def chat(request: Request) -> Response:
+        return await _answer(completions, request, parse(ChatRequest, await read_body(request)))
+
+    async def load(request: Request) -> Response:
+        name = parse(AdapterRequest, await read_body(request)).lora_name
+        adapters.release(await adapters.acquire(name))
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def unload(request: Request) -> Response:
+        name = parse(AdapterRequest, await read_body(request)).lora_name
+        await adapters.unload(name)
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    routes = [
+        Route("/health", health),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/v1/completions", complete, methods=["POST"]),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+    ]
+    if allow_lora_updates:
+        routes += [
+            Route("/v1/load_lora_adapter", load, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
+        ]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, access=access)],
+        exception_handlers={
+            HTTPException: _http_error,
+            ClientDisconnect: _gone,
+            ApiError: _error,
+            TsugikiError: _error,
+            Exception: _error,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _answer(completions: Completions, request: Request, asked: CompletionRequest | ChatRequest) -> Response:
+    """Answer a request, at once or as a stream; a client that goes away ends it."""
+    async with AsyncExitStack() as stack:
+        try:
+            generation = await stack.enter_async_context(completions.begin(asked))
+            watch = asyncio.create_task(_tell_when_gone(request, generation))
+            stack.callback(watch.cancel)
+            if not asked.stream:
+                return JSONResponse(await whole_answer(generation))
+            parts = chunks(generation)
+            first = await anext(parts)  # an error before the first token has its own status
+        except ClientGone:
+            return Response(status_code=499)
+        except Exception as error:
+            return _error_response(error)
+        return _Stream(_events(first, parts), stack.pop_all())
+
+
+class _Stream(StreamingResponse):
+    """A stream of events; whatever ends it, its rows are freed."""
+
+    def __init__(self, events: AsyncIterator[str], stack: AsyncExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        async with self.stack:
+            await super().__call__(scope, receive, send)
+
+
+async def _tell_when_gone(request: Request, generation: Generation) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    generation.events.put_nowait(ClientGone())
+
+
+async def _events(first: dict[str, Any], parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """Yield the messages of a stream. An error is its last one."""
+    yield _event(first)
+    try:
+        async for chunk in parts:
+            yield _event(chunk)
+    except ClientGone:
+        return
+    except Exception as error:
+        yield _event(_known(error).body)
+        return
+    yield "data: [DONE]\n\n"
+
+
+def _event(message: dict[str, Any]) -> str:
+    return f"data: {json.dumps(message, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _known(error: Exception) -> ApiError:
+    """Return the answer to an exception; one that is not the client's is logged, without the request."""
+    answer = as_api_error(error)
+    if answer.status == 500:
+        _log.error("an unexpected error", exc_info=error)
+    return answer
+
+
+def _error_response(error: Exception) -> Response:
+    answer = _known(error)
+    return JSONResponse(answer.body, answer.status, answer.headers)
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    return _error_response(error)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    messages = {404: _("there is nothing at this address"), 405: _("this address does not take this method")}
+    message = messages.get(error.status_code, error.detail)
+    answer = ApiError(error.status_code, message)
+    return JSONResponse(answer.body, error.status_code, error.headers)

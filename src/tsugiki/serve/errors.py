@@ -1,0 +1,61 @@
+"""Errors as OpenAI's interface has them: a status, and a body that clients read."""
+
+from typing import Any
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.serve.engine import EngineStopped, QueueFull, WaitedTooLong
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+
+
+class ApiError(Exception):
+    """An answer with an error status."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: int = 0
+    ) -> None:
+        """Create it.
+
+        Args:
+            status: of HTTP.
+            message: what is wrong and what to do.
+            param: the field of the request that is wrong.
+            code: a word by which programs tell errors apart.
+            retry_after: seconds after which the client may try again; 0: it need not try.
+        """
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body of the answer."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Its headers."""
+        return {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Return the answer to a request in which an exception was raised."""
+    match error:
+        case ApiError():
+            return error
+        case QueueFull():
+            return ApiError(429, str(error), code="queue_full", retry_after=1)
+        case WaitedTooLong():
+            return ApiError(503, str(error), code="waited_too_long", retry_after=5)
+        case EngineStopped():
+            return ApiError(503, str(error), code="stopping", retry_after=5)
+        case TsugikiError():
+            return ApiError(400, str(error))
+    return ApiError(500, _("unexpected {kind}; the server's log shows it").format(kind=type(error).__name__))

@@ -1,0 +1,196 @@
+"""The requests of OpenAI's interface, as its clients send them.
+
+A field that would change the result and is not supported is an error, not ignored. Fields that change nothing here,
+such as `user`, and neutral values of unsupported fields, such as an empty list of tools, are accepted.
+"""
+
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import from_json
+
+from tsugiki.language import _
+from tsugiki.serve.errors import ApiError
+from tsugiki.serve.sampling import SamplingSettings
+
+_WITHOUT_EFFECT = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
+)
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "best_of": (1,),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+}
+"""Unsupported fields -> values that change nothing."""
+
+_Stop: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+_Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Fields):
+    """What a stream holds besides the text."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class _Request(_Fields):
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    max_tokens: Annotated[int | None, Field(ge=0)] = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[
+        dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+        Field(max_length=300),
+    ] = {}
+    seed: _Seed | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] = []
+    n: Annotated[int, Field(ge=1, le=8)] = 1
+    ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    def sampling(self, choice: int) -> SamplingSettings:
+        """Return how to choose the tokens of one of `n` choices: the seed of the next one is larger by 1."""
+        return SamplingSettings(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=max(0, self.top_k),
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias={int(token): bias for token, bias in self.logit_bias.items()},
+            seed=None if self.seed is None else (self.seed + choice) % 2**63,
+        )
+
+
+class CompletionRequest(_Request):
+    """A request to `/v1/completions`."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=64)]
+        | _Tokens
+        | Annotated[list[_Tokens], Field(min_length=1, max_length=64)]
+    )
+    logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    echo: bool = False
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each as text or tokens."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        parts: list[Any] = list(self.prompt)
+        return [parts] if isinstance(parts[0], int) else parts
+
+
+class TextPart(_Fields):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Fields):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(_Request):
+    """A request to `/v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+
+
+class AdapterRequest(_Fields):
+    """A request to `/v1/load_lora_adapter` or `/v1/unload_lora_adapter`."""
+
+    lora_name: str
+    load_inplace: bool = False
+
+
+_Parsed = TypeVar("_Parsed", bound=_Fields)
+
+
+def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
+    """Parse the body of a request.
+
+    Raises:
+        ApiError: it is not JSON, a field is wrong or missing, or a field that is not supported would change the result.
+    """
+    try:
+        fields = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, _("the body is not JSON: {reason}").format(reason=str(error)[:200])) from error
+    if not isinstance(fields, dict):
+        raise ApiError(400, _("the body must be a JSON object"))
+    fields = {name: value for name, value in fields.items() if value is not None and name not in _WITHOUT_EFFECT}
+    for name in fields.keys() & _NEUTRAL.keys():
+        value = fields.pop(name)
+        if not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL[name]):
+            raise _unsupported(name)
+    if isinstance(messages := fields.get("messages"), list):
+        fields["messages"] = [_without_empty(message) for message in messages]
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = ".".join(str(part)[:60] for part in problem["loc"][:3])
+        if problem["type"] == "extra_forbidden":
+            raise _unsupported(name) from None
+        raise ApiError(
+            400, _("{name}: {problem}").format(name=name, problem=problem["msg"]), param=name, code="invalid_value"
+        ) from None
+
+
+def _unsupported(name: str) -> ApiError:
+    return ApiError(
+        400,
+        _("the parameter {name} is not supported; leave it out").format(name=name),
+        param=name,
+        code="unsupported_parameter",
+    )
+
+
+def _without_empty(message: Any) -> Any:
+    """Return a message without the empty fields that a client sends when it repeats an answer."""
+    if not isinstance(message, dict):
+        return message
+    return {name: value for name, value in message.items() if name == "content" or (value is not None and value != [])}

@@ -1,0 +1,102 @@
+"""What a request must fulfil before anything is done for it.
+
+Pages of other sites can make a browser send requests to this machine. They are refused by the `Host` header (a name of
+theirs that leads to 127.0.0.1), by `Origin` and `Sec-Fetch-Site`, and because bodies must be `application/json`, which
+a browser sends across sites only after it has asked. No answer has CORS headers.
+"""
+
+import asyncio
+import hmac
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tsugiki.language import _
+from tsugiki.serve.errors import ApiError
+
+_LOCAL = ("127.0.0.1", "localhost", "[::1]")
+_ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
+MAX_BODY = 4 << 20  # bytes
+_SECONDS = 30  # in which a body must arrive
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use the server."""
+
+    host: str
+    port: int
+    api_key: str | None
+    """None: whoever reaches the address."""
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        """The values of `Host` that are allowed; None: all, because the server has all addresses of the machine."""
+        if self.host in _ANY_ADDRESS:
+            return None
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        names = {*_LOCAL, own.lower()}
+        return frozenset({f"{name}:{self.port}" for name in names} | (names if self.port == 80 else set()))
+
+
+class Guard:
+    """Answers requests that are not allowed, and hands the others on."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app, self.access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request as an ASGI application."""
+        if scope["type"] == "http":
+            try:
+                check(self.access, scope["method"], scope["path"], Headers(scope=scope))
+            except ApiError as error:
+                await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def check(access: Access, method: str, path: str, headers: Headers) -> None:
+    """Check a request by its headers.
+
+    Raises:
+        ApiError: it is not allowed.
+    """
+    host = headers.get("host", "").lower()
+    if access.hosts is not None and host not in access.hosts:
+        raise ApiError(400, _("the Host header names another server"), code="wrong_host")
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != host:
+        raise ApiError(403, _("requests from pages of other sites are not allowed"), code="wrong_origin")
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        raise ApiError(403, _("requests from pages of other sites are not allowed"), code="wrong_origin")
+    if access.api_key is not None and path != "/health":
+        scheme, _space, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), access.api_key.encode()):
+            message = _("the API key is missing or wrong; send it as Authorization: Bearer KEY")
+            raise ApiError(401, message, code="invalid_api_key")
+    if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, _("the body must be application/json"), code="wrong_content_type")
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        ApiError: it is larger than `MAX_BODY`, or arrives too slowly.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY:
+                    message = _("the body has more than {count:,} bytes").format(count=MAX_BODY)
+                    raise ApiError(413, message, code="too_large")
+    except TimeoutError as error:
+        raise ApiError(408, _("the body did not arrive within {seconds} s").format(seconds=_SECONDS)) from error
+    return bytes(body)

@@ -1,0 +1,155 @@
+"""Run the server until it is ended by a signal."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.serve.adapters import ServedAdapters
+from tsugiki.serve.app import new_app
+from tsugiki.serve.engine import Engine, Limits
+from tsugiki.serve.errors import ApiError
+from tsugiki.serve.security import Access
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_WAITING_CONNECTIONS = 256
+_CONNECTIONS = 1024
+_MAX_HEADERS = 32 << 10  # bytes
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a server is run."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: any free one."""
+    api_key: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    max_loaded: int = 32
+    seconds: float = 600.0
+    """How long a request may take."""
+    stop_seconds: int = 30
+    """How long running requests may go on after SIGTERM."""
+    allow_lora_updates: bool = False
+    allow_base_mismatch: bool = False
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Adapters by name, besides those of the library; they are loaded at the start."""
+
+
+def check_access(host: str, api_key: str | None) -> None:
+    """Check that an address that other machines can reach is served with a key only.
+
+    Raises:
+        TsugikiError: it has none, or the key is empty.
+    """
+    if api_key is not None and (not api_key.strip() or not api_key.isascii() or not api_key.isprintable()):
+        raise TsugikiError(_("the API key must be printable ASCII characters, and at least one"))
+    if api_key is None and host not in _LOOPBACK:
+        raise TsugikiError(
+            _("other machines can reach {host}; give a key by --api-key-file or TSUGIKI_API_KEY").format(host=host)
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address.
+
+    Raises:
+        TsugikiError: the port is in use, or the address is not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_WAITING_CONNECTIONS)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise TsugikiError(_("port {port} is in use; choose another one by --port").format(port=port)) from error
+        raise TsugikiError(
+            _("cannot listen at {host}:{port}: {reason}").format(host=host, port=port, reason=error.strerror or error)
+        ) from error
+
+
+def serve(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    name: str,
+    library: Path,
+    settings: ServerSettings,
+    listening: socket.socket,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve a model and its adapters until SIGINT or SIGTERM.
+
+    Running requests then go on for `stop_seconds` at most.
+
+    Args:
+        model: a causal language model that is not grafted.
+        tokenizer: its tokenizer.
+        name: the name that selects the base.
+        library: the library's folder.
+        settings: how it is run.
+        listening: the result of `listen`; it is closed.
+        ready: called with the server's address once it answers.
+
+    Raises:
+        TsugikiError: the model cannot be served.
+    """
+    host, port = settings.host, listening.getsockname()[1]
+    with listening:
+        engine = Engine(model, settings.limits)
+        engine.start()
+        try:
+            adapters = ServedAdapters(
+                engine, tokenizer, name, settings.folders, library, settings.max_loaded, settings.allow_base_mismatch
+            )
+            access = Access(host, port, settings.api_key)
+            app = new_app(engine, adapters, access, settings.seconds, settings.allow_lora_updates)
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            asyncio.run(_run(Server(app, settings.stop_seconds, lambda: ready(url)), adapters, listening))
+        finally:
+            engine.stop()
+
+
+async def _run(server: "Server", adapters: ServedAdapters, listening: socket.socket) -> None:
+    try:
+        for name in adapters.folders:
+            adapters.release(await adapters.acquire(name))
+    except ApiError as error:
+        raise TsugikiError(error.message) from error
+    await server.serve(sockets=[listening])
+
+
+class Server(uvicorn.Server):
+    """uvicorn with limits, without logs of requests, that says when it answers."""
+
+    def __init__(self, app: ASGIApp, stop_seconds: int, ready: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=_CONNECTIONS,
+            h11_max_incomplete_event_size=_MAX_HEADERS,
+            timeout_graceful_shutdown=stop_seconds,
+        )
+        super().__init__(config)
+        self.ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self.ready()

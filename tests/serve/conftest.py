@@ -1,0 +1,93 @@
+"""A server in a thread, with a tiny base and a library."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import save_tiny, shake
+from tsugiki import LoraConfig, graft, save_adapter, ungraft
+from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.data.chat import DEFAULT_TEMPLATE
+from tsugiki.methods.ia3 import IA3Config
+
+CONTEXT = 256
+LIMITS: dict[str, Any] = {"rows": 4, "cache_tokens": 2048, "waiting": 16}
+
+
+@dataclass
+class Running:
+    """A server that runs in this process."""
+
+    url: str
+    base: str
+    library: Path
+    engine: Any
+    adapters: Any
+    model: Any = field(repr=False)
+
+
+def save_adapter_of(base: str, folder: Path, seed: int, config: Any = None) -> None:
+    """Save an adapter that changes what the base says."""
+    model = load_model(base)
+    graft(model, config or LoraConfig(r=2, lora_alpha=64, target_modules="all-linear"))
+    save_adapter(shake(model, seed), folder)
+    ungraft(model)
+
+
+@pytest.fixture(scope="session")
+def served_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A base and a library: poet, lawyer, 歌人 (which has a chat template), turns (IA³), broken, foreign."""
+    home = tmp_path_factory.mktemp("served")
+    base = save_tiny(home / "base", n_positions=CONTEXT)
+    library = home / "library"
+    for seed, name in enumerate(("poet", "lawyer", "歌人")):
+        save_adapter_of(base, library / name, seed)
+    (library / "歌人" / "chat_template.jinja").write_text(DEFAULT_TEMPLATE, encoding="utf-8")
+    save_adapter_of(base, library / "turns", 7, IA3Config())
+    save_adapter_of(base, library / "broken", 5)
+    weights = library / "broken" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    save_adapter_of(save_tiny(home / "other", seed=1, n_positions=CONTEXT), library / "foreign", 6)
+    return base, library
+
+
+def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
+    """Run a server until the generator is closed."""
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from tsugiki.serve.adapters import ServedAdapters
+    from tsugiki.serve.app import new_app
+    from tsugiki.serve.engine import Engine, Limits
+    from tsugiki.serve.security import Access
+    from tsugiki.serve.server import Server, listen
+
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    engine = Engine(model, Limits(**{**LIMITS, **settings.get("limits", {})}))
+    engine.start()
+    adapters = ServedAdapters(engine, tokenizer, "base", {}, library, settings.get("max_loaded", 2))
+    listening = listen("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    ready = threading.Event()
+    access = Access("127.0.0.1", port, settings.get("api_key"))
+    app = new_app(engine, adapters, access, settings.get("seconds", 60), settings.get("allow_lora_updates", False))
+    server = Server(app, 5, ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    assert ready.wait(60)
+    try:
+        yield Running(f"http://127.0.0.1:{port}", base, library, engine, adapters, model)
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        engine.stop()
+
+
+@pytest.fixture(scope="module")
+def server(served_files: tuple[str, Path]) -> Iterator[Running]:
+    yield from start(*served_files)

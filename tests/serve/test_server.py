@@ -1,0 +1,297 @@
+"""The server, by OpenAI's client."""
+
+import asyncio
+import math
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.serve.conftest import CONTEXT, Running, save_adapter_of, start
+from tests.tiny import byte_tokenizer
+from tsugiki import disable_adapter, load_adapter
+from tsugiki.base.loading import load_model
+from tsugiki.lora.graft import is_grafted
+
+openai = pytest.importorskip("openai")
+PROMPT = "on the mountain"
+
+
+@pytest.fixture
+def client(server: Running) -> Any:
+    return connect(server)
+
+
+def connect(server: Running, key: str = "none") -> Any:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def ids(text: str) -> list[int]:
+    found: list[int] = byte_tokenizer()(text, add_special_tokens=False).input_ids
+    return found
+
+
+@torch.no_grad()
+def greedy(server: Running, name: str | None, prompt: list[int], new: int) -> list[int]:
+    """The tokens by transformers' `generate` on a model of its own."""
+    model = load_model(server.base)
+    if name:
+        load_adapter(model, server.library / name)
+    given = torch.tensor([prompt])
+    out = model.generate(
+        given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=new, pad_token_id=0
+    )
+    tokens: list[int] = out[0, len(prompt) :].tolist()
+    return tokens
+
+
+def text_of(tokens: list[int]) -> str:
+    text: str = byte_tokenizer().decode([token for token in tokens if token], skip_special_tokens=True)
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def test_models(client: Any):
+    models = {model.id: model for model in client.models.list()}
+    assert next(iter(models)) == "base"
+    assert {"poet", "lawyer", "歌人", "turns", "broken", "foreign"} == set(models) - {"base"}
+    assert (models["base"].parent, models["base"].max_model_len) == (None, CONTEXT)
+    assert (models["poet"].parent, models["poet"].root) == ("base", "poet")
+    assert client.models.retrieve("歌人").id == "歌人"
+
+
+def test_every_adapter_answers_as_alone_in_one_batch(server: Running):
+    names = ["poet", None, "lawyer", "turns", "poet", "歌人"]
+    expected = [text_of(greedy(server, name, [0, *ids(PROMPT)], 12)) for name in names]
+    assert len(set(expected)) > 3
+
+    async def ask() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+            answers = await asyncio.gather(
+                *(
+                    client.completions.create(model=name or "base", prompt=PROMPT, temperature=0, max_tokens=12)
+                    for name in names
+                )
+            )
+        return [answer.choices[0].text for answer in answers]
+
+    assert asyncio.run(ask()) == expected
+    assert len(server.adapters.loaded()) <= 2
+
+
+def test_a_stream_is_the_answer_in_parts(client: Any):
+    fields = {"model": "base:poet", "prompt": PROMPT, "max_tokens": 20, "temperature": 0.9, "seed": 3, "n": 2}
+    whole = client.completions.create(**fields, echo=True, logprobs=1)
+    parts: dict[int, str] = {0: "", 1: ""}
+    tokens: dict[int, list[str]] = {0: [], 1: []}
+    chunks = list(
+        client.completions.create(**fields, echo=True, logprobs=1, stream=True, stream_options={"include_usage": True})
+    )
+    for chunk in chunks[:-1]:
+        assert chunk.usage is None
+        choice = chunk.choices[0]
+        parts[choice.index] += choice.text
+        tokens[choice.index] += choice.logprobs.tokens
+    for choice in whole.choices:
+        assert parts[choice.index] == choice.text
+        assert choice.text.startswith(PROMPT)
+        assert tokens[choice.index] == choice.logprobs.tokens
+        assert choice.logprobs.text_offset[:3] == [0, 1, 2]
+    assert whole.choices[0].text != whole.choices[1].text
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage.prompt_tokens == 1 + len(ids(PROMPT))
+
+
+def test_what_lm_eval_sends(server: Running, client: Any):
+    prompts = [[0, *ids("a mountain stands")], [0, *ids("rivers")]]
+    answer = client.completions.create(
+        model="lawyer", prompt=prompts, temperature=0, max_tokens=1, logprobs=1, seed=1234, echo=True
+    )
+    model = load_model(server.base)
+    load_adapter(model, server.library / "lawyer")
+    for prompt, choice in zip(prompts, answer.choices, strict=True):
+        with torch.no_grad():
+            expected = torch.log_softmax(model(torch.tensor([prompt])).logits[0], -1)
+        found = choice.logprobs.token_logprobs
+        assert found[0] is None
+        assert len(found) == len(prompt) + 1
+        for place, token in enumerate(prompt[1:]):
+            assert found[place + 1] == pytest.approx(float(expected[place, token]), abs=1e-4)
+            best = max(choice.logprobs.top_logprobs[place + 1].values())
+            assert best == pytest.approx(float(expected[place].max()), abs=1e-4)
+
+
+def test_chat(client: Any):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+    ]
+    fields = {"model": "歌人", "messages": messages, "temperature": 0, "max_completion_tokens": 10}
+    answer = client.chat.completions.create(**fields, logprobs=True, top_logprobs=3)
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant"
+    assert len(choice.logprobs.content) == answer.usage.completion_tokens
+    assert len(choice.logprobs.content[0].top_logprobs) == 3
+    assert choice.logprobs.content[0].logprob == choice.logprobs.content[0].top_logprobs[0].logprob
+    rendered = "<|endoftext|>### system\nBe brief.\n\n### user\nhi\n\n### assistant\n"
+    assert answer.usage.prompt_tokens == len(byte_tokenizer()(rendered).input_ids)
+    by_text = client.completions.create(
+        model="歌人", prompt=byte_tokenizer()(rendered).input_ids, temperature=0, max_tokens=10
+    )
+    assert by_text.choices[0].text == choice.message.content
+    stream = list(client.chat.completions.create(**fields, stream=True))
+    assert stream[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == choice.message.content
+    assert stream[-1].choices[0].finish_reason == choice.finish_reason
+
+
+def test_stop_strings_and_seeds(client: Any):
+    def ask(**fields: Any) -> Any:
+        return client.completions.create(model="poet", prompt=PROMPT, max_tokens=30, **fields).choices[0]
+
+    one, same, other = (ask(seed=seed).text for seed in (1, 1, 2))
+    assert one == same != other
+    stop = one[4:6]
+    stopped = ask(seed=1, stop=[stop])
+    assert (stopped.text, stopped.finish_reason) == (one[: one.find(stop)], "stop")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "said"),
+    [
+        ({"model": "poett"}, 404, "'poet'"),
+        ({"model": "../poet"}, 404, "poet"),
+        ({"model": "broken"}, 400, "broken"),
+        ({"model": "foreign"}, 400, "another base"),
+        ({"max_tokens": 300}, 400, str(300 + 16 - CONTEXT)),
+        ({"prompt": [257]}, 400, "257"),
+        ({"prompt": []}, 400, "prompt"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"n": 9}, 400, "n"),
+        ({"extra_body": {"best_of": 4}}, 400, "best_of"),
+        ({"extra_body": {"guided_json": {}}}, 400, "guided_json"),
+        ({"extra_body": {"tsugiki_unknown": 1}}, 400, "tsugiki_unknown"),
+    ],
+)
+def test_what_is_refused(client: Any, fields: dict[str, Any], status: int, said: str):
+    with pytest.raises(openai.APIStatusError, match=said) as caught:
+        client.completions.create(**{"model": "base", "prompt": PROMPT, **fields})
+    assert caught.value.status_code == status
+    assert caught.value.body["type"] == "invalid_request_error"
+
+
+def test_chat_without_a_template(client: Any):
+    with pytest.raises(openai.BadRequestError, match="/v1/completions") as caught:
+        client.chat.completions.create(model="base", messages=[{"role": "user", "content": "a"}])
+    assert caught.value.code == "no_chat_template"
+    for fields in (
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"response_format": {"type": "json_object"}},
+    ):
+        with pytest.raises(openai.BadRequestError, match="not supported"):
+            client.chat.completions.create(model="歌人", messages=[{"role": "user", "content": "a"}], **fields)
+
+
+def test_an_adapter_that_was_replaced_is_another_one(server: Running, client: Any):
+    folder = server.library / "replaced"
+    shutil.copytree(server.library / "poet", folder)
+
+    def ask() -> str:
+        answer = client.completions.create(model="replaced", prompt=PROMPT, temperature=0, max_tokens=12)
+        return str(answer.choices[0].text)
+
+    try:
+        assert ask() == text_of(greedy(server, "poet", [0, *ids(PROMPT)], 12))
+        shutil.rmtree(folder)
+        save_adapter_of(server.base, folder, 9)
+        assert ask() == text_of(greedy(server, "replaced", [0, *ids(PROMPT)], 12))
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_client_that_goes_away_frees_its_rows(server: Running, client: Any):
+    stream = client.completions.create(
+        model="base", prompt="a", max_tokens=250, stream=True, n=4, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.2).completions.create(
+            model="base", prompt="a", max_tokens=250, n=8, extra_body={"ignore_eos": True}
+        )
+    deadline = time.monotonic() + 30
+    while (server.engine.running, server.engine.waiting) != (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (server.engine.running, server.engine.waiting) == (0, 0)
+    assert client.completions.create(model="base", prompt="a", max_tokens=2).usage.completion_tokens == 2
+
+
+def test_the_model_is_its_base_after_all(server: Running):
+    """Adapters leave nothing behind."""
+    fresh = load_model(server.base)
+    tokens = torch.tensor([[0, *ids(PROMPT)]])
+
+    def logits() -> torch.Tensor:
+        if not is_grafted(server.model):
+            return server.model(tokens).logits
+        with disable_adapter(server.model):
+            return server.model(tokens).logits
+
+    with torch.no_grad():
+        assert torch.equal(server.engine.call(logits).result(), fresh(tokens).logits)
+
+
+def test_a_busy_server_says_so(served_files: tuple[str, Path]):
+    for server in start(*served_files, limits={"rows": 1, "waiting": 1}):
+        client = connect(server)
+        streams = [
+            client.completions.create(
+                model="base", prompt="a", max_tokens=250, stream=True, extra_body={"ignore_eos": True}
+            )
+        ]
+        second = threading.Thread(target=client.completions.create, kwargs={"model": "base", "prompt": "a"})
+        second.start()
+        while server.engine.waiting == 0 and server.engine.running:
+            time.sleep(0.001)
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.completions.create(model="base", prompt="a")
+        assert caught.value.response.headers["retry-after"] == "1"
+        streams[0].close()
+        second.join(60)
+
+
+def test_loading_and_unloading_by_requests(served_files: tuple[str, Path]):
+    for server in start(*served_files, allow_lora_updates=True, api_key="secret"):
+        with pytest.raises(openai.AuthenticationError):
+            connect(server, "wrong").models.list()
+        client = connect(server, "secret")
+
+        def post(path: str, body: dict[str, Any], client: Any = client) -> str:
+            return str(client.post(path, body=body, cast_to=str))
+
+        assert "'poet' added" in post("/load_lora_adapter", {"lora_name": "poet"})
+        assert server.adapters.loaded() == ["poet"]
+        assert "'poet' removed" in post("/unload_lora_adapter", {"lora_name": "poet"})
+        assert server.adapters.loaded() == []
+        for path, body, status in (
+            ("/unload_lora_adapter", {"lora_name": "poet"}, 404),
+            ("/load_lora_adapter", {"lora_name": "nobody"}, 404),
+            ("/load_lora_adapter", {"lora_name": "broken"}, 400),
+            ("/load_lora_adapter", {"lora_name": "poet", "lora_path": str(served_files[1] / "poet")}, 400),
+        ):
+            with pytest.raises(openai.APIStatusError) as caught:
+                post(path, body)
+            assert caught.value.status_code == status
+
+
+def test_a_request_takes_no_longer_than_allowed(served_files: tuple[str, Path]):
+    for server in start(*served_files, seconds=0.05):
+        with pytest.raises(openai.InternalServerError, match=r"0\.05 s"):
+            connect(server).completions.create(
+                model="base", prompt="a", max_tokens=250, n=4, extra_body={"ignore_eos": True}
+            )
+        assert math.isclose(server.engine.limits.seconds, 60)
