@@ -5,7 +5,7 @@ import random
 import socket
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.serve.conftest import Running
@@ -41,7 +41,7 @@ ASK = {"model": "base", "prompt": "a", "max_tokens": 1}
 def test_headers(server: Running, headers: dict[str, str], status: int):
     port = server.url.rpartition(":")[2]
     headers = {name: value.replace("PORT", port) for name, value in headers.items()}
-    answer = httpx.post(
+    answer = httpx2.post(
         server.url + COMPLETIONS, content=json.dumps(ASK), headers={"Content-Type": "application/json", **headers}
     )
     assert answer.status_code == status, answer.text
@@ -127,7 +127,7 @@ def mutations(generator: random.Random, count: int) -> list[tuple[str, str, byte
 
 def test_malformed_requests(server: Running):
     tally: dict[int, int] = {}
-    with httpx.Client(base_url=server.url, timeout=60, headers={"Content-Type": "application/json"}) as client:
+    with httpx2.Client(base_url=server.url, timeout=60, headers={"Content-Type": "application/json"}) as client:
         for method, path, body in mutations(random.Random(0), 400):
             answer = client.request(method, path, content=body)
             assert answer.status_code in DOCUMENTED, (method, path, body[:300], answer.text)
@@ -156,4 +156,4 @@ def test_bytes_that_are_no_http(server: Running):
                 assert connection.recv(100).split(b" ")[1] in (b"400", b"431")
             except ConnectionError:
                 pass
-    assert httpx.get(server.url + "/health").status_code == 200
+    assert httpx2.get(server.url + "/health").status_code == 200
