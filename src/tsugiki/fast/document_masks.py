@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsugiki.base.blocks import on_first_blocks
 from tsugiki.base.context import PROMPT_ATTRIBUTE, max_positions, possible_windows
 from tsugiki.base.inference import evaluating, last_hidden_states, same_to_rounding
 from tsugiki.errors import TsugikiError
@@ -59,6 +60,11 @@ def detect_document_masking(model: "PreTrainedModel", row_length: int = 512) -> 
         model: a causal language model.
         row_length: tokens in the rows of the run; windows of attention that are as long have no effect.
     """
+    masking = on_first_blocks(_detect)(model, row_length)
+    return _detect(model, row_length) if masking == "separate_rows" else masking
+
+
+def _detect(model: "PreTrainedModel", row_length: int) -> DocumentMasking:
     trials = [_documents(model, _PAIRS, _SECOND)]
     windows = [window for window in possible_windows(model) if window < row_length]
     if windows:
@@ -76,6 +82,7 @@ def detect_document_masking(model: "PreTrainedModel", row_length: int = 512) -> 
     return "separate_rows"
 
 
+@on_first_blocks
 def attends_to_later_tokens(model: "PreTrainedModel") -> bool:
     """Whether the hidden states of tokens have gradients to later tokens, as in BERT; the model is left as it was."""
     embedded: list[Tensor] = []

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tsugiki.base.blocks import on_first_blocks
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.dtypes import at_least_float32
 from tsugiki.labels import IGNORE_INDEX
@@ -314,6 +315,7 @@ def rows_per_chunk(layer: nn.Module, bytes_per_logit: int, on_cpu: bool = True) 
     return max(_ROWS[0], min(_ROWS[1], fit) if on_cpu else fit)
 
 
+@on_first_blocks
 def find_head(model: "PreTrainedModel") -> Head | None:
     """Find out how the model computes its logits from its hidden states, by trying what its config may mean.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from tsugiki.base.blocks import on_first_blocks
 from tsugiki.base.context import max_positions, possible_windows, virtual_tokens
 from tsugiki.base.inference import evaluating, last_hidden_states, probe_ids, same_to_rounding
 from tsugiki.fast.attention import NAME, register
@@ -107,6 +108,7 @@ def _use_flash_attention(model: "PreTrainedModel") -> None:
         model.set_attn_implementation(former)
 
 
+@on_first_blocks
 def _probe(model: "PreTrainedModel") -> Tensor:
     """Return the last hidden states of one fixed row, in evaluation mode. The row is longer than a short window."""
     windows = [window for window in possible_windows(model) if window <= _LONGEST_WINDOW]
