@@ -174,3 +174,15 @@ def test_targets_lists_the_linear_layers_with_the_reason_where_one_is_left_out(t
     status, out, _ = run("methods", "targets")
     assert "transformer.h.*.mlp.c_fc" in out
     assert "no: not a default of this model type" in out
+
+
+def test_settings_are_described_in_the_language_of_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def meanings() -> dict[str, str]:
+        return {name: meaning for name, _, meaning in describe_method("lora", "embedded")[1][1]}
+
+    english = meanings()
+    monkeypatch.setenv("TSUGIKI_LANG", "ja")
+    japanese = meanings()
+    assert japanese.keys() == english.keys()
+    assert not [name for name in english if english[name] == japanese[name]]
+    assert "[r, 入力]" in japanese["r"]

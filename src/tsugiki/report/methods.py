@@ -156,7 +156,7 @@ def _settings(name: str, method: Method) -> Table:
         if one.name not in method.fixed_settings:
             default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
             value = default if defaults is None else getattr(defaults, one.name)
-            rows.append([one.name, _value_text(value), meanings.get(one.name, "")])
+            rows.append([one.name, _value_text(value), _meaning(meanings.get(one.name, ""))])
     if not rows:
         return [], []
     section = "lora" if method.config is LoraConfig else "method_config"
@@ -165,6 +165,13 @@ def _settings(name: str, method: Method) -> Table:
         _("default"),
         _("meaning"),
     ], rows
+
+
+def _meaning(description: str) -> str:
+    """Return what a setting means. The catalogue has it as the help of a flag: a sentence with escaped brackets."""
+    text = (description[:1].upper() + description[1:]).replace("[", r"\[")
+    shown = _(text) if text else ""
+    return description if shown == text else shown.replace(r"\[", "[")
 
 
 def _value_text(value: object) -> str:
