@@ -1,6 +1,7 @@
 """Configure how the C library treats the memory that a training step frees."""
 
 import ctypes
+import gc
 import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
@@ -20,3 +21,13 @@ def keep_freed_memory() -> None:
         mallopt(_MMAP_THRESHOLD, 1 << 30)
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(_TOP_PAD, 256 << 20)
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the operating system, so that it does not count as that of what comes next."""
+    gc.collect()
+    if not sys.platform.startswith("linux"):
+        return
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

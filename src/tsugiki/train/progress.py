@@ -128,7 +128,8 @@ class RunProgress(ProgressDisplay):
 
     def sample(self, sample: Sample) -> None:
         """Show a text that the model generated."""
-        line = Text(_("step {step}").format(step=sample.step) + "  ")
+        gap = "\u00a0\u00a0" if self.console.is_jupyter else "  "  # where lines are wrapped, the text follows
+        line = Text(_("step {step}").format(step=sample.step) + gap)
         line.append(sample.prompt, style="bold")
         if sample.text.strip():
             line.append(sample.text.rstrip().replace("\n", "⏎"), style="cyan")

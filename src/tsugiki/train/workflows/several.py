@@ -4,7 +4,6 @@ The data are read once. The base is loaded once for each dtype that the runs nee
 its weights gets a base of its own. Runs that have finished before are not repeated; an interrupted one is resumed.
 """
 
-import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from tsugiki.fast.paths import use_plain_paths
 from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, ngettext
 from tsugiki.lora.graft import is_grafted, ungraft
+from tsugiki.train.allocator import return_freed_memory
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.evaluation_callback import BaseResults
@@ -80,8 +80,9 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
             dtype = load_dtype(config, accelerator.device)
             if base is None or base.dtype != dtype or base.is_trained:
                 base = None  # so that its memory is free before another one is loaded
-                gc.collect()
+                return_freed_memory()
                 base = _Base(dtype, load_base(accelerator, config, data))
+            return_freed_memory()
             reset_peak_memory()
             try:
                 records[name] = _run(accelerator, config, data, base, before is not None, display)
