@@ -139,7 +139,7 @@ def test_quoted_commands_have_existing_subcommands_and_flags(page: Path):
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=name_of)
 def test_flags_in_prose_exist(page: Path):
     known = {flag for one in commands().values() for each in one.params for flag in (*each.opts, *each.secondary_opts)}
-    known |= {"--help", "--debug"}
+    known |= {"--help", "--debug", "--lang"}
     others = set(re.findall(r"(?:llama-cli|pytest|git|ruff|pip|python -m) [^`\n]*", text_of(page)))
     elsewhere = {flag for line in others for flag in re.findall(r"--[a-z][\w-]*", line)}
     said = {flag for code in re.findall(r"`(--[a-z][^`\n]*)`", text_of(page)) for flag in re.findall(r"--[\w-]+", code)}

@@ -304,9 +304,9 @@ def _notes(record: RunRecord) -> list[str]:
             done = _("{done:,} of {planned:,}").format(done=steps, planned=planned)
         notes.append(
             _(
-                "Not finished: step {done}. If the run was stopped, the same command with --resume continues it; "
-                "`tsugiki report` updates this page."
-            ).format(done=done)
+                "Not finished: step {done}. If the run was stopped, `{command}` continues it; `tsugiki report` updates "
+                "this page."
+            ).format(done=done, command=shlex.join(["tsugiki", "train", "--resume", record.config.out or ""]))
         )
     notes += choice_notes(record)
     if record.evaluations:

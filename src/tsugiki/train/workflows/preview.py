@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, groupby, islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -23,6 +23,8 @@ from tsugiki.train.workflows.preview_notes import model_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 Kind: TypeAlias = Literal["target", "context", "target special", "context special"]
 
@@ -134,8 +136,22 @@ def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokeni
 def _view(blocks: Blocks, segment: Segment, spans: tuple[Span, ...]) -> SegmentView:
     index = blocks.store.index
     continues = bool(index.splittable[segment.record])
+    if not segment.first:
+        spans = _without_half_characters(spans)
+    if not segment.last:
+        spans = _without_half_characters(spans[::-1])[::-1]
     name = index.name(segment.record)
     return SegmentView(name, segment.length, segment.first, segment.last, continues, spans)
+
+
+def _without_half_characters(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    """Remove the part of a character whose other bytes are in another row from the first spans, or from the last."""
+    for number, span in enumerate(spans):
+        text = span.text.strip(_INCOMPLETE)
+        if text:
+            return (*spans[:number], replace(span, text=text), *spans[number + 1 :])
+        spans = (*spans[:number], replace(span, text=""), *spans[number + 1 :])
+    return spans
 
 
 def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Span]:
