@@ -205,7 +205,7 @@ def _nearest(x: Tensor) -> Tensor:
     """Return the codes of the numbers of NF4 that are nearest to x, float32 of -1 to 1: uint8 [len(x), rest].
 
     The upper 16 bits of a number tell its code, unless one of the 15 bounds between codes has the same upper bits; then
-    the number is compared with the bound. This is the result of `torch.bucketize`, and takes a fourth of its time.
+    the number is compared with the bound. This is the result of `torch.bucketize`, and takes half of its time.
     """
     lowest, bounds = _codes_by_upper_half(x.device)
     upper = x.view(torch.int16)[..., 1::2].to(torch.int32).add_(1 << 15).view(-1)
