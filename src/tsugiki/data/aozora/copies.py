@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from tsugiki.data.aozora.works import Work
 from tsugiki.data.duplicates import near_duplicates, signature
 
+_SHORTEST = 100  # characters; shorter texts, such as two haiku with a common line, are easily similar
+
 
 class NearCopies:
     """Keeps the names and the signatures of works (504 bytes each), and groups those that are nearly the same."""
@@ -17,10 +19,11 @@ class NearCopies:
         self._signatures: list[NDArray[np.uint32]] = []
 
     def watch(self, works: Iterable[Work]) -> Iterator[Work]:
-        """Yield the works, and remember them."""
+        """Yield the works, and remember all but very short ones."""
         for work in works:
-            self._names.append(f"{work.title} ({work.source})")
-            self._signatures.append(signature(work.text))
+            if len(work.text) >= _SHORTEST:
+                self._names.append(f"{work.title} ({work.source})")
+                self._signatures.append(signature(work.text))
             yield work
 
     def groups(self) -> list[list[str]]:
