@@ -55,7 +55,7 @@ def test_skipped_works_are_named(mirror, tmp_path):
     (mirror / "cards/000001/files/1_ruby.zip").write_bytes(b"PK nonsense")
     result = run("--source", mirror, "--out", tmp_path / "works.jsonl")
     assert result.exit_code == 0
-    warning, summary = result.stderr.splitlines()
+    warning, summary, *_ = result.stderr.splitlines()
     assert warning.startswith("skipped cards/000001/files/1_ruby.zip: a damaged zip")
     assert "2 works" in summary
     assert "1 without a code (〓), 1 skipped, 0 missing" in summary
@@ -77,7 +77,7 @@ def test_a_missing_file_is_one_line_with_status_2_and_no_output(mirror, tmp_path
     assert list(tmp_path.glob("works*")) == []
     counted = run("--source", mirror, "--out", out, "--skip-missing")
     assert counted.exit_code == 0
-    missing, summary = counted.stderr.splitlines()
+    missing, summary, *_ = counted.stderr.splitlines()
     assert missing.startswith(f"missing {index}: line 4: ")
     assert "2 works" in summary
     assert "0 skipped, 1 missing" in summary
@@ -133,7 +133,7 @@ def test_downloaded_files_and_editions_of_one_work(tmp_path: Path):
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [(row["title"], row["author"], row["text"][:3]) for row in rows] == [("石", "庭野枝", "0番目")] * 2
     assert "person_id" not in rows[0]
-    summary, editions = result.stderr.splitlines()
+    summary, editions, *_ = result.stderr.splitlines()
     assert summary.startswith("2 works, ")
     assert "1.txt" in editions
     assert "--drop-duplicates" in editions
