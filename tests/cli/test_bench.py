@@ -13,10 +13,10 @@ from tsugiki.bench.runner import Measurement
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step takes a second."""
 
-    def measure(entries, workload, rounds, show):
+    def measure(entries, workload, rounds, show, steps):
         show("round 1 of 1")
         limit = {"fp32": {"tokens_per_second": 500.0, "causal_tokens_per_second": 600.0, "seconds": {}}}
-        return [Measurement(name, {}, [1.0] * rounds, 10, 30, 20, limit if name == "limit" else {}) for name in entries]
+        return [Measurement(name, {}, [[1.0] * steps] * rounds, 10, 30, 20, limit if name == "limit" else {}) for name in entries]
 
     monkeypatch.setattr(bench, "measure", measure)
 
