@@ -27,12 +27,12 @@ def config(**changes: Any) -> RunConfig:
     [(256, 200, 2.5e-3), (256, 100, 3.7e-3), (768, 1000, 1.1e-3), (2000, 1000, 5e-4), (4096, 149, 4.3e-4)],
 )
 def test_the_rate_follows_from_the_width_and_the_steps(width: int, steps: int, rate: float):
-    assert automatic_learning_rate(config(), width, steps) == rate
+    assert automatic_learning_rate(config(), width, steps, 2048) == rate
 
 
 def test_the_rate_follows_from_alpha_and_the_method():
     def rate(**changes: Any) -> float:
-        return automatic_learning_rate(config(**changes), 2000, 1000)
+        return automatic_learning_rate(config(**changes), 2000, 1000, 8192)
 
     assert rate(lora={"lora_alpha": 64}) == 2.5e-4
     assert rate(lora={"r": 64}) == rate(lora={"r": 4}) == 5e-4
@@ -42,7 +42,12 @@ def test_the_rate_follows_from_alpha_and_the_method():
     assert rate(method="pissa") == pytest.approx(5e-4 / 3, rel=0.03)
     assert rate(method="ia3") == 3e-3
     assert rate(method="prompt-tuning") == 3e-2
-    assert automatic_learning_rate(config(), 8, 10) == 1e-2  # the highest
+    assert automatic_learning_rate(config(), 8, 10, 2048) == 1e-2  # the highest
+
+
+@pytest.mark.parametrize(("tokens", "rate"), [(1, 2.5e-4), (512, 2.5e-4), (1024, 3.5e-4), (2048, 5e-4), (8192, 5e-4)])
+def test_small_steps_have_a_lower_rate(tokens: int, rate: float):
+    assert automatic_learning_rate(config(), 2000, 1000, tokens) == rate
 
 
 @pytest.mark.parametrize(
@@ -50,16 +55,16 @@ def test_the_rate_follows_from_alpha_and_the_method():
     [(1, 1, 1, 3), (10, 2, 2, 15), (100, 2, 3, 102), (100, 8, 8, 39), (400, 2, 12, 102), (5000, 2, 16, 939)],
 )
 def test_a_run_has_about_a_hundred_steps(rows: int, at_once: int, batch_size: int, steps: int):
-    resolved = resolve(config(), tiny_model("gpt2"), rows, at_once)
+    resolved = resolve(config(), tiny_model("gpt2"), rows, 512, at_once)
     assert (resolved.batch_size, total_steps(resolved, rows)) == (batch_size, steps)
 
 
 def test_given_numbers_are_used_as_they_are():
     given = config(batch_size=5, learning_rate=0.5, max_steps=7)
-    resolved = resolve(given, tiny_model("gpt2"), 100, 2)
+    resolved = resolve(given, tiny_model("gpt2"), 100, 512, 2)
     assert (resolved.batch_size, resolved.learning_rate, total_steps(resolved, 100)) == (5, 0.5, 7)
     assert resolved.adapter_config == given.adapter_config
-    assert resolve(config(max_steps=7), tiny_model("gpt2"), 100, 2).batch_size == 16
+    assert resolve(config(max_steps=7), tiny_model("gpt2"), 100, 512, 2).batch_size == 16
 
 
 def test_minutes_become_steps_of_the_rows_that_fit_into_them():
@@ -70,11 +75,11 @@ def test_minutes_become_steps_of_the_rows_that_fit_into_them():
         return 450
 
     given = config(minutes=5)
-    resolved = resolve(given, tiny_model("gpt2"), 100, 2, {}, rows_in_time)
+    resolved = resolve(given, tiny_model("gpt2"), 100, 512, 2, {}, rows_in_time)
     assert (resolved.batch_size, total_steps(resolved, 100)) == (4, 112)
-    again = resolve(given, tiny_model("gpt2"), 100, 2, {"steps": 112, "batch_size": 4}, rows_in_time)
+    again = resolve(given, tiny_model("gpt2"), 100, 512, 2, {"steps": 112, "batch_size": 4}, rows_in_time)
     assert (again.batch_size, total_steps(again, 100), len(measured)) == (4, 112, 1)
-    twenty_epochs = resolve(given, tiny_model("gpt2"), 10, 2, {}, rows_in_time)
+    twenty_epochs = resolve(given, tiny_model("gpt2"), 10, 512, 2, {}, rows_in_time)
     assert total_steps(twenty_epochs, 10) * twenty_epochs.batch_size == 200
 
 
@@ -95,8 +100,8 @@ def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
     record = assert_resumes(train, run_config(tmp_path, save_steps=2, **AUTOMATIC), 3)
     assert record.config.learning_rate == "auto"
     assert record.chosen("batch_size") == 1
-    assert record.chosen("learning_rate") == 1e-2
-    assert record.loss_curve[0].learning_rate == 1e-2
+    assert record.chosen("learning_rate") == 0.0095
+    assert record.loss_curve[0].learning_rate == 0.0095
 
 
 def test_a_run_of_some_minutes_is_resumed_with_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,10 +2,12 @@
 
     rows in a step    all rows of the run / 100, so that a run has about 100 optimiser steps; at least one row for each
                       thread or accelerator, at most 16
-    learning rate     5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 150 steps
+    learning rate     5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 150 steps;
+                      in steps of fewer than 2048 tokens, times sqrt(tokens / 2048), but at least half of it
 
 The rule for the learning rate has the form of tinker-cookbook's `get_lr` (Thinking Machines, 2026), with one power for
-all families of models and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. It does not
+all families of models and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. That the rate
+goes with the square root of the batch is a rule of tinker-cookbook, too; for small steps it was found here. It does not
 depend on the rank, because an update of LoRA is scaled by alpha / r. A method without such factors has a learning rate
 of its own, and full fine-tuning a tenth of LoRA's (see `methods.table`). docs/training.md compares the rule with
 sweeps.
@@ -29,6 +31,7 @@ _STEPS = 100
 _MOST_ROWS = 16
 _MOST_EPOCHS = 20  # of a run of so many minutes
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
+_SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by
 _HIGHEST_RATE = 1e-2
 
 
@@ -43,6 +46,7 @@ def resolve(
     config: RunConfig,
     model: nn.Module,
     rows: int,
+    row_tokens: int,
     at_once: int,
     chosen: Mapping[str, Any] = MappingProxyType({}),
     rows_in_time: Callable[[], int] | None = None,
@@ -53,6 +57,7 @@ def resolve(
         config: the settings as they were given.
         model: the base model.
         rows: of the training data.
+        row_tokens: tokens of a row.
         at_once: how many rows all threads or accelerators of the run compute at once.
         chosen: what the run has chosen before it was interrupted.
         rows_in_time: measures how many rows can be trained on in `config.minutes`.
@@ -70,7 +75,7 @@ def resolve(
     resolved = with_values(config, batch_size=batch_size, max_steps=steps, learning_rate=1.0)
     if rate in (AUTO, PROBE):
         rate = chosen.get("learning_rate") or automatic_learning_rate(
-            config, _width(model), total_steps(resolved, rows)
+            config, _width(model), total_steps(resolved, rows), batch_size * row_tokens
         )
     return with_values(resolved, learning_rate=rate)
 
@@ -87,13 +92,14 @@ def total_steps(config: ResolvedConfig, rows: int) -> int:
     return math.ceil(config.epochs * math.ceil(rows / config.batch_size))
 
 
-def automatic_learning_rate(config: RunConfig, width: int, steps: int) -> float:
+def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: int) -> float:
     """Return the learning rate for a run whose settings say `auto`, with two digits.
 
     Args:
         config: the settings: method, rank and alpha.
         width: of the base's hidden states.
         steps: optimiser steps of the run.
+        tokens: of a step.
     """
     method = METHODS[config.method]
     if method.learning_rate is not None:
@@ -101,6 +107,7 @@ def automatic_learning_rate(config: RunConfig, width: int, steps: int) -> float:
     rate = 5e-4 * (2000 / width) ** 0.781 * method.learning_rate_factor
     if steps < _SHORT_RUN and config.start_from is None:  # B is 0 at first only in a new adapter
         rate *= _SHORT_RUN_FACTOR
+    rate *= min(1.0, max(_SMALLEST_FACTOR, math.sqrt(tokens / _SMALL_STEP)))
     adapter = config.adapter_config
     if isinstance(adapter, LoraConfig):
         rate *= 32 / (adapter.lora_alpha * (math.sqrt(adapter.r) if adapter.use_rslora else 1))

@@ -106,7 +106,7 @@ def resolved_config(
         left = config.minutes * 60 - (time.monotonic() - started)
         return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all take what the main one measured
 
-    found = resolve(config, model, len(data.blocks), at_once, chosen, measure)
+    found = resolve(config, model, len(data.blocks), data.blocks.block_size, at_once, chosen, measure)
     rows = min(found.batch_size, len(data.blocks))
     on_main(accelerator, partial(_check_rows, accelerator.num_processes, rows))
     automatic = {name: getattr(found, name) for name in _AUTOMATIC if isinstance(getattr(config, name), str)}

@@ -95,7 +95,7 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
     """
     model = load_meta_model(config.model)
     tokens, threads = tokens_of(config, model), torch.get_num_threads()
-    resolved = resolve(config, model, rows or 100 * threads, threads)
+    resolved = resolve(config, model, rows or 100 * threads, tokens, threads)
     steps = None if rows is None else total_steps(resolved, rows)
     in_step = resolved.batch_size if rows is None else min(resolved.batch_size, rows)
     process = memory.resident() or 0
