@@ -44,13 +44,13 @@ def test_the_time_left_includes_what_follows_the_last_step():
 def test_a_table_that_is_too_wide_is_a_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("COLUMNS", "70")
     monkeypatch.setattr(Console, "is_terminal", True)
-    rows = [["dora", "LoRA for the direction of each weight row " * 3, "5,112 (0.07%)"], ["full", "every weight", ""]]
+    rows = [["dora", "LoRA for the direction of each weight row " * 4, "5,112 (0.07%)"], ["full", "every weight", ""]]
     print_table((["method", "summary", "parameters"], rows), "below")
     out = capsys.readouterr().out
     assert "│" not in out
     assert all(len(line) <= 70 for line in out.splitlines())
     assert "5,112 (0.07%)" in out
-    assert " ".join(out.split()).count("LoRA for the direction of each weight row") == 3
+    assert " ".join(out.split()).count("LoRA for the direction of each weight row") == 4
     print_table((["method", "summary"], [["full", "every weight"]]))
     assert "│" in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ from tsugiki.report.formatting import Table as Cells
 from tsugiki.report.formatting import printable
 
 _WIDTH = 150  # if the output is not a terminal
-_MOST_WRAPPED = 1.6
+_MOST_WRAPPED = 2.2
 """How many times wider than the terminal the lines of a table may be, which are then wrapped."""
 
 
@@ -32,7 +32,7 @@ def print_table(cells: Cells, *lines: str) -> None:
     for row in rows:
         table.add_row(*map(printable, row))
     natural = sum(max(map(cell_len, column)) + 3 for column in zip(headers, *rows, strict=True)) + 1
-    if natural > _MOST_WRAPPED * console.width:
+    if console.is_terminal and natural > _MOST_WRAPPED * console.width:
         _print_blocks(console, headers, rows)
     else:
         console.print(table)
