@@ -16,7 +16,10 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(entries, workload, rounds, show, steps):
         show("round 1 of 1")
         limit = {"fp32": {"tokens_per_second": 500.0, "causal_tokens_per_second": 600.0, "seconds": {}}}
-        return [Measurement(name, {}, [[1.0] * steps] * rounds, 10, 30, 20, limit if name == "limit" else {}) for name in entries]
+        return [
+            Measurement(name, {}, [[1.0] * steps] * rounds, 10, 30, 20, limit if name == "limit" else {})
+            for name in entries
+        ]
 
     monkeypatch.setattr(bench, "measure", measure)
 

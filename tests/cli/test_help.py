@@ -118,7 +118,11 @@ def test_ctrl_c_that_a_library_turns_into_an_error_is_one_line(run, monkeypatch:
             raise ModuleNotFoundError("Could not import module 'TrainingArguments'") from error
 
     monkeypatch.setattr("tsugiki.cli.main._run", interrupted_import)
-    status, _, err = run("methods")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        status, _, err = run("methods")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (status, err.count("\n")) == (130, 1)
     assert "report" not in err
 

@@ -18,7 +18,7 @@ def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "data: "),
+        ((), "--data missing"),
         (("--data", "text.txt", "--html", "no/p.html"), "no/p.html"),
         (("--data", "text.txt", "--assistant-turns", "some"), "'all' or 'last'"),
         (("--data", "text.txt", "--rows", "0"), "--rows"),

@@ -153,7 +153,7 @@ def train_one(folder: Path, name: str, **changes: Any) -> None:
 
 def command(folder: Path, *arguments: str) -> list[str]:
     config = run_config(folder)
-    data = ["--model", config.model, "--data", config.data, "--max-steps", "2", "--block-size", "32"]
+    data = ["--model", config.model, "--data", *config.data, "--max-steps", "2", "--block-size", "32"]
     return [sys.executable, "-m", "tsugiki", "train", *data, *arguments]
 
 

@@ -142,7 +142,7 @@ def test_full_fine_tuning_in_shards_computes_in_bfloat16(folder: Path):
 
 def train_by_command(folder: Path) -> bool:
     config = run_config(folder)
-    data = ["--model", config.model, "--data", config.data, "--max-steps", "2", "--block-size", "32"]
+    data = ["--model", config.model, "--data", *config.data, "--max-steps", "2", "--block-size", "32"]
     sys.argv = ["tsugiki", "train", *data, "--out", str(folder / "command"), "--prompts", "枝を", "--shard", "fsdp"]
     splits: list[bool] = []
     run_module.shard_model = lambda *a: (splits.append(True), shard_model(*a))
@@ -168,7 +168,7 @@ def test_one_process_has_nothing_to_split(folder: Path):
 @pytest.mark.slow
 def test_torchrun_starts_three_processes_with_a_third_of_the_base_each(folder: Path):
     config = run_config(folder)
-    settings = ["--model", config.model, "--data", config.data, "--max-steps", "3", "--block-size", "32"]
+    settings = ["--model", config.model, "--data", *config.data, "--max-steps", "3", "--block-size", "32"]
     losses = {}
     for shard in ("none", "fsdp"):
         out = folder / f"torchrun-{shard}"

@@ -99,7 +99,7 @@ def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
     for run in runs.values():
         if run.method != "full":
             graft(load_model(run.model), run.adapter_config)
-    assert Path(EXAMPLES.parent / runs["full"].data).is_dir()
+    assert Path(EXAMPLES.parent / runs["full"].data[0]).is_dir()
 
 
 def _param(path: Path) -> Any:

@@ -18,7 +18,7 @@ from tsugiki.train.loop import TrainingLoop
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command of a short run."""
     monkeypatch.chdir(tmp_path)
-    return ["train", "--model", tiny_base(tmp_path), *TRAIN, "--data", short_texts(tmp_path), "--held-out", "0.2"]
+    return ["train", "--model", tiny_base(tmp_path), *TRAIN[2:], "--data", short_texts(tmp_path), "--held-out", "0.2"]
 
 
 def test_a_second_run_in_the_folder_ends_with_one_line(train: list[str], tmp_path: Path):
@@ -26,11 +26,12 @@ def test_a_second_run_in_the_folder_ends_with_one_line(train: list[str], tmp_pat
     first = start(_run_and_wait, train, 1, reached, output=tmp_path / "first.txt")
     try:
         first.wait_for(reached)
-        for flags in ([], ["--resume"]):
-            status, printed = start_tsugiki([*train, *flags], tmp_path / "second.txt").wait()
+        in_use = f"run is in use by process {first.pid}"
+        for flag, said in (("", "run already holds a run"), ("--resume", in_use), ("--overwrite", in_use)):
+            status, printed = start_tsugiki([*train, *flag.split()], tmp_path / "second.txt").wait()
             assert status == 2
             assert printed.count("\n") == 1
-            assert f"run is in use by process {first.pid}" in printed
+            assert said in printed
     finally:
         first.kill()
     assert (tmp_path / "run" / ".lock.json").exists()

@@ -102,7 +102,7 @@ def test_new_words_in_the_life_of_an_adapter(kind: str, tmp_path: Path):
     assert load_tokenizer(merged).encode("庭師") == [257]
     written = ["generate", "--prompt", "庭師", "--max-new-tokens", "4", "--temperature", "0"]
     assert run(*written, "--model", merged) == run(*written, "--model", base, "--adapter", str(out))
-    text = next(Path(config.data).iterdir())
+    text = next(Path(config.data[0]).iterdir())
     assert "bits per character" in run("eval", "--data", str(text), "--model", base, "--adapter", str(out))
 
 

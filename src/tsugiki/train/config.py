@@ -224,7 +224,7 @@ class TrainingSettings(BaseModel):
 
 SEVERAL_TEXTS = marked("Give several texts by repeating --data, or as a pattern in quotes: --data 'texts/*.txt'")
 LORA_PLUS = "lora+"
-_UNRECORDED_IF_UNSET = (
+UNRECORDED_IF_UNSET = (
     "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
     "system",
 )  # fmt: skip
@@ -411,7 +411,7 @@ class RunConfig(TrainingSettings):
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
-        off = {name for name in _UNRECORDED_IF_UNSET if not getattr(self, name)}
+        off = {name for name in UNRECORDED_IF_UNSET if not getattr(self, name)}
         ignored = {*self._inapplicable_fields(), *self.overridden(), *MACHINE_SETTINGS, *off}
         return self.model_dump(mode="json", exclude=ignored)
 

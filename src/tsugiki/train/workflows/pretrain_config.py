@@ -6,7 +6,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tsugiki.dtypes import SaveDtype
-from tsugiki.train.config import MACHINE_SETTINGS, NO_VALIDATION, RunConfig, TrainingSettings, read_yaml, validated
+from tsugiki.train.config import (
+    MACHINE_SETTINGS,
+    NO_VALIDATION,
+    UNRECORDED_IF_UNSET,
+    RunConfig,
+    TrainingSettings,
+    read_yaml,
+    validated,
+)
 
 
 class TokenizerSettings(BaseModel):
@@ -46,7 +54,9 @@ class PretrainConfig(TrainingSettings):
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
-        return {"method": "pretrain", **self.model_dump(mode="json", exclude={*self.overridden(), *MACHINE_SETTINGS})}
+        off = {name for name in UNRECORDED_IF_UNSET if not getattr(self, name, None)}
+        ignored: set[str] = {*self.overridden(), *MACHINE_SETTINGS, UNRECORDED_IF_UNSET, *off}
+        return {"method": "pretrain", **self.model_dump(mode="json", exclude=ignored)}
 
     def as_run(self, start: Path) -> RunConfig:
         """Return the settings of the run that trains every weight of the model in the folder `start`."""
