@@ -19,6 +19,7 @@ def next_words(out: str) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 def test_from_the_preview_to_the_merged_model(base: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "text.txt").rename(tmp_path / "my text.txt")
     status, out, _ = run("preview", "--model", base, "--data", "my text.txt", "--max-steps", "2", "--block-size", "32")

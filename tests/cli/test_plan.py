@@ -28,6 +28,7 @@ def test_a_plan_is_a_table_or_json_and_names_a_command_that_runs(base: str, run)
     assert Path("RUN/run.json").exists()
 
 
+@pytest.mark.slow
 def test_what_fits_nowhere_is_told_with_the_smallest_need(base: str, run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "available", lambda: 1000)
     status, out, _ = run("plan", "--model", base, "--block-size", "32")

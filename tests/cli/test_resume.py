@@ -69,6 +69,7 @@ def test_the_length_and_the_prompts_may_change_and_nothing_else(interrupted: str
     assert record.training.steps > 4
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_the_schedule_of_a_longer_run(interrupted: str, run):
     assert run("train", "--resume", "run")[0] == 0
     status, _, err = run("train", "--resume", "run")
@@ -90,6 +91,7 @@ def test_a_finished_run_goes_on_with_the_schedule_of_a_longer_run(interrupted: s
     assert [entry.step for entry in record.evaluations] == [0, 2, 6, 8]
 
 
+@pytest.mark.slow
 def test_more_minutes_are_added_to_a_finished_run(interrupted: str, run, monkeypatch: pytest.MonkeyPatch):
     assert run("train", "--resume", "run")[0] == 0
     monkeypatch.setattr("tsugiki.train.prepare_loop.rows_in_time", lambda *_: 32)
@@ -99,6 +101,7 @@ def test_more_minutes_are_added_to_a_finished_run(interrupted: str, run, monkeyp
     assert record.training.steps == record.resolved_settings["steps"] > 4
 
 
+@pytest.mark.slow
 def test_the_old_form_continues_a_run(base: str, interrupted: str, run):
     status, _, err = run("train", "--model", "base", *TRAIN, "--max-steps", "4", "--resume")
     assert status == 0, err

@@ -30,6 +30,7 @@ def test_what_is_refused(base: str, run, tmp_path: Path):
         assert said in err
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_server(tmp_path: Path):
     base = save_tiny(tmp_path / "base")
     command = [sys.executable, "-m", "tsugiki", "serve", "--model", base, "--port", "0", "--lang", "en"]

@@ -125,6 +125,7 @@ def mutations(generator: random.Random, count: int) -> list[tuple[str, str, byte
     return found
 
 
+@pytest.mark.slow
 def test_malformed_requests(server: Running):
     tally: dict[int, int] = {}
     with httpx2.Client(base_url=server.url, timeout=60, headers={"Content-Type": "application/json"}) as client:

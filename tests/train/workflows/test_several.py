@@ -40,6 +40,7 @@ def without_times(record: RunRecord) -> dict[str, Any]:
     return record.model_copy(update={"training": figures}).to_json() | {"config": None}
 
 
+@pytest.mark.slow
 def test_each_run_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     loaded: list[str] = []
     load = several.load_base
@@ -80,6 +81,7 @@ def test_the_base_is_evaluated_once(monkeypatch: pytest.MonkeyPatch):
     assert len(scored) == 2 * per_run - of_base
 
 
+@pytest.mark.slow
 def test_an_error_names_its_run_and_the_others_are_kept():
     wrong = RunConfig(model="base", data="d.jsonl", out="c/none", lora={"target_modules": ["q"]}, **SETTINGS)
     runs = {"ia3": configs("c", retention_data=None, prompts=())["ia3"], "none": wrong}
