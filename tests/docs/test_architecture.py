@@ -21,8 +21,8 @@ PAGES = sorted(
 )
 TWINS = [page for page in PAGES if page.with_name(f"{page.stem}.ja.md") in PAGES]
 PACKAGES = sorted(folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").is_file())
-HISTORY = {"CHANGELOG.md", "log.md"}
-"""Pages that name what existed at the time of an entry."""
+HISTORY = {"CHANGELOG.md", "log.md", "first-hour.md", "first-hour.ja.md"}
+"""Pages that name what existed at the time of an entry, or show mistakes."""
 
 
 def name_of(page: Path) -> str:

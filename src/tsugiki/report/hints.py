@@ -101,7 +101,7 @@ def _of_result(record: RunRecord) -> list[str]:
         return [
             _(
                 "On the held-out text the result is worse than the base ({change:+.1%}): a lower --learning-rate or "
-                "fewer --epochs may help, and a validation text keeps the best step (--validation)."
+                "fewer --epochs may help, and so does more text."
             ).format(change=change.relative)
         ]
     return []
