@@ -145,7 +145,7 @@ def _view(blocks: Blocks, segment: Segment, spans: tuple[Span, ...]) -> SegmentV
 
 
 def _without_half_characters(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-    """Remove the part of a character whose other bytes are in another row from the first spans, or from the last."""
+    """Remove the bytes at the start or the end of a row that are only a part of a character."""
     for number, span in enumerate(spans):
         text = span.text.strip(_INCOMPLETE)
         if text:
