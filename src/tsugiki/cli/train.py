@@ -11,10 +11,7 @@ from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.ranks import is_main_process
-from tsugiki.train.config import RunConfig
-
-_STAGES = "stages"
-"""The section of a file that trains in stages (see `train.workflows.stages`)."""
+from tsugiki.train.config import STAGES, RunConfig
 
 
 @with_flags(RunConfig, exclude=["method_config"])
@@ -83,7 +80,7 @@ def train_command(
     folder = named_folder(config, resume)
     path = config if folder is None else None
     in_file = read_yaml(path) if path is not None else {}
-    if path is not None and _STAGES in in_file:
+    if path is not None and STAGES in in_file:
         if set_ or as_chapter:
             raise TsugikiError(_("{path} has stages: write the settings of each into the file").format(path=path))
         _train_in_stages({**in_file, **settings}, path)

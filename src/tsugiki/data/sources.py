@@ -358,7 +358,7 @@ def _with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
 
 
 def _way_of_reading(path: Path) -> str:
-    """Return what to add to the key of a text that is read in another way than before, when notation was kept."""
+    """Return a suffix for the cache key of a file: works of Aozora Bunko, whose notation is removed, have one."""
     if path.suffix.lower() != ".txt":
         return ""
     try:

@@ -70,6 +70,8 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
 AUTO: Literal["auto"] = "auto"
 PROBE: Literal["probe"] = "probe"
+STAGES = "stages"
+"""The key of a file of settings that lists those of each stage (see `train.workflows.stages`)."""
 NO_VALIDATION = "none"
 
 MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "recompute", "shard"})

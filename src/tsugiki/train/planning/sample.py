@@ -46,7 +46,7 @@ class Measured:
     input: int
     """Bytes of its input, which is all that a recomputed block keeps."""
     transient: int
-    """Bytes besides, while blocks are computed."""
+    """Bytes that are needed only while a block is computed, in addition to those that are kept."""
     forward: float
     """Seconds of the forward pass, with as many micro-batches at a time as the run has threads."""
     backward: float

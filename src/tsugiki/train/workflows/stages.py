@@ -23,7 +23,7 @@ from tsugiki.io.atomic import check_writable
 from tsugiki.io.locks import sole_use
 from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.config import STAGES, RunConfig, validated
 from tsugiki.train.evaluation.evaluate import Window
 from tsugiki.train.processes import require_one_process
 from tsugiki.train.progress import RunProgress
@@ -31,7 +31,6 @@ from tsugiki.train.record import RunRecord
 from tsugiki.train.resume import earlier_run, start_or_resume
 from tsugiki.train.run import accelerator_of, load, run, sole_run
 
-STAGES = "stages"
 _OF_ALL = ("model", "out", "start_from", STAGES)
 """Settings that a stage cannot have."""
 _OF_ADAPTER = ("method", "lora", "method_config", "add_tokens")
