@@ -26,8 +26,10 @@ from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLA
 from tsugiki.language import _
 from tsugiki.lora.graft import remove_adapter
 from tsugiki.lora.mixed_batch import mixed_batch
-from tsugiki.serve.engine import Company, Engine, find_company
+from tsugiki.serve.company import find_company
+from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
+from tsugiki.serve.request import Company
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

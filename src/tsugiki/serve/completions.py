@@ -14,9 +14,10 @@ from tsugiki.data.encoding import document_start, encode
 from tsugiki.data.records import Message
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters, ServedModel
-from tsugiki.serve.engine import Engine, Event, Failed, Output, PromptScores, QueueFull, Request, ScoredToken
+from tsugiki.serve.engine import Engine, QueueFull
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import ChatMessage, ChatRequest, CompletionRequest
+from tsugiki.serve.request import Event, Failed, Output, PromptScores, Request, ScoredToken
 from tsugiki.train.evaluation.prompts import configured_ends, prompt_tokens
 
 if TYPE_CHECKING:

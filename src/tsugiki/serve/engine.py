@@ -21,29 +21,32 @@ If a step raises an exception, its rows are computed again one by one, so that o
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from tsugiki.base.context import context_length, rope_depends_on_length
-from tsugiki.base.inference import evaluating, same_to_rounding
+from tsugiki.base.context import context_length
+from tsugiki.base.inference import evaluating
 from tsugiki.base.quantization import count_parameters
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.graft import base_alone, set_adapter
 from tsugiki.lora.mixed_batch import mixed_batch
+from tsugiki.serve.batch import Arriving, Batch, Row, score_prompts, scored_token, without_cancelled
+from tsugiki.serve.company import find_company
+from tsugiki.serve.request import Company, Event, Failed, Output, PromptScores, Request, ScoredToken
 from tsugiki.serve.rows import CachedRows, compute, joined, padded, selected, without_common_padding
-from tsugiki.serve.sampling import Chooser, SamplingSettings
+from tsugiki.serve.sampling import Chooser
 from tsugiki.serve.text import TextStream
 from tsugiki.train.threads import with_one_thread
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _SMALL_MODEL = 500_000_000  # parameters; see `train.evaluation.sample.continue_rows`
 _PIECE = 512  # tokens of prompts that one step computes, padding included
@@ -79,130 +82,6 @@ class Limits:
     """How long a request may wait."""
 
 
-@dataclass(frozen=True)
-class ScoredToken:
-    """A token with its log-probability, before temperature and penalties."""
-
-    token: int
-    logprob: float | None
-    """None for the first token of a prompt."""
-    top: tuple[tuple[int, float], ...] = ()
-    """The most probable tokens and their log-probabilities, the most probable first."""
-
-
-@dataclass(frozen=True)
-class PromptScores:
-    """The log-probabilities of a prompt's tokens."""
-
-    tokens: tuple[ScoredToken, ...]
-
-
-@dataclass(frozen=True)
-class Output:
-    """A new token. The text can belong to earlier tokens, and can be empty."""
-
-    text: str
-    token: ScoredToken | None
-    """None if a request wants no new token."""
-    finish_reason: str | None = None
-    """"stop": an end token or a stop string; "length": `max_tokens`. None if more follows."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The request has failed; nothing more follows."""
-
-    error: BaseException
-
-
-Company: TypeAlias = Literal["mixed", "same", "alone"]
-"""With which rows those of an adapter can be in a batch: with all, with those of the same adapter, or with none."""
-
-Event: TypeAlias = PromptScores | Output | Failed
-
-
-@dataclass(eq=False)
-class Request:
-    """A prompt to continue."""
-
-    prompt: Sequence[int]
-    """At least one token."""
-    tokenizer: "PreTrainedTokenizerBase"
-    max_tokens: int
-    deliver: Callable[[Event], None]
-    """Called in the engine's thread; must return at once."""
-    adapter: str | None = None
-    """The adapter's name in the model; None: the base alone."""
-    company: Company = "mixed"
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    stops: Sequence[str] = ()
-    ends: Collection[int] = ()
-    """Tokens that end the text."""
-    min_tokens: int = 0
-    """None of `ends` is chosen before as many new tokens."""
-    logprobs: int | None = None
-    """How many of the most probable tokens are delivered with each token; None: no log-probabilities."""
-    prompt_logprobs: bool = False
-    """Deliver `PromptScores` first."""
-    cancelled: bool = False
-
-
-@dataclass(eq=False)
-class _Row:
-    """A request that waits or is computed."""
-
-    request: Request
-    chooser: Chooser
-    text: TextStream
-    generated: list[int] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
-    """When it began to wait."""
-    separate: bool = False
-    """Computed without others, because a batch with it has failed."""
-    scored: bool = False
-    """Whether the log-probabilities of the prompt were delivered."""
-    scores: list[ScoredToken] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> list[int]:
-        return [*self.request.prompt, *self.generated]
-
-    @property
-    def length(self) -> int:
-        return len(self.request.prompt) + len(self.generated)
-
-    @property
-    def remaining(self) -> int:
-        return self.request.max_tokens - len(self.generated)
-
-    @property
-    def turn(self) -> object:
-        """Rows of one batch have the same."""
-        if self.separate or self.request.company == "alone":
-            return self
-        return None if self.request.company == "mixed" else self.request.adapter
-
-
-@dataclass
-class _Batch:
-    """Rows with their keys and values."""
-
-    rows: list[_Row]
-    cached: CachedRows
-
-
-@dataclass
-class _Arriving:
-    """Rows whose prompts are being computed."""
-
-    rows: list[_Row]
-    ids: Tensor
-    mask: Tensor
-    cached: CachedRows
-    done: int = 0
-    """Columns of `ids` that are in the cache."""
-
-
 class Engine:
     """Generates text for requests, in a thread of its own that owns the model."""
 
@@ -217,13 +96,13 @@ class Engine:
         self.context = context_length(model)
         self.company: Company = "mixed"
         """Of rows of the base; found out when the thread starts."""
-        self._waiting: deque[_Row] = deque()
+        self._waiting: deque[Row] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="tsugiki-engine", daemon=True)
-        self._batch: _Batch | None = None
-        self._arriving: _Arriving | None = None
+        self._batch: Batch | None = None
+        self._arriving: Arriving | None = None
         self._using: tuple[object, ...] | None = None
         self._adapters = ExitStack()
 
@@ -272,7 +151,7 @@ class Engine:
         """
         for request in requests:
             self._check(request)
-        rows = [_Row(one, Chooser(one.sampling), TextStream(one.tokenizer, one.prompt, one.stops)) for one in requests]
+        rows = [Row(one, Chooser(one.sampling), TextStream(one.tokenizer, one.prompt, one.stops)) for one in requests]
         with self._changed:
             if not self.alive:
                 raise _stopped()
@@ -363,7 +242,7 @@ class Engine:
             error = WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
             self._deliver(row, Failed(error))
         if self._arriving:
-            self._arriving = _without_cancelled(self._arriving)
+            self._arriving = without_cancelled(self._arriving)
         if self._batch:
             self._keep([i for i, row in enumerate(self._batch.rows) if not row.request.cancelled])
 
@@ -375,9 +254,9 @@ class Engine:
         elif len(kept) < len(self._batch.rows):
             rows = [self._batch.rows[index] for index in kept]
             cached = without_common_padding(selected(self._batch.cached, kept))
-            self._batch = _Batch(rows, cached)
+            self._batch = Batch(rows, cached)
 
-    def _wait_again(self, rows: Sequence[_Row]) -> None:
+    def _wait_again(self, rows: Sequence[Row]) -> None:
         """Put rows at the head of the queue; what they have generated becomes part of their prompts."""
         with self._changed:
             for row in reversed(rows):
@@ -391,7 +270,7 @@ class Engine:
             return
         present = self._batch.rows if self._batch else []
         most = self.limits.rows if self.company == "mixed" else 1
-        arriving: list[_Row] = []
+        arriving: list[Row] = []
         with self._changed:
             while self._waiting and len(present) + len(arriving) < most:
                 row = self._waiting[0]
@@ -404,9 +283,9 @@ class Engine:
                 arriving.append(self._waiting.popleft())
         if arriving:
             ids, mask = padded([row.tokens for row in arriving], self.model.device)
-            self._arriving = _Arriving(arriving, ids, mask, CachedRows(mask[:, :0]))
+            self._arriving = Arriving(arriving, ids, mask, CachedRows(mask[:, :0]))
 
-    def _compute_prompts(self, arriving: _Arriving) -> None:
+    def _compute_prompts(self, arriving: Arriving) -> None:
         """Compute a piece of the prompts; after the last one, choose a token and let the rows join the batch."""
         scored = any(row.request.prompt_logprobs and not row.scored for row in arriving.rows)
         width = max(1, (_SCORED_PIECE if scored else _PIECE) // len(arriving.rows))
@@ -416,7 +295,7 @@ class Engine:
             with self._computing(arriving.rows):
                 logits = compute(self.model, arriving.cached, arriving.ids[:, start:stop], scored)
             if scored:
-                _score_prompts(arriving, logits, start)
+                score_prompts(arriving, logits, start)
             arriving.done = stop
             if stop < arriving.ids.shape[1]:
                 return
@@ -433,7 +312,7 @@ class Engine:
             self._arriving = self._batch = None
             self._isolate(rows, error)
             return
-        self._arriving, self._batch = None, _Batch(rows, cached)
+        self._arriving, self._batch = None, Batch(rows, cached)
         staying = list(range(len(present)))
         for index, (row, of_row) in enumerate(zip(arriving.rows, last, strict=True), len(present)):
             if row.request.prompt_logprobs and not row.scored:
@@ -445,7 +324,7 @@ class Engine:
                 staying.append(index)
         self._keep(staying)
 
-    def _compute_tokens(self, batch: _Batch) -> None:
+    def _compute_tokens(self, batch: Batch) -> None:
         """Compute one token for each row."""
         ids = torch.tensor([[row.generated[-1]] for row in batch.rows], device=self.model.device)
         try:
@@ -458,7 +337,7 @@ class Engine:
             return
         self._keep([i for i, row in enumerate(batch.rows) if self._next_token(row, last[i])])
 
-    def _next_token(self, row: _Row, logits: Tensor) -> bool:
+    def _next_token(self, row: Row, logits: Tensor) -> bool:
         """Choose a row's next token and deliver it.
 
         Args:
@@ -475,7 +354,7 @@ class Engine:
             row.generated.append(token)
             scored = ScoredToken(token, None)
             if request.logprobs is not None:
-                scored = _scored(torch.log_softmax(logits, -1), token, request.logprobs)
+                scored = scored_token(torch.log_softmax(logits, -1), token, request.logprobs)
             is_end = token in request.ends
             text = "" if is_end else row.text.add(token)
             reason = "stop" if is_end or row.text.stopped else "length" if row.remaining == 0 else None
@@ -486,7 +365,7 @@ class Engine:
             return False
         return self._deliver(row, Output(text, scored, reason)) and reason is None
 
-    def _isolate(self, rows: Sequence[_Row], error: Exception) -> None:
+    def _isolate(self, rows: Sequence[Row], error: Exception) -> None:
         """After an exception in a batch, compute each of its rows alone; alone in a batch, the row has failed."""
         self._leave_adapters()
         if len(rows) == 1:
@@ -496,7 +375,7 @@ class Engine:
             row.separate = True
         self._wait_again(rows)
 
-    def _deliver(self, row: _Row, event: Event) -> bool:
+    def _deliver(self, row: Row, event: Event) -> bool:
         """Deliver an event, and return whether there is anybody to receive it."""
         if row.request.cancelled:
             return False
@@ -507,7 +386,7 @@ class Engine:
         return not row.request.cancelled
 
     @contextmanager
-    def _computing(self, rows: Sequence[_Row]) -> Iterator[None]:
+    def _computing(self, rows: Sequence[Row]) -> Iterator[None]:
         """Let the model compute these rows with their adapters."""
         names = [row.request.adapter for row in rows]
         model = self.model
@@ -557,96 +436,5 @@ def _active(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
     yield
 
 
-def _without_cancelled(arriving: _Arriving) -> _Arriving | None:
-    """Return rows whose prompts are being computed without those of cancelled requests; None if none is left."""
-    kept = [index for index, row in enumerate(arriving.rows) if not row.request.cancelled]
-    if len(kept) == len(arriving.rows):
-        return arriving
-    if not kept:
-        return None
-    rows = [arriving.rows[index] for index in kept]
-    cached = selected(arriving.cached, kept)
-    return _Arriving(rows, arriving.ids[kept], arriving.mask[kept], cached, arriving.done)
-
-
 def _stopped() -> EngineStopped:
     return EngineStopped(_("the server is stopping"))
-
-
-def _scored(logprobs: Tensor, token: int, count: int) -> ScoredToken:
-    """Return a token with its log-probability and the most probable tokens.
-
-    Args:
-        logprobs: of all tokens, [vocabulary].
-        token: the token.
-        count: how many of the most probable ones.
-    """
-    values, tokens = logprobs.topk(min(count, len(logprobs)))
-    return ScoredToken(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
-
-
-def _score_prompts(arriving: _Arriving, logits: Tensor, start: int) -> None:
-    """Append the scores of the tokens that follow a piece of the prompts.
-
-    Args:
-        arriving: the rows.
-        logits: of the tokens that follow each token of the piece, [rows, tokens, vocabulary].
-        start: the first column of the piece.
-    """
-    longest = arriving.ids.shape[1]
-    for row, ids, of_row in zip(arriving.rows, arriving.ids.tolist(), logits, strict=True):
-        if not row.request.prompt_logprobs or row.scored:
-            continue
-        if not row.scores:
-            row.scores.append(ScoredToken(row.request.prompt[0], None))
-        first = longest - row.length
-        for column, logprobs in enumerate(torch.log_softmax(of_row.float(), -1).cpu(), start):
-            if first <= column < longest - 1:
-                row.scores.append(_scored(logprobs, ids[column + 1], row.request.logprobs or 0))
-
-
-def find_company(model: "PreTrainedModel") -> Company:
-    """Return "mixed" if a short row beside a longer one has the logits that it has alone, as the model is now.
-
-    Otherwise rows must be computed alone.
-
-    Raises:
-        TsugikiError: the logits of a row alone are not those of the model without a cache of keys and values.
-    """
-    vocabulary = model.config.get_text_config().vocab_size
-    prompts = [[(7 * place + 3) % vocabulary for place in range(length)] for length in (5, 2)]
-    try:
-        alone = [_two_steps(model, [prompt]) for prompt in prompts]
-        plain = [_without_cache(model, prompt) for prompt in prompts]
-    except Exception as error:  # a model's own code may raise anything
-        raise TsugikiError(
-            _("it cannot be served, because it has no ordinary cache of keys and values: {error}").format(
-                error=error_text(error)
-            )
-        ) from error
-    if not all(same_to_rounding(one, other) for one, other in zip(alone, plain, strict=True)):
-        raise TsugikiError(_("it cannot be served, because it computes something else with a cache of keys and values"))
-    if rope_depends_on_length(model):
-        return "alone"
-    try:
-        together = _two_steps(model, prompts)
-    except Exception:
-        return "alone"
-    same = all(same_to_rounding(row, one[0]) for row, one in zip(together, alone, strict=True))
-    return "mixed" if same else "alone"
-
-
-def _two_steps(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Return the logits after some prompts and after one more token, [rows, 2, vocabulary]."""
-    ids, mask = padded(prompts, model.device)
-    cached = CachedRows(mask)
-    first = compute(model, cached, ids)
-    cached.mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    return torch.cat([first, compute(model, cached, ids[:, -1:])], 1)
-
-
-def _without_cache(model: "PreTrainedModel", prompt: Sequence[int]) -> Tensor:
-    """Return what `_two_steps` returns for one prompt."""
-    ids = torch.tensor([[*prompt, prompt[-1]]], device=model.device)
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits[:, -2:]
