@@ -5,11 +5,15 @@ The source is written in English, and a message's English text is its key in the
     raise TsugikiError(_("{path}: no such folder").format(path=path))
 
 A message is translated when it is shown or raised, so that the language can be chosen at any time: by the option
-`--lang`, which sets the variable `TSUGIKI_LANG`; by this variable; or by the locale. Logs and JSON stay in English.
+`--lang`, which sets the variable `TSUGIKI_LANG`; by this variable; or by the locale. A server answers each reader in a
+language of their own (`speaking`). Logs and JSON stay in English.
 """
 
 import locale
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from gettext import NullTranslations, translation
 from pathlib import Path
@@ -20,10 +24,13 @@ LANGUAGES = (ENGLISH, JAPANESE)
 DOMAIN = "tsugiki"
 CATALOGUES = Path(__file__).parent
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")  # by precedence, as in POSIX
+_of_reader: ContextVar[str | None] = ContextVar("language of the reader", default=None)
 
 
 def language() -> str:
     """Return the language of messages, one of `LANGUAGES`. An unknown `TSUGIKI_LANG` counts as unset."""
+    if (own := _of_reader.get()) is not None:
+        return own
     chosen = os.environ.get(VARIABLE)
     if chosen in LANGUAGES:
         return chosen
@@ -44,6 +51,16 @@ def choose_language(name: str) -> None:
             _("no language {name!r}; choose one of: {known}").format(name=name, known=", ".join(LANGUAGES))
         )
     os.environ[VARIABLE] = name
+
+
+@contextmanager
+def speaking(name: str) -> Iterator[None]:
+    """Within the block, and in tasks and threads that asyncio begins there, messages are in this language."""
+    before = _of_reader.set(name)
+    try:
+        yield
+    finally:
+        _of_reader.reset(before)
 
 
 def _(message: str) -> str:

@@ -109,7 +109,7 @@ class ServedAdapters:
         if called == self.base.name:
             self.base.users += 1
             return self.base
-        folder = self._folder(called)
+        folder = self.folder(called)
         if (served := self._current(called, folder)) is None:
             async with self._loading:
                 served = self._current(called, folder) or await self._load(called, folder)
@@ -149,7 +149,7 @@ class ServedAdapters:
         message = _("no model or adapter is called {name!r}{near}").format(name=called[:100], near=shown)
         raise ApiError(404, message, param="model", code="model_not_found")
 
-    def _folder(self, name: str) -> Path:
+    def folder(self, name: str) -> Path:
         """Return the folder of an adapter, whose name is one of `names`."""
         return self.folders.get(name, self.library / name)
 

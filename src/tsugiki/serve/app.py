@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -22,8 +23,9 @@ from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
 from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError, as_api_error
+from tsugiki.serve.page import page_files, page_routes
 from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, parse
-from tsugiki.serve.security import Access, Guard, read_body
+from tsugiki.serve.security import HEALTH, Access, Guard, read_body
 
 _log = logging.getLogger("tsugiki.serve")
 
@@ -46,6 +48,7 @@ def new_app(
     """
     completions = Completions(engine, adapters, seconds)
     started = int(time.time())
+    page_token = secrets.token_urlsafe(32)
 
     async def health(request: Request) -> Response:
         status = "ok" if engine.alive else "stopping"
@@ -88,11 +91,12 @@ def new_app(
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     routes = [
-        Route("/health", health),
+        Route(HEALTH, health),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        *page_routes(adapters, page_token),
     ]
     if allow_lora_updates:
         routes += [
@@ -101,7 +105,7 @@ def new_app(
         ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, access=access)],
+        middleware=[Middleware(Guard, access=access, public={HEALTH, *page_files()}, page_token=page_token)],
         exception_handlers={
             HTTPException: _http_error,
             ClientDisconnect: _gone,

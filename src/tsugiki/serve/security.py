@@ -2,11 +2,13 @@
 
 Pages of other sites can make a browser send requests to this machine. They are refused by the `Host` header (a name of
 theirs that leads to 127.0.0.1), by `Origin` and `Sec-Fetch-Site`, and because bodies must be `application/json`, which
-a browser sends across sites only after it has asked. No answer has CORS headers.
+a browser sends across sites only after it has asked. No answer has CORS headers. What the server's own page changes
+needs a token besides, which is in the page.
 """
 
 import asyncio
 import hmac
+from collections.abc import Container
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -15,13 +17,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tsugiki.language import _
+from tsugiki.language import LANGUAGES, _, language, speaking
 from tsugiki.serve.errors import ApiError
 
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
 MAX_BODY = 4 << 20  # bytes
 _SECONDS = 30  # in which a body must arrive
+HEALTH = "/health"
+PAGE_API = "/page/api/"
 
 
 @dataclass(frozen=True)
@@ -44,24 +48,45 @@ class Access:
 
 
 class Guard:
-    """Answers requests that are not allowed, and hands the others on."""
+    """Answers requests that are not allowed, and hands the others on, in the language that they accept."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self.app, self.access = app, access
+    def __init__(self, app: ASGIApp, access: Access, public: Container[str], page_token: str) -> None:
+        """Create it.
+
+        Args:
+            app: answers what is allowed.
+            access: who may use the server.
+            public: addresses that need no key.
+            page_token: what requests below `PAGE_API` carry if they change something.
+        """
+        self.app, self.access, self.public, self.page_token = app, access, public, page_token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request as an ASGI application."""
-        if scope["type"] == "http":
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
+        accepted = headers.get("accept-language")
+        with speaking(accepted if accepted in LANGUAGES else language()):
             try:
-                check(self.access, scope["method"], scope["path"], Headers(scope=scope))
+                check(self.access, method, path, headers, self.public)
+                check_token(self.page_token, method, path, headers)
             except ApiError as error:
                 await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
                 return
-        await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
 
 
-def check(access: Access, method: str, path: str, headers: Headers) -> None:
+def check(access: Access, method: str, path: str, headers: Headers, public: Container[str] = (HEALTH,)) -> None:
     """Check a request by its headers.
+
+    Args:
+        access: who may use the server.
+        method: of the request.
+        path: its path.
+        headers: its headers.
+        public: paths that need no key.
 
     Raises:
         ApiError: it is not allowed.
@@ -74,13 +99,25 @@ def check(access: Access, method: str, path: str, headers: Headers) -> None:
         raise ApiError(403, _("requests from pages of other sites are not allowed"), code="wrong_origin")
     if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         raise ApiError(403, _("requests from pages of other sites are not allowed"), code="wrong_origin")
-    if access.api_key is not None and path != "/health":
+    if access.api_key is not None and path not in public:
         scheme, _space, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), access.api_key.encode()):
             message = _("the API key is missing or wrong; send it as Authorization: Bearer KEY")
             raise ApiError(401, message, code="invalid_api_key")
     if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, _("the body must be application/json"), code="wrong_content_type")
+
+
+def check_token(token: str, method: str, path: str, headers: Headers) -> None:
+    """Check that a request that changes something for the page comes from the page.
+
+    Raises:
+        ApiError: it does not carry the token, because the page was sent by an earlier server or by none.
+    """
+    if path.startswith(PAGE_API) and method not in ("GET", "HEAD"):
+        given = headers.get("x-page-token", "")
+        if not hmac.compare_digest(given.encode(), token.encode()):
+            raise ApiError(403, _("the page is older than the server; load it again"), code="wrong_page_token")
 
 
 async def read_body(request: Request) -> bytes:

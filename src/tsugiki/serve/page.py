@@ -1,0 +1,90 @@
+"""The page of the server: its files, and what only the page asks for.
+
+The files lie in the folder `page` and are read when the server starts; a request never names a path. All that the page
+asks for, besides OpenAI's interface, is below `/page/api/`. Requests there that change something (POST) must carry the
+page's token, which `Guard` checks: only a page that this server has sent knows it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
+from tsugiki.serve.adapters import ServedAdapters
+from tsugiki.serve.security import PAGE_API
+
+_FOLDER = Path(__file__).with_name("page")
+_INDEX = "index.html"
+_TOKEN = "PAGE_TOKEN"  # its place in index.html
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+def page_files() -> dict[str, Path]:
+    """Return the files of the page by their addresses."""
+    files = {f"/page/{path.relative_to(_FOLDER).as_posix()}": path for path in sorted(_FOLDER.rglob("*.*"))}
+    files["/"] = files.pop(f"/page/{_INDEX}")
+    return files
+
+
+def page_routes(adapters: ServedAdapters, token: str) -> list[Route]:
+    """Return the routes of the page's files, and of what all its views need.
+
+    Args:
+        adapters: the base and the adapters.
+        token: what requests of the page that change something carry.
+    """
+
+    async def models(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(_models, adapters))
+
+    files = [_file_route(address, path, token) for address, path in page_files().items()]
+    return [*files, Route(f"{PAGE_API}models", models)]
+
+
+def _file_route(address: str, path: Path, token: str) -> Route:
+    content = path.read_bytes()
+    if path.name == _INDEX:
+        content = content.replace(_TOKEN.encode(), escape(token).encode())
+    headers = {**HEADERS, "Content-Type": _TYPES[path.suffix]}
+
+    async def answer(request: Request) -> Response:
+        return Response(content, headers=headers)
+
+    return Route(address, answer)
+
+
+def _models(adapters: ServedAdapters) -> dict[str, Any]:
+    """Return the base and the adapters, each with whether it can chat."""
+    base_chats = adapters.base.tokenizer.chat_template is not None
+
+    def chats(name: str) -> bool:
+        return base_chats or (adapters.folder(name) / CHAT_TEMPLATE_FILE).is_file()
+
+    names: Sequence[str] = adapters.names()
+    return {
+        "base": {"name": adapters.base.name, "chat": base_chats},
+        "adapters": [{"name": name, "chat": chats(name)} for name in names],
+        "context": adapters.engine.context,
+    }

@@ -1,0 +1,96 @@
+"""The page's files, their headers and texts, and what its requests must carry."""
+
+import json
+import re
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.serve.conftest import Running
+
+pytest.importorskip("starlette")
+from starlette.datastructures import Headers
+
+import tsugiki.serve.page as page_module
+from tsugiki.serve.errors import ApiError
+from tsugiki.serve.page import page_files
+from tsugiki.serve.security import check_token
+
+FOLDER = Path(page_module.__file__).with_name("page")
+SCRIPTS = sorted(FOLDER.rglob("*.js"))
+PARTS = sorted({path.name.split(".")[0] for path in (FOLDER / "messages").iterdir()})
+
+
+def test_files(server: Running):
+    for address, path in page_files().items():
+        answer = httpx2.get(server.url + address)
+        assert answer.status_code == 200
+        assert "'unsafe" not in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        if address != "/":
+            assert answer.content == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/",
+        "/page/index.html",
+        "/page/../app.py",
+        "/page/%2e%2e/app.py",
+        "/page//style.css",
+        "/page/views",
+        "/app.js",
+    ],
+)
+def test_other_paths(server: Running, path: str):
+    assert httpx2.get(server.url + path).status_code == 404
+
+
+def test_nothing_comes_from_elsewhere():
+    index = (FOLDER / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r"<style|<script>|\son\w+=|\sstyle=", index) == []
+    for path in [*SCRIPTS, FOLDER / "index.html", FOLDER / "style.css"]:
+        text = path.read_text(encoding="utf-8")
+        assert re.findall(r"https?://(?!www\.w3\.org/)", text) == [], path
+        assert re.findall(r"\.(?:inner|outer)HTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text) == []
+
+
+def test_the_token(server: Running):
+    token = re.findall(r'name="page-token" content="([\w-]{43})"', httpx2.get(server.url).text)[0]
+    path = "/page/api/models"
+    check_token(token, "POST", path, Headers({"x-page-token": token}))
+    check_token(token, "GET", path, Headers({}))
+    for given in ({}, {"x-page-token": token[:-1]}, {"x-page-token": "é"}):
+        with pytest.raises(ApiError) as caught:
+            check_token(token, "POST", path, Headers(given))
+        assert caught.value.status == 403
+    for given, status in ({}, 403), ({"X-Page-Token": token}, 405):
+        assert httpx2.post(server.url + path, json={}, headers=given).status_code == status
+
+
+def test_models(server: Running):
+    answer = httpx2.get(server.url + "/page/api/models").json()
+    assert answer["base"] == {"name": "base", "chat": False}
+    chats = {one["name"]: one["chat"] for one in answer["adapters"]}
+    assert (chats["poet"], chats["歌人"]) == (False, True)
+
+
+def test_errors_are_in_the_language_of_the_page(server: Running):
+    for lang, said in ("en", "nothing"), ("ja", "ありません"):
+        answer = httpx2.get(f"{server.url}/page/none", headers={"Accept-Language": lang})
+        assert said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_texts(part: str):
+    english, japanese = (
+        json.loads((FOLDER / "messages" / f"{part}.{lang}.json").read_text(encoding="utf-8")) for lang in ("en", "ja")
+    )
+    assert list(english) == list(japanese)
+    for key, text in english.items():
+        assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", japanese[key])), key
+    source = (FOLDER / ("app.js" if part == "shell" else f"views/{part}.js")).read_text(encoding="utf-8")
+    assert [key for key in english if f'"{key}"' not in source] == []
+    assert set(re.findall(r'\bt\("([\w.]+)"', source)) <= set(english)
