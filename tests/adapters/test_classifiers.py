@@ -11,7 +11,7 @@ from tests.adapters.folders import edit_weights
 from tests.adapters.peft_matrix import MODELS, outputs
 from tests.tiny import relative_error, shake
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, trainable_parameters, ungraft
-from tsugiki.adapters.format import read_config_fields
+from tsugiki.adapters.files import read_config_fields
 from tsugiki.methods.ia3 import IA3Config
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
 

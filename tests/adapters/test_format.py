@@ -30,7 +30,8 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.adapters.format import check_can_save, read_base
+from tsugiki.adapters.files import read_base
+from tsugiki.adapters.format import check_can_save
 from tsugiki.adapters.info import read_adapter_info
 from tsugiki.adapters.merge.to_folder import plan_merge, write_merged
 from tsugiki.adapters.verify import KnownBase, verify
@@ -346,7 +347,7 @@ def test_many_tensors_that_do_not_belong_there_are_compared_with_one_list(
         calls.append(model)
         return base_modules(model)
 
-    monkeypatch.setattr("tsugiki.adapters.format.base_modules", counted)
+    monkeypatch.setattr("tsugiki.adapters.fit.base_modules", counted)
     with pytest.raises(TsugikiError, match=r"x\.0 is not part of the adapter.*and 2997 more"):
         load_adapter(tiny_model(), folder)
     assert len(calls) == 2, "for the tensors, and for the blocks that the message names"

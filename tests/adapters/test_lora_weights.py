@@ -154,7 +154,7 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path: Path, monk
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tsugiki.adapters.format.write_json", full)
+    monkeypatch.setattr("tsugiki.adapters.files.write_json", full)
     with pytest.raises(TsugikiError, match="cannot write .*: No space left"):
         write_lora_weights(lora, tmp_path / "b", None)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import grafted, logits, save_grafted, save_tiny, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, load_adapter, merge, save_adapter, ungraft, unmerge
-from tsugiki.adapters.format import read_base
+from tsugiki.adapters.files import read_base
 from tsugiki.base.identity import (
     BaseIdentity,
     folder_fingerprint,

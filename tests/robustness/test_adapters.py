@@ -17,7 +17,7 @@ from tests.tiny import save_grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.adapters.algebra.combine import Combination, combine, load_weighted_adapters, scaled
 from tsugiki.adapters.algebra.truncate import truncated
-from tsugiki.adapters.format import read_adapter_config, read_base, read_weights
+from tsugiki.adapters.files import read_adapter_config, read_base, read_weights
 from tsugiki.adapters.library import copy_into_library, read_library
 from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
 from tsugiki.adapters.verify import verify

@@ -10,9 +10,6 @@ Both give the same logits. A field of the config that would change the result an
 file that is not the one that was saved with `tsugiki.json`: a bit of it changed, or another program replaced it.
 """
 
-import dataclasses
-import re
-import shutil
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -20,29 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tsugiki.adapters.metadata import (
-    BaseReference,
-    Digests,
-    Metadata,
-    read_metadata,
-    settings_digest,
-    write_metadata,
-)
+from tsugiki.adapters.files import COMMON_FIELDS, read_adapter_config, read_base, read_weights, write_adapter_files
+from tsugiki.adapters.fit import differing_blocks, misfits, not_finite
+from tsugiki.adapters.metadata import BaseReference, Metadata
 from tsugiki.adapters.probe import logit_shift
 from tsugiki.base.config import loading_errors
 from tsugiki.base.context import text_config
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.resolve import local_folder, split_revision
-from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import files_into
-from tsugiki.io.digests import file_sha256
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
-from tsugiki.io.json import read_json, write_json
-from tsugiki.language import _, marked
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import (
     DEFAULT_NAME,
@@ -56,41 +44,21 @@ from tsugiki.lora.graft import (
     remove_adapter,
     set_adapter,
 )
-from tsugiki.lora.names import split_block
 from tsugiki.lora.peft_names import renamed_when_loaded
 from tsugiki.lora.several import JoinedAdapter
-from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.targets import base_modules, find_target_parameters, find_targets, task_heads, vocabulary_layers
+from tsugiki.lora.targets import find_target_parameters, find_targets, task_heads, vocabulary_layers
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
-from tsugiki.methods.method import MERGE_WITH_PEFT, equal_when_rounded, shape_problems
-from tsugiki.methods.peft_keys import base_name, parameter_keys, without_duplicates
-from tsugiki.methods.table import FORMATS, format_of
+from tsugiki.methods.peft_keys import parameter_keys
+from tsugiki.methods.table import format_of
 
 _SHOWN_PROBLEMS = 3
-_PART = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
 
-_COMMON_FIELDS = frozenset(
-    {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
-)
-"""Fields of adapter_config.json that are the same for all methods."""
 _CLASSIFIERS = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
 }
 """End of the name of a model's class -> PEFT's `task_type`."""
-_NAMES = _COMMON_FIELDS - {"peft_type"}
-"""Those on which the result does not depend."""
-
-_OTHER_FORMATS = {
-    b"version https://git-lfs": marked("it is a pointer of Git LFS; fetch the file itself (git lfs pull)"),
-    b"PK\x03\x04": marked("it is a zip archive, as torch.save writes, not safetensors"),
-    b"\x80\x02": marked("it is a pickle, not safetensors"),
-    b"GGUF": marked("it is a GGUF file, not safetensors"),
-    b"<!": marked("it is an HTML page, not safetensors"),
-    b"<html": marked("it is an HTML page, not safetensors"),
-}
-"""First bytes of files that are mistaken for safetensors -> what they are."""
 
 
 def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) -> None:
@@ -157,7 +125,7 @@ def check_can_save(model: nn.Module) -> None:
         return
     _warn_of_names(model, adapter)
     written = format_of(adapter.config).from_json(
-        {name: value for name, value in fields.items() if name not in _COMMON_FIELDS}
+        {name: value for name, value in fields.items() if name not in COMMON_FIELDS}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of ranks, which were warned of when the layers were grafted
@@ -260,37 +228,6 @@ def task_type_of(model: nn.Module, adapter: Any) -> str | None:
     return "FEATURE_EXTRACTION" if getattr(model, "base_model", None) is model else None
 
 
-def write_adapter_files(
-    folder: Path, tensors: Mapping[str, Tensor], fields: Mapping[str, Any], metadata: Metadata
-) -> None:
-    """Write the three files of an adapter into a folder that exists.
-
-    Args:
-        folder: usually a temporary one (see `io.atomic`).
-        tensors: the trained tensors by their names in the file.
-        fields: the fields of adapter_config.json but for the base's name.
-        metadata: the content of tsugiki.json, to which the digests are added.
-
-    Raises:
-        TsugikiError: a file cannot be written.
-    """
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    name, revision = split_revision(metadata.base.name or "")
-    common = {"base_model_name_or_path": name or None, "revision": revision, "inference_mode": True}
-    write_json(folder / ADAPTER_CONFIG_FILE, {**common, **fields})
-    # Read again, because what is written may differ: lone surrogates become question marks.
-    write_metadata(folder, with_digests(metadata, folder / ADAPTER_FILE, read_config_fields(folder)))
-    # safetensors makes files that only their owner can read.
-    shutil.copymode(folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_FILE)
-
-
-def with_digests(metadata: Metadata, weights: Path, fields: Mapping[str, Any]) -> Metadata:
-    """Return the metadata with the digests of a file of weights and of the fields of adapter_config.json."""
-    digests = Digests(weights=file_sha256(weights), settings=settings_digest(_computing_fields(fields), metadata))
-    return metadata.model_copy(update={"digests": digests})
-
-
 def load_adapter(
     model: Model, path: str | Path, name: str | None = None, *, allow_base_mismatch: bool = False
 ) -> Model:
@@ -358,7 +295,7 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
             raise TsugikiError(
                 _("{folder} does not fit this model: {blocks}{error}").format(
-                    folder=folder, blocks=_blocks(model, tensors), error=error
+                    folder=folder, blocks=differing_blocks(model, tensors), error=error
                 )
             ) from error
         load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
@@ -393,7 +330,7 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         rest = _(" (and {more} more)").format(more=more) if more > 0 else ""
-        shown = _blocks(model, tensors) + "; ".join(problems[:_SHOWN_PROBLEMS]) + rest
+        shown = differing_blocks(model, tensors) + "; ".join(problems[:_SHOWN_PROBLEMS]) + rest
         raise TsugikiError(
             _("{source} does not fit this model: {shown}; was it trained on another base?").format(
                 source=source, shown=shown
@@ -404,270 +341,6 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
         return
     for key, tensor in expected.items():
         tensor.copy_(tensors[key])
-
-
-def read_adapter_config(folder: Path) -> Any:
-    """Read the settings of an adapter from its adapter_config.json and tsugiki.json.
-
-    Returns:
-        An instance of the config class of the adapter's method.
-
-    Raises:
-        TsugikiError: a file is missing or not JSON, the files do not belong together, the method is not supported, or a
-            field would change the result and is not supported.
-    """
-    config = read_peft_config(folder)
-    extra = dict(read_metadata(folder).method_config)
-    extra_settings = format_of(config).extra_settings
-    if extra_settings is None or not extra:
-        return config
-    try:
-        complete = dataclasses.replace(config, **extra)
-    except (TsugikiError, TypeError, ValueError) as error:
-        raise TsugikiError(
-            _("{path}: method_config: {error}").format(path=folder / METADATA_FILE, error=error_text(error))
-        ) from error
-    if extra_settings(complete) != extra:
-        raise TsugikiError(
-            _("{path}: method_config has other settings than those that Tsugiki writes").format(
-                path=folder / METADATA_FILE
-            )
-        )
-    return complete
-
-
-def read_peft_config(folder: Path) -> Any:
-    """Read the settings in adapter_config.json alone, which describe the file's tensors as PEFT reads them.
-
-    Raises:
-        TsugikiError: as for `read_adapter_config`.
-    """
-    path = folder / ADAPTER_CONFIG_FILE
-    fields, metadata = read_config_fields(folder), read_metadata(folder)
-    if metadata.digests and metadata.digests.settings != settings_digest(_computing_fields(fields), metadata):
-        raise TsugikiError(
-            _(
-                "{path} and {file} do not belong together: one of them is damaged, or was changed; restore it, or "
-                "remove {file}"
-            ).format(path=path, file=METADATA_FILE)
-        )
-    adapter_format = FORMATS.get(str(fields.get("peft_type")))
-    if adapter_format is None:
-        raise TsugikiError(
-            _("{path}: peft_type {kind} is not supported; it must be one of {known}; {hint}").format(
-                path=path,
-                kind=error_text(repr(fields.get("peft_type")), 40),
-                known=", ".join(FORMATS),
-                hint=_(MERGE_WITH_PEFT),
-            )
-        )
-    try:
-        return adapter_format.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
-    except (TsugikiError, RecursionError) as error:
-        raise TsugikiError(f"{path}: {error_text(error)}") from error
-
-
-def read_base(folder: Path) -> BaseReference:
-    """Read which base an adapter was trained on.
-
-    Raises:
-        TsugikiError: the folder holds no adapter, or a file is broken.
-    """
-    fields = read_config_fields(folder)
-    name, revision = fields.get("base_model_name_or_path") or None, fields.get("revision")
-    if name and isinstance(revision, str) and revision not in ("", "main"):
-        name = f"{name}@{revision}"
-    return read_metadata(folder).base.model_copy(update={"name": name})
-
-
-def read_config_fields(folder: Path) -> dict[str, Any]:
-    """Read all fields of adapter_config.json without interpreting them.
-
-    Raises:
-        TsugikiError: there is no such file, it does not hold a JSON object, or a name in it is no text.
-    """
-    path = folder / ADAPTER_CONFIG_FILE
-    if not path.is_file():
-        raise TsugikiError(
-            _("no adapter in {folder}: it has no {file}").format(folder=folder, file=ADAPTER_CONFIG_FILE)
-        )
-    fields = read_json(path)
-    for name in ("base_model_name_or_path", "task_type"):
-        if not isinstance(fields.get(name), str | None):
-            raise TsugikiError(
-                _("{path}: {name} is {value}; it must be a text").format(
-                    path=path, name=name, value=error_text(repr(fields[name]), 40)
-                )
-            )
-    return fields
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of an adapter by their names in the file, which is compared with its digest in tsugiki.json.
-
-    Raises:
-        TsugikiError: there is no file of weights, it is broken, or it is not the one that was saved.
-    """
-    tensors, digests = map_weights(folder), read_metadata(folder).digests
-    if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
-        raise TsugikiError(
-            _(
-                "{path} is not the file that was saved with {file}: it is damaged, or was replaced; restore it, or "
-                "remove {file}"
-            ).format(path=folder / ADAPTER_FILE, file=METADATA_FILE)
-        )
-    return tensors
-
-
-def map_weights(folder: Path) -> dict[str, Tensor]:
-    """Map the tensors of an adapter into memory, by their names in the file, without reading their values.
-
-    Raises:
-        TsugikiError: there is no file of weights, or it is broken.
-    """
-    tensors: dict[str, Tensor] = {}
-    for path in adapter_weight_files(folder):
-        try:
-            tensors |= load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise TsugikiError(
-                _("{path} is broken: {reason}").format(path=path, reason=_other_format(path) or error)
-            ) from error
-    return without_duplicates(tensors)
-
-
-def adapter_weight_files(folder: Path) -> list[Path]:
-    """Return the files of an adapter's weights: one, or those into which transformers has split a large adapter.
-
-    Raises:
-        TsugikiError: there is none, or some are missing.
-    """
-    path = folder / ADAPTER_FILE
-    if path.is_file():
-        return [path]
-    parts = {int(found[1]): found for one in folder.glob("adapter_model-*") if (found := _PART.fullmatch(one.name))}
-    if parts:
-        missing = [number for number in range(1, int(next(iter(parts.values()))[2]) + 1) if number not in parts]
-        if missing:
-            raise TsugikiError(
-                _("{folder} has part of an adapter's weights; part {part} is missing").format(
-                    folder=folder, part=missing[0]
-                )
-            )
-        return [folder / parts[number].string for number in sorted(parts)]
-    pickled = path.with_name("adapter_model.bin")
-    hint = _("; {name} is a pickle, which is not loaded").format(name=pickled.name) if pickled.is_file() else ""
-    raise TsugikiError(_("no adapter weights: {path} is missing{hint}").format(path=path, hint=hint))
-
-
-def _blocks(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """Return a clause if the last block that a file changes is not the last one of the model."""
-    counts: list[dict[str, int]] = [{}, {}]
-    for found, names in zip(
-        counts, (map(base_name, tensors), (name for name, _layer in base_modules(model))), strict=True
-    ):
-        for path, index, _inside in map(split_block, names):
-            if index is not None:
-                found[path] = max(found.get(path, 0), index + 1)
-    in_file, here = counts
-    differing = [path for path in in_file if here.get(path, in_file[path]) != in_file[path]]
-    if not differing:
-        return ""
-    path = differing[0]
-    return _("its last block is {path}.{last}, and that of this model {path}.{here}; ").format(
-        path=path, last=in_file[path] - 1, here=here[path] - 1
-    )
-
-
-def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """List what is wrong with the names, shapes and dtypes of an adapter's tensors.
-
-    PEFT may store weights of the base with an adapter, and a weight that embedding and head share twice; a tensor equal
-    to such a weight is not listed. If `model` is on the meta device, a tensor of the right name and shape counts as
-    equal.
-
-    Args:
-        model: the base.
-        expected: the tensors that an adapter of this config has for this model.
-        found: the tensors in the file.
-    """
-    surplus = [key for key in found if key not in expected]
-    owners = dict(base_modules(model)) if surplus else {}
-    shared = shared_parameters(model) if surplus else {}
-    return [
-        *shape_problems({key: tensor.shape for key, tensor in expected.items()}, found),
-        *(
-            _("{name} is not part of the adapter").format(name=key)
-            for key in surplus
-            if not _is_copy(owners, shared, expected, found, key)
-        ),
-        *(
-            _("{name} holds numbers of the type {dtype}, expected {expected}").format(
-                name=key, dtype=found[key].dtype, expected=tensor.dtype
-            )
-            for key, tensor in expected.items()
-            if key in found and _kind(found[key]) != _kind(tensor)
-        ),
-    ]
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """List the tensors that hold infinities or NaN, a sentence each."""
-    # `torch.isfinite` does not support 8-bit floating-point numbers.
-    comparable = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}
-    return [
-        _("{name} is not finite").format(name=key)
-        for key, tensor in comparable.items()
-        if not torch.isfinite(tensor).all()
-    ]
-
-
-def _computing_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of adapter_config.json on which the result depends."""
-    return {name: value for name, value in fields.items() if name not in _NAMES}
-
-
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()
-
-
-def _is_copy(
-    owners: Mapping[str, nn.Module],
-    shared: Mapping[str, list[str]],
-    expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    key: str,
-) -> bool:
-    """Return whether a tensor of a file is a weight of the base, or one of the adapter under another of its names.
-
-    Args:
-        owners: the modules of the base, by name.
-        shared: the names of its shared parameters.
-        expected: the tensors of the adapter.
-        found: the tensors of the file.
-        key: the name of one of them.
-    """
-    name, tensor = base_name(key), found[key]
-    path, _dot, attribute = name.rpartition(".")
-    owner = owners.get(path)
-    weight = owner._parameters.get(attribute) if owner is not None else None
-    if weight is None or weight.shape != tensor.shape:
-        return False
-    if weight.is_meta or equal_when_rounded(weight, tensor):
-        return True
-    others = {other for one in shared.get(name, ()) for other in parameter_keys(one)}
-    return any(torch.equal(found[other], tensor) for other in others & expected.keys() & found.keys())
-
-
-def _other_format(path: Path) -> str:
-    """Tell from its first bytes what a file is instead of safetensors; empty if that is unknown."""
-    try:
-        with path.open("rb") as file:
-            first_bytes = file.read(64)
-    except OSError:
-        return ""
-    found = next((what for start, what in _OTHER_FORMATS.items() if first_bytes.lstrip().startswith(start)), None)
-    return _(found) if found else ""
 
 
 def _warn_of_another_name(model: nn.Module, folder: Path) -> None:

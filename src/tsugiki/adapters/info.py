@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.adapters.format import adapter_weight_files, map_weights, read_adapter_config, read_base, read_peft_config
+from tsugiki.adapters.files import adapter_weight_files, map_weights, read_adapter_config, read_base, read_peft_config
 from tsugiki.adapters.lora_weights import parameter_factors, parse_tensors
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.errors import TsugikiError, summarise_list

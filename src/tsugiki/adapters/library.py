@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from tsugiki.adapters.format import adapter_weight_files
+from tsugiki.adapters.files import adapter_weight_files
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.adapters.vocabulary import tokenizer_files

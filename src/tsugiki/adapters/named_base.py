@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tsugiki.adapters.format import read_base
+from tsugiki.adapters.files import read_base
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json

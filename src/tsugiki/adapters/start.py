@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.format import load_tensors, read_adapter_config, read_weights, refuse_another_base
+from tsugiki.adapters.files import read_adapter_config, read_weights
+from tsugiki.adapters.format import load_tensors, refuse_another_base
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_FILE

@@ -7,15 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from tsugiki.adapters.format import (
-    map_weights,
-    misfits,
-    not_finite,
-    read_adapter_config,
-    read_base,
-    read_peft_config,
-    read_weights,
-)
+from tsugiki.adapters.files import map_weights, read_adapter_config, read_base, read_peft_config, read_weights
+from tsugiki.adapters.fit import misfits, not_finite
 from tsugiki.adapters.lora_weights import parse_tensors
 from tsugiki.base.identity import BaseIdentity, named_identity, why_different
 from tsugiki.base.loading import load_meta_model

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsugiki.adapters.format import read_adapter_config, read_base
+from tsugiki.adapters.files import read_adapter_config, read_base
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
 from tsugiki.lora.config import LoraConfig

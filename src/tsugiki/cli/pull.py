@@ -18,7 +18,7 @@ def pull_command(
     Only the files of an adapter are downloaded, never pickled weights. The adapter is added to the library only if it
     is complete.
     """
-    from tsugiki.adapters.format import read_base
+    from tsugiki.adapters.files import read_base
     from tsugiki.adapters.library import check_name, library_folder
     from tsugiki.cli.tables import say_next
     from tsugiki.errors import TsugikiError

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from tsugiki.adapters.format import read_base, read_peft_config
+from tsugiki.adapters.files import read_base, read_peft_config
 from tsugiki.adapters.lora_weights import LoraWeights, parameter_factors, read_lora_weights
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from tsugiki.adapters.format import read_config_fields
+from tsugiki.adapters.files import read_config_fields
 from tsugiki.adapters.verify import find_problems
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_folder

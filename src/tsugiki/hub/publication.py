@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from tsugiki.adapters.format import map_weights, read_base, read_config_fields, with_digests
+from tsugiki.adapters.files import map_weights, read_base, read_config_fields, with_digests
 from tsugiki.adapters.metadata import Metadata, read_metadata
 from tsugiki.adapters.verify import check_adapter
 from tsugiki.adapters.vocabulary import tokenizer_files

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tsugiki.adapters.format import read_peft_config, read_weights
+from tsugiki.adapters.files import read_peft_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.metadata import Provenance, read_metadata

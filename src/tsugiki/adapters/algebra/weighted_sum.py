@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.algebra.combine import weights_or_ones
 from tsugiki.adapters.algebra.matrices import concatenate
-from tsugiki.adapters.format import read_adapter, read_peft_config
+from tsugiki.adapters.files import read_peft_config
+from tsugiki.adapters.format import read_adapter
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.chat_template import saved_chat_template
-from tsugiki.adapters.format import map_weights
+from tsugiki.adapters.files import map_weights
 from tsugiki.adapters.merge.quantized import QuantizedWeight, quantized_weight, unsupported_format
 from tsugiki.adapters.vocabulary import words_for
 from tsugiki.base.loading import load_model, placeholder_model

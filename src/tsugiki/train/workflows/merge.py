@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
-from tsugiki.adapters.format import read_config_fields
+from tsugiki.adapters.files import read_config_fields
 from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, quantization_loss, write_merged
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, source_adapter, write_metadata
 from tsugiki.base.identity import named_identity

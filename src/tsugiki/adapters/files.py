@@ -1,0 +1,248 @@
+"""The files in an adapter's folder (see `adapters.format`): their names, and how they are read and written."""
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tsugiki.adapters.metadata import (
+    BaseReference,
+    Digests,
+    Metadata,
+    read_metadata,
+    settings_digest,
+    write_metadata,
+)
+from tsugiki.base.resolve import split_revision
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.digests import file_sha256
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
+from tsugiki.io.json import read_json, write_json
+from tsugiki.language import _, marked
+from tsugiki.methods.method import MERGE_WITH_PEFT
+from tsugiki.methods.peft_keys import without_duplicates
+from tsugiki.methods.table import FORMATS, format_of
+
+_PART = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
+COMMON_FIELDS = frozenset(
+    {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
+)
+"""Fields of adapter_config.json that are the same for all methods."""
+_NAMES = COMMON_FIELDS - {"peft_type"}
+"""Those on which the result does not depend."""
+_OTHER_FORMATS = {
+    b"version https://git-lfs": marked("it is a pointer of Git LFS; fetch the file itself (git lfs pull)"),
+    b"PK\x03\x04": marked("it is a zip archive, as torch.save writes, not safetensors"),
+    b"\x80\x02": marked("it is a pickle, not safetensors"),
+    b"GGUF": marked("it is a GGUF file, not safetensors"),
+    b"<!": marked("it is an HTML page, not safetensors"),
+    b"<html": marked("it is an HTML page, not safetensors"),
+}
+"""First bytes of files that are mistaken for safetensors -> what they are."""
+
+
+def read_adapter_config(folder: Path) -> Any:
+    """Read the settings of an adapter from its adapter_config.json and tsugiki.json.
+
+    Returns:
+        An instance of the config class of the adapter's method.
+
+    Raises:
+        TsugikiError: a file is missing or not JSON, the files do not belong together, the method is not supported, or a
+            field would change the result and is not supported.
+    """
+    config = read_peft_config(folder)
+    extra = dict(read_metadata(folder).method_config)
+    extra_settings = format_of(config).extra_settings
+    if extra_settings is None or not extra:
+        return config
+    try:
+        complete = dataclasses.replace(config, **extra)
+    except (TsugikiError, TypeError, ValueError) as error:
+        raise TsugikiError(
+            _("{path}: method_config: {error}").format(path=folder / METADATA_FILE, error=error_text(error))
+        ) from error
+    if extra_settings(complete) != extra:
+        raise TsugikiError(
+            _("{path}: method_config has other settings than those that Tsugiki writes").format(
+                path=folder / METADATA_FILE
+            )
+        )
+    return complete
+
+
+def read_peft_config(folder: Path) -> Any:
+    """Read the settings in adapter_config.json alone, which describe the file's tensors as PEFT reads them.
+
+    Raises:
+        TsugikiError: as for `read_adapter_config`.
+    """
+    path = folder / ADAPTER_CONFIG_FILE
+    fields, metadata = read_config_fields(folder), read_metadata(folder)
+    if metadata.digests and metadata.digests.settings != settings_digest(_computing_fields(fields), metadata):
+        raise TsugikiError(
+            _(
+                "{path} and {file} do not belong together: one of them is damaged, or was changed; restore it, or "
+                "remove {file}"
+            ).format(path=path, file=METADATA_FILE)
+        )
+    adapter_format = FORMATS.get(str(fields.get("peft_type")))
+    if adapter_format is None:
+        raise TsugikiError(
+            _("{path}: peft_type {kind} is not supported; it must be one of {known}; {hint}").format(
+                path=path,
+                kind=error_text(repr(fields.get("peft_type")), 40),
+                known=", ".join(FORMATS),
+                hint=_(MERGE_WITH_PEFT),
+            )
+        )
+    try:
+        return adapter_format.from_json({key: value for key, value in fields.items() if key not in COMMON_FIELDS})
+    except (TsugikiError, RecursionError) as error:
+        raise TsugikiError(f"{path}: {error_text(error)}") from error
+
+
+def read_base(folder: Path) -> BaseReference:
+    """Read which base an adapter was trained on.
+
+    Raises:
+        TsugikiError: the folder holds no adapter, or a file is broken.
+    """
+    fields = read_config_fields(folder)
+    name, revision = fields.get("base_model_name_or_path") or None, fields.get("revision")
+    if name and isinstance(revision, str) and revision not in ("", "main"):
+        name = f"{name}@{revision}"
+    return read_metadata(folder).base.model_copy(update={"name": name})
+
+
+def read_config_fields(folder: Path) -> dict[str, Any]:
+    """Read all fields of adapter_config.json without interpreting them.
+
+    Raises:
+        TsugikiError: there is no such file, it does not hold a JSON object, or a name in it is no text.
+    """
+    path = folder / ADAPTER_CONFIG_FILE
+    if not path.is_file():
+        raise TsugikiError(
+            _("no adapter in {folder}: it has no {file}").format(folder=folder, file=ADAPTER_CONFIG_FILE)
+        )
+    fields = read_json(path)
+    for name in ("base_model_name_or_path", "task_type"):
+        if not isinstance(fields.get(name), str | None):
+            raise TsugikiError(
+                _("{path}: {name} is {value}; it must be a text").format(
+                    path=path, name=name, value=error_text(repr(fields[name]), 40)
+                )
+            )
+    return fields
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the tensors of an adapter by their names in the file, which is compared with its digest in tsugiki.json.
+
+    Raises:
+        TsugikiError: there is no file of weights, it is broken, or it is not the one that was saved.
+    """
+    tensors, digests = map_weights(folder), read_metadata(folder).digests
+    if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
+        raise TsugikiError(
+            _(
+                "{path} is not the file that was saved with {file}: it is damaged, or was replaced; restore it, or "
+                "remove {file}"
+            ).format(path=folder / ADAPTER_FILE, file=METADATA_FILE)
+        )
+    return tensors
+
+
+def map_weights(folder: Path) -> dict[str, Tensor]:
+    """Map the tensors of an adapter into memory, by their names in the file, without reading their values.
+
+    Raises:
+        TsugikiError: there is no file of weights, or it is broken.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in adapter_weight_files(folder):
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise TsugikiError(
+                _("{path} is broken: {reason}").format(path=path, reason=_other_format(path) or error)
+            ) from error
+    return without_duplicates(tensors)
+
+
+def adapter_weight_files(folder: Path) -> list[Path]:
+    """Return the files of an adapter's weights: one, or those into which transformers has split a large adapter.
+
+    Raises:
+        TsugikiError: there is none, or some are missing.
+    """
+    path = folder / ADAPTER_FILE
+    if path.is_file():
+        return [path]
+    parts = {int(found[1]): found for one in folder.glob("adapter_model-*") if (found := _PART.fullmatch(one.name))}
+    if parts:
+        missing = [number for number in range(1, int(next(iter(parts.values()))[2]) + 1) if number not in parts]
+        if missing:
+            raise TsugikiError(
+                _("{folder} has part of an adapter's weights; part {part} is missing").format(
+                    folder=folder, part=missing[0]
+                )
+            )
+        return [folder / parts[number].string for number in sorted(parts)]
+    pickled = path.with_name("adapter_model.bin")
+    hint = _("; {name} is a pickle, which is not loaded").format(name=pickled.name) if pickled.is_file() else ""
+    raise TsugikiError(_("no adapter weights: {path} is missing{hint}").format(path=path, hint=hint))
+
+
+def write_adapter_files(
+    folder: Path, tensors: Mapping[str, Tensor], fields: Mapping[str, Any], metadata: Metadata
+) -> None:
+    """Write the three files of an adapter into a folder that exists.
+
+    Args:
+        folder: usually a temporary one (see `io.atomic`).
+        tensors: the trained tensors by their names in the file.
+        fields: the fields of adapter_config.json but for the base's name.
+        metadata: the content of tsugiki.json, to which the digests are added.
+
+    Raises:
+        TsugikiError: a file cannot be written.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    name, revision = split_revision(metadata.base.name or "")
+    common = {"base_model_name_or_path": name or None, "revision": revision, "inference_mode": True}
+    write_json(folder / ADAPTER_CONFIG_FILE, {**common, **fields})
+    # Read again, because what is written may differ: lone surrogates become question marks.
+    write_metadata(folder, with_digests(metadata, folder / ADAPTER_FILE, read_config_fields(folder)))
+    # safetensors makes files that only their owner can read.
+    shutil.copymode(folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_FILE)
+
+
+def with_digests(metadata: Metadata, weights: Path, fields: Mapping[str, Any]) -> Metadata:
+    """Return the metadata with the digests of a file of weights and of the fields of adapter_config.json."""
+    digests = Digests(weights=file_sha256(weights), settings=settings_digest(_computing_fields(fields), metadata))
+    return metadata.model_copy(update={"digests": digests})
+
+
+def _computing_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of adapter_config.json on which the result depends."""
+    return {name: value for name, value in fields.items() if name not in _NAMES}
+
+
+def _other_format(path: Path) -> str:
+    """Tell from its first bytes what a file is instead of safetensors; empty if that is unknown."""
+    try:
+        with path.open("rb") as file:
+            first_bytes = file.read(64)
+    except OSError:
+        return ""
+    found = next((what for start, what in _OTHER_FORMATS.items() if first_bytes.lstrip().startswith(start)), None)
+    return _(found) if found else ""
