@@ -1,5 +1,7 @@
 """The training loop: compared with a plain loop in PEFT's terms, and its losses, logs and errors."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.train.config import RunConfig
 from tsugiki.train.loop import Callback, TrainingLoop
-from tsugiki.train.prepare_loop import prepare_loop
+from tsugiki.train.prepare_loop import linear_share, prepare_loop
 from tsugiki.train.processes import start_accelerator
 from tsugiki.train.run import train
 
@@ -108,6 +110,25 @@ def test_a_callback_can_end_the_run():
 def test_a_schedule_that_is_unknown_or_depends_on_evaluations_is_refused(changes: dict[str, Any], fact: str):
     with pytest.raises(TsugikiError, match=fact):
         loop_of(**changes)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 7), (3, 7), (7, 7), (9, 7)])
+def test_the_default_schedule_is_that_of_transformers(warmup: int, steps: int):
+    from transformers import get_scheduler
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    theirs = get_scheduler("linear", torch.optim.SGD([weight], lr=1.0), warmup, steps)
+    ours = [linear_share(step, warmup=warmup, steps=steps) for step in range(steps + 2)]
+    assert ours == [theirs.lr_lambdas[0](step) for step in range(steps + 2)]
+
+
+def test_a_run_does_not_import_peft(tmp_path: Path):
+    program = (
+        "import sys; from tests.runs import run_config; from tsugiki.train.run import train; from pathlib import Path; "
+        "train(run_config(Path(sys.argv[1]))); print([m for m in ('peft', 'bitsandbytes') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
 
 
 def test_a_tracker_gets_the_losses(tmp_path: Path):

@@ -184,9 +184,11 @@ def _schedule(optimizer: torch.optim.Optimizer, config: ResolvedConfig, steps: i
     Raises:
         TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
     """
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
+    if config.lr_scheduler_type == "linear":  # the default, without what transformers' schedules import
+        return LambdaLR(optimizer, partial(linear_share, warmup=warmup, steps=steps))
     from transformers import get_scheduler  # imports PEFT and bitsandbytes where they are installed: seconds
 
-    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
     decay = config.decay_steps or math.ceil((config.decay_ratio or 0) * steps)
     options = {"num_decay_steps": decay, "decay_type": "linear"} if decay else None
     try:
@@ -200,3 +202,10 @@ def _schedule(optimizer: torch.optim.Optimizer, config: ResolvedConfig, steps: i
             )
         )
     return schedule
+
+
+def linear_share(step: int, *, warmup: int, steps: int) -> float:
+    """Return the share of the learning rate at a step, from 0: transformers' schedule "linear"."""
+    if step < warmup:
+        return step / max(1, warmup)
+    return max(0.0, (steps - step) / max(1, steps - warmup))
