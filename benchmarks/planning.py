@@ -1,7 +1,7 @@
 """Compare planned with measured peak memory and time: `python -m benchmarks.planning --out FOLDER`.
 
-Shapes of 7 M to 135 M parameters with random weights (and the embedded model) train for some steps, each in a process
-of its own, with every dtype of the base and with and without recomputation. `tsugiki plan` has planned each before, in
+Ten shapes of 7 million to 1.7 billion parameters with random weights (and the embedded model) train for some steps, each in
+a process of its own, with every dtype of the base and with and without recomputation. `tsugiki plan` has planned each before, in
 another process. Peak memory is `peak_memory` of run.json, time is the time of its steps. Run it on a quiet machine.
 """
 
@@ -48,6 +48,46 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 49_152,
         "tie_word_embeddings": True,
     },
+    "gpt2-124m": {"model_type": "gpt2"},
+    "gemma3-270m": {
+        "model_type": "gemma3_text",
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "vocab_size": 262_144,
+    },
+    "qwen2.5-0.5b": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+    "llama-1.1b": {  # TinyLlama
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32_000,
+    },
+    "llama-1.7b": {  # SmolLM2
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
+    },
 }
 """Settings of the configs."""
 
@@ -58,7 +98,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a new folder for models, runs and results.json")
     parser.add_argument("--shapes", nargs="+", default=["embedded", *SHAPES])
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "int8", "nf4"])
+    parser.add_argument("--recompute", nargs="+", default=["none", "blocks"])
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--block-size", type=int, default=512)
     options = parser.parse_args()
     options.out.mkdir(parents=True)
     text = options.out / "text.txt"
@@ -69,9 +111,9 @@ def main() -> None:
     for shape in options.shapes:
         model = shape if shape == "embedded" else _save(shape, options.out / shape)
         for dtype in options.dtypes:
-            for recompute in ("none", "blocks"):
+            for recompute in options.recompute:
                 run = options.out / f"{shape}-{dtype}-{recompute}"
-                result = _measure(model, dtype, recompute, text, run, options.steps)
+                result = _measure(model, dtype, recompute, text, run, options.steps, options.block_size)
                 results.append({"shape": shape, "base_dtype": dtype, "recompute": recompute, **result})
                 planned, measured = result["planned_bytes"], result["measured_bytes"]
                 print(
@@ -94,10 +136,10 @@ def _save(shape: str, folder: Path) -> str:
     return str(folder)
 
 
-def _measure(model: str, dtype: str, recompute: str, text: Path, run: Path, steps: int) -> dict[str, Any]:
+def _measure(model: str, dtype: str, recompute: str, text: Path, run: Path, steps: int, tokens: int) -> dict[str, Any]:
     """Plan and train, and return the planned and the measured figures of one way to run."""
     arguments = ["--model", model, "--data", str(text), "--base-dtype", dtype, "--recompute", recompute]
-    arguments += ["--max-steps", str(steps), "--batch-size", "4", "--validation", "none", "--learning-rate", "1e-4"]
+    arguments += ["--block-size", str(tokens), "--max-steps", str(steps), "--batch-size", "4", "--validation", "none", "--learning-rate", "1e-4"]
     command = [sys.executable, "-m", "tsugiki"]
     planned = json.loads(subprocess.run([*command, "plan", *arguments, "--json"], capture_output=True).stdout)
     run_flags = ["--out", str(run), "--held-out-characters", "500"]
