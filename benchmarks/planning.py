@@ -1,8 +1,8 @@
 """Compare planned with measured peak memory and time: `python -m benchmarks.planning --out FOLDER`.
 
-Ten shapes of 7 million to 1.7 billion parameters with random weights (and the embedded model) train for some steps, each in
-a process of its own, with every dtype of the base and with and without recomputation. `tsugiki plan` has planned each before, in
-another process. Peak memory is `peak_memory` of run.json, time is the time of its steps. Run it on a quiet machine.
+Ten shapes of 7 million to 1.7 billion parameters (the embedded model, and others with random weights) train for some
+steps, each in a process of its own. `tsugiki plan` has planned each before, in another process. Peak memory is
+`peak_memory` of run.json, time is the time of its steps. Run it on a quiet machine.
 """
 
 import argparse
@@ -139,7 +139,18 @@ def _save(shape: str, folder: Path) -> str:
 def _measure(model: str, dtype: str, recompute: str, text: Path, run: Path, steps: int, tokens: int) -> dict[str, Any]:
     """Plan and train, and return the planned and the measured figures of one way to run."""
     arguments = ["--model", model, "--data", str(text), "--base-dtype", dtype, "--recompute", recompute]
-    arguments += ["--block-size", str(tokens), "--max-steps", str(steps), "--batch-size", "4", "--validation", "none", "--learning-rate", "1e-4"]
+    arguments += [
+        "--block-size",
+        str(tokens),
+        "--max-steps",
+        str(steps),
+        "--batch-size",
+        "4",
+        "--validation",
+        "none",
+        "--learning-rate",
+        "1e-4",
+    ]
     command = [sys.executable, "-m", "tsugiki"]
     planned = json.loads(subprocess.run([*command, "plan", *arguments, "--json"], capture_output=True).stdout)
     run_flags = ["--out", str(run), "--held-out-characters", "500"]

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from tsugiki.base import integer_products, nf4
+from tsugiki.base import decoded_layer, integer_products, nf4
 from tsugiki.base.int8 import plain_input_gradient, plain_product
 from tsugiki.base.integer_products import exact_integers
 from tsugiki.base.nf4 import Nf4Linear, decode, encode, plain_levels
 from tsugiki.lora.frozen_layer import QuantizedLinear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-needs_integers = pytest.mark.skipif(not nf4._integers_pay(torch.zeros(2, 2)), reason="floats are multiplied here")
+needs_integers = pytest.mark.skipif(
+    not decoded_layer.integers_pay(torch.zeros(2, 2)), reason="floats are multiplied here"
+)
 
 
 def _weight(out: int = 40, into: int = 128) -> Tensor:
@@ -102,8 +104,8 @@ def test_both_products_equal_the_plain_ones(dtype: torch.dtype, bias: bool, out:
 def test_products_in_floats_equal_those_with_the_dequantised_weight(
     dtype: torch.dtype, into: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(nf4, "_integers_pay", lambda x: False)
-    monkeypatch.setattr(nf4, "CHANNELS", 16)
+    monkeypatch.setattr(decoded_layer, "integers_pay", lambda x: False)
+    monkeypatch.setattr(decoded_layer, "CHANNELS", 16)
     torch.manual_seed(1)
     layer = _layer(40, into)
     x, dy = torch.randn(6, into).to(dtype), torch.randn(6, 40).to(dtype)
@@ -118,7 +120,7 @@ def test_products_in_floats_equal_those_with_the_dequantised_weight(
 def test_results_do_not_depend_on_the_tiles_and_pieces(monkeypatch: pytest.MonkeyPatch):
     layer, x, dy = _layer(37), torch.randn(9, 128), torch.randn(9, 37)
     expected = layer.product(x)
-    monkeypatch.setattr(nf4, "CHANNELS", 16)
+    monkeypatch.setattr(decoded_layer, "CHANNELS", 16)
     monkeypatch.setattr("tsugiki.base.int8.CHANNELS", 16)
     monkeypatch.setattr(integer_products, "_ROWS", 4)
     monkeypatch.setattr(nf4, "_PIECE", 100)

@@ -9,24 +9,21 @@
 So a row of `in` numbers takes 4 + 8/64 + 32/in bits a number. The codes are those of bitsandbytes, which divides each
 block by its exact largest absolute value. Its double quantisation stores these values in 8 bits as well, relative to
 their mean; here they are relative to the row, so that a block's value and a byte of codes are together the index of two
-levels in one table of 65,536 entries. The levels are 8-bit integers, so the products are those of `integer_products`:
-a tile of channels is decoded into a buffer, multiplied, and overwritten by the next one.
+levels in one table of 65,536 entries. The levels are 8-bit integers; see `decoded_layer` for the products.
 
 A width that is no multiple of 64 is filled up with zeros, which take memory and change no result.
 
-`plain_levels` is the definition of the levels. Where integer products do not pay (on processors with AMX, on
-accelerators) or are not exact, the levels are decoded into floats and multiplied by their scales.
+`plain_levels` is the definition of the levels.
 """
 
-from collections.abc import Iterator
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.base import integer_products
-from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, own_float, split
+from tsugiki.base.decoded_layer import DecodedLayer
+from tsugiki.base.integer_products import CHANNELS, own_float, split
 from tsugiki.base.quantized_layer import QuantizedLayer
 
 BLOCK = 64
@@ -43,7 +40,7 @@ _PAIRS = {torch.int8: torch.int16, torch.bfloat16: torch.int32, torch.float16: t
 """The integer dtype with the size of two numbers, so that one look-up copies both."""
 
 
-class Nf4Linear(QuantizedLayer):
+class Nf4Linear(DecodedLayer):
     """A frozen linear layer in 4 bits.
 
     Attributes:
@@ -75,12 +72,8 @@ class Nf4Linear(QuantizedLayer):
         return layer
 
     def _hold(self, packed: Tensor, blocks: Tensor, scale: Tensor) -> None:
-        with torch.no_grad():
-            tiles = zip(split(packed, CHANNELS), split(blocks, CHANNELS), strict=True)
-            means = torch.stack([decode(p, m, torch.int8).float().mean(0) for p, m in tiles])
-        self.packed, self.blocks, self.scale, self.means = (
-            nn.Parameter(t, requires_grad=False) for t in (packed, blocks, scale, means)
-        )
+        self.packed, self.blocks, self.scale = (nn.Parameter(t, requires_grad=False) for t in (packed, blocks, scale))
+        self.means = nn.Parameter(self.mean_levels(), requires_grad=False)
 
     @staticmethod
     def stored_bytes(out_features: int, in_features: int) -> int:
@@ -88,48 +81,18 @@ class Nf4Linear(QuantizedLayer):
         blocks, groups = -(-in_features // BLOCK), -(-out_features // CHANNELS)
         return out_features * blocks * (BLOCK // 2 + 1) + 4 * out_features + 4 * groups * blocks * BLOCK
 
-    def dequantize(self) -> Tensor:
-        """Return the exact weight that the quantised values stand for, float32 [out, in]."""
-        levels = decode(self.packed, self.blocks, torch.float32)
-        return levels.mul_(self.scale[:, None])[:, : self.in_features].contiguous()
-
-    def product(self, x: Tensor) -> Tensor:
-        """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
-        x = F.pad(x, (0, self._padding)) if self._padding else x
-        if _integers_pay(x):
-            return integer_products.product(x, self._tiles(torch.int8), self.bias, self.out_features)
-        y = x.new_empty(len(x), self.out_features)
-        with torch.no_grad():
-            start = 0
-            for levels, scale in self._tiles(x.dtype):
-                channels = slice(start, start + len(levels))
-                bias = None if self.bias is None else self.bias[channels].to(x.dtype)
-                y[:, channels] = F.linear(x, levels.mul_(scale[:, None]), bias)
-                start = channels.stop
-        return y
-
-    def input_gradient(self, dy: Tensor) -> Tensor:
-        """Return the gradient of `product` in x, [rows, in], for dy [rows, out] of any float dtype."""
-        width = self.in_features + self._padding
-        if _integers_pay(dy):
-            dx = integer_products.input_gradient(dy, self._tiles(torch.int8), self.means, width)
-        else:
-            dx = dy.new_zeros(len(dy), width)
-            tiles = zip(split(dy, CHANNELS, 1), self._tiles(dy.dtype), strict=True)
-            for part, (levels, scale) in tiles:
-                dx.addmm_(part, levels.mul_(scale[:, None]))
-        return dx[:, : self.in_features].contiguous()
-
     @property
-    def _padding(self) -> int:
-        return -self.in_features % BLOCK
+    def padded_width(self) -> int:
+        """The numbers of a decoded row: a multiple of 64."""
+        return self.packed.shape[1] * 2
 
-    def _tiles(self, dtype: torch.dtype) -> Iterator[Tile]:
-        """Yield the levels of some channels at a time, in `dtype`, and their scales; each overwrites the one before."""
-        parts = [split(t, CHANNELS) for t in (self.packed, self.blocks, self.scale)]
-        buffer = torch.empty(len(parts[0][0]), self.in_features + self._padding, dtype=dtype, device=self.scale.device)
-        for packed, blocks, scale in zip(*parts, strict=True):
-            yield decode(packed, blocks, dtype, out=buffer[: len(packed)]), scale
+    def decode_levels(self, channels: slice, out: Tensor) -> None:
+        """Write the levels of some output channels to `out`, int8 [channels, padded]."""
+        decode(self.packed[channels], self.blocks[channels], torch.int8, out)
+
+    def decode_weight(self, channels: slice, out: Tensor) -> None:
+        """Write the weight of some output channels to `out`, [channels, padded] of a float dtype."""
+        decode(self.packed[channels], self.blocks[channels], out.dtype, out).mul_(self.scale[channels, None])
 
 
 def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,8 +188,3 @@ def _codes_by_upper_half(device: torch.device) -> tuple[Tensor, Tensor]:
     lowest, highest = torch.bucketize(ends.nan_to_num(0), middles).sort(0).values
     bounds = torch.where(highest > lowest, torch.cat([middles, middles[-1:]])[lowest], torch.inf)
     return lowest.to(torch.uint8).to(device), bounds.to(device)
-
-
-def _integers_pay(x: Tensor) -> bool:
-    """Whether products of these rows are faster in integers: AMX multiplies bfloat16 about as fast (docs/log.md)."""
-    return has_exact_product(x) and not torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,91 @@
+"""A frozen linear layer of few bits, which are decoded for each product, some output channels at a time.
+
+    codes of a tile ──> int8 levels, or floats, in a buffer ──> product ──> the next tile overwrites the buffer
+
+With integers, the products are those of `integer_products`. Where they do not pay (on processors with AMX, on
+accelerators) or are not exact, the codes are decoded into floats of the dtype of the activations.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tsugiki.base import integer_products
+from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, split
+from tsugiki.base.quantized_layer import QuantizedLayer
+
+
+class DecodedLayer(QuantizedLayer):
+    """A subclass defines `decode_levels`, `decode_weight` and `padded_width`, and has `scale` and `means`."""
+
+    @property
+    def padded_width(self) -> int:
+        """The numbers of a decoded row: `in_features`, and zeros that fill up its last block."""
+        return self.in_features
+
+    def decode_levels(self, channels: slice, out: Tensor) -> None:
+        """Write the integers w of some output channels, where W ≈ scale · w, to `out`, int8 [channels, padded]."""
+        raise NotImplementedError
+
+    def decode_weight(self, channels: slice, out: Tensor) -> None:
+        """Write the weight of some output channels to `out`, [channels, padded] of a float dtype."""
+        raise NotImplementedError
+
+    def dequantize(self) -> Tensor:
+        """Return the exact weight that the quantised values stand for, float32 [out, in]."""
+        weight = torch.empty(self.out_features, self.padded_width, device=self.scale.device)
+        self.decode_weight(slice(0, self.out_features), weight)
+        return weight[:, : self.in_features].contiguous()
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
+        x = F.pad(x, (0, self.padded_width - self.in_features)) if self.padded_width > self.in_features else x
+        if integers_pay(x):
+            return integer_products.product(x, self._level_tiles(), self.bias, self.out_features)
+        y = x.new_empty(len(x), self.out_features)
+        with torch.no_grad():
+            for channels, weight in self._weight_tiles(x.dtype):
+                bias = None if self.bias is None else self.bias[channels].to(x.dtype)
+                y[:, channels] = F.linear(x, weight, bias)
+        return y
+
+    def input_gradient(self, dy: Tensor) -> Tensor:
+        """Return the gradient of `product` in x, [rows, in], for dy [rows, out] of any float dtype."""
+        if integers_pay(dy):
+            dx = integer_products.input_gradient(dy, self._level_tiles(), self.means, self.padded_width)
+        else:
+            dx = dy.new_zeros(len(dy), self.padded_width)
+            for channels, weight in self._weight_tiles(dy.dtype):
+                dx.addmm_(dy[:, channels], weight)
+        return dx[:, : self.in_features].contiguous()
+
+    def mean_levels(self) -> Tensor:
+        """Return the mean row of the integers in each tile, float32 [tiles, padded], for `means`."""
+        with torch.no_grad():
+            return torch.stack([levels.float().mean(0) for levels, _ in self._level_tiles()])
+
+    def _level_tiles(self) -> Iterator[Tile]:
+        for channels, buffer in self._in_buffer(torch.int8):
+            self.decode_levels(channels, buffer)
+            yield buffer, self.scale[channels]
+
+    def _weight_tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        for channels, buffer in self._in_buffer(dtype):
+            self.decode_weight(channels, buffer)
+            yield channels, buffer
+
+    def _in_buffer(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the channels of each tile, and the part of one buffer that they are decoded into."""
+        sizes = [len(part) for part in split(self.scale, CHANNELS)]
+        buffer = torch.empty(max(sizes), self.padded_width, dtype=dtype, device=self.scale.device)
+        start = 0
+        for size in sizes:
+            yield slice(start, start + size), buffer[:size]
+            start += size
+
+
+def integers_pay(x: Tensor) -> bool:
+    """Whether products of these rows are faster in integers: AMX multiplies bfloat16 about as fast (docs/log.md)."""
+    return has_exact_product(x) and not torch.cpu._is_amx_tile_supported()
