@@ -55,7 +55,7 @@ class QuantizedLayer(nn.Module):
         """Return the exact weight that the quantised values stand for, float32 [out, in]."""
         raise NotImplementedError
 
-    def requantize(self, weight: Tensor) -> Self:
+    def requantize(self, weight: Tensor) -> "QuantizedLayer":
         """Return this layer with another weight [out, in], quantised; the bias is shared."""
         return type(self)(weight, self.bias, self.dtype)
 
