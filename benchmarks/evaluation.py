@@ -25,7 +25,7 @@ from tsugiki.bench.workload import Workload
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.train.automatic import ResolvedConfig
-from tsugiki.train.config import validated
+from tsugiki.train.config_files import validated
 from tsugiki.train.evaluation.evaluate import evaluate, read_windows
 from tsugiki.train.model import load_dtype, prepare_model
 from tsugiki.train.prepare_loop import prepare_loop

@@ -38,7 +38,7 @@ from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
 from tsugiki.train.automatic import ResolvedConfig
-from tsugiki.train.config import validated
+from tsugiki.train.config_files import validated
 from tsugiki.train.model import prepare_model
 from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.progress import RunProgress

@@ -24,7 +24,8 @@ from tsugiki.bench.hugging_face import StepBarrierCallback, with_peft
 from tsugiki.bench.table import markdown_table
 from tsugiki.bench.workload import StepBarrier
 from tsugiki.train.automatic import ResolvedConfig, total_steps
-from tsugiki.train.config import CHAPTER, validated
+from tsugiki.train.config import CHAPTER
+from tsugiki.train.config_files import validated
 from tsugiki.train.evaluation.evaluate import evaluate
 from tsugiki.train.model import prepare_model
 from tsugiki.train.preparation import PackedDataset

@@ -13,7 +13,8 @@ from typing import Any
 from benchmarks.figures import Figures
 from tsugiki.bench.table import markdown_table
 from tsugiki.report.formatting import format_change
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.config import RunConfig
+from tsugiki.train.config_files import validated
 from tsugiki.train.evaluation.result import StepEvaluation, change_of_bits
 from tsugiki.train.record import RunRecord, finished
 from tsugiki.train.resume import earlier_run

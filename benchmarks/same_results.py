@@ -23,7 +23,8 @@ from tsugiki.base.loading import load_model
 from tsugiki.bench.table import markdown_table
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.train.automatic import ResolvedConfig
-from tsugiki.train.config import CHAPTER, RunConfig, validated
+from tsugiki.train.config import CHAPTER, RunConfig
+from tsugiki.train.config_files import validated
 from tsugiki.train.model import prepare_model
 from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.progress import RunProgress

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tsugiki.data.columns import NO_COLUMNS
 from tsugiki.data.records import AssistantTurns, Message
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.config import RunConfig
+from tsugiki.train.config_files import validated
 
 if TYPE_CHECKING:
     from tsugiki.report.evaluations import Evaluations

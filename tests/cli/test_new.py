@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from tsugiki.cli.flags import settings_of
 from tsugiki.cli.settings_file import settings_text
-from tsugiki.train.config import RunConfig, load_config
+from tsugiki.train.config import RunConfig
+from tsugiki.train.config_files import load_config
 from tsugiki.train.workflows.pretrain_config import PretrainConfig
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from tests.robustness.mutations import VALUES, json_bytes, mutate_bytes, mutate_value
 from tsugiki.cli.flags import yaml_value
-from tsugiki.train.config import load_config
+from tsugiki.train.config_files import load_config
 from tsugiki.train.workflows.compare_config import load_comparison, load_sweep
 from tsugiki.train.workflows.pretrain_config import load_pretrain_config
 

@@ -15,7 +15,8 @@ from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.train.automatic import ResolvedConfig
-from tsugiki.train.config import CHAPTER, RunConfig, validated
+from tsugiki.train.config import CHAPTER, RunConfig
+from tsugiki.train.config_files import validated
 from tsugiki.train.model import load_dtype, prepare_model
 from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator

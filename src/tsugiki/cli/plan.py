@@ -30,7 +30,7 @@ def plan_command(
 
     Nothing is downloaded but the model's config. The exit status is 1 if nothing fits.
     """
-    from tsugiki.train.config import load_config
+    from tsugiki.train.config_files import load_config
 
     given = dict(settings)
     if config is None:

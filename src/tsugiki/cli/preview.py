@@ -21,7 +21,7 @@ def preview_command(
     """Show the first rows of a run, counts, and the time that it would take, without training."""
     from tsugiki.cli.checks import check_settings
     from tsugiki.cli.libraries import import_libraries
-    from tsugiki.train.config import load_config, read_yaml
+    from tsugiki.train.config_files import load_config, read_yaml
 
     check_settings({**(read_yaml(config) if config is not None else {}), **settings, "out": "preview"})
     import_libraries("tsugiki.train.run")

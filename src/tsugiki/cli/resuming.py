@@ -11,7 +11,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json
 from tsugiki.language import _
-from tsugiki.train.config import validated
+from tsugiki.train.config_files import validated
 
 Settings = TypeVar("Settings", bound=BaseModel)
 

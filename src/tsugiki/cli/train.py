@@ -69,7 +69,8 @@ def train_command(
     """Train an adapter, or a whole model, on texts."""
     from tsugiki.cli.checks import check_new_folder, check_settings
     from tsugiki.cli.resuming import go_to_working_directory, named_folder, resumed_settings
-    from tsugiki.train.config import CHAPTER, RunConfig, load_config, merged_settings, read_yaml
+    from tsugiki.train.config import CHAPTER, RunConfig
+    from tsugiki.train.config_files import load_config, merged_settings, read_yaml
 
     method_settings, preset = dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {}
     if print_config:

@@ -1,4 +1,4 @@
-"""The settings of a run, from a YAML file, from flags, or both.
+"""The settings of a run (`train.config_files` reads them from a YAML file and from flags).
 
 The text under a field is its help text on the command line (see `cli.flags`). Settings that are `auto` are chosen
 when a run starts (see `train.automatic`). This module is imported for `tsugiki train --help`, so it imports torch
@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -21,17 +20,14 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationError,
     model_validator,
 )
 
 from tsugiki.data.columns import parse_columns
 from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
-from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.io import yaml
-from tsugiki.io.file_names import DATA_SUFFIXES
-from tsugiki.language import _, marked
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 
 if TYPE_CHECKING:
@@ -224,38 +220,11 @@ class TrainingSettings(BaseModel):
         return set() if self.warmup_steps is None else {"warmup_ratio"}
 
 
-SEVERAL_TEXTS = marked("Give several texts by repeating --data, or as a pattern in quotes: --data 'texts/*.txt'")
 LORA_PLUS = "lora+"
 UNRECORDED_IF_UNSET = (
     "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
     "system",
 )  # fmt: skip
-_MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
-_UNION = re.compile(r"function-|constrained-|literal\[")
-"""Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""
-_PROBLEMS = {
-    "missing": marked("field required"),
-    "extra_forbidden": marked("unknown setting"),
-    "greater_than": marked("input should be greater than {gt}"),
-    "greater_than_equal": marked("input should be greater than or equal to {ge}"),
-    "less_than": marked("input should be less than {lt}"),
-    "less_than_equal": marked("input should be less than or equal to {le}"),
-    "literal_error": marked("input should be {expected}"),
-    "finite_number": marked("input should be a finite number"),
-    "int_type": marked("input should be a valid integer"),
-    "int_parsing": marked("input should be a valid integer"),
-    "int_from_float": marked("input should be a valid integer"),
-    "float_type": marked("input should be a valid number"),
-    "float_parsing": marked("input should be a valid number"),
-    "bool_type": marked("input should be true or false"),
-    "bool_parsing": marked("input should be true or false"),
-    "string_type": marked("input should be a text"),
-    "string_too_short": marked("input should not be empty"),
-    "dict_type": marked("input should be settings"),
-    "tuple_type": marked("input should be a list"),
-}
-"""The messages for pydantic's commonest types of errors."""
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def validate_method(name: str) -> str:
@@ -437,119 +406,6 @@ def _non_defaults(lora: LoraConfig) -> dict[str, Any]:
     defaults = LoraConfig()
     values = {field.name: getattr(lora, field.name) for field in fields(lora)}
     return {name: value for name, value in values.items() if value != getattr(defaults, name)}
-
-
-Settings = TypeVar("Settings", bound=BaseModel)
-
-
-def load_config(
-    path: Path | None,
-    overrides: dict[str, Any],
-    method_settings: Mapping[str, Any] = _NOTHING,
-    preset: Mapping[str, Any] = _NOTHING,
-) -> RunConfig:
-    """Read the settings of a run from a YAML file and from overrides.
-
-    The arguments are those of `merged_settings`.
-
-    Raises:
-        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
-    """
-    return validated(RunConfig, merged_settings(path, overrides, method_settings, preset), path)
-
-
-def merged_settings(
-    path: Path | None,
-    overrides: dict[str, Any],
-    method_settings: Mapping[str, Any] = _NOTHING,
-    preset: Mapping[str, Any] = _NOTHING,
-) -> dict[str, Any]:
-    """Return the settings in a YAML file, replaced by overrides. They are not validated.
-
-    Args:
-        path: the file; None: only the overrides.
-        overrides: settings that take precedence, nested as in the file.
-        method_settings: settings of the method, which belong to the section `lora` or `method_config` depending on it.
-        preset: other defaults, such as `CHAPTER`.
-
-    Raises:
-        TsugikiError: the file cannot be read, a section holds no settings, or a setting is fixed by the method.
-    """
-    from tsugiki.methods.table import METHODS
-
-    given = read_yaml(path) if path is not None else {}
-    settings = {**{name: value for name, value in preset.items() if name != "lora"}, **given}
-    method = METHODS.get(str(overrides.get("method", settings.get("method", "lora"))))
-    own = "lora" if method is not None and method.config is LoraConfig else "method_config"
-    overrides = {**overrides, own: {**overrides.get(own, {}), **method_settings}}
-    for section in ("lora", "method_config"):
-        inner = settings.pop(section, None) or {}
-        if not isinstance(inner, dict):
-            raise TsugikiError(
-                _("{path}: {section} is {inner}; it must contain settings, such as r: 8 in lora").format(
-                    path=path, section=section, inner=error_text(repr(inner), 100)
-                )
-            )
-        inner = {**(preset.get(section, {}) if section == own else {}), **inner, **overrides.pop(section, {})}
-        if method is not None and section == own:
-            method.check_fixed_settings(inner)
-        settings |= {section: inner} if inner else {}
-    return {**settings, **overrides}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the settings in a YAML file, without validating them.
-
-    Raises:
-        TsugikiError: the file cannot be read, is not YAML, or contains no settings.
-    """
-    if path.suffix.lower() in DATA_SUFFIXES and path.suffix.lower() != ".json":  # JSON is YAML as well
-        raise TsugikiError(_("{path} is no file of settings. {advice}").format(path=path, advice=_(SEVERAL_TEXTS)))
-    loaded = yaml.read_yaml(path)
-    if not isinstance(loaded, dict):
-        raise TsugikiError(
-            _("{path} holds no settings; it must contain at least model, data and out").format(path=path)
-        )
-    return loaded
-
-
-def validated(kind: type[Settings], settings: dict[str, Any], path: Path | None) -> Settings:
-    """Build a config from settings.
-
-    Args:
-        kind: the class of the config.
-        settings: the settings.
-        path: where they are from, for the error.
-
-    Raises:
-        TsugikiError: a setting is unknown, missing or invalid.
-    """
-    try:
-        return kind.model_validate(settings)
-    except ValidationError as error:
-        raise TsugikiError(f"{path or _('settings')}: {describe_problems(error)}") from error
-    except TsugikiError as error:  # from the config of a method
-        raise TsugikiError(f"{path or _('settings')}: {error_text(error, _MAX_LENGTH)}") from error
-
-
-def describe_problems(error: ValidationError) -> str:
-    """Return the first problems of a validation in one line, each with the name of its field."""
-    problems = []
-    for problem in error.errors():
-        if problem["type"] == "literal_error" and any(_UNION.match(str(part)) for part in problem["loc"]):
-            continue  # of a setting that is a number or `auto`; the problem of the number is listed
-        where = error_text(".".join(str(part) for part in problem["loc"] if not _UNION.match(str(part))), 100)
-        has_value = where and problem["type"] not in ("missing", "extra_forbidden")
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:] if where else message
-        if known := _PROBLEMS.get(problem["type"]):
-            message = _(known).format(**problem.get("ctx", {}))
-        if has_value:
-            message += _(" (got {value})").format(value=error_text(repr(problem["input"]), 100))
-        problems.append(f"{where}: {message}" if where else message)
-    left = len(problems) - _MAX_PROBLEMS
-    more = [_("and {count:,} more problems").format(count=left)] if left > 0 else []
-    return error_text("; ".join(problems[:_MAX_PROBLEMS] + more), _MAX_LENGTH)
 
 
 def argument_descriptions(docstring: str) -> Mapping[str, str]:

@@ -15,7 +15,8 @@ from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.train.config import RunConfig, load_config
+from tsugiki.train.config import RunConfig
+from tsugiki.train.config_files import load_config
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.run import train
 

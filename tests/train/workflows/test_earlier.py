@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.runs import counted_runs
 from tests.train.workflows.comparisons import SETTINGS, write
 from tsugiki import TsugikiError
-from tsugiki.train.config import load_config
+from tsugiki.train.config_files import load_config
 from tsugiki.train.record import RunRecord, read_record
 from tsugiki.train.run import train
 from tsugiki.train.workflows.compare import compare

@@ -37,7 +37,7 @@ def verify_command(
     from tsugiki.cli.tables import say
     from tsugiki.export.compatibility import incompatibilities
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.config import load_config
+    from tsugiki.train.config_files import load_config
     from tsugiki.train.verify_loaders import refusals_of_run
 
     home = library or library_folder()

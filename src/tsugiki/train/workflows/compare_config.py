@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.train.config import DataSetting, RunConfig, read_yaml, validated
+from tsugiki.train.config import DataSetting, RunConfig
+from tsugiki.train.config_files import read_yaml, validated
 
 _PER_METHOD = (
     *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio", "optimizer"),

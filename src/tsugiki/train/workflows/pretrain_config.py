@@ -6,15 +6,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tsugiki.dtypes import SaveDtype
-from tsugiki.train.config import (
-    MACHINE_SETTINGS,
-    NO_VALIDATION,
-    UNRECORDED_IF_UNSET,
-    RunConfig,
-    TrainingSettings,
-    read_yaml,
-    validated,
-)
+from tsugiki.train.config import MACHINE_SETTINGS, NO_VALIDATION, UNRECORDED_IF_UNSET, RunConfig, TrainingSettings
+from tsugiki.train.config_files import read_yaml, validated
 
 
 class TokenizerSettings(BaseModel):

@@ -23,7 +23,8 @@ from tsugiki.io.atomic import check_writable
 from tsugiki.io.locks import sole_use
 from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
-from tsugiki.train.config import STAGES, RunConfig, validated
+from tsugiki.train.config import STAGES, RunConfig
+from tsugiki.train.config_files import validated
 from tsugiki.train.evaluation.evaluate import Window
 from tsugiki.train.processes import require_one_process
 from tsugiki.train.progress import RunProgress
