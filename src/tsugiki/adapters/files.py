@@ -21,7 +21,7 @@ from tsugiki.adapters.metadata import (
 )
 from tsugiki.base.resolve import split_revision
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.io.digests import file_sha256
+from tsugiki.io.digests import file_sha256, sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.language import _, marked
@@ -230,6 +230,17 @@ def with_digests(metadata: Metadata, weights: Path, fields: Mapping[str, Any]) -
     """Return the metadata with the digests of a file of weights and of the fields of adapter_config.json."""
     digests = Digests(weights=file_sha256(weights), settings=settings_digest(_computing_fields(fields), metadata))
     return metadata.model_copy(update={"digests": digests})
+
+
+def content_digest(folder: Path) -> str:
+    """Return the SHA-256 of all on which the result of an adapter depends: its weights and settings, not its name.
+
+    Raises:
+        TsugikiError: the folder holds no adapter, or a file of settings is broken.
+    """
+    weights = [file_sha256(path) for path in adapter_weight_files(folder)]
+    settings = settings_digest(_computing_fields(read_config_fields(folder)), read_metadata(folder))
+    return sha256(part.encode() for part in (*weights, settings))
 
 
 def _computing_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,28 +3,37 @@
 An adapter is loaded at its first use, and verified whole. Every load gets another name in the model. So an adapter that
 was replaced on the disk is a new one from the next request on, and requests that began with the old one end with it.
 
+A mix is an adapter, too: the weighted sum of the updates of several ones, with their ranks added up, so that it is
+exact and its rows can be in a batch with those of other adapters.
+
 A request holds an adapter from `acquire` to `release`. Of those that no request holds, the least recently used one
 makes room for another.
 """
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
+from tsugiki.adapters.algebra.combine import refuse_more_than_updates
+from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.chat_template import with_chat_template
+from tsugiki.adapters.files import content_digest
 from tsugiki.adapters.format import load_adapter
 from tsugiki.adapters.library import library_names
+from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.vocabulary import words_for
 from tsugiki.errors import TsugikiError
+from tsugiki.io.digests import sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLATE_FILE, METADATA_FILE
 from tsugiki.language import _
-from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora.graft import add_adapter, remove_adapter
 from tsugiki.lora.mixed_batch import mixed_batch
 from tsugiki.serve.company import find_company
 from tsugiki.serve.engine import Engine
@@ -35,20 +44,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _FileStates: TypeAlias = tuple[tuple[str, int, int, int], ...]
+_Terms: TypeAlias = tuple[tuple[str, float | None], ...]
+"""The adapters of a mix and their weights, sorted by name; an adapter alone has no weight."""
 _NEAR = 3  # names in an error
 
 
 @dataclass(eq=False)
 class ServedModel:
-    """The base or an adapter, as requests use it."""
+    """The base, an adapter or a mix, as requests use it."""
 
     name: str
+    """For people; a mix is written as a sum."""
     key: str | None
     """The adapter's name in the model; None: the base."""
     tokenizer: "PreTrainedTokenizerBase"
     """With the chat template of the adapter, if it has one."""
     company: Company
-    files: _FileStates = ()
+    digest: str = ""
+    """A SHA-256 of what it computes: of the weights and settings of adapters and their weights in a mix, never of
+    names. Empty for the base. Whatever is cached of an adapter can be kept by it."""
+    files: tuple[_FileStates, ...] = ()
     users: int = 0
     """Requests that hold it."""
 
@@ -81,7 +96,7 @@ class ServedAdapters:
         self.base = ServedModel(base_name, None, tokenizer, engine.company)
         self.folders, self.library = dict(folders), library
         self.max_loaded, self.allow_base_mismatch = max_loaded, allow_base_mismatch
-        self._loaded: dict[str, ServedModel] = {}  # the least recently used one first
+        self._loaded: dict[_Terms, ServedModel] = {}  # the least recently used one first
         self._replaced: list[ServedModel] = []
         self._loads = itertools.count(1)
         self._loading = asyncio.Lock()
@@ -94,25 +109,25 @@ class ServedAdapters:
 
     def loaded(self) -> list[str]:
         """Return the names of the adapters in memory."""
-        return list(self._loaded)
+        return [terms[0][0] for terms in self._loaded if not _is_mix(terms)]
 
-    async def acquire(self, name: str) -> ServedModel:
-        """Return the base or an adapter, and hold it; it is loaded if it is not in memory.
+    async def acquire(self, name: str, mix: Mapping[str, float] = MappingProxyType({})) -> ServedModel:
+        """Return the base, an adapter or a mix, and hold it; it is loaded if it is not in memory.
 
         Args:
             name: the base's name, an adapter's name, or both with a colon between them.
+            mix: names of adapters, and the factors on their updates. One with the factor 0 is left out.
 
         Raises:
-            ApiError: there is no such adapter, or it cannot be loaded.
+            ApiError: there is no such adapter, it cannot be loaded, or it cannot be part of a mix.
         """
-        called = self.find(name)
-        if called == self.base.name:
+        terms = self._terms(name, mix)
+        if not terms:
             self.base.users += 1
             return self.base
-        folder = self.folder(called)
-        if (served := self._current(called, folder)) is None:
+        if (served := self._current(terms)) is None:
             async with self._loading:
-                served = self._current(called, folder) or await self._load(called, folder)
+                served = self._current(terms) or await self._load(terms)
         served.users += 1
         return served
 
@@ -128,15 +143,20 @@ class ServedAdapters:
         Raises:
             ApiError: it is not in memory.
         """
-        if name not in self._loaded:
+        if name not in self.loaded():
             raise ApiError(
                 404, _("the adapter {name!r} is not loaded").format(name=name), "lora_name", "model_not_found"
             )
-        self._replaced.append(self._loaded.pop(name))
+        self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Take an adapter and the mixes with it out of memory; requests that hold one of them end with it."""
+        for terms in [terms for terms in self._loaded if any(name == part for part, _weight in terms)]:
+            self._replaced.append(self._loaded.pop(terms))
         self._unload_replaced()
 
-    def find(self, name: str) -> str:
-        """Return the name of the base or of the adapter that a request names.
+    def find(self, name: str, param: str = "model") -> str:
+        """Return the name of the base or of the adapter that a request names in the field `param`.
 
         Raises:
             ApiError: there is none.
@@ -147,44 +167,79 @@ class ServedAdapters:
         near = get_close_matches(called, names, n=_NEAR)
         shown = _("; did you mean {names}?").format(names=", ".join(map(repr, near))) if near else ""
         message = _("no model or adapter is called {name!r}{near}").format(name=called[:100], near=shown)
-        raise ApiError(404, message, param="model", code="model_not_found")
+        raise ApiError(404, message, param, "model_not_found")
+
+    def _terms(self, name: str, mix: Mapping[str, float]) -> _Terms:
+        """Return what a request names; nothing for the base."""
+        called = self.find(name)
+        if not mix:
+            return () if called == self.base.name else ((called, None),)
+        if called != self.base.name:
+            message = _("model names the adapter {name!r}; with adapters, it must be the base, {base!r}").format(
+                name=called, base=self.base.name
+            )
+            raise ApiError(400, message, "adapters", "invalid_value")
+        found = [(self.find(part, "adapters"), weight) for part, weight in mix.items()]
+        if any(part == self.base.name for part, _weight in found):
+            message = _("adapters names the base, {base!r}, which is always part of a mix").format(base=self.base.name)
+            raise ApiError(400, message, "adapters", "invalid_value")
+        return tuple(sorted((part, float(weight)) for part, weight in found if weight))
 
     def folder(self, name: str) -> Path:
         """Return the folder of an adapter, whose name is one of `names`."""
         return self.folders.get(name, self.library / name)
 
-    def _current(self, name: str, folder: Path) -> ServedModel | None:
-        """Return an adapter that is loaded, and mark it as used, unless its files have changed."""
-        served = self._loaded.pop(name, None)
+    def _current(self, terms: _Terms) -> ServedModel | None:
+        """Return what is loaded of these adapters, and mark it as used, unless their files have changed."""
+        served = self._loaded.pop(terms, None)
         if served is None:
             return None
-        if served.files != _file_states(folder):
+        if served.files != self._file_states(terms):
             self._replaced.append(served)
             self._unload_replaced()
             return None
-        self._loaded[name] = served
+        self._loaded[terms] = served
         return served
 
-    async def _load(self, name: str, folder: Path) -> ServedModel:
+    def _file_states(self, terms: _Terms) -> tuple[_FileStates, ...]:
+        return tuple(_file_states(self.folder(name)) for name, _weight in terms)
+
+    async def _load(self, terms: _Terms) -> ServedModel:
         await self._make_room()
-        key, model = f"{name}#{next(self._loads)}", self.engine.model
-        files = _file_states(folder)
+        name = _sum_text(terms)
+        key, engine, mismatch = f"{name}#{next(self._loads)}", self.engine, self.allow_base_mismatch
+        folders = [self.folder(part) for part, _weight in terms]
+        weights = [weight for _part, weight in terms if weight is not None]
+        files = self._file_states(terms)
+        load = (
+            partial(load_mix, engine.model, folders, weights, key, mismatch)
+            if weights
+            else partial(load_served, engine.model, folders[0], key, mismatch)
+        )
         try:
-            tokenizer = with_chat_template(self.base.tokenizer, folder)
-            company = await asyncio.wrap_future(
-                self.engine.call(lambda: load_served(model, folder, key, self.allow_base_mismatch))
-            )
+            digest = await asyncio.to_thread(_digest, folders, weights)
+            tokenizer = self.base.tokenizer
+            for _weight, folder in sorted(zip(map(abs, weights or [1.0]), folders, strict=True)):
+                tokenizer = with_chat_template(tokenizer, folder)  # the last one has the largest part
+            company = await asyncio.wrap_future(engine.call(load))
         except TsugikiError as error:
             message = _("the adapter {name!r} cannot be used: {error}").format(name=name, error=error)
-            raise ApiError(400, message, param="model", code="adapter_unusable") from error
-        served = ServedModel(name, key, tokenizer, company, files)
-        self._loaded[name] = served
+            param = "adapters" if _is_mix(terms) else "model"
+            raise ApiError(400, message, param, "adapter_unusable") from error
+        served = ServedModel(name, key, tokenizer, company, digest, files)
+        if self._file_states(terms) != files:  # then what was read may have another digest
+            self._replaced.append(served)
+            self._unload_replaced()
+            raise ApiError(
+                503, _("{name!r} was replaced while it was loaded; try again").format(name=name), retry_after=1
+            )
+        self._loaded[terms] = served
         return served
 
     async def _make_room(self) -> None:
         """Unload adapters that no request holds, until another one may be loaded; wait if all are held."""
         while len(self._loaded) + len(self._replaced) >= self.max_loaded:
-            idle = next((name for name, one in self._loaded.items() if one.users == 0), None)
+            idle = next((terms for terms, one in self._loaded.items() if one.users == 0), None)
             if idle is not None:
                 self._replaced.append(self._loaded.pop(idle))
                 self._unload_replaced()
@@ -221,10 +276,45 @@ def load_served(model: "PreTrainedModel", folder: Path, key: str, allow_base_mis
     Raises:
         TsugikiError: it cannot be loaded, or not computed together with a cache of keys and values.
     """
+    _refuse_new_words(model, folder)
+    load_adapter(model, folder, key, allow_base_mismatch=allow_base_mismatch)
+    return _company(model, key)
+
+
+def load_mix(
+    model: "PreTrainedModel",
+    folders: Sequence[Path],
+    weights: Sequence[float],
+    key: str,
+    allow_base_mismatch: bool = False,
+) -> Company:
+    """Load the weighted sum of adapters as one adapter, and find out with which others it can be computed.
+
+    Args:
+        model: the model.
+        folders: the adapters' folders.
+        weights: the factors on their updates.
+        key: the sum's name in the model.
+        allow_base_mismatch: as in `load_adapter`.
+
+    Raises:
+        TsugikiError: as for `load_served`, or an adapter has more than LoRA's updates of layers, which cannot be added.
+    """
+    for folder in folders:
+        _refuse_new_words(model, folder)
+        refuse_more_than_updates(read_lora_weights(folder), folder.name)
+    add_adapter(model, load_weighted_sum(model, folders, weights, allow_base_mismatch=allow_base_mismatch), key)
+    return _company(model, key)
+
+
+def _refuse_new_words(model: "PreTrainedModel", folder: Path) -> None:
     words = words_for(model, folder)
     if words is not None and words != len(model.get_input_embeddings().weight):
         raise TsugikiError(_("it adds words to the vocabulary, which other adapters do not have; merge it instead"))
-    load_adapter(model, folder, key, allow_base_mismatch=allow_base_mismatch)
+
+
+def _company(model: "PreTrainedModel", key: str) -> Company:
+    """Find out with which rows those of the active adapter can be in a batch; if that fails, remove the adapter."""
     try:
         model.eval()
         try:
@@ -236,6 +326,23 @@ def load_served(model: "PreTrainedModel", folder: Path, key: str, allow_base_mis
     except BaseException:
         remove_adapter(model, key)
         raise
+
+
+def _is_mix(terms: _Terms) -> bool:
+    return terms[0][1] is not None
+
+
+def _sum_text(terms: _Terms) -> str:
+    """Return an adapter's name, or a mix as people write it."""
+    return " + ".join(name if weight is None else f"{weight:g} {name}" for name, weight in terms)
+
+
+def _digest(folders: Sequence[Path], weights: Sequence[float]) -> str:
+    """Return the digest of what an adapter computes, or a mix, whatever the order of its parts."""
+    digests = [content_digest(folder) for folder in folders]
+    if not weights:
+        return digests[0]
+    return sha256(f"{digest} {weight!r}\n".encode() for digest, weight in sorted(zip(digests, weights, strict=True)))
 
 
 def _file_states(folder: Path) -> _FileStates:

@@ -104,7 +104,7 @@ class Completions:
             raise QueueFull(_("{count} requests wait already; try again later").format(count=self._open))
         self._open += 1
         try:
-            served = await self.adapters.acquire(asked.model)
+            served = await self.adapters.acquire(asked.model, asked.adapters)
             try:
                 generation = await self._generation(served, asked)
                 self.engine.submit(generation.requests)
