@@ -59,6 +59,14 @@ def model_without_weights(config: "PretrainedConfig") -> "PreTrainedModel":
     return model.eval()
 
 
+def place(owner: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
+    """Give a module without weights the values of one of its parameters, which does not train, or of a buffer."""
+    if attribute in owner._buffers:
+        owner._buffers[attribute] = tensor
+    else:
+        owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
+
+
 def fill_with_zeros(model: nn.Module) -> None:
     """Replace every tensor of a model on the meta device by one zero, expanded to its shape, which takes no memory.
 

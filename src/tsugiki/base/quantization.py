@@ -18,7 +18,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.frozen_layer import is_conv1d
 
-_LAYERS: Mapping[str, type[QuantizedLayer]] = MappingProxyType({"int8": Int8Linear, "nf4": Nf4Linear})
+LAYERS: Mapping[str, type[QuantizedLayer]] = MappingProxyType({"int8": Int8Linear, "nf4": Nf4Linear})
+"""The quantised layer of each dtype."""
 Model = TypeVar("Model", bound=nn.Module)
 _ADDED = "_tsugiki_added_parameters"
 """The attribute of a quantised model that counts the numbers which quantising has added to its parameters."""
@@ -95,7 +96,7 @@ def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, base_dtype:
     Raises:
         TsugikiError: its weight is not finite.
     """
-    quantized = _LAYERS[base_dtype].from_layer(layer, dtype)
+    quantized = LAYERS[base_dtype].from_layer(layer, dtype)
     if not quantized.scale.isfinite().all():
         raise TsugikiError(
             _(

@@ -1,6 +1,6 @@
 """What the frozen linear layers of few bits have in common: they are called, moved and cast like `nn.Linear`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -37,6 +37,24 @@ class QuantizedLayer(nn.Module):
         """Return `layer`, an `nn.Linear` or a `Conv1D`, quantised; the bias is shared."""
         weight: Tensor = layer.weight  # type: ignore[assignment]
         return cls(weight if isinstance(layer, nn.Linear) else weight.T, layer.bias, dtype)  # type: ignore[arg-type]
+
+    @classmethod
+    def restored(
+        cls, shape: tuple[int, ...], bias: nn.Parameter | None, dtype: torch.dtype, codes: Mapping[str, Tensor]
+    ) -> Self:
+        """Return a layer with the tensors that another one had.
+
+        Args:
+            shape: of the weight, [out, in].
+            bias: the bias, [out], or None.
+            dtype: of `weight`.
+            codes: name -> the tensor, of all parameters but the bias; they are not copied.
+        """
+        layer = cls.__new__(cls)
+        QuantizedLayer.__init__(layer, torch.empty(shape, device="meta"), bias, dtype)
+        for name, tensor in codes.items():
+            setattr(layer, name, nn.Parameter(tensor, requires_grad=False))
+        return layer
 
     @property
     def weight(self) -> Tensor:

@@ -1,6 +1,7 @@
 """Load a quantised base tensor by tensor, so that it is never in memory in its original size.
 
     config.json ──> the model without weights ──> for each tensor in the files: read, quantise, put into its place
+                                              └─> or all from the cache of quantised models (`quantized_cache`)
 
 transformers maps whole files into memory and converts layer by layer, but a mapped file stays in memory as long as one
 tensor is a view of it. Here a tensor is read, quantised and freed before the next one is read, so the peak is the
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tsugiki.base.bitsandbytes import StoredNf4, is_stored_in_4_bits, stored_layers
 from tsugiki.base.checks import OLD_BUFFERS
-from tsugiki.base.meta import model_without_weights
+from tsugiki.base.meta import model_without_weights, place
 from tsugiki.base.model_folder import map_keys, read_shards
 from tsugiki.base.quantization import count_parameters, is_quantizable, note_parameters, quantize, quantized_layer
+from tsugiki.base.quantized_cache import Entry, entry_of, place_entry, read_entry, write_entry
 from tsugiki.base.quantized_layer import QuantizedLayer
 from tsugiki.dtypes import QuantizedDtype
 from tsugiki.errors import TsugikiError
@@ -51,6 +53,34 @@ def load_quantized(
     Raises:
         TsugikiError: a file is missing or damaged, or a weight is not finite.
     """
+    entry = None if is_stored_in_4_bits(config) else entry_of(folder, config, dtype, base_dtype)
+    model = None if entry is None else _read_from_cache(entry, config, dtype)
+    if model is None:
+        model = _read_from_files(folder, config, dtype, base_dtype)
+        if entry is not None and model is not None:
+            write_entry(entry, model)
+    if model is not None and (folder / GENERATION_CONFIG_FILE).is_file():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model
+
+
+def _read_from_cache(entry: Entry, config: "PretrainedConfig", dtype: torch.dtype) -> "PreTrainedModel | None":
+    tensors = read_entry(entry)
+    if tensors is None:
+        return None
+    model = model_without_weights(config)
+    count = count_parameters(model)
+    place_entry(model, tensors, entry, dtype)
+    quantize(model, dtype, entry.base_dtype)  # nothing is left to quantise; it freezes, and notes the dtype
+    note_parameters(model, count)
+    return model
+
+
+def _read_from_files(
+    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype
+) -> "PreTrainedModel | None":
     shards = read_shards(folder)
     shard_of = {key: shard for shard in shards for key in shard.entries}
     stored = stored_layers(shard_of) if is_stored_in_4_bits(config) else {}
@@ -75,19 +105,15 @@ def load_quantized(
             elif key in name_of:
                 layer, tensor = model.get_submodule(path), read_tensor(shard, key)
                 if layer is head or attribute != "weight" or not is_quantizable(layer):
-                    _place(layer, attribute, tensor if name_of[key] in tied else tensor.to(dtype))
+                    place(layer, attribute, tensor if name_of[key] in tied else tensor.to(dtype))
                 else:
-                    _place(layer, attribute, tensor)
+                    place(layer, attribute, tensor)
                     model.set_submodule(path, quantized_layer(path, layer, dtype, base_dtype))
             entry = shard.entries[key]
             advance(entry.end - entry.begin)
     model.tie_weights()
     quantize(model, dtype, base_dtype)  # a head that is tied to the embedding, and the dtype of everything else
     note_parameters(model, count)
-    if (folder / GENERATION_CONFIG_FILE).is_file():
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
 
 
@@ -99,13 +125,6 @@ def _holds_all(model: "PreTrainedModel", keys: Collection[str], name_of: dict[st
     tied = getattr(model, "all_tied_weights_keys", {})
     names = set(name_of.values())
     return not names & tied.keys() and model.state_dict().keys() == names | tied.keys()
-
-
-def _place(owner: nn.Module, attribute: str, tensor: Tensor) -> None:
-    if attribute in owner._buffers:
-        owner._buffers[attribute] = tensor
-    else:
-        owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
 
 
 def _place_stored(model: nn.Module, path: str, stored: StoredNf4, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from tsugiki.base.blocks import on_first_blocks
 from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.fast.loss import Head, chunked_loss, find_head, token_losses
 from tsugiki.labels import IGNORE_INDEX
@@ -111,6 +112,7 @@ def _loss(
     return chunked_loss(hidden, head, labels) / (count.to(hidden.device) if isinstance(count, Tensor) else count)
 
 
+@on_first_blocks
 def _has_same_loss(model: "PreTrainedModel", head: Head) -> bool:
     """Whether the model's own loss on a probe is this one, divided by the count that Trainer passes."""
     ids = probe_ids(model)

@@ -1,0 +1,224 @@
+"""Keep quantised bases on the disk, so that the next start need not read and quantise the original files.
+
+    ~/.cache/tsugiki/quantized/<model, dtypes>-<files>/    weights.safetensors and manifest.json
+
+The first half of the name is a digest of the model's folder and of the dtypes, the second one of all that the result
+depends on: sizes, inodes and times of the model's files, its config, and versions. So a changed file has another name,
+and the folders with the same first half are out of date.
+
+The weights are mapped into memory, and the system may drop their pages and read them again. At each start an entry is
+compared with its digests; a damaged one is made again. `TSUGIKI_CACHE_GB` is the most that all entries may take (20 by
+default, 0: nothing is kept); those that were not used for the longest time are removed. A model whose files have less
+than 1 GB is not kept: reading and quantising it takes a few seconds.
+"""
+
+import os
+import shutil
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.base.identity import FileStates, file_states
+from tsugiki.base.meta import place
+from tsugiki.base.quantization import LAYERS, is_quantizable
+from tsugiki.dtypes import QuantizedDtype
+from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import new_folder, remove_leftovers
+from tsugiki.io.cache import cache_folder, folder_size
+from tsugiki.io.digests import sha256
+from tsugiki.io.formatting import format_size
+from tsugiki.io.locks import locked
+from tsugiki.io.manifest import read_manifest, write_manifest
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+LIMIT_VARIABLE = "TSUGIKI_CACHE_GB"
+_DEFAULT_LIMIT = 20.0
+_LEAST_BYTES = 1_000_000_000
+"""Bytes of a model's files from which the quantised model is kept."""
+_VERSION = 1
+"""Version of the entries. Increase it when quantising gives other values, or layers hold other tensors."""
+_WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The place of one quantised model in the cache, whether it is there or not."""
+
+    model: Path
+    """The folder of the model."""
+    base_dtype: QuantizedDtype
+    states: FileStates
+    """The files of its weights, and their states."""
+    folder: Path
+
+
+def entry_of(model: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype) -> Entry | None:
+    """Return the entry of a model that is to be quantised; None if it is too small, or nothing is to be kept.
+
+    Args:
+        model: its folder.
+        config: its config.
+        dtype: of what is not quantised.
+        base_dtype: of what is.
+
+    Raises:
+        TsugikiError: `TSUGIKI_CACHE_GB` is no number.
+    """
+    states = file_states(str(model))
+    if not limit() or sum(path.stat().st_size for path, _state in states) < _LEAST_BYTES:
+        return None
+    which = sha256([repr((str(model.resolve()), str(dtype), base_dtype)).encode()]).removeprefix("sha256:")
+    facts = (states, config.to_json_string(), _VERSION, version("transformers"))
+    files = sha256([repr(facts).encode()]).removeprefix("sha256:")
+    return Entry(model, base_dtype, states, cache_folder("quantized") / f"{which[:16]}-{files[:16]}")
+
+
+def limit() -> float:
+    """Return how many bytes all entries may take.
+
+    Raises:
+        TsugikiError: `TSUGIKI_CACHE_GB` is no number.
+    """
+    text = os.environ.get(LIMIT_VARIABLE) or str(_DEFAULT_LIMIT)
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e9:
+        raise TsugikiError(
+            _("{variable} is {text}, which is no number of GB: set how much quantised models may take, or 0").format(
+                variable=LIMIT_VARIABLE, text=text
+            )
+        )
+    return number * 1e9
+
+
+def read_entry(entry: Entry) -> dict[str, Tensor] | None:
+    """Return the tensors of an entry by name, mapped; None if it is not there. A damaged one is named in a warning."""
+    from safetensors.torch import load_file
+
+    if not entry.folder.is_dir():
+        return None
+    try:
+        with ProgressDisplay().stage(_("checking the quantised model in the cache"), None):
+            read_manifest(entry.folder)
+        tensors: dict[str, Tensor] = load_file(entry.folder / _WEIGHTS)
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(entry.folder)  # it was used
+    except (TsugikiError, OSError) as error:  # another process may have removed it
+        if entry.folder.is_dir():
+            warnings.warn(_("{error}; the model is quantised again").format(error=error), stacklevel=2)
+        return None
+    return tensors
+
+
+def write_entry(entry: Entry, model: nn.Module) -> None:
+    """Keep a quantised model; where that fails, one line says why, and nothing is left behind.
+
+    A model is not kept if its files have changed since `entry_of`, if it is larger than the limit, or if layers are in
+    several places of it.
+
+    Args:
+        entry: its place.
+        model: the model.
+    """
+    from safetensors.torch import save_file
+
+    tensors = _tensors(model)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) if tensors else 0
+    if tensors is None or size > limit():
+        return
+    try:
+        if file_states(str(entry.model)) != entry.states:
+            return
+        with locked(entry.folder.parent / ".lock"):
+            _make_room(entry.folder, size)
+            free = shutil.disk_usage(entry.folder.parent).free
+            if free < 1.1 * size:
+                raise TsugikiError(_("the disk has {free} left").format(free=format_size(free)))
+            with new_folder(entry.folder, replace=True) as temporary:
+                save_file(tensors, temporary / _WEIGHTS)
+                write_manifest(temporary, {"model": str(entry.model.resolve()), "base_dtype": entry.base_dtype})
+    except (TsugikiError, OSError) as error:
+        warnings.warn(
+            _(
+                "the quantised model ({size}) is not kept for the next start: {error} ({variable}=0 turns this off)"
+            ).format(size=format_size(size), error=error, variable=LIMIT_VARIABLE),
+            stacklevel=2,
+        )
+
+
+def place_entry(model: "PreTrainedModel", tensors: Mapping[str, Tensor], entry: Entry, dtype: torch.dtype) -> None:
+    """Put the tensors of an entry into a model without weights.
+
+    Args:
+        model: as `model_without_weights` builds it; changed in place.
+        tensors: from `read_entry`.
+        entry: the entry.
+        dtype: of the activations.
+    """
+    of_module: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        path, _dot, attribute = name.rpartition(".")
+        of_module[path][attribute] = tensor
+    # A linear layer without a weight was quantised; one that is tied to another module has no tensors here.
+    codes = {
+        path: {name: own.pop(name) for name in own.keys() - {"bias"}}
+        for path, own in of_module.items()
+        if "weight" not in own and is_quantizable(model.get_submodule(path))
+    }
+    for path, own in of_module.items():
+        for attribute, tensor in own.items():
+            place(model.get_submodule(path), attribute, tensor)
+    model.tie_weights()
+    for path, found in codes.items():
+        layer: Any = model.get_submodule(path)
+        shape = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.T.shape
+        model.set_submodule(path, LAYERS[entry.base_dtype].restored(tuple(shape), layer.bias, dtype, found))
+
+
+def entries() -> list[Path]:
+    """Return the folders of all entries, those that were not used for the longest time first."""
+    found = []
+    for folder in cache_folder("quantized").glob("[!.]*"):
+        with suppress(OSError):
+            found.append((folder.stat().st_mtime, folder))
+    return [folder for _time, folder in sorted(found)]
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor] | None:
+    """Return the tensors of a quantised model by name, tied ones once; None if a module is in several places of it."""
+    tied = getattr(model, "all_tied_weights_keys", {})
+    state = model.state_dict()
+    kept = {
+        name: tensor.contiguous()
+        for name, tensor in state.items()
+        if name not in tied or tensor.data_ptr() != state[tied[name]].data_ptr()
+    }
+    places = [tensor.data_ptr() for tensor in kept.values() if tensor.numel()]
+    return kept if len(set(places)) == len(places) else None
+
+
+def _make_room(new: Path, size: int) -> None:
+    """Remove what is out of date, and what was not used for the longest time, until `size` bytes more are allowed."""
+    remove_leftovers(new.parent)  # of killed processes, because the others are waiting
+    for other in new.parent.glob(f"{new.name.partition('-')[0]}-*"):
+        shutil.rmtree(other, ignore_errors=True)
+    sizes = {folder: folder_size(folder) for folder in entries()}
+    for folder in list(sizes):
+        if sum(sizes.values()) + size <= limit():
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+        del sizes[folder]
