@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks.figures import Figures
 from tsugiki.bench.table import markdown_table
-from tsugiki.train.config import RunConfig, validated
+from tsugiki.train.config import RunConfig
+from tsugiki.train.config_files import validated
 from tsugiki.train.evaluation.result import change_of_bits
 from tsugiki.train.record import RunRecord
 from tsugiki.train.resume import earlier_run
