@@ -27,15 +27,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.metadata import source_adapter
 from tsugiki.adapters.start import start_from
-from tsugiki.base.checks import code_digest
-from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.loading import load_model
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
-from tsugiki.base.quantization import count_parameters
-from tsugiki.base.resolve import settings_folder
 from tsugiki.data.learned import write_fingerprints
-from tsugiki.data.sources import describe_data
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
 from tsugiki.io.locks import sole_use
@@ -76,16 +71,13 @@ from tsugiki.train.prepare_loop import choices, measure_rate, prepare_loop, reso
 from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import (
-    DataSummary,
     LossPoint,
     Parameters,
-    RecordedBase,
     Restart,
     RunRecord,
-    describe_machine,
-    library_versions,
 )
 from tsugiki.train.resume import flat_settings, start_or_resume
+from tsugiki.train.run_description import describe_run
 from tsugiki.train.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 from tsugiki.train.state import Progress
 
@@ -258,7 +250,7 @@ def run(
     if checkpoint is not None and "steps" not in before:
         config, chosen = _with_new_length(config, chosen, checkpoint_step(checkpoint), display)
     resolved = prepared | chosen
-    parameters = _describe(accelerator, record, config, model, data, resolved)
+    parameters = describe_run(accelerator, record, config, model, data, resolved)
     check_agreement(
         accelerator,
         {
@@ -424,92 +416,6 @@ def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> N
         factors = zip(loop.optimizer.param_groups, loop.schedule.base_lrs, loop.schedule.lr_lambdas, strict=True)
         for group, rate, factor in factors:
             group["lr"] = rate * factor(loop.progress.step)
-
-
-def _describe(
-    accelerator: Accelerator,
-    record: RunRecord,
-    config: ResolvedConfig,
-    model: "PreTrainedModel",
-    data: PackedDataset,
-    resolved: dict[str, Any],
-) -> Parameters:
-    """Write the machine, the base, the data and the resolved settings into the record.
-
-    Returns:
-        The numbers of parameters, which the record contains as well.
-
-    Raises:
-        TsugikiError: a resumed run has another base, other data, or other resolved settings than before.
-    """
-    _describe_versions(record)
-    record.machine = describe_machine(accelerator.device, accelerator.num_processes)
-    base_before, data_before = record.base, record.data
-    code = code_digest(settings_folder(config.model, trust_remote_code=True)) if config.trust_remote_code else None
-    identity = identity_of(model)  # of the base, whose weights the adapter does not change
-    record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
-    record.data = data.summary
-    if base_before is not None and (
-        _is_other_base(base_before, record.base) or _are_other_data(data_before, record.data)
-    ):
-        raise TsugikiError(
-            _(
-                "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
-                "another --out"
-            ).format(data=describe_data(config.data), model=config.model, out=config.out)
-        )
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = count_parameters(model)
-    record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
-    resolved_before = record.resolved_settings
-    record.resolved_settings = resolved
-    for name, value in resolved_before.items():
-        now = record.resolved_settings.get(name)
-        if value != now:
-            raise TsugikiError(
-                _(
-                    "the run in {out} was started on another machine or with another base: {name} was {value} and "
-                    "would be {now} here"
-                ).format(out=config.out, name=name, value=value, now=now)
-            )
-    return record.parameters
-
-
-def _describe_versions(record: RunRecord) -> None:
-    """Note in the record of a resumed run that a library has another version now, and say so."""
-    before, now = record.versions, library_versions()
-    changed = [
-        _("{name} was {before} and is {now}").format(name=name, before=before.get(name), now=now[name])
-        for name in now
-        if before.get(name) != now[name]
-    ]
-    if changed:
-        warnings.warn(
-            _(
-                "the run was started with other versions: {changed}; its result may differ from that of an "
-                "uninterrupted run"
-            ).format(changed=summarise_list(changed)),
-            stacklevel=2,
-        )
-        record.earlier_versions.append(before)
-        record.versions = now
-
-
-def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
-    return bool(why_different(before, now)) or (before.dtype, before.code) != (now.dtype, now.code)
-
-
-def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
-    if before is not None and before.digest is None:  # a record of version 0.1
-        now = now.model_copy(update={"digest": None})
-    return before is None or _compared(before) != _compared(now)
-
-
-def _compared(data: DataSummary) -> dict[str, Any]:
-    """Return the description of data without what earlier records lack."""
-    described = data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share"})
-    del described["held_out"]["known_to_base"]
-    return described
 
 
 def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:
