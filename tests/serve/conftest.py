@@ -15,7 +15,7 @@ from tsugiki.data.chat import DEFAULT_TEMPLATE
 from tsugiki.methods.ia3 import IA3Config
 
 CONTEXT = 256
-LIMITS: dict[str, Any] = {"rows": 4, "cache_tokens": 2048, "waiting": 16}
+LIMITS: dict[str, Any] = {"rows": 4, "cache_bytes": 1 << 20, "waiting": 16}
 
 
 @dataclass
@@ -74,7 +74,7 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     listening = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     ready = threading.Event()
-    access = Access("127.0.0.1", port, settings.get("api_key"))
+    access = Access("127.0.0.1", port, settings.get("api_key"), frozenset(settings.get("origins", ())))
     app = new_app(engine, adapters, access, settings.get("seconds", 60), settings.get("allow_lora_updates", False))
     server = Server(app, 5, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -83,7 +83,7 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     try:
         yield Running(f"http://127.0.0.1:{port}", base, library, engine, adapters, model)
     finally:
-        server.should_exit = True
+        server.end()
         thread.join(60)
         engine.stop()
 

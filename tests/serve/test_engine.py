@@ -17,6 +17,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.methods.ia3 import IA3Config
 from tsugiki.serve.engine import Engine, EngineStopped, Limits, QueueFull, WaitedTooLong
 from tsugiki.serve.request import Event, Failed, Output, PromptScores, Request
+from tsugiki.serve.rows import bytes_per_token
 from tsugiki.serve.sampling import SamplingSettings
 from tsugiki.train.evaluation.sample import Sampling, generate_text
 
@@ -36,6 +37,8 @@ def model_with_adapters(kind: str) -> Any:
 
 @contextmanager
 def serving(model: Any, **limits: Any) -> Iterator[Engine]:
+    if "cache_tokens" in limits:
+        limits["cache_bytes"] = limits.pop("cache_tokens") * bytes_per_token(model)
     engine = Engine(model, Limits(**limits))
     engine.start()
     try:

@@ -3,16 +3,17 @@
 import json
 import random
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, start
 from tsugiki.errors import TsugikiError
 
 pytest.importorskip("starlette")
-from tsugiki.serve.security import MAX_BODY, Access
+from tsugiki.serve.security import MAX_BODY, Access, check_origins
 from tsugiki.serve.server import check_access, listen
 
 DOCUMENTED = {200, 400, 401, 403, 404, 405, 413, 415, 429, 503}
@@ -47,6 +48,7 @@ def test_headers(server: Running, headers: dict[str, str], status: int):
     assert answer.status_code == status, answer.text
     assert not any(name.startswith("access-control") for name in answer.headers)
     assert "server" not in answer.headers
+    assert "date" in answer.headers
 
 
 def test_a_key_is_required_everywhere_but_for_health():
@@ -61,6 +63,29 @@ def test_a_key_is_required_everywhere_but_for_health():
         with pytest.raises(ApiError) as caught:
             check(access, "GET", "/v1/models", Headers({"host": "any", "authorization": value}))
         assert caught.value.status == 401
+
+
+def test_other_sites_that_are_allowed(served_files: tuple[str, Path]):
+    site = "https://example.org"
+    for server in start(*served_files, origins=[site]):
+        asked = {
+            "Origin": site,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type",
+        }
+        before = httpx2.options(server.url + COMPLETIONS, headers=asked)
+        assert before.status_code == 200
+        sent = {"Origin": site, "Sec-Fetch-Site": "cross-site"}
+        answer = httpx2.post(server.url + COMPLETIONS, json=ASK, headers=sent)
+        for one in (before, answer):
+            assert one.headers["access-control-allow-origin"] == site
+        assert answer.status_code == 200
+        for origin, path in (("https://example.com", "/v1/models"), (site, "/"), (site, "/metrics")):
+            assert httpx2.get(server.url + path, headers={**sent, "Origin": origin}).status_code == 403
+    assert check_origins(["http://a:1", site]) == {"http://a:1", site}
+    for wrong in ("*", "null", "example.org", "https://example.org/", "file:///a", ""):
+        with pytest.raises(TsugikiError, match="origin"):
+            check_origins([wrong])
 
 
 def test_addresses():
@@ -100,7 +125,7 @@ def mutations(generator: random.Random, count: int) -> list[tuple[str, str, byte
         b'{"model":"base","model":1}',
         b'{"model":"base","prompt":"a","temperature":Infinity}', b'{"prompt":"\\ud800","model":"base"}', b"1" * 5000,
     ]  # fmt: skip
-    paths = [COMPLETIONS, "/v1/chat/completions"]
+    paths = [COMPLETIONS, "/v1/chat/completions", "/tokenize", "/detokenize"]
     odd = [
         "/",
         "/v1",
@@ -110,7 +135,7 @@ def mutations(generator: random.Random, count: int) -> list[tuple[str, str, byte
         "//health",
         "/v1/completions/",
     ]
-    found = [("POST", paths[i % 2], body) for i, body in enumerate(raw)] + [("GET", path, b"") for path in odd]
+    found = [("POST", paths[i % 4], body) for i, body in enumerate(raw)] + [("GET", path, b"") for path in odd]
     found += [(method, path, b"{}") for method in ("PUT", "DELETE", "PATCH", "GET") for path in paths]
     found += [("POST", "/v1/load_lora_adapter", b'{"lora_name": "poet"}')]
     while len(found) < count:

@@ -15,7 +15,12 @@ _KEY_VARIABLE = "TSUGIKI_API_KEY"
 
 
 def serve_command(
-    model: Annotated[str, typer.Option(help="Model: 'embedded', a folder, a GGUF file, or a hub id.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model: 'embedded', a folder, a GGUF file, or a hub id. By default the base that --adapter names."
+        ),
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,9 +41,9 @@ def serve_command(
         str | None, typer.Option(help="Chat template of the base: a file, or 'default' for a plain one.")
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=512, help="Largest number of rows computed together.")] = 16,
-    cache_tokens: Annotated[
-        int, typer.Option(min=64, help="Largest size of the key-value cache: rows times the longest row, in tokens.")
-    ] = 32768,
+    cache_memory: Annotated[
+        float, typer.Option(min=0.001, help="Largest size of the key-value cache in GB: rows times the longest row.")
+    ] = 2.0,
     max_loaded: Annotated[int, typer.Option(min=1, help="Largest number of adapters in memory.")] = 32,
     max_waiting: Annotated[int, typer.Option(min=1, help="Largest number of requests that wait.")] = 64,
     max_wait: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may wait.")] = 60.0,
@@ -49,6 +54,10 @@ def serve_command(
     allow_lora_updates: Annotated[
         bool, typer.Option("--allow-lora-updates", help="Let requests load and unload adapters of the library.")
     ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Other site whose pages may use the API in a browser, as https://example.org. Repeatable."),
+    ] = None,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load adapters that were trained on another base.")
     ] = False,
@@ -69,20 +78,23 @@ def serve_command(
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.data.chat import use_template
     from tsugiki.serve.engine import Limits
+    from tsugiki.serve.security import check_origins
 
     key = _key(api_key, api_key_file)
     check_access(host, key)
+    model = model or _named_base(adapter or [])
     name = Path(model).resolve().name if Path(model).exists() else model
     settings = ServerSettings(
         host,
         port,
         key,
-        Limits(max_batch, cache_tokens, max_waiting, max_wait),
+        Limits(max_batch, round(cache_memory * 1e9), max_waiting, max_wait),
         max_loaded,
         timeout,
         stop_timeout,
         allow_lora_updates,
         allow_base_mismatch,
+        check_origins(allow_origin or []),
         _folders(adapter or [], name),
     )
     listening = listen(host, port)
@@ -111,6 +123,20 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
         raise TsugikiError(
             _("the key in {file} cannot be read: {reason}").format(file=file, reason=error_text(error, 100))
         ) from error
+
+
+def _named_base(given: Sequence[str]) -> str:
+    """Return the base that the adapters name which are loaded at the start."""
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.adapters.named_base import named_base
+
+    folders = [adapter_folder(one.partition("=")[2] or one) for one in given]
+    bases = sorted({base for folder in folders if (base := named_base(folder))})
+    if len(bases) == 1:
+        return bases[0]
+    if bases:
+        raise TsugikiError(_("the adapters name several bases: {bases}; pass --model").format(bases=", ".join(bases)))
+    raise TsugikiError(_("no --adapter names a base; pass --model"))
 
 
 def _folders(given: Sequence[str], base: str) -> dict[str, Path]:

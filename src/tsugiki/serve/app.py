@@ -12,6 +12,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -23,11 +24,14 @@ from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
 from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError, as_api_error
+from tsugiki.serve.metrics import Sample
 from tsugiki.serve.page import page_files, page_routes
 from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, parse
 from tsugiki.serve.security import HEALTH, Access, Guard, read_body
+from tsugiki.serve.tokens import token_routes
 
 _log = logging.getLogger("tsugiki.serve")
+_PROMETHEUS = "text/plain; version=0.0.4"
 
 
 class ClientGone(Exception):
@@ -51,8 +55,12 @@ def new_app(
     page_token = secrets.token_urlsafe(32)
 
     async def health(request: Request) -> Response:
-        status = "ok" if engine.alive else "stopping"
-        return JSONResponse({"status": status}, 200 if engine.alive else 503)
+        if engine.alive:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
+
+    async def metrics(request: Request) -> Response:
+        return PlainTextResponse(engine.metrics.text(gauges(engine, adapters)), media_type=_PROMETHEUS)
 
     def card(name: str) -> dict[str, Any]:
         is_base = name == adapters.base.name
@@ -96,6 +104,8 @@ def new_app(
         Route("/v1/models/{name:path}", model),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/metrics", metrics),
+        *token_routes(adapters),
         *page_routes(adapters, page_token),
     ]
     if allow_lora_updates:
@@ -103,9 +113,10 @@ def new_app(
             Route("/v1/load_lora_adapter", load, methods=["POST"]),
             Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
         ]
+    public = {HEALTH, *page_files()}
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, access=access, public={HEALTH, *page_files()}, page_token=page_token)],
+        middleware=[*_cors(access), Middleware(Guard, access=access, public=public, page_token=page_token)],
         exception_handlers={
             HTTPException: _http_error,
             ClientDisconnect: _gone,
@@ -116,6 +127,42 @@ def new_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(access: Access) -> list[Middleware]:
+    """Return what lets browsers show answers to the pages of the allowed origins."""
+    if not access.origins:
+        return []
+    headers = ["Authorization", "Content-Type"]
+    return [
+        Middleware(
+            CORSMiddleware, allow_origins=[*access.origins], allow_methods=["GET", "POST"], allow_headers=headers
+        )
+    ]
+
+
+def gauges(engine: Engine, adapters: ServedAdapters) -> dict[str, tuple[str, list[Sample]]]:
+    """Return what the server does at this moment, for `Metrics.text`."""
+    base = (("model_name", adapters.base.name),)
+    running, waiting = engine.adapters()
+    lora = (
+        ("max_lora", str(adapters.max_loaded)),
+        ("running_lora_adapters", ",".join(running)),
+        ("waiting_lora_adapters", ",".join(waiting)),
+    )
+    cache = engine.cached_tokens * engine.token_bytes
+    part = cache / engine.limits.cache_bytes
+    return {
+        "vllm:num_requests_running": ("Rows that are computed.", [(base, engine.running)]),
+        "vllm:num_requests_waiting": ("Requests that wait.", [(base, engine.waiting)]),
+        "vllm:kv_cache_usage_perc": (
+            "Part of the cache that is used, up to 1.",
+            [(base, part)],
+        ),
+        "vllm:lora_requests_info": ("When this was so, in seconds since 1970.", [(lora, time.time())]),
+        "tsugiki:kv_cache_bytes": ("Bytes of the cache that are used.", [(base, cache)]),
+        "tsugiki:adapters_loaded": ("Adapters in memory.", [(base, len(adapters.loaded()))]),
+    }
 
 
 async def _answer(completions: Completions, request: Request, asked: CompletionRequest | ChatRequest) -> Response:

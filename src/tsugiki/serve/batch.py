@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tsugiki.serve.metrics import Timing
 from tsugiki.serve.request import Request, ScoredToken
 from tsugiki.serve.rows import CachedRows, selected
 from tsugiki.serve.sampling import Chooser
@@ -21,12 +22,16 @@ class Row:
     text: TextStream
     generated: list[int] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
-    """When it began to wait."""
+    """When it began to wait, for the last time."""
+    timing: Timing = field(init=False)
     separate: bool = False
     """Computed without others, because a batch with it has failed."""
     scored: bool = False
     """Whether the log-probabilities of the prompt were delivered."""
     scores: list[ScoredToken] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.timing = Timing(self.request.model_name)
 
     @property
     def tokens(self) -> list[int]:

@@ -3,47 +3,28 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tsugiki.data.encoding import document_start, encode
-from tsugiki.data.records import Message
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters, ServedModel
 from tsugiki.serve.engine import Engine, QueueFull
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.protocol import ChatMessage, ChatRequest, CompletionRequest
+from tsugiki.serve.prompts import Prompt, chat_prompt, check_tokens, decoded, text_prompts, token_text
+from tsugiki.serve.protocol import ChatRequest, CompletionRequest
 from tsugiki.serve.request import Event, Failed, Output, PromptScores, Request, ScoredToken
-from tsugiki.train.evaluation.prompts import configured_ends, prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DEFAULT_COMPLETION = 16  # new tokens, as OpenAI
 _DEFAULT_CHAT = 1024
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-_ROLES = {"developer": "system"}
 
 _Events: TypeAlias = "asyncio.Queue[tuple[int, Event] | BaseException]"
 """What comes from the engine, with the number of the row; or why nothing more comes."""
-
-_tokenizing = Lock()  # a tokenizer must not be called by two threads at once
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a row continues."""
-
-    ids: list[int]
-    """All tokens, including the one that begins a document."""
-    shown: list[int]
-    """Those that `echo` shows."""
-    text: str
-    ends: frozenset[int]
 
 
 @dataclass
@@ -125,13 +106,14 @@ class Completions:
         return ApiError(503, message, code="took_too_long")
 
     async def _generation(self, served: ServedModel, asked: CompletionRequest | ChatRequest) -> Generation:
+        model = self.engine.model
         if isinstance(asked, ChatRequest):
-            prompts = [await asyncio.to_thread(self._chat_prompt, served, asked.messages)]
+            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, served.tokenizer, asked.messages)]
             logprobs = asked.top_logprobs if asked.logprobs else None
         else:
-            prompts = await asyncio.to_thread(self._prompts, served, asked.prompts)
+            prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, asked.prompts)
             logprobs = asked.logprobs
-        self._check_tokens(map(int, asked.logit_bias), "logit_bias")
+        check_tokens(model, map(int, asked.logit_bias), "logit_bias")
         loop = asyncio.get_running_loop()
         events: _Events = asyncio.Queue()
         echo = isinstance(asked, CompletionRequest) and asked.echo
@@ -148,6 +130,7 @@ class Completions:
                         max_tokens=self._new_tokens(asked, prompt),
                         deliver=deliver,
                         adapter=served.key,
+                        model_name=served.name,
                         company=served.company,
                         sampling=asked.sampling(number),
                         stops=asked.stops,
@@ -169,52 +152,8 @@ class Completions:
                 raise ApiError(400, _("max_tokens is 0, which is for echo only"), "max_tokens", "invalid_value")
             return _DEFAULT_COMPLETION if asked.max_tokens is None else asked.max_tokens
         wanted = asked.max_completion_tokens or asked.max_tokens
-        room = min(self.engine.context, self.engine.limits.cache_tokens) - len(prompt.ids)
+        room = self.engine.longest - len(prompt.ids)
         return max(1, min(_DEFAULT_CHAT, room)) if wanted is None else wanted
-
-    def _prompts(self, served: ServedModel, given: Sequence[str | list[int]]) -> list[Prompt]:
-        tokenizer = served.tokenizer
-        ends = frozenset({tokenizer.eos_token_id, *configured_ends(self.engine.model)} - {None})
-        prompts = []
-        for one in given:
-            if isinstance(one, str):
-                _check_text(one, "prompt")
-                with _tokenizing:
-                    ids = encode(tokenizer, [one])[0]
-                prompts.append(Prompt([document_start(tokenizer), *ids], ids, one, ends))
-            else:
-                self._check_tokens(one, "prompt")
-                prompts.append(Prompt(one, one, _decode(tokenizer, one), ends))
-        return prompts
-
-    def _check_tokens(self, tokens: Iterable[int], param: str) -> None:
-        vocabulary = self.engine.model.config.get_text_config().vocab_size
-        largest = max(tokens, default=0)
-        if largest >= vocabulary:
-            message = _("{name}: there is no token {token}; the vocabulary has {count}").format(
-                name=param, token=largest, count=vocabulary
-            )
-            raise ApiError(400, message, param, "invalid_value")
-
-    def _chat_prompt(self, served: ServedModel, messages: Sequence[ChatMessage]) -> Prompt:
-        if served.tokenizer.chat_template is None:
-            raise ApiError(
-                400,
-                _(
-                    "{name!r} has no chat template; use /v1/completions, name an adapter that learned conversations, "
-                    "or start the server with --chat-template"
-                ).format(name=served.name),
-                param="model",
-                code="no_chat_template",
-            )
-        if messages[-1].role == "assistant":
-            raise ApiError(400, _("the last message is the assistant's own, so there is nothing to answer"), "messages")
-        for message in messages:
-            _check_text(message.text, "messages")
-        turns = [Message(_ROLES.get(message.role, message.role), message.text) for message in messages]
-        with _tokenizing:
-            tokens = prompt_tokens(self.engine.model, served.tokenizer, turns)
-        return Prompt(tokens.ids, tokens.ids, "", tokens.ends)
 
 
 async def outputs(generation: Generation) -> AsyncIterator[tuple[int, Output]]:
@@ -321,7 +260,7 @@ def chat_logprobs(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredT
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         text = token_text(tokenizer, token)
-        is_text = text == _decode(tokenizer, [token])
+        is_text = text == decoded(tokenizer, [token])
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if is_text else None}
 
     return {
@@ -350,12 +289,6 @@ def completion_logprobs(
     }
 
 
-def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
-    """Return the text of a token; for a part of a character, its name in the vocabulary."""
-    text = _decode(tokenizer, [token])
-    return str(tokenizer.convert_ids_to_tokens(token)) if _INCOMPLETE in text else text
-
-
 def _hand_over(
     loop: asyncio.AbstractEventLoop,
     events: "asyncio.Queue[tuple[int, Event] | BaseException]",
@@ -368,17 +301,3 @@ def _hand_over(
 
 def _head(generation: Generation, kind: str) -> dict[str, Any]:
     return {"id": generation.id, "object": kind, "created": generation.created, "model": generation.asked.model}
-
-
-def _decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text
-
-
-def _check_text(text: str, param: str) -> None:
-    """Check that a text has no half characters, which JSON can hold and no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        message = _("{name}: a character is incomplete (a lone surrogate)").format(name=param)
-        raise ApiError(400, message, param, "invalid_value") from error

@@ -39,8 +39,9 @@ from tsugiki.lora.graft import base_alone, set_adapter
 from tsugiki.lora.mixed_batch import mixed_batch
 from tsugiki.serve.batch import Arriving, Batch, Row, score_prompts, scored_token, without_cancelled
 from tsugiki.serve.company import find_company
+from tsugiki.serve.metrics import Metrics
 from tsugiki.serve.request import Company, Event, Failed, Output, PromptScores, Request, ScoredToken
-from tsugiki.serve.rows import CachedRows, compute, joined, padded, selected, without_common_padding
+from tsugiki.serve.rows import CachedRows, bytes_per_token, compute, joined, padded, selected, without_common_padding
 from tsugiki.serve.sampling import Chooser
 from tsugiki.serve.text import TextStream
 from tsugiki.train.threads import with_one_thread
@@ -74,8 +75,8 @@ class Limits:
 
     rows: int = 16
     """Rows of a batch."""
-    cache_tokens: int = 32768
-    """Tokens of the key-value cache: rows times the longest row, padding included."""
+    cache_bytes: int = 2_000_000_000
+    """Bytes of the key-value cache: rows times the longest row, padding included."""
     waiting: int = 64
     """Requests that wait."""
     seconds: float = 60.0
@@ -95,7 +96,10 @@ class Engine:
         self.model, self.limits = model, limits
         self.context = context_length(model)
         self.company: Company = "mixed"
-        """Of rows of the base; found out when the thread starts."""
+        """Of rows of the base; found out when the thread starts, as is the next one."""
+        self.token_bytes = 1
+        """How many bytes the keys and values of one token take."""
+        self.metrics = Metrics()
         self._waiting: deque[Row] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
@@ -116,6 +120,7 @@ class Engine:
         """
         self._thread.start()
         self.company = self.call(lambda: find_company(self.model)).result()
+        self.token_bytes = self.call(lambda: bytes_per_token(self.model)).result()
 
     def stop(self) -> None:
         """End the thread; requests that are not finished fail with `EngineStopped`."""
@@ -131,6 +136,22 @@ class Engine:
         return self._thread.is_alive() and not self._stopping
 
     @property
+    def longest(self) -> int:
+        """How many tokens a prompt and what follows it can have."""
+        return min(self.context, self.cache_tokens)
+
+    @property
+    def cache_tokens(self) -> int:
+        """How many tokens the cache holds."""
+        return self.limits.cache_bytes // self.token_bytes
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens are in the cache now, padding included."""
+        groups = (self._batch, self._arriving)
+        return sum(group.cached.mask.numel() for group in groups if group)
+
+    @property
     def running(self) -> int:
         """The number of rows that are computed now."""
         batch, arriving = self._batch, self._arriving
@@ -140,6 +161,16 @@ class Engine:
     def waiting(self) -> int:
         """The number of requests that wait."""
         return len(self._waiting)
+
+    def adapters(self) -> tuple[list[str], list[str]]:
+        """Return what the adapters are called whose rows are computed, and those for which requests wait."""
+        computed = [row for group in (self._batch, self._arriving) for row in (group.rows if group else ())]
+        with self._changed:
+            waiting = [*self._waiting]
+        running, waited = (
+            sorted({row.request.model_name for row in rows if row.request.adapter}) for rows in (computed, waiting)
+        )
+        return running, waited
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests, all or none.
@@ -156,6 +187,7 @@ class Engine:
             if not self.alive:
                 raise _stopped()
             if self._waiting and len(self._waiting) + len(rows) > self.limits.waiting:
+                self.metrics.refused("queue_full")
                 raise QueueFull(_("{count} requests wait already; try again later").format(count=len(self._waiting)))
             self._waiting += rows
             self._changed.notify()
@@ -188,8 +220,7 @@ class Engine:
         return future
 
     def _check(self, request: Request) -> None:
-        prompt, wanted = len(request.prompt), request.max_tokens
-        room = min(self.context, self.limits.cache_tokens)
+        prompt, wanted, room = len(request.prompt), request.max_tokens, self.longest
         if prompt == 0:
             raise TsugikiError(_("the prompt is empty"))
         if prompt + wanted > room:
@@ -241,6 +272,10 @@ class Engine:
             seconds = self.limits.seconds
             error = WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
             self._deliver(row, Failed(error))
+        for group in (self._arriving, self._batch):
+            for row in group.rows if group else ():
+                if row.request.cancelled:
+                    self.metrics.ended(row.timing, "abort")
         if self._arriving:
             self._arriving = without_cancelled(self._arriving)
         if self._batch:
@@ -276,11 +311,13 @@ class Engine:
                 row = self._waiting[0]
                 rows = [*present, *arriving, row]
                 size = len(rows) * (max(one.length for one in rows) + max(one.remaining for one in rows))
-                fits = size <= self.limits.cache_tokens and row.turn == rows[0].turn
+                fits = size <= self.cache_tokens and row.turn == rows[0].turn
                 alike = not arriving or abs(row.length - arriving[0].length) <= _PADDING
                 if len(rows) > 1 and not (fits and alike):
                     break
                 arriving.append(self._waiting.popleft())
+        for row in arriving:
+            self.metrics.begun(row.timing, len(row.request.prompt))
         if arriving:
             ids, mask = padded([row.tokens for row in arriving], self.model.device)
             self._arriving = Arriving(arriving, ids, mask, CachedRows(mask[:, :0]))
@@ -352,6 +389,7 @@ class Engine:
             forbidden = request.ends if len(row.generated) < request.min_tokens else ()
             token = row.chooser.choose(logits, request.prompt, row.generated, forbidden)
             row.generated.append(token)
+            self.metrics.token(row.timing)
             scored = ScoredToken(token, None)
             if request.logprobs is not None:
                 scored = scored_token(torch.log_softmax(logits, -1), token, request.logprobs)
@@ -377,12 +415,17 @@ class Engine:
 
     def _deliver(self, row: Row, event: Event) -> bool:
         """Deliver an event, and return whether there is anybody to receive it."""
+        if not row.request.cancelled:
+            if isinstance(event, Failed):
+                self.metrics.ended(row.timing, "error")
+            elif isinstance(event, Output) and event.finish_reason:
+                self.metrics.ended(row.timing, event.finish_reason)
+            try:
+                row.request.deliver(event)
+            except Exception:  # whoever waited for it is gone
+                row.request.cancelled = True
         if row.request.cancelled:
-            return False
-        try:
-            row.request.deliver(event)
-        except Exception:  # whoever waited for it is gone
-            row.request.cancelled = True
+            self.metrics.ended(row.timing, "abort")
         return not row.request.cancelled
 
     @contextmanager

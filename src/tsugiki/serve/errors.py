@@ -16,10 +16,10 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """An answer with an error status."""
+    """An answer with an error status. 429 and 503 say when the client may try again."""
 
     def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: int = 0
+        self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: int = 5
     ) -> None:
         """Create it.
 
@@ -28,7 +28,7 @@ class ApiError(Exception):
             message: what is wrong and what to do.
             param: the field of the request that is wrong.
             code: a word by which programs tell errors apart.
-            retry_after: seconds after which the client may try again; 0: it need not try.
+            retry_after: seconds after which the client may try again after 429 or 503.
         """
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
@@ -42,7 +42,7 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Its headers."""
-        return {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        return {"Retry-After": str(self.retry_after)} if self.status in (429, 503) else {}
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -53,9 +53,9 @@ def as_api_error(error: BaseException) -> ApiError:
         case QueueFull():
             return ApiError(429, str(error), code="queue_full", retry_after=1)
         case WaitedTooLong():
-            return ApiError(503, str(error), code="waited_too_long", retry_after=5)
+            return ApiError(503, str(error), code="waited_too_long")
         case EngineStopped():
-            return ApiError(503, str(error), code="stopping", retry_after=5)
+            return ApiError(503, str(error), code="stopping")
         case TsugikiError():
             return ApiError(400, str(error))
     return ApiError(500, _("unexpected {kind}; the server's log shows it").format(kind=type(error).__name__))

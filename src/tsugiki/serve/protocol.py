@@ -142,6 +142,26 @@ class ChatRequest(_Request):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
 
 
+class TokenizeRequest(_Fields):
+    """A request to `/tokenize`, with `prompt` or `messages`."""
+
+    model: str | None = None
+    """None: the base."""
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = None
+    add_special_tokens: bool | None = None
+    """None: for `prompt` only."""
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(_Fields):
+    """A request to `/detokenize`."""
+
+    model: str | None = None
+    """None: the base."""
+    tokens: list[Annotated[int, Field(ge=0)]]
+
+
 class AdapterRequest(_Fields):
     """A request to `/v1/load_lora_adapter` or `/v1/unload_lora_adapter`."""
 

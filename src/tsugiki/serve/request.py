@@ -64,6 +64,8 @@ class Request:
     """Called in the engine's thread; must return at once."""
     adapter: str | None = None
     """The adapter's name in the model; None: the base alone."""
+    model_name: str = ""
+    """What the request calls the adapter or the base; for metrics."""
     company: Company = "mixed"
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops: Sequence[str] = ()

@@ -55,6 +55,14 @@ def compute(model: "PreTrainedModel", cached: CachedRows, ids: Tensor, all_logit
     return logits if all_logits else logits[:, -1:]
 
 
+def bytes_per_token(model: "PreTrainedModel") -> int:
+    """Return how many bytes the keys and values of one token take in all layers, as the model is now."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    cached = CachedRows(torch.ones_like(ids))
+    compute(model, cached, ids)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cached.cache.layers)
+
+
 def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the tokens of prompts, padded on the left, and their mask, both [rows, longest]."""
     longest = max(map(len, prompts))

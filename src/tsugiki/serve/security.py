@@ -2,21 +2,24 @@
 
 Pages of other sites can make a browser send requests to this machine. They are refused by the `Host` header (a name of
 theirs that leads to 127.0.0.1), by `Origin` and `Sec-Fetch-Site`, and because bodies must be `application/json`, which
-a browser sends across sites only after it has asked. No answer has CORS headers. What the server's own page changes
-needs a token besides, which is in the page.
+a browser sends across sites only after it has asked. Answers have CORS headers only for origins that the user names.
+What the server's own page changes needs a token besides, which is in the page.
 """
 
 import asyncio
 import hmac
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass
+from email.utils import formatdate
+from functools import partial
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tsugiki.errors import TsugikiError
 from tsugiki.language import LANGUAGES, _, language, speaking
 from tsugiki.serve.errors import ApiError
 
@@ -25,6 +28,7 @@ _ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
 MAX_BODY = 4 << 20  # bytes
 _SECONDS = 30  # in which a body must arrive
 HEALTH = "/health"
+API = "/v1/"
 PAGE_API = "/page/api/"
 
 
@@ -36,6 +40,8 @@ class Access:
     port: int
     api_key: str | None
     """None: whoever reaches the address."""
+    origins: frozenset[str] = frozenset()
+    """Other sites whose pages may use the addresses below `API`, such as `https://example.org`."""
 
     @property
     def hosts(self) -> frozenset[str] | None:
@@ -67,6 +73,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
+        send = partial(_send_dated, send)
         accepted = headers.get("accept-language")
         with speaking(accepted if accepted in LANGUAGES else language()):
             try:
@@ -76,6 +83,13 @@ class Guard:
                 await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
                 return
             await self.app(scope, receive, send)
+
+
+async def _send_dated(send: Send, message: Message) -> None:
+    """Send a message of an answer, whose head gets the header Date."""
+    if message["type"] == "http.response.start":
+        message = {**message, "headers": [*message["headers"], (b"date", formatdate(usegmt=True).encode())]}
+    await send(message)
 
 
 def check(access: Access, method: str, path: str, headers: Headers, public: Container[str] = (HEALTH,)) -> None:
@@ -95,9 +109,9 @@ def check(access: Access, method: str, path: str, headers: Headers, public: Cont
     if access.hosts is not None and host not in access.hosts:
         raise ApiError(400, _("the Host header names another server"), code="wrong_host")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host:
-        raise ApiError(403, _("requests from pages of other sites are not allowed"), code="wrong_origin")
-    if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+    foreign = origin is not None and urlsplit(origin).netloc.lower() != host
+    foreign = foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    if foreign and not (origin in access.origins and path.startswith(API)):
         raise ApiError(403, _("requests from pages of other sites are not allowed"), code="wrong_origin")
     if access.api_key is not None and path not in public:
         scheme, _space, given = headers.get("authorization", "").partition(" ")
@@ -118,6 +132,21 @@ def check_token(token: str, method: str, path: str, headers: Headers) -> None:
         given = headers.get("x-page-token", "")
         if not hmac.compare_digest(given.encode(), token.encode()):
             raise ApiError(403, _("the page is older than the server; load it again"), code="wrong_page_token")
+
+
+def check_origins(origins: Collection[str]) -> frozenset[str]:
+    """Return the origins that the user allows, as browsers write them.
+
+    Raises:
+        TsugikiError: one is no origin.
+    """
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
+            raise TsugikiError(
+                _("{origin!r} is no origin; write it as browsers do, such as https://example.org").format(origin=origin)
+            )
+    return frozenset(origin.lower() for origin in origins)
 
 
 async def read_body(request: Request) -> bytes:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -44,6 +45,8 @@ class ServerSettings:
     """How long running requests may go on after SIGTERM."""
     allow_lora_updates: bool = False
     allow_base_mismatch: bool = False
+    origins: frozenset[str] = frozenset()
+    """Other sites whose pages may use the API; the result of `check_origins`."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Adapters by name, besides those of the library; they are loaded at the start."""
 
@@ -112,7 +115,7 @@ def serve(
             adapters = ServedAdapters(
                 engine, tokenizer, name, settings.folders, library, settings.max_loaded, settings.allow_base_mismatch
             )
-            access = Access(host, port, settings.api_key)
+            access = Access(host, port, settings.api_key, settings.origins)
             app = new_app(engine, adapters, access, settings.seconds, settings.allow_lora_updates)
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             asyncio.run(_run(Server(app, settings.stop_seconds, lambda: ready(url)), adapters, listening))
@@ -130,7 +133,10 @@ async def _run(server: "Server", adapters: ServedAdapters, listening: socket.soc
 
 
 class Server(uvicorn.Server):
-    """uvicorn with limits, without logs of requests, that says when it answers."""
+    """uvicorn with limits, without logs of requests, that says when it answers and sleeps while nothing comes.
+
+    Its own main loop wakes up ten times a second, to see whether to end and to write the header Date anew.
+    """
 
     def __init__(self, app: ASGIApp, stop_seconds: int, ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
@@ -141,6 +147,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            date_header=False,
             proxy_headers=False,
             limit_concurrency=_CONNECTIONS,
             h11_max_incomplete_event_size=_MAX_HEADERS,
@@ -148,8 +155,27 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.ready()
+
+    async def main_loop(self) -> None:
+        """Wait for `end`."""
+        if not self.should_exit:
+            await self._ending.wait()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        super().handle_exit(sig, frame)
+        self.end()
+
+    def end(self) -> None:
+        """End the server; for any thread."""
+        self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._ending.set)

@@ -1,0 +1,158 @@
+"""What the server counts and measures, in Prometheus' text format.
+
+The names are vLLM's (`vllm:…`) where the meaning is the same, so that its dashboards and gateways work; what vLLM does
+not have begins with `tsugiki:`. The label `model_name` is the name of the base or of the adapter.
+"""
+
+import time
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
+_TIMES = {
+    "vllm:time_to_first_token_seconds": "From the arrival of a request to its first new token.",
+    "vllm:inter_token_latency_seconds": "Between two new tokens of a request.",
+    "vllm:e2e_request_latency_seconds": "From the arrival of a request to its end.",
+    "vllm:request_queue_time_seconds": "From the arrival of a request to the beginning of its prompt's computation.",
+    "vllm:request_prefill_time_seconds": "From there to the first new token.",
+    "vllm:request_decode_time_seconds": "From the first new token to the last one.",
+}
+_COUNTS = {
+    "vllm:prompt_tokens_total": "Tokens of prompts.",
+    "vllm:generation_tokens_total": "New tokens.",
+}
+_FINISHED = "vllm:request_success_total"
+_REFUSED = "tsugiki:requests_refused_total"
+
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+Sample: TypeAlias = tuple[Labels, float]
+Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass
+class Histogram:
+    """How often a time was how long."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
+    """Up to each of the bounds and above the one before, and above the last one."""
+    total: float = 0.0
+    """The sum of the times."""
+
+    def observe(self, seconds: float) -> None:
+        """Count a time."""
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.total += seconds
+
+    def lines(self, name: str, labels: Labels) -> list[str]:
+        """Return it in Prometheus' text format."""
+        found, count = [], 0
+        for bound, number in zip([*map(str, _SECONDS), "+Inf"], self.counts, strict=True):
+            count += number
+            found.append(f"{name}_bucket{_text((*labels, ('le', bound)))} {count}")
+        return [*found, f"{name}_sum{_text(labels)} {self.total}", f"{name}_count{_text(labels)} {count}"]
+
+
+@dataclass
+class Timing:
+    """When what happened to a request, in seconds of `time.monotonic`."""
+
+    model_name: str
+    arrived: float = field(default_factory=time.monotonic)
+    begun: float | None = None
+    """When the computation of its prompt began."""
+    first: float | None = None
+    """When its first new token was chosen."""
+    last: float | None = None
+    """When its last one was."""
+    ended: bool = False
+
+
+class Metrics:
+    """Counters and times. The engine's thread changes them, and any thread may read them."""
+
+    def __init__(self) -> None:
+        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._finished: Counter[tuple[str, str]] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._times: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
+
+    def begun(self, timing: Timing, prompt_tokens: int) -> None:
+        """Note that a prompt's computation begins; again after a failed batch, which changes nothing."""
+        if timing.begun is None:
+            timing.begun = time.monotonic()
+            self._counts["vllm:prompt_tokens_total"][timing.model_name] += prompt_tokens
+            self._observe("vllm:request_queue_time_seconds", timing, timing.begun - timing.arrived)
+
+    def token(self, timing: Timing) -> None:
+        """Note a new token."""
+        now = time.monotonic()
+        self._counts["vllm:generation_tokens_total"][timing.model_name] += 1
+        if timing.last is not None:
+            self._observe("vllm:inter_token_latency_seconds", timing, now - timing.last)
+        if timing.first is None:
+            timing.first = now
+            self._observe("vllm:time_to_first_token_seconds", timing, now - timing.arrived)
+            self._observe("vllm:request_prefill_time_seconds", timing, now - (timing.begun or timing.arrived))
+        timing.last = now
+
+    def ended(self, timing: Timing, reason: str) -> None:
+        """Note the end of a request, once: "stop", "length", "abort" if the client went away, or "error"."""
+        if timing.ended:
+            return
+        timing.ended = True
+        self._finished[timing.model_name, reason] += 1
+        self._observe("vllm:e2e_request_latency_seconds", timing, time.monotonic() - timing.arrived)
+        if timing.first is not None and timing.last is not None:
+            self._observe("vllm:request_decode_time_seconds", timing, timing.last - timing.first)
+
+    def refused(self, reason: str) -> None:
+        """Note that requests were not taken."""
+        self._refused[reason] += 1
+
+    def text(self, gauges: Mapping[str, tuple[str, Sequence[Sample]]]) -> str:
+        """Return all in Prometheus' text format.
+
+        Args:
+            gauges: name -> (what it is, values with their labels).
+        """
+        lines: list[str] = []
+        for name, (what, samples) in gauges.items():
+            lines += _metric(name, what, "gauge", samples)
+        for name, what in _COUNTS.items():
+            counts = [(_model(model), count) for model, count in self._counts[name].copy().items()]
+            lines += _metric(name, what, "counter", counts)
+        finished = [
+            ((*_model(model), ("finished_reason", reason)), count)
+            for (model, reason), count in self._finished.copy().items()
+        ]
+        lines += _metric(_FINISHED, "Requests that have ended.", "counter", finished)
+        refused = [((("reason", reason),), count) for reason, count in self._refused.copy().items()]
+        lines += _metric(_REFUSED, "Requests that were not taken.", "counter", refused)
+        times = self._times.copy()
+        for name, what in _TIMES.items():
+            lines += _metric(name, what, "histogram", ())
+            for (of, model), histogram in times.items():
+                lines += histogram.lines(name, _model(model)) if of == name else []
+        return "\n".join(lines) + "\n"
+
+    def _observe(self, name: str, timing: Timing, seconds: float) -> None:
+        self._times[name, timing.model_name].observe(seconds)
+
+
+def _model(name: str) -> Labels:
+    return (("model_name", name),)
+
+
+def _metric(name: str, what: str, kind: Kind, samples: Iterable[Sample]) -> list[str]:
+    values = [f"{name}{_text(labels)} {value}" for labels, value in samples]
+    return [f"# HELP {name} {what}", f"# TYPE {name} {kind}", *values]
+
+
+def _text(labels: Labels) -> str:
+    def escaped(value: str) -> str:
+        return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+    return "{" + ",".join(f'{name}="{escaped(value)}"' for name, value in labels) + "}" if labels else ""

@@ -1,0 +1,71 @@
+"""The addresses for tokens, as vLLM has them: `/tokenize`, `/detokenize`, `/tokenizer_info`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tsugiki.language import _
+from tsugiki.serve.adapters import ServedAdapters, ServedModel
+from tsugiki.serve.errors import ApiError
+from tsugiki.serve.prompts import chat_prompt, check_tokens, decoded, text_prompts
+from tsugiki.serve.protocol import DetokenizeRequest, TokenizeRequest, parse
+from tsugiki.serve.security import read_body
+
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def token_routes(adapters: ServedAdapters) -> list[Route]:
+    """Return the routes."""
+    engine, model = adapters.engine, adapters.engine.model
+
+    @asynccontextmanager
+    async def held(name: str | None) -> AsyncIterator[ServedModel]:
+        served = await adapters.acquire(adapters.base.name if name is None else name)
+        try:
+            yield served
+        finally:
+            adapters.release(served)
+
+    async def tokenize(request: Request) -> Response:
+        asked = parse(TokenizeRequest, await read_body(request))
+        async with held(asked.model) as served:
+            ids = await asyncio.to_thread(_ids, asked, served)
+            names = served.tokenizer.convert_ids_to_tokens(ids) if asked.return_token_strs else None
+        fields = {"count": len(ids), "max_model_len": engine.longest, "tokens": ids, "token_strs": names}
+        return JSONResponse(fields)
+
+    def _ids(asked: TokenizeRequest, served: ServedModel) -> list[int]:
+        if (asked.prompt is None) == (asked.messages is None):
+            raise ApiError(400, _("give either prompt or messages"), "prompt", "invalid_value")
+        if asked.messages is not None:
+            if asked.add_special_tokens:
+                message = _("the chat template decides on special tokens; leave {name} out").format(
+                    name="add_special_tokens"
+                )
+                raise ApiError(400, message, "add_special_tokens", "invalid_value")
+            return chat_prompt(model, served.name, served.tokenizer, asked.messages).ids
+        assert asked.prompt is not None
+        prompt = text_prompts(model, served.tokenizer, [asked.prompt])[0]
+        return prompt.shown if asked.add_special_tokens is False else prompt.ids
+
+    async def detokenize(request: Request) -> Response:
+        asked = parse(DetokenizeRequest, await read_body(request))
+        check_tokens(model, asked.tokens, "tokens")
+        async with held(asked.model) as served:
+            return JSONResponse({"prompt": await asyncio.to_thread(decoded, served.tokenizer, asked.tokens)})
+
+    async def info(request: Request) -> Response:
+        tokenizer = adapters.base.tokenizer
+        fields = {name: getattr(tokenizer, name, None) for name in _SPECIAL}
+        fields |= {"tokenizer_class": type(tokenizer).__name__, "chat_template": tokenizer.chat_template}
+        return JSONResponse(fields)
+
+    return [
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/tokenizer_info", info),
+    ]
