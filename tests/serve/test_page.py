@@ -51,8 +51,9 @@ def test_other_paths(server: Running, path: str):
 def test_nothing_comes_from_elsewhere():
     index = (FOLDER / "index.html").read_text(encoding="utf-8")
     assert re.findall(r"<style|<script>|\son\w+=|\sstyle=", index) == []
-    for path in [*SCRIPTS, FOLDER / "index.html", FOLDER / "style.css"]:
+    for path in [*SCRIPTS, FOLDER / "index.html", *FOLDER.rglob("*.css")]:
         text = path.read_text(encoding="utf-8")
+        assert max(map(len, text.splitlines())) <= 120, path
         assert re.findall(r"https?://(?!www\.w3\.org/)", text) == [], path
         assert re.findall(r"\.(?:inner|outer)HTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text) == []
 
@@ -91,6 +92,9 @@ def test_texts(part: str):
     assert list(english) == list(japanese)
     for key, text in english.items():
         assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", japanese[key])), key
-    source = (FOLDER / ("app.js" if part == "shell" else f"views/{part}.js")).read_text(encoding="utf-8")
+    files = (
+        [FOLDER / "app.js"] if part == "shell" else [FOLDER / f"views/{part}.js", *FOLDER.glob(f"views/{part}/*.js")]
+    )
+    source = "\n".join(path.read_text(encoding="utf-8") for path in files)
     assert [key for key in english if f'"{key}"' not in source] == []
     assert set(re.findall(r'\bt\("([\w.]+)"', source)) <= set(english)

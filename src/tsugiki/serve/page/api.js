@@ -1,8 +1,8 @@
 /**
  * Requests to the server: JSON, and streams of server-sent events.
  *
- * Each one carries the language, so that errors come in it; the key, if the server has one; and the page's token, without
- * which the server changes nothing.
+ * Each one carries the language, so that errors come in it; the key, if the server has one; and the page's token,
+ * without which the server changes nothing.
  */
 
 const TOKEN = document.querySelector('meta[name="page-token"]').content;
@@ -52,7 +52,8 @@ async function request(path, options) {
     if (response.ok) return response;
     const problem = (await response.json().catch(() => null))?.error;
     if (response.status !== 401) {
-      throw new ApiError(response.status, problem?.message ?? `${response.status} ${response.statusText}`, problem?.code);
+      const message = problem?.message ?? `${response.status} ${response.statusText}`;
+      throw new ApiError(response.status, message, problem?.code);
     }
     if (sessionStorage.getItem(KEY) === key) sessionStorage.setItem(KEY, await hooks.askKey());
   }

@@ -1,9 +1,9 @@
 /**
  * The page: its frame, and the views, which are chosen by what follows the # in the address.
  *
- * A view is a module of the folder `views` that exports `render(root, app)`, which may be asynchronous. `root` is an empty
- * element. When the view is left, or its path or the language changes, `app.signal` is aborted and `root` is removed; pass
- * the signal to requests and listeners.
+ * A view is a module of the folder `views` that exports `render(root, app)`, which may be asynchronous. `root` is an
+ * empty element. When the view is left, or its path or the language changes, `app.signal` is aborted and `root` is
+ * removed; pass the signal to requests and listeners.
  */
 
 import { hooks } from "./api.js";

@@ -8,8 +8,8 @@
  * Create an element.
  *
  * @param {string} tag its name, with classes after dots: "p.note"
- * @param {Record<string, any>} [attributes] `on…` are listeners; booleans set or leave out an attribute; `dataset` is an
- *   object; null and undefined are left out
+ * @param {Record<string, any>} [attributes] `on…` are listeners; booleans set or leave out an attribute; `dataset`
+ *   is an object; null and undefined are left out
  * @param {...Child} children texts and nodes; null, undefined and false are left out
  * @returns {HTMLElement}
  */

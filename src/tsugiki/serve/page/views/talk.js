@@ -1,11 +1,396 @@
-/** Being written. */
+/**
+ * Talk: one prompt, answered by the base and by adapters side by side with the same seed.
+ *
+ * What was said stays, and answers go on, while other views are shown.
+ */
 
-import { h } from "../dom.js";
+import { getJson } from "../api.js";
+import { button, fill, h } from "../dom.js";
+import { drawAnswer, isOpen, percent, textOf } from "./talk/answer.js";
+import { generate } from "./talk/generate.js";
+import { loadSettings, samplingOf, saveSettings, settingsFields } from "./talk/settings.js";
+import { forget, interval, tallies, vote } from "./talk/votes.js";
+
+const MOST = 6; // answers to a prompt
+const LETTERS = "ABCDEF";
+
+/**
+ * @typedef {object} Turn
+ * @property {string} prompt
+ * @property {boolean} isChat
+ * @property {boolean} isBlind the models are hidden until the reader has voted
+ * @property {boolean} hasVoted
+ * @property {number} seed
+ * @property {import("./talk/answer.js").Answer[]} answers
+ * @property {() => void} changed draws what depends on all answers
+ */
+
+const settings = loadSettings();
+/** @type {Turn[]} */
+const turns = [];
+let draft = "";
+/** Called when all answers are finished; what it draws is the form that is on the page by then. */
+let finished = () => {};
 
 /**
  * @param {HTMLElement} root
  * @param {import("../app.js").App} app
  */
-export function render(root, app) {
-  root.append(h("p.faint", {}, app.t("coming")));
+export async function render(root, app) {
+  const { t, lang, signal } = app;
+  /** @type {{ base: { name: string, chat: boolean }, adapters: { name: string, chat: boolean }[] }} */
+  const { base, adapters } = await getJson("/page/api/models", signal);
+  const known = [base, ...adapters];
+  const names = known.map((one) => one.name);
+  const canChat = known.some((one) => one.chat);
+  if (!canChat) settings.mode = "continue";
+  const wanted = app.path.length ? [base.name, app.path[0]] : (settings.models ?? names.slice(0, 2));
+  let models = wanted.filter((name) => names.includes(name));
+  if (!models.length) models = [base.name];
+
+  const status = h("p.unseen", { role: "status" });
+  const log = h("div.turns");
+  const chips = h("div.chips", { role: "group", "aria-label": t("models") });
+  const options = h("div.options");
+  const more = h("div", { hidden: true });
+  const opener = button(t("settings"), () => showSettings(more.hidden), { class: "quiet" });
+  const prompt = h("textarea", {
+    rows: 1,
+    "aria-label": t("prompt"),
+    value: draft,
+    oninput: () => (draft = prompt.value),
+    onkeydown: onKey,
+  });
+  const send = h("button.primary", { type: "submit" });
+  const composer = h("form.composer", { onsubmit: onSubmit }, chips, prompt, more, h("div.row", {}, options, send));
+  root.append(h("h1.unseen", {}, t("title")), log, composer, status);
+
+  const say = (text) => fill(status, text);
+  const last = () => turns.at(-1);
+  const isBusy = () => turns.some((turn) => turn.answers.some(isOpen));
+
+  function keep() {
+    settings.models = models;
+    saveSettings(settings);
+  }
+
+  /** Draw the form for the models, the mode and what is going on. */
+  function drawForm() {
+    fill(
+      chips,
+      models.map((name, index) => drawChip(name, index)),
+      models.length < Math.min(MOST, names.length) && button(t("add"), add, { class: "quiet" }),
+    );
+    fill(options, canChat && drawModes(), drawCheck("blind", t("blind")), drawCheck("shaded", t("shaded")), opener);
+    fill(more, settingsFields(settings, t, keep));
+    prompt.placeholder = settings.mode === "chat" ? t("prompt.chat") : t("prompt.continue");
+    root.classList.toggle("shaded", settings.shaded);
+    drawSend();
+  }
+
+  /** @param {boolean} isShown */
+  function showSettings(isShown) {
+    more.hidden = !isShown;
+    opener.setAttribute("aria-expanded", String(isShown));
+  }
+
+  function drawSend() {
+    fill(send, isBusy() ? t("stop") : settings.mode === "chat" ? t("send") : t("continue"));
+    send.classList.toggle("primary", !isBusy());
+  }
+
+  function drawChip(name, index) {
+    const select = h(
+      "select",
+      {
+        "aria-label": t("model_number", { number: index + 1 }),
+        onchange: () => {
+          models[index] = select.value;
+          keep();
+        },
+      },
+      names.map((one) => h("option", { selected: one === name }, one)),
+    );
+    const remove = () => {
+      models.splice(index, 1);
+      keep();
+      drawForm();
+    };
+    return h(
+      "span.chip",
+      {},
+      h("i.dot", { dataset: { colour: index + 1 } }),
+      select,
+      models.length > 1 && button("×", remove, { class: "quiet", "aria-label": t("remove_model", { name }) }),
+    );
+  }
+
+  function add() {
+    models.push(names.find((name) => !models.includes(name)));
+    keep();
+    drawForm();
+    chips.querySelector(".chip:last-of-type select").focus();
+  }
+
+  function drawModes() {
+    const radio = (mode, label) =>
+      h(
+        "label",
+        {},
+        h("input", {
+          type: "radio",
+          name: "mode",
+          checked: settings.mode === mode,
+          onchange: () => {
+            settings.mode = mode;
+            keep();
+            drawForm();
+          },
+        }),
+        label,
+      );
+    return h("span.modes", {}, radio("chat", t("mode.chat")), radio("continue", t("mode.continue")));
+  }
+
+  function drawCheck(name, label) {
+    const input = h("input", {
+      type: "checkbox",
+      checked: settings[name],
+      onchange: () => {
+        settings[name] = input.checked;
+        keep();
+        root.classList.toggle("shaded", settings.shaded);
+      },
+    });
+    return h("label.check", {}, input, label);
+  }
+
+  /** @param {KeyboardEvent} event Enter sends in a chat, Ctrl+Enter always; an input method's Enter never does */
+  function onKey(event) {
+    if (event.key !== "Enter" || event.isComposing || event.keyCode === 229) return;
+    if (event.ctrlKey || event.metaKey || (settings.mode === "chat" && !event.shiftKey)) {
+      event.preventDefault();
+      if (!isBusy()) composer.requestSubmit();
+    }
+  }
+
+  /** @param {Event} event */
+  function onSubmit(event) {
+    event.preventDefault();
+    if (isBusy()) {
+      for (const turn of turns) turn.answers.forEach((answer) => answer.controller.abort());
+      return;
+    }
+    if (!prompt.value.trim()) {
+      prompt.focus();
+      return;
+    }
+    const isChat = settings.mode === "chat";
+    const text = isChat ? prompt.value.trim() : prompt.value;
+    turns.push(newTurn(text, isChat, settings.blind && models.length > 1, settings.seed, models));
+    if (isChat) prompt.value = draft = "";
+    drawTurns();
+    log.lastElementChild.scrollIntoView({ block: "start", behavior: "smooth" });
+    ask(last());
+  }
+
+  /** Ask the models of a turn for their answers, all at once. */
+  async function ask(turn) {
+    drawSend();
+    await Promise.all(turn.answers.map((answer) => receive(turn, answer)));
+    turn.changed();
+    finished();
+  }
+
+  async function receive(turn, answer) {
+    let first = 0;
+    try {
+      const given = turn.isChat ? conversation(turn, answer.model) : turn.prompt;
+      const sampling = samplingOf(settings, turn.seed);
+      for await (const { parts, reason } of generate(answer.model, given, sampling, answer.controller.signal)) {
+        first ||= performance.now();
+        answer.state = "running";
+        answer.tokens += 1;
+        answer.seconds = (performance.now() - first) / 1000;
+        answer.parts.push(...parts);
+        answer.reason ??= reason;
+        answer.changed();
+      }
+      answer.state = "done";
+    } catch (error) {
+      answer.state = error.name === "AbortError" ? "stopped" : "failed";
+      answer.error = error.message;
+    }
+    answer.changed();
+  }
+
+  function drawTurns() {
+    const isNew = turns.length === 0;
+    fill(log, isNew ? drawWelcome() : turns.map(drawTurn), !isNew && drawVotes());
+  }
+
+  function drawWelcome() {
+    return h(
+      "div.welcome",
+      {},
+      h("h2", {}, t("title")),
+      h("p", {}, t("welcome")),
+      adapters.length === 0 && h("p.faint", {}, t("no_adapters")),
+    );
+  }
+
+  /** @param {Turn} turn */
+  function drawTurn(turn) {
+    const bar = h("div.actions");
+    const foot = h("div.actions");
+    const isHidden = () => turn.isBlind && !turn.hasVoted;
+    const answers = turn.answers.map((answer) => drawAnswer(answer, app, isHidden, say));
+    turn.changed = () => {
+      const isDone = !turn.answers.some(isOpen);
+      fill(
+        bar,
+        h("span.small.faint", {}, t("seed_is", { seed: String(turn.seed) })),
+        isDone && turn === last() && button(t("again"), () => again(turn), { class: "quiet", title: t("again_title") }),
+        isDone && turn === last() && button(t("clear"), clear, { class: "quiet" }),
+      );
+      fill(foot, isDone && isHidden() && drawBallot(turn));
+      turn.answers.forEach((answer) => answer.changed());
+    };
+    turn.changed();
+    return h(
+      "article.turn",
+      {},
+      h("header", {}, h("p.prompt", { dir: "auto" }, turn.prompt), bar),
+      h("div.answers", { dataset: { count: answers.length } }, answers),
+      foot,
+    );
+  }
+
+  /** @param {Turn} turn whose models are hidden */
+  function drawBallot(turn) {
+    const choose = (best) => {
+      turn.hasVoted = true;
+      vote(base.name, turn.answers.map((answer) => answer.model), best);
+      drawTurns();
+    };
+    return [
+      h("span", {}, t("which")),
+      turn.answers.map((answer) => button(answer.letter, () => choose(answer.model))),
+      button(t("no_difference"), () => choose(null)),
+    ];
+  }
+
+  /** The votes so far, if there are any. */
+  function drawVotes() {
+    const tally = Object.entries(tallies(base.name));
+    if (!tally.length) return null;
+    const share = ({ won, lost }) => {
+      if (won + lost === 0) return "–";
+      const [low, high] = interval(won, won + lost).map((value) => percent(value, lang));
+      return t("share_is", { share: percent(won / (won + lost), lang), low, high });
+    };
+    const heads = [t("model"), t("won"), t("lost"), t("tied"), t("share")];
+    return h(
+      "details.votes",
+      { open: last().hasVoted },
+      h("summary", {}, t("votes")),
+      h(
+        "div.scroll",
+        {},
+        h(
+          "table",
+          {},
+          h("tr", {}, heads.map((text, index) => h(index ? "th.number" : "th", { scope: "col" }, text))),
+          tally.map(([model, one]) =>
+            h(
+              "tr",
+              {},
+              h("td", {}, model),
+              [one.won, one.lost, one.tied, share(one)].map((value) => h("td.number", {}, value)),
+            ),
+          ),
+        ),
+      ),
+      button(
+        t("forget"),
+        () => {
+          forget(base.name);
+          drawTurns();
+        },
+        { class: "quiet" },
+      ),
+    );
+  }
+
+  /** @param {Turn} turn the last one; it is asked again with the next seed */
+  function again(turn) {
+    turns.pop();
+    turns.push(newTurn(turn.prompt, turn.isChat, turn.isBlind, turn.seed + 1, turn.answers.map((one) => one.model)));
+    drawTurns();
+    ask(last());
+  }
+
+  function clear() {
+    turns.length = 0;
+    drawTurns();
+    prompt.focus();
+  }
+
+  finished = () => {
+    drawSend();
+    say(t("finished"));
+  };
+  showSettings(false);
+  drawForm();
+  drawTurns();
+}
+
+/**
+ * @param {string} prompt
+ * @param {boolean} isChat
+ * @param {boolean} isBlind
+ * @param {number} seed
+ * @param {string[]} models
+ * @returns {Turn} with answers that have not begun; hidden ones are shuffled
+ */
+function newTurn(prompt, isChat, isBlind, seed, models) {
+  const answers = models.map((model, index) => ({
+    model,
+    colour: index + 1,
+    letter: "",
+    parts: [],
+    state: "waiting",
+    reason: null,
+    error: "",
+    tokens: 0,
+    seconds: 0,
+    controller: new AbortController(),
+    changed: () => {},
+  }));
+  if (isBlind) {
+    for (let index = answers.length - 1; index > 0; index--) {
+      const other = Math.floor(Math.random() * (index + 1));
+      [answers[index], answers[other]] = [answers[other], answers[index]];
+    }
+  }
+  answers.forEach((answer, index) => (answer.letter = LETTERS[index]));
+  return { prompt, isChat, isBlind, hasVoted: false, seed, answers, changed: () => {} };
+}
+
+/**
+ * Return what a model is told: its own conversation so far, and the prompt. A blind comparison begins anew, because the
+ * conversation would tell which model is which.
+ *
+ * @param {Turn} turn
+ * @param {string} model
+ * @returns {import("./talk/generate.js").Message[]}
+ */
+function conversation(turn, model) {
+  const messages = settings.system ? [{ role: "system", content: settings.system }] : [];
+  for (const earlier of turns) {
+    const answer = earlier.answers.find((one) => one.model === model && one.state !== "failed" && textOf(one));
+    if (earlier === turn || turn.isBlind || !earlier.isChat || earlier.isBlind || !answer) continue;
+    messages.push({ role: "user", content: earlier.prompt }, { role: "assistant", content: textOf(answer) });
+  }
+  return [...messages, { role: "user", content: turn.prompt }];
 }
