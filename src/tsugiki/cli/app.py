@@ -8,6 +8,7 @@ import typer
 from tsugiki.cli.adapters.app import adapters_app
 from tsugiki.cli.aozora import aozora_command
 from tsugiki.cli.bench import bench_command
+from tsugiki.cli.cache import cache_app
 from tsugiki.cli.chat import chat_command
 from tsugiki.cli.compare import compare_command
 from tsugiki.cli.evaluate import evaluate_command
@@ -65,6 +66,7 @@ _add(LOOK, "methods", methods_command)
 _add(LOOK, "bench", bench_command)
 _add(KEEP, "merge", merge_command)
 app.add_typer(adapters_app, name="adapters", cls=Group, rich_help_panel=KEEP)
+app.add_typer(cache_app, name="cache", cls=Group, rich_help_panel=KEEP)
 _add(SHARE, "push", push_command)
 _add(SHARE, "pull", pull_command)
 _add(SHARE, "export", export_command)

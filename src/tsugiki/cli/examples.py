@@ -62,6 +62,9 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "tsugiki merge --adapter runs/kajii --out kajii-model",
             "tsugiki merge --model embedded --adapter a --adapter b --weights 0.7,0.3 --out both",
         ),
+        "cache": ("tsugiki cache list", "tsugiki cache clear quantized"),
+        "cache list": ("tsugiki cache list", "tsugiki cache list --json"),
+        "cache clear": ("tsugiki cache clear", "tsugiki cache clear quantized tokens"),
         "push": (
             "tsugiki push runs/kajii USER/kajii --dry-run",
             "tsugiki push runs/kajii USER/kajii --license cc0-1.0 --language ja",
