@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.locks import locked, sole_use
+from tsugiki.io.locks import is_in_use, locked, process_of, sole_use
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 
@@ -120,6 +120,45 @@ def test_a_folder_that_cannot_be_locked_is_an_error(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(TsugikiError, match="file"):
         _use(tmp_path / "file")
+
+
+def test_the_process_that_uses_a_folder(tmp_path: Path):
+    assert (is_in_use(tmp_path), process_of(tmp_path)) == (False, None)
+    with sole_use(tmp_path):
+        assert (is_in_use(tmp_path), process_of(tmp_path)) == (True, os.getpid())
+    assert (is_in_use(tmp_path), process_of(tmp_path)) == (False, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"process": os.getppid()},
+        {"process": 2**22 + 5},
+        {"process": 1},
+        {"process": 0},
+        {"process": -1},
+        {"process": "7"},
+        {"process": 2**70},
+        {"process_start": 1},
+        {"process_start": None},
+        {"host": "gpu7"},
+        {"boot": "x"},
+    ],
+)
+def test_a_process_that_cannot_be_the_owner_is_not_named(tmp_path: Path, changes: dict[str, object]):
+    """Its number was used again, or is that of another machine or container, while the folder is locked."""
+    with sole_use(tmp_path):
+        path = tmp_path / ".lock.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        assert process_of(tmp_path) is None
+        assert is_in_use(tmp_path)
+
+
+def test_the_owner_that_is_named_without_a_lock_does_not_run(tmp_path: Path):
+    with sole_use(tmp_path):
+        content = (tmp_path / ".lock.json").read_text()
+    (tmp_path / ".lock.json").write_text(content)
+    assert (is_in_use(tmp_path), process_of(tmp_path)) == (False, None)
 
 
 def _use(folder: Path, error: Exception | None = None) -> None:

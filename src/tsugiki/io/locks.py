@@ -41,8 +41,8 @@ def locked(path: Path) -> Iterator[None]:
 def sole_use(folder: Path) -> Iterator[None]:
     """Let no other process use a folder while the block runs.
 
-    Meanwhile, `.lock` is locked and `.lock.json` names the process, its machine and when it started. Locks do not reach
-    other machines on every shared file system, so `.lock.json` alone keeps their processes away. `.lock` remains.
+    Meanwhile, `.lock` is locked and `.lock.json` names the process, its machine and when it took the lock. Locks do not
+    reach other machines on every shared file system, so `.lock.json` alone keeps their processes away. `.lock` remains.
 
     Args:
         folder: created if it does not exist, and then removed at the end if it is empty but for `.lock`.
@@ -64,11 +64,59 @@ def sole_use(folder: Path) -> Iterator[None]:
             raise _in_use(folder, owner)
         try:
             started = datetime.now().astimezone().isoformat(timespec="seconds")
-            write_json(folder / _OWNER, {"process": os.getpid(), **_this_machine(), "started": started})
+            process = {"process": os.getpid(), "process_start": _process_start(os.getpid())}
+            write_json(folder / _OWNER, {**process, **_this_machine(), "started": started})
             yield
         finally:
             with suppress(OSError):
                 (folder / _OWNER).unlink()
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process uses a folder by `sole_use`, here or on another machine."""
+    owner = _owner(folder)
+    return bool(owner) and (not _is_this_machine(owner) or _is_locked(folder / _LOCK))
+
+
+def process_of(folder: Path) -> int | None:
+    """Return the process of this machine that uses a folder by `sole_use`.
+
+    It is the process that took the lock, and not a later one with the same number: it still holds the lock, and has
+    begun when the one that is named in `.lock.json` began.
+
+    Returns:
+        Its number; None if no process uses the folder, or if it cannot be told for certain which one does.
+    """
+    owner = _owner(folder)
+    number, began = owner.get("process"), owner.get("process_start")
+    if not isinstance(number, int) or number <= 1 or began is None:
+        return None
+    here = _this_machine()
+    if any(owner.get(name) != value for name, value in here.items()) or not _is_locked(folder / _LOCK):
+        return None
+    return number if _process_start(number) == began else None
+
+
+def _process_start(number: int) -> float | None:
+    """Return when a process began, as its system counts the time; None if there is none."""
+    with suppress(OSError, ValueError, IndexError):  # Linux: in ticks since the system began, whatever the clock shows
+        return int(Path(f"/proc/{number}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    import psutil
+
+    with suppress(psutil.Error, OverflowError, ValueError):
+        return float(psutil.Process(number).create_time())
+    return None
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock, or may do so. If none does, this process holds it for a moment."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with _held(path, timeout=0):
+            return False
+    except (Timeout, TsugikiError):
+        return True
 
 
 @contextmanager
