@@ -75,7 +75,12 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     port = listening.getsockname()[1]
     ready = threading.Event()
     access = Access("127.0.0.1", port, settings.get("api_key"), frozenset(settings.get("origins", ())))
-    app = new_app(engine, adapters, access, settings.get("seconds", 60), settings.get("allow_lora_updates", False))
+    seconds, updates, views = settings.get("seconds", 60), settings.get("allow_lora_updates", False), ()
+    if workplace := settings.get("workplace"):
+        from tsugiki.serve.training import workplace_routes
+
+        views = workplace_routes(workplace)
+    app = new_app(engine, adapters, access, seconds, updates, views)
     server = Server(app, 5, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

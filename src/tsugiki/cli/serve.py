@@ -3,13 +3,17 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tsugiki.data.aozora.site import SITE
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import Interrupted, TsugikiError, error_text
 from tsugiki.language import _
+
+if TYPE_CHECKING:
+    from tsugiki.serve.training import Workplace
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"
 
@@ -58,6 +62,13 @@ def serve_command(
         list[str] | None,
         typer.Option(help="Other site whose pages may use the API in a browser, as https://example.org. Repeatable."),
     ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the texts that the page can learn from. Default: the working directory."),
+    ] = None,
+    aozora: Annotated[
+        str, typer.Option(help="Where the page finds works of Aozora Bunko: URL of a site, or a mirror folder.")
+    ] = SITE,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load adapters that were trained on another base.")
     ] = False,
@@ -96,6 +107,7 @@ def serve_command(
         allow_base_mismatch,
         check_origins(allow_origin or []),
         _folders(adapter or [], name),
+        _workplace(model, texts or Path(), aozora),
     )
     listening = listen(host, port)
     base = load_model(model, dtype, trust_remote_code=trust_remote_code).to(default_device())
@@ -109,6 +121,15 @@ def serve_command(
         serve(base, tokenizer, name, library_folder(), settings, listening, ready)
     except (Interrupted, KeyboardInterrupt):
         typer.echo(_("stopped"))
+
+
+def _workplace(model: str, texts: Path, aozora: str) -> "Workplace":
+    """Return where the page finds runs and texts."""
+    from tsugiki.serve.training import Workplace
+
+    if not texts.is_dir():
+        raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=texts))
+    return Workplace(model, Path.cwd(), texts, aozora)
 
 
 def _key(api_key: str | None, file: Path | None) -> str | None:

@@ -5,7 +5,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -39,7 +39,12 @@ class ClientGone(Exception):
 
 
 def new_app(
-    engine: Engine, adapters: ServedAdapters, access: Access, seconds: float, allow_lora_updates: bool = False
+    engine: Engine,
+    adapters: ServedAdapters,
+    access: Access,
+    seconds: float,
+    allow_lora_updates: bool = False,
+    views: Sequence[Route] = (),
 ) -> Starlette:
     """Return the ASGI application.
 
@@ -49,6 +54,7 @@ def new_app(
         access: who may use the server.
         seconds: how long a request may take.
         allow_lora_updates: whether requests may load and unload adapters.
+        views: routes of views of the page that need more than the engine and the adapters.
     """
     completions = Completions(engine, adapters, seconds)
     started = int(time.time())
@@ -107,6 +113,7 @@ def new_app(
         Route("/metrics", metrics),
         *token_routes(adapters),
         *page_routes(adapters, page_token),
+        *views,
     ]
     if allow_lora_updates:
         routes += [

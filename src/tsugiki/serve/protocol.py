@@ -169,7 +169,7 @@ class AdapterRequest(_Fields):
     load_inplace: bool = False
 
 
-_Parsed = TypeVar("_Parsed", bound=_Fields)
+_Parsed = TypeVar("_Parsed", bound=BaseModel)
 
 
 def parse(kind: type[_Parsed], body: bytes) -> _Parsed:

@@ -19,6 +19,7 @@ from tsugiki.serve.app import new_app
 from tsugiki.serve.engine import Engine, Limits
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.security import Access
+from tsugiki.serve.training import Workplace, workplace_routes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +50,8 @@ class ServerSettings:
     """Other sites whose pages may use the API; the result of `check_origins`."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Adapters by name, besides those of the library; they are loaded at the start."""
+    workplace: Workplace | None = None
+    """Where the page finds runs and texts, and starts runs; None: nowhere."""
 
 
 def check_access(host: str, api_key: str | None) -> None:
@@ -116,7 +119,8 @@ def serve(
                 engine, tokenizer, name, settings.folders, library, settings.max_loaded, settings.allow_base_mismatch
             )
             access = Access(host, port, settings.api_key, settings.origins)
-            app = new_app(engine, adapters, access, settings.seconds, settings.allow_lora_updates)
+            views = workplace_routes(settings.workplace) if settings.workplace else ()
+            app = new_app(engine, adapters, access, settings.seconds, settings.allow_lora_updates, views)
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             asyncio.run(_run(Server(app, settings.stop_seconds, lambda: ready(url)), adapters, listening))
         finally:

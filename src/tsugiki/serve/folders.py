@@ -1,0 +1,67 @@
+"""Files and folders that a request names, below a folder of the server."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from tsugiki.language import _
+from tsugiki.serve.errors import ApiError
+
+_LONGEST = 1000  # characters of a path
+
+
+def inside(root: Path, name: str) -> Path:
+    """Return the file or folder below `root` that a request names.
+
+    Args:
+        root: the folder.
+        name: a relative path, with slashes. No part of it is hidden, `..` or a symbolic link.
+
+    Raises:
+        ApiError: the path is not allowed, or there is nothing.
+    """
+    parts = name.split("/")
+    if len(name) > _LONGEST or not all(is_allowed(part) for part in parts):
+        message = _("{name!r} is no path below the server's folder").format(name=name[:100])
+        raise ApiError(400, message, code="invalid_path")
+    path = root
+    for part in parts:
+        path /= part
+        try:
+            mode = path.lstat().st_mode
+        except (OSError, ValueError):
+            mode = 0
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            message = _("there is no file or folder {name!r}").format(name=name[:100])
+            raise ApiError(404, message, code="not_found")
+    return path
+
+
+def is_allowed(name: str) -> bool:
+    """Return whether a file or folder may have this name; hidden ones and `..` may not."""
+    return bool(name) and name[0] != "." and name.isprintable() and not set(name) & set('/\\:*?"<>|')
+
+
+def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield the files and folders that a request could name, sorted; none if the folder cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            named = sorted((entry for entry in found if is_allowed(entry.name)), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in named:
+        if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
+            yield entry
+
+
+def read_end(path: Path, size: int) -> str:
+    """Return the last `size` bytes of a text file that others write to; empty if there is none, or it is a link."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return ""
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read(size).decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -1,0 +1,108 @@
+"""The process that `serve.jobs` starts: it reads a call from standard input, and writes the result, in a JSON line."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tsugiki.errors import TsugikiError, error_text, is_ordinary
+from tsugiki.language import _
+
+_ROWS = 3
+_MOST_WORKS = 200  # whose titles are listed
+
+
+def preview(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the first rows of a run, counts and notes."""
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.report.preview import count_lines
+    from tsugiki.train.config import RunConfig
+    from tsugiki.train.workflows.preview import preview
+
+    shown = preview(RunConfig.model_validate(settings), _ROWS, ProgressDisplay())
+    return {
+        "rows": [asdict(row) for row in shown.rows],
+        "of": shown.counts.blocks,
+        "tokens": shown.counts.block_size,
+        "counts": count_lines(shown),
+        "notes": shown.notes,
+    }
+
+
+def plan(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the plan of a run as lines and a table, and the settings of the option that was chosen."""
+    from tsugiki.base.loading import load_meta_model
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.report.plan import plan_lines, plan_table
+    from tsugiki.train.config import RunConfig
+    from tsugiki.train.planning.need import tokens_of
+    from tsugiki.train.planning.plan import plan_run
+    from tsugiki.train.planning.rows import rows_of_data
+
+    config = RunConfig.model_validate(settings)
+    rows = rows_of_data(config, tokens_of(config, load_meta_model(config.model)), ProgressDisplay())
+    planned = plan_run(config, rows)
+    headers, table = plan_table(planned)
+    return {"lines": plan_lines(planned), "headers": headers, "rows": table, "fits": planned.options[0].fits}
+
+
+def works(source: str, query: dict[str, Any]) -> dict[str, Any]:
+    """Return the works of Aozora Bunko that match a query."""
+    from tsugiki.data.aozora.query import Query, select
+    from tsugiki.data.aozora.works import open_source
+
+    found = select(open_source(source, None).entries(), Query(**query))
+    shown = [
+        {"title": entry.title or entry.path, "people": [person.name for person in entry.people if person.name]}
+        for entry in found[:_MOST_WORKS]
+    ]
+    return {"count": len(found), "works": shown}
+
+
+def fetch(source: str, query: dict[str, Any], out: str) -> dict[str, Any]:
+    """Write the works that match a query as clean text, a JSON line each."""
+    from tsugiki.data.aozora.query import Query, select
+    from tsugiki.data.aozora.works import check_target, open_source, read_entries, write_works
+
+    check_target(Path(out))
+    opened, asked = open_source(source, None), Query(**query)
+    skipped: list[str] = []
+    missing: list[str] = []
+    entries = read_entries(opened, select(opened.entries(), asked), asked, skipped.append, missing.append)
+    totals = write_works(entries, Path(out))
+    return {"works": totals.works, "characters": totals.characters, "skipped": len(skipped) + len(missing)}
+
+
+FUNCTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "preview": preview, "plan": plan, "works": works, "fetch": fetch
+}  # fmt: skip
+
+
+def main() -> None:
+    """Answer one call."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    os.dup2(2, 1)  # what libraries print is no answer
+    with suppress(OSError):  # Linux: if memory runs out, this process is ended, and not the server
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    asked = json.loads(sys.stdin.readline())
+    if hasattr(signal, "alarm"):  # the server ends this process in time, unless it has been killed itself
+        signal.alarm(int(asked["seconds"]) + 10)
+    try:
+        result: dict[str, Any] = {"result": FUNCTIONS[asked["function"]](**asked["arguments"])}
+    except TsugikiError as error:
+        result = {"error": str(error)}
+    except BaseException as error:
+        if not is_ordinary(error):
+            raise
+        kind = type(error).__name__
+        result = {"error": _("unexpected {kind}: {error}").format(kind=kind, error=error_text(error))}
+    print(json.dumps(result, ensure_ascii=False), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Work for the view Train that is done in a process of its own, with a limit of time: previews, plans, searches.
+
+Texts, tokenizers and models are read there, so that none of them can stop or end the server.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+from starlette.requests import Request
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import VARIABLE, _, language
+from tsugiki.serve.errors import ApiError
+
+_LARGEST_ANSWER = 8_000_000  # bytes
+
+
+class Jobs:
+    """Does one thing at a time."""
+
+    def __init__(self) -> None:
+        self._busy = asyncio.Lock()
+
+    async def run(self, request: Request, function: str, seconds: float, **arguments: Any) -> Any:
+        """Call a function of `job_worker.FUNCTIONS` in a new process, and return what it returns.
+
+        The process is ended if it takes too long, or if the client goes away.
+
+        Args:
+            request: the body has been read.
+            function: its name.
+            seconds: the longest time.
+            arguments: what JSON can represent.
+
+        Raises:
+            ApiError: something else is being done, or it takes too long.
+            TsugikiError: the function raised it, or the process ended without an answer.
+        """
+        if self._busy.locked():
+            message = _("a preview, a plan or a search is running already; wait for it")
+            raise ApiError(429, message, code="busy", retry_after=5)
+        async with self._busy:
+            asked = {"function": function, "arguments": arguments, "seconds": seconds}
+            answer = await _ask(request, json.dumps(asked).encode(), seconds)
+        try:
+            result = json.loads(answer)
+        except ValueError:
+            result = {"error": _("the process ended without a result; it may have run out of memory")}
+        if "error" in result:
+            raise TsugikiError(result["error"])
+        return result["result"]
+
+
+async def _ask(request: Request, asked: bytes, seconds: float) -> bytes:
+    """Return what the process answers."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # a torch.py in the working directory is not imported
+        "-m",
+        "tsugiki.serve.job_worker",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ, VARIABLE: language()},
+        start_new_session=True,
+        limit=_LARGEST_ANSWER,
+    )
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(asked + b"\n")
+    answer = asyncio.create_task(process.stdout.readline())
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({answer, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        if gone.done():
+            raise ApiError(499, _("the client went away"))
+        raise ApiError(503, _("it takes more than {seconds:.0f} s; choose fewer texts").format(seconds=seconds))
+    except ValueError:  # an answer that is too long
+        return b""
+    finally:
+        answer.cancel()
+        gone.cancel()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+        await process.wait()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

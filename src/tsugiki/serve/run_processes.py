@@ -1,0 +1,139 @@
+"""The processes of runs: start one that outlives the server, tell which one owns a run, and stop it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.locks import process_of
+from tsugiki.language import VARIABLE, _, language
+
+LOG_FILE = "output.log"
+"""The file in a run's folder that gets what its process prints, if the server has started it."""
+_NICE = 5  # requests are answered before a step is computed
+_SECRETS = ("TSUGIKI_API_KEY",)
+
+
+class RunProcesses:
+    """The processes that this server has started or stopped. It can be used from several threads."""
+
+    def __init__(self) -> None:
+        self._started: dict[Path, subprocess.Popen[bytes]] = {}
+        self._stopping: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def start(self, folder: Path, words: Sequence[str], directory: Path) -> None:
+        """Start `tsugiki …` in a session of its own. What it prints is appended to a file in the run's folder.
+
+        Args:
+            folder: of the run; it exists.
+            words: what follows `tsugiki`. No shell reads them.
+            directory: the working directory.
+
+        Raises:
+            TsugikiError: the process cannot be started.
+        """
+        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            log = os.open(folder / LOG_FILE, flags, 0o666)
+            try:
+                process = subprocess.Popen(
+                    # -P: a torch.py in the working directory is not imported.
+                    [sys.executable, "-P", "-m", "tsugiki", *words],
+                    cwd=directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**environment, VARIABLE: language()},
+                    start_new_session=True,  # it goes on when the server ends, and Ctrl-C does not reach it
+                )
+            finally:
+                os.close(log)
+        except OSError as error:
+            raise TsugikiError(
+                _("the run in {folder} cannot be started: {reason}").format(
+                    folder=folder.name, reason=error_text(error, 200)
+                )
+            ) from error
+        if hasattr(os, "setpriority"):
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
+        with self._lock:
+            self._started[folder] = process
+
+    def owner(self, folder: Path) -> int | None:
+        """Return the process of this machine that trains in a folder; None if none does, or it is not certain.
+
+        A process that this server has started counts from its start on, another one from when it has locked the folder.
+        """
+        with self._lock:
+            started = self._started.get(folder)
+            if started is not None and started.poll() is None:
+                return started.pid
+            self._started.pop(folder, None)
+        return process_of(folder)
+
+    def is_stopping(self, folder: Path) -> bool:
+        """Return whether the process of a run has been asked to end, and has not ended yet."""
+        with self._lock:
+            number = self._stopping.get(folder)
+        if number is None:
+            return False
+        if number == self.owner(folder):
+            return True
+        with self._lock:
+            self._stopping.pop(folder, None)
+        return False
+
+    def any_started(self) -> Path | None:
+        """Return the folder of a run whose process this server has started and that has not ended."""
+        with self._lock:
+            return next((folder for folder, process in self._started.items() if process.poll() is None), None)
+
+    def stop(self, folder: Path) -> bool:
+        """Ask the process that trains in a folder to end. It ends after its step, and writes a checkpoint.
+
+        It is asked once: a second signal would end it without the checkpoint.
+
+        Returns:
+            Whether there is such a process.
+        """
+        if self.is_stopping(folder):
+            return True
+        number = self.owner(folder)
+        if number is None:
+            return False
+        with self._lock:
+            self._stopping[folder] = number
+        if not self._signal(folder, number):
+            with self._lock:
+                self._stopping.pop(folder, None)
+            return False
+        return True
+
+    def _signal(self, folder: Path, number: int) -> bool:
+        """Send SIGTERM to the owner of a folder, if it still is this process."""
+        try:
+            handle = os.pidfd_open(number)
+        except (AttributeError, OSError):  # not Linux, or an old one
+            handle = None
+        try:
+            # A handle stays with its process. If that is the owner now, no other one can get the signal.
+            if self.owner(folder) != number:
+                return False
+            if handle is None:
+                os.kill(number, signal.SIGTERM)
+            else:
+                signal.pidfd_send_signal(handle, signal.SIGTERM)
+        except OSError:  # it has ended, or is another user's
+            return False
+        finally:
+            if handle is not None:
+                os.close(handle)
+        return True

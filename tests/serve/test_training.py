@@ -1,0 +1,213 @@
+"""Runs are prepared from texts below one folder and settings of a fixed list, and started without a shell."""
+
+import asyncio
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("starlette")
+from tests.data.aozora.samples import make_mirror
+from tests.serve.workplace import Place, serve_in, write_run
+from tests.tiny import TEXT
+from tsugiki.errors import TsugikiError
+from tsugiki.io.locks import sole_use
+from tsugiki.serve.errors import ApiError
+from tsugiki.serve.jobs import Jobs
+from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
+from tsugiki.serve.runs import Runs
+from tsugiki.serve.training import RunRequest, Training, Workplace
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
+
+ASK: dict[str, Any] = {"name": "first", "texts": ["a.txt"]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, served_files: tuple[str, Path]) -> Iterator[Place]:
+    directory = tmp_path_factory.mktemp("outside") / "work"
+    directory.mkdir()
+    yield from serve_in(directory, served_files)
+
+
+def test_texts_are_listed_without_links_and_hidden_files(place: Place):
+    answer = place.get("train/texts").json()
+    assert [one["name"] for one in answer["entries"]] == ["novels", "a.txt"]
+    assert [one["name"] for one in place.get("train/texts", folder="novels").json()["entries"]] == [
+        f"{number}.txt" for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "..", "../secret.txt", "/etc/passwd", "novels/../../secret.txt", "link.txt", "out", "out/secret.txt",
+        ".hidden.txt", "a.txt\x00", "~/x", "none.txt", "a.txt/", "owner/dataset", "*.txt", "novels/*", "C:\\x",
+        "\ud800", "a" * 9999, "file:///etc/passwd", "https://example.org/a.txt",
+    ],
+)  # fmt: skip
+def test_paths_that_are_not_allowed(place: Place, path: str):
+    for name in ("settings", "preview", "plan", "start"):
+        answer = place.post(f"train/{name}", {**ASK, "texts": [path]})
+        assert answer.status_code in (400, 404), answer.text
+        assert "secret" not in answer.text.replace(path, "")
+    if path.isprintable():
+        assert place.get("train/texts", folder=path).status_code in (400, 404)
+    assert not (place.directory / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "a\\b", ".x", "-x", "a\x00", "a\n", "x" * 101, "a?", "a:b", " a", "\ud800"]
+)
+def test_names_of_runs_that_are_not_allowed(place: Place, name: str):
+    for path in ("train/settings", "train/start"):
+        assert place.post(path, {**ASK, "name": name}).status_code == 400
+    assert not (place.directory / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "other"}, {"trust_remote_code": True}, {"out": "/tmp/x"}, {"data": "/etc/passwd"}, {"device": "cuda"},
+        {"report_to": ["wandb"]}, {"held_out": "/etc/passwd"}, {"start_from": "x"}, {"chat_template": "/etc/passwd"},
+        {"method": "none"}, {"method": "full"}, {"r": 0}, {"r": 10**9}, {"r": "8"}, {"epochs": -1}, {"epochs": 1e999},
+        {"minutes": 1, "epochs": 1}, {"texts": []}, {"texts": ["a.txt"] * 65}, {"texts": "a.txt"}, {"prompts": [""] },
+        {"prompts": ["x"] * 5}, {"learning_rate": "probe"}, {"method": "ia3", "r": 8}, {"base_dtype": "int1"},
+    ],
+)  # fmt: skip
+def test_settings_that_are_not_allowed(place: Place, changes: dict[str, Any]):
+    answer = place.post("train/settings", {**ASK, **changes})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_the_command_and_the_settings(place: Place):
+    answer = place.post("train/settings", {**ASK, "name": "春 a'b", "texts": ["a.txt", "novels"], "r": 4, "epochs": 2})
+    assert answer.status_code == 200, answer.text
+    shown = answer.json()
+    assert shlex.split(shown["command"]) == ["tsugiki", "train", "runs/春 a'b/settings.yaml"]
+    assert yaml.safe_load(shown["yaml"]) == {
+        "model": place.running.base,
+        "data": ["texts/a.txt", "texts/novels"],
+        "out": "runs/春 a'b",
+        "epochs": 2.0,
+        "lora": {"r": 4},
+    }
+    assert not (place.directory / "runs").exists()
+
+
+def test_a_folder_with_a_link_in_it_is_refused(tmp_path: Path):
+    texts = tmp_path / "texts" / "inner"
+    texts.mkdir(parents=True)
+    os.symlink("/etc/passwd", texts / "b.txt")
+    with pytest.raises(ApiError, match="link"):
+        _training(tmp_path).prepare(RunRequest(name="a", texts=["inner"]))
+
+
+class _Processes(RunProcesses):
+    """Remembers what would be started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[list[str]] = []
+
+    def start(self, folder: Path, words: Any, directory: Path) -> None:
+        self.words.append(list(words))
+        (folder / LOG_FILE).write_text("started\n")
+
+
+def _training(directory: Path) -> Training:
+    (directory / "texts").mkdir(exist_ok=True)
+    (directory / "texts" / "a.txt").write_text(TEXT)
+    workplace = Workplace("embedded", directory, directory / "texts", "https://localhost")
+    return Training(workplace, Runs(directory, _Processes()))
+
+
+def test_start_writes_the_settings_and_starts_the_command(tmp_path: Path):
+    training = _training(tmp_path)
+    prepared = training.prepare(RunRequest(name="first", texts=["a.txt"], prompts=["枝を"]))
+    training.start(prepared)
+    assert training.runs.processes.words == [["train", "runs/first/settings.yaml"]]
+    assert (tmp_path / prepared.settings_file).read_text() == prepared.text
+    training.start(prepared)  # it has failed before it wrote a record, and may be tried again
+    write_run(tmp_path, "runs/first", status="finished")
+    with pytest.raises(ApiError, match="exists"):
+        training.start(prepared)
+
+
+def test_start_refuses_links_and_a_second_run(tmp_path: Path):
+    training = _training(tmp_path)
+    prepared = training.prepare(RunRequest(name="first", texts=["a.txt"]))
+    (tmp_path / "elsewhere").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "runs")
+    with pytest.raises(ApiError, match="link"):
+        training.start(prepared)
+    (tmp_path / "runs").unlink()
+    (tmp_path / "runs").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "runs" / "first")
+    with pytest.raises(ApiError, match="exists"):
+        training.start(prepared)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (tmp_path / "runs" / "first").unlink()
+    with sole_use(write_run(tmp_path, "other")), pytest.raises(ApiError, match="other"):
+        training.start(prepared)
+    assert training.runs.processes.words == []
+
+
+class _Client:
+    """A request whose client waits, or goes away after some seconds."""
+
+    def __init__(self, seconds: float = 1000) -> None:
+        self.seconds = seconds
+
+    async def receive(self) -> dict[str, str]:
+        await asyncio.sleep(self.seconds)
+        return {"type": "http.disconnect"}
+
+
+def _run(function: str, seconds: float = 300, client: Any = None, **arguments: Any) -> Any:
+    return asyncio.run(Jobs().run(client or _Client(), function, seconds, **arguments))
+
+
+def test_works_of_aozora_are_searched_and_written(tmp_path: Path):
+    source = str(make_mirror(tmp_path / "mirror"))
+    query = {"author": None, "title": "坂の上", "kana": None}
+    assert _run("works", source=source, query=query)["count"] == 3  # without an index, any of the works can match
+    done = _run("fetch", source=source, query=query, out=str(tmp_path / "works.jsonl"))
+    assert done["works"] == 1
+    assert json.loads((tmp_path / "works.jsonl").read_text(encoding="utf-8"))["title"] == "坂の上"
+    with pytest.raises(TsugikiError, match="exists"):
+        _run("fetch", source=source, query=query, out=str(tmp_path / "works.jsonl"))
+
+
+def test_a_job_that_takes_too_long_is_ended(tmp_path: Path):
+    with pytest.raises(ApiError) as caught:
+        _run("works", 0.01, source=str(tmp_path), query={})
+    assert caught.value.status == 503
+    with pytest.raises(ApiError) as caught:
+        _run("works", 100, _Client(0.01), source=str(tmp_path), query={})
+    assert caught.value.status == 499
+
+
+def test_errors_of_a_job(tmp_path: Path):
+    with pytest.raises(TsugikiError, match="cards"):
+        _run("works", source=str(tmp_path), query={})
+    with pytest.raises(TsugikiError, match="KeyError"):
+        _run("none")
+
+
+def test_one_job_at_a_time(tmp_path: Path):
+    async def two() -> list[Any]:
+        jobs = Jobs()
+        asked = [jobs.run(_Client(), "works", 100, source=str(tmp_path), query={}) for _ in range(2)]  # type: ignore[arg-type]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, second = asyncio.run(two())
+    assert isinstance(first, TsugikiError)
+    assert isinstance(second, ApiError)
+    assert second.status == 429

@@ -1,0 +1,73 @@
+"""A working directory with texts and runs, and a server whose page shows them."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from tests.runs import run_config
+from tests.serve.conftest import Running, start
+from tests.tiny import TEXT
+from tsugiki.train.record import LossPoint, RunRecord, Sample, TrainingFigures, new_record
+
+
+@dataclass
+class Place:
+    """The server and its working directory."""
+
+    running: Running
+    directory: Path
+    token: str
+
+    def get(self, path: str, **query: Any) -> Any:
+        return httpx2.get(f"{self.running.url}/page/api/{path}", params=query, timeout=120)
+
+    def post(self, path: str, body: Any, token: str | None = None) -> Any:
+        headers = {"X-Page-Token": self.token if token is None else token, "Content-Type": "application/json"}
+        url = f"{self.running.url}/page/api/{path}"
+        return httpx2.post(url, content=json.dumps(body), headers=headers, timeout=600)
+
+
+def serve_in(directory: Path, served_files: tuple[str, Path], **changes: Any) -> Iterator[Place]:
+    """Serve a working directory; `texts` below it has texts, and a link that leads out of it."""
+    from tsugiki.serve.training import Workplace
+
+    texts = directory / "texts"
+    (texts / "novels").mkdir(parents=True)
+    (texts / "a.txt").write_text(TEXT, encoding="utf-8")
+    for number in range(4):
+        (texts / "novels" / f"{number}.txt").write_text(f"{number}\n{TEXT[number * 300 :]}", encoding="utf-8")
+    (texts / "picture.png").touch()
+    (texts / ".hidden.txt").write_text(TEXT, encoding="utf-8")
+    (directory.parent / "secret.txt").write_text("secret", encoding="utf-8")
+    os.symlink(directory.parent / "secret.txt", texts / "link.txt")
+    os.symlink(directory.parent, texts / "out")
+    workplace = Workplace(served_files[0], directory, texts, changes.get("aozora", str(directory)))
+    for running in start(*served_files, workplace=workplace):
+        token = re.findall(r'name="page-token" content="([\w-]+)"', httpx2.get(running.url).text)[0]
+        yield Place(running, directory, token)
+
+
+def record_of(directory: Path, name: str, **changes: Any) -> RunRecord:
+    """The record of a run of 10 steps of which 4 are done."""
+    record = new_record(run_config(directory, name, model="embedded", data="a.txt").to_record())
+    record.resolved_settings = {"steps": 10}
+    record.loss_curve = [LossPoint(step=step, loss=5 - step / 4, learning_rate=0.1) for step in range(1, 5)]
+    record.training = TrainingFigures(
+        steps=4, loss=4.5, tokens=400, seconds=8.0, tokens_per_second=50.0, peak_memory=10**9
+    )
+    record.samples = [Sample(step=step, prompt="枝を", text=f"切る{step}<b>") for step in (0, 4)]
+    return record.model_copy(update=changes)
+
+
+def write_run(directory: Path, name: str, **changes: Any) -> Path:
+    """Write the record of a run into its folder."""
+    folder = directory / name
+    folder.mkdir(parents=True, exist_ok=True)
+    record_of(directory, name, **changes).write(folder)
+    return folder
