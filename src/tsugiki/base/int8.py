@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.base import integer_products
-from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, own_float, round_rows, split
+from tsugiki.base.integer_passes import own_float, round_rows
+from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, split
 from tsugiki.base.quantized_layer import QuantizedLayer
 
 

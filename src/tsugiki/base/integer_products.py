@@ -21,6 +21,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from tsugiki.base.integer_passes import added, rounded, rounded_with_loss, scaled
+
 CHANNELS = 3072
 """Channels of a tile: enough for a fast product, and few enough for its result to stay in the cache."""
 _ROWS = 256
@@ -34,14 +36,13 @@ Tile: TypeAlias = tuple[Tensor, Tensor]
 def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features: int) -> Tensor:
     """Return x Wᵀ + bias for x [rows, in], a new tensor [rows, out] of the dtype of x."""
     y = x.new_empty(len(x), out_features)
-    rounded = [round_rows(own_float(rows)) for rows in split(x, _ROWS)]
+    parts = [(*rounded(rows)[:2], of_y) for rows, of_y in zip(split(x, _ROWS), split(y, _ROWS), strict=True)]
     start = 0
     for w, scale in tiles:
         channels = slice(start, start + len(w))
         b = None if bias is None else bias[channels].float()
-        for (q, s), rows in zip(rounded, split(y, _ROWS), strict=True):
-            result = _times(q, w.T).mul_(s)
-            rows[:, channels].copy_(result.mul_(scale) if b is None else torch.addcmul(b, result, scale, out=result))
+        for q, s, of_y in parts:
+            scaled(torch._int_mm(q, w.T), s, scale, b, of_y[:, channels])
         start = channels.stop
     return y
 
@@ -56,40 +57,17 @@ def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features
         means: the mean row of w in each tile, float32 [tiles, in].
         in_features: the width of the weight.
     """
-    dx = torch.empty(len(dy), in_features)
+    dx = dy.new_empty(len(dy), in_features)
+    sums = dx if len(means) == 1 or dx.dtype == torch.float32 else torch.empty(len(dy), in_features)
     start = 0
     for (w, scale), mean in zip(tiles, means, strict=True):
         channels = slice(start, start + len(w))
-        for dy_rows, dx_rows in zip(split(dy[:, channels], _ROWS), split(dx, _ROWS), strict=True):
-            scaled = own_float(dy_rows).mul_(scale)
-            lost = scaled.sum(1, keepdim=True)
-            q, s = round_rows(scaled)
-            lost.addcmul_(s, scaled.sum(1, keepdim=True), value=-1)
-            result = _times(q, w).mul_(s).addmm_(lost, mean[None])
-            dx_rows.add_(result) if start else dx_rows.copy_(result)
+        to = dx if channels.stop == dy.shape[1] else sums
+        for of_dy, before, out in zip(*(split(t, _ROWS) for t in (dy[:, channels], sums, to)), strict=True):
+            q, s, lost = rounded_with_loss(of_dy, scale)
+            added(torch._int_mm(q, w), s, lost, mean, before if start else None, out)
         start = channels.stop
-    return dx.to(dy.dtype)
-
-
-def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise the rows of x, so that x ≈ s · q with the largest absolute value of each row at ±127.
-
-    Values that are not finite make s not finite, so that the result is not finite either.
-
-    Args:
-        x: float32 [rows, n]; overwritten with the values of q.
-
-    Returns:
-        q, int8 [rows, n], and s, float32 [rows, 1].
-    """
-    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
-    s = largest.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
-    return x.div_(s).round_().to(torch.int8), s
-
-
-def own_float(x: Tensor) -> Tensor:
-    """Return a contiguous float32 copy, which may be overwritten."""
-    return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return dx
 
 
 def split(t: Tensor, most: int, dim: int = 0) -> tuple[Tensor, ...]:
@@ -110,9 +88,3 @@ def exact_integers() -> bool:
     """
     largest = torch.full((64, 256), 127, dtype=torch.int8)
     return bool((torch._int_mm(largest, largest.T) == 256 * 127 * 127).all())
-
-
-def _times(a: Tensor, b: Tensor) -> Tensor:
-    """Return the product of two int8 matrices as float32, in the memory of its int32 result."""
-    result = torch._int_mm(a, b)
-    return result.view(torch.float32).copy_(result)

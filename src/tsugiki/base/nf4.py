@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.base.decoded_layer import DecodedLayer
-from tsugiki.base.integer_products import CHANNELS, own_float, split
+from tsugiki.base.integer_passes import own_float
+from tsugiki.base.integer_products import CHANNELS, split
 from tsugiki.base.quantized_layer import QuantizedLayer
 
 BLOCK = 64

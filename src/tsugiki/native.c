@@ -1,0 +1,135 @@
+/* Passes over memory in C, each the same as several of torch. Their definitions, with the same results to the last
+   bit, are the `plain_` functions of the modules that call them: base/integer_passes.py and fast/activations.py. So nothing is contracted to fused multiply-adds (-ffp-contract=off). */
+
+#include <stdint.h>
+#include <string.h>
+
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT
+#endif
+
+/* On Linux, a version for each generation of processors, of which the loader chooses one. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define FAST __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define FAST
+#endif
+
+#define PARTS 16
+
+static inline float as_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline uint32_t as_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static inline float from_float(float x) { return x; }
+static inline float from_bfloat16(uint16_t x) { return as_float((uint32_t)x << 16); }
+static inline float to_float(float x) { return x; }
+
+static inline uint16_t to_bfloat16(float x) {
+    uint32_t bits = as_bits(x);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+/* `rounded` and `rounded_with_loss`: q [rows, n], s [rows] and, if `scale` is given, lost [rows]. A row is read twice,
+   the second time from the cache. */
+#define ROUNDED(NAME, TYPE, FROM)                                                                                     \
+    EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t n, int64_t stride, const float *scale, int8_t *q,      \
+                          float *s, float *lost) {                                                                    \
+        for (int64_t row = 0; row < rows; row++, x += stride, q += n) {                                               \
+            uint32_t largest = 0; /* the bits of absolute values have their order; those of NaN are the largest */    \
+            double parts[PARTS] = {0}, sum = 0;                                                                       \
+            if (scale == 0) {                                                                                         \
+                for (int64_t i = 0; i < n; i++) {                                                                     \
+                    uint32_t bits = as_bits(FROM(x[i])) & 0x7fffffff;                                                 \
+                    largest = bits > largest ? bits : largest;                                                        \
+                }                                                                                                     \
+            } else {                                                                                                  \
+                for (int64_t i = 0; i < n; i++) {                                                                     \
+                    uint32_t bits = as_bits(FROM(x[i]) * scale[i]) & 0x7fffffff;                                      \
+                    largest = bits > largest ? bits : largest;                                                        \
+                }                                                                                                     \
+                int64_t whole = n - n % PARTS;                                                                        \
+                for (int64_t i = 0; i < whole; i += PARTS)                                                            \
+                    for (int k = 0; k < PARTS; k++) parts[k] += FROM(x[i + k]) * scale[i + k];                        \
+                for (int k = 0; k < PARTS; k++) sum += parts[k];                                                      \
+                for (int64_t i = whole; i < n; i++) sum += FROM(x[i]) * scale[i];                                     \
+            }                                                                                                         \
+            float step = as_float(largest) / 127.0f;                                                                  \
+            if (step < 1.17549435e-38f) step = 1.17549435e-38f;                                                       \
+            s[row] = step;                                                                                            \
+            int32_t total = 0;                                                                                        \
+            if (largest >= 0x7f800000) {                                                                              \
+                memset(q, 0, (size_t)n);                                                                              \
+            } else if (scale == 0) {                                                                                  \
+                for (int64_t i = 0; i < n; i++) /* adding 1.5 * 2^23 rounds to the nearest even integer */            \
+                    q[i] = (int8_t)(as_bits(FROM(x[i]) / step + 12582912.0f) - 0x4b400000u);                          \
+            } else {                                                                                                  \
+                for (int64_t i = 0; i < n; i++) {                                                                     \
+                    int8_t value = (int8_t)(as_bits(FROM(x[i]) * scale[i] / step + 12582912.0f) - 0x4b400000u);       \
+                    q[i] = value;                                                                                     \
+                    total += value;                                                                                   \
+                }                                                                                                     \
+            }                                                                                                         \
+            if (scale != 0) lost[row] = (float)(sum - (double)step * total);                                          \
+        }                                                                                                             \
+    }
+
+ROUNDED(rounded_float32, float, from_float)
+ROUNDED(rounded_bfloat16, uint16_t, from_bfloat16)
+
+/* `scaled`: y [rows, n], with `stride` elements from one row to the next. */
+#define SCALED(NAME, TYPE, TO)                                                                                        \
+    EXPORT FAST void NAME(const int32_t *product, int64_t rows, int64_t n, const float *s, const float *scale,        \
+                          const float *bias, TYPE *restrict y, int64_t stride) {                                      \
+        for (int64_t row = 0; row < rows; row++, product += n, y += stride) {                                         \
+            float of_row = s[row];                                                                                    \
+            if (bias == 0)                                                                                            \
+                for (int64_t i = 0; i < n; i++) y[i] = TO((float)product[i] * of_row * scale[i]);                     \
+            else                                                                                                      \
+                for (int64_t i = 0; i < n; i++) y[i] = TO(bias[i] + (float)product[i] * of_row * scale[i]);           \
+        }                                                                                                             \
+    }
+
+SCALED(scaled_float32, float, to_float)
+SCALED(scaled_bfloat16, uint16_t, to_bfloat16)
+
+/* `added`: out [rows, n] = (before, if given) + s product + lost mean; `out` may be `before`. */
+#define ADDED(NAME, TYPE, TO)                                                                                         \
+    EXPORT FAST void NAME(const int32_t *product, int64_t rows, int64_t n, const float *s, const float *lost,         \
+                          const float *mean, const float *before, TYPE *out) {                                        \
+        for (int64_t row = 0; row < rows; row++, product += n, out += n) {                                            \
+            float of_row = s[row], lost_of_row = lost[row];                                                           \
+            if (before == 0) {                                                                                        \
+                for (int64_t i = 0; i < n; i++)                                                                       \
+                    out[i] = TO((float)product[i] * of_row + lost_of_row * mean[i]);                                  \
+            } else {                                                                                                  \
+                for (int64_t i = 0; i < n; i++)                                                                       \
+                    out[i] = TO(before[i] + ((float)product[i] * of_row + lost_of_row * mean[i]));                    \
+                before += n;                                                                                          \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+ADDED(added_float32, float, to_float)
+ADDED(added_bfloat16, uint16_t, to_bfloat16)
+
+/* `_look_up`: the value and the slope of an activation for 16-bit numbers, from a table by their bits. */
+EXPORT void looked_up(const uint16_t *x, int64_t n, const uint32_t *table, uint16_t *restrict value,
+                      uint16_t *restrict slope) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t both = table[x[i]];
+        value[i] = (uint16_t)both;
+        slope[i] = (uint16_t)(both >> 16);
+    }
+}

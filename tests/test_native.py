@@ -1,0 +1,182 @@
+"""The C functions, compiled by `hatch_build.py`, compared with their definitions: the same bits."""
+
+import hashlib
+import importlib.util
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.runs import run_config
+from tsugiki import native
+from tsugiki.base import integer_passes
+from tsugiki.base.int8 import Int8Linear
+from tsugiki.base.integer_passes import added, plain_added, plain_rounded_with_loss, plain_scaled, rounded, scaled
+from tsugiki.base.integer_products import exact_integers
+from tsugiki.fast import activations
+from tsugiki.train.run import train
+
+ROOT = Path(__file__).parent.parent
+SHAPES = [(1, 2), (3, 5), (64, 768), (17, 1001), (2, 4099)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def _compiled(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the module use a library that was just compiled, whatever this checkout has."""
+    if platform.system() == "Windows":
+        pytest.skip("no cc")
+    library = tmp_path_factory.mktemp("native") / "_native.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "LIBRARY", library)
+        if not build.compile_library():
+            pytest.skip("no C compiler")
+        patch.setattr(native, "LIBRARY", library)
+        native.native.cache_clear()
+        native._library.cache_clear()
+        yield
+    native.native.cache_clear()
+    native._library.cache_clear()
+
+
+def _draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return numbers of very different sizes, as a part of longer rows."""
+    whole = torch.randn(shape[0], shape[1] + 3) * torch.logspace(-9, 9, shape[0])[:, None]
+    return whole.to(dtype)[:, 2:-1]
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether the bits are the same; those of NaN may differ."""
+    if a.is_floating_point():
+        a, b = (torch.where(t.isnan(), torch.nan, t) for t in (a, b))
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32}[a.element_size()]
+    return a.dtype == b.dtype and torch.equal(a.view(kind), b.view(kind))
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rounding_gives_the_bits_of_the_definition(dtype: torch.dtype, shape: tuple[int, int]):
+    torch.manual_seed(0)
+    x, scale = _draw(*shape, dtype=dtype), torch.rand(shape[1])
+    x[0, :2] = 0.5 * x[0].abs().amax() / 127  # half-way between two integers
+    for ours, plain in (
+        (rounded(x), integer_passes.round_rows(integer_passes.own_float(x))),
+        (integer_passes.rounded_with_loss(x, scale), plain_rounded_with_loss(x, scale)),
+    ):
+        assert all(_same_bits(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_gives_a_scale_that_is_not(dtype: torch.dtype, value: float):
+    x = torch.ones(3, 40, dtype=dtype)
+    x[1, 7], x[2] = value, 0
+    for q, s, *lost in (rounded(x), integer_passes.rounded_with_loss(x, torch.ones(40))):
+        assert s.isfinite().flatten().tolist() == [True, False, True]
+        assert q[0].tolist() == [127] * 40
+        assert q[2].tolist() == [0] * 40
+        assert all(not each[1].isfinite() for each in lost)
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scaling_gives_the_bits_of_the_definition(dtype: torch.dtype, shape: tuple[int, int]):
+    torch.manual_seed(0)
+    product = torch.randint(-(1 << 25), 1 << 25, shape, dtype=torch.int32)
+    s, scale, lost = torch.rand(shape[0], 1), torch.rand(shape[1]), torch.randn(shape[0], 1)
+    s[-1] = torch.nan
+    for bias in (None, torch.randn(shape[1])):
+        ours, plain = (_draw(*shape, dtype=dtype) for _ in range(2))
+        scaled(product.clone(), s, scale, bias, ours)
+        plain_scaled(product.clone(), s, scale, bias, plain)
+        assert _same_bits(ours, plain)
+    for before in (None, torch.randn(shape)):
+        ours, plain = (torch.empty(shape, dtype=dtype) for _ in range(2))
+        added(product.clone(), s, lost, scale, before, ours)
+        plain_added(product.clone(), s, lost, scale, before, plain)
+        assert _same_bits(ours, plain)
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_looking_up_an_activation_gives_the_bits_of_the_definition(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    ours = activations.value_and_slope(x, activations.GELU_TANH, times=x)
+    monkeypatch.setattr(activations, "native", lambda kind: None)
+    plain = activations.value_and_slope(x, activations.GELU_TANH, times=x)
+    assert all(_same_bits(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.skipif(not exact_integers(), reason="no integer products on this processor")
+def test_a_run_is_the_same_without_the_library_and_with_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def digest(name: str, threads: int) -> str:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            train(run_config(tmp_path, out=str(tmp_path / name), base_dtype="int8", max_steps=2))
+        finally:
+            torch.set_num_threads(before)
+        return hashlib.sha256((tmp_path / name / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+    calls: list[str] = []
+
+    def counted(kind: str, dtype: str = "") -> object:
+        calls.append(kind)
+        return native.native(kind, dtype)
+
+    monkeypatch.setattr(integer_passes, "native", counted)
+    compiled = digest("compiled", 2)
+    assert {"rounded", "scaled", "added"} <= set(calls)
+    monkeypatch.setattr(integer_passes, "native", lambda kind, dtype="": None)
+    monkeypatch.setattr(activations, "native", lambda kind: None)
+    assert digest("plain", 1) == compiled
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.skipif(not exact_integers(), reason="no integer products on this processor")
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+def test_a_layer_gives_the_same_with_and_without_the_library(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    layer = Int8Linear.from_layer(torch.nn.Linear(33, 6200), dtype)
+    x, dy = torch.randn(300, 33).to(dtype), torch.randn(300, 6200).to(dtype)
+    ours = layer.product(x), layer.input_gradient(dy)
+    monkeypatch.setattr(integer_passes, "native", lambda kind, dtype="": None)
+    assert all(_same_bits(a, b) for a, b in zip(ours, (layer.product(x), layer.input_gradient(dy)), strict=True))
+
+
+def test_without_a_compiler_nothing_is_compiled(build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "LIBRARY", tmp_path / "_native.so")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert not build.compile_library()
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_library_there_is_no_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "_native.so").write_text("of another system")
+    for name in ("absent.so", "_native.so"):
+        monkeypatch.setattr(native, "LIBRARY", tmp_path / name)
+        native.native.cache_clear()
+        native._library.cache_clear()
+        assert native.native("rounded", "float32") is None
+    native.native.cache_clear()
+    native._library.cache_clear()
