@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.tiny import shake, store_of, summed_loss, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft
 from tsugiki.base.replica import replica_in
 from tsugiki.data.batches import StepBatches
-from tsugiki.data.blocks import pack
+from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.collator import Collator
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.fast.forward import has_chunked_loss
@@ -257,3 +258,31 @@ def test_a_share_of_the_rows_is_computed_by_each_process():
     whole = share(0, 1)
     for count in (2, 3):
         torch.testing.assert_close(sum(share(index, count) for index in range(count)), whole)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "bloom"])
+def test_padding_is_not_computed_and_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch):
+    lengths: list[int] = []
+
+    def step(size: int) -> Tensor:
+        model = model_of(kind)
+        graft(model, LoraConfig(r=3, lora_dropout=0.5))
+        shake(model)
+        found = gradients_of(model)
+        lengths.clear()
+        model.get_input_embeddings().register_forward_hook(
+            lambda module, given, output: lengths.append(given[0].shape[-1])
+        )
+        found.batches = replace(
+            found.batches, blocks=pack(found.batches.blocks.store, np.arange(7), size, pad=0, share_rows=False)
+        )
+        found.step(0)
+        return found.buffer
+
+    short = step(40)
+    assert sorted(lengths)[-1] <= 30  # the longest record
+    assert len(set(lengths)) > 1
+    monkeypatch.setattr(Blocks, "row_tokens", lambda blocks, row: blocks.block_size)
+    padded = step(40)
+    assert set(lengths) == {40}
+    torch.testing.assert_close(short, padded, rtol=1e-4, atol=1e-6)

@@ -40,8 +40,13 @@ class StepBatches:
         return sum(map(self.blocks.row_target_tokens, self.rows(step)))
 
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """Return the arguments of the model for some rows, and their labels; the first axis of each is the row."""
-        return self.collate([self.blocks[row] for row in rows])
+        """Return the arguments of the model for some rows, and their labels; the first axis of each is the row.
+
+        The padding that all of them have at their ends is left out.
+        """
+        longest = max(map(self.blocks.row_tokens, rows))
+        items = [self.blocks[row] for row in rows]
+        return self.collate([{name: tensor[:longest] for name, tensor in item.items()} for item in items])
 
 
 @lru_cache(maxsize=2)

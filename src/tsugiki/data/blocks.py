@@ -101,6 +101,10 @@ class Blocks(Dataset[dict[str, Tensor]]):
         segments = ((segment.start, segment.length) for segment in self.row(index))
         return sum(int(self.store.loss_mask[start + 1 : start + length].sum()) for start, length in segments)
 
+    def row_tokens(self, index: int) -> int:
+        """Return the number of tokens of a row without padding."""
+        return sum(segment.length for segment in self.row(index))
+
     @property
     def tokens(self) -> int:
         """Number of tokens without padding."""
