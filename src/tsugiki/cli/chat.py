@@ -10,6 +10,7 @@ import typer
 
 from tsugiki.cli.sampling import (
     AllowBaseMismatch,
+    BaseWeights,
     MaxNewTokens,
     Raw,
     RepetitionPenalty,
@@ -80,6 +81,7 @@ def chat_command(
     top_p: TopP = 0.9,
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
+    dtype: BaseWeights = None,
     allow_base_mismatch: AllowBaseMismatch = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -95,12 +97,14 @@ def chat_command(
     from tsugiki.adapters.chat_template import saved_chat_template
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.evaluation.sample import Sampling
-    from tsugiki.train.evaluation.targets import TargetLoader, evaluation_targets
+    from tsugiki.train.evaluation.targets import TargetLoader, dtype_of, evaluation_targets
 
     target = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1]
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
     template = saved_chat_template(target.adapter) if target.adapter else None
-    loader = TargetLoader(allow_base_mismatch, trust_remote_code, template_of_base=template)
+    loader = TargetLoader(
+        allow_base_mismatch, trust_remote_code, template_of_base=template, dtype=dtype or dtype_of([target])
+    )
     session = _Session(loader, target, sampling, ProgressDisplay(), raw, system)
     _switch(session, target)
     typer.echo(_("{target}; /help lists what else can be typed").format(target=target))

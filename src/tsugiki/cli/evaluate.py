@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tsugiki.cli.sampling import BaseWeights
 from tsugiki.data.columns import parse_columns
 from tsugiki.data.reading import Reading
 from tsugiki.data.records import AssistantTurns
@@ -58,6 +59,7 @@ def evaluate_command(
             "adapter, or of the tokenizer."
         ),
     ] = None,
+    dtype: BaseWeights = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
@@ -92,6 +94,7 @@ def evaluate_command(
             chat_template=chat_template,
             allow_base_mismatch=allow_base_mismatch,
             trust_remote_code=trust_remote_code,
+            dtype=dtype,
         )
         if as_json:
             _print_json(chosen, answers)
@@ -111,6 +114,7 @@ def evaluate_command(
         chat_template=chat_template,
         allow_base_mismatch=allow_base_mismatch,
         trust_remote_code=trust_remote_code,
+        dtype=dtype,
     )
     if as_json:
         _print_json(chosen, results)

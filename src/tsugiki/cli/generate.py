@@ -9,6 +9,7 @@ import typer
 
 from tsugiki.cli.sampling import (
     AllowBaseMismatch,
+    BaseWeights,
     MaxNewTokens,
     Raw,
     RepetitionPenalty,
@@ -59,6 +60,7 @@ def generate_command(
     seed: Seed = 0,
     raw: Raw = False,
     system: System = None,
+    dtype: BaseWeights = None,
     allow_base_mismatch: AllowBaseMismatch = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -88,7 +90,7 @@ def generate_command(
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
     display, results = ProgressDisplay(), list[list[str]]()
     display.announce(_("loading {model}").format(model=wanted[0]))
-    targets = loaded_targets(wanted, allow_base_mismatch, trust_remote_code, None)
+    targets = loaded_targets(wanted, allow_base_mismatch, trust_remote_code, None, dtype)
     _target, loaded, tokenizer = next(targets)
     as_turns = not raw and learned_conversations(wanted[-1].adapter, tokenizer)
     shown: list[Prompt] = [as_prompt(text, as_turns, system) for text in texts]

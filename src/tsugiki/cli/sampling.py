@@ -1,8 +1,10 @@
-"""Options of the commands that let a model write: `generate` and `chat`."""
+"""Options of the commands that let a model write, `generate` and `chat`; some of them are those of `eval`, too."""
 
 from typing import Annotated, TypeAlias
 
 import typer
+
+from tsugiki.dtypes import LoadDtype
 
 _SAMPLING = "Sampling"
 
@@ -41,4 +43,12 @@ AllowBaseMismatch: TypeAlias = Annotated[
 ]
 TrustRemoteCode: TypeAlias = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings, with all your rights.")
+]
+BaseWeights: TypeAlias = Annotated[
+    LoadDtype | None,
+    typer.Option(
+        "--dtype",
+        help="Dtype of the base's weights. Default: int8 or nf4 if the adapter was trained on such a base, otherwise "
+        "fp32.",
+    ),
 ]

@@ -7,13 +7,20 @@ import pytest
 
 from tests.data.test_learned import text
 from tests.runs import run_config
+from tsugiki.base.nf4 import Nf4Linear
 from tsugiki.data.records import Document
 from tsugiki.io.file_names import LEARNED_FILE
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.report.evaluations import evaluation_table
 from tsugiki.train.evaluation.evaluate import split_windows
 from tsugiki.train.evaluation.interval import loss_interval
-from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
+from tsugiki.train.evaluation.targets import (
+    TargetLoader,
+    dtype_of,
+    evaluate_targets,
+    evaluation_targets,
+    loaded_targets,
+)
 from tsugiki.train.run import train
 
 
@@ -73,3 +80,20 @@ def test_windows_know_their_group():
     records = [Document(text(number, 20), "") for number in range(4)]
     windows = split_windows(records, [20] * 4, None, [[3, 1]])
     assert [window.group for window in windows] == [None, 1, None, 1]
+
+
+def test_an_adapter_of_a_quantised_base_is_evaluated_on_such_a_base(run: Any, tmp_path: Path):
+    config, _ = run
+    quantised = run_config(
+        tmp_path, data=list(config.data), out=str(tmp_path / "few-bits"), max_steps=1, base_dtype="nf4", held_out=0.2
+    )
+    record = train(quantised)
+    plain, targets = (evaluation_targets([config.model], [one.out]) for one in (config, quantised))
+    assert (dtype_of(plain), dtype_of(targets), dtype_of(targets[:1])) == ("fp32", "nf4", "fp32")
+    for dtype, expected in ((None, True), ("bf16", False)):
+        models = [model for _, model, _ in loaded_targets(targets, False, False, None, dtype)]
+        assert all(any(isinstance(layer, Nf4Linear) for layer in model.modules()) is expected for model in models)
+    base, adapted = evaluated(quantised, list(config.data))
+    assert base.loss != adapted.loss
+    assert record.resolved_settings["base_dtype"] == "nf4"
+    assert not any(isinstance(layer, Nf4Linear) for layer in TargetLoader(False, False).use(targets[0])[0].modules())

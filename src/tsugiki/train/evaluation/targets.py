@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tsugiki.data.reading import Reading
 from tsugiki.data.records import AssistantTurns
 from tsugiki.data.sources import Data, read_records
 from tsugiki.data.store import read_index
+from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.io.progress import ProgressDisplay
@@ -30,6 +32,7 @@ from tsugiki.train.evaluation.answers import answer_questions
 from tsugiki.train.evaluation.evaluate import evaluate, split_windows
 from tsugiki.train.evaluation.questions import Question
 from tsugiki.train.evaluation.result import Answers, Evaluation
+from tsugiki.train.record import read_record
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def evaluate_targets(
     chat_template: str | None = None,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
+    dtype: LoadDtype | None = None,
 ) -> Iterator[Evaluation]:
     """Evaluate each target in order.
 
@@ -100,6 +104,7 @@ def evaluate_targets(
             takes that of the first adapter.
         allow_base_mismatch: load adapters that were trained on another base.
         trust_remote_code: run Python code that a model brings.
+        dtype: of the models' weights; None: see `dtype_of`.
 
     Yields:
         The evaluation of each target.
@@ -112,7 +117,8 @@ def evaluate_targets(
     groups = near_duplicates(index.signatures)
     windows = split_windows(records, index.characters.tolist(), limit, groups)
     evaluated = {window.document for window in windows}
-    for target, model, tokenizer in loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template):
+    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
+    for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(windows)) as advance:
             result = evaluate(model, tokenizer, windows, turns, advance)
         same, near = find_learned(index, _learned_by(target))
@@ -136,6 +142,7 @@ def answer_with_targets(
     chat_template: str | None = None,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
+    dtype: LoadDtype | None = None,
 ) -> Iterator[Answers]:
     """Let each target answer the questions (see `answer_questions`); the other arguments are as above.
 
@@ -145,13 +152,18 @@ def answer_with_targets(
     Raises:
         TsugikiError: a model or an adapter cannot be read, or a question does not fit a model.
     """
-    for target, model, tokenizer in loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template):
+    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
+    for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(questions)) as advance:
             yield answer_questions(model, tokenizer, questions, max_new_tokens, advance)
 
 
 def loaded_targets(
-    chosen: Sequence[EvaluationTarget], allow_base_mismatch: bool, trust_remote_code: bool, chat_template: str | None
+    chosen: Sequence[EvaluationTarget],
+    allow_base_mismatch: bool,
+    trust_remote_code: bool,
+    chat_template: str | None,
+    dtype: LoadDtype | None = None,
 ) -> Iterator[tuple[EvaluationTarget, Any, Any]]:
     """Yield each target with its model and tokenizer, ready to compute until the next one is asked for.
 
@@ -159,9 +171,22 @@ def loaded_targets(
     """
     templates = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
     of_adapter = next((template for template in templates if template is not None), None)
-    loader = TargetLoader(allow_base_mismatch, trust_remote_code, chat_template, of_adapter)
+    loader = TargetLoader(allow_base_mismatch, trust_remote_code, chat_template, of_adapter, dtype or dtype_of(chosen))
     for target in chosen:
         yield target, *loader.use(target)
+
+
+def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
+    """Return the dtype of the base that the first adapter was trained on if it was quantised, otherwise fp32.
+
+    Such a base was perhaps too large for memory in another dtype, and the adapter fits it best.
+    """
+    for target in chosen:
+        with suppress(TsugikiError):  # not the folder of a run
+            trained_on = read_record(target.adapter).resolved_settings.get("base_dtype") if target.adapter else None
+            if trained_on in ("int8", "nf4"):
+                return "int8" if trained_on == "int8" else "nf4"
+    return "fp32"
 
 
 class TargetLoader:
@@ -173,6 +198,7 @@ class TargetLoader:
         trust_remote_code: bool,
         chat_template: str | None = None,
         template_of_base: str | None = None,
+        dtype: LoadDtype = "fp32",
     ) -> None:
         """Create it; nothing is loaded.
 
@@ -181,9 +207,11 @@ class TargetLoader:
             trust_remote_code: run Python code that a model brings.
             chat_template: for conversations, as in the settings of a run; None: each target's own.
             template_of_base: the chat template of a base that has none.
+            dtype: of the bases' weights.
         """
         self.allow_base_mismatch, self.trust_remote_code = allow_base_mismatch, trust_remote_code
         self.chat_template, self.template_of_base = chat_template, template_of_base
+        self.dtype: LoadDtype = dtype
         self._name = ""  # of the base that is loaded
         self._model: Any = None
         self._tokenizer: Any = None
@@ -197,7 +225,8 @@ class TargetLoader:
         """
         self._remove_adapter()
         if target.model != self._name:
-            self._model = load_model(target.model, trust_remote_code=self.trust_remote_code).to(default_device())
+            model = load_model(target.model, self.dtype, trust_remote_code=self.trust_remote_code)
+            self._model = model.to(default_device())
             self._tokenizer = load_tokenizer(target.model, trust_remote_code=self.trust_remote_code)
             self._tokenizer.chat_template = self._tokenizer.chat_template or self.template_of_base
             self._name = target.model
