@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 # Name: author, kana, characters in all, shortest and longest work.
-QUESTIONS, GUIDES = 800, 40_000  # records of chat_en, characters of guides_en
+QUESTIONS, GUIDES = 720, 40_000  # records of chat_en, characters of guides_en
 AUTHORS = {
     "kyoka": ("泉鏡花", "old", 70_000, 2000, 20_000),
     "kyoka_small": ("泉鏡花", "old", 12_000, 2000, 6000),
@@ -80,14 +80,17 @@ def _guides(folder: Path) -> Iterable[dict[str, str]]:
 
 
 def _questions() -> list[dict[str, str]]:
-    records = []
+    """Return questions with their first answers. A file of the corpus repeats ten questions 105 times."""
+    answers: dict[str, str] = {}
     folder = resources.files("chatterbot_corpus") / "data" / "english"
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         for conversation in yaml.safe_load(path.read_text("utf-8"))["conversations"]:
             question, answer = (str(turn).strip() for turn in conversation[:2])
             if question and answer:
-                records.append({"prompt": question, "completion": answer})
+                answers.setdefault(question, answer)
+    records = [{"prompt": question, "completion": answer} for question, answer in answers.items()]
     return random.Random(0).sample(records, QUESTIONS)
+
 
 
 if __name__ == "__main__":
