@@ -92,6 +92,5 @@ def _questions() -> list[dict[str, str]]:
     return random.Random(0).sample(records, QUESTIONS)
 
 
-
 if __name__ == "__main__":
     main()

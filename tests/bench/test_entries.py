@@ -50,7 +50,17 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, one in TRAINING_ENTRIES.items() if not one.missing])
+COMPILED = "peft-bf16-compiled"  # inductor takes half a minute
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == COMPILED else name
+        for name, one in TRAINING_ENTRIES.items()
+        if not one.missing
+    ],
+)
 def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
     script, entry = Script(), TRAINING_ENTRIES[name]
     with pytest.raises(StopRequested):

@@ -121,6 +121,7 @@ def resumed(folder: Path, step: int | None) -> None:
         interrupt(lambda settings: train(settings, resume=resume), config, step)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_on_another_number_of_processes(folder: Path):
     whole = run_config(folder, "whole", **{**SETTINGS, "max_steps": 6, "save_steps": 2, **METHODS["lora, dropout"]})
     expected = train(whole)
@@ -168,7 +169,7 @@ def test_the_command_line_prints_once(folder: Path):
 @pytest.mark.parametrize(
     ("arguments", "fact"),
     [
-        (["--batch-size", "1"], "2 processes.* 1 row"),
+        pytest.param(["--batch-size", "1"], "2 processes.* 1 row", marks=pytest.mark.slow),
         (["--held-out", "nowhere.txt"], "nowhere.txt"),
     ],
 )
@@ -190,6 +191,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_processes_with_different_settings_end_with_one_line(folder: Path):
     arguments = command(folder, "--out", str(folder / "different"))[3:]
     with pytest.raises(ProcessesFailed) as failed:
@@ -201,6 +203,7 @@ def test_processes_with_different_settings_end_with_one_line(folder: Path):
     assert not (folder / "different").exists()
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_line(folder: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -227,6 +230,7 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 def test_an_error_of_both_processes_is_printed_once(folder: Path):
     run = start(folder, "--out", str(folder / "nothing"), "--device", "xpu")
     _, errors = run.communicate(timeout=120)
@@ -235,6 +239,7 @@ def test_an_error_of_both_processes_is_printed_once(folder: Path):
     assert "xpu" in errors
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_later(folder: Path):
     out = folder / "killed"
     arguments = ["--out", str(out), "--max-steps", "100000", "--save-steps", "1"]

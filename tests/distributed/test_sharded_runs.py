@@ -130,6 +130,7 @@ def train_full_in_16_bits(folder: Path, shard: str) -> RunRecord:
     return train(run_config(folder, f"bf16-{shard}", **settings, shard=shard))
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_in_shards_computes_in_bfloat16(folder: Path):
     (alone,) = run_function(train_full_in_16_bits, folder, "none", processes=1)
     sharded, _ = run_function(train_full_in_16_bits, folder, "fsdp", processes=2)
@@ -152,6 +153,7 @@ def train_by_command(folder: Path) -> bool:
     return splits == [True]
 
 
+@pytest.mark.slow
 def test_the_command_line(folder: Path):
     assert run_function(train_by_command, folder) == [True, True]
     record = read_record(folder / "command")

@@ -152,6 +152,7 @@ def test_it_is_the_same_each_time_and_leaves_chance_alone(base: str, tmp_path: P
     assert torch.equal(one.B, other.B)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sizes = {"n_embd": 128, "n_layer": 6}
