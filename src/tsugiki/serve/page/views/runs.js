@@ -1,11 +1,294 @@
-/** Being written. */
+/** Runs: those below the working directory; one of them with its curves, samples and output, while it trains. */
 
-import { h } from "../dom.js";
+import { getJson, postJson } from "../api.js";
+import { ask, button, fill, h } from "../dom.js";
+import { lossChart } from "./runs/chart.js";
+
+const API = "/page/api/";
+const SOON = 2000; // milliseconds between two looks at a run that goes on
+const LATER = 10000;
+const STATES = {
+  starting: "state.starting",
+  running: "state.running",
+  stopping: "state.stopping",
+  stopped: "state.stopped",
+  finished: "state.finished",
+  failed: "state.failed",
+  unreadable: "state.unreadable",
+};
+const GOING_ON = ["starting", "running", "stopping"];
 
 /**
  * @param {HTMLElement} root
  * @param {import("../app.js").App} app
  */
-export function render(root, app) {
-  root.append(h("p.faint", {}, app.t("coming")));
+export async function render(root, app) {
+  const name = app.path.join("/");
+  const show = name ? details(root, app, name) : list(root, app);
+  await show();
+  for (;;) {
+    await pause(root.dataset.busy ? SOON : LATER, app.signal);
+    if (app.signal.aborted) return;
+    if (document.hidden) continue;
+    try {
+      await show();
+    } catch (error) {
+      if (app.signal.aborted) return;
+      if (error.code !== "unreachable") throw error; // the server may come back
+    }
+  }
+}
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+}
+
+/** A part of the view that is drawn again only when what it shows has changed, so that a selection in it stays. */
+function part(element, draw) {
+  let shown;
+  return (data) => {
+    const now = JSON.stringify(data) ?? "";
+    if (now === shown) return;
+    shown = now;
+    fill(element, draw(data));
+  };
+}
+
+function list(root, { t, lang, signal, go }) {
+  const content = h("div");
+  root.append(
+    h(
+      "div.heading",
+      {},
+      h("h1", {}, t("title")),
+      button(t("new"), () => go("train"), { class: "primary" }),
+    ),
+    content,
+  );
+  const drawList = part(content, ({ folder, runs, more }) => [
+    runs.length
+      ? h(
+          "ul.runs",
+          {},
+          runs.map((run) => h("li", {}, card(run))),
+        )
+      : h("div.sheet.empty", {}, h("p", {}, t("none")), h("p.faint.small", {}, t("none.hint", { folder }))),
+    more && h("p.faint.small", {}, t("more")),
+  ]);
+
+  function card(run) {
+    return h(
+      "a.sheet.run",
+      { href: `#runs/${encodeURIComponent(run.name)}` },
+      h("span.top", {}, h("strong", {}, run.name), tag(run, t)),
+      run.error
+        ? h("span.faint.small", {}, run.error)
+        : h("span.faint.small", {}, [run.data, run.method, run.model].filter(Boolean).join(" · ") || t("no_record")),
+      run.steps && [
+        h("progress", { max: run.steps, value: run.step, "aria-label": t("progress") }),
+        h(
+          "span.bottom.small",
+          {},
+          h("span", {}, t("step_of", { step: run.step, steps: run.steps })),
+          h("span", {}, run.seconds_left !== null ? t("left", { time: duration(run.seconds_left, t) }) : outcome(run)),
+        ),
+      ],
+    );
+  }
+
+  function outcome(run) {
+    const [before, after] = run.held_out ?? [];
+    if (typeof after === "number")
+      return t("held_out_change", { before: digits(before, lang), after: digits(after, lang) });
+    return new Date(run.changed * 1000).toLocaleString(lang, { dateStyle: "medium", timeStyle: "short" });
+  }
+
+  return async () => {
+    const answer = await getJson(`${API}runs`, signal);
+    if (answer.runs.some((run) => GOING_ON.includes(run.state))) root.dataset.busy = "yes";
+    else delete root.dataset.busy;
+    drawList(answer);
+  };
+}
+
+function details(root, app, name) {
+  const { t, lang, signal, fail } = app;
+  const state = h("div.state", { "aria-live": "polite" });
+  const chart = lossChart({ label: t("chart"), step: t("step"), loss: t("loss"), kept: t("kept") }, lang, signal);
+  const figure = h("section.sheet", { hidden: true }, h("h2", {}, t("curves")), chart.element);
+  const results = h("section");
+  const samples = h("section");
+  const output = h("section");
+  root.append(
+    h("p.small", {}, h("a", { href: "#runs" }, `← ${t("title")}`)),
+    h("h1", {}, name),
+    state,
+    figure,
+    results,
+    samples,
+    output,
+  );
+  let isStopping = false;
+
+  const drawState = part(state, (run) => [
+    h(
+      "div.heading",
+      {},
+      h("p", {}, tag(run, t), " ", h("span.faint.small", {}, facts(run))),
+      h(
+        "div.actions",
+        {},
+        run.can_stop && run.state !== "stopping" && button(t("stop"), stop, { class: "danger" }),
+        run.can_resume && button(t("resume"), resume, { class: "primary" }),
+      ),
+    ),
+    run.steps && h("progress", { max: run.steps, value: run.step, "aria-label": t("progress") }),
+    run.steps &&
+      h(
+        "p.small.figures",
+        {},
+        figures(run).map((text) => h("span", {}, text)),
+      ),
+    run.state === "stopping" && h("p.note", {}, t("stopping.note")),
+    run.state === "failed" && h("p.note", {}, t("failed.note")),
+    run.error && h("p.note", {}, run.error),
+  ]);
+
+  function facts(run) {
+    const rate = run.learning_rate && t("rate", { rate: run.learning_rate });
+    return [run.data, run.method, run.model, rate].filter(Boolean).join(" · ");
+  }
+
+  function figures(run) {
+    return [
+      t("step_of", { step: run.step, steps: run.steps }),
+      run.seconds_left !== null && t("left", { time: duration(run.seconds_left, t) }),
+      run.loss !== null && t("mean_loss", { loss: digits(run.loss, lang) }),
+      run.tokens_per_second && t("speed", { speed: Math.round(run.tokens_per_second) }),
+    ].filter(Boolean);
+  }
+
+  const drawResults = part(results, ({ sentence, table }) => [
+    sentence && h("h2", {}, t("result")),
+    sentence && h("p.sentence", {}, sentence),
+    table &&
+      h(
+        "div.scroll",
+        {},
+        h(
+          "table",
+          {},
+          h(
+            "thead",
+            {},
+            h(
+              "tr",
+              {},
+              table.headers.map((text) => h("th", { scope: "col" }, text)),
+            ),
+          ),
+          h(
+            "tbody",
+            {},
+            table.rows.map((row) =>
+              h(
+                "tr",
+                {},
+                row.map((cell) => h("td", {}, cell)),
+              ),
+            ),
+          ),
+        ),
+      ),
+  ]);
+
+  const drawSamples = part(samples, (prompts) =>
+    prompts.length
+      ? [
+          h("h2", {}, t("samples")),
+          prompts.map(({ prompt, texts }) =>
+            h(
+              "article.sheet.sample",
+              {},
+              h("h3", {}, prompt),
+              h(
+                "dl",
+                {},
+                texts.map(({ step, text }) => [
+                  h("dt.faint.small", {}, step ? t("after_step", { step }) : t("base")),
+                  h("dd", {}, text.trim() ? text.trim() : h("span.faint", {}, t("nothing"))),
+                ]),
+              ),
+            ),
+          ),
+        ]
+      : null,
+  );
+
+  const drawOutput = part(output, ({ log, open }) =>
+    log ? h("details", { open }, h("summary", {}, t("output")), h("pre", { tabindex: 0 }, log.trimEnd())) : null,
+  );
+
+  async function stop() {
+    if (isStopping || !(await ask(t("stop.question", { name }), t("stop"), t("cancel")))) return;
+    isStopping = true;
+    try {
+      await postJson(`${API}runs/stop`, { name }, signal);
+      await show();
+    } catch (error) {
+      fail(error);
+    } finally {
+      isStopping = false;
+    }
+  }
+
+  async function resume() {
+    try {
+      await postJson(`${API}runs/resume`, { name }, signal);
+      await show();
+    } catch (error) {
+      fail(error);
+    }
+  }
+
+  async function show() {
+    const run = await getJson(`${API}run?name=${encodeURIComponent(name)}`, signal);
+    const goesOn = GOING_ON.includes(run.state);
+    if (goesOn) root.dataset.busy = "yes";
+    else delete root.dataset.busy;
+    const { curves, samples: texts, sentence, table, log, changed, ...rest } = run;
+    drawState(rest);
+    if (curves && (curves.training.length || curves.held_out.length > 1)) {
+      figure.hidden = false;
+      const named = [
+        { name: t("training"), kind: "training", points: curves.training },
+        { name: t("validation"), kind: "validation", points: curves.validation },
+        { name: t("held_out"), kind: "held_out", points: curves.held_out },
+      ];
+      chart.draw(named, run.steps, run.state === "finished" ? run.kept_step : null);
+    }
+    drawResults({ sentence, table });
+    drawSamples(texts ?? []);
+    const isOpen = output.querySelector("details")?.open ?? !curves;
+    drawOutput({ log, open: isOpen });
+  }
+
+  return show;
+}
+
+function tag(run, t) {
+  return h("span.tag", { dataset: { state: run.state } }, t(STATES[run.state]));
+}
+
+function digits(value, lang) {
+  return new Intl.NumberFormat(lang, { minimumFractionDigits: 3, maximumFractionDigits: 3 }).format(value);
+}
+
+function duration(seconds, t) {
+  if (seconds < 90) return t("seconds", { count: Math.round(seconds) });
+  if (seconds < 5400) return t("minutes", { count: Math.round(seconds / 60) });
+  return t("hours", { count: Math.round(seconds / 360) / 10 });
 }

@@ -1,11 +1,440 @@
-/** Being written. */
+/** Train: choose texts, see what would be learned and what it would take, and start the run. */
 
-import { h } from "../dom.js";
+import { getJson, postJson } from "../api.js";
+import { button, field, fill, h } from "../dom.js";
+import { drawPlan, drawPreview } from "./train/results.js";
+
+const API = "/page/api/train/";
+const PAUSE = 400; // milliseconds after the last change, before the settings are checked
+const NUMBERS = {
+  epochs: "epochs",
+  minutes: "minutes",
+  r: "r",
+  lora_alpha: "lora_alpha",
+  lora_dropout: "lora_dropout",
+  learning_rate: "learning_rate",
+  batch_size: "batch_size",
+  block_size: "block_size",
+  held_out: "held_out",
+  seed: "seed",
+};
+const OF_LORA = ["r", "lora_alpha", "lora_dropout"];
+const DTYPES = ["fp32", "bf16", "int8", "nf4"];
+
+/** What has been filled in. It stays when the view is left, or the language changes. */
+const draft = {
+  folder: "",
+  /** @type {string[]} */
+  texts: [],
+  name: "",
+  method: "lora",
+  length: "epochs",
+  prompts: "",
+  base_dtype: "",
+  /** @type {Record<string, string>} */
+  numbers: {},
+  aozora: { author: "", title: "", kana: "", name: "" },
+  isAdvanced: false,
+};
 
 /**
  * @param {HTMLElement} root
  * @param {import("../app.js").App} app
  */
-export function render(root, app) {
-  root.append(h("p.faint", {}, app.t("coming")));
+export async function render(root, app) {
+  const { t, lang, signal, fail, go } = app;
+  const options = await getJson(`${API}options`, signal);
+  const texts = h("div.texts");
+  const chosen = h("ul.chosen");
+  const command = h("pre", { tabindex: 0 });
+  const yaml = h("pre", { tabindex: 0 });
+  const problem = h("p.note", { role: "status", hidden: true });
+  const results = h("div.results", { "aria-live": "polite" });
+  const actions = h("div.actions");
+  let checked = null;
+  let busy = "";
+
+  /** Return the body of a request for what is filled in. */
+  function asked() {
+    const lora = options.methods.find((one) => one.name === draft.method)?.lora;
+    const body = { name: draft.name.trim(), texts: draft.texts, method: draft.method };
+    for (const name of Object.keys(NUMBERS)) {
+      const given = (draft.numbers[name] ?? "").trim();
+      const isOtherLength = (name === "epochs" || name === "minutes") && name !== draft.length;
+      if (given === "" || isOtherLength || (OF_LORA.includes(name) && !lora)) continue;
+      body[name] = Number(given);
+    }
+    const prompts = draft.prompts
+      .split("\n")
+      .map((line) => line.trim())
+      .filter(Boolean);
+    if (prompts.length) body.prompts = prompts;
+    if (draft.base_dtype) body.base_dtype = draft.base_dtype;
+    return body;
+  }
+
+  // The texts ---------------------------------------------------------------------------------------------
+
+  async function showFolder(folder) {
+    try {
+      const answer = await getJson(`${API}texts?folder=${encodeURIComponent(folder)}`, signal);
+      draft.folder = folder;
+      drawFolder(answer);
+    } catch (error) {
+      if (folder) await showFolder("");
+      else fail(error);
+    }
+  }
+
+  function drawFolder({ folder, entries, more }) {
+    const parts = folder ? folder.split("/") : [];
+    const crumbs = parts.map((part, i) => [" / ", crumb(part, parts.slice(0, i + 1).join("/"))]);
+    fill(
+      texts,
+      h("p.crumbs", {}, crumb(options.texts, ""), crumbs),
+      entries.length
+        ? h(
+            "ul.entries",
+            {},
+            entries.map((entry) => h("li", {}, drawEntry(entry, folder ? `${folder}/${entry.name}` : entry.name))),
+          )
+        : h("p.faint.small", {}, t("texts.none")),
+      more && h("p.faint.small", {}, t("texts.more")),
+    );
+  }
+
+  function crumb(text, folder) {
+    return folder === draft.folder ? h("span", {}, text) : button(text, () => showFolder(folder), { class: "link" });
+  }
+
+  function drawEntry(entry, path) {
+    const box = h("input", {
+      type: "checkbox",
+      checked: draft.texts.includes(path),
+      "aria-label": entry.folder ? t("texts.whole", { name: entry.name }) : null,
+      onchange: () => choose(path, box.checked),
+    });
+    if (entry.folder) return [box, button(`${entry.name}/`, () => showFolder(path), { class: "link" })];
+    return h("label", {}, box, h("span", {}, entry.name), h("span.faint.small.number", {}, size(entry.size, lang)));
+  }
+
+  function choose(path, isChosen) {
+    draft.texts = draft.texts.filter((one) => one !== path);
+    if (isChosen) draft.texts.push(path);
+    if (!draft.name && isChosen) {
+      draft.name = path
+        .split("/")
+        .at(-1)
+        .replace(/\.[^.]+$/, "");
+      name.value = draft.name;
+    }
+    drawChosen();
+    changed();
+  }
+
+  function drawChosen() {
+    fill(
+      chosen,
+      draft.texts.map((path) =>
+        h(
+          "li.tag",
+          {},
+          path,
+          button("×", () => (choose(path, false), showFolder(draft.folder)), {
+            class: "quiet",
+            "aria-label": t("texts.remove", { name: path }),
+          }),
+        ),
+      ),
+    );
+  }
+
+  // Aozora Bunko ------------------------------------------------------------------------------------------
+
+  const found = h("div.found", { "aria-live": "polite" });
+
+  function aozora() {
+    const own = draft.aozora;
+    const input = (key, text, attributes = {}) =>
+      field(text, h("input", { value: own[key], oninput: (event) => (own[key] = event.target.value), ...attributes }));
+    const kana = h(
+      "select",
+      { onchange: () => (own.kana = kana.value) },
+      ["", "modern", "old"].map((value) =>
+        h(
+          "option",
+          { value, selected: value === own.kana },
+          t({ "": "kana.any", modern: "kana.modern", old: "kana.old" }[value]),
+        ),
+      ),
+    );
+    return h(
+      "details.aozora",
+      {},
+      h("summary", {}, t("aozora")),
+      h(
+        "form",
+        { onsubmit: search },
+        h("p.faint.small", {}, t("aozora.from", { source: options.aozora })),
+        h(
+          "div.grid",
+          {},
+          input("author", t("aozora.author"), { placeholder: "夏目漱石" }),
+          input("title", t("aozora.title")),
+          field(t("aozora.kana"), kana),
+        ),
+        h("div.actions", {}, h("button", {}, t("aozora.search"))),
+      ),
+      found,
+    );
+  }
+
+  function query() {
+    const { author, title, kana } = draft.aozora;
+    return Object.fromEntries(Object.entries({ author, title, kana }).filter(([, value]) => value.trim()));
+  }
+
+  async function search(event) {
+    event.preventDefault();
+    await work("search", async () => {
+      fill(found, h("p.faint", {}, t("aozora.searching")));
+      const { count, works } = await postJson(`${API}works`, query(), signal).catch(
+        (error) => (fill(found), Promise.reject(error)),
+      );
+      draft.aozora.name ||= draft.aozora.author.trim() || draft.aozora.title.trim();
+      const save = h("input", {
+        value: draft.aozora.name,
+        required: true,
+        oninput: () => (draft.aozora.name = save.value),
+      });
+      fill(
+        found,
+        h("p", {}, t("aozora.count", { count })),
+        h(
+          "ul.works",
+          { tabindex: 0 },
+          works.map((one) => h("li", {}, one.title, " ", h("span.faint.small", {}, one.people.join("、")))),
+        ),
+        h("form.save", { onsubmit: fetchWorks }, field(t("aozora.name"), save), h("button", {}, t("aozora.fetch"))),
+      );
+    });
+  }
+
+  async function fetchWorks(event) {
+    event.preventDefault();
+    await work("fetch", async () => {
+      const status = h("p.faint", {}, t("aozora.fetching"));
+      found.append(status);
+      try {
+        const done = await postJson(`${API}fetch`, { ...query(), name: draft.aozora.name.trim() }, signal);
+        fill(found, h("p", {}, t("aozora.done", { works: done.works, characters: done.characters, file: done.file })));
+        if (done.skipped) found.append(h("p.faint.small", {}, t("aozora.skipped", { count: done.skipped })));
+        choose(done.file, true);
+        await showFolder("");
+      } finally {
+        status.remove();
+      }
+    });
+  }
+
+  // The settings ------------------------------------------------------------------------------------------
+
+  const name = h("input", {
+    value: draft.name,
+    required: true,
+    maxlength: 100,
+    oninput: () => ((draft.name = name.value), changed()),
+  });
+  const methods = h(
+    "select",
+    { onchange: () => ((draft.method = methods.value), drawNumbers(), changed()) },
+    options.methods.map((one) =>
+      h("option", { value: one.name, selected: one.name === draft.method }, `${one.name} · ${one.summary}`),
+    ),
+  );
+  const lengths = h(
+    "select",
+    { "aria-label": t("length"), onchange: () => ((draft.length = lengths.value), drawNumbers(), changed()) },
+    ["epochs", "minutes"].map((one) => h("option", { value: one, selected: one === draft.length }, t(NUMBERS[one]))),
+  );
+  const length = h("div.length");
+  const prompts = h("textarea", {
+    rows: 2,
+    value: draft.prompts,
+    oninput: () => ((draft.prompts = prompts.value), changed()),
+  });
+  const advanced = h("div.grid");
+  const dtype = h(
+    "select",
+    { onchange: () => ((draft.base_dtype = dtype.value), changed()) },
+    ["", ...DTYPES].map((one) =>
+      h("option", { value: one, selected: one === draft.base_dtype }, one || t("automatic")),
+    ),
+  );
+
+  function number(key, attributes = {}) {
+    const start = options.defaults[key];
+    return h("input", {
+      inputmode: "decimal",
+      value: draft.numbers[key] ?? "",
+      placeholder: start === undefined ? (key === "minutes" ? "10" : t("automatic")) : String(start),
+      oninput: (event) => ((draft.numbers[key] = event.target.value), changed()),
+      ...attributes,
+    });
+  }
+
+  function drawNumbers() {
+    const lora = options.methods.find((one) => one.name === draft.method)?.lora;
+    fill(length, number(draft.length, { "aria-label": t(NUMBERS[draft.length]) }), lengths);
+    fill(
+      advanced,
+      Object.keys(NUMBERS)
+        .filter((key) => key !== "epochs" && key !== "minutes" && (lora || !OF_LORA.includes(key)))
+        .map((key) => field(t(NUMBERS[key]), number(key))),
+      field(t("base_dtype"), dtype),
+    );
+  }
+
+  // What will run -----------------------------------------------------------------------------------------
+
+  let timer = 0;
+  let turn = 0;
+
+  /** Print the command and the settings again, soon. */
+  function changed() {
+    checked = null;
+    drawActions();
+    clearTimeout(timer);
+    timer = setTimeout(check, PAUSE);
+  }
+
+  async function check() {
+    const mine = ++turn;
+    const missing = !draft.texts.length ? t("choose") : !draft.name.trim() ? t("give_name") : "";
+    let message = missing;
+    let shown = null;
+    if (!missing) {
+      try {
+        shown = await postJson(`${API}settings`, asked(), signal);
+      } catch (error) {
+        if (signal.aborted) return;
+        message = error.message;
+      }
+    }
+    if (mine !== turn) return;
+    checked = shown;
+    fill(command, shown?.command ?? "");
+    fill(yaml, shown?.yaml ?? "");
+    shownFile.textContent = shown?.file ?? "";
+    will.hidden = !shown;
+    problem.hidden = !message;
+    problem.classList.toggle("faint", Boolean(missing));
+    problem.textContent = message;
+    drawActions();
+  }
+
+  function drawActions() {
+    fill(
+      actions,
+      button(t(busy === "preview" ? "preview.busy" : "preview"), preview, { disabled: !checked || Boolean(busy) }),
+      button(t(busy === "plan" ? "plan.busy" : "plan"), plan, { disabled: !checked || Boolean(busy) }),
+      button(t("start"), start, { class: "primary", disabled: !checked || Boolean(busy) }),
+    );
+  }
+
+  /** Do something that takes a while, one at a time. */
+  async function work(what, act) {
+    if (busy) return;
+    busy = what;
+    drawActions();
+    try {
+      await act();
+    } catch (error) {
+      fail(error);
+    } finally {
+      busy = "";
+      drawActions();
+    }
+  }
+
+  const preview = () =>
+    work("preview", async () => {
+      const shown = await postJson(`${API}preview`, asked(), signal);
+      place("preview", drawPreview(shown, t));
+    });
+  const plan = () =>
+    work("plan", async () => {
+      const shown = await postJson(`${API}plan`, asked(), signal);
+      place("plan", drawPlan(shown, t));
+    });
+  const start = () =>
+    work("start", async () => {
+      const { run } = await postJson(`${API}start`, asked(), signal);
+      draft.name = "";
+      go("runs", run);
+    });
+
+  /** Show a result in place of an earlier one. */
+  function place(what, element) {
+    element.dataset.result = what;
+    results.querySelector(`[data-result="${what}"]`)?.remove();
+    results.prepend(element);
+    element.scrollIntoView({ block: "nearest" });
+  }
+
+  const shownFile = h("span.mono");
+  const will = h(
+    "div.will",
+    { hidden: true },
+    h("h3", {}, t("command")),
+    command,
+    h("h3", {}, t("settings"), " ", shownFile),
+    yaml,
+  );
+  const more = h(
+    "details",
+    { open: draft.isAdvanced, ontoggle: () => (draft.isAdvanced = more.open) },
+    h("summary", {}, t("more")),
+    advanced,
+  );
+  root.append(
+    h("div.heading", {}, h("h1", {}, t("title")), h("p.faint.small", {}, t("base", { model: options.model }))),
+    h(
+      "div.columns",
+      {},
+      h(
+        "div.form",
+        {},
+        h("section.sheet", {}, h("h2", {}, t("texts")), chosen, texts, aozora()),
+        h(
+          "section.sheet",
+          {},
+          h("h2", {}, t("run")),
+          h("div.grid", {}, field(t("name"), name), h("div.field", {}, h("span", {}, t("length")), length)),
+          field(t("method"), methods),
+          field(t("prompts"), prompts),
+          more,
+        ),
+      ),
+      h(
+        "section.sheet.launch",
+        {},
+        h("h2", {}, t("what")),
+        problem,
+        will,
+        actions,
+        h("p.faint.small", {}, t("survives")),
+      ),
+    ),
+    results,
+  );
+  drawChosen();
+  drawNumbers();
+  drawActions();
+  await Promise.all([showFolder(draft.folder), check()]);
+}
+
+function size(bytes, lang) {
+  const [unit, divisor] = bytes < 1e6 ? ["kilobyte", 1e3] : ["megabyte", 1e6];
+  return new Intl.NumberFormat(lang, { style: "unit", unit, maximumFractionDigits: 1 }).format(bytes / divisor);
 }
