@@ -363,3 +363,24 @@ def test_an_empty_batch():
     assert out.shape == (0, 100, 2, 8)
     out.sum().backward()
     assert given[0].grad.shape == (0, 2, 100, 8)
+
+
+def test_long_rows_keep_memory_in_proportion_to_their_length():
+    def kept(mask: Tensor) -> int:
+        given = tensors(mask, torch.float32, batch=1)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            attend(*given, mask)
+        return sum(sizes)
+
+    assert kept(causal(3072)) == 2 * kept(causal(1536))
+    assert kept(packed(*[256] * 12)) > kept(causal(3072))  # the documents are short
+
+
+@pytest.mark.parametrize("key_heads", [1, 4])
+@pytest.mark.parametrize("name", ["two blocks", "another mask each row", "documents after seventy keys"])
+def test_probabilities_that_are_not_kept_are_the_same(name: str, key_heads: int, monkeypatch: pytest.MonkeyPatch):
+    given = tensors(MASKS[name], key_heads=key_heads)
+    kept = results(attend, given, MASKS[name])
+    monkeypatch.setattr(attention, "_KEPT_KEYS", 0)
+    assert all(torch.equal(a, b) for a, b in zip(kept, results(attend, given, MASKS[name]), strict=True))

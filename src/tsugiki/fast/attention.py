@@ -6,7 +6,9 @@
 sliding window or in another document of a packed row are not multiplied, so a document costs attention over its own
 length, not over that of the row. Keys that precede the queries and that all queries see (from a cache) are added to
 each block. Queries that share a key head (grouped-query attention) are rows of one product.
-P is kept for the backward pass: dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − rowsum), dQ = scale · dS K, dK = scale · dSᵀ Q.
+The backward pass needs P: dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − rowsum), dQ = scale · dS K, dK = scale · dSᵀ Q. P is kept for
+queries that see few keys. In long documents it is computed again, block by block, because it would take memory that
+grows with the square of their length.
 
 On a processor this is faster than torch's fused kernel; in bfloat16 it takes half the time, because the kernel
 computes in float32. `plain_attention` is the definition.
@@ -26,6 +28,7 @@ NAME = "tsugiki"
 """The name of this attention as transformers' `attn_implementation`."""
 
 _BLOCK = 128  # queries; large enough for efficient products, small enough to skip most of the masked keys
+_KEPT_KEYS = 640  # P is kept if its queries see at most this many keys on average: whole rows of about 1,100 tokens
 _MASKED = -1e4  # a mask value that is small enough to make a probability 0
 _SHORT = 64  # the plain definition is used for rows of at most this many tokens
 
@@ -164,17 +167,15 @@ class _BlockAttention(torch.autograd.Function):
         q, k, v = _by_key_head(query, key) * scale, key.flatten(0, 1).contiguous(), value.flatten(0, 1).contiguous()
         out = q.new_empty(*q.shape[:3], v.shape[-1])
         past = key.shape[2] - length
-        kept = []
-        for start, end, low in _blocks(first):
-            block = q[:, :, start:end].flatten(1, 2)
-            scores = block @ _visible_keys(k, past, low, end).transpose(1, 2)
-            of_row = scores.view(batch, heads, end - start, past + end - low)
-            _apply_mask(of_row[..., past:], first[:, start:end], start, low)
-            probabilities = torch.softmax(scores, -1)
+        blocks, kept = _blocks(first), []
+        seen = sum((end - start) * (past + end - low) for start, end, low in blocks)
+        keeps = any(ctx.needs_input_grad) and seen <= _KEPT_KEYS * length
+        for start, end, low in blocks:
+            probabilities = _probabilities(q, k, first, start, end, low)
             out[:, :, start:end] = (probabilities @ _visible_keys(v, past, low, end)).view(
                 *q.shape[:2], end - start, v.shape[-1]
             )
-            if any(ctx.needs_input_grad):
+            if keeps:
                 kept.append(probabilities)
         ctx.save_for_backward(q, k, v, first, *kept)
         ctx.scale, ctx.shapes = scale, (query.shape, key.shape, value.shape)
@@ -187,7 +188,8 @@ class _BlockAttention(torch.autograd.Function):
         d_out = d_out.reshape(*q.shape[:3], v.shape[-1])
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         past = k.shape[1] - q.shape[2]
-        for (start, end, low), probabilities in zip(_blocks(first), kept, strict=True):
+        for number, (start, end, low) in enumerate(_blocks(first)):
+            probabilities = kept[number] if kept else _probabilities(q, k, first, start, end, low)
             d_block = d_out[:, :, start:end].flatten(1, 2)
             block = q[:, :, start:end].flatten(1, 2)
             _add_to_visible(dv, past, low, end, probabilities.transpose(1, 2) @ d_block)
@@ -198,6 +200,24 @@ class _BlockAttention(torch.autograd.Function):
             _add_to_visible(dk, past, low, end, d_scores.transpose(1, 2) @ block)
         dq *= ctx.scale
         return dq.view(ctx.shapes[0]), dk.view(ctx.shapes[1]), dv.view(ctx.shapes[2]), None, None
+
+
+def _probabilities(q: Tensor, k: Tensor, first: Tensor, start: int, end: int, low: int) -> Tensor:
+    """Return P of a block, [batch · key heads, queries of a key head · queries, visible keys].
+
+    Args:
+        q: scaled queries, [batch · key heads, queries of a key head, length, width].
+        k: keys, [batch · key heads, past + length, width].
+        first: the first key that each query sees, [batch or 1, length].
+        start: the first query of the block.
+        end: the query after its last.
+        low: the first key that any of its queries sees.
+    """
+    past = k.shape[1] - q.shape[2]
+    scores = q[:, :, start:end].flatten(1, 2) @ _visible_keys(k, past, low, end).transpose(1, 2)
+    rows = scores.view(len(first), -1, end - start, past + end - low)  # a row of `first` may stand for the whole batch
+    _apply_mask(rows[..., past:], first[:, start:end], start, low)
+    return torch.softmax(scores, -1)
 
 
 def _by_key_head(query: Tensor, key: Tensor) -> Tensor:
