@@ -26,9 +26,9 @@ TOKENIZER = byte_tokenizer()
 ADAPTERS = ("a", "b", "c")
 
 
-def model_with_adapters(kind: str) -> Any:
+def model_with_adapters(kind: str, **overrides: Any) -> Any:
     """A tiny model with the vocabulary of the byte tokenizer and three adapters that change what it says."""
-    model = tiny_model(kind, vocab_size=257)
+    model = tiny_model(kind, vocab_size=257, **overrides)
     for seed, name in enumerate(ADAPTERS):
         graft(model, LoraConfig(r=2 + seed, lora_alpha=64, target_modules="all-linear"), name)
         shake(model, seed)

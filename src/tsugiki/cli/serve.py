@@ -48,6 +48,10 @@ def serve_command(
     cache_memory: Annotated[
         float, typer.Option(min=0.001, help="Largest size of the key-value cache in GB: rows times the longest row.")
     ] = 2.0,
+    prefix_memory: Annotated[
+        float,
+        typer.Option(min=0, help="Keys and values in GB that are kept for prompts with the same beginning; 0: none."),
+    ] = 0.5,
     max_loaded: Annotated[int, typer.Option(min=1, help="Largest number of adapters in memory.")] = 32,
     max_waiting: Annotated[int, typer.Option(min=1, help="Largest number of requests that wait.")] = 64,
     max_wait: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may wait.")] = 60.0,
@@ -99,7 +103,7 @@ def serve_command(
         host,
         port,
         key,
-        Limits(max_batch, round(cache_memory * 1e9), max_waiting, max_wait),
+        Limits(max_batch, round(cache_memory * 1e9), max_waiting, round(prefix_memory * 1e9), max_wait),
         max_loaded,
         timeout,
         stop_timeout,

@@ -168,6 +168,7 @@ def gauges(engine: Engine, adapters: ServedAdapters) -> dict[str, tuple[str, lis
         ),
         "vllm:lora_requests_info": ("When this was so, in seconds since 1970.", [(lora, time.time())]),
         "tsugiki:kv_cache_bytes": ("Bytes of the cache that are used.", [(base, cache)]),
+        "tsugiki:prefix_cache_bytes": ("Bytes of the prefix cache that are used.", [(base, engine.prefixes.bytes)]),
         "tsugiki:adapters_loaded": ("Adapters in memory.", [(base, len(adapters.loaded()))]),
     }
 

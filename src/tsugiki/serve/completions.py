@@ -127,9 +127,10 @@ class Completions:
                     Request(
                         prompt=prompt.ids,
                         tokenizer=served.tokenizer,
-                        max_tokens=self._new_tokens(asked, prompt),
+                        max_tokens=self._new_tokens(asked, prompt, served),
                         deliver=deliver,
                         adapter=served.key,
+                        content=served.digest,
                         model_name=served.name,
                         company=served.company,
                         sampling=asked.sampling(number),
@@ -146,13 +147,13 @@ class Completions:
             served, asked, prompts, requests, choices, events, f"{kind}-{uuid.uuid4().hex}", int(time.time())
         )
 
-    def _new_tokens(self, asked: CompletionRequest | ChatRequest, prompt: Prompt) -> int:
+    def _new_tokens(self, asked: CompletionRequest | ChatRequest, prompt: Prompt, served: ServedModel) -> int:
         if isinstance(asked, CompletionRequest):
             if asked.max_tokens == 0 and not asked.echo:
                 raise ApiError(400, _("max_tokens is 0, which is for echo only"), "max_tokens", "invalid_value")
             return _DEFAULT_COMPLETION if asked.max_tokens is None else asked.max_tokens
         wanted = asked.max_completion_tokens or asked.max_tokens
-        room = self.engine.longest - len(prompt.ids)
+        room = self.engine.room(served.key) - len(prompt.ids)
         return max(1, min(_DEFAULT_CHAT, room)) if wanted is None else wanted
 
 

@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,11 +35,13 @@ from tsugiki.base.inference import evaluating
 from tsugiki.base.quantization import count_parameters
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.graft import base_alone, set_adapter
+from tsugiki.lora.graft import base_alone, find_adapter, set_adapter
 from tsugiki.lora.mixed_batch import mixed_batch
+from tsugiki.methods.soft_prompt import SoftPromptAdapter
 from tsugiki.serve.batch import Arriving, Batch, Row, score_prompts, scored_token, without_cancelled
 from tsugiki.serve.company import find_company
 from tsugiki.serve.metrics import Metrics
+from tsugiki.serve.prefixes import Prefix, PrefixCache, common_tokens, rows_with_prefixes
 from tsugiki.serve.request import Company, Event, Failed, Output, PromptScores, Request, ScoredToken
 from tsugiki.serve.rows import CachedRows, bytes_per_token, compute, joined, padded, selected, without_common_padding
 from tsugiki.serve.sampling import Chooser
@@ -79,6 +81,8 @@ class Limits:
     """Bytes of the key-value cache: rows times the longest row, padding included."""
     waiting: int = 64
     """Requests that wait."""
+    prefix_bytes: int = 500_000_000
+    """Bytes of keys and values that are kept for requests with the same beginning; 0: none are."""
     seconds: float = 60.0
     """How long a request may wait."""
 
@@ -100,6 +104,7 @@ class Engine:
         self.token_bytes = 1
         """How many bytes the keys and values of one token take."""
         self.metrics = Metrics()
+        self.prefixes = PrefixCache(limits.prefix_bytes)
         self._waiting: deque[Row] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
@@ -137,7 +142,7 @@ class Engine:
 
     @property
     def longest(self) -> int:
-        """How many tokens a prompt and what follows it can have."""
+        """How many tokens a prompt and what follows it can have, without a soft prompt."""
         return min(self.context, self.cache_tokens)
 
     @property
@@ -161,6 +166,11 @@ class Engine:
     def waiting(self) -> int:
         """The number of requests that wait."""
         return len(self._waiting)
+
+    def room(self, adapter: str | None) -> int:
+        """Return how many tokens a prompt and what follows it can have beside the soft prompt of an adapter, if any."""
+        found = None if adapter is None else find_adapter(self.model, adapter)
+        return self.longest - (len(found.prompt.embedding) if isinstance(found, SoftPromptAdapter) else 0)
 
     def adapters(self) -> tuple[list[str], list[str]]:
         """Return what the adapters are called whose rows are computed, and those for which requests wait."""
@@ -220,7 +230,7 @@ class Engine:
         return future
 
     def _check(self, request: Request) -> None:
-        prompt, wanted, room = len(request.prompt), request.max_tokens, self.longest
+        prompt, wanted, room = len(request.prompt), request.max_tokens, self.room(request.adapter)
         if prompt == 0:
             raise TsugikiError(_("the prompt is empty"))
         if prompt + wanted > room:
@@ -284,6 +294,8 @@ class Engine:
     def _keep(self, kept: list[int]) -> None:
         """Keep these rows of the batch."""
         assert self._batch
+        for index in {*range(len(self._batch.rows))}.difference(kept):
+            self._keep_prefix(self._batch.rows[index], self._batch.cached, index)
         if not kept:
             self._batch = None
         elif len(kept) < len(self._batch.rows):
@@ -306,21 +318,56 @@ class Engine:
         present = self._batch.rows if self._batch else []
         most = self.limits.rows if self.company == "mixed" else 1
         arriving: list[Row] = []
+        prefixes: list[Prefix] = []
         with self._changed:
             while self._waiting and len(present) + len(arriving) < most:
                 row = self._waiting[0]
                 rows = [*present, *arriving, row]
                 size = len(rows) * (max(one.length for one in rows) + max(one.remaining for one in rows))
-                fits = size <= self.cache_tokens and row.turn == rows[0].turn
-                alike = not arriving or abs(row.length - arriving[0].length) <= _PADDING
-                if len(rows) > 1 and not (fits and alike):
+                if len(rows) > 1 and (size > self.cache_tokens or row.turn != rows[0].turn):
+                    break
+                prefix = self._find_prefix(row)
+                if arriving and not _alike(arriving[0], prefixes[0], row, prefix):
                     break
                 arriving.append(self._waiting.popleft())
-        for row in arriving:
-            self.metrics.begun(row.timing, len(row.request.prompt))
+                prefixes.append(prefix)
         if arriving:
-            ids, mask = padded([row.tokens for row in arriving], self.model.device)
-            self._arriving = Arriving(arriving, ids, mask, CachedRows(mask[:, :0]))
+            self._begin(arriving, prefixes)
+
+    def _begin(self, rows: list[Row], prefixes: list[Prefix]) -> None:
+        """Begin to compute the prompts of rows after their prefixes, as many tokens for all of them."""
+        tokens = [row.tokens for row in rows]
+        ids, mask = padded(tokens, self.model.device)
+        left = max(len(one) - prefix.tokens for one, prefix in zip(tokens, prefixes, strict=True))
+        done = ids.shape[1] - left
+        for row, one in zip(rows, tokens, strict=True):
+            self.metrics.begun(row.timing, len(row.request.prompt))
+            if self._shares_prefixes(row):
+                self.metrics.found(row.timing, len(one), max(0, len(one) - left))
+        cached = rows_with_prefixes(mask, prefixes, done) if done else CachedRows(mask[:, :0])
+        self._arriving = Arriving(rows, ids, mask, cached, done)
+
+    def _shares_prefixes(self, row: Row) -> bool:
+        """Whether a row may use keys and values of other requests, and leave its own to them.
+
+        Not where they depend on the length of the row ("alone"), and not after a failure.
+        """
+        request = row.request
+        can = self.company == "mixed" and request.company != "alone" and not row.separate
+        return can and request.content is not None and self.prefixes.most_bytes > 0
+
+    def _find_prefix(self, row: Row) -> Prefix:
+        """Return the beginning of a row that need not be computed: not its last token, whose logits are wanted."""
+        if not self._shares_prefixes(row) or (row.request.prompt_logprobs and not row.scored):
+            return Prefix()
+        return self.prefixes.find(row.request.content or "", row.tokens[:-1])
+
+    def _keep_prefix(self, row: Row, cached: CachedRows, index: int) -> None:
+        """Keep what was computed of a row, the first one of `cached` with this index, for other requests."""
+        if self._shares_prefixes(row):
+            tokens = row.tokens[: int(cached.mask[index].sum())]
+            with suppress(RuntimeError):  # such as for want of memory
+                self.prefixes.keep(row.request.content or "", tokens, cached, index)
 
     def _compute_prompts(self, arriving: Arriving) -> None:
         """Compute a piece of the prompts; after the last one, choose a token and let the rows join the batch."""
@@ -337,6 +384,8 @@ class Engine:
             if stop < arriving.ids.shape[1]:
                 return
             last = logits[:, -1].float().cpu()
+            for index, row in enumerate(arriving.rows):
+                self._keep_prefix(row, arriving.cached, index)
         except Exception as error:
             self._arriving = None
             self._isolate(arriving.rows, error)
@@ -469,6 +518,18 @@ class Engine:
             self._deliver(row, Failed(_stopped()))
         for call in calls:
             call()
+
+
+def _alike(one: Row, known: Prefix, other: Row, known_of_other: Prefix) -> bool:
+    """Return whether the prompts of two rows are to be computed together, after their known prefixes.
+
+    They are not if most of the product would be padding, or if the other one could use what is computed for the first.
+    """
+    left, left_of_other = one.length - known.tokens, other.length - known_of_other.tokens
+    similar = abs(one.length - other.length) <= _PADDING and abs(left - left_of_other) <= _PADDING
+    if one.request.content is None or one.request.content != other.request.content:
+        return similar
+    return similar and common_tokens(one.tokens, other.tokens) - known_of_other.tokens < _PADDING
 
 
 @contextmanager

@@ -23,6 +23,8 @@ _TIMES = {
 _COUNTS = {
     "vllm:prompt_tokens_total": "Tokens of prompts.",
     "vllm:generation_tokens_total": "New tokens.",
+    "vllm:prefix_cache_queries_total": "Tokens of prompts whose beginnings could be in the prefix cache.",
+    "vllm:prefix_cache_hits_total": "Those of them that were there, and were not computed again.",
 }
 _FINISHED = "vllm:request_success_total"
 _REFUSED = "tsugiki:requests_refused_total"
@@ -85,6 +87,11 @@ class Metrics:
             timing.begun = time.monotonic()
             self._counts["vllm:prompt_tokens_total"][timing.model_name] += prompt_tokens
             self._observe("vllm:request_queue_time_seconds", timing, timing.begun - timing.arrived)
+
+    def found(self, timing: Timing, asked: int, found: int) -> None:
+        """Note how many tokens of a prompt were looked for in the prefix cache, and how many were used from there."""
+        self._counts["vllm:prefix_cache_queries_total"][timing.model_name] += asked
+        self._counts["vllm:prefix_cache_hits_total"][timing.model_name] += found
 
     def token(self, timing: Timing) -> None:
         """Note a new token."""

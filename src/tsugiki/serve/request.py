@@ -64,6 +64,8 @@ class Request:
     """Called in the engine's thread; must return at once."""
     adapter: str | None = None
     """The adapter's name in the model; None: the base alone."""
+    content: str | None = None
+    """The digest of what the adapter computes, "" for the base; None: its keys and values are not kept for others."""
     model_name: str = ""
     """What the request calls the adapter or the base; for metrics."""
     company: Company = "mixed"

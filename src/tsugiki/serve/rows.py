@@ -1,7 +1,8 @@
 """The keys and values of a batch whose rows join and leave, over transformers' public forward pass.
 
 Rows of different lengths are padded on the left, as in `generate`. The cache is a `DynamicCache` without a config, so
-that every layer keeps all positions; the model's own masks leave out what is outside a sliding window.
+that every layer keeps all positions; the model's own masks leave out what is outside a sliding window. The keys of a
+soft prompt are before those of the text, and are not in the mask.
 """
 
 import inspect
@@ -75,8 +76,9 @@ def joined(one: CachedRows, other: CachedRows) -> CachedRows:
     """Return the rows of both, in this order; `one` must not be used afterwards."""
     length = max(one.mask.shape[1], other.mask.shape[1])
     for mine, its in zip(one.cache.layers, other.cache.layers, strict=True):
-        mine.keys = _stacked(mine.keys, its.keys, length, -2)
-        mine.values = _stacked(mine.values, its.values, length, -2)
+        before = mine.keys.shape[-2] - one.mask.shape[1]
+        mine.keys = _stacked(mine.keys, its.keys, length, -2, before)
+        mine.values = _stacked(mine.values, its.values, length, -2, before)
     return CachedRows(_stacked(one.mask, other.mask, length, -1), one.cache)
 
 
@@ -92,11 +94,23 @@ def without_common_padding(rows: CachedRows) -> CachedRows:
     """Return the rows without the padding that all of them have; `rows` must not be used afterwards."""
     first = int(rows.mask.any(0).int().argmax())
     for layer in rows.cache.layers if first else ():
-        layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
+        before = layer.keys.shape[-2] - rows.mask.shape[1]
+        layer.keys, layer.values = (
+            part[:, :, first:] if before == 0 else torch.cat([part[:, :, :before], part[:, :, before + first :]], 2)
+            for part in (layer.keys, layer.values)
+        )
     return CachedRows(rows.mask[:, first:], rows.cache)
 
 
-def _stacked(one: Tensor, other: Tensor, length: int, dimension: int) -> Tensor:
-    """Stack rows that are padded on the left to this length in a dimension, the last or the last but one."""
+def _stacked(one: Tensor, other: Tensor, length: int, dimension: int, before: int = 0) -> Tensor:
+    """Stack rows that are padded on the left to this length in a dimension, the last or the last but one.
+
+    Of this dimension, the first `before` places of all rows belong to a soft prompt, and stay the first.
+    """
     after = [0, 0] * (-1 - dimension)
-    return torch.cat([pad(part, [*after, length - part.shape[dimension], 0]) for part in (one, other)])
+    parts = []
+    for part in (one, other):
+        own = part.shape[dimension] - before
+        padding = pad(part.narrow(dimension, before, own), [*after, length - own, 0])
+        parts.append(torch.cat([part.narrow(dimension, 0, before), padding], dimension) if before else padding)
+    return torch.cat(parts)

@@ -1,0 +1,74 @@
+"""Adapters of all methods are served: those that can be in a batch with others, and those that have turns."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.serve.test_engine import Client, prompts, serving
+from tests.tiny import save_grafted, save_tiny
+from tsugiki import disable_adapter, mixed_batch, set_adapter
+from tsugiki.base.loading import load_model
+from tsugiki.errors import TsugikiError
+from tsugiki.methods.table import METHODS
+from tsugiki.serve.adapters import load_served
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+MIXED = {"lora", "rslora", "dora", "lora+", "pissa", "orthogonal", "lora-fa"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "prompt-tuning": {"num_virtual_tokens": 3},
+    "prefix-tuning": {"num_virtual_tokens": 3},
+    "p-tuning": {"num_virtual_tokens": 3},
+    "select": {"target_parameters": ["mlp.c_fc.weight", "up_proj.weight"]},
+}
+NEW = 5
+
+
+@torch.no_grad()
+def by_generate(model: Any, method: str | None, company: str, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    fields = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 0}
+    if method is None:
+        with disable_adapter(model):
+            return model.generate(ids, **fields)[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+    if company == "mixed":
+        with mixed_batch(model, [method]):
+            return model.generate(ids, **fields)[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+    set_adapter(model, method)
+    return model.generate(ids, **fields)[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_every_method_answers_as_alone(kind: str, tmp_path: Path):
+    base = save_tiny(tmp_path / "base", kind, vocab_size=257)
+    methods = [name for name, method in METHODS.items() if method.trains_adapter]
+    if kind != "gpt2":
+        methods.remove("bitfit")  # the model has no biases
+    model, companies = load_model(base), {}
+    for method in methods:
+        config = METHODS[method].configure(SETTINGS.get(method, {}))
+        save_grafted(tmp_path / method, load_model(base), config)
+        companies[method] = load_served(model, tmp_path / method, method)
+    assert {method for method, company in companies.items() if company == "mixed"} == MIXED
+    assert set(companies.values()) == {"mixed", "same"}
+    given = [(method, prompt) for method in [None, *methods] for prompt in prompts([4, 17, 9])]
+    expected = [by_generate(model, method, companies.get(method or "", "mixed"), prompt) for method, prompt in given]
+    with serving(model, rows=2) as engine:  # so that rows join and leave a batch of their adapter
+        clients = [
+            Client(prompt, method, NEW, company=companies.get(method or "", "mixed"), content=method or "")
+            for method, prompt in given
+        ]
+        engine.submit([client.request for client in clients])
+        found = [client.tokens() for client in clients]
+        for method in SETTINGS:  # a soft prompt takes part of the context
+            room = 64 - SETTINGS[method].get("num_virtual_tokens", 0)
+            full = Client([5] * (room - 2), method, 2, company="same")
+            engine.submit([full.request])
+            assert len(full.tokens()) == 2
+            with pytest.raises(TsugikiError, match="1 more"):
+                engine.submit([Client([5] * (room - 1), method, 2, company="same").request])
+    wrong = {method for (method, _), tokens, wanted in zip(given, found, expected, strict=True) if tokens != wanted}
+    assert wrong == set()
+    assert len({tuple(tokens) for tokens in expected}) > len(expected) // 3
