@@ -1,8 +1,8 @@
 /**
  * Loss curves as an SVG, drawn again when the figures or the width change.
  *
- * Colours come from the style sheet, so that they follow light and dark. The loss at a step is read with the pointer, or
- * with the arrow keys.
+ * Colours come from the style sheet, so that they follow light and dark. The loss at a step is read with the pointer,
+ * or with the arrow keys.
  */
 
 import { h } from "../../dom.js";
