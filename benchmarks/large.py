@@ -1,20 +1,26 @@
 """Train models of 7 billion parameters on a processor, in Tsugiki and in PEFT with bitsandbytes.
 
     python -m benchmarks.large write --shape llama-2-7b --out /data/7b        # 13.5 GB of random weights, in shards
-    python -m benchmarks.large tsugiki --model /data/7b --out /data/7b-nf4 --base-dtype nf4
-    python -m benchmarks.large peft --model /data/7b --recipe documented
-    python -m benchmarks.large peft --model /data/7b --recipe fastest --layers 8
+    /usr/bin/time -v python -m benchmarks.large tsugiki --model /data/7b --out /data/7b-nf4 --base-dtype nf4
+    python -m benchmarks.large compare --shape llama-2-7b --layers 3 --work /data/few
 
-`tsugiki` runs `tsugiki train` (LoRA r 8 on all linear layers, 1 x 512 tokens, 20 steps on a repeated text). `peft`
-trains on tokens in its own loop: `documented` is the recipe of PEFT's guide (`prepare_model_for_kbit_training`,
-gradient checkpointing, autocast in bfloat16), `fastest` leaves out preparation and checkpointing. With `--layers`, only
-the first layers are used. bitsandbytes is never in evaluation mode here, because its gradients would be wrong
-afterwards (docs/memory.md). Each prints one JSON object: seconds of each step, tokens/s of the median step, and the
-peak resident memory of the process. Run it under `/usr/bin/time -v` on a quiet machine.
+`tsugiki` runs `tsugiki train` (LoRA r 8 on all linear layers, 1 x 512 tokens, 20 steps on a repeated text). With
+`--interrupted-at 8`, the run gets SIGINT after that step and is resumed in a new process.
+
+`compare` writes a model with a few layers of the shape, and trains it in processes of their own, in turns, in one and
+the same loop on the same tokens: PEFT with bitsandbytes as its guide says (`documented`:
+`prepare_model_for_kbit_training`, gradient checkpointing, autocast in bfloat16) beside Tsugiki with every block
+recomputed, and PEFT without preparation and checkpointing (`fastest`) beside Tsugiki without recomputation. The first
+step of each is not counted. bitsandbytes is never in evaluation mode here, because its gradients would be wrong
+afterwards (docs/memory.md). `loop` is one such process; it prints a JSON object with seconds of each step, tokens/s of
+the median step, and the peak resident memory of the process.
 """
 
 import argparse
 import json
+import shlex
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,8 +31,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tsugiki.base.loading import load_tokenizer
+from benchmarks.figures import Figures
+from tsugiki.base.blocks import decoder_blocks
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.meta import meta_model
+from tsugiki.bench.table import markdown_table
+from tsugiki.fast.paths import use_fast_paths
+from tsugiki.fast.recomputation import recompute_blocks
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.graft import graft
+from tsugiki.train.allocator import keep_freed_memory
 from tsugiki.train.record import peak_memory
 
 _LLAMA: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 0}
@@ -72,43 +87,65 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 _SHARD = 2_000_000_000
+PEFT_DOCUMENTED, PEFT_FASTEST = "PEFT + bitsandbytes, documented", "PEFT + bitsandbytes, fastest"
+RECOMPUTED, KEPT = "Tsugiki, recomputed", "Tsugiki"
+PEERS = {RECOMPUTED: PEFT_DOCUMENTED, KEPT: PEFT_FASTEST}
+"""Each of ours, and what it is compared with."""
+ENTRIES = (PEFT_DOCUMENTED, RECOMPUTED, PEFT_FASTEST, KEPT)
+HEADERS = {
+    "en": ["rows", "nf4", "tokens/s", "ratio", "peak memory", "loading"],
+    "ja": ["行", "nf4", "トークン/秒", "比", "最大メモリ", "読み込み"],
+}
 _TEXT = "庭師は枝を切り、風の音を聞いた。雨の朝、台木に接ぎ穂を合わせ、紐で巻いた。\n"
 
 
 def main() -> None:
-    """Run one of the three commands."""
+    """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("write")
-    one.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
-    one.add_argument("--out", type=Path, required=True)
-    one = commands.add_parser("tsugiki")
-    one.add_argument("--model", required=True)
-    one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--base-dtype", choices=["bf16", "int8", "nf4"], default="nf4")
-    one.add_argument("--recompute", choices=["none", "auto", "blocks"], default="blocks")
-    one = commands.add_parser("peft")
-    one.add_argument("--model", required=True)
-    one.add_argument("--recipe", choices=["documented", "fastest"], default="documented")
-    one.add_argument("--layers", type=int)
-    for name in ("tsugiki", "peft"):
-        commands.choices[name].add_argument("--steps", type=int, default=20)
-        commands.choices[name].add_argument("--tokens", type=int, default=512)
-        commands.choices[name].add_argument("--dropout", type=float, default=0.1)
+    write = commands.add_parser("write")
+    write.add_argument("--out", type=Path, required=True)
+    train = commands.add_parser("tsugiki")
+    train.add_argument("--model", required=True)
+    train.add_argument("--out", type=Path, required=True)
+    train.add_argument("--base-dtype", choices=["bf16", "int8", "nf4"], default="nf4")
+    train.add_argument("--recompute", choices=["none", "auto", "blocks"], default="blocks")
+    train.add_argument("--learning-rate", type=float, default=2e-4)
+    train.add_argument("--steps", type=int, default=20)
+    train.add_argument("--interrupted-at", type=int, help="step after which the run is interrupted, and resumed")
+    compare = commands.add_parser("compare")
+    compare.add_argument("--work", type=Path, required=True, help="folder for the model; it is removed")
+    compare.add_argument("--figures", type=Path, help="JSON file to write the table to")
+    compare.add_argument("--tokens", type=int, nargs="+", default=[512, 2048])
+    loop = commands.add_parser("loop")
+    loop.add_argument("--model", type=Path, required=True)
+    loop.add_argument("--entry", choices=ENTRIES, required=True)
+    for one in (write, compare):
+        one.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
+        one.add_argument("--layers", type=int, help="only so many layers")
+    for one in (train, loop):
+        one.add_argument("--tokens", type=int, default=512)
+    for one in (compare, loop):
+        one.add_argument("--steps", type=int, default=4)
+    for one in (train, compare, loop):
+        one.add_argument("--dropout", type=float, default=0.1)
     options = parser.parse_args()
-    {"write": _write, "tsugiki": _tsugiki, "peft": _peft}[options.command](options)
+    if options.command == "write":
+        _write(options.shape, options.out, options.layers)
+    else:
+        {"tsugiki": _tsugiki, "compare": _compare, "loop": _loop}[options.command](options)
 
 
-def _write(options: argparse.Namespace) -> None:
+def _write(shape_name: str, out: Path, layers: int | None) -> None:
     """Write a model with random weights, one shard in memory at a time."""
     from transformers import AutoConfig
 
-    settings = dict(SHAPES[options.shape])
+    settings = SHAPES[shape_name] | ({"num_hidden_layers": layers} if layers else {})
     config = AutoConfig.for_model(settings.pop("model_type"), dtype="bfloat16", **settings)
-    options.out.mkdir(parents=True)
+    out.mkdir(parents=True)
     config.architectures = [type(meta_model(config)).__name__]
-    config.save_pretrained(options.out)
-    load_tokenizer("embedded").save_pretrained(options.out)
+    config.save_pretrained(out)
+    load_tokenizer("embedded").save_pretrained(out)
     model = meta_model(config)
     tied = getattr(model, "all_tied_weights_keys", {})
     generator = torch.Generator().manual_seed(0)
@@ -121,14 +158,14 @@ def _write(options: argparse.Namespace) -> None:
         weight_map[name] = _shard_name(len(shards))
         total += 2 * value.numel()
         if sum(2 * t.numel() for t in shards[-1].values()) > _SHARD:
-            save_file(shards[-1], options.out / _shard_name(len(shards)), metadata={"format": "pt"})
+            save_file(shards[-1], out / _shard_name(len(shards)), metadata={"format": "pt"})
             shards[-1] = {}
             shards.append({})
     if shards[-1]:
-        save_file(shards[-1], options.out / _shard_name(len(shards)), metadata={"format": "pt"})
+        save_file(shards[-1], out / _shard_name(len(shards)), metadata={"format": "pt"})
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (options.out / "model.safetensors.index.json").write_text(json.dumps(index))
-    print(json.dumps({"model": str(options.out), "bytes": total}))
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    print(json.dumps({"model": str(out), "bytes": total}))
 
 
 def _shard_name(number: int) -> str:
@@ -153,14 +190,25 @@ def _tsugiki(options: argparse.Namespace) -> None:
         "block-size": options.tokens,
         "batch-size": 1,
         "max-steps": options.steps,
-        "learning-rate": 2e-4,
+        "learning-rate": options.learning_rate,
         "validation": "none",
         "held-out": 0.01,
         "held-out-characters": 1,
         "eval-steps": options.steps,
     }
+    if options.interrupted_at:
+        flags["save-steps"] = options.interrupted_at
+    command = [sys.executable, "-m", "tsugiki", "train"]
     arguments = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, "-m", "tsugiki", "train", *arguments], check=True)
+    process = subprocess.Popen(command + arguments)
+    if options.interrupted_at:
+        while process.poll() is None and not checkpoints(options.out / CHECKPOINTS):
+            time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        subprocess.run([*command, "--resume", options.out], check=True)
+    elif process.wait():
+        sys.exit(process.returncode)
     record = json.loads((options.out / "run.json").read_text())
     training = record["training"]
     print(
@@ -177,37 +225,53 @@ def _tsugiki(options: argparse.Namespace) -> None:
     )
 
 
-def _peft(options: argparse.Namespace) -> None:
-    """Train with PEFT and bitsandbytes in a plain loop."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+def _compare(options: argparse.Namespace) -> None:
+    """Print and write a table with a row for each entry and number of tokens."""
+    model = options.work / "model"
+    _write(options.shape, model, options.layers)
+    rows = []
+    try:
+        for tokens in options.tokens:
+            steps = max(2, options.steps * min(options.tokens) // tokens)
+            results: dict[str, Any] = {}
+            for entry in ENTRIES:
+                numbers = {"tokens": tokens, "steps": steps, "dropout": options.dropout}
+                arguments = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
+                command = [sys.executable, "-m", "benchmarks.large", "loop", "--model", str(model), "--entry", entry]
+                printed = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
+                results[entry] = json.loads(printed.splitlines()[-1])
+            for entry, result in results.items():
+                peer = results[PEERS.get(entry, entry)]
+                ratio = result["tokens_per_second"] / peer["tokens_per_second"]
+                rows.append(
+                    [
+                        f"1 x {tokens:,}",
+                        entry,
+                        f"{result['tokens_per_second']:.1f}",
+                        f"{ratio:.2f}" if entry in PEERS else "",
+                        f"{result['peak_bytes'] / 1e9:.2f} GB",
+                        f"{result['loading_seconds']:.0f} s",
+                    ]
+                )
+            print(markdown_table((HEADERS["en"], rows)), flush=True)
+    finally:
+        shutil.rmtree(model)
+    if options.figures:
+        command_line = f"python -m benchmarks.large {shlex.join(sys.argv[1:])}"
+        Figures(HEADERS, rows, command_line).write(options.figures)
 
-    config = AutoConfig.from_pretrained(options.model)
-    if options.layers:
-        config.num_hidden_layers = options.layers
+
+def _loop(options: argparse.Namespace) -> None:
+    """Train in a plain loop, and print what was measured."""
     started = time.perf_counter()
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        options.model, config=config, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": "cpu"}
-    )
-    if options.recipe == "documented":
-        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
-    lora = LoraConfig(
-        r=8, lora_alpha=32, lora_dropout=options.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(model, lora).train()
+    model = _peft_model(options) if options.entry.startswith("PEFT") else _tsugiki_model(options)
     loaded = time.perf_counter() - started
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     ids = load_tokenizer("embedded")(_TEXT * 200, return_tensors="pt").input_ids[:, : options.tokens]
     losses, seconds = [], []
     for _step in range(options.steps):
         started = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.entry.startswith("PEFT")):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         optimizer.step()
@@ -217,9 +281,8 @@ def _peft(options: argparse.Namespace) -> None:
     print(
         json.dumps(
             {
-                "recipe": options.recipe,
-                "layers": config.num_hidden_layers,
-                "tokens_per_second": ids.shape[1] / statistics.median(seconds),
+                "entry": options.entry,
+                "tokens_per_second": ids.shape[1] / statistics.median(seconds[1:]),
                 "seconds": seconds,
                 "peak_bytes": peak_memory(),
                 "loading_seconds": loaded,
@@ -227,6 +290,37 @@ def _peft(options: argparse.Namespace) -> None:
             }
         )
     )
+
+
+def _peft_model(options: argparse.Namespace) -> Any:
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        options.model, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": "cpu"}
+    )
+    if options.entry == PEFT_DOCUMENTED:
+        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+    lora = LoraConfig(
+        r=8, lora_alpha=32, lora_dropout=options.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, lora).train()
+
+
+def _tsugiki_model(options: argparse.Namespace) -> Any:
+    keep_freed_memory()
+    model = load_model(str(options.model), "nf4")
+    graft(model, LoraConfig(r=8, lora_alpha=32, lora_dropout=options.dropout, target_modules="all-linear"))
+    use_fast_paths(model)
+    if options.entry == RECOMPUTED:
+        recompute_blocks(model, len(decoder_blocks(model)))
+    return model.train()
 
 
 if __name__ == "__main__":
