@@ -429,3 +429,24 @@ def test_inputs_of_another_dtype_use_the_definition(fused_calls: list[Any]):
     with pytest.raises(RuntimeError, match="dtype"):  # as the frozen layer itself
         module(inputs(torch.float32))
     assert not fused_calls
+
+
+@pytest.mark.parametrize("rows", [0, 1, 16, 17])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_any_number_of_rows_without_gradients_equals_the_definition(
+    kind: str, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+):
+    module = grafted(kind, dtype, p=0.5).eval()
+    x = inputs(dtype, (1, rows, 24)).detach()
+    calls: list[Any] = []
+    apply = product._GraftedProduct.apply
+    monkeypatch.setattr(product._GraftedProduct, "apply", lambda *given: calls.append(given) or apply(*given))
+    with torch.no_grad():
+        y, plain = module(x), module.plain(x)
+    assert len(calls) == (rows > 16)
+    assert y.shape == plain.shape
+    assert y.dtype == dtype
+    if rows:
+        exact = formula(module, x, torch.ones_like(y), None, 0.0)["y"]
+        assert relative_error(y, exact) <= FLOOR[dtype] + 2 * relative_error(plain, exact)

@@ -10,7 +10,8 @@ W x + b and input gradient Wᵀ dy (see `frozen_layer`). Then
 The low-rank parts are added in place. Kept for the backward pass are x (shared by the layers that read the same x),
 m (one byte for each element) and low [rows, r], but nothing of the output's size. dx is not computed where no gradient
 of x is needed. Where A is frozen (LoRA-FA), dA is not computed and x is not kept. A and B are cast to the dtype of the
-activations for the products (they are small); their gradients have the dtypes of A and B.
+activations for the products (they are small); their gradients have the dtypes of A and B. For a few rows without
+gradients, as in generation, the low-rank products are computed in the dtype of A and B instead.
 """
 
 from typing import Any
@@ -21,6 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product
 from tsugiki.lora.masks import apply_mask, keep_mask
+
+_FEW_ROWS = 16  # with more, low-rank products in float32 take longer than in 16 bits
 
 
 def grafted_product(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
@@ -38,6 +41,10 @@ def grafted_product(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: 
         [..., out], of the dtype of x.
     """
     flat = x.reshape(-1, x.shape[-1])
+    if len(flat) <= _FEW_ROWS and not p and not torch.is_grad_enabled():
+        # While text is generated, casting A and B takes longer than multiplying by them.
+        few = frozen_product(layer, flat).add_(flat.to(A.dtype) @ A.T @ B.T, alpha=scaling)
+        return few.view(*x.shape[:-1], few.shape[-1])
     y: Tensor = _GraftedProduct.apply(flat, A, B, layer.bias, layer, scaling, p)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], y.shape[-1])
 
