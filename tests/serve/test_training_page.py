@@ -1,0 +1,81 @@
+"""A run in the browser: choose texts, preview, plan, start, see the curve grow, stop, resume, finished."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+from tests.serve.workplace import Place, serve_in
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+CHROMIUM = os.environ.get("TSUGIKI_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; TSUGIKI_CHROMIUM names another program"),
+]
+WAIT = 300_000  # ms
+
+
+@pytest.fixture
+def place(tmp_path: Path, served_files: tuple[str, Path]) -> Iterator[Place]:
+    (tmp_path / "work").mkdir()
+    yield from serve_in(tmp_path / "work", served_files)
+
+
+@pytest.fixture
+def page(place: Place) -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_context(locale="en").new_page()
+        page.set_default_timeout(WAIT)
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.goto(f"{place.running.url}/#train")
+        yield page
+        browser.close()
+
+
+def test_a_run_from_its_texts_to_its_end(place: Place, page: Any, tmp_path: Path):
+    page.get_by_role("button", name="novels/").click()
+    for number in range(4):
+        page.get_by_label(f"{number}.txt").check()
+    page.get_by_label("Name", exact=True).fill("first")
+    page.locator(".length input").fill("400")
+    page.get_by_label("Prompts").fill("branch")
+    page.locator("summary", has_text="More settings").click()
+    page.get_by_label("Tokens per row").fill("32")
+    page.get_by_text("epochs: 400").wait_for()
+    page.get_by_role("button", name="Preview").click()
+    assert page.locator("[data-result=preview] mark.target").first.inner_text()
+    page.get_by_role("button", name="Plan").click()
+    assert page.locator("[data-result=plan] tbody tr").first.inner_text()
+    page.screenshot(path=tmp_path / "train.png", full_page=True)
+    page.get_by_role("button", name="Start").click()
+
+    page.locator("[data-view=runs] .plot svg").wait_for()
+    page.wait_for_function("document.querySelector('progress').value > 20")
+    page.screenshot(path=tmp_path / "running.png", full_page=True)
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+    page.locator("[data-state=stopped]").wait_for()
+    stopped = place.get("run", name="runs/first").json()
+    assert 20 < stopped["step"] < stopped["steps"]
+    assert list((place.directory / "runs" / "first" / "checkpoints").glob(f"checkpoint-{stopped['step']}"))
+
+    page.get_by_role("button", name="Resume").click()
+    page.locator("[data-state=finished]").wait_for()
+    assert (place.directory / "runs" / "first" / "adapter_model.safetensors").is_file()
+    page.locator(".plot").focus()
+    page.keyboard.press("ArrowLeft")
+    assert re.match(r"step [\d,]+: training \d", page.locator(".readout").inner_text())
+    page.screenshot(path=tmp_path / "finished.png", full_page=True)
+    page.get_by_role("button", name="日本語").click()
+    page.get_by_text("生成例").first.wait_for()
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.problems == []
