@@ -1,6 +1,7 @@
 """`tsugiki serve`."""
 
 import os
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,6 +77,7 @@ def serve_command(
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Load adapters that were trained on another base.")
     ] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Show the server's page in the browser.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings, with all your rights.")
     ] = False,
@@ -119,7 +121,9 @@ def serve_command(
     use_template(tokenizer, chat_template)
 
     def ready(url: str) -> None:
-        typer.echo(_("{name} at {url}/v1 (Ctrl-C stops it)").format(name=name, url=url))
+        typer.echo(_("{name} at {url}/v1, page at {url} (Ctrl-C stops it)").format(name=name, url=url))
+        if open_page:
+            webbrowser.open(url)
 
     try:
         serve(base, tokenizer, name, library_folder(), settings, listening, ready)

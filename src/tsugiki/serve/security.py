@@ -62,7 +62,7 @@ class Guard:
         Args:
             app: answers what is allowed.
             access: who may use the server.
-            public: addresses that need no key.
+            public: as in `check`.
             page_token: what requests below `PAGE_API` carry if they change something.
         """
         self.app, self.access, self.public, self.page_token = app, access, public, page_token
@@ -100,7 +100,7 @@ def check(access: Access, method: str, path: str, headers: Headers, public: Cont
         method: of the request.
         path: its path.
         headers: its headers.
-        public: paths that need no key.
+        public: paths that need no key, and may be opened from another site.
 
     Raises:
         ApiError: it is not allowed.
@@ -110,7 +110,8 @@ def check(access: Access, method: str, path: str, headers: Headers, public: Cont
         raise ApiError(400, _("the Host header names another server"), code="wrong_host")
     origin = headers.get("origin")
     foreign = origin is not None and urlsplit(origin).netloc.lower() != host
-    foreign = foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    if not (method == "GET" and path in public):  # a link on another site may lead to the page
+        foreign = foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site")
     if foreign and not (origin in access.origins and path.startswith(API)):
         raise ApiError(403, _("requests from pages of other sites are not allowed"), code="wrong_origin")
     if access.api_key is not None and path not in public:

@@ -8,6 +8,7 @@ import { getJson } from "../api.js";
 import { button, fill, h } from "../dom.js";
 import { drawAnswer, isOpen, percent, textOf } from "./talk/answer.js";
 import { generate } from "./talk/generate.js";
+import { askMix, isKnown, labelOf, requestOf } from "./talk/models.js";
 import { loadSettings, samplingOf, saveSettings, settingsFields } from "./talk/settings.js";
 import { forget, interval, tallies, vote } from "./talk/votes.js";
 
@@ -45,7 +46,7 @@ export async function render(root, app) {
   const canChat = known.some((one) => one.chat);
   if (!canChat) settings.mode = "continue";
   const wanted = app.path.length ? [base.name, app.path[0]] : (settings.models ?? names.slice(0, 2));
-  let models = wanted.filter((name) => names.includes(name));
+  let models = wanted.filter((model) => isKnown(model, names));
   if (!models.length) models = [base.name];
 
   const status = h("p.unseen", { role: "status" });
@@ -78,8 +79,8 @@ export async function render(root, app) {
   function drawForm() {
     fill(
       chips,
-      models.map((name, index) => drawChip(name, index)),
-      models.length < Math.min(MOST, names.length) && button(t("add"), add, { class: "quiet" }),
+      models.map(drawChip),
+      models.length < MOST && adapters.length > 0 && button(t("add"), add, { class: "quiet" }),
     );
     fill(options, canChat && drawModes(), drawCheck("blind", t("blind")), drawCheck("shaded", t("shaded")), opener);
     fill(more, settingsFields(settings, t, keep));
@@ -99,34 +100,41 @@ export async function render(root, app) {
     send.classList.toggle("primary", !isBusy());
   }
 
-  function drawChip(name, index) {
+  /**
+   * @param {string} model
+   * @param {number} index
+   */
+  function drawChip(model, index) {
+    const choose = async () => {
+      models[index] = (select.value === "" ? await askMix(model, names.slice(1), t) : select.value) ?? model;
+      keep();
+      drawForm();
+      chips.children[index].querySelector("select").focus();
+    };
+    const listed = names.includes(model) ? names : [...names, model];
     const select = h(
       "select",
-      {
-        "aria-label": t("model_number", { number: index + 1 }),
-        onchange: () => {
-          models[index] = select.value;
-          keep();
-        },
-      },
-      names.map((one) => h("option", { selected: one === name }, one)),
+      { "aria-label": t("model_number", { number: index + 1 }), onchange: choose },
+      listed.map((one) => h("option", { value: one, selected: one === model }, labelOf(one))),
+      adapters.length > 0 && h("option", { value: "" }, t("mix")),
     );
     const remove = () => {
       models.splice(index, 1);
       keep();
       drawForm();
     };
+    const removal = t("remove_model", { name: labelOf(model) });
     return h(
       "span.chip",
       {},
       h("i.dot", { dataset: { colour: index + 1 } }),
       select,
-      models.length > 1 && button("×", remove, { class: "quiet", "aria-label": t("remove_model", { name }) }),
+      models.length > 1 && button("×", remove, { class: "quiet", "aria-label": removal }),
     );
   }
 
   function add() {
-    models.push(names.find((name) => !models.includes(name)));
+    models.push(names.find((name) => !models.includes(name)) ?? base.name);
     keep();
     drawForm();
     chips.querySelector(".chip:last-of-type select").focus();
@@ -206,8 +214,9 @@ export async function render(root, app) {
     let first = 0;
     try {
       const given = turn.isChat ? conversation(turn, answer.model) : turn.prompt;
+      const asked = requestOf(answer.model, base.name);
       const sampling = samplingOf(settings, turn.seed);
-      for await (const { parts, reason } of generate(answer.model, given, sampling, answer.controller.signal)) {
+      for await (const { parts, reason } of generate(asked, given, sampling, answer.controller.signal)) {
         first ||= performance.now();
         answer.state = "running";
         answer.tokens += 1;
@@ -270,12 +279,12 @@ export async function render(root, app) {
   function drawBallot(turn) {
     const choose = (best) => {
       turn.hasVoted = true;
-      vote(base.name, turn.answers.map((answer) => answer.model), best);
+      vote(base.name, turn.answers.map((answer) => labelOf(answer.model)), best);
       drawTurns();
     };
     return [
       h("span", {}, t("which")),
-      turn.answers.map((answer) => button(answer.letter, () => choose(answer.model))),
+      turn.answers.map((answer) => button(answer.letter, () => choose(labelOf(answer.model)))),
       button(t("no_difference"), () => choose(null)),
     ];
   }

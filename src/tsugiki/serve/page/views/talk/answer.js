@@ -1,6 +1,7 @@
 /** An answer on the page: its text, whose tokens show their probabilities, and what can be done with it. */
 
 import { button, fill, h } from "../../dom.js";
+import { labelOf } from "./models.js";
 
 /**
  * @typedef {object} Answer
@@ -48,7 +49,7 @@ export function drawAnswer(answer, app, isHidden, say) {
   let drawn = 0;
 
   answer.changed = () => {
-    const called = isHidden() ? answer.letter : answer.model;
+    const called = isHidden() ? answer.letter : labelOf(answer.model);
     fill(name, h("i.dot", { dataset: { colour: isHidden() ? 0 : answer.colour } }), called);
     card.setAttribute("aria-label", called);
     card.setAttribute("aria-busy", String(isOpen(answer)));

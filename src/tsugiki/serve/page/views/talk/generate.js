@@ -22,7 +22,7 @@ const ALTERNATIVES = 5; // tokens for which probabilities are asked
 /**
  * Yield the parts of an answer.
  *
- * @param {string} model
+ * @param {object} model fields of the request that choose it
  * @param {string | Message[]} prompt a text that is continued, or a conversation that is answered
  * @param {object} sampling fields of the request: temperature, seed, …
  * @param {AbortSignal} signal
@@ -34,7 +34,7 @@ export async function* generate(model, prompt, sampling, signal) {
   const asked = isChat
     ? { messages: prompt, logprobs: true, top_logprobs: ALTERNATIVES }
     : { prompt, logprobs: ALTERNATIVES };
-  const body = { model, stream: true, ...sampling, ...asked };
+  const body = { ...model, stream: true, ...sampling, ...asked };
   /** @type {Token[]} */
   let pending = [];
   for await (const chunk of stream(`/v1/${isChat ? "chat/" : ""}completions`, body, signal)) {

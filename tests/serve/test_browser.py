@@ -1,0 +1,241 @@
+"""The page in Chromium: every view in both languages, two widths and two themes, and what Talk does."""
+
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serve.conftest import Running, start
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+CHROMIUM = os.environ.get("TSUGIKI_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; TSUGIKI_CHROMIUM names another program"),
+]
+WAIT = 90_000  # ms
+UNNAMED = """[...document.querySelectorAll("button, input, select, textarea, a[href]")]
+  .filter((one) => one.checkVisibility() && !one.textContent && !one.labels?.length && !one.ariaLabel)
+  .map((one) => one.outerHTML)"""
+VIEWS = ("talk", "adapters", "runs", "train")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    """What a page has logged, thrown or asked from elsewhere."""
+    return []
+
+
+def open_page(browser: Any, url: str, problems: list[str], lang: str = "en", width: int = 1280, **options: Any) -> Any:
+    context = browser.new_context(locale=lang, viewport={"width": width, "height": 850}, **options)
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    own = (url.partition("/#")[0], "blob:", "data:")
+    page.on("request", lambda asked: problems.append(asked.url) if not asked.url.startswith(own) else None)
+    page.goto(url)
+    return page
+
+
+def ask(page: Any, prompt: str, tokens: int = 8) -> None:
+    """Write a prompt in Talk, and wait for the answers."""
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("New tokens").fill(str(tokens))
+    page.get_by_label("Seed").fill("3")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Prompt").fill(prompt)
+    page.keyboard.press("Control+Enter")
+    page.locator(".turn").last.get_by_role("button", name="Again").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("lang", "width", "theme"), list(itertools.product(("en", "ja"), (1280, 390), ("light", "dark")))
+)
+def test_views(browser: Any, server: Running, problems: list[str], tmp_path: Path, lang: str, width: int, theme: str):
+    page = open_page(browser, server.url, problems, lang, width, color_scheme=theme)
+    for number, view in enumerate(VIEWS):
+        page.locator("nav a").nth(number).click()
+        page.locator(f'.view[data-view="{view}"] h1').first.wait_for(state="attached")
+        page.wait_for_load_state("networkidle")
+        page.screenshot(path=tmp_path / f"{view}-{lang}-{width}-{theme}.png", full_page=True)
+        assert page.locator("html").get_attribute("lang") == lang
+        assert page.locator('nav a[aria-current="page"]').get_attribute("href") == f"#{view}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+        assert page.locator(".failure").count() == 0
+        assert page.evaluate(UNNAMED) == []
+    print(f"screenshots: {tmp_path}")
+    assert problems == []
+
+
+def test_switches_are_kept(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    page.get_by_role("button", name="日本語").click()
+    page.get_by_role("link", name="アダプター").wait_for()
+    page.get_by_role("button", name="明暗の切り替え").click()
+    page.reload()
+    page.get_by_role("link", name="アダプター").wait_for()
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+    assert page.evaluate("getComputedStyle(document.body).colorScheme") == "dark"
+    assert problems == []
+
+
+def test_answers_side_by_side(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url + "/#talk/poet", problems)
+    ask(page, "abc")
+    names, texts = page.locator(".answer h3").all_inner_texts(), page.locator(".answer .text").all_inner_texts()
+    assert names == ["base", "poet"]
+    assert texts[0] != texts[1]
+    ask(page, "abc")  # the same seed gives the same answers
+    assert page.locator(".answer .text").all_inner_texts()[2:] == texts
+    page.get_by_role("button", name="Again").click()  # another one does not
+    page.get_by_text("Seed 4").wait_for()
+    page.get_by_role("button", name="Again").wait_for()
+    assert page.locator(".answer .text").all_inner_texts()[2:] != texts
+    assert problems == []
+
+
+def test_probabilities(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    ask(page, "abc")
+    token = page.locator(".text span").first
+    token.hover()
+    tip = page.locator(".tip:visible")
+    chosen = tip.locator("tr[aria-current]")
+    assert chosen.locator("td").first.inner_text() == token.inner_text()
+    shares = [float(text.rstrip("%")) for text in tip.locator("td.number").all_inner_texts()]
+    assert shares[:5] == sorted(shares[:5], reverse=True)
+    assert 0 < sum(shares) <= 101
+    page.mouse.move(0, 0)
+    assert page.locator(".tip:visible").count() == 0
+    page.locator(".text").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".text .marked").get_attribute("data-part") == "1"
+    assert problems == []
+
+
+def test_a_text_is_never_markup(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    ask(page, "<img src=x onerror=alert(1)><script>alert(2)</script>")
+    assert page.locator(".turn img, .turn script").count() == 0
+    assert "<img src=x" in page.locator(".turn .prompt").inner_text()
+    assert problems == []
+
+
+def test_stop(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("New tokens").fill("200")
+    page.get_by_label("Prompt").fill("abc")
+    page.get_by_role("button", name="Continue").click()
+    page.locator(".text span").first.wait_for()
+    page.get_by_role("button", name="Stop").last.click()
+    page.get_by_text("stopped").first.wait_for()
+    assert page.locator(".text span").count() > 0
+    assert problems == []
+
+
+def test_a_blind_vote(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    page.get_by_label("Hide names").check()
+    ask(page, "abc")
+    assert page.locator(".answer h3").all_inner_texts() == ["A", "B"]
+    page.get_by_role("button", name="B", exact=True).click()
+    names = page.locator(".answer h3").all_inner_texts()
+    assert sorted(names) == ["base", "lawyer"]
+    rows = {row.split()[0]: row.split()[1:4] for row in page.locator(".votes tr").all_inner_texts()[1:]}
+    assert rows == {names[1]: ["1", "0", "0"], names[0]: ["0", "1", "0"]}
+    page.reload()
+    ask(page, "abc")
+    page.get_by_role("button", name="No difference").click()
+    assert page.locator(".votes tr").nth(1).inner_text().split()[3] == "1"
+    assert problems == []
+
+
+def test_a_mix(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    page.get_by_label("Model 2").select_option("Mix …")
+    page.get_by_role("button", name="Use this mix").click()  # without factors it is none
+    page.get_by_label("poet").fill("0.5")
+    page.get_by_label("lawyer").fill("-1")
+    page.get_by_role("button", name="Use this mix").click()
+    ask(page, "abc")
+    assert page.locator(".answer h3").all_inner_texts() == ["base", "-1 lawyer + 0.5 poet"]
+    assert page.locator(".answer").nth(1).get_attribute("data-state") == "done"
+    assert problems == []
+
+
+def test_a_conversation(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url + "/#talk/" + "歌人", problems)
+    page.get_by_text("Chat", exact=True).click()
+    ask(page, "abc")
+    assert page.locator(".answer").nth(0).get_attribute("data-state") == "failed"  # the base has no template
+    assert page.locator(".answer").nth(1).get_attribute("data-state") == "done"
+    with page.expect_request(
+        lambda asked: asked.url.endswith("chat/completions") and "歌人" in asked.post_data
+    ) as sent:
+        ask(page, "def")
+    messages = sent.value.post_data_json["messages"]
+    assert [one["role"] for one in messages] in (["user", "assistant", "user"], ["user"])  # an empty answer is left out
+    assert messages[-1]["content"] == "def"
+
+
+def test_an_error_is_shown(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    ask(page, "abc", tokens=5000)
+    assert page.locator(".answer").first.get_attribute("data-state") == "failed"
+    assert "context" in page.locator(".answer .note").first.inner_text()
+
+
+def test_the_key_is_asked(browser: Any, served_files: tuple[str, Path], problems: list[str]):
+    for running in start(*served_files, api_key="secret"):
+        page = open_page(browser, running.url, problems)
+        for key in ("wrong", "secret"):
+            page.get_by_label("Key").fill(key)
+            page.get_by_role("button", name="Continue").click()
+        page.get_by_label("Prompt").wait_for()
+        page.reload()
+        page.get_by_label("Prompt").wait_for()
+        assert page.evaluate("JSON.stringify({...localStorage})").count("secret") == 0
+
+
+def test_functions_of_the_page(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+
+    def call(module: str, function: str, *arguments: Any) -> Any:
+        script = "async ([module, name, values]) => (await import(module))[name](...values)"
+        return page.evaluate(script, [f"/page/views/talk/{module}.js", function, list(arguments)])
+
+    def tokens(*texts: str) -> list[dict[str, str]]:
+        return [{"text": text} for text in texts]
+
+    def pieces(text: str, *texts: str) -> list[tuple[str, int]]:
+        return [(part["text"], len(part["tokens"])) for part in call("generate", "split", text, tokens(*texts))]
+
+    assert pieces("ab", "a", "b") == [("a", 1), ("b", 1)]
+    assert pieces("a", "a", "<end>") == [("a", 1)]
+    assert pieces("鬱", "<0xE9>", "<0xAC>", "<0xB1>") == [("鬱", 3)]
+    assert pieces(" a", "a") == [(" a", 1)]
+    for won, count in (
+        (7, 12),
+        (0, 1),
+        (3, 3),
+    ):  # Wilson's bounds are the shares from which the result is 1.96 errors off
+        for bound in call("votes", "interval", won, count):
+            error = math.sqrt(bound * (1 - bound) / count)
+            assert abs(won / count - bound) == pytest.approx(1.96 * error, abs=1e-9)
+    assert call("models", "labelOf", 'mix:{"a":0.5,"b":2}') == "0.5 a + 2 b"
