@@ -150,7 +150,7 @@ def test_stop(browser: Any, server: Running, problems: list[str]):
 
 
 def test_a_blind_vote(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+    page = open_page(browser, server.url + "/#talk/lawyer", problems)
     page.get_by_label("Hide names").check()
     ask(page, "abc")
     assert page.locator(".answer h3").all_inner_texts() == ["A", "B"]

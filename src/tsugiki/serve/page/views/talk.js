@@ -44,6 +44,7 @@ export async function render(root, app) {
   const known = [base, ...adapters];
   const names = known.map((one) => one.name);
   const canChat = known.some((one) => one.chat);
+  settings.mode ??= base.chat ? "chat" : "continue";
   if (!canChat) settings.mode = "continue";
   const wanted = app.path.length ? [base.name, app.path[0]] : (settings.models ?? names.slice(0, 2));
   let models = wanted.filter((model) => isKnown(model, names));

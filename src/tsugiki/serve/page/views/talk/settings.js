@@ -14,7 +14,8 @@ const DEFAULTS = {
   seed: 1,
   stop: "",
   system: "",
-  mode: "chat",
+  /** @type {"chat" | "continue" | null} */
+  mode: null,
   blind: false,
   shaded: false,
   /** @type {string[] | null} */
