@@ -109,7 +109,7 @@ def test_answers_side_by_side(browser: Any, server: Running, problems: list[str]
 
 
 def test_probabilities(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+    page = open_page(browser, server.url + "/#talk/lawyer", problems)
     ask(page, "abc")
     token = page.locator(".text span").first
     token.hover()
@@ -129,7 +129,7 @@ def test_probabilities(browser: Any, server: Running, problems: list[str]):
 
 
 def test_a_text_is_never_markup(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+    page = open_page(browser, server.url + "/#talk/lawyer", problems)
     ask(page, "<img src=x onerror=alert(1)><script>alert(2)</script>")
     assert page.locator(".turn img, .turn script").count() == 0
     assert "<img src=x" in page.locator(".turn .prompt").inner_text()
@@ -137,7 +137,7 @@ def test_a_text_is_never_markup(browser: Any, server: Running, problems: list[st
 
 
 def test_stop(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+    page = open_page(browser, server.url + "/#talk/lawyer", problems)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("New tokens").fill("200")
     page.get_by_label("Prompt").fill("abc")
