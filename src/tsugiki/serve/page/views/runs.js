@@ -152,6 +152,7 @@ function details(root, app, name) {
         {},
         figures(run).map((text) => h("span", {}, text)),
       ),
+    run.state === "starting" && h("p.note", {}, t("starting.note")),
     run.state === "stopping" && h("p.note", {}, t("stopping.note")),
     run.state === "failed" && h("p.note", {}, t("failed.note")),
     run.error && h("p.note", {}, run.error),

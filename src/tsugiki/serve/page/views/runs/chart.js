@@ -14,7 +14,7 @@ import { h } from "../../dom.js";
 const HEIGHT = 280;
 const LEFT = 46;
 const RIGHT = 14;
-const TOP = 14;
+const TOP = 26;
 const BOTTOM = 40;
 const SECTIONS = 12; // the training loss is smoothed over a part of its points
 const SVG = "http://www.w3.org/2000/svg";
@@ -79,7 +79,7 @@ export function lossChart(labels, lang, signal) {
         ),
       ),
       s("text", { class: "tick", x: width - RIGHT, y: HEIGHT - 4, "text-anchor": "end" }, labels.step),
-      s("text", { class: "tick", x: 0, y: HEIGHT - 4 }, labels.loss),
+      s("text", { class: "tick", x: 0, y: 12 }, labels.loss),
       kept !== null && [
         s("line", { class: "kept", x1: scale.x(kept), x2: scale.x(kept), y1: TOP, y2: HEIGHT - BOTTOM }),
         s(
@@ -148,7 +148,7 @@ export function lossChart(labels, lang, signal) {
 function drawSeries(series, scale) {
   const line = (points, name) => s("path", { class: name, d: path(points, scale) });
   if (series.kind === "training") {
-    return [line(series.points, "raw"), line(smoothed(series.points), "line")];
+    if (series.points.length > 1) return [line(series.points, "raw"), line(smoothed(series.points), "line")];
   }
   const dots = series.points.map(([step, loss]) => s("circle", { cx: scale.x(step), cy: scale.y(loss), r: 3.5 }));
   return [line(series.points, "line"), ...dots];
