@@ -70,7 +70,15 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     model, tokenizer = load_model(base), load_tokenizer(base)
     engine = Engine(model, Limits(**{**LIMITS, **settings.get("limits", {})}))
     engine.start()
-    adapters = ServedAdapters(engine, tokenizer, "base", {}, library, settings.get("max_loaded", 2))
+    adapters = ServedAdapters(
+        engine,
+        tokenizer,
+        "base",
+        {},
+        library,
+        settings.get("max_loaded", 2),
+        max_bytes=settings.get("max_bytes", 10**9),
+    )
     listening = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     ready = threading.Event()

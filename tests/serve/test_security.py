@@ -154,7 +154,7 @@ def mutations(generator: random.Random, count: int) -> list[tuple[str, str, byte
 def test_malformed_requests(server: Running):
     tally: dict[int, int] = {}
     with httpx2.Client(base_url=server.url, timeout=60, headers={"Content-Type": "application/json"}) as client:
-        for method, path, body in mutations(random.Random(0), 400):
+        for method, path, body in mutations(random.Random(0), 2000):
             answer = client.request(method, path, content=body)
             assert answer.status_code in DOCUMENTED, (method, path, body[:300], answer.text)
             tally[answer.status_code] = tally.get(answer.status_code, 0) + 1
@@ -164,8 +164,8 @@ def test_malformed_requests(server: Running):
         assert large.status_code == 413
         assert client.post(COMPLETIONS, content=json.dumps(ASK)).status_code == 200
         assert client.get("/health").json() == {"status": "ok"}
-    assert tally[200] > 10
-    assert tally[400] > 100
+    assert tally[200] > 50
+    assert tally[400] > 500
     assert (server.engine.running, server.engine.waiting) == (0, 0)
 
 

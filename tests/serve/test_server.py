@@ -245,6 +245,23 @@ def test_the_model_is_its_base_after_all(server: Running):
         assert torch.equal(server.engine.call(logits).result(), fresh(tokens).logits)
 
 
+def test_adapters_in_memory_are_bounded_in_bytes(served_files: tuple[str, Path]):
+    sizes = {}
+    for server in start(*served_files, max_loaded=9):
+        for name in ("poet", "lawyer"):
+            connect(server).completions.create(model=name, prompt="a", max_tokens=1)
+        sizes = {one.name: one.bytes for one in server.adapters._loaded.values()}
+    assert 0 < sizes["poet"] == sizes["lawyer"]
+    for server in start(*served_files, max_loaded=9, max_bytes=2 * sizes["poet"] - 1):
+        for name in ("poet", "lawyer", "poet"):
+            connect(server).completions.create(model=name, prompt="a", max_tokens=1)
+            assert server.adapters.loaded() == [name]
+    for server in start(*served_files, max_bytes=sizes["poet"] - 1):
+        with pytest.raises(openai.BadRequestError, match="memory"):
+            connect(server).completions.create(model="poet", prompt="a", max_tokens=1)
+        assert server.adapters.loaded() == []
+
+
 def test_a_busy_server_says_so(served_files: tuple[str, Path]):
     for server in start(*served_files, limits={"rows": 1, "waiting": 1}):
         client = connect(server)

@@ -54,6 +54,9 @@ def serve_command(
         typer.Option(min=0, help="Keys and values in GB that are kept for prompts with the same beginning; 0: none."),
     ] = 0.5,
     max_loaded: Annotated[int, typer.Option(min=1, help="Largest number of adapters in memory.")] = 32,
+    adapter_memory: Annotated[
+        float, typer.Option(min=0.001, help="Largest size in GB of the adapters in memory.")
+    ] = 2.0,
     max_waiting: Annotated[int, typer.Option(min=1, help="Largest number of requests that wait.")] = 64,
     max_wait: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may wait.")] = 60.0,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 600.0,
@@ -107,6 +110,7 @@ def serve_command(
         key,
         Limits(max_batch, round(cache_memory * 1e9), max_waiting, round(prefix_memory * 1e9), max_wait),
         max_loaded,
+        round(adapter_memory * 1e9),
         timeout,
         stop_timeout,
         allow_lora_updates,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tsugiki.adapters.algebra.combine import refuse_more_than_updates
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.chat_template import with_chat_template
-from tsugiki.adapters.files import content_digest
+from tsugiki.adapters.files import content_digest, map_weights
 from tsugiki.adapters.format import load_adapter
 from tsugiki.adapters.library import library_names
 from tsugiki.adapters.lora_weights import read_lora_weights
@@ -32,6 +32,7 @@ from tsugiki.adapters.vocabulary import words_for
 from tsugiki.errors import TsugikiError
 from tsugiki.io.digests import sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLATE_FILE, METADATA_FILE
+from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.graft import add_adapter, remove_adapter
 from tsugiki.lora.mixed_batch import mixed_batch
@@ -64,6 +65,8 @@ class ServedModel:
     """A SHA-256 of what it computes: of the weights and settings of adapters and their weights in a mix, never of
     names. Empty for the base. Whatever is cached of an adapter can be kept by it."""
     files: tuple[_FileStates, ...] = ()
+    bytes: int = 0
+    """Of its weights in memory."""
     users: int = 0
     """Requests that hold it."""
 
@@ -80,6 +83,7 @@ class ServedAdapters:
         library: Path,
         max_loaded: int = 32,
         allow_base_mismatch: bool = False,
+        max_bytes: int = 2_000_000_000,
     ) -> None:
         """Create it.
 
@@ -90,12 +94,13 @@ class ServedAdapters:
             folders: adapters by name, besides those of the library; they come first.
             library: the library's folder.
             max_loaded: adapters that are in memory at once.
+            max_bytes: their size in memory.
             allow_base_mismatch: load adapters that were trained on another base.
         """
         self.engine = engine
         self.base = ServedModel(base_name, None, tokenizer, engine.company)
         self.folders, self.library = dict(folders), library
-        self.max_loaded, self.allow_base_mismatch = max_loaded, allow_base_mismatch
+        self.max_loaded, self.max_bytes, self.allow_base_mismatch = max_loaded, max_bytes, allow_base_mismatch
         self._loaded: dict[_Terms, ServedModel] = {}  # the least recently used one first
         self._replaced: list[ServedModel] = []
         self._loads = itertools.count(1)
@@ -205,11 +210,12 @@ class ServedAdapters:
         return tuple(_file_states(self.folder(name)) for name, _weight in terms)
 
     async def _load(self, terms: _Terms) -> ServedModel:
-        await self._make_room()
         name = _sum_text(terms)
         key, engine, mismatch = f"{name}#{next(self._loads)}", self.engine, self.allow_base_mismatch
         folders = [self.folder(part) for part, _weight in terms]
         weights = [weight for _part, weight in terms if weight is not None]
+        size = await asyncio.to_thread(_memory, folders)
+        await self._make_room(name, size)
         files = self._file_states(terms)
         load = (
             partial(load_mix, engine.model, folders, weights, key, mismatch)
@@ -226,7 +232,7 @@ class ServedAdapters:
             message = _("the adapter {name!r} cannot be used: {error}").format(name=name, error=error)
             param = "adapters" if _is_mix(terms) else "model"
             raise ApiError(400, message, param, "adapter_unusable") from error
-        served = ServedModel(name, key, tokenizer, company, digest, files)
+        served = ServedModel(name, key, tokenizer, company, digest, files, size)
         if self._file_states(terms) != files:  # then what was read may have another digest
             self._replaced.append(served)
             self._unload_replaced()
@@ -236,9 +242,12 @@ class ServedAdapters:
         self._loaded[terms] = served
         return served
 
-    async def _make_room(self) -> None:
-        """Unload adapters that no request holds, until another one may be loaded; wait if all are held."""
-        while len(self._loaded) + len(self._replaced) >= self.max_loaded:
+    async def _make_room(self, name: str, size: int) -> None:
+        """Unload adapters that no request holds, until one of this size may be loaded; wait if all are held."""
+        if size > self.max_bytes:
+            message = _("the adapter {name!r} takes {size} of memory, which is more than the server has for adapters")
+            raise ApiError(400, message.format(name=name, size=format_size(size)), "model", "adapter_unusable")
+        while self._is_full(size):
             idle = next((terms for terms, one in self._loaded.items() if one.users == 0), None)
             if idle is not None:
                 self._replaced.append(self._loaded.pop(idle))
@@ -250,10 +259,14 @@ class ServedAdapters:
             except TimeoutError as error:
                 raise ApiError(
                     503,
-                    _("all {count} adapters in memory are in use; try again later").format(count=self.max_loaded),
+                    _("all adapters in memory are in use, and there is no room for another; try again later"),
                     code="adapters_in_use",
                     retry_after=5,
                 ) from error
+
+    def _is_full(self, size: int) -> bool:
+        held = [*self._loaded.values(), *self._replaced]
+        return len(held) >= self.max_loaded or sum(one.bytes for one in held) + size > self.max_bytes
 
     def _unload_replaced(self) -> None:
         for one in [one for one in self._replaced if one.users == 0]:
@@ -343,6 +356,15 @@ def _digest(folders: Sequence[Path], weights: Sequence[float]) -> str:
     if not weights:
         return digests[0]
     return sha256(f"{digest} {weight!r}\n".encode() for digest, weight in sorted(zip(digests, weights, strict=True)))
+
+
+def _memory(folders: Sequence[Path]) -> int:
+    """Return how many bytes adapters take in memory, in float32; files that cannot be read do not count."""
+    size = 0
+    with suppress(TsugikiError):
+        for folder in folders:
+            size += sum(4 * tensor.numel() for tensor in map_weights(folder).values())
+    return size
 
 
 def _file_states(folder: Path) -> _FileStates:

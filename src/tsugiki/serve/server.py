@@ -40,6 +40,8 @@ class ServerSettings:
     api_key: str | None = None
     limits: Limits = field(default_factory=Limits)
     max_loaded: int = 32
+    adapter_bytes: int = 2_000_000_000
+    """Size of the adapters in memory."""
     seconds: float = 600.0
     """How long a request may take."""
     stop_seconds: int = 30
@@ -116,7 +118,14 @@ def serve(
         engine.start()
         try:
             adapters = ServedAdapters(
-                engine, tokenizer, name, settings.folders, library, settings.max_loaded, settings.allow_base_mismatch
+                engine,
+                tokenizer,
+                name,
+                settings.folders,
+                library,
+                settings.max_loaded,
+                settings.allow_base_mismatch,
+                settings.adapter_bytes,
             )
             access = Access(host, port, settings.api_key, settings.origins)
             views = workplace_routes(settings.workplace) if settings.workplace else ()
