@@ -2,10 +2,14 @@
 
     python -m benchmarks.large write --shape llama-2-7b --out /data/7b        # 13.5 GB of random weights, in shards
     /usr/bin/time -v python -m benchmarks.large tsugiki --model /data/7b --out /data/7b-nf4 --base-dtype nf4
+    python -m benchmarks.large start --model /data/7b --base-dtype nf4
     python -m benchmarks.large compare --shape llama-2-7b --layers 3 --work /data/few
 
 `tsugiki` runs `tsugiki train` (LoRA r 8 on all linear layers, 1 x 512 tokens, 20 steps on a repeated text). With
 `--interrupted-at 8`, the run gets SIGINT after that step and is resumed in a new process.
+
+`start` loads a model twice, in processes of their own and with an empty cache, and prints the time and the processor
+time of each `load_model`, without the imports, and the peak memory of the processes.
 
 `compare` writes a model with a few layers of the shape, and trains it in processes of their own, in turns, in one and
 the same loop on the same tokens: PEFT with bitsandbytes as its guide says (`documented`:
@@ -18,12 +22,14 @@ the median step, and the peak resident memory of the process.
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -77,6 +83,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 256,
         "pad_token_id": 0,
     },
+    "llama-1.1b": {
+        **_LLAMA,
+        "vocab_size": 32_000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
     "tiny": {  # to try the script
         **_LLAMA,
         "vocab_size": 16_000,
@@ -113,6 +128,9 @@ def main() -> None:
     train.add_argument("--learning-rate", type=float, default=2e-4)
     train.add_argument("--steps", type=int, default=20)
     train.add_argument("--interrupted-at", type=int, help="step after which the run is interrupted, and resumed")
+    start = commands.add_parser("start")
+    start.add_argument("--model", required=True)
+    start.add_argument("--base-dtype", choices=["int8", "nf4"], default="nf4")
     compare = commands.add_parser("compare")
     compare.add_argument("--work", type=Path, required=True, help="folder for the model; it is removed")
     compare.add_argument("--figures", type=Path, help="JSON file to write the table to")
@@ -133,7 +151,7 @@ def main() -> None:
     if options.command == "write":
         _write(options.shape, options.out, options.layers)
     else:
-        {"tsugiki": _tsugiki, "compare": _compare, "loop": _loop}[options.command](options)
+        {"tsugiki": _tsugiki, "start": _start, "compare": _compare, "loop": _loop}[options.command](options)
 
 
 def _write(shape_name: str, out: Path, layers: int | None) -> None:
@@ -223,6 +241,27 @@ def _tsugiki(options: argparse.Namespace) -> None:
             }
         )
     )
+
+
+_LOAD = """if True:
+    import sys, time, transformers
+    from tsugiki.base.loading import load_model
+    from tsugiki.train.record import peak_memory
+    started, used = time.perf_counter(), time.process_time()
+    load_model(sys.argv[1], sys.argv[2])
+    print(f"{time.perf_counter() - started:.1f} s ({time.process_time() - used:.1f} s of processor time), "
+          f"peak {peak_memory() / 1e9:.2f} GB")
+"""
+
+
+def _start(options: argparse.Namespace) -> None:
+    """Print how long loading takes without and with the cache of quantised models."""
+    with tempfile.TemporaryDirectory() as folder:
+        for label in ("first", "second"):
+            command = [sys.executable, "-c", _LOAD, options.model, options.base_dtype]
+            environment = {**os.environ, "XDG_CACHE_HOME": folder}
+            printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+            print(f"{label} start: {printed.strip()}", flush=True)
 
 
 def _compare(options: argparse.Namespace) -> None:
