@@ -13,6 +13,7 @@ from tests.tiny import grafted, logits, save_grafted, save_tiny, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, load_adapter, merge, save_adapter, ungraft, unmerge
 from tsugiki.adapters.files import read_base
+from tsugiki.base import identity
 from tsugiki.base.identity import (
     BaseIdentity,
     folder_fingerprint,
@@ -179,3 +180,28 @@ def test_an_infinite_setting_is_the_same_after_it_was_written(tmp_path: Path):
     assert float("inf") in model.config.time_step_limit
     save_grafted(tmp_path, model, LoraConfig(r=2))
     load_adapter(tiny_of("bamba"), tmp_path)
+
+
+def test_the_fingerprint_of_large_files_is_kept_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = Path(save_tiny(tmp_path / "base", "llama"))
+    expected = folder_fingerprint(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(identity, "_LARGE", 0)
+
+    def computed_again() -> str | None:
+        identity._digest_files.cache_clear()
+        return folder_fingerprint(folder)
+
+    assert computed_again() == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "_digest_tensors", lambda shard: pytest.fail("read again"))
+        assert computed_again() == expected
+    (kept,) = (tmp_path / "cache" / "tsugiki" / "fingerprints").iterdir()
+    for damaged in ("{", "[]", '{"fingerprint": "sha256:no"}', "{}"):
+        kept.write_text(damaged)
+        assert computed_again() == expected
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, path)
+    assert computed_again() != expected

@@ -9,7 +9,8 @@ one than it was trained on. So an adapter records the identity of its base, in t
 - the settings of its config that change what is computed. Only settings that both configs have are compared, because
   a release of transformers can add one.
 
-`load_model` notes the files that it reads, and the digest is computed when it is needed. If the files were changed in
+`load_model` notes the files that it reads, and the digest is computed when it is needed; that of large files is kept on
+the disk, by their sizes, inodes and times. If the files were changed in
 the meantime, the fingerprint is unknown. A model whose weights were changed in memory has a digest of these weights.
 """
 
@@ -18,6 +19,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,7 +33,10 @@ from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
 from tsugiki.base.model_folder import read_shards
 from tsugiki.base.resolve import gguf_path, local_folder
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.atomic import make_folder
+from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest, sha256, tensor_digest
+from tsugiki.io.json import read_json, write_json
 from tsugiki.io.shards import Shard, dtype_name, read_shard
 from tsugiki.language import _
 from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS
@@ -46,6 +51,9 @@ _FILES = "_tsugiki_files"
 """The attribute of a model that holds its name and the states of the files that it was loaded from."""
 _FINGERPRINT = "_tsugiki_fingerprint"
 """The attribute of a model that holds its name and the fingerprint that was computed for it."""
+_LARGE = 1_000_000_000
+"""Bytes of files from which their fingerprint is kept on the disk."""
+_FORM = re.compile(r"sha256:[0-9a-f]{64}")
 _NOT_COMPUTED = re.compile(r"drop|_token_id$|^initializer|^use_cache$|^pretraining_tp$|^summary_")
 """Settings that change nothing that a model computes with given weights, except in how it trains."""
 
@@ -188,8 +196,28 @@ def _digest_files(states: FileStates) -> str | None:
     paths = [path for path, _ in states]
     if len(paths) == 1 and gguf_path(str(paths[0])) is not None:
         return gguf_fingerprint(paths[0])
+    known = _known(states)
+    if known is not None:
+        with suppress(TsugikiError):
+            stored = read_json(known).get("fingerprint")
+            if isinstance(stored, str) and _FORM.fullmatch(stored):
+                return stored
     digests = {name: digest for path in paths for name, digest in _digest_tensors(read_shard(path)).items()}
-    return combined_digest(digests) if digests else None
+    if not digests:
+        return None
+    fingerprint = combined_digest(digests)
+    if known is not None:
+        with suppress(TsugikiError):  # a full disk: it is computed again next time
+            make_folder(known.parent)
+            write_json(known, {"fingerprint": fingerprint})
+    return fingerprint
+
+
+def _known(states: FileStates) -> Path | None:
+    """Return where the fingerprint of large files is kept, because reading them takes long; None for small ones."""
+    if sum(numbers[2] for _path, numbers in states) < _LARGE:
+        return None
+    return cache_folder("fingerprints") / f"{sha256([repr(states).encode()]).removeprefix('sha256:')[:32]}.json"
 
 
 def _digest_tensors(shard: Shard) -> dict[str, str]:

@@ -43,7 +43,7 @@ def list_command(
 def clear_command(
     kinds: Annotated[
         list[str] | None,
-        typer.Argument(help="quantized, gguf, tokens or aozora; without it, everything is removed."),
+        typer.Argument(help="quantized, fingerprints, gguf, tokens or aozora; without it, everything is removed."),
     ] = None,
 ) -> None:
     """Remove what is in the cache; it is made again, or downloaded again, when it is needed."""

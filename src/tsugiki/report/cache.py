@@ -16,6 +16,7 @@ from tsugiki.report.formatting import Table
 
 KINDS = {
     "quantized": marked("models in few bits"),
+    "fingerprints": marked("fingerprints of large models"),
     "gguf": marked("GGUF files, converted"),
     "tokens": marked("tokenised texts"),
     "aozora": marked("downloaded works of Aozora Bunko"),
