@@ -127,6 +127,11 @@ def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
     Raises:
         TsugikiError: the page cannot be written; an existing page is unchanged.
     """
+    write_text(path, adapter_page(adapter))
+
+
+def adapter_page(adapter: AdapterReport) -> str:
+    """Render the page of an adapter."""
     layers, tensors, record = adapter.layers, adapter.tensors, adapter.record
     sections = [(_("Adapter"), render_macro("pairs", info_lines(adapter)))]
     if layers:
@@ -145,6 +150,4 @@ def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
         if record
         else _("{method} on {base}.").format(method=adapter.info.method, base=base or _("an unnamed base"))
     )
-    write_text(
-        path, page(_("Adapter · {name}").format(name=adapter.folder.resolve().name), lead, sections, adapter.notes)
-    )
+    return page(_("Adapter · {name}").format(name=adapter.folder.resolve().name), lead, sections, adapter.notes)

@@ -44,9 +44,10 @@ from tsugiki.serve.request import Company
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_FileStates: TypeAlias = tuple[tuple[str, int, int, int], ...]
+FileStates: TypeAlias = tuple[tuple[str, int, int, int], ...]
 _Terms: TypeAlias = tuple[tuple[str, float | None], ...]
 """The adapters of a mix and their weights, sorted by name; an adapter alone has no weight."""
+_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE)
 _NEAR = 3  # names in an error
 
 
@@ -64,7 +65,7 @@ class ServedModel:
     digest: str = ""
     """A SHA-256 of what it computes: of the weights and settings of adapters and their weights in a mix, never of
     names. Empty for the base. Whatever is cached of an adapter can be kept by it."""
-    files: tuple[_FileStates, ...] = ()
+    files: tuple[FileStates, ...] = ()
     bytes: int = 0
     """Of its weights in memory."""
     users: int = 0
@@ -108,9 +109,9 @@ class ServedAdapters:
         self._released = asyncio.Event()
 
     def names(self) -> list[str]:
-        """Return the names of all adapters that can be used, loaded or not."""
+        """Return the names of all adapters that can be used, loaded or not. Those that are no valid text cannot."""
         found = dict.fromkeys([*self.folders, *library_names(self.library)])
-        return [name for name in found if name != self.base.name]
+        return [name for name in found if name != self.base.name and name.encode(errors="ignore").decode() == name]
 
     def loaded(self) -> list[str]:
         """Return the names of the adapters in memory."""
@@ -206,8 +207,8 @@ class ServedAdapters:
         self._loaded[terms] = served
         return served
 
-    def _file_states(self, terms: _Terms) -> tuple[_FileStates, ...]:
-        return tuple(_file_states(self.folder(name)) for name, _weight in terms)
+    def _file_states(self, terms: _Terms) -> tuple[FileStates, ...]:
+        return tuple(file_states(self.folder(name)) for name, _weight in terms)
 
     async def _load(self, terms: _Terms) -> ServedModel:
         name = _sum_text(terms)
@@ -367,10 +368,10 @@ def _memory(folders: Sequence[Path]) -> int:
     return size
 
 
-def _file_states(folder: Path) -> _FileStates:
-    """Return what changes if the adapter in a folder is replaced."""
+def file_states(folder: Path, names: Sequence[str] = _FILES) -> FileStates:
+    """Return what changes if these files of the adapter in a folder are replaced."""
     states = []
-    for name in (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE):
+    for name in names:
         with suppress(OSError):
             stat = (folder / name).stat()
             states.append((name, stat.st_ino, stat.st_size, stat.st_mtime_ns))

@@ -24,6 +24,7 @@ from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
 from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError, as_api_error
+from tsugiki.serve.library import library_routes
 from tsugiki.serve.metrics import Sample
 from tsugiki.serve.page import page_files, page_routes
 from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, parse
@@ -114,6 +115,7 @@ def new_app(
         *token_routes(adapters),
         *page_routes(adapters, page_token),
         *views,
+        *library_routes(adapters),
     ]
     if allow_lora_updates:
         routes += [

@@ -131,7 +131,7 @@ class Completions:
                         deliver=deliver,
                         adapter=served.key,
                         content=served.digest,
-                        model_name=served.name,
+                        model_name=self.adapters.base.name if asked.adapters else served.name,
                         company=served.company,
                         sampling=asked.sampling(number),
                         stops=asked.stops,

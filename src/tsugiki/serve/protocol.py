@@ -35,6 +35,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _Stop: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _Weight: TypeAlias = Annotated[float, Field(ge=-100, le=100)]
+MixField: TypeAlias = Annotated[dict[str, _Weight], Field(min_length=1, max_length=8)]
+"""Names of adapters, and the factors on their updates."""
 _Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -51,8 +53,8 @@ class StreamOptions(_Fields):
 
 class _Request(_Fields):
     model: str
-    adapters: Annotated[dict[str, _Weight], Field(min_length=1, max_length=8)] = {}
-    """A mix: names of adapters, and the factors on their updates. Then `model` must be the base."""
+    adapters: MixField = {}
+    """A mix; then `model` must be the base."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     max_tokens: Annotated[int | None, Field(ge=0)] = None

@@ -67,7 +67,7 @@ class Request:
     content: str | None = None
     """The digest of what the adapter computes, "" for the base; None: its keys and values are not kept for others."""
     model_name: str = ""
-    """What the request calls the adapter or the base; for metrics."""
+    """What the request calls the adapter or the base, and the base for a mix; for metrics."""
     company: Company = "mixed"
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops: Sequence[str] = ()

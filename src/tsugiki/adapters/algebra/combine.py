@@ -30,7 +30,14 @@ from tsugiki.adapters.algebra.interference import RULES, apply_rule
 from tsugiki.adapters.algebra.matrices import best_factors, concatenate, matrices, with_matrices
 from tsugiki.adapters.algebra.spectrum import update_norm
 from tsugiki.adapters.algebra.truncate import truncated
-from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, parameter_factors, read_lora_weights
+from tsugiki.adapters.lora_weights import (
+    LayerFactors,
+    LoraWeights,
+    parameter_factors,
+    read_lora_weights,
+    write_lora_weights,
+)
+from tsugiki.adapters.metadata import Provenance, source_adapter
 from tsugiki.base.identity import why_different
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
@@ -198,6 +205,19 @@ def combine(
     config = _config([adapter.lora.config for adapter in adapters], list(layers))
     lora = LoraWeights(config, layers, {}, base, adapters[0].lora.task_type)
     return truncated(lora, rank)[0] if combination.combination_type == "svd" else lora
+
+
+def write_combined(
+    lora: LoraWeights, out: Path, folders: Sequence[Path], weights: Sequence[float], combination: Combination
+) -> None:
+    """Write the result of `combine` into a new folder, with the adapters and settings that it comes from.
+
+    Raises:
+        TsugikiError: as for `write_lora_weights`.
+    """
+    sources = tuple(source_adapter(folder, weight) for folder, weight in zip(folders, weights, strict=True))
+    settings = dataclasses.asdict(combination)
+    write_lora_weights(lora, out, Provenance(operation="combine", sources=sources, settings=settings))
 
 
 def norm(lora: LoraWeights) -> float:

@@ -35,8 +35,6 @@ def combine_command(
 
     The table shows how large each part is: ‖ΔW‖ is the root of the sum of squares of the update over all layers.
     """
-    import dataclasses
-
     from tsugiki.adapters.algebra.combine import (
         Combination,
         combine,
@@ -44,10 +42,9 @@ def combine_command(
         load_weighted_adapters,
         norm,
         weights_or_ones,
+        write_combined,
     )
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
-    from tsugiki.adapters.lora_weights import write_lora_weights
-    from tsugiki.adapters.metadata import Provenance, source_adapter
     from tsugiki.cli.adapters.shown import print_written, track_layers
     from tsugiki.cli.tables import print_table
 
@@ -55,12 +52,7 @@ def combine_command(
     combination = Combination(combination_type, rank, density, seed)
     parts = load_weighted_adapters(folders, weights_or_ones(parse_weights(weights), len(folders)))
     lora = combine(parts, combination, allow_base_mismatch=allow_base_mismatch, track=track_layers)
-    provenance = Provenance(
-        operation="combine",
-        sources=tuple(source_adapter(folder, part.weight) for folder, part in zip(folders, parts, strict=True)),
-        settings=dataclasses.asdict(combination),
-    )
-    write_lora_weights(lora, target, provenance)
+    write_combined(lora, target, folders, [part.weight for part in parts], combination)
     rows = [[part.name, f"{part.weight:g}", f"{abs(part.weight) * norm(part.lora):.4g}"] for part in parts]
     line = f"{combination_type}: ‖ΔW‖ = {norm(lora):.4g}"
     if combination_type != "cat":
