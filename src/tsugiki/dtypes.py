@@ -15,10 +15,10 @@ ComputeDtype: TypeAlias = Literal["bf16", "fp16", "fp32"]
 """The dtype of the matrix products."""
 QuantizedDtype: TypeAlias = Literal["int8", "nf4"]
 """The dtype of quantised linear layers. `int8` quantises the output head as well, `nf4` (4 bits) does not."""
-BaseDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4"]
-"""The dtype of the base's weights while an adapter trains. What is not quantised gets the dtype of
-`preferred_compute_dtype`."""
-LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "auto"]
+BaseDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "stored"]
+"""The dtype of the base's weights while an adapter trains. `stored` keeps the quantisation of a GGUF file. What is not
+quantised gets the dtype of `preferred_compute_dtype`."""
+LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "stored", "auto"]
 """The dtype to load weights in. `auto` has the meaning that it has in transformers: the dtype that the model's config
 names, or else the dtype of its files."""
 SaveDtype: TypeAlias = Literal["fp32", "fp16", "bf16"]

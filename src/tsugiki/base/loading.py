@@ -13,8 +13,8 @@ from tsugiki.base.config import load_config, loading_errors, read_config
 from tsugiki.base.identity import file_states, remember_files
 from tsugiki.base.meta import fill_with_zeros, meta_model
 from tsugiki.base.progress_bars import hidden_progress_bars
-from tsugiki.base.resolve import model_folder, settings_folder
-from tsugiki.dtypes import LoadDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.base.resolve import gguf_path, model_folder, settings_folder
+from tsugiki.dtypes import LoadDtype, QuantizedDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
@@ -39,6 +39,8 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    if dtype == "stored":
+        return _load_stored(name)
     folder = model_folder(name, trust_remote_code=trust_remote_code)
     states = file_states(name)
     with loading_errors(name):
@@ -60,16 +62,38 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     return model
 
 
+def _load_stored(name: str) -> "PreTrainedModel":
+    """Load a GGUF file without unpacking its linear layers."""
+    path = gguf_path(name)
+    if path is None:
+        raise TsugikiError(
+            _("{name} is no GGUF file, and only the quantisation of GGUF files can be kept (base_dtype stored)").format(
+                name=name
+            )
+        )
+    from tsugiki.base.gguf.stored import load_stored
+
+    folder, states = settings_folder(name), file_states(name)
+    with loading_errors(name):
+        model = load_stored(path, folder, torch_dtype(preferred_compute_dtype()))
+    model.name_or_path = model.config._name_or_path = name
+    remember_files(model, name, states)
+    return model
+
+
 def _load_quantized(folder: Path, config: "PretrainedConfig", dtype: LoadDtype) -> "PreTrainedModel | None":
-    """Load a model tensor by tensor if it is to be quantised, or is stored in 4 bits; None if that is not possible."""
+    """Load a model tensor by tensor if it is to be quantised, or stored in few bits; None if that is not possible."""
     from tsugiki.base.bitsandbytes import is_stored_in_4_bits
 
-    if dtype not in ("int8", "nf4") and not is_stored_in_4_bits(config):
+    in_4_bits = is_stored_in_4_bits(config)
+    if dtype not in ("int8", "nf4") and getattr(config, "quantization_config", None) is None:
         return None
     from tsugiki.base.streaming import load_quantized
 
+    named = getattr(config.dtype, "itemsize", 4) == 2 and dtype == "auto"
     compute_dtype = dtype if dtype in ("bf16", "fp16", "fp32") else preferred_compute_dtype()
-    return load_quantized(folder, config, torch_dtype(compute_dtype), "int8" if dtype == "int8" else "nf4")
+    base_dtype: QuantizedDtype | None = "int8" if dtype == "int8" else "nf4" if dtype == "nf4" or in_4_bits else None
+    return load_quantized(folder, config, config.dtype if named else torch_dtype(compute_dtype), base_dtype)
 
 
 def _load_by_transformers(

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from tsugiki.base.checks import check_folder
-from tsugiki.base.gguf.conversion_cache import converted_folder
+from tsugiki.base.gguf import conversion_cache
 from tsugiki.base.gguf.file import is_gguf
 from tsugiki.base.model_folder import weight_files
 from tsugiki.errors import TsugikiError, error_text
@@ -52,6 +52,9 @@ def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
         TsugikiError: as for `settings_folder`; or there are no safetensors weights, or their index is damaged.
     """
     folder, on_hub = _folder(name, trust_remote_code)
+    gguf = gguf_path(name) if _is_local(name) else None
+    if gguf is not None:
+        return conversion_cache.converted_folder(gguf)
     if MODEL_FILE in on_hub:
         _download(name, {MODEL_FILE}, revision=folder.name)
     elif on_hub:
@@ -64,6 +67,8 @@ def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
 def local_folder(name: str) -> Path | None:
     """Return the folder on this machine that holds a model's files, or None if there is none. Nothing is downloaded.
 
+    That of a GGUF file has its config and tokenizer, and may lack the weights (see `model_folder`).
+
     Raises:
         TsugikiError: a GGUF file that cannot be converted.
     """
@@ -73,7 +78,7 @@ def local_folder(name: str) -> Path | None:
         return Path(str(files("tsugiki") / "assets" / "base"))
     gguf = gguf_path(name)
     if gguf is not None:
-        return converted_folder(gguf)
+        return conversion_cache.settings_folder(gguf)
     path = Path(name).expanduser()
     if path.is_dir():
         return path

@@ -16,36 +16,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tsugiki.base.bitsandbytes import StoredNf4, is_stored_in_4_bits, stored_layers
 from tsugiki.base.checks import OLD_BUFFERS
 from tsugiki.base.meta import model_without_weights, place
 from tsugiki.base.model_folder import map_keys, read_shards
+from tsugiki.base.packed import PackedWeight, packed_weights
 from tsugiki.base.quantization import count_parameters, is_quantizable, note_parameters, quantize, quantized_layer
 from tsugiki.base.quantized_cache import Entry, entry_of, place_entry, read_entry, write_entry
 from tsugiki.base.quantized_layer import QuantizedLayer
 from tsugiki.dtypes import QuantizedDtype
 from tsugiki.errors import TsugikiError
-from tsugiki.io.file_names import GENERATION_CONFIG_FILE
+from tsugiki.io.file_names import GENERATION_CONFIG_FILE, MODEL_CONFIG_FILE
 from tsugiki.io.progress import ProgressDisplay
-from tsugiki.io.shards import is_float, read_tensor
+from tsugiki.io.shards import Shard, is_float, read_tensor
 from tsugiki.language import _
+from tsugiki.lora.frozen_layer import is_conv1d
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 def load_quantized(
-    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype
+    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype | None
 ) -> "PreTrainedModel | None":
     """Load a causal language model and quantise its linear layers on the way, as `quantize` does.
+
+    What a checkpoint stores in few bits is unpacked before (see `packed`).
 
     Args:
         folder: the model's folder, whose weights were compared with the config.
         config: its config.
         dtype: of the activations, and of everything that is not quantised.
-        base_dtype: of the linear layers. Layers that bitsandbytes has stored in 4 bits keep their codes.
+        base_dtype: of the linear layers; None: `dtype`. Layers that bitsandbytes has stored in 4 bits keep their codes.
 
     Returns:
         The model, in evaluation mode; None if its files do not hold the tensors of the model one by one.
@@ -53,7 +57,7 @@ def load_quantized(
     Raises:
         TsugikiError: a file is missing or damaged, or a weight is not finite.
     """
-    entry = None if is_stored_in_4_bits(config) else entry_of(folder, config, dtype, base_dtype)
+    entry = None if is_stored_in_4_bits(config) or base_dtype is None else entry_of(folder, config, dtype, base_dtype)
     model = None if entry is None else _read_from_cache(entry, config, dtype)
     if model is None:
         model = _read_from_files(folder, config, dtype, base_dtype)
@@ -79,42 +83,76 @@ def _read_from_cache(entry: Entry, config: "PretrainedConfig", dtype: torch.dtyp
 
 
 def _read_from_files(
-    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype
+    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype | None
 ) -> "PreTrainedModel | None":
     shards = read_shards(folder)
     shard_of = {key: shard for shard in shards for key in shard.entries}
     stored = stored_layers(shard_of) if is_stored_in_4_bits(config) else {}
     read = {key for key in shard_of if not OLD_BUFFERS.search(key)}
     read -= {part for layer in stored.values() for part in layer.tensors() if part not in stored}
-    if not all(is_float(shard_of[key].entries[key]) for key in read if key not in stored):
+    packed = {weight.parts[0]: weight for weight in packed_weights(config, shard_of)}
+    unpacked = {weight.key for weight in packed.values()}
+    read = (read - {part for weight in packed.values() for part in weight.parts}) | unpacked
+    if not all(is_float(shard_of[key].entries[key]) for key in read if key not in stored and key not in unpacked):
         return None
-    if stored:
+    settings = getattr(config, "quantization_config", None)
+    if stored or packed:
         config.quantization_config = None
     model = model_without_weights(config)
     count = count_parameters(model)
     name_of = {key: name for name, key in map_keys(model, read).key_of.items()}
     if not _holds_all(model, read, name_of):
+        config.quantization_config = settings
         return None
     tied = set(getattr(model, "all_tied_weights_keys", {}).values())
     head = model.get_output_embeddings() if base_dtype == "nf4" else None
     with ProgressDisplay().stage(_("loading the model"), sum(shard.size for shard in shards)) as advance:
         for key, shard in shard_of.items():
-            path, _dot, attribute = name_of.get(key, "").rpartition(".")
+            weight = packed.get(key)
+            name = name_of.get(key if weight is None else weight.key, "")
+            path, _dot, attribute = name.rpartition(".")
             if key in stored:
                 _place_stored(model, path, stored[key], dtype)
-            elif key in name_of:
-                layer, tensor = model.get_submodule(path), read_tensor(shard, key)
-                if layer is head or attribute != "weight" or not is_quantizable(layer):
-                    place(layer, attribute, tensor if name_of[key] in tied else tensor.to(dtype))
+            elif name and (weight is not None or key not in unpacked):
+                layer, tensor = model.get_submodule(path), _read(weight, shard, key, model, name, dtype)
+                if base_dtype is None or layer is head or attribute != "weight" or not is_quantizable(layer):
+                    place(layer, attribute, tensor if name in tied else tensor.to(dtype))
                 else:
                     place(layer, attribute, tensor)
                     model.set_submodule(path, quantized_layer(path, layer, dtype, base_dtype))
             entry = shard.entries[key]
             advance(entry.end - entry.begin)
     model.tie_weights()
+    if base_dtype is None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        config.dtype = dtype
+        return model.requires_grad_(True)
     quantize(model, dtype, base_dtype)  # a head that is tied to the embedding, and the dtype of everything else
     note_parameters(model, count)
     return model
+
+
+def _read(
+    packed: PackedWeight | None, shard: Shard, key: str, model: "PreTrainedModel", name: str, dtype: torch.dtype
+) -> Tensor:
+    """Read one tensor of a model, which may be packed.
+
+    Raises:
+        TsugikiError: a packed one has another shape than by the config, or its file is damaged.
+    """
+    if packed is None:
+        return read_tensor(shard, key)
+    tensor, expected = packed.read(dtype), model.get_parameter(name).shape
+    if tensor.shape == expected[::-1] and is_conv1d(model.get_submodule(name.rpartition(".")[0])):
+        return tensor.T
+    if tensor.shape != expected:
+        raise TsugikiError(
+            _("{key} is {shape} in its files, and {expected} by {file}").format(
+                key=key, shape=list(tensor.shape), expected=list(expected), file=MODEL_CONFIG_FILE
+            )
+        )
+    return tensor
 
 
 def _holds_all(model: "PreTrainedModel", keys: Collection[str], name_of: dict[str, str]) -> bool:

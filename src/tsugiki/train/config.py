@@ -253,8 +253,9 @@ class RunConfig(TrainingSettings):
     method: Annotated[str, AfterValidator(validate_method)] = "lora"
     """Fine-tuning method (`tsugiki methods` lists them)."""
     base_dtype: BaseDtype | None = None
-    """Dtype of the frozen base while an adapter trains; the adapter is float32. int8 and nf4 (4 bits) save memory.
-    Default: bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
+    """Dtype of the frozen base while an adapter trains; the adapter is float32. int8 and nf4 (4 bits) save memory;
+    stored keeps the quantisation of a GGUF file. Default: bf16 if the processor or accelerator multiplies it natively,
+    otherwise fp16 on CUDA and XPU, and fp32."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_defaults)] = LoraConfig(**DEFAULT_LORA)
     """Settings of the LoRA methods."""
     add_tokens: str | None = Field(default=None, min_length=1)

@@ -14,7 +14,7 @@ from tests.tiny import ids, logits
 from tsugiki import TsugikiError
 from tsugiki.base.gguf.conversion import VERIFIED
 from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
-from tsugiki.base.resolve import local_folder
+from tsugiki.base.resolve import local_folder, model_folder
 
 KINDS = {"gemma3": "gemma3_text"}
 BLOCK = {"intermediate_size": 64}
@@ -64,9 +64,7 @@ def test_quantised_tensors_are_dequantised_and_stored_in_16_bits(architecture: s
 def load_stored(path: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    folder = local_folder(path)
-    assert folder is not None
-    return load_file(folder / "model.safetensors")
+    return load_file(model_folder(path) / "model.safetensors")
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])

@@ -18,6 +18,7 @@ from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, read_header
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
+from tsugiki.base.meta import meta_model
 from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.language import _, marked
@@ -84,20 +85,51 @@ def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable
     from safetensors import SafetensorError
 
     with hidden_progress_bars(), _tensor_progress(advance), _cached_reader():
-        try:
+        with _reading_errors(path):
             tokenizer = build_tokenizer(path, header, folder)
             model = _load_dequantised(path, header, folder)
-        except (OSError, TsugikiError):
-            raise
-        except Exception as error:  # transformers and gguf fail in many ways if a file is not as they expect
-            raise TsugikiError(
-                _("{path} cannot be read: {error}").format(path=path, error=error_text(error))
-            ) from error
         tokenizer.save_pretrained(folder)
         try:
             model.save_pretrained(folder)
         except SafetensorError as error:  # safetensors reports a full disk as its own error
             raise OSError(str(error)) from error
+
+
+def write_settings(path: Path, header: GgufHeader, folder: Path) -> None:
+    """Write the config and the tokenizer of a GGUF file to a folder in Hugging Face's format, without its weights.
+
+    Args:
+        path: the file.
+        header: the file's header.
+        folder: an empty folder.
+
+    Raises:
+        TsugikiError: transformers cannot read the file.
+        OSError: the folder cannot be written.
+    """
+    with hidden_progress_bars(), _cached_reader():
+        with _reading_errors(path):
+            tokenizer = build_tokenizer(path, header, folder)
+            config = _read_config(path, header, folder)
+            config.dtype = conversion_dtype(header)
+            model = meta_model(config)
+            _complete_settings(model, header)
+            _check_tensors(path, header, model)
+        tokenizer.save_pretrained(folder)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+
+
+@contextmanager
+def _reading_errors(path: Path) -> Iterator[None]:
+    """Turn what transformers and gguf raise for a file that is not as they expect into a `TsugikiError`."""
+    try:
+        yield
+    except (OSError, TsugikiError):
+        raise
+    except Exception as error:
+        raise TsugikiError(_("{path} cannot be read: {error}").format(path=path, error=error_text(error))) from error
 
 
 def _unsupported_reason(header: GgufHeader) -> str | None:
@@ -172,10 +204,15 @@ def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> "PreTrain
             _("{path} is not a complete model: it has no {missing}").format(path=path, missing=summarise_list(missing))
         )
     _check_all_tensors_read(path, header, set(model.state_dict()))
+    _complete_settings(model, header)
+    return model
+
+
+def _complete_settings(model: "PreTrainedModel", header: GgufHeader) -> None:
+    """Set what transformers does not take from the file: all tokens that end a text."""
     model.config.__dict__.pop("_model_name_or_path", None)
     ends = [header.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     model.generation_config.eos_token_id = sorted({end for end in ends if end is not None})
-    return model
 
 
 def _read_config(path: Path, header: GgufHeader, folder: Path) -> "PretrainedConfig":
@@ -280,6 +317,29 @@ def _cached_reader() -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader = reader  # type: ignore[misc]
+
+
+def _check_tensors(path: Path, header: GgufHeader, model: "PreTrainedModel") -> None:
+    """Check by the header that a file has all tensors of its model, in their shapes, and no others."""
+    if header.architecture not in VERIFIED:
+        return
+    parameters = model.state_dict()
+    _check_all_tensors_read(path, header, set(parameters))
+    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
+    names = llama_cpp_names(header.architecture, header.setting("block_count"), parameters)
+    tied = getattr(model, "all_tied_weights_keys", {})
+    missing = sorted(name for name, theirs in names.items() if theirs not in shapes and name not in tied)
+    if missing:
+        raise TsugikiError(
+            _("{path} is not a complete model: it has no {missing}").format(path=path, missing=summarise_list(missing))
+        )
+    for name, theirs in names.items():
+        shape, expected = shapes.get(theirs), tuple(parameters[name].shape)
+        if shape is not None and sorted(shape) != sorted(expected):  # GPT-2's matrices are transposed
+            error = _("{name} is {shape}, and by its settings {expected}").format(
+                name=theirs, shape=list(shape), expected=list(expected)
+            )
+            raise TsugikiError(_("{path} cannot be read: {error}").format(path=path, error=error))
 
 
 def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> None:

@@ -1,6 +1,7 @@
 """Convert GGUF files to Hugging Face folders once, and keep the folders in a cache.
 
     ~/.cache/tsugiki/gguf/<digest of the file>-<versions>/    config, tokenizer, weights as safetensors
+    ~/.cache/tsugiki/gguf/<digest of the file>-<versions>-settings/    config and tokenizer alone
     ~/.cache/tsugiki/gguf/known/<identity>.json               the digests of a file that was read before
 
 A file is recognised by its inode, size and times, so only its first use reads all of it. A copy elsewhere has the same
@@ -21,7 +22,7 @@ from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
-from tsugiki.base.gguf.conversion import conversion_dtype, read_model_header, write_folder
+from tsugiki.base.gguf.conversion import conversion_dtype, read_model_header, write_folder, write_settings
 from tsugiki.base.gguf.file import GgufHeader
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import DAY, make_folder, new_folder, remove_leftovers
@@ -44,15 +45,33 @@ def converted_folder(path: Path) -> Path:
         TsugikiError: the file is not a model that can be converted, the gguf package is not installed, or the cache
             cannot be written.
     """
-    name = f"{_digests(path)['file']}-{_CACHE_VERSION}-{version('transformers')}"
+    return _folder(path, "", _convert)
+
+
+def settings_folder(path: Path) -> Path:
+    """Return a folder in the cache with the config and the tokenizer of a GGUF file. Its weights may not be in it.
+
+    Raises:
+        TsugikiError: as for `converted_folder`.
+    """
+    converted = cache_folder("gguf") / _name(path)
+    return converted if converted.exists() else _folder(path, "-settings", _convert_settings)
+
+
+def _folder(path: Path, suffix: str, convert: Callable[[Path, Path], None]) -> Path:
+    name = _name(path) + suffix
     folder = cache_folder("gguf") / name
     if _is_intact(folder):
         return folder
     with locked(folder.parent / ".lock"):
         remove_leftovers(folder.parent, of=name)  # of killed processes, because the others are waiting
         if not _is_intact(folder):
-            _convert(path, folder)
+            convert(path, folder)
     return folder
+
+
+def _name(path: Path) -> str:
+    return f"{_digests(path)['file']}-{_CACHE_VERSION}-{version('transformers')}"
 
 
 def _is_intact(folder: Path) -> bool:
@@ -134,15 +153,26 @@ def _convert(path: Path, folder: Path) -> None:
             write_manifest(temporary, {"file": path.name})
     except TsugikiError as error:
         raise _write_error(error) if isinstance(error.__cause__, OSError) else error from error.__cause__
-    _remove_outdated(folder)
+    _remove_outdated(path, folder)
 
 
-def _remove_outdated(folder: Path) -> None:
+def _convert_settings(path: Path, folder: Path) -> None:
+    header = read_model_header(path)
+    try:
+        with new_folder(folder, replace=True) as temporary:
+            write_settings(path, header, temporary)
+            write_manifest(temporary, {"file": path.name})
+    except TsugikiError as error:
+        raise _write_error(error) if isinstance(error.__cause__, OSError) else error from error.__cause__
+    _remove_outdated(path, folder)
+
+
+def _remove_outdated(path: Path, folder: Path) -> None:
     """Remove what other versions converted from the same file, and what killed processes left more than a day ago."""
-    other_versions = folder.parent.glob(f"{folder.name.partition('-')[0]}-*")
-    for path in other_versions:
-        if path != folder:
-            shutil.rmtree(path, ignore_errors=True)
+    current = _name(path)
+    for other in folder.parent.glob(f"{current.partition('-')[0]}-*"):
+        if other.name not in (current, f"{current}-settings"):
+            shutil.rmtree(other, ignore_errors=True)
     remove_leftovers(folder.parent, older_than=DAY)
 
 

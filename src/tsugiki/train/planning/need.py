@@ -17,6 +17,7 @@ import torch
 from tsugiki.base.blocks import decoder_blocks
 from tsugiki.base.config import load_config
 from tsugiki.base.context import context_length
+from tsugiki.base.resolve import gguf_path
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.fast.loss import rows_per_chunk
@@ -24,7 +25,7 @@ from tsugiki.language import _
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import RunConfig
 from tsugiki.train.planning.sample import Measured, blocks_of_sample, measure, sample_model
-from tsugiki.train.planning.weights import base_bytes, largest_tensor
+from tsugiki.train.planning.weights import base_bytes, largest_tensor, stored_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,7 +110,9 @@ def need_of(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     words, width = model.get_input_embeddings().weight.shape
     try:
-        sample = sample_model(load_config(config.model), blocks_of_sample(model), base_dtype)
+        # A layer as it is stored in a GGUF file multiplies the same integers as one in 8 bits.
+        of_sample: BaseDtype = "int8" if base_dtype == "stored" else base_dtype
+        sample = sample_model(load_config(config.model), blocks_of_sample(model), of_sample)
         measured = measure(sample, config, rows, tokens_of(config, model), threads, timed)
         trainable = parameters if trains_all else _trainable(config, model)
     except TsugikiError:
@@ -129,13 +132,18 @@ def need_of(
         parameters=parameters,
         trainable=trainable,
         blocks=len(decoder_blocks(model)),
-        base=parameters * itemsize if trains_all else base_bytes(model, base_dtype),
+        base=parameters * itemsize if trains_all else _base(config.model, model, base_dtype),
         loading=largest_tensor(model),
         process=process,
         loss=logits + 4 * rows * tokens_of(config, model) * width * itemsize,
         threads=threads,
         measured=measured,
     )
+
+
+def _base(name: str, model: "PreTrainedModel", base_dtype: BaseDtype) -> int:
+    path = gguf_path(name)
+    return base_bytes(model, base_dtype) if base_dtype != "stored" or path is None else stored_bytes(path)
 
 
 def tokens_of(config: RunConfig, model: "PreTrainedModel") -> int:

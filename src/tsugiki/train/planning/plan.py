@@ -18,7 +18,7 @@ import torch
 
 from tsugiki.base.loading import load_meta_model
 from tsugiki.base.model_folder import read_shards
-from tsugiki.base.resolve import local_folder, split_revision
+from tsugiki.base.resolve import gguf_path, local_folder, split_revision
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
@@ -131,7 +131,8 @@ def _dtypes(config: RunConfig) -> list[BaseDtype]:
     """Return the dtypes to compare: the one that is set, or all that the method allows."""
     if config.base_dtype is not None or config.trains_base_parameters():
         return [computing_dtype(config)]
-    return [preferred_compute_dtype(torch.device("cpu")), "int8", "nf4"]
+    kept: list[BaseDtype] = [] if gguf_path(config.model) is None else ["stored"]
+    return [preferred_compute_dtype(torch.device("cpu")), "int8", *kept, "nf4"]
 
 
 def computing_dtype(config: RunConfig) -> BaseDtype:
@@ -212,6 +213,9 @@ def total_memory(process: int) -> int | None:
 
 def _files(name: str) -> tuple[int | None, bool]:
     """Return the bytes of a model's weights, and whether they are on this machine."""
+    gguf = gguf_path(name)
+    if gguf is not None:
+        return gguf.stat().st_size, True
     try:
         folder = local_folder(name)
         if folder is not None:

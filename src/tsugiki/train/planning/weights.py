@@ -1,8 +1,14 @@
 """The bytes of a model's weights in memory, from its shapes alone."""
 
+import math
+from pathlib import Path
+
 from torch import nn
 
+from tsugiki.base.gguf.file import read_header
+from tsugiki.base.gguf.layer import BLOCKS
 from tsugiki.base.int8 import Int8Linear
+from tsugiki.base.integer_products import CHANNELS
 from tsugiki.base.nf4 import Nf4Linear
 from tsugiki.base.quantization import is_quantizable
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
@@ -18,7 +24,7 @@ def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
         model: a model of its shape, not grafted; its values are not used. What is tied counts once.
         base_dtype: the dtype that it would be loaded in.
     """
-    stored = _STORED.get(base_dtype)
+    stored = _STORED.get("int8" if base_dtype == "stored" else base_dtype)
     itemsize = torch_dtype(base_dtype if stored is None else preferred_compute_dtype()).itemsize
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     counted: set[int] = set()
@@ -33,6 +39,22 @@ def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
             if id(parameter) not in counted and not (quantized and name == "weight"):
                 total += parameter.numel() * itemsize
                 counted.add(id(parameter))
+    return total
+
+
+def stored_bytes(path: Path) -> int:
+    """Return the bytes in memory of a GGUF file whose linear layers stay in their quantisation.
+
+    Raises:
+        TsugikiError: the file cannot be read.
+    """
+    itemsize = torch_dtype(preferred_compute_dtype()).itemsize
+    total = 0
+    for tensor in read_header(path).tensors:
+        is_kept = tensor.type.name in BLOCKS and not tensor.name.endswith("_embd.weight")
+        total += tensor.end - tensor.begin if is_kept else math.prod(tensor.shape) * itemsize
+        if is_kept:
+            total += 4 * (tensor.shape[0] + -(-tensor.shape[0] // CHANNELS) * tensor.shape[1])  # scales and means
     return total
 
 
