@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
+_FAST = "support_avx512bf16_for_cpu"
+"""The attribute of a `Linear4bit` that lets evaluations repack its weight."""
+
 
 def main() -> None:
     """Print a table."""
@@ -24,8 +27,8 @@ def main() -> None:
     model = _model()
     if options.slow_path:
         for module in model.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+            if hasattr(module, _FAST):
+                setattr(module, _FAST, False)
     tokens = torch.randint(0, 512, (2, 64), generator=torch.Generator().manual_seed(0))
     loss_before, before = _gradients(model, tokens)
     if not options.no_evaluation:
@@ -53,15 +56,15 @@ def _model() -> torch.nn.Module:
     config = LlamaConfig(
         vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4
     )
-    settings = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=settings, dtype=torch.bfloat16, device_map="cpu"
         )
-    adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False))
+    adapted: torch.nn.Module = get_peft_model(
+        model, LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False)
+    )
     return adapted.train()
 
 
