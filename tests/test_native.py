@@ -171,6 +171,13 @@ def test_without_a_compiler_nothing_is_compiled(build: ModuleType, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("_compiled")
+def test_a_library_for_other_arguments_is_not_called(monkeypatch: pytest.MonkeyPatch):
+    assert native._library.__wrapped__() is not None
+    monkeypatch.setattr(native, "_VERSION", native._VERSION + 1)
+    assert native._library.__wrapped__() is None
+
+
 def test_without_a_library_there_is_no_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "_native.so").write_text("of another system")
     for name in ("absent.so", "_native.so"):

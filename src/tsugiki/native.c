@@ -19,6 +19,9 @@
 
 #define PARTS 16
 
+/* Changed, here and in native.py, with every change of a function's arguments. */
+EXPORT int64_t interface_version(void) { return 1; }
+
 static inline float as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);

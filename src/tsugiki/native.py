@@ -18,6 +18,8 @@ _SIGNATURES = {
     "looked_up": "pnppp",
 }
 """The arguments of each kind of function: p for a pointer, n for a number."""
+_VERSION = 1
+"""Of these arguments; a library that was compiled for others, from an older checkout, is not called."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
 
 
@@ -40,6 +42,7 @@ def native(kind: str, dtype: str = "") -> Callable[..., None] | None:
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
-        return ctypes.CDLL(str(LIBRARY))
-    except OSError:  # it was not compiled, or for another system
+        library = ctypes.CDLL(str(LIBRARY))
+        return library if library.interface_version() == _VERSION else None
+    except (OSError, AttributeError):  # it was not compiled, or for another system
         return None
