@@ -329,6 +329,8 @@ class Engine:
                 prefix = self._find_prefix(row)
                 if arriving and not _alike(arriving[0], prefixes[0], row, prefix):
                     break
+                if arriving and self._could_use(arriving[0], row, prefix):
+                    break
                 arriving.append(self._waiting.popleft())
                 prefixes.append(prefix)
         if arriving:
@@ -358,9 +360,20 @@ class Engine:
 
     def _find_prefix(self, row: Row) -> Prefix:
         """Return the beginning of a row that need not be computed: not its last token, whose logits are wanted."""
-        if not self._shares_prefixes(row) or (row.request.prompt_logprobs and not row.scored):
+        if not self._uses_prefixes(row):
             return Prefix()
         return self.prefixes.find(row.request.content or "", row.tokens[:-1])
+
+    def _uses_prefixes(self, row: Row) -> bool:
+        """Whether a row may use keys and values of other requests: not if it wants the logits of its whole prompt."""
+        return self._shares_prefixes(row) and (row.scored or not row.request.prompt_logprobs)
+
+    def _could_use(self, first: Row, row: Row, known: Prefix) -> bool:
+        """Whether a row could use much more than is known once the prompt of the first one is computed."""
+        if not (self._shares_prefixes(first) and self._uses_prefixes(row)):
+            return False
+        same = first.request.content == row.request.content
+        return same and common_tokens(first.tokens, row.tokens) - known.tokens >= _PADDING
 
     def _keep_prefix(self, row: Row, cached: CachedRows, index: int) -> None:
         """Keep what was computed of a row, the first one of `cached` with this index, for other requests."""
@@ -521,15 +534,9 @@ class Engine:
 
 
 def _alike(one: Row, known: Prefix, other: Row, known_of_other: Prefix) -> bool:
-    """Return whether the prompts of two rows are to be computed together, after their known prefixes.
-
-    They are not if most of the product would be padding, or if the other one could use what is computed for the first.
-    """
+    """Return whether computing two prompts together, after their known prefixes, is not padding for the most part."""
     left, left_of_other = one.length - known.tokens, other.length - known_of_other.tokens
-    similar = abs(one.length - other.length) <= _PADDING and abs(left - left_of_other) <= _PADDING
-    if one.request.content is None or one.request.content != other.request.content:
-        return similar
-    return similar and common_tokens(one.tokens, other.tokens) - known_of_other.tokens < _PADDING
+    return abs(one.length - other.length) <= _PADDING and abs(left - left_of_other) <= _PADDING
 
 
 @contextmanager
