@@ -74,6 +74,8 @@ def _read_from_cache(entry: Entry, config: "PretrainedConfig", dtype: torch.dtyp
     tensors = read_entry(entry)
     if tensors is None:
         return None
+    if getattr(config, "quantization_config", None) is not None:  # of the files, which were unpacked
+        config.quantization_config = None
     model = model_without_weights(config)
     count = count_parameters(model)
     place_entry(model, tensors, entry, dtype)

@@ -1,10 +1,11 @@
 """Evaluate several models and adapters on the same windows of the same text, or by the same questions."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tsugiki.adapters.chat_template import saved_chat_template, with_chat_template
@@ -176,6 +177,9 @@ def loaded_targets(
         yield target, *loader.use(target)
 
 
+_FEW_BITS: Mapping[str, LoadDtype] = MappingProxyType({"int8": "int8", "nf4": "nf4", "stored": "stored"})
+
+
 def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
     """Return the dtype of the base that the first adapter was trained on if it was quantised, otherwise fp32.
 
@@ -184,8 +188,8 @@ def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
     for target in chosen:
         with suppress(TsugikiError):  # not the folder of a run
             trained_on = read_record(target.adapter).resolved_settings.get("base_dtype") if target.adapter else None
-            if trained_on in ("int8", "nf4"):
-                return "int8" if trained_on == "int8" else "nf4"
+            if isinstance(trained_on, str) and trained_on in _FEW_BITS:
+                return _FEW_BITS[trained_on]
     return "fp32"
 
 
