@@ -16,7 +16,8 @@ const MOST = 8; // adapters, as the server allows
 export async function showMix(root, app, library, names) {
   const { t } = app;
   const usable = library.adapters.filter((one) => !one.broken && one.mixes && !one.other_base);
-  const chosen = usable.filter((one) => names.includes(one.name)).slice(0, MOST);
+  const found = names.map((wanted) => usable.find((one) => one.name === wanted)).filter(Boolean);
+  const chosen = found.slice(0, MOST);
   const equal = Math.round(100 / Math.max(1, chosen.length)) / 100;
   /** @type {Map<string, number>} */
   const weights = new Map(chosen.map((one) => [one.name, equal]));
