@@ -33,6 +33,16 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server with all views."""
+    from tsugiki.serve.training import Workplace
+
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "a.txt").write_text("text " * 100, encoding="utf-8")
+    yield from start(*served_files, workplace=Workplace(served_files[0], folder, folder, "https://localhost"))
+
+
 @pytest.fixture
 def problems() -> list[str]:
     """What a page has logged, thrown or asked from elsewhere."""
