@@ -45,11 +45,11 @@ def test_a_run_from_its_texts_to_its_end(place: Place, page: Any, tmp_path: Path
     for number in range(4):
         page.get_by_label(f"{number}.txt").check()
     page.get_by_label("Name", exact=True).fill("first")
-    page.locator(".length input").fill("400")
+    page.locator(".length input").fill("60")
     page.get_by_label("Prompts").fill("branch")
     page.locator("summary", has_text="More settings").click()
     page.get_by_label("Tokens per row").fill("32")
-    page.get_by_text("epochs: 400").wait_for()
+    page.get_by_text("epochs: 60").wait_for()
     page.get_by_role("button", name="Preview").click()
     assert page.locator("[data-result=preview] mark.target").first.inner_text()
     page.get_by_role("button", name="Plan").click()

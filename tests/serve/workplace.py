@@ -41,7 +41,8 @@ def serve_in(directory: Path, served_files: tuple[str, Path], **changes: Any) ->
     (texts / "novels").mkdir(parents=True)
     (texts / "a.txt").write_text(TEXT, encoding="utf-8")
     for number in range(4):
-        (texts / "novels" / f"{number}.txt").write_text(f"{number}\n{TEXT[number * 300 :]}", encoding="utf-8")
+        text = f"{number}\n{TEXT[number * 300 : number * 300 + 400]}"  # no more is common to two of them
+        (texts / "novels" / f"{number}.txt").write_text(text, encoding="utf-8")
     (texts / "picture.png").touch()
     (texts / ".hidden.txt").write_text(TEXT, encoding="utf-8")
     (directory.parent / "secret.txt").write_text("secret", encoding="utf-8")
