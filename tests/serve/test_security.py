@@ -164,7 +164,7 @@ def test_malformed_requests(server: Running):
         assert large.status_code == 413
         assert client.post(COMPLETIONS, content=json.dumps(ASK)).status_code == 200
         assert client.get("/health").json() == {"status": "ok"}
-    assert tally[200] > 50
+    assert tally[200] > 20
     assert tally[400] > 500
     assert (server.engine.running, server.engine.waiting) == (0, 0)
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,35 @@ def test_adapters_in_memory_are_bounded_in_bytes(served_files: tuple[str, Path])
         with pytest.raises(openai.BadRequestError, match="memory"):
             connect(server).completions.create(model="poet", prompt="a", max_tokens=1)
         assert server.adapters.loaded() == []
+
+
+def test_waiting_for_an_adapter_ends_and_what_is_half_loaded_is_not_lost(
+    served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    from tsugiki.serve import adapters as module
+
+    allowed = threading.Event()
+    load = module.load_served
+
+    def slow(*given: Any) -> Any:
+        allowed.wait(60)
+        return load(*given)
+
+    monkeypatch.setattr(module, "load_served", slow)
+    for server in start(*served_files, limits={"seconds": 0.2}):
+        client = connect(server)
+        for name in ("poet", "lawyer"):  # the first is being loaded, the second waits for that
+            with pytest.raises(openai.InternalServerError, match=r"0\.2 s") as caught:
+                client.completions.create(model=name, prompt="a", max_tokens=1)
+            assert caught.value.response.headers["retry-after"] == "5"
+        allowed.set()
+        deadline = time.monotonic() + 30
+        while server.adapters.loaded() != ["poet"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.adapters.loaded() == ["poet"]
+        server.engine.limits = replace(server.engine.limits, seconds=60)
+        client.completions.create(model="poet", prompt="a", max_tokens=1)
+        assert len(server.model._tsugiki.adapters) == 1
 
 
 def test_a_busy_server_says_so(served_files: tuple[str, Path]):

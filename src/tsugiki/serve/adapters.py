@@ -132,8 +132,10 @@ class ServedAdapters:
             self.base.users += 1
             return self.base
         if (served := self._current(terms)) is None:
-            async with self._loading:
-                served = self._current(terms) or await self._load(terms)
+            await self._loading.acquire()
+            loading = asyncio.create_task(self._load_unless_loaded(terms))
+            loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits any more
+            served = await asyncio.shield(loading)  # what is half loaded would be in the model for ever
         served.users += 1
         return served
 
@@ -209,6 +211,13 @@ class ServedAdapters:
 
     def _file_states(self, terms: _Terms) -> tuple[FileStates, ...]:
         return tuple(file_states(self.folder(name)) for name, _weight in terms)
+
+    async def _load_unless_loaded(self, terms: _Terms) -> ServedModel:
+        """Load what another request may have loaded meanwhile, and let the next one load."""
+        try:
+            return self._current(terms) or await self._load(terms)
+        finally:
+            self._loading.release()
 
     async def _load(self, terms: _Terms) -> ServedModel:
         name = _sum_text(terms)

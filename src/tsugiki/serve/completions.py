@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters, ServedModel
-from tsugiki.serve.engine import Engine, QueueFull
+from tsugiki.serve.engine import Engine, QueueFull, WaitedTooLong
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.prompts import Prompt, chat_prompt, check_tokens, decoded, text_prompts, token_text
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
@@ -85,7 +85,7 @@ class Completions:
             raise QueueFull(_("{count} requests wait already; try again later").format(count=self._open))
         self._open += 1
         try:
-            served = await self.adapters.acquire(asked.model, asked.adapters)
+            served = await self._acquire(asked)
             try:
                 generation = await self._generation(served, asked)
                 self.engine.submit(generation.requests)
@@ -100,6 +100,15 @@ class Completions:
                 self.adapters.release(served)
         finally:
             self._open -= 1
+
+    async def _acquire(self, asked: CompletionRequest | ChatRequest) -> ServedModel:
+        """Return what a request names, and hold it; others may load adapters first."""
+        seconds = self.engine.limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.adapters.acquire(asked.model, asked.adapters)
+        except TimeoutError as error:
+            raise WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds)) from error
 
     def _late(self) -> ApiError:
         message = _("the request took more than {seconds:g} s").format(seconds=self.seconds)
