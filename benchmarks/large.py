@@ -224,7 +224,7 @@ def _tsugiki(options: argparse.Namespace) -> None:
             time.sleep(1)
         process.send_signal(signal.SIGINT)
         process.wait()
-        subprocess.run([*command, "--resume", options.out], check=True)
+        subprocess.run([*command, "--resume", options.out, "--recompute", options.recompute], check=True)
     elif process.wait():
         sys.exit(process.returncode)
     record = json.loads((options.out / "run.json").read_text())
