@@ -71,6 +71,15 @@ def test_the_token(server: Running):
         assert httpx2.post(server.url + path, json={}, headers=given).status_code == status
 
 
+def test_a_link_on_another_site_leads_to_the_page_only(server: Running):
+    foreign = {"Sec-Fetch-Site": "cross-site"}
+    for path, status in (("/", 200), ("/page/style.css", 200), ("/page/api/models", 403), ("/v1/models", 403)):
+        answer = httpx2.get(server.url + path, headers=foreign)
+        assert answer.status_code == status
+        if status == 200:  # the other site cannot read it
+            assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+
+
 def test_models(server: Running):
     answer = httpx2.get(server.url + "/page/api/models").json()
     assert answer["base"] == {"name": "base", "chat": False}
