@@ -110,8 +110,8 @@ def need_of(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     words, width = model.get_input_embeddings().weight.shape
     try:
-        # A layer as it is stored in a GGUF file multiplies the same integers as one in 8 bits.
-        of_sample: BaseDtype = "int8" if base_dtype == "stored" else base_dtype
+        # A layer as it is stored in a GGUF file is decoded for each product, as one in nf4 is.
+        of_sample: BaseDtype = "nf4" if base_dtype == "stored" else base_dtype
         sample = sample_model(load_config(config.model), blocks_of_sample(model), of_sample)
         measured = measure(sample, config, rows, tokens_of(config, model), threads, timed)
         trainable = parameters if trains_all else _trainable(config, model)
