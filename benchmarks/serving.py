@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import torch
@@ -178,8 +179,8 @@ def _server(model: str, library: Path, dtype: str, *arguments: str) -> Iterator[
         try:
             assert process.stdout
             words = process.stdout.readline().split()
-            url = next(word for word in words if word.startswith("http://"))
-            yield Served(process, url.removesuffix("/v1"))
+            url = urlsplit(next(word for word in words if word.startswith("http://")))
+            yield Served(process, f"{url.scheme}://{url.netloc}")
         finally:
             process.terminate()
             process.wait(60)
