@@ -171,7 +171,7 @@ class _Client:
 
 
 def _run(function: str, seconds: float = 300, client: Any = None, **arguments: Any) -> Any:
-    return asyncio.run(Jobs().run(client or _Client(), function, seconds, **arguments))
+    return asyncio.run(Jobs(Path.cwd()).run(client or _Client(), function, seconds, **arguments))
 
 
 def test_works_of_aozora_are_searched_and_written(tmp_path: Path):
@@ -203,7 +203,7 @@ def test_errors_of_a_job(tmp_path: Path):
 
 def test_one_job_at_a_time(tmp_path: Path):
     async def two() -> list[Any]:
-        jobs = Jobs()
+        jobs = Jobs(tmp_path)
         asked = [jobs.run(_Client(), "works", 100, source=str(tmp_path), query={}) for _ in range(2)]  # type: ignore[arg-type]
         return await asyncio.gather(*asked, return_exceptions=True)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -23,8 +24,9 @@ _LARGEST_ANSWER = 8_000_000  # bytes
 class Jobs:
     """Does one thing at a time."""
 
-    def __init__(self) -> None:
-        self._busy = asyncio.Lock()
+    def __init__(self, directory: Path) -> None:
+        """Create it; paths in arguments are relative to `directory`."""
+        self._directory, self._busy = directory, asyncio.Lock()
 
     async def run(self, request: Request, function: str, seconds: float, **arguments: Any) -> Any:
         """Call a function of `job_worker.FUNCTIONS` in a new process, and return what it returns.
@@ -46,7 +48,7 @@ class Jobs:
             raise ApiError(429, message, code="busy", retry_after=5)
         async with self._busy:
             asked = {"function": function, "arguments": arguments, "seconds": seconds}
-            answer = await _ask(request, json.dumps(asked).encode(), seconds)
+            answer = await _ask(request, json.dumps(asked).encode(), seconds, self._directory)
         try:
             result = json.loads(answer)
         except ValueError:
@@ -56,7 +58,7 @@ class Jobs:
         return result["result"]
 
 
-async def _ask(request: Request, asked: bytes, seconds: float) -> bytes:
+async def _ask(request: Request, asked: bytes, seconds: float, directory: Path) -> bytes:
     """Return what the process answers."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -66,6 +68,7 @@ async def _ask(request: Request, asked: bytes, seconds: float) -> bytes:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        cwd=directory,
         env={**os.environ, VARIABLE: language()},
         start_new_session=True,
         limit=_LARGEST_ANSWER,

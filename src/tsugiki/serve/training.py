@@ -268,7 +268,7 @@ class Training:
 def workplace_routes(workplace: Workplace) -> list[Route]:
     """Return the routes of the views Runs and Train."""
     runs = Runs(workplace.directory, RunProcesses())
-    return [*run_routes(runs), *training_routes(Training(workplace, runs), Jobs())]
+    return [*run_routes(runs), *training_routes(Training(workplace, runs), Jobs(workplace.directory))]
 
 
 def training_routes(training: Training, jobs: Jobs) -> list[Route]:
