@@ -10,8 +10,11 @@ from torch.nn import functional as F
 from tests.tiny import CONFIGS, ids, relative_error, store_of, tiny_model
 from tests.tiny_types import lively_model, tiny_of
 from tsugiki import TsugikiError
+from tsugiki.base.context import possible_windows
+from tsugiki.base.quantization import quantize
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.collator import Collator
+from tsugiki.fast import document_masks
 from tsugiki.fast.document_masks import (
     attends_to_later_tokens,
     detect_document_masking,
@@ -74,6 +77,20 @@ def difference(model: Any, masking: Any) -> tuple[float, int]:
     assert packed.keys() == alone.keys()
     assert len(packed) == blocks.target_tokens == sum(map(len, documents())) - 9
     return max(abs(packed[i] - alone[i]) for i in packed), len(blocks)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt", "bloom"])
+def test_rounding_is_compared_with_that_of_a_document_with_nothing_before_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(document_masks, "same_to_rounding", lambda a, b: False)  # as in a large model in 8 bits
+    model = quantize(tiny_model(kind), torch.bfloat16, "int8")
+    assert detect_document_masking(model) == EXPECTED[kind]
+
+
+def test_a_window_of_zero_is_none():
+    assert possible_windows(tiny_model("llama", sliding_window=0)) == []
+    assert possible_windows(tiny_model("llama", sliding_window=8)) == [8]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

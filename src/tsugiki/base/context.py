@@ -38,7 +38,7 @@ def max_positions(model: nn.Module) -> int | None:
 def possible_windows(model: nn.Module) -> list[int]:
     """Return the values of a model's settings that may limit how many tokens a token attends to."""
     settings = text_config(model).to_dict()
-    return [value for name, value in settings.items() if type(value) is int and _WINDOWS.fullmatch(name)]
+    return [value for name, value in settings.items() if type(value) is int and value > 0 and _WINDOWS.fullmatch(name)]
 
 
 def rope_depends_on_length(model: nn.Module) -> bool:

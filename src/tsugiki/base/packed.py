@@ -121,7 +121,7 @@ def unpack_fp8(weight: Tensor, scale: Tensor, block: fp8.Block | None) -> Tensor
     if block is None or scale.numel() == 1:
         return weight.float() * scale.float().reshape(())
     if scale.shape != tuple(-(-size // step) for size, step in zip(weight.shape, block, strict=True)):
-        raise ValueError("the scales do not fit the blocks")
+        raise ValueError(_("the scales do not fit the blocks"))
     return fp8.decode(weight, scale, block)
 
 
