@@ -153,7 +153,7 @@ def _affine(q: Tensor, zeros: Tensor, scales: Tensor, g_idx: Tensor | None) -> T
     """Return scales · (q - zeros), float32 [out, in], for q [out, in], and zeros and scales [groups, out]."""
     groups, width = len(scales), q.shape[1]
     if scales.shape != zeros.shape or len(q) != scales.shape[1] or (g_idx is None and width % groups):
-        raise ValueError("the scales do not fit the codes")
+        raise ValueError(_("the scales do not fit the codes"))
     of_input = torch.arange(width) // (width // groups) if g_idx is None else g_idx.long() % groups
     if len(of_input) != width:
         raise ValueError("g_idx does not fit the codes")
