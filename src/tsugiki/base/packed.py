@@ -156,7 +156,7 @@ def _affine(q: Tensor, zeros: Tensor, scales: Tensor, g_idx: Tensor | None) -> T
         raise ValueError(_("the scales do not fit the codes"))
     of_input = torch.arange(width) // (width // groups) if g_idx is None else g_idx.long() % groups
     if len(of_input) != width:
-        raise ValueError("g_idx does not fit the codes")
+        raise ValueError(_("g_idx does not fit the codes"))
     factors = scales.float().T
     weight = q.float()
     weight.sub_(zeros.float().T[:, of_input])
