@@ -1,5 +1,6 @@
 """A server in a thread, with a tiny base and a library."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -102,5 +103,9 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def server(served_files: tuple[str, Path]) -> Iterator[Running]:
-    yield from start(*served_files)
+def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server with a library of its own, which the tests of a module may change."""
+    base, library = served_files
+    own = tmp_path_factory.mktemp("library") / library.name
+    shutil.copytree(library, own)
+    yield from start(base, own)

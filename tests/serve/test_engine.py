@@ -126,6 +126,29 @@ def test_the_width_of_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     assert rest == alone(model, prompts([3])[0], "b", 60)[1:]
 
 
+def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one(monkeypatch: pytest.MonkeyPatch):
+    model = model_with_adapters("llama")
+    given = list(zip(prompts([60, 5, 58, 6]), ["a", "b", None, "c"], [3, 3, 4, 2], strict=True))
+    expected = [alone(model, *one) for one in given]
+    monkeypatch.setattr("tsugiki.serve.engine._PIECE", 4)
+    monkeypatch.setattr("tsugiki.serve.engine._PADDING", 8)
+    first_tokens: list[int] = []
+    with serving(model) as engine:
+        clients = [Client(*one) for one in given]
+        for number, client in enumerate(clients):
+            deliver = client.request.deliver
+
+            def note(event: Any, number: int = number, deliver: Any = deliver) -> None:
+                if number not in first_tokens:
+                    first_tokens.append(number)
+                deliver(event)
+
+            client.request.deliver = note
+        engine.submit([client.request for client in clients])
+        assert [client.tokens() for client in clients] == expected
+    assert first_tokens[:2] == [1, 3]
+
+
 def test_a_seed_gives_the_same_text_alone_in_a_batch_and_by_generate_text():
     model, prompt = model_with_adapters("llama"), "a song"
     sampling = SamplingSettings(temperature=0.8, top_p=0.9, seed=7)

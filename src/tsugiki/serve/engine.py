@@ -6,7 +6,8 @@ One thread owns the model. Other threads hand it requests (`submit`) and functio
 generates by the `deliver` function of each request. A step of the thread
 
 1. takes out the rows of requests that were cancelled,
-2. admits waiting requests, as many as rows and cache allow, and computes a piece of their prompts,
+2. admits waiting requests, as many as rows and cache allow, and computes a piece of the prompts of one group of them,
+   the groups in turn,
 3. computes one token for every row.
 
 So a long prompt delays the others by one piece at most. Greedy tokens of a request are those that it gets alone,
@@ -55,6 +56,7 @@ _SMALL_MODEL = 500_000_000  # parameters; see `train.evaluation.sample.continue_
 _PIECE = 512  # tokens of prompts that one step computes, padding included
 _SCORED_PIECE = 128  # the same if logits of all of them are wanted
 _PADDING = 64  # tokens that prompts may differ in length to be computed together
+_MOST_GROUPS = 4  # of prompts that are computed in turn, each of like length
 
 Result = TypeVar("Result")
 
@@ -111,7 +113,7 @@ class Engine:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="tsugiki-engine", daemon=True)
         self._batch: Batch | None = None
-        self._arriving: Arriving | None = None
+        self._arriving: tuple[Arriving, ...] = ()  # groups of prompts, a piece of each in turn
         self._using: tuple[object, ...] | None = None
         self._adapters = ExitStack()
 
@@ -153,14 +155,12 @@ class Engine:
     @property
     def cached_tokens(self) -> int:
         """How many tokens are in the cache now, padding included."""
-        groups = (self._batch, self._arriving)
-        return sum(group.cached.mask.numel() for group in groups if group)
+        return sum(group.cached.mask.numel() for group in self._groups())
 
     @property
     def running(self) -> int:
         """The number of rows that are computed now."""
-        batch, arriving = self._batch, self._arriving
-        return len(batch.rows if batch else ()) + len(arriving.rows if arriving else ())
+        return sum(len(group.rows) for group in self._groups())
 
     @property
     def waiting(self) -> int:
@@ -174,7 +174,7 @@ class Engine:
 
     def adapters(self) -> tuple[list[str], list[str]]:
         """Return what the adapters are called whose rows are computed, and those for which requests wait."""
-        computed = [row for group in (self._batch, self._arriving) for row in (group.rows if group else ())]
+        computed = [row for group in self._groups() for row in group.rows]
         with self._changed:
             waiting = [*self._waiting]
         running, waited = (
@@ -268,7 +268,9 @@ class Engine:
         self._remove_cancelled()
         self._admit()
         if self._arriving:
-            self._compute_prompts(self._arriving)
+            first, *others = self._arriving
+            self._arriving = (*others, first)
+            self._compute_prompts(first)
         if self._batch:
             self._compute_tokens(self._batch)
 
@@ -282,12 +284,11 @@ class Engine:
             seconds = self.limits.seconds
             error = WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
             self._deliver(row, Failed(error))
-        for group in (self._arriving, self._batch):
-            for row in group.rows if group else ():
+        for group in self._groups():
+            for row in group.rows:
                 if row.request.cancelled:
                     self.metrics.ended(row.timing, "abort")
-        if self._arriving:
-            self._arriving = without_cancelled(self._arriving)
+        self._arriving = tuple(left for group in self._arriving if (left := without_cancelled(group)))
         if self._batch:
             self._keep([i for i, row in enumerate(self._batch.rows) if not row.request.cancelled])
 
@@ -313,9 +314,9 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin the prompts of waiting requests, in their order, with those of like length together."""
-        if self._arriving or not self._waiting:
+        if not self._waiting or len(self._arriving) == _MOST_GROUPS:
             return
-        present = self._batch.rows if self._batch else []
+        present = [row for group in self._groups() for row in group.rows]
         most = self.limits.rows if self.company == "mixed" else 1
         arriving: list[Row] = []
         prefixes: list[Prefix] = []
@@ -329,7 +330,8 @@ class Engine:
                 prefix = self._find_prefix(row)
                 if arriving and not _alike(arriving[0], prefixes[0], row, prefix):
                     break
-                if arriving and self._could_use(arriving[0], row, prefix):
+                first_rows = [group.rows[0] for group in self._arriving] + arriving[:1]
+                if any(self._could_use(one, row, prefix) for one in first_rows):
                     break
                 arriving.append(self._waiting.popleft())
                 prefixes.append(prefix)
@@ -347,7 +349,7 @@ class Engine:
             if self._shares_prefixes(row):
                 self.metrics.found(row.timing, len(one), max(0, len(one) - left))
         cached = rows_with_prefixes(mask, prefixes, done) if done else CachedRows(mask[:, :0])
-        self._arriving = Arriving(rows, ids, mask, cached, done)
+        self._arriving += (Arriving(rows, ids, mask, cached, done),)
 
     def _shares_prefixes(self, row: Row) -> bool:
         """Whether a row may use keys and values of other requests, and leave its own to them.
@@ -382,6 +384,14 @@ class Engine:
             with suppress(RuntimeError):  # such as for want of memory
                 self.prefixes.keep(row.request.content or "", tokens, cached, index)
 
+    def _groups(self) -> tuple[Batch | Arriving, ...]:
+        """Return the batch, if there is one, and the groups whose prompts are computed."""
+        batch = self._batch
+        return (*(() if batch is None else (batch,)), *self._arriving)
+
+    def _remove(self, arriving: Arriving) -> None:
+        self._arriving = tuple(group for group in self._arriving if group is not arriving)
+
     def _compute_prompts(self, arriving: Arriving) -> None:
         """Compute a piece of the prompts; after the last one, choose a token and let the rows join the batch."""
         scored = any(row.request.prompt_logprobs and not row.scored for row in arriving.rows)
@@ -400,18 +410,19 @@ class Engine:
             for index, row in enumerate(arriving.rows):
                 self._keep_prefix(row, arriving.cached, index)
         except Exception as error:
-            self._arriving = None
+            self._remove(arriving)
             self._isolate(arriving.rows, error)
             return
+        self._remove(arriving)
         present = [] if self._batch is None else self._batch.rows
         rows = [*present, *arriving.rows]
         try:
             cached = arriving.cached if self._batch is None else joined(self._batch.cached, arriving.cached)
         except Exception as error:  # such as for want of memory
-            self._arriving = self._batch = None
+            self._batch = None
             self._isolate(rows, error)
             return
-        self._arriving, self._batch = None, Batch(rows, cached)
+        self._batch = Batch(rows, cached)
         staying = list(range(len(present)))
         for index, (row, of_row) in enumerate(zip(arriving.rows, last, strict=True), len(present)):
             if row.request.prompt_logprobs and not row.scored:
@@ -524,9 +535,9 @@ class Engine:
             calls = [*self._calls]
             self._waiting.clear()
             self._calls.clear()
-        for group in (self._batch, self._arriving):
-            left += group.rows if group else []
-        self._batch = self._arriving = None
+        for group in self._groups():
+            left += group.rows
+        self._batch, self._arriving = None, ()
         for row in left:
             self._deliver(row, Failed(_stopped()))
         for call in calls:
