@@ -100,6 +100,21 @@ def test_a_callback_can_end_the_run():
     assert loop.progress.step == 3
 
 
+def test_a_callback_that_was_still_to_be_called_gets_the_loss_of_the_step_before():
+    shown: list[float] = []
+
+    class Show(Callback):
+        def on_step_end(self, loop: TrainingLoop) -> None:
+            shown.append(loop.step_loss)
+
+    before, after = loop_of(max_steps=2), loop_of(max_steps=2)
+    before.run()
+    after.progress, after.progress.callbacks_pending = before.progress, True
+    after.callbacks.append(Show())
+    after.run()
+    assert shown == [before.step_loss]
+
+
 @pytest.mark.parametrize(
     ("changes", "fact"),
     [

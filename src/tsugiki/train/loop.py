@@ -80,8 +80,7 @@ class TrainingLoop:
     _saved_step: int = 0  # of the newest checkpoint
     _unread: list[tuple[Tensor, int]] = field(default_factory=list)
     """What `Gradients.step` returned, and the target tokens, of steps that have not been read from the device."""
-    _stop_requests: float = 0.0
-    """How many processes want the run to end."""
+    _stop_requests: float = 0.0  # how many processes want the run to end
 
     def run(self) -> None:
         """Train until the last step. A signal ends the run between two steps, after a checkpoint.
@@ -97,6 +96,7 @@ class TrainingLoop:
                 for callback in self.callbacks:
                     callback.on_train_begin(self)
                 if self.progress.callbacks_pending:
+                    self.step_loss = self.progress.last_loss
                     self._call_back()
                 while self.progress.step < self.steps and not self.progress.stopped:
                     with signals.deferred():

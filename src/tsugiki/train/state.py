@@ -36,6 +36,13 @@ class Progress:
         return self.best_step == self.step
 
     @property
+    def last_loss(self) -> float:
+        """Loss of the last step, in nats; the mean of several steps if that was all that was logged."""
+        if self.unlogged:
+            return self.unlogged[-1]
+        return self.loss_curve[-1].loss if self.loss_curve else 0.0
+
+    @property
     def loss(self) -> float:
         """Mean loss per target token over the whole run, in nats."""
         return self.nll / max(self.tokens, 1)
