@@ -129,7 +129,8 @@ def test_a_base_of_fewer_bits(
 @both_paths
 @pytest.mark.parametrize("name", ["ia3", "houlsby", "prefix-tuning", "prompt-tuning"])
 def test_other_methods_on_an_int8_base(name: str, fast: bool, device: PretendedDevice):
-    check(device, base_model("gpt2", "int8"), METHODS[name].configure(SMALL.get(name, {})), fast, 1e-4)
+    # A last bit that differs between the device's floats and the processor's integers can round another value of 8 bits.
+    check(device, base_model("gpt2", "int8"), METHODS[name].configure(SMALL.get(name, {})), fast, 1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:lm_head shares")
