@@ -129,7 +129,7 @@ def test_a_base_of_fewer_bits(
 @both_paths
 @pytest.mark.parametrize("name", ["ia3", "houlsby", "prefix-tuning", "prompt-tuning"])
 def test_other_methods_on_an_int8_base(name: str, fast: bool, device: PretendedDevice):
-    # A last bit that differs between the device's floats and the processor's integers can round another value of 8 bits.
+    # A last bit that differs between the device's floats and the processor's integers can change what 8 bits round to.
     check(device, base_model("gpt2", "int8"), METHODS[name].configure(SMALL.get(name, {})), fast, 1e-2)
 
 
