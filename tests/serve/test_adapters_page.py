@@ -25,6 +25,7 @@ def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_mix_is_read_saved_renamed_and_removed(browser: Any, server: Running, problems: list[str]):
+    playwright = pytest.importorskip("playwright.sync_api")
     page = shared.open_page(browser, f"{server.url}/#adapters", problems)
     for name in ("poet", "lawyer"):
         page.get_by_label(f"Choose {name}").check()
@@ -45,9 +46,9 @@ def test_a_mix_is_read_saved_renamed_and_removed(browser: Any, server: Running, 
     weight = page.get_by_role("spinbutton", name="Weight of lawyer")
     weight.fill("-1.5")
     assert page.locator(".written h2").inner_text() == "0.5 poet − 1.5 lawyer"
-    assert text() != first
+    playwright.expect(written).not_to_have_text(first, timeout=30_000)
     weight.fill("0.5")
-    assert text() == first  # the same seed
+    playwright.expect(written).to_have_text(first, timeout=30_000)  # the same seed
     page.get_by_label("Save the mix as an adapter called").fill("both")
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_role("heading", name="both").wait_for()
