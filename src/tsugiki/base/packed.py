@@ -126,7 +126,7 @@ def unpack_fp8(weight: Tensor, scale: Tensor, block: fp8.Block | None) -> Tensor
 
 
 def unpack_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """Return the weights of experts in MXFP4, bfloat16 [experts, in, out], which holds them exactly.
+    """Return MXFP4 weights of experts as bfloat16 [experts, in, out]. The conversion is exact.
 
     Args:
         blocks: uint8 [experts, out, groups, 16].

@@ -54,7 +54,7 @@ class StreamOptions(_Fields):
 class _Request(_Fields):
     model: str
     adapters: MixField = {}
-    """A mix; then `model` must be the base."""
+    """Weights of the adapters to mix, by name. `model` must then be the base."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     max_tokens: Annotated[int | None, Field(ge=0)] = None

@@ -96,7 +96,7 @@ class Runs:
     def all(self) -> tuple[list[RunFolder], bool]:
         """Return the runs, those that changed last first, and whether some may be missing because there are too many.
 
-        Folders in the folder of a run, hidden ones, and links are not looked into.
+        Subfolders of a run, hidden folders and symbolic links are skipped.
         """
         found: list[RunFolder] = []
         waiting = deque([(self.root, 0)])

@@ -131,7 +131,7 @@ class Prepared:
 
     @property
     def words(self) -> list[str]:
-        """What follows `tsugiki` in the command."""
+        """The arguments of the command, after `tsugiki`."""
         return ["train", self.settings_file]
 
     def shown(self) -> dict[str, str]:
