@@ -277,6 +277,12 @@ class RunRecord(BaseModel):
     planned_memory: int | None = None
     """Peak memory in bytes that was planned before the run started; None for a small model, or if it was not planned.
     `training.peak_memory` is the measured one."""
+    recomputed_blocks: int | None = None
+    """Blocks whose activations are computed again in the backward pass. A run that is resumed takes as many, unless it
+    is given `recompute`."""
+    micro_batch_size: int | None = None
+    """Rows that are computed at once, if that was set, as by `--fit`. A run that is resumed takes as many, unless it
+    is given others."""
     started_from: Source | None = None
     """The adapter that training began with; None: new values."""
     rate_probe: list[ProbePoint] = Field(default_factory=list)

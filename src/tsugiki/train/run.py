@@ -31,7 +31,7 @@ from tsugiki.base.loading import load_model
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
 from tsugiki.data.learned import write_fingerprints
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.recomputation import recompute_blocks
+from tsugiki.fast.recomputation import recompute_blocks, recomputed_blocks
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
 from tsugiki.io.locks import sole_use
 from tsugiki.io.manifest import read_manifest
@@ -45,7 +45,7 @@ from tsugiki.train.checkpoint import (
     load_training_state,
     save_training_state,
 )
-from tsugiki.train.config import PROBE, RunConfig
+from tsugiki.train.config import AUTO, PROBE, RunConfig
 from tsugiki.train.divergence import (
     LOWER,
     MOST_RESTARTS,
@@ -113,15 +113,19 @@ def train(
         progress or RunProgress(shown=accelerator.is_main_process) as display,
         sole_run(accelerator, out),
     ):
+        record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume, overwrite)
+        if config.micro_batch_size is None and record.micro_batch_size is not None:
+            config = config.model_copy(update={"micro_batch_size": record.micro_batch_size})
+        blocks = record.recomputed_blocks or 0
         is_alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-        planned = plan_memory(config) if is_alone else None
+        planned = plan_memory(config, blocks) if is_alone else None
         for line in memory_notes(planned, config) if planned is not None else ():
             display.say(line)
-        record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume, overwrite)
         model, tokenizer, data = load(accelerator, config, display)
         if planned is not None:
-            record.planned_memory = planned.peak
-            recompute_blocks(model, planned.recomputed_blocks)
+            record.planned_memory, blocks = planned.peak, planned.recomputed_blocks
+        if config.recompute == AUTO:
+            recompute_blocks(model, blocks)
         run(accelerator, config, model, tokenizer, data, record, checkpoint, display, overwrite)
     return record
 
@@ -281,6 +285,8 @@ def run(
             for line in choices(record.resolved_settings, given, bool(record.rate_probe)):
                 display.say(line)
             loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
+            record.recomputed_blocks = recomputed_blocks(loop.gradients.computing)
+            record.micro_batch_size = config.micro_batch_size
             loop.save = partial(
                 _save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS, display=display
             )

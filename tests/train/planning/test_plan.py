@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs import run_config
+from tests.runs import interrupt, run_config
 from tests.tiny import save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base.loading import load_meta_model, load_model
@@ -18,6 +18,7 @@ from tsugiki.train.planning.need import Need
 from tsugiki.train.planning.plan import plan_run
 from tsugiki.train.planning.sample import Measured, measure, sample_model
 from tsugiki.train.planning.weights import base_bytes
+from tsugiki.train.record import read_record
 from tsugiki.train.run import train
 
 
@@ -115,6 +116,24 @@ def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.Mo
     again = train(run_config(tmp_path, "tight", prompts=[], recompute="auto"))
     assert [point.loss for point in again.loss_curve] == [point.loss for point in record.loss_curve]
     assert "memory: this run needs about" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_resumed_run_recomputes_as_many_blocks_as_before(method: str, tmp_path: Path):
+    given = run_config(tmp_path, method=method, prompts=[], recompute="blocks", micro_batch_size=1)
+    interrupt(train, given, 2)
+    plain = run_config(tmp_path, method=method, prompts=[])
+    interrupt(lambda config: train(config, resume=True), plain, 3)
+    record = read_record(tmp_path / "run")
+    assert (record.recomputed_blocks, record.micro_batch_size) == (2, 1)
+    record = train(plain.model_copy(update={"recompute": "none", "micro_batch_size": 2}), resume=True)
+    assert (record.recomputed_blocks, record.micro_batch_size) == (0, 2)
+
+
+def test_a_plan_keeps_what_was_recomputed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fit, "_MEASURED_FROM", 0)
+    counts = [plan_memory(run_config(tmp_path, recompute=recompute), 1) for recompute in ("auto", "none", "blocks")]
+    assert [planned.recomputed_blocks for planned in counts if planned is not None] == [1, 0, 2]
 
 
 def test_notes_of_a_plan(tmp_path: Path):

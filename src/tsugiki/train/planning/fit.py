@@ -37,8 +37,13 @@ class MemoryPlan:
     available: int
 
 
-def plan_memory(config: RunConfig) -> MemoryPlan | None:
-    """Plan the memory of a run on a processor, quickly; None for a small model, or where it cannot be planned."""
+def plan_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
+    """Plan the memory of a run on a processor, quickly; None for a small model, or where it cannot be planned.
+
+    Args:
+        config: the settings of the run.
+        before: blocks that were recomputed before the run was interrupted; with `recompute` auto, at least so many are.
+    """
     process = memory.resident() or 0
     available = total_memory(process)
     try:
@@ -52,7 +57,8 @@ def plan_memory(config: RunConfig) -> MemoryPlan | None:
     except TsugikiError:  # the run itself tells what is wrong, or the model is of a kind that cannot be planned
         return None
     limit = round(SPARE * available)
-    count = {"none": 0, "blocks": need.blocks, AUTO: need.recomputed(limit) if can_recompute(config) else 0}
+    automatic = max(before, need.recomputed(limit)) if can_recompute(config) else 0
+    count = {"none": 0, "blocks": need.blocks, AUTO: automatic}
     peak = need.peak(count[config.recompute])
     return MemoryPlan(peak, count[config.recompute], peak <= limit, available)
 
