@@ -17,17 +17,11 @@ if TYPE_CHECKING:
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
     from tsugiki.functions import evaluate, generate, preview, train
     from tsugiki.lora.config import LoraConfig
-    from tsugiki.lora.graft import (
-        active_adapter,
-        disable_adapter,
-        graft,
-        remove_adapter,
-        set_adapter,
-        trainable_parameters,
-        ungraft,
-    )
+    from tsugiki.lora.graft import graft, remove_adapter, trainable_parameters, ungraft
+    from tsugiki.lora.graft_state import active_adapter
     from tsugiki.lora.merge import merge, merge_quantized, unmerge
     from tsugiki.lora.mixed_batch import mixed_batch
+    from tsugiki.lora.switch import disable_adapter, set_adapter
 
 __version__ = version("tsugiki")
 
@@ -59,6 +53,8 @@ __all__ = [
 _MODULE_OF = {
     "LoraConfig": "tsugiki.lora.config",
     "TsugikiError": "tsugiki.errors",
+    "active_adapter": "tsugiki.lora.graft_state",
+    "disable_adapter": "tsugiki.lora.switch",
     "load_adapter": "tsugiki.adapters.format",
     "save_adapter": "tsugiki.adapters.format",
     "merge": "tsugiki.lora.merge",
@@ -70,7 +66,8 @@ _MODULE_OF = {
     "preview_html": "tsugiki.report.notebook",  # for a preview in a notebook, not public
     "run_html": "tsugiki.report.notebook",  # for a record in a notebook, not public
     "print_trainable_parameters": "tsugiki.adapters.parameter_counts",
-    "replace_saving": "tsugiki.adapters.pretrained",  # for `lora.graft`, not public
+    "replace_saving": "tsugiki.adapters.pretrained",  # for `lora.frozen_base`, not public
+    "set_adapter": "tsugiki.lora.switch",
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",
     "use_plain_paths": "tsugiki.fast.paths",

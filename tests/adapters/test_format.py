@@ -37,7 +37,7 @@ from tsugiki.adapters.merge.to_folder import plan_merge, write_merged
 from tsugiki.adapters.verify import KnownBase, verify
 from tsugiki.base.identity import BaseIdentity
 from tsugiki.io.atomic import new_folder
-from tsugiki.lora.graft import active_name, is_grafted
+from tsugiki.lora.graft_state import active_name, is_grafted
 from tsugiki.lora.targets import base_modules
 from tsugiki.methods.bottleneck import BottleneckConfig
 from tsugiki.methods.p_tuning import PromptEncoderConfig

@@ -27,7 +27,7 @@ from tsugiki import (
 )
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.lora.conv import LoraConv2d
-from tsugiki.lora.graft import is_grafted
+from tsugiki.lora.graft_state import is_grafted
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

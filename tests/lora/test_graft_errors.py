@@ -21,7 +21,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.lora.graft import active_name, is_grafted, is_merged, remove_adapter
+from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora.graft_state import active_name, is_grafted, is_merged
 from tsugiki.lora.pair import LowRank
 from tsugiki.methods.bottleneck import BottleneckConfig
 from tsugiki.methods.ia3 import IA3Config

@@ -21,7 +21,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.lora.graft import active_names, remove_adapter
+from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora.graft_state import active_names
 from tsugiki.methods.ia3 import IA3Config
 
 CONFIGS = {

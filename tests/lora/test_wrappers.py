@@ -25,7 +25,7 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.lora.graft import is_grafted
+from tsugiki.lora.graft_state import is_grafted
 
 
 class ValueHead(nn.Module):

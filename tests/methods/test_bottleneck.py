@@ -33,7 +33,8 @@ from tsugiki.base.quantization import quantize
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.lora.graft import is_grafted, remove_adapter
+from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.methods.bottleneck import NON_LINEARITIES, Bottleneck, BottleneckConfig
 from tsugiki.methods.places import places_of
 from tsugiki.methods.table import METHODS

@@ -35,7 +35,8 @@ from tsugiki.base.quantization import quantize
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.lora.graft import is_grafted, remove_adapter
+from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.methods.ia3 import IA3Config
 from tsugiki.train.run import train
 

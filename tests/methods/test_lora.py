@@ -30,7 +30,7 @@ from tsugiki import (
 from tsugiki.adapters.format import load_adapter_weights
 from tsugiki.base.loading import load_model
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from tsugiki.lora.graft import is_grafted
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.methods.table import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -33,7 +33,7 @@ from tsugiki import (
     use_fast_paths,
 )
 from tsugiki.base.quantization import quantize
-from tsugiki.lora.graft import is_grafted
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.methods.selective import LNTuningConfig, SelectiveConfig
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import RunConfig

@@ -39,7 +39,8 @@ from tsugiki.data.collator import Collator
 from tsugiki.fast import attention
 from tsugiki.fast.document_masks import detect_document_masking, mask_documents
 from tsugiki.io.progress import ProgressDisplay
-from tsugiki.lora.graft import is_grafted, remove_adapter
+from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.methods.p_tuning import PromptEncoderConfig
 from tsugiki.methods.prefix_tuning import PrefixTuningConfig
 from tsugiki.methods.prompt_tuning import PromptTuningConfig

@@ -33,9 +33,9 @@ from tsugiki import (
 )
 from tsugiki.architectures import ARCHITECTURES, Architecture
 from tsugiki.fast.document_masks import attends_to_later_tokens, detect_document_masking, mask_documents
-from tsugiki.lora.graft import base_alone
 from tsugiki.lora.names import matches
 from tsugiki.lora.parameters import LoraParameters
+from tsugiki.lora.switch import base_alone
 from tsugiki.lora.weightless import _inputs
 
 STEPS = 6

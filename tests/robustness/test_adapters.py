@@ -22,7 +22,8 @@ from tsugiki.adapters.library import copy_into_library, read_library
 from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
 from tsugiki.adapters.verify import verify
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
-from tsugiki.lora.graft import active_name, remove_adapter
+from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora.graft_state import active_name
 from tsugiki.methods.table import METHODS
 from tsugiki.report.adapter import info_lines, inspect_adapter, tensors_table
 from tsugiki.report.layers import kinds_table, layers_table

@@ -30,7 +30,7 @@ from tsugiki import (
 from tsugiki.base.quantization import quantize
 from tsugiki.base.replica import replica_in
 from tsugiki.lora import layer
-from tsugiki.lora.graft import is_grafted
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.methods.table import METHODS
 from tsugiki.train.sharding import (
     check_optimizer,

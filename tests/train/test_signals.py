@@ -92,7 +92,7 @@ def test_a_second_signal_does_not_wait():
 def test_the_command_line_ends_with_the_status_of_the_signal(tmp_path: Path):
     config = run_config(tmp_path)
     out = tmp_path / "command"
-    arguments = ["--model", config.model, "--data", config.data, "--out", str(out), "--max-steps", "100000"]
+    arguments = ["--model", config.model, "--data", *config.data, "--out", str(out), "--max-steps", "100000"]
     run = subprocess.Popen(
         [sys.executable, "-m", "tsugiki", "train", *arguments, "--block-size", "32", "--save-steps", "100000"],
         stderr=subprocess.PIPE,

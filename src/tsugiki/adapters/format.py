@@ -32,20 +32,11 @@ from tsugiki.io.atomic import files_into
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft import (
-    DEFAULT_NAME,
-    Model,
-    active_adapter,
-    active_names,
-    add_adapter,
-    base_alone,
-    find_adapter,
-    is_merged,
-    remove_adapter,
-    set_adapter,
-)
+from tsugiki.lora.graft import DEFAULT_NAME, Model, add_adapter, remove_adapter
+from tsugiki.lora.graft_state import active_adapter, active_names, find_adapter, is_merged
 from tsugiki.lora.peft_names import renamed_when_loaded
 from tsugiki.lora.several import JoinedAdapter
+from tsugiki.lora.switch import base_alone, set_adapter
 from tsugiki.lora.targets import find_target_parameters, find_targets, task_heads, vocabulary_layers
 from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
 from tsugiki.methods.peft_keys import parameter_keys

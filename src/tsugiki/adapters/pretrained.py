@@ -26,7 +26,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_file
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
 from tsugiki.language import _
-from tsugiki.lora.graft import active_adapter, is_merged, trainable_parameters
+from tsugiki.lora.graft import trainable_parameters
+from tsugiki.lora.graft_state import active_adapter, is_merged
 from tsugiki.methods.peft_keys import PREFIX
 
 _NO_EFFECT = frozenset({"max_shard_size", "save_function", "save_original_format", "token"})

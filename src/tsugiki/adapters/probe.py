@@ -3,7 +3,7 @@
 from torch import nn
 
 from tsugiki.base.inference import probe_logits
-from tsugiki.lora.graft import disable_adapter
+from tsugiki.lora.switch import disable_adapter
 
 
 def logit_shift(model: nn.Module) -> float | None:

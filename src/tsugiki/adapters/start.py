@@ -18,7 +18,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft import active_adapter
+from tsugiki.lora.graft_state import active_adapter
 from tsugiki.methods.table import METHODS, format_of, methods_of
 
 

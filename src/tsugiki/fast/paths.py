@@ -16,7 +16,9 @@ from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.document_masks import FLASH, keeps_apart_by_flash
 from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
 from tsugiki.fast.modules import restore_modules, use_fused_modules
-from tsugiki.lora.graft import base_alone, is_grafted, is_merged, warn_of_float16
+from tsugiki.lora.graft import warn_of_float16
+from tsugiki.lora.graft_state import is_grafted, is_merged
+from tsugiki.lora.switch import base_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.frozen_layer import QuantizedLinear, is_quantized
-from tsugiki.lora.graft import active_adapter, attach_adapter, detach_adapter, require_state
+from tsugiki.lora.graft_state import active_adapter, require_state
 from tsugiki.lora.layer import Grafted
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import (
@@ -38,6 +38,7 @@ from tsugiki.lora.swap import (
     replace_parameter,
     undo_all,
 )
+from tsugiki.lora.switch import attach_adapter, detach_adapter
 from tsugiki.lora.wrappers import unwrapped
 
 

@@ -38,10 +38,12 @@ from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.dora import dora_factor
 from tsugiki.lora.frozen_layer import is_hooked, oriented
-from tsugiki.lora.graft import BASE_ROW, Graft, detach_adapter, disable_adapter, find_adapter, require_state
+from tsugiki.lora.graft import BASE_ROW
+from tsugiki.lora.graft_state import Graft, find_adapter, require_state
 from tsugiki.lora.layer import Grafted, LoraLinear, activate_factors
 from tsugiki.lora.pair import LowRank
 from tsugiki.lora.swap import Undo, replace_forward
+from tsugiki.lora.switch import detach_adapter, disable_adapter
 from tsugiki.lora.wrappers import unwrapped
 
 _ROWS, _TOKENS = 2, 3  # of the pass that finds out the order

@@ -4,7 +4,7 @@ The file of a method defines three things:
 
     a config         a frozen dataclass of its settings, under PEFT's names, with `new_adapter(model)` (for a
                      `LoraConfig`, `lora.graft.new_adapter` builds the adapter)
-    an adapter       the parameters that train, and how they enter the model (the Protocol `lora.graft.Adapter`)
+    an adapter       the parameters that train, and how they enter the model (the Protocol `lora.graft_state.Adapter`)
     an AdapterFormat how config and adapter are written to a PEFT folder
 
 A `Method` is a config class with some settings fixed, under the name that `--method` takes. Several methods can share

@@ -36,8 +36,9 @@ from tsugiki.base.inference import evaluating
 from tsugiki.base.quantization import count_parameters
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.graft import base_alone, find_adapter, set_adapter
+from tsugiki.lora.graft_state import find_adapter
 from tsugiki.lora.mixed_batch import mixed_batch
+from tsugiki.lora.switch import base_alone, set_adapter
 from tsugiki.methods.soft_prompt import SoftPromptAdapter
 from tsugiki.serve.batch import Arriving, Batch, Row, score_prompts, scored_token, without_cancelled
 from tsugiki.serve.company import find_company

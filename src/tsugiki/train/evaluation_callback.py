@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tsugiki.base.context import context_length
 from tsugiki.data.records import Message
 from tsugiki.language import _
-from tsugiki.lora.graft import disable_adapter, is_grafted
+from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora.switch import disable_adapter
 from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.evaluation.evaluate import Window, evaluate
 from tsugiki.train.evaluation.result import StepEvaluation

@@ -28,7 +28,7 @@ from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.atomic import files_into, write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
 from tsugiki.language import _, marked
-from tsugiki.lora.graft import active_adapter, is_grafted
+from tsugiki.lora.graft_state import active_adapter, is_grafted
 from tsugiki.lora.targets import vocabulary_layers
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS

@@ -38,7 +38,7 @@ from tsugiki.io.manifest import read_manifest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, remove_run
 from tsugiki.language import _, counts
-from tsugiki.lora.graft import is_grafted
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.train.automatic import ResolvedConfig, with_values
 from tsugiki.train.checkpoint import (
     keep_newest,

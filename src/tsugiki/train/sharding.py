@@ -32,7 +32,8 @@ from torch.optim import Optimizer
 from tsugiki.base.blocks import decoder_blocks
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.graft import is_grafted, trainable_parameters
+from tsugiki.lora.graft import trainable_parameters
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.lora.pair import LowRank
 from tsugiki.methods.full import config_to_save
 

@@ -20,7 +20,7 @@ from tsugiki.base.meta import model_without_weights
 from tsugiki.base.quantization import is_quantizable, quantized_layer
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.fast.paths import use_fast_paths
-from tsugiki.lora.graft import is_grafted
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.train import memory
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model

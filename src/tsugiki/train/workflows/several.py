@@ -17,7 +17,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_plain_paths
 from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, ngettext
-from tsugiki.lora.graft import is_grafted, ungraft
+from tsugiki.lora.graft import ungraft
+from tsugiki.lora.graft_state import is_grafted
 from tsugiki.train.allocator import return_freed_memory
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.result import change_of_loss

@@ -1,0 +1,146 @@
+"""Switching: which adapter of a grafted model is active, that is, computes and trains; or none of them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import get_ident
+
+from torch import nn
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.lora.graft_state import (
+    Graft,
+    check_can_switch,
+    check_not_merged,
+    check_thread,
+    find_adapter,
+    find_state,
+    is_grafted,
+    require_state,
+)
+from tsugiki.lora.several import join_adapters
+from tsugiki.lora.swap import undo_all
+from tsugiki.lora.wrappers import unwrapped
+
+
+def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
+    """Make `name` the active adapter: it computes and trains, the others do not.
+
+    If that fails, for example because memory runs out, the adapter that was active before stays active.
+
+    Args:
+        model: a grafted model.
+        name: of the adapter. If several LoRA adapters are named, their updates are added, and all of them train.
+
+    Raises:
+        TsugikiError: there is no such adapter, one is merged, the call is inside a `mixed_batch` block, or adapters
+            cannot be added.
+    """
+    model = unwrapped(model)
+    state = require_state(model)
+    check_can_switch(state)
+    names = [name] if isinstance(name, str) else list(dict.fromkeys(name))
+    if not names:
+        raise TsugikiError(_("set_adapter got no name; disable_adapter(model) is the base alone"))
+    chosen = {one: find_adapter(model, one) for one in names}
+    called, before, joined = " + ".join(names), state.active, state.joined
+    if before == called:
+        return
+    try:
+        state.joined = join_adapters(chosen) if len(names) > 1 else None
+        attach_adapter(model, called)
+        state.joined_names = names
+    except BaseException:
+        state.joined = joined
+        attach_adapter(model, before)
+        raise
+
+
+@contextmanager
+def disable_adapter(model: nn.Module) -> Iterator[None]:
+    """Within the `with` block the model is bit-identical to its base.
+
+    Which adapter computes is a property of the model, not of a thread. So while a thread is in such a block, or in one
+    of `mixed_batch`, no other thread can enter one or switch the model's adapters.
+
+    Raises:
+        TsugikiError: an adapter is merged into the base (`unmerge` first), or another thread is in such a block.
+    """
+    model = unwrapped(model)
+    state = require_state(model)
+    check_not_merged(state)
+    check_thread(state)
+    outer, active, rows = state.thread, state.active, state.mixed_rows if state.attached else None
+    try:
+        state.thread = get_ident()
+        attach_adapter(model, None)
+        yield
+    finally:
+        if rows is not None:
+            rows.attach(state.attached)
+        elif (active in state.adapters or state.joined) and find_state(model) is state:  # the block did not ungraft it
+            attach_adapter(model, active)
+        state.thread = outer
+
+
+@contextmanager
+def base_alone(model: nn.Module) -> Iterator[None]:
+    """`disable_adapter` for a model that may be grafted or not; new adapters are made within it.
+
+    Raises:
+        TsugikiError: an adapter is merged into the base, or weights of the base are not in memory.
+    """
+    _refuse_offloaded(model)
+    if not is_grafted(model):
+        yield
+        return
+    with disable_adapter(model):
+        yield
+
+
+def attach_adapter(model: nn.Module, name: str | None) -> None:
+    """Take out what is in the model, and put in the adapter called `name`; None: leave the base alone.
+
+    If that fails, the base alone is left.
+    """
+    state = require_state(model)
+    detach_adapter(state)
+    state.active = None
+    if name is None:
+        return
+    try:
+        (state.joined if state.joined is not None else state.adapters[name]).attach(model, state.attached)
+        state.active = name
+    except BaseException:
+        detach_adapter(state)
+        state.active = None
+        raise
+
+
+def detach_adapter(state: Graft) -> None:
+    """Take the active adapter, or the rows of a mixed batch, out of the model, so that the base alone is left."""
+    undo_all(state.attached)
+
+
+def deactivate(model: nn.Module) -> None:
+    """Leave the base alone; if an error interrupts that, the adapter stays active."""
+    state = require_state(model)
+    before = state.active
+    try:
+        attach_adapter(model, None)
+    except BaseException:
+        if before is not None:
+            attach_adapter(model, before)
+        raise
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    """Raise a TsugikiError if accelerate keeps weights on the disk or elsewhere, and loads them for each call."""
+    for path, module in model.named_modules():
+        if "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values()):
+            raise TsugikiError(
+                _(
+                    "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
+                    "adapted; load the model without offloading"
+                ).format(path=path)
+            )
