@@ -13,14 +13,12 @@ from typer.testing import CliRunner
 
 from tests.report.pages import Page, assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
-from tsugiki.report.run import report_page, speed_text, write_report
+from tsugiki.report.run import report_page, write_report
 from tsugiki.report.samples import differences_in_form, sample_columns, shown_samples
 from tsugiki.train.evaluation.interval import change_interval
 from tsugiki.train.record import RunRecord, Sample
 
 HERE = Path("runs/庭")
-
-
 PARTS = ("training", "parameters", "data", "base", "machine")
 TRAINING = {"steps": 40, "loss": 5.0, "tokens": 9, "seconds": 1.0, "tokens_per_second": 9.0, "peak_memory": 0}
 
@@ -122,18 +120,6 @@ def test_samples_are_side_by_side_with_their_line_ends():
         assert f"{step}輪咲いた。\n　\ufffd散った。" in page.text
     labels = [text for text in page.texts if text in ("base model", "step 20", "step 40, the end")]
     assert labels == ["base model", "step 20", "step 40, the end"]
-
-
-def test_the_speed_counts_tokens_outside_the_loss_too():
-    run = record()
-    assert run.training
-    assert run.data
-    run.training.tokens_per_second = 100.0
-    run.data.target_tokens_per_epoch = run.data.tokens_per_epoch
-    assert speed_text(run) == "100 tokens/s"
-    run.data.tokens_per_epoch = 4 * run.data.target_tokens_per_epoch
-    assert speed_text(run) == "400 tokens/s, 100 of them in the loss"
-    assert "400 tokens/s, 100 of them in the loss" in of(run).text
 
 
 def test_the_last_sample_of_a_run_that_kept_an_earlier_step_says_so():

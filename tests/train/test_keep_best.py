@@ -12,7 +12,7 @@ from tests.runs import assert_resumes, run_config
 from tsugiki.data.records import Document
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
-from tsugiki.report.run import choice_notes
+from tsugiki.report.record_text import choice_notes
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window
 from tsugiki.train.evaluation_callback import EvaluationCallback

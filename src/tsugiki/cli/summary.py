@@ -10,7 +10,7 @@ from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.language import _, counts
 from tsugiki.report.evaluations import evaluation_table
 from tsugiki.report.formatting import Table, describe_change
-from tsugiki.report.run import change_of_run, choice_notes, held_out_table, speed_text
+from tsugiki.report.record_text import change_of_run, choice_notes, held_out_table, speed_text
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_share, warning_text
 from tsugiki.train.record import RunRecord, finished

@@ -30,7 +30,7 @@ from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS, format_of
 from tsugiki.report.formatting import describe_change, format_with_interval
-from tsugiki.report.run import data_lines
+from tsugiki.report.record_text import data_lines
 from tsugiki.train.evaluation.interval import Interval
 from tsugiki.train.evaluation.result import Evaluation, change_of_bits
 from tsugiki.train.record import RunRecord, samples_by_prompt

@@ -20,7 +20,8 @@ from tsugiki.report.formatting import Table, format_number
 from tsugiki.report.layers import Layer, decompose, kinds_table, layer_plots, layers_table
 from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.page import page, render_macro
-from tsugiki.report.run import adapter_commands, record_sections, summary_sentence
+from tsugiki.report.record_text import summary_sentence
+from tsugiki.report.run import adapter_commands, record_sections
 from tsugiki.train.record import RunRecord
 
 LAYERS_EXPLAINED = marked(

@@ -16,7 +16,8 @@ from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import MIN_DOCUMENTS, Table, format_change, format_value
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
-from tsugiki.report.run import REPORT_FILE, held_out_series
+from tsugiki.report.record_plots import held_out_series
+from tsugiki.report.run import REPORT_FILE
 from tsugiki.report.samples import sample_columns
 from tsugiki.train.evaluation.result import StepEvaluation, change_of_bits, change_of_loss
 from tsugiki.train.record import RunRecord, finished

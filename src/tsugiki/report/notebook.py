@@ -7,7 +7,8 @@ from markupsafe import escape
 from tsugiki.language import _
 from tsugiki.report.page import page
 from tsugiki.report.preview import to_html
-from tsugiki.report.run import REPORT_FILE, record_sections, summary_sentence
+from tsugiki.report.record_text import summary_sentence
+from tsugiki.report.run import REPORT_FILE, record_sections
 from tsugiki.train.record import RunRecord
 from tsugiki.train.workflows.preview import Preview
 

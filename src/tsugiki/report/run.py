@@ -1,8 +1,6 @@
 """`report.html` of a run: results, samples, data, settings and machine."""
 
-import math
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -12,33 +10,16 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes
 from tsugiki.language import _, counts, marked, ngettext
 from tsugiki.methods.table import family_of
-from tsugiki.report.formatting import (
-    Table,
-    describe_change,
-    format_change,
-    format_number,
-    format_value,
-    format_with_interval,
-)
-from tsugiki.report.hints import hints
+from tsugiki.report.formatting import format_change, format_number, format_value, format_with_interval
 from tsugiki.report.page import page, render_macro
-from tsugiki.report.plots import Series, curves, smoothed
+from tsugiki.report.plots import Series, curves
+from tsugiki.report.record_plots import bits_series, loss_series
+from tsugiki.report.record_text import choice_notes, data_lines, near_duplicate_lines, speed_text, summary_sentence
 from tsugiki.report.samples import all_samples, sample_columns
-from tsugiki.train.evaluation.interval import Change, Interval
-from tsugiki.train.evaluation.result import Evaluation, StepEvaluation, change_of_bits, warning_text
-from tsugiki.train.record import NO_GAIN, DataSummary, RecordCounts, RunRecord, TrainingFigures, read_record
+from tsugiki.train.evaluation.result import change_of_bits, warning_text
+from tsugiki.train.record import RunRecord, TrainingFigures, read_record
 
 REPORT_FILE = "report.html"
-_SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
-_TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
-_FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
-_MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text
-_DOCUMENT_MASKING = {
-    "position_ids": marked("masked from each other by position ids"),
-    "attention_mask": marked("masked from each other by an attention mask"),
-    "separate_rows": marked("in separate rows"),
-}
-
 _LABELS = (
     marked("base dropout"),
     marked("base dtype"),
@@ -89,141 +70,6 @@ def record_sections(record: RunRecord) -> list[tuple[str, Markup]]:
     ]
 
 
-def held_out_table(record: RunRecord) -> Table:
-    """Return the held-out figures before and after training, with 95 % intervals; no rows if one of them is missing."""
-    rows = []
-    if len(record.evaluations) > 1:
-        figures = zip(_figures_of(record.evaluations[0]), _figures_of(record.evaluations[-1]), strict=True)
-        for (label, before, before_interval), (_same, after, after_interval) in figures:
-            texts = format_with_interval(before, before_interval), format_with_interval(after, after_interval)
-            rows.append([label, *texts, _relative(before, after)])
-    return [_("held-out text"), _("before"), _("after"), _("change")], rows
-
-
-def change_of_run(record: RunRecord) -> Change:
-    """Return the change of the held-out bits per character from the first to the last evaluation of a run."""
-    return change_of_bits(record.evaluations[0], record.evaluations[-1])
-
-
-def summary_sentence(record: RunRecord) -> str:
-    """Return what the run has done to the held-out figures, in one sentence."""
-    if not record.evaluations:
-        return _("There is no evaluation yet.")
-    before, after = record.evaluations[0], record.evaluations[-1]
-    figures = _("{bits} bits per character (loss {loss})").format(
-        bits=format_number(after.bits_per_char), loss=format_number(after.loss)
-    )
-    if len(record.evaluations) == 1:
-        message = _("At step {step} the held-out text needs {figures}; there is no later evaluation yet.")
-        return message.format(step=after.step, figures=figures)
-    change = change_of_run(record)
-    if math.isnan(change.relative):
-        message = _("At step {step} the held-out text needs {figures}; the change cannot be computed.")
-        return message.format(step=after.step, figures=figures)
-    message = _(
-        "After {steps} the held-out text needs {figures} instead of {bits} (loss {loss}): {change:+.1%} ({interval})."
-    )
-    return message.format(
-        steps=counts.steps(after.step),
-        figures=figures,
-        bits=format_number(before.bits_per_char),
-        loss=format_number(before.loss),
-        change=change.relative,
-        interval=describe_change(change),
-    )
-
-
-def speed_text(record: RunRecord) -> str:
-    """Return the speed of a run in tokens per second, as other tools report it: tokens outside the loss count, too.
-
-    If there are such tokens, as in conversations, the speed without them is named as well.
-    """
-    both, in_loss = record.all_tokens_per_second(), record.training.tokens_per_second if record.training else 0.0
-    if both <= in_loss * (1 + _FEW):
-        return _("{speed:,.0f} tokens/s").format(speed=in_loss)
-    return _("{speed:,.0f} tokens/s, {in_loss:,.0f} of them in the loss").format(speed=both, in_loss=in_loss)
-
-
-def loss_series(record: RunRecord) -> list[Series]:
-    """Return lines for training loss, smoothed training loss, validation and held-out loss, in nats per token."""
-    points = [(float(point.step), point.loss) for point in record.loss_curve]
-    window = max(1, len(points) // _SECTIONS) | 1
-    if window == 1:
-        training = [Series(_("training"), points, colour=_TRAINING)] if points else []
-    else:
-        training = [
-            Series(_("training"), points, colour=_TRAINING, faint=True),
-            Series(_("training, mean of {window}").format(window=window), smoothed(points, window), colour=_TRAINING),
-        ]
-    lines = [
-        _by_step(entries, name, [(entry.loss, entry.loss_interval) for entry in entries], colour)
-        for entries, name, colour in (
-            (record.validations, _("validation"), _VALIDATION),
-            (record.evaluations, _("held-out"), _HELD_OUT),
-        )
-        if entries
-    ]
-    return [*training, *lines]
-
-
-def held_out_series(record: RunRecord, name: str, colour: int = _HELD_OUT) -> Series:
-    """Return a line for the held-out bits per character by step, with intervals."""
-    return _bits_by_step(record.evaluations, name, colour)
-
-
-def data_lines(data: DataSummary) -> list[tuple[str, str]]:
-    """Return labels and texts for the counts of a run's data."""
-    size = data.blocks * data.block_size
-    return [
-        (_("training data"), _size(data.train)),
-        *(
-            [(_("of these mixed in"), f"{counts.records(data.mixed.documents)}, {data.mixed.share:.1%}")]
-            if data.mixed
-            else []
-        ),
-        (_("held out"), _size(data.held_out)),
-        *_validation_line(data),
-        (_("tokens per epoch"), f"{data.tokens_per_epoch:,}"),
-        (
-            _("target tokens per epoch"),
-            f"{data.target_tokens_per_epoch:,}, {data.target_tokens_per_epoch / data.tokens_per_epoch:.1%}",
-        ),
-        (
-            _("rows"),
-            _("{rows:,} of {size} tokens, {padding:.1%} padding").format(
-                rows=data.blocks, size=data.block_size, padding=data.padding / size
-            ),
-        ),
-        (_("documents in a row"), _(_DOCUMENT_MASKING[data.document_masking])),
-        (_("continue in other rows"), counts.documents(data.split_records)),
-        (_("cut off"), f"{counts.examples(data.cut_records)}, {counts.tokens(data.cut_tokens)}"),
-        (
-            _("near-duplicates"),
-            _("{records} in {groups}").format(
-                records=counts.records(data.near_duplicates.records), groups=counts.groups(data.near_duplicates.groups)
-            ),
-        ),
-    ]
-
-
-def _size(part: RecordCounts) -> str:
-    return f"{counts.records(part.documents)}, {counts.characters(part.characters)}"
-
-
-def _validation_line(data: DataSummary) -> list[tuple[str, str]]:
-    validation = data.validation
-    if validation is None:
-        return []
-    if validation.from_held_out:
-        return [(_("validation"), _("every second window of the held-out records"))]
-    return [(_("validation"), _size(validation))]
-
-
-def near_duplicate_lines(data: DataSummary) -> list[tuple[str, str]]:
-    """Return labels and texts for the first groups of near-duplicates: the names of their records."""
-    return [(_("  group"), " · ".join(group)) for group in data.near_duplicates.first]
-
-
 def adapter_commands(base: str | None, folder: Path, prompt: str) -> str:
     """Return commands that use an adapter, as lines for a shell."""
     model, adapter = shlex.quote(base or "BASE"), shlex.quote(str(folder))
@@ -232,66 +78,6 @@ def adapter_commands(base: str | None, folder: Path, prompt: str) -> str:
         f"tsugiki eval --adapter {adapter} --data other.txt\n"
         f"tsugiki merge --model {model} --adapter {adapter} --out merged"
     )
-
-
-def choice_notes(record: RunRecord) -> list[str]:
-    """Return what a run has decided by its losses, and what its figures suggest, one sentence each."""
-    notes = [
-        _(
-            "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "
-            "third of it."
-        ).format(step=restart.step, rate=restart.learning_rate)
-        for restart in record.restarts
-    ]
-    if record.kept_step is not None and record.training and record.kept_step < record.training.steps:
-        notes.append(
-            _(
-                "Step {kept_step:,} had the lowest loss on the validation text and is kept; the run ended after step "
-                "{steps:,} of {planned}."
-            ).format(
-                kept_step=record.kept_step,
-                steps=record.training.steps,
-                planned=record.resolved_settings.get("steps", "?"),
-            )
-        )
-    if not record.any_step_is_better():
-        notes.append(_sentence(_(NO_GAIN)))
-    retention = [entry.loss for entry in record.retention_evaluations]
-    rise = retention[-1] / retention[0] - 1 if retention else 0.0
-    if rise > _MUCH_FORGOTTEN:
-        notes.append(
-            _(
-                "The loss on the retention text rose by {rise:.1%}: with --mix FILE:0.1, a run trains on such text as "
-                "well and forgets less."
-            ).format(rise=rise)
-        )
-    return [*notes, *hints(record)]
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith("。") else f"{text[0].upper()}{text[1:]}."
-
-
-def _figures_of(result: Evaluation) -> list[tuple[str, float, Interval | None]]:
-    return [
-        (_("loss"), result.loss, result.loss_interval),
-        (_("perplexity"), result.perplexity, result.perplexity_interval),
-        (_("bits per character"), result.bits_per_char, result.bits_per_char_interval),
-    ]
-
-
-def _bits_by_step(entries: Sequence[StepEvaluation], name: str, colour: int) -> Series:
-    return _by_step(entries, name, [(entry.bits_per_char, entry.bits_per_char_interval) for entry in entries], colour)
-
-
-def _by_step(
-    entries: Sequence[StepEvaluation], name: str, figures: list[tuple[float, Interval | None]], colour: int
-) -> Series:
-    """Return the line of a figure of each evaluation."""
-    points = [(float(entry.step), figure) for entry, (figure, _) in zip(entries, figures, strict=True)]
-    band = [interval for _, interval in figures if interval is not None]
-    # A single held-out document has no interval.
-    return Series(name, points, band if len(band) == len(points) else [], colour)
 
 
 def _notes(record: RunRecord) -> list[str]:
@@ -328,7 +114,7 @@ def _figures(record: RunRecord) -> Markup:
     rates = [(float(point.step), point.learning_rate) for point in record.loss_curve]
     plots = [
         curves(loss_series(record), _("Loss by step, nats per token"), below=Series(_("learning rate"), rates)),
-        curves(_bits_series(record), _("Bits per character by step")),
+        curves(bits_series(record), _("Bits per character by step")),
     ]
     facts = []
     if len(record.evaluations) > 1:
@@ -341,11 +127,6 @@ def _figures(record: RunRecord) -> Markup:
         facts.append((_("speed"), speed_text(record)))
         facts += _peak_memory(record.training)
     return render_macro("facts", facts) + render_macro("figures", plots)
-
-
-def _bits_series(record: RunRecord) -> list[Series]:
-    lines = [held_out_series(record, _("held-out, 95 % interval over documents"))]
-    return [*lines, *([_bits_by_step(record.validations, _("validation"), _VALIDATION)] if record.validations else [])]
 
 
 def _evaluations(record: RunRecord) -> Markup:
@@ -504,8 +285,3 @@ def _usage(record: RunRecord, folder: Path) -> Markup:
             f"load_adapter(model, {str(folder)!r})"
         )
     return render_macro("code", commands) + render_macro("code", python)
-
-
-def _relative(before: float, after: float) -> str:
-    finite = before and math.isfinite(before) and math.isfinite(after)
-    return f"{after / before - 1:+.1%}" if finite else "–"

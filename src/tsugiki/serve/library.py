@@ -44,7 +44,7 @@ from tsugiki.report.adapter import (
 from tsugiki.report.formatting import Table, describe_change, format_change, format_with_interval
 from tsugiki.report.layers import kinds_table, layer_plots, layers_table
 from tsugiki.report.library import ranks_text, record_of
-from tsugiki.report.run import change_of_run, held_out_table, summary_sentence
+from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
 from tsugiki.report.samples import shown_samples
 from tsugiki.serve.adapters import FileStates, ServedAdapters, file_states
 from tsugiki.serve.errors import ApiError

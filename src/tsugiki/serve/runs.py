@@ -26,7 +26,7 @@ from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import is_in_use
 from tsugiki.language import _
-from tsugiki.report.run import held_out_table, summary_sentence
+from tsugiki.report.record_text import held_out_table, summary_sentence
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, read_end
 from tsugiki.serve.protocol import parse

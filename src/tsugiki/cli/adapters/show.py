@@ -22,7 +22,7 @@ def show_command(
     from tsugiki.report.adapter import LAYERS_EXPLAINED, info_lines, inspect_adapter, tensors_table, write_adapter_page
     from tsugiki.report.formatting import describe_change
     from tsugiki.report.layers import kinds_table, layers_table
-    from tsugiki.report.run import change_of_run, held_out_table
+    from tsugiki.report.record_text import change_of_run, held_out_table
     from tsugiki.report.samples import shown_samples
 
     folder = adapter_folder(adapter, library)
