@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.runs import run_config
 from tsugiki import native
-from tsugiki.base import integer_passes
+from tsugiki.base import integer_passes, nf4
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.integer_passes import added, plain_added, plain_rounded_with_loss, plain_scaled, rounded, scaled
 from tsugiki.base.integer_products import exact_integers
@@ -122,6 +122,19 @@ def test_looking_up_an_activation_gives_the_bits_of_the_definition(dtype: torch.
     monkeypatch.setattr(activations, "native", lambda kind: None)
     plain = activations.value_and_slope(x, activations.GELU_TANH, times=x)
     assert all(_same_bits(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", [torch.int8, *DTYPES])
+def test_decoding_4_bits_gives_the_bits_of_the_definition(dtype: torch.dtype):
+    blocks = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 9)  # every m with every byte of codes, and some
+    packed = torch.arange(9 * 32, dtype=torch.int32).to(torch.uint8).repeat(256, 1)
+    scale = None if dtype == torch.int8 else torch.randn(256) * torch.logspace(-30, 30, 256)
+    ours, plain = (torch.empty(256, 9 * 64, dtype=dtype) for _ in range(2))
+    assert native.native("nf4", str(dtype).removeprefix("torch.")) is not None
+    nf4.decode(packed, blocks, scale, ours)
+    nf4.decode_by_pairs(packed, blocks, scale, plain)
+    assert _same_bits(ours, plain)
 
 
 @pytest.mark.usefixtures("_compiled")

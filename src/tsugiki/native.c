@@ -1,5 +1,6 @@
 /* Passes over memory in C, each the same as several of torch. Their definitions, with the same results to the last
-   bit, are the `plain_` functions of the modules that call them: base/integer_passes.py and fast/activations.py. So nothing is contracted to fused multiply-adds (-ffp-contract=off). */
+   bit, are the `plain_` functions of the modules that call them: base/integer_passes.py, base/nf4.py and
+   fast/activations.py. So nothing is contracted to fused multiply-adds (-ffp-contract=off). */
 
 #include <stdint.h>
 #include <string.h>
@@ -20,7 +21,7 @@
 #define PARTS 16
 
 /* Changed, here and in native.py, with every change of a function's arguments. */
-EXPORT int64_t interface_version(void) { return 1; }
+EXPORT int64_t interface_version(void) { return 2; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -136,3 +137,61 @@ EXPORT void looked_up(const uint16_t *x, int64_t n, const uint32_t *table, uint1
         slope[i] = (uint16_t)(both >> 16);
     }
 }
+
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+
+/* The bytes of a table at 16 places, 0 to 15. GCC makes one instruction of this, but not of the loop. */
+static inline Bytes bytes_at(Bytes table, Bytes places) {
+#if defined(__GNUC__) && !defined(__clang__)
+    return __builtin_shuffle(table, places);
+#else
+    Bytes found;
+    for (int i = 0; i < 16; i++) found[i] = table[places[i]];
+    return found;
+#endif
+}
+
+/* Both bytes of each pair: out[2 i] = first[i], out[2 i + 1] = second[i]. */
+static inline void interleave(Bytes first, Bytes second, int8_t *out) {
+#if defined(__clang__) || __GNUC__ >= 12
+    Bytes lower = __builtin_shufflevector(first, second, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    Bytes upper = __builtin_shufflevector(first, second, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    memcpy(out, &lower, 16);
+    memcpy(out + 16, &upper, 16);
+#else
+    for (int i = 0; i < 16; i++) out[2 * i] = (int8_t)first[i], out[2 * i + 1] = (int8_t)second[i];
+#endif
+}
+
+/* The 64 levels of a block of NF4. `row` has the levels of the 16 codes for the m of this block. */
+static inline void levels_of_block(const uint8_t *packed, const int8_t *row, int8_t *levels) {
+    Bytes table, codes;
+    memcpy(&table, row, 16);
+    for (int half = 0; half < 2; half++) {
+        memcpy(&codes, packed + 16 * half, 16);
+        interleave(bytes_at(table, codes >> 4), bytes_at(table, codes & 15), levels + 32 * half);
+    }
+}
+
+/* `decode` of base/nf4.py: out [rows, blocks * 64], by `table` [256, 16]; without a scale, the levels themselves. */
+EXPORT FAST void nf4_int8(const uint8_t *packed, const uint8_t *m, int64_t rows, int64_t blocks, const int8_t *table,
+                          const float *scale, int8_t *out) {
+    (void)scale;
+    for (int64_t i = 0; i < rows * blocks; i++) levels_of_block(packed + 32 * i, table + 16 * m[i], out + 64 * i);
+}
+
+#define NF4(NAME, TYPE, TO)                                                                                           \
+    EXPORT FAST void NAME(const uint8_t *packed, const uint8_t *m, int64_t rows, int64_t blocks, const int8_t *table, \
+                          const float *scale, TYPE *restrict out) {                                                   \
+        for (int64_t row = 0; row < rows; row++) {                                                                    \
+            float of_row = scale[row];                                                                                \
+            for (int64_t block = 0; block < blocks; block++, packed += 32, m++, out += 64) {                          \
+                int8_t levels[64];                                                                                    \
+                levels_of_block(packed, table + 16 * *m, levels);                                                     \
+                for (int i = 0; i < 64; i++) out[i] = TO((float)levels[i] * of_row);                                  \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+NF4(nf4_float32, float, to_float)
+NF4(nf4_bfloat16, uint16_t, to_bfloat16)

@@ -16,9 +16,10 @@ _SIGNATURES = {
     "scaled": "pnnppppn",
     "added": "pnnppppp",
     "looked_up": "pnppp",
+    "nf4": "ppnnppp",
 }
 """The arguments of each kind of function: p for a pointer, n for a number."""
-_VERSION = 1
+_VERSION = 2
 """Of these arguments; a library that was compiled for others, from an older checkout, is not called."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
 

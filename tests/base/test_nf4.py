@@ -1,6 +1,7 @@
 """The 4-bit layer: its codes compared with bitsandbytes, its products with the definition in floats."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from tsugiki.base import decoded_layer, integer_products, nf4
 from tsugiki.base.int8 import plain_input_gradient, plain_product
 from tsugiki.base.integer_products import exact_integers
-from tsugiki.base.nf4 import Nf4Linear, decode, encode, plain_levels
+from tsugiki.base.nf4 import Nf4Linear, decode, decode_by_pairs, encode, plain_levels
 from tsugiki.lora.frozen_layer import QuantizedLinear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -65,14 +66,23 @@ def test_bounds_between_codes_are_decided_as_by_bucketize():
     assert torch.equal(nf4._nearest(x).long(), torch.bucketize(x, middles))
 
 
-def test_decoding_equals_the_definition(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("decoding", [decode, decode_by_pairs])
+@pytest.mark.parametrize("shape", [(37, 4), (1, 1), (0, 3), (300, 1)])
+def test_decoding_equals_the_definition(
+    decoding: Callable[..., None], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(nf4, "_PIECE", 512)  # several pieces
-    packed = torch.randint(0, 256, (37, 4 * 32), dtype=torch.uint8)
-    blocks = torch.randint(0, 256, (37, 4), dtype=torch.uint8)
-    for dtype in (torch.int8, *DTYPES):
-        levels = decode(packed, blocks, dtype)
-        assert levels.dtype == dtype
-        assert torch.equal(levels.float(), plain_levels(packed, blocks))
+    packed = torch.randint(0, 256, (shape[0], shape[1] * 32), dtype=torch.uint8)
+    blocks = torch.randint(0, 256, shape, dtype=torch.uint8)
+    scale = torch.rand(shape[0]) * 1e-3
+    expected = plain_levels(packed, blocks)
+    levels = torch.empty(expected.shape, dtype=torch.int8)
+    decoding(packed, blocks, None, levels)
+    assert torch.equal(levels.float(), expected)
+    for dtype in DTYPES:
+        weight = torch.empty(expected.shape, dtype=dtype)
+        decoding(packed, blocks, scale, weight)
+        assert torch.equal(weight, (expected * scale[:, None]).to(dtype))
 
 
 def test_every_level_is_the_product_of_the_code_and_the_block():
@@ -80,7 +90,7 @@ def test_every_level_is_the_product_of_the_code_and_the_block():
     codes = torch.arange(16, dtype=torch.uint8)
     packed = (codes << 4 | codes.flip(0)).repeat(255, 2)
     expected = torch.tensor(nf4.NF4)[codes.long()] * blocks / 255 * 127
-    assert (decode(packed, blocks, torch.float32)[:, 0:32:2] - expected).abs().max() <= 0.5001
+    assert (plain_levels(packed, blocks)[:, 0:32:2] - expected).abs().max() <= 0.5001
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,12 +8,12 @@
 
 So a row of `in` numbers takes 4 + 8/64 + 32/in bits a number. The codes are those of bitsandbytes, which divides each
 block by its exact largest absolute value. Its double quantisation stores these values in 8 bits as well, relative to
-their mean; here they are relative to the row, so that a block's value and a byte of codes are together the index of two
-levels in one table of 65,536 entries. The levels are 8-bit integers; see `decoded_layer` for the products.
+their mean; here they are relative to the row, so that the m of a block selects 16 levels, and the codes select among
+them. The levels are 8-bit integers; see `decoded_layer` for the products.
 
 A width that is no multiple of 64 is filled up with zeros, which take memory and change no result.
 
-`plain_levels` is the definition of the levels.
+`plain_levels` is the definition of the levels. `decode` computes them in C, or by `decode_by_pairs` in torch.
 """
 
 from functools import cache
@@ -26,6 +26,7 @@ from tsugiki.base.decoded_layer import DecodedLayer
 from tsugiki.base.integer_passes import own_float
 from tsugiki.base.integer_products import CHANNELS, split
 from tsugiki.base.quantized_layer import QuantizedLayer
+from tsugiki.native import native
 
 BLOCK = 64
 """Numbers of a row that share one m."""
@@ -39,6 +40,8 @@ NF4 = (
 )
 _PAIRS = {torch.int8: torch.int16, torch.bfloat16: torch.int32, torch.float16: torch.int32, torch.float32: torch.int64}
 """The integer dtype with the size of two numbers, so that one look-up copies both."""
+_NATIVE = {torch.int8: "int8", torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""The dtypes that there are C functions for."""
 
 
 class Nf4Linear(DecodedLayer):
@@ -89,11 +92,11 @@ class Nf4Linear(DecodedLayer):
 
     def decode_levels(self, channels: slice, out: Tensor) -> None:
         """Write the levels of some output channels to `out`, int8 [channels, padded]."""
-        decode(self.packed[channels], self.blocks[channels], torch.int8, out)
+        decode(self.packed[channels], self.blocks[channels], None, out)
 
     def decode_weight(self, channels: slice, out: Tensor) -> None:
         """Write the weight of some output channels to `out`, [channels, padded] of a float dtype."""
-        decode(self.packed[channels], self.blocks[channels], out.dtype, out).mul_(self.scale[channels, None])
+        decode(self.packed[channels], self.blocks[channels], self.scale[channels], out)
 
 
 def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,23 +132,33 @@ def relative(largest: Tensor) -> tuple[Tensor, Tensor]:
     return m.to(torch.uint8), of_row[:, 0] / 127
 
 
-def decode(packed: Tensor, blocks: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """Return the levels [rows, blocks · 64], as `plain_levels` defines them, by one look-up for each byte of codes.
+def decode(packed: Tensor, blocks: Tensor, scale: Tensor | None, out: Tensor) -> None:
+    """Write the levels, as `plain_levels` defines them, or the weights scale · level into `out`.
 
     Args:
-        packed: the codes, uint8 [rows, blocks · 32].
-        blocks: the m of each block, uint8 [rows, blocks].
-        dtype: of the result: int8, or a float dtype of at most 32 bits.
-        out: a contiguous tensor to write them into.
+        packed: the codes, uint8 [rows, blocks · 32], contiguous.
+        blocks: the m of each block, uint8 [rows, blocks], contiguous.
+        scale: of each row, float32 [rows]; None for levels.
+        out: [rows, blocks · 64], contiguous: int8 for levels; a float dtype of at most 32 bits for weights.
     """
-    table = _table(dtype, packed.device)
-    if out is None:
-        out = torch.empty(len(packed), packed.shape[1] * 2, dtype=dtype, device=packed.device)
+    on_processor = out.device.type == "cpu" and out.dtype in _NATIVE and not torch.compiler.is_compiling()
+    call = native("nf4", _NATIVE[out.dtype]) if on_processor else None
+    if call is None:
+        decode_by_pairs(packed, blocks, scale, out)
+        return
+    codes = (packed.data_ptr(), blocks.data_ptr(), *blocks.shape, _levels().data_ptr())
+    call(*codes, None if scale is None else scale.data_ptr(), out.data_ptr())
+
+
+def decode_by_pairs(packed: Tensor, blocks: Tensor, scale: Tensor | None, out: Tensor) -> None:
+    """Compute `decode` in torch, by one look-up for each byte of codes."""
+    table = _pairs(out.dtype, packed.device)
     rows = max(1, _PIECE // max(1, packed.shape[1]))
     for p, m, levels in zip(*(split(t, rows) for t in (packed, blocks, out)), strict=True):
         index = p.view(*m.shape, BLOCK // 2).to(torch.int32).add_((m.to(torch.int32) << 8)[..., None])
-        torch.index_select(table, 0, index.view(-1), out=levels.view(_PAIRS[dtype]).view(-1))
-    return out
+        torch.index_select(table, 0, index.view(-1), out=levels.view(_PAIRS[out.dtype]).view(-1))
+    if scale is not None:
+        out.mul_(scale[:, None])
 
 
 def plain_levels(packed: Tensor, blocks: Tensor) -> Tensor:
@@ -156,13 +169,17 @@ def plain_levels(packed: Tensor, blocks: Tensor) -> Tensor:
 
 
 @cache
-def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
+def _levels() -> Tensor:
+    """Return the level of each m and code, int8 [256, 16]."""
+    return (127 * torch.tensor(NF4) * (torch.arange(256) / 255)[:, None]).round().to(torch.int8)
+
+
+@cache
+def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the two levels for each m and byte of codes, as the integers with the same bits: [256 · 256]."""
-    packed = torch.arange(256, dtype=torch.uint8).repeat(256)[:, None]
-    blocks = torch.arange(256, dtype=torch.uint8).repeat_interleave(256)[:, None]
-    codes = torch.stack([packed >> 4, packed & 15], -1).flatten(1).long()
-    levels = (127 * torch.tensor(NF4)[codes] * (blocks / 255)).round()
-    return levels.to(dtype).view(_PAIRS[dtype])[:, 0].to(device)
+    packed = torch.arange(256)
+    levels = torch.stack([_levels()[:, packed >> 4], _levels()[:, packed & 15]], -1)
+    return levels.to(dtype).view(_PAIRS[dtype]).view(-1).to(device)
 
 
 def _nearest(x: Tensor) -> Tensor:
