@@ -257,7 +257,7 @@ def load_adapter(
             stacklevel=2,
         )
     if not allow_base_mismatch:
-        _warn_of_another_name(base, folder)
+        warn_of_another_name(base, folder)
     return model
 
 
@@ -334,7 +334,7 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
         tensor.copy_(tensors[key])
 
 
-def _warn_of_another_name(model: nn.Module, folder: Path) -> None:
+def warn_of_another_name(model: nn.Module, folder: Path) -> None:
     """Warn if it is unknown whether the adapter was trained on this base, and their names differ."""
     base, name = read_base(folder), getattr(model, "name_or_path", "")
     if base.fingerprint and identity_of(model).fingerprint:

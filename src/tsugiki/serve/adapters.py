@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from tsugiki.adapters.algebra.combine import refuse_more_than_updates
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.chat_template import with_chat_template
-from tsugiki.adapters.files import content_digest, map_weights
-from tsugiki.adapters.format import load_adapter
+from tsugiki.adapters.files import content_digest, map_weights, read_adapter_config
+from tsugiki.adapters.format import read_adapter, warn_of_another_name
 from tsugiki.adapters.library import library_names
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.vocabulary import words_for
@@ -290,6 +290,9 @@ class ServedAdapters:
 def load_served(model: "PreTrainedModel", folder: Path, key: str, allow_base_mismatch: bool = False) -> Company:
     """Load an adapter into the model that is served, and find out with which others it can be computed.
 
+    `load_adapter` also computes logits with and without it, to warn of an adapter without any effect. Here that would
+    take most of the time, in which no other request gets a token.
+
     Args:
         model: the model.
         folder: the adapter's folder.
@@ -300,7 +303,10 @@ def load_served(model: "PreTrainedModel", folder: Path, key: str, allow_base_mis
         TsugikiError: it cannot be loaded, or not computed together with a cache of keys and values.
     """
     _refuse_new_words(model, folder)
-    load_adapter(model, folder, key, allow_base_mismatch=allow_base_mismatch)
+    config = read_adapter_config(folder)
+    add_adapter(model, read_adapter(model, folder, config, allow_base_mismatch=allow_base_mismatch), key)
+    if not allow_base_mismatch:
+        warn_of_another_name(model, folder)
     return _company(model, key)
 
 
