@@ -30,17 +30,12 @@ from tsugiki.methods.soft_prompt import (
     SoftPromptAdapter,
     adapter_from_key_values,
     cache_shape,
-    check_file,
     check_heads,
     check_size,
-    from_json,
-    has_network,
     random_rows,
     sampled_key_values,
-    tensors,
-    to_json,
-    with_saved_modules,
 )
+from tsugiki.methods.soft_prompt_file import check_file, from_json, has_network, tensors, to_json, with_saved_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

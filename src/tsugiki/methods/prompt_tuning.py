@@ -29,18 +29,14 @@ from tsugiki.methods.soft_prompt import (
     SoftPromptAdapter,
     adapter_from_embeddings,
     cache_shape,
-    check_file,
     check_heads,
     check_size,
     embedding_of,
     embedding_width,
-    from_json,
     random_rows,
     sampled_rows,
-    tensors,
-    to_json,
-    with_saved_modules,
 )
+from tsugiki.methods.soft_prompt_file import check_file, from_json, tensors, to_json, with_saved_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
