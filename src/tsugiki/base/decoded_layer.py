@@ -6,7 +6,9 @@ With integers, the products are those of `integer_products`. Where they do not p
 accelerators) or are not exact, the codes are decoded into floats of the dtype of the activations.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from threading import local
 
 import torch
 from torch import Tensor
@@ -15,6 +17,10 @@ from torch.nn import functional as F
 from tsugiki.base import integer_products
 from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, split
 from tsugiki.base.quantized_layer import QuantizedLayer
+from tsugiki.base.threads import in_threads
+
+_local = local()
+"""The buffer of each thread."""
 
 
 class DecodedLayer(QuantizedLayer):
@@ -68,22 +74,47 @@ class DecodedLayer(QuantizedLayer):
 
     def _level_tiles(self) -> Iterator[Tile]:
         for channels, buffer in self._in_buffer(torch.int8):
-            self.decode_levels(channels, buffer)
+            self._decode(self.decode_levels, channels, buffer)
             yield buffer, self.scale[channels]
 
     def _weight_tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         for channels, buffer in self._in_buffer(dtype):
-            self.decode_weight(channels, buffer)
+            self._decode(self.decode_weight, channels, buffer)
             yield channels, buffer
+
+    def _decode(self, decode: Callable[[slice, Tensor], None], channels: slice, buffer: Tensor) -> None:
+        """Decode a tile; on a processor, each thread its own channels."""
+        threads = torch.get_num_threads() if buffer.device.type == "cpu" else 1
+        step = max(1, math.ceil(len(buffer) / threads))
+
+        def decode_from(start: int) -> None:
+            part = buffer[start : start + step]
+            decode(slice(channels.start + start, channels.start + start + len(part)), part)
+
+        in_threads(decode_from, range(0, len(buffer), step))
 
     def _in_buffer(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Yield the channels of each tile, and the part of one buffer that they are decoded into."""
         sizes = [len(part) for part in split(self.scale, CHANNELS)]
-        buffer = torch.empty(max(sizes), self.padded_width, dtype=dtype, device=self.scale.device)
+        buffer = _buffer(max(sizes) * self.padded_width, dtype, self.scale.device).view(-1, self.padded_width)
         start = 0
         for size in sizes:
             yield slice(start, start + size), buffer[:size]
             start += size
+
+
+def _buffer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return memory for `size` numbers; on a processor the same as before, because new memory costs more than decoding.
+
+    A thread has one buffer, so no two tiles of a thread may be in use at once.
+    """
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.empty(size, dtype=dtype, device=device)
+    kept: Tensor | None = getattr(_local, "buffer", None)
+    if kept is None or len(kept) < size * dtype.itemsize:
+        with torch.inference_mode(False):  # it may be used outside of it as well
+            kept = _local.buffer = torch.empty(size * dtype.itemsize, dtype=torch.uint8)
+    return kept[: size * dtype.itemsize].view(dtype)
 
 
 def integers_pay(x: Tensor) -> bool:

@@ -11,22 +11,27 @@ although their sum is 1, and since the rows of the weight are similar, dx would 
 what a row of dy loses in total by rounding, Σ (dy · scale - s · q), is added back times the mean row of w.
 
 The weight comes in tiles of some output channels, so that a layer which stores fewer bits can decode one at a time.
+Threads share the rows of x or dy, which are rounded and multiplied independently of each other, so that no bit of a
+result depends on the number of threads.
 """
 
 import math
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from tsugiki.base.integer_passes import added, rounded, rounded_with_loss, scaled
+from tsugiki.base.threads import in_threads
 
 CHANNELS = 3072
 """Channels of a tile: enough for a fast product, and few enough for its result to stay in the cache."""
 _ROWS = 256
 """Rows of an int32 result: enough for a fast product, and few enough to stay in the cache for the next operations."""
+_LEAST_ROWS = 64
+"""Rows that are worth a thread of their own."""
 
 Tile: TypeAlias = tuple[Tensor, Tensor]
 """Some output channels of a weight: int8 [channels, in], and their scales, float32 [channels]."""
@@ -36,13 +41,13 @@ Tile: TypeAlias = tuple[Tensor, Tensor]
 def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features: int) -> Tensor:
     """Return x Wᵀ + bias for x [rows, in], a new tensor [rows, out] of the dtype of x."""
     y = x.new_empty(len(x), out_features)
-    parts = [(*rounded(rows)[:2], of_y) for rows, of_y in zip(split(x, _ROWS), split(y, _ROWS), strict=True)]
+    rows = _rows_of_part(len(x))
+    parts = in_threads(rounded, split(x, rows))
     start = 0
     for w, scale in tiles:
         channels = slice(start, start + len(w))
         b = None if bias is None else bias[channels].float()
-        for q, s, of_y in parts:
-            scaled(torch._int_mm(q, w.T), s, scale, b, of_y[:, channels])
+        in_threads(partial(_write_product, w, scale, b), list(zip(parts, split(y[:, channels], rows), strict=True)))
         start = channels.stop
     return y
 
@@ -59,15 +64,35 @@ def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features
     """
     dx = dy.new_empty(len(dy), in_features)
     sums = dx if len(means) == 1 or dx.dtype == torch.float32 else torch.empty(len(dy), in_features)
+    rows = _rows_of_part(len(dy))
     start = 0
     for (w, scale), mean in zip(tiles, means, strict=True):
         channels = slice(start, start + len(w))
         to = dx if channels.stop == dy.shape[1] else sums
-        for of_dy, before, out in zip(*(split(t, _ROWS) for t in (dy[:, channels], sums, to)), strict=True):
-            q, s, lost = rounded_with_loss(of_dy, scale)
-            added(torch._int_mm(q, w), s, lost, mean, before if start else None, out)
+        parts = list(zip(*(split(t, rows) for t in (dy[:, channels], sums, to)), strict=True))
+        in_threads(partial(_add_gradient, w, scale, mean, start > 0), parts)
         start = channels.stop
     return dx
+
+
+def _write_product(w: Tensor, scale: Tensor, bias: Tensor | None, part: tuple[tuple[Tensor, Tensor], Tensor]) -> None:
+    """Write the product of some rounded rows, (q, s), with a tile."""
+    (q, s), y = part
+    scaled(torch._int_mm(q, w.T), s, scale, bias, y)
+
+
+def _add_gradient(
+    w: Tensor, scale: Tensor, mean: Tensor, has_before: bool, part: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Write the sum before a tile, if there is one, and what the tile adds for some rows."""
+    dy, before, out = part
+    q, s, lost = rounded_with_loss(dy, scale)
+    added(torch._int_mm(q, w), s, lost, mean, before if has_before else None, out)
+
+
+def _rows_of_part(rows: int) -> int:
+    """Return how many rows are computed at once: no more than a thread's share, unless that is too few."""
+    return min(_ROWS, max(_LEAST_ROWS, math.ceil(rows / torch.get_num_threads())))
 
 
 def split(t: Tensor, most: int, dim: int = 0) -> tuple[Tensor, ...]:

@@ -1,0 +1,51 @@
+"""Pieces of one operation, computed by threads of our own.
+
+torch's operations share their work between OpenMP's threads, which start and wait for each other in every operation.
+Several small operations on a piece cost less if one thread does them all, and C functions use one thread anyway.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return what a function returns for each item, computed in as many threads as torch uses here.
+
+    Gradients are not recorded. The function must not call `in_threads`, and its operations use one thread each.
+    """
+    threads = torch.get_num_threads()
+    with torch.no_grad():
+        if threads == 1 or len(items) < 2 or torch.compiler.is_compiling():
+            return [function(item) for item in items]
+        inference = torch.is_inference_mode_enabled()
+
+        def call(item: Item) -> Result:
+            with torch.inference_mode(inference), torch.no_grad():  # they belong to each thread
+                return function(item)
+
+        return list(_pool(os.getpid(), threads).map(call, items))
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Return the threads of a process; a forked one has none of its parent's."""
+    started = Barrier(threads)
+
+    def use_one_thread() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # otherwise the first operation would set the number that new threads begin with
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, "tsugiki-pieces", initializer=use_one_thread)
+    list(pool.map(lambda _: None, range(threads)))  # each of these starts a thread, and none ends before all have begun
+    torch.set_num_threads(threads)  # the number that new threads begin with was set as well
+    return pool
