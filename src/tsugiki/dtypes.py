@@ -1,7 +1,8 @@
 """Names of dtypes, and the dtypes that this machine computes in.
 
-Settings and flags call dtypes `fp32`, `fp16`, `bf16` and, for quantised bases, `int8` and `nf4`. GGUF files have names
-of their own. The settings and the command line import this module, so it imports torch only inside functions.
+Settings and flags call dtypes `fp32`, `fp16`, `bf16` and, for quantised bases, `int8`, `nf4` and `nf4-int8`. GGUF files
+have names of their own. The settings and the command line import this module, so it imports torch only inside
+functions.
 """
 
 from collections.abc import Mapping
@@ -13,12 +14,13 @@ if TYPE_CHECKING:
 
 ComputeDtype: TypeAlias = Literal["bf16", "fp16", "fp32"]
 """The dtype of the matrix products."""
-QuantizedDtype: TypeAlias = Literal["int8", "nf4"]
-"""The dtype of quantised linear layers. `int8` quantises the output head as well, `nf4` (4 bits) does not."""
-BaseDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "stored"]
+QuantizedDtype: TypeAlias = Literal["int8", "nf4", "nf4-int8"]
+"""The dtype of quantised linear layers. `int8` quantises the output head as well, and `nf4` (4 bits) does not;
+`nf4-int8` has linear layers in 4 bits and the head in 8."""
+BaseDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "nf4-int8", "stored"]
 """The dtype of the base's weights while an adapter trains. `stored` keeps the quantisation of a GGUF file. What is not
 quantised gets the dtype of `preferred_compute_dtype`."""
-LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "stored", "auto"]
+LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "nf4-int8", "stored", "auto"]
 """The dtype to load weights in. `auto` has the meaning that it has in transformers: the dtype that the model's config
 names, or else the dtype of its files."""
 SaveDtype: TypeAlias = Literal["fp32", "fp16", "bf16"]

@@ -132,6 +132,21 @@ def test_in_4_bits_every_layer_but_the_head_is_replaced(kind: str):
     assert 0.001 < (logits(model) - expected).norm() / expected.norm() < 0.3
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])  # a tied head, and one of its own
+def test_the_head_of_a_model_in_4_bits_may_have_8(kind: str):
+    model, other = tiny_model(kind), tiny_model(kind)
+    table = model.get_input_embeddings().weight.detach().clone()
+    count, linear = count_parameters(model), {p for p, layer in model.named_modules() if is_quantizable(layer)}
+    quantize(model, torch.float32, "nf4-int8")
+    quantize(other, torch.float32, "nf4")
+    head = model.get_output_embeddings()
+    assert isinstance(head, Int8Linear)
+    assert {p for p, layer in model.named_modules() if isinstance(layer, Nf4Linear) or layer is head} == linear
+    assert torch.equal(model.get_input_embeddings().weight, table)
+    assert count_parameters(model) == count
+    assert 0 < (logits(model) - logits(other)).norm() / logits(other).norm() < 0.02
+
+
 @pytest.mark.parametrize("base_dtype", ["int8", "nf4"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named(base_dtype: Any, value: float):

@@ -42,7 +42,7 @@ def _left() -> list[str]:
     return [path.name for path in cache_folder("quantized").rglob("*") if path.name != ".lock"]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", ["int8", "nf4", "nf4-int8"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
 def test_the_second_start_gives_the_same_model(kind: str, dtype: Any, tmp_path: Path, monkeypatch: Any):
     tiny_model(kind, vocab_size=257).save_pretrained(tmp_path / "base", max_shard_size="30KB")

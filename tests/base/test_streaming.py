@@ -41,7 +41,7 @@ def test_the_model_is_that_of_loading_whole_and_quantising(kind: str, half: bool
     model = tiny_model(kind, vocab_size=257)
     (model.bfloat16() if half else model).save_pretrained(folder, max_shard_size="30KB")
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
-    for dtype in ("int8", "nf4"):
+    for dtype in ("int8", "nf4", "nf4-int8"):
         streamed, whole = (load(folder, dtype, monkeypatch) for load in (_streamed, _loaded_whole))
         expected = dict(whole.named_parameters())
         found = dict(streamed.named_parameters())

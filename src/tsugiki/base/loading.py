@@ -86,13 +86,15 @@ def _load_quantized(folder: Path, config: "PretrainedConfig", dtype: LoadDtype) 
     from tsugiki.base.bitsandbytes import is_stored_in_4_bits
 
     in_4_bits = is_stored_in_4_bits(config)
-    if dtype not in ("int8", "nf4") and getattr(config, "quantization_config", None) is None:
+    if dtype not in ("int8", "nf4", "nf4-int8") and getattr(config, "quantization_config", None) is None:
         return None
     from tsugiki.base.streaming import load_quantized
 
     named = getattr(config.dtype, "itemsize", 4) == 2 and dtype == "auto"
     compute_dtype = dtype if dtype in ("bf16", "fp16", "fp32") else preferred_compute_dtype()
-    base_dtype: QuantizedDtype | None = "int8" if dtype == "int8" else "nf4" if dtype == "nf4" or in_4_bits else None
+    base_dtype: QuantizedDtype | None = "nf4" if in_4_bits else None
+    if dtype in ("int8", "nf4", "nf4-int8"):
+        base_dtype = dtype
     return load_quantized(folder, config, config.dtype if named else torch_dtype(compute_dtype), base_dtype)
 
 
@@ -120,7 +122,7 @@ def _load_by_transformers(
             )
         )
     check_all_used(name, model, loading_info["unexpected_keys"])
-    if dtype in ("int8", "nf4"):
+    if dtype in ("int8", "nf4", "nf4-int8"):
         from tsugiki.base.quantization import quantize
 
         quantize(model, torch_dtype(preferred_compute_dtype()), dtype)

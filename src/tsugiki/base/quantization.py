@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +18,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.frozen_layer import is_conv1d
 
-LAYERS: Mapping[str, type[QuantizedLayer]] = MappingProxyType({"int8": Int8Linear, "nf4": Nf4Linear})
+LayerDtype: TypeAlias = Literal["int8", "nf4"]
+LAYERS: Mapping[LayerDtype, type[QuantizedLayer]] = MappingProxyType({"int8": Int8Linear, "nf4": Nf4Linear})
 """The quantised layer of each dtype."""
 Model = TypeVar("Model", bound=nn.Module)
 _ADDED = "_tsugiki_added_parameters"
@@ -32,15 +33,15 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
 
     Embedding tables stay as they are, because they are not multiplied with. In 8 bits, the output head is quantised as
     well. If it is tied to an embedding, it gets quantised values of its own, half the size of a bfloat16 table; the two
-    do not share memory any more, and `tie_weights` has nothing to tie. In 4 bits, the head stays as it is: it decides
-    between words that are nearly as likely. All other parameters (tables, norms, biases) are cast to `dtype`; buffers
-    stay as they are. Quantise before grafting. The result is not meant to be saved: its state dict has the quantised
-    values and their scales in the place of weights.
+    do not share memory any more, and `tie_weights` has nothing to tie. In 4 bits, the head stays as it is, because it
+    decides between words that are nearly as likely; with `nf4-int8` it has 8 bits. All other parameters (tables, norms,
+    biases) are cast to `dtype`; buffers stay as they are. Quantise before grafting. The result is not meant to be
+    saved: its state dict has the quantised values and their scales in the place of weights.
 
     Args:
         model: changed in place; layers that are quantised already stay as they are.
         dtype: of the activations; float32, float16 or bfloat16.
-        base_dtype: `int8` or `nf4`.
+        base_dtype: `int8`, `nf4` or `nf4-int8`.
 
     Returns:
         The same model.
@@ -58,15 +59,16 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
         )
     before = count_parameters(model)
     model.requires_grad_(False)
-    head = model.get_output_embeddings() if base_dtype == "nf4" and hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     layers = [path for path, layer in model.named_modules(remove_duplicate=False) if is_quantizable(layer)]
     done: WeakKeyDictionary[nn.Module, QuantizedLayer] = WeakKeyDictionary()  # a layer may be in several places
     for path in layers:
         parent, _dot, child = path.rpartition(".")
         layer = model.get_submodule(path)
-        if layer is not head and not isinstance(layer, QuantizedLayer):
+        kept_as = layer_dtype(base_dtype, is_head=layer is head)
+        if kept_as is not None and not isinstance(layer, QuantizedLayer):
             if layer not in done:
-                done[layer] = quantized_layer(path, layer, dtype, base_dtype)
+                done[layer] = quantized_layer(path, layer, dtype, kept_as)
             model.get_submodule(parent).register_module(child, done[layer])
     quantized = {id(p) for module in model.modules() if isinstance(module, QuantizedLayer) for p in module.codes()}
     for parameter in model.parameters():
@@ -79,30 +81,37 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
     return model
 
 
+def layer_dtype(base_dtype: QuantizedDtype, is_head: bool) -> LayerDtype | None:
+    """Return the dtype of a linear layer, which may be the output head; None if it is not quantised."""
+    if base_dtype == "int8" or not is_head:
+        return "int8" if base_dtype == "int8" else "nf4"
+    return "int8" if base_dtype == "nf4-int8" else None
+
+
 def note_parameters(model: nn.Module, count: int) -> None:
     """Note how many parameters a quantised model had before, for `count_parameters`."""
     setattr(model, _ADDED, sum(parameter.numel() for parameter in model.parameters()) - count)
 
 
-def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, base_dtype: QuantizedDtype) -> QuantizedLayer:
+def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, kept_as: LayerDtype) -> QuantizedLayer:
     """Return a linear layer, quantised.
 
     Args:
         path: its name, for the error.
         layer: an `nn.Linear` or a `Conv1D`.
         dtype: of the activations.
-        base_dtype: `int8` or `nf4`.
+        kept_as: the dtype of its weight.
 
     Raises:
         TsugikiError: its weight is not finite.
     """
-    quantized = LAYERS[base_dtype].from_layer(layer, dtype)
+    quantized = LAYERS[kept_as].from_layer(layer, dtype)
     if not quantized.scale.isfinite().all():
         raise TsugikiError(
             _(
                 "{path} has weights that are not finite, so it cannot be stored as {base_dtype}: the file is "
                 "damaged, or the model was trained badly"
-            ).format(path=path, base_dtype=base_dtype)
+            ).format(path=path, base_dtype=kept_as)
         )
     return quantized
 

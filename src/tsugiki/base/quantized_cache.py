@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tsugiki.base.identity import FileStates, file_states
 from tsugiki.base.meta import place
-from tsugiki.base.quantization import LAYERS, is_quantizable
+from tsugiki.base.quantization import LAYERS, is_quantizable, layer_dtype
 from tsugiki.dtypes import QuantizedDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder, remove_leftovers
@@ -183,10 +183,13 @@ def place_entry(model: "PreTrainedModel", tensors: Mapping[str, Tensor], entry: 
         for attribute, tensor in own.items():
             place(model.get_submodule(path), attribute, tensor)
     model.tie_weights()
+    head = model.get_output_embeddings()
     for path, found in codes.items():
         layer: Any = model.get_submodule(path)
         shape = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.T.shape
-        model.set_submodule(path, LAYERS[entry.base_dtype].restored(tuple(shape), layer.bias, dtype, found))
+        kept_as = layer_dtype(entry.base_dtype, is_head=layer is head)
+        assert kept_as is not None
+        model.set_submodule(path, LAYERS[kept_as].restored(tuple(shape), layer.bias, dtype, found))
 
 
 def entries() -> list[Path]:

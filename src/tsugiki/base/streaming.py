@@ -23,7 +23,14 @@ from tsugiki.base.checks import OLD_BUFFERS
 from tsugiki.base.meta import model_without_weights, place
 from tsugiki.base.model_folder import map_keys, read_shards
 from tsugiki.base.packed import PackedWeight, packed_weights
-from tsugiki.base.quantization import count_parameters, is_quantizable, note_parameters, quantize, quantized_layer
+from tsugiki.base.quantization import (
+    count_parameters,
+    is_quantizable,
+    layer_dtype,
+    note_parameters,
+    quantize,
+    quantized_layer,
+)
 from tsugiki.base.quantized_cache import Entry, entry_of, place_entry, read_entry, write_entry
 from tsugiki.base.quantized_layer import QuantizedLayer
 from tsugiki.dtypes import QuantizedDtype
@@ -107,7 +114,7 @@ def _read_from_files(
         config.quantization_config = settings
         return None
     tied = set(getattr(model, "all_tied_weights_keys", {}).values())
-    head = model.get_output_embeddings() if base_dtype == "nf4" else None
+    head = model.get_output_embeddings()
     with ProgressDisplay().stage(_("loading the model"), sum(shard.size for shard in shards)) as advance:
         for key, shard in shard_of.items():
             weight = packed.get(key)
@@ -117,11 +124,12 @@ def _read_from_files(
                 _place_stored(model, path, stored[key], dtype)
             elif name and (weight is not None or key not in unpacked):
                 layer, tensor = model.get_submodule(path), _read(weight, shard, key, model, name, dtype)
-                if base_dtype is None or layer is head or attribute != "weight" or not is_quantizable(layer):
+                kept_as = None if base_dtype is None else layer_dtype(base_dtype, is_head=layer is head)
+                if kept_as is None or attribute != "weight" or not is_quantizable(layer):
                     place(layer, attribute, tensor if name in tied else tensor.to(dtype))
                 else:
                     place(layer, attribute, tensor)
-                    model.set_submodule(path, quantized_layer(path, layer, dtype, base_dtype))
+                    model.set_submodule(path, quantized_layer(path, layer, dtype, kept_as))
             entry = shard.entries[key]
             advance(entry.end - entry.begin)
     model.tie_weights()

@@ -254,8 +254,8 @@ class RunConfig(TrainingSettings):
     """Fine-tuning method (`tsugiki methods` lists them)."""
     base_dtype: BaseDtype | None = None
     """Dtype of the frozen base while an adapter trains; the adapter is float32. int8 and nf4 (4 bits) save memory;
-    stored keeps the quantisation of a GGUF file. Default: bf16 if the processor or accelerator multiplies it natively,
-    otherwise fp16 on CUDA and XPU, and fp32."""
+    nf4-int8 is nf4 with the output head in 8 instead of 16 bits; stored keeps the quantisation of a GGUF file. Default:
+    bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_defaults)] = LoraConfig(**DEFAULT_LORA)
     """Settings of the LoRA methods."""
     add_tokens: str | None = Field(default=None, min_length=1)
@@ -336,7 +336,7 @@ class RunConfig(TrainingSettings):
             )
         if self.learning_rate == PROBE and (self.shard != "none" or not self._method().trains_adapter):
             raise ValueError(_("learning_rate probe needs a method that trains an adapter, and shard none; use auto"))
-        if self.add_tokens and self.base_dtype == "int8":
+        if self.add_tokens and self.base_dtype in ("int8", "nf4-int8"):
             raise ValueError(_("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16"))
         if self.add_tokens and self.lora.trainable_token_indices:
             raise ValueError(_("add_tokens sets trainable_token_indices; leave one of the two out"))

@@ -22,7 +22,7 @@ from tsugiki.train.record import read_record
 from tsugiki.train.run import train
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "nf4"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "nf4", "nf4-int8"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "phi"])
 def test_the_bytes_of_a_base_are_those_of_the_loaded_one(kind: str, dtype: Any, tmp_path: Path):
     folder = save_tiny(tmp_path, kind)

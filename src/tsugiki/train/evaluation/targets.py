@@ -177,7 +177,9 @@ def loaded_targets(
         yield target, *loader.use(target)
 
 
-_FEW_BITS: Mapping[str, LoadDtype] = MappingProxyType({"int8": "int8", "nf4": "nf4", "stored": "stored"})
+_FEW_BITS: Mapping[str, LoadDtype] = MappingProxyType(
+    {"int8": "int8", "nf4": "nf4", "nf4-int8": "nf4-int8", "stored": "stored"}
+)
 
 
 def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:

@@ -72,7 +72,7 @@ def sample_model(config: "PretrainedConfig", blocks: int, base_dtype: BaseDtype)
         setattr(text, name, None)
     short.quantization_config = None
     model = model_without_weights(short)
-    quantized = base_dtype in ("int8", "nf4")
+    quantized = base_dtype in ("int8", "nf4", "nf4-int8")
     dtype = torch_dtype(preferred_compute_dtype() if quantized else base_dtype)
     pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
     head = model.get_output_embeddings()
@@ -81,7 +81,7 @@ def sample_model(config: "PretrainedConfig", blocks: int, base_dtype: BaseDtype)
             value = _filled(parameter, pattern)
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
         if quantized and is_quantizable(module) and module is not head:
-            model.set_submodule(path, quantized_layer(path, module, dtype, base_dtype))  # type: ignore[arg-type]
+            model.set_submodule(path, quantized_layer(path, module, dtype, "int8" if base_dtype == "int8" else "nf4"))
     model.tie_weights()
     config_of: Any = model.config
     config_of.dtype = dtype

@@ -1,6 +1,7 @@
 """The bytes of a model's weights in memory, from its shapes alone."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -10,11 +11,11 @@ from tsugiki.base.gguf.layer import BLOCKS
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.integer_products import CHANNELS
 from tsugiki.base.nf4 import Nf4Linear
-from tsugiki.base.quantization import is_quantizable
-from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.base.quantization import LayerDtype, is_quantizable, layer_dtype
+from tsugiki.dtypes import BaseDtype, QuantizedDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.lora.frozen_layer import features
 
-_STORED = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
+_STORED: dict[LayerDtype, Callable[[int, int], int]] = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
 
 
 def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
@@ -24,19 +25,23 @@ def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
         model: a model of its shape, not grafted; its values are not used. What is tied counts once.
         base_dtype: the dtype that it would be loaded in.
     """
-    stored = _STORED.get("int8" if base_dtype == "stored" else base_dtype)
-    itemsize = torch_dtype(base_dtype if stored is None else preferred_compute_dtype()).itemsize
+    quantized_dtype: QuantizedDtype | None = "int8" if base_dtype == "stored" else None
+    if base_dtype in ("int8", "nf4", "nf4-int8"):
+        quantized_dtype = base_dtype
+    itemsize = torch_dtype(base_dtype if quantized_dtype is None else preferred_compute_dtype()).itemsize
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     counted: set[int] = set()
     total = 0
     for module in model.modules():
-        quantized = stored is not None and is_quantizable(module) and not (base_dtype == "nf4" and module is head)
-        if quantized and stored is not None and id(module) not in counted:
+        kept_as = None
+        if quantized_dtype is not None and is_quantizable(module):
+            kept_as = layer_dtype(quantized_dtype, is_head=module is head)
+        if kept_as is not None and id(module) not in counted:
             in_features, out_features = features(module)
-            total += stored(out_features, in_features)
+            total += _STORED[kept_as](out_features, in_features)
             counted.add(id(module))
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in counted and not (quantized and name == "weight"):
+            if id(parameter) not in counted and not (kept_as and name == "weight"):
                 total += parameter.numel() * itemsize
                 counted.add(id(parameter))
     return total
