@@ -1,5 +1,6 @@
 """Requests that are not allowed, malformed or hostile get documented statuses, and the server goes on."""
 
+import asyncio
 import json
 import random
 import socket
@@ -13,7 +14,7 @@ from tests.serve.conftest import Running, start
 from tsugiki.errors import TsugikiError
 
 pytest.importorskip("starlette")
-from tsugiki.serve.security import MAX_BODY, Access, check_origins
+from tsugiki.serve.security import MAX_BODY, Access, Guard, check_origins
 from tsugiki.serve.server import check_access, listen
 
 DOCUMENTED = {200, 400, 401, 403, 404, 405, 413, 415, 429, 503}
@@ -183,3 +184,21 @@ def test_bytes_that_are_no_http(server: Running):
             except ConnectionError:
                 pass
     assert httpx2.get(server.url + "/health").status_code == 200
+
+
+def test_a_request_that_runs_when_the_server_ends_has_an_answer():
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise asyncio.CancelledError
+
+    async def run() -> list[Any]:
+        sent: list[Any] = []
+        headers = [(b"host", b"127.0.0.1:8000")]
+        scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await Guard(app, Access("127.0.0.1", 8000, None), (), "token")(scope, None, send)
+        return sent
+
+    assert asyncio.run(run())[0]["status"] == 503

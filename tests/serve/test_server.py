@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 
@@ -290,6 +291,53 @@ def test_waiting_for_an_adapter_ends_and_what_is_half_loaded_is_not_lost(
         server.engine.limits = replace(server.engine.limits, seconds=60)
         client.completions.create(model="poet", prompt="a", max_tokens=1)
         assert len(server.model._tsugiki.adapters) == 1
+
+
+def test_an_adapter_that_is_asked_for_without_a_pause_makes_room(served_files: tuple[str, Path]):
+    async def take_turns(adapters: Any) -> None:
+        held = await adapters.acquire("poet")
+        other = asyncio.create_task(adapters.acquire("lawyer"))
+        await asyncio.sleep(0.1)
+        again = asyncio.create_task(adapters.acquire("poet"))  # if it were given, poet would be in use for ever
+        await asyncio.sleep(0.1)
+        assert not again.done()
+        adapters.release(held)
+        served = await asyncio.wait_for(other, 30)
+        assert served.name == "lawyer"
+        adapters.release(served)
+        adapters.release(await asyncio.wait_for(again, 30))
+
+    for server in start(*served_files, max_loaded=1):
+        asyncio.run(take_turns(server.adapters))
+        assert server.adapters.loaded() == ["poet"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/load_lora_adapter"])
+def test_nothing_is_loaded_for_a_client_that_has_gone(
+    served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, path: str
+):
+    from tsugiki.serve import adapters as module
+
+    begun, allowed = threading.Event(), threading.Event()
+    load = module.load_served
+
+    def slow(*given: Any) -> Any:
+        begun.set()
+        allowed.wait(60)
+        return load(*given)
+
+    monkeypatch.setattr(module, "load_served", slow)
+    for server in start(*served_files, allow_lora_updates=True):
+        first = threading.Thread(target=connect(server).completions.create, kwargs={"model": "poet", "prompt": "a"})
+        first.start()
+        assert begun.wait(60)
+        body = {"model": "lawyer", "prompt": "a"} if path == "/v1/completions" else {"lora_name": "lawyer"}
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(server.url + path, json=body, timeout=0.5)
+        allowed.set()
+        first.join(60)
+        time.sleep(0.5)  # in which the other one would be loaded
+        assert server.adapters.loaded() == ["poet"]
 
 
 def test_a_busy_server_says_so(served_files: tuple[str, Path]):

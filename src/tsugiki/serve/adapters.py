@@ -13,7 +13,7 @@ makes room for another.
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -37,7 +37,7 @@ from tsugiki.language import _
 from tsugiki.lora.graft import add_adapter, remove_adapter
 from tsugiki.lora.mixed_batch import mixed_batch
 from tsugiki.serve.company import find_company
-from tsugiki.serve.engine import Engine
+from tsugiki.serve.engine import Engine, waited_too_long
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.request import Company
 
@@ -126,16 +126,20 @@ class ServedAdapters:
 
         Raises:
             ApiError: there is no such adapter, it cannot be loaded, or it cannot be part of a mix.
+            WaitedTooLong: others are loaded first, or all in memory are in use.
         """
-        terms = self._terms(name, mix)
+        seconds = self.engine.limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._acquire(self._terms(name, mix))
+        except TimeoutError as error:
+            raise waited_too_long(seconds) from error
+
+    async def _acquire(self, terms: _Terms) -> ServedModel:
         if not terms:
             self.base.users += 1
             return self.base
-        if (served := self._current(terms)) is None:
-            await self._loading.acquire()
-            loading = asyncio.create_task(self._load_unless_loaded(terms))
-            loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits any more
-            served = await asyncio.shield(loading)  # what is half loaded would be in the model for ever
+        served = self._current(terms) or await self._load_in_turn(terms)
         served.users += 1
         return served
 
@@ -212,20 +216,28 @@ class ServedAdapters:
     def _file_states(self, terms: _Terms) -> tuple[FileStates, ...]:
         return tuple(file_states(self.folder(name)) for name, _weight in terms)
 
-    async def _load_unless_loaded(self, terms: _Terms) -> ServedModel:
-        """Load what another request may have loaded meanwhile, and let the next one load."""
-        try:
-            return self._current(terms) or await self._load(terms)
-        finally:
-            self._loading.release()
+    async def _load_in_turn(self, terms: _Terms) -> ServedModel:
+        """Load what is not in memory; one after the other, and only if there is room."""
+        async with AsyncExitStack() as turn:
+            await turn.enter_async_context(self._loading)
+            if (served := self._current(terms)) is not None:  # another request has loaded it meanwhile
+                return served
+            size = await asyncio.to_thread(_memory, [self.folder(part) for part, _weight in terms])
+            await self._make_room(_sum_text(terms), size)
+            loading = asyncio.create_task(self._load(terms, size, turn.pop_all()))
+        loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits any more
+        return await asyncio.shield(loading)  # what is half loaded would be in the model for ever
 
-    async def _load(self, terms: _Terms) -> ServedModel:
+    async def _load(self, terms: _Terms, size: int, turn: AsyncExitStack) -> ServedModel:
+        """Load adapters of this size in memory, and end the turn."""
+        async with turn:
+            return await self._load_now(terms, size)
+
+    async def _load_now(self, terms: _Terms, size: int) -> ServedModel:
         name = _sum_text(terms)
         key, engine, mismatch = f"{name}#{next(self._loads)}", self.engine, self.allow_base_mismatch
         folders = [self.folder(part) for part, _weight in terms]
         weights = [weight for _part, weight in terms if weight is not None]
-        size = await asyncio.to_thread(_memory, folders)
-        await self._make_room(name, size)
         files = self._file_states(terms)
         load = (
             partial(load_mix, engine.model, folders, weights, key, mismatch)
@@ -253,26 +265,24 @@ class ServedAdapters:
         return served
 
     async def _make_room(self, name: str, size: int) -> None:
-        """Unload adapters that no request holds, until one of this size may be loaded; wait if all are held."""
+        """Unload adapters that no request holds, until one of this size may be loaded.
+
+        If all are held, the least recently used one is not given to new requests, so that room comes when those that
+        hold it have ended, however often all are asked for.
+        """
         if size > self.max_bytes:
             message = _("the adapter {name!r} takes {size} of memory, which is more than the server has for adapters")
             raise ApiError(400, message.format(name=name, size=format_size(size)), "model", "adapter_unusable")
         while self._is_full(size):
-            idle = next((terms for terms, one in self._loaded.items() if one.users == 0), None)
-            if idle is not None:
-                self._replaced.append(self._loaded.pop(idle))
+            leaving = next((terms for terms, one in self._loaded.items() if one.users == 0), None)
+            if leaving is None and not self._replaced:
+                leaving = next(iter(self._loaded))
+            if leaving is not None:
+                self._replaced.append(self._loaded.pop(leaving))
                 self._unload_replaced()
                 continue
             self._released.clear()
-            try:
-                await asyncio.wait_for(self._released.wait(), self.engine.limits.seconds)
-            except TimeoutError as error:
-                raise ApiError(
-                    503,
-                    _("all adapters in memory are in use, and there is no room for another; try again later"),
-                    code="adapters_in_use",
-                    retry_after=5,
-                ) from error
+            await self._released.wait()
 
     def _is_full(self, size: int) -> bool:
         held = [*self._loaded.values(), *self._replaced]

@@ -22,6 +22,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
+from tsugiki.serve.disconnect import ClientGone, gone, unless_gone
 from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError, as_api_error
 from tsugiki.serve.library import library_routes
@@ -33,10 +34,6 @@ from tsugiki.serve.tokens import token_routes
 
 _log = logging.getLogger("tsugiki.serve")
 _PROMETHEUS = "text/plain; version=0.0.4"
-
-
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
 
 
 def new_app(
@@ -97,7 +94,7 @@ def new_app(
 
     async def load(request: Request) -> Response:
         name = parse(AdapterRequest, await read_body(request)).lora_name
-        adapters.release(await adapters.acquire(name))
+        adapters.release(await unless_gone(request, adapters.acquire(name)))
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(request: Request) -> Response:
@@ -129,6 +126,7 @@ def new_app(
         exception_handlers={
             HTTPException: _http_error,
             ClientDisconnect: _gone,
+            ClientGone: _gone,
             ApiError: _error,
             TsugikiError: _error,
             Exception: _error,
@@ -179,7 +177,8 @@ async def _answer(completions: Completions, request: Request, asked: CompletionR
     """Answer a request, at once or as a stream; a client that goes away ends it."""
     async with AsyncExitStack() as stack:
         try:
-            generation = await stack.enter_async_context(completions.begin(asked))
+            beginning = stack.enter_async_context(completions.begin(asked))  # it may wait for an adapter
+            generation = await unless_gone(request, beginning)
             watch = asyncio.create_task(_tell_when_gone(request, generation))
             stack.callback(watch.cancel)
             if not asked.stream:
@@ -207,8 +206,7 @@ class _Stream(StreamingResponse):
 
 
 async def _tell_when_gone(request: Request, generation: Generation) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    await gone(request)
     generation.events.put_nowait(ClientGone())
 
 

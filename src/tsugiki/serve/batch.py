@@ -1,6 +1,5 @@
 """The rows of a batch, while they wait and while they are computed."""
 
-import time
 from dataclasses import dataclass, field
 
 import torch
@@ -21,8 +20,8 @@ class Row:
     chooser: Chooser
     text: TextStream
     generated: list[int] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
-    """When it began to wait, for the last time."""
+    since: float = field(init=False)
+    """When it began to wait, for the last time, as `time.monotonic` counts."""
     timing: Timing = field(init=False)
     separate: bool = False
     """Computed without others, because a batch with it has failed."""
@@ -31,6 +30,7 @@ class Row:
     scores: list[ScoredToken] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.since = self.request.since
         self.timing = Timing(self.request.model_name)
 
     @property

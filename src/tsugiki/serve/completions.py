@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters, ServedModel
-from tsugiki.serve.engine import Engine, QueueFull, WaitedTooLong
+from tsugiki.serve.engine import Engine, QueueFull
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.prompts import Prompt, chat_prompt, check_tokens, decoded, text_prompts, token_text
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
@@ -84,10 +84,11 @@ class Completions:
         if self._open >= limits.rows + limits.waiting:
             raise QueueFull(_("{count} requests wait already; try again later").format(count=self._open))
         self._open += 1
+        since = time.monotonic()
         try:
-            served = await self._acquire(asked)
+            served = await self.adapters.acquire(asked.model, asked.adapters)
             try:
-                generation = await self._generation(served, asked)
+                generation = await self._generation(served, asked, since)
                 self.engine.submit(generation.requests)
                 timer = asyncio.get_running_loop().call_later(self.seconds, generation.events.put_nowait, self._late())
                 try:
@@ -101,20 +102,13 @@ class Completions:
         finally:
             self._open -= 1
 
-    async def _acquire(self, asked: CompletionRequest | ChatRequest) -> ServedModel:
-        """Return what a request names, and hold it; others may load adapters first."""
-        seconds = self.engine.limits.seconds
-        try:
-            async with asyncio.timeout(seconds):
-                return await self.adapters.acquire(asked.model, asked.adapters)
-        except TimeoutError as error:
-            raise WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds)) from error
-
     def _late(self) -> ApiError:
         message = _("the request took more than {seconds:g} s").format(seconds=self.seconds)
         return ApiError(503, message, code="took_too_long")
 
-    async def _generation(self, served: ServedModel, asked: CompletionRequest | ChatRequest) -> Generation:
+    async def _generation(
+        self, served: ServedModel, asked: CompletionRequest | ChatRequest, since: float
+    ) -> Generation:
         model = self.engine.model
         if isinstance(asked, ChatRequest):
             prompts = [await asyncio.to_thread(chat_prompt, model, served.name, served.tokenizer, asked.messages)]
@@ -148,6 +142,7 @@ class Completions:
                         min_tokens=asked.min_tokens,
                         logprobs=logprobs,
                         prompt_logprobs=echo and logprobs is not None,
+                        since=since,
                     )
                 )
                 choices.append(Choice(prompt))

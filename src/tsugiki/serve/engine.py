@@ -282,9 +282,7 @@ class Engine:
             for row in leaving:
                 self._waiting.remove(row)
         for row in leaving:
-            seconds = self.limits.seconds
-            error = WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
-            self._deliver(row, Failed(error))
+            self._deliver(row, Failed(waited_too_long(self.limits.seconds)))
         for group in self._groups():
             for row in group.rows:
                 if row.request.cancelled:
@@ -557,6 +555,11 @@ def _active(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
     assert name is not None
     set_adapter(model, name)
     yield
+
+
+def waited_too_long(seconds: float) -> WaitedTooLong:
+    """Return the error of a request that waited for as long as is allowed."""
+    return WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
 
 
 def _stopped() -> EngineStopped:

@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import VARIABLE, _, language
+from tsugiki.serve.disconnect import gone
 from tsugiki.serve.errors import ApiError
 
 _LARGEST_ANSWER = 8_000_000  # bytes
@@ -77,24 +78,19 @@ async def _ask(request: Request, asked: bytes, seconds: float, directory: Path) 
     assert process.stdout
     process.stdin.write(asked + b"\n")
     answer = asyncio.create_task(process.stdout.readline())
-    gone = asyncio.create_task(_gone(request))
+    away = asyncio.create_task(gone(request))
     try:
-        await asyncio.wait({answer, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer, away}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        if gone.done():
+        if away.done():
             raise ApiError(499, _("the client went away"))
         raise ApiError(503, _("it takes more than {seconds:.0f} s; choose fewer texts").format(seconds=seconds))
     except ValueError:  # an answer that is too long
         return b""
     finally:
         answer.cancel()
-        gone.cancel()
+        away.cancel()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
         await process.wait()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -1,5 +1,6 @@
 """What the engine is asked for, and what it delivers."""
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -79,4 +80,6 @@ class Request:
     """How many of the most probable tokens are delivered with each token; None: no log-probabilities."""
     prompt_logprobs: bool = False
     """Deliver `PromptScores` first."""
+    since: float = field(default_factory=time.monotonic)
+    """When it came, as `time.monotonic` counts; it may have waited for its adapter since."""
     cancelled: bool = False

@@ -11,7 +11,6 @@ import hmac
 from collections.abc import Collection, Container
 from dataclasses import dataclass
 from email.utils import formatdate
-from functools import partial
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -73,23 +72,29 @@ class Guard:
             await self.app(scope, receive, send)
             return
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
-        send = partial(_send_dated, send)
+        begun = False
+
+        async def send_dated(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message = {**message, "headers": [*message["headers"], (b"date", formatdate(usegmt=True).encode())]}
+            await send(message)
+
         accepted = headers.get("accept-language")
         with speaking(accepted if accepted in LANGUAGES else language()):
             try:
                 check(self.access, method, path, headers, self.public)
                 check_token(self.page_token, method, path, headers)
             except ApiError as error:
-                await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+                await JSONResponse(error.body, error.status, error.headers)(scope, receive, send_dated)
                 return
-            await self.app(scope, receive, send)
-
-
-async def _send_dated(send: Send, message: Message) -> None:
-    """Send a message of an answer, whose head gets the header Date."""
-    if message["type"] == "http.response.start":
-        message = {**message, "headers": [*message["headers"], (b"date", formatdate(usegmt=True).encode())]}
-    await send(message)
+            try:
+                await self.app(scope, receive, send_dated)
+            except asyncio.CancelledError:  # the server ends, and the time for requests is over
+                if not begun:
+                    late = ApiError(503, _("the server is stopping"), code="stopping")
+                    await JSONResponse(late.body, late.status, late.headers)(scope, receive, send_dated)
 
 
 def check(access: Access, method: str, path: str, headers: Headers, public: Container[str] = (HEALTH,)) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING_CONNECTIONS = 256
 _CONNECTIONS = 1024
+_KEEP_ALIVE = 75  # seconds; clients keep unused connections for 5 to 60 s, and one that closes first loses no request
 _MAX_HEADERS = 32 << 10  # bytes
 
 
@@ -164,6 +165,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             limit_concurrency=_CONNECTIONS,
             h11_max_incomplete_event_size=_MAX_HEADERS,
+            timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=stop_seconds,
         )
         super().__init__(config)
