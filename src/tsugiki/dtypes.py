@@ -43,6 +43,12 @@ def torch_dtype(name: str) -> "torch.dtype":
     return dtype
 
 
+def name_of_dtype(dtype: "torch.dtype") -> ComputeDtype:
+    """Return the name of a float dtype of at most 32 bits."""
+    names: tuple[ComputeDtype, ...] = ("bf16", "fp16", "fp32")
+    return next(name for name in names if torch_dtype(name) == dtype)
+
+
 def at_least_float32(dtype: "torch.dtype") -> "torch.dtype":
     """Return the dtype for trained weights and exact results: float64 if `dtype` is float64, otherwise float32."""
     import torch

@@ -2,22 +2,25 @@
 
     codes of a tile ──> int8 levels, or floats, in a buffer ──> product ──> the next tile overwrites the buffer
 
-With integers, the products are those of `integer_products`. Where they do not pay (on processors with AMX, on
-accelerators) or are not exact, the codes are decoded into floats of the dtype of the activations.
+With integers, the products are those of `integer_products`. Where they are slower (on processors with AMX, see
+`product_dtype`, and on accelerators) or not exact, the codes are decoded into floats of the dtype of the activations.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from threading import local
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.base import integer_products
 from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, split
+from tsugiki.base.product_dtype import integers_are_faster
 from tsugiki.base.quantized_layer import QuantizedLayer
 from tsugiki.base.threads import in_threads
+from tsugiki.dtypes import ComputeDtype, name_of_dtype
 
 _local = local()
 """The buffer of each thread."""
@@ -117,6 +120,16 @@ def _buffer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return kept[: size * dtype.itemsize].view(dtype)
 
 
+def product_dtype(model: nn.Module) -> ComputeDtype | Literal["int8"] | None:
+    """Return what the layers of a model multiply on a processor; None if no layer is decoded."""
+    layer = next((module for module in model.modules() if isinstance(module, DecodedLayer)), None)
+    if layer is None or layer.scale.device.type != "cpu":
+        return None
+    if integers_pay(torch.empty(2, 2, dtype=layer.dtype)):
+        return "int8"
+    return name_of_dtype(layer.dtype)
+
+
 def integers_pay(x: Tensor) -> bool:
-    """Whether products of these rows are faster in integers: AMX multiplies bfloat16 about as fast (docs/log.md)."""
-    return has_exact_product(x) and not torch.cpu._is_amx_tile_supported()
+    """Whether these rows are multiplied in integers: where that is exact, and was faster when it was measured."""
+    return has_exact_product(x) and integers_are_faster(x.dtype)

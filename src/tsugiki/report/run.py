@@ -27,6 +27,7 @@ _LABELS = (
     marked("block size"),
     marked("compute dtype"),
     marked("learning rate"),
+    marked("product dtype"),
     marked("target modules"),
     marked("processor"),
     marked("cores"),

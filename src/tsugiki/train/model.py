@@ -16,6 +16,7 @@ from torch import nn
 
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.base.blocks import decoder_blocks
+from tsugiki.base.decoded_layer import product_dtype
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.new_words import read_words
 from tsugiki.base.replica import replica_in
@@ -113,6 +114,8 @@ def prepare_model(
     if targets:
         resolved["target_modules"] = targets
     resolved["base_dtype"] = load_dtype(config, device)
+    if device.type == "cpu" and (multiplied := product_dtype(model)) is not None:
+        resolved["product_dtype"] = multiplied
     return resolved
 
 

@@ -19,6 +19,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
+from tsugiki.io.processor import processor_name
 from tsugiki.language import _, marked
 from tsugiki.train import record_v0_1
 from tsugiki.train.evaluation.result import StepEvaluation
@@ -436,7 +437,7 @@ def describe_machine(device: "torch.device", processes: int = 1) -> Machine:
         name = torch.get_device_module(device).get_device_name(device)
 
     return Machine(
-        processor=_processor(),
+        processor=processor_name(),
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         accelerator=name,
@@ -471,13 +472,3 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         _peak_of_others = _process_peak()
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

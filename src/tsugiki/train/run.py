@@ -29,6 +29,7 @@ from tsugiki.adapters.metadata import source_adapter
 from tsugiki.adapters.start import start_from
 from tsugiki.base.loading import load_model
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
+from tsugiki.base.product_dtype import decide
 from tsugiki.data.learned import write_fingerprints
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.recomputation import recompute_blocks, recomputed_blocks
@@ -241,6 +242,8 @@ def run(
         TsugikiError: an error that the user can correct.
     """
     out, given = Path(config.out), config.to_record()
+    if "product_dtype" in record.resolved_settings:  # of the run that is resumed
+        decide(model.dtype, record.resolved_settings["product_dtype"] == "int8")
     prepared = prepare_model(model, config, accelerator.device, trained_tokens(config, tokenizer))
     if config.start_from is not None:
         start_from(model, config.start_from)
