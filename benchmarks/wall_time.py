@@ -5,10 +5,12 @@ that of the steps between them. Loading, evaluation and saving are in both and c
 machine to themselves, so that each frees and gets memory as it does for its users.
 
 The model is GPT-2 small with random weights, 4 rows of 512 tokens a step, base in bfloat16, LoRA of rank 8 on the
-chapter's layers with dropout 0.1, and the texts of the quickstart.
+chapter's layers with dropout 0.1, and the texts of the quickstart. In `peft-eager-malloc` and `peft-sdpa-malloc` glibc
+keeps freed memory, as in `peft-bf16-malloc` of `tsugiki bench`.
 """
 
 import argparse
+import os
 import shlex
 import statistics
 import subprocess
@@ -25,6 +27,7 @@ from benchmarks.figures import Figures
 from benchmarks.peft_trainer import LENGTH, ROWS
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.resolve import EMBEDDED
+from tsugiki.bench.entries import TRAINING_ENTRIES
 from tsugiki.bench.models import build
 from tsugiki.bench.table import markdown_table
 
@@ -37,7 +40,8 @@ HEADERS = {
 def main() -> None:
     """Print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tools", default="peft-eager,peft-sdpa,trl,tsugiki", help=f"from {', '.join(COMMANDS)}")
+    default = "peft-eager-malloc,peft-sdpa-malloc,trl,tsugiki"
+    parser.add_argument("--tools", default=default, help=f"from {', '.join(COMMANDS)}")
     parser.add_argument("--steps", type=int, nargs=2, default=[10, 26])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--model", default="gpt2-small", help="a shape of `tsugiki bench --list`")
@@ -45,13 +49,18 @@ def main() -> None:
     options = parser.parse_args()
     few, many = options.steps
     found: dict[str, list[float]] = {name: [] for name in options.tools.split(",")}
+    if unknown := [name for name in found if name not in COMMANDS]:
+        parser.error(f"unknown tool {', '.join(unknown)}; choose from {', '.join(COMMANDS)}")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model, data = _write_model(options.model, folder / "model"), str(files("tsugiki") / "assets" / "quickstart")
         for number in range(options.rounds):
             for name, seconds in found.items():
                 times = [
-                    _seconds(COMMANDS[name](model, data, steps, folder / f"{name}-{number}-{steps}"))
+                    _seconds(
+                        COMMANDS[name](model, data, steps, folder / f"{name}-{number}-{steps}"),
+                        ENVIRONMENTS.get(name, {}),
+                    )
                     for steps in (few, many)
                 ]
                 seconds.append((times[1] - times[0]) / (many - few))
@@ -102,20 +111,29 @@ def _tsugiki(dtype: str | None) -> Callable[[str, str, int, Path], list[str]]:
 COMMANDS: Mapping[str, Callable[[str, str, int, Path], list[str]]] = {
     "peft-eager": _peft("eager"),
     "peft-sdpa": _peft("sdpa"),
+    "peft-eager-malloc": _peft("eager"),
+    "peft-sdpa-malloc": _peft("sdpa"),
     "trl": _trl,
     "tsugiki": _tsugiki("bf16"),
     "tsugiki-int8": _tsugiki("int8"),
 }
 
 
-def _seconds(command: list[str]) -> float:
-    """Return the wall time of a command.
+_KEEP = TRAINING_ENTRIES["peft-bf16-malloc"].environment
+ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {"peft-eager-malloc": _KEEP, "peft-sdpa-malloc": _KEEP}
+"""Variables of the processes of a tool."""
+
+
+def _seconds(command: list[str], environment: Mapping[str, str]) -> float:
+    """Return the wall time of a command with these environment variables.
 
     Raises:
         SystemExit: it failed; the message has the end of what it printed.
     """
     started = time.perf_counter()
-    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
+    )
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)} exited with {process.returncode}: {process.stdout[-2000:]}")
     return time.perf_counter() - started

@@ -1,6 +1,7 @@
 """Entries for PEFT, TRL and Trainer, each configured as its documentation recommends for speed."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -73,17 +74,31 @@ def chapter(workload: Workload, barrier: StepBarrier) -> None:
             **_QUIET,
         )
         trainer = Trainer(
-            model=with_peft(model), args=settings, train_dataset=rows, data_collator=default_data_collator
+            model=with_peft(model, workload.r, workload.target_modules),
+            args=settings,
+            train_dataset=rows,
+            data_collator=default_data_collator,
         )
         _train(trainer, barrier)
 
 
 def peft(
-    workload: Workload, barrier: StepBarrier, dtype: torch.dtype, autocast: bool = False, compiled: bool = False
+    workload: Workload,
+    barrier: StepBarrier,
+    dtype: torch.dtype,
+    autocast: bool = False,
+    compiled: bool = False,
+    attention: str | None = None,
 ) -> None:
-    """Train PEFT's adapter on a base without dropout; A and B are in float32, which is PEFT's default."""
+    """Train PEFT's adapter on a base without dropout; A and B are in float32, which is PEFT's default.
+
+    Without `attention`, SDPA and eager attention are tried and the faster one is used.
+    """
     model = _without_dropout(workload, dtype)
-    _train_rows(model, with_peft(model), workload, barrier, autocast, compiled)
+    if attention:
+        model.set_attn_implementation(attention)
+    adapted = with_peft(model, workload.r, workload.target_modules)
+    _train_rows(model, adapted, workload, barrier, autocast, compiled, attention)
 
 
 def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
@@ -111,7 +126,7 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
             args=settings,
             train_dataset=ArrowDataset.from_dict({"input_ids": rows.tolist()}),
             processing_class=load_tokenizer(EMBEDDED),  # any tokenizer works, because the rows are token ids already
-            peft_config=_peft_config(model),
+            peft_config=_peft_config(model, workload.r, workload.target_modules),
         )
         _train(trainer, barrier)
 
@@ -124,6 +139,8 @@ def full(workload: Workload, barrier: StepBarrier, autocast: bool) -> None:
 
 peft_fp32 = partial(peft, dtype=torch.float32)
 peft_bf16 = partial(peft, dtype=torch.bfloat16)
+peft_bf16_sdpa = partial(peft, dtype=torch.bfloat16, attention="sdpa")
+peft_bf16_eager = partial(peft, dtype=torch.bfloat16, attention="eager")
 peft_bf16_compiled = partial(peft, dtype=torch.bfloat16, compiled=True)
 peft_bf16_autocast = partial(peft, dtype=torch.bfloat16, autocast=True)
 trl = partial(sft, checkpointing=False)
@@ -132,24 +149,24 @@ trainer_full_fp32 = partial(full, autocast=False)
 trainer_full_bf16 = partial(full, autocast=True)
 
 
-def with_peft(model: "PreTrainedModel") -> Any:
-    """Add a new LoRA adapter with PEFT."""
+def with_peft(model: "PreTrainedModel", r: int = RANK, target_modules: Sequence[str] = ()) -> Any:
+    """Add a new LoRA adapter with PEFT; without names of layers, to Tsugiki's default ones."""
     from peft import get_peft_model
 
-    return get_peft_model(model, _peft_config(model))
+    return get_peft_model(model, _peft_config(model, r, target_modules))
 
 
-def _peft_config(model: "PreTrainedModel") -> Any:
+def _peft_config(model: "PreTrainedModel", r: int, target_modules: Sequence[str]) -> Any:
     from peft import LoraConfig as PeftConfig
     from peft import TaskType
 
     return PeftConfig(
         task_type=TaskType.CAUSAL_LM,
-        r=RANK,
+        r=r,
         lora_alpha=ALPHA,
         lora_dropout=DROPOUT,
-        # The last parts of the names of Tsugiki's default target layers.
-        target_modules=sorted({name.rpartition(".")[2] for name in find_targets(model, LoraConfig())}),
+        target_modules=list(target_modules)
+        or sorted({name.rpartition(".")[2] for name in find_targets(model, LoraConfig())}),
     )
 
 
@@ -201,10 +218,14 @@ def _train_rows(
     barrier: StepBarrier,
     autocast: bool,
     compiled: bool = False,
+    attention: str | None = None,
 ) -> None:
-    """Train a model, which is the base or contains it, with Trainer and the faster attention implementation."""
+    """Train a model, which is the base or contains it, with Trainer.
+
+    Without `attention`, the faster implementation is chosen; with it, the base already has that one.
+    """
     ids = workload.rows(base.config.vocab_size)
-    barrier.note(attention=_faster_attention(base, ids[: workload.batch], autocast))
+    barrier.note(attention=attention or _faster_attention(base, ids[: workload.batch], autocast))
     train_rows(model, ids, workload, barrier, autocast, compiled)
 
 

@@ -5,9 +5,13 @@ The colours are the CSS variables of the report pages, so that the plot follows 
 
 import re
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from tsugiki.bench.results import Results
 from tsugiki.report.plots import FAINT, INK, PAPER, RULE, SERIES, svg_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WIDTH, _BAR, _FRAME = 7.0, 0.34, 1.0  # inches
 _OURS, _THEIRS, _LIMIT = SERIES[0], SERIES[7], SERIES[4]
@@ -23,6 +27,7 @@ def plot(results: Results) -> str:
     limits = {dtype: limit["tokens_per_second"] for dtype, limit in results.limits.items()}
     figure = Figure(figsize=(_WIDTH, _FRAME + _BAR * max(1, len(rows))), layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
+    axes.set_facecolor(PAPER)
     axes.set_axisbelow(True)
     axes.grid(axis="x", color=RULE, linewidth=0.8)
     colours = [_OURS if row.name.startswith(("tsugiki", "grafted", "merged")) else _THEIRS for row in rows]
@@ -44,5 +49,10 @@ def plot(results: Results) -> str:
     axes.tick_params(axis="y", labelcolor=INK)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
+    return themed_svg(figure)
+
+
+def themed_svg(figure: "Figure") -> str:
+    """Return a figure that is drawn in the colours of `report.plots` as an SVG file of its own."""
     style = "".join(_ROOT.findall((files("tsugiki.report") / "style.css").read_text(encoding="utf-8")))
     return svg_text(figure, "tsugiki", facecolor=PAPER).replace("<defs>", f"<style>{style}</style>\n<defs>", 1)

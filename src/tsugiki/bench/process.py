@@ -12,7 +12,9 @@ from typing import Any
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.workload import Workload
 
-_KILLED = -9
+KILLED = "killed by the system, probably because memory ran out"
+"""The reason of a process that got SIGKILL."""
+_SIGKILL = -9
 _EXIT_TIMEOUT = 10  # seconds
 
 
@@ -91,8 +93,8 @@ class EntryProcess:
     def _exit_reason(self) -> str:
         """Describe how a process ended that sent no error message."""
         status = self._process.wait()
-        if status == _KILLED:
-            return "killed by the system, probably because memory ran out"
+        if status == _SIGKILL:
+            return KILLED
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "")

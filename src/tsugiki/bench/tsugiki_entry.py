@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     """Train on rows of random tokens, one document in each row, with the given settings of `RunConfig`."""
+    adapter = {"r": workload.r, "target_modules": list(workload.target_modules) or None}
     given = {
         "model": workload.model,
         "data": "random tokens",
         "out": "nothing is written",
         "batch_size": workload.batch,
         "learning_rate": LEARNING_RATE,
-        **({"lora": CHAPTER["lora"]} if settings.get("method", "lora") == "lora" else {}),
+        **({"lora": CHAPTER["lora"] | adapter} if settings.get("method", "lora") == "lora" else {}),
         "max_steps": ENDLESS,
         **settings,
     }

@@ -6,12 +6,17 @@ What libraries print is redirected to standard error.
 
 import json
 import os
+import re
 import sys
 from typing import Any
 
 from tsugiki.bench.entries import load_function
 from tsugiki.bench.workload import StepBarrier, StopRequested, Workload
 from tsugiki.errors import error_text
+from tsugiki.io.formatting import format_size
+
+OUT_OF_MEMORY = "out of memory"
+"""The beginning of the reason if memory was too small."""
 
 
 def main(function: str, workload: str) -> None:
@@ -27,11 +32,21 @@ def main(function: str, workload: str) -> None:
     except StopRequested:
         pass
     except Exception as error:
-        send({"error": f"{type(error).__name__}: {error_text(error, 500)}"})
+        send({"error": _reason(error)})
         raise
     finally:
         sys.stderr.flush()
     os._exit(0)  # skips what trainers do at exit, such as writing a last checkpoint
+
+
+def _reason(error: Exception) -> str:
+    """Describe in one line why an entry failed."""
+    text = error_text(error, 500)
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    if size := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", text):  # torch on a processor
+        return f"{OUT_OF_MEMORY}: {format_size(int(size[1]))} more were needed"
+    return f"{type(error).__name__}: {text}"
 
 
 if __name__ == "__main__":

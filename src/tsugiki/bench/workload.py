@@ -1,7 +1,7 @@
 """The workload that every entry is given, and the barrier at which an entry waits for its next step."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,18 @@ PROMPT, NEW_TOKENS = 32, 64
 
 @dataclass(frozen=True)
 class Workload:
-    """Random tokens for a model: `batch` rows of `length` tokens for each optimiser step."""
+    """Random tokens for a model: `batch` rows of `length` tokens for each optimiser step; and the adapter's size.
+
+    The entries for PEFT, Trainer, TRL and Tsugiki train an adapter of this size, the others one of the default size.
+    """
 
     model: str
     batch: int = 4
     length: int = 512
     seed: int = 0
+    r: int = RANK
+    target_modules: Sequence[str] = ()
+    """Last parts of the names of the layers with an adapter; empty for Tsugiki's default ones."""
 
     @property
     def tokens(self) -> int:
