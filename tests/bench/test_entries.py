@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.tiny import save_tiny
-from tsugiki.bench import hugging_face
+from tsugiki.bench import hugging_face, tsugiki_entry
 from tsugiki.bench.entries import (
     DEFAULT_ENTRIES,
     GENERATION_ENTRIES,
@@ -83,6 +83,30 @@ def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
     assert dropouts == ({0.1} if name == "chapter" else {0.0})
 
 
+@pytest.mark.parametrize("name", ["peft_bf16_eager", "peft_bf16_sdpa"])
+def test_a_given_attention_and_adapter_of_peft(name: str, folder: str, trained: list[torch.nn.Module]):
+    script = Script()
+    workload = Workload(folder, batch=1, length=16, r=3, target_modules=["c_attn"])
+    with pytest.raises(StopRequested):
+        load_function(f"tsugiki.bench.hugging_face:{name}")(workload, script.barrier)
+    implementation = name.rpartition("_")[2]
+    assert script.messages[0]["ready"] == {"attention": implementation}
+    assert trained[0].config._attn_implementation == implementation
+    assert sum(p.numel() for p in trained[0].parameters() if p.requires_grad) == 2 * 3 * (32 + 96)
+
+
+def test_a_given_adapter_of_tsugiki(folder: str, monkeypatch: pytest.MonkeyPatch):
+    script, models = Script(), []
+    prepare = tsugiki_entry.prepare_model
+    monkeypatch.setattr(
+        tsugiki_entry, "prepare_model", lambda model, config: models.append(model) or prepare(model, config)
+    )
+    workload = Workload(folder, batch=1, length=16, r=3, target_modules=["c_attn"])
+    with pytest.raises(StopRequested):
+        tsugiki_entry.tsugiki_bf16(workload, script.barrier)
+    assert sum(p.numel() for p in models[0].parameters() if p.requires_grad) == 2 * 3 * (32 + 96)
+
+
 @pytest.mark.parametrize("name", [name for name, one in GENERATION_ENTRIES.items() if not one.missing])
 def test_generation(name: str, folder: str):
     script = Script()
@@ -141,6 +165,9 @@ def test_shapes_have_the_published_numbers_of_parameters(monkeypatch: pytest.Mon
         "gpt2-small": 124_439_808,
         "rinna-medium": 336_128_000,
         "smollm2-135m": 134_515_008,
+        "gemma3-270m": 268_098_176,
+        "qwen2.5-0.5b": 494_032_768,
+        "tinyllama-1.1b": 1_100_048_384,
         "qwen3-1.7b": 1_720_574_976,
     }
 
