@@ -1,4 +1,4 @@
-"""The C functions, compiled by `hatch_build.py`, compared with their definitions: the same bits."""
+"""The C functions, compiled by `hatch_build.py`, compared with their definitions: the same bits, or to rounding."""
 
 import hashlib
 import importlib.util
@@ -6,18 +6,22 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.runs import run_config
+from tests.tiny import relative_error
 from tsugiki import native
 from tsugiki.base import integer_passes, nf4
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.integer_passes import added, plain_added, plain_rounded_with_loss, plain_scaled, rounded, scaled
 from tsugiki.base.integer_products import exact_integers
 from tsugiki.fast import activations
+from tsugiki.lora import product
+from tsugiki.lora.product import add_low_rank, plain_add_low_rank
 from tsugiki.train.run import train
 
 ROOT = Path(__file__).parent.parent
@@ -200,3 +204,34 @@ def test_without_a_library_there_is_no_function(tmp_path: Path, monkeypatch: pyt
         assert native.native("rounded", "float32") is None
     native.native.cache_clear()
     native._library.cache_clear()
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (1, 576, 192, 8), (3, 37, 41, 5), (16, 33, 65, 17), (2, 20, 6, 1025), (0, 8, 8, 2)]
+)
+def test_a_low_rank_product_is_added_to_rounding(
+    dtype: torch.dtype, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+):
+    rows, wide, out, r = shape
+    torch.manual_seed(0)
+    x, y = torch.randn(rows, wide).to(dtype), torch.randn(rows, out).to(dtype)
+    A, B = torch.randn(r, wide), torch.randn(out, r)
+    exact = y.double() + 0.3 * (x.double() @ A.double().T @ B.double().T)
+    by_definition: list[Any] = []
+    monkeypatch.setattr(product, "plain_add_low_rank", lambda *given: by_definition.append(plain_add_low_rank(*given)))
+    plain = y.clone()
+    plain_add_low_rank(plain, x, A, B, 0.3)
+    add_low_rank(y, x, A, B, 0.3)
+    assert len(by_definition) == (r > 1024)
+    if rows:
+        assert relative_error(y, exact) <= 1e-6 + 1.5 * relative_error(plain, exact)
+
+
+@pytest.mark.usefixtures("_compiled")
+def test_a_low_rank_product_of_other_strides_is_added_by_the_definition():
+    torch.manual_seed(0)
+    x, y, A, B = torch.randn(6, 4).T, torch.zeros(4, 5), torch.randn(6, 3).T, torch.randn(2 * 3, 5).T[:, ::2]
+    add_low_rank(y, x, A, B, 2.0)
+    torch.testing.assert_close(y, 2 * x @ A.T @ B.T)

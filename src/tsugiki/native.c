@@ -1,6 +1,7 @@
 /* Passes over memory in C, each the same as several of torch. Their definitions, with the same results to the last
    bit, are the `plain_` functions of the modules that call them: base/integer_passes.py, base/nf4.py and
-   fast/activations.py. So nothing is contracted to fused multiply-adds (-ffp-contract=off). */
+   fast/activations.py. So nothing is contracted to fused multiply-adds (-ffp-contract=off). Only `low_rank_added` adds
+   up in another order than torch; its definition is in lora/product.py. */
 
 #include <stdint.h>
 #include <string.h>
@@ -195,3 +196,34 @@ EXPORT FAST void nf4_int8(const uint8_t *packed, const uint8_t *m, int64_t rows,
 
 NF4(nf4_float32, float, to_float)
 NF4(nf4_bfloat16, uint16_t, to_bfloat16)
+
+/* The sum of the products of a and x, always added in the same order. */
+#define DOT(NAME, TYPE, FROM)                                                                                         \
+    static inline float NAME(const float *a, const TYPE *x, int64_t n) {                                              \
+        float parts[PARTS] = {0}, sum = 0;                                                                            \
+        int64_t whole = n - n % PARTS;                                                                                \
+        for (int64_t i = 0; i < whole; i += PARTS)                                                                    \
+            for (int k = 0; k < PARTS; k++) parts[k] += a[i + k] * FROM(x[i + k]);                                    \
+        for (int k = 0; k < PARTS; k++) sum += parts[k];                                                              \
+        for (int64_t i = whole; i < n; i++) sum += a[i] * FROM(x[i]);                                                 \
+        return sum;                                                                                                   \
+    }
+
+DOT(dot_float32, float, from_float)
+DOT(dot_bfloat16, uint16_t, from_bfloat16)
+
+#define MOST_RANKS 1024
+
+/* `add_low_rank`: y [rows, out] += scaling x A^T B^T, with x [rows, in], A [r, in], B [out, r] and r <= MOST_RANKS. */
+#define LOW_RANK_ADDED(NAME, TYPE, FROM, TO, DOT_X)                                                                   \
+    EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t r, const float *A,            \
+                          const float *B, double scaling, TYPE *y) {                                                  \
+        float low[MOST_RANKS];                                                                                        \
+        for (int64_t row = 0; row < rows; row++, x += in, y += out) {                                                 \
+            for (int64_t k = 0; k < r; k++) low[k] = (float)scaling * DOT_X(A + k * in, x, in);                       \
+            for (int64_t i = 0; i < out; i++) y[i] = TO(FROM(y[i]) + dot_float32(B + i * r, low, r));                 \
+        }                                                                                                             \
+    }
+
+LOW_RANK_ADDED(low_rank_added_float32, float, from_float, to_float, dot_float32)
+LOW_RANK_ADDED(low_rank_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16, dot_bfloat16)

@@ -1,7 +1,8 @@
 """The C functions of `native.c`, which are compiled when Tsugiki is installed (`hatch_build.py`).
 
-Each does in one pass over memory what takes torch several, with the same bits. Where no compiler was found, torch
-computes: the definition beside every call is complete without them. A call does not hold Python's interpreter lock.
+Each does in one pass over memory what takes torch several, with the same bits (`low_rank_added`: to rounding). Where no
+compiler was found, torch computes: the definition beside every call is complete without them. A call does not hold
+Python's interpreter lock.
 """
 
 import ctypes
@@ -17,11 +18,12 @@ _SIGNATURES = {
     "added": "pnnppppp",
     "looked_up": "pnppp",
     "nf4": "ppnnppp",
+    "low_rank_added": "pnnnnppdp",
 }
-"""The arguments of each kind of function: p for a pointer, n for a number."""
+"""The arguments of each kind of function: p for a pointer, n for a whole number, d for another number."""
 _VERSION = 2
 """Of these arguments; a library that was compiled for others, from an older checkout, is not called."""
-_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
+_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
 
 
 @cache

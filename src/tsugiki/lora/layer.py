@@ -13,7 +13,7 @@ The variants are in their own modules: other initial values of A and B (`initial
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,18 +56,20 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b + scaling · B A dropout(x) for x [..., in]."""
-        pair = self.lora
-        if not self.fused or (pair is not None and pair.bias is not None) or not _can_fuse(x, self.base_layer):
+        modules = self._modules  # an attribute takes a microsecond, which counts while text is generated
+        base, pair = cast(nn.Module, modules["base_layer"]), cast("LowRank | None", modules["lora"])
+        if not self.fused or not _can_fuse(x, base):
             return self.plain(x)
-        if pair is None and isinstance(self.base_layer, nn.Linear):
-            # By a frozen weight torch multiplies some inputs (LED's) in another order than by one that trains.
-            return linear_of_matrix(self.base_layer, x)
         if pair is None:
+            # By a frozen weight torch multiplies some inputs (LED's) in another order than by one that trains.
+            return linear_of_matrix(base, x) if isinstance(base, nn.Linear) else self.plain(x)
+        parameters = pair._parameters
+        if parameters["bias"] is not None:
             return self.plain(x)
-        if pair.magnitude is not None:
-            return dora_product(self.base_layer, oriented(self.base_layer), pair, x)
+        if parameters["magnitude"] is not None:
+            return dora_product(base, oriented(base), pair, x)
         p = pair.dropout.p if self.training else 0.0
-        return grafted_product(self.base_layer, x, *pair.factors(), pair.scaling, p)
+        return grafted_product(base, x, *pair.factors(), pair.scaling, p)
 
     def plain(self, x: Tensor) -> Tensor:
         """Compute `forward` by its definition: the reference for `grafted_product`, and used where that cannot be."""

@@ -11,7 +11,8 @@ The low-rank parts are added in place. Kept for the backward pass are x (shared 
 m (one byte for each element) and low [rows, r], but nothing of the output's size. dx is not computed where no gradient
 of x is needed. Where A is frozen (LoRA-FA), dA is not computed and x is not kept. A and B are cast to the dtype of the
 activations for the products (they are small); their gradients have the dtypes of A and B. For a few rows without
-gradients, as in generation, the low-rank products are computed in the dtype of A and B instead.
+gradients, as in generation, the low-rank products are computed in the dtype of A and B instead, on a processor by one
+C function, because calling torch's operations takes longer than computing them.
 """
 
 from typing import Any
@@ -22,8 +23,12 @@ from torch.autograd.function import once_differentiable
 
 from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product
 from tsugiki.lora.masks import apply_mask, keep_mask
+from tsugiki.native import native
 
 _FEW_ROWS = 16  # with more, low-rank products in float32 take longer than in 16 bits
+_NATIVE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_NATIVE_RANKS = 1024  # as in `native.c`
+_NATIVE_SIZE = 1 << 20  # numbers of A and B times rows; with more, torch's products are as fast, and use its threads
 
 
 def grafted_product(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
@@ -42,11 +47,36 @@ def grafted_product(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: 
     """
     flat = x.reshape(-1, x.shape[-1])
     if len(flat) <= _FEW_ROWS and not p and not torch.is_grad_enabled():
-        # While text is generated, casting A and B takes longer than multiplying by them.
-        few = frozen_product(layer, flat).add_(flat.to(A.dtype) @ A.T @ B.T, alpha=scaling)
+        few = frozen_product(layer, flat)
+        add_low_rank(few, flat, A, B, scaling)
         return few.view(*x.shape[:-1], few.shape[-1])
     y: Tensor = _GraftedProduct.apply(flat, A, B, layer.bias, layer, scaling, p)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> None:
+    """Add scaling · B A x to y in place, computed in the dtype of A and B.
+
+    Args:
+        y: [rows, out], contiguous.
+        x: [rows, in], of the dtype of y.
+        A: [r, in].
+        B: [out, r].
+        scaling: the factor on B A.
+    """
+    rows, r = len(y), len(A)
+    kind = _NATIVE_DTYPES.get(y.dtype) if y.is_cpu and A.is_cpu and A.dtype == torch.float32 else None
+    call = None if kind is None else native("low_rank_added", kind)
+    fits = rows * (A.numel() + B.numel()) <= _NATIVE_SIZE and r <= _NATIVE_RANKS
+    if call is None or not fits or not (x.is_contiguous() and A.is_contiguous() and B.is_contiguous()):
+        plain_add_low_rank(y, x, A, B, scaling)
+        return
+    call(x.data_ptr(), rows, x.shape[1], y.shape[1], r, A.data_ptr(), B.data_ptr(), scaling, y.data_ptr())
+
+
+def plain_add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> None:
+    """Compute `add_low_rank` by its definition."""
+    y.add_(x.to(A.dtype) @ A.T @ B.T, alpha=scaling)
 
 
 class _GraftedProduct(torch.autograd.Function):
