@@ -11,6 +11,7 @@ another host, as on the hub. Of Xet there is nothing: clients are to be told HF_
 import base64
 import hashlib
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +65,8 @@ class HubServer:
         """Names of files of which half is sent."""
         self.requests: list[str] = []
         """Method and path of each, in order."""
+        self.sent = 0
+        """Bytes of all answers."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.other_host = self.url.replace("127.0.0.1", "localhost")
@@ -260,7 +263,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_bytes(status, json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     def _send_file(self, content: bytes, headers: dict[str, str]) -> None:
-        self._send_bytes(200, content, {"Content-Type": "application/octet-stream", **headers})
+        headers = {"Content-Type": "application/octet-stream", **headers}
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if part is None:
+            self._send_bytes(200, content, headers)
+            return
+        begin, end = int(part[1]), min(int(part[2]) + 1, len(content))
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
+        self._send_bytes(206, content[begin:end], headers)
 
     def _send_bytes(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -268,6 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.hub.sent += len(content)
             self.wfile.write(content)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub_server import HubServer
 from tests.runs import TRAIN
 from tsugiki.train import memory
 
@@ -28,9 +29,23 @@ def test_a_plan_is_a_table_or_json_and_names_a_command_that_runs(base: str, run)
     assert Path("RUN/run.json").exists()
 
 
+def test_a_model_on_the_hub_is_not_downloaded(base: str, run, hub: HubServer):
+    files = {path.name: path.read_bytes() for path in Path(base).iterdir()}
+    hub.add("some/one", files)
+    status, out, err = run("plan", "--model", "some/one", "--block-size", "32", "--base-dtype", "fp32")
+    assert status == 0, err
+    assert "to download" in out
+    assert not any("tokenizer" in request for request in hub.requests)
+    config = json.loads(files["config.json"])
+    hub.add("some/other", {**files, "config.json": json.dumps({**config, "n_embd": 2 * config["n_embd"]}).encode()})
+    status, out, err = run("plan", "--model", "some/other")
+    assert (status, out) == (2, "")
+    assert "in its files" in err.splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_what_fits_nowhere_is_told_with_the_smallest_need(base: str, run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "available", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
     status, out, _ = run("plan", "--model", base, "--block-size", "32")
     assert status == 1
     assert "does not fit in the memory" in out
@@ -48,7 +63,7 @@ def test_fit_takes_an_option(base: str, run):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--model", "no/such"), "no/such"), (("--device", "cuda"), "--device"), ((), "model")],
+    [(("--model", "no/such"), "no/such"), (("--device", "cuda"), "cuda"), ((), "model")],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):
     model = () if "--model" in arguments or not arguments else ("--model", base)

@@ -77,6 +77,20 @@ class _Module:
     def set_rng_state(self, state: Tensor, *device: Any) -> None:
         self.generator.set_state(state)
 
+    def mem_get_info(self) -> tuple[int, int]:
+        assert self.in_use is not None
+        return self.in_use.free, 1 << 40
+
+    def memory_allocated(self) -> int:
+        return 0
+
+    def max_memory_allocated(self) -> int:
+        assert self.in_use is not None
+        return self.in_use.peak
+
+    def empty_cache(self) -> None:
+        pass
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
@@ -126,11 +140,14 @@ class PretendedDevice(TorchDispatchMode):
         waits: how often the host waited for the device, by "file:line operation".
         operations: how many operations the device computed.
         largest: the number of elements of the largest result of each dtype.
+        free: bytes of memory that the device says are free.
+        peak: bytes of memory that it says were in use at most.
     """
 
     def __init__(self, float64: bool = False) -> None:
         super().__init__()
         self.float64 = float64
+        self.free = self.peak = 0
         self.waits: Counter[str] = Counter()
         self.operations = 0
         self.largest: Counter[torch.dtype] = Counter()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.base.meta import meta_model
-from tsugiki.base.model_folder import map_keys, read_shards
+from tsugiki.base.model_folder import map_keys
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import combined_digest, file_sha256
 from tsugiki.io.file_names import (
@@ -24,6 +24,7 @@ from tsugiki.io.file_names import (
     TOKENIZER_CONFIG_FILE,
 )
 from tsugiki.io.json import read_json
+from tsugiki.io.shards import Entry
 from tsugiki.language import _
 
 if TYPE_CHECKING:
@@ -122,21 +123,20 @@ def code_digest(folder: Path) -> str | None:
     return combined_digest({str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*.py")})
 
 
-def check_weights(name: str, folder: Path, config: "PretrainedConfig") -> None:
-    """Compare the weights in a folder with what its config describes, before memory is allocated for them.
+def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedConfig") -> None:
+    """Compare the weights of a model with what its config describes, before memory is allocated for them.
 
-    Only the headers of the files are read. Quantised models are not compared, since their files hold other tensors.
+    Quantised models are not compared, since their files hold other tensors.
 
     Args:
         name: the model's name, for the errors.
-        folder: its folder.
+        entries: key of a tensor -> its entry in the headers of the files.
         config: its config.
 
     Raises:
-        TsugikiError: a file is missing or broken, a tensor has another shape than by the config, or the config
-            describes a much larger model than the files hold.
+        TsugikiError: a tensor has another shape than by the config, or the config describes a much larger model than
+            the files hold.
     """
-    entries = {key: entry for shard in read_shards(folder) for key, entry in shard.entries.items()}
     if getattr(config, "quantization_config", None) is not None:
         return
     try:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsugiki.base.resolve import settings_folder
+from tsugiki.base.resolve import config_folder
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.io.file_names import MODEL_CONFIG_FILE
 from tsugiki.io.json import read_json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def load_config(name: str) -> "PretrainedConfig":
     """Load a model's config; errors are those of `base.loading.load_model`."""
-    folder = settings_folder(name)
+    folder = config_folder(name)
     with loading_errors(name):
         return read_config(folder)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tsugiki.base.checks import check_all_used, check_weights
 from tsugiki.base.config import load_config, loading_errors, read_config
+from tsugiki.base.headers import folder_entries
 from tsugiki.base.identity import file_states, remember_files
 from tsugiki.base.meta import fill_with_zeros, meta_model
 from tsugiki.base.progress_bars import hidden_progress_bars
@@ -52,7 +53,7 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
                 )
             )
         if not trust_remote_code:
-            check_weights(name, folder, config)
+            check_weights(name, folder_entries(folder), config)
         model = None if trust_remote_code else _load_quantized(folder, config, dtype)
         if model is None:
             model = _load_by_transformers(name, folder, config, dtype, trust_remote_code)
@@ -62,8 +63,12 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     return model
 
 
-def _load_stored(name: str) -> "PreTrainedModel":
-    """Load a GGUF file without unpacking its linear layers."""
+def stored_path(name: str) -> Path:
+    """Return the path of a GGUF file, whose quantisation can be kept.
+
+    Raises:
+        TsugikiError: the model is no GGUF file.
+    """
     path = gguf_path(name)
     if path is None:
         raise TsugikiError(
@@ -71,8 +76,14 @@ def _load_stored(name: str) -> "PreTrainedModel":
                 name=name
             )
         )
+    return path
+
+
+def _load_stored(name: str) -> "PreTrainedModel":
+    """Load a GGUF file without unpacking its linear layers."""
     from tsugiki.base.gguf.stored import load_stored
 
+    path = stored_path(name)
     folder, states = settings_folder(name), file_states(name)
     with loading_errors(name):
         model = load_stored(path, folder, torch_dtype(preferred_compute_dtype()))

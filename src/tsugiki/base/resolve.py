@@ -42,7 +42,16 @@ def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
         TsugikiError: there is no such model, the hub cannot be reached, a GGUF file cannot be converted, or the folder
             holds something that must not be read (see `check_folder`).
     """
-    return _folder(name, trust_remote_code)[0]
+    return _folder(name, trust_remote_code, _settings_files(trust_remote_code))[0]
+
+
+def config_folder(name: str) -> Path:
+    """Return a folder on this machine with a model's config. Of a model on the hub, nothing else is downloaded.
+
+    Raises:
+        TsugikiError: as for `settings_folder`.
+    """
+    return _folder(name, False, (MODEL_CONFIG_FILE,))[0]
 
 
 def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
@@ -51,7 +60,7 @@ def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     Raises:
         TsugikiError: as for `settings_folder`; or there are no safetensors weights, or their index is damaged.
     """
-    folder, on_hub = _folder(name, trust_remote_code)
+    folder, on_hub = _folder(name, trust_remote_code, _settings_files(trust_remote_code))
     gguf = gguf_path(name) if _is_local(name) else None
     if gguf is not None:
         return conversion_cache.converted_folder(gguf)
@@ -107,8 +116,14 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return repo_id, revision
 
 
-def _folder(name: str, trust_remote_code: bool) -> tuple[Path, Collection[str]]:
-    """Return the checked folder of a model, and the names of its files on the hub; none for a local model."""
+def _folder(name: str, trust_remote_code: bool, patterns: Collection[str]) -> tuple[Path, Collection[str]]:
+    """Return the checked folder of a model, and the names of its files on the hub; none for a local model.
+
+    Args:
+        name: the model's name.
+        trust_remote_code: accept a model that brings Python code of its own.
+        patterns: of the files to download if the model is on the hub.
+    """
     if not name.strip():
         raise TsugikiError(
             _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id").format(
@@ -120,7 +135,6 @@ def _folder(name: str, trust_remote_code: bool) -> tuple[Path, Collection[str]]:
         folder = local_folder(name)
     else:
         on_hub = _hub_files(name)
-        patterns = (*OTHER_MODEL_FILES, *(("*.py",) if trust_remote_code else ()))
         wanted = {file for file in on_hub if _is_wanted(file, patterns)}
         folder = _download(name, wanted) if on_hub else local_folder(name)
     assert folder is not None
@@ -164,6 +178,11 @@ def _is_local(name: str) -> bool:
     if name.startswith(("/", ".", "~")):
         raise TsugikiError(_("no model at {name!r}: there is no such folder").format(name=name))
     return False
+
+
+def _settings_files(trust_remote_code: bool) -> tuple[str, ...]:
+    """Return patterns of a model's files other than its weights."""
+    return (*OTHER_MODEL_FILES, "*.py") if trust_remote_code else OTHER_MODEL_FILES
 
 
 def _is_wanted(file: str, patterns: Collection[str]) -> bool:

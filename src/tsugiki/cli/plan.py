@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsugiki.cli.flags import settings_of, with_flags
-from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.train.config import RunConfig
 
@@ -28,7 +27,8 @@ def plan_command(
 ) -> None:
     """Show what a run would need: memory, disk and time for each way to run it, and the fastest that fits.
 
-    Nothing is downloaded but the model's config. The exit status is 1 if nothing fits.
+    Of a model on the hub, only the config and the headers of the weights are downloaded. The exit status is 1 if
+    nothing fits.
     """
     from tsugiki.train.config_files import load_config
 
@@ -36,8 +36,6 @@ def plan_command(
     if config is None:
         settings = {"data": _UNSET, "out": _UNSET, **settings}
     run_config = load_config(config, settings)
-    if run_config.device not in ("auto", "cpu"):
-        raise TsugikiError(_("a plan is for a run on a processor: leave --device out, or set it to cpu"))
 
     from tsugiki.base.loading import load_meta_model
     from tsugiki.cli.tables import print_table, say

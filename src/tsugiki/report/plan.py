@@ -38,6 +38,10 @@ def plan_lines(plan: Plan) -> list[str]:
         ),
         _("this machine: {free} of memory for the run, {disk} of free disk").format(
             free=free, disk=format_gigabytes(plan.free_disk)
+        )
+        if plan.device == "cpu"
+        else _("this machine: {free} of memory of its accelerator ({device}) for the run, {disk} of free disk").format(
+            free=free, device=plan.device, disk=format_gigabytes(plan.free_disk)
         ),
     ]
     if plan.steps is not None:

@@ -1,48 +1,52 @@
 """Memory of this process and of the machine, in bytes; None if the system does not report it.
 
-In a process that has imported torch on a machine with an accelerator, it is the memory of the accelerator.
+It is that of a device. Without one, in a process that has imported torch on a machine with an accelerator, it is the
+memory of the accelerator; otherwise that of the processor.
 """
 
 import ctypes
 import ctypes.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsugiki.train.record import peak_memory
+
+if TYPE_CHECKING:
+    import torch
 
 _RESET_PEAK = "5"  # man 5 proc, clear_refs
 
 
-def resident() -> int | None:
+def resident(device: "torch.device | None" = None) -> int | None:
     """Memory of this process now."""
-    if (device := _accelerator()) is not None:
-        return int((getattr(device, "memory_allocated", None) or device.current_allocated_memory)())  # or MPS's name
+    if (module := _accelerator(device)) is not None:
+        return int((getattr(module, "memory_allocated", None) or module.current_allocated_memory)())  # or MPS's name
     return _read_kilobytes(Path("/proc/self/status"), "VmRSS")
 
 
-def peak() -> int | None:
+def peak(device: "torch.device | None" = None) -> int | None:
     """Peak memory of this process since `reset_peak`; on systems other than Linux, since the process started."""
-    if (device := _accelerator()) is not None:
+    if (module := _accelerator(device)) is not None:
         # MPS does not tell the peak, but what it holds, and it keeps most of what is freed.
-        return int((getattr(device, "max_memory_allocated", None) or device.driver_allocated_memory)())
+        return int((getattr(module, "max_memory_allocated", None) or module.driver_allocated_memory)())
     return _read_kilobytes(Path("/proc/self/status"), "VmHWM") or peak_memory() or None
 
 
-def available() -> int | None:
+def available(device: "torch.device | None" = None) -> int | None:
     """Memory that the machine can still provide without swapping."""
-    if hasattr(device := _accelerator(), "mem_get_info"):
-        return int(device.mem_get_info()[0])
+    if hasattr(module := _accelerator(device), "mem_get_info"):
+        return int(module.mem_get_info()[0])
     found = [_read_kilobytes(Path("/proc/meminfo"), "MemAvailable"), _left_in_container()]
     return min((size for size in found if size is not None), default=None)
 
 
-def reset_peak() -> None:
+def reset_peak(device: "torch.device | None" = None) -> None:
     """Return freed memory to the system, then reset what `peak` returns. Does nothing on systems other than Linux."""
-    if (device := _accelerator()) is not None:
-        device.empty_cache()
-        if hasattr(device, "reset_peak_memory_stats"):
-            device.reset_peak_memory_stats()
+    if (module := _accelerator(device)) is not None:
+        module.empty_cache()
+        if hasattr(module, "reset_peak_memory_stats"):
+            module.reset_peak_memory_stats()
         return
     if sys.platform != "linux":
         return
@@ -52,12 +56,18 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
 
 
-def _accelerator() -> Any:
-    """Return torch's module for this machine's accelerator, such as `torch.cuda`; None if it has none."""
+def _accelerator(device: "torch.device | None") -> Any:
+    """Return torch's module for an accelerator, such as `torch.cuda`; None for a processor.
+
+    Args:
+        device: None: this machine's accelerator, if it has one.
+    """
     torch = sys.modules.get("torch")  # not imported by entries that do not use it
-    if torch is None or not torch.accelerator.is_available():
+    if torch is None or (device is not None and device.type == "cpu"):
         return None
-    return torch.get_device_module()
+    if device is not None:
+        return torch.get_device_module(device)
+    return torch.get_device_module() if torch.accelerator.is_available() else None
 
 
 def _left_in_container() -> int | None:

@@ -50,7 +50,7 @@ def start_accelerator(
         TsugikiError: this machine has no such device, a tracker is unknown or not installed, accelerate is configured
             for an engine, or the processes cannot be connected.
     """
-    kind = _device_type(device)
+    kind = device_type(device)
     if kind == "mps" and several_processes():
         raise TsugikiError(_("several processes cannot share the GPU of a Mac: start one process, or use --device cpu"))
     _check_trackers(trackers)
@@ -161,7 +161,12 @@ def errors_of_others(accelerator: Accelerator) -> Iterator[None]:
         raise
 
 
-def _device_type(name: DeviceName) -> str:
+def device_type(name: DeviceName) -> str:
+    """Return the type of the device on which a run computes, by torch's name.
+
+    Raises:
+        TsugikiError: this machine has no such device.
+    """
     available: Mapping[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,

@@ -1,6 +1,6 @@
 """Tiny GGUF files with the weights of a tiny transformers model, in the form that llama.cpp's converter writes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def tiny_base(kind: str, **overrides: Any) -> Any:
 def write_gguf(
     path: Path,
     model: Any,
-    kind: Kind = Kind.F32,
+    kind: Kind | Callable[[str], Kind] = Kind.F32,
     settings: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
@@ -49,7 +49,7 @@ def write_gguf(
     Args:
         path: where.
         model: a tiny model of Transformers.
-        kind: how its matrices are stored; what has one dimension is float32.
+        kind: how its matrices are stored, or a function of a tensor's name; what has one dimension is float32.
         settings: metadata to add, to replace, or (None) to leave out.
         extra: tensors that the model does not have.
     """
@@ -58,7 +58,7 @@ def write_gguf(
     _add_bpe(writer)
     _set(writer, settings or {})
     for name, values in gguf_tensors(model).items():
-        stored = kind if values.ndim > 1 else Kind.F32
+        stored = (kind if isinstance(kind, Kind) else kind(name)) if values.ndim > 1 else Kind.F32
         writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)

@@ -48,7 +48,10 @@ def test_a_sample_has_the_shapes_and_dtypes_of_the_first_blocks(kind: str, dtype
 def test_what_is_measured_grows_with_the_rows(tmp_path: Path):
     config = run_config(tmp_path, base_dtype="fp32")
     shapes = load_meta_model(config.model).config
-    one, two = (measure(sample_model(shapes, 2, "fp32"), config, rows, 32, 1, timed=True) for rows in (1, 2))
+    one, two = (
+        measure(sample_model(shapes, 2, "fp32"), config, torch.device("cpu"), rows, 32, 1, timed=True)
+        for rows in (1, 2)
+    )
     assert one.input == 32 * 32 * 4
     assert two.kept == pytest.approx(2 * one.kept, rel=0.1)
     assert one.forward > 0
@@ -95,7 +98,7 @@ def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     nothing = replace(found, options=tuple(replace(option, fits=False) for option in found.options))
     with pytest.raises(TsugikiError, match=r"does not fit .* GB"):
         fitted(config, nothing)
-    monkeypatch.setattr(memory, "available", lambda: 1)
+    monkeypatch.setattr(memory, "available", lambda device: 1)
     assert not any(option.fits for option in plan_run(config, None, base_dtypes=("fp32",)).options)
 
 
@@ -109,7 +112,7 @@ def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.Mo
     assert planned.recomputed_blocks == 0
     record = train(config)
     assert record.planned_memory == pytest.approx(planned.peak, rel=0.5)
-    monkeypatch.setattr(memory, "available", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
     tight = plan_memory(config)
     assert tight is not None
     assert (tight.recomputed_blocks, tight.fits) == (2, False)

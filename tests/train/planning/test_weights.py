@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
-from tsugiki.base.loading import load_model
+from tsugiki.base.loading import load_meta_model, load_model
+from tsugiki.train.planning.sample import sample_model
 from tsugiki.train.planning.weights import stored_bytes
 
 
@@ -15,3 +16,14 @@ def test_the_bytes_are_those_of_the_loaded_model(tied: bool, tmp_path: Path):
     path = write_gguf(tmp_path / "tiny.gguf", model, Kind.Q4_0)
     parameters = {id(p): p for p in load_model(str(path), "stored").parameters()}
     assert stored_bytes(path) == sum(p.numel() * p.element_size() for p in parameters.values())
+
+
+def test_a_sample_of_a_gguf_file_has_its_types(tmp_path: Path):
+    base = tiny_base("llama", hidden_size=64, intermediate_size=96, num_hidden_layers=4)
+    kinds = {f"blk.{place}.": kind for place, kind in enumerate([Kind.Q8_0, Kind.Q4_0, Kind.Q5_0, Kind.F16])}
+    path = write_gguf(tmp_path / "tiny.gguf", base, lambda name: kinds.get(name[:6], Kind.F32))
+    loaded = load_model(str(path), "stored").model.layers
+    for count, places in ((1, [2]), (2, [1, 3]), (4, [0, 1, 2, 3])):
+        sample = sample_model(load_meta_model(str(path)).config, count, "stored", path).model.layers
+        for block, place in zip(sample, places, strict=True):
+            assert [str(layer) for layer in block.modules()] == [str(layer) for layer in loaded[place].modules()]

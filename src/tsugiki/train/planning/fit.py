@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from tsugiki.base.loading import load_meta_model
+from tsugiki.base.config import load_config, loading_errors
+from tsugiki.base.meta import meta_model
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
 from tsugiki.methods.table import METHODS
-from tsugiki.train import memory
 from tsugiki.train.config import AUTO, RunConfig
 from tsugiki.train.planning.need import need_of, tokens_of
 from tsugiki.train.planning.plan import (
@@ -44,16 +44,18 @@ def plan_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
         config: the settings of the run.
         before: blocks that were recomputed before the run was interrupted; with `recompute` auto, at least so many are.
     """
-    process = memory.resident() or 0
-    available = total_memory(process)
+    device = torch.device("cpu")
+    available = total_memory(device)
     try:
-        model = load_meta_model(config.model)
+        shapes = load_config(config.model)
+        with loading_errors(config.model):
+            model = meta_model(shapes)
         if available is None or sum(p.numel() for p in model.parameters()) < _MEASURED_FROM:
             return None
         tokens = tokens_of(config, model)
         in_step = config.batch_size if config.batch_size != AUTO else 2 * torch.get_num_threads()
-        size = micro_batch_sizes(config, tokens, in_step)[-1]
-        need = need_of(config, model, computing_dtype(config), size, in_step, process)
+        size = micro_batch_sizes(config, device, tokens, in_step)[-1]
+        need = need_of(config, shapes, computing_dtype(config, shapes, device), device, size, in_step)
     except TsugikiError:  # the run itself tells what is wrong, or the model is of a kind that cannot be planned
         return None
     limit = round(SPARE * available)

@@ -1,13 +1,16 @@
-"""The memory that a run on a processor needs, before its model is loaded.
+"""The memory that a run needs on its device, before its model is loaded.
 
     peak = process + base + 16 · trained + threads · (activations + transient + loss + 4 · trained)
     activations = kept blocks · what a block keeps + recomputed blocks · its input
     16: a trained parameter, its gradient, and AdamW's two averages, in float32; 4: its gradient for one micro-batch
+    threads: micro-batches that are computed at a time, one on an accelerator
+    process: of Python and the imported libraries, which take no memory of an accelerator
 
 In full fine-tuning all weights train, and the copy that computes in 16 bits is the base. What a block keeps and how
 long it takes is measured (see `planning.sample`). `benchmarks.planning` compares the result with runs.
 """
 
+import gc
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,25 +18,26 @@ from typing import TYPE_CHECKING
 import torch
 
 from tsugiki.base.blocks import decoder_blocks
-from tsugiki.base.config import load_config
+from tsugiki.base.config import loading_errors
 from tsugiki.base.context import context_length
-from tsugiki.base.resolve import gguf_path
+from tsugiki.base.loading import stored_path
+from tsugiki.base.meta import meta_model
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.fast.loss import rows_per_chunk
 from tsugiki.language import _
 from tsugiki.methods.table import METHODS
+from tsugiki.train import memory
 from tsugiki.train.config import RunConfig
 from tsugiki.train.planning.sample import Measured, blocks_of_sample, measure, sample_model
 from tsugiki.train.planning.weights import base_bytes, largest_tensor, stored_bytes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _BLOCK_SIZE = 512
-_LATER = 95_000_000
-"""Bytes of the process besides: libraries that are imported later, the data, and freed memory that is kept. In eight
-runs of 7 and 20 million parameters (`benchmarks.planning`) it was 67 to 132 MB."""
+_LATER = 25_000_000
+"""Bytes of the process besides: libraries that are imported later, the data, and freed memory that is kept."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Need:
     base: int
     """Bytes of the frozen base."""
     loading: int
-    """Bytes that are needed besides the base while it is loaded."""
+    """Bytes that are needed besides the base while it is loaded. An accelerator gets the finished model."""
     process: int
     """Bytes of the process without any of this."""
     loss: int
@@ -67,7 +71,7 @@ class Need:
         one, kept = self.measured, (self.blocks - recomputed) * self.measured.kept
         activations = recomputed * one.input + max(kept, one.kept if recomputed else 0)
         return {
-            "process": self.process + _LATER,
+            "process": self.process,
             "base": self.base,
             "adapter": 4 * self.trainable,
             "gradients": 4 * self.trainable * (1 + self.threads),
@@ -84,36 +88,39 @@ class Need:
 
 def need_of(
     config: RunConfig,
-    model: "PreTrainedModel",
+    shapes: "PretrainedConfig",
     base_dtype: BaseDtype,
+    device: torch.device,
     rows: int,
     rows_in_step: int,
-    process: int,
     timed: bool = False,
 ) -> Need:
-    """Return what a run on a processor needs.
+    """Return what a run needs.
 
     Args:
         config: the settings of the run.
-        model: the whole model on the meta device, not grafted.
+        shapes: the config of the model.
         base_dtype: of the base; for full fine-tuning, of the copy that computes.
+        device: where the run computes.
         rows: of a micro-batch.
         rows_in_step: of an optimiser step.
-        process: bytes of the process without a model.
         timed: measure times as well.
 
     Raises:
         TsugikiError: a sample of the model cannot be built or trained.
     """
-    threads = min(torch.get_num_threads(), math.ceil(rows_in_step / rows))
+    with loading_errors(config.model):
+        model = meta_model(shapes)
+    on_processor = device.type == "cpu"
+    threads = min(torch.get_num_threads(), math.ceil(rows_in_step / rows)) if on_processor else 1
     trains_all = not METHODS[config.method].trains_adapter
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    gguf = stored_path(config.model) if base_dtype == "stored" else None
     words, width = model.get_input_embeddings().weight.shape
     try:
-        # A layer as it is stored in a GGUF file is decoded for each product, as one in nf4 is.
-        of_sample: BaseDtype = "nf4" if base_dtype == "stored" else base_dtype
-        sample = sample_model(load_config(config.model), blocks_of_sample(model), of_sample)
-        measured = measure(sample, config, rows, tokens_of(config, model), threads, timed)
+        sample = sample_model(shapes, blocks_of_sample(model), base_dtype, gguf)
+        itemsize = sample.dtype.itemsize
+        measured = measure(sample, config, device, rows, tokens_of(config, model), threads, timed)
         trainable = parameters if trains_all else _trainable(config, model)
     except TsugikiError:
         raise
@@ -125,25 +132,31 @@ def need_of(
                 model=config.model, error=error_text(error) or type(error).__name__
             )
         ) from error
-    itemsize = sample.dtype.itemsize
+    del sample
+    if trains_all:
+        base = parameters * itemsize
+    else:
+        base = base_bytes(model, base_dtype) if gguf is None else stored_bytes(gguf)
     head = model.get_output_embeddings()
     logits = rows_per_chunk(head, itemsize) * words * itemsize if head is not None else 0
     return Need(
         parameters=parameters,
         trainable=trainable,
         blocks=len(decoder_blocks(model)),
-        base=parameters * itemsize if trains_all else _base(config.model, model, base_dtype),
-        loading=largest_tensor(model),
-        process=process,
+        base=base,
+        loading=largest_tensor(model) if on_processor else 0,
+        process=_process(device),
         loss=logits + 4 * rows * tokens_of(config, model) * width * itemsize,
         threads=threads,
         measured=measured,
     )
 
 
-def _base(name: str, model: "PreTrainedModel", base_dtype: BaseDtype) -> int:
-    path = gguf_path(name)
-    return base_bytes(model, base_dtype) if base_dtype != "stored" or path is None else stored_bytes(path)
+def _process(device: torch.device) -> int:
+    """Return the bytes of the process without a model, now that what a model imports has been imported."""
+    gc.collect()
+    memory.reset_peak(device)  # returns freed memory to the system
+    return (memory.resident(device) or 0) + (_LATER if device.type == "cpu" else 0)
 
 
 def tokens_of(config: RunConfig, model: "PreTrainedModel") -> int:

@@ -1,6 +1,7 @@
 """Plan a run: the memory and the time of each way to hold its base, to recompute blocks and to divide a step.
 
-The time of a step is that of its micro-batches, which are computed in as many threads as torch has:
+The time of a step is that of its micro-batches. A processor computes as many at a time as torch has threads, an
+accelerator one:
 
     micro-batches / threads · (blocks · (forward + backward) + recomputed blocks · forward + loss)
 
@@ -12,15 +13,17 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
-from tsugiki.base.loading import load_meta_model
-from tsugiki.base.model_folder import read_shards
-from tsugiki.base.resolve import gguf_path, local_folder, split_revision
+from tsugiki.base.bitsandbytes import is_stored_in_4_bits
+from tsugiki.base.checks import check_weights
+from tsugiki.base.config import load_config, loading_errors
+from tsugiki.base.headers import weight_entries
+from tsugiki.base.meta import meta_model
+from tsugiki.base.resolve import gguf_path
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
-from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
 from tsugiki.methods.table import METHODS
 from tsugiki.train import memory
@@ -28,9 +31,10 @@ from tsugiki.train.automatic import resolve, total_steps
 from tsugiki.train.config import AUTO, RunConfig
 from tsugiki.train.model import load_dtype, rows_of_micro_batch
 from tsugiki.train.planning.need import Need, need_of, tokens_of
+from tsugiki.train.processes import device_type
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Recompute: TypeAlias = Literal["none", "auto", "blocks"]
 RANGE = (0.8, 1.4)
@@ -49,7 +53,7 @@ class Option:
     recomputed_blocks: int
     micro_batch_size: int
     peak_memory: int
-    """Bytes of the process."""
+    """Bytes of the process, or of the accelerator."""
     step_seconds: float
     seconds: float | None
     """Of all steps; None without data."""
@@ -61,6 +65,8 @@ class Plan:
     """What is known about a run before it starts."""
 
     model: str
+    device: str
+    """Where the run computes, by torch's name."""
     parameters: int
     trainable: int
     file_bytes: int | None
@@ -69,7 +75,8 @@ class Plan:
     """Whether the files are on this machine."""
     free_disk: int
     available: int | None
-    """Bytes of memory that are free for this process, with what it has already; None if the system does not tell."""
+    """Bytes of the device's memory that are free for this process, with what it has already; None if the system does
+    not tell."""
     blocks: int
     tokens: int
     """Of a row."""
@@ -83,7 +90,7 @@ class Plan:
 
 
 def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtype] | None = None) -> Plan:
-    """Plan a run on a processor.
+    """Plan a run on this machine's accelerator, or on its processor.
 
     Args:
         config: the settings of the run.
@@ -91,27 +98,30 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
         base_dtypes: what to compare; None: what the settings allow.
 
     Raises:
-        TsugikiError: there is no such model, or its blocks cannot be measured.
+        TsugikiError: there is no such model or device, or its blocks cannot be measured.
     """
-    model = load_meta_model(config.model)
-    tokens, threads = tokens_of(config, model), torch.get_num_threads()
+    device = torch.device(device_type(config.device))
+    shapes = load_config(config.model)
+    file_bytes, is_here = _files(config.model, shapes)
+    with loading_errors(config.model):
+        model = meta_model(shapes)
+    tokens, threads = tokens_of(config, model), torch.get_num_threads() if device.type == "cpu" else 1
     resolved = resolve(config, model, rows or 100 * threads, tokens, threads)
     steps = None if rows is None else total_steps(resolved, rows)
     in_step = resolved.batch_size if rows is None else min(resolved.batch_size, rows)
-    process = memory.resident() or 0
-    available = total_memory(process)
+    available = total_memory(device)
     options, needs = [], {}
-    for base_dtype in base_dtypes or _dtypes(config):
-        for size in micro_batch_sizes(config, tokens, in_step):
-            need = need_of(config, load_meta_model(config.model), base_dtype, size, in_step, process, timed=True)
+    for base_dtype in base_dtypes or _dtypes(config, shapes, device):
+        for size in micro_batch_sizes(config, device, tokens, in_step):
+            need = need_of(config, shapes, base_dtype, device, size, in_step, timed=True)
             for option in _options(config, need, base_dtype, size, in_step, model, steps, available):
                 options.append(option)
                 needs[option] = need
     ordered = _ordered(options)
-    file_bytes, is_here = _files(config.model)
     chosen = needs[ordered[0]]
     return Plan(
         model=config.model,
+        device=device.type,
         parameters=chosen.parameters,
         trainable=chosen.trainable,
         file_bytes=file_bytes,
@@ -127,25 +137,30 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
     )
 
 
-def _dtypes(config: RunConfig) -> list[BaseDtype]:
+def _dtypes(config: RunConfig, shapes: "PretrainedConfig", device: torch.device) -> list[BaseDtype]:
     """Return the dtypes to compare: the one that is set, or all that the method allows."""
     if config.base_dtype is not None or config.trains_base_parameters():
-        return [computing_dtype(config)]
+        return [computing_dtype(config, shapes, device)]
+    if is_stored_in_4_bits(shapes):  # its layers stay as they are in the files
+        return ["nf4"]
     kept: list[BaseDtype] = [] if gguf_path(config.model) is None else ["stored"]
-    return [preferred_compute_dtype(torch.device("cpu")), "int8", *kept, "nf4"]
+    return [preferred_compute_dtype(device), "int8", *kept, "nf4"]
 
 
-def computing_dtype(config: RunConfig) -> BaseDtype:
-    """Return the dtype that a run on a processor computes in."""
+def computing_dtype(config: RunConfig, shapes: "PretrainedConfig", device: torch.device) -> BaseDtype:
+    """Return the dtype that a run computes in."""
     if METHODS[config.method].trains_adapter:
-        return load_dtype(config, torch.device("cpu"))
-    return config.compute_dtype or preferred_compute_dtype(torch.device("cpu"))
+        dtype = load_dtype(config, device)
+        return "nf4" if is_stored_in_4_bits(shapes) and dtype != "nf4-int8" else dtype
+    return config.compute_dtype or preferred_compute_dtype(device)
 
 
-def micro_batch_sizes(config: RunConfig, tokens: int, in_step: int) -> list[int]:
+def micro_batch_sizes(config: RunConfig, device: torch.device, tokens: int, in_step: int) -> list[int]:
     """Return the numbers of rows to compute at once, in ascending order."""
     if config.micro_batch_size is not None:
         return [config.micro_batch_size]
+    if device.type != "cpu":
+        return sorted({1, math.ceil(math.sqrt(in_step)), in_step})
     usual = rows_of_micro_batch(tokens, adapter=METHODS[config.method].trains_adapter)
     return sorted({1, min(usual, in_step)})
 
@@ -205,37 +220,27 @@ def _ordered(options: Sequence[Option]) -> list[Option]:
     )
 
 
-def total_memory(process: int) -> int | None:
-    """Return the memory that this process can have in all."""
-    free = memory.available()
-    return None if free is None else free + process
+def total_memory(device: torch.device) -> int | None:
+    """Return the memory of a device that this process can have in all."""
+    free = memory.available(device)
+    return None if free is None else free + (memory.resident(device) or 0)
 
 
-def _files(name: str) -> tuple[int | None, bool]:
-    """Return the bytes of a model's weights, and whether they are on this machine."""
+def _files(name: str, shapes: "PretrainedConfig") -> tuple[int | None, bool]:
+    """Return the bytes of a model's weights, which must fit its config, and whether they are on this machine.
+
+    Raises:
+        TsugikiError: the weights are missing or damaged, or do not fit the config.
+    """
     gguf = gguf_path(name)
     if gguf is not None:
         return gguf.stat().st_size, True
-    try:
-        folder = local_folder(name)
-        if folder is not None:
-            return sum(shard.size for shard in read_shards(folder)), True
-    except TsugikiError:
-        pass
-    return _hub_bytes(name), False
-
-
-def _hub_bytes(name: str) -> int | None:
-    """Return the bytes of a model's weights on the hub by its list of files; None if the hub does not tell."""
-    from huggingface_hub import HfApi
-
-    repo_id, revision = split_revision(name)
-    try:
-        found = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=10)
-    except Exception:  # of the network or the hub
-        return None
-    files: list[Any] = [file for file in found.siblings or () if file.rfilename.endswith(".safetensors")]
-    return sum(file.size or 0 for file in files) or None
+    entries, is_here = weight_entries(name)
+    if entries is None:
+        return None, False
+    with loading_errors(name):
+        check_weights(name, entries, shapes)
+    return sum(entry.end - entry.begin for entry in entries.values()), is_here
 
 
 def _free_disk() -> int:

@@ -2,24 +2,30 @@
 
     config.json ──> the model with 1 to 6 blocks and 512 words ──> grafted, with fast paths ──> forward, backward
 
-Neither speed nor memory depends on the values of the weights, so nothing is read from the model's files. The input
-requires a gradient, as that of every block but the first does.
+Neither speed nor memory depends on the values of the weights, so nothing is read from the model's files but the types
+of the tensors of a GGUF file. The input requires a gradient, as that of every block but the first does.
 """
 
 import copy
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tsugiki.base.blocks import decoder_blocks
+from tsugiki.base.gguf.conversion import read_model_header
+from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
+from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.meta import model_without_weights
 from tsugiki.base.quantization import is_quantizable, quantized_layer
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.fast.paths import use_fast_paths
+from tsugiki.lora.frozen_layer import features
 from tsugiki.lora.graft_state import is_grafted
 from tsugiki.train import memory
 from tsugiki.train.config import RunConfig
@@ -33,6 +39,7 @@ _WORDS = 512
 _MOST_BLOCKS = 6  # Gemma 3 repeats a pattern of six
 _PARAMETERS = 40_000_000
 """Of a sample, if a block has fewer: small blocks are measured together."""
+_GGUF_BLOCK = re.compile(r"blk\.(\d+)\.(.*)")
 _PATTERN = 1 << 20
 _REPEATS = 3
 
@@ -48,18 +55,22 @@ class Measured:
     transient: int
     """Bytes that are needed only while a block is computed, in addition to those that are kept."""
     forward: float
-    """Seconds of the forward pass, with as many micro-batches at a time as the run has threads."""
+    """Seconds of the forward pass, with as many micro-batches at a time as the run computes."""
     backward: float
     """Seconds of the backward pass."""
 
 
-def sample_model(config: "PretrainedConfig", blocks: int, base_dtype: BaseDtype) -> "PreTrainedModel":
+def sample_model(
+    config: "PretrainedConfig", blocks: int, base_dtype: BaseDtype, gguf: Path | None = None
+) -> "PreTrainedModel":
     """Build the first blocks of a model with random weights in the dtype of a run.
 
     Args:
         config: of the whole model.
         blocks: how many.
         base_dtype: of the weights.
+        gguf: the file whose quantisation is kept if `base_dtype` is stored. The types of the layers are those of blocks
+            that are spread evenly over the file, since files such as those called Q4_K_M mix types.
     """
     short = copy.deepcopy(config)
     text = short.get_text_config()
@@ -72,20 +83,51 @@ def sample_model(config: "PretrainedConfig", blocks: int, base_dtype: BaseDtype)
         setattr(text, name, None)
     short.quantization_config = None
     model = model_without_weights(short)
-    quantized = base_dtype in ("int8", "nf4", "nf4-int8")
+    quantized = base_dtype in ("int8", "nf4", "nf4-int8", "stored")
     dtype = torch_dtype(preferred_compute_dtype() if quantized else base_dtype)
+    kinds = _kinds(gguf, model, whole) if base_dtype == "stored" and gguf is not None else {}
     pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
     head = model.get_output_embeddings()
     for path, module in list(model.named_modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             value = _filled(parameter, pattern)
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
-        if quantized and is_quantizable(module) and module is not head:
+        if is_quantizable(module) and kinds.get(f"{path}.weight") in BLOCKS:
+            model.set_submodule(path, _stored_layer(module, kinds[f"{path}.weight"], dtype))
+        elif base_dtype in ("int8", "nf4", "nf4-int8") and is_quantizable(module) and module is not head:
             model.set_submodule(path, quantized_layer(path, module, dtype, "int8" if base_dtype == "int8" else "nf4"))
     model.tie_weights()
     config_of: Any = model.config
     config_of.dtype = dtype
     return model
+
+
+def _kinds(path: Path, sample: "PreTrainedModel", whole: int) -> dict[str, str]:
+    """Return the types in a GGUF file of the linear layers of a sample, by the names of their weights.
+
+    Args:
+        path: the file.
+        sample: the first blocks of the model.
+        whole: how many blocks the model has.
+    """
+    header = read_model_header(path)
+    kind_of = {tensor.name: tensor.type.name for tensor in header.tensors}
+    count = len(decoder_blocks(sample))
+
+    def in_file(name: str) -> str:
+        block, rest = match.groups() if (match := _GGUF_BLOCK.fullmatch(name)) else (None, name)
+        return rest if block is None else f"blk.{whole * (2 * int(block) + 1) // (2 * count)}.{rest}"
+
+    names = llama_cpp_names(header.architecture, whole, sample.state_dict())
+    return {ours: kind_of.get(in_file(theirs), "") for ours, theirs in names.items()}
+
+
+def _stored_layer(layer: nn.Module, kind: str, dtype: torch.dtype) -> GgufLinear:
+    """Return a layer of the same shape in a quantisation of GGUF files, whose weights are all 0."""
+    width, out = features(layer)
+    numbers, size = BLOCKS[kind]
+    blocks = torch.zeros(out, width // numbers * size, dtype=torch.uint8)
+    return GgufLinear(blocks, kind, layer.bias, dtype)  # type: ignore[arg-type]
 
 
 def blocks_of_sample(model: nn.Module) -> int:
@@ -99,45 +141,65 @@ def blocks_of_sample(model: nn.Module) -> int:
     return min(len(blocks), _MOST_BLOCKS, max(1, _PARAMETERS // size))
 
 
-def measure(model: "PreTrainedModel", config: RunConfig, rows: int, tokens: int, threads: int, timed: bool) -> Measured:
+def measure(
+    model: "PreTrainedModel",
+    config: RunConfig,
+    device: torch.device,
+    rows: int,
+    tokens: int,
+    threads: int,
+    timed: bool,
+) -> Measured:
     """Measure the blocks of a sample, which is prepared as the run prepares its model.
 
     Args:
-        model: from `sample_model`; it is changed in place.
+        model: from `sample_model`; it is changed in place, and moved to the device.
         config: the settings of the run.
+        device: where the run computes.
         rows: of a micro-batch.
         tokens: of a row.
         threads: micro-batches that are computed at a time.
         timed: measure times as well; otherwise they are 0.
     """
-    prepare_model(model, config, torch.device("cpu"))
+    model.to(device)
+    prepare_model(model, config, device)
     if not is_grafted(model):
         use_fast_paths(model)
+    elif device.type != "cpu":
+        use_fast_paths(model, modules=False, loss=False)  # as `train.model.make_gradients` does
     model.train()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     width = model.get_input_embeddings().weight.shape[1]
     count = len(decoder_blocks(model))
 
     def forward() -> tuple[Tensor, Tensor]:
-        x = torch.randn(rows, tokens, width).to(model.dtype).requires_grad_()
+        x = torch.randn(rows, tokens, width).to(device, model.dtype).requires_grad_()
         return x, model.base_model(inputs_embeds=x, use_cache=False)[0]
 
     def both() -> tuple[float, float]:
         started = time.perf_counter()
         x, y = forward()
+        _wait_for(device)
         middle = time.perf_counter()
         torch.autograd.grad(y, [x, *weights], torch.ones_like(y), allow_unused=True)
+        _wait_for(device)
         return middle - started, time.perf_counter() - middle
 
     kept = _kept_bytes(forward, model.parameters())  # also makes tables, and memory that is used again
-    memory.reset_peak()
-    before = memory.resident() or 0
+    memory.reset_peak(device)
+    before = memory.resident(device) or 0
     both()
-    transient = max(0, (memory.peak() or 0) - before - kept)
+    transient = max(0, (memory.peak(device) or 0) - before - kept)
     times = [both_times for _ in range(_REPEATS if timed else 0) for both_times in run_in_threads([both] * threads)]
     forward_time, backward_time = (min(column) for column in zip(*times, strict=True)) if times else (0.0, 0.0)
     input_bytes = rows * tokens * width * model.dtype.itemsize
     return Measured(kept // count, input_bytes, transient, forward_time / count, backward_time / count)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until a device has computed everything; a processor computes at once."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
 
 
 def _filled(parameter: Tensor, pattern: Tensor) -> Tensor:

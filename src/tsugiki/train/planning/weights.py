@@ -12,7 +12,7 @@ from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.integer_products import CHANNELS
 from tsugiki.base.nf4 import Nf4Linear
 from tsugiki.base.quantization import LayerDtype, is_quantizable, layer_dtype
-from tsugiki.dtypes import BaseDtype, QuantizedDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.lora.frozen_layer import features
 
 _STORED: dict[LayerDtype, Callable[[int, int], int]] = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
@@ -25,9 +25,7 @@ def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
         model: a model of its shape, not grafted; its values are not used. What is tied counts once.
         base_dtype: the dtype that it would be loaded in.
     """
-    quantized_dtype: QuantizedDtype | None = "int8" if base_dtype == "stored" else None
-    if base_dtype in ("int8", "nf4", "nf4-int8"):
-        quantized_dtype = base_dtype
+    quantized_dtype = base_dtype if base_dtype in ("int8", "nf4", "nf4-int8") else None
     itemsize = torch_dtype(base_dtype if quantized_dtype is None else preferred_compute_dtype()).itemsize
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     counted: set[int] = set()
