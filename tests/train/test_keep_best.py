@@ -28,7 +28,7 @@ def config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
     if not texts.exists():
         texts.mkdir()
         for i in range(6):
-            (texts / f"{i}.txt").write_text(sentence(i, 900))
+            (texts / f"{i}.txt").write_text(sentence(i, 300))
     return run_config(folder, out, data=str(texts), **{**SETTINGS, **changes})
 
 
