@@ -119,7 +119,7 @@ def check_can_save(model: nn.Module) -> None:
         {name: value for name, value in fields.items() if name not in COMMON_FIELDS}
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of ranks, which were warned of when the layers were grafted
+        warnings.simplefilter("ignore")  # ranks that are too high were warned of when the layers were grafted
         selected = {*find_targets(model, written), *find_target_parameters(model, written)}
         layers = {*adapter.pairs, *adapter.parameter_pairs}
     if selected != layers:
@@ -205,7 +205,7 @@ def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
 def task_type_of(model: nn.Module, adapter: Any) -> str | None:
     """Return the `task_type` by which PEFT chooses its class of model: AutoPeft classes and soft prompts depend on it.
 
-    None for a model that its class would not call rightly: one that takes no token ids, such as Whisper, and a
+    None for a model that PEFT's class for this task could not call: one that takes no token ids, such as Whisper, and a
     classifier whose output layers are not in the file, where its class expects them.
     """
     if getattr(model, "main_input_name", "") != "input_ids":

@@ -39,7 +39,7 @@ _POSSIBLE: Mapping[str, object] = {
     "save_peft_format": True,
     "variant": None,
 }
-"""Settings of `save_pretrained` of which an adapter can have one value only."""
+"""Settings of `save_pretrained` for which an adapter allows only one value."""
 _HAS_ADAPTER = "_hf_peft_config_loaded"
 """The attribute by which transformers knows that a model has an adapter. Without it, Trainer refuses a model that
 transformers has quantised (bitsandbytes and others); there is no public name for it."""

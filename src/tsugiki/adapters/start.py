@@ -1,7 +1,7 @@
 """Train an adapter further: begin a run with its values, at its rank or a larger one.
 
-A pair of larger rank computes the same update at first: A gets new rows, B gets columns of zeros, and since the factor
-alpha / r of the update becomes smaller, B is multiplied by what it has lost.
+A pair of larger rank computes the same update at first: A gets new rows, and B gets columns of zeros. Because the
+factor alpha / r becomes smaller, B is multiplied by the ratio of the old factor to the new one.
 """
 
 from collections.abc import Mapping

@@ -90,7 +90,7 @@ def find_problems(folder: Path) -> list[str]:
             read_json(folder / RECORD_FILE)
     except TsugikiError as error:
         problems.append(without_path(str(error), folder))
-    return list(dict.fromkeys(problems))  # a broken tsugiki.json is met twice
+    return list(dict.fromkeys(problems))  # a broken tsugiki.json would be listed twice
 
 
 def without_path(message: str, folder: Path) -> str:

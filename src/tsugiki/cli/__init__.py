@@ -1,1 +1,1 @@
-"""The command line: one thin file a command, which parses, calls and prints."""
+"""The command line: one short file for each command, which parses arguments, calls a function and prints the result."""

@@ -12,6 +12,7 @@ from tsugiki.cli.sampling import (
     AllowBaseMismatch,
     BaseWeights,
     MaxNewTokens,
+    Model,
     Raw,
     RepetitionPenalty,
     Seed,
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
     from tsugiki.train.evaluation.targets import EvaluationTarget, TargetLoader
 
 _HELP = marked("""\
-/base            without an adapter, and once more for what was typed last
-/adapter NAME    with this adapter (without NAME: the one before), and once more
-/again           once more, with other random numbers
+/base            switch to the base alone, and answer the last input again
+/adapter NAME    switch to this adapter (without NAME: the previous one), and answer the last input again
+/again           answer the last input again, with other random numbers
 /new             forget the conversation
-/help            this list
-/quit            the end, like Ctrl-D
-Enter alone lets a model without turns write on. Ctrl-C stops an answer.""")
+/help            show this list
+/quit            end the program, as Ctrl-D does
+If the model continues texts, Enter alone lets it continue further. Ctrl-C stops an answer.""")
 
 
 @dataclass
@@ -68,12 +69,7 @@ def chat_command(
         str | None,
         typer.Argument(help="Adapter: a folder, such as that of a run or a checkpoint, or a name in the library."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Model: 'embedded', a folder, a GGUF file, or a hub id. Default: the base that the adapter names."
-        ),
-    ] = None,
+    model: Model = None,
     system: System = None,
     raw: Raw = False,
     max_new_tokens: MaxNewTokens = 400,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsugiki.cli.sampling import BaseWeights
+from tsugiki.cli.sampling import AllowBaseMismatch, BaseWeights, TrustRemoteCode
 from tsugiki.data.columns import parse_columns
 from tsugiki.data.reading import Reading
 from tsugiki.data.records import AssistantTurns
@@ -61,12 +61,8 @@ def evaluate_command(
     ] = None,
     dtype: BaseWeights = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
-    allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="Load an adapter that was trained on another base.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings, with all your rights.")
-    ] = False,
+    allow_base_mismatch: AllowBaseMismatch = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show loss, perplexity and bits per character of models and adapters on the same text.
 

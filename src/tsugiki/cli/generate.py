@@ -11,6 +11,7 @@ from tsugiki.cli.sampling import (
     AllowBaseMismatch,
     BaseWeights,
     MaxNewTokens,
+    Model,
     Raw,
     RepetitionPenalty,
     Seed,
@@ -28,12 +29,7 @@ if TYPE_CHECKING:
 
 
 def generate_command(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Model: 'embedded', a folder, a GGUF file, or a hub id. Default: the base that the adapter names."
-        ),
-    ] = None,
+    model: Model = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="Text to continue; - is the standard input. Can be repeated.")
     ] = None,

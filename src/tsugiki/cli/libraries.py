@@ -1,4 +1,4 @@
-"""Import torch and transformers, which takes seconds, and say so."""
+"""Import torch and transformers, which takes seconds, and show a message meanwhile."""
 
 import sys
 from importlib import import_module
@@ -9,7 +9,7 @@ from tsugiki.ranks import is_main_process
 
 
 def import_libraries(module: str = "tsugiki.train.evaluation.targets") -> None:
-    """Import a module that needs torch and transformers; in a terminal, something moves meanwhile.
+    """Import a module that needs torch and transformers; in a terminal, an animated message is shown meanwhile.
 
     Args:
         module: its name.

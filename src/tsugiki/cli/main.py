@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _take_language(arguments: list[str]) -> list[str]:
-    """Set the language that `--lang`, at any place, or `TSUGIKI_LANG` names, and return the other arguments.
+    """Set the language that `--lang`, anywhere in the command, or `TSUGIKI_LANG` names; return the other arguments.
 
     Raises:
         ValueError: an unknown language, or none after `--lang`.

@@ -1,4 +1,4 @@
-"""Options of the commands that let a model write, `generate` and `chat`; some of them are those of `eval`, too."""
+"""Options of the commands that generate text, `generate` and `chat`; `eval` has some of them, too."""
 
 from typing import Annotated, TypeAlias
 
@@ -8,6 +8,12 @@ from tsugiki.dtypes import LoadDtype
 
 _SAMPLING = "Sampling"
 
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Model: 'embedded', a folder, a GGUF file, or a hub id. Default: the base that the adapter names."
+    ),
+]
 MaxNewTokens: TypeAlias = Annotated[
     int, typer.Option(min=1, help="Largest number of new tokens.", rich_help_panel=_SAMPLING)
 ]

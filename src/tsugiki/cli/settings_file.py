@@ -1,4 +1,4 @@
-"""The settings of a run as a commented YAML file: those that are given, and the others with their defaults."""
+"""The settings of a run as a YAML file with comments: those that are given, and the others with their defaults."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -40,7 +40,7 @@ def print_summary(record: RunRecord, page: Path) -> None:
 
 
 def say_what_to_read(record: RunRecord) -> None:
-    """Print the command that lets the adapter or the model of a run write."""
+    """Print the command that generates text with the adapter or the model of a run."""
     out = record.folder()
     named = ["--adapter", str(out)] if (out / ADAPTER_FILE).exists() else ["--model", str(out)]
     if record.config.prompts:

@@ -49,7 +49,7 @@ _MESSAGES = [
         marked("{name} must be {most} or less"),
     ),
 ]
-"""Messages of typer, and how we say the same."""
+"""Messages of typer, and the messages that replace them."""
 
 
 def describe_usage_error(error: TyperException) -> str:

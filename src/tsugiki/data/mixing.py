@@ -1,4 +1,4 @@
-"""Mix other text into the training data, so that a model forgets less of what it could (replay).
+"""Mix other text into the training data, so that a model keeps more of its earlier abilities (replay).
 
 Records of the other text are taken in an order that the seed decides, until their tokens are the share of all training
 tokens that was asked for; the last document is cut there. The arrays are joined in memory.
@@ -58,7 +58,7 @@ def mix(store: TokenStore, train: Integers, other: TokenStore, allowed: Integers
         train: numbers of the training records in it.
         other: the text to take from.
         allowed: numbers of the records in `other` that may be taken.
-        share: of all training tokens that the taken records shall have. With too little text it is smaller.
+        share: of all training tokens that the taken records should have. With too little text it is smaller.
         seed: decides which records are taken.
     """
     lengths = other.offsets[1:] - other.offsets[:-1]

@@ -145,7 +145,7 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
                     repo=repo_id, problems=summarise_list(problems)
                 )
             )
-        if read_config_fields(temporary).get("trainable_token_indices"):  # its words may be new
+        if read_config_fields(temporary).get("trainable_token_indices"):  # tokens may have been added for it
             with _hub_errors(repo_id, revision):
                 for name in names & set(TOKENIZER_FILES) - {CHAT_TEMPLATE_FILE}:
                     api.hf_hub_download(repo_id, name, revision=repository.sha, local_dir=temporary)

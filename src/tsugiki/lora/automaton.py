@@ -1,4 +1,4 @@
-"""Regular expressions as automata: counted and followed, where `re` would try one way after the other.
+"""Regular expressions as automata, which follow all ways through an expression at once; `re` tries one after another.
 
 This uses the parser of `re`, which is not a public part of Python. `patterns` does without it where it is missing.
 """

@@ -16,7 +16,7 @@ SavedDropout = list[tuple[Any, str, float]]
 """Module or config, attribute and former probability."""
 
 _SCALE = "moe_token_dropout"
-"""In evaluation, NLLB-MoE multiplies the outputs of its experts by 1 - p; without it, the model would be another."""
+"""Stays, because NLLB-MoE multiplies the outputs of its experts by 1 - p in evaluation; 0 would change the model."""
 
 
 def disable_dropout(model: nn.Module) -> SavedDropout:

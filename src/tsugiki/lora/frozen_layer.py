@@ -183,13 +183,13 @@ def frozen_input_gradient(layer: nn.Module, dy: Tensor) -> Tensor:
 def _computes_linear(layer: nn.Linear) -> bool:
     """Whether the `forward` of a subclass of `nn.Linear` computes x Wᵀ + b, found by trying it with other weights.
 
-    The subclasses of quantisation libraries, whose weights are integers or 8-bit numbers, are known to.
+    The subclasses of quantisation libraries, whose weights are integers or 8-bit numbers, are known to compute it.
     """
     weight = layer._parameters.get("weight")
     if weight is None or weight.itemsize == 1:
         return True
     kind = type(layer), *weight.shape
-    if kind not in _tried:  # few weights are quicker, but a layer may divide them into parts
+    if kind not in _tried:  # small weights take less time, but a layer may split its weight into parts
         _tried[kind] = _multiplies_by(layer, 3, 4) or _multiplies_by(layer, layer.in_features, layer.out_features)
     return _tried[kind]
 

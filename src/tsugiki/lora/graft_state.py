@@ -30,13 +30,13 @@ class Adapter(Protocol):
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Put the adapter into the model, in which no other is active.
 
-        What takes it out again is appended to `undo`, before each change, so that an error half way can be undone.
+        Before each change, the function that reverts it is appended to `undo`, so that an error half way can be undone.
         """
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Return what merging the adapter does to weights of the base, by their names in the model before any graft.
 
-        Parameters that are one and stay one have the same update (the same object).
+        Names that share one parameter, before and after the merge, have the same update (the same object).
 
         Args:
             model: the base with no adapter active, or a model of its shape; the values of its weights are not used.

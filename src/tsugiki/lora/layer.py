@@ -61,7 +61,7 @@ class LoraLinear(nn.Module):
         if not self.fused or not _can_fuse(x, base):
             return self.plain(x)
         if pair is None:
-            # By a frozen weight torch multiplies some inputs (LED's) in another order than by one that trains.
+            # torch multiplies some inputs (LED's) by a frozen weight in another order than by a trainable one.
             return linear_of_matrix(base, x) if isinstance(base, nn.Linear) else self.plain(x)
         parameters = pair._parameters
         if parameters["bias"] is not None:
@@ -72,7 +72,7 @@ class LoraLinear(nn.Module):
         return grafted_product(base, x, *pair.factors(), pair.scaling, p)
 
     def plain(self, x: Tensor) -> Tensor:
-        """Compute `forward` by its definition: the reference for `grafted_product`, and used where that cannot be."""
+        """Compute `forward` by its definition: the reference for `grafted_product`, used where that does not apply."""
         y: Tensor = self.base_layer(x)
         if self.lora is None:
             return y

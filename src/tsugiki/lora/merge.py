@@ -186,7 +186,7 @@ def _updates_of_active_adapter(model: nn.Module) -> Iterator[tuple[dict[str, Wei
 def _is_quantized(model: nn.Module, name: str, update: WeightUpdate) -> bool:
     """Whether the weight called `name` is anything but a floating-point number of 16 bits or more.
 
-    A tensor that is replaced by a trained copy of a whole module may be: a counter, for example.
+    It may be an integer, such as a counter in a module that is replaced as a whole by a trained copy.
     """
     owner, attribute = parameter_owner(model, name)
     tensor: Tensor | None = owner._parameters.get(attribute)

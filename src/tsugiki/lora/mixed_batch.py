@@ -15,8 +15,8 @@ to the output of the frozen layer. A DoRA pair also scales its rows by its facto
 `plain_rows` is the definition; it also computes embeddings and convolutions.
 
 All of this requires that each layer gets the rows in the order of the batch: [rows, tokens, in], or with rows and
-tokens in one dimension. A few models (XLNet) compute with [tokens, rows, width]. A pass of two rows of three tokens
-finds out.
+tokens in one dimension. A few models (XLNet) compute with [tokens, rows, width]. A forward pass of two rows of three
+tokens shows which order a layer has.
 """
 
 import copy
@@ -46,7 +46,7 @@ from tsugiki.lora.swap import Undo, replace_forward
 from tsugiki.lora.switch import detach_adapter, disable_adapter
 from tsugiki.lora.wrappers import unwrapped
 
-_ROWS, _TOKENS = 2, 3  # of the pass that finds out the order
+_ROWS, _TOKENS = 2, 3  # of the forward pass that shows the order
 
 
 @contextmanager
@@ -55,8 +55,8 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
 
     This is for inference: nothing trains, and the model must be in evaluation mode. In a batch of n · k rows, as for
     beam search and `num_return_sequences`, each of n names selects the adapter of k neighbouring rows. Within the block
-    no adapter can be added, removed or activated; after it, the adapter is active that was active before. A deep copy
-    of the model that is made within the block computes with these rows until it is ungrafted.
+    no adapter can be added, removed or activated. After the block, the adapter that was active before is active again.
+    A deep copy of the model that is made within the block computes with these rows until it is ungrafted.
 
     Args:
         model: a grafted model.

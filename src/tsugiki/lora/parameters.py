@@ -10,8 +10,8 @@ code.
 
 As in PEFT's file, the factors of all experts are two matrices: A [experts · r, in] has the rows of the experts one
 after the other, and the columns of B [out, r · experts] are ordered by row of A_e first, then by expert. A parameter
-that its module stores transposed, [experts, in, out], has the transposed update; which one does is told by the
-attribute `is_transposed` that transformers gives its modules of experts. A matrix is a stack of one.
+that its module stores transposed, [experts, in, out], has the transposed update; the attribute
+`is_transposed` of transformers' modules of experts tells which do. A matrix is a stack of one.
 """
 
 import copy

@@ -2,8 +2,8 @@
 
     y = W x + b + Σ s_i · B_i A_i dropout(x)  =  W x + b + [s_1 B_1 | s_2 B_2 | …] [A_1; A_2; …] dropout(x)
 
-The factors are put one beside the other for each call, so that all of them train, and the kernels for one pair compute
-them. The adapters keep their parameters: each is saved under its own name.
+The factors are concatenated at each call, so that all of them train, and the kernels for one pair compute them. The
+adapters keep their parameters: each is saved under its own name.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Which linear layers of a model an adapter can train, found by running a copy of the model without weights.
 
 A model type needs no entry in a table: a copy is built from the model's class and config, and a few tokens run through
-it (`lora.weightless`). What the logits depend on is read off the graph that autograd records; there is no backward
+it (`lora.weightless`). What the logits depend on is read from the graph that autograd records; there is no backward
 pass.
 
 A layer is listed if it
@@ -10,7 +10,7 @@ A layer is listed if it
 2. is linear: it computes x Wᵀ + b. A router that returns a tuple is not, although its class derives from `nn.Linear`;
 3. is called, and the logits depend on its output. The layers of an image encoder are not, nor an indexer that only
    selects positions;
-4. is used by calling it alone. An adapter of a layer whose weight is read elsewhere (Mamba's `dt_proj`) would not
+4. is used only by calling it. An adapter of a layer whose weight is read elsewhere (Mamba's `dt_proj`) would not
    train;
 5. is no router, whose outputs, one for each expert, are compared with each other;
 6. has at least eight inputs and outputs: a pair of factors for fewer would not be smaller than the layer;
@@ -75,7 +75,7 @@ _known: dict[Any, Mapping[str, str]] = {}
 
 def _find_reasons(run: Trace) -> dict[str, str]:
     places = {name: place_of(run, name) for name in run.linear}
-    # Which experts these few tokens go to is chance.
+    # Which experts these few tokens are sent to depends on random weights.
     live, bypassed = ({places[name] for name in names} for names in (run.live, run.bypassed))
 
     def reason(name: str, place: str | None) -> str:

@@ -160,7 +160,7 @@ def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.M
 
 
 def task_heads(model: nn.Module) -> list[str]:
-    """Return the names of the output layers of a classifier, which begin as random numbers, so that they train.
+    """Return the names of the output layers of a classifier, which are initialised at random and so have to train.
 
     They are those that PEFT trains for a model of the same class.
     """

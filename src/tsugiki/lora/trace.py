@@ -1,4 +1,4 @@
-"""What depends on what in a model, read off the graph that autograd records while a few tokens run through it.
+"""Dependencies between layers, read from the graph that autograd records while a few tokens run through the model.
 
 The model is a copy without weights (`lora.weightless`), and there is no backward pass.
 """

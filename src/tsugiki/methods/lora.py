@@ -117,7 +117,7 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
         pair = adapter.parameter_pairs[path]
         tensors |= zip(keys, (pair.A, pair.B), strict=True)
     tensors |= saved_tensors(adapter.modules, PREFIX)
-    stored: set[int] = set()  # what has several names is stored once
+    stored: set[int] = set()  # a parameter with several names is stored once
     for path, vectors in adapter.tokens.items():
         if id(vectors) not in stored:
             tensors[token_key(path)] = vectors.vectors

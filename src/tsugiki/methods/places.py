@@ -75,7 +75,7 @@ def _find_places(run: Trace, layers: list[str]) -> Places:
     blocks = dict.fromkeys(block for name in layers if (block := run.block_of(name)) is not None)
     for name in (sublayer for block in blocks for sublayer in _sublayers(run, block, block, ends)):
         kinds = {kind for end, kind in ends.items() if end == name or end.startswith(f"{name}.")}
-        if "feed-forward" in kinds or not kinds:  # experts have no end
+        if "feed-forward" in kinds or not kinds:  # experts have no last layer
             places.feedforward.append(name)
         elif "mixer" in kinds:
             places.attention.append(name)
@@ -142,7 +142,7 @@ def _inner(run: Trace, call: Call) -> _Inner | None:
             return None
         read |= layers
         if not layers:
-            # A function of its own, as BLOOM's activation is, counts as one.
+            # A custom autograd function, such as BLOOM's activation, counts as one.
             activated |= node.name().startswith(_ACTIVATIONS) or isinstance(node, BackwardCFunction)
             by_element &= not node.name().startswith(_NOT_BY_ELEMENT)
     if not read:

@@ -53,7 +53,7 @@ KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]
 KeyValueFunction: TypeAlias = "Callable[[PreTrainedModel, Tensor], KeyValues]"
 """(decoder, prompt) -> the keys and values of the prompt."""
 
-_MIN_TEXT_TOKENS = 32  # tokens that a prompt must leave for the text; all probes of a model are shorter
+_MIN_TEXT_TOKENS = 32  # tokens of the context that a prompt leaves for the text; the probes of a model are shorter
 _MAX_SIZE = 1 << 20  # of a prompt or a network
 
 
@@ -137,7 +137,7 @@ class SoftPromptAdapter(Generic[PromptConfigT]):
 
     def weight_updates(self, model: nn.Module) -> NoReturn:
         """Raise a TsugikiError: a soft prompt is not a change of the base's weights."""
-        raise TsugikiError(_("a soft prompt is no change of weights and cannot be merged; keep it as an adapter"))
+        raise TsugikiError(_("a soft prompt does not change weights, so it cannot be merged; keep it as an adapter"))
 
 
 def adapter_from_embeddings(

@@ -1,7 +1,7 @@
 """Samples of a run side by side: of the base, in the middle of the run, and at its end.
 
-Where an adapter writes what the base does, but with old characters, without small kana or with other quotation marks,
-the characters that differ are marked.
+Where the text of an adapter differs from the base's only in old forms of characters, the size of kana or quotation
+marks, these characters are marked.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
 
 
 def differences_in_form(base: str, text: str) -> list[tuple[str, str]]:
-    """Return the parts of a text, each with what the base's text has in its place if they differ only in form; or "".
+    """Return the parts of a text, each with the base's text in its place if the two differ only in form, else with "".
 
     Forms are old and new characters, small and large kana, and kinds of quotation marks.
     """

@@ -143,24 +143,25 @@ def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    """Convert a GGUF file to `folder`, which appears complete or not at all."""
     header = read_model_header(path)
-    try:
-        with new_folder(folder, replace=True) as temporary:
-            _check_disk_space(path, header, temporary)
-            with _conversion_progress(path, len(header.tensors)) as advance:
-                write_folder(path, header, temporary, lambda: advance(1))
-            write_manifest(temporary, {"file": path.name})
-    except TsugikiError as error:
-        raise _write_error(error) if isinstance(error.__cause__, OSError) else error from error.__cause__
-    _remove_outdated(path, folder)
+    with _new_folder(path, folder) as temporary:
+        _check_disk_space(path, header, temporary)
+        with _conversion_progress(path, len(header.tensors)) as advance:
+            write_folder(path, header, temporary, lambda: advance(1))
 
 
 def _convert_settings(path: Path, folder: Path) -> None:
     header = read_model_header(path)
+    with _new_folder(path, folder) as temporary:
+        write_settings(path, header, temporary)
+
+
+@contextmanager
+def _new_folder(path: Path, folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder`, with a manifest, if the block ends without an error."""
     try:
         with new_folder(folder, replace=True) as temporary:
-            write_settings(path, header, temporary)
+            yield temporary
             write_manifest(temporary, {"file": path.name})
     except TsugikiError as error:
         raise _write_error(error) if isinstance(error.__cause__, OSError) else error from error.__cause__
