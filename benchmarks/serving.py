@@ -21,22 +21,19 @@ import random
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import torch
 
 from benchmarks.figures import Figures
+from benchmarks.served import Answers, Served, messages, prompt, server
 from tsugiki import LoraConfig, graft, load_adapter, mixed_batch, save_adapter, trainable_parameters, ungraft
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.bench.models import SHAPES, build
@@ -45,7 +42,6 @@ from tsugiki.train.threads import with_one_thread
 
 HEADERS = {"en": ["model", "measurement", "figure"], "ja": ["モデル", "測定項目", "値"]}
 _PROMPT, _NEW = 32, 32
-_TICKS = os.sysconf("SC_CLK_TCK")
 _HOT, _LIBRARY = 32, 2000
 _MALFORMED: tuple[bytes, ...] = (
     b"",
@@ -59,55 +55,6 @@ _MALFORMED: tuple[bytes, ...] = (
     b'{"a":' * 2000,
     b"\xff" * 1000,
 )
-
-
-@dataclass(frozen=True)
-class Served:
-    """A server that runs."""
-
-    process: "subprocess.Popen[str]"
-    url: str
-
-    @property
-    def cpu_seconds(self) -> float:
-        """Processor time so far, of all threads."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
-
-    @property
-    def switches(self) -> int:
-        """How often its threads have woken up."""
-        found = 0
-        for status in Path(f"/proc/{self.process.pid}/task").glob("*/status"):
-            lines = status.read_text().splitlines()
-            found += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
-        return found
-
-    @property
-    def resident(self) -> int:
-        """Bytes of memory."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    @property
-    def threads(self) -> int:
-        """The number of threads."""
-        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
-
-    @property
-    def files(self) -> int:
-        """The number of open files and connections."""
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
-
-
-@dataclass
-class Answers:
-    """What came back."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-    first: list[float] = field(default_factory=list)
-    """Seconds to the first token of each request."""
-    statuses: Counter[str] = field(default_factory=Counter)
 
 
 def main() -> None:
@@ -171,30 +118,17 @@ def _adapter(number: int) -> str:
 
 @contextmanager
 def _server(model: str, library: Path, dtype: str, *arguments: str) -> Iterator[Served]:
-    command = [sys.executable, "-m", "tsugiki", "serve", "--model", model, "--dtype", dtype, "--port", "0"]
-    environment = {**os.environ, "TSUGIKI_ADAPTERS": str(library), "PYTHONUNBUFFERED": "1", "TSUGIKI_LANG": "en"}
-    with subprocess.Popen(
-        [*command, "--prefix-memory", "0", *arguments], stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        try:
-            assert process.stdout
-            words = process.stdout.readline().split()
-            url = urlsplit(next(word for word in words if word.startswith("http://")))
-            yield Served(process, f"{url.scheme}://{url.netloc}")
-        finally:
-            process.terminate()
-            process.wait(60)
+    options = ["--model", model, "--dtype", dtype, "--port", "{port}", "--prefix-memory", "0", *arguments]
+    environment = {"TSUGIKI_ADAPTERS": str(library), "TSUGIKI_LANG": "en"}
+    with server([sys.executable, "-m", "tsugiki", "serve", *options], environment) as served:
+        yield served
 
 
-def _prompt(generator: random.Random, length: int = _PROMPT) -> list[int]:
-    return [generator.randrange(10, 5000) for _ in range(length)]
-
-
-async def _ask(client: httpx2.AsyncClient, answers: Answers, model: str, prompt: Sequence[int], new: int) -> None:
+async def _ask(client: httpx2.AsyncClient, answers: Answers, model: str, tokens: Sequence[int], new: int) -> None:
     """Ask for tokens as a stream, as `vllm bench serve` does, and note what comes."""
     body = {
         "model": model,
-        "prompt": list(prompt),
+        "prompt": list(tokens),
         "max_tokens": new,
         "temperature": 0.0,
         "repetition_penalty": 1.0,
@@ -205,17 +139,11 @@ async def _ask(client: httpx2.AsyncClient, answers: Answers, model: str, prompt:
     start = time.perf_counter()
     async with client.stream("POST", "/v1/completions", json=body) as answer:
         answers.statuses[str(answer.status_code)] += 1
-        async for message in _messages(answer):
+        async for message in messages(answer):
             if message["choices"] and len(answers.first) < answers.statuses["200"]:
                 answers.first.append(time.perf_counter() - start)
             if message.get("usage"):
                 answers.tokens += message["usage"]["completion_tokens"]
-
-
-async def _messages(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in answer.aiter_lines():
-        if line.startswith("data: {"):
-            yield json.loads(line.removeprefix("data: "))
 
 
 def _together(served: Served, models: Sequence[str], new: int = _NEW) -> tuple[float, float]:
@@ -224,7 +152,7 @@ def _together(served: Served, models: Sequence[str], new: int = _NEW) -> tuple[f
     async def run() -> Answers:
         answers, generator = Answers(), random.Random(0)
         async with httpx2.AsyncClient(base_url=served.url, timeout=600) as client:
-            await asyncio.gather(*(_ask(client, answers, model, _prompt(generator), new) for model in models))
+            await asyncio.gather(*(_ask(client, answers, model, prompt(generator, _PROMPT), new) for model in models))
         return answers
 
     cpu, start = served.cpu_seconds, time.perf_counter()
@@ -242,7 +170,7 @@ def _in_turns(served: Served, models: Sequence[str]) -> tuple[float, float]:
 def _static(model: Any, names: Sequence[str]) -> tuple[float, float]:
     """Return what `_together` does, of one batch by `generate` in this process."""
     generator = random.Random(0)
-    ids = torch.tensor([_prompt(generator) for _ in names])
+    ids = torch.tensor([prompt(generator, _PROMPT) for _ in names])
     cpu, start = time.process_time(), time.perf_counter()
     with torch.no_grad(), with_one_thread(), mixed_batch(model, names):
         model.generate(ids, do_sample=False, min_new_tokens=_NEW, max_new_tokens=_NEW, pad_token_id=0)
@@ -301,12 +229,14 @@ def _first_tokens(served: Served, base: str, rounds: int) -> Iterator[tuple[str,
         async with httpx2.AsyncClient(base_url=served.url, timeout=600) as client:
             tasks = []
             if busy:
-                tasks = [asyncio.create_task(_ask(client, others, base, _prompt(generator), 64)) for _ in range(8)]
+                tasks = [
+                    asyncio.create_task(_ask(client, others, base, prompt(generator, _PROMPT), 64)) for _ in range(8)
+                ]
                 while len(others.first) < 8:
                     await asyncio.sleep(0.01)
-                tasks.append(asyncio.create_task(_ask(client, others, base, _prompt(generator, 900), 1)))
+                tasks.append(asyncio.create_task(_ask(client, others, base, prompt(generator, 900), 1)))
                 await asyncio.sleep(0.05)
-            await _ask(client, answers, base, _prompt(generator), 1)
+            await _ask(client, answers, base, prompt(generator, _PROMPT), 1)
             await asyncio.gather(*tasks)
         return answers.first[0]
 
@@ -418,11 +348,11 @@ async def _many(served: Served, base: str, clients: int, seconds: float, memory:
 async def _act(client: httpx2.AsyncClient, answers: Answers, generator: random.Random, base: str) -> None:
     """Do one of the things that clients do."""
     kind, name = generator.random(), generator.choice([base, *map(_adapter, range(_HOT))])
-    prompt = _prompt(generator, generator.randrange(1, 100))
+    tokens = prompt(generator, generator.randrange(1, 100))
     if kind < 0.5:
-        await _ask(client, answers, name, prompt, generator.randrange(1, 24))
+        await _ask(client, answers, name, tokens, generator.randrange(1, 24))
     elif kind < 0.65:  # goes away
-        asked = _ask(client, Answers(), name, prompt, 200)
+        asked = _ask(client, Answers(), name, tokens, 200)
         try:
             await asyncio.wait_for(asked, generator.random() * 3)
         except TimeoutError:
@@ -430,7 +360,7 @@ async def _act(client: httpx2.AsyncClient, answers: Answers, generator: random.R
     elif kind < 0.8:
         await _post(client, answers, "/v1/completions", generator.choice(_MALFORMED))
     elif kind < 0.9:
-        huge: Mapping[str, Any] = {"model": name, "prompt": _prompt(generator, generator.choice([3000, 20_000]))}
+        huge: Mapping[str, Any] = {"model": name, "prompt": prompt(generator, generator.choice([3000, 20_000]))}
         await _post(client, answers, "/v1/completions", json.dumps(huge).encode())
     else:
         path = generator.choice(["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
