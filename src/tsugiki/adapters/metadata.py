@@ -74,8 +74,9 @@ class Provenance(_Model):
     """The settings of the operation, and what it measured."""
 
     def lines(self) -> list[tuple[str, str]]:
-        """Labels and texts to show to people."""
-        settings = [(name.replace("_", " "), value_text(value)) for name, value in self.settings.items()]
+        """Labels and texts to show to people; settings that are not set are left out."""
+        chosen = {name: value for name, value in self.settings.items() if value is not None}
+        settings = [(name.replace("_", " "), value_text(value)) for name, value in chosen.items()]
         sources = ", ".join(source.described() for source in self.sources)
         return [(marked("operation"), self.operation), *settings, (marked("derived from"), sources or "–")]
 

@@ -9,7 +9,7 @@ A store is a folder that is written in one pass over the records and memory-mapp
     reading.json         how the files of the records were read
     store.json           the version of the format, and the digests of the other files; written last
 
-Only the index is held in memory, about 0.6 KB per record. Several processes can use one cache: the first one that needs
+Only the index is held in memory, about 0.6 kB per record. Several processes can use one cache: the first one that needs
 a store writes it, and the others wait for it. The digests are checked when a store is opened; a damaged one is written
 again.
 """

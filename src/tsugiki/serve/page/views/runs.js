@@ -88,11 +88,11 @@ function list(root, { t, lang, signal, go }) {
         ? h("span.faint.small", {}, run.error)
         : h("span.faint.small", {}, [run.data, run.method, run.model].filter(Boolean).join(" · ") || t("no_record")),
       run.steps && [
-        h("progress", { max: run.steps, value: run.step, "aria-label": t("progress") }),
+        progress(run, t),
         h(
           "span.bottom.small",
           {},
-          h("span", {}, t("step_of", { step: run.step, steps: run.steps })),
+          h("span", {}, stepText(run, t)),
           h("span", {}, run.seconds_left !== null ? t("left", { time: duration(run.seconds_left, t) }) : outcome(run)),
         ),
       ],
@@ -145,7 +145,7 @@ function details(root, app, name) {
         run.can_resume && button(t("resume"), resume, { class: "primary" }),
       ),
     ),
-    run.steps && h("progress", { max: run.steps, value: run.step, "aria-label": t("progress") }),
+    run.steps && progress(run, t),
     run.steps &&
       h(
         "p.small.figures",
@@ -165,7 +165,7 @@ function details(root, app, name) {
 
   function figures(run) {
     return [
-      t("step_of", { step: run.step, steps: run.steps }),
+      stepText(run, t),
       run.seconds_left !== null && t("left", { time: duration(run.seconds_left, t) }),
       run.loss !== null && t("mean_loss", { loss: digits(run.loss, lang) }),
       run.tokens_per_second && t("speed", { speed: Math.round(run.tokens_per_second) }),
@@ -206,7 +206,7 @@ function details(root, app, name) {
       ),
   ]);
 
-  const drawSamples = part(samples, (prompts) =>
+  const drawSamples = part(samples, ({ prompts, kept }) =>
     prompts.length
       ? [
           h("h2", {}, t("samples")),
@@ -219,7 +219,7 @@ function details(root, app, name) {
                 "dl",
                 {},
                 texts.map(({ step, text }) => [
-                  h("dt.faint.small", {}, step ? t("after_step", { step }) : t("base")),
+                  h("dt.faint.small", {}, step ? t(step === kept ? "after_kept_step" : "after_step", { step }) : t("base")),
                   h("dd", {}, text.trim() ? text.trim() : h("span.faint", {}, t("nothing"))),
                 ]),
               ),
@@ -272,7 +272,7 @@ function details(root, app, name) {
       chart.draw(named, run.steps, run.state === "finished" ? run.kept_step : null);
     }
     drawResults({ sentence, table });
-    drawSamples(texts ?? []);
+    drawSamples({ prompts: texts ?? [], kept: run.state === "finished" ? run.kept_step : null });
     const isOpen = output.querySelector("details")?.open ?? !curves;
     drawOutput({ log, open: isOpen });
   }
@@ -282,6 +282,17 @@ function details(root, app, name) {
 
 function tag(run, t) {
   return h("span.tag", { dataset: { state: run.state } }, t(STATES[run.state]));
+}
+
+/** A bar that is full where a run has finished, also one that has ended early. */
+function progress(run, t) {
+  const value = run.state === "finished" ? run.steps : run.step;
+  return h("progress", { max: run.steps, value, "aria-label": t("progress") });
+}
+
+function stepText(run, t) {
+  const isEarly = run.state === "finished" && run.step < run.steps;
+  return t(isEarly ? "ended_early" : "step_of", { step: run.step, steps: run.steps });
 }
 
 function digits(value, lang) {

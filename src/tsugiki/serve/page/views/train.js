@@ -435,6 +435,6 @@ export async function render(root, app) {
 }
 
 function size(bytes, lang) {
-  const [unit, divisor] = bytes < 1e6 ? ["kilobyte", 1e3] : ["megabyte", 1e6];
-  return new Intl.NumberFormat(lang, { style: "unit", unit, maximumFractionDigits: 1 }).format(bytes / divisor);
+  const [unit, divisor] = bytes < 1e6 ? ["kB", 1e3] : ["MB", 1e6]; // Intl writes KB in Japanese
+  return `${new Intl.NumberFormat(lang, { maximumFractionDigits: 1 }).format(bytes / divisor)} ${unit}`;
 }
