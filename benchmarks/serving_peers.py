@@ -38,7 +38,7 @@ HEADERS = {
     "en": ["server", "requests", "tokens for a second of processor time", "tokens for a second", "seconds"],
     "ja": ["サーバー", "リクエスト", "プロセッサ時間 1 秒あたりのトークン", "1 秒あたりのトークン", "秒"],
 }
-_PROMPT, _NEW, _ADAPTERS = 32, 32, 32
+_PROMPT, _NEW = 32, 32
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -80,9 +80,9 @@ def main() -> None:
 
 def _prepare(options: Any, place: Path) -> list[Contender]:
     """Write the base and the adapters in the forms that the contenders read, and return these."""
-    library = place / "library"
+    library, most = place / "library", max(options.requests)
     base = load_model(str(options.model), "bf16")
-    for number in range(_ADAPTERS):
+    for number in range(most):
         graft(base, LoraConfig(r=8, lora_alpha=16))
         with torch.no_grad():
             for parameter in trainable_parameters(base).values():
@@ -95,7 +95,7 @@ def _prepare(options: Any, place: Path) -> list[Contender]:
             f"tsugiki serve, {dtype}",
             [
                 *(sys.executable, "-m", "tsugiki", "serve", "--model", str(options.model), "--dtype", dtype),
-                *("--port", "{port}", "--prefix-memory", "0", "--max-batch", str(_ADAPTERS)),
+                *("--port", "{port}", "--prefix-memory", "0", "--max-batch", str(most)),
             ],
             name,
             {"TSUGIKI_ADAPTERS": str(library), "TSUGIKI_LANG": "en"},
@@ -105,7 +105,7 @@ def _prepare(options: Any, place: Path) -> list[Contender]:
     ]
     if options.llama_server:
         loras = []
-        for number in range(_ADAPTERS):
+        for number in range(most):
             loras.append(place / f"{_adapter(number)}.gguf")
             _export(str(library / _adapter(number)), "--gguf", str(loras[-1]), "--model", str(options.model))
         for dtype in ("bf16", "q8_0"):
@@ -117,7 +117,7 @@ def _prepare(options: Any, place: Path) -> list[Contender]:
                     [
                         *(*shlex.split(options.llama_server), "--model", str(file), "--port", "{port}"),
                         *("--lora", ",".join(map(str, loras)), "--lora-init-without-apply"),
-                        *("--parallel", str(_ADAPTERS), "--ctx-size", str(_ADAPTERS * 128)),
+                        *("--parallel", str(most), "--ctx-size", str(most * 128)),
                         *("--threads", "1", "--threads-batch", "1"),
                     ],
                     "base",

@@ -219,7 +219,7 @@ function details(root, app, name) {
                 "dl",
                 {},
                 texts.map(({ step, text }) => [
-                  h("dt.faint.small", {}, step ? t(step === kept ? "after_kept_step" : "after_step", { step }) : t("base")),
+                  h("dt.faint.small", {}, sampleLabel(step, kept)),
                   h("dd", {}, text.trim() ? text.trim() : h("span.faint", {}, t("nothing"))),
                 ]),
               ),
@@ -228,6 +228,11 @@ function details(root, app, name) {
         ]
       : null,
   );
+
+  function sampleLabel(step, kept) {
+    if (!step) return t("base");
+    return t(step === kept ? "after_kept_step" : "after_step", { step });
+  }
 
   const drawOutput = part(output, ({ log, open }) =>
     log ? h("details", { open }, h("summary", {}, t("output")), h("pre", { tabindex: 0 }, log.trimEnd())) : null,
