@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth --out growth                          # everything
     python -m benchmarks.growth --out growth --only rank,threads      # some panels
-    python -m benchmarks.growth --out growth --seconds 0              # memory only: one counted step each
+    python -m benchmarks.growth --out growth --seconds 0              # memory only
 
 Each measurement is a process of its own, an entry of `tsugiki bench`: PEFT and Trainer with glibc keeping freed
 memory (`peft-bf16-malloc`, the fastest setting without compilation), and Tsugiki, both on the same rows of random
@@ -11,7 +11,7 @@ tokens and with the base in bfloat16. After one or two steps of warm-up, steps a
 Which attention implementation PEFT uses is tried with the first point of each row length; above 1,024 tokens it is
 SDPA. A process gets no more memory than the machine has free; one that needs more is "out of memory".
 
-The folder gets `points.json`, to which each measurement is added (those that are there already are not repeated),
+The folder gets `points.json`, to which each measurement is added (those that succeeded are not repeated),
 `figures.json`, the table, and the plots `growth.svg` and `growth.ja.svg`.
 """
 
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--only", default=",".join(PANELS), help=f"panels to measure, from {', '.join(PANELS)}")
-    parser.add_argument("--seconds", type=float, default=10, help="seconds that the counted steps take, at least")
+    parser.add_argument("--seconds", type=float, default=10, help="of the counted steps; 0: memory only")
     parser.add_argument(
         "--attention", choices=["eager", "sdpa"], help="of PEFT for rows of up to 1,024 tokens; default: the faster one"
     )
@@ -133,7 +133,7 @@ def main() -> None:
     found = _read(options.out / "points.json")
     for point in dict.fromkeys(point for name in names for point in PANELS[name]):
         for tool in TOOLS:
-            if (point, tool) not in found:
+            if (point, tool) not in found or found[point, tool].problem:
                 print(f"{tool}: {point}", file=sys.stderr, flush=True)
                 found[point, tool] = _measure(point, tool, _attention(point, found, options.attention), options.seconds)
                 write_json(options.out / "points.json", {"points": [asdict(one) for one in found.values()]})
@@ -191,7 +191,7 @@ def _measure(point: Point, tool: str, attention: str | None, seconds: float) -> 
             process.close()
     except EntryFailed as failure:
         return Measured(point, tool, problem=_problem(str(failure)))
-    return Measured(point, tool, process.notes.get("attention"), counted, process.loaded, peak)
+    return Measured(point, tool, process.notes.get("attention"), counted if seconds else [], process.loaded, peak)
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def _panels(found: Found) -> list[Panel]:
                 )
             )
         panels.append(Panel(name, lines))
-    return [panel for panel in panels if any(line.speeds for line in panel.lines)]
+    return [panel for panel in panels if any(line.gigabytes for line in panel.lines)]
 
 
 def _x(panel: str, point: Point) -> float:
