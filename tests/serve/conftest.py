@@ -103,9 +103,34 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server with a library of its own, which the tests of a module may change."""
+def own_files(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """`served_files` with a library that the tests of a module may change."""
     base, library = served_files
-    own = tmp_path_factory.mktemp("library") / library.name
+    own = tmp_path_factory.mktemp("library") / "adapters"
     shutil.copytree(library, own)
-    yield from start(base, own)
+    return base, own
+
+
+@pytest.fixture(scope="module")
+def server(own_files: tuple[str, Path]) -> Iterator[Running]:
+    """A server with a library of its own."""
+    yield from start(*own_files)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, for modules with the marks of `tests.serve.chromium`."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.serve.chromium import PROGRAM
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    """What a page has logged, thrown or asked from elsewhere."""
+    return []

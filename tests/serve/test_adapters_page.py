@@ -1,32 +1,29 @@
 """The view Adapters in Chromium: a mix that is read and saved, renamed and removed; an adapter's page."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serve import test_browser as shared
+from tests.serve.chromium import marks, open_page
 from tests.serve.conftest import Running, start
 
-pytestmark = shared.pytestmark
-browser, problems = shared.browser, shared.problems
+pytestmark = marks
 
 
 @pytest.fixture(scope="module")
-def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(own_files: tuple[str, Path]) -> Iterator[Running]:
     """A server with a library of its own, which tests change."""
-    base, library = served_files
-    own = tmp_path_factory.mktemp("library") / "adapters"
-    shutil.copytree(library, own)
+    base, own = own_files
     (own / "poet" / "README.md").write_text("<img src=x onerror=alert(1)>", encoding="utf-8")
     yield from start(base, own, max_loaded=4)
 
 
 def test_a_mix_is_read_saved_renamed_and_removed(browser: Any, server: Running, problems: list[str]):
-    playwright = pytest.importorskip("playwright.sync_api")
-    page = shared.open_page(browser, f"{server.url}/#adapters", problems)
+    from playwright.sync_api import expect
+
+    page = open_page(browser, f"{server.url}/#adapters", problems)
     for name in ("poet", "lawyer"):
         page.get_by_label(f"Choose {name}").check()
     assert page.get_by_label("Choose turns").count() == 0  # IA³ cannot be mixed
@@ -46,9 +43,9 @@ def test_a_mix_is_read_saved_renamed_and_removed(browser: Any, server: Running, 
     weight = page.get_by_role("spinbutton", name="Weight of lawyer")
     weight.fill("-1.5")
     assert page.locator(".written h2").inner_text() == "0.5 poet − 1.5 lawyer"
-    playwright.expect(written).not_to_have_text(first, timeout=30_000)
+    expect(written).not_to_have_text(first, timeout=30_000)
     weight.fill("0.5")
-    playwright.expect(written).to_have_text(first, timeout=30_000)  # the same seed
+    expect(written).to_have_text(first, timeout=30_000)  # the same seed
     page.get_by_label("Save the mix as an adapter called").fill("both")
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_role("heading", name="both").wait_for()
@@ -72,7 +69,7 @@ def test_a_mix_is_read_saved_renamed_and_removed(browser: Any, server: Running, 
 
 
 def test_an_adapter(browser: Any, server: Running, problems: list[str], tmp_path: Path):
-    page = shared.open_page(browser, f"{server.url}/#adapters/poet", problems, width=390)
+    page = open_page(browser, f"{server.url}/#adapters/poet", problems, width=390)
     page.locator(".pictures svg").nth(2).wait_for()
     strokes = "all => all.map(one => getComputedStyle(one).stroke)"
     assert len(set(page.locator(".pictures svg path").evaluate_all(strokes)) - {"none"}) > 2  # styles are applied
@@ -91,7 +88,7 @@ def test_an_adapter(browser: Any, server: Running, problems: list[str], tmp_path
 def test_broken_and_foreign_adapters(browser: Any, server: Running, problems: list[str]):
     (server.library / "no json").mkdir()
     (server.library / "no json" / "adapter_config.json").write_text("{")
-    page = shared.open_page(browser, f"{server.url}/#adapters", problems, lang="ja")
+    page = open_page(browser, f"{server.url}/#adapters", problems, lang="ja")
     page.get_by_text("壊れています").wait_for()
     assert page.get_by_label("foreignを選択").count() == 0
     assert page.get_by_text("別のベースモデル").count() == 1

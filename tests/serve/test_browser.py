@@ -2,35 +2,20 @@
 
 import itertools
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.serve.chromium import marks, open_page
 from tests.serve.conftest import Running, start
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-CHROMIUM = os.environ.get("TSUGIKI_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; TSUGIKI_CHROMIUM names another program"),
-]
-WAIT = 90_000  # ms
+pytestmark = marks
 UNNAMED = """[...document.querySelectorAll("button, input, select, textarea, a[href]")]
   .filter((one) => one.checkVisibility() && !one.textContent && !one.labels?.length && !one.ariaLabel)
   .map((one) => one.outerHTML)"""
 VIEWS = ("talk", "adapters", "runs", "train")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +26,6 @@ def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "a.txt").write_text("text " * 100, encoding="utf-8")
     yield from start(*served_files, workplace=Workplace(served_files[0], folder, folder, "https://localhost"))
-
-
-@pytest.fixture
-def problems() -> list[str]:
-    """What a page has logged, thrown or asked from elsewhere."""
-    return []
-
-
-def open_page(browser: Any, url: str, problems: list[str], lang: str = "en", width: int = 1280, **options: Any) -> Any:
-    context = browser.new_context(locale=lang, viewport={"width": width, "height": 850}, **options)
-    page = context.new_page()
-    page.set_default_timeout(WAIT)
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    own = (url.partition("/#")[0], "blob:", "data:")
-    page.on("request", lambda asked: problems.append(asked.url) if not asked.url.startswith(own) else None)
-    page.goto(url)
-    return page
 
 
 def ask(page: Any, prompt: str, tokens: int = 8) -> None:

@@ -20,11 +20,9 @@ API = "/page/api/"
 
 
 @pytest.fixture(scope="module")
-def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(own_files: tuple[str, Path]) -> Iterator[Running]:
     """A server with a library of its own, which tests change."""
-    base, library = served_files
-    own = tmp_path_factory.mktemp("library") / "adapters"
-    shutil.copytree(library, own)
+    base, own = own_files
     (own / "poet" / "README.md").write_text("---\nlicense: mit\n---\n# <b>Poet</b>\n", encoding="utf-8")
     yield from start(base, own, max_loaded=4)
 

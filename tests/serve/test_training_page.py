@@ -1,8 +1,6 @@
 """A run in the browser: choose texts, preview, plan, start, see the curve grow, stop, resume, finished."""
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,15 +8,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette")
+from tests.serve.chromium import marks
 from tests.serve.workplace import Place, serve_in
 from tsugiki.io.run_folder import checkpoint_step, checkpoints
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-CHROMIUM = os.environ.get("TSUGIKI_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; TSUGIKI_CHROMIUM names another program"),
-]
+pytestmark = marks
 WAIT = 300_000  # ms
 
 
@@ -29,16 +23,13 @@ def place(tmp_path: Path, served_files: tuple[str, Path]) -> Iterator[Place]:
 
 
 @pytest.fixture
-def page(place: Place) -> Iterator[Any]:
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_context(locale="en").new_page()
-        page.set_default_timeout(WAIT)
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.goto(f"{place.running.url}/#train")
-        yield page
-        browser.close()
+def page(place: Place, browser: Any) -> Any:
+    page = browser.new_context(locale="en").new_page()
+    page.set_default_timeout(WAIT)
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.goto(f"{place.running.url}/#train")
+    return page
 
 
 def test_a_run_from_its_texts_to_its_end(place: Place, page: Any, tmp_path: Path):
