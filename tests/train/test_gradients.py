@@ -23,7 +23,7 @@ from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.lora.dropout import disable_dropout
-from tsugiki.train.gradients import Gradients, row_seed
+from tsugiki.train.gradients import Gradients, _MicroBatch, _split_by_length, row_seed
 from tsugiki.train.processes import start_accelerator
 
 
@@ -286,3 +286,30 @@ def test_padding_is_not_computed_and_changes_nothing(kind: str, monkeypatch: pyt
     padded = step(40)
     assert set(lengths) == {40}
     torch.testing.assert_close(short, padded, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gpt2"])
+def test_short_rows_are_computed_at_once_and_change_nothing(kind: str):
+    def step(tokens: int) -> tuple[Tensor, list[list[int]]]:
+        model = model_of(kind)
+        graft(model, LoraConfig(r=3, lora_dropout=0.5))
+        shake(model)
+        use_fast_paths(model)
+        found = gradients_of(model, batch_size=7)
+        blocks = pack(found.batches.blocks.store, np.arange(7), 40, pad=0, share_rows=False)
+        found.batches, found.tokens_at_once = replace(found.batches, blocks=blocks), tokens
+        found.step(0)
+        return found.buffer, [[blocks.row_tokens(row) for row in micro.rows] for micro in found._share(0)]
+
+    alone, micro_batches = step(0)
+    assert sorted(map(len, micro_batches)) == [1] * 7
+    together, micro_batches = step(42)
+    assert micro_batches == [[30], [20, 14], [11, 9, 7], [5]]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    assert torch.equal(with_threads(2, lambda: step(42))[0], together)
+
+
+def test_a_micro_batch_may_always_have_its_number_of_rows():
+    micro = _MicroBatch([4, 5, 6, 7, 8], [0, 1, 2, 3, 4])
+    parts = _split_by_length(micro, [9, 50, 8, 60, 7].__getitem__, 2, 30)
+    assert [(part.places, part.rows) for part in parts] == [([7, 5], [3, 1]), ([4, 6, 8], [0, 2, 4])]

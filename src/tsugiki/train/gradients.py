@@ -20,10 +20,13 @@ after another. In full fine-tuning, torch then reduces the gradients, and casts 
 The dropout masks of each row are drawn from a generator that is seeded by the seed of the run, the step, and the row's
 place in the step. So neither the size of micro-batches, nor the number of processes, nor an interruption changes them.
 (Layers that do not see whole rows, such as experts, draw one mask for a micro-batch.)
+
+Where documents cannot share a row, a row is as long as its document. A short row alone is slow on a processor, whose
+products are efficient from some hundred tokens on, so short rows of like lengths are computed at once.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -77,6 +80,7 @@ class Gradients:
         accelerator: Accelerator,
         micro_batch_size: int | None = None,
         base_dropout: bool = False,
+        tokens_at_once: int = 0,
     ) -> None:
         """Create it.
 
@@ -90,6 +94,8 @@ class Gradients:
                 of an accelerator.
             base_dropout: dropout inside the base is active. It uses torch's global random generator, so the rows are
                 computed one after another.
+            tokens_at_once: more rows than `micro_batch_size` are computed at once if they are short: rows of like
+                lengths, with at most so many tokens together. 0: no more rows.
         """
         self.model, self.computing, self.batches, self.accelerator = model, computing, batches, accelerator
         self.base_dropout = base_dropout
@@ -105,6 +111,7 @@ class Gradients:
         alone = base_dropout or rope_depends_on_length(computing)
         self.micro_batch_size = 1 if alone else micro_batch_size or batches.batch_size
         self._in_threads = accelerator.device.type == "cpu" and not alone and not self.sharded
+        self.tokens_at_once = tokens_at_once if self._in_threads else 0
         by_positions = batches.collate.masking == "position_ids"
         self._by_flash = by_positions and computing.config.get_text_config()._attn_implementation == FLASH
         self._passes_masks = (
@@ -161,7 +168,10 @@ class Gradients:
         """Return the micro-batches of this process, which computes every n-th row of the step if there are n."""
         rows = self.batches.rows(step)
         places = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
-        mine = _split(_MicroBatch(list(places), [rows[place] for place in places]), self.micro_batch_size)
+        whole = _MicroBatch(list(places), [rows[place] for place in places])
+        if self.tokens_at_once:
+            return _split_by_length(whole, self.batches.blocks.row_tokens, self.micro_batch_size, self.tokens_at_once)
+        mine = _split(whole, self.micro_batch_size)
         if self.sharded:  # all processes must call the model equally often; process 0 has the most rows
             most = math.ceil(math.ceil(len(rows) / self.accelerator.num_processes) / self.micro_batch_size)
             mine += [_MicroBatch([0], rows[:1], learns=False)] * (most - len(mine))
@@ -296,3 +306,23 @@ def _split(micro: _MicroBatch, size: int) -> list[_MicroBatch]:
     """Divide rows into micro-batches of at most `size` rows."""
     parts = [slice(start, start + size) for start in range(0, len(micro.rows), size)]
     return [_MicroBatch(micro.places[part], micro.rows[part]) for part in parts]
+
+
+def _split_by_length(micro: _MicroBatch, length: Callable[[int], int], size: int, tokens: int) -> list[_MicroBatch]:
+    """Divide rows into micro-batches of like lengths, the longest rows first.
+
+    Args:
+        micro: the rows.
+        length: returns the number of tokens of a row without padding.
+        size: a micro-batch may always have so many rows.
+        tokens: it may have more, if they have no more tokens than this together, each as long as the longest.
+    """
+    lengths = [length(row) for row in micro.rows]
+    parts: list[list[int]] = []
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):  # a stable order
+        count = len(parts[-1]) + 1 if parts else 0
+        if parts and (count <= size or count * lengths[parts[-1][0]] <= tokens):
+            parts[-1].append(at)
+        else:
+            parts.append([at])
+    return [_MicroBatch([micro.places[at] for at in part], [micro.rows[at] for at in part]) for part in parts]

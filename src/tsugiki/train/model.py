@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _OFF_ADAPTER, _OFF_MODEL = marked("off while the adapter trains"), marked("off while the model trains")
 _ADAPTER_TOKENS = 512  # per thread of a processor: enough for its products, and their activations stay small
 _MODEL_TOKENS = 1024  # the gradients of each micro-batch are as large as the model, so there should be few
+_SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be without work
 
 
 def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
@@ -148,10 +149,11 @@ def make_gradients(
         use_fast_paths(model, modules=False, loss=False)  # flash attention can be tried on the device only
     if config.recompute != AUTO:  # otherwise it was decided when the memory was planned
         recompute_blocks(computing, len(decoder_blocks(computing)) if config.recompute == "blocks" else 0)
-    rows = config.micro_batch_size
+    rows, tokens = config.micro_batch_size, 0
     if rows is None and accelerator.device.type == "cpu":
         rows = rows_of_micro_batch(batches.blocks.block_size, adapter=is_grafted(model))
-    return Gradients(model, computing, batches, accelerator, rows, config.base_dropout)
+        tokens = _SHORT_ROWS_TOKENS if batches.collate.masking == "separate_rows" else 0
+    return Gradients(model, computing, batches, accelerator, rows, config.base_dropout, tokens)
 
 
 def rows_of_micro_batch(tokens: int, adapter: bool) -> int:
