@@ -129,6 +129,21 @@ def test_looking_up_an_activation_gives_the_bits_of_the_definition(dtype: torch.
 
 
 @pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 1, 100, 4096])
+def test_coding_4_bits_gives_the_bits_of_the_definition(dtype: torch.dtype, width: int):
+    torch.manual_seed(0)
+    weight = _draw(19, width, dtype=dtype)
+    weight[3] = 0
+    weight[4, : width // 2] = 1e-39
+    weight[5] = torch.cat([nf4._bounds(), nf4._bounds().nextafter(torch.tensor(2.0)), torch.ones(width)])[:width]
+    ours, plain = (torch.empty(19, -(-width // 64) * 32, dtype=torch.uint8) for _ in range(2))
+    assert native.native("nf4_codes", str(dtype).removeprefix("torch.")) is not None
+    assert torch.equal(nf4.nearest_codes(weight, ours), nf4.plain_nearest_codes(weight, plain))
+    assert torch.equal(ours, plain)
+
+
+@pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize("dtype", [torch.int8, *DTYPES])
 def test_decoding_4_bits_gives_the_bits_of_the_definition(dtype: torch.dtype):
     blocks = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 9)  # every m with every byte of codes, and some

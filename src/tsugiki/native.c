@@ -22,7 +22,7 @@
 #define PARTS 16
 
 /* Changed, here and in native.py, with every change of a function's arguments. */
-EXPORT int64_t interface_version(void) { return 2; }
+EXPORT int64_t interface_version(void) { return 3; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -196,6 +196,34 @@ EXPORT FAST void nf4_int8(const uint8_t *packed, const uint8_t *m, int64_t rows,
 
 NF4(nf4_float32, float, to_float)
 NF4(nf4_bfloat16, uint16_t, to_bfloat16)
+
+/* `nearest_codes` of base/nf4.py: packed [rows, blocks * 32] and largest [rows, blocks]; the last block of a row is
+   filled up with zeros. A code is the number of bounds that are below x. */
+#define CODES(NAME, TYPE, FROM)                                                                                       \
+    EXPORT FAST void NAME(const TYPE *w, int64_t rows, int64_t width, int64_t stride, const float *bounds,            \
+                          uint8_t *packed, float *largest) {                                                          \
+        for (int64_t row = 0; row < rows; row++, w += stride) {                                                       \
+            for (int64_t start = 0; start < width; start += 64, packed += 32, largest++) {                            \
+                float x[64] = {0};                                                                                    \
+                int64_t n = width - start < 64 ? width - start : 64;                                                  \
+                for (int64_t i = 0; i < n; i++) x[i] = FROM(w[start + i]);                                            \
+                uint32_t most = 0; /* as in `rounded` */                                                              \
+                for (int i = 0; i < 64; i++) {                                                                        \
+                    uint32_t bits = as_bits(x[i]) & 0x7fffffff;                                                       \
+                    most = bits > most ? bits : most;                                                                 \
+                }                                                                                                     \
+                *largest = as_float(most);                                                                            \
+                float inverse = 1.0f / (*largest < 1e-38f ? 1e-38f : *largest);                                       \
+                int32_t codes[64] = {0};                                                                              \
+                for (int k = 0; k < 15; k++)                                                                          \
+                    for (int i = 0; i < 64; i++) codes[i] += x[i] * inverse > bounds[k];                              \
+                for (int i = 0; i < 32; i++) packed[i] = (uint8_t)(codes[2 * i] << 4 | codes[2 * i + 1]);             \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+CODES(nf4_codes_float32, float, from_float)
+CODES(nf4_codes_bfloat16, uint16_t, from_bfloat16)
 
 /* The sum of the products of a and x, always added in the same order. */
 #define DOT(NAME, TYPE, FROM)                                                                                         \

@@ -18,10 +18,11 @@ _SIGNATURES = {
     "added": "pnnppppp",
     "looked_up": "pnppp",
     "nf4": "ppnnppp",
+    "nf4_codes": "pnnnppp",
     "low_rank_added": "pnnnnppdp",
 }
 """The arguments of each kind of function: p for a pointer, n for a whole number, d for another number."""
-_VERSION = 2
+_VERSION = 3
 """Of these arguments; a library that was compiled for others, from an older checkout, is not called."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
 

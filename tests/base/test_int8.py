@@ -264,3 +264,10 @@ def test_a_processor_that_saturates_is_detected():
         torch.testing.assert_close(layer.product(x), torch.full((64, 64), 256.0))
     """
     subprocess.run([sys.executable, "-c", program], check=True, env={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+
+
+@pytest.mark.parametrize("rows", [1, 3072, 300])
+def test_the_mean_row_is_exact(rows: int):
+    w = torch.randint(-127, 128, (rows, 40), dtype=torch.int8)
+    w[:, 0] = 127
+    assert torch.equal(integer_products.mean_row(w), (w.double().sum(0).float() / rows))

@@ -68,3 +68,20 @@ def test_no_bit_of_a_product_depends_on_the_number_of_threads(
     expected = results(1)
     for threads in (2, 3):
         assert all(torch.equal(a, b) for a, b in zip(results(threads), expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Nf4Linear])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(3100, 65), (1, 1), (65, 64)])
+def test_no_bit_of_a_quantised_weight_depends_on_the_number_of_threads(
+    kind: type[QuantizedLayer], dtype: torch.dtype, shape: tuple[int, int]
+):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def codes(threads: int) -> dict[str, Tensor]:
+        torch.set_num_threads(threads)
+        return dict(kind(weight, None, dtype).named_parameters())
+
+    expected, found = codes(1), codes(2)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

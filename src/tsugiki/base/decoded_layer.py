@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.base import integer_products
-from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, split
+from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, mean_row, split
 from tsugiki.base.product_dtype import integers_are_faster
 from tsugiki.base.quantized_layer import QuantizedLayer
 from tsugiki.base.threads import in_threads
@@ -73,7 +73,7 @@ class DecodedLayer(QuantizedLayer):
     def mean_levels(self) -> Tensor:
         """Return the mean row of the integers in each tile, float32 [tiles, padded], for `means`."""
         with torch.no_grad():
-            return torch.stack([levels.float().mean(0) for levels, _ in self._level_tiles()])
+            return torch.stack([mean_row(levels) for levels, _ in self._level_tiles()])
 
     def _level_tiles(self) -> Iterator[Tile]:
         for channels, buffer in self._in_buffer(torch.int8):

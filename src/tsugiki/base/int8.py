@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.base import integer_products
-from tsugiki.base.integer_passes import own_float, round_rows
-from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, split
+from tsugiki.base.integer_passes import own_float, round_rows, rounded
+from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, mean_row, split
 from tsugiki.base.quantized_layer import QuantizedLayer
+from tsugiki.base.threads import in_threads
+
+_ROWS = 64
+"""Channels that are quantised at once, so that they stay in the cache."""
 
 
 class Int8Linear(QuantizedLayer):
@@ -35,10 +39,13 @@ class Int8Linear(QuantizedLayer):
         qweight = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
         with torch.no_grad():
-            for channels, q, s in zip(*(split(t, CHANNELS) for t in (weight, qweight, scale)), strict=True):
-                rounded, s[:, None] = round_rows(own_float(channels))
-                q.copy_(rounded)
-        means = torch.stack([q.float().mean(0) for q in split(qweight, CHANNELS)])
+            pieces = list(zip(*(split(t, _ROWS) for t in (weight, qweight, scale)), strict=True))
+            if weight.device.type == "cpu":
+                in_threads(_round_piece, pieces)
+            else:
+                for piece in pieces:
+                    _round_piece(piece)
+            means = torch.stack([mean_row(q) for q in split(qweight, CHANNELS)])
         self.qweight, self.scale, self.means = (nn.Parameter(t, requires_grad=False) for t in (qweight, scale, means))
 
     @staticmethod
@@ -65,6 +72,14 @@ class Int8Linear(QuantizedLayer):
 
     def _tiles(self) -> Iterator[Tile]:
         return zip(split(self.qweight, CHANNELS), split(self.scale, CHANNELS), strict=True)
+
+
+def _round_piece(piece: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Quantise some channels of a weight: write their integers and scales."""
+    weight, q, s = piece
+    values, scale = rounded(weight)
+    q.copy_(values)
+    s.copy_(scale[:, 0])
 
 
 def plain_product(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

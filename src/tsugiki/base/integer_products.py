@@ -30,6 +30,8 @@ CHANNELS = 3072
 """Channels of a tile: enough for a fast product, and few enough for its result to stay in the cache."""
 _ROWS = 256
 """Rows of an int32 result: enough for a fast product, and few enough to stay in the cache for the next operations."""
+_ROWS_OF_SUM = 64
+"""Rows that are converted at once for a sum, so that they stay in the cache."""
 _LEAST_ROWS = 64
 """Rows that are worth a thread of their own."""
 
@@ -98,6 +100,11 @@ def _rows_of_part(rows: int) -> int:
 def split(t: Tensor, most: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Split into pieces of at most `most` rows (or columns), as even as possible."""
     return t.chunk(max(1, math.ceil(t.shape[dim] / most)), dim)
+
+
+def mean_row(w: Tensor) -> Tensor:
+    """Return the mean of the rows of a tile, int8 [channels, in], in float32; the sum is exact."""
+    return torch.stack([rows.float().sum(0) for rows in split(w, _ROWS_OF_SUM)]).sum(0) / len(w)
 
 
 def has_exact_product(x: Tensor) -> bool:

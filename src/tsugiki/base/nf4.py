@@ -26,6 +26,7 @@ from tsugiki.base.decoded_layer import DecodedLayer
 from tsugiki.base.integer_passes import own_float
 from tsugiki.base.integer_products import CHANNELS, split
 from tsugiki.base.quantized_layer import QuantizedLayer
+from tsugiki.base.threads import in_threads
 from tsugiki.native import native
 
 BLOCK = 64
@@ -112,13 +113,45 @@ def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     blocks = torch.empty(out, count, dtype=torch.uint8, device=weight.device)
     scale = torch.empty(out, dtype=torch.float32, device=weight.device)
     rows = max(1, _PIECE // max(1, width))
-    for w, p, m, s in zip(*(split(t, rows) for t in (weight, packed, blocks, scale)), strict=True):
-        w = F.pad(own_float(w), (0, count * BLOCK - width)).view(len(w), count, BLOCK)
-        largest = torch.maximum(w.amax(2), -w.amin(2))
-        codes = _nearest(w * (1 / largest.clamp(min=1e-38))[..., None])
-        torch.bitwise_or(codes[:, 0::2] << 4, codes[:, 1::2], out=p)
-        m[:], s[:] = relative(largest)
+    pieces = list(zip(*(split(t, rows) for t in (weight, packed, blocks, scale)), strict=True))
+    if weight.device.type == "cpu":
+        in_threads(_encode_piece, pieces)
+    else:
+        for piece in pieces:
+            _encode_piece(piece)
     return packed, blocks, scale
+
+
+def _encode_piece(piece: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """Quantise some rows of a weight: write their codes, m and scales."""
+    weight, packed, blocks, scale = piece
+    blocks[:], scale[:] = relative(nearest_codes(weight, packed))
+
+
+def nearest_codes(weight: Tensor, packed: Tensor) -> Tensor:
+    """Write the codes of a weight [rows, width], uint8 [rows, blocks · 32].
+
+    Returns:
+        The largest absolute value of each block, float32 [rows, blocks].
+    """
+    on_processor = weight.device.type == "cpu" and weight.dtype in _NATIVE and weight.stride(1) == 1
+    call = native("nf4_codes", _NATIVE[weight.dtype]) if on_processor else None
+    if call is None:
+        return plain_nearest_codes(weight, packed)
+    largest = torch.empty(len(weight), packed.shape[1] * 2 // BLOCK)
+    given = (weight.data_ptr(), *weight.shape, weight.stride(0), _bounds().data_ptr())
+    call(*given, packed.data_ptr(), largest.data_ptr())
+    return largest
+
+
+def plain_nearest_codes(weight: Tensor, packed: Tensor) -> Tensor:
+    """Compute `nearest_codes` in torch."""
+    rows, count = len(weight), packed.shape[1] * 2 // BLOCK
+    w = F.pad(own_float(weight), (0, count * BLOCK - weight.shape[1])).view(rows, count, BLOCK)
+    largest = torch.maximum(w.amax(2), -w.amin(2))
+    codes = _nearest(w * (1 / largest.clamp(min=1e-38))[..., None])
+    torch.bitwise_or(codes[:, 0::2] << 4, codes[:, 1::2], out=packed)
+    return largest
 
 
 def relative(largest: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,10 +228,16 @@ def _nearest(x: Tensor) -> Tensor:
 
 
 @cache
+def _bounds() -> Tensor:
+    """Return the bounds between the codes: the middles between neighbouring numbers of NF4, float32 [15]."""
+    levels = torch.tensor(NF4)
+    return (levels[:-1] + levels[1:]) / 2
+
+
+@cache
 def _codes_by_upper_half(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return for each upper half of a float32, as an int16 plus 32,768, the lowest code and the bound above it."""
-    levels = torch.tensor(NF4)
-    middles = (levels[:-1] + levels[1:]) / 2
+    middles = _bounds()
     halves = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32) << 16
     ends = torch.stack(
         [halves.view(torch.float32), (halves | 0xFFFF).view(torch.float32)]
