@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 PAGES = [Path(__file__).parents[2] / name for name in ("README.md", "README.ja.md")]
 HUB_MODEL = "rinna/japanese-gpt2-medium"
-ELSEWHERE = ("quickstart", "compare", "sweep", "pretrain", "bench", "push", "new", "aozora --author")
-"""Commands that take minutes, a network or a terminal; they have tests of their own."""
+ELSEWHERE = ("quickstart", "compare", "sweep", "pretrain", "bench", "push", "new", "serve", "aozora --author")
+"""Commands that take minutes, need a network or a terminal, or run until a signal; they have tests of their own."""
 
 
 def commands(page: Path) -> list[str]:
