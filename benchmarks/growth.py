@@ -252,7 +252,8 @@ def _panels(found: Found) -> list[Panel]:
     for name, points in PANELS.items():
         lines = []
         for tool in TOOLS:
-            measured = [(_x(name, point), found[point, tool]) for point in points if (point, tool) in found]
+            places = ((_x(name, point), found[point, tool]) for point in points if (point, tool) in found)
+            measured = sorted(places, key=lambda place: place[0])
             lines.append(
                 Line(
                     tool,

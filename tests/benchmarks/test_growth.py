@@ -103,5 +103,12 @@ def test_what_was_measured_is_read_back(tmp_path: Path):
     assert one.speed == 512
 
 
+def test_lines_are_drawn_from_left_to_right():
+    found = {(point, "Tsugiki"): Measured(point, "Tsugiki", None, [1.0], 1, GB) for point in PANELS["model"]}
+    sizes = [x for x, _ in growth._panels(found)[0].lines[1].speeds]
+    assert len(sizes) == len(PANELS["model"])
+    assert sizes == sorted(sizes)
+
+
 def test_the_models_are_known():
     assert {point.model for panel in PANELS.values() for point in panel} <= {"embedded", *SHAPES}
