@@ -86,7 +86,10 @@ def serve_command(
     ] = False,
 ) -> None:
     """Answer requests by OpenAI's HTTP interface, with one base and many adapters in a batch."""
+    from tsugiki.cli.libraries import import_libraries
+
     try:
+        import_libraries("tsugiki.serve.server")
         from tsugiki.serve.server import ServerSettings, check_access, listen, serve
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):

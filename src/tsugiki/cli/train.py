@@ -100,8 +100,6 @@ def train_command(
     from tsugiki.cli.libraries import import_libraries
 
     import_libraries("tsugiki.train.run")
-    from tsugiki.cli.summary import print_summary, say_what_to_read
-    from tsugiki.report.run import write_report
     from tsugiki.train.run import train
 
     words = ["train", "--resume", str(out)]
@@ -115,6 +113,9 @@ def train_command(
             run_config = _fitted(run_config) if fit else run_config
         record = train(run_config, resume=resume, overwrite=overwrite)
     if is_main_process():
+        from tsugiki.cli.summary import print_summary, say_what_to_read
+        from tsugiki.report.run import write_report
+
         print_summary(record, write_report(Path(run_config.out)))
         say_what_to_read(record)
 

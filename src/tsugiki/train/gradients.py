@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from tsugiki.base.context import rope_depends_on_length
@@ -47,7 +46,7 @@ from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.labels import IGNORE_INDEX
 from tsugiki.language import _
 from tsugiki.lora.masks import masks_from
-from tsugiki.train.sharding import is_sharded
+from tsugiki.train.sharding import is_sharded, is_split
 from tsugiki.train.threads import run_in_threads
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ class Gradients:
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.copies = [weight for weight in computing.parameters() if weight.requires_grad]
         self.sharded = is_sharded(model)
-        self.reduced_by_torch = any(isinstance(weight, DTensor) for weight in self.weights)
+        self.reduced_by_torch = any(map(is_split, self.weights))
         self.buffer = _assign_gradients(self.weights, accelerator.device)
         half = any(weight.dtype == torch.float16 for weight in computing.parameters())
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=half)
@@ -293,7 +292,7 @@ def _assign_gradients(weights: Sequence[Tensor], device: torch.device) -> Tensor
     """
     if not weights:
         raise TsugikiError(_("nothing trains: no parameter of the model has requires_grad"))
-    whole = [weight for weight in weights if not isinstance(weight, DTensor)]
+    whole = [weight for weight in weights if not is_split(weight)]
     buffer = torch.zeros(sum(weight.numel() for weight in whole) + 2, dtype=weights[0].dtype, device=device)
     start = 0
     for weight in whole:

@@ -19,14 +19,12 @@ All processes must call the model equally often, as `model(…)` and not as `mod
 model gathers its weights.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from tsugiki.base.blocks import decoder_blocks
@@ -56,6 +54,9 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
     Raises:
         TsugikiError: the processes are not connected.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     if not torch.distributed.is_initialized():
         raise TsugikiError(_("weights can be split over several processes only: start them with torchrun"))
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
@@ -69,7 +70,16 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether `shard` has split the weights of the model."""
+    if "torch.distributed.fsdp" not in sys.modules:  # importing it takes half a second, and only `shard` needs it
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
     return isinstance(model, FSDPModule)
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether each process has a part of the tensor: torch's DTensor, which takes half a second to import."""
+    return hasattr(tensor, "full_tensor")
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
@@ -78,8 +88,8 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     Raises:
         TsugikiError: a parameter that trains is not in the optimiser.
     """
-    if isinstance(model, FSDPModule):
-        model.reshard()  # after an evaluation, the module holds what it has gathered
+    if is_sharded(model):
+        model.reshard()  # type: ignore[operator]  # after an evaluation, the module holds what it has gathered
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, parameter in trainable_parameters(model).items() if id(parameter) not in known]
     if missing:
@@ -127,6 +137,8 @@ def whole_model(model: nn.Module, keep: bool) -> nn.Module:
     state = whole_state(model, keep)
     if not keep:
         return model
+    from torch.distributed.fsdp import FSDPModule
+
     kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
         whole: Any = kind(config_to_save(model))
@@ -168,7 +180,8 @@ def _adapter_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+    whole: Tensor = tensor.full_tensor() if is_split(tensor) else tensor  # type: ignore[attr-defined]
+    return whole.detach()
 
 
 def _on_processor(value: Any, keep: bool) -> Any:
@@ -179,6 +192,8 @@ def _on_processor(value: Any, keep: bool) -> Any:
 
 
 def _split_like(parameter: Tensor, value: Any) -> Any:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
