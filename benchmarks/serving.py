@@ -43,6 +43,7 @@ from tsugiki.train.threads import with_one_thread
 HEADERS = {"en": ["model", "measurement", "figure"], "ja": ["モデル", "測定項目", "値"]}
 _PROMPT, _NEW = 32, 32
 _HOT, _LIBRARY = 32, 2000
+_PATIENCE = "600"  # seconds; all adapters are loaded at once at first, which takes long on a busy machine
 _MALFORMED: tuple[bytes, ...] = (
     b"",
     b"{",
@@ -181,7 +182,10 @@ def _static(model: Any, names: Sequence[str]) -> tuple[float, float]:
 def _speed(model: str, place: Path, dtype: str, rounds: int) -> Iterator[tuple[str, str]]:
     base, library = Path(model).name if Path(model).exists() else model, place / "library"
     adapters = [_adapter(number) for number in range(_HOT)]
-    with _server(model, library, dtype, "--max-batch", "32") as served, _server(model, library, dtype) as empty:
+    with (
+        _server(model, library, dtype, "--max-batch", "32", "--max-wait", _PATIENCE) as served,
+        _server(model, library, dtype) as empty,
+    ):
         in_process = load_model(model, dtype)  # type: ignore[arg-type]
         for name in adapters[:8]:
             load_adapter(in_process, library / name, name)
@@ -265,7 +269,7 @@ def _large_library(model: str, place: Path, dtype: str, rounds: int) -> Iterator
     for number in range(_LIBRARY):
         source, target = place / "library" / _adapter(number % _HOT), large / _adapter(number)
         shutil.copytree(source, target, copy_function=os.link)
-    arguments = ("--max-batch", str(_HOT), "--max-loaded", str(_HOT))
+    arguments = ("--max-batch", str(_HOT), "--max-loaded", str(_HOT), "--max-wait", _PATIENCE)
     with _server(model, place / "library", dtype, *arguments) as small, _server(model, large, dtype, *arguments) as big:
         found: list[list[tuple[float, float]]] = [[], []]
         for counted in [False, *[True] * rounds]:

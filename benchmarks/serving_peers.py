@@ -95,7 +95,7 @@ def _prepare(options: Any, place: Path) -> list[Contender]:
             f"tsugiki serve, {dtype}",
             [
                 *(sys.executable, "-m", "tsugiki", "serve", "--model", str(options.model), "--dtype", dtype),
-                *("--port", "{port}", "--prefix-memory", "0", "--max-batch", str(most)),
+                *("--port", "{port}", "--prefix-memory", "0", "--max-batch", str(most), "--max-wait", "600"),
             ],
             name,
             {"TSUGIKI_ADAPTERS": str(library), "TSUGIKI_LANG": "en"},
