@@ -2,21 +2,25 @@
 
 Ten shapes of 7 million to 1.7 billion parameters (the embedded model, and others with random weights) train for some
 steps, each in a process of its own. `tsugiki plan` has planned each before, in another process. Peak memory is
-`peak_memory` of run.json, time is the time of its steps. Run it on a quiet machine.
+`peak_memory` of run.json, time is the time of its steps. Times need a quiet machine, memory does not. A folder that
+holds results gets those that are missing.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.figures import Figures
 from tsugiki.base.loading import load_tokenizer
-from tsugiki.train.record import describe_machine, library_versions
+from tsugiki.io.json import read_json
 
 _LLAMA = {"num_key_value_heads": 3, "vocab_size": 16_000, "max_position_embeddings": 2048}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -92,42 +96,45 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Settings of the configs."""
 
 
+_HEADERS = {
+    "en": ["model", "base", "recomputed", "planned GB", "measured GB", "error", "planned s", "measured s"],
+    "ja": ["モデル", "ベースモデル", "再計算", "予測 GB", "実測 GB", "誤差", "予測 秒", "実測 秒"],
+}
+
+
 def main() -> None:
-    """Print a table, and write the figures."""
+    """Print a table, and write the figures after each run, so that an interrupted measurement goes on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for models, runs and results.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder for models, runs and results.json")
     parser.add_argument("--shapes", nargs="+", default=["embedded", *SHAPES])
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "int8", "nf4"])
     parser.add_argument("--recompute", nargs="+", default=["none", "blocks"])
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=4, help="of a step; memory depends on those computed at once only")
     parser.add_argument("--block-size", type=int, default=512)
     options = parser.parse_args()
-    options.out.mkdir(parents=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = options.out / "results.json"
+    rows = [list(row) for row in read_json(results)["rows"]] if results.exists() else []
     text = options.out / "text.txt"
     text.write_text("".join(f"{i}: 庭師は枝を{i * 7 % 10}本切り、風の音を聞いた。\n" for i in range(4000)))
-    results = []
-    print("| model | base | recomputed | planned GB | measured GB | error | planned s | measured s |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    for shape in options.shapes:
+    arguments = [word for word in sys.argv[1:] if word != str(options.out)]
+    command = " ".join(["python -m benchmarks.planning", *arguments]).replace("--out", "--out runs")
+    for shape, dtype, recompute in product(options.shapes, options.dtypes, options.recompute):
+        if [shape, dtype, recompute] in [row[:3] for row in rows]:
+            continue
         model = shape if shape == "embedded" else _save(shape, options.out / shape)
-        for dtype in options.dtypes:
-            for recompute in options.recompute:
-                run = options.out / f"{shape}-{dtype}-{recompute}"
-                result = _measure(model, dtype, recompute, text, run, options.steps, options.block_size)
-                results.append({"shape": shape, "base_dtype": dtype, "recompute": recompute, **result})
-                planned, measured = result["planned_bytes"], result["measured_bytes"]
-                print(
-                    f"| {shape} | {dtype} | {recompute} | {planned / 1e9:.3f} | {measured / 1e9:.3f} | "
-                    f"{planned / measured - 1:+.1%} | {result['planned_seconds']:.2f} | "
-                    f"{result['measured_seconds']:.2f} |",
-                    flush=True,
-                )
-    machine = describe_machine(torch.device("cpu"), 1).model_dump()
-    report = {"machine": machine, "versions": library_versions(), "command": sys.argv, "results": results}
-    (options.out / "results.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        run = options.out / f"{shape}-{dtype}-{recompute}"
+        shutil.rmtree(run, ignore_errors=True)
+        figures = _measure(model, dtype, recompute, text, run, options.steps, options.rows, options.block_size)
+        rows.append([shape, dtype, recompute, *figures])
+        print(" | ".join(rows[-1]), flush=True)
+        Figures(_HEADERS, rows, command).write(results)
 
 
 def _save(shape: str, folder: Path) -> str:
+    if folder.exists():
+        return str(folder)
     settings = dict(SHAPES[shape])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     config.bos_token_id = config.eos_token_id = 0
@@ -136,7 +143,9 @@ def _save(shape: str, folder: Path) -> str:
     return str(folder)
 
 
-def _measure(model: str, dtype: str, recompute: str, text: Path, run: Path, steps: int, tokens: int) -> dict[str, Any]:
+def _measure(
+    model: str, dtype: str, recompute: str, text: Path, run: Path, steps: int, rows: int, tokens: int
+) -> list[str]:
     """Plan and train, and return the planned and the measured figures of one way to run."""
     arguments = ["--model", model, "--data", str(text), "--base-dtype", dtype, "--recompute", recompute]
     arguments += [
@@ -145,7 +154,7 @@ def _measure(model: str, dtype: str, recompute: str, text: Path, run: Path, step
         "--max-steps",
         str(steps),
         "--batch-size",
-        "4",
+        str(rows),
         "--validation",
         "none",
         "--learning-rate",
@@ -156,14 +165,13 @@ def _measure(model: str, dtype: str, recompute: str, text: Path, run: Path, step
     run_flags = ["--out", str(run), "--held-out-characters", "500"]
     subprocess.run([*command, "train", *arguments, *run_flags], check=True, capture_output=True)
     record = json.loads((run / "run.json").read_text())
-    option = planned["options"][0]
-    return {
-        "planned_bytes": option["peak_memory"],
-        "measured_bytes": record["training"]["peak_memory"],
-        "planned_seconds": option["seconds"],
-        "measured_seconds": record["training"]["seconds"],
-        "parts": planned["parts"],
-    }
+    option, measured = planned["options"][0], record["training"]
+    error = option["peak_memory"] / measured["peak_memory"] - 1
+    return [
+        *(f"{size / 1e9:.3f}" for size in (option["peak_memory"], measured["peak_memory"])),
+        f"{error:+.1%}",
+        *(f"{seconds:.2f}" for seconds in (option["seconds"], measured["seconds"])),
+    ]
 
 
 if __name__ == "__main__":

@@ -61,9 +61,22 @@ def test_fit_takes_an_option(base: str, run):
     assert json.loads(Path("run/run.json").read_text())["config"]["base_dtype"] == "nf4"
 
 
+def test_fit_is_for_new_runs(base: str, run):
+    Path("stages.yaml").write_text(f"model: {base}\nstages:\n- data: text.txt\n  out: one\n")
+    for arguments, said in ((("--resume", "run"), "--fit"), (("stages.yaml",), "stages")):
+        status, out, err = run("train", *arguments, "--fit")
+        assert (status, out) == (2, "")
+        assert said in err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--model", "no/such"), "no/such"), (("--device", "cuda"), "cuda"), ((), "model")],
+    [
+        (("--model", "no/such"), "no/such"),
+        (("--device", "cuda"), "cuda"),
+        (("--block-size", "1000000"), "context"),
+        ((), "model"),
+    ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):
     model = () if "--model" in arguments or not arguments else ("--model", base)

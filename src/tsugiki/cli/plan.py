@@ -42,14 +42,14 @@ def plan_command(
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.train.planning.fit import smallest_need
-    from tsugiki.train.planning.need import tokens_of
     from tsugiki.train.planning.plan import plan_run
     from tsugiki.train.planning.rows import rows_of_data
+    from tsugiki.train.preparation import tokens_of_row
 
     progress = ProgressDisplay()
     rows = None
     if config is not None or "data" in given:
-        rows = rows_of_data(run_config, tokens_of(run_config, load_meta_model(run_config.model)), progress)
+        rows = rows_of_data(run_config, tokens_of_row(run_config, load_meta_model(run_config.model)), progress)
     with progress.stage(_("measuring blocks of the model"), None):
         plan = plan_run(run_config, rows)
     command = _command(config, given, plan.options[0])

@@ -82,10 +82,17 @@ def train_command(
     path = config if folder is None else None
     in_file = read_yaml(path) if path is not None else {}
     if path is not None and STAGES in in_file:
-        if set_ or as_chapter:
+        if set_ or as_chapter or fit:
             raise TsugikiError(_("{path} has stages: write the settings of each into the file").format(path=path))
         _train_in_stages({**in_file, **settings}, path)
         return
+    if resume and fit:
+        raise TsugikiError(
+            _(
+                "--fit chooses the settings of a new run, and a run that is resumed keeps its own: leave --fit out; "
+                "--recompute blocks and --micro-batch-size 1 make it smaller"
+            )
+        )
     given = {**in_file, **settings}
     out = folder or (Path(given["out"]) if given.get("out") else None)
     if not resume:

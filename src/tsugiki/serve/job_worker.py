@@ -40,12 +40,12 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.train.config import RunConfig
-    from tsugiki.train.planning.need import tokens_of
     from tsugiki.train.planning.plan import plan_run
     from tsugiki.train.planning.rows import rows_of_data
+    from tsugiki.train.preparation import tokens_of_row
 
     config = RunConfig.model_validate(settings)
-    rows = rows_of_data(config, tokens_of(config, load_meta_model(config.model)), ProgressDisplay())
+    rows = rows_of_data(config, tokens_of_row(config, load_meta_model(config.model)), ProgressDisplay())
     planned = plan_run(config, rows)
     headers, table = plan_table(planned)
     return {"lines": plan_lines(planned), "headers": headers, "rows": table, "fits": planned.options[0].fits}

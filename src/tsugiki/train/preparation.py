@@ -197,7 +197,7 @@ def pack_data(
     Raises:
         TsugikiError: `block_size` is longer than the model's context, or a prompt fills a whole row.
     """
-    size = _block_size(config, model)
+    size = tokens_of_row(config, model)
     masking = _document_masking(config, model)
     blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "separate_rows")
     notes = [*split.notes]
@@ -486,7 +486,12 @@ def _overlap(train: RecordIndex, held_out: RecordIndex, what: str = "held-out") 
     ]
 
 
-def _block_size(config: RunConfig, model: "PreTrainedModel") -> int:
+def tokens_of_row(config: RunConfig, model: "PreTrainedModel") -> int:
+    """Return the tokens of a row.
+
+    Raises:
+        TsugikiError: `block_size` is more than the model's context.
+    """
     prompt = virtual_tokens(config)
     available = context_length(model) - prompt
     if config.block_size and config.block_size > available:
@@ -514,7 +519,7 @@ def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMa
                 "is_decoder, set it to true"
             ).format(name=type(model).__name__)
         )
-    length, row_length = virtual_tokens(config), _block_size(config, model)
+    length, row_length = virtual_tokens(config), tokens_of_row(config, model)
     if not length:
         return detect_document_masking(model, row_length)
     # The probe's prompt consists of embeddings of real tokens. A normally distributed prompt causes so much rounding

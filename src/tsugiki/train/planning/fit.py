@@ -12,7 +12,7 @@ from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import AUTO, RunConfig
-from tsugiki.train.planning.need import need_of, tokens_of
+from tsugiki.train.planning.need import need_of
 from tsugiki.train.planning.plan import (
     SPARE,
     Option,
@@ -22,6 +22,7 @@ from tsugiki.train.planning.plan import (
     micro_batch_sizes,
     total_memory,
 )
+from tsugiki.train.preparation import tokens_of_row
 
 _MEASURED_FROM = 50_000_000
 """Runs of models with fewer parameters are not planned before they start, since they fit everywhere."""
@@ -52,7 +53,7 @@ def plan_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
             model = meta_model(shapes)
         if available is None or sum(p.numel() for p in model.parameters()) < _MEASURED_FROM:
             return None
-        tokens = tokens_of(config, model)
+        tokens = tokens_of_row(config, model)
         in_step = config.batch_size if config.batch_size != AUTO else 2 * torch.get_num_threads()
         size = micro_batch_sizes(config, device, tokens, in_step)[-1]
         need = need_of(config, shapes, computing_dtype(config, shapes, device), device, size, in_step)

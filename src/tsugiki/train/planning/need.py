@@ -19,7 +19,6 @@ import torch
 
 from tsugiki.base.blocks import decoder_blocks
 from tsugiki.base.config import loading_errors
-from tsugiki.base.context import context_length
 from tsugiki.base.loading import stored_path
 from tsugiki.base.meta import meta_model
 from tsugiki.dtypes import BaseDtype
@@ -31,11 +30,11 @@ from tsugiki.train import memory
 from tsugiki.train.config import RunConfig
 from tsugiki.train.planning.sample import Measured, blocks_of_sample, measure, sample_model
 from tsugiki.train.planning.weights import base_bytes, largest_tensor, stored_bytes
+from tsugiki.train.preparation import tokens_of_row
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_BLOCK_SIZE = 512
 _LATER = 25_000_000
 """Bytes of the process besides: libraries that are imported later, the data, and freed memory that is kept."""
 
@@ -120,7 +119,7 @@ def need_of(
     try:
         sample = sample_model(shapes, blocks_of_sample(model), base_dtype, gguf)
         itemsize = sample.dtype.itemsize
-        measured = measure(sample, config, device, rows, tokens_of(config, model), threads, timed)
+        measured = measure(sample, config, device, rows, tokens_of_row(config, model), threads, timed)
         trainable = parameters if trains_all else _trainable(config, model)
     except TsugikiError:
         raise
@@ -146,7 +145,7 @@ def need_of(
         base=base,
         loading=largest_tensor(model) if on_processor else 0,
         process=_process(device),
-        loss=logits + 4 * rows * tokens_of(config, model) * width * itemsize,
+        loss=logits + 4 * rows * tokens_of_row(config, model) * width * itemsize,
         threads=threads,
         measured=measured,
     )
@@ -154,14 +153,10 @@ def need_of(
 
 def _process(device: torch.device) -> int:
     """Return the bytes of the process without a model, now that what a model imports has been imported."""
+
     gc.collect()
     memory.reset_peak(device)  # returns freed memory to the system
     return (memory.resident(device) or 0) + (_LATER if device.type == "cpu" else 0)
-
-
-def tokens_of(config: RunConfig, model: "PreTrainedModel") -> int:
-    """Return the tokens of a row."""
-    return config.block_size or min(_BLOCK_SIZE, context_length(model))
 
 
 def _trainable(config: RunConfig, model: "PreTrainedModel") -> int:

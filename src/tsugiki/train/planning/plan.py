@@ -30,7 +30,8 @@ from tsugiki.train import memory
 from tsugiki.train.automatic import resolve, total_steps
 from tsugiki.train.config import AUTO, RunConfig
 from tsugiki.train.model import load_dtype, rows_of_micro_batch
-from tsugiki.train.planning.need import Need, need_of, tokens_of
+from tsugiki.train.planning.need import Need, need_of
+from tsugiki.train.preparation import tokens_of_row
 from tsugiki.train.processes import device_type
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
     file_bytes, is_here = _files(config.model, shapes)
     with loading_errors(config.model):
         model = meta_model(shapes)
-    tokens, threads = tokens_of(config, model), torch.get_num_threads() if device.type == "cpu" else 1
+    tokens, threads = tokens_of_row(config, model), torch.get_num_threads() if device.type == "cpu" else 1
     resolved = resolve(config, model, rows or 100 * threads, tokens, threads)
     steps = None if rows is None else total_steps(resolved, rows)
     in_step = resolved.batch_size if rows is None else min(resolved.batch_size, rows)
