@@ -17,15 +17,25 @@ from tests.tiny import relative_error
 from tsugiki import native
 from tsugiki.base import integer_passes, nf4
 from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.integer_passes import added, plain_added, plain_rounded_with_loss, plain_scaled, rounded, scaled
+from tsugiki.base.integer_passes import (
+    added,
+    dithered,
+    plain_added,
+    plain_dithered,
+    plain_rounded,
+    plain_scaled,
+    rounded,
+    scaled,
+)
 from tsugiki.base.integer_products import exact_integers
+from tsugiki.base.rotation import blocks_of, plain_rotated, rotated
 from tsugiki.fast import activations
 from tsugiki.lora import product
 from tsugiki.lora.product import add_low_rank, plain_add_low_rank
 from tsugiki.train.run import train
 
 ROOT = Path(__file__).parent.parent
-SHAPES = [(1, 2), (3, 5), (64, 768), (17, 1001), (2, 4099)]
+SHAPES = [(1, 2), (3, 5), (64, 768), (7, 48), (5, 4), (17, 1001), (2, 4099)]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -79,8 +89,9 @@ def test_rounding_gives_the_bits_of_the_definition(dtype: torch.dtype, shape: tu
     x, scale = _draw(*shape, dtype=dtype), torch.rand(shape[1])
     x[0, :2] = 0.5 * x[0].abs().amax() / 127  # half-way between two integers
     for ours, plain in (
-        (rounded(x), integer_passes.round_rows(integer_passes.own_float(x))),
-        (integer_passes.rounded_with_loss(x, scale), plain_rounded_with_loss(x, scale)),
+        (rounded(x), plain_rounded(x, 1)),
+        (rounded(x, blocks_of(shape[1])), plain_rounded(x, blocks_of(shape[1]))),
+        (dithered(x, scale), plain_dithered(x, scale)),
     ):
         assert all(_same_bits(a, b) for a, b in zip(ours, plain, strict=True))
 
@@ -91,9 +102,9 @@ def test_rounding_gives_the_bits_of_the_definition(dtype: torch.dtype, shape: tu
 def test_what_is_not_finite_gives_a_scale_that_is_not(dtype: torch.dtype, value: float):
     x = torch.ones(3, 40, dtype=dtype)
     x[1, 7], x[2] = value, 0
-    for q, s, *lost in (rounded(x), integer_passes.rounded_with_loss(x, torch.ones(40))):
+    for q, s, *lost in (rounded(x), rounded(x, 4), dithered(x, torch.ones(40))):
         assert s.isfinite().flatten().tolist() == [True, False, True]
-        assert q[0].tolist() == [127] * 40
+        assert q[0].abs().max() == 127
         assert q[2].tolist() == [0] * 40
         assert all(not each[1].isfinite() for each in lost)
 
@@ -113,9 +124,18 @@ def test_scaling_gives_the_bits_of_the_definition(dtype: torch.dtype, shape: tup
         assert _same_bits(ours, plain)
     for before in (None, torch.randn(shape)):
         ours, plain = (torch.empty(shape, dtype=dtype) for _ in range(2))
-        added(product.clone(), s, lost, scale, before, ours)
-        plain_added(product.clone(), s, lost, scale, before, plain)
-        assert _same_bits(ours, plain)
+        for blocks in {1, blocks_of(shape[1])}:
+            added(product.clone(), s, lost, scale, before, ours, blocks)
+            plain_added(product.clone(), s, lost, scale, before, plain, blocks)
+            assert _same_bits(ours, plain)
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rotating_gives_the_bits_of_the_definition(shape: tuple[int, int]):
+    x, blocks = _draw(*shape).contiguous(), blocks_of(shape[1])
+    expected = plain_rotated(x.clone(), blocks)
+    assert _same_bits(rotated(x, blocks), expected)
 
 
 @pytest.mark.usefixtures("_compiled")

@@ -19,10 +19,15 @@
 #define FAST
 #endif
 
+#define INLINE static inline __attribute__((always_inline))
 #define PARTS 16
+/* Those of `dither_rows`. */
+#define DITHER_OF_COLUMN 0x9e3779b1u
+#define DITHER_OF_ROW 0x85ebca6bu
+#define DITHER_STEP (0.499f / 8388608.0f)
 
 /* Changed, here and in native.py, with every change of a function's arguments. */
-EXPORT int64_t interface_version(void) { return 3; }
+EXPORT int64_t interface_version(void) { return 4; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -46,52 +51,93 @@ static inline uint16_t to_bfloat16(float x) {
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
-/* `rounded` and `rounded_with_loss`: q [rows, n], s [rows] and, if `scale` is given, lost [rows]. A row is read twice,
-   the second time from the cache. */
+/* `rotated`: see base/rotation.py. Each step adds and subtracts the four quarters of a piece of the row, and the next
+   step does so in each quarter. */
+INLINE void rotate(float *row, int64_t n, int64_t blocks) {
+    for (int64_t run = n / 4; run >= n / blocks && blocks > 1; run /= 4)
+        for (int64_t start = 0; start < n; start += 4 * run) {
+            float *restrict a = row + start, *restrict b = a + run, *restrict c = b + run, *restrict d = c + run;
+            for (int64_t i = 0; i < run; i++) {
+                float ab = a[i] + b[i], a_b = a[i] - b[i], cd = c[i] + d[i], c_d = c[i] - d[i];
+                a[i] = (ab + cd) * 0.5f;
+                b[i] = (a_b + c_d) * 0.5f;
+                c[i] = (ab - cd) * 0.5f;
+                d[i] = (a_b - c_d) * 0.5f;
+            }
+        }
+}
+
+EXPORT FAST void rotated(float *x, int64_t rows, int64_t n, int64_t blocks) {
+    for (int64_t row = 0; row < rows; row++) rotate(x + row * n, n, blocks);
+}
+
+INLINE float step_of(uint32_t largest) {
+    float step = as_float(largest) / 127.0f;
+    return step < 1.17549435e-38f ? 1.17549435e-38f : step;
+}
+
+INLINE int8_t nearest(float x) { /* adding 1.5 * 2^23 rounds to the nearest even integer */
+    return (int8_t)(as_bits(x + 12582912.0f) - 0x4b400000u);
+}
+
+/* `rounded`: q [rows, n] and s [rows]; `exact` is memory for one row. */
 #define ROUNDED(NAME, TYPE, FROM)                                                                                     \
-    EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t n, int64_t stride, const float *scale, int8_t *q,      \
-                          float *s, float *lost) {                                                                    \
+    EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t n, int64_t stride, int64_t blocks, int8_t *q,          \
+                          float *s, float *exact) {                                                                   \
         for (int64_t row = 0; row < rows; row++, x += stride, q += n) {                                               \
             uint32_t largest = 0; /* the bits of absolute values have their order; those of NaN are the largest */    \
-            double parts[PARTS] = {0}, sum = 0;                                                                       \
-            if (scale == 0) {                                                                                         \
-                for (int64_t i = 0; i < n; i++) {                                                                     \
-                    uint32_t bits = as_bits(FROM(x[i])) & 0x7fffffff;                                                 \
-                    largest = bits > largest ? bits : largest;                                                        \
-                }                                                                                                     \
-            } else {                                                                                                  \
-                for (int64_t i = 0; i < n; i++) {                                                                     \
-                    uint32_t bits = as_bits(FROM(x[i]) * scale[i]) & 0x7fffffff;                                      \
-                    largest = bits > largest ? bits : largest;                                                        \
-                }                                                                                                     \
-                int64_t whole = n - n % PARTS;                                                                        \
-                for (int64_t i = 0; i < whole; i += PARTS)                                                            \
-                    for (int k = 0; k < PARTS; k++) parts[k] += FROM(x[i + k]) * scale[i + k];                        \
-                for (int k = 0; k < PARTS; k++) sum += parts[k];                                                      \
-                for (int64_t i = whole; i < n; i++) sum += FROM(x[i]) * scale[i];                                     \
+            for (int64_t i = 0; i < n; i++) exact[i] = FROM(x[i]);                                                    \
+            rotate(exact, n, blocks);                                                                                 \
+            for (int64_t i = 0; i < n; i++) {                                                                         \
+                uint32_t bits = as_bits(exact[i]) & 0x7fffffff;                                                       \
+                largest = bits > largest ? bits : largest;                                                            \
             }                                                                                                         \
-            float step = as_float(largest) / 127.0f;                                                                  \
-            if (step < 1.17549435e-38f) step = 1.17549435e-38f;                                                       \
-            s[row] = step;                                                                                            \
-            int32_t total = 0;                                                                                        \
-            if (largest >= 0x7f800000) {                                                                              \
+            float step = s[row] = step_of(largest);                                                                   \
+            if (largest >= 0x7f800000)                                                                                \
                 memset(q, 0, (size_t)n);                                                                              \
-            } else if (scale == 0) {                                                                                  \
-                for (int64_t i = 0; i < n; i++) /* adding 1.5 * 2^23 rounds to the nearest even integer */            \
-                    q[i] = (int8_t)(as_bits(FROM(x[i]) / step + 12582912.0f) - 0x4b400000u);                          \
-            } else {                                                                                                  \
-                for (int64_t i = 0; i < n; i++) {                                                                     \
-                    int8_t value = (int8_t)(as_bits(FROM(x[i]) * scale[i] / step + 12582912.0f) - 0x4b400000u);       \
-                    q[i] = value;                                                                                     \
-                    total += value;                                                                                   \
-                }                                                                                                     \
-            }                                                                                                         \
-            if (scale != 0) lost[row] = (float)(sum - (double)step * total);                                          \
+            else                                                                                                      \
+                for (int64_t i = 0; i < n; i++) q[i] = nearest(exact[i] / step);                                      \
         }                                                                                                             \
     }
 
 ROUNDED(rounded_float32, float, from_float)
 ROUNDED(rounded_bfloat16, uint16_t, from_bfloat16)
+
+/* `dithered`: q [rows, n], s [rows] and lost [rows]. A row is read twice, the second time from the cache. */
+#define DITHERED(NAME, TYPE, FROM)                                                                                    \
+    EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t n, int64_t stride, const float *scale, int8_t *q,      \
+                          float *s, float *lost) {                                                                    \
+        for (int64_t row = 0; row < rows; row++, x += stride, q += n) {                                               \
+            uint32_t largest = 0;                                                                                     \
+            double parts[PARTS] = {0}, sum = 0;                                                                       \
+            for (int64_t i = 0; i < n; i++) {                                                                         \
+                uint32_t bits = as_bits(FROM(x[i]) * scale[i]) & 0x7fffffff;                                          \
+                largest = bits > largest ? bits : largest;                                                            \
+            }                                                                                                         \
+            int64_t whole = n - n % PARTS;                                                                            \
+            for (int64_t i = 0; i < whole; i += PARTS)                                                                \
+                for (int k = 0; k < PARTS; k++) parts[k] += FROM(x[i + k]) * scale[i + k];                            \
+            for (int k = 0; k < PARTS; k++) sum += parts[k];                                                          \
+            for (int64_t i = whole; i < n; i++) sum += FROM(x[i]) * scale[i];                                         \
+            float step = s[row] = step_of(largest);                                                                   \
+            int32_t total = 0;                                                                                        \
+            if (largest >= 0x7f800000) {                                                                              \
+                memset(q, 0, (size_t)n);                                                                              \
+            } else {                                                                                                  \
+                uint32_t of_row = (as_bits(step) >> 12) * DITHER_OF_ROW;                                                     \
+                for (int64_t i = 0; i < n; i++) {                                                                     \
+                    int32_t dither = (int32_t)(of_row + (uint32_t)i * DITHER_OF_COLUMN) >> 8;                         \
+                    int8_t value = nearest(FROM(x[i]) * scale[i] / step + (float)dither * DITHER_STEP);               \
+                    q[i] = value;                                                                                     \
+                    total += value;                                                                                   \
+                }                                                                                                     \
+            }                                                                                                         \
+            lost[row] = (float)(sum - (double)step * total);                                                          \
+        }                                                                                                             \
+    }
+
+DITHERED(dithered_float32, float, from_float)
+DITHERED(dithered_bfloat16, uint16_t, from_bfloat16)
 
 /* `scaled`: y [rows, n], with `stride` elements from one row to the next. */
 #define SCALED(NAME, TYPE, TO)                                                                                        \
@@ -109,20 +155,19 @@ ROUNDED(rounded_bfloat16, uint16_t, from_bfloat16)
 SCALED(scaled_float32, float, to_float)
 SCALED(scaled_bfloat16, uint16_t, to_bfloat16)
 
-/* `added`: out [rows, n] = (before, if given) + s product + lost mean; `out` may be `before`. */
+/* `added`: out [rows, n] = rotated((before, if given) + s product + lost mean); `exact` is memory for one row. */
 #define ADDED(NAME, TYPE, TO)                                                                                         \
     EXPORT FAST void NAME(const int32_t *product, int64_t rows, int64_t n, const float *s, const float *lost,         \
-                          const float *mean, const float *before, TYPE *out) {                                        \
+                          const float *mean, const float *before, int64_t blocks, TYPE *out, float *exact) {          \
         for (int64_t row = 0; row < rows; row++, product += n, out += n) {                                            \
             float of_row = s[row], lost_of_row = lost[row];                                                           \
-            if (before == 0) {                                                                                        \
-                for (int64_t i = 0; i < n; i++)                                                                       \
-                    out[i] = TO((float)product[i] * of_row + lost_of_row * mean[i]);                                  \
-            } else {                                                                                                  \
-                for (int64_t i = 0; i < n; i++)                                                                       \
-                    out[i] = TO(before[i] + ((float)product[i] * of_row + lost_of_row * mean[i]));                    \
+            for (int64_t i = 0; i < n; i++) exact[i] = (float)product[i] * of_row + lost_of_row * mean[i];            \
+            if (before != 0) {                                                                                        \
+                for (int64_t i = 0; i < n; i++) exact[i] = before[i] + exact[i];                                      \
                 before += n;                                                                                          \
             }                                                                                                         \
+            rotate(exact, n, blocks);                                                                                 \
+            for (int64_t i = 0; i < n; i++) out[i] = TO(exact[i]);                                                    \
         }                                                                                                             \
     }
 

@@ -13,16 +13,18 @@ from pathlib import Path
 LIBRARY = Path(__file__).with_name("_native.so")
 """The compiled functions, with this name on every system."""
 _SIGNATURES = {
-    "rounded": "pnnnpppp",
+    "rotated": "pnnn",
+    "rounded": "pnnnnppp",
+    "dithered": "pnnnpppp",
     "scaled": "pnnppppn",
-    "added": "pnnppppp",
+    "added": "pnnppppnpp",
     "looked_up": "pnppp",
     "nf4": "ppnnppp",
     "nf4_codes": "pnnnppp",
     "low_rank_added": "pnnnnppdp",
 }
 """The arguments of each kind of function: p for a pointer, n for a whole number, d for another number."""
-_VERSION = 3
+_VERSION = 4
 """Of these arguments; a library that was compiled for others, from an older checkout, is not called."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
 

@@ -1,10 +1,10 @@
 """A frozen linear layer that multiplies 8-bit integers in the forward and backward pass, with one copy of its weight.
 
-    W [out, in] ≈ scale · qweight    qweight: int8, -127 to 127; scale: float32, one for each output channel
+    W R [out, in] ≈ scale · qweight    qweight: int8, -127 to 127; scale: float32, one for each output channel
 
 Rounding each row of the activations and each channel of the weight by its own scale is the vector-wise quantisation of
-LLM.int8() (https://arxiv.org/abs/2208.07339), without that paper's separate columns for outliers. The products are in
-`integer_products`.
+LLM.int8() (https://arxiv.org/abs/2208.07339). Instead of that paper's separate columns for outliers, the rotation R
+spreads them (see `rotation`). The products are in `integer_products`.
 
 `plain_product` and `plain_input_gradient` compute the same in floats, for devices without the integer product: in
 float32 on a processor, in the dtype of the activations on an accelerator, which is slow in float32.
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.base import integer_products
-from tsugiki.base.integer_passes import own_float, round_rows, rounded
+from tsugiki.base.integer_passes import dither_rows, plain_rounded, rounded
 from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, mean_row, split
 from tsugiki.base.quantized_layer import QuantizedLayer
+from tsugiki.base.rotation import blocks_of, plain_rotated, rotated
 from tsugiki.base.threads import in_threads
 
 _ROWS = 64
@@ -30,7 +31,7 @@ class Int8Linear(QuantizedLayer):
     """A frozen linear layer in 8 bits.
 
     Attributes:
-        qweight: the quantised weight, int8 [out, in].
+        qweight: the rotated and quantised weight, int8 [out, in].
     """
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
@@ -54,20 +55,25 @@ class Int8Linear(QuantizedLayer):
         groups = -(-out_features // CHANNELS)
         return out_features * in_features + 4 * out_features + 4 * groups * in_features
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of the rotation R."""
+        return blocks_of(self.in_features)
+
     def dequantize(self) -> Tensor:
-        """Return the exact weight that the quantised values stand for, float32 [out, in]."""
-        return self.qweight * self.scale[:, None]
+        """Return the weight that the quantised values stand for, float32 [out, in]."""
+        return rotated(self.qweight * self.scale[:, None], self.blocks)
 
     def product(self, x: Tensor) -> Tensor:
         """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
         if has_exact_product(x):
-            return integer_products.product(x, self._tiles(), self.bias, self.out_features)
+            return integer_products.product(x, self._tiles(), self.bias, self.out_features, self.blocks)
         return plain_product(x, self.qweight, self.scale, self.bias)
 
     def input_gradient(self, dy: Tensor) -> Tensor:
         """Return the gradient of `product` in x, [rows, in], for dy [rows, out] of any float dtype."""
         if has_exact_product(dy):
-            return integer_products.input_gradient(dy, self._tiles(), self.means, self.in_features)
+            return integer_products.input_gradient(dy, self._tiles(), self.means, self.in_features, self.blocks)
         return plain_input_gradient(dy, self.qweight, self.scale)
 
     def _tiles(self) -> Iterator[Tile]:
@@ -75,29 +81,32 @@ class Int8Linear(QuantizedLayer):
 
 
 def _round_piece(piece: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Quantise some channels of a weight: write their integers and scales."""
+    """Rotate and quantise some channels of a weight: write their integers and scales."""
     weight, q, s = piece
-    values, scale = rounded(weight)
+    values, scale = rounded(weight, blocks_of(weight.shape[1]))
     q.copy_(values)
     s.copy_(scale[:, 0])
 
 
 def plain_product(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `Int8Linear.product` in floats: the weight is dequantised, x is rounded to 8 bits row by row."""
+    """Compute `Int8Linear.product` in floats: the weight is dequantised, x is rotated and rounded row by row."""
     dtype = _plain_dtype(x)
-    rounded, s = round_rows(own_float(x))
+    q, s = plain_rounded(x, blocks_of(x.shape[1]))
     weight = qweight * scale.to(dtype)[:, None]
-    return F.linear((rounded * s).to(dtype), weight, bias if bias is None else bias.to(dtype)).to(x.dtype)
+    return F.linear((q * s).to(dtype), weight, bias if bias is None else bias.to(dtype)).to(x.dtype)
 
 
 def plain_input_gradient(dy: Tensor, qweight: Tensor, scale: Tensor) -> Tensor:
     """Compute `Int8Linear.input_gradient` in floats: dy · scale is rounded row by row in groups of channels."""
     dtype = _plain_dtype(dy)
     dx = torch.zeros(len(dy), qweight.shape[1], device=dy.device)
-    for scaled, w in zip(split(dy.float() * scale, CHANNELS, 1), split(qweight.to(dtype), CHANNELS), strict=True):
-        q, s = round_rows(own_float(scaled))
-        dx += (q * s).to(dtype) @ w + (scaled - q * s).sum(1, keepdim=True) * w.mean(0, dtype=torch.float32)
-    return dx.to(dy.dtype)
+    for part, of_part, w in zip(split(dy, CHANNELS, 1), split(scale, CHANNELS), split(qweight, CHANNELS), strict=True):
+        scaled = part.float() * of_part
+        q, s = dither_rows(scaled.clone())
+        dx += (q * s).to(dtype) @ w.to(dtype) + (scaled - q * s).sum(1, keepdim=True) * w.to(dtype).mean(
+            0, dtype=torch.float32
+        )
+    return plain_rotated(dx, blocks_of(dx.shape[1])).to(dy.dtype)
 
 
 def _plain_dtype(x: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The passes over memory before and after an integer product: rounding to 8 bits, and scaling the int32 result.
+"""The passes over memory before and after an integer product: rotating, rounding to 8 bits, scaling the int32 result.
 
 In torch each takes several passes: a copy in float32, its largest and smallest number, a division, and so on. The C
 functions of `tsugiki.native` do each in one, with the same bits. The `plain_` functions are the definitions.
@@ -9,29 +9,46 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tsugiki.base.rotation import plain_rotated
 from tsugiki.native import native
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """The dtypes that there are C functions for."""
+_DITHER_OF_COLUMN, _DITHER_OF_ROW = (constant - (1 << 32) for constant in (0x9E3779B1, 0x85EBCA6B))
+"""Multiples of 2⁻³², as int32; native.c has them, too."""
 
 
-def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise the rows of x, so that x ≈ s · q with the largest absolute value of each row at ±127.
+def rounded(x: Tensor, blocks: int = 1) -> tuple[Tensor, Tensor]:
+    """Rotate and quantise the rows of x, so that x R ≈ s · q with the largest absolute value of each row at ±127.
 
     Values that are not finite make s not finite, so that the result is not finite either.
 
     Args:
         x: [rows, n], of any float dtype.
+        blocks: of the rotation R; with 1 there is none.
 
     Returns:
         q, int8 [rows, n]; s, float32 [rows, 1].
     """
     call = _native("rounded", x)
-    return round_rows(own_float(x)) if call is None else _rounded(call, x, None)[:2]
+    if call is None:
+        return plain_rounded(x, blocks)
+    (x, q, s), exact = _row_buffers(x), torch.empty(x.shape[1])
+    call(x.data_ptr(), *x.shape, x.stride(0), blocks, q.data_ptr(), s.data_ptr(), exact.data_ptr())
+    return q, s
 
 
-def rounded_with_loss(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise the rows of x · scale as `rounded` does, and say what each row loses in total.
+def plain_rounded(x: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """Compute `rounded` by its definition."""
+    return round_rows(plain_rotated(own_float(x), blocks))
+
+
+def dithered(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise the rows of x · scale with dither, and return what each row still loses in total.
+
+    Before a number is rounded, an offset between -1/2 and 1/2 is added to it, so that a number of 0.1 becomes 1 at one
+    place in ten, where rounding to the nearest integer would give 0 everywhere. The offsets follow from the place and
+    from the scale of the row, and not from a state: a row gives the same in every batch.
 
     Args:
         x: [rows, n], of any float dtype.
@@ -40,31 +57,50 @@ def rounded_with_loss(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]
     Returns:
         q, int8 [rows, n]; s, float32 [rows, 1]; and Σ (x · scale - s · q), float32 [rows, 1].
     """
-    call = _native("rounded", x)
-    return plain_rounded_with_loss(x, scale) if call is None else _rounded(call, x, scale)
-
-
-def plain_rounded_with_loss(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute `rounded_with_loss` by its definition."""
-    exact = own_float(x).mul_(scale)
-    total = exact.sum(1, keepdim=True, dtype=torch.float64)
-    q, s = round_rows(exact)
-    return q, s, (total - s.double() * exact.sum(1, keepdim=True)).float()
-
-
-def _rounded(call: Callable[..., None], x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    rows, n = x.shape
-    x = x if x.stride(1) == 1 else x.contiguous()
-    q, s, lost = torch.empty(rows, n, dtype=torch.int8), torch.empty(rows, 1), torch.empty(rows, 1)
-    call(x.data_ptr(), rows, n, x.stride(0), _pointer(scale), q.data_ptr(), s.data_ptr(), lost.data_ptr())
+    call = _native("dithered", x)
+    if call is None:
+        return plain_dithered(x, scale)
+    (x, q, s), lost = _row_buffers(x), torch.empty(len(x), 1)
+    call(x.data_ptr(), *x.shape, x.stride(0), scale.data_ptr(), q.data_ptr(), s.data_ptr(), lost.data_ptr())
     return q, s, lost
 
 
+def plain_dithered(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `dithered` by its definition."""
+    exact = own_float(x).mul_(scale)
+    total = exact.sum(1, keepdim=True, dtype=torch.float64)
+    q, s = dither_rows(exact)
+    return q, s, (total - s.double() * q.sum(1, keepdim=True)).float()
+
+
+def dither_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise the rows of x, float32, which is overwritten, with dither; see `dithered`.
+
+    The offsets are fractions of 2³² without a pattern: multiples of odd constants, as in Weyl's sequences.
+    """
+    s = _step(x)
+    column = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
+    of_row = (s.view(torch.int32) >> 12) * _DITHER_OF_ROW  # without the last bits, which depend on the processor
+    offset = (column * _DITHER_OF_COLUMN + of_row) >> 8  # 24 bits, exact in float32
+    x.div_(s).add_(offset.float().mul_(0.499 / (1 << 23)))  # below 1/2, so that 127 stays 127
+    return x.round_().to(torch.int8), s
+
+
+def _row_buffers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x with contiguous rows, and memory for q and s."""
+    return x if x.stride(1) == 1 else x.contiguous(), torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+
+
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute `rounded` by its definition, for x in float32, which is overwritten with the values of q."""
-    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
-    s = largest.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+    """Quantise the rows of x, float32, which is overwritten, without a rotation; see `rounded`."""
+    s = _step(x)
     return x.div_(s).round_().to(torch.int8), s
+
+
+def _step(x: Tensor) -> Tensor:
+    """Return s, float32 [rows, 1], for which the largest absolute value of each row is 127."""
+    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
+    return largest.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
 def own_float(x: Tensor) -> Tensor:
@@ -96,8 +132,10 @@ def plain_scaled(product: Tensor, s: Tensor, scale: Tensor, bias: Tensor | None,
     y.copy_(result if bias is None else result.add_(bias))  # `addcmul` would round once less
 
 
-def added(product: Tensor, s: Tensor, lost: Tensor, mean: Tensor, before: Tensor | None, out: Tensor) -> None:
-    """Write before + product · s + lost · mean into `out`, which may be `before`.
+def added(
+    product: Tensor, s: Tensor, lost: Tensor, mean: Tensor, before: Tensor | None, out: Tensor, blocks: int = 1
+) -> None:
+    """Write (before + product · s + lost · mean) R into `out`, which may be `before`.
 
     Args:
         product: int32 [rows, n]; may be overwritten.
@@ -106,19 +144,23 @@ def added(product: Tensor, s: Tensor, lost: Tensor, mean: Tensor, before: Tensor
         mean: float32 [n].
         before: float32 [rows, n]; None for 0.
         out: [rows, n], of any float dtype, contiguous.
+        blocks: of the rotation R; with 1 there is none.
     """
     call = _native("added", out)
     if call is None:
-        plain_added(product, s, lost, mean, before, out)
+        plain_added(product, s, lost, mean, before, out, blocks)
         return
+    exact = torch.empty(product.shape[1])
     given = (product.data_ptr(), *product.shape, s.data_ptr(), lost.data_ptr(), mean.data_ptr())
-    call(*given, _pointer(before), out.data_ptr())
+    call(*given, _pointer(before), blocks, out.data_ptr(), exact.data_ptr())
 
 
-def plain_added(product: Tensor, s: Tensor, lost: Tensor, mean: Tensor, before: Tensor | None, out: Tensor) -> None:
+def plain_added(
+    product: Tensor, s: Tensor, lost: Tensor, mean: Tensor, before: Tensor | None, out: Tensor, blocks: int
+) -> None:
     """Compute `added` by its definition."""
     result = _as_float(product).mul_(s).add_(lost * mean)
-    out.copy_(result if before is None else result.add_(before))
+    out.copy_(plain_rotated(result if before is None else result.add_(before), blocks))
 
 
 def _as_float(product: Tensor) -> Tensor:

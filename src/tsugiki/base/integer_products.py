@@ -1,14 +1,16 @@
 """Products with a frozen weight of 8-bit integers, W [out, in] = scale · w, in the forward and backward pass.
 
     y  = x Wᵀ ≈ s · (q wᵀ) · scale + bias      q, s: x rounded to 8 bits row by row, x ≈ s · q
-    dx = dy W ≈ s · (q w)                      q, s: dy · scale rounded in the same way
+    dx = dy W ≈ s · (q w)                      q, s: dy · scale rounded in the same way, with dither
 
 The sum in dx runs over the output channels, so dy is multiplied by their scales before it is rounded; that is why the
 backward pass needs no second copy of the weight. The products with w are exact in int32: only rounding loses precision.
 
-The gradient of a softmax is near -1 for the target and tiny for thousands of other words. These all round to zero
-although their sum is 1, and since the rows of the weight are similar, dx would be wrong by a multiple of their mean. So
-what a row of dy loses in total by rounding, Σ (dy · scale - s · q), is added back times the mean row of w.
+The gradient of a softmax is near -1 for the target and tiny for thousands of other words. To the nearest integer, these
+would all be 0 although their sum is 1. With dither, as many of them become 1 as their size asks for. What a row of dy
+still loses in total, Σ (dy · scale - s · q), is added back times the mean row of w.
+
+Where the weight has been rotated (see `rotation`), x is rotated before it is rounded, and dx at the end.
 
 The weight comes in tiles of some output channels, so that a layer which stores fewer bits can decode one at a time.
 Threads share the rows of x or dy, which are rounded and multiplied independently of each other, so that no bit of a
@@ -23,7 +25,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from tsugiki.base.integer_passes import added, rounded, rounded_with_loss, scaled
+from tsugiki.base.integer_passes import added, dithered, rounded, scaled
 from tsugiki.base.threads import in_threads
 
 CHANNELS = 3072
@@ -40,11 +42,19 @@ Tile: TypeAlias = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features: int) -> Tensor:
-    """Return x Wᵀ + bias for x [rows, in], a new tensor [rows, out] of the dtype of x."""
+def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features: int, blocks: int = 1) -> Tensor:
+    """Return x Wᵀ + bias for x [rows, in], a new tensor [rows, out] of the dtype of x.
+
+    Args:
+        x: the input.
+        tiles: the weight.
+        bias: float [out].
+        out_features: the output channels of all tiles.
+        blocks: of the rotation R, if the tiles are those of W R; see `rotation`.
+    """
     y = x.new_empty(len(x), out_features)
     rows = _rows_of_part(len(x))
-    parts = in_threads(rounded, split(x, rows))
+    parts = in_threads(partial(rounded, blocks=blocks), split(x, rows))
     start = 0
     for w, scale in tiles:
         channels = slice(start, start + len(w))
@@ -55,7 +65,7 @@ def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features:
 
 
 @torch.no_grad()
-def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features: int) -> Tensor:
+def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features: int, blocks: int = 1) -> Tensor:
     """Return dy W for dy [rows, out], a new tensor [rows, in] of the dtype of dy.
 
     Args:
@@ -63,6 +73,7 @@ def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features
         tiles: the weight.
         means: the mean row of w in each tile, float32 [tiles, in].
         in_features: the width of the weight.
+        blocks: of the rotation R, if the tiles are those of W R; see `rotation`.
     """
     dx = dy.new_empty(len(dy), in_features)
     sums = dx if len(means) == 1 or dx.dtype == torch.float32 else torch.empty(len(dy), in_features)
@@ -70,9 +81,9 @@ def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features
     start = 0
     for (w, scale), mean in zip(tiles, means, strict=True):
         channels = slice(start, start + len(w))
-        to = dx if channels.stop == dy.shape[1] else sums
-        parts = list(zip(*(split(t, rows) for t in (dy[:, channels], sums, to)), strict=True))
-        in_threads(partial(_add_gradient, w, scale, mean, start > 0), parts)
+        is_last = channels.stop == dy.shape[1]
+        parts = list(zip(*(split(t, rows) for t in (dy[:, channels], sums, dx if is_last else sums)), strict=True))
+        in_threads(partial(_add_gradient, w, scale, mean, start > 0, blocks if is_last else 1), parts)
         start = channels.stop
     return dx
 
@@ -84,12 +95,12 @@ def _write_product(w: Tensor, scale: Tensor, bias: Tensor | None, part: tuple[tu
 
 
 def _add_gradient(
-    w: Tensor, scale: Tensor, mean: Tensor, has_before: bool, part: tuple[Tensor, Tensor, Tensor]
+    w: Tensor, scale: Tensor, mean: Tensor, has_before: bool, blocks: int, part: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     """Write the sum before a tile, if there is one, and what the tile adds for some rows."""
     dy, before, out = part
-    q, s, lost = rounded_with_loss(dy, scale)
-    added(torch._int_mm(q, w), s, lost, mean, before if has_before else None, out)
+    q, s, lost = dithered(dy, scale)
+    added(torch._int_mm(q, w), s, lost, mean, before if has_before else None, out, blocks)
 
 
 def _rows_of_part(rows: int) -> int:

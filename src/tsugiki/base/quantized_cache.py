@@ -47,7 +47,7 @@ LIMIT_VARIABLE = "TSUGIKI_CACHE_GB"
 _DEFAULT_LIMIT = 20.0
 _LEAST_BYTES = 1_000_000_000
 """Bytes of a model's files from which the quantised model is kept."""
-_VERSION = 1
+_VERSION = 2
 """Version of the entries. Increase it when quantising gives other values, or layers hold other tensors."""
 _WEIGHTS = "weights.safetensors"
 
