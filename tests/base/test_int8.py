@@ -42,8 +42,8 @@ def _error(a: Tensor, b: Tensor) -> float:
 
 def _assert_is_plain(layer: Int8Linear, x: Tensor, dy: Tensor) -> None:
     y, dx = layer.product(x), layer.input_gradient(dy)
-    plain_y = plain_product(x, layer.qweight, layer.scale, layer.bias)
-    plain_dx = plain_input_gradient(dy, layer.qweight, layer.scale)
+    plain_y = plain_product(x, layer.qweight, layer.scale, layer.bias, layer.blocks)
+    plain_dx = plain_input_gradient(dy, layer.qweight, layer.scale, layer.blocks)
     for fast, plain in ((y, plain_y), (dx, plain_dx)):
         assert fast.dtype == plain.dtype == x.dtype
         assert fast.shape == plain.shape

@@ -153,7 +153,7 @@ def test_forward_and_its_gradient(shape: tuple[int, ...]):
     F.linear(z, layer.dequantize()).backward(dy)
     if z.numel():
         assert z.grad is not None
-        assert _error(x.grad, z.grad) < 0.015
+        assert _error(x.grad, z.grad) < 0.02  # dither errs 1.4 times as much as rounding to the nearest integer
 
 
 def test_a_weight_of_4_bits_is_9_percent_off_and_takes_4_13_bits():

@@ -68,13 +68,13 @@ class Int8Linear(QuantizedLayer):
         """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
         if has_exact_product(x):
             return integer_products.product(x, self._tiles(), self.bias, self.out_features, self.blocks)
-        return plain_product(x, self.qweight, self.scale, self.bias)
+        return plain_product(x, self.qweight, self.scale, self.bias, self.blocks)
 
     def input_gradient(self, dy: Tensor) -> Tensor:
         """Return the gradient of `product` in x, [rows, in], for dy [rows, out] of any float dtype."""
         if has_exact_product(dy):
             return integer_products.input_gradient(dy, self._tiles(), self.means, self.in_features, self.blocks)
-        return plain_input_gradient(dy, self.qweight, self.scale)
+        return plain_input_gradient(dy, self.qweight, self.scale, self.blocks)
 
     def _tiles(self) -> Iterator[Tile]:
         return zip(split(self.qweight, CHANNELS), split(self.scale, CHANNELS), strict=True)
@@ -88,15 +88,15 @@ def _round_piece(piece: tuple[Tensor, Tensor, Tensor]) -> None:
     s.copy_(scale[:, 0])
 
 
-def plain_product(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def plain_product(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None, blocks: int = 1) -> Tensor:
     """Compute `Int8Linear.product` in floats: the weight is dequantised, x is rotated and rounded row by row."""
     dtype = _plain_dtype(x)
-    q, s = plain_rounded(x, blocks_of(x.shape[1]))
+    q, s = plain_rounded(x, blocks)
     weight = qweight * scale.to(dtype)[:, None]
     return F.linear((q * s).to(dtype), weight, bias if bias is None else bias.to(dtype)).to(x.dtype)
 
 
-def plain_input_gradient(dy: Tensor, qweight: Tensor, scale: Tensor) -> Tensor:
+def plain_input_gradient(dy: Tensor, qweight: Tensor, scale: Tensor, blocks: int = 1) -> Tensor:
     """Compute `Int8Linear.input_gradient` in floats: dy · scale is rounded row by row in groups of channels."""
     dtype = _plain_dtype(dy)
     dx = torch.zeros(len(dy), qweight.shape[1], device=dy.device)
@@ -106,7 +106,7 @@ def plain_input_gradient(dy: Tensor, qweight: Tensor, scale: Tensor) -> Tensor:
         dx += (q * s).to(dtype) @ w.to(dtype) + (scaled - q * s).sum(1, keepdim=True) * w.to(dtype).mean(
             0, dtype=torch.float32
         )
-    return plain_rotated(dx, blocks_of(dx.shape[1])).to(dy.dtype)
+    return plain_rotated(dx, blocks).to(dy.dtype)
 
 
 def _plain_dtype(x: Tensor) -> torch.dtype:
