@@ -1,4 +1,4 @@
-"""The planned bytes of a GGUF base that stays quantised, compared with the loaded model."""
+"""The planned bytes of a model's weights, compared with the loaded model."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.train.planning.sample import sample_model
-from tsugiki.train.planning.weights import stored_bytes
+from tsugiki.train.planning.weights import loading_bytes, stored_bytes
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -27,3 +27,10 @@ def test_a_sample_of_a_gguf_file_has_its_types(tmp_path: Path):
         sample = sample_model(load_meta_model(str(path)).config, count, "stored", path).model.layers
         for block, place in zip(sample, places, strict=True):
             assert [str(layer) for layer in block.modules()] == [str(layer) for layer in loaded[place].modules()]
+
+
+@pytest.mark.parametrize(("tied", "largest"), [(True, 64 * 96), (False, 512 * 64)])
+def test_an_embedding_needs_nothing_more_while_it_is_loaded_but_a_head_to_quantise_does(tied: bool, largest: int):
+    model = tiny_base("llama", hidden_size=64, intermediate_size=96, vocab_size=512, tie_word_embeddings=tied)
+    assert loading_bytes(model, "int8") == 4 * largest
+    assert loading_bytes(model, "bf16") == 4 * 512 * 64

@@ -29,7 +29,7 @@ from tsugiki.methods.table import METHODS
 from tsugiki.train import memory
 from tsugiki.train.config import RunConfig
 from tsugiki.train.planning.sample import Measured, blocks_of_sample, measure, sample_model
-from tsugiki.train.planning.weights import base_bytes, largest_tensor, stored_bytes
+from tsugiki.train.planning.weights import base_bytes, loading_bytes, stored_bytes
 from tsugiki.train.preparation import tokens_of_row
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def need_of(
         trainable=trainable,
         blocks=len(decoder_blocks(model)),
         base=base,
-        loading=largest_tensor(model) if on_processor else 0,
+        loading=loading_bytes(model, base_dtype) if on_processor else 0,
         process=_process(device),
         loss=logits + 4 * rows * tokens_of_row(config, model) * width * itemsize,
         threads=threads,

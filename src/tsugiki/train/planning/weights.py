@@ -61,6 +61,19 @@ def stored_bytes(path: Path) -> int:
     return total
 
 
-def largest_tensor(model: nn.Module) -> int:
-    """Return the bytes of the model's largest tensor in float32, which loading needs besides the finished model."""
-    return max((4 * parameter.numel() for parameter in model.parameters()), default=0)
+def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
+    """Return the bytes that loading needs besides the finished model.
+
+    They are those of the largest tensor in float32. With a quantised base, that is the largest one to quantise: the
+    embedding is read in the dtype in which it stays, and a head that is tied to it is quantised from it.
+
+    Args:
+        model: a model of its shape, not grafted; its values are not used.
+        base_dtype: the dtype that it would be loaded in.
+    """
+    tensors = list(model.parameters())
+    if base_dtype in ("int8", "nf4", "nf4-int8"):
+        embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+        layers = [module.weight for module in model.modules() if is_quantizable(module)]
+        tensors = [weight for weight in layers if weight is not embedding]  # type: ignore[misc]
+    return max((4 * tensor.numel() for tensor in tensors), default=0)
