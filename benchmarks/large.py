@@ -277,7 +277,10 @@ def _compare(options: argparse.Namespace) -> None:
                 numbers = {"tokens": tokens, "steps": steps, "dropout": options.dropout}
                 arguments = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
                 command = [sys.executable, "-m", "benchmarks.large", "loop", "--model", str(model), "--entry", entry]
-                printed = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
+                waiting = {} if entry.startswith("PEFT") else {"OMP_WAIT_POLICY": "PASSIVE"}  # as `tsugiki` sets it
+                printed = subprocess.run(
+                    [*command, *arguments], check=True, capture_output=True, text=True, env={**os.environ, **waiting}
+                ).stdout
                 results[entry] = json.loads(printed.splitlines()[-1])
             for entry, result in results.items():
                 peer = results[PEERS.get(entry, entry)]
