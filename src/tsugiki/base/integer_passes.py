@@ -76,7 +76,7 @@ def plain_dithered(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def dither_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise the rows of x, float32, which is overwritten, with dither; see `dithered`.
 
-    The offsets are fractions of 2³² without a pattern: multiples of odd constants, as in Weyl's sequences.
+    The offsets are a Weyl sequence: multiples of an odd constant modulo 2³², which spread evenly and do not repeat.
     """
     s = _step(x)
     column = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)

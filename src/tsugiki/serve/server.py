@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING_CONNECTIONS = 256
 _CONNECTIONS = 1024
-_KEEP_ALIVE = 75  # seconds; clients keep unused connections for 5 to 60 s, and one that closes first loses no request
+_KEEP_ALIVE = 75  # seconds; longer than common clients keep an unused connection, so that they are the ones to close it
 _MAX_HEADERS = 32 << 10  # bytes
 
 
