@@ -131,9 +131,8 @@ def test_a_bias_of_the_branch_is_scaled_and_merged():
 
 @torch.no_grad()
 def test_without_a_pair_the_frozen_layer_computes_to_the_bit_what_it_did_while_it_could_train():
-    """For a transposed batch, as in LED and FSMT, torch has another order of additions once the weight is frozen."""
+    """For a transposed batch, as in LED and FSMT, some processors add in another order once the weight is frozen."""
     torch.manual_seed(0)
     layer, x = nn.Linear(32, 48), torch.randn(2, 24, 32).transpose(0, 1)
     before = layer(x)
-    assert not torch.equal(layer.requires_grad_(False)(x), before)
-    assert torch.equal(LoraLinear(layer)(x), before)
+    assert torch.equal(LoraLinear(layer.requires_grad_(False))(x), before)

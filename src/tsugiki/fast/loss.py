@@ -5,7 +5,7 @@ For rows h [width] and their targets t, with logits z = h Wᵀ (+ b) and p = sof
     loss = -Σ log p[t]         dz = p - onehot(t)         dh = dz W        dW = dzᵀ h
 
 The logits of a chunk are turned into p and then into dz in place, and dh of the chunk is computed in the same pass. So
-a chunk of 112 rows with a vocabulary of 262,144 takes 56 MiB in bfloat16, where the logits of a whole step take
+a chunk of 256 rows with a vocabulary of 262,144 takes 128 MiB in bfloat16, where the logits of a whole step take
 gigabytes. Where p[t] is near 1, 1 - p[t] is computed as the sum of the other probabilities, because p[t] itself would
 be rounded to 1 in 16 bits. A grafted output head adds low = dropout(h) Aᵀ [rows, r] and s · B [vocabulary, r], so that
 z = h Wᵀ + low (sB)ᵀ; autograd computes the gradients of A and B from those of low and s · B. Logits that the model
@@ -45,7 +45,7 @@ from tsugiki.lora.pair import LowRank
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SCRATCH = 56 << 20  # bytes of logits in a chunk on a processor, which stay in its cache
+_SCRATCH = 128 << 20  # bytes of logits in a chunk on a processor; each chunk reads and rearranges the whole weight
 _EXACT_SCRATCH = 4 << 20  # bytes of logits that are converted to float32 at once on a processor
 _DEVICE_SCRATCH = 512 << 20  # bytes of logits and probabilities in a chunk on an accelerator
 _ROWS = (16, 512)  # rows of a chunk; with fewer the products are slow, more are not faster on a processor
