@@ -14,9 +14,9 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from tsugiki.io.digests import sha256_bytes
+from tsugiki.serve.growing_cache import GrowingCache
 from tsugiki.serve.rows import CachedRows
 
 BLOCK = 16  # tokens, as in vLLM
@@ -120,7 +120,7 @@ def rows_with_prefixes(mask: Tensor, prefixes: Sequence[Prefix], columns: int) -
     """
     start = mask[:, :columns]
     lengths = start.sum(1).tolist()
-    cache = DynamicCache()
+    cache = GrowingCache()
     some = next(prefix for prefix in prefixes if prefix.blocks)
     for index, (keys, values) in enumerate(some.blocks[0]):
         filled = []

@@ -1,8 +1,8 @@
 """The keys and values of a batch whose rows join and leave, over transformers' public forward pass.
 
-Rows of different lengths are padded on the left, as in `generate`. The cache is a `DynamicCache` without a config, so
-that every layer keeps all positions; the model's own masks leave out what is outside a sliding window. The keys of a
-soft prompt are before those of the text, and are not in the mask.
+Rows of different lengths are padded on the left, as in `generate`. Every layer of the cache keeps all positions; the
+model's own masks leave out what is outside a sliding window. The keys of a soft prompt are before those of the text,
+and are not in the mask.
 """
 
 import inspect
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
+
+from tsugiki.serve.growing_cache import GrowingCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +26,7 @@ class CachedRows:
 
     mask: Tensor
     """1 for a token, 0 for padding, [rows, tokens], int64."""
-    cache: DynamicCache = field(default_factory=DynamicCache)
+    cache: GrowingCache = field(default_factory=GrowingCache)
 
 
 def compute(model: "PreTrainedModel", cached: CachedRows, ids: Tensor, all_logits: bool = False) -> Tensor:
