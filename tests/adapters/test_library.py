@@ -175,6 +175,7 @@ def test_an_adapter_is_a_path_or_a_name(library: Path, tmp_path: Path, monkeypat
     assert adapter_folder("b") == Path("b"), "a folder here comes first"
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_add_the_same_name_one_is_refused(tmp_path: Path):
     library = tmp_path / "library"
     sources = [write(tmp_path / str(number), number) for number in range(3)]

@@ -284,6 +284,7 @@ def test_a_compiled_layer_computes_the_same():
     torch.testing.assert_close(z.grad, layer.input_gradient(torch.ones(5, 40)))
 
 
+@pytest.mark.slow
 def test_a_processor_that_saturates_is_detected():
     """With AVX2 only, oneDNN adds in 16 bits, so the integer product is wrong and must not be used."""
     program = """if True:

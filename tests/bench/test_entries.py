@@ -189,6 +189,7 @@ def test_a_process_prints_only_json(folder: str):
         assert 10e6 < process.loaded <= step["peak"] < 4e9
 
 
+@pytest.mark.slow
 def test_a_failed_process_reports_the_reason():
     entry = BenchmarkEntry("", "tsugiki.bench.hugging_face:nobody")
     with pytest.raises(EntryFailed, match=r"AttributeError: .*nobody"):

@@ -62,6 +62,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "contenders"
 
 
+@pytest.mark.slow
 def test_each_failure_is_one_line_and_the_others_are_measured(module: str):
     shown: list[str] = []
     names = [*FAILING, "trains"]

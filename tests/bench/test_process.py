@@ -9,6 +9,7 @@ from tsugiki.bench.process import EntryFailed, EntryProcess
 from tsugiki.bench.workload import Workload
 
 
+@pytest.mark.slow
 def test_a_process_does_not_import_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for module in ("json", "torch"):

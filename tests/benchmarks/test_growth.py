@@ -52,6 +52,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return start
 
 
+@pytest.mark.slow
 def test_every_point_is_measured_once_with_both_tools(run, tmp_path: Path):
     started = run()
     points = {point for panel in PANELS.values() for point in panel}

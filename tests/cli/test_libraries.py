@@ -39,6 +39,7 @@ def _run(before: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_first_step_needs_few_modules_and_the_same_bits_follow(base: str, tmp_path: Path):
     said = _run(_AT_FIRST_STEP % _LATE, "train", "--model", base, *TRAIN, "--out", "quick")
     assert "imported:\n" in said

@@ -67,6 +67,7 @@ def test_a_card_that_a_person_edited(trained: Path, hub: HubServer, run):
     assert b"license: apache-2.0" in repository.files["README.md"]
 
 
+@pytest.mark.slow
 def test_through_hf_endpoint(trained: Path, hub: HubServer, tmp_path: Path):
     environment = {
         **os.environ,

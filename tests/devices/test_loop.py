@@ -53,7 +53,7 @@ def gradients_of(model: Any, device: str, computing: Any = None, rows: int | Non
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "full in bf16"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
 def test_a_step_has_the_gradients_of_the_processor(kind: str, method: str, device: PretendedDevice):
     host, there = models(kind, method)
     bf16 = method.endswith("bf16")

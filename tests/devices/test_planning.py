@@ -11,6 +11,7 @@ from tsugiki.train import memory
 from tsugiki.train.planning import plan, sample
 
 
+@pytest.mark.slow
 def test_a_plan_is_of_the_memory_of_the_device(
     tmp_path: Path, device: PretendedDevice, monkeypatch: pytest.MonkeyPatch
 ):

@@ -103,7 +103,7 @@ both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"
 
 @pytest.mark.filterwarnings("ignore:lm_head shares")
 @both_paths
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_step_of_every_method(name: str, kind: str, fast: bool, device: PretendedDevice):
     if name == "bitfit" and kind == "llama":

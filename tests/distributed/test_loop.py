@@ -158,6 +158,7 @@ def command(folder: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "tsugiki", "train", *data, *arguments]
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_once(folder: Path):
     first, second = run_command(command(folder, "--out", str(folder / "command"), "--prompts", "枝を"))
     assert "step 2" in first.stderr
@@ -166,10 +167,11 @@ def test_the_command_line_prints_once(folder: Path):
     assert (folder / "command" / ADAPTER_FILE).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "fact"),
     [
-        pytest.param(["--batch-size", "1"], "2 processes.* 1 row", marks=pytest.mark.slow),
+        (["--batch-size", "1"], "2 processes.* 1 row"),
         (["--held-out", "nowhere.txt"], "nowhere.txt"),
     ],
 )

@@ -71,6 +71,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
             assert (found[key] - weight).norm() <= 1e-5 * weight.norm() + 1e-7, key
 
 
+@pytest.mark.slow
 def test_runs_in_shards_give_the_results_of_one_process(folder: Path):
     (alone,) = run_function(train_all, folder, "none", processes=1)
     sharded, others = run_function(train_all, folder, "fsdp", processes=2)

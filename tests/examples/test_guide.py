@@ -33,6 +33,7 @@ def test_the_short_training_changes_a_and_b_only(monkeypatch: pytest.MonkeyPatch
         assert "\n".join(["train_tiny.py", count, first]) in guide.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_scripts_run_from_anywhere(tmp_path: Path):
     command = [sys.executable, FOLDER / "audit.py"]
     printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True).stdout

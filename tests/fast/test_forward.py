@@ -190,6 +190,7 @@ def test_gradient_checkpointing_still_works():
     assert_learns_the_same(model)
 
 
+@pytest.mark.slow
 def test_a_compiler_uses_the_models_own_forward():
     model = trained("llama")
     enable_chunked_loss(model)

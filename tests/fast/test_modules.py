@@ -150,6 +150,7 @@ def test_copies_and_pickles_are_independent(kind: str):
         assert_equal(gradients(other), before)
 
 
+@pytest.mark.slow
 def test_a_compiler_uses_the_models_own_forward():
     model = tiny_model("llama").requires_grad_(False)
     plain = gradients(model)

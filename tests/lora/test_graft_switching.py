@@ -72,7 +72,9 @@ def test_a_replaced_layer_is_switched():
         assert model.get_submodule(path).lora is pair
 
 
-@pytest.mark.parametrize("with_another", [False, True], ids=["alone", "with another"])
+@pytest.mark.parametrize(
+    "with_another", [pytest.param(False, marks=pytest.mark.slow), True], ids=["alone", "with another"]
+)
 def test_a_hundred_loads_and_unloads_leave_nothing_behind(tmp_path, with_another: bool):
     # `benchmarks.switching` measures the time and the memory of the process.
     save_adapter(two_adapters(tiny_model()), tmp_path, "a")

@@ -81,7 +81,7 @@ def test_a_run_ends_when_the_loss_has_not_fallen_for_a_while(tmp_path: Path, mon
     assert patient.training.steps == 6
 
 
-@pytest.mark.parametrize("step", [3, 4, 5])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)])
 def test_an_interrupted_run_keeps_the_same_step(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.9, 4.65, 4.8, 4.9, 4.9])
     record = assert_resumes(train, config(tmp_path, max_steps=8, save_steps=1, patience=3), step)

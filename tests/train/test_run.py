@@ -66,7 +66,7 @@ def test_looking_at_a_run_does_not_change_it(tmp_path: Path):
     assert (tmp_path / "watched" / ADAPTER_FILE).read_bytes() == (tmp_path / "unwatched" / ADAPTER_FILE).read_bytes()
 
 
-@pytest.mark.parametrize("cut", [1, 3, 5])
+@pytest.mark.parametrize("cut", [1, pytest.param(3, marks=pytest.mark.slow), 5])
 def test_a_resumed_run_gives_the_same_bytes(cut: int, tmp_path: Path):
     # An epoch is about five steps: the run crosses into a second one.
     assert_resumes(train, settings(tmp_path, max_steps=8), cut)

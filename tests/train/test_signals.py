@@ -29,8 +29,14 @@ def send(number: int) -> None:
     time.sleep(0)  # Python handles the signal before it goes on
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize(("place", "step"), [("step", 3), ("evaluation", 4), ("sample", 4)])
+@pytest.mark.parametrize(
+    ("place", "step", "number"),
+    [
+        pytest.param(*place, number, marks=[] if index == other else pytest.mark.slow)
+        for index, place in enumerate((("step", 3), ("evaluation", 4), ("sample", 4)))
+        for other, number in enumerate((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    ],
+)
 def test_a_run_that_a_signal_ended_is_resumed_to_the_same_result(
     place: str, step: int, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -289,9 +289,8 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any], tolerance: float 
 
 
 # The order of a sum changes last bits, and in int8 those decide how other numbers are rounded.
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float32", 1e-5), pytest.param("int8", 1e-3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("int8", 1e-3)])
 def test_two_processes_learn_and_keep_what_one_does(dtype: str, tolerance: float, tmp_path: Path):
     wanted_losses, wanted = train_with_trainer(tmp_path / "one", dtype, 4)
     looped = train_in_a_loop(tmp_path / "one/loop", dtype)
@@ -359,6 +358,7 @@ def test_a_compiled_model_is_one_graph_with_the_same_gradients(backend: str, con
         torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_trainer_compiles_and_saves(tmp_path: Path):
     runs = []
     for compiled in (False, True):
@@ -393,8 +393,15 @@ def sft(model: Any, folder: Path, **settings: Any) -> Any:
     return trl.SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=byte_tokenizer())
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": False}], ids=["default", "no checkpointing"])
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("fast", "settings"),
+    [
+        (True, {}),
+        (False, {"gradient_checkpointing": False}),
+        pytest.param(False, {}, marks=pytest.mark.slow),
+        pytest.param(True, {"gradient_checkpointing": False}, marks=pytest.mark.slow),
+    ],
+)
 def test_trl_trains_a_grafted_body_as_it_trains_pefts(fast: bool, settings: dict[str, Any], tmp_path: Path):
     pytest.importorskip("trl")
     model = tiny_model("llama", vocab_size=257)

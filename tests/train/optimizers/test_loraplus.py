@@ -92,7 +92,10 @@ def test_the_factors_of_experts_have_the_rates_of_others():
         assert rates[id(p)] == pytest.approx(1.6e-2 if name.endswith(".B") else 1e-3), name
 
 
-@pytest.mark.parametrize("method", ["dora", "lora+", "pissa", "orthogonal", "lora-fa"])
+@pytest.mark.parametrize(
+    "method",
+    ["lora+", "pissa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "orthogonal", "lora-fa"))],
+)
 def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
     config = settings(tmp_path, method=method)
     whole, folder = assert_resumes(train, config, 3), Path(config.out) / "whole"

@@ -58,7 +58,10 @@ CHANGES: Mapping[str, tuple[Callable[[], None], str]] = {
 """A file -> how to change it, and what the error says."""
 
 
-@pytest.mark.parametrize(("run", "names"), [(run_sweep, ("r=1", "r=2")), (run_comparison, ("one", "two"))])
+@pytest.mark.parametrize(
+    ("run", "names"),
+    [pytest.param(run_sweep, ("r=1", "r=2"), marks=pytest.mark.slow), (run_comparison, ("one", "two"))],
+)
 def test_results_on_changed_inputs_are_not_mixed(
     run: Callable[[], None], names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ):
