@@ -7,9 +7,10 @@ such as `user`, and neutral values of unsupported fields, such as an empty list 
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
-from tsugiki.language import _
+from tsugiki.io.validation import problem_text
+from tsugiki.language import _, marked
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.sampling import SamplingSettings
 
@@ -31,6 +32,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
 }
 """Unsupported fields -> values that change nothing."""
+
+_FORMS = {
+    "prompt": marked("a text, a list of 1 to 64 texts, a list of tokens, or a list of 1 to 64 lists of tokens"),
+    "stop": marked("a text of 1 to 200 characters, or a list of at most 4"),
+    "content": marked('a text, or a list of parts, each {"type": "text", "text": "…"}'),
+}
+"""What may be in the fields that have several forms."""
 
 _Stop: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -196,13 +204,21 @@ def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(str(part)[:60] for part in problem["loc"][:3])
-        if problem["type"] == "extra_forbidden":
-            raise _unsupported(name) from None
-        raise ApiError(
-            400, _("{name}: {problem}").format(name=name, problem=problem["msg"]), param=name, code="invalid_value"
-        ) from None
+        raise _invalid(error.errors(include_url=False, include_input=False)[0]) from None
+
+
+def _invalid(problem: ErrorDetails) -> ApiError:
+    """Return the error for a field that is wrong or missing."""
+    path = [str(part)[:60] for part in problem["loc"]]
+    of_forms = next((at for at, part in enumerate(path[:-1], 1) if part in _FORMS), None)
+    name = ".".join(path[: of_forms or 4])
+    if of_forms:  # pydantic names the type that it tried first
+        text = _("input should be {form}").format(form=_(_FORMS[path[of_forms - 1]]))
+    elif problem["type"] == "extra_forbidden":
+        return _unsupported(name)
+    else:
+        text = problem_text(problem)
+    return ApiError(400, _("{name}: {problem}").format(name=name, problem=text), param=name, code="invalid_value")
 
 
 def _unsupported(name: str) -> ApiError:

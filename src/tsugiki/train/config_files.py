@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io import yaml
 from tsugiki.io.file_names import DATA_SUFFIXES
+from tsugiki.io.validation import problem_text
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import RunConfig
@@ -20,28 +21,6 @@ SEVERAL_TEXTS = marked("Give several texts by repeating --data, or as a pattern 
 _MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
 _UNION = re.compile(r"function-|constrained-|literal\[")
 """Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""
-_PROBLEMS = {
-    "missing": marked("field required"),
-    "extra_forbidden": marked("unknown setting"),
-    "greater_than": marked("input should be greater than {gt}"),
-    "greater_than_equal": marked("input should be greater than or equal to {ge}"),
-    "less_than": marked("input should be less than {lt}"),
-    "less_than_equal": marked("input should be less than or equal to {le}"),
-    "literal_error": marked("input should be {expected}"),
-    "finite_number": marked("input should be a finite number"),
-    "int_type": marked("input should be a valid integer"),
-    "int_parsing": marked("input should be a valid integer"),
-    "int_from_float": marked("input should be a valid integer"),
-    "float_type": marked("input should be a valid number"),
-    "float_parsing": marked("input should be a valid number"),
-    "bool_type": marked("input should be true or false"),
-    "bool_parsing": marked("input should be true or false"),
-    "string_type": marked("input should be a text"),
-    "string_too_short": marked("input should not be empty"),
-    "dict_type": marked("input should be settings"),
-    "tuple_type": marked("input should be a list"),
-}
-"""The messages for pydantic's commonest types of errors."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -150,10 +129,8 @@ def describe_problems(error: ValidationError, known_settings: Collection[str]) -
             continue  # of a setting that is a number or `auto`; the problem of the number is listed
         where = error_text(".".join(str(part) for part in problem["loc"] if not _UNION.match(str(part))), 100)
         has_value = where and problem["type"] not in ("missing", "extra_forbidden")
-        message = problem["msg"].removeprefix("Value error, ")
+        message = problem_text(problem)
         message = message[:1].lower() + message[1:] if where else message
-        if known := _PROBLEMS.get(problem["type"]):
-            message = _(known).format(**problem.get("ctx", {}))
         if problem["type"] == "extra_forbidden" and (near := get_close_matches(where, known_settings, n=1)):
             message += _("; did you mean {name!r}?").format(name=near[0])
         if has_value:
