@@ -179,10 +179,11 @@ def test_stop_strings_and_seeds(client: Any):
         ({"extra_body": {"tsugiki_unknown": 1}}, 400, "tsugiki_unknown"),
     ],
 )
-def test_what_is_refused(client: Any, fields: dict[str, Any], status: int, said: str):
+def test_what_is_refused(server: Running, client: Any, fields: dict[str, Any], status: int, said: str):
     with pytest.raises(openai.APIStatusError, match=said) as caught:
         client.completions.create(**{"model": "base", "prompt": PROMPT, **fields})
     assert caught.value.status_code == status
+    assert str(server.library) not in str(caught.value), "where files are is not for clients"
     assert caught.value.body["type"] == "invalid_request_error"
 
 

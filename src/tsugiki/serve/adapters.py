@@ -251,9 +251,14 @@ class ServedAdapters:
                 tokenizer = with_chat_template(tokenizer, folder)  # the last one has the largest part
             company = await asyncio.wrap_future(engine.call(load))
         except TsugikiError as error:
-            message = _("the adapter {name!r} cannot be used: {error}").format(name=name, error=error)
-            param = "adapters" if _is_mix(terms) else "model"
-            raise ApiError(400, message, param, "adapter_unusable") from error
+            reason = str(error)
+            for (part, _weight), folder in zip(terms, folders, strict=True):
+                reason = reason.replace(str(folder), part)  # where files are is not for clients
+            if _is_mix(terms):
+                param, message = "adapters", _("the mix {name!r} cannot be used: {error}")
+            else:
+                param, message = "model", _("the adapter {name!r} cannot be used: {error}")
+            raise ApiError(400, message.format(name=name, error=reason), param, "adapter_unusable") from error
         served = ServedModel(name, key, tokenizer, company, digest, files, size)
         if self._file_states(terms) != files:  # then what was read may have another digest
             self._replaced.append(served)

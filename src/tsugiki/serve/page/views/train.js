@@ -19,7 +19,7 @@ const NUMBERS = {
   seed: "seed",
 };
 const OF_LORA = ["r", "lora_alpha", "lora_dropout"];
-const DTYPES = ["fp32", "bf16", "int8", "nf4"];
+const DTYPES = ["fp32", "bf16", "int8", "nf4", "nf4-int8"];
 
 /** What has been filled in. It stays when the view is left, or the language changes. */
 const draft = {
