@@ -20,10 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.figures import Figures
 from tsugiki.base.loading import load_tokenizer
+from tsugiki.bench.models import SHAPES
 from tsugiki.io.json import read_json
 
 _LLAMA = {"num_key_value_heads": 3, "vocab_size": 16_000, "max_position_embeddings": 2048}
-SHAPES: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2-20m": {"model_type": "gpt2", "n_embd": 384, "n_layer": 8, "n_head": 6, "vocab_size": 16_000},
     "llama-35m": {
         **_LLAMA,
@@ -42,47 +43,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 9,
         "head_dim": 64,
     },
-    "llama-135m": {  # SmolLM2
-        **_LLAMA,
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "vocab_size": 49_152,
-        "tie_word_embeddings": True,
+    **{
+        name: {"model_type": SHAPES[name].model_type, **SHAPES[name].settings}
+        for name in ("smollm2-135m", "gpt2-small", "gemma3-270m", "qwen2.5-0.5b", "tinyllama-1.1b")
     },
-    "gpt2-124m": {"model_type": "gpt2"},
-    "gemma3-270m": {
-        "model_type": "gemma3_text",
-        "hidden_size": 640,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "vocab_size": 262_144,
-    },
-    "qwen2.5-0.5b": {
-        "model_type": "qwen2",
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151_936,
-        "tie_word_embeddings": True,
-    },
-    "llama-1.1b": {  # TinyLlama
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "vocab_size": 32_000,
-    },
-    "llama-1.7b": {  # SmolLM2
+    "smollm2-1.7b": {
         "model_type": "llama",
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -93,7 +58,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-"""Settings of the configs."""
+"""Settings of the configs, of sizes between those of `tsugiki bench` and of those themselves."""
 
 
 _HEADERS = {
@@ -106,7 +71,7 @@ def main() -> None:
     """Print a table, and write the figures after each run, so that an interrupted measurement goes on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for models, runs and results.json")
-    parser.add_argument("--shapes", nargs="+", default=["embedded", *SHAPES])
+    parser.add_argument("--shapes", nargs="+", default=["embedded", *CONFIGS])
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "int8", "nf4"])
     parser.add_argument("--recompute", nargs="+", default=["none", "blocks"])
     parser.add_argument("--steps", type=int, default=4)
@@ -135,7 +100,7 @@ def main() -> None:
 def _save(shape: str, folder: Path) -> str:
     if folder.exists():
         return str(folder)
-    settings = dict(SHAPES[shape])
+    settings = dict(CONFIGS[shape])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     config.bos_token_id = config.eos_token_id = 0
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
