@@ -252,8 +252,8 @@ class ServedAdapters:
             company = await asyncio.wrap_future(engine.call(load))
         except TsugikiError as error:
             reason = str(error)
-            for (part, _weight), folder in zip(terms, folders, strict=True):
-                reason = reason.replace(str(folder), part)  # where files are is not for clients
+            for term, folder in zip(terms, folders, strict=True):
+                reason = reason.replace(str(folder), term[0])  # where files are is not for clients
             if _is_mix(terms):
                 param, message = "adapters", _("the mix {name!r} cannot be used: {error}")
             else:
