@@ -10,16 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from tsugiki.base import decoded_layer, integer_products, nf4
+from tsugiki.base import decoded_layer, integer_products, nf4, product_dtype
 from tsugiki.base.int8 import plain_input_gradient, plain_product
 from tsugiki.base.integer_products import exact_integers
 from tsugiki.base.nf4 import Nf4Linear, decode, decode_by_pairs, encode, plain_levels
 from tsugiki.lora.frozen_layer import QuantizedLinear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-needs_integers = pytest.mark.skipif(
-    not decoded_layer.integers_pay(torch.zeros(2, 2)), reason="floats are multiplied here"
-)
+
+
+@pytest.fixture
+def integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply integers, also where floats are faster."""
+    if not exact_integers():
+        pytest.skip("this processor does not multiply integers exactly")
+    for dtype in DTYPES:
+        monkeypatch.setitem(product_dtype._decided, dtype, True)
 
 
 def _weight(out: int = 40, into: int = 128) -> Tensor:
@@ -97,7 +103,7 @@ def test_every_level_is_the_product_of_the_code_and_the_block():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("out", "into"), [(40, 128), (33, 64), (64, 100), (5, 7), (2, 65)])
 @pytest.mark.parametrize("rows", [0, 1, 17])
-@needs_integers
+@pytest.mark.usefixtures("integers")
 def test_both_products_equal_the_plain_ones(dtype: torch.dtype, bias: bool, out: int, into: int, rows: int):
     torch.manual_seed(1)
     layer = _layer(out, into, bias)
@@ -126,7 +132,7 @@ def test_products_in_floats_equal_those_with_the_dequantised_weight(
         assert _error(found, plain) < 4 * torch.finfo(dtype).eps
 
 
-@needs_integers
+@pytest.mark.usefixtures("integers")
 def test_results_do_not_depend_on_the_tiles_and_pieces(monkeypatch: pytest.MonkeyPatch):
     layer, x, dy = _layer(37), torch.randn(9, 128), torch.randn(9, 37)
     expected = layer.product(x)

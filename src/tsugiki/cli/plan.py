@@ -30,13 +30,15 @@ def plan_command(
     Of a model on the hub, only the config and the headers of the weights are downloaded. The exit status is 1 if
     nothing fits.
     """
+    from tsugiki.cli.libraries import import_libraries
+
+    import_libraries("tsugiki.train.run")  # as a run does, whose process this one stands for
     from tsugiki.train.config_files import load_config
 
     given = dict(settings)
     if config is None:
         settings = {"data": _UNSET, "out": _UNSET, **settings}
     run_config = load_config(config, settings)
-
     from tsugiki.base.loading import load_meta_model
     from tsugiki.cli.tables import print_table, say
     from tsugiki.io.progress import ProgressDisplay

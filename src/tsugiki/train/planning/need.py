@@ -12,6 +12,7 @@ long it takes is measured (see `planning.sample`). `benchmarks.planning` compare
 
 import gc
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,8 @@ from tsugiki.train.preparation import tokens_of_row
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_LATER = 25_000_000
-"""Bytes of the process besides: libraries that are imported later, the data, and freed memory that is kept."""
+_COMPILER = 68_000_000
+"""Bytes of PyTorch's compiler, which PyTorch imports when the first block is recomputed."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Need:
     threads: int
     """Micro-batches that are computed at a time."""
     measured: Measured
+    recomputation: int = 0
+    """Bytes of the process besides, if blocks are recomputed."""
 
     def peak(self, recomputed: int) -> int:
         """Return the peak memory of the process if so many blocks are recomputed."""
@@ -70,7 +73,7 @@ class Need:
         one, kept = self.measured, (self.blocks - recomputed) * self.measured.kept
         activations = recomputed * one.input + max(kept, one.kept if recomputed else 0)
         return {
-            "process": self.process,
+            "process": self.process + (self.recomputation if recomputed else 0),
             "base": self.base,
             "adapter": 4 * self.trainable,
             "gradients": 4 * self.trainable * (1 + self.threads),
@@ -148,15 +151,15 @@ def need_of(
         loss=logits + 4 * rows * tokens_of_row(config, model) * width * itemsize,
         threads=threads,
         measured=measured,
+        recomputation=_COMPILER if on_processor and "torch._dynamo" not in sys.modules else 0,
     )
 
 
 def _process(device: torch.device) -> int:
-    """Return the bytes of the process without a model, now that what a model imports has been imported."""
-
+    """Return the bytes of the process without a model, now that what a run imports has been imported."""
     gc.collect()
     memory.reset_peak(device)  # returns freed memory to the system
-    return (memory.resident(device) or 0) + (_LATER if device.type == "cpu" else 0)
+    return memory.resident(device) or 0
 
 
 def _trainable(config: RunConfig, model: "PreTrainedModel") -> int:

@@ -181,7 +181,8 @@ def measure(
         x, y = forward()
         _wait_for(device)
         middle = time.perf_counter()
-        torch.autograd.grad(y, [x, *weights], torch.ones_like(y), allow_unused=True)
+        # Of a sum, as of a loss: PyTorch imports SymPy, which takes memory, if the gradient of y is given.
+        torch.autograd.grad(y.sum(), [x, *weights], allow_unused=True)
         _wait_for(device)
         return middle - started, time.perf_counter() - middle
 
