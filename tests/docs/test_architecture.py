@@ -154,7 +154,8 @@ def test_commands_in_recipes_exist(recipe: Path):
 
 @pytest.mark.parametrize("page", TWINS, ids=name_of)
 def test_both_languages_have_the_same_commands_and_links(page: Path):
-    one, other = (text_of(each).replace(".ja.md", ".md") for each in (page, page.with_name(f"{page.stem}.ja.md")))
+    both = page, page.with_name(f"{page.stem}.ja.md")
+    one, other = (text_of(each).replace(".ja.md", ".md").replace(".ja.svg", ".svg") for each in both)
     assert fenced_commands(one) == fenced_commands(other)
     own = {page.name}
     links = [{link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)} - own for text in (one, other)]
