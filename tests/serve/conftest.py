@@ -64,7 +64,8 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     pytest.importorskip("uvicorn")
     from tsugiki.serve.adapters import ServedAdapters
     from tsugiki.serve.app import new_app
-    from tsugiki.serve.engine import Engine, Limits
+    from tsugiki.serve.engine import Engine
+    from tsugiki.serve.limits import Limits
     from tsugiki.serve.security import Access
     from tsugiki.serve.server import Server, listen
 

@@ -37,8 +37,9 @@ from tsugiki.language import _
 from tsugiki.lora.graft import add_adapter, remove_adapter
 from tsugiki.lora.mixed_batch import mixed_batch
 from tsugiki.serve.company import find_company
-from tsugiki.serve.engine import Engine, waited_too_long
+from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
+from tsugiki.serve.limits import waited_too_long
 from tsugiki.serve.request import Company
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters, ServedModel
-from tsugiki.serve.engine import Engine, QueueFull
+from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
+from tsugiki.serve.limits import QueueFull
 from tsugiki.serve.prompts import Prompt, chat_prompt, check_tokens, decoded, text_prompts, token_text
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
 from tsugiki.serve.request import Event, Failed, Output, PromptScores, Request, ScoredToken

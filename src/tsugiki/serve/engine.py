@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -42,6 +41,7 @@ from tsugiki.lora.switch import base_alone, set_adapter
 from tsugiki.methods.soft_prompt import SoftPromptAdapter
 from tsugiki.serve.batch import Arriving, Batch, Row, score_prompts, scored_token, without_cancelled
 from tsugiki.serve.company import find_company
+from tsugiki.serve.limits import DEFAULT_LIMITS, Limits, QueueFull, stopped, waited_too_long
 from tsugiki.serve.metrics import Metrics
 from tsugiki.serve.prefixes import Prefix, PrefixCache, common_tokens, rows_with_prefixes
 from tsugiki.serve.request import Company, Event, Failed, Output, PromptScores, Request, ScoredToken
@@ -62,38 +62,10 @@ _MOST_GROUPS = 4  # of prompts that are computed in turn, each of like length
 Result = TypeVar("Result")
 
 
-class QueueFull(TsugikiError):
-    """Too many requests wait; the client may try again."""
-
-
-class WaitedTooLong(TsugikiError):
-    """A request waited too long for its turn; the client may try again."""
-
-
-class EngineStopped(TsugikiError):
-    """The thread that owns the model ends or has ended."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the engine takes at most."""
-
-    rows: int = 16
-    """Rows of a batch."""
-    cache_bytes: int = 2_000_000_000
-    """Bytes of the key-value cache: rows times the longest row, padding included."""
-    waiting: int = 64
-    """Requests that wait."""
-    prefix_bytes: int = 500_000_000
-    """Bytes of keys and values that are kept for requests with the same beginning; 0: none are."""
-    seconds: float = 60.0
-    """How long a request may wait."""
-
-
 class Engine:
     """Generates text for requests, in a thread of its own that owns the model."""
 
-    def __init__(self, model: "PreTrainedModel", limits: Limits = Limits()) -> None:
+    def __init__(self, model: "PreTrainedModel", limits: Limits = DEFAULT_LIMITS) -> None:
         """Create it; `start` starts the thread.
 
         Args:
@@ -196,7 +168,7 @@ class Engine:
         rows = [Row(one, Chooser(one.sampling), TextStream(one.tokenizer, one.prompt, one.stops)) for one in requests]
         with self._changed:
             if not self.alive:
-                raise _stopped()
+                raise stopped()
             if self._waiting and len(self._waiting) + len(rows) > self.limits.waiting:
                 self.metrics.refused("queue_full")
                 raise QueueFull(_("{count} requests wait already; try again later").format(count=len(self._waiting)))
@@ -225,7 +197,7 @@ class Engine:
 
         with self._changed:
             if not self.alive:
-                raise _stopped()
+                raise stopped()
             self._calls.append(run)
             self._changed.notify()
         return future
@@ -538,7 +510,7 @@ class Engine:
             left += group.rows
         self._batch, self._arriving = None, ()
         for row in left:
-            self._deliver(row, Failed(_stopped()))
+            self._deliver(row, Failed(stopped()))
         for call in calls:
             call()
 
@@ -555,12 +527,3 @@ def _active(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
     assert name is not None
     set_adapter(model, name)
     yield
-
-
-def waited_too_long(seconds: float) -> WaitedTooLong:
-    """Return the error of a request that waited for as long as is allowed."""
-    return WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
-
-
-def _stopped() -> EngineStopped:
-    return EngineStopped(_("the server is stopping"))

@@ -4,7 +4,7 @@ from typing import Any
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.serve.engine import EngineStopped, QueueFull, WaitedTooLong
+from tsugiki.serve.limits import EngineStopped, QueueFull, WaitedTooLong
 
 _TYPES = {
     401: "authentication_error",

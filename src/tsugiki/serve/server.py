@@ -16,8 +16,9 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.app import new_app
-from tsugiki.serve.engine import Engine, Limits
+from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
+from tsugiki.serve.limits import Limits
 from tsugiki.serve.security import Access
 from tsugiki.serve.training import Workplace, workplace_routes
 

@@ -1,0 +1,47 @@
+"""What the engine takes at most, and the errors of requests beyond it."""
+
+from dataclasses import dataclass
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+
+
+class QueueFull(TsugikiError):
+    """Too many requests wait; the client may try again."""
+
+
+class WaitedTooLong(TsugikiError):
+    """A request waited too long for its turn; the client may try again."""
+
+
+class EngineStopped(TsugikiError):
+    """The thread that owns the model ends or has ended."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine takes at most."""
+
+    rows: int = 16
+    """Rows of a batch."""
+    cache_bytes: int = 2_000_000_000
+    """Bytes of the key-value cache: rows times the longest row, padding included."""
+    waiting: int = 64
+    """Requests that wait."""
+    prefix_bytes: int = 500_000_000
+    """Bytes of keys and values that are kept for requests with the same beginning; 0: none are."""
+    seconds: float = 60.0
+    """How long a request may wait."""
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def waited_too_long(seconds: float) -> WaitedTooLong:
+    """Return the error of a request that waited for as long as is allowed."""
+    return WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
+
+
+def stopped() -> EngineStopped:
+    """Return the error of a request that comes when the server ends, or that has not been finished then."""
+    return EngineStopped(_("the server is stopping"))
