@@ -28,7 +28,7 @@ from tsugiki.train.config import CHAPTER
 from tsugiki.train.config_files import validated
 from tsugiki.train.evaluation.evaluate import evaluate
 from tsugiki.train.model import prepare_model
-from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.packing import PackedDataset
 from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.run import accelerator_of, load

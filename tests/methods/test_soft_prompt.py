@@ -49,7 +49,8 @@ from tsugiki.train.evaluation.evaluate import evaluate, split_windows
 from tsugiki.train.evaluation.sample import Sampling, generate_text
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.model import load_dtype, prepare_model
-from tsugiki.train.preparation import pack_data, read_data
+from tsugiki.train.packing import pack_data
+from tsugiki.train.preparation import read_data
 from tsugiki.train.processes import start_accelerator
 from tsugiki.train.run import train
 

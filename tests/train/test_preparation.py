@@ -13,7 +13,8 @@ from tsugiki import TsugikiError
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window
-from tsugiki.train.preparation import PackedDataset, pack_data, read_data
+from tsugiki.train.packing import PackedDataset, pack_data
+from tsugiki.train.preparation import read_data
 from tsugiki.train.record import DataSummary
 
 

@@ -43,10 +43,10 @@ def plan_command(
     from tsugiki.cli.tables import print_table, say
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
+    from tsugiki.train.packing import tokens_of_row
     from tsugiki.train.planning.fit import smallest_need
     from tsugiki.train.planning.plan import plan_run
     from tsugiki.train.planning.rows import rows_of_data
-    from tsugiki.train.preparation import tokens_of_row
 
     progress = ProgressDisplay()
     rows = None

@@ -40,9 +40,9 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.train.config import RunConfig
+    from tsugiki.train.packing import tokens_of_row
     from tsugiki.train.planning.plan import plan_run
     from tsugiki.train.planning.rows import rows_of_data
-    from tsugiki.train.preparation import tokens_of_row
 
     config = RunConfig.model_validate(settings)
     rows = rows_of_data(config, tokens_of_row(config, load_meta_model(config.model)), ProgressDisplay())

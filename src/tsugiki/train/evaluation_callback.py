@@ -25,7 +25,7 @@ from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.evaluation.sample import Sampling, generate_texts
 from tsugiki.train.evaluation_plan import evenly_spread, is_due, plan_evaluations
 from tsugiki.train.loop import Callback, TrainingLoop
-from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.packing import PackedDataset
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, Sample, TrainingFigures, peak_memory
 from tsugiki.train.sharding import is_sharded

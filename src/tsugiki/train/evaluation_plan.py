@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tsugiki.train.automatic import ResolvedConfig, total_steps
-from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.packing import PackedDataset
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from tsugiki.train.model import make_gradients
 from tsugiki.train.optimizers.adamw import adamw
 from tsugiki.train.optimizers.loraplus import loraplus
 from tsugiki.train.optimizers.muon import muon
-from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.packing import PackedDataset
 from tsugiki.train.processes import on_main
 from tsugiki.train.rate_probe import ROWS as PROBE_ROWS
 from tsugiki.train.rate_probe import Probe, probe, trial_settings

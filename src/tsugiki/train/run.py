@@ -66,8 +66,9 @@ from tsugiki.train.model import (
     shard_model,
     trained_tokens,
 )
+from tsugiki.train.packing import PackedDataset, pack_data
 from tsugiki.train.planning.fit import memory_notes, plan_memory
-from tsugiki.train.preparation import DatasetSplit, PackedDataset, pack_data, read_data
+from tsugiki.train.preparation import DatasetSplit, read_data
 from tsugiki.train.prepare_loop import choices, measure_rate, prepare_loop, resolved_config
 from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
 from tsugiki.train.progress import RunProgress

@@ -13,7 +13,7 @@ from tsugiki.data.sources import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _
 from tsugiki.train.automatic import ResolvedConfig
-from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.packing import PackedDataset
 from tsugiki.train.record import (
     DataSummary,
     Parameters,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.train.loop import TrainingLoop
-from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.packing import PackedDataset
 
 _EVALUATION = 0.5  # time of a token in an evaluation, relative to a token in a step
 _STEPS = 0.85  # of the time after loading and the evaluations of the held-out text; the rest is for all others

@@ -12,6 +12,7 @@ from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import AUTO, RunConfig
+from tsugiki.train.packing import tokens_of_row
 from tsugiki.train.planning.need import need_of
 from tsugiki.train.planning.plan import (
     SPARE,
@@ -22,7 +23,6 @@ from tsugiki.train.planning.plan import (
     micro_batch_sizes,
     total_memory,
 )
-from tsugiki.train.preparation import tokens_of_row
 
 _MEASURED_FROM = 50_000_000
 """Runs of models with fewer parameters are not planned before they start, since they fit everywhere."""

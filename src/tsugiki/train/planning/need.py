@@ -29,9 +29,9 @@ from tsugiki.language import _
 from tsugiki.methods.table import METHODS
 from tsugiki.train import memory
 from tsugiki.train.config import RunConfig
+from tsugiki.train.packing import tokens_of_row
 from tsugiki.train.planning.sample import Measured, blocks_of_sample, measure, sample_model
 from tsugiki.train.planning.weights import base_bytes, loading_bytes, stored_bytes
-from tsugiki.train.preparation import tokens_of_row
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

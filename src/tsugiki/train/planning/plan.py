@@ -30,8 +30,8 @@ from tsugiki.train import memory
 from tsugiki.train.automatic import resolve, total_steps
 from tsugiki.train.config import AUTO, RunConfig
 from tsugiki.train.model import load_dtype, rows_of_micro_batch
+from tsugiki.train.packing import tokens_of_row
 from tsugiki.train.planning.need import Need, need_of
-from tsugiki.train.preparation import tokens_of_row
 from tsugiki.train.processes import device_type
 
 if TYPE_CHECKING:

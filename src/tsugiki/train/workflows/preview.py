@@ -14,7 +14,7 @@ from tsugiki.language import _
 from tsugiki.train.automatic import ResolvedConfig, total_steps
 from tsugiki.train.config import RunConfig
 from tsugiki.train.model import prepare_model, trained_tokens
-from tsugiki.train.preparation import PackedDataset
+from tsugiki.train.packing import PackedDataset
 from tsugiki.train.prepare_loop import choices, prepare_loop, resolved_config
 from tsugiki.train.record import DataSummary
 from tsugiki.train.run import accelerator_of, load

@@ -24,7 +24,7 @@ from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.evaluation_callback import BaseResults
 from tsugiki.train.model import load_dtype
-from tsugiki.train.preparation import PackedDataset, pack_data, virtual_tokens
+from tsugiki.train.packing import PackedDataset, pack_data, virtual_tokens
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, reset_peak_memory
 from tsugiki.train.resume import start_or_resume
