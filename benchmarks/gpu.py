@@ -39,10 +39,10 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
 from tsugiki.train.automatic import ResolvedConfig
 from tsugiki.train.config_files import validated
+from tsugiki.train.machine import describe_machine
 from tsugiki.train.model import prepare_model
 from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import describe_machine
 from tsugiki.train.run import accelerator_of, load
 
 ENTRIES: Mapping[str, BenchmarkEntry] = {

@@ -48,7 +48,7 @@ from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft
 from tsugiki.train.allocator import keep_freed_memory
-from tsugiki.train.record import peak_memory
+from tsugiki.train.memory import peak_memory
 
 _LLAMA: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -246,7 +246,7 @@ def _tsugiki(options: argparse.Namespace) -> None:
 _LOAD = """if True:
     import sys, time, transformers
     from tsugiki.base.loading import load_model
-    from tsugiki.train.record import peak_memory
+    from tsugiki.train.memory import peak_memory
     started, used = time.perf_counter(), time.process_time()
     load_model(sys.argv[1], sys.argv[2])
     print(f"{time.perf_counter() - started:.1f} s ({time.process_time() - used:.1f} s of processor time), "

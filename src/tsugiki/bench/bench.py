@@ -17,7 +17,7 @@ from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.train import memory
-from tsugiki.train.record import describe_machine
+from tsugiki.train.machine import describe_machine
 
 
 def run_benchmark(

@@ -25,9 +25,10 @@ from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.evaluation.sample import Sampling, generate_texts
 from tsugiki.train.evaluation_plan import evenly_spread, is_due, plan_evaluations
 from tsugiki.train.loop import Callback, TrainingLoop
+from tsugiki.train.memory import peak_memory
 from tsugiki.train.packing import PackedDataset
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import RunRecord, Sample, TrainingFigures, peak_memory
+from tsugiki.train.record import RunRecord, Sample, TrainingFigures
 from tsugiki.train.sharding import is_sharded
 
 if TYPE_CHECKING:

@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.train.record import peak_memory
-
 if TYPE_CHECKING:
     import torch
 
 _RESET_PEAK = "5"  # man 5 proc, clear_refs
+_peak_of_others = 0  # of earlier runs of this process, where the system cannot begin to count again
 
 
 def resident(device: "torch.device | None" = None) -> int | None:
@@ -90,3 +89,30 @@ def _read_kilobytes(file: Path, name: str) -> int | None:
     except OSError:
         pass
     return None
+
+
+def peak_memory() -> int:
+    """Return the largest memory of this process so far, in bytes; 0 if the system does not tell."""
+    peak = _process_peak()
+    return peak if peak > _peak_of_others else 0
+
+
+def _process_peak() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from now on, in a process that makes several runs.
+
+    Only Linux can do so. Elsewhere a run that needs no more than those before has no peak of its own.
+    """
+    global _peak_of_others
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        _peak_of_others = _process_peak()

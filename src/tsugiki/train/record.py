@@ -4,9 +4,6 @@ All losses are in nats per token, times in seconds, sizes in bytes.
 """
 
 import os
-import platform
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,13 +16,13 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
-from tsugiki.io.processor import processor_name
 from tsugiki.language import _, marked
 from tsugiki.train import record_v0_1
 from tsugiki.train.evaluation.result import StepEvaluation
+from tsugiki.train.machine import Machine, library_versions
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 FORMAT = 2
 """Version of the format of `run.json`."""
@@ -33,8 +30,6 @@ NO_GAIN = marked(
     "no step was better than the base on the validation text: the text is short, or like what the base knows already"
 )
 _MAX_CONFIG = 300_000  # characters; settings in YAML have at most 200,000
-_peak_of_others = 0  # of earlier runs of this process, where the system cannot begin to count again
-_LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
 
 
 class RecordedLora(BaseModel):
@@ -77,19 +72,6 @@ class RecordedConfig(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as they are in `run.json`."""
         return self.model_dump(mode="json", exclude_unset=True)
-
-
-class Machine(BaseModel):
-    """The machine that a run was trained on."""
-
-    processor: str
-    cores: int | None
-    threads: int
-    accelerator: str | None
-    """Name of the GPU that computes; None: the processor does."""
-    processes: int = 1
-    system: str
-    python: str
 
 
 class RecordedBase(BaseIdentity):
@@ -251,7 +233,7 @@ class RunRecord(BaseModel):
     format: int = FORMAT
     config: RecordedConfig
     status: Literal["running", "finished"] = "running"
-    versions: dict[str, str] = Field(default_factory=lambda: library_versions())
+    versions: dict[str, str] = Field(default_factory=library_versions)
     """Library -> version."""
     working_directory: str | None = None
     """Where the run was started; paths in the settings that are relative start there. None in a record that was pushed
@@ -346,11 +328,6 @@ class RunRecord(BaseModel):
         self.samples = [entry for entry in self.samples if entry.step <= step]
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries on which the result depends."""
-    return {name: version(name) for name in _LIBRARIES}
-
-
 def new_record(settings: dict[str, Any]) -> RunRecord:
     """Return the record of a run with these settings (from `to_record`) that has not started."""
     return RunRecord(config=RecordedConfig.model_validate(settings), working_directory=os.getcwd())
@@ -421,54 +398,3 @@ def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
         raise TsugikiError(
             _("{path} is not the record of a run: {where}: {what}").format(path=path, where=where, what=what)
         ) from error
-
-
-def describe_machine(device: "torch.device", processes: int = 1) -> Machine:
-    """Return processor, cores, threads and accelerator of this machine.
-
-    Args:
-        device: where a run computes.
-        processes: how many processes share the work.
-    """
-    import torch
-
-    name = None if device.type == "cpu" else device.type
-    if device.type in ("cuda", "xpu"):
-        name = torch.get_device_module(device).get_device_name(device)
-
-    return Machine(
-        processor=processor_name(),
-        cores=os.cpu_count(),
-        threads=torch.get_num_threads(),
-        accelerator=name,
-        processes=processes,
-        system=f"{platform.system()} {platform.machine()}",
-        python=platform.python_version(),
-    )
-
-
-def peak_memory() -> int:
-    """Return the largest memory of this process so far, in bytes; 0 if the system does not tell."""
-    peak = _process_peak()
-    return peak if peak > _peak_of_others else 0
-
-
-def _process_peak() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def reset_peak_memory() -> None:
-    """Let `peak_memory` count from now on, in a process that makes several runs.
-
-    Only Linux can do so. Elsewhere a run that needs no more than those before has no peak of its own.
-    """
-    global _peak_of_others
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        _peak_of_others = _process_peak()

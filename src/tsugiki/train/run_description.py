@@ -13,15 +13,9 @@ from tsugiki.data.sources import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _
 from tsugiki.train.automatic import ResolvedConfig
+from tsugiki.train.machine import describe_machine, library_versions
 from tsugiki.train.packing import PackedDataset
-from tsugiki.train.record import (
-    DataSummary,
-    Parameters,
-    RecordedBase,
-    RunRecord,
-    describe_machine,
-    library_versions,
-)
+from tsugiki.train.record import DataSummary, Parameters, RecordedBase, RunRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

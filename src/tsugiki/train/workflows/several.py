@@ -23,10 +23,11 @@ from tsugiki.train.allocator import return_freed_memory
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.evaluation_callback import BaseResults
+from tsugiki.train.memory import reset_peak_memory
 from tsugiki.train.model import load_dtype
 from tsugiki.train.packing import PackedDataset, pack_data, virtual_tokens
 from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import RunRecord, reset_peak_memory
+from tsugiki.train.record import RunRecord
 from tsugiki.train.resume import start_or_resume
 from tsugiki.train.run import RunData, accelerator_of, load_base, load_data, run, sole_run
 from tsugiki.train.workflows.earlier import check_same_inputs, earlier_runs
