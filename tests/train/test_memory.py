@@ -1,5 +1,7 @@
 """The memory that the benchmark reports."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -40,3 +42,11 @@ def test_of_an_accelerator(names: tuple[str, str], free: bool, monkeypatch: pyte
     assert (memory.available() == 3) == free
     memory.reset_peak()
     assert calls == ["emptied", *(["reset"] if free else [])]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_the_process_that_started_this_one_does_not_count():
+    large = bytearray(b"x") * 400_000_000
+    code = "from tsugiki.train.memory import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1_000_000 < int(done.stdout) < len(large)

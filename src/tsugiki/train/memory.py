@@ -29,7 +29,7 @@ def peak(device: "torch.device | None" = None) -> int | None:
     if (module := _accelerator(device)) is not None:
         # MPS does not tell the peak, but what it holds, and it keeps most of what is freed.
         return int((getattr(module, "max_memory_allocated", None) or module.driver_allocated_memory)())
-    return _read_kilobytes(Path("/proc/self/status"), "VmHWM") or peak_memory() or None
+    return peak_memory() or None
 
 
 def available(device: "torch.device | None" = None) -> int | None:
@@ -98,6 +98,10 @@ def peak_memory() -> int:
 
 
 def _process_peak() -> int:
+    # On Linux, `ru_maxrss` begins with the memory of the process that started this one.
+    peak = _read_kilobytes(Path("/proc/self/status"), "VmHWM")
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows

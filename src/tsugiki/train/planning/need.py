@@ -66,7 +66,7 @@ class Need:
         """Return the peak memory of the process if so many blocks are recomputed."""
         parts = self.parts(recomputed)
         loading = parts.pop("loading")
-        return max(sum(parts.values()), parts["process"] + self.base + loading)
+        return max(sum(parts.values()), self.process + self.base + loading)
 
     def parts(self, recomputed: int) -> dict[str, int]:
         """Return the parts of the memory by name. What loading needs is free again before the first step."""
@@ -140,7 +140,8 @@ def need_of(
     else:
         base = base_bytes(model, base_dtype) if gguf is None else stored_bytes(gguf)
     head = model.get_output_embeddings()
-    logits = rows_per_chunk(head, itemsize) * words * itemsize if head is not None else 0
+    tokens = tokens_of_row(config, model)
+    logits = min(rows * tokens, rows_per_chunk(head, itemsize)) * words * itemsize if head is not None else 0
     return Need(
         parameters=parameters,
         trainable=trainable,
@@ -148,7 +149,7 @@ def need_of(
         base=base,
         loading=loading_bytes(model, base_dtype) if on_processor else 0,
         process=_process(device),
-        loss=logits + 4 * rows * tokens_of_row(config, model) * width * itemsize,
+        loss=logits + 4 * rows * tokens * width * itemsize,
         threads=threads,
         measured=measured,
         recomputation=_COMPILER if on_processor and "torch._dynamo" not in sys.modules else 0,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 
 from tsugiki.base.bitsandbytes import is_stored_in_4_bits
+from tsugiki.base.blocks import decoder_blocks
 from tsugiki.base.checks import check_weights
 from tsugiki.base.config import load_config, loading_errors
 from tsugiki.base.headers import weight_entries
@@ -197,8 +198,8 @@ def _options(
 
 def _step_seconds(need: Need, model: "PreTrainedModel", size: int, in_step: int, recomputed: int) -> float:
     one = need.measured
-    in_block = sum(p.numel() for p in model.parameters() if p.dim() > 1) - 2 * _head_numbers(model)
-    loss = one.forward * 3 * _head_numbers(model) / max(1, in_block / need.blocks)
+    in_blocks = sum(weight.numel() for block in decoder_blocks(model) for weight in block.parameters())
+    loss = one.forward * 3 * _head_numbers(model) * need.blocks / max(1, in_blocks)
     micro_batch: float = need.blocks * (one.forward + one.backward) + recomputed * one.forward + loss
     return math.ceil(math.ceil(in_step / size) / need.threads) * micro_batch
 

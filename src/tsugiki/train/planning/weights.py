@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -64,16 +65,17 @@ def stored_bytes(path: Path) -> int:
 def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     """Return the bytes that loading needs besides the finished model.
 
-    They are those of the largest tensor in float32. With a quantised base, that is the largest one to quantise: the
-    embedding is read in the dtype in which it stays, and a head that is tied to it is quantised from it.
+    They are those of the largest tensor that is stored in another dtype. With a quantised base, they are those of the
+    largest one to quantise, in float32: the embedding is read in the dtype in which it stays, and a head that is tied
+    to it is quantised from it.
 
     Args:
-        model: a model of its shape, not grafted; its values are not used.
+        model: a model of its shape and of the dtype in its files, not grafted; its values are not used.
         base_dtype: the dtype that it would be loaded in.
     """
-    tensors = list(model.parameters())
     if base_dtype in ("int8", "nf4", "nf4-int8"):
         embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-        layers = [module.weight for module in model.modules() if is_quantizable(module)]
-        tensors = [weight for weight in layers if weight is not embedding]  # type: ignore[misc]
-    return max((4 * tensor.numel() for tensor in tensors), default=0)
+        layers: list[Any] = [module.weight for module in model.modules() if is_quantizable(module)]
+        return max((4 * weight.numel() for weight in layers if weight is not embedding), default=0)
+    dtype = torch_dtype(base_dtype)
+    return max((weight.nbytes for weight in model.parameters() if weight.dtype != dtype), default=0)
