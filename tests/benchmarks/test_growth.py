@@ -90,6 +90,20 @@ def test_one_panel_and_what_its_processes_are_given(run, without_plots, tmp_path
     assert len(read_json(tmp_path / "out" / "points.json")["points"]) == len(started)
 
 
+def test_of_two_measurements_the_faster_one_counts(run, without_plots, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def speeds() -> list[float]:
+        return [found.speed or 0.0 for found in growth._read(tmp_path / "out" / "points.json").values()]
+
+    def step(self: Fake) -> dict[str, Any]:
+        return {"seconds": 0.5 if self.name == "PEFT" else 4.0, "peak": GB}
+
+    assert len(run("--only", "threads")) == 4
+    assert speeds() == [512.0, 1024.0] * 2
+    monkeypatch.setattr(Fake, "step", step)
+    assert len(run("--only", "threads", "--again")) == 4
+    assert speeds() == [2048.0, 1024.0] * 2
+
+
 def test_long_rows_use_sdpa(run, without_plots):
     functions = {
         w.length: e.function.rpartition(":")[2] for name, e, w in run("--only", "row-length") if name == "PEFT"
