@@ -48,7 +48,7 @@ from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft
 from tsugiki.train.allocator import keep_freed_memory
-from tsugiki.train.memory import peak_memory
+from tsugiki.train.memory import process_peak
 
 _LLAMA: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -246,11 +246,11 @@ def _tsugiki(options: argparse.Namespace) -> None:
 _LOAD = """if True:
     import sys, time, transformers
     from tsugiki.base.loading import load_model
-    from tsugiki.train.memory import peak_memory
+    from tsugiki.train.memory import process_peak
     started, used = time.perf_counter(), time.process_time()
     load_model(sys.argv[1], sys.argv[2])
     print(f"{time.perf_counter() - started:.1f} s ({time.process_time() - used:.1f} s of processor time), "
-          f"peak {peak_memory() / 1e9:.2f} GB")
+          f"peak {process_peak() / 1e9:.2f} GB")
 """
 
 
@@ -326,7 +326,7 @@ def _loop(options: argparse.Namespace) -> None:
                 "entry": options.entry,
                 "tokens_per_second": ids.shape[1] / statistics.median(seconds[1:]),
                 "seconds": seconds,
-                "peak_bytes": peak_memory(),
+                "peak_bytes": process_peak(),
                 "loading_seconds": loaded,
                 "losses": losses,
             }

@@ -58,7 +58,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-"""Settings of the configs, of sizes between those of `tsugiki bench` and of those themselves."""
+"""Settings of the configs: shapes of `tsugiki bench`, and others of sizes between and above them."""
 
 
 _HEADERS = {

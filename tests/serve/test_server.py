@@ -183,7 +183,7 @@ def test_what_is_refused(server: Running, client: Any, fields: dict[str, Any], s
     with pytest.raises(openai.APIStatusError, match=said) as caught:
         client.completions.create(**{"model": "base", "prompt": PROMPT, **fields})
     assert caught.value.status_code == status
-    assert str(server.library) not in str(caught.value), "where files are is not for clients"
+    assert str(server.library) not in str(caught.value), "clients must not see paths of the server"
     assert caught.value.body["type"] == "invalid_request_error"
 
 

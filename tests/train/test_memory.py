@@ -47,6 +47,6 @@ def test_of_an_accelerator(names: tuple[str, str], free: bool, monkeypatch: pyte
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_of_the_process_that_started_this_one_does_not_count():
     large = bytearray(b"x") * 400_000_000
-    code = "from tsugiki.train.memory import peak_memory; print(peak_memory())"
+    code = "from tsugiki.train.memory import process_peak; print(process_peak())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1_000_000 < int(done.stdout) < len(large)

@@ -32,7 +32,7 @@ def plan_command(
     """
     from tsugiki.cli.libraries import import_libraries
 
-    import_libraries("tsugiki.train.run")  # as a run does, whose process this one stands for
+    import_libraries("tsugiki.train.run")  # so that this process takes as much memory as that of a run
     from tsugiki.train.config_files import load_config
 
     given = dict(settings)

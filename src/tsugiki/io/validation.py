@@ -1,4 +1,4 @@
-"""What pydantic finds wrong in settings and requests, in the language of the user."""
+"""Messages for the validation errors of pydantic, in the language of the user."""
 
 from pydantic_core import ErrorDetails
 
@@ -29,11 +29,14 @@ _PROBLEMS = {
     "too_long": marked("input should have at most {max_length} entries"),
     "string_pattern_mismatch": marked("input should match the pattern {pattern}"),
 }
-"""The messages for pydantic's commonest types of errors."""
+"""The messages for the most common error types of pydantic."""
 
 
 def problem_text(problem: ErrorDetails) -> str:
-    """Return what is wrong, without the name of the field and its value; in pydantic's words for a rare problem."""
+    """Return the message for an error, without the name and the value of the field.
+
+    For error types that are not in `_PROBLEMS`, it is the English message of pydantic.
+    """
     known = _PROBLEMS.get(problem["type"])
     if known is None:
         return problem["msg"].removeprefix("Value error, ")

@@ -254,7 +254,7 @@ class ServedAdapters:
         except TsugikiError as error:
             reason = str(error)
             for term, folder in zip(terms, folders, strict=True):
-                reason = reason.replace(str(folder), term[0])  # where files are is not for clients
+                reason = reason.replace(str(folder), term[0])  # clients must not see paths of the server
             if _is_mix(terms):
                 param, message = "adapters", _("the mix {name!r} cannot be used: {error}")
             else:

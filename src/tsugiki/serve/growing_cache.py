@@ -1,7 +1,7 @@
-"""A cache of keys and values with room for more tokens.
+"""A key-value cache that allocates memory in advance.
 
-transformers' `DynamicCache` copies all keys and values to new memory for every token. Here the memory has room for some
-more, and a token is written behind the others.
+transformers' `DynamicCache` copies all keys and values to new memory for every token. This cache allocates memory for
+some more tokens than it holds, and appends new ones in place.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-_ROOM = 64  # tokens
+_ROOM = 64  # tokens for which memory is allocated in advance
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
@@ -45,7 +45,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class GrowingCache(DynamicCache):  # type: ignore[misc]
-    """A `DynamicCache` of such layers, which keep all positions."""
+    """A `DynamicCache` whose layers are `GrowingLayer`, without sliding windows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,10 @@ class GrowingCache(DynamicCache):  # type: ignore[misc]
 
 
 def _begins(memory: Tensor, part: Tensor) -> bool:
-    """Whether `part` is the first tokens of `memory`; the attributes of a layer may have been replaced."""
+    """Return whether `part` is a view of the first tokens of `memory`.
+
+    It is not where other code has assigned new tensors to `keys` and `values`.
+    """
     return (
         part.data_ptr() == memory.data_ptr()
         and part.stride() == memory.stride()

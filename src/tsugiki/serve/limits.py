@@ -1,4 +1,4 @@
-"""What the engine takes at most, and the errors of requests beyond it."""
+"""The limits of the engine, and the errors of requests that exceed them."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class EngineStopped(TsugikiError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine takes at most."""
+    """Limits on the requests and the memory of the engine."""
 
     rows: int = 16
     """Rows of a batch."""
@@ -38,10 +38,10 @@ DEFAULT_LIMITS = Limits()
 
 
 def waited_too_long(seconds: float) -> WaitedTooLong:
-    """Return the error of a request that waited for as long as is allowed."""
+    """Return the error for a request that has waited longer than allowed."""
     return WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
 
 
 def stopped() -> EngineStopped:
-    """Return the error of a request that comes when the server ends, or that has not been finished then."""
+    """Return the error for a request that cannot be finished because the server is stopping."""
     return EngineStopped(_("the server is stopping"))

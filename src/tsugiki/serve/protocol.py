@@ -33,12 +33,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Unsupported fields -> values that change nothing."""
 
-_FORMS = {
+_ACCEPTED = {
     "prompt": marked("a text, a list of 1 to 64 texts, a list of tokens, or a list of 1 to 64 lists of tokens"),
     "stop": marked("a text of 1 to 200 characters, or a list of at most 4"),
     "content": marked('a text, or a list of parts, each {"type": "text", "text": "…"}'),
 }
-"""What may be in the fields that have several forms."""
+"""The fields that accept several types, and what they accept."""
 
 _Stop: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -210,10 +210,10 @@ def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
 def _invalid(problem: ErrorDetails) -> ApiError:
     """Return the error for a field that is wrong or missing."""
     path = [str(part)[:60] for part in problem["loc"]]
-    of_forms = next((at for at, part in enumerate(path[:-1], 1) if part in _FORMS), None)
-    name = ".".join(path[: of_forms or 4])
-    if of_forms:  # pydantic names the type that it tried first
-        text = _("input should be {form}").format(form=_(_FORMS[path[of_forms - 1]]))
+    depth = next((at for at, part in enumerate(path[:-1], 1) if part in _ACCEPTED), None)
+    name = ".".join(path[: depth or 4])
+    if depth:  # pydantic names the type that it tried first
+        text = _("input should be {form}").format(form=_(_ACCEPTED[path[depth - 1]]))
     elif problem["type"] == "extra_forbidden":
         return _unsupported(name)
     else:

@@ -25,7 +25,7 @@ from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.evaluation.sample import Sampling, generate_texts
 from tsugiki.train.evaluation_plan import evenly_spread, is_due, plan_evaluations
 from tsugiki.train.loop import Callback, TrainingLoop
-from tsugiki.train.memory import peak_memory
+from tsugiki.train.memory import process_peak
 from tsugiki.train.packing import PackedDataset
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, Sample, TrainingFigures
@@ -225,7 +225,7 @@ class EvaluationCallback(Callback):
             tokens=progress.tokens,
             seconds=progress.seconds,
             tokens_per_second=progress.tokens_per_second,
-            peak_memory=peak_memory(),
+            peak_memory=process_peak(),
         )
 
     def _write_record(self, loop: TrainingLoop) -> None:

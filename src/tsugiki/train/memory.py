@@ -29,7 +29,7 @@ def peak(device: "torch.device | None" = None) -> int | None:
     if (module := _accelerator(device)) is not None:
         # MPS does not tell the peak, but what it holds, and it keeps most of what is freed.
         return int((getattr(module, "max_memory_allocated", None) or module.driver_allocated_memory)())
-    return peak_memory() or None
+    return process_peak() or None
 
 
 def available(device: "torch.device | None" = None) -> int | None:
@@ -52,7 +52,7 @@ def reset_peak(device: "torch.device | None" = None) -> None:
     trim = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "malloc_trim", None)
     if trim is not None:  # glibc
         trim(0)
-    Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    reset_process_peak()
 
 
 def _accelerator(device: "torch.device | None") -> Any:
@@ -91,14 +91,14 @@ def _read_kilobytes(file: Path, name: str) -> int | None:
     return None
 
 
-def peak_memory() -> int:
-    """Return the largest memory of this process so far, in bytes; 0 if the system does not tell."""
-    peak = _process_peak()
+def process_peak() -> int:
+    """Return the peak memory of this process, also if an accelerator computes; 0 if it is not known."""
+    peak = _read_process_peak()
     return peak if peak > _peak_of_others else 0
 
 
-def _process_peak() -> int:
-    # On Linux, `ru_maxrss` begins with the memory of the process that started this one.
+def _read_process_peak() -> int:
+    # On Linux, `ru_maxrss` is at least the memory that the parent process had when it started this one.
     peak = _read_kilobytes(Path("/proc/self/status"), "VmHWM")
     if peak is not None:
         return peak
@@ -110,13 +110,13 @@ def _process_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def reset_peak_memory() -> None:
-    """Let `peak_memory` count from now on, in a process that makes several runs.
+def reset_process_peak() -> None:
+    """Reset what `process_peak` returns, so that each of several runs in one process has a peak of its own.
 
-    Only Linux can do so. Elsewhere a run that needs no more than those before has no peak of its own.
+    Only Linux can reset it. On other systems, a run that needs no more memory than those before has the peak 0.
     """
     global _peak_of_others
     try:
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
     except OSError:
-        _peak_of_others = _process_peak()
+        _peak_of_others = _read_process_peak()

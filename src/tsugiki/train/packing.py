@@ -34,7 +34,7 @@ class PackedDataset:
     windows: list[Window]
     """The held-out text."""
     validation_windows: list[Window]
-    """The text that chooses the step that is kept; empty: none does."""
+    """The validation text, whose loss decides which step is kept; empty if there is none."""
     retention_windows: list[Window]
     """The text of `retention_data`."""
     document_masking: DocumentMasking
@@ -53,7 +53,7 @@ def pack_data(
     """Pack the training records into rows for this model.
 
     Raises:
-        TsugikiError: `block_size` is longer than the model's context, or a prompt fills a whole row.
+        TsugikiError: `block_size` exceeds the model's context, or a prompt fills a whole row.
     """
     size = tokens_of_row(config, model)
     masking = _document_masking(config, model)
@@ -105,7 +105,7 @@ def tokens_of_row(config: RunConfig, model: "PreTrainedModel") -> int:
     """Return the tokens of a row.
 
     Raises:
-        TsugikiError: `block_size` is more than the model's context.
+        TsugikiError: `block_size` exceeds the model's context.
     """
     prompt = virtual_tokens(config)
     available = context_length(model) - prompt

@@ -69,7 +69,7 @@ class DatasetSplit:
     windows: list[Window]
     """The held-out text."""
     validation_windows: list[Window]
-    """The text that chooses the step that is kept; empty: none does."""
+    """The validation text, whose loss decides which step is kept; empty if there is none."""
     retention_windows: list[Window]
     """The text of `retention_data`."""
     summary: SplitSummary

@@ -4,7 +4,7 @@
     activations = kept blocks · what a block keeps + recomputed blocks · its input
     16: a trained parameter, its gradient, and AdamW's two averages, in float32; 4: its gradient for one micro-batch
     threads: micro-batches that are computed at a time, one on an accelerator
-    process: of Python and the imported libraries, which take no memory of an accelerator
+    process: of Python and the imported libraries, which take no memory of an accelerator; recomputing imports more
 
 In full fine-tuning all weights train, and the copy that computes in 16 bits is the base. What a block keeps and how
 long it takes is measured (see `planning.sample`). `benchmarks.planning` compares the result with runs.
@@ -60,7 +60,7 @@ class Need:
     """Micro-batches that are computed at a time."""
     measured: Measured
     recomputation: int = 0
-    """Bytes of the process besides, if blocks are recomputed."""
+    """Additional bytes of the process if blocks are recomputed."""
 
     def peak(self, recomputed: int) -> int:
         """Return the peak memory of the process if so many blocks are recomputed."""
@@ -119,10 +119,11 @@ def need_of(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     gguf = stored_path(config.model) if base_dtype == "stored" else None
     words, width = model.get_input_embeddings().weight.shape
+    tokens = tokens_of_row(config, model)
     try:
         sample = sample_model(shapes, blocks_of_sample(model), base_dtype, gguf)
         itemsize = sample.dtype.itemsize
-        measured = measure(sample, config, device, rows, tokens_of_row(config, model), threads, timed)
+        measured = measure(sample, config, device, rows, tokens, threads, timed)
         trainable = parameters if trains_all else _trainable(config, model)
     except TsugikiError:
         raise
@@ -140,7 +141,6 @@ def need_of(
     else:
         base = base_bytes(model, base_dtype) if gguf is None else stored_bytes(gguf)
     head = model.get_output_embeddings()
-    tokens = tokens_of_row(config, model)
     logits = min(rows * tokens, rows_per_chunk(head, itemsize)) * words * itemsize if head is not None else 0
     return Need(
         parameters=parameters,

@@ -181,7 +181,7 @@ def measure(
         x, y = forward()
         _wait_for(device)
         middle = time.perf_counter()
-        # Of a sum, as of a loss: PyTorch imports SymPy, which takes memory, if the gradient of y is given.
+        # A scalar, as in training: with `grad_outputs` PyTorch imports SymPy, whose memory a run does not take.
         torch.autograd.grad(y.sum(), [x, *weights], allow_unused=True)
         _wait_for(device)
         return middle - started, time.perf_counter() - middle

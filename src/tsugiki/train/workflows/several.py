@@ -23,7 +23,7 @@ from tsugiki.train.allocator import return_freed_memory
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.result import change_of_loss
 from tsugiki.train.evaluation_callback import BaseResults
-from tsugiki.train.memory import reset_peak_memory
+from tsugiki.train.memory import reset_process_peak
 from tsugiki.train.model import load_dtype
 from tsugiki.train.packing import PackedDataset, pack_data, virtual_tokens
 from tsugiki.train.progress import RunProgress
@@ -85,7 +85,7 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
                 return_freed_memory()
                 base = _Base(dtype, load_base(accelerator, config, data))
             return_freed_memory()
-            reset_peak_memory()
+            reset_process_peak()
             try:
                 records[name] = _run(accelerator, config, data, base, before is not None, display)
             except TsugikiError as error:
