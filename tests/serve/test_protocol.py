@@ -19,6 +19,7 @@ from tsugiki.serve.protocol import ChatRequest, CompletionRequest, parse
         ({"prompt": "a", "stop": ["a"] * 5}, "stop", "at most 4"),
         ({"prompt": "a", "temperature": 3}, "temperature", "less than or equal to 2"),
         ({"prompt": "a", "adapters": {"prompt": "x"}}, "adapters.prompt", "number"),
+        ({"prompt": "a", "logit_bias": {"prompt": 1}}, "logit_bias.prompt.[key]", "pattern"),
         ({}, "prompt", "required"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hello"}, "messages", "list"),

@@ -210,7 +210,9 @@ def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
 def _invalid(problem: ErrorDetails) -> ApiError:
     """Return the error for a field that is wrong or missing."""
     path = [str(part)[:60] for part in problem["loc"]]
-    depth = next((at for at, part in enumerate(path[:-1], 1) if part in _ACCEPTED), None)
+    depth = next(
+        (at for at, part in enumerate(path[:-1], 1) if part in _ACCEPTED and path[0] in (part, "messages")), None
+    )
     name = ".".join(path[: depth or 4])
     if depth:  # pydantic names the type that it tried first
         text = _("input should be {form}").format(form=_(_ACCEPTED[path[depth - 1]]))
