@@ -15,9 +15,10 @@ time of each `load_model`, without the imports, and the peak memory of the proce
 the same loop on the same tokens: PEFT with bitsandbytes as its guide says (`documented`:
 `prepare_model_for_kbit_training`, gradient checkpointing, autocast in bfloat16) beside Tsugiki with every block
 recomputed, and PEFT without preparation and checkpointing (`fastest`) beside Tsugiki without recomputation. The first
-step of each is not counted. bitsandbytes is never in evaluation mode here, because its gradients would be wrong
-afterwards (docs/memory.md). `loop` is one such process; it prints a JSON object with seconds of each step, tokens/s of
-the median step, and the peak resident memory of the process.
+step of each process is not counted; the table has the median step of all processes of an entry. bitsandbytes is never
+in evaluation mode here, because its gradients would be wrong afterwards (docs/memory.md). `loop` is one such process;
+it prints a JSON object with seconds of each step, tokens/s of the median step, and the peak resident memory of the
+process.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,7 @@ def main() -> None:
     compare.add_argument("--work", type=Path, required=True, help="folder for the model; it is removed")
     compare.add_argument("--figures", type=Path, help="JSON file to write the table to")
     compare.add_argument("--tokens", type=int, nargs="+", default=[512, 2048])
+    compare.add_argument("--rounds", type=int, default=2, help="processes of each entry")
     loop = commands.add_parser("loop")
     loop.add_argument("--model", type=Path, required=True)
     loop.add_argument("--entry", choices=ENTRIES, required=True)
@@ -271,9 +274,9 @@ def _compare(options: argparse.Namespace) -> None:
     rows = []
     try:
         for tokens in options.tokens:
-            steps = max(2, options.steps * min(options.tokens) // tokens)
-            results: dict[str, Any] = {}
-            for entry in ENTRIES:
+            steps = max(3, options.steps * min(options.tokens) // tokens)
+            results: dict[str, list[dict[str, Any]]] = {entry: [] for entry in ENTRIES}
+            for entry in ENTRIES * options.rounds:
                 numbers = {"tokens": tokens, "steps": steps, "dropout": options.dropout}
                 arguments = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
                 command = [sys.executable, "-m", "benchmarks.large", "loop", "--model", str(model), "--entry", entry]
@@ -281,18 +284,17 @@ def _compare(options: argparse.Namespace) -> None:
                 printed = subprocess.run(
                     [*command, *arguments], check=True, capture_output=True, text=True, env={**os.environ, **waiting}
                 ).stdout
-                results[entry] = json.loads(printed.splitlines()[-1])
-            for entry, result in results.items():
-                peer = results[PEERS.get(entry, entry)]
-                ratio = result["tokens_per_second"] / peer["tokens_per_second"]
+                results[entry].append(json.loads(printed.splitlines()[-1]))
+            seconds = {entry: _median_step(of_entry) for entry, of_entry in results.items()}
+            for entry, of_entry in results.items():
                 rows.append(
                     [
                         f"1 x {tokens:,}",
                         entry,
-                        f"{result['tokens_per_second']:.1f}",
-                        f"{ratio:.2f}" if entry in PEERS else "",
-                        f"{result['peak_bytes'] / 1e9:.2f} GB",
-                        f"{result['loading_seconds']:.0f} s",
+                        f"{tokens / seconds[entry]:.1f}",
+                        f"{seconds[PEERS[entry]] / seconds[entry]:.2f}" if entry in PEERS else "",
+                        f"{max(result['peak_bytes'] for result in of_entry) / 1e9:.2f} GB",
+                        f"{statistics.median(result['loading_seconds'] for result in of_entry):.0f} s",
                     ]
                 )
             print(markdown_table((HEADERS["en"], rows)), flush=True)
@@ -301,6 +303,12 @@ def _compare(options: argparse.Namespace) -> None:
     if options.figures:
         command_line = f"python -m benchmarks.large {shlex.join(sys.argv[1:])}"
         Figures(HEADERS, rows, command_line).write(options.figures)
+
+
+def _median_step(results: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds of the median step of all processes, without the first step of each."""
+    seconds: list[float] = [second for result in results for second in result["seconds"][1:]]
+    return statistics.median(seconds)
 
 
 def _loop(options: argparse.Namespace) -> None:
